@@ -1,0 +1,1 @@
+//! The Unix socket that adit status and adit stop talk to.

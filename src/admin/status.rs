@@ -1,0 +1,1 @@
+//! What runs: tunnels, listeners, the last reload.

@@ -1,0 +1,141 @@
+//! How reaching a target fails, and how a stream or a session ends.
+
+use std::{io, time::Duration};
+
+use crate::k8s::{ClusterError, ServicePort};
+
+/// Why a session could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Nothing could be opened within the time that a caller waits.
+    #[error("no connection within {} s", after.as_secs())]
+    TimedOut { after: Duration },
+    /// More names that were never used before than is plausible for one person.
+    #[error("too many new names in a short time")]
+    TooManyNew,
+    /// adit is shutting down, or the tunnel was stopped by hand or by a reload.
+    #[error("the tunnel was stopped")]
+    Stopped,
+}
+
+/// Whose fault an error is; decides the HTTP status and the log level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// What was asked for cannot be: 404 or 400.
+    Asked,
+    /// The cluster or the pod: 502, 503, 504.
+    Cluster,
+}
+
+/// How one stream failed, carried inside the [`io::Error`] of its reads and writes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamFault {
+    /// Nothing listens on the port in the pod. The pod saw none of our bytes.
+    #[error("the pod refused the connection on port {port}")]
+    Refused { port: u16 },
+    /// The pod does not exist any more. It saw none of our bytes.
+    #[error("the pod is gone: {detail}")]
+    PodGone { detail: String },
+    /// The pod reset the connection.
+    #[error("the pod reset the connection")]
+    Reset,
+    /// The upgraded connection broke; what the pod saw of our bytes is unknown.
+    #[error("lost the connection to the cluster: {detail}")]
+    Lost { detail: String },
+    /// The node reported something else.
+    #[error("the port-forward failed: {detail}")]
+    Other { detail: String },
+}
+
+impl StreamFault {
+    /// Returns the fault inside an error of a stream, if it carries one.
+    pub fn of(error: &io::Error) -> Option<&StreamFault> {
+        error.get_ref()?.downcast_ref()
+    }
+
+    /// Returns whether the pod certainly saw no byte, so that all of them may be sent again elsewhere.
+    pub fn never_reached_the_pod(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::PodGone { .. })
+    }
+}
+
+impl From<StreamFault> for io::Error {
+    fn from(fault: StreamFault) -> Self {
+        let kind = match fault {
+            StreamFault::Refused { .. } => io::ErrorKind::ConnectionRefused,
+            _ => io::ErrorKind::ConnectionReset,
+        };
+        Self::new(kind, fault)
+    }
+}
+
+/// Why a session takes no new streams.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    #[error("the pod is gone: {detail}")]
+    PodGone { detail: String },
+    #[error("lost the connection to the cluster: {detail}")]
+    Lost { detail: String },
+}
+
+impl OpenError {
+    /// Returns a stable, machine-readable name: `not-ready`, `forbidden`, ...
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Cluster(error) => error.code(),
+            Self::TimedOut { .. } => "timeout",
+            Self::TooManyNew => "too-many-names",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Cluster(
+                ClusterError::UnknownContext { .. }
+                | ClusterError::NotFound { .. }
+                | ClusterError::NoSuchPort { .. }
+                | ClusterError::ChoosePort { .. }
+                | ClusterError::Unsupported { .. },
+            ) => Blame::Asked,
+            _ => Blame::Cluster,
+        }
+    }
+
+    /// Returns the second line for people, `0 of 2 pods ready (...)`, where there is one.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Cluster(error) => error.cause(),
+            _ => None,
+        }
+    }
+
+    /// Returns what to do about it, where there is something specific to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Cluster(error) => error.hint(),
+            Self::TooManyNew => Some("try again in a second".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Returns the ports to choose from, where the target has several and none was named, or a wrong one.
+    pub fn ports(&self) -> &[ServicePort] {
+        match self {
+            Self::Cluster(ClusterError::ChoosePort { ports, .. } | ClusterError::NoSuchPort { ports, .. }) => ports,
+            _ => &[],
+        }
+    }
+
+    /// Returns whether waiting may help within seconds: nothing ready yet, or a connection that broke.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Cluster(
+                ClusterError::NotReady { .. } | ClusterError::Unreachable { .. } | ClusterError::TimedOut { .. }
+            )
+        )
+    }
+}

@@ -1,0 +1,62 @@
+//! Ways to reach a target. A backend never sees HTTP or a hostname.
+
+pub mod error;
+pub mod port_forward;
+
+pub use error::{CloseReason, OpenError, StreamFault};
+
+use std::sync::atomic::AtomicU64;
+
+use futures::future::BoxFuture;
+
+use crate::{io::BoxedIo, k8s::ServicePort, routing::Target};
+
+/// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
+pub trait Backend: Send + Sync + 'static {
+    /// Finds what the target means at this moment and makes the first connection to it.
+    ///
+    /// # Errors
+    /// Bounded in time by the implementation; never waits for a pod to become ready (the tunnel does).
+    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>>;
+}
+
+/// A way to one endpoint, over which many streams go.
+pub trait Session: Send + Sync + 'static {
+    /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
+    /// refuses shows as a read error that carries a [`StreamFault`].
+    ///
+    /// # Errors
+    /// The session cannot take a new stream; another session may.
+    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>>;
+
+    /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
+    fn closed(&self) -> BoxFuture<'_, CloseReason>;
+
+    /// What was reached.
+    fn endpoint(&self) -> &Endpoint;
+
+    /// Live numbers for `adit status`.
+    fn gauges(&self) -> &SessionGauges;
+}
+
+/// What a session reached, in facts that a frontend may need (which scheme does this port speak?).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The pod's name; for other backends what stands in its place.
+    pub pod: String,
+    /// The port inside the pod.
+    pub container_port: u16,
+    /// The port that was asked for, as the Service or Pod describes it.
+    pub port: ServicePort,
+    /// How bytes travel, for people: `spdy`, `spdy over websocket`.
+    pub protocol: &'static str,
+}
+
+/// Counters that a session keeps and `adit status` reads.
+#[derive(Debug, Default)]
+pub struct SessionGauges {
+    /// Upgraded connections that are open now.
+    pub connections: AtomicU64,
+    /// Streams that are open now.
+    pub streams: AtomicU64,
+}

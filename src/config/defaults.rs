@@ -1,0 +1,1 @@
+//! Default values and default places.

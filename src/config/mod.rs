@@ -1,0 +1,193 @@
+//! What the user asked for: read, checked, with defaults filled in.
+//!
+//! Everything outside this module sees only [`Config`], whose values cannot be wrong; the YAML and its
+//! mistakes stay in [`file`] and [`validate`].
+
+pub mod defaults;
+pub mod diff;
+pub mod file;
+pub mod validate;
+pub mod watch;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+/// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContextName(pub String);
+
+impl fmt::Display for ContextName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A namespace, a DNS-1123 label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace(pub String);
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where clusters are described: the kubeconfig files that are merged, in order.
+///
+/// Empty: there is no file, and adit uses the service account of the pod it runs in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KubeconfigPaths(pub Vec<PathBuf>);
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The file it came from. None: no file, everything is a default.
+    pub source: Option<PathBuf>,
+    /// Logs each request and connection. Default: false.
+    pub verbose: bool,
+    /// Applies changes of the file while running. Default: true.
+    pub auto_reload: bool,
+    /// Folders put in front of `PATH` when a credential plugin is looked for.
+    pub exec_path: Vec<PathBuf>,
+    /// The context of names and routes that give none. None: the kubeconfig's current one.
+    pub default_context: Option<ContextName>,
+    /// Short names for contexts, and what may be done with them, by alias.
+    pub contexts: BTreeMap<String, ContextAlias>,
+    /// The listener for HTTP and TLS, and its routes.
+    pub http: Http,
+    /// One listener per local port.
+    pub tcp: Tcp,
+}
+
+/// A context as the configuration speaks of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextAlias {
+    /// The context of the kubeconfig.
+    pub name: ContextName,
+    /// The namespace of names and routes that give none. None: the context's own, then `default`.
+    pub namespace: Option<Namespace>,
+    /// Whether hostnames without a route may reach this context. Default: true.
+    pub dynamic: bool,
+}
+
+/// `http:` in the file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Default: 127.0.0.1:8989 and `[::1]:8989`. Addresses after the first are left out where the machine
+    /// does not have them (a laptop without IPv6).
+    pub listen: Vec<SocketAddr>,
+    /// Closes a tunnel after this long without a connection. Zero: never. Default: 60 min.
+    pub idle_timeout: Duration,
+    pub kubeconfig: KubeconfigPaths,
+    /// The suffix of long dynamic names. Default: `k8s.localhost`. Lower case, no dots at the ends.
+    pub dynamic_host: String,
+    /// By host, lower case: `web.localhost`, or `*.web.localhost` for every name below.
+    pub routes: BTreeMap<String, HttpRoute>,
+}
+
+/// `tcp:` in the file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tcp {
+    pub idle_timeout: Duration,
+    pub kubeconfig: KubeconfigPaths,
+    /// By the address that is listened on.
+    pub routes: BTreeMap<SocketAddr, TcpRoute>,
+    /// Checked, but not served yet: see [`Jump`].
+    pub jumps: BTreeMap<u16, Jump>,
+}
+
+/// Where a route leads: what to reach, where to look for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// None: [`Config::default_context`], then the kubeconfig's current context.
+    pub context: Option<ContextName>,
+    /// None: the alias's, then the context's, then `default`.
+    pub namespace: Option<Namespace>,
+    pub workload: Workload,
+    pub port: PortRef,
+}
+
+/// What runs behind a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Workload {
+    /// Any ready pod of this Service.
+    Service(String),
+    /// This pod.
+    Pod(String),
+    /// This pod, which has to belong to this Service (`{pod}.{service}` of a StatefulSet).
+    PodOfService { pod: String, service: String },
+}
+
+/// A port of a Service or Pod as a person names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortRef {
+    /// 1-65535.
+    Number(u16),
+    /// An IANA_SVC_NAME: at most 15 lower-case letters, digits and hyphens.
+    Name(String),
+    /// None was given: the only one, else the one that a browser would mean.
+    Auto,
+}
+
+/// How adit speaks to the backend of an HTTP route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    Http,
+    Https,
+    H2c,
+}
+
+/// A value of `http.k8s.routes`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    pub destination: Destination,
+    /// None: from the port's appProtocol, its name, its number.
+    pub scheme: Option<Scheme>,
+    /// Default: [`Http::idle_timeout`].
+    pub idle_timeout: Duration,
+    /// Verifies the certificate of an https backend. Default: false, as pods' certificates are
+    /// rarely made out to a name that the laptop knows.
+    pub verify: bool,
+    /// The name an https backend is asked for (SNI), and verified against. None: the request's host.
+    pub server_name: Option<String>,
+}
+
+/// A value of `tcp.k8s.routes`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpRoute {
+    pub destination: Destination,
+    /// Default: [`Tcp::idle_timeout`].
+    pub idle_timeout: Duration,
+}
+
+/// A value of `tcp.k8s.jump`: a host that only the cluster can reach, through a pod.
+///
+/// Parsed and validated, so that a file that has it is checked whole; not served by this version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Jump {
+    pub context: Option<ContextName>,
+    pub namespace: Option<Namespace>,
+    /// The pod to go through.
+    pub via: Workload,
+    pub container: Option<String>,
+    /// Creates the pod where it does not exist.
+    pub create: Option<JumpPod>,
+    pub target_host: String,
+    pub target_port: u16,
+    pub method: JumpMethod,
+}
+
+/// The pod that a jump creates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JumpPod {
+    pub image: String,
+    pub command: Vec<String>,
+    pub timeout: Duration,
+}
+
+/// The program in the pod that a jump goes through. Default: Auto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JumpMethod {
+    Auto,
+    Socat,
+    Nc,
+}

@@ -1,0 +1,1 @@
+//! From the file's shape to the configuration, with every problem named.

@@ -1,0 +1,1 @@
+//! Port-forward and exec, as a kubelet serves them.

@@ -1,0 +1,114 @@
+//! Graceful end: stop accepting, let finish, then cut.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The way every task of the process learns that it should end, and is waited for.
+///
+/// ```text
+/// Open ----start()----> Draining ----cut(), or the grace of finish() is over----> Cut
+/// ```
+///
+/// While Draining, nothing new is accepted and what is in progress goes on. At Cut, tracked tasks are
+/// dropped where they wait. Clones share one state.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    tracker: TaskTracker,
+    draining: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Drain {
+    /// Returns a drain in the state Open.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `task` until it ends or the cut drops it.
+    pub fn spawn<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cut = self.cut.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+
+    /// Returns a drain that starts and cuts with this one, but can also be started, cut and waited for
+    /// alone: a removed listener ends its own connections, not everybody's.
+    pub fn child(&self) -> Self {
+        Self { tracker: TaskTracker::new(), draining: self.draining.child_token(), cut: self.cut.child_token() }
+    }
+
+    /// Asks every task to finish what it does and take nothing new.
+    pub fn start(&self) {
+        self.draining.cancel();
+    }
+
+    /// Waits until [`start`](Self::start) was called.
+    pub async fn started(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// Returns whether [`start`](Self::start) was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Drops every tracked task where it waits.
+    pub fn cut(&self) {
+        self.draining.cancel();
+        self.cut.cancel();
+    }
+
+    /// Starts the drain, waits up to `grace` for the tracked tasks to end, then cuts the rest.
+    ///
+    /// Returns how many were cut.
+    pub async fn finish(&self, grace: Duration) -> usize {
+        self.start();
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
+            return 0;
+        }
+        let left = self.tracker.len();
+        self.cut();
+        self.tracker.wait().await;
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_that_end_within_the_grace_are_not_cut() {
+        let drain = Drain::new();
+        drain.spawn(tokio::time::sleep(Duration::from_secs(3)));
+        assert_eq!(drain.finish(Duration::from_secs(10)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_that_outlast_the_grace_are_cut_and_counted() {
+        let drain = Drain::new();
+        drain.spawn(std::future::pending());
+        drain.spawn(std::future::pending());
+        assert_eq!(drain.finish(Duration::from_secs(10)).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_child_ends_with_its_parent_but_not_the_reverse() {
+        let parent = Drain::new();
+        let child = parent.child();
+        child.start();
+        assert!(!parent.is_draining());
+        let other = parent.child();
+        parent.start();
+        assert!(other.is_draining());
+    }
+}

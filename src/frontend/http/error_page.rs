@@ -1,0 +1,1 @@
+//! An error as a page, as text, or as JSON.

@@ -1,0 +1,1 @@
+//! What a proxy adds to, and takes from, the headers.

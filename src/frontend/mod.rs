@@ -1,0 +1,16 @@
+//! Frontends: what a client speaks, from its first byte to a tunnel.
+
+pub mod http;
+pub mod tcp;
+pub mod tls;
+
+use std::net::SocketAddr;
+
+/// What is known of an accepted connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// Counts up from 1 for the whole process; the id in logs.
+    pub id: u64,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+}

@@ -1,0 +1,1 @@
+//! Certificates for error pages, minted per name.

@@ -1,0 +1,1 @@
+//! Copies between two streams, both ways, with half-close.

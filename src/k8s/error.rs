@@ -1,0 +1,121 @@
+//! What can go wrong between adit and a cluster, told apart by what the user has to do about it.
+
+use std::time::Duration;
+
+use crate::config::{ContextName, Namespace};
+
+/// A port of a Service or Pod, as the API server describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The port that a client names: the Service's, or the container's where there is no Service.
+    pub number: u16,
+    /// None: unnamed.
+    pub name: Option<String>,
+    /// `appProtocol`, e.g. `kubernetes.io/h2c`, `https`.
+    pub app_protocol: Option<String>,
+}
+
+/// Why a cluster did not give what was asked of it.
+///
+/// Display is the first line (what and where), [`cause`](Self::cause) the second, [`hint`](Self::hint) the third.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    #[error("context {context} is not in the kubeconfig")]
+    UnknownContext { context: ContextName, known: Vec<ContextName> },
+    #[error("cannot read the kubeconfig: {reason}")]
+    Kubeconfig { reason: String },
+    /// The credential plugin is missing or failed, a certificate could not be read, or the server answered 401.
+    #[error("cannot sign in to context {context}: {reason}")]
+    Credentials { context: ContextName, reason: String, hint: Option<String> },
+    #[error("user {user} may not {verb} {resource} in namespace {namespace} (context {context})")]
+    Forbidden { user: String, verb: String, resource: String, namespace: Namespace, context: ContextName },
+    /// DNS, TCP or TLS to the API server failed.
+    #[error("cannot reach the API server of context {context} at {server}")]
+    Unreachable { context: ContextName, server: String, reason: String },
+    #[error("the API server of context {context} did not answer within {} s ({doing})", after.as_secs())]
+    TimedOut { context: ContextName, doing: String, after: Duration },
+    /// `what` is e.g. `service shop/web` or `pod shop/web-0`.
+    #[error("no {what} in context {context}")]
+    NotFound { what: String, context: ContextName, near: Vec<String>, hint: Option<String> },
+    #[error("{what} in context {context} has no port {port}")]
+    NoSuchPort { what: String, context: ContextName, port: String, ports: Vec<ServicePort> },
+    /// No port was asked for, and none of several is the obvious one.
+    #[error("{what} in context {context} has several ports: which one?")]
+    ChoosePort { what: String, context: ContextName, ports: Vec<ServicePort> },
+    /// `cause` tells the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
+    #[error("no ready pod behind {what} in context {context}")]
+    NotReady { what: String, context: ContextName, cause: String, hint: String },
+    /// No selector and no endpoints, ExternalName, UDP: cannot be forwarded, with the reason.
+    #[error("{what} in context {context} cannot be reached through a pod: {why}")]
+    Unsupported { what: String, context: ContextName, why: String, hint: Option<String> },
+    /// The server's answer makes no sense to us.
+    #[error("the API server of context {context} answered unexpectedly: {reason}")]
+    Protocol { context: ContextName, reason: String },
+}
+
+impl ClusterError {
+    /// Returns a stable, machine-readable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownContext { .. } => "unknown-context",
+            Self::Kubeconfig { .. } => "kubeconfig",
+            Self::Credentials { .. } => "credentials",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Unreachable { .. } => "unreachable",
+            Self::TimedOut { .. } => "timeout",
+            Self::NotFound { .. } => "not-found",
+            Self::NoSuchPort { .. } => "no-such-port",
+            Self::ChoosePort { .. } => "choose-port",
+            Self::NotReady { .. } => "not-ready",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Protocol { .. } => "protocol",
+        }
+    }
+
+    /// Returns the line below the error, where there is more to say.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::NotReady { cause, .. } => Some(cause.clone()),
+            Self::Unreachable { reason, .. } => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns what to do about it, where there is something specific to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownContext { known, .. } if known.is_empty() => Some("the kubeconfig has no contexts".to_owned()),
+            Self::UnknownContext { known, .. } => Some(format!("the contexts are {}", join(known))),
+            Self::Credentials { hint, .. } | Self::Unsupported { hint, .. } => hint.clone(),
+            Self::Forbidden { verb, resource, namespace, context, .. } => {
+                Some(format!("kubectl --context {context} auth can-i {verb} {resource} -n {namespace}"))
+            }
+            Self::Unreachable { context, .. } | Self::TimedOut { context, .. } => {
+                Some(format!("kubectl --context {context} version"))
+            }
+            Self::NotFound { near, hint, .. } => match near.as_slice() {
+                [] => hint.clone(),
+                near => Some(format!("did you mean {}?", near.join(" or "))),
+            },
+            Self::NoSuchPort { ports, .. } | Self::ChoosePort { ports, .. } => {
+                Some(format!("the ports are {}", join(ports)))
+            }
+            Self::NotReady { hint, .. } => Some(hint.clone()),
+            Self::Kubeconfig { .. } | Self::Protocol { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.number)?;
+        match &self.name {
+            Some(name) => write!(f, " ({name})"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,1 @@
+//! Where credential plugins are found.

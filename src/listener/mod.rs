@@ -1,0 +1,4 @@
+//! Listeners: sockets, and what each accepted connection is handed to.
+
+pub mod mux;
+pub mod ports;

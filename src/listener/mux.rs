@@ -1,0 +1,1 @@
+//! One listener for every protocol.

@@ -1,0 +1,1 @@
+//! The set of listeners, and how a reload changes it.

@@ -1,0 +1,1 @@
+//! The grammar of dynamic hostnames: parse and format.

@@ -1,0 +1,27 @@
+//! What a name means: from a hostname or a local port to a [`Route`]. Pure.
+
+pub mod hostname;
+pub mod router;
+pub mod table;
+pub mod target;
+
+pub use router::{RouteError, Router, SharedRouter};
+pub use target::{ClusterId, Contexts, Target};
+
+use std::{sync::Arc, time::Duration};
+
+use crate::config::Scheme;
+
+/// Where a connection goes, and how it is treated on the way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The route as the user knows it: its key in the file, or the dynamic name.
+    pub name: Arc<str>,
+    pub target: Target,
+    /// None: decided by what the port turns out to be.
+    pub scheme: Option<Scheme>,
+    /// Zero: never.
+    pub idle_timeout: Duration,
+    pub verify: bool,
+    pub server_name: Option<String>,
+}

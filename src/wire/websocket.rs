@@ -1,0 +1,1 @@
+//! The WebSocket envelope (RFC 6455).

@@ -1,0 +1,3 @@
+//! End to end, on the cluster that KUBECONFIG names.
+
+fn main() {}

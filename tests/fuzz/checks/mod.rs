@@ -1,0 +1,8 @@
+//! What must hold for every input; run by the fuzz targets, and by the suite over their corpus.
+
+pub mod client_hello;
+pub mod config;
+pub mod hostname;
+pub mod sniff;
+pub mod spdy;
+pub mod websocket;

@@ -1,0 +1,1 @@
+//! Configuration files, from disk to message.

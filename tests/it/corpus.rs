@@ -1,0 +1,46 @@
+//! Replays the corpus of every fuzz target.
+
+use std::{fs, path::Path};
+
+#[path = "../fuzz/checks/mod.rs"]
+mod checks;
+
+fn replay(target: &str, check: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut replayed = 0;
+    for entry in fs::read_dir(&folder).expect("the corpus folder exists") {
+        check(&fs::read(entry.expect("a readable folder").path()).expect("a readable file"));
+        replayed += 1;
+    }
+    assert!(replayed > 0, "{} is empty", folder.display());
+}
+
+#[test]
+fn client_hello() {
+    replay("client_hello", checks::client_hello::check);
+}
+
+#[test]
+fn config() {
+    replay("config", checks::config::check);
+}
+
+#[test]
+fn hostname() {
+    replay("hostname", checks::hostname::check);
+}
+
+#[test]
+fn sniff() {
+    replay("sniff", checks::sniff::check);
+}
+
+#[test]
+fn spdy() {
+    replay("spdy", checks::spdy::check);
+}
+
+#[test]
+fn websocket() {
+    replay("websocket", checks::websocket::check);
+}

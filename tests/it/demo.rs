@@ -1,0 +1,1 @@
+//! The demo world, seen by its own clients.

@@ -1,0 +1,1 @@
+//! The HTTP front, from a client to a pod of the demo.

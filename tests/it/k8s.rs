@@ -1,0 +1,1 @@
+//! Look-ups and errors against the demo API server.

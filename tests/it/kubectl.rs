@@ -1,0 +1,1 @@
+//! A kubectl that we did not write, against the demo API server.

@@ -1,0 +1,1 @@
+//! Start, reload, drain, and tunnels over time.

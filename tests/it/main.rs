@@ -1,0 +1,14 @@
+//! The integration suite: whole app, real sockets, the demo API server as the cluster.
+
+mod cli;
+mod config;
+mod corpus;
+mod demo;
+mod http;
+mod k8s;
+mod kubectl;
+mod layers;
+mod lifecycle;
+mod support;
+mod tcp;
+mod tls;

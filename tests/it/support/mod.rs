@@ -1,0 +1,1 @@
+//! What the suite shares: the app in-process, clients, waiting for a condition.

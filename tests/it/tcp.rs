@@ -1,0 +1,1 @@
+//! TCP routes, from a client to a pod of the demo.

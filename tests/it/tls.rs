@@ -1,0 +1,1 @@
+//! The TLS front, from a client to a pod of the demo.
