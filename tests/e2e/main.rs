@@ -1,3 +1,18 @@
-//! End to end, on the cluster that KUBECONFIG names.
+//! End to end, on the cluster that KUBECONFIG names: the binary, real clients, real pods.
+//!
+//! ```text
+//! cargo test --features e2e --test e2e
+//! ```
+//!
+//! Needs kubectl, curl, openssl, psql, redis-cli and mariadb on PATH. The suite makes the namespace `adit-e2e` and leaves it,
+//! so that the next run starts at once. `ADIT_E2E_IMAGE` is the image of the servers (see `world.yaml`);
+//! `ADIT_E2E_PROTOCOL` is the envelope that the cluster is expected to lead to, checked where it is set.
 
-fn main() {}
+mod clients;
+mod databases;
+mod death;
+mod http;
+mod reload;
+mod support;
+mod tcp;
+mod tunnels;

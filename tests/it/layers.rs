@@ -1,1 +1,146 @@
-//! Who may use whom.
+//! Who may use whom: the table of ARCHITECTURE.md, held against the imports of `src`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module with those it may use. `*`: all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("io", &[]),
+    ("wire", &[]),
+    ("drain", &[]),
+    ("telemetry", &[]),
+    ("config", &[]),
+    ("routing", &["config"]),
+    ("k8s", &["config", "routing", "io", "wire"]),
+    ("backend", &["io", "wire", "config", "routing", "k8s"]),
+    ("tunnel", &["io", "drain", "config", "routing", "backend"]),
+    ("frontend", &["io", "wire", "config", "routing", "tunnel", "drain"]),
+    ("listener", &["io", "wire", "config", "frontend", "drain"]),
+    ("admin", &["config", "routing", "tunnel", "drain"]),
+    ("demo", &["io", "wire"]),
+    (
+        "app",
+        &["io", "drain", "telemetry", "config", "routing", "k8s", "backend", "tunnel", "frontend", "listener", "admin"],
+    ),
+    ("cli", &["*"]),
+];
+
+#[test]
+fn modules_use_only_what_the_table_allows() {
+    let table: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for file in rust_files(&src) {
+        let module = module_of(&src, &file);
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let allowed = table.get(module.as_str()).unwrap_or_else(|| panic!("{module} is not in the table"));
+        let text = fs::read_to_string(&file).expect("a source file is readable");
+        for used in used_modules(production_part(&text)) {
+            if used != module && !allowed.contains(&"*") && !allowed.contains(&used.as_str()) {
+                wrong.push(format!("{}: {module} may not use {used}", file.strip_prefix(&src).unwrap().display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_in_architecture_md_is_this_one() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    for (module, allowed) in MAY_USE {
+        let wanted = match *allowed {
+            [] => format!("| `{module}` | nothing of ours |"),
+            ["*"] => format!("| `{module}` | all |"),
+            some => format!("| `{module}` | {} |", some.join(", ")),
+        };
+        assert!(text.contains(&wanted), "ARCHITECTURE.md lacks the row {wanted}");
+    }
+}
+
+#[test]
+fn only_one_file_knows_yaml() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let users: Vec<PathBuf> = rust_files(&src)
+        .into_iter()
+        .filter(|file| fs::read_to_string(file).unwrap().contains("serde_saphyr"))
+        .map(|file| file.strip_prefix(&src).unwrap().to_owned())
+        .collect();
+    assert_eq!(users, [PathBuf::from("config/file.rs")]);
+}
+
+#[test]
+fn groups_and_paths_are_both_seen() {
+    let text = "use crate::{\n    io::{BoxedIo, splice},\n    routing::Target,\n};\nfn f(_: crate::drain::Drain) {}";
+    assert_eq!(used_modules(text), BTreeSet::from(["drain", "io", "routing"].map(String::from)));
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Returns the top-level module that a file belongs to.
+fn module_of(src: &Path, file: &Path) -> String {
+    let relative = file.strip_prefix(src).unwrap();
+    relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+/// Returns the text without its unit tests, which stand last and may reach further.
+fn production_part(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod tests").next().unwrap()
+}
+
+/// Returns the first segment of every `crate::` path, those in braces included.
+fn used_modules(text: &str) -> BTreeSet<String> {
+    let code: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+    let mut used = BTreeSet::new();
+    for (at, found) in code.match_indices("crate::") {
+        let rest = &code[at + found.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(heads(group)),
+            None => used.extend(head(rest)),
+        }
+    }
+    used
+}
+
+/// Returns the heads of the paths in a `{...}` group, given the text after its opening brace.
+fn heads(group: &str) -> Vec<String> {
+    let mut depth = 0;
+    let mut heads = Vec::new();
+    let mut at_start = true;
+    for (at, character) in group.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => at_start = true,
+            _ if at_start && character.is_alphabetic() => {
+                heads.extend(head(&group[at..]));
+                at_start = false;
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+fn head(path: &str) -> Option<String> {
+    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(path.len());
+    (end > 0).then(|| path[..end].to_owned())
+}
