@@ -1,0 +1,34 @@
+# Commands of this repository; `just` lists them.
+
+default:
+    @just --list
+
+# What CI runs
+ci:
+    .ci/run
+
+# Format, lints, licences
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets --all-features -- -D warnings
+    cargo deny --offline check bans licenses sources
+
+# Known vulnerabilities in the dependencies (asks the network)
+audit:
+    cargo deny check advisories
+
+# The suite: no cluster needed
+test:
+    cargo test
+
+# The end-to-end suite, on the cluster that KUBECONFIG names
+e2e:
+    cargo test --features e2e --test e2e -- --test-threads 4
+
+# Fuzz one parser for a while: just fuzz client_hello 60
+fuzz target seconds="60":
+    cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}}
+
+# The demo, from source
+demo:
+    cargo run --release -- demo
