@@ -1,16 +1,87 @@
 //! A stream whose first bytes were read already and are replayed.
 
-use bytes::Bytes;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Reads `prefix` first, then what the inner stream yields; writes go through.
 #[derive(Debug)]
 pub struct Prefixed<T> {
-    _prefix: Bytes,
-    _inner: T,
+    prefix: Bytes,
+    inner: T,
 }
 
 impl<T> Prefixed<T> {
     pub fn new(prefix: Bytes, inner: T) -> Self {
-        Self { _prefix: prefix, _inner: inner }
+        Self { prefix, inner }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let count = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix[..count]);
+        self.prefix.advance(count);
+        if self.prefix.is_empty() {
+            // The prefix was cut out of a read buffer, which need not live as long as the connection.
+            self.prefix = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_prefix_comes_first_and_nothing_is_lost() {
+        let (inner, mut peer) = tokio::io::duplex(64);
+        let mut stream = Prefixed::new(Bytes::from_static(b"first "), inner);
+        peer.write_all(b"then").await.unwrap();
+        peer.shutdown().await.unwrap();
+        let mut small = [0; 4];
+        stream.read_exact(&mut small).await.unwrap();
+        assert_eq!(&small, b"firs");
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "t then");
+        stream.write_all(b"back").await.unwrap();
+        drop(stream);
+        let mut back = String::new();
+        peer.read_to_string(&mut back).await.unwrap();
+        assert_eq!(back, "back");
     }
 }

@@ -1,1 +1,328 @@
-//! The WebSocket envelope (RFC 6455).
+//! WebSocket frames (RFC 6455), for both roles: the envelope of SPDY, and of exec's channels.
+//!
+//! ```text
+//! FIN | RSV (3) | opcode (4) | MASK | length (7, then 16 or 64 more) | masking key (32, from clients) | payload
+//! ```
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::{Buf, Bytes, BytesMut};
+use sha1::{Digest, Sha1};
+
+/// Which end of the connection we are: clients mask what they send, servers do not (section 5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Client,
+    Server,
+}
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    Continuation,
+    Text,
+    Binary,
+    Close,
+    Ping,
+    Pong,
+}
+
+/// What the peer sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A piece of a message, as it comes; `last` with its end. Text and binary are not told apart.
+    Data { payload: Bytes, last: bool },
+    Ping(Bytes),
+    Pong,
+    /// The status code, where one was given.
+    Close(Option<u16>),
+}
+
+/// Why bytes are not WebSocket frames that concern us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WebSocketError {
+    #[error("reserved bits or opcode in a frame header ({0:#04x})")]
+    Reserved(u8),
+    #[error("a frame is masked that must not be, or is not where it must")]
+    Mask,
+    #[error("a control frame is fragmented or longer than 125 bytes")]
+    Control,
+    #[error("a continuation without a message, or a message within another")]
+    Fragmentation,
+    #[error("a frame length of {0} bytes")]
+    TooLong(u64),
+}
+
+/// More than any peer of ours has a reason to put into one frame. Payloads are handed on as they come, so that this
+/// bounds nothing but nonsense.
+const LONGEST: u64 = 1 << 32;
+
+/// Returns the Sec-WebSocket-Accept that answers a Sec-WebSocket-Key (section 4.2.2).
+pub fn accept_key(key: &str) -> String {
+    let digest = Sha1::new().chain_update(key.trim()).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
+    STANDARD.encode(digest)
+}
+
+/// Appends a whole message of one frame. A client gives a masking key that no one can foresee (section 5.3).
+pub fn put_frame(out: &mut BytesMut, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
+    out.extend_from_slice(&[0x80 | opcode.bits()]);
+    let masked = if mask.is_some() { 0x80 } else { 0 };
+    match payload.len() {
+        length @ 0..=125 => out.extend_from_slice(&[masked | length as u8]),
+        length @ 126..=0xffff => {
+            out.extend_from_slice(&[masked | 126]);
+            out.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        length => {
+            out.extend_from_slice(&[masked | 127]);
+            out.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    let start = match mask {
+        Some(key) => {
+            out.extend_from_slice(&key);
+            out.len()
+        }
+        None => out.len(),
+    };
+    out.extend_from_slice(payload);
+    if let Some(key) = mask {
+        apply_mask(&mut out[start..], key, 0);
+    }
+}
+
+/// Masks or unmasks; `offset` is the position of the first byte in the payload.
+pub fn apply_mask(payload: &mut [u8], key: [u8; 4], offset: usize) {
+    let mut turned = key;
+    turned.rotate_left(offset % 4);
+    // Eight bytes at a time: the compiler makes vector code of it.
+    let wide = u64::from_ne_bytes([turned, turned].concat().try_into().expect("two keys are eight bytes"));
+    let mut chunks = payload.chunks_exact_mut(8);
+    for chunk in &mut chunks {
+        let word = u64::from_ne_bytes((&*chunk).try_into().expect("a chunk of eight bytes"));
+        chunk.copy_from_slice(&(word ^ wide).to_ne_bytes());
+    }
+    for (byte, key) in chunks.into_remainder().iter_mut().zip(turned.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+impl Opcode {
+    fn bits(self) -> u8 {
+        match self {
+            Self::Continuation => 0,
+            Self::Text => 1,
+            Self::Binary => 2,
+            Self::Close => 8,
+            Self::Ping => 9,
+            Self::Pong => 10,
+        }
+    }
+
+    fn of(bits: u8) -> Option<Self> {
+        Some(match bits {
+            0 => Self::Continuation,
+            1 => Self::Text,
+            2 => Self::Binary,
+            8 => Self::Close,
+            9 => Self::Ping,
+            10 => Self::Pong,
+            _ => return None,
+        })
+    }
+}
+
+/// Cuts a stream of bytes into frames. Payloads of messages are handed on in pieces, as they come.
+#[derive(Debug)]
+pub struct Parser {
+    role: Role,
+    in_message: bool,
+    /// The data frame whose payload is being read.
+    payload: Option<Payload>,
+}
+
+#[derive(Debug)]
+struct Payload {
+    left: usize,
+    done: usize,
+    key: Option<[u8; 4]>,
+    fin: bool,
+}
+
+impl Parser {
+    /// `role` is ours: a client reads unmasked frames.
+    pub fn new(role: Role) -> Self {
+        Self { role, in_message: false, payload: None }
+    }
+
+    /// Returns the next event of `input` and takes its bytes. None: more bytes are needed.
+    ///
+    /// # Errors
+    /// The connection cannot be understood any further.
+    pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Event>, WebSocketError> {
+        if let Some(payload) = &mut self.payload {
+            if input.is_empty() {
+                return Ok(None);
+            }
+            let mut piece = input.split_to(payload.left.min(input.len()));
+            if let Some(key) = payload.key {
+                apply_mask(&mut piece, key, payload.done);
+            }
+            payload.left -= piece.len();
+            payload.done += piece.len();
+            let ended = payload.left == 0;
+            let last = ended && payload.fin;
+            if ended {
+                self.payload = None;
+            }
+            return Ok(Some(Event::Data { payload: piece.freeze(), last }));
+        }
+        let Some((header, length)) = self.header(input)? else { return Ok(None) };
+        if header.opcode.bits() & 8 != 0 {
+            if input.len() < length + header.length {
+                return Ok(None);
+            }
+            input.advance(length);
+            let mut body = input.split_to(header.length);
+            if let Some(key) = header.key {
+                apply_mask(&mut body, key, 0);
+            }
+            return Ok(Some(match header.opcode {
+                Opcode::Ping => Event::Ping(body.freeze()),
+                Opcode::Pong => Event::Pong,
+                _ => Event::Close(body.first_chunk().map(|code| u16::from_be_bytes(*code))),
+            }));
+        }
+        input.advance(length);
+        self.in_message = !header.fin;
+        if header.length == 0 {
+            return Ok(Some(Event::Data { payload: Bytes::new(), last: header.fin }));
+        }
+        self.payload = Some(Payload { left: header.length, done: 0, key: header.key, fin: header.fin });
+        self.next(input)
+    }
+
+    /// Returns the header at the start of `input`, with its own length.
+    fn header(&self, input: &[u8]) -> Result<Option<(Header, usize)>, WebSocketError> {
+        let [first, second, rest @ ..] = input else { return Ok(None) };
+        let opcode = Opcode::of(first & 0x0f).filter(|_| first & 0x70 == 0).ok_or(WebSocketError::Reserved(*first))?;
+        let fin = first & 0x80 != 0;
+        let masked = second & 0x80 != 0;
+        if masked != (self.role == Role::Server) {
+            return Err(WebSocketError::Mask);
+        }
+        let is_control = opcode.bits() & 8 != 0;
+        if is_control && (!fin || second & 0x7f > 125) {
+            return Err(WebSocketError::Control);
+        }
+        if !is_control && (opcode == Opcode::Continuation) != self.in_message {
+            return Err(WebSocketError::Fragmentation);
+        }
+        let (length, rest) = match second & 0x7f {
+            126 => match rest.split_first_chunk::<2>() {
+                Some((length, rest)) => (u64::from(u16::from_be_bytes(*length)), rest),
+                None => return Ok(None),
+            },
+            127 => match rest.split_first_chunk::<8>() {
+                Some((length, rest)) => (u64::from_be_bytes(*length), rest),
+                None => return Ok(None),
+            },
+            length => (u64::from(length), rest),
+        };
+        let length = usize::try_from(length).ok().filter(|_| length <= LONGEST).ok_or(WebSocketError::TooLong(length))?;
+        let (key, rest) = match (masked, rest.split_first_chunk::<4>()) {
+            (false, _) => (None, rest),
+            (true, Some((key, rest))) => (Some(*key), rest),
+            (true, None) => return Ok(None),
+        };
+        Ok(Some((Header { opcode, fin, length, key }, input.len() - rest.len())))
+    }
+}
+
+struct Header {
+    opcode: Opcode,
+    fin: bool,
+    length: usize,
+    key: Option<[u8; 4]>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(mask: Option<[u8; 4]>) -> BytesMut {
+        let mut out = BytesMut::new();
+        put_frame(&mut out, Opcode::Binary, b"hello", mask);
+        put_frame(&mut out, Opcode::Ping, b"?", mask);
+        put_frame(&mut out, Opcode::Binary, &[7; 300], mask);
+        put_frame(&mut out, Opcode::Binary, &[8; 70_000], mask);
+        put_frame(&mut out, Opcode::Close, &1000u16.to_be_bytes(), mask);
+        out
+    }
+
+    fn read(parser: &mut Parser, input: &mut BytesMut, whole: &mut Vec<Event>) {
+        while let Some(event) = parser.next(input).unwrap() {
+            match (whole.last_mut(), event) {
+                (Some(Event::Data { payload, last }), Event::Data { payload: more, last: end }) if !*last => {
+                    *payload = [&payload[..], &more[..]].concat().into();
+                    *last = end;
+                }
+                (_, event) => whole.push(event),
+            }
+        }
+    }
+
+    fn wanted() -> Vec<Event> {
+        let data = |payload: &[u8]| Event::Data { payload: Bytes::copy_from_slice(payload), last: true };
+        vec![data(b"hello"), Event::Ping(Bytes::from_static(b"?")), data(&[7; 300]), data(&[8; 70_000]), Event::Close(Some(1000))]
+    }
+
+    #[test]
+    fn frames_are_the_same_however_the_bytes_are_split() {
+        for (role, mask) in [(Role::Client, None), (Role::Server, Some([1, 2, 3, 4]))] {
+            let bytes = messages(mask);
+            for cut in (0..500).chain(bytes.len() - 10..bytes.len()) {
+                let (mut parser, mut input, mut found) = (Parser::new(role), BytesMut::from(&bytes[..cut]), Vec::new());
+                read(&mut parser, &mut input, &mut found);
+                input.extend_from_slice(&bytes[cut..]);
+                read(&mut parser, &mut input, &mut found);
+                assert_eq!(found, wanted(), "{role:?}, cut at {cut}");
+            }
+            let (mut parser, mut input, mut found) = (Parser::new(role), BytesMut::new(), Vec::new());
+            for byte in bytes {
+                input.extend_from_slice(&[byte]);
+                read(&mut parser, &mut input, &mut found);
+            }
+            assert_eq!(found, wanted());
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_rfc_hold() {
+        // Section 1.3.
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        // Section 5.7: a masked text message, and an unmasked one in two fragments with a ping in between.
+        let mut out = BytesMut::new();
+        put_frame(&mut out, Opcode::Text, b"Hello", Some([0x37, 0xfa, 0x21, 0x3d]));
+        assert_eq!(&out[..], [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]);
+        let mut input = BytesMut::from(&b"\x01\x03Hel\x89\x00\x80\x02lo"[..]);
+        let (mut parser, mut found) = (Parser::new(Role::Client), Vec::new());
+        while let Some(event) = parser.next(&mut input).unwrap() {
+            found.push(event);
+        }
+        let data = |payload: &'static [u8], last| Event::Data { payload: Bytes::from_static(payload), last };
+        assert_eq!(found, [data(b"Hel", false), Event::Ping(Bytes::new()), data(b"lo", true)]);
+    }
+
+    #[test]
+    fn what_the_rfc_forbids_is_an_error() {
+        let next = |role, bytes: &[u8]| Parser::new(role).next(&mut BytesMut::from(bytes));
+        assert_eq!(next(Role::Client, b"\xc2\x00"), Err(WebSocketError::Reserved(0xc2)));
+        assert_eq!(next(Role::Client, b"\x83\x00"), Err(WebSocketError::Reserved(0x83)));
+        assert_eq!(next(Role::Client, b"\x82\x80\0\0\0\0"), Err(WebSocketError::Mask));
+        assert_eq!(next(Role::Server, b"\x82\x00"), Err(WebSocketError::Mask));
+        assert_eq!(next(Role::Client, b"\x09\x00"), Err(WebSocketError::Control));
+        assert_eq!(next(Role::Client, b"\x89\x7e\x00\xff"), Err(WebSocketError::Control));
+        assert_eq!(next(Role::Client, b"\x80\x01a"), Err(WebSocketError::Fragmentation));
+        assert!(matches!(next(Role::Client, b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff"), Err(WebSocketError::TooLong(_))));
+    }
+}
