@@ -129,13 +129,13 @@ impl OpenError {
         }
     }
 
-    /// Returns whether waiting may help within seconds: nothing ready yet, or a connection that broke.
-    pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Cluster(
-                ClusterError::NotReady { .. } | ClusterError::Unreachable { .. } | ClusterError::TimedOut { .. }
-            )
-        )
+    /// Returns for how long waiting may help: a pod becomes ready, a connection comes back. Zero: not at all.
+    pub fn patience(&self) -> Duration {
+        match self {
+            Self::Cluster(ClusterError::NotReady { .. }) => Duration::from_secs(10),
+            // A restarting API server refuses for a second or two; one that is away stays away.
+            Self::Cluster(ClusterError::Unreachable { .. }) => Duration::from_secs(2),
+            _ => Duration::ZERO,
+        }
     }
 }

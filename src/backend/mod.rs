@@ -3,13 +3,15 @@
 pub mod error;
 pub mod port_forward;
 
-pub use error::{CloseReason, OpenError, StreamFault};
+pub use error::{Blame, CloseReason, OpenError, StreamFault};
+
+pub use crate::k8s::ServicePort;
 
 use std::sync::atomic::AtomicU64;
 
 use futures::future::BoxFuture;
 
-use crate::{io::BoxedIo, k8s::ServicePort, routing::Target};
+use crate::{io::BoxedIo, routing::Target};
 
 /// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
 pub trait Backend: Send + Sync + 'static {

@@ -1,55 +1,357 @@
 //! Clients for the contexts of a kubeconfig.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use http::HeaderMap;
+use http::{HeaderMap, Request, Response, Uri};
+use hyper_util::rt::TokioExecutor;
+use kube::client::{AuthError, Body, ClientBuilder, ConfigExt};
+use rustls::pki_types::ServerName;
+use tokio::{sync::OnceCell, time::timeout};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
-    k8s::ClusterError,
+    k8s::{
+        ClusterError,
+        dial::Dialer,
+        exec_path::ExecPath,
+        kubeconfig::{self, Fingerprint},
+    },
     routing::{ClusterId, Contexts},
 };
 
+/// A credential plugin may open a browser and wait for a person.
+const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long one request to an API server may take, answer included.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
-pub struct Clusters {}
+pub struct Clusters {
+    exec_path: Mutex<ExecPath>,
+    made: Mutex<HashMap<ClusterId, Entry>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    files: Fingerprint,
+    cluster: Arc<OnceCell<Arc<Cluster>>>,
+}
 
 /// One cluster as one user: the API client, and what an upgrade needs beside it.
 pub struct Cluster {
     pub context: ContextName,
     /// The namespace that the context names, else `default`.
     pub namespace: Namespace,
-    /// For requests and watches.
+    /// For requests and watches: HTTP/2 where the server has it.
     pub client: kube::Client,
     /// The API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`: upgrades keep its path prefix.
-    pub server: http::Uri,
+    pub server: Uri,
+    pub dialer: Dialer,
     /// For upgrades: the cluster's roots and client certificate, ALPN `http/1.1`. None: `http://`.
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// The name that the API server's certificate is verified against.
-    pub tls_server_name: Option<rustls::pki_types::ServerName<'static>>,
-    /// `proxy-url` of the kubeconfig, or HTTPS_PROXY.
-    pub proxy: Option<http::Uri>,
+    pub tls_server_name: Option<ServerName<'static>>,
+    /// Whether requests pass through a proxy.
+    pub proxied: bool,
+    /// What the servers behind this context take; learned by the first upgrade.
+    pub envelope: Mutex<Option<super::upgrade::Envelope>>,
+    authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
 }
 
 impl Clusters {
     /// `exec_path`: folders in front of PATH for credential plugins.
-    pub fn new(_exec_path: Vec<PathBuf>) -> Arc<Self> {
-        todo!()
+    pub fn new(exec_path: &[PathBuf]) -> Arc<Self> {
+        Arc::new(Self { exec_path: Mutex::new(ExecPath::new(exec_path)), made: Mutex::default() })
+    }
+
+    /// Replaces the folders in front of PATH, for clusters that are made from now on.
+    pub fn set_exec_path(&self, exec_path: &[PathBuf]) {
+        *self.exec_path.lock().expect("no panic while the lock is held") = ExecPath::new(exec_path);
     }
 
     /// Reads the kubeconfig files and returns what names and routes need of them. Never fails: see [`Contexts::problem`].
-    pub fn contexts(&self, _paths: &Arc<KubeconfigPaths>) -> Contexts {
-        todo!()
+    pub fn contexts(&self, paths: &Arc<KubeconfigPaths>) -> Contexts {
+        kubeconfig::contexts(paths)
     }
 
-    /// Returns the cluster, made at its first use; again made when its kubeconfig files have changed.
-    pub async fn get(&self, _id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
-        todo!()
+    /// Returns the cluster, made at its first use; made again when its kubeconfig files have changed. Callers that
+    /// come at the same time share one sign-in.
+    pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
+        let files = Fingerprint::of(&id.kubeconfig);
+        let entry = {
+            let mut made = self.made.lock().expect("no panic while the lock is held");
+            made.retain(|other, entry| other.kubeconfig != id.kubeconfig || entry.files == files);
+            made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() }).clone()
+        };
+        let exec_path = self.exec_path.lock().expect("no panic while the lock is held").clone();
+        entry.cluster.get_or_try_init(|| Cluster::make(id, exec_path)).await.cloned()
+    }
+
+    /// Forgets a cluster whose credentials were refused, so that the next use signs in again.
+    pub fn forget(&self, id: &ClusterId) {
+        self.made.lock().expect("no panic while the lock is held").remove(id);
     }
 }
 
 impl Cluster {
+    async fn make(id: &ClusterId, exec_path: ExecPath) -> Result<Arc<Self>, ClusterError> {
+        let config = kubeconfig::load(id, &exec_path).await?;
+        let context = id.context.clone();
+        // kube runs the credential plugin while it builds these, and blocks.
+        let sign_in = tokio::task::spawn_blocking(move || Self::build(context, config));
+        match timeout(SIGN_IN_TIMEOUT, sign_in).await {
+            Ok(Ok(made)) => made.map(Arc::new),
+            Ok(Err(panic)) => Err(ClusterError::Protocol { context: id.context.clone(), reason: panic.to_string() }),
+            Err(_) => Err(ClusterError::TimedOut { context: id.context.clone(), doing: "signing in".into(), after: SIGN_IN_TIMEOUT }),
+        }
+    }
+
+    fn build(context: ContextName, config: kube::Config) -> Result<Self, ClusterError> {
+        let failed = |error: kube::Error| sign_in_error(&context, error);
+        let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
+        let mut tls = config.rustls_client_config().map_err(failed)?;
+        let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
+        let server_name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
+        let server_name = server_name.map_err(|error| unusable(format!("tls-server-name: {error}")))?;
+
+        let mut https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
+        if let Some(name) = &server_name {
+            https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.clone()));
+        }
+        let https = https.enable_all_versions().wrap_connector(dialer.clone());
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+        let auth = config.auth_layer().map_err(failed)?;
+        let headers = config.extra_headers_layer().map_err(failed)?;
+        let service = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .option_layer(auth.as_ref())
+            .layer(headers.clone())
+            .map_err(BoxError::from)
+            .service(http);
+        let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
+
+        // What the layers add to a request, without sending one.
+        let echo = tower::service_fn(|request: Request<Body>| async move {
+            let mut echo = Response::new(());
+            *echo.headers_mut() = request.into_parts().0.headers;
+            Ok::<_, BoxError>(echo)
+        });
+        let echo = headers.layer(echo);
+        let authorize = match auth {
+            Some(auth) => BoxCloneSyncService::new(Shared::new(auth.layer(echo))),
+            None => BoxCloneSyncService::new(Shared::new(echo)),
+        };
+
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let is_https = config.cluster_url.scheme_str() == Some("https");
+        let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let server_name = match server_name {
+            None if is_https => Some(ServerName::try_from(host).map_err(|error| unusable(format!("server: {error}")))?),
+            name => name,
+        };
+        Ok(Self {
+            namespace: Namespace(config.default_namespace.clone()),
+            client,
+            proxied: config.proxy_url.is_some(),
+            server: config.cluster_url,
+            dialer,
+            tls: is_https.then(|| Arc::new(tls)),
+            tls_server_name: server_name,
+            envelope: Mutex::new(None),
+            authorize,
+            context,
+        })
+    }
+
     /// Returns the headers that authenticate an upgrade: Authorization, impersonation. Refreshes what has expired.
     pub async fn auth_headers(&self) -> Result<HeaderMap, ClusterError> {
-        todo!()
+        let request = Request::new(Body::empty());
+        match timeout(SIGN_IN_TIMEOUT, self.authorize.clone().oneshot(request)).await {
+            Ok(Ok(echo)) => Ok(echo.into_parts().0.headers),
+            Ok(Err(error)) => Err(match error.downcast::<AuthError>() {
+                Ok(error) => auth_error(&self.context, &error),
+                Err(error) => ClusterError::Credentials { context: self.context.clone(), reason: error.to_string(), hint: None },
+            }),
+            Err(_) => Err(ClusterError::TimedOut { context: self.context.clone(), doing: "signing in".into(), after: SIGN_IN_TIMEOUT }),
+        }
+    }
+
+    /// Waits for an answer of the API server, translating what went wrong. `doing`: `looking up service shop/web`.
+    pub async fn ask<T>(&self, doing: &str, namespace: &Namespace, answer: impl Future<Output = kube::Result<T>>) -> Result<T, AskError> {
+        match timeout(REQUEST_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
+            Ok(Err(error)) => Err(AskError::Failed(self.translate(namespace, error))),
+            Err(_) => Err(AskError::Failed(ClusterError::TimedOut {
+                context: self.context.clone(),
+                doing: doing.to_owned(),
+                after: REQUEST_TIMEOUT,
+            })),
+        }
+    }
+
+    fn translate(&self, namespace: &Namespace, error: kube::Error) -> ClusterError {
+        let context = self.context.clone();
+        match error {
+            kube::Error::Api(status) => self.refusal(status.code, &status.message, namespace),
+            kube::Error::Auth(error) => auth_error(&context, &error),
+            kube::Error::Service(error) => match error.downcast::<AuthError>() {
+                Ok(error) => auth_error(&context, &error),
+                Err(error) => self.unreachable(&*error),
+            },
+            kube::Error::HyperError(error) => self.unreachable(&error),
+            other => ClusterError::Protocol { context, reason: other.to_string() },
+        }
+    }
+
+    /// Returns what a status code and the message of a Status object mean.
+    pub fn refusal(&self, code: u16, message: &str, namespace: &Namespace) -> ClusterError {
+        let context = self.context.clone();
+        match code {
+            401 => ClusterError::Credentials {
+                reason: "the API server does not accept the credentials (401)".to_owned(),
+                hint: Some(format!("kubectl --context {context} auth whoami")),
+                context,
+            },
+            403 => match Denial::of(message) {
+                Some(denial) => ClusterError::Forbidden {
+                    user: denial.user,
+                    verb: denial.verb,
+                    resource: denial.resource,
+                    namespace: namespace.clone(),
+                    context,
+                },
+                None => ClusterError::Protocol { context, reason: format!("403: {message}") },
+            },
+            code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
+        }
+    }
+
+    /// Returns that the server could not be spoken to, with the innermost reasons.
+    pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            // An outer error often repeats the inner one's text.
+            let text = inner.to_string();
+            if !reason.contains(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            source = inner.source();
+        }
+        ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
+    }
+}
+
+/// Why the API server gave no answer to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AskError {
+    /// 404: the caller knows what it asked for.
+    NotFound,
+    Failed(ClusterError),
+}
+
+/// Who may not do what, from the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
+#[derive(Debug, PartialEq, Eq)]
+struct Denial {
+    user: String,
+    verb: String,
+    resource: String,
+}
+
+impl Denial {
+    fn of(message: &str) -> Option<Self> {
+        let (_, rest) = message.split_once("User \"")?;
+        let (user, rest) = rest.split_once("\" cannot ")?;
+        let (verb, rest) = rest.split_once(" resource \"")?;
+        let (resource, _) = rest.split_once('"')?;
+        Some(Self { user: printable(user), verb: printable(verb), resource: printable(resource) })
+    }
+}
+
+fn sign_in_error(context: &ContextName, error: kube::Error) -> ClusterError {
+    match error {
+        kube::Error::Auth(error) => auth_error(context, &error),
+        other => ClusterError::Credentials { context: context.clone(), reason: other.to_string(), hint: None },
+    }
+}
+
+fn auth_error(context: &ContextName, error: &AuthError) -> ClusterError {
+    let reason = match error {
+        AuthError::AuthExecRun { cmd, out } => {
+            let program = cmd.split('"').nth(1).unwrap_or(cmd).rsplit('/').next().unwrap_or(cmd);
+            let said = String::from_utf8_lossy(&out.stderr);
+            let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+            let last = printable(&lines[lines.len().saturating_sub(3)..].join(" / "));
+            format!("'{program}' failed ({}): {last}", out.status)
+        }
+        AuthError::AuthExecStart(error) => format!("the credential plugin does not start: {error}"),
+        other => printable(&other.to_string()),
+    };
+    ClusterError::Credentials { context: context.clone(), reason, hint: Some(format!("kubectl --context {context} auth whoami")) }
+}
+
+/// Returns text of others without control characters: it may end in a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect::<String>().trim().to_owned()
+}
+
+/// Lets a service that is `Clone` but not `Sync` be shared.
+struct Shared<S>(Arc<Mutex<S>>);
+
+impl<S: Clone> Shared<S> {
+    fn new(service: S) -> Self {
+        Self(Arc::new(Mutex::new(service)))
+    }
+}
+
+impl<S> Clone for Shared<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> tower::Service<Request<Body>> for Shared<S>
+where
+    S: tower::Service<Request<Body>, Response = Response<()>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    type Response = Response<()>;
+    type Error = BoxError;
+    type Future = futures::future::BoxFuture<'static, Result<Response<()>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = self.0.lock().expect("no panic while the lock is held").clone();
+        Box::pin(async move { service.oneshot(request).await.map_err(Into::into) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_403_tells_who_may_not_do_what() {
+        let message = "pods \"web-1\" is forbidden: User \"ana\" cannot create resource \"pods/portforward\" in API group \"\" in the namespace \"shop\"";
+        let wanted = Denial { user: "ana".into(), verb: "create".into(), resource: "pods/portforward".into() };
+        assert_eq!(Denial::of(message), Some(wanted));
+        assert_eq!(Denial::of("no"), None);
+    }
+
+    #[test]
+    fn escapes_in_the_text_of_others_do_not_reach_a_terminal() {
+        assert_eq!(printable("a\x1b[31mb\r\nc\n"), "a [31mb  c");
     }
 }

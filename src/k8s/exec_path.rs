@@ -1,1 +1,104 @@
 //! Where credential plugins are found.
+//!
+//! launchd and systemd start programs with a bare PATH, so that `aws` or `gke-gcloud-auth-plugin` would not be
+//! found. PATH of the process itself cannot be changed safely while threads run; the plugin's own can.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+/// Where people's package managers put programs, below the root and below the home folder.
+const SYSTEM: &[&str] = &[
+    "/usr/local/bin",
+    "/opt/homebrew/bin",
+    "/home/linuxbrew/.linuxbrew/bin",
+    "/opt/local/bin",
+    "/snap/bin",
+    "/nix/var/nix/profiles/default/bin",
+    "/run/current-system/sw/bin",
+];
+const HOME: &[&str] = &[
+    ".krew/bin",
+    ".asdf/shims",
+    ".local/share/mise/shims",
+    ".nix-profile/bin",
+    ".local/state/nix/profile/bin",
+    "google-cloud-sdk/bin",
+    "bin",
+    ".local/bin",
+];
+
+/// The folders that plugins are looked for in, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecPath {
+    folders: Vec<PathBuf>,
+}
+
+impl ExecPath {
+    /// Returns `configured`, then the usual folders that exist, then those of PATH.
+    pub fn new(configured: &[PathBuf]) -> Self {
+        let home = etcetera::home_dir().ok();
+        let path = env::var_os("PATH").unwrap_or_default();
+        Self::of(configured, home.as_deref(), &env::split_paths(&path).collect::<Vec<_>>(), Path::is_dir)
+    }
+
+    fn of(configured: &[PathBuf], home: Option<&Path>, path: &[PathBuf], exists: impl Fn(&Path) -> bool) -> Self {
+        let usual = SYSTEM.iter().map(PathBuf::from).chain(home.iter().flat_map(|home| HOME.iter().map(|folder| home.join(folder))));
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for folder in configured.iter().cloned().chain(usual.filter(|folder| exists(folder))).chain(path.iter().cloned()) {
+            if !folders.contains(&folder) {
+                folders.push(folder);
+            }
+        }
+        Self { folders }
+    }
+
+    /// Returns the first executable of that name.
+    pub fn find(&self, program: &str) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join(program)).find(|file| is_executable(file))
+    }
+
+    /// Returns the value of PATH for a plugin: what it starts itself is looked for in the same places.
+    pub fn to_env(&self) -> OsString {
+        // A folder whose name holds a separator cannot be in PATH.
+        let joinable = self.folders.iter().filter(|folder| env::join_paths([folder]).is_ok());
+        env::join_paths(joinable).unwrap_or_default()
+    }
+}
+
+#[cfg(unix)]
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_executable(file: &Path) -> bool {
+    file.is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configured_folders_come_first_then_the_usual_ones_then_path() {
+        let path = ExecPath::of(&["/mine".into()], Some(Path::new("/home/ana")), &["/usr/bin".into(), "/mine".into()], |folder| {
+            folder == Path::new("/usr/local/bin") || folder == Path::new("/home/ana/.krew/bin")
+        });
+        let wanted = ["/mine", "/usr/local/bin", "/home/ana/.krew/bin", "/usr/bin"];
+        assert_eq!(path.folders, wanted.map(PathBuf::from));
+        assert_eq!(path.to_env(), "/mine:/usr/local/bin:/home/ana/.krew/bin:/usr/bin");
+    }
+
+    #[test]
+    fn only_executables_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("plugin"), "").unwrap();
+        let path = ExecPath::of(&[folder.path().into()], None, &[], |_| true);
+        assert_eq!(path.find("plugin"), None);
+        assert!(ExecPath::of(&[], None, &["/bin".into()], |_| false).find("sh").is_some());
+    }
+}

@@ -1,8 +1,12 @@
 //! Kubernetes: clients, look-ups, and the upgraded connections that everything else rides on.
 
 pub mod client;
+pub mod dial;
 pub mod error;
 pub mod exec_path;
+pub mod kubeconfig;
+pub mod list;
+pub mod pods;
 pub mod resolve;
 pub mod upgrade;
 

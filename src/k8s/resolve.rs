@@ -1,15 +1,33 @@
 //! From a Service or Pod and a port to a ready pod and its container port.
 
+use k8s_openapi::api::{
+    core::v1::{Namespace as NamespaceObject, Pod, Service, ServicePort as ServicePortObject, ServiceSpec},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Resource,
+    api::{ListParams, ObjectMeta},
+    core::PartialObjectMeta,
+};
+use serde::de::DeserializeOwned;
+
 use crate::{
     config::{Namespace, PortRef, Workload},
-    k8s::{ClusterError, ServicePort, client::Cluster},
+    k8s::{
+        ClusterError, ServicePort,
+        client::{AskError, Cluster},
+        pods,
+    },
 };
+
+/// The most names that a suggestion is looked for in.
+const MOST_NEIGHBOURS: u32 = 500;
 
 /// A pod that is ready to take a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub pod: String,
-    /// The pod's UID: a pod of the same name with another UID is another pod.
+    /// The pod's UID, where the look-up told it: a pod of the same name with another UID is another pod.
     pub uid: String,
     pub container_port: u16,
     pub port: ServicePort,
@@ -18,12 +36,365 @@ pub struct Resolved {
 /// Finds a ready pod and its container port, as things stand at this moment.
 ///
 /// Pods are chosen in turn by `spread`, a number that the caller counts up.
+///
+/// # Errors
+/// Whatever keeps the target from being reached, in words for the user: see [`ClusterError`].
 pub async fn resolve(
-    _cluster: &Cluster,
-    _namespace: &Namespace,
-    _workload: &Workload,
-    _port: &PortRef,
-    _spread: usize,
+    cluster: &Cluster,
+    namespace: &Namespace,
+    workload: &Workload,
+    port: &PortRef,
+    spread: usize,
 ) -> Result<Resolved, ClusterError> {
-    todo!()
+    let lookup = Lookup { cluster, namespace };
+    match workload {
+        Workload::Service(service) => lookup.service(service, None, port, spread).await,
+        Workload::PodOfService { pod, service } => lookup.service(service, Some(pod), port, spread).await,
+        Workload::Pod(pod) => lookup.pod(pod, port).await,
+    }
+}
+
+/// A way into a pod, as an EndpointSlice has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    pod: String,
+    uid: String,
+    port: u16,
+}
+
+struct Lookup<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a Namespace,
+}
+
+impl Lookup<'_> {
+    async fn service(&self, name: &str, pod: Option<&str>, port: &PortRef, spread: usize) -> Result<Resolved, ClusterError> {
+        let what = format!("service {}/{name}", self.namespace);
+        let services: Api<Service> = self.api();
+        let slices: Api<EndpointSlice> = self.api();
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+        let doing = format!("looking up {what}");
+        // Together: one round trip on HTTP/2.
+        let (service, slices) = tokio::join!(
+            self.cluster.ask(&doing, self.namespace, services.get(name)),
+            self.cluster.ask(&doing, self.namespace, slices.list(&of_service)),
+        );
+        let service = match service {
+            Ok(service) => service,
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
+        };
+        let slices = match slices {
+            Ok(slices) => slices.items,
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::NotFound) => Vec::new(),
+        };
+        let spec = service.spec.unwrap_or_default();
+        self.refuse_what_has_no_pods(&what, &spec)?;
+        let ports = tcp_ports(&spec);
+        let chosen = self.choose(&what, &ports, port)?;
+        let (candidates, others) = candidates(&slices, chosen.name.as_deref());
+        let candidates: Vec<Candidate> = match pod {
+            Some(pod) => candidates.into_iter().filter(|candidate| candidate.pod == pod).collect(),
+            None => candidates,
+        };
+        match candidates.is_empty() {
+            false => {
+                let candidate = &candidates[spread % candidates.len()];
+                Ok(Resolved {
+                    pod: candidate.pod.clone(),
+                    uid: candidate.uid.clone(),
+                    container_port: candidate.port,
+                    port: chosen.clone(),
+                })
+            }
+            true if others && pod.is_none() => Err(self.unsupported(&what, "its endpoints are addresses, not pods", None)),
+            true => Err(self.nothing_ready(&what, &spec, pod).await),
+        }
+    }
+
+    async fn pod(&self, name: &str, port: &PortRef) -> Result<Resolved, ClusterError> {
+        let what = format!("pod {}/{name}", self.namespace);
+        let pods: Api<Pod> = self.api();
+        let pod = match self.cluster.ask(&format!("looking up {what}"), self.namespace, pods.get(name)).await {
+            Ok(pod) => pod,
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::NotFound) => return Err(self.not_found::<Pod>(what, "pods", name).await),
+        };
+        if !pods::is_ready(&pod) {
+            return Err(ClusterError::NotReady {
+                what,
+                context: self.cluster.context.clone(),
+                cause: format!("the pod is not ready ({})", pods::why_not_ready(&pod)),
+                hint: format!("kubectl --context {} -n {} describe pod {name}", self.cluster.context, self.namespace),
+            });
+        }
+        let ports = pods::ports(&pod);
+        let port = match port {
+            // A pod may listen on ports that it does not declare.
+            PortRef::Number(number) => ports.iter().find(|port| port.number == *number).cloned().unwrap_or(ServicePort {
+                number: *number,
+                name: None,
+                app_protocol: None,
+            }),
+            port => self.choose(&what, &ports, port)?.clone(),
+        };
+        Ok(Resolved { pod: name.to_owned(), uid: pod.metadata.uid.unwrap_or_default(), container_port: port.number, port })
+    }
+
+    fn choose<'p>(&self, what: &str, ports: &'p [ServicePort], wanted: &PortRef) -> Result<&'p ServicePort, ClusterError> {
+        choose_port(ports, wanted).ok_or_else(|| {
+            let (what, context, ports) = (what.to_owned(), self.cluster.context.clone(), ports.to_vec());
+            match wanted {
+                PortRef::Auto => ClusterError::ChoosePort { what, context, ports },
+                PortRef::Number(number) => ClusterError::NoSuchPort { what, context, port: number.to_string(), ports },
+                PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.clone(), ports },
+            }
+        })
+    }
+
+    fn refuse_what_has_no_pods(&self, what: &str, spec: &ServiceSpec) -> Result<(), ClusterError> {
+        if spec.type_.as_deref() == Some("ExternalName") {
+            let name = spec.external_name.as_deref().unwrap_or("?");
+            let why = format!("it is an ExternalName for {name}, outside of the cluster");
+            return Err(self.unsupported(what, &why, Some(format!("use {name} directly"))));
+        }
+        if spec.selector.as_ref().is_none_or(|selector| selector.is_empty()) {
+            let why = "it has no selector, so that no pods stand behind it";
+            return Err(self.unsupported(what, why, Some("name a pod that can reach its endpoints".to_owned())));
+        }
+        if tcp_ports(spec).is_empty() {
+            let has_ports = spec.ports.as_ref().is_some_and(|ports| !ports.is_empty());
+            let why = if has_ports { "its ports are UDP or SCTP, and a port-forward carries TCP" } else { "it has no ports" };
+            return Err(self.unsupported(what, why, None));
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, what: &str, why: &str, hint: Option<String>) -> ClusterError {
+        ClusterError::Unsupported { what: what.to_owned(), context: self.cluster.context.clone(), why: why.to_owned(), hint }
+    }
+
+    /// Tells why a Service has no ready pod, by looking at the pods that it selects.
+    async fn nothing_ready(&self, what: &str, spec: &ServiceSpec, pod: Option<&str>) -> ClusterError {
+        let selector: Vec<String> = spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector = selector.join(",");
+        let pods: Api<Pod> = self.api();
+        let listed = self
+            .cluster
+            .ask(&format!("listing the pods of {what}"), self.namespace, pods.list(&ListParams::default().labels(&selector).limit(100)))
+            .await;
+        let cause = match listed {
+            Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
+            Ok(list) => match pod {
+                None => describe(&list.items),
+                Some(pod) => match list.items.iter().find(|found| found.metadata.name.as_deref() == Some(pod)) {
+                    Some(found) => format!("{pod} is not ready ({})", pods::why_not_ready(found)),
+                    None => format!("{pod} is not one of its pods"),
+                },
+            },
+            // The state of the pods is an extra; what counts was said by the EndpointSlices.
+            Err(_) => "its EndpointSlices name no ready pod".to_owned(),
+        };
+        ClusterError::NotReady {
+            what: what.to_owned(),
+            context: self.cluster.context.clone(),
+            cause,
+            hint: format!("kubectl --context {} -n {} get pods -l {selector}", self.cluster.context, self.namespace),
+        }
+    }
+
+    /// Tells that an object does not exist, with names that are like it.
+    async fn not_found<K>(&self, what: String, plural: &str, name: &str) -> ClusterError
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let all: Api<K> = self.api();
+        let listed = self
+            .cluster
+            .ask(&format!("listing {plural}"), self.namespace, all.list_metadata(&ListParams::default().limit(MOST_NEIGHBOURS)))
+            .await;
+        let names: Vec<String> =
+            listed.map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect()).unwrap_or_default();
+        let near = near(name, names.iter().map(String::as_str));
+        let context = self.cluster.context.clone();
+        if names.is_empty() && self.namespace_is_missing().await {
+            let hint = Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
+            return ClusterError::NotFound { what, context, near: Vec::new(), hint };
+        }
+        let hint = format!("kubectl --context {context} -n {} get {plural}", self.namespace);
+        ClusterError::NotFound { what, context, near, hint: Some(hint) }
+    }
+
+    async fn namespace_is_missing(&self) -> bool {
+        let namespaces: Api<NamespaceObject> = Api::all(self.cluster.client.clone());
+        let answer = namespaces.get_metadata(&self.namespace.0);
+        matches!(self.cluster.ask("looking up the namespace", self.namespace, answer).await, Err(AskError::NotFound))
+    }
+
+    fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(&self) -> Api<K> {
+        Api::namespaced(self.cluster.client.clone(), &self.namespace.0)
+    }
+}
+
+/// Returns the TCP ports of a Service.
+pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
+    let is_tcp = |port: &&ServicePortObject| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+    spec.ports
+        .iter()
+        .flatten()
+        .filter(is_tcp)
+        .filter_map(|port| {
+            Some(ServicePort { number: u16::try_from(port.port).ok()?, name: port.name.clone(), app_protocol: port.app_protocol.clone() })
+        })
+        .collect()
+}
+
+/// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.
+pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
+    match wanted {
+        PortRef::Number(number) => ports.iter().find(|port| port.number == *number),
+        PortRef::Name(name) => ports.iter().find(|port| port.name.as_deref() == Some(name)),
+        PortRef::Auto => match ports {
+            [only] => Some(only),
+            several => {
+                let named = |name: &&str| several.iter().find(|port| port.name.as_deref() == Some(*name));
+                let numbered = |number: &u16| several.iter().find(|port| port.number == *number);
+                ["http", "web", "https", "grpc"].iter().find_map(|name| named(name)).or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
+            }
+        },
+    }
+}
+
+/// Returns the ready, not terminating pods of the slices that have the Service's port, and whether there are
+/// endpoints that are no pods. A slice names its ports as the Service does, resolved to the pods' numbers.
+fn candidates(slices: &[EndpointSlice], port_name: Option<&str>) -> (Vec<Candidate>, bool) {
+    let (mut found, mut others) = (Vec::new(), false);
+    for slice in slices {
+        let port = slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
+        let Some(port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
+        for endpoint in &slice.endpoints {
+            let conditions = endpoint.conditions.as_ref();
+            // An unknown readiness counts as ready (discovery/v1, EndpointConditions).
+            let ready = conditions.is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false));
+            let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+            match target.and_then(|target| Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))) {
+                Some((pod, uid)) if ready => found.push(Candidate { pod, uid, port }),
+                Some(_) => {}
+                None => others = true,
+            }
+        }
+    }
+    // A dual-stack Service has each pod once per address family.
+    found.sort_by(|a, b| a.pod.cmp(&b.pod));
+    found.dedup();
+    (found, others)
+}
+
+/// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, a few pods at most.
+fn describe(all: &[Pod]) -> String {
+    const MOST: usize = 3;
+    let ready = all.iter().filter(|pod| pods::is_ready(pod)).count();
+    let not_ready: Vec<&Pod> = all.iter().filter(|pod| !pods::is_ready(pod)).collect();
+    let name = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
+    let mut reasons: Vec<String> =
+        not_ready.iter().take(MOST).map(|pod| format!("{}: {}", name(&pod.metadata), pods::why_not_ready(pod))).collect();
+    if not_ready.len() > MOST {
+        reasons.push(format!("and {} more", not_ready.len() - MOST));
+    }
+    format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", "))
+}
+
+/// Returns up to three names that are like `name`, the likest first.
+fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut scored: Vec<(usize, &str)> = names
+        .filter_map(|other| {
+            let distance = distance(name, other);
+            let close = distance <= 2.max(name.len() / 3) || (name.len() > 2 && other.contains(name));
+            close.then_some((distance, other))
+        })
+        .collect();
+    scored.sort_unstable();
+    scored.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
+}
+
+/// Returns how many letters have to be changed, added or left out (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(from != *to)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn port(number: u16, name: Option<&str>) -> ServicePort {
+        ServicePort { number, name: name.map(str::to_owned), app_protocol: None }
+    }
+
+    #[test]
+    fn without_a_port_the_one_that_a_browser_means_is_chosen() {
+        let auto = |ports: &[ServicePort]| choose_port(ports, &PortRef::Auto).map(|port| port.number);
+        assert_eq!(auto(&[port(5432, None)]), Some(5432));
+        assert_eq!(auto(&[port(9090, Some("metrics")), port(8000, Some("web")), port(80, Some("x"))]), Some(8000));
+        assert_eq!(auto(&[port(9090, Some("metrics")), port(3000, Some("x")), port(443, Some("y"))]), Some(443));
+        assert_eq!(auto(&[port(6379, Some("redis")), port(3306, Some("mysql"))]), None);
+        assert_eq!(auto(&[]), None);
+    }
+
+    #[test]
+    fn an_unknown_port_is_not_taken_for_a_container_port() {
+        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Number(8080)), None);
+        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Name("grpc".into())), None);
+    }
+
+    fn slice(value: serde_json::Value) -> EndpointSlice {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn named_port_resolves_to_the_container_port_of_each_slice() {
+        let endpoint = |pod: &str, conditions: serde_json::Value| json!({"addresses": ["10.0.0.1"], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "uid": "u"}});
+        let slices = [
+            slice(json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8080}, {"name": "metrics", "port": 9090}], "endpoints": [
+                endpoint("a", json!({"ready": true})),
+                endpoint("b", json!({"ready": false})),
+                endpoint("c", json!({"ready": false, "serving": true, "terminating": true})),
+            ]})),
+            slice(json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8081}], "endpoints": [endpoint("d", json!({}))]})),
+        ];
+        let (found, others) = candidates(&slices, Some("http"));
+        assert_eq!(found.iter().map(|c| (c.pod.as_str(), c.port)).collect::<Vec<_>>(), [("a", 8080), ("d", 8081)]);
+        assert!(!others);
+    }
+
+    #[test]
+    fn endpoints_that_are_no_pods_are_seen_and_families_counted_once() {
+        let pod = json!({"addresses": ["::1"], "targetRef": {"kind": "Pod", "name": "a", "uid": "u"}});
+        let slices = [
+            slice(json!({"addressType": "IPv4", "ports": [{"name": "", "port": 80}], "endpoints": [pod, {"addresses": ["1.2.3.4"]}]})),
+            slice(json!({"addressType": "IPv6", "ports": [{"port": 80}], "endpoints": [pod]})),
+        ];
+        let (found, others) = candidates(&slices, None);
+        assert_eq!(found.len(), 1);
+        assert!(others);
+    }
+
+    #[test]
+    fn names_that_are_like_it_are_suggested() {
+        assert_eq!(near("argo", ["argocd-server", "postgres", "argo-x"].into_iter()), ["argo-x", "argocd-server"]);
+        assert_eq!(near("wbe", ["web", "redis"].into_iter()), ["web"]);
+    }
 }

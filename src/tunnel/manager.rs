@@ -1,28 +1,55 @@
 //! All tunnels, by target.
 
-use std::{sync::Arc, time::Duration};
-
-use crate::{
-    backend::{Backend, Endpoint},
-    drain::Drain,
-    io::BoxedIo,
-    routing::Target,
-    tunnel::{OpenError, StreamFault},
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
 };
+
+use tokio::time::Instant;
+
+use super::{
+    BUDGET,
+    lease::{self, Hold, Lease},
+    task::{self, Tunnel, View},
+};
+use crate::{
+    backend::{Backend, OpenError},
+    drain::Drain,
+    routing::Target,
+};
+
+/// How many tunnels may be made at once, and how many a second after that. A page with a hundred names is real; a
+/// stream of random ones is not, and each would cost calls of the API server.
+const NEW_AT_ONCE: f64 = 200.0;
+const NEW_PER_SECOND: f64 = 20.0;
 
 /// Hands out leases on tunnels; makes a tunnel where there is none.
 #[derive(Clone)]
-pub struct Manager {}
+pub struct Manager {
+    shared: Arc<Shared>,
+}
 
-/// The right to use a tunnel; while one is held, or bytes flow, the tunnel is not idle.
-pub struct Lease {}
+struct Shared {
+    backend: Arc<dyn Backend>,
+    drain: Drain,
+    tunnels: Mutex<Tunnels>,
+}
+
+/// Tunnels that start, run, or have failed a moment ago: others are forgotten, so that random names cannot fill it.
+struct Tunnels {
+    by_target: HashMap<Target, Arc<Tunnel>>,
+    /// A token bucket for tunnels that are made.
+    tokens: f64,
+    filled: Instant,
+}
 
 /// One tunnel as `adit status` shows it.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TunnelSnapshot {
     /// Display of the target.
     pub target: String,
-    /// `starting`, `running`, `failed`, `stopping`, `idle`.
+    /// `starting`, `running` or `failed`.
     pub state: String,
     pub pod: Option<String>,
     pub protocol: Option<String>,
@@ -45,46 +72,113 @@ pub struct TunnelSnapshot {
 
 impl Manager {
     /// `drain` tracks the tunnels' tasks; when it starts, acquire answers [`OpenError::Stopped`].
-    pub fn new(_backend: Arc<dyn Backend>, _drain: Drain) -> Self {
-        todo!()
+    pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
+        let tunnels = Tunnels { by_target: HashMap::new(), tokens: NEW_AT_ONCE, filled: Instant::now() };
+        Self { shared: Arc::new(Shared { backend, drain, tunnels: Mutex::new(tunnels) }) }
     }
 
     /// Returns a lease once the tunnel to `target` runs, waiting at most the budget (10 s).
+    ///
     /// `idle_timeout`: the tunnel closes after this long without use; zero: never. Where routes differ, the longest counts.
-    pub async fn acquire(&self, _target: &Target, _idle_timeout: Duration) -> Result<Lease, OpenError> {
-        todo!()
+    pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
+        let deadline = Instant::now() + BUDGET;
+        loop {
+            let hold = self.hold(target, idle_timeout)?;
+            match lease::running(&hold.0, None, deadline).await {
+                Ok(running) => return Ok(Lease::new(hold, running.endpoint.clone())),
+                // It went idle just now, or was stopped by hand: another one is made.
+                Err(OpenError::Stopped) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn hold(&self, target: &Target, idle_timeout: Duration) -> Result<Hold, OpenError> {
+        let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
+        if let Some(tunnel) = tunnels.by_target.get(target)
+            && !matches!(*tunnel.view.borrow(), View::Over)
+        {
+            tunnel.extend_idle_timeout(idle_timeout);
+            return Ok(Hold::new(tunnel.clone()));
+        }
+        if self.shared.drain.is_draining() {
+            return Err(OpenError::Stopped);
+        }
+        tunnels.take_token()?;
+        let tunnel = Arc::new(Tunnel::new(target.clone(), idle_timeout));
+        let hold = Hold::new(tunnel.clone());
+        tunnels.by_target.insert(target.clone(), tunnel.clone());
+        let shared = self.shared.clone();
+        self.shared.drain.spawn(async move {
+            task::run(tunnel.clone(), shared.backend.clone(), shared.drain.clone()).await;
+            let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
+            if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
+                tunnels.by_target.remove(&tunnel.target);
+            }
+        });
+        Ok(hold)
     }
 
     /// Returns every tunnel that exists, sorted by target.
     pub fn snapshot(&self) -> Vec<TunnelSnapshot> {
-        todo!()
+        let mut snapshots: Vec<_> = self.all().iter().map(|tunnel| snapshot(tunnel)).collect();
+        snapshots.sort_by(|a, b| a.target.cmp(&b.target));
+        snapshots
     }
 
     /// Stops the tunnel whose target displays as `id`; its open streams end. Returns whether there was one.
-    pub fn stop(&self, _id: &str) -> bool {
-        todo!()
+    pub fn stop(&self, id: &str) -> bool {
+        let found = self.all().into_iter().find(|tunnel| tunnel.target.to_string() == id);
+        found.inspect(|tunnel| tunnel.stop.cancel()).is_some()
     }
 
-    /// Lets the tunnels to targets that `keep` refuses finish: no new leases, closed when the last one is dropped.
-    pub fn retain(&self, _keep: impl Fn(&Target) -> bool) {
-        todo!()
-    }
-}
-
-impl Lease {
-    /// Opens a stream to the pod; where the pod is gone, to another, waiting at most the budget (10 s).
-    ///
-    /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
-    /// so that a pod that certainly saw none of them can be replaced behind it.
-    pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
-        todo!()
+    /// Lets the tunnels to targets that `keep` refuses finish: closed when the last lease is dropped.
+    pub fn retain(&self, keep: impl Fn(&Target) -> bool) {
+        for tunnel in self.all().into_iter().filter(|tunnel| !keep(&tunnel.target)) {
+            tunnel.retired.cancel();
+        }
     }
 
-    /// Returns what is reached now: another pod after a restart.
-    pub fn endpoint(&self) -> Arc<Endpoint> {
-        todo!()
+    fn all(&self) -> Vec<Arc<Tunnel>> {
+        self.shared.tunnels.lock().expect("no panic while the lock is held").by_target.values().cloned().collect()
     }
 }
 
-#[allow(dead_code)]
-fn _uses(_: StreamFault) {}
+impl Tunnels {
+    fn take_token(&mut self) -> Result<(), OpenError> {
+        let now = Instant::now();
+        let since = now.duration_since(self.filled).as_secs_f64();
+        (self.tokens, self.filled) = ((self.tokens + since * NEW_PER_SECOND).min(NEW_AT_ONCE), now);
+        if self.tokens < 1.0 {
+            return Err(OpenError::TooManyNew);
+        }
+        self.tokens -= 1.0;
+        Ok(())
+    }
+}
+
+fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
+    let (state, running) = match &*tunnel.view.borrow() {
+        View::Starting(_) => ("starting", None),
+        View::Running(running) => ("running", Some(running.clone())),
+        View::Failed(..) => ("failed", None),
+        View::Over => ("stopping", None),
+    };
+    let gauge = |read: fn(&crate::backend::SessionGauges) -> u64| running.as_ref().map_or(0, |running| read(running.session.gauges()));
+    TunnelSnapshot {
+        target: tunnel.target.to_string(),
+        state: state.to_owned(),
+        pod: running.as_ref().map(|running| running.endpoint.pod.clone()),
+        protocol: running.as_ref().map(|running| running.endpoint.protocol.to_owned()),
+        connections: gauge(|gauges| gauges.connections.load(Ordering::Relaxed)),
+        streams: gauge(|gauges| gauges.streams.load(Ordering::Relaxed)),
+        streams_total: tunnel.usage.streams.load(Ordering::Relaxed),
+        leases: tunnel.leases.load(Ordering::SeqCst) as u64,
+        bytes_up: tunnel.usage.up.load(Ordering::Relaxed),
+        bytes_down: tunnel.usage.down.load(Ordering::Relaxed),
+        idle_seconds: (!tunnel.is_used()).then(|| tunnel.usage.last_use().elapsed().as_secs()),
+        last_error: tunnel.last_error.lock().expect("no panic while the lock is held").clone(),
+    }
+}

@@ -3,11 +3,18 @@
 //! [`Manager::acquire`] gives a [`Lease`] on the one tunnel of a target; [`Lease::connect`] gives streams;
 //! dropping the lease says that it is no longer in use.
 
+pub mod lease;
 pub mod manager;
 pub mod state;
 pub mod stream;
 pub mod task;
 
-pub use manager::{Lease, Manager, TunnelSnapshot};
+use std::time::Duration;
 
-pub use crate::backend::{Endpoint, OpenError, StreamFault};
+pub use lease::Lease;
+pub use manager::{Manager, TunnelSnapshot};
+
+pub use crate::backend::{Blame, Endpoint, OpenError, ServicePort, StreamFault};
+
+/// How long a caller waits for a ready pod before it is told why there is none.
+pub const BUDGET: Duration = Duration::from_secs(10);

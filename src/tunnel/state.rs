@@ -1,1 +1,160 @@
 //! The states of one tunnel, pure.
+//!
+//! ```text
+//!            acquire                opened                   idle, stopped, retired, or lost while unused
+//!   (none) ----------> Starting -------------> Running ---------------------------------------> Over
+//!                       ^   |                    |                                               ^
+//!                       |   | failed for good    | lost while used                               |
+//!      retry_at passed  |   v                    v                                               |
+//!      and acquired     +- Failed <---------- Starting ------- stopped, or nobody waits ---------+
+//!                            |                                                                   |
+//!                            +---------------- retry_at passed, nobody acquired -----------------+
+//! ```
+//!
+//! A tunnel that is Over is forgotten; the next acquire makes another one.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::{Blame, OpenError};
+
+/// How long an error is given to everybody without asking again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The same for what was asked for and does not exist: a browser's reloads need not ask the API server each time.
+const RETRY_AFTER_ASKED: Duration = Duration::from_secs(5);
+
+/// Between attempts while callers wait for a pod to become ready.
+const PAUSE: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// A session is being opened, since then.
+    Starting {
+        since: Instant,
+    },
+    Running,
+    /// Nothing could be opened; nobody asks again before `retry_at`.
+    Failed {
+        error: OpenError,
+        retry_at: Instant,
+    },
+    Over,
+}
+
+/// What happens to a tunnel.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Somebody wants to use it.
+    Acquired,
+    Opened,
+    OpenFailed(OpenError),
+    /// The session takes no new streams. `used`: somebody holds a lease.
+    Lost {
+        used: bool,
+    },
+    /// Nobody has used it for the idle time, or nobody waits for it any more.
+    Unused,
+    /// By hand, by a reload, or by the end of the process.
+    Stopped,
+}
+
+/// What the owner of a tunnel has to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Nothing but to wait for the next event.
+    Wait,
+    /// Open a session, after a pause.
+    Open { after: Duration },
+    /// Close the session, if there is one, and forget the tunnel.
+    Close,
+}
+
+impl State {
+    /// Returns the state after `event`, and what has to be done.
+    pub fn on(self, event: Event, now: Instant) -> (Self, Action) {
+        match (self, event) {
+            (Self::Over, _) => (Self::Over, Action::Close),
+            (_, Event::Stopped) => (Self::Over, Action::Close),
+
+            (Self::Starting { .. }, Event::Opened) => (Self::Running, Action::Wait),
+            (Self::Starting { since }, Event::OpenFailed(error)) => match now.duration_since(since) < error.patience() {
+                true => (Self::Starting { since }, Action::Open { after: PAUSE }),
+                false => {
+                    let retry_at = now + if error.blame() == Blame::Asked { RETRY_AFTER_ASKED } else { RETRY_AFTER };
+                    (Self::Failed { error, retry_at }, Action::Wait)
+                }
+            },
+            (Self::Starting { .. }, Event::Unused) => (Self::Over, Action::Close),
+            (state @ Self::Starting { .. }, Event::Acquired | Event::Lost { .. }) => (state, Action::Wait),
+
+            (Self::Running, Event::Lost { used: true }) => (Self::Starting { since: now }, Action::Open { after: Duration::ZERO }),
+            (Self::Running, Event::Lost { used: false } | Event::Unused) => (Self::Over, Action::Close),
+            (Self::Running, Event::Acquired | Event::Opened | Event::OpenFailed(_)) => (Self::Running, Action::Wait),
+
+            (Self::Failed { retry_at, .. }, Event::Acquired) if now >= retry_at => {
+                (Self::Starting { since: now }, Action::Open { after: Duration::ZERO })
+            }
+            (Self::Failed { retry_at, .. }, Event::Unused) if now >= retry_at => (Self::Over, Action::Close),
+            (state @ Self::Failed { .. }, _) => (state, Action::Wait),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::ContextName, k8s::ClusterError};
+
+    fn not_ready() -> OpenError {
+        ClusterError::NotReady { what: "service a/b".into(), context: ContextName("c".into()), cause: String::new(), hint: String::new() }.into()
+    }
+
+    fn not_found() -> OpenError {
+        ClusterError::NotFound { what: "service a/b".into(), context: ContextName("c".into()), near: vec![], hint: None }.into()
+    }
+
+    #[test]
+    fn every_state_answers_every_event_as_the_diagram_says() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(20);
+        let starting = State::Starting { since: now };
+        let late = State::Starting { since: start };
+        let failed = |retry_at| State::Failed { error: not_ready(), retry_at };
+        let (open, pause) = (Action::Open { after: Duration::ZERO }, Action::Open { after: PAUSE });
+        let lost = |used| Event::Lost { used };
+        let table = [
+            (starting.clone(), Event::Acquired, starting.clone(), Action::Wait),
+            (starting.clone(), Event::Opened, State::Running, Action::Wait),
+            (starting.clone(), Event::OpenFailed(not_ready()), starting.clone(), pause),
+            (late.clone(), Event::OpenFailed(not_ready()), failed(now + RETRY_AFTER), Action::Wait),
+            (
+                starting.clone(),
+                Event::OpenFailed(not_found()),
+                State::Failed { error: not_found(), retry_at: now + RETRY_AFTER_ASKED },
+                Action::Wait,
+            ),
+            (starting.clone(), lost(true), starting.clone(), Action::Wait),
+            (starting.clone(), Event::Unused, State::Over, Action::Close),
+            (starting.clone(), Event::Stopped, State::Over, Action::Close),
+            (State::Running, Event::Acquired, State::Running, Action::Wait),
+            (State::Running, Event::Opened, State::Running, Action::Wait),
+            (State::Running, Event::OpenFailed(not_ready()), State::Running, Action::Wait),
+            (State::Running, lost(true), State::Starting { since: now }, open.clone()),
+            (State::Running, lost(false), State::Over, Action::Close),
+            (State::Running, Event::Unused, State::Over, Action::Close),
+            (State::Running, Event::Stopped, State::Over, Action::Close),
+            (failed(now + PAUSE), Event::Acquired, failed(now + PAUSE), Action::Wait),
+            (failed(now), Event::Acquired, State::Starting { since: now }, open),
+            (failed(now + PAUSE), Event::Unused, failed(now + PAUSE), Action::Wait),
+            (failed(now), Event::Unused, State::Over, Action::Close),
+            (failed(now), Event::Stopped, State::Over, Action::Close),
+            (State::Over, Event::Acquired, State::Over, Action::Close),
+            (State::Over, Event::Opened, State::Over, Action::Close),
+        ];
+        for (state, event, next, action) in table {
+            assert_eq!(state.clone().on(event.clone(), now), (next, action), "{state:?} on {event:?}");
+        }
+    }
+}

@@ -1,1 +1,252 @@
-//! The one task that owns a Session.
+//! The one task that owns a Session, and what others see of it.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::state::{Action, Event, State};
+use crate::{
+    backend::{Backend, Endpoint, OpenError, Session},
+    drain::Drain,
+    routing::Target,
+};
+
+/// One tunnel: the part that its task, its leases and its streams share.
+pub(super) struct Tunnel {
+    pub target: Target,
+    pub view: watch::Sender<View>,
+    pub leases: AtomicUsize,
+    /// Told when a lease is taken or given back.
+    pub changed: Notify,
+    /// Ends the tunnel and its streams.
+    pub stop: CancellationToken,
+    /// Ends the tunnel with its last lease.
+    pub retired: CancellationToken,
+    pub usage: Usage,
+    pub last_error: Mutex<Option<String>>,
+    idle_timeout: AtomicU64,
+}
+
+/// What callers see of the tunnel's state.
+#[derive(Clone)]
+pub(super) enum View {
+    /// The error of the last attempt, while there is patience with it.
+    Starting(Option<OpenError>),
+    Running(Arc<Running>),
+    Failed(OpenError, Instant),
+    Over,
+}
+
+/// A session in use. A tunnel that is opened again gets another one.
+pub(super) struct Running {
+    pub session: Box<dyn Session>,
+    pub endpoint: Arc<Endpoint>,
+}
+
+/// Counters of a tunnel.
+pub(super) struct Usage {
+    pub up: AtomicU64,
+    pub down: AtomicU64,
+    pub streams: AtomicU64,
+    started: Instant,
+    /// Milliseconds from `started` to the last use.
+    last: AtomicU64,
+}
+
+impl Usage {
+    fn new() -> Self {
+        Self { up: AtomicU64::new(0), down: AtomicU64::new(0), streams: AtomicU64::new(0), started: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    /// Takes note that the tunnel is used now.
+    pub fn touch(&self) {
+        self.last.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub fn last_use(&self) -> Instant {
+        self.started + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+}
+
+impl Tunnel {
+    pub fn new(target: Target, idle_timeout: Duration) -> Self {
+        Self {
+            target,
+            view: watch::Sender::new(View::Starting(None)),
+            leases: AtomicUsize::new(0),
+            changed: Notify::new(),
+            stop: CancellationToken::new(),
+            retired: CancellationToken::new(),
+            usage: Usage::new(),
+            last_error: Mutex::default(),
+            idle_timeout: AtomicU64::new(to_millis(idle_timeout)),
+        }
+    }
+
+    /// Keeps the tunnel for at least this long without use. Zero: for ever.
+    pub fn extend_idle_timeout(&self, timeout: Duration) {
+        self.idle_timeout.fetch_max(to_millis(timeout), Ordering::Relaxed);
+    }
+
+    pub fn is_used(&self) -> bool {
+        self.leases.load(Ordering::SeqCst) > 0
+    }
+
+    /// Returns when the tunnel has been idle for long enough, if nothing happens meanwhile. None: never.
+    fn idle_at(&self) -> Option<Instant> {
+        match self.idle_timeout.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            millis => self.usage.last_use().checked_add(Duration::from_millis(millis)),
+        }
+    }
+
+    pub fn note_error(&self, error: &dyn std::fmt::Display) {
+        *self.last_error.lock().expect("no panic while the lock is held") = Some(error.to_string());
+    }
+}
+
+fn to_millis(timeout: Duration) -> u64 {
+    if timeout.is_zero() { u64::MAX } else { u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }
+}
+
+/// Opens the session of a tunnel, keeps it while it is used, and returns when the tunnel is over.
+pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>, drain: Drain) {
+    let mut state = State::Starting { since: Instant::now() };
+    let mut action = Action::Open { after: Duration::ZERO };
+    let mut running: Option<Arc<Running>> = None;
+    loop {
+        let event = match &action {
+            Action::Close => break,
+            Action::Open { after } => {
+                running = None;
+                open(&tunnel, &*backend, *after, &drain, &mut running).await
+            }
+            Action::Wait => match &state {
+                State::Running => while_running(&tunnel, running.as_deref(), &drain).await,
+                State::Failed { retry_at, .. } => while_failed(&tunnel, *retry_at, &drain).await,
+                State::Starting { .. } | State::Over => Event::Unused,
+            },
+        };
+        if let Event::OpenFailed(error) = &event {
+            tunnel.note_error(error);
+        }
+        (state, action) = state.on(event, Instant::now());
+        tunnel.view.send_replace(view(&state, &running, &tunnel));
+    }
+    tunnel.view.send_replace(View::Over);
+}
+
+fn view(state: &State, running: &Option<Arc<Running>>, tunnel: &Tunnel) -> View {
+    match (state, running) {
+        (State::Running, Some(running)) => View::Running(running.clone()),
+        (State::Failed { error, retry_at }, _) => {
+            warn!(target = %tunnel.target, error = %error, cause = error.cause(), hint = error.hint(), "tunnel failed");
+            View::Failed(error.clone(), *retry_at)
+        }
+        (State::Over, _) => View::Over,
+        (State::Starting { .. } | State::Running, _) => View::Starting(match &*tunnel.view.borrow() {
+            View::Starting(error) => error.clone(),
+            _ => None,
+        }),
+    }
+}
+
+async fn open(tunnel: &Tunnel, backend: &dyn Backend, after: Duration, drain: &Drain, running: &mut Option<Arc<Running>>) -> Event {
+    let started = Instant::now();
+    let opening = async {
+        sleep(after).await;
+        backend.open(&tunnel.target).await
+    };
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = tunnel.stop.cancelled() => return Event::Stopped,
+        () = unused(tunnel) => return Event::Unused,
+        // In a drain, those who wait already are still served.
+        () = async { drain.started().await; unused(tunnel).await } => return Event::Stopped,
+    };
+    match opened {
+        Ok(session) => {
+            let endpoint = Arc::new(session.endpoint().clone());
+            info!(target = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
+            *running = Some(Arc::new(Running { session, endpoint }));
+            tunnel.usage.touch();
+            Event::Opened
+        }
+        Err(error) => {
+            tunnel.view.send_replace(View::Starting(Some(error.clone())));
+            Event::OpenFailed(error)
+        }
+    }
+}
+
+/// Resolves when nobody holds a lease.
+async fn unused(tunnel: &Tunnel) {
+    loop {
+        let changed = tunnel.changed.notified();
+        tokio::pin!(changed);
+        // Registered before the look, so that a lease given back in between is not missed.
+        changed.as_mut().enable();
+        if !tunnel.is_used() {
+            return;
+        }
+        changed.await;
+    }
+}
+
+async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain) -> Event {
+    let Some(running) = running else { return Event::Lost { used: tunnel.is_used() } };
+    tokio::select! {
+        reason = running.session.closed() => {
+            let used = tunnel.is_used();
+            info!(target = %tunnel.target, pod = running.endpoint.pod, %reason, used, "session ended");
+            tunnel.note_error(&reason);
+            Event::Lost { used }
+        }
+        () = idle(tunnel) => {
+            info!(target = %tunnel.target, "tunnel closed: idle");
+            Event::Unused
+        }
+        () = tunnel.stop.cancelled() => Event::Stopped,
+        () = async { tunnel.retired.cancelled().await; unused(tunnel).await } => Event::Stopped,
+        () = async { drain.started().await; unused(tunnel).await } => Event::Stopped,
+    }
+}
+
+/// Resolves when no lease was held and no byte moved for the idle time. Nothing is polled: the only wake-ups are the
+/// ends of leases, and the moment at which the time would be over.
+async fn idle(tunnel: &Tunnel) {
+    loop {
+        unused(tunnel).await;
+        let Some(at) = tunnel.idle_at() else { return pending().await };
+        tokio::select! {
+            () = sleep_until(at) => {}
+            () = tunnel.changed.notified() => continue,
+        }
+        if !tunnel.is_used() && tunnel.idle_at().is_some_and(|at| at <= Instant::now()) {
+            return;
+        }
+    }
+}
+
+async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Event {
+    // An error is kept a little past its time, for those who look at the status.
+    let forget_at = retry_at + Duration::from_secs(30);
+    tokio::select! {
+        () = async { sleep_until(retry_at).await; tunnel.changed.notified().await } => Event::Acquired,
+        () = sleep_until(forget_at) => Event::Unused,
+        () = tunnel.stop.cancelled() => Event::Stopped,
+        () = drain.started() => Event::Stopped,
+    }
+}

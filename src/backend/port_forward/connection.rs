@@ -1,0 +1,628 @@
+//! One upgraded connection and the streams on it: a task that writes, a task that reads, and what they share.
+//!
+//! Streams append to their own buffers; the writer takes a frame of each in turn and sends the lot in one write. The
+//! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
+//! the wire, so the queues are bounded here: see [`STREAM_QUEUE`] and [`CONNECTION_QUEUE`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tracing::debug;
+
+use super::stream::MuxStream;
+use crate::{
+    backend::{CloseReason, SessionGauges, StreamFault},
+    io::BoxedIo,
+    wire::spdy::{
+        frame::{self, Frame, Parser},
+        session::{Pair, Session},
+    },
+};
+
+/// How much a stream may have on its way out before its writer waits.
+pub(super) const OUTBOX: usize = 256 * 1024;
+
+/// What one write to the socket carries at most: large enough to be cheap, small enough that a new request waits little.
+const BATCH: usize = 128 * 1024;
+
+const READ: usize = 64 * 1024;
+
+/// A stream that has its connection to itself is not read further while this much waits for its reader.
+const STREAM_QUEUE: usize = 1024 * 1024;
+
+/// While streams share a connection, reading goes on until this much waits; then the slowest is reset.
+const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
+
+/// Error texts of nodes are under 300 bytes.
+const LONGEST_REPORT: usize = 4 * 1024;
+
+/// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
+/// asked after 10 s, and believed dead when nothing at all has come 5 s later.
+const QUIET: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
+const BUSY: u64 = 1024 * 1024;
+
+/// An upgraded connection. Dropping the last handle closes it.
+pub struct Connection {
+    shared: Arc<Shared>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+/// Whether a connection takes new streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    Open,
+    /// A worker of the node may hang, which is being asked; or too much waits to be read.
+    Doubtful,
+    /// Never again. Streams that are open live on.
+    Retired,
+}
+
+/// What becomes of the session that connections belong to.
+pub struct Fate {
+    closed: watch::Sender<Option<CloseReason>>,
+    live: AtomicUsize,
+    pub gauges: SessionGauges,
+}
+
+impl Fate {
+    pub fn new() -> Self {
+        Self { closed: watch::Sender::new(None), live: AtomicUsize::new(0), gauges: SessionGauges::default() }
+    }
+
+    /// Returns why the session takes no new streams, once it does not.
+    pub fn subscribe(&self) -> watch::Receiver<Option<CloseReason>> {
+        self.closed.subscribe()
+    }
+
+    pub fn pod_gone(&self, detail: String) {
+        self.close(CloseReason::PodGone { detail });
+    }
+
+    pub fn lost(&self, detail: String) {
+        self.close(CloseReason::Lost { detail });
+    }
+
+    fn connection_started(&self) {
+        self.live.fetch_add(1, Ordering::SeqCst);
+        self.gauges.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The session is lost with its last connection; one of several is replaced by the stream that needs it.
+    fn connection_lost(&self, detail: &str) {
+        self.gauges.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.live.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.lost(detail.to_owned());
+        }
+    }
+
+    /// The first reason counts.
+    fn close(&self, reason: CloseReason) {
+        self.closed.send_if_modified(|closed| closed.is_none() && { *closed = Some(reason); true });
+    }
+}
+
+impl Default for Fate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    write: Notify,
+    /// Tells the reader that a queue has been emptied.
+    read: Notify,
+    fate: Arc<Fate>,
+    pub(super) port: u16,
+    is_paused: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    session: Session,
+    /// Control frames to send, before any data.
+    control: BytesMut,
+    /// By the id of the data stream.
+    pub(super) streams: HashMap<u32, Stream>,
+    /// Streams with something to send, in turn.
+    ready: VecDeque<u32>,
+    queued: usize,
+    retired: bool,
+    /// When the PINGs that were sent on a suspicion have to be answered.
+    probe: Option<Instant>,
+    /// Why every stream on it has failed.
+    dead: Option<StreamFault>,
+    /// [`Shared::die`] was called.
+    is_over: bool,
+}
+
+/// One forwarded connection.
+#[derive(Default)]
+pub(super) struct Stream {
+    pub(super) inbox: VecDeque<Bytes>,
+    pub(super) inbox_bytes: usize,
+    pub(super) reader: Option<Waker>,
+    /// The pod's direction has ended.
+    pub(super) pod_ended: bool,
+    report: Vec<u8>,
+    report_ended: bool,
+    was_reset: bool,
+    pub(super) outbox: BytesMut,
+    pub(super) writer: Option<Waker>,
+    pub(super) fin: Fin,
+    is_ready: bool,
+    /// Nobody reads any more: what comes is discarded.
+    dropped: bool,
+    /// Bytes were sent and none came back since: the pod may not have read them.
+    pub(super) unanswered: bool,
+    pub(super) ever_wrote: bool,
+    pub(super) last_received: Option<Instant>,
+    transferred: u64,
+}
+
+/// The end of our direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fin {
+    #[default]
+    Open,
+    Queued,
+    Sent,
+}
+
+impl Connection {
+    /// Starts the tasks of an upgraded connection. `fate` is told when the pod is found gone, or the connection is lost.
+    pub fn start(io: BoxedIo, port: u16, fate: Arc<Fate>) -> Arc<Self> {
+        fate.connection_started();
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            write: Notify::new(),
+            read: Notify::new(),
+            fate,
+            port,
+            is_paused: AtomicBool::new(false),
+        });
+        let (reader, writer) = tokio::io::split(io);
+        let tasks = [tokio::spawn(write(shared.clone(), writer)), tokio::spawn(read(shared.clone(), reader))];
+        Arc::new(Self { shared, tasks })
+    }
+
+    /// Opens a stream, without waiting for the network.
+    ///
+    /// # Errors
+    /// The connection takes no new streams.
+    pub fn open(self: &Arc<Self>) -> Result<BoxedIo, Opening> {
+        let id = {
+            let mut state = self.shared.lock();
+            if state.dead.is_some() || state.retired {
+                return Err(Opening::Retired);
+            }
+            let state = &mut *state;
+            let Some(pair) = state.session.open(self.shared.port, &mut state.control) else {
+                state.retired = true;
+                return Err(Opening::Retired);
+            };
+            state.streams.insert(pair.data, Stream::default());
+            pair.data
+        };
+        self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
+        // A server that speaks first is not kept waiting for our first byte.
+        self.shared.write.notify_one();
+        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), id)))
+    }
+
+    pub fn opening(&self) -> Opening {
+        let state = self.shared.lock();
+        if state.dead.is_some() || state.retired || state.session.is_exhausted() {
+            Opening::Retired
+        } else if state.probe.is_some() || self.shared.is_paused.load(Ordering::Relaxed) {
+            Opening::Doubtful
+        } else {
+            Opening::Open
+        }
+    }
+
+    /// Returns how many streams are open.
+    pub fn streams(&self) -> usize {
+        self.shared.lock().streams.len()
+    }
+
+    /// Returns whether a stream on it moves much data.
+    pub fn is_busy(&self) -> bool {
+        self.shared.lock().streams.values().any(|stream| stream.transferred >= BUSY)
+    }
+
+    /// Returns whether it takes no streams and has none.
+    pub fn is_finished(&self) -> bool {
+        let state = self.shared.lock();
+        state.dead.is_some() || (state.retired && state.streams.values().all(|stream| stream.dropped))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shared.die(StreamFault::Lost { detail: "no longer needed".to_owned() });
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while the lock is held")
+    }
+
+    /// Puts a stream into the writer's queue.
+    pub(super) fn wake_writer(&self, state: &mut State, id: u32) {
+        if let Some(stream) = state.streams.get_mut(&id)
+            && !stream.is_ready
+        {
+            stream.is_ready = true;
+            state.ready.push_back(id);
+            self.write.notify_one();
+        }
+    }
+
+    /// Takes note that a reader has taken `count` bytes of its queue.
+    pub(super) fn taken(&self, state: &mut State, count: usize) {
+        state.queued -= count;
+        if self.is_paused.load(Ordering::Relaxed) {
+            self.read.notify_one();
+        }
+    }
+
+    /// Takes note that a stream's handle is gone: our direction ends now, and what still comes is discarded.
+    pub(super) fn dropped(&self, id: u32) {
+        self.fate.gauges.streams.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(stream) = state.streams.get_mut(&id) else { return };
+        stream.dropped = true;
+        stream.reader = None;
+        stream.writer = None;
+        stream.outbox.clear();
+        let discarded = std::mem::take(&mut stream.inbox_bytes);
+        stream.inbox.clear();
+        let is_over = stream.is_over();
+        // A transfer that is cut off would go on for a second at full speed: its connection ends with it.
+        if !is_over && !stream.pod_ended && stream.transferred >= BUSY && state.streams.len() == 1 {
+            state.retired = true;
+            state.dead.get_or_insert_with(|| StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
+            self.write.notify_one();
+            self.read.notify_one();
+        }
+        self.taken(state, discarded);
+        if is_over {
+            state.streams.remove(&id);
+        } else if let Some(stream) = state.streams.get_mut(&id)
+            && stream.fin == Fin::Open
+        {
+            stream.fin = Fin::Queued;
+            self.wake_writer(state, id);
+        }
+    }
+
+    /// Ends everything on the connection.
+    fn die(&self, fault: StreamFault) {
+        let mut state = self.lock();
+        if state.is_over {
+            return;
+        }
+        state.is_over = true;
+        debug!(%fault, streams = state.streams.len(), "upgraded connection ended");
+        let detail = fault.to_string();
+        state.dead.get_or_insert(fault);
+        for stream in state.streams.values_mut() {
+            stream.wake();
+        }
+        drop(state);
+        self.write.notify_one();
+        self.fate.connection_lost(&detail);
+    }
+}
+
+impl State {
+    pub(super) fn fault(&self) -> Option<&StreamFault> {
+        self.dead.as_ref()
+    }
+
+    /// Appends what is to be sent next: control frames, then one frame of each ready stream in turn.
+    fn fill(&mut self, batch: &mut BytesMut) {
+        batch.unsplit(self.control.split());
+        while batch.len() < BATCH {
+            let Some(id) = self.ready.pop_front() else { break };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.is_ready = false;
+            let length = stream.outbox.len().min(frame::LONGEST_DATA);
+            let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
+            if length > 0 || is_last {
+                frame::put_data_header(batch, id, length, is_last);
+                batch.extend_from_slice(&stream.outbox.split_to(length));
+            }
+            stream.transferred += length as u64;
+            if is_last {
+                stream.fin = Fin::Sent;
+            }
+            if !stream.outbox.is_empty() {
+                stream.is_ready = true;
+                self.ready.push_back(id);
+            } else {
+                // What an idle connection holds is what counts when there are thousands.
+                stream.outbox = BytesMut::new();
+            }
+            if let Some(waker) = stream.writer.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Asks every worker of the node for an answer.
+    fn ping(&mut self) {
+        self.session.ping_every_lane(&mut self.control);
+    }
+}
+
+impl Stream {
+    fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// Returns whether nothing more can come: the error stream ends after the data stream.
+    fn is_over(&self) -> bool {
+        self.was_reset || (self.pod_ended && self.report_ended)
+    }
+
+    /// Returns how the stream has ended, once its inbox is empty. None: it has not.
+    pub(super) fn end(&self, port: u16) -> Option<Result<(), StreamFault>> {
+        if !self.is_over() {
+            return None;
+        }
+        Some(match (self.report.is_empty(), self.was_reset) {
+            (false, _) => Err(classify(&String::from_utf8_lossy(&self.report), port)),
+            (true, true) => Err(StreamFault::Reset),
+            (true, false) => Ok(()),
+        })
+    }
+}
+
+/// Returns what a node's error text means.
+fn classify(text: &str, port: u16) -> StreamFault {
+    let detail: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
+    let has = |part: &str| detail.contains(part);
+    if has("connection refused") {
+        StreamFault::Refused { port }
+    } else if has("reset by peer") || has("broken pipe") {
+        StreamFault::Reset
+    } else if (has("network namespace") && has("closed")) || has("failed to find sandbox") || has("not found") || has("does not exist") {
+        StreamFault::PodGone { detail }
+    } else {
+        StreamFault::Other { detail }
+    }
+}
+
+async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
+    let mut batch = BytesMut::new();
+    loop {
+        let is_dead = {
+            let mut state = shared.lock();
+            state.fill(&mut batch);
+            state.dead.is_some()
+        };
+        if is_dead {
+            break;
+        }
+        if batch.is_empty() {
+            batch = BytesMut::new();
+            shared.write.notified().await;
+            continue;
+        }
+        let written = async {
+            io.write_all(&batch).await?;
+            io.flush().await
+        };
+        if let Err(error) = written.await {
+            shared.die(StreamFault::Lost { detail: error.to_string() });
+            break;
+        }
+        batch.clear();
+    }
+    // The reader ends with the connection; an error here means that it has ended already.
+    let _ = io.shutdown().await;
+}
+
+async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
+    let mut parser = Parser::default();
+    let mut input = BytesMut::new();
+    let mut last_inbound = Instant::now();
+    let fault = loop {
+        let deadline = {
+            let mut state = shared.lock();
+            if let Some(fault) = &state.dead {
+                break fault.clone();
+            }
+            match next_check(&mut state, last_inbound) {
+                Ok(deadline) => deadline,
+                Err(fault) => break fault,
+            }
+        };
+        shared.write.notify_one();
+        if input.is_empty() {
+            // The buffer is given back while the connection is idle, and otherwise shared with the queues.
+            input.reserve(READ);
+        }
+        match timeout_at(deadline, io.read_buf(&mut input)).await {
+            Err(_) => continue,
+            Ok(Ok(0)) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
+            Ok(Err(error)) => break StreamFault::Lost { detail: error.to_string() },
+            Ok(Ok(_)) => last_inbound = Instant::now(),
+        }
+        if let Err(error) = dispatch(&shared, &mut parser, &mut input) {
+            break StreamFault::Lost { detail: error.to_string() };
+        }
+        wait_for_readers(&shared).await;
+    };
+    shared.die(fault);
+}
+
+/// Asks where something is suspicious or silent, and returns when to look again.
+fn next_check(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
+    let now = Instant::now();
+    if let Some(deadline) = state.probe {
+        if state.session.pings_unanswered() == 0 {
+            state.probe = None;
+        } else if now >= deadline {
+            debug!("a worker of the node hangs: the upgraded connection takes no new streams");
+            state.retired = true;
+            state.probe = None;
+        } else {
+            return Ok(deadline);
+        }
+    }
+    if state.retired {
+        // The workers that hang do not answer: a connection that ends anyway is not asked.
+        return Ok(now + QUIET);
+    }
+    let asked = state.session.pings_unanswered() > 0;
+    let silent_until = last_inbound + if asked { QUIET + ANSWER_WITHIN } else { QUIET };
+    if now < silent_until {
+        return Ok(silent_until);
+    }
+    if asked {
+        return Err(StreamFault::Lost { detail: "no answer for 15 s".to_owned() });
+    }
+    state.ping();
+    Ok(now + ANSWER_WITHIN)
+}
+
+/// Takes what has come, and wakes those who wait for it.
+fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Result<(), frame::FrameError> {
+    let now = Instant::now();
+    let mut state = shared.lock();
+    let state = &mut *state;
+    while let Some(frame) = parser.next(input)? {
+        let id = match frame {
+            Frame::Data { id, .. } | Frame::RstStream { id, .. } => id,
+            Frame::Ping { id } => {
+                state.session.on_ping(id, &mut state.control);
+                continue;
+            }
+            Frame::GoAway { .. } => {
+                state.retired = true;
+                continue;
+            }
+            Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
+        };
+        let Some(pair) = Pair::of(id) else { continue };
+        let Some(stream) = state.streams.get_mut(&pair.data) else { continue };
+        let is_data = id == pair.data;
+        match frame {
+            Frame::Data { payload, fin, .. } if is_data => {
+                if !payload.is_empty() {
+                    stream.unanswered = false;
+                    stream.last_received = Some(now);
+                    stream.transferred += payload.len() as u64;
+                    if !stream.dropped {
+                        stream.inbox_bytes += payload.len();
+                        state.queued += payload.len();
+                        stream.inbox.push_back(payload);
+                    }
+                }
+                stream.pod_ended |= fin;
+            }
+            Frame::Data { payload, fin, .. } => {
+                let room = LONGEST_REPORT - stream.report.len();
+                stream.report.extend_from_slice(&payload[..payload.len().min(room)]);
+                stream.report_ended |= fin;
+            }
+            _ if is_data => stream.was_reset = true,
+            _ => stream.report_ended = true,
+        }
+        stream.wake();
+        if stream.is_over() {
+            on_end(shared, state, pair.data, now);
+        }
+    }
+    Ok(())
+}
+
+/// Draws conclusions from the end of a stream.
+fn on_end(shared: &Shared, state: &mut State, id: u32, now: Instant) {
+    let Some(stream) = state.streams.get_mut(&id) else { return };
+    let end = stream.end(shared.port);
+    // Bytes for a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21): are
+    // all of them still there?
+    let is_suspicious = stream.unanswered || !stream.outbox.is_empty();
+    if stream.dropped {
+        state.streams.remove(&id);
+    }
+    if let Some(Err(StreamFault::PodGone { detail })) = end {
+        state.retired = true;
+        shared.fate.pod_gone(detail);
+    }
+    if is_suspicious && !state.retired && state.probe.is_none() {
+        state.probe = Some(now + PROBE);
+        state.ping();
+    }
+}
+
+/// Waits while there is more to be read by others than may be queued.
+async fn wait_for_readers(shared: &Shared) {
+    loop {
+        {
+            let mut state = shared.lock();
+            let state = &mut *state;
+            let alone = state.streams.len() == 1;
+            let fullest = state.streams.iter_mut().max_by_key(|(_, stream)| stream.inbox_bytes);
+            let is_full = match fullest {
+                None => false,
+                Some((_, stream)) if alone => stream.inbox_bytes > STREAM_QUEUE,
+                Some((id, stream)) if state.queued > CONNECTION_QUEUE => {
+                    // Its reader is told: bytes are missing at the end of what it has.
+                    stream.was_reset = true;
+                    stream.wake();
+                    frame::put_rst_stream(&mut state.control, *id, frame::reset::CANCEL);
+                    state.queued -= std::mem::take(&mut stream.inbox_bytes);
+                    stream.inbox.clear();
+                    false
+                }
+                Some((_, stream)) => {
+                    if stream.inbox_bytes > STREAM_QUEUE {
+                        // The others go on; new streams go elsewhere.
+                        state.retired = true;
+                    }
+                    false
+                }
+            };
+            shared.is_paused.store(is_full, Ordering::Relaxed);
+            if !is_full || state.dead.is_some() {
+                return;
+            }
+        }
+        shared.read.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! One forwarded connection as a stream of bytes.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Buf;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::connection::{Connection, Fin, OUTBOX, Shared, Stream};
+use crate::backend::StreamFault;
+
+/// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
+/// our end on it gives the pod's reply 1.0 s and then closes both. So the end is told late: when the pod has not
+/// answered what was sent it may still work on it; when it has, it may be in the middle of its answer; when nothing was
+/// ever sent, nothing is waited for.
+const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
+const HOLD_ANSWERED: Duration = Duration::from_secs(5);
+const HOLD_UNUSED: Duration = Duration::from_secs(1);
+
+/// A stream on an upgraded connection, which lives as long as its last stream.
+pub struct MuxStream {
+    _connection: Arc<Connection>,
+    shared: Arc<Shared>,
+    id: u32,
+    /// When `shutdown` was called.
+    shut_down: Option<Instant>,
+    hold: Option<Pin<Box<Sleep>>>,
+}
+
+impl MuxStream {
+    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, id: u32) -> Self {
+        Self { _connection: connection, shared, id, shut_down: None, hold: None }
+    }
+
+    /// Sends the end that was held back, once the pod has been silent for long enough.
+    fn poll_hold(&mut self, cx: &mut Context<'_>) {
+        let Some(shut_down) = self.shut_down else { return };
+        let deadline = {
+            let state = self.shared.lock();
+            let Some(stream) = state.streams.get(&self.id).filter(|stream| stream.fin == Fin::Open) else {
+                self.hold = None;
+                return;
+            };
+            stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream)
+        };
+        let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if hold.deadline() != deadline {
+            hold.as_mut().reset(deadline);
+        }
+        if hold.as_mut().poll(cx).is_ready() {
+            self.hold = None;
+            let mut state = self.shared.lock();
+            if let Some(stream) = state.streams.get_mut(&self.id) {
+                stream.fin = Fin::Queued;
+            }
+            self.shared.wake_writer(&mut state, self.id);
+        }
+    }
+}
+
+fn quiet_time(stream: &Stream) -> Duration {
+    match (stream.ever_wrote, stream.unanswered) {
+        (false, _) => HOLD_UNUSED,
+        (true, true) => HOLD_UNANSWERED,
+        (true, false) => HOLD_ANSWERED,
+    }
+}
+
+fn gone() -> StreamFault {
+    StreamFault::Lost { detail: "the stream is gone".to_owned() }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        {
+            let mut state = self.shared.lock();
+            let fault = state.fault().cloned();
+            let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(fault.unwrap_or_else(gone).into())) };
+            let mut taken = 0;
+            while buf.remaining() > 0
+                && let Some(first) = stream.inbox.front_mut()
+            {
+                let count = first.len().min(buf.remaining());
+                buf.put_slice(&first[..count]);
+                first.advance(count);
+                taken += count;
+                if first.is_empty() {
+                    stream.inbox.pop_front();
+                }
+            }
+            if taken > 0 {
+                stream.inbox_bytes -= taken;
+                self.shared.taken(&mut state, taken);
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(end) = stream.end(self.shared.port) {
+                return Poll::Ready(end.map_err(Into::into));
+            }
+            if let Some(fault) = fault {
+                return Poll::Ready(Err(fault.into()));
+            }
+            stream.reader = Some(cx.waker().clone());
+        }
+        self.poll_hold(cx);
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.shared.lock();
+        let fault = state.fault().cloned();
+        let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(fault.unwrap_or_else(gone).into())) };
+        if let Some(end) = stream.end(self.shared.port) {
+            return Poll::Ready(Err(end.err().unwrap_or(StreamFault::Reset).into()));
+        }
+        if let Some(fault) = fault {
+            return Poll::Ready(Err(fault.into()));
+        }
+        if self.shut_down.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = OUTBOX.saturating_sub(stream.outbox.len());
+        if room == 0 {
+            stream.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let count = buf.len().min(room);
+        stream.outbox.extend_from_slice(&buf[..count]);
+        stream.unanswered = true;
+        stream.ever_wrote = true;
+        self.shared.wake_writer(&mut state, self.id);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Bytes leave as soon as the connection takes them; nothing waits for a flush.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shut_down.is_none() {
+            self.shut_down = Some(Instant::now());
+            // A reader that waits already has to set the timer.
+            let reader = self.shared.lock().streams.get_mut(&self.id).and_then(|stream| stream.reader.take());
+            if let Some(reader) = reader {
+                reader.wake();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for MuxStream {
+    fn drop(&mut self) {
+        self.shared.dropped(self.id);
+    }
+}

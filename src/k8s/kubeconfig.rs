@@ -1,0 +1,191 @@
+//! Kubeconfig files: read, merged, and prepared for use.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use kube::config::{ExecConfig, ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
+
+use crate::{
+    config::{ContextName, KubeconfigPaths, Namespace},
+    k8s::{ClusterError, exec_path::ExecPath},
+    routing::{ClusterId, Contexts},
+};
+
+/// The only context where there is no kubeconfig: the cluster that adit runs in.
+pub const IN_CLUSTER: &str = "in-cluster";
+
+/// What tells one state of the files from another, without reading them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint(Vec<Option<(SystemTime, u64)>>);
+
+impl Fingerprint {
+    pub fn of(paths: &KubeconfigPaths) -> Self {
+        let one = |path: &PathBuf| path.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok();
+        Self(paths.0.iter().map(one).collect())
+    }
+}
+
+/// Returns the contexts of the files, or why there are none.
+pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
+    if paths.0.is_empty() {
+        let context = ContextName(IN_CLUSTER.to_owned());
+        return match kube::Config::incluster() {
+            Ok(config) => Contexts {
+                kubeconfig: paths.clone(),
+                current: Some(context.clone()),
+                namespaces: BTreeMap::from([(context, Namespace(config.default_namespace))]),
+                problem: None,
+            },
+            Err(_) => Contexts {
+                kubeconfig: paths.clone(),
+                problem: Some("there is no kubeconfig, and adit does not run in a cluster".to_owned()),
+                ..Contexts::default()
+            },
+        };
+    }
+    match read(paths) {
+        Ok(kubeconfig) => Contexts {
+            kubeconfig: paths.clone(),
+            current: kubeconfig.current_context.filter(|name| !name.is_empty()).map(ContextName),
+            namespaces: kubeconfig
+                .contexts
+                .into_iter()
+                .map(|named| {
+                    let namespace = named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
+                    (ContextName(named.name), Namespace(namespace.unwrap_or_else(|| "default".to_owned())))
+                })
+                .collect(),
+            problem: None,
+        },
+        Err(reason) => Contexts { kubeconfig: paths.clone(), problem: Some(reason), ..Contexts::default() },
+    }
+}
+
+/// Reads and merges the files. One that does not exist is passed over, as kubectl does, if another one does.
+fn read(paths: &KubeconfigPaths) -> Result<Kubeconfig, String> {
+    let mut merged: Option<Kubeconfig> = None;
+    for path in paths.0.iter().filter(|path| path.exists()) {
+        let next = Kubeconfig::read_from(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        merged = Some(match merged {
+            None => next,
+            Some(before) => before.merge(next).map_err(|error| format!("{}: {error}", path.display()))?,
+        });
+    }
+    let list = || paths.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    merged.ok_or_else(|| format!("{} does not exist", list()))
+}
+
+/// Returns what kube needs to reach a cluster, with its credential plugin found.
+pub async fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<kube::Config, ClusterError> {
+    if id.kubeconfig.0.is_empty() {
+        return kube::Config::incluster().map_err(|error| ClusterError::Kubeconfig { reason: error.to_string() });
+    }
+    let mut kubeconfig = read(&id.kubeconfig).map_err(|reason| ClusterError::Kubeconfig { reason })?;
+    let Some(context) = kubeconfig.contexts.iter().find(|named| named.name == id.context.0) else {
+        let known = kubeconfig.contexts.into_iter().map(|named| ContextName(named.name)).collect();
+        return Err(ClusterError::UnknownContext { context: id.context.clone(), known });
+    };
+    let user = context.context.as_ref().and_then(|context| context.user.clone());
+    let folder = id.kubeconfig.0.iter().find_map(|path| path.parent()).unwrap_or(Path::new("."));
+    for named in kubeconfig.auth_infos.iter_mut().filter(|named| Some(&named.name) == user.as_ref()) {
+        if let Some(exec) = named.auth_info.as_mut().and_then(|info| info.exec.as_mut()) {
+            find_plugin(exec, exec_path, folder, &id.context)?;
+        }
+    }
+    let options = KubeConfigOptions { context: Some(id.context.0.clone()), ..KubeConfigOptions::default() };
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    config.map_err(|error| ClusterError::Kubeconfig { reason: format!("context {}: {error}", id.context) })
+}
+
+/// Rewrites a plugin's command to the file that it stands for, and gives it the PATH that it was found on.
+fn find_plugin(exec: &mut ExecConfig, exec_path: &ExecPath, folder: &Path, context: &ContextName) -> Result<(), ClusterError> {
+    let Some(command) = exec.command.clone() else {
+        return Err(ClusterError::Kubeconfig { reason: format!("the user of context {context} has an exec plugin without a command") });
+    };
+    // A name with a slash is a path, relative to the kubeconfig's folder, as in client-go.
+    let found = match command.contains('/') {
+        true => Some(folder.join(&command)).filter(|file| file.exists()),
+        false => exec_path.find(&command),
+    };
+    let Some(found) = found else {
+        let advice = "install it, or add its folder to exec_path".to_owned();
+        return Err(ClusterError::Credentials {
+            context: context.clone(),
+            reason: format!("'{command}' was not found on PATH"),
+            hint: Some(match exec.install_hint.as_deref().map(str::trim).filter(|hint| !hint.is_empty()) {
+                Some(hint) => format!("{advice}\n{hint}"),
+                None => advice,
+            }),
+        });
+    };
+    exec.command = Some(found.to_string_lossy().into_owned());
+    let has_path = exec.env.iter().flatten().any(|variable| variable.get("name").is_some_and(|name| name == "PATH"));
+    if !has_path {
+        let path = HashMap::from([
+            ("name".to_owned(), "PATH".to_owned()),
+            ("value".to_owned(), exec_path.to_env().to_string_lossy().into_owned()),
+        ]);
+        exec.env.get_or_insert_default().push(path);
+    }
+    // Nobody sits at adit's terminal: a plugin that would ask there has to fail with its message, not to wait.
+    exec.interactive_mode = Some(ExecInteractiveMode::Never);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn kubeconfig(contexts: &str, current: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: {current}\nclusters: [{{name: c, cluster: {{server: \"https://127.0.0.1:1\"}}}}]\n\
+             users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: no-such-plugin, installHint: get it}}}}}}]\n\
+             contexts: {contexts}\n"
+        )
+    }
+
+    fn id(paths: Vec<PathBuf>, context: &str) -> ClusterId {
+        ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: ContextName(context.into()) }
+    }
+
+    #[test]
+    fn files_are_merged_and_the_first_current_context_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = ["a", "missing", "b"].iter().map(|name| folder.path().join(name)).collect();
+        fs::write(&paths[0], kubeconfig("[{name: one, context: {cluster: c, user: u, namespace: shop}}]", "one")).unwrap();
+        fs::write(&paths[2], kubeconfig("[{name: two, context: {cluster: c, user: u}}]", "two")).unwrap();
+        let contexts = contexts(&Arc::new(KubeconfigPaths(paths)));
+        assert_eq!(contexts.current, Some(ContextName("one".into())));
+        assert_eq!(contexts.namespaces[&ContextName("one".into())], Namespace("shop".into()));
+        assert_eq!(contexts.namespaces[&ContextName("two".into())], Namespace("default".into()));
+    }
+
+    #[test]
+    fn a_broken_file_is_a_problem_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        fs::write(&path, "contexts: [").unwrap();
+        assert!(contexts(&Arc::new(KubeconfigPaths(vec![path.clone()]))).problem.unwrap().contains("config"));
+        fs::remove_file(&path).unwrap();
+        assert!(contexts(&Arc::new(KubeconfigPaths(vec![path]))).problem.unwrap().ends_with("does not exist"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_plugin_and_an_unknown_context_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        fs::write(&path, kubeconfig("[{name: one, context: {cluster: c, user: u}}]", "one")).unwrap();
+        let exec_path = ExecPath::new(&[]);
+        let missing = load(&id(vec![path.clone()], "one"), &exec_path).await.unwrap_err();
+        assert_eq!(missing.to_string(), "cannot sign in to context one: 'no-such-plugin' was not found on PATH");
+        assert_eq!(missing.hint().unwrap(), "install it, or add its folder to exec_path\nget it");
+        let unknown = load(&id(vec![path], "two"), &exec_path).await.unwrap_err();
+        assert_eq!(unknown.hint().unwrap(), "the contexts are one");
+    }
+}

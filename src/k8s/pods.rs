@@ -1,0 +1,108 @@
+//! What a Pod object says: is it ready, which port has that name, and why not, in words.
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, ContainerStatus, Pod};
+
+use crate::k8s::{ServicePort, client::printable};
+
+/// Returns whether the pod takes new connections: Running, Ready, not terminating.
+pub fn is_ready(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+        && pod.status.as_ref().is_some_and(|status| {
+            status.phase.as_deref() == Some("Running")
+                && status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        })
+}
+
+/// Returns the TCP ports that the pod's containers declare, those of native sidecars included: init containers that
+/// restart always (KEP-753) run beside the others.
+pub fn ports(pod: &Pod) -> Vec<ServicePort> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let all = spec.containers.iter().chain(sidecars).flat_map(|container: &Container| container.ports.iter().flatten());
+    all.filter(|port| is_tcp(port))
+        .filter_map(|port| {
+            Some(ServicePort { number: u16::try_from(port.container_port).ok()?, name: port.name.clone(), app_protocol: None })
+        })
+        .collect()
+}
+
+fn is_tcp(port: &ContainerPort) -> bool {
+    port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+}
+
+/// Returns why a pod is not ready, in a word or two: `CrashLoopBackOff`, `Pending: Unschedulable`, `terminating`.
+pub fn why_not_ready(pod: &Pod) -> String {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return "terminating".to_owned();
+    }
+    let Some(status) = &pod.status else { return "unknown".to_owned() };
+    if let Some(reason) = &status.reason {
+        return printable(reason);
+    }
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    if let Some(reason) = containers.filter_map(container_problem).next() {
+        return reason;
+    }
+    let phase = status.phase.as_deref().unwrap_or("Unknown");
+    let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    match (phase, unscheduled.and_then(|condition| condition.reason.as_deref())) {
+        ("Pending", Some(reason)) => format!("Pending: {}", printable(reason)),
+        ("Running", _) => "running, not ready".to_owned(),
+        (phase, _) => printable(phase),
+    }
+}
+
+fn container_problem(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref()?;
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.as_deref()?;
+        // A container that waits for its turn says nothing about why the pod is not ready.
+        return (reason != "PodInitializing").then(|| printable(reason));
+    }
+    let terminated = state.terminated.as_ref()?;
+    (terminated.exit_code != 0).then(|| match terminated.reason.as_deref() {
+        Some("Error") | None => format!("exit code {}", terminated.exit_code),
+        Some(reason) => printable(reason),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(json: serde_json::Value) -> Pod {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_terminating_pod_is_not_ready() {
+        let status = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        assert!(is_ready(&pod(serde_json::json!({"status": status}))));
+        let deleted = pod(serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
+        assert!(!is_ready(&deleted));
+        assert_eq!(why_not_ready(&deleted), "terminating");
+    }
+
+    #[test]
+    fn ports_of_native_sidecars_count_and_those_of_init_containers_do_not() {
+        let pod = pod(serde_json::json!({"spec": {
+            "containers": [{"name": "a", "ports": [{"containerPort": 80, "name": "http"}, {"containerPort": 53, "protocol": "UDP"}]}],
+            "initContainers": [
+                {"name": "b", "restartPolicy": "Always", "ports": [{"containerPort": 15001, "name": "mesh"}]},
+                {"name": "c", "ports": [{"containerPort": 1}]}
+            ]
+        }}));
+        assert_eq!(ports(&pod).iter().map(|port| port.number).collect::<Vec<_>>(), [80, 15001]);
+    }
+
+    #[test]
+    fn the_reason_is_the_one_that_a_person_would_look_for() {
+        let why = |status: serde_json::Value| why_not_ready(&pod(serde_json::json!({"status": status})));
+        let waiting = |reason: &str| serde_json::json!([{"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}}]);
+        assert_eq!(why(serde_json::json!({"phase": "Running", "containerStatuses": waiting("CrashLoopBackOff")})), "CrashLoopBackOff");
+        assert_eq!(why(serde_json::json!({"phase": "Pending", "containerStatuses": waiting("ImagePullBackOff")})), "ImagePullBackOff");
+        let unscheduled = serde_json::json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
+        assert_eq!(why(unscheduled), "Pending: Unschedulable");
+        assert_eq!(why(serde_json::json!({"phase": "Running"})), "running, not ready");
+    }
+}

@@ -1,0 +1,122 @@
+//! The right to use a tunnel.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    BUDGET,
+    stream::TunnelStream,
+    task::{Running, Tunnel, View},
+};
+use crate::{
+    backend::{Endpoint, OpenError},
+    io::BoxedIo,
+};
+
+/// While one is held, or bytes flow, the tunnel is not idle.
+pub struct Lease {
+    hold: Hold,
+    endpoint: Arc<Endpoint>,
+}
+
+/// Counts as use while it lives.
+pub(super) struct Hold(pub(super) Arc<Tunnel>);
+
+impl Hold {
+    pub(super) fn new(tunnel: Arc<Tunnel>) -> Self {
+        tunnel.leases.fetch_add(1, Ordering::SeqCst);
+        tunnel.changed.notify_waiters();
+        Self(tunnel)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.usage.touch();
+        self.0.leases.fetch_sub(1, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Lease {
+    /// Makes a lease of a hold on a tunnel that runs.
+    pub(super) fn new(hold: Hold, endpoint: Arc<Endpoint>) -> Self {
+        Self { hold, endpoint }
+    }
+
+    /// Opens a stream to the pod; where the pod is gone, to another, waiting at most the budget (10 s).
+    ///
+    /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
+    /// so that a pod that certainly saw none of them can be replaced behind it.
+    pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
+        let (inner, running) = connect(&self.hold.0, None, Instant::now() + BUDGET).await?;
+        Ok(Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)))
+    }
+
+    /// Returns what was reached when the lease was taken, or what is reached now: another pod after a restart.
+    pub fn endpoint(&self) -> Arc<Endpoint> {
+        match &*self.hold.0.view.borrow() {
+            View::Running(running) => running.endpoint.clone(),
+            _ => self.endpoint.clone(),
+        }
+    }
+
+    /// Notes how a connection of a user failed, for `adit status`.
+    pub fn note_error(&self, error: &dyn std::fmt::Display) {
+        self.hold.0.note_error(error);
+    }
+}
+
+/// Waits until the tunnel runs. `avoid`: not the session that is known to be of no use any more.
+pub(super) async fn running(tunnel: &Tunnel, avoid: Option<&Arc<Running>>, deadline: Instant) -> Result<Arc<Running>, OpenError> {
+    let mut view = tunnel.view.subscribe();
+    let mut last_error = None;
+    loop {
+        match view.borrow_and_update().clone() {
+            View::Running(running) if avoid.is_none_or(|avoid| !Arc::ptr_eq(avoid, &running)) => return Ok(running),
+            View::Running(_) => {}
+            View::Starting(error) => last_error = error.or(last_error),
+            View::Failed(error, retry_at) if retry_at > Instant::now() => return Err(error),
+            // The task starts again for whoever comes after the time.
+            View::Failed(..) => tunnel.changed.notify_waiters(),
+            View::Over => return Err(OpenError::Stopped),
+        }
+        // Failed is looked at again in a moment: its task may not have been listening yet.
+        let again = deadline.min(Instant::now() + if matches!(*view.borrow(), View::Failed(..)) { Duration::from_millis(20) } else { BUDGET });
+        match timeout_at(again, view.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(OpenError::Stopped),
+            Err(_) if again < deadline => {}
+            Err(_) => return Err(last_error.unwrap_or(OpenError::TimedOut { after: BUDGET })),
+        }
+    }
+}
+
+/// Opens a stream on the tunnel's session, or on the next one where that is of no use.
+pub(super) async fn connect(
+    tunnel: &Tunnel,
+    avoid: Option<Arc<Running>>,
+    deadline: Instant,
+) -> Result<(BoxedIo, Arc<Running>), OpenError> {
+    let mut avoid = avoid;
+    loop {
+        let running = running(tunnel, avoid.as_ref(), deadline).await?;
+        match running.session.connect().await {
+            Ok(stream) => {
+                tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);
+                tunnel.usage.touch();
+                return Ok((stream, running));
+            }
+            Err(fault) => {
+                tunnel.note_error(&fault);
+                // The session that has failed closes, which its task is about to learn.
+                avoid = Some(running);
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}
