@@ -1,1 +1,76 @@
 //! Default values and default places.
+
+use std::{
+    env,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{Config, Http, KubeconfigPaths, Tcp};
+
+pub const PORT: u16 = 8989;
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+pub const DYNAMIC_HOST: &str = "k8s.localhost";
+
+/// Returns the addresses of a listener on this machine only: 127.0.0.1, and `[::1]`, which browsers try first.
+pub fn loopback(port: u16) -> Vec<SocketAddr> {
+    vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+}
+
+/// Returns the configuration without a file: every Service of the current context by name.
+pub fn config() -> Config {
+    let kubeconfig = kubeconfig_paths(None);
+    Config {
+        source: None,
+        verbose: false,
+        auto_reload: true,
+        exec_path: Vec::new(),
+        default_context: None,
+        contexts: Default::default(),
+        http: Http {
+            listen: loopback(PORT),
+            idle_timeout: IDLE_TIMEOUT,
+            kubeconfig: kubeconfig.clone(),
+            dynamic_host: DYNAMIC_HOST.to_owned(),
+            routes: Default::default(),
+        },
+        tcp: Tcp { idle_timeout: IDLE_TIMEOUT, kubeconfig, routes: Default::default(), jumps: Default::default() },
+    }
+}
+
+/// Returns where the configuration is looked for: `--config`, `$ADIT_CONFIG`, `$XDG_CONFIG_HOME/adit/config.yaml`,
+/// `~/.config/adit/config.yaml`. None: there is no home folder.
+pub fn config_path(option: Option<PathBuf>) -> Option<PathBuf> {
+    option.or_else(|| non_empty("ADIT_CONFIG")).or_else(|| {
+        let folder = non_empty("XDG_CONFIG_HOME").or_else(|| Some(etcetera::home_dir().ok()?.join(".config")))?;
+        Some(folder.join("adit/config.yaml"))
+    })
+}
+
+/// Returns the kubeconfig files: those of `option` (a list like `$KUBECONFIG`), then `$KUBECONFIG`, then
+/// `~/.kube/config`. Empty where adit runs in a pod and has none of them.
+pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
+    let split = |list: &str| env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).map(|path| expand_home(&path.to_string_lossy())).collect();
+    if let Some(list) = option {
+        return KubeconfigPaths(split(list));
+    }
+    if let Some(list) = non_empty("KUBECONFIG") {
+        return KubeconfigPaths(split(&list.to_string_lossy()));
+    }
+    let default = etcetera::home_dir().ok().map(|home| home.join(".kube/config"));
+    let in_cluster = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    KubeconfigPaths(default.into_iter().filter(|path| !in_cluster || path.exists()).collect())
+}
+
+/// Returns the path that `~` and `~/...` stand for; others as they are.
+pub fn expand_home(path: &str) -> PathBuf {
+    match (path.strip_prefix('~'), etcetera::home_dir()) {
+        (Some(rest), Ok(home)) if rest.is_empty() || rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        _ => PathBuf::from(path),
+    }
+}
+
+fn non_empty(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

@@ -1,1 +1,182 @@
 //! Follows the configuration file.
+//!
+//! Editors replace files, ConfigMaps swap symlinks above them, and many events name neither. So the folder is
+//! watched (and the one that a symlink leads to), any event means "look again" after a pause, and what decides is
+//! whether the content has changed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{Config, validate};
+
+/// An editor's save is several events; what comes within this time is one change.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+
+/// How often the file is looked at where the system has no events to give.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What a look at the changed file gave. Errors are words for people.
+pub type Reload = Result<Arc<Config>, String>;
+
+/// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
+///
+/// Each change of content is sent once. A file that is gone, or has problems, changes nothing.
+pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
+    let mut content = fs::read(&file).ok();
+    let (events_tx, mut events) = mpsc::channel(1);
+    let mut watcher = Folders::new(events_tx);
+    loop {
+        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&file));
+        tokio::select! {
+            Some(()) = events.recv(), if is_watching => {
+                // Until it is quiet, but not for ever.
+                let mut pauses = 0;
+                while pauses < 4 && timeout(DEBOUNCE, events.recv()).await.is_ok() {
+                    pauses += 1;
+                }
+            }
+            Some(()) = look_again.recv() => {}
+            () = sleep(POLL), if !is_watching => {}
+            () = changes.closed() => return,
+        }
+        let now = match fs::read(&file) {
+            Ok(now) => now,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                warn!(file = %file.display(), %error, "config not read");
+                continue;
+            }
+        };
+        if content.as_ref() == Some(&now) {
+            debug!("the configuration file was touched, not changed");
+            continue;
+        }
+        let reload = validate::parse(&file, &now).map(Arc::new).map_err(|error| error.to_string());
+        content = Some(now);
+        changes.send_replace(Some(reload));
+    }
+}
+
+/// Watches of the folders that a file's content depends on.
+struct Folders {
+    watcher: RecommendedWatcher,
+    folders: Vec<PathBuf>,
+}
+
+impl Folders {
+    /// None: this system has no events, or no room for another watch.
+    fn new(events: mpsc::Sender<()>) -> Option<Self> {
+        // One event that waits says all there is to say.
+        let watcher = notify::recommended_watcher(move |_| drop(events.try_send(())));
+        watcher.inspect_err(|error| debug!(%error, "no file events: polling")).ok().map(|watcher| Self { watcher, folders: Vec::new() })
+    }
+
+    /// Watches the folders of the file and of what its symlinks lead to now. Returns whether that worked.
+    fn follow(&mut self, file: &Path) -> bool {
+        let mut folders: Vec<PathBuf> = file.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_owned()).into_iter().collect();
+        if let Some(real) = fs::canonicalize(file).ok().and_then(|real| real.parent().map(Path::to_owned))
+            && !folders.iter().any(|folder| fs::canonicalize(folder).ok().as_ref() == Some(&real))
+        {
+            folders.push(real);
+        }
+        for gone in self.folders.iter().filter(|folder| !folders.contains(folder)) {
+            // A folder that was deleted has no watch any more.
+            let _ = self.watcher.unwatch(gone);
+        }
+        for new in folders.iter().filter(|folder| !self.folders.contains(folder)) {
+            if let Err(error) = self.watcher.watch(new, RecursiveMode::NonRecursive) {
+                debug!(folder = %new.display(), %error, "folder not watched: polling");
+                self.folders.clear();
+                return false;
+            }
+        }
+        self.folders = folders;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Watched {
+        folder: tempfile::TempDir,
+        changes: watch::Receiver<Option<Reload>>,
+        _look_again: mpsc::Sender<()>,
+    }
+
+    impl Watched {
+        async fn start(prepare: impl FnOnce(&Path)) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            prepare(folder.path());
+            let (changes_tx, changes) = watch::channel(None);
+            let (look_again_tx, look_again) = mpsc::channel(1);
+            tokio::spawn(run(folder.path().join("config.yaml"), changes_tx, look_again));
+            // The watch is set by the task: a change before that is seen by its first look only.
+            sleep(Duration::from_millis(200)).await;
+            Self { folder, changes, _look_again: look_again_tx }
+        }
+
+        async fn next(&mut self) -> Reload {
+            timeout(Duration::from_secs(10), self.changes.changed()).await.expect("a change within 10 s").unwrap();
+            self.changes.borrow_and_update().clone().unwrap()
+        }
+
+        fn file(&self) -> PathBuf {
+            self.folder.path().join("config.yaml")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_or_written_is_read_each_time() {
+        let mut watched = Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap()).await;
+        for round in 0..2 {
+            let new = watched.folder.path().join("new");
+            fs::write(&new, format!("verbose: true # {round}\n")).unwrap();
+            fs::rename(&new, watched.file()).unwrap();
+            assert!(watched.next().await.unwrap().verbose);
+            fs::write(watched.file(), format!("verbose: false # {round}\n")).unwrap();
+            assert!(!watched.next().await.unwrap().verbose);
+        }
+        fs::write(watched.file(), "verbose: perhaps\n").unwrap();
+        assert!(watched.next().await.unwrap_err().contains("verbose"));
+    }
+
+    #[tokio::test]
+    async fn a_swap_of_symlinks_as_configmaps_do_it_is_a_change() {
+        let mut watched = Watched::start(|folder| {
+            for (version, verbose) in [("v1", false), ("v2", true)] {
+                fs::create_dir(folder.join(version)).unwrap();
+                fs::write(folder.join(version).join("config.yaml"), format!("verbose: {verbose}\n")).unwrap();
+            }
+            symlink("v1", folder.join("..data")).unwrap();
+            symlink("..data/config.yaml", folder.join("config.yaml")).unwrap();
+        })
+        .await;
+        symlink("v2", watched.folder.path().join("..data_tmp")).unwrap();
+        fs::rename(watched.folder.path().join("..data_tmp"), watched.folder.path().join("..data")).unwrap();
+        assert!(watched.next().await.unwrap().verbose);
+    }
+
+    #[tokio::test]
+    async fn a_touch_is_no_change_and_a_new_file_is_one() {
+        let mut watched = Watched::start(|_| {}).await;
+        fs::write(watched.file(), "verbose: true\n").unwrap();
+        assert!(watched.next().await.unwrap().verbose);
+        fs::write(watched.file(), "verbose: true\n").unwrap();
+        assert!(timeout(Duration::from_millis(1500), watched.changes.changed()).await.is_err());
+    }
+}

@@ -1,1 +1,220 @@
 //! The grammar of dynamic hostnames: parse and format.
+//!
+//! ```text
+//! long:   {service}-{port}.svc.{namespace}.ns.{context}.cx.{dynamic_host}      {pod}-{port}.pod....
+//! short:  [{port}.][{pod}.]{service}.{namespace}[.{context}.cx].localhost
+//! ```
+//!
+//! Contexts and pods may have dots of their own, so the long form is taken apart from its end. Every name is checked
+//! before anything is asked of an API server.
+
+use std::fmt;
+
+use crate::config::{
+    Namespace, PortRef, Workload,
+    validate::{is_host, is_label, is_port_name},
+};
+
+const SHORT_SUFFIX: &str = ".localhost";
+
+/// What a dynamic hostname says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DynamicName {
+    /// An alias of the configuration, or a context of the kubeconfig. None: the current one.
+    pub context: Option<String>,
+    pub namespace: Namespace,
+    pub workload: Workload,
+    pub port: PortRef,
+}
+
+/// Why a name under a dynamic suffix is none of the two forms.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not under a dynamic suffix at all.
+    #[error("not a dynamic name")]
+    NotDynamic,
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+impl DynamicName {
+    /// Parses a host: lower case, without port and trailing dot.
+    pub fn parse(host: &str, dynamic_host: &str) -> Result<Self, NameError> {
+        if let Some(name) = host.strip_suffix(dynamic_host).and_then(|name| name.strip_suffix('.')) {
+            return Self::parse_long(name);
+        }
+        match host.strip_suffix(SHORT_SUFFIX) {
+            Some(name) if name.contains('.') => Self::parse_short(name),
+            _ => Err(NameError::NotDynamic),
+        }
+    }
+
+    fn parse_long(name: &str) -> Result<Self, NameError> {
+        let malformed = NameError::Malformed;
+        let name = name.strip_suffix(".cx").ok_or(malformed("the long form ends with .{context}.cx and the dynamic host"))?;
+        let (name, context) = name.rsplit_once(".ns.").ok_or(malformed("the long form has .{namespace}.ns. before the context"))?;
+        let (service, pod) = (name.rfind(".svc."), name.rfind(".pod."));
+        let (at, is_service) = match (service, pod) {
+            (Some(at), _) => (at, true),
+            (None, Some(at)) => (at, false),
+            (None, None) => return Err(malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod.")),
+        };
+        let (workload, namespace) = (&name[..at], &name[at + ".svc.".len()..]);
+        let (workload, port) = workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
+        let port = parse_port(port).ok_or(malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
+        let namespace = parse_namespace(namespace)?;
+        if !is_context(context) {
+            return Err(malformed("the context is not one that a hostname can have: give it an alias"));
+        }
+        let workload = match is_service {
+            true if is_label(workload) => Workload::Service(workload.to_owned()),
+            false if is_host(workload) => Workload::Pod(workload.to_owned()),
+            true => return Err(malformed("the service is not a valid name")),
+            false => return Err(malformed("the pod is not a valid name")),
+        };
+        Ok(Self { context: Some(context.to_owned()), namespace, workload, port })
+    }
+
+    fn parse_short(name: &str) -> Result<Self, NameError> {
+        let malformed = NameError::Malformed;
+        let (mut labels, context): (Vec<&str>, _) = match name.strip_suffix(".cx") {
+            None => (name.split('.').collect(), None),
+            Some(name) => {
+                let (name, context) = name.rsplit_once('.').ok_or(malformed("a context is missing before .cx"))?;
+                if !is_context(context) {
+                    return Err(malformed("the context is not one that a hostname can have: give it an alias"));
+                }
+                (name.split('.').collect(), Some(context.to_owned()))
+            }
+        };
+        let port = match labels[0].bytes().all(|byte| byte.is_ascii_digit()) && labels.len() > 2 {
+            true => parse_port(labels.remove(0)).ok_or(malformed("the port is not one of 1-65535"))?,
+            false => PortRef::Auto,
+        };
+        if !labels.iter().all(|label| is_label(label)) {
+            return Err(malformed("a part of it is not a Kubernetes name"));
+        }
+        let (workload, namespace) = match labels.as_slice() {
+            [service, namespace] => (Workload::Service((*service).to_owned()), namespace),
+            [pod, service, namespace] => {
+                (Workload::PodOfService { pod: (*pod).to_owned(), service: (*service).to_owned() }, namespace)
+            }
+            _ => return Err(malformed("the short form is [port.][pod.]service.namespace[.context.cx].localhost")),
+        };
+        Ok(Self { context, namespace: parse_namespace(namespace)?, workload, port })
+    }
+}
+
+/// Writes the short form where it can say it, else the long one under `k8s.localhost`.
+impl fmt::Display for DynamicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_short_context = self.context.as_deref().is_none_or(|context| !context.contains('.'));
+        let port_is_short = !matches!(self.port, PortRef::Name(_));
+        if is_short_context && port_is_short && !matches!(self.workload, Workload::Pod(_)) {
+            if let PortRef::Number(port) = self.port {
+                write!(f, "{port}.")?;
+            }
+            match &self.workload {
+                Workload::PodOfService { pod, service } => write!(f, "{pod}.{service}")?,
+                Workload::Service(name) | Workload::Pod(name) => f.write_str(name)?,
+            }
+            write!(f, ".{}", self.namespace)?;
+            if let Some(context) = &self.context {
+                write!(f, ".{context}.cx")?;
+            }
+            return f.write_str(SHORT_SUFFIX);
+        }
+        let (workload, kind) = match &self.workload {
+            Workload::Service(service) => (service, "svc"),
+            Workload::Pod(pod) | Workload::PodOfService { pod, .. } => (pod, "pod"),
+        };
+        let port = match &self.port {
+            PortRef::Number(port) => port.to_string(),
+            PortRef::Name(name) => name.clone(),
+            PortRef::Auto => "80".to_owned(),
+        };
+        let context = self.context.as_deref().unwrap_or("current");
+        write!(f, "{workload}-{port}.{kind}.{}.ns.{context}.cx.{}", self.namespace, crate::config::defaults::DYNAMIC_HOST)
+    }
+}
+
+fn parse_port(text: &str) -> Option<PortRef> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().filter(|port| *port > 0).map(PortRef::Number);
+    }
+    is_port_name(text).then(|| PortRef::Name(text.to_owned()))
+}
+
+fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
+    if is_label(text) { Ok(Namespace(text.to_owned())) } else { Err(NameError::Malformed("the namespace is not a valid name")) }
+}
+
+/// What a context or alias can be in a hostname. A kubeconfig's may have anything; others need an alias.
+fn is_context(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte)) && !text.starts_with('.') && !text.ends_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(host: &str) -> Result<DynamicName, NameError> {
+        DynamicName::parse(host, "k8s.localhost")
+    }
+
+    fn name(context: Option<&str>, namespace: &str, workload: Workload, port: PortRef) -> DynamicName {
+        DynamicName { context: context.map(str::to_owned), namespace: Namespace(namespace.into()), workload, port }
+    }
+
+    #[test]
+    fn the_long_form_is_taken_apart_from_its_end() {
+        let service = |name: &str| Workload::Service(name.into());
+        let cases = [
+            ("nginx-80.svc.default.ns.my-cluster.cx.k8s.localhost", name(Some("my-cluster"), "default", service("nginx"), PortRef::Number(80))),
+            ("argocd-server-https.svc.argocd.ns.kind.cx.k8s.localhost", name(Some("kind"), "argocd", service("argocd-server"), PortRef::Name("https".into()))),
+            ("web-80.svc.shop.ns.gke_a_b.dots.in.it.cx.k8s.localhost", name(Some("gke_a_b.dots.in.it"), "shop", service("web"), PortRef::Number(80))),
+            ("my.pod-0-8080.pod.shop.ns.c.cx.k8s.localhost", name(Some("c"), "shop", Workload::Pod("my.pod-0".into()), PortRef::Number(8080))),
+        ];
+        for (host, wanted) in cases {
+            assert_eq!(parse(host), Ok(wanted), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_short_form_has_a_service_and_a_namespace_at_least() {
+        let service = |name: &str| Workload::Service(name.into());
+        let pod = Workload::PodOfService { pod: "pg-0".into(), service: "pg".into() };
+        let cases = [
+            ("web.shop.localhost", name(None, "shop", service("web"), PortRef::Auto)),
+            ("8080.web.shop.localhost", name(None, "shop", service("web"), PortRef::Number(8080))),
+            ("pg-0.pg.data.localhost", name(None, "data", pod.clone(), PortRef::Auto)),
+            ("5432.pg-0.pg.data.prod.cx.localhost", name(Some("prod"), "data", pod, PortRef::Number(5432))),
+            ("web.shop.prod.cx.localhost", name(Some("prod"), "shop", service("web"), PortRef::Auto)),
+        ];
+        for (host, wanted) in cases {
+            assert_eq!(parse(host), Ok(wanted.clone()), "{host}");
+            assert_eq!(wanted.to_string(), host);
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_told_before_anything_is_asked() {
+        assert_eq!(parse("example.com"), Err(NameError::NotDynamic));
+        assert_eq!(parse("argo.localhost"), Err(NameError::NotDynamic));
+        for host in [
+            "0.web.shop.localhost",
+            "70000.web.shop.localhost",
+            "we_b.shop.localhost",
+            "a.b.c.d.localhost",
+            "-web.shop.localhost",
+            "web.shop..cx.localhost",
+            "web.svc.shop.ns.c.cx.k8s.localhost",
+            "web-80.svc.shop.c.cx.k8s.localhost",
+            "web-80.svc.sh.op.ns.c.cx.k8s.localhost",
+            "web-99999.svc.shop.ns.c.cx.k8s.localhost",
+            "web-80.xyz.shop.ns.c.cx.k8s.localhost",
+        ] {
+            assert!(matches!(parse(host), Err(NameError::Malformed(_))), "{host}: {:?}", parse(host));
+        }
+    }
+}

@@ -5,8 +5,12 @@ use std::{net::SocketAddr, sync::Arc};
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::Config,
-    routing::{Contexts, Route},
+    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace},
+    routing::{
+        ClusterId, Contexts, Route, Target,
+        hostname::{DynamicName, NameError},
+        table,
+    },
 };
 
 /// The meaning of every name, for one configuration and one state of the kubeconfig.
@@ -18,6 +22,9 @@ pub struct Router {
     /// The contexts of `tcp.k8s.kubeconfig`.
     pub tcp_contexts: Arc<Contexts>,
 }
+
+/// The router in force; swapped by a reload or a change of the kubeconfig, read once per request.
+pub type SharedRouter = Arc<ArcSwap<Router>>;
 
 /// Why a name leads nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,27 +46,177 @@ impl Router {
     /// Returns the route of a Host header or SNI: in any case, with or without port and trailing dot.
     ///
     /// Static routes first (exact, then wildcards, the longest first), then the dynamic forms.
-    pub fn http(&self, _host: &str) -> Result<Route, RouteError> {
-        todo!()
+    pub fn http(&self, host: &str) -> Result<Route, RouteError> {
+        let host = table::normalise(host);
+        let routes = &self.config.http.routes;
+        if let Some((key, route)) = table::find(routes, &host) {
+            return Ok(Route {
+                name: key.into(),
+                target: self.target(&route.destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?,
+                scheme: route.scheme,
+                idle_timeout: route.idle_timeout,
+                verify: route.verify,
+                server_name: route.server_name.clone(),
+            });
+        }
+        let name = match DynamicName::parse(&host, &self.config.http.dynamic_host) {
+            Ok(name) => name,
+            Err(NameError::NotDynamic) => return Err(RouteError::Unknown { near: table::near(routes, &host), host }),
+            Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
+        };
+        let context = name.context.as_deref().map(|context| self.context_of(context));
+        let destination = Destination { context, namespace: Some(name.namespace), workload: name.workload, port: name.port };
+        let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
+        let context = &target.cluster.context;
+        if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
+            return Err(RouteError::DynamicDenied { context: context.to_string(), host });
+        }
+        let idle_timeout = self.config.http.idle_timeout;
+        Ok(Route { name: host.as_str().into(), target, scheme: None, idle_timeout, verify: false, server_name: None })
     }
 
     /// Returns the route of a TCP listener.
-    pub fn tcp(&self, _listener: SocketAddr) -> Result<Route, RouteError> {
-        todo!()
+    pub fn tcp(&self, listener: SocketAddr) -> Result<Route, RouteError> {
+        let name = listener.to_string();
+        let Some(route) = self.config.tcp.routes.get(&listener) else {
+            return Err(RouteError::Unknown { host: name, near: Vec::new() });
+        };
+        let target = self.target(&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig, &name)?;
+        Ok(Route { name: name.into(), target, scheme: None, idle_timeout: route.idle_timeout, verify: false, server_name: None })
+    }
+
+    /// Returns whether a static or dynamic route may still lead to a target: to be asked after a reload.
+    pub fn leads_to(&self, target: &Target) -> bool {
+        let is = |found: Result<Target, RouteError>| found.is_ok_and(|found| found == *target);
+        let http = self.config.http.routes.values().map(|route| (&route.destination, &self.http_contexts, &self.config.http.kubeconfig));
+        let tcp = self.config.tcp.routes.values().map(|route| (&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig));
+        if http.chain(tcp).any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, ""))) {
+            return true;
+        }
+        // Any target of these clusters has a dynamic name, unless its context is closed to them.
+        *target.cluster.kubeconfig == self.config.http.kubeconfig
+            && !self.config.contexts.values().any(|alias| alias.name == target.cluster.context && !alias.dynamic)
+    }
+
+    /// Returns the context that an alias or a context's name in a hostname means; browsers write hosts in lower case.
+    fn context_of(&self, written: &str) -> ContextName {
+        let alias = self.config.contexts.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(written)).map(|(_, alias)| alias.name.clone());
+        let known = || self.http_contexts.namespaces.keys();
+        let exact = || known().find(|context| context.0 == written).cloned();
+        let any_case = || known().find(|context| context.0.eq_ignore_ascii_case(written)).cloned();
+        alias.or_else(exact).or_else(any_case).unwrap_or_else(|| ContextName(written.to_owned()))
+    }
+
+    fn target(
+        &self,
+        destination: &Destination,
+        contexts: &Contexts,
+        paths: &KubeconfigPaths,
+        host: &str,
+    ) -> Result<Target, RouteError> {
+        let context = destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
+        let Some(context) = context else {
+            let reason = contexts.problem.clone().unwrap_or_else(|| "the kubeconfig has no current context".to_owned());
+            return Err(RouteError::NoContext { host: host.to_owned(), reason });
+        };
+        let of_alias = || self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone());
+        let namespace = destination.namespace.clone().or_else(of_alias).or_else(|| contexts.namespaces.get(context).cloned());
+        let kubeconfig = if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
+        Ok(Target {
+            cluster: ClusterId { kubeconfig, context: context.clone() },
+            namespace: namespace.unwrap_or_else(|| Namespace("default".to_owned())),
+            workload: destination.workload.clone(),
+            port: destination.port.clone(),
+        })
     }
 }
 
 impl RouteError {
-    /// Returns a stable, machine-readable name: `unknown-host`, `malformed-host`, `dynamic-denied`, `no-context`.
+    /// Returns a stable, machine-readable name.
     pub fn code(&self) -> &'static str {
-        todo!()
+        match self {
+            Self::Unknown { .. } => "unknown-host",
+            Self::Malformed { .. } => "malformed-host",
+            Self::DynamicDenied { .. } => "dynamic-denied",
+            Self::NoContext { .. } => "no-context",
+        }
     }
 
     /// Returns what to do about it.
     pub fn hint(&self) -> Option<String> {
-        todo!()
+        Some(match self {
+            Self::Unknown { near, .. } if !near.is_empty() => {
+                format!("did you mean {}? or use <service>.<namespace>.localhost", near.join(" or "))
+            }
+            Self::Unknown { .. } => "use <service>.<namespace>.localhost, or add a route to http.k8s.routes".to_owned(),
+            Self::Malformed { .. } => "use <service>.<namespace>.localhost".to_owned(),
+            Self::DynamicDenied { context, .. } => format!("add a route to http.k8s.routes, or set dynamic: allow for {context}"),
+            Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
+        })
     }
 }
 
-/// The router in force; swapped by a reload or a change of the kubeconfig, read once per request.
-pub type SharedRouter = Arc<ArcSwap<Router>>;
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path};
+
+    use super::*;
+    use crate::config::{PortRef, Workload, validate};
+
+    fn router(text: &str) -> Router {
+        let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
+        let contexts = Arc::new(Contexts {
+            kubeconfig: Arc::new(config.http.kubeconfig.clone()),
+            current: Some(ContextName("dev".into())),
+            namespaces: BTreeMap::from([
+                (ContextName("dev".into()), Namespace("team".into())),
+                (ContextName("Prod".into()), Namespace("default".into())),
+            ]),
+            problem: None,
+        });
+        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts }
+    }
+
+    #[test]
+    fn two_names_of_one_service_are_one_target() {
+        let router = router("http: {k8s: {routes: {shop.localhost: {namespace: shop, service: web, port: 80}}}}\n");
+        let one = router.http("Shop.localhost:8989").unwrap().target;
+        assert_eq!(one, router.http("80.web.shop.localhost").unwrap().target);
+        assert_eq!(one, router.http("web-80.svc.shop.ns.dev.cx.k8s.localhost").unwrap().target);
+        assert_eq!(one.to_string(), "dev/shop/web:80");
+    }
+
+    #[test]
+    fn what_is_left_out_comes_from_the_context() {
+        let router = router("http: {k8s: {routes: {a.localhost: {service: a}, b.localhost: {service: b, context: Prod}}}}\n");
+        let a = router.http("a.localhost").unwrap().target;
+        assert_eq!((a.to_string(), a.port, a.workload), ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".into())));
+        assert_eq!(router.http("b.localhost").unwrap().target.to_string(), "Prod/default/b");
+    }
+
+    #[test]
+    fn a_closed_context_has_routes_but_no_dynamic_names() {
+        let router = router("contexts: {p: {name: Prod, dynamic: deny}}\nhttp: {k8s: {routes: {a.localhost: {service: a, context: p}}}}\n");
+        assert!(router.http("a.localhost").is_ok());
+        for host in ["web.shop.p.cx.localhost", "web.shop.prod.cx.localhost", "web-80.svc.shop.ns.prod.cx.k8s.localhost"] {
+            assert_eq!(router.http(host).unwrap_err().code(), "dynamic-denied", "{host}");
+        }
+        assert!(router.http("web.shop.localhost").is_ok());
+    }
+
+    #[test]
+    fn an_unknown_host_is_told_with_names_that_are_like_it() {
+        let router = router("http: {k8s: {routes: {argocd.localhost: {service: a}}}}\n");
+        let error = router.http("argo.localhost").unwrap_err();
+        assert_eq!(error.to_string(), "no route for argo.localhost");
+        assert_eq!(error.hint().unwrap(), "did you mean argocd.localhost? or use <service>.<namespace>.localhost");
+    }
+
+    #[test]
+    fn tunnels_of_removed_routes_are_found() {
+        let with = router("tcp: {k8s: {kubeconfig: /other, routes: {5432: {service: pg, context: x}}}}\n");
+        let target = with.tcp("127.0.0.1:5432".parse().unwrap()).unwrap().target;
+        assert!(with.leads_to(&target));
+        assert!(!router("").leads_to(&target));
+    }
+}

@@ -1,1 +1,80 @@
-//! Static routes by host.
+//! Hosts as clients write them, and static routes by host.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Returns a host in the form that routes are kept in: without port and trailing dot, lower case.
+///
+/// Takes Host headers (`Web.Localhost:8989`), SNI, and IPv6 literals (`[::1]:8989`, `::1`).
+pub fn normalise(host: &str) -> String {
+    let without_port = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        // More than one colon without brackets is an address, not a port.
+        None if host.matches(':').count() > 1 => host,
+        None => host.split(':').next().unwrap_or(host),
+    };
+    without_port.strip_suffix('.').unwrap_or(without_port).to_ascii_lowercase()
+}
+
+/// Returns whether a normalised host means this machine itself, and so no route.
+pub fn is_own_name(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok()
+}
+
+/// Returns the key and the route of a normalised host: its own, else that of the longest `*.` above it. A
+/// wildcard stands for one or more labels.
+pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t str, &'t T)> {
+    let bracketed = format!("[{host}]");
+    let exact = routes.get_key_value(host).or_else(|| routes.get_key_value(&bracketed));
+    let wildcard = || host.match_indices('.').find_map(|(at, _)| routes.get_key_value(&format!("*{}", &host[at..])));
+    exact.or_else(wildcard).map(|(key, route)| (key.as_str(), route))
+}
+
+/// Returns up to three keys that look like `host`, the likest first.
+pub fn near<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Vec<String> {
+    let first = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
+    let wanted = first(host);
+    let mut scored: Vec<(usize, &str)> = routes
+        .keys()
+        .filter(|key| !key.starts_with("*."))
+        .filter_map(|key| {
+            let label = first(key);
+            let common = label.chars().zip(wanted.chars()).take_while(|(a, b)| a == b).count();
+            (common >= 2.min(wanted.len()) && common > 0).then_some((label.len().max(wanted.len()) - common, key.as_str()))
+        })
+        .collect();
+    scored.sort_unstable();
+    scored.into_iter().take(3).map(|(_, key)| key.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes() -> BTreeMap<String, u8> {
+        [("argocd.localhost", 1), ("*.localhost", 2), ("*.shop.localhost", 3), ("[::1]", 4)].map(|(key, value)| (key.to_owned(), value)).into()
+    }
+
+    #[test]
+    fn case_port_and_trailing_dot_do_not_matter() {
+        for host in ["ArgoCD.localhost", "argocd.localhost:8989", "argocd.localhost.", "argocd.localhost.:80"] {
+            assert_eq!(find(&routes(), &normalise(host)), Some(("argocd.localhost", &1)), "{host}");
+        }
+        assert_eq!((normalise("[::1]:8989"), normalise("::1")), ("::1".into(), "::1".into()));
+        assert_eq!(find(&routes(), "::1"), Some(("[::1]", &4)));
+    }
+
+    #[test]
+    fn exact_routes_come_before_wildcards_and_long_ones_before_short_ones() {
+        let value = |host: &str| find(&routes(), host).map(|(_, value)| *value);
+        assert_eq!([value("x.localhost"), value("x.shop.localhost"), value("y.x.shop.localhost"), value("shop.localhost")], [2, 3, 3, 2].map(Some));
+        assert_eq!(value("localhost"), None);
+        assert_eq!(value("example.com"), None);
+    }
+
+    #[test]
+    fn names_that_are_like_it_are_found() {
+        assert_eq!(near(&routes(), "argo.localhost"), ["argocd.localhost"]);
+        assert!(near(&routes(), "zzz.localhost").is_empty());
+        assert!(is_own_name("127.0.0.1") && is_own_name("localhost") && !is_own_name("a.localhost"));
+    }
+}
