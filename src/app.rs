@@ -1,38 +1,291 @@
 //! Puts the pieces together.
 
-use std::net::SocketAddr;
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+};
 
-use crate::{config::Config, drain::Drain};
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::{
+    admin::{
+        socket::AdminSocket,
+        status::{Facts, Source},
+    },
+    backend::{Backend, port_forward::PortForward},
+    config::{Config, ContextName, KubeconfigPaths, diff::Diff, watch::{self as files, Reload}},
+    drain::Drain,
+    frontend::{http::HttpFrontend, tcp::TcpFrontend, tls::TlsFrontend},
+    k8s::client::Clusters,
+    listener::{
+        mux::Mux,
+        ports::{Frontends, Kind, Ports, Sockets},
+    },
+    routing::{Router, SharedRouter},
+    telemetry::Verbosity,
+    tunnel::Manager,
+};
+
+pub use crate::listener::ports::BindError;
+
+/// What the command line says beside the file; it holds across reloads.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub context: Option<ContextName>,
+    pub kubeconfig: Option<KubeconfigPaths>,
+    pub listen: Option<Vec<SocketAddr>>,
+    pub verbose: bool,
+}
+
+impl Overrides {
+    /// Puts what the command line says over what the file says.
+    pub fn apply(&self, config: &mut Config) {
+        config.verbose |= self.verbose;
+        if let Some(context) = &self.context {
+            let alias = config.contexts.get(&context.0).map(|alias| alias.name.clone());
+            config.default_context = Some(alias.unwrap_or_else(|| context.clone()));
+        }
+        if let Some(paths) = &self.kubeconfig {
+            config.http.kubeconfig = paths.clone();
+            config.tcp.kubeconfig = paths.clone();
+        }
+        if let Some(listen) = &self.listen {
+            config.http.listen = listen.clone();
+        }
+    }
+}
 
 /// The whole program, before it listens.
-pub struct App {}
+#[derive(Default)]
+pub struct App {
+    pub overrides: Overrides,
+    /// The file to follow. None: the configuration never changes.
+    pub file: Option<PathBuf>,
+    /// What is changed with `verbose`.
+    pub verbosity: Option<Verbosity>,
+    /// Whether `adit status` and `adit stop` find it.
+    pub admin: bool,
+}
 
 /// Every socket is bound; nothing is served yet.
-pub struct Bound {}
-
-/// A socket that could not be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}")]
-pub struct BindError {
-    pub address: SocketAddr,
-    pub source: std::io::Error,
+pub struct Bound {
+    app: App,
+    config: Config,
+    sockets: Sockets,
 }
 
 impl App {
     /// Binds every listener of `config`. All or nothing.
-    pub async fn bind(_config: Config) -> Result<Bound, BindError> {
-        todo!()
+    ///
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(self, mut config: Config) -> Result<Bound, BindError> {
+        self.overrides.apply(&mut config);
+        let sockets = Sockets::bind(&config, |_, _| false)?;
+        Ok(Bound { app: self, config, sockets })
     }
 }
 
 impl Bound {
     /// Returns the addresses of the HTTP and TLS listener.
-    pub fn http_addresses(&self) -> &[SocketAddr] {
-        todo!()
+    pub fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.addresses(Kind::Http)
     }
 
-    /// Serves until `drain` starts, then lets what is in progress finish until the cut.
-    pub async fn run(self, _drain: Drain) {
-        todo!()
+    /// Returns the addresses of the TCP routes.
+    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.addresses(Kind::Tcp)
     }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Serves until `drain` starts. What is in progress then is tracked by `drain`.
+    ///
+    /// # Errors
+    /// The system gives no random numbers for the keys of error pages.
+    pub async fn run(self, drain: Drain) -> io::Result<()> {
+        let Self { app, config, sockets } = self;
+        let clusters = Clusters::new(&config.exec_path);
+        let backend: Arc<dyn Backend> = Arc::new(PortForward::new(clusters.clone()));
+        let tunnels = Manager::new(backend, drain.clone());
+        let config = Arc::new(config);
+        let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
+        let http = HttpFrontend::new(router.clone(), tunnels.clone(), drain.clone());
+        let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone())?;
+        let tcp = TcpFrontend::new(router.clone(), tunnels.clone());
+        let mut ports = Ports::new(Frontends { mux: Mux::new(http, tls), tcp }, drain.clone());
+        ports.serve(sockets);
+
+        let source = Source::new(tunnels.clone(), Facts { loaded_at: now(), ..Facts::default() });
+        let mut running = Running { app, clusters, tunnels, router, ports, source };
+        running.tell_facts();
+        running.start_admin(&drain);
+        running.warn_of_jumps(&config);
+        running.follow(&drain).await;
+        Ok(())
+    }
+}
+
+/// The program in service.
+struct Running {
+    app: App,
+    clusters: Arc<Clusters>,
+    tunnels: Manager,
+    router: SharedRouter,
+    ports: Ports,
+    source: Source,
+}
+
+impl Running {
+    /// Applies changes of the configuration and of the kubeconfig until the drain starts.
+    async fn follow(&mut self, drain: &Drain) {
+        let (changes_tx, mut changes) = watch::channel::<Option<Reload>>(None);
+        let (look_again_tx, look_again) = mpsc::channel(1);
+        if let Some(file) = self.app.file.clone() {
+            drain.spawn(files::run(file, changes_tx, look_again));
+        }
+        hang_up(look_again_tx, drain);
+        let (touched_tx, mut touched) = mpsc::channel(1);
+        let mut watched = self.kubeconfigs();
+        drain.spawn(files::touched(watched.clone(), touched_tx));
+        let mut is_followed = self.app.file.is_some();
+        loop {
+            tokio::select! {
+                changed = changes.changed(), if is_followed => match changed {
+                    Ok(()) => {
+                        let reload = changes.borrow_and_update().clone();
+                        match reload {
+                            Some(Ok(config)) => self.reload((*config).clone()),
+                            Some(Err(reason)) => self.reject(&reason),
+                            None => {}
+                        }
+                    }
+                    Err(_) => is_followed = false,
+                },
+                Some(()) = touched.recv() => {
+                    info!("kubeconfig changed");
+                    self.reroute(self.router.load().config.clone());
+                }
+                () = drain.started() => return,
+            }
+            if self.kubeconfigs() != watched {
+                watched = self.kubeconfigs();
+                let (touched_tx, next) = mpsc::channel(1);
+                // The watcher of the old files ends with its receiver.
+                touched = next;
+                drain.spawn(files::touched(watched.clone(), touched_tx));
+            }
+        }
+    }
+
+    fn kubeconfigs(&self) -> Vec<PathBuf> {
+        let config = &self.router.load().config;
+        let mut paths = config.http.kubeconfig.0.clone();
+        paths.extend(config.tcp.kubeconfig.0.iter().filter(|path| !config.http.kubeconfig.0.contains(path)).cloned());
+        paths
+    }
+
+    fn reload(&mut self, mut config: Config) {
+        self.app.overrides.apply(&mut config);
+        let old = self.router.load().config.clone();
+        if !old.auto_reload {
+            info!("the configuration file changed, and auto_reload_config is false: restart adit to apply it");
+            return;
+        }
+        if let Err(error) = self.ports.change(&config) {
+            return self.reject(&error.to_string());
+        }
+        let diff = Diff::between(&old, &config);
+        if let Some(verbosity) = &self.app.verbosity {
+            verbosity.set(config.verbose);
+        }
+        self.clusters.set_exec_path(&config.exec_path);
+        self.warn_of_jumps(&config);
+        self.reroute(Arc::new(config));
+        self.source.update(|facts| (facts.loaded_at, facts.rejected) = (now(), None));
+        self.tell_facts();
+        info!(changed = ?diff.routes, "config reloaded");
+    }
+
+    /// Gives names their new meaning, and lets tunnels that none leads to any more finish.
+    fn reroute(&self, config: Arc<Config>) {
+        self.router.store(Arc::new(route(&self.clusters, config)));
+        let router = self.router.load();
+        self.tunnels.retain(|target| router.leads_to(target));
+        self.tell_facts();
+    }
+
+    fn reject(&self, reason: &str) {
+        let loaded_at = self.source.status().facts.loaded_at;
+        warn!("config not reloaded: {reason}; still using the config from {loaded_at}");
+        self.source.update(|facts| facts.rejected = Some(reason.to_owned()));
+    }
+
+    fn tell_facts(&self) {
+        let router = self.router.load();
+        let context = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+        self.source.update(|facts| {
+            facts.config.clone_from(&router.config.source);
+            facts.http = self.ports.addresses(Kind::Http);
+            facts.tcp = self.ports.addresses(Kind::Tcp);
+            facts.context = context.map(ToString::to_string);
+        });
+    }
+
+    fn start_admin(&self, drain: &Drain) {
+        let Some(port) = self.ports.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.app.admin) else { return };
+        match AdminSocket::bind(port) {
+            Ok(socket) => {
+                let (source, tasks, ended) = (self.source.clone(), drain.clone(), drain.clone());
+                drain.spawn(async move {
+                    tokio::select! {
+                        () = socket.serve(source, tasks) => {}
+                        () = ended.started() => {}
+                    }
+                });
+            }
+            Err(error) => warn!(%error, "no admin socket: 'adit status' will not find this adit"),
+        }
+    }
+
+    fn warn_of_jumps(&self, config: &Config) {
+        for port in config.tcp.jumps.keys() {
+            warn!("tcp.k8s.jump.{port} is not served: this version of adit has no jump hosts");
+        }
+    }
+}
+
+/// Returns the meaning of every name as things stand.
+pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
+    let http_contexts = Arc::new(clusters.contexts(&Arc::new(config.http.kubeconfig.clone())));
+    let tcp_contexts = if config.tcp.kubeconfig == config.http.kubeconfig {
+        http_contexts.clone()
+    } else {
+        Arc::new(clusters.contexts(&Arc::new(config.tcp.kubeconfig.clone())))
+    };
+    Router { config, http_contexts, tcp_contexts }
+}
+
+/// SIGHUP asks for a look at the configuration file.
+fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::hangup()) {
+        Ok(mut hang_ups) => drain.spawn(async move {
+            while hang_ups.recv().await.is_some() {
+                // One that waits already will do.
+                let _ = look_again.try_send(());
+            }
+        }),
+        Err(error) => debug!(%error, "SIGHUP is not taken"),
+    }
+}
+
+fn now() -> String {
+    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
 }

@@ -1,8 +1,232 @@
 //! The command line. The only module that prints and decides the exit code.
 
-use std::process::ExitCode;
+pub mod check;
+pub mod completion;
+pub mod demo;
+pub mod init;
+pub mod report;
+pub mod routes;
+pub mod schema;
+pub mod status;
+pub mod stop;
+pub mod up;
+pub mod url;
+pub mod version;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use self::report::CliError;
+use crate::{
+    app::Overrides,
+    config::{Config, ContextName, defaults, validate},
+    telemetry::Format,
+};
+
+/// The level way into a Kubernetes cluster: every Service by name, on demand
+#[derive(Debug, Parser)]
+#[command(
+    name = "adit",
+    version,
+    subcommand_required = false,
+    after_help = "Examples:\n  adit                                       serve the current context: http://SERVICE.NAMESPACE.localhost:8989\n  \
+                  adit routes -A                             what can be reached, with its URL\n  \
+                  adit init && adit check                    write a configuration, and test it\n  \
+                  adit demo                                  try it without a cluster"
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Globals {
+    /// Read this configuration file [default: $ADIT_CONFIG, then ~/.config/adit/config.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Log each request and connection
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    /// Use this context, or alias, where a name or route gives none
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Look in this namespace
+    #[arg(long, short, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Read these kubeconfig files, a list like $KUBECONFIG
+    #[arg(long, global = true, value_name = "FILES")]
+    pub kubeconfig: Option<String>,
+    /// Listen here for HTTP and TLS, e.g. 127.0.0.1:8080
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Write log lines in this form
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORM")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the Services of the cluster by name (the default)
+    Up(up::Args),
+    /// Start a small cluster in this process, and serve it
+    Demo(demo::Args),
+    /// Write a commented configuration file
+    Init(init::Args),
+    /// Test the configuration file without starting
+    Check(check::Args),
+    /// Print the JSON schema of the configuration file
+    Schema(schema::Args),
+    /// List what can be reached, with the URL of each
+    Routes(routes::Args),
+    /// Print the URL of a Service
+    Url(url::Args),
+    /// Show the tunnels of the running adit
+    Status(status::Args),
+    /// Stop a tunnel of the running adit
+    Stop(stop::Args),
+    /// Print the completion script of a shell
+    Completion(completion::Args),
+    /// Print the version
+    Version(version::Args),
+}
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let matches = command(&arguments).try_get_matches_from(&arguments);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are printed here as well; a reader that went away is no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    // The only failure is that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args {}))) {
+        Ok(code) => code,
+        Err(error) => error.report(),
+    }
+}
+
+/// Returns the command line's grammar. Called `kubectl-adit`, adit is a plugin of kubectl.
+fn command(arguments: &[std::ffi::OsString]) -> clap::Command {
+    let name = arguments.first().and_then(|path| PathBuf::from(path).file_stem().map(|name| name.to_string_lossy().into_owned()));
+    let command = Cli::command();
+    match name.as_deref() {
+        Some("kubectl-adit") => command.bin_name("kubectl adit").display_name("kubectl adit"),
+        _ => command,
+    }
+}
+
+fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Up(args) => return up::run(globals, args),
+        Command::Demo(args) => return demo::run(globals, args),
+        Command::Init(args) => init::run(globals, args),
+        Command::Check(args) => check::run(globals, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Routes(args) => block_on(routes::run(globals, args)),
+        Command::Url(args) => block_on(url::run(globals, args)),
+        Command::Status(args) => block_on(status::run(globals, args)),
+        Command::Stop(args) => block_on(stop::run(globals, args)),
+        Command::Completion(args) => completion::run(args),
+        Command::Version(args) => version::run(args),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+impl Globals {
+    /// Returns the configuration file, and whether the user has named it.
+    pub fn config_path(&self) -> (Option<PathBuf>, bool) {
+        let is_named = self.config.is_some() || std::env::var_os("ADIT_CONFIG").is_some_and(|value| !value.is_empty());
+        (defaults::config_path(self.config.clone()), is_named)
+    }
+
+    /// Loads the configuration; defaults where there is no file and none was named.
+    pub fn load(&self) -> Result<Config, CliError> {
+        let (path, is_named) = self.config_path();
+        let mut config = match path {
+            Some(path) if is_named || path.exists() => validate::load(&path)?,
+            _ => defaults::config(),
+        };
+        self.overrides()?.apply(&mut config);
+        Ok(config)
+    }
+
+    /// Returns what the command line says beside the file.
+    pub fn overrides(&self) -> Result<Overrides, CliError> {
+        let listen = self.listen.as_deref().map(listen).transpose()?;
+        Ok(Overrides {
+            context: self.context.clone().map(ContextName),
+            kubeconfig: self.kubeconfig.as_deref().map(|list| defaults::kubeconfig_paths(Some(list))),
+            listen,
+            verbose: self.verbose,
+        })
+    }
+
+    pub fn format(&self) -> Format {
+        match self.log_format {
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+        }
+    }
+}
+
+fn listen(text: &str) -> Result<Vec<SocketAddr>, CliError> {
+    let wrong = || CliError::usage(format!("--listen: {text:?} is not an address with a port")).hint(Some("write 127.0.0.1:8080, or just the port"));
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(defaults::loopback(port));
+    }
+    if let Some(port) = text.strip_prefix("localhost:") {
+        return Ok(defaults::loopback(port.parse().map_err(|_| wrong())?));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| wrong())?;
+    Ok(if address.ip() == std::net::Ipv4Addr::LOCALHOST { defaults::loopback(address.port()) } else { vec![address] })
+}
+
+/// Returns the meaning of every name, for commands that do not serve.
+fn router(config: Config) -> (Arc<crate::k8s::client::Clusters>, crate::routing::Router) {
+    let clusters = crate::k8s::client::Clusters::new(&config.exec_path);
+    let router = crate::app::route(&clusters, Arc::new(config));
+    (clusters, router)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn listen_takes_a_port_or_an_address() {
+        assert_eq!(listen("8080").unwrap(), defaults::loopback(8080));
+        assert_eq!(listen("127.0.0.1:1").unwrap(), defaults::loopback(1));
+        assert_eq!(listen("0.0.0.0:1").unwrap(), ["0.0.0.0:1".parse().unwrap()]);
+        assert!(listen("nowhere").is_err());
+    }
 }

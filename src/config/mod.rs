@@ -6,6 +6,7 @@
 pub mod defaults;
 pub mod diff;
 pub mod file;
+pub mod schema;
 pub mod validate;
 pub mod watch;
 

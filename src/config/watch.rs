@@ -37,7 +37,7 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
     loop {
-        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&file));
+        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         tokio::select! {
             Some(()) = events.recv(), if is_watching => {
                 // Until it is quiet, but not for ever.
@@ -68,7 +68,31 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     }
 }
 
-/// Watches of the folders that a file's content depends on.
+/// Tells each time that one of `files` may have changed, until the receiver is gone. For files whose content somebody
+/// else reads: kubeconfigs.
+pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
+    let state = || files.iter().map(|file| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok()).collect::<Vec<_>>();
+    let mut before = state();
+    let (events_tx, mut events) = mpsc::channel(1);
+    let mut watcher = Folders::new(events_tx);
+    loop {
+        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
+        tokio::select! {
+            Some(()) = events.recv(), if is_watching => while timeout(DEBOUNCE, events.recv()).await.is_ok() {},
+            () = sleep(POLL), if !is_watching => {}
+            () = changes.closed() => return,
+        }
+        let now = state();
+        if now != before {
+            before = now;
+            if changes.send(()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Watches of the folders that files' contents depend on.
 struct Folders {
     watcher: RecommendedWatcher,
     folders: Vec<PathBuf>,
@@ -77,18 +101,24 @@ struct Folders {
 impl Folders {
     /// None: this system has no events, or no room for another watch.
     fn new(events: mpsc::Sender<()>) -> Option<Self> {
-        // One event that waits says all there is to say.
-        let watcher = notify::recommended_watcher(move |_| drop(events.try_send(())));
+        let watcher = notify::recommended_watcher(move |_| {
+            // One that waits already says the same.
+            let _ = events.try_send(());
+        });
         watcher.inspect_err(|error| debug!(%error, "no file events: polling")).ok().map(|watcher| Self { watcher, folders: Vec::new() })
     }
 
-    /// Watches the folders of the file and of what its symlinks lead to now. Returns whether that worked.
-    fn follow(&mut self, file: &Path) -> bool {
-        let mut folders: Vec<PathBuf> = file.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_owned()).into_iter().collect();
-        if let Some(real) = fs::canonicalize(file).ok().and_then(|real| real.parent().map(Path::to_owned))
-            && !folders.iter().any(|folder| fs::canonicalize(folder).ok().as_ref() == Some(&real))
-        {
-            folders.push(real);
+    /// Watches the folders of the files and of what their symlinks lead to now. Returns whether that worked.
+    fn follow(&mut self, files: &[PathBuf]) -> bool {
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for file in files {
+            let real = fs::canonicalize(file).ok();
+            for folder in [Some(file.as_path()), real.as_deref()].into_iter().flatten().filter_map(Path::parent) {
+                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                if !folders.iter().any(|other| other == folder) {
+                    folders.push(folder.to_owned());
+                }
+            }
         }
         for gone in self.folders.iter().filter(|folder| !folders.contains(folder)) {
             // A folder that was deleted has no watch any more.

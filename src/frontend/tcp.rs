@@ -1,27 +1,83 @@
 //! TCP routes: bytes both ways, to the pod of a local port.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::Instant};
+use tracing::{debug, info, warn};
 
-use crate::{drain::Drain, frontend::Connection, routing::SharedRouter, tunnel::Manager};
+use crate::{
+    drain::Drain,
+    frontend::Connection,
+    io::splice::{Side, splice},
+    routing::SharedRouter,
+    tunnel::Manager,
+};
 
 /// Serves the clients of TCP routes.
-pub struct TcpFrontend {}
+pub struct TcpFrontend {
+    router: SharedRouter,
+    tunnels: Manager,
+}
 
 impl TcpFrontend {
-    pub fn new(_router: SharedRouter, _tunnels: Manager) -> Arc<Self> {
-        todo!()
+    pub fn new(router: SharedRouter, tunnels: Manager) -> Arc<Self> {
+        Arc::new(Self { router, tunnels })
     }
 
-    /// Serves one connection of the route that listens on `connection.local`'s listener.
-    pub async fn serve(
-        self: Arc<Self>,
-        _stream: TcpStream,
-        _listener: std::net::SocketAddr,
-        _connection: Connection,
-        _drain: Drain,
-    ) {
-        todo!()
+    /// Serves one connection of the route that listens on `listener`. It lives until both sides have ended: a drain
+    /// lets it go on until the cut.
+    pub async fn serve(self: Arc<Self>, mut client: TcpStream, listener: SocketAddr, connection: Connection, _drain: Drain) {
+        let started = Instant::now();
+        let route = match self.router.load().tcp(listener) {
+            Ok(route) => route,
+            Err(error) => {
+                warn!(%listener, %error, hint = error.hint(), "closed: no route");
+                return reset(&client);
+            }
+        };
+        let reached = async {
+            let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
+            let stream = lease.connect().await?;
+            Ok::<_, crate::tunnel::OpenError>((lease, stream))
+        };
+        // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
+        let reached = tokio::select! {
+            reached = reached => reached,
+            () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
+        };
+        let (lease, mut backend) = match reached {
+            Ok(reached) => reached,
+            Err(error) => {
+                warn!(%listener, target = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
+                return reset(&client);
+            }
+        };
+        let end = splice(&mut client, &mut backend).await;
+        match &end.broken {
+            Some((Side::Backend, error)) => {
+                lease.note_error(error);
+                info!(connection = connection.id, %listener, target = %route.target, %error, "connection broken by the backend");
+                reset(&client);
+            }
+            Some((Side::Client, error)) => debug!(connection = connection.id, %listener, %error, "connection broken by the client"),
+            None => {}
+        }
+        info!(target: "adit::access", connection = connection.id, %listener, route = %route.target, up = end.up, down = end.down, took = ?started.elapsed(), "tcp connection");
+    }
+}
+
+/// Lets the close that follows be a reset: the client must not take what it has for all there was.
+fn reset(client: &TcpStream) {
+    // It fails only on a socket that is closed already.
+    let _ = SockRef::from(client).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// Resolves when the client has reset its connection. One that has ended its own direction may still want an answer.
+async fn gone(client: &TcpStream) {
+    // Error readiness alone: bytes of an impatient client stay where they are.
+    match client.ready(tokio::io::Interest::ERROR).await {
+        Ok(_) | Err(_) if client.take_error().ok().flatten().is_some() => {}
+        _ => std::future::pending().await,
     }
 }

@@ -1,24 +1,126 @@
-//! TLS by SNI: passed through byte for byte, or, where that cannot be, answered with an error page.
+//! TLS by SNI: passed through byte for byte, or, where that cannot be, ended here.
 
+pub mod backend;
 pub mod certs;
 
-use std::sync::Arc;
+use std::{io, sync::Arc, time::Duration};
 
+use bytes::BytesMut;
+use rustls::ServerConfig;
+use tokio::{io::AsyncReadExt, time::timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info};
+
+use self::certs::Certs;
+use super::http::{HttpFrontend, HttpVersion, scheme_of};
 use crate::{
-    drain::Drain, frontend::Connection, frontend::http::HttpFrontend, io::BoxedIo, routing::SharedRouter,
-    tunnel::Manager,
+    config::Scheme,
+    drain::Drain,
+    frontend::Connection,
+    io::{BoxedIo, prefixed::Prefixed, splice::splice},
+    routing::SharedRouter,
+    tunnel::{Lease, Manager},
+    wire::client_hello::{self, ClientHello, HelloError, Parse, ServerName},
 };
 
+/// How long a client may take for its ClientHello, and for the handshake with us.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Serves TLS clients by the name in their ClientHello.
-pub struct TlsFrontend {}
+pub struct TlsFrontend {
+    router: SharedRouter,
+    tunnels: Manager,
+    http: Arc<HttpFrontend>,
+    server: Arc<ServerConfig>,
+}
+
+/// Why a ClientHello was not read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("the client ended its connection within its ClientHello")]
+    Ended,
+    #[error("the client did not finish its ClientHello within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 impl TlsFrontend {
-    pub fn new(_router: SharedRouter, _tunnels: Manager, _http: Arc<HttpFrontend>) -> Arc<Self> {
-        todo!()
+    /// # Errors
+    /// The system gives no random numbers for the keys of error pages.
+    pub fn new(router: SharedRouter, tunnels: Manager, http: Arc<HttpFrontend>) -> io::Result<Arc<Self>> {
+        let server = Arc::new(Certs::new()?).server_config()?;
+        Ok(Arc::new(Self { router, tunnels, http, server }))
     }
 
     /// Serves one connection; `stream` yields the ClientHello from its first byte.
-    pub async fn serve(self: Arc<Self>, _stream: BoxedIo, _connection: Connection, _drain: Drain) {
-        todo!()
+    ///
+    /// A name that leads to an https backend is passed through. All else is ended here, behind a certificate minted
+    /// for the name: a plain http backend is proxied, and an error becomes a page that a browser can show.
+    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, connection: Connection, drain: Drain) {
+        let (hello, received) = match read_hello(&mut stream).await {
+            Ok(read) => read,
+            Err(error) => return debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello"),
+        };
+        let stream = Prefixed::new(received.freeze(), stream);
+        match self.passthrough(&hello).await {
+            Some((lease, name)) => pass_through(stream, lease, &name, connection).await,
+            None => self.terminate(stream, connection, drain).await,
+        }
     }
+
+    /// Returns the lease on the tunnel that the bytes go through as they are.
+    async fn passthrough(&self, hello: &ClientHello) -> Option<(Lease, String)> {
+        let ServerName::Name(name) = &hello.server_name else { return None };
+        let route = self.router.load().http(name).ok()?;
+        if route.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
+            return None;
+        }
+        // What keeps the tunnel from running is told by the error page, which asks again.
+        let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
+        let scheme = route.scheme.unwrap_or_else(|| scheme_of(&lease.endpoint()));
+        (scheme == Scheme::Https).then(|| (lease, name.clone()))
+    }
+
+    async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Connection, drain: Drain) {
+        let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
+        let tls = match timeout(HANDSHAKE_TIMEOUT, accept).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => return debug!(connection = connection.id, peer = %connection.peer, %error, "tls handshake failed"),
+            Err(_) => return debug!(connection = connection.id, peer = %connection.peer, "tls handshake timed out"),
+        };
+        let version = if tls.get_ref().1.alpn_protocol() == Some(b"h2") { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        self.http.clone().serve(Box::new(tls), version, connection, true, drain).await;
+    }
+}
+
+async fn pass_through(mut client: Prefixed<BoxedIo>, lease: Lease, name: &str, connection: Connection) {
+    let mut backend = match lease.connect().await {
+        Ok(backend) => backend,
+        Err(error) => return info!(connection = connection.id, name, %error, "closed: no stream to the pod"),
+    };
+    let end = splice(&mut client, &mut backend).await;
+    if let Some((_, error)) = &end.broken {
+        lease.note_error(error);
+    }
+    info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
+}
+
+/// Reads until the ClientHello is whole, however it is split.
+async fn read_hello(stream: &mut BoxedIo) -> Result<(ClientHello, BytesMut), ReadError> {
+    let mut received = BytesMut::with_capacity(2 * 1024);
+    let reading = async {
+        loop {
+            if let Parse::Hello(hello) = client_hello::parse(&received)? {
+                return Ok(hello);
+            }
+            if stream.read_buf(&mut received).await? == 0 {
+                return Err(ReadError::Ended);
+            }
+        }
+    };
+    let hello = timeout(HANDSHAKE_TIMEOUT, reading).await.map_err(|_| ReadError::TimedOut)??;
+    Ok((hello, received))
 }

@@ -1,1 +1,178 @@
 //! The set of listeners, and how a reload changes it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::net::TcpListener;
+use tracing::{debug, info};
+
+use super::mux::Mux;
+use crate::{
+    config::Config,
+    drain::Drain,
+    frontend::{Connection, tcp::TcpFrontend},
+    io::accept,
+};
+
+/// A socket that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {}", reason(source))]
+pub struct BindError {
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+impl BindError {
+    /// Returns what to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => Some("is another adit running? try 'adit status', or set http.listen".to_owned()),
+            io::ErrorKind::PermissionDenied => Some("ports below 1024 need rights: use a higher one".to_owned()),
+            io::ErrorKind::AddrNotAvailable => Some("this machine does not have that address".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "the port is already in use".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// What accepted connections are handed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Http,
+    Tcp,
+}
+
+/// The frontends behind the listeners.
+pub struct Frontends {
+    pub mux: Mux,
+    pub tcp: Arc<TcpFrontend>,
+}
+
+/// Sockets that are bound and not served yet.
+pub struct Sockets(Vec<(Kind, SocketAddr, TcpListener)>);
+
+/// The listeners in service, by kind and configured address.
+pub struct Ports {
+    frontends: Arc<Frontends>,
+    drain: Drain,
+    serving: BTreeMap<(Kind, SocketAddr), Serving>,
+    next_connection: Arc<AtomicU64>,
+}
+
+struct Serving {
+    local: SocketAddr,
+    drain: Drain,
+}
+
+impl Sockets {
+    /// Binds what `config` wants and `have` does not. All or nothing; a second address for HTTP (`[::1]`) that the
+    /// machine does not have is left out.
+    pub fn bind(config: &Config, have: impl Fn(Kind, SocketAddr) -> bool) -> Result<Self, BindError> {
+        let mut sockets = Vec::new();
+        let http = config.http.listen.iter().enumerate().map(|(at, address)| (Kind::Http, *address, at > 0));
+        let tcp = config.tcp.routes.keys().map(|address| (Kind::Tcp, *address, false));
+        let mut first_port = None;
+        for (kind, configured, is_extra) in http.chain(tcp) {
+            if have(kind, configured) {
+                continue;
+            }
+            // Port 0 is chosen once: both loopback addresses get the same.
+            let mut address = configured;
+            if let (true, 0, Some(port)) = (is_extra, address.port(), first_port) {
+                address.set_port(port);
+            }
+            match accept::listen(address) {
+                Ok(listener) => {
+                    if kind == Kind::Http {
+                        first_port = first_port.or_else(|| listener.local_addr().ok().map(|local| local.port()));
+                    }
+                    sockets.push((kind, configured, listener));
+                }
+                Err(error) if is_extra && error.kind() != io::ErrorKind::AddrInUse => debug!(%address, %error, "not listening there"),
+                Err(source) => return Err(BindError { address, source }),
+            }
+        }
+        Ok(Self(sockets))
+    }
+
+    /// Returns where they listen.
+    pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
+        self.0.iter().filter(|(other, ..)| *other == kind).filter_map(|(_, _, listener)| listener.local_addr().ok()).collect()
+    }
+}
+
+impl Ports {
+    pub fn new(frontends: Frontends, drain: Drain) -> Self {
+        Self { frontends: Arc::new(frontends), drain, serving: BTreeMap::new(), next_connection: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Starts to accept on bound sockets.
+    pub fn serve(&mut self, sockets: Sockets) {
+        for (kind, configured, listener) in sockets.0 {
+            let Ok(local) = listener.local_addr() else { continue };
+            let drain = self.drain.child();
+            let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
+            // The loop itself ends with the drain; its connections are tracked by the whole process.
+            let all = self.drain.clone();
+            self.drain.spawn(async move {
+                let accepting = accept::accept(&listener, |stream, peer| {
+                    let connection = Connection { id: next.fetch_add(1, Ordering::Relaxed), peer, local: stream.local_addr().unwrap_or(local) };
+                    let (frontends, drain) = (frontends.clone(), of_listener.clone());
+                    all.spawn(async move {
+                        match kind {
+                            Kind::Http => frontends.mux.serve(stream, connection, drain).await,
+                            Kind::Tcp => frontends.tcp.clone().serve(stream, configured, connection, drain).await,
+                        }
+                    });
+                });
+                tokio::select! {
+                    never = accepting => match never {},
+                    () = of_listener.started() => {}
+                }
+            });
+            self.serving.insert((kind, configured), Serving { local, drain });
+        }
+    }
+
+    /// Changes to what a new configuration wants: binds what is new before it leaves what is gone. Connections of a
+    /// listener that is left finish what they do.
+    ///
+    /// # Errors
+    /// A new address cannot be bound: nothing has changed.
+    pub fn change(&mut self, config: &Config) -> Result<(), BindError> {
+        let sockets = Sockets::bind(config, |kind, address| self.serving.contains_key(&(kind, address)))?;
+        self.serve(sockets);
+        let wanted = |kind: Kind, address: &SocketAddr| match kind {
+            Kind::Http => config.http.listen.contains(address),
+            Kind::Tcp => config.tcp.routes.contains_key(address),
+        };
+        self.serving.retain(|(kind, address), serving| {
+            let stays = wanted(*kind, address);
+            if !stays {
+                info!(address = %serving.local, "no longer listening");
+                serving.drain.start();
+            }
+            stays
+        });
+        Ok(())
+    }
+
+    /// Returns where it listens.
+    pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
+        self.serving.iter().filter(|((other, _), _)| *other == kind).map(|(_, serving)| serving.local).collect()
+    }
+}

@@ -1,1 +1,202 @@
-//! An error as a page, as text, or as JSON.
+//! An error as a page, as text, or as JSON: what happened, where, and what to do.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER},
+};
+
+use crate::{
+    routing::RouteError,
+    tunnel::{Blame, OpenError, StreamFault},
+};
+
+/// The header with the stable code of an error.
+pub const ERROR_CODE: HeaderName = HeaderName::from_static("x-adit-error");
+
+/// The page brings its own style and nothing else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const STYLE: &str = "html{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:44rem;margin:0 auto;padding:8vh 1.25rem}\
+    h1{font-size:1.35rem;line-height:1.3;margin:0 0 1rem;overflow-wrap:anywhere}p{margin:.5rem 0;overflow-wrap:anywhere}\
+    code{font:.9em ui-monospace,monospace;background:color-mix(in srgb,currentColor 10%,transparent);padding:.15em .4em;border-radius:.3em;overflow-wrap:anywhere}\
+    ul{padding-left:1.2rem}small{opacity:.65}";
+
+/// What a client is told instead of an answer of the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub title: String,
+    pub cause: Option<String>,
+    pub hint: Option<String>,
+    /// Names to go to instead: text and host.
+    pub links: Vec<(String, String)>,
+    /// The page looks again by itself: a pod may become ready.
+    pub reloads: bool,
+}
+
+impl Page {
+    pub fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
+        Self { status, code, title: title.into(), cause: None, hint: None, links: Vec::new(), reloads: false }
+    }
+
+    /// Returns the page for a name that leads nowhere.
+    pub fn of_route(error: &RouteError) -> Self {
+        let status = match error {
+            RouteError::Unknown { .. } => StatusCode::NOT_FOUND,
+            RouteError::Malformed { .. } => StatusCode::NOT_FOUND,
+            RouteError::DynamicDenied { .. } => StatusCode::FORBIDDEN,
+            RouteError::NoContext { .. } => StatusCode::BAD_GATEWAY,
+        };
+        let links = match error {
+            RouteError::Unknown { near, .. } => near.iter().map(|host| (host.clone(), host.clone())).collect(),
+            _ => Vec::new(),
+        };
+        Self { hint: error.hint(), links, ..Self::new(status, error.code(), error.to_string()) }
+    }
+
+    /// Returns the page for a target that cannot be reached. `host` is the name that was asked for, without port.
+    pub fn of_open(error: &OpenError, host: &str) -> Self {
+        let status = match (error.blame(), error) {
+            (Blame::Asked, _) => StatusCode::NOT_FOUND,
+            (_, OpenError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,
+            (_, OpenError::TooManyNew) => StatusCode::TOO_MANY_REQUESTS,
+            (_, OpenError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+            _ if error.code() == "not-ready" => StatusCode::SERVICE_UNAVAILABLE,
+            _ if error.code() == "timeout" => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        // The links replace the port that was asked for, if there was one.
+        let base = host.split_once('.').filter(|(first, _)| first.parse::<u16>().is_ok()).map_or(host, |(_, rest)| rest);
+        let links = error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
+        Self {
+            cause: error.cause(),
+            hint: error.hint(),
+            links,
+            reloads: status == StatusCode::SERVICE_UNAVAILABLE,
+            ..Self::new(status, error.code(), error.to_string())
+        }
+    }
+
+    /// Returns the page for a stream that broke before the pod had answered.
+    pub fn of_stream(fault: &StreamFault, target: &str) -> Self {
+        let (code, hint) = match fault {
+            StreamFault::Refused { port } => ("refused", Some(format!("does the container listen on port {port}, on all of its addresses?"))),
+            StreamFault::PodGone { .. } => ("pod-gone", None),
+            StreamFault::Reset => ("reset", None),
+            StreamFault::Lost { .. } => ("lost", None),
+            StreamFault::Other { .. } => ("port-forward", None),
+        };
+        Self { cause: Some(fault.to_string()), hint, ..Self::new(StatusCode::BAD_GATEWAY, code, format!("no answer from {target}")) }
+    }
+
+    /// Returns the response in the form that the client accepts. `port` is that of our listener, for links.
+    pub fn into_response(self, request: &HeaderMap, port: u16, tls: bool) -> Response<Bytes> {
+        let accepts = |kind: &str| request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind));
+        let (kind, body) = if accepts("text/html") {
+            ("text/html; charset=utf-8", self.html(port, tls))
+        } else if accepts("application/json") {
+            ("application/json", self.json())
+        } else {
+            ("text/plain; charset=utf-8", self.text())
+        };
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+        if self.status != StatusCode::OK {
+            headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
+        }
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        response
+    }
+
+    /// The same as on a terminal.
+    fn text(&self) -> String {
+        let mut text = format!("{}\n", self.title);
+        for (label, line) in [("caused by", &self.cause), ("hint", &self.hint)] {
+            if let Some(line) = line {
+                let _ = writeln!(text, "{label}: {line}");
+            }
+        }
+        for (name, host) in &self.links {
+            let _ = writeln!(text, "  {name}: {host}");
+        }
+        text
+    }
+
+    fn json(&self) -> String {
+        let links: Vec<_> = self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
+        let value = serde_json::json!({"error": self.code, "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
+        format!("{value}\n")
+    }
+
+    fn html(&self, port: u16, tls: bool) -> String {
+        let mut body = format!("<h1>{}</h1>", escape(&self.title));
+        if let Some(cause) = &self.cause {
+            let _ = write!(body, "<p>{}</p>", escape(cause));
+        }
+        if !self.links.is_empty() {
+            let scheme = if tls { "https" } else { "http" };
+            body.push_str("<ul>");
+            for (name, host) in &self.links {
+                let _ = write!(body, "<li><a href=\"{scheme}://{}:{port}/\">{}</a></li>", escape(host), escape(name));
+            }
+            body.push_str("</ul>");
+        }
+        for line in self.hint.iter().flat_map(|hint| hint.lines()) {
+            let line = escape(line);
+            let _ = if line.starts_with("kubectl ") { write!(body, "<p><code>{line}</code></p>") } else { write!(body, "<p>{line}</p>") };
+        }
+        let footer = match (self.status, self.reloads) {
+            (StatusCode::OK, _) => "adit".to_owned(),
+            (_, true) => "adit looks again by itself".to_owned(),
+            (status, false) => format!("adit &middot; {} {}", status.as_u16(), self.code),
+        };
+        let refresh = if self.reloads { "<meta http-equiv=\"refresh\" content=\"2\">" } else { "" };
+        format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">{refresh}\
+             <title>{}</title><style>{STYLE}</style></head><body>{body}<p><small>{footer}</small></p></body></html>\n",
+            escape(&self.title)
+        )
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> Page {
+        let error = RouteError::Unknown { host: "<b>.localhost".into(), near: vec!["argocd.localhost".into()] };
+        Page::of_route(&error)
+    }
+
+    fn body(accept: &'static str) -> (String, HeaderMap) {
+        let request = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+        let response = page().into_response(&request, 8989, false);
+        (String::from_utf8(response.body().to_vec()).unwrap(), response.headers().clone())
+    }
+
+    #[test]
+    fn each_client_gets_what_it_accepts() {
+        let (html, headers) = body("text/html,application/xhtml+xml");
+        assert!(html.contains("&lt;b&gt;.localhost") && !html.contains("<b>."), "{html}");
+        assert!(html.contains("href=\"http://argocd.localhost:8989/\""), "{html}");
+        assert_eq!(headers[ERROR_CODE], "unknown-host");
+        let (json, _) = body("application/json");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "unknown-host");
+        assert!(body("*/*").0.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"));
+    }
+}

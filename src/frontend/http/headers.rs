@@ -1,1 +1,135 @@
 //! What a proxy adds to, and takes from, the headers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+};
+
+/// Headers that are about one connection, not about the message (RFC 9110, section 7.6.1; RFC 2616, section 13.5.1).
+const HOP_BY_HOP: [HeaderName; 5] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+
+/// How the client reached us.
+#[derive(Clone, Copy, Debug)]
+pub struct Via<'a> {
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// The Host header or :authority, as sent.
+    pub host: &'a str,
+    pub tls: bool,
+}
+
+/// Returns the protocol that a message asks to switch to: the Upgrade header, where Connection names it.
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let is_named = is_named.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    headers.get(UPGRADE).filter(|_| is_named).cloned()
+}
+
+/// Removes what is about the connection that a message came by, the options that Connection names included.
+///
+/// `TE: trailers` stays: without it a gRPC server refuses to answer.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim().as_bytes()).ok())
+        // A client cannot take away what says where a message ends, or whom it is for.
+        .filter(|name| !matches!(*name, HOST | http::header::CONTENT_LENGTH | TRAILER | TE))
+        .collect();
+    for name in named.into_iter().chain(HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    let wants_trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').any(|coding| coding.split(';').next().is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    });
+    headers.remove(TE);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). What the client sent of these is replaced: it
+/// is the first in the chain, and could claim anything.
+pub fn set_forwarded(headers: &mut HeaderMap, via: Via<'_>) {
+    let proto = if via.tls { "https" } else { "http" };
+    let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
+    let port = port.map_or_else(|| via.local.port().to_string(), str::to_owned);
+    let (ip, node) = match via.peer.ip().to_canonical() {
+        IpAddr::V4(ip) => (ip.to_string(), ip.to_string()),
+        // In Forwarded an IPv6 address is bracketed and quoted (RFC 7239, section 6).
+        IpAddr::V6(ip) => (ip.to_string(), format!("\"[{ip}]\"")),
+    };
+    let forwarded = format!("for={node};host=\"{}\";proto={proto}", via.host.replace(['"', '\\'], ""));
+    for (name, value) in [
+        (X_FORWARDED_FOR, ip.as_str()),
+        (X_FORWARDED_HOST, via.host),
+        (X_FORWARDED_PROTO, proto),
+        (X_FORWARDED_PORT, &port),
+        (FORWARDED, &forwarded),
+    ] {
+        match HeaderValue::from_str(value) {
+            Ok(value) => headers.insert(name, value),
+            Err(_) => headers.remove(name),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn what_is_about_the_connection_is_removed_with_what_it_names() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret, Host"),
+            ("x-secret", "1"),
+            ("host", "a"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers, deflate;q=0.5"),
+            ("accept", "*/*"),
+        ]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("host", "a"), ("accept", "*/*"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_clients_own_claims_are_replaced() {
+        let mut headers = map(&[("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=6.6.6.6"), ("x-forwarded-proto", "https")]);
+        let via = Via { peer: "[::1]:5000".parse().unwrap(), local: "[::1]:8989".parse().unwrap(), host: "web.shop.localhost:8989", tls: false };
+        set_forwarded(&mut headers, via);
+        let wanted = map(&[
+            ("x-forwarded-for", "::1"),
+            ("forwarded", "for=\"[::1]\";host=\"web.shop.localhost:8989\";proto=http"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "web.shop.localhost:8989"),
+            ("x-forwarded-port", "8989"),
+        ]);
+        assert_eq!(headers, wanted);
+    }
+
+    #[test]
+    fn an_upgrade_counts_only_where_connection_names_it() {
+        assert_eq!(upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])), Some(HeaderValue::from_static("websocket")));
+        assert_eq!(upgrade(&map(&[("upgrade", "h2c")])), None);
+    }
+}

@@ -1,0 +1,21 @@
+//! `adit completion`: scripts for shells.
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::{
+    Cli,
+    report::{CliError, print},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  source <(adit completion bash)")]
+pub struct Args {
+    shell: Shell,
+}
+
+pub fn run(args: Args) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "adit", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}

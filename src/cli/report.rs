@@ -1,0 +1,117 @@
+//! How commands end, and what people read of it. The only place that prints errors.
+
+use std::{
+    fmt::{Display, Write as _},
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+/// Why a command failed: what happened, why, and what to do.
+#[derive(Debug)]
+pub struct CliError {
+    /// 1: failed. 2: the command line or the configuration is wrong.
+    code: u8,
+    message: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+    /// Nothing is said: the reader of our output went away.
+    is_quiet: bool,
+}
+
+impl CliError {
+    pub fn new(message: impl Display) -> Self {
+        Self { code: 1, message: message.to_string(), causes: Vec::new(), hint: None, is_quiet: false }
+    }
+
+    /// An error in what was written by the user: exit code 2.
+    pub fn usage(message: impl Display) -> Self {
+        Self { code: 2, ..Self::new(message) }
+    }
+
+    pub fn cause(mut self, cause: Option<impl Display>) -> Self {
+        self.causes.extend(cause.map(|cause| cause.to_string()));
+        self
+    }
+
+    pub fn hint(mut self, hint: Option<impl Display>) -> Self {
+        self.hint = hint.map(|hint| hint.to_string());
+        self
+    }
+
+    /// Prints it to stderr, and returns the exit code.
+    pub fn report(&self) -> ExitCode {
+        if self.is_quiet {
+            return ExitCode::SUCCESS;
+        }
+        let (red, cyan, plain) = if colours(&io::stderr()) { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
+        let mut text = format!("{red}error:{plain} {}\n", self.message);
+        for cause in &self.causes {
+            let _ = writeln!(text, "caused by: {cause}");
+        }
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(text, "{cyan}hint:{plain} {hint}");
+        }
+        // There is nobody left to tell.
+        let _ = io::stderr().write_all(text.as_bytes());
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        Self { is_quiet: error.kind() == io::ErrorKind::BrokenPipe, ..Self::new(error) }
+    }
+}
+
+impl From<crate::k8s::ClusterError> for CliError {
+    fn from(error: crate::k8s::ClusterError) -> Self {
+        Self::new(&error).cause(error.cause()).hint(error.hint())
+    }
+}
+
+impl From<crate::config::validate::LoadError> for CliError {
+    fn from(error: crate::config::validate::LoadError) -> Self {
+        let message = format!("cannot load {}\n{}", error.file.display(), error.snippets(colours(&io::stderr())));
+        Self::usage(message).hint(Some("'adit check' tests the file without starting"))
+    }
+}
+
+/// Returns whether colour may be used: on a terminal, without NO_COLOR.
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Writes to stdout. A reader that went away (`| head`) ends the command quietly.
+pub fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Returns rows as text with aligned columns.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}   ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [vec!["NAME".to_owned(), "URL".to_owned()], vec!["argocd".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&rows), "NAME     URL\nargocd   x\n");
+    }
+}

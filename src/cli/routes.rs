@@ -1,0 +1,121 @@
+//! `adit routes`: what can be reached, with the URL of each.
+
+use std::io;
+
+use super::{
+    Globals, Output,
+    report::{CliError, print, table},
+};
+use crate::{
+    config::{ContextName, Namespace, PortRef, Workload},
+    k8s::{
+        ServicePort,
+        list::{self, Listed},
+        resolve::choose_port,
+    },
+    routing::{ClusterId, Router, hostname::DynamicName},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit routes -A\n  adit routes -n shop --context prod -o json")]
+pub struct Args {
+    /// List the Services of all namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Print JSON
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+}
+
+/// A line of the list.
+#[derive(serde::Serialize)]
+struct Row {
+    name: String,
+    port: Option<String>,
+    url: String,
+    leads_to: String,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (clusters, router) = super::router(globals.load()?);
+    let port = router.config.http.listen.first().map_or(0, std::net::SocketAddr::port);
+    let mut rows: Vec<Row> = static_routes(&router, port);
+    let context = context(&router)?;
+    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
+    let cluster = clusters.get(&id).await?;
+    let default = namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
+    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
+    let services = list::services(&cluster, (!args.all_namespaces).then_some(&namespace)).await?;
+    let named = named_context(&router, &context);
+    rows.extend(services.iter().flat_map(|service| service_rows(service, named.as_deref(), port)));
+    match args.output {
+        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
+        None if rows.is_empty() => print(&format!("no Services in namespace {namespace} of context {context}; -A lists all namespaces\n")),
+        None => {
+            let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
+            lines.extend(rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]));
+            print(&table(&lines))
+        }
+    }
+}
+
+fn static_routes(router: &Router, port: u16) -> Vec<Row> {
+    let http = router.config.http.routes.keys().map(|host| Row {
+        name: host.clone(),
+        port: None,
+        url: format!("http://{host}:{port}/"),
+        leads_to: router.http(host).map_or_else(|error| error.to_string(), |route| route.target.to_string()),
+    });
+    let tcp = router.config.tcp.routes.keys().map(|address| Row {
+        name: address.to_string(),
+        port: None,
+        url: format!("tcp://{address}"),
+        leads_to: router.tcp(*address).map_or_else(|error| error.to_string(), |route| route.target.to_string()),
+    });
+    http.chain(tcp).collect()
+}
+
+fn service_rows(service: &Listed, context: Option<&str>, listener: u16) -> Vec<Row> {
+    let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
+    let row = |port: &ServicePort| Row {
+        name: format!("{}/{}", service.namespace, service.name),
+        port: Some(port.to_string()),
+        url: service_url(&service.namespace, &service.name, (obvious != Some(port.number)).then_some(port.number), context, listener),
+        leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
+    };
+    service.ports.iter().map(row).collect()
+}
+
+/// Returns the URL of a Service by its short name.
+pub fn service_url(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>, listener: u16) -> String {
+    let name = DynamicName {
+        context: context.map(str::to_owned),
+        namespace: namespace.clone(),
+        workload: Workload::Service(service.to_owned()),
+        port: port.map_or(PortRef::Auto, PortRef::Number),
+    };
+    format!("http://{name}:{listener}/")
+}
+
+/// Returns the context that is meant where none is said.
+pub fn context(router: &Router) -> Result<ContextName, CliError> {
+    let contexts = &router.http_contexts;
+    router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {
+        Some(problem) => CliError::new("cannot read the kubeconfig").cause(Some(problem)).hint(Some("set $KUBECONFIG, or use --kubeconfig")),
+        None => CliError::new("the kubeconfig has no current context").hint(Some("kubectl config use-context NAME, or use --context")),
+    })
+}
+
+/// Returns how a hostname has to name the context. None: it is the one that names without a context mean.
+pub fn named_context(router: &Router, context: &ContextName) -> Option<String> {
+    if router.http_contexts.current.as_ref() == Some(context) {
+        return None;
+    }
+    let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *context).map(|(alias, _)| alias.clone());
+    Some(alias.unwrap_or_else(|| context.to_string()))
+}
+
+/// Returns the namespace that the alias of a context gives.
+pub fn namespace_of(router: &Router, context: &ContextName) -> Option<Namespace> {
+    router.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
+}

@@ -1,0 +1,90 @@
+//! `adit status`: the tunnels of the running adit.
+
+use std::{io, path::PathBuf};
+
+use super::{
+    Globals, Output,
+    report::{CliError, print, table},
+};
+use crate::admin::{socket, status::Status};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (_, status) = find(globals).await?;
+    match args.output {
+        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?)),
+        None => print(&show(&status)),
+    }
+}
+
+/// Returns the running adit: the one that `--listen` names, else the first that answers.
+pub async fn find(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
+    let wanted = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
+    for path in socket::sockets()? {
+        let Ok(status) = socket::status(&path).await else { continue };
+        if wanted.is_none_or(|port| status.facts.http.iter().any(|address| address.port() == port)) {
+            return Ok((path, status));
+        }
+    }
+    let folder = socket::folder()?;
+    Err(CliError::new("no adit is running").hint(Some(format!("start it with 'adit'; its socket would be in {}", folder.display()))))
+}
+
+fn show(status: &Status) -> String {
+    let list = |addresses: &[std::net::SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let mut text = format!("adit {} (pid {}) listens on {}", status.version, status.pid, list(&status.facts.http));
+    if !status.facts.tcp.is_empty() {
+        text += &format!(", tcp {}", list(&status.facts.tcp));
+    }
+    let config = status.facts.config.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+    text += &format!("\nconfig {config}, loaded at {}\n", status.facts.loaded_at);
+    if let Some(reason) = &status.facts.rejected {
+        text += &format!("config not reloaded: {reason}\n");
+    }
+    if status.tunnels.is_empty() {
+        return text + "no tunnels: one opens with the first connection to a Service\n";
+    }
+    let mut rows = vec![["TUNNEL", "STATE", "POD", "PROTOCOL", "STREAMS", "UP", "DOWN", "IDLE", "LAST ERROR"].map(str::to_owned).to_vec()];
+    for tunnel in &status.tunnels {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            tunnel.target.clone(),
+            tunnel.state.clone(),
+            or_dash(&tunnel.pod),
+            or_dash(&tunnel.protocol),
+            tunnel.streams.to_string(),
+            bytes(tunnel.bytes_up),
+            bytes(tunnel.bytes_down),
+            tunnel.idle_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
+            or_dash(&tunnel.last_error),
+        ]);
+    }
+    text + "\n" + &table(&rows)
+}
+
+/// Returns an amount as people read it: `1.5 MiB`.
+fn bytes(count: u64) -> String {
+    let (mut amount, mut unit) = (count as f64, 0);
+    while amount >= 1024.0 && unit < 4 {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let name = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
+    if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_readable() {
+        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+    }
+}

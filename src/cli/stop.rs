@@ -1,0 +1,24 @@
+//! `adit stop`: end a tunnel of the running adit.
+
+use super::{
+    Globals,
+    report::{CliError, print},
+    status,
+};
+use crate::admin::socket;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tunnel as 'adit status' shows it: CONTEXT/NAMESPACE/SERVICE:PORT
+    tunnel: String,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (path, status) = status::find(globals).await?;
+    if socket::stop(&path, &args.tunnel).await? {
+        return print(&format!("stopped {}\n", args.tunnel));
+    }
+    let tunnels: Vec<String> = status.tunnels.into_iter().map(|tunnel| tunnel.target).collect();
+    let hint = if tunnels.is_empty() { "there are no tunnels".to_owned() } else { format!("the tunnels are {}", tunnels.join(", ")) };
+    Err(CliError::new(format!("no tunnel {}", args.tunnel)).hint(Some(hint)))
+}

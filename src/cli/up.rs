@@ -1,0 +1,104 @@
+//! `adit up`: serve, until a signal.
+
+use std::{fmt::Write as _, io, net::SocketAddr, process::ExitCode, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use super::{
+    Globals,
+    report::{CliError, print},
+};
+use crate::{
+    app::{App, Bound},
+    drain::Drain,
+    telemetry,
+};
+
+/// How long requests may go on after the first signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// 128 and the number of SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
+    let config = globals.load()?;
+    let verbosity = telemetry::init(globals.format(), config.verbose);
+    let app = App { overrides: globals.overrides()?, file: globals.config_path().0, verbosity: Some(verbosity), admin: true };
+    runtime()?.block_on(async {
+        let bound = bind(app, config)?;
+        print(&banner(&bound))?;
+        serve(bound).await
+    })
+}
+
+/// Returns the runtime that serves: two threads move as many bytes as a laptop's API server can take.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// Binds every listener.
+pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> {
+    app.bind(config).map_err(|error| {
+        let hint = error.hint();
+        CliError::new(error).hint(hint)
+    })
+}
+
+/// Serves until SIGINT or SIGTERM, then lets requests finish for the grace. A second signal ends it at once.
+pub async fn serve(bound: Bound) -> Result<ExitCode, CliError> {
+    let drain = Drain::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let serving = bound.run(drain.clone());
+    tokio::select! {
+        served = serving => served?,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    info!("stopping: requests in progress have {} s", GRACE.as_secs());
+    tokio::select! {
+        cut = drain.finish(GRACE) => {
+            if cut > 0 {
+                info!(cut, "stopped: what did not finish was cut");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+/// Says where adit listens, what it serves, and how to reach a Service.
+fn banner(bound: &Bound) -> String {
+    let config = bound.config();
+    let http = bound.http_addresses();
+    let port = http.first().map_or(0, SocketAddr::port);
+    let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    let (_, router) = super::router(config.clone());
+    let mut text = format!("adit {} listens on {}\n", env!("CARGO_PKG_VERSION"), list(&http));
+    let _ = match &config.source {
+        Some(file) => writeln!(text, "config    {}", file.display()),
+        None => writeln!(text, "config    none: 'adit init' writes one"),
+    };
+    let current = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+    let _ = match (current, &router.http_contexts.problem) {
+        (Some(context), _) => {
+            let others = router.http_contexts.namespaces.len().saturating_sub(1);
+            writeln!(text, "context   {context}{}", if others > 0 { format!(" (and {others} more)") } else { String::new() })
+        }
+        (None, Some(problem)) => writeln!(text, "context   none: {problem}"),
+        (None, None) => writeln!(text, "context   none is current: kubectl config use-context NAME"),
+    };
+    for host in config.http.routes.keys() {
+        let _ = writeln!(text, "route     http://{host}:{port}");
+    }
+    for (address, route) in &config.tcp.routes {
+        let target = router.tcp(*address).map_or_else(|_| format!("{:?}", route.destination.workload), |route| route.target.to_string());
+        let _ = writeln!(text, "tcp       {address} -> {target}");
+    }
+    let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");
+    text
+}

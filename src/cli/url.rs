@@ -1,0 +1,48 @@
+//! `adit url`: the URL of a Service.
+
+use super::{
+    Globals,
+    report::{CliError, print},
+    routes,
+};
+use crate::{
+    config::{Namespace, PortRef, Workload},
+    k8s::resolve,
+    routing::ClusterId,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit url web.shop\n  adit url web.shop:8080\n  adit url web -n shop")]
+pub struct Args {
+    /// The Service: SERVICE[.NAMESPACE][:PORT]
+    service: String,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (clusters, router) = super::router(globals.load()?);
+    let context = routes::context(&router)?;
+    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
+    let cluster = clusters.get(&id).await?;
+    let (name, port) = match args.service.split_once(':') {
+        Some((name, port)) => (name, port_ref(port)?),
+        None => (args.service.as_str(), PortRef::Auto),
+    };
+    let default = || globals.namespace.clone().map(Namespace).or_else(|| routes::namespace_of(&router, &context));
+    let (service, namespace) = match name.split_once('.') {
+        Some((service, namespace)) => (service, Namespace(namespace.to_owned())),
+        None => (name, default().unwrap_or_else(|| cluster.namespace.clone())),
+    };
+    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.to_owned()), &port, 0).await?;
+    let listener = router.config.http.listen.first().map_or(0, std::net::SocketAddr::port);
+    let number = (port != PortRef::Auto).then_some(resolved.port.number);
+    let named = routes::named_context(&router, &context);
+    print(&format!("{}\n", routes::service_url(&namespace, service, number, named.as_deref(), listener)))
+}
+
+fn port_ref(text: &str) -> Result<PortRef, CliError> {
+    match text.parse::<u16>() {
+        Ok(port) if port > 0 => Ok(PortRef::Number(port)),
+        Err(_) if !text.is_empty() && !text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(PortRef::Name(text.to_owned())),
+        _ => Err(CliError::usage(format!("{text:?} is not a port")).hint(Some("use 1-65535, or the name of a port"))),
+    }
+}

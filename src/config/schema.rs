@@ -1,0 +1,256 @@
+//! The JSON schema of the file, for editors. What it describes is checked in [`super::validate`]; a test holds the two
+//! together.
+
+#![expect(dead_code, reason = "the types are described, never built")]
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+
+/// Returns the schema (JSON Schema 2020-12).
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(File).to_value()
+}
+
+/// The configuration of adit.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "adit")]
+#[allow(non_snake_case, reason = "the key is spelled as in Kubernetes")]
+struct File {
+    /// `adit/v1`; `autotunnel/v1` is accepted too.
+    apiVersion: Option<ApiVersion>,
+    /// Log each request and connection. Default: false.
+    verbose: Option<bool>,
+    /// Apply changes of the file while running. Default: true.
+    auto_reload_config: Option<bool>,
+    /// Folders that credential plugins are looked for in, before the usual ones.
+    exec_path: Option<Vec<String>>,
+    /// The context, or alias, of names and routes that give none. Default: the kubeconfig's current one.
+    default_context: Option<String>,
+    /// Short names for contexts.
+    contexts: Option<std::collections::BTreeMap<String, ContextAlias>>,
+    http: Option<Http>,
+    tcp: Option<Tcp>,
+}
+
+#[derive(Serialize, JsonSchema)]
+enum ApiVersion {
+    #[serde(rename = "adit/v1")]
+    Adit,
+    #[serde(rename = "autotunnel/v1")]
+    Autotunnel,
+}
+
+/// A context under a name that fits into a hostname.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ContextAlias {
+    /// The context's name in the kubeconfig.
+    name: String,
+    /// The namespace of names and routes that give none.
+    namespace: Option<String>,
+    /// Whether hostnames without a route may reach this context. Default: allow.
+    dynamic: Option<Dynamic>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Dynamic {
+    Allow,
+    Deny,
+}
+
+/// The listener for HTTP and TLS.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Http {
+    /// Default: 127.0.0.1:8989, and [::1] with it.
+    listen: Option<String>,
+    /// Close a tunnel after this long without a connection. 0: never. Default: 60m.
+    idle_timeout: Option<GoDuration>,
+    k8s: Option<HttpK8s>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct HttpK8s {
+    /// Kubeconfig files, a list like $KUBECONFIG. Default: $KUBECONFIG, then ~/.kube/config, then the pod's own account.
+    kubeconfig: Option<String>,
+    /// The suffix of long dynamic names. Default: k8s.localhost.
+    dynamic_host: Option<String>,
+    /// By host: `web.localhost`, or `*.web.localhost` for every name below.
+    routes: Option<std::collections::BTreeMap<String, Option<HttpRoute>>>,
+}
+
+/// Where a host leads: to a Service or a pod.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct HttpRoute {
+    /// Default: the current context.
+    context: Option<String>,
+    /// Default: the context's namespace.
+    namespace: Option<String>,
+    service: Option<String>,
+    pod: Option<String>,
+    /// A number or name. Default: the only one, or the one that a browser would mean.
+    port: Option<Port>,
+    /// What the backend speaks. Default: told by the port's appProtocol, name and number.
+    scheme: Option<Scheme>,
+    idle_timeout: Option<GoDuration>,
+    /// Verify the certificate of an https backend. Default: false.
+    verify: Option<bool>,
+    /// The name that an https backend is asked for. Default: the request's host.
+    server_name: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Scheme {
+    Http,
+    Https,
+    H2c,
+}
+
+/// One listener per local port.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Tcp {
+    idle_timeout: Option<GoDuration>,
+    k8s: Option<TcpK8s>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TcpK8s {
+    /// Default: that of http.
+    kubeconfig: Option<String>,
+    /// By local port.
+    routes: Option<std::collections::BTreeMap<String, TcpRoute>>,
+    /// By local port: hosts that only the cluster can reach, through a pod.
+    jump: Option<std::collections::BTreeMap<String, Jump>>,
+}
+
+/// Where a local port leads: to a Service or a pod.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TcpRoute {
+    context: Option<String>,
+    namespace: Option<String>,
+    service: Option<String>,
+    pod: Option<String>,
+    port: Option<Port>,
+    /// The address to listen on. Default: 127.0.0.1.
+    listen: Option<String>,
+    idle_timeout: Option<GoDuration>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Jump {
+    context: Option<String>,
+    namespace: Option<String>,
+    via: Via,
+    target: JumpTarget,
+    method: Option<JumpMethod>,
+}
+
+/// The pod to go through.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Via {
+    service: Option<String>,
+    pod: Option<String>,
+    container: Option<String>,
+    create: Option<Create>,
+}
+
+/// The pod that is created where it does not exist.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    image: String,
+    command: Option<Vec<String>>,
+    timeout: Option<GoDuration>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct JumpTarget {
+    host: String,
+    port: u16,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum JumpMethod {
+    Auto,
+    Socat,
+    Nc,
+}
+
+/// `90s`, `60m`, `1h30m`; 0 means never.
+#[derive(Serialize)]
+struct GoDuration;
+
+impl JsonSchema for GoDuration {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "90s, 60m, 1h30m; 0 means never",
+            "oneOf": [{"type": "string", "pattern": "^(0|([0-9]+(\\.[0-9]+)?(ms|s|m|h|d))+)$"}, {"const": 0}]
+        })
+    }
+}
+
+/// A port number, or the name of a port.
+#[derive(Serialize)]
+struct Port;
+
+impl JsonSchema for Port {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Port".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "A port number, or the name of a port",
+            "oneOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "minLength": 1, "maxLength": 15}]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn the_schema_has_the_keys_that_are_read_and_no_others() {
+        let schema = schema();
+        let keys = |name: &str| -> BTreeSet<String> {
+            let part = if name.is_empty() { &schema } else { &schema["$defs"][name] };
+            part["properties"].as_object().expect(name).keys().cloned().collect()
+        };
+        for (name, known) in [
+            ("", validate::ROOT),
+            ("ContextAlias", validate::CONTEXT),
+            ("Http", validate::HTTP),
+            ("HttpK8s", validate::HTTP_K8S),
+            ("HttpRoute", validate::HTTP_ROUTE),
+            ("Tcp", validate::TCP),
+            ("TcpK8s", validate::TCP_K8S),
+            ("TcpRoute", validate::TCP_ROUTE),
+            ("Jump", validate::JUMP),
+            ("Via", validate::VIA),
+            ("Create", validate::CREATE),
+            ("JumpTarget", validate::TARGET),
+        ] {
+            assert_eq!(keys(name), known.iter().map(|key| (*key).to_owned()).collect(), "{name}");
+        }
+    }
+}
