@@ -194,6 +194,9 @@ impl Running {
     fn reload(&mut self, mut config: Config) {
         self.app.overrides.apply(&mut config);
         let old = self.router.load().config.clone();
+        if config == *old {
+            return self.source.update(|facts| facts.rejected = None);
+        }
         if !old.auto_reload {
             info!("the configuration file changed, and auto_reload_config is false: restart adit to apply it");
             return;

@@ -1,12 +1,90 @@
-//! `adit demo`.
+//! `adit demo`: a small cluster in this process, and adit in front of it.
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, process::ExitCode};
 
-use super::{Globals, report::CliError};
+use super::{
+    Globals,
+    report::{CliError, print},
+    up::{self, Signals},
+};
+use crate::{
+    app::{App, Bound, Overrides},
+    config::{Config, Destination, HttpRoute, KubeconfigPaths, Namespace, PortRef, TcpRoute, Workload, defaults},
+    demo::Demo,
+    telemetry,
+};
+
+/// Local ports of the demo's databases and echoes, where they are free.
+const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17001, "shop", "tools", 7001)];
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Nothing outside of this process is needed or changed. Ctrl-C ends it.")]
 pub struct Args {}
 
-pub fn run(_: &Globals, _: Args) -> Result<ExitCode, CliError> {
-    todo!()
+pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
+    telemetry::init(globals.format(), globals.verbose);
+    let overrides = globals.overrides()?;
+    up::runtime()?.block_on(async {
+        let signals = Signals::new()?;
+        let demo = Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
+        let config = config(&demo, &overrides);
+        let overrides = Overrides { verbose: globals.verbose, ..Overrides::default() };
+        let bound = up::bind(App { overrides, admin: true, ..App::default() }, config)?;
+        print(&banner(&demo, &bound))?;
+        let ended = up::serve(bound, signals).await;
+        drop(demo);
+        ended
+    })
+}
+
+/// Returns a configuration with routes into the demo, and nothing of the user's own.
+fn config(demo: &Demo, overrides: &Overrides) -> Config {
+    let mut config = defaults::config();
+    let paths = KubeconfigPaths(vec![demo.kubeconfig()]);
+    (config.http.kubeconfig, config.tcp.kubeconfig) = (paths.clone(), paths);
+    if let Some(listen) = &overrides.listen {
+        config.http.listen.clone_from(listen);
+    }
+    let destination = |namespace: &str, service: &str, port: PortRef| Destination {
+        context: None,
+        namespace: Some(Namespace(namespace.to_owned())),
+        workload: Workload::Service(service.to_owned()),
+        port,
+    };
+    let idle_timeout = config.http.idle_timeout;
+    let shop = HttpRoute { destination: destination("shop", "web", PortRef::Auto), scheme: None, idle_timeout, verify: false, server_name: None };
+    config.http.routes.insert("shop.localhost".to_owned(), shop);
+    for (local, namespace, service, port) in TCP {
+        let address = SocketAddr::from(([127, 0, 0, 1], local));
+        // A second demo, or a real database, may have the port.
+        if std::net::TcpListener::bind(address).is_ok() {
+            config.tcp.routes.insert(address, TcpRoute { destination: destination(namespace, service, PortRef::Number(port)), idle_timeout });
+        }
+    }
+    config
+}
+
+fn banner(demo: &Demo, bound: &Bound) -> String {
+    let port = bound.http_addresses().first().map_or(0, SocketAddr::port);
+    let has = |local: u16| bound.tcp_addresses().iter().any(|address| address.port() == local);
+    let mut text = format!(
+        "A small cluster runs in this process, and adit in front of it. Open in a browser, or with curl:\n\n\
+         \x20 http://web.shop.localhost:{port}/              a web page that says what you are looking at\n\
+         \x20 http://shop.localhost:{port}/headers           what the pod is told of you, by a route of your own name\n\
+         \x20 http://443.tools.shop.localhost:{port}/        an https backend\n\
+         \x20 http://queue.shop.localhost:{port}/            several ports, none of them obvious\n\
+         \x20 http://broken.shop.localhost:{port}/           no pod is ready\n\n"
+    );
+    if has(TCP[0].0) {
+        text += &format!("  psql \"host=127.0.0.1 port={} user=demo dbname=demo\" -c 'select 1'\n", TCP[0].0);
+    }
+    if has(TCP[1].0) {
+        text += &format!("  nc 127.0.0.1 {}                           speaks first, then echoes\n", TCP[1].0);
+    }
+    text += &format!(
+        "\n  adit status                                        the tunnels, from another terminal\n\
+         \x20 kubectl --kubeconfig {} get pods,svc -A\n\nCtrl-C ends it.\n",
+        demo.kubeconfig().display()
+    );
+    text
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, io, net::SocketAddr, process::ExitCode, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
 use super::{
@@ -29,9 +29,11 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let verbosity = telemetry::init(globals.format(), config.verbose);
     let app = App { overrides: globals.overrides()?, file: globals.config_path().0, verbosity: Some(verbosity), admin: true };
     runtime()?.block_on(async {
+        // Before the first socket: whoever sees one may send a signal.
+        let signals = Signals::new()?;
         let bound = bind(app, config)?;
         print(&banner(&bound))?;
-        serve(bound).await
+        serve(bound, signals).await
     })
 }
 
@@ -48,15 +50,31 @@ pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> 
     })
 }
 
+/// The signals that end adit.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 /// Serves until SIGINT or SIGTERM, then lets requests finish for the grace. A second signal ends it at once.
-pub async fn serve(bound: Bound) -> Result<ExitCode, CliError> {
+pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliError> {
     let drain = Drain::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let serving = bound.run(drain.clone());
     tokio::select! {
-        served = serving => served?,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        served = bound.run(drain.clone()) => served?,
+        () = signals.next() => {}
     }
     info!("stopping: requests in progress have {} s", GRACE.as_secs());
     tokio::select! {
@@ -66,8 +84,7 @@ pub async fn serve(bound: Bound) -> Result<ExitCode, CliError> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
-        _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        () = signals.next() => Ok(ExitCode::from(INTERRUPTED)),
     }
 }
 

@@ -31,14 +31,17 @@ pub type Reload = Result<Arc<Config>, String>;
 
 /// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
 ///
-/// Each change of content is sent once. A file that is gone, or has problems, changes nothing.
+/// What the file holds at first is sent too, as it may have changed since it was loaded; after that each change of
+/// content, once. A file that is gone changes nothing.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
-    let mut content = fs::read(&file).ok();
+    let mut content = None;
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
+    let mut is_first = true;
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         tokio::select! {
+            () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
             Some(()) = events.recv(), if is_watching => {
                 // Until it is quiet, but not for ever.
                 let mut pauses = 0;
@@ -155,9 +158,13 @@ mod tests {
             let (changes_tx, changes) = watch::channel(None);
             let (look_again_tx, look_again) = mpsc::channel(1);
             tokio::spawn(run(folder.path().join("config.yaml"), changes_tx, look_again));
-            // The watch is set by the task: a change before that is seen by its first look only.
-            sleep(Duration::from_millis(200)).await;
-            Self { folder, changes, _look_again: look_again_tx }
+            let mut watched = Self { folder, changes, _look_again: look_again_tx };
+            if watched.file().exists() {
+                watched.next().await.unwrap();
+            } else {
+                sleep(Duration::from_millis(200)).await;
+            }
+            watched
         }
 
         async fn next(&mut self) -> Reload {

@@ -1,1 +1,300 @@
-//! What runs in the demo's pods.
+//! What runs in the demo's pods: servers of this process, on streams in memory.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    time::sleep,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::wire::websocket::{Event, Opcode, Parser, Role, accept_key, put_frame};
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A socket buffer's worth: who does not read stops who writes.
+const PIPE: usize = 64 * 1024;
+
+/// The most that one download gives.
+const LARGEST_DOWNLOAD: u64 = 1 << 40;
+
+/// Runs the servers.
+pub struct Workloads {
+    tls: Arc<rustls::ServerConfig>,
+}
+
+impl Workloads {
+    pub fn new(tls: Arc<rustls::ServerConfig>) -> Self {
+        Self { tls }
+    }
+
+    /// Returns the client's end of a new connection to a port of a pod. None: nothing listens there.
+    pub fn connect(&self, pod: &str, port: u16) -> Option<DuplexStream> {
+        let (near, far) = duplex(PIPE);
+        let pod = pod.to_owned();
+        let tls = self.tls.clone();
+        match port {
+            8080 => tokio::spawn(serve_http1(far, pod, false)),
+            8081 => tokio::spawn(serve_h2c(far, pod)),
+            8443 => tokio::spawn(async move {
+                if let Ok(stream) = TlsAcceptor::from(tls).accept(far).await {
+                    serve_http1(stream, pod, true).await;
+                }
+            }),
+            7000 => tokio::spawn(echo(far)),
+            7001 => tokio::spawn(greet(far, pod)),
+            5432 => tokio::spawn(postgres(far, pod)),
+            _ => return None,
+        };
+        Some(near)
+    }
+}
+
+async fn serve_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(stream: S, pod: String, tls: bool) {
+    let service = service_fn(move |request| answer(request, pod.clone(), tls));
+    // The demo's visitor went away.
+    let _ = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+}
+
+async fn serve_h2c(stream: DuplexStream, pod: String) {
+    let service = service_fn(move |request| answer(request, pod.clone(), false));
+    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(mut request: Request<Incoming>, pod: String, tls: bool) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    Ok(match path.as_str() {
+        "/" => whole("text/html; charset=utf-8", page(&request, &pod, tls)),
+        "/whoami" => whole("text/plain", format!("{pod}\n")),
+        "/headers" => {
+            let headers: Vec<_> = request.headers().iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
+            let shown = serde_json::json!({"method": request.method().as_str(), "version": format!("{:?}", request.version()), "tls": tls, "pod": pod, "headers": headers});
+            whole("application/json", format!("{shown:#}\n"))
+        }
+        "/ws" => websocket(&mut request),
+        "/sse" => streamed("text/event-stream", futures::stream::unfold(0u32, |count| async move {
+            if count > 0 {
+                sleep(Duration::from_secs(1)).await;
+            }
+            Some((Bytes::from(format!("data: {count}\n\n")), count + 1))
+        })),
+        "/download" => {
+            let total = query.strip_prefix("bytes=").and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(1 << 20).min(LARGEST_DOWNLOAD);
+            streamed("application/octet-stream", futures::stream::unfold(total, |left| async move {
+                let length = left.min(PIPE as u64) as usize;
+                (length > 0).then(|| (Bytes::from(vec![b'a'; length]), left - length as u64))
+            }))
+        }
+        "/upload" => upload(request.into_body()).await,
+        "/slow" => {
+            sleep(Duration::from_secs(2)).await;
+            whole("text/plain", "slow\n".to_owned())
+        }
+        path => match path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok()).and_then(|code| StatusCode::from_u16(code).ok()) {
+            Some(status) if status.as_u16() >= 200 => {
+                let mut response = whole("text/plain", String::new());
+                *response.status_mut() = status;
+                response
+            }
+            _ => {
+                let mut response = whole("text/plain", "there is nothing here\n".to_owned());
+                *response.status_mut() = StatusCode::NOT_FOUND;
+                response
+            }
+        },
+    })
+}
+
+fn whole(kind: &'static str, text: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn streamed(kind: &'static str, pieces: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    let body = StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece))));
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// What the visitor is looking at.
+fn page(request: &Request<Incoming>, pod: &str, tls: bool) -> String {
+    let header = |name: &str| request.headers().get(name).map(|value| escape(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default();
+    let host = header("host");
+    let port = host.rsplit_once(':').map(|(_, port)| format!(":{port}")).unwrap_or_default();
+    let link = |name: &str, what: &str| format!("<li><a href=\"http://{name}.localhost{port}/\">{name}.localhost</a> &mdash; {what}</li>");
+    let links = [
+        link("web.shop", "two pods, one port"),
+        link("tools.shop", "several ports: this one is the one a browser means"),
+        link("443.tools.shop", "an https backend"),
+        link("81.tools.shop", "an h2c backend"),
+        link("queue.shop", "several ports, none of them obvious"),
+        link("broken.shop", "no pod is ready"),
+        link("payments.shop", "an ExternalName"),
+        link("legacy.shop", "no selector"),
+    ]
+    .concat();
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{pod}</title>\
+         <style>html{{color-scheme:light dark;font:16px/1.5 system-ui}}body{{max-width:44rem;margin:0 auto;padding:6vh 1rem}}code{{font-size:.9em}}</style>\
+         <h1>You are looking at pod <code>{pod}</code></h1>\
+         <p>Your browser asked adit for <code>{host}</code>. adit found the Service, chose this pod because it is ready, opened a port-forward to it \
+         through the API server, and sent your request through it{}. The pod sees you as <code>{}</code>.</p>\
+         <h2>More names</h2><ul>{links}</ul><h2>Paths</h2><p><a href=\"/headers\">/headers</a> <a href=\"/sse\">/sse</a> <a href=\"/slow\">/slow</a> \
+         <a href=\"/download?bytes=104857600\">/download?bytes=104857600</a> <a href=\"/status/418\">/status/418</a> and a WebSocket at /ws</p></html>\n",
+        if tls { ", over TLS" } else { "" },
+        header("forwarded"),
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+}
+
+async fn upload(mut body: Incoming) -> Response<Body> {
+    let (mut hash, mut count) = (Sha256::new(), 0u64);
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { break };
+        if let Some(data) = frame.data_ref() {
+            hash.update(data);
+            count += data.len() as u64;
+        }
+    }
+    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    whole("application/json", format!("{}\n", serde_json::json!({"bytes": count, "sha256": digest})))
+}
+
+fn websocket(request: &mut Request<Incoming>) -> Response<Body> {
+    let key = request.headers().get("sec-websocket-key").and_then(|key| key.to_str().ok()).map(accept_key);
+    let Some(accept) = key.and_then(|accept| HeaderValue::from_str(&accept).ok()) else {
+        let mut response = whole("text/plain", "this is a WebSocket\n".to_owned());
+        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        return response;
+    };
+    let upgrading = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrading.await {
+            // The visitor went away.
+            let _ = echo_messages(TokioIo::new(upgraded)).await;
+        }
+    });
+    let mut response = whole("text/plain", String::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert("sec-websocket-accept", accept);
+    response
+}
+
+async fn echo_messages<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
+    let (mut parser, mut input, mut message) = (Parser::new(Role::Server), BytesMut::new(), BytesMut::new());
+    loop {
+        let mut out = BytesMut::new();
+        match parser.next(&mut input).map_err(io::Error::other)? {
+            Some(Event::Data { payload, last }) => {
+                message.extend_from_slice(&payload);
+                if last {
+                    put_frame(&mut out, Opcode::Text, &message, None);
+                    message.clear();
+                }
+            }
+            Some(Event::Ping(payload)) => put_frame(&mut out, Opcode::Pong, &payload, None),
+            Some(Event::Pong) => {}
+            Some(Event::Close(_)) => {
+                put_frame(&mut out, Opcode::Close, &1000u16.to_be_bytes(), None);
+                stream.write_all(&out).await?;
+                return stream.shutdown().await;
+            }
+            None if stream.read_buf(&mut input).await? == 0 => return Ok(()),
+            None => {}
+        }
+        stream.write_all(&out).await?;
+    }
+}
+
+async fn echo(stream: DuplexStream) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+    let _ = write.shutdown().await;
+}
+
+/// Speaks first, as MySQL and SSH do.
+async fn greet(mut stream: DuplexStream, pod: String) {
+    if stream.write_all(format!("hello from {pod}\n").as_bytes()).await.is_ok() {
+        echo(stream).await;
+    }
+}
+
+/// The start of a PostgreSQL session, and queries that all have the same answer (PostgreSQL 16, chapter 55).
+async fn postgres(mut stream: DuplexStream, pod: String) {
+    // The visitor went away.
+    let _ = serve_postgres(&mut stream, &pod).await;
+}
+
+async fn serve_postgres(stream: &mut DuplexStream, pod: &str) -> io::Result<()> {
+    const SSL_REQUEST: u32 = 80_877_103;
+    const GSS_REQUEST: u32 = 80_877_104;
+    const LONGEST: u32 = 1 << 20;
+    loop {
+        let length = stream.read_u32().await?;
+        if !(8..LONGEST).contains(&length) {
+            return Ok(());
+        }
+        let mut body = vec![0; length as usize - 4];
+        stream.read_exact(&mut body).await?;
+        match u32::from_be_bytes([body[0], body[1], body[2], body[3]]) {
+            SSL_REQUEST | GSS_REQUEST => stream.write_all(b"N").await?,
+            _ => break,
+        }
+    }
+    let mut out = BytesMut::new();
+    message(&mut out, b'R', &0u32.to_be_bytes());
+    for (name, value) in [("server_version", "16.0"), ("client_encoding", "UTF8"), ("server_encoding", "UTF8"), ("DateStyle", "ISO, MDY")] {
+        message(&mut out, b'S', format!("{name}\0{value}\0").as_bytes());
+    }
+    message(&mut out, b'Z', b"I");
+    stream.write_all(&out).await?;
+    loop {
+        let kind = stream.read_u8().await?;
+        let length = stream.read_u32().await?;
+        if !(4..LONGEST).contains(&length) || kind == b'X' {
+            return Ok(());
+        }
+        let mut body = vec![0; length as usize - 4];
+        stream.read_exact(&mut body).await?;
+        let mut out = BytesMut::new();
+        if kind == b'Q' {
+            let text = format!("this is {pod} of the adit demo, which knows no SQL");
+            // One column of type text (OID 25), one row.
+            let column = [&1u16.to_be_bytes()[..], b"answer\0", &[0; 6], &25u32.to_be_bytes(), &(-1i16).to_be_bytes(), &(-1i32).to_be_bytes(), &[0; 2]].concat();
+            message(&mut out, b'T', &column);
+            message(&mut out, b'D', &[&1u16.to_be_bytes()[..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat());
+            message(&mut out, b'C', b"SELECT 1\0");
+        } else {
+            message(&mut out, b'E', b"SERROR\0C0A000\0Mthe adit demo knows simple queries only\0\0");
+        }
+        message(&mut out, b'Z', b"I");
+        stream.write_all(&out).await?;
+    }
+}
+
+fn message(out: &mut BytesMut, kind: u8, body: &[u8]) {
+    out.extend_from_slice(&[kind]);
+    out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(body);
+}

@@ -109,9 +109,9 @@ fn bodies_arrive_whole_in_both_directions() {
     let host = format!("80.{pod}.{}", adit.host("web"));
     let file = adit.folder().join("100m");
     succeed(&mut adit.curl(&["-f", "-o", file.to_str().unwrap(), &format!("http://{host}/100m")]));
-    let here = format!("{:x}", Sha256::digest(fs::read(&file).unwrap()));
+    let here = Sha256::digest(fs::read(&file).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let there = kubectl(&["-n", "adit-e2e", "exec", &pod, "--", "sha256sum", "/run/www/100m"]);
-    assert!(there.starts_with(&here), "{there} is not {here}");
+    assert!(there.starts_with(here.as_str()), "{there} is not {here}");
     let sent = succeed(&mut adit.curl(&[
         "-f",
         "-T",

@@ -9,9 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
-use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -37,6 +37,9 @@ const IDLE: Duration = Duration::from_secs(4);
 
 /// How many unused connections to one pod are kept: each is a connection into the pod.
 const MOST_IDLE: usize = 64;
+
+/// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
+const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -97,8 +100,10 @@ impl Upstreams {
 
     /// Sends a request and returns the head of the response.
     ///
-    /// A request that certainly did not leave (its connection had been closed by the backend) is sent again on a new
-    /// one, whatever its method.
+    /// What certainly did not leave is sent again, whatever its method. A request that may be repeated (RFC 9110,
+    /// section 9.2.2) and has no body is sent again when its connection ended without a byte of an answer: a pod that
+    /// is stopped ends its connections, and ours learns of it up to a second later. Others get a connection of their
+    /// own, so that they meet none that is just ending; none of them is sent twice.
     pub async fn send(
         self: &Arc<Self>,
         route: &Route,
@@ -108,35 +113,54 @@ impl Upstreams {
         mut request: Request<Body>,
         is_upgrade: bool,
     ) -> Result<Response<Incoming>, RequestError> {
-        let key = Key {
+        let is_repeatable = !is_upgrade && request.method().is_idempotent() && request.body().is_end_stream();
+        let mut pauses = PAUSES.iter();
+        loop {
+            let key = self.key(route, scheme, lease, host);
+            let copy = is_repeatable.then(|| head_of(&request));
+            let pooled = if is_repeatable || scheme == Scheme::H2c { self.take(&key) } else { None };
+            let is_pooled = pooled.is_some();
+            let mut sender = match pooled {
+                Some(sender) => sender,
+                None => self.connect(&key, lease, is_upgrade).await?,
+            };
+            let (error, unsent) = match self.send_on(&mut sender, &key, request).await {
+                Ok(response) => {
+                    if !is_upgrade {
+                        self.give_back(key, sender);
+                    }
+                    return Ok(response);
+                }
+                Err(failed) => failed,
+            };
+            // What ended one connection has ended the others like it.
+            self.forget(&key);
+            let again = unsent.filter(|_| is_pooled).or(copy);
+            match (again, is_pooled, pauses.next()) {
+                (Some(again), true, _) => request = again,
+                (Some(again), false, Some(pause)) => {
+                    sleep(Duration::from_millis(*pause)).await;
+                    request = again;
+                }
+                _ => return Err(RequestError::Failed(error)),
+            }
+        }
+    }
+
+    fn key(&self, route: &Route, scheme: Scheme, lease: &Lease, host: &str) -> Key {
+        Key {
             target: route.target.clone(),
             pod: lease.endpoint().pod.clone(),
             scheme,
             server_name: (scheme == Scheme::Https).then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
             verify: route.verify,
-        };
-        if !is_upgrade {
-            while let Some(mut sender) = self.take(&key) {
-                match self.send_on(&mut sender, &key, request).await {
-                    Ok(response) => {
-                        self.give_back(key, sender);
-                        return Ok(response);
-                    }
-                    Err((_, Some(unsent))) => request = unsent,
-                    Err((error, None)) => return Err(RequestError::Failed(error)),
-                }
-            }
         }
-        let mut sender = self.connect(&key, lease, is_upgrade).await?;
-        match self.send_on(&mut sender, &key, request).await {
-            Ok(response) => {
-                if !is_upgrade {
-                    self.give_back(key, sender);
-                }
-                Ok(response)
-            }
-            Err((error, _)) => Err(RequestError::Failed(error)),
-        }
+    }
+
+    /// Drops the unused connections.
+    fn forget(&self, key: &Key) {
+        self.idle.lock().expect("no panic while the lock is held").remove(key);
+        self.h2.lock().expect("no panic while the lock is held").remove(key);
     }
 
     async fn send_on(
@@ -245,6 +269,17 @@ impl Upstreams {
         self.h2.lock().expect("no panic while the lock is held").insert(key.clone(), sender.clone());
         Ok(Sender::H2(sender))
     }
+}
+
+/// Returns a request like this one, without its body.
+fn head_of(request: &Request<Body>) -> Request<Body> {
+    let empty = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
+    let mut copy = Request::new(empty);
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    copy.extensions_mut().clone_from(request.extensions());
+    copy
 }
 
 /// Origin-form, with the authority in Host (RFC 9112, section 3.2).
