@@ -1,11 +1,6 @@
 //! Puts the pieces together.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +12,11 @@ use crate::{
         status::{Facts, Source},
     },
     backend::{Backend, port_forward::PortForward},
-    config::{Config, ContextName, KubeconfigPaths, diff::Diff, watch::{self as files, Reload}},
+    config::{
+        Config, ContextName, KubeconfigPaths,
+        diff::Diff,
+        watch::{self as files, Reload},
+    },
     drain::Drain,
     frontend::{http::HttpFrontend, tcp::TcpFrontend, tls::TlsFrontend},
     k8s::client::Clusters,
@@ -76,6 +75,7 @@ pub struct Bound {
     app: App,
     config: Config,
     sockets: Sockets,
+    admin: Option<AdminSocket>,
 }
 
 impl App {
@@ -86,7 +86,13 @@ impl App {
     pub fn bind(self, mut config: Config) -> Result<Bound, BindError> {
         self.overrides.apply(&mut config);
         let sockets = Sockets::bind(&config, |_, _| false)?;
-        Ok(Bound { app: self, config, sockets })
+        let port = sockets.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.admin);
+        let admin = port.and_then(|port| {
+            AdminSocket::bind(port)
+                .inspect_err(|error| warn!(%error, "no admin socket: 'adit status' will not find this adit"))
+                .ok()
+        });
+        Ok(Bound { app: self, config, sockets, admin })
     }
 }
 
@@ -110,7 +116,7 @@ impl Bound {
     /// # Errors
     /// The system gives no random numbers for the keys of error pages.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
-        let Self { app, config, sockets } = self;
+        let Self { app, config, sockets, admin } = self;
         let clusters = Clusters::new(&config.exec_path);
         let backend: Arc<dyn Backend> = Arc::new(PortForward::new(clusters.clone()));
         let tunnels = Manager::new(backend, drain.clone());
@@ -125,7 +131,15 @@ impl Bound {
         let source = Source::new(tunnels.clone(), Facts { loaded_at: now(), ..Facts::default() });
         let mut running = Running { app, clusters, tunnels, router, ports, source };
         running.tell_facts();
-        running.start_admin(&drain);
+        if let Some(socket) = admin {
+            let (source, tasks, ended) = (running.source.clone(), drain.clone(), drain.clone());
+            drain.spawn(async move {
+                tokio::select! {
+                    () = socket.serve(source, tasks) => {}
+                    () = ended.started() => {}
+                }
+            });
+        }
         running.warn_of_jumps(&config);
         running.follow(&drain).await;
         Ok(())
@@ -241,22 +255,6 @@ impl Running {
         });
     }
 
-    fn start_admin(&self, drain: &Drain) {
-        let Some(port) = self.ports.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.app.admin) else { return };
-        match AdminSocket::bind(port) {
-            Ok(socket) => {
-                let (source, tasks, ended) = (self.source.clone(), drain.clone(), drain.clone());
-                drain.spawn(async move {
-                    tokio::select! {
-                        () = socket.serve(source, tasks) => {}
-                        () = ended.started() => {}
-                    }
-                });
-            }
-            Err(error) => warn!(%error, "no admin socket: 'adit status' will not find this adit"),
-        }
-    }
-
     fn warn_of_jumps(&self, config: &Config) {
         for port in config.tcp.jumps.keys() {
             warn!("tcp.k8s.jump.{port} is not served: this version of adit has no jump hosts");
@@ -279,12 +277,20 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
 fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::hangup()) {
-        Ok(mut hang_ups) => drain.spawn(async move {
-            while hang_ups.recv().await.is_some() {
-                // One that waits already will do.
-                let _ = look_again.try_send(());
-            }
-        }),
+        Ok(mut hang_ups) => {
+            let ended = drain.clone();
+            drain.spawn(async move {
+                loop {
+                    tokio::select! {
+                        Some(()) = hang_ups.recv() => {
+                            // One that waits already will do.
+                            let _ = look_again.try_send(());
+                        }
+                        () = ended.started() => return,
+                    }
+                }
+            });
+        }
         Err(error) => debug!(%error, "SIGHUP is not taken"),
     }
 }

@@ -35,7 +35,9 @@ impl Verbosity {
 
 fn filter(verbose: bool) -> EnvFilter {
     let access = if verbose { "info" } else { "off" };
-    EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).parse_lossy(format!("warn,adit=info,{ACCESS}={access}"))
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .parse_lossy(format!("warn,adit=info,{ACCESS}={access}"))
 }
 
 /// Starts to log to stderr. `RUST_LOG` replaces the filter; without a terminal, or with `NO_COLOR`, there is no colour.

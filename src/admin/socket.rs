@@ -85,7 +85,11 @@ impl AdminSocket {
                     async move { Ok::<_, Infallible>(response) }
                 });
                 // What goes wrong on it is the caller's to tell.
-                let _ = timeout(ANSWER_WITHIN, http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service)).await;
+                let _ = timeout(
+                    ANSWER_WITHIN,
+                    http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service),
+                )
+                .await;
             });
         }
     }
@@ -97,7 +101,9 @@ fn answer(source: &Source, request: &Request<Incoming>) -> Response<Full<Bytes>>
             Ok(body) => (StatusCode::OK, body),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
         },
-        (&Method::POST, "/stop") => match source.stop(&percent_encoding::percent_decode_str(request.uri().query().unwrap_or("")).decode_utf8_lossy()) {
+        (&Method::POST, "/stop") => match source
+            .stop(&percent_encoding::percent_decode_str(request.uri().query().unwrap_or("")).decode_utf8_lossy())
+        {
             true => (StatusCode::NO_CONTENT, Vec::new()),
             false => (StatusCode::NOT_FOUND, Vec::new()),
         },
@@ -115,7 +121,10 @@ pub fn sockets() -> io::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut found: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|end| end == "sock")).collect();
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|end| end == "sock"))
+        .collect();
     found.sort();
     Ok(found)
 }
@@ -139,8 +148,14 @@ pub async fn stop(socket: &Path, tunnel: &str) -> io::Result<bool> {
 async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
     let calling = async {
         let stream = UnixStream::connect(socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let request = Request::builder().method(method).uri(path).header("host", "adit").body(Full::<Bytes>::default()).map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "adit")
+            .body(Full::<Bytes>::default())
+            .map_err(io::Error::other)?;
         let exchange = async {
             let response = sender.send_request(request).await?;
             let code = response.status();

@@ -145,13 +145,7 @@ impl PodSession {
             port: resolved.port,
             protocol: upgraded.envelope.name(),
         };
-        let pod = Pod {
-            cluster,
-            namespace,
-            name: resolved.pod,
-            port: resolved.container_port,
-            fate: Arc::default(),
-        };
+        let pod = Pod { cluster, namespace, name: resolved.pod, port: resolved.container_port, fate: Arc::default() };
         let first = pod.connection(upgraded);
         Self {
             pod: Arc::new(pod),
@@ -171,7 +165,9 @@ impl PodSession {
             return Ok(stream);
         }
         let connection = self.pod.dial().await.inspect_err(|fault| self.pod.fate.lost(fault.to_string()))?;
-        let stream = connection.open().map_err(|_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() })?;
+        let stream = connection
+            .open()
+            .map_err(|_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() })?;
         self.connections.lock().expect("no panic while the lock is held").push(connection);
         Ok(stream)
     }

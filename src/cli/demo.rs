@@ -26,7 +26,8 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let overrides = globals.overrides()?;
     up::runtime()?.block_on(async {
         let signals = Signals::new()?;
-        let demo = Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
+        let demo =
+            Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
         let config = config(&demo, &overrides);
         let overrides = Overrides { verbose: globals.verbose, ..Overrides::default() };
         let bound = up::bind(App { overrides, admin: true, ..App::default() }, config)?;
@@ -52,13 +53,22 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
         port,
     };
     let idle_timeout = config.http.idle_timeout;
-    let shop = HttpRoute { destination: destination("shop", "web", PortRef::Auto), scheme: None, idle_timeout, verify: false, server_name: None };
+    let shop = HttpRoute {
+        destination: destination("shop", "web", PortRef::Auto),
+        scheme: None,
+        idle_timeout,
+        verify: false,
+        server_name: None,
+    };
     config.http.routes.insert("shop.localhost".to_owned(), shop);
     for (local, namespace, service, port) in TCP {
         let address = SocketAddr::from(([127, 0, 0, 1], local));
         // A second demo, or a real database, may have the port.
         if std::net::TcpListener::bind(address).is_ok() {
-            config.tcp.routes.insert(address, TcpRoute { destination: destination(namespace, service, PortRef::Number(port)), idle_timeout });
+            config.tcp.routes.insert(
+                address,
+                TcpRoute { destination: destination(namespace, service, PortRef::Number(port)), idle_timeout },
+            );
         }
     }
     config

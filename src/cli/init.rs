@@ -21,17 +21,26 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let path = globals.config_path().0.ok_or_else(|| CliError::usage("there is no home folder to write to").hint(Some("adit init --config FILE")))?;
+    let path = globals
+        .config_path()
+        .0
+        .ok_or_else(|| CliError::usage("there is no home folder to write to").hint(Some("adit init --config FILE")))?;
     let folder = path.parent().map(PathBuf::from).unwrap_or_default();
     let failed = |error: std::io::Error| CliError::new(format!("cannot write {}: {error}", path.display()));
     fs::create_dir_all(&folder).map_err(failed)?;
     let mut options = fs::OpenOptions::new();
     options.write(true);
-    if args.force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if args.force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let mut file = match options.open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(CliError::new(format!("{} exists", path.display())).hint(Some("'adit init --force' replaces it")));
+            return Err(
+                CliError::new(format!("{} exists", path.display())).hint(Some("'adit init --force' replaces it"))
+            );
         }
         Err(error) => return Err(failed(error)),
     };

@@ -128,7 +128,9 @@ pub fn main() -> ExitCode {
 
 /// Returns the command line's grammar. Called `kubectl-adit`, adit is a plugin of kubectl.
 fn command(arguments: &[std::ffi::OsString]) -> clap::Command {
-    let name = arguments.first().and_then(|path| PathBuf::from(path).file_stem().map(|name| name.to_string_lossy().into_owned()));
+    let name = arguments
+        .first()
+        .and_then(|path| PathBuf::from(path).file_stem().map(|name| name.to_string_lossy().into_owned()));
     let command = Cli::command();
     match name.as_deref() {
         Some("kubectl-adit") => command.bin_name("kubectl adit").display_name("kubectl adit"),
@@ -195,7 +197,10 @@ impl Globals {
 }
 
 fn listen(text: &str) -> Result<Vec<SocketAddr>, CliError> {
-    let wrong = || CliError::usage(format!("--listen: {text:?} is not an address with a port")).hint(Some("write 127.0.0.1:8080, or just the port"));
+    let wrong = || {
+        CliError::usage(format!("--listen: {text:?} is not an address with a port"))
+            .hint(Some("write 127.0.0.1:8080, or just the port"))
+    };
     if let Ok(port) = text.parse::<u16>() {
         return Ok(defaults::loopback(port));
     }

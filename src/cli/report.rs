@@ -43,7 +43,8 @@ impl CliError {
         if self.is_quiet {
             return ExitCode::SUCCESS;
         }
-        let (red, cyan, plain) = if colours(&io::stderr()) { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
+        let (red, cyan, plain) =
+            if colours(&io::stderr()) { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
         let mut text = format!("{red}error:{plain} {}\n", self.message);
         for cause in &self.causes {
             let _ = writeln!(text, "caused by: {cause}");
@@ -92,7 +93,9 @@ pub fn print(text: &str) -> Result<(), CliError> {
 /// Returns rows as text with aligned columns.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();

@@ -50,10 +50,14 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     rows.extend(services.iter().flat_map(|service| service_rows(service, named.as_deref(), port)));
     match args.output {
         Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
-        None if rows.is_empty() => print(&format!("no Services in namespace {namespace} of context {context}; -A lists all namespaces\n")),
+        None if rows.is_empty() => {
+            print(&format!("no Services in namespace {namespace} of context {context}; -A lists all namespaces\n"))
+        }
         None => {
             let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
-            lines.extend(rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]));
+            lines.extend(
+                rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]),
+            );
             print(&table(&lines))
         }
     }
@@ -80,14 +84,26 @@ fn service_rows(service: &Listed, context: Option<&str>, listener: u16) -> Vec<R
     let row = |port: &ServicePort| Row {
         name: format!("{}/{}", service.namespace, service.name),
         port: Some(port.to_string()),
-        url: service_url(&service.namespace, &service.name, (obvious != Some(port.number)).then_some(port.number), context, listener),
+        url: service_url(
+            &service.namespace,
+            &service.name,
+            (obvious != Some(port.number)).then_some(port.number),
+            context,
+            listener,
+        ),
         leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
     };
     service.ports.iter().map(row).collect()
 }
 
 /// Returns the URL of a Service by its short name.
-pub fn service_url(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>, listener: u16) -> String {
+pub fn service_url(
+    namespace: &Namespace,
+    service: &str,
+    port: Option<u16>,
+    context: Option<&str>,
+    listener: u16,
+) -> String {
     let name = DynamicName {
         context: context.map(str::to_owned),
         namespace: namespace.clone(),
@@ -101,8 +117,11 @@ pub fn service_url(namespace: &Namespace, service: &str, port: Option<u16>, cont
 pub fn context(router: &Router) -> Result<ContextName, CliError> {
     let contexts = &router.http_contexts;
     router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {
-        Some(problem) => CliError::new("cannot read the kubeconfig").cause(Some(problem)).hint(Some("set $KUBECONFIG, or use --kubeconfig")),
-        None => CliError::new("the kubeconfig has no current context").hint(Some("kubectl config use-context NAME, or use --context")),
+        Some(problem) => CliError::new("cannot read the kubeconfig")
+            .cause(Some(problem))
+            .hint(Some("set $KUBECONFIG, or use --kubeconfig")),
+        None => CliError::new("the kubeconfig has no current context")
+            .hint(Some("kubectl config use-context NAME, or use --context")),
     })
 }
 

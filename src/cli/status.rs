@@ -33,11 +33,13 @@ pub async fn find(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
         }
     }
     let folder = socket::folder()?;
-    Err(CliError::new("no adit is running").hint(Some(format!("start it with 'adit'; its socket would be in {}", folder.display()))))
+    Err(CliError::new("no adit is running")
+        .hint(Some(format!("start it with 'adit'; its socket would be in {}", folder.display()))))
 }
 
 fn show(status: &Status) -> String {
-    let list = |addresses: &[std::net::SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let list =
+        |addresses: &[std::net::SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let mut text = format!("adit {} (pid {}) listens on {}", status.version, status.pid, list(&status.facts.http));
     if !status.facts.tcp.is_empty() {
         text += &format!(", tcp {}", list(&status.facts.tcp));
@@ -50,7 +52,11 @@ fn show(status: &Status) -> String {
     if status.tunnels.is_empty() {
         return text + "no tunnels: one opens with the first connection to a Service\n";
     }
-    let mut rows = vec![["TUNNEL", "STATE", "POD", "PROTOCOL", "STREAMS", "UP", "DOWN", "IDLE", "LAST ERROR"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["TUNNEL", "STATE", "POD", "PROTOCOL", "STREAMS", "UP", "DOWN", "IDLE", "LAST ERROR"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for tunnel in &status.tunnels {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         rows.push(vec![

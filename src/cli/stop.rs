@@ -19,6 +19,10 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         return print(&format!("stopped {}\n", args.tunnel));
     }
     let tunnels: Vec<String> = status.tunnels.into_iter().map(|tunnel| tunnel.target).collect();
-    let hint = if tunnels.is_empty() { "there are no tunnels".to_owned() } else { format!("the tunnels are {}", tunnels.join(", ")) };
+    let hint = if tunnels.is_empty() {
+        "there are no tunnels".to_owned()
+    } else {
+        format!("the tunnels are {}", tunnels.join(", "))
+    };
     Err(CliError::new(format!("no tunnel {}", args.tunnel)).hint(Some(hint)))
 }

@@ -27,7 +27,8 @@ pub struct Args {}
 pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let verbosity = telemetry::init(globals.format(), config.verbose);
-    let app = App { overrides: globals.overrides()?, file: globals.config_path().0, verbosity: Some(verbosity), admin: true };
+    let app =
+        App { overrides: globals.overrides()?, file: globals.config_path().0, verbosity: Some(verbosity), admin: true };
     runtime()?.block_on(async {
         // Before the first socket: whoever sees one may send a signal.
         let signals = Signals::new()?;
@@ -104,7 +105,11 @@ fn banner(bound: &Bound) -> String {
     let _ = match (current, &router.http_contexts.problem) {
         (Some(context), _) => {
             let others = router.http_contexts.namespaces.len().saturating_sub(1);
-            writeln!(text, "context   {context}{}", if others > 0 { format!(" (and {others} more)") } else { String::new() })
+            writeln!(
+                text,
+                "context   {context}{}",
+                if others > 0 { format!(" (and {others} more)") } else { String::new() }
+            )
         }
         (None, Some(problem)) => writeln!(text, "context   none: {problem}"),
         (None, None) => writeln!(text, "context   none is current: kubectl config use-context NAME"),
@@ -113,7 +118,9 @@ fn banner(bound: &Bound) -> String {
         let _ = writeln!(text, "route     http://{host}:{port}");
     }
     for (address, route) in &config.tcp.routes {
-        let target = router.tcp(*address).map_or_else(|_| format!("{:?}", route.destination.workload), |route| route.target.to_string());
+        let target = router
+            .tcp(*address)
+            .map_or_else(|_| format!("{:?}", route.destination.workload), |route| route.target.to_string());
         let _ = writeln!(text, "tcp       {address} -> {target}");
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");

@@ -42,7 +42,9 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
 fn port_ref(text: &str) -> Result<PortRef, CliError> {
     match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(PortRef::Number(port)),
-        Err(_) if !text.is_empty() && !text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(PortRef::Name(text.to_owned())),
+        Err(_) if !text.is_empty() && !text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok(PortRef::Name(text.to_owned()))
+        }
         _ => Err(CliError::usage(format!("{text:?} is not a port")).hint(Some("use 1-65535, or the name of a port"))),
     }
 }

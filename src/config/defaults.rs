@@ -51,7 +51,12 @@ pub fn config_path(option: Option<PathBuf>) -> Option<PathBuf> {
 /// Returns the kubeconfig files: those of `option` (a list like `$KUBECONFIG`), then `$KUBECONFIG`, then
 /// `~/.kube/config`. Empty where adit runs in a pod and has none of them.
 pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
-    let split = |list: &str| env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).map(|path| expand_home(&path.to_string_lossy())).collect();
+    let split = |list: &str| {
+        env::split_paths(list)
+            .filter(|path| !path.as_os_str().is_empty())
+            .map(|path| expand_home(&path.to_string_lossy()))
+            .collect()
+    };
     if let Some(list) = option {
         return KubeconfigPaths(split(list));
     }

@@ -24,12 +24,16 @@ impl Diff {
         let hosts = old.http.routes.keys().chain(new.http.routes.keys());
         let ports = old.tcp.routes.keys().chain(new.tcp.routes.keys());
         let changed_hosts = hosts.filter(|host| old.http.routes.get(*host) != new.http.routes.get(*host)).cloned();
-        let changed_ports = ports.filter(|port| old.tcp.routes.get(*port) != new.tcp.routes.get(*port)).map(SocketAddr::to_string);
+        let changed_ports =
+            ports.filter(|port| old.tcp.routes.get(*port) != new.tcp.routes.get(*port)).map(SocketAddr::to_string);
         Self { http_removed, http_added, tcp_removed, tcp_added, routes: changed_hosts.chain(changed_ports).collect() }
     }
 }
 
-fn changes<'a>(old: impl Iterator<Item = &'a SocketAddr>, new: impl Iterator<Item = &'a SocketAddr>) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+fn changes<'a>(
+    old: impl Iterator<Item = &'a SocketAddr>,
+    new: impl Iterator<Item = &'a SocketAddr>,
+) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
     let (old, new): (BTreeSet<_>, BTreeSet<_>) = (old.copied().collect(), new.copied().collect());
     (old.difference(&new).copied().collect(), new.difference(&old).copied().collect())
 }
@@ -44,11 +48,18 @@ mod tests {
     #[test]
     fn only_what_changed_is_named() {
         let config = |text: &str| parse(Path::new("c"), text.as_bytes()).unwrap();
-        let old = config("http: {listen: \"127.0.0.1:1\", k8s: {routes: {a: {service: x}, b: {service: y}}}}\ntcp: {k8s: {routes: {10: {service: x}, 11: {service: x}}}}\n");
-        let new = config("http: {listen: \"127.0.0.1:2\", k8s: {routes: {a: {service: x}, b: {service: z}}}}\ntcp: {k8s: {routes: {11: {service: x}, 12: {service: x}}}}\n");
+        let old = config(
+            "http: {listen: \"127.0.0.1:1\", k8s: {routes: {a: {service: x}, b: {service: y}}}}\ntcp: {k8s: {routes: {10: {service: x}, 11: {service: x}}}}\n",
+        );
+        let new = config(
+            "http: {listen: \"127.0.0.1:2\", k8s: {routes: {a: {service: x}, b: {service: z}}}}\ntcp: {k8s: {routes: {11: {service: x}, 12: {service: x}}}}\n",
+        );
         let diff = Diff::between(&old, &new);
         assert_eq!(diff.http_added, ["127.0.0.1:2".parse().unwrap(), "[::1]:2".parse::<SocketAddr>().unwrap()]);
-        assert_eq!((diff.tcp_removed, diff.tcp_added), (vec!["127.0.0.1:10".parse().unwrap()], vec!["127.0.0.1:12".parse().unwrap()]));
+        assert_eq!(
+            (diff.tcp_removed, diff.tcp_added),
+            (vec!["127.0.0.1:10".parse().unwrap()], vec!["127.0.0.1:12".parse().unwrap()])
+        );
         assert_eq!(diff.routes.into_iter().collect::<Vec<_>>(), ["127.0.0.1:10", "127.0.0.1:12", "b"]);
         assert_eq!(Diff::between(&old, &old), Diff::default());
     }

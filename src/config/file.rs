@@ -36,7 +36,10 @@ pub(super) struct Node {
 pub(super) enum Value {
     Null,
     /// `quoted` text is a string whatever it looks like.
-    Scalar { text: String, quoted: bool },
+    Scalar {
+        text: String,
+        quoted: bool,
+    },
     List(Vec<Node>),
     Map(Vec<(Key, Node)>),
 }
@@ -94,7 +97,9 @@ impl<'a> Builder<'a> {
             match event {
                 Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
                 Event::StreamEnd => break,
-                _ if root.is_some() => return Err(self.problem(span, "a second document: one file holds one configuration")),
+                _ if root.is_some() => {
+                    return Err(self.problem(span, "a second document: one file holds one configuration"));
+                }
                 event => root = Some(self.node(event, span, 0)?),
             }
         }
@@ -181,14 +186,23 @@ impl<'a> Builder<'a> {
             if name == "<<" {
                 match value.value {
                     Value::Map(others) => merged.extend(others),
-                    Value::List(maps) => merged.extend(maps.into_iter().filter_map(|node| if let Value::Map(map) = node.value { Some(map) } else { None }).flatten()),
+                    Value::List(maps) => merged.extend(
+                        maps.into_iter()
+                            .filter_map(|node| if let Value::Map(map) = node.value { Some(map) } else { None })
+                            .flatten(),
+                    ),
                     _ => return Err(self.problem(span, "what is merged has to be keys and values")),
                 }
                 continue;
             }
             if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == name) {
                 let message = format!("{name} is given twice, first in line {}", first.place.line);
-                self.problems.push(Problem { path: String::new(), place: key.place, message, hint: Some("keep one of them".to_owned()) });
+                self.problems.push(Problem {
+                    path: String::new(),
+                    place: key.place,
+                    message,
+                    hint: Some("keep one of them".to_owned()),
+                });
                 continue;
             }
             entries.push((Key { name, place: key.place }, value));
@@ -253,7 +267,10 @@ mod tests {
         let node = parse("x: &x {a: 1, b: 2}\ny: {<<: *x, b: 3}\n").unwrap();
         let Value::Map(map) = node.value else { panic!("not a map") };
         let Value::Map(y) = &map[1].1.value else { panic!("not a map") };
-        assert_eq!(y.iter().map(|(key, value)| format!("{}{}", key.name, value.value.describe())).collect::<Vec<_>>(), ["b3", "a1"]);
+        assert_eq!(
+            y.iter().map(|(key, value)| format!("{}{}", key.name, value.value.describe())).collect::<Vec<_>>(),
+            ["b3", "a1"]
+        );
 
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {

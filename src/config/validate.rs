@@ -11,8 +11,8 @@ use std::{
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use super::{
-    Config, ContextAlias, ContextName, Destination, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, Scheme, TcpRoute, Workload,
-    defaults,
+    Config, ContextAlias, ContextName, Destination, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, Scheme,
+    TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
 };
 
@@ -73,7 +73,11 @@ impl LoadError {
             let mut group = title.elements(Vec::<annotate_snippets::Element<'_>>::new());
             if problem.place.line > 0 && !self.text.is_empty() {
                 let end = problem.place.end.max(problem.place.start);
-                group = group.element(Snippet::source(&self.text).path(&name).annotation(AnnotationKind::Primary.span(problem.place.start..end)));
+                group = group.element(
+                    Snippet::source(&self.text)
+                        .path(&name)
+                        .annotation(AnnotationKind::Primary.span(problem.place.start..end)),
+                );
             }
             if let Some(hint) = &problem.hint {
                 group = group.element(Level::HELP.no_name().message(format!("hint: {hint}")));
@@ -114,8 +118,14 @@ fn unreadable(file: &Path, error: &io::Error) -> LoadError {
 /// # Errors
 /// See [`load`].
 pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
-    let fail = |problems: Vec<Problem>, text: &str| LoadError { file: file.to_owned(), problems, text: text.to_owned() };
-    let whole = |message: &str| Problem { path: String::new(), place: Place::default(), message: message.to_owned(), hint: None };
+    let fail =
+        |problems: Vec<Problem>, text: &str| LoadError { file: file.to_owned(), problems, text: text.to_owned() };
+    let whole = |message: &str| Problem {
+        path: String::new(),
+        place: Place::default(),
+        message: message.to_owned(),
+        hint: None,
+    };
     if bytes.len() > file::LARGEST {
         return Err(fail(vec![whole("the file is larger than 1 MiB")], ""));
     }
@@ -165,12 +175,20 @@ impl Walk {
         for (key, value) in entries {
             self.at(&quoted(&key.name), |walk| {
                 if !is_label(&key.name) {
-                    walk.problem(key.place, "an alias has to be a part of a hostname: lower-case letters, digits and hyphens", None);
+                    walk.problem(
+                        key.place,
+                        "an alias has to be a part of a hostname: lower-case letters, digits and hyphens",
+                        None,
+                    );
                 }
                 let Some(map) = walk.map(value, CONTEXT) else { return };
                 let name = walk.field(&map, "name", Self::text);
                 if name.is_none() && !map.contains_key("name") {
-                    walk.problem(key.place, "name is missing", Some("give the context's name in the kubeconfig: kubectl config get-contexts"));
+                    walk.problem(
+                        key.place,
+                        "name is missing",
+                        Some("give the context's name in the kubeconfig: kubectl config get-contexts"),
+                    );
                 }
                 let namespace = walk.field(&map, "namespace", Self::namespace);
                 let dynamic = walk.field(&map, "dynamic", |walk, node| match walk.text(node)?.as_str() {
@@ -206,19 +224,24 @@ impl Walk {
                     let host = walk.route_host(&key.name, key.place);
                     let Some(map) = walk.map(value, HTTP_ROUTE) else { return };
                     let destination = walk.destination(&map, value, config);
-                    let scheme = walk.field(&map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
-                        "http" => Some(Scheme::Http),
-                        "https" => Some(Scheme::Https),
-                        "h2c" => Some(Scheme::H2c),
-                        _ => walk.wrong(node, "http, https or h2c", None),
-                    });
+                    let scheme =
+                        walk.field(&map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
+                            "http" => Some(Scheme::Http),
+                            "https" => Some(Scheme::Https),
+                            "h2c" => Some(Scheme::H2c),
+                            _ => walk.wrong(node, "http, https or h2c", None),
+                        });
                     let idle = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
                     let verify = walk.field(&map, "verify", Self::boolean).unwrap_or(false);
                     let server_name = walk.field(&map, "server_name", Self::host);
                     if let (Some(host), Some(destination)) = (host, destination) {
                         let route = HttpRoute { destination, scheme, idle_timeout: idle, verify, server_name };
                         if config.http.routes.insert(host, route).is_some() {
-                            walk.problem(key.place, "this host has a route already: upper and lower case are the same", None);
+                            walk.problem(
+                                key.place,
+                                "this host has a route already: upper and lower case are the same",
+                                None,
+                            );
                         }
                     }
                 });
@@ -275,7 +298,8 @@ impl Walk {
     /// Two listeners cannot share an address; one on every address takes the port from all.
     fn claim(&mut self, taken: &mut BTreeMap<SocketAddr, String>, address: SocketAddr, place: Place, owner: String) {
         let clash = taken.iter().find(|(other, _)| {
-            other.port() == address.port() && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+            other.port() == address.port()
+                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
         });
         match clash {
             Some((_, other)) => {
@@ -316,7 +340,11 @@ impl Walk {
             let host = walk.required(&map, node, "host", |walk, node| {
                 let host = walk.text(node)?;
                 let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-                if is_address || is_host(&host.to_ascii_lowercase()) { Some(host) } else { walk.wrong(node, "a hostname or an IP address", None) }
+                if is_address || is_host(&host.to_ascii_lowercase()) {
+                    Some(host)
+                } else {
+                    walk.wrong(node, "a hostname or an IP address", None)
+                }
             });
             let port = walk.required(&map, node, "port", |walk, node| {
                 let text = walk.text(node)?;
@@ -344,8 +372,12 @@ impl Walk {
         let service = self.field(map, "service", Self::label);
         let pod = self.field(map, "pod", Self::pod_name);
         match (map.contains_key("service"), map.contains_key("pod")) {
-            (true, true) => self.problem(node.place, "both service and pod are given", Some("keep the one that is meant")),
-            (false, false) => self.problem(node.place, "neither service nor pod is given", Some("say what to reach: service: NAME")),
+            (true, true) => {
+                self.problem(node.place, "both service and pod are given", Some("keep the one that is meant"))
+            }
+            (false, false) => {
+                self.problem(node.place, "neither service nor pod is given", Some("say what to reach: service: NAME"))
+            }
             _ => return service.map(Workload::Service).or(pod.map(Workload::Pod)),
         }
         None
@@ -381,7 +413,9 @@ impl Walk {
     fn folders(&mut self, node: &Node) -> Option<Vec<PathBuf>> {
         match &node.value {
             Value::List(list) => list.iter().map(|node| Some(defaults::expand_home(&self.text(node)?))).collect(),
-            Value::Scalar { text, .. } => Some(std::env::split_paths(text).map(|path| defaults::expand_home(&path.to_string_lossy())).collect()),
+            Value::Scalar { text, .. } => {
+                Some(std::env::split_paths(text).map(|path| defaults::expand_home(&path.to_string_lossy())).collect())
+            }
             _ => self.wrong(node, "a list of folders", None),
         }
     }
@@ -400,7 +434,11 @@ impl Walk {
 
     fn label(&mut self, node: &Node) -> Option<String> {
         let text = self.text(node)?;
-        if is_label(&text) { Some(text) } else { self.wrong(node, "a name of lower-case letters, digits and hyphens", None) }
+        if is_label(&text) {
+            Some(text)
+        } else {
+            self.wrong(node, "a name of lower-case letters, digits and hyphens", None)
+        }
     }
 
     fn namespace(&mut self, node: &Node) -> Option<Namespace> {
@@ -409,7 +447,11 @@ impl Walk {
 
     fn pod_name(&mut self, node: &Node) -> Option<String> {
         let text = self.text(node)?;
-        if is_host(&text) { Some(text) } else { self.wrong(node, "a name of lower-case letters, digits, hyphens and dots", None) }
+        if is_host(&text) {
+            Some(text)
+        } else {
+            self.wrong(node, "a name of lower-case letters, digits, hyphens and dots", None)
+        }
     }
 
     fn host(&mut self, node: &Node) -> Option<String> {
@@ -423,7 +465,11 @@ impl Walk {
         if is_host(name) || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             return Some(host);
         }
-        let hint = if host.contains(':') { "leave the port out: the listener decides it" } else { "write web.localhost, or *.web.localhost for every name below" };
+        let hint = if host.contains(':') {
+            "leave the port out: the listener decides it"
+        } else {
+            "write web.localhost, or *.web.localhost for every name below"
+        };
         self.problem(place, &format!("expected a hostname, found {text:?}"), Some(hint));
         None
     }
@@ -436,7 +482,9 @@ impl Walk {
                 _ => self.wrong(node, "1-65535", Some("use the Service port, e.g. 443")),
             },
             Err(_) if is_port_name(&text) => Some(PortRef::Name(text)),
-            Err(_) => self.wrong(node, "a port number or the name of a port", Some("use the Service port, e.g. 443 or https")),
+            Err(_) => {
+                self.wrong(node, "a port number or the name of a port", Some("use the Service port, e.g. 443 or https"))
+            }
         }
     }
 
@@ -444,7 +492,11 @@ impl Walk {
         match text.parse::<u16>() {
             Ok(port) if port > 0 => Some(port),
             _ => {
-                self.problem(place, &format!("expected 1-65535, found {text}"), Some("use a free port of this machine, e.g. 5432"));
+                self.problem(
+                    place,
+                    &format!("expected 1-65535, found {text}"),
+                    Some("use a free port of this machine, e.g. 5432"),
+                );
                 None
             }
         }
@@ -453,14 +505,22 @@ impl Walk {
     /// `127.0.0.1:8989`; `localhost:8989`; `:8989` as Go writes it, for every address of the machine.
     fn listen(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
         let text = self.text(node)?;
-        let missing = format!("write 127.0.0.1:{}", if text.bytes().all(|byte| byte.is_ascii_digit()) { text.as_str() } else { "8989" });
+        let missing = format!(
+            "write 127.0.0.1:{}",
+            if text.bytes().all(|byte| byte.is_ascii_digit()) { text.as_str() } else { "8989" }
+        );
         let Some((host, port)) = text.rsplit_once(':') else {
             self.problem(node.place, &format!("{text:?} has no host"), Some(&missing));
             return None;
         };
-        let Ok(port) = port.parse::<u16>() else { return self.wrong(node, "an address with a port from 0 to 65535", Some("write 127.0.0.1:8989")) };
+        let Ok(port) = port.parse::<u16>() else {
+            return self.wrong(node, "an address with a port from 0 to 65535", Some("write 127.0.0.1:8989"));
+        };
         if host.is_empty() {
-            return Some(vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
+            return Some(vec![
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            ]);
         }
         if host.eq_ignore_ascii_case("localhost") {
             return Some(defaults::loopback(port));
@@ -476,7 +536,9 @@ impl Walk {
     fn listen_ip(&mut self, node: &Node) -> Option<IpAddr> {
         let text = self.text(node)?;
         let text = if text.eq_ignore_ascii_case("localhost") { "127.0.0.1" } else { text.trim_matches(['[', ']']) };
-        text.parse().ok().or_else(|| self.wrong(node, "an IP address", Some("write 127.0.0.1; the port is the route's key")))
+        text.parse()
+            .ok()
+            .or_else(|| self.wrong(node, "an IP address", Some("write 127.0.0.1; the port is the route's key")))
     }
 
     // ---- the tree
@@ -491,7 +553,10 @@ impl Walk {
                     map.insert(key.name.as_str(), value);
                 }
             } else {
-                let near = known.iter().filter(|other| similar(&key.name, other)).min_by_key(|other| other.len().abs_diff(key.name.len()));
+                let near = known
+                    .iter()
+                    .filter(|other| similar(&key.name, other))
+                    .min_by_key(|other| other.len().abs_diff(key.name.len()));
                 let hint = match near {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!("the keys here are {}", known.join(", ")),
@@ -510,12 +575,23 @@ impl Walk {
         }
     }
 
-    fn field<'n, T>(&mut self, map: &Map<'n>, name: &str, read: impl FnOnce(&mut Self, &'n Node) -> Option<T>) -> Option<T> {
+    fn field<'n, T>(
+        &mut self,
+        map: &Map<'n>,
+        name: &str,
+        read: impl FnOnce(&mut Self, &'n Node) -> Option<T>,
+    ) -> Option<T> {
         let node = *map.get(name)?;
         self.at(name, |walk| read(walk, node))
     }
 
-    fn required<'n, T>(&mut self, map: &Map<'n>, parent: &Node, name: &str, read: impl FnOnce(&mut Self, &'n Node) -> Option<T>) -> Option<T> {
+    fn required<'n, T>(
+        &mut self,
+        map: &Map<'n>,
+        parent: &Node,
+        name: &str,
+        read: impl FnOnce(&mut Self, &'n Node) -> Option<T>,
+    ) -> Option<T> {
         if !map.contains_key(name) {
             self.problem(parent.place, &format!("{name} is missing"), None);
         }
@@ -534,7 +610,12 @@ impl Walk {
     }
 
     fn problem(&mut self, place: Place, message: &str, hint: Option<&str>) {
-        self.problems.push(Problem { path: self.path.join("."), place, message: message.to_owned(), hint: hint.map(str::to_owned) });
+        self.problems.push(Problem {
+            path: self.path.join("."),
+            place,
+            message: message.to_owned(),
+            hint: hint.map(str::to_owned),
+        });
     }
 
     fn problem_at_key(&mut self, key: &Key, message: &str, hint: &str) {
@@ -604,7 +685,8 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..digits].parse().ok()?;
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |length| digits + length);
+        let unit =
+            rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |length| digits + length);
         total += number
             * match &rest[digits..unit] {
                 "ms" => 0.001,
@@ -636,7 +718,10 @@ mod tests {
     fn an_empty_file_is_the_defaults() {
         for text in ["", "---\n", "# nothing\n", "http:\ntcp:\n  k8s:\n    routes:\n    jump:\n"] {
             let config = load(text).unwrap();
-            assert_eq!(config.http.listen, ["127.0.0.1:8989".parse().unwrap(), "[::1]:8989".parse::<SocketAddr>().unwrap()]);
+            assert_eq!(
+                config.http.listen,
+                ["127.0.0.1:8989".parse().unwrap(), "[::1]:8989".parse::<SocketAddr>().unwrap()]
+            );
             assert_eq!(config.http.idle_timeout, Duration::from_secs(3600));
         }
     }
@@ -713,7 +798,10 @@ mod tests {
     #[test]
     fn durations_are_written_as_in_go() {
         let seconds = |text| parse_duration(text).map(|duration| duration.as_secs_f64());
-        assert_eq!([seconds("90s"), seconds("60m"), seconds("1h30m"), seconds("1.5h"), seconds("500ms"), seconds("0")], [90.0, 3600.0, 5400.0, 5400.0, 0.5, 0.0].map(Some));
+        assert_eq!(
+            [seconds("90s"), seconds("60m"), seconds("1h30m"), seconds("1.5h"), seconds("500ms"), seconds("0")],
+            [90.0, 3600.0, 5400.0, 5400.0, 0.5, 0.0].map(Some)
+        );
         for wrong in ["", "5", "s", "1x", "-1s", "1h-", "1.2.3s", "99999999999h"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }

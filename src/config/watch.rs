@@ -74,7 +74,12 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
 /// Tells each time that one of `files` may have changed, until the receiver is gone. For files whose content somebody
 /// else reads: kubeconfigs.
 pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
-    let state = || files.iter().map(|file| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok()).collect::<Vec<_>>();
+    let state = || {
+        files
+            .iter()
+            .map(|file| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok())
+            .collect::<Vec<_>>()
+    };
     let mut before = state();
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
@@ -108,7 +113,10 @@ impl Folders {
             // One that waits already says the same.
             let _ = events.try_send(());
         });
-        watcher.inspect_err(|error| debug!(%error, "no file events: polling")).ok().map(|watcher| Self { watcher, folders: Vec::new() })
+        watcher
+            .inspect_err(|error| debug!(%error, "no file events: polling"))
+            .ok()
+            .map(|watcher| Self { watcher, folders: Vec::new() })
     }
 
     /// Watches the folders of the files and of what their symlinks lead to now. Returns whether that worked.
@@ -179,7 +187,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_replaced_or_written_is_read_each_time() {
-        let mut watched = Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap()).await;
+        let mut watched =
+            Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap()).await;
         for round in 0..2 {
             let new = watched.folder.path().join("new");
             fs::write(&new, format!("verbose: true # {round}\n")).unwrap();

@@ -53,7 +53,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
 
 async fn answer(request: Request<Incoming>, node: Arc<Node>, token: &str) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let authorization =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let user = match authorization.strip_prefix("Bearer ") {
         Some(given) if given == token => "demo",
         Some("nobody") => "nobody",
@@ -64,7 +65,9 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, token: &str) -> Res
     }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
-        ["version"] => return ok(&json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"})),
+        ["version"] => {
+            return ok(&json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"}));
+        }
         ["api"] => return ok(&json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
         ["apis"] => return ok(&groups()),
         ["api", "v1"] => return ok(&resources("v1")),
@@ -72,14 +75,23 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, token: &str) -> Res
         ["readyz" | "healthz" | "livez"] => return ok(&json!("ok")),
         _ => {}
     }
-    let Some(resource) = Resource::of(&parts) else { return status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource") };
+    let Some(resource) = Resource::of(&parts) else {
+        return status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
+    };
     if user == "nobody" {
-        return status(StatusCode::FORBIDDEN, "Forbidden", &resource.forbidden(request.method(), user, request.uri().query()));
+        return status(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            &resource.forbidden(request.method(), user, request.uri().query()),
+        );
     }
     match (request.method(), resource.name, resource.sub) {
-        (&Method::GET, None, None) if query(&request, "watch").is_some_and(|value| value == "true" || value == "1") => watch(&resource, &request, &node),
+        (&Method::GET, None, None) if query(&request, "watch").is_some_and(|value| value == "true" || value == "1") => {
+            watch(&resource, &request, &node)
+        }
         (&Method::GET, None, None) => list(&resource, &request, &node),
-        (&Method::GET, Some(name), None) => match node.world.get(resource.kind, resource.namespace.unwrap_or(""), name) {
+        (&Method::GET, Some(name), None) => match node.world.get(resource.kind, resource.namespace.unwrap_or(""), name)
+        {
             Some(object) if wants_table(request.headers()) => ok(&table(resource.kind, &[object])),
             Some(object) => ok(&object),
             None => status(StatusCode::NOT_FOUND, "NotFound", &format!("{} \"{name}\" not found", resource.kind)),
@@ -95,7 +107,9 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, token: &str) -> Res
             }
         }
         (&Method::GET, Some(name), Some("log")) => text(format!("{name}: there is nothing to log in a demo\n")),
-        (_, Some(name), Some("portforward")) => port_forward(name.to_owned(), resource.namespace.unwrap_or("").to_owned(), request, node),
+        (_, Some(name), Some("portforward")) => {
+            port_forward(name.to_owned(), resource.namespace.unwrap_or("").to_owned(), request, node)
+        }
         (_, Some(name), Some("exec")) => exec(name.to_owned(), request),
         _ => status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "the demo does not do that"),
     }
@@ -119,7 +133,8 @@ impl<'a> Resource<'a> {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
-        let kind = ["namespaces", "services", "pods", "endpointslices"].into_iter().find(|kind| Some(kind) == rest.first())?;
+        let kind =
+            ["namespaces", "services", "pods", "endpointslices"].into_iter().find(|kind| Some(kind) == rest.first())?;
         Some(Self { kind, namespace, name: rest.get(1).copied(), sub: rest.get(2).copied() })
     }
 
@@ -133,19 +148,31 @@ impl<'a> Resource<'a> {
         };
         let resource = self.sub.map_or(self.kind.to_owned(), |sub| format!("{}/{sub}", self.kind));
         let group = if self.kind == "endpointslices" { "discovery.k8s.io" } else { "" };
-        let place = self.namespace.map_or("at the cluster scope".to_owned(), |namespace| format!("in the namespace \"{namespace}\""));
+        let place = self
+            .namespace
+            .map_or("at the cluster scope".to_owned(), |namespace| format!("in the namespace \"{namespace}\""));
         let name = self.name.map_or(String::new(), |name| format!(" \"{name}\""));
-        format!("{}{name} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}", self.kind)
+        format!(
+            "{}{name} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}",
+            self.kind
+        )
     }
 }
 
 fn list(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
-    let objects: Vec<Value> = node.world.list(resource.kind, resource.namespace).into_iter().filter(|object| selected(object, request)).collect();
+    let objects: Vec<Value> = node
+        .world
+        .list(resource.kind, resource.namespace)
+        .into_iter()
+        .filter(|object| selected(object, request))
+        .collect();
     if wants_table(request.headers()) {
         return ok(&table(resource.kind, &objects));
     }
     let (kind, api) = type_of(resource.kind);
-    ok(&json!({"kind": format!("{kind}List"), "apiVersion": api, "metadata": {"resourceVersion": node.world.version().to_string()}, "items": objects}))
+    ok(
+        &json!({"kind": format!("{kind}List"), "apiVersion": api, "metadata": {"resourceVersion": node.world.version().to_string()}, "items": objects}),
+    )
 }
 
 fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
@@ -153,17 +180,23 @@ fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> R
     let labels = query(request, "labelSelector");
     // Without a version to start from, a watch begins with what there is.
     let first: Vec<(&'static str, Value)> = match query(request, "resourceVersion").as_deref() {
-        None | Some("" | "0") => node.world.list(kind, namespace.as_deref()).into_iter().map(|object| ("ADDED", object)).collect(),
+        None | Some("" | "0") => {
+            node.world.list(kind, namespace.as_deref()).into_iter().map(|object| ("ADDED", object)).collect()
+        }
         Some(_) => Vec::new(),
     };
     let news = node.world.watch();
-    let later = futures::stream::unfold(news, |mut news| async move { news.recv().await.ok().map(|(kind, event, object)| ((kind, event, object), news)) });
-    let events = futures::stream::iter(first.into_iter().map(move |(event, object)| (kind, event, object))).chain(later);
+    let later = futures::stream::unfold(news, |mut news| async move {
+        news.recv().await.ok().map(|(kind, event, object)| ((kind, event, object), news))
+    });
+    let events =
+        futures::stream::iter(first.into_iter().map(move |(event, object)| (kind, event, object))).chain(later);
     let lines = events.filter_map(move |(of, event, object)| {
         let is_ours = of == kind
             && namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str())
             && labels.as_ref().is_none_or(|labels| has_labels(&object, labels));
-        let line = is_ours.then(|| Ok(Frame::data(Bytes::from(format!("{}\n", json!({"type": event, "object": object}))))));
+        let line =
+            is_ours.then(|| Ok(Frame::data(Bytes::from(format!("{}\n", json!({"type": event, "object": object}))))));
         async move { line }
     });
     respond(StatusCode::OK, "application/json", StreamBody::new(lines).boxed_unsync())
@@ -195,13 +228,17 @@ fn query<B>(request: &Request<B>, name: &str) -> Option<String> {
 }
 
 fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
-    let decode = |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let decode =
+        |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let pairs = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| decode(value)).collect()
 }
 
 fn wants_table(headers: &HeaderMap) -> bool {
-    headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("as=Table"))
+    headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("as=Table"))
 }
 
 /// Upgrades to SPDY, raw or in a WebSocket, and serves port-forwards.
@@ -209,7 +246,9 @@ fn port_forward(pod: String, namespace: String, mut request: Request<Incoming>, 
     if node.world.get("pods", &namespace, &pod).is_none() {
         return status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{pod}\" not found"));
     }
-    let header_value = |request: &Request<Incoming>, name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let header_value = |request: &Request<Incoming>, name: &str| {
+        request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
     let protocol = header_value(&request, "upgrade").unwrap_or_default().to_ascii_lowercase();
     let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -221,11 +260,15 @@ fn port_forward(pod: String, namespace: String, mut request: Request<Incoming>, 
             headers.insert("x-stream-protocol-version", HeaderValue::from_static(PORT_FORWARD));
             false
         }
-        "websocket" if request.method() != Method::GET => return status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "a WebSocket is opened by GET"),
+        "websocket" if request.method() != Method::GET => {
+            return status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "a WebSocket is opened by GET");
+        }
         "websocket" => {
             let offered = header_value(&request, "sec-websocket-protocol").unwrap_or_default();
             let is_offered = offered.split(',').any(|protocol| protocol.trim() == TUNNEL);
-            let accept = header_value(&request, "sec-websocket-key").map(|key| accept_key(&key)).and_then(|accept| HeaderValue::from_str(&accept).ok());
+            let accept = header_value(&request, "sec-websocket-key")
+                .map(|key| accept_key(&key))
+                .and_then(|accept| HeaderValue::from_str(&accept).ok());
             let Some(accept) = accept.filter(|_| is_offered && node.faults.has_tunnel()) else {
                 return status(StatusCode::BAD_REQUEST, "BadRequest", "you must specify at least 1 port");
             };
@@ -252,10 +295,15 @@ fn port_forward(pod: String, namespace: String, mut request: Request<Incoming>, 
 }
 
 fn exec(pod: String, mut request: Request<Incoming>) -> Response<Body> {
-    let header_value = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let header_value =
+        |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let offered = header_value("sec-websocket-protocol").unwrap_or_default();
-    let chosen = ["v5.channel.k8s.io", "v4.channel.k8s.io"].into_iter().find(|known| offered.split(',').any(|protocol| protocol.trim() == *known));
-    let accept = header_value("sec-websocket-key").map(|key| accept_key(&key)).and_then(|accept| HeaderValue::from_str(&accept).ok());
+    let chosen = ["v5.channel.k8s.io", "v4.channel.k8s.io"]
+        .into_iter()
+        .find(|known| offered.split(',').any(|protocol| protocol.trim() == *known));
+    let accept = header_value("sec-websocket-key")
+        .map(|key| accept_key(&key))
+        .and_then(|accept| HeaderValue::from_str(&accept).ok());
     let (Some(chosen), Some(accept)) = (chosen, accept) else {
         return status(StatusCode::BAD_REQUEST, "BadRequest", "the demo serves exec over WebSocket only");
     };

@@ -26,7 +26,10 @@ pub fn run(command: &[String], stdin: &[u8], pod: &str) -> Outcome {
         Some("true") => ok(String::new()),
         Some("exit") | Some("false") => Outcome { code: arguments.parse().unwrap_or(1), ..Outcome::default() },
         other => {
-            let stderr = format!("{}: not found; the demo knows echo, hostname, env, cat, true, false, exit\n", other.unwrap_or("sh"));
+            let stderr = format!(
+                "{}: not found; the demo knows echo, hostname, env, cat, true, false, exit\n",
+                other.unwrap_or("sh")
+            );
             Outcome { stderr, code: 127, ..Outcome::default() }
         }
     }
@@ -35,7 +38,9 @@ pub fn run(command: &[String], stdin: &[u8], pod: &str) -> Outcome {
 /// Returns the words of a command, those of `sh -c` taken apart.
 fn words(command: &[String]) -> Vec<String> {
     match command {
-        [shell, flag, script] if matches!(shell.as_str(), "sh" | "/bin/sh" | "bash") && flag == "-c" => script.split_whitespace().map(str::to_owned).collect(),
+        [shell, flag, script] if matches!(shell.as_str(), "sh" | "/bin/sh" | "bash") && flag == "-c" => {
+            script.split_whitespace().map(str::to_owned).collect()
+        }
         words => words.to_vec(),
     }
 }

@@ -101,5 +101,9 @@ impl Faults {
 
 fn set(ports: &Mutex<HashSet<u16>>, port: u16, on: bool) {
     let mut ports = ports.lock().expect("no panic while the lock is held");
-    if on { ports.insert(port) } else { ports.remove(&port) };
+    if on {
+        ports.insert(port)
+    } else {
+        ports.remove(&port)
+    };
 }

@@ -21,11 +21,7 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
-use tokio::{
-    io::DuplexStream,
-    net::TcpListener,
-    task::JoinHandle,
-};
+use tokio::{io::DuplexStream, net::TcpListener, task::JoinHandle};
 
 use self::{faults::Faults, objects::World, workloads::Workloads};
 
@@ -82,10 +78,20 @@ impl Demo {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&authority).map_err(io::Error::other)?.pem();
         let issuer = Issuer::new(params, authority);
-        let node = Arc::new(Node { world: World::new(), faults: Faults::default(), workloads: Workloads::new(tls(&issuer, "tools.shop.svc", &[b"http/1.1"])?) });
+        let node = Arc::new(Node {
+            world: World::new(),
+            faults: Faults::default(),
+            workloads: Workloads::new(tls(&issuer, "tools.shop.svc", &[b"http/1.1"])?),
+        });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let token = KeyPair::generate().map_err(io::Error::other)?.public_key_pem().lines().nth(1).unwrap_or_default().replace(['+', '/', '='], "x");
+        let token = KeyPair::generate()
+            .map_err(io::Error::other)?
+            .public_key_pem()
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .replace(['+', '/', '='], "x");
         let folder = make_folder()?;
         write_secret(&folder.join("kubeconfig"), &kubeconfig(address, &root, &token))?;
         let tls = tls(&issuer, "kubernetes", &[b"h2", b"http/1.1"])?;
@@ -151,7 +157,10 @@ fn tls(issuer: &Issuer<'_, KeyPair>, name: &str, alpn: &[&[u8]]) -> io::Result<A
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
-    let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).map_err(io::Error::other)?;
+    let mut config = builder
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .map_err(io::Error::other)?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
@@ -159,7 +168,9 @@ fn tls(issuer: &Issuer<'_, KeyPair>, name: &str, alpn: &[&[u8]]) -> io::Result<A
 fn kubeconfig(address: SocketAddr, root: &str, token: &str) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let authority = STANDARD.encode(root);
-    let context = |name: &str, user: &str| format!("- {{name: {name}, context: {{cluster: demo, user: {user}, namespace: {}}}}}\n", objects::NAMESPACE);
+    let context = |name: &str, user: &str| {
+        format!("- {{name: {name}, context: {{cluster: demo, user: {user}, namespace: {}}}}}\n", objects::NAMESPACE)
+    };
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: demo\nclusters:\n- {{name: demo, cluster: {{server: \"https://{address}\", certificate-authority-data: {authority}}}}}\n\
          users:\n- {{name: demo, user: {{token: {token}}}}}\n- {{name: nobody, user: {{token: nobody}}}}\ncontexts:\n{}{}",

@@ -32,7 +32,12 @@ impl World {
             world.put("namespaces", "", json!({"metadata": {"name": namespace}, "status": {"phase": "Active"}}));
         }
         // One port; two pods; what it is told by the port's name and a named targetPort.
-        world.service("shop", "web", json!({"app": "web"}), json!([{"name": "http", "port": 80, "targetPort": "http"}]));
+        world.service(
+            "shop",
+            "web",
+            json!({"app": "web"}),
+            json!([{"name": "http", "port": 80, "targetPort": "http"}]),
+        );
         world.endpoints("shop", "web", &["web-6d5f-a1", "web-6d5f-b2"], json!([{"name": "http", "port": 8080}]));
         for pod in ["web-6d5f-a1", "web-6d5f-b2"] {
             world.pod("shop", pod, "web", json!([{"name": "http", "containerPort": 8080}]), true);
@@ -46,16 +51,31 @@ impl World {
             {"name": "greeting", "port": 7001, "targetPort": 7001}
         ]);
         world.service("shop", "tools", json!({"app": "tools"}), ports);
-        world.endpoints("shop", "tools", &["tools-0"], json!([
-            {"name": "web", "port": 8080}, {"name": "h2c", "port": 8081}, {"name": "https", "port": 8443},
-            {"name": "echo", "port": 7000}, {"name": "greeting", "port": 7001}
-        ]));
+        world.endpoints(
+            "shop",
+            "tools",
+            &["tools-0"],
+            json!([
+                {"name": "web", "port": 8080}, {"name": "h2c", "port": 8081}, {"name": "https", "port": 8443},
+                {"name": "echo", "port": 7000}, {"name": "greeting", "port": 7001}
+            ]),
+        );
         world.pod("shop", "tools-0", "tools", json!([{"containerPort": 8080}, {"containerPort": 8081}, {"containerPort": 8443}, {"containerPort": 7000}, {"containerPort": 7001}]), true);
         // Several ports of which none is obvious.
         world.service("shop", "queue", json!({"app": "tools"}), json!([{"name": "amqp", "port": 5672, "targetPort": 7000}, {"name": "mqtt", "port": 1883, "targetPort": 7001}]));
-        world.endpoints("shop", "queue", &["tools-0"], json!([{"name": "amqp", "port": 7000}, {"name": "mqtt", "port": 7001}]));
+        world.endpoints(
+            "shop",
+            "queue",
+            &["tools-0"],
+            json!([{"name": "amqp", "port": 7000}, {"name": "mqtt", "port": 7001}]),
+        );
         // Headless, with pods that have names of their own.
-        let mut postgres = service("data", "postgres", json!({"app": "postgres"}), json!([{"name": "postgres", "port": 5432, "targetPort": 5432}]));
+        let mut postgres = service(
+            "data",
+            "postgres",
+            json!({"app": "postgres"}),
+            json!([{"name": "postgres", "port": 5432, "targetPort": 5432}]),
+        );
         postgres["spec"]["clusterIP"] = json!("None");
         world.put("services", "data", postgres);
         world.endpoints("data", "postgres", &["postgres-0", "postgres-1"], json!([{"name": "postgres", "port": 5432}]));
@@ -66,7 +86,12 @@ impl World {
         world.put("services", "shop", json!({"metadata": {"name": "legacy"}, "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80, "protocol": "TCP"}]}}));
         world.put("services", "shop", json!({"metadata": {"name": "payments"}, "spec": {"type": "ExternalName", "externalName": "api.example.com"}}));
         world.service("shop", "dns", json!({"app": "tools"}), json!([{"name": "dns", "port": 53, "protocol": "UDP"}]));
-        world.service("shop", "broken", json!({"app": "broken"}), json!([{"name": "http", "port": 80, "targetPort": 8080}]));
+        world.service(
+            "shop",
+            "broken",
+            json!({"app": "broken"}),
+            json!([{"name": "http", "port": 80, "targetPort": 8080}]),
+        );
         world.pod("shop", "broken-7c4", "broken", json!([{"containerPort": 8080}]), false);
         world
     }
@@ -78,14 +103,22 @@ impl World {
     fn endpoints(&self, namespace: &str, service: &str, pods: &[&str], ports: Value) {
         let endpoint = |pod: &&str| json!({"addresses": ["10.1.0.1"], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": pod, "namespace": namespace, "uid": format!("uid-{pod}")}});
         let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
-        self.put("endpointslices", namespace, json!({
-            "metadata": {"name": format!("{service}-x1"), "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "ports": ports, "endpoints": endpoints
-        }));
+        self.put(
+            "endpointslices",
+            namespace,
+            json!({
+                "metadata": {"name": format!("{service}-x1"), "labels": {"kubernetes.io/service-name": service}},
+                "addressType": "IPv4", "ports": ports, "endpoints": endpoints
+            }),
+        );
     }
 
     fn pod(&self, namespace: &str, name: &str, app: &str, ports: Value, is_ready: bool) {
-        let state = if is_ready { json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}) } else { json!({"waiting": {"reason": "CrashLoopBackOff"}}) };
+        let state = if is_ready {
+            json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+        } else {
+            json!({"waiting": {"reason": "CrashLoopBackOff"}})
+        };
         self.put("pods", namespace, json!({
             "metadata": {"name": name, "uid": format!("uid-{name}"), "labels": {"app": app}, "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"nodeName": "demo", "containers": [{"name": app, "image": format!("demo/{app}"), "ports": ports}]},
@@ -118,7 +151,11 @@ impl World {
     /// Returns the objects of a kind, of one namespace or of all.
     pub fn list(&self, kind: &'static str, namespace: Option<&str>) -> Vec<Value> {
         let objects = self.lock();
-        objects.iter().filter(|((of, within, _), _)| *of == kind && namespace.is_none_or(|namespace| namespace == within)).map(|(_, object)| object.clone()).collect()
+        objects
+            .iter()
+            .filter(|((of, within, _), _)| *of == kind && namespace.is_none_or(|namespace| namespace == within))
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     /// Deletes a pod: it leaves its EndpointSlices, its connections end, and where `replace` is given, a pod of that name
@@ -134,7 +171,8 @@ impl World {
                     false => Some(endpoint.clone()),
                     true => replace.map(|new| {
                         let mut endpoint = endpoint.clone();
-                        (endpoint["targetRef"]["name"], endpoint["targetRef"]["uid"]) = (json!(new), json!(format!("uid-{new}")));
+                        (endpoint["targetRef"]["name"], endpoint["targetRef"]["uid"]) =
+                            (json!(new), json!(format!("uid-{new}")));
                         endpoint
                     }),
                 })

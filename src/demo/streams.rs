@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
-    sync::mpsc,
+    sync::{broadcast::error::RecvError, mpsc},
     task::JoinSet,
     time::timeout,
 };
@@ -15,7 +15,7 @@ use super::{Node, exec};
 use crate::wire::{
     spdy::{
         frame::{self, Frame, Parser},
-        headers::{Decoder, Headers},
+        headers::{Decoder, Encoder, Headers},
     },
     websocket::{Event, Opcode, Parser as WebSocketParser, Role, put_frame},
 };
@@ -75,7 +75,15 @@ where
             };
             let (error, data) = if stream.header("streamtype") == "data" { (other, stream) } else { (stream, other) };
             node.faults.count_stream();
-            forwards.spawn(forward(node.clone(), namespace.clone(), pod.clone(), port, error.id, data, frames_tx.clone()));
+            forwards.spawn(forward(
+                node.clone(),
+                namespace.clone(),
+                pod.clone(),
+                port,
+                error.id,
+                data,
+                frames_tx.clone(),
+            ));
         }
         while forwards.join_next().await.is_some() {}
     };
@@ -89,7 +97,8 @@ where
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut frames: mpsc::Receiver<BytesMut>) {
     while let Some(frame) = frames.recv().await {
         let is_data = frame.first().is_some_and(|first| first & 0x80 == 0);
-        let pieces: Vec<&[u8]> = if is_data && frame.len() > 8 { vec![&frame[..4], &frame[4..8], &frame[8..]] } else { vec![&frame] };
+        let pieces: Vec<&[u8]> =
+            if is_data && frame.len() > 8 { vec![&frame[..4], &frame[4..8], &frame[8..]] } else { vec![&frame] };
         for piece in pieces {
             if writer.write_all(piece).await.is_err() || writer.flush().await.is_err() {
                 return;
@@ -100,7 +109,8 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut frames: mpsc::Receiver<
 }
 
 async fn read<R: AsyncRead + Unpin>(mut reader: R, frames: mpsc::Sender<BytesMut>, opened: mpsc::Sender<Opened>) {
-    let (mut parser, mut headers, mut input) = (Parser::default(), Decoder::default(), BytesMut::new());
+    let (mut parser, mut headers, mut reply_headers, mut input) =
+        (Parser::default(), Decoder::default(), Encoder::default(), BytesMut::new());
     let mut workers = JoinSet::new();
     let (mut lanes, mut new_streams) = (Vec::new(), Vec::new());
     for _ in 0..LANES {
@@ -120,9 +130,12 @@ async fn read<R: AsyncRead + Unpin>(mut reader: R, frames: mpsc::Sender<BytesMut
                     let Ok(headers) = headers.decode(&block) else { return };
                     let (incoming_tx, incoming) = mpsc::channel(1);
                     let mut reply = BytesMut::new();
-                    frame::put_syn_reply(&mut reply, id, &[]);
+                    let mut none = BytesMut::new();
+                    reply_headers.encode(&[], &mut none);
+                    frame::put_syn_reply(&mut reply, id, &none);
                     let _ = new_streams[id as usize % LANES].send((id, incoming_tx));
-                    if frames.send(reply).await.is_err() || opened.send(Opened { id, headers, incoming }).await.is_err() {
+                    if frames.send(reply).await.is_err() || opened.send(Opened { id, headers, incoming }).await.is_err()
+                    {
                         return;
                     }
                     continue;
@@ -148,7 +161,11 @@ async fn read<R: AsyncRead + Unpin>(mut reader: R, frames: mpsc::Sender<BytesMut
 }
 
 /// One of the five: a stream that cannot take its bytes holds up all behind it.
-async fn worker(mut work: mpsc::Receiver<Work>, mut new: mpsc::UnboundedReceiver<(u32, mpsc::Sender<Bytes>)>, frames: mpsc::Sender<BytesMut>) {
+async fn worker(
+    mut work: mpsc::Receiver<Work>,
+    mut new: mpsc::UnboundedReceiver<(u32, mpsc::Sender<Bytes>)>,
+    frames: mpsc::Sender<BytesMut>,
+) {
     let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     while let Some(next) = work.recv().await {
         while let Ok((id, incoming)) = new.try_recv() {
@@ -178,9 +195,22 @@ async fn worker(mut work: mpsc::Receiver<Work>, mut new: mpsc::UnboundedReceiver
     }
 }
 
-async fn forward(node: Arc<Node>, namespace: String, pod: String, port: u16, error: u32, mut data: Opened, frames: mpsc::Sender<BytesMut>) {
+async fn forward(
+    node: Arc<Node>,
+    namespace: String,
+    pod: String,
+    port: u16,
+    error: u32,
+    mut data: Opened,
+    frames: mpsc::Sender<BytesMut>,
+) {
+    let gone = gone(&node, &namespace, &pod);
     let problem = match node.connect(&namespace, &pod, port) {
-        Ok(stream) => copy(stream, &mut data, &frames).await,
+        // The end of a pod is no error: its connections just end.
+        Ok(stream) => tokio::select! {
+            problem = copy(stream, &mut data, &frames) => problem,
+            () = gone => None,
+        },
         Err(text) => Some(text),
     };
     // The data stream's end comes first, then the text, then the end of the error stream.
@@ -194,6 +224,26 @@ async fn forward(node: Arc<Node>, namespace: String, pod: String, port: u16, err
     }
     frame::put_data_header(&mut out, error, 0, true);
     let _ = frames.send(out).await;
+}
+
+/// Resolves when the pod is deleted. What is missed while nobody polls is made up for.
+fn gone(node: &Node, namespace: &str, pod: &str) -> impl Future<Output = ()> + use<> {
+    let mut news = node.world.watch();
+    let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+    async move {
+        loop {
+            match news.recv().await {
+                Ok(("pods", "DELETED", object))
+                    if object["metadata"]["name"] == pod.as_str()
+                        && object["metadata"]["namespace"] == namespace.as_str() =>
+                {
+                    return;
+                }
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
 }
 
 /// Copies both ways until one ends, and the other for the grace. Returns what goes to the error stream.
@@ -291,7 +341,8 @@ pub async fn exec<S>(mut stream: S, command: Vec<String>, pod: String)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut parser, mut input, mut stdin, mut message) = (WebSocketParser::new(Role::Server), BytesMut::new(), Vec::new(), BytesMut::new());
+    let (mut parser, mut input, mut stdin, mut message) =
+        (WebSocketParser::new(Role::Server), BytesMut::new(), Vec::new(), BytesMut::new());
     if exec::reads_stdin(&command) {
         // Until the client closes the channel (v5), or says nothing for a while (v4 has no way to).
         'stdin: loop {
@@ -325,7 +376,9 @@ where
         }),
     };
     let mut out = BytesMut::new();
-    for (channel, bytes) in [(1u8, result.stdout.into_bytes()), (2, result.stderr.into_bytes()), (3, status.to_string().into_bytes())] {
+    for (channel, bytes) in
+        [(1u8, result.stdout.into_bytes()), (2, result.stderr.into_bytes()), (3, status.to_string().into_bytes())]
+    {
         if !bytes.is_empty() {
             put_frame(&mut out, Opcode::Binary, &[&[channel][..], &bytes].concat(), None);
         }
@@ -335,5 +388,8 @@ where
     let _ = stream.write_all(&out).await;
     let _ = stream.flush().await;
     // A close that overtakes the status would lose it.
-    let _ = timeout(Duration::from_secs(1), async { while stream.read_buf(&mut input).await.is_ok_and(|count| count > 0) {} }).await;
+    let _ = timeout(Duration::from_secs(1), async {
+        while stream.read_buf(&mut input).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
 }

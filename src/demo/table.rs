@@ -27,18 +27,50 @@ fn cells(kind: &str, object: &Value) -> Vec<Value> {
             let container = &object["status"]["containerStatuses"][0];
             let is_ready = container["ready"] == true;
             let status = container["state"]["waiting"]["reason"].as_str().unwrap_or("Running");
-            vec![name, json!(if is_ready { "1/1" } else { "0/1" }), json!(status), container["restartCount"].clone(), age]
+            vec![
+                name,
+                json!(if is_ready { "1/1" } else { "0/1" }),
+                json!(status),
+                container["restartCount"].clone(),
+                age,
+            ]
         }
         "services" => {
             let spec = &object["spec"];
-            let ports: Vec<String> = spec["ports"].as_array().into_iter().flatten().map(|port| format!("{}/{}", port["port"], port["protocol"].as_str().unwrap_or("TCP"))).collect();
+            let ports: Vec<String> = spec["ports"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|port| format!("{}/{}", port["port"], port["protocol"].as_str().unwrap_or("TCP")))
+                .collect();
             let text = |value: &Value, default: &str| json!(value.as_str().unwrap_or(default));
-            vec![name, text(&spec["type"], "ClusterIP"), text(&spec["clusterIP"], "<none>"), text(&spec["externalName"], "<none>"), json!(if ports.is_empty() { "<none>".to_owned() } else { ports.join(",") }), age]
+            vec![
+                name,
+                text(&spec["type"], "ClusterIP"),
+                text(&spec["clusterIP"], "<none>"),
+                text(&spec["externalName"], "<none>"),
+                json!(if ports.is_empty() { "<none>".to_owned() } else { ports.join(",") }),
+                age,
+            ]
         }
         "namespaces" => vec![name, json!("Active"), age],
         _ => {
-            let list = |key: &str, inner: &str| object[key].as_array().into_iter().flatten().map(|item| item[inner].to_string()).collect::<Vec<_>>().join(",");
-            vec![name, object["addressType"].clone(), json!(list("ports", "port")), json!(list("endpoints", "addresses")), age]
+            let list = |key: &str, inner: &str| {
+                object[key]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|item| item[inner].to_string())
+                    .collect::<Vec<_>>()
+                    .join(",")
+            };
+            vec![
+                name,
+                object["addressType"].clone(),
+                json!(list("ports", "port")),
+                json!(list("endpoints", "addresses")),
+                age,
+            ]
         }
     }
 }

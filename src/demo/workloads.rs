@@ -61,10 +61,15 @@ impl Workloads {
     }
 }
 
-async fn serve_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(stream: S, pod: String, tls: bool) {
+async fn serve_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    pod: String,
+    tls: bool,
+) {
     let service = service_fn(move |request| answer(request, pod.clone(), tls));
     // The demo's visitor went away.
-    let _ = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+    let _ =
+        http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
 async fn serve_h2c(stream: DuplexStream, pod: String) {
@@ -79,30 +84,48 @@ async fn answer(mut request: Request<Incoming>, pod: String, tls: bool) -> Resul
         "/" => whole("text/html; charset=utf-8", page(&request, &pod, tls)),
         "/whoami" => whole("text/plain", format!("{pod}\n")),
         "/headers" => {
-            let headers: Vec<_> = request.headers().iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
+            let headers: Vec<_> = request
+                .headers()
+                .iter()
+                .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+                .collect();
             let shown = serde_json::json!({"method": request.method().as_str(), "version": format!("{:?}", request.version()), "tls": tls, "pod": pod, "headers": headers});
             whole("application/json", format!("{shown:#}\n"))
         }
         "/ws" => websocket(&mut request),
-        "/sse" => streamed("text/event-stream", futures::stream::unfold(0u32, |count| async move {
-            if count > 0 {
-                sleep(Duration::from_secs(1)).await;
-            }
-            Some((Bytes::from(format!("data: {count}\n\n")), count + 1))
-        })),
+        "/sse" => streamed(
+            "text/event-stream",
+            futures::stream::unfold(0u32, |count| async move {
+                if count > 0 {
+                    sleep(Duration::from_secs(1)).await;
+                }
+                Some((Bytes::from(format!("data: {count}\n\n")), count + 1))
+            }),
+        ),
         "/download" => {
-            let total = query.strip_prefix("bytes=").and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(1 << 20).min(LARGEST_DOWNLOAD);
-            streamed("application/octet-stream", futures::stream::unfold(total, |left| async move {
-                let length = left.min(PIPE as u64) as usize;
-                (length > 0).then(|| (Bytes::from(vec![b'a'; length]), left - length as u64))
-            }))
+            let total = query
+                .strip_prefix("bytes=")
+                .and_then(|bytes| bytes.parse::<u64>().ok())
+                .unwrap_or(1 << 20)
+                .min(LARGEST_DOWNLOAD);
+            streamed(
+                "application/octet-stream",
+                futures::stream::unfold(total, |left| async move {
+                    let length = left.min(PIPE as u64) as usize;
+                    (length > 0).then(|| (Bytes::from(vec![b'a'; length]), left - length as u64))
+                }),
+            )
         }
         "/upload" => upload(request.into_body()).await,
         "/slow" => {
             sleep(Duration::from_secs(2)).await;
             whole("text/plain", "slow\n".to_owned())
         }
-        path => match path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok()).and_then(|code| StatusCode::from_u16(code).ok()) {
+        path => match path
+            .strip_prefix("/status/")
+            .and_then(|code| code.parse::<u16>().ok())
+            .and_then(|code| StatusCode::from_u16(code).ok())
+        {
             Some(status) if status.as_u16() >= 200 => {
                 let mut response = whole("text/plain", String::new());
                 *response.status_mut() = status;
@@ -132,10 +155,14 @@ fn streamed(kind: &'static str, pieces: impl futures::Stream<Item = Bytes> + Sen
 
 /// What the visitor is looking at.
 fn page(request: &Request<Incoming>, pod: &str, tls: bool) -> String {
-    let header = |name: &str| request.headers().get(name).map(|value| escape(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default();
+    let header = |name: &str| {
+        request.headers().get(name).map(|value| escape(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default()
+    };
     let host = header("host");
     let port = host.rsplit_once(':').map(|(_, port)| format!(":{port}")).unwrap_or_default();
-    let link = |name: &str, what: &str| format!("<li><a href=\"http://{name}.localhost{port}/\">{name}.localhost</a> &mdash; {what}</li>");
+    let link = |name: &str, what: &str| {
+        format!("<li><a href=\"http://{name}.localhost{port}/\">{name}.localhost</a> &mdash; {what}</li>")
+    };
     let links = [
         link("web.shop", "two pods, one port"),
         link("tools.shop", "several ports: this one is the one a browser means"),
@@ -264,7 +291,12 @@ async fn serve_postgres(stream: &mut DuplexStream, pod: &str) -> io::Result<()> 
     }
     let mut out = BytesMut::new();
     message(&mut out, b'R', &0u32.to_be_bytes());
-    for (name, value) in [("server_version", "16.0"), ("client_encoding", "UTF8"), ("server_encoding", "UTF8"), ("DateStyle", "ISO, MDY")] {
+    for (name, value) in [
+        ("server_version", "16.0"),
+        ("client_encoding", "UTF8"),
+        ("server_encoding", "UTF8"),
+        ("DateStyle", "ISO, MDY"),
+    ] {
         message(&mut out, b'S', format!("{name}\0{value}\0").as_bytes());
     }
     message(&mut out, b'Z', b"I");
@@ -281,9 +313,22 @@ async fn serve_postgres(stream: &mut DuplexStream, pod: &str) -> io::Result<()> 
         if kind == b'Q' {
             let text = format!("this is {pod} of the adit demo, which knows no SQL");
             // One column of type text (OID 25), one row.
-            let column = [&1u16.to_be_bytes()[..], b"answer\0", &[0; 6], &25u32.to_be_bytes(), &(-1i16).to_be_bytes(), &(-1i32).to_be_bytes(), &[0; 2]].concat();
+            let column = [
+                &1u16.to_be_bytes()[..],
+                b"answer\0",
+                &[0; 6],
+                &25u32.to_be_bytes(),
+                &(-1i16).to_be_bytes(),
+                &(-1i32).to_be_bytes(),
+                &[0; 2],
+            ]
+            .concat();
             message(&mut out, b'T', &column);
-            message(&mut out, b'D', &[&1u16.to_be_bytes()[..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat());
+            message(
+                &mut out,
+                b'D',
+                &[&1u16.to_be_bytes()[..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat(),
+            );
             message(&mut out, b'C', b"SELECT 1\0");
         } else {
             message(&mut out, b'E', b"SERROR\0C0A000\0Mthe adit demo knows simple queries only\0\0");

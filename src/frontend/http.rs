@@ -62,7 +62,14 @@ impl HttpFrontend {
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
     ///
     /// `tls`: the client's bytes came through TLS that we ended (X-Forwarded-Proto).
-    pub async fn serve(self: Arc<Self>, stream: BoxedIo, version: HttpVersion, connection: Connection, tls: bool, drain: Drain) {
+    pub async fn serve(
+        self: Arc<Self>,
+        stream: BoxedIo,
+        version: HttpVersion,
+        connection: Connection,
+        tls: bool,
+        drain: Drain,
+    ) {
         let this = self.clone();
         let drain_of_requests = drain.clone();
         let service = service_fn(move |request: Request<Incoming>| {
@@ -74,7 +81,11 @@ impl HttpFrontend {
             HttpVersion::Http1 => {
                 let mut builder = http1::Builder::new();
                 // A client may end its direction behind its request and still wants the answer.
-                builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).half_close(true).preserve_header_case(true);
+                builder
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .half_close(true)
+                    .preserve_header_case(true);
                 let mut serving = std::pin::pin!(builder.serve_connection(stream, service).with_upgrades());
                 tokio::select! {
                     served = serving.as_mut() => served,
@@ -102,7 +113,13 @@ impl HttpFrontend {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, connection: Connection, tls: bool, drain: Drain) -> Response<Body> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: Connection,
+        tls: bool,
+        drain: Drain,
+    ) -> Response<Body> {
         let mut access = Access::start(&request, connection.id);
         let accept = request.headers().clone();
         let is_head = request.method() == Method::HEAD;
@@ -136,14 +153,21 @@ impl HttpFrontend {
             Err(error) => return Err(Page::of_route(&error)),
         };
         access.route = Some(route.name.clone());
-        let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.map_err(|error| open_page(&error, &host, &route))?;
+        let lease = self
+            .tunnels
+            .acquire(&route.target, route.idle_timeout)
+            .await
+            .map_err(|error| open_page(&error, &host, &route))?;
         let scheme = route.scheme.unwrap_or_else(|| scheme_of(&lease.endpoint()));
 
         let protocol = headers::upgrade(request.headers()).filter(|_| request.version() == Version::HTTP_11);
         let client_upgrade = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::set_forwarded(&mut parts.headers, Via { peer: connection.peer, local: connection.local, host: &authority, tls });
+        headers::set_forwarded(
+            &mut parts.headers,
+            Via { peer: connection.peer, local: connection.local, host: &authority, tls },
+        );
         if let Some(protocol) = &protocol {
             parts.headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
             parts.headers.insert(http::header::UPGRADE, protocol.clone());
@@ -156,7 +180,9 @@ impl HttpFrontend {
         })?;
 
         access.status = response.status();
-        let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| headers::upgrade(response.headers())).flatten();
+        let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
+            .then(|| headers::upgrade(response.headers()))
+            .flatten();
         if let (Some(client), Some(protocol)) = (client_upgrade, switched) {
             let backend = hyper::upgrade::on(&mut response);
             let (mut parts, _) = response.into_parts();
@@ -178,10 +204,23 @@ impl HttpFrontend {
         let router = self.router.load();
         let mut page = Page::new(StatusCode::OK, "index", "adit is running");
         page.cause = Some(match &router.http_contexts.current {
-            Some(context) => format!("Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."),
-            None => router.http_contexts.problem.clone().unwrap_or_else(|| "The kubeconfig has no current context.".to_owned()),
+            Some(context) => format!(
+                "Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."
+            ),
+            None => router
+                .http_contexts
+                .problem
+                .clone()
+                .unwrap_or_else(|| "The kubeconfig has no current context.".to_owned()),
         });
-        page.links = router.config.http.routes.keys().filter(|host| !host.starts_with('*')).map(|host| (host.clone(), host.clone())).collect();
+        page.links = router
+            .config
+            .http
+            .routes
+            .keys()
+            .filter(|host| !host.starts_with('*'))
+            .map(|host| (host.clone(), host.clone()))
+            .collect();
         page
     }
 }
@@ -239,7 +278,8 @@ pub(super) fn open_page(error: &OpenError, host: &str, route: &Route) -> Page {
             port: PortRef::Auto,
         };
         if !host.ends_with(&base.to_string()) && !host.ends_with(".cx.localhost") {
-            page.links = error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
+            page.links =
+                error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
         }
     }
     page
@@ -254,9 +294,10 @@ fn request_page(error: &RequestError, host: &str, route: &Route) -> Page {
             hint: Some("is the backend https? set scheme: http, https or h2c for the route".to_owned()),
             ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
         },
-        (RequestError::Failed(_), None) => {
-            Page { cause: Some(describe(error)), ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target)) }
-        }
+        (RequestError::Failed(_), None) => Page {
+            cause: Some(describe(error)),
+            ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
+        },
     }
 }
 

@@ -27,7 +27,13 @@ impl TcpFrontend {
 
     /// Serves one connection of the route that listens on `listener`. It lives until both sides have ended: a drain
     /// lets it go on until the cut.
-    pub async fn serve(self: Arc<Self>, mut client: TcpStream, listener: SocketAddr, connection: Connection, _drain: Drain) {
+    pub async fn serve(
+        self: Arc<Self>,
+        mut client: TcpStream,
+        listener: SocketAddr,
+        connection: Connection,
+        _drain: Drain,
+    ) {
         let started = Instant::now();
         let route = match self.router.load().tcp(listener) {
             Ok(route) => route,
@@ -60,7 +66,9 @@ impl TcpFrontend {
                 info!(connection = connection.id, %listener, target = %route.target, %error, "connection broken by the backend");
                 reset(&client);
             }
-            Some((Side::Client, error)) => debug!(connection = connection.id, %listener, %error, "connection broken by the client"),
+            Some((Side::Client, error)) => {
+                debug!(connection = connection.id, %listener, %error, "connection broken by the client")
+            }
             None => {}
         }
         info!(target: "adit::access", connection = connection.id, %listener, route = %route.target, up = end.up, down = end.down, took = ?started.elapsed(), "tcp connection");

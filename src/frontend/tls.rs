@@ -62,7 +62,9 @@ impl TlsFrontend {
     pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, connection: Connection, drain: Drain) {
         let (hello, received) = match read_hello(&mut stream).await {
             Ok(read) => read,
-            Err(error) => return debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello"),
+            Err(error) => {
+                return debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello");
+            }
         };
         let stream = Prefixed::new(received.freeze(), stream);
         match self.passthrough(&hello).await {
@@ -88,10 +90,13 @@ impl TlsFrontend {
         let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
         let tls = match timeout(HANDSHAKE_TIMEOUT, accept).await {
             Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => return debug!(connection = connection.id, peer = %connection.peer, %error, "tls handshake failed"),
+            Ok(Err(error)) => {
+                return debug!(connection = connection.id, peer = %connection.peer, %error, "tls handshake failed");
+            }
             Err(_) => return debug!(connection = connection.id, peer = %connection.peer, "tls handshake timed out"),
         };
-        let version = if tls.get_ref().1.alpn_protocol() == Some(b"h2") { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        let version =
+            if tls.get_ref().1.alpn_protocol() == Some(b"h2") { HttpVersion::Http2 } else { HttpVersion::Http1 };
         self.http.clone().serve(Box::new(tls), version, connection, true, drain).await;
     }
 }

@@ -109,7 +109,11 @@ impl Cluster {
         match timeout(SIGN_IN_TIMEOUT, sign_in).await {
             Ok(Ok(made)) => made.map(Arc::new),
             Ok(Err(panic)) => Err(ClusterError::Protocol { context: id.context.clone(), reason: panic.to_string() }),
-            Err(_) => Err(ClusterError::TimedOut { context: id.context.clone(), doing: "signing in".into(), after: SIGN_IN_TIMEOUT }),
+            Err(_) => Err(ClusterError::TimedOut {
+                context: id.context.clone(),
+                doing: "signing in".into(),
+                after: SIGN_IN_TIMEOUT,
+            }),
         }
     }
 
@@ -177,14 +181,25 @@ impl Cluster {
             Ok(Ok(echo)) => Ok(echo.into_parts().0.headers),
             Ok(Err(error)) => Err(match error.downcast::<AuthError>() {
                 Ok(error) => auth_error(&self.context, &error),
-                Err(error) => ClusterError::Credentials { context: self.context.clone(), reason: error.to_string(), hint: None },
+                Err(error) => {
+                    ClusterError::Credentials { context: self.context.clone(), reason: error.to_string(), hint: None }
+                }
             }),
-            Err(_) => Err(ClusterError::TimedOut { context: self.context.clone(), doing: "signing in".into(), after: SIGN_IN_TIMEOUT }),
+            Err(_) => Err(ClusterError::TimedOut {
+                context: self.context.clone(),
+                doing: "signing in".into(),
+                after: SIGN_IN_TIMEOUT,
+            }),
         }
     }
 
     /// Waits for an answer of the API server, translating what went wrong. `doing`: `looking up service shop/web`.
-    pub async fn ask<T>(&self, doing: &str, namespace: &Namespace, answer: impl Future<Output = kube::Result<T>>) -> Result<T, AskError> {
+    pub async fn ask<T>(
+        &self,
+        doing: &str,
+        namespace: &Namespace,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, AskError> {
         match timeout(REQUEST_TIMEOUT, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
@@ -295,12 +310,20 @@ fn auth_error(context: &ContextName, error: &AuthError) -> ClusterError {
         AuthError::AuthExecStart(error) => format!("the credential plugin does not start: {error}"),
         other => printable(&other.to_string()),
     };
-    ClusterError::Credentials { context: context.clone(), reason, hint: Some(format!("kubectl --context {context} auth whoami")) }
+    ClusterError::Credentials {
+        context: context.clone(),
+        reason,
+        hint: Some(format!("kubectl --context {context} auth whoami")),
+    }
 }
 
 /// Returns text of others without control characters: it may end in a terminal.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect::<String>().trim().to_owned()
+    text.chars()
+        .map(|character| if character.is_control() { ' ' } else { character })
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// Lets a service that is `Clone` but not `Sync` be shared.

@@ -58,14 +58,22 @@ impl Dialer {
         let way = match proxy.scheme_str() {
             Some("http") => Way::HttpProxy(with_credentials(Tunnel::new(proxy.clone(), tcp), proxy)),
             Some("https") => {
-                let tls = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_http1();
+                let tls = hyper_rustls::HttpsConnectorBuilder::new()
+                    .with_tls_config(tls.clone())
+                    .https_or_http()
+                    .enable_http1();
                 Way::HttpsProxy(with_credentials(Tunnel::new(proxy.clone(), tls.wrap_connector(tcp)), proxy))
             }
             Some("socks5" | "socks5h") => Way::Socks5(match credentials(proxy) {
                 Some((user, password)) => SocksV5::new(proxy.clone(), tcp).with_auth(user, password),
                 None => SocksV5::new(proxy.clone(), tcp),
             }),
-            _ => return Err(format!("a proxy has to be http, https or socks5, not {:?}", proxy.scheme_str().unwrap_or(""))),
+            _ => {
+                return Err(format!(
+                    "a proxy has to be http, https or socks5, not {:?}",
+                    proxy.scheme_str().unwrap_or("")
+                ));
+            }
         };
         Ok(Self { way })
     }
@@ -83,10 +91,12 @@ impl Dialer {
 
 fn with_credentials<C>(tunnel: Tunnel<C>, proxy: &Uri) -> Tunnel<C> {
     match credentials(proxy) {
-        Some((user, password)) => match HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))) {
-            Ok(value) => tunnel.with_auth(value),
-            Err(_) => tunnel,
-        },
+        Some((user, password)) => {
+            match HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))) {
+                Ok(value) => tunnel.with_auth(value),
+                Err(_) => tunnel,
+            }
+        }
         None => tunnel,
     }
 }

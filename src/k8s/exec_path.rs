@@ -45,9 +45,14 @@ impl ExecPath {
     }
 
     fn of(configured: &[PathBuf], home: Option<&Path>, path: &[PathBuf], exists: impl Fn(&Path) -> bool) -> Self {
-        let usual = SYSTEM.iter().map(PathBuf::from).chain(home.iter().flat_map(|home| HOME.iter().map(|folder| home.join(folder))));
+        let usual = SYSTEM
+            .iter()
+            .map(PathBuf::from)
+            .chain(home.iter().flat_map(|home| HOME.iter().map(|folder| home.join(folder))));
         let mut folders: Vec<PathBuf> = Vec::new();
-        for folder in configured.iter().cloned().chain(usual.filter(|folder| exists(folder))).chain(path.iter().cloned()) {
+        for folder in
+            configured.iter().cloned().chain(usual.filter(|folder| exists(folder))).chain(path.iter().cloned())
+        {
             if !folders.contains(&folder) {
                 folders.push(folder);
             }
@@ -85,9 +90,12 @@ mod tests {
 
     #[test]
     fn configured_folders_come_first_then_the_usual_ones_then_path() {
-        let path = ExecPath::of(&["/mine".into()], Some(Path::new("/home/ana")), &["/usr/bin".into(), "/mine".into()], |folder| {
-            folder == Path::new("/usr/local/bin") || folder == Path::new("/home/ana/.krew/bin")
-        });
+        let path = ExecPath::of(
+            &["/mine".into()],
+            Some(Path::new("/home/ana")),
+            &["/usr/bin".into(), "/mine".into()],
+            |folder| folder == Path::new("/usr/local/bin") || folder == Path::new("/home/ana/.krew/bin"),
+        );
         let wanted = ["/mine", "/usr/local/bin", "/home/ana/.krew/bin", "/usr/bin"];
         assert_eq!(path.folders, wanted.map(PathBuf::from));
         assert_eq!(path.to_env(), "/mine:/usr/local/bin:/home/ana/.krew/bin:/usr/bin");

@@ -55,7 +55,8 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
                 .contexts
                 .into_iter()
                 .map(|named| {
-                    let namespace = named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
+                    let namespace =
+                        named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
                     (ContextName(named.name), Namespace(namespace.unwrap_or_else(|| "default".to_owned())))
                 })
                 .collect(),
@@ -102,9 +103,16 @@ pub async fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<kube::Config, 
 }
 
 /// Rewrites a plugin's command to the file that it stands for, and gives it the PATH that it was found on.
-fn find_plugin(exec: &mut ExecConfig, exec_path: &ExecPath, folder: &Path, context: &ContextName) -> Result<(), ClusterError> {
+fn find_plugin(
+    exec: &mut ExecConfig,
+    exec_path: &ExecPath,
+    folder: &Path,
+    context: &ContextName,
+) -> Result<(), ClusterError> {
     let Some(command) = exec.command.clone() else {
-        return Err(ClusterError::Kubeconfig { reason: format!("the user of context {context} has an exec plugin without a command") });
+        return Err(ClusterError::Kubeconfig {
+            reason: format!("the user of context {context} has an exec plugin without a command"),
+        });
     };
     // A name with a slash is a path, relative to the kubeconfig's folder, as in client-go.
     let found = match command.contains('/') {
@@ -158,7 +166,8 @@ mod tests {
     fn files_are_merged_and_the_first_current_context_counts() {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = ["a", "missing", "b"].iter().map(|name| folder.path().join(name)).collect();
-        fs::write(&paths[0], kubeconfig("[{name: one, context: {cluster: c, user: u, namespace: shop}}]", "one")).unwrap();
+        fs::write(&paths[0], kubeconfig("[{name: one, context: {cluster: c, user: u, namespace: shop}}]", "one"))
+            .unwrap();
         fs::write(&paths[2], kubeconfig("[{name: two, context: {cluster: c, user: u}}]", "two")).unwrap();
         let contexts = contexts(&Arc::new(KubeconfigPaths(paths)));
         assert_eq!(contexts.current, Some(ContextName("one".into())));

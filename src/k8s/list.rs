@@ -52,7 +52,8 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
 
 fn listed(service: Service) -> Option<Listed> {
     let spec = service.spec?;
-    let has_pods = spec.type_.as_deref() != Some("ExternalName") && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
+    let has_pods = spec.type_.as_deref() != Some("ExternalName")
+        && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
     let ports = resolve::tcp_ports(&spec);
     (has_pods && !ports.is_empty()).then_some(Listed {
         namespace: Namespace(service.metadata.namespace?),

@@ -9,7 +9,11 @@ pub fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod.status.as_ref().is_some_and(|status| {
             status.phase.as_deref() == Some("Running")
-                && status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+                && status
+                    .conditions
+                    .iter()
+                    .flatten()
+                    .any(|condition| condition.type_ == "Ready" && condition.status == "True")
         })
 }
 
@@ -17,11 +21,16 @@ pub fn is_ready(pod: &Pod) -> bool {
 /// restart always (KEP-753) run beside the others.
 pub fn ports(pod: &Pod) -> Vec<ServicePort> {
     let Some(spec) = &pod.spec else { return Vec::new() };
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let all = spec.containers.iter().chain(sidecars).flat_map(|container: &Container| container.ports.iter().flatten());
     all.filter(|port| is_tcp(port))
         .filter_map(|port| {
-            Some(ServicePort { number: u16::try_from(port.container_port).ok()?, name: port.name.clone(), app_protocol: None })
+            Some(ServicePort {
+                number: u16::try_from(port.container_port).ok()?,
+                name: port.name.clone(),
+                app_protocol: None,
+            })
         })
         .collect()
 }
@@ -44,7 +53,11 @@ pub fn why_not_ready(pod: &Pod) -> String {
         return reason;
     }
     let phase = status.phase.as_deref().unwrap_or("Unknown");
-    let unscheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     match (phase, unscheduled.and_then(|condition| condition.reason.as_deref())) {
         ("Pending", Some(reason)) => format!("Pending: {}", printable(reason)),
         ("Running", _) => "running, not ready".to_owned(),
@@ -78,7 +91,8 @@ mod tests {
     fn a_terminating_pod_is_not_ready() {
         let status = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
         assert!(is_ready(&pod(serde_json::json!({"status": status}))));
-        let deleted = pod(serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
+        let deleted =
+            pod(serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
         assert!(!is_ready(&deleted));
         assert_eq!(why_not_ready(&deleted), "terminating");
     }
@@ -99,8 +113,14 @@ mod tests {
     fn the_reason_is_the_one_that_a_person_would_look_for() {
         let why = |status: serde_json::Value| why_not_ready(&pod(serde_json::json!({"status": status})));
         let waiting = |reason: &str| serde_json::json!([{"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}}]);
-        assert_eq!(why(serde_json::json!({"phase": "Running", "containerStatuses": waiting("CrashLoopBackOff")})), "CrashLoopBackOff");
-        assert_eq!(why(serde_json::json!({"phase": "Pending", "containerStatuses": waiting("ImagePullBackOff")})), "ImagePullBackOff");
+        assert_eq!(
+            why(serde_json::json!({"phase": "Running", "containerStatuses": waiting("CrashLoopBackOff")})),
+            "CrashLoopBackOff"
+        );
+        assert_eq!(
+            why(serde_json::json!({"phase": "Pending", "containerStatuses": waiting("ImagePullBackOff")})),
+            "ImagePullBackOff"
+        );
         let unscheduled = serde_json::json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
         assert_eq!(why(unscheduled), "Pending: Unschedulable");
         assert_eq!(why(serde_json::json!({"phase": "Running"})), "running, not ready");

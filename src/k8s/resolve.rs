@@ -68,7 +68,13 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    async fn service(&self, name: &str, pod: Option<&str>, port: &PortRef, spread: usize) -> Result<Resolved, ClusterError> {
+    async fn service(
+        &self,
+        name: &str,
+        pod: Option<&str>,
+        port: &PortRef,
+        spread: usize,
+    ) -> Result<Resolved, ClusterError> {
         let what = format!("service {}/{name}", self.namespace);
         let services: Api<Service> = self.api();
         let slices: Api<EndpointSlice> = self.api();
@@ -108,7 +114,9 @@ impl Lookup<'_> {
                     port: chosen.clone(),
                 })
             }
-            true if others && pod.is_none() => Err(self.unsupported(&what, "its endpoints are addresses, not pods", None)),
+            true if others && pod.is_none() => {
+                Err(self.unsupported(&what, "its endpoints are addresses, not pods", None))
+            }
             true => Err(self.nothing_ready(&what, &spec, pod).await),
         }
     }
@@ -132,17 +140,27 @@ impl Lookup<'_> {
         let ports = pods::ports(&pod);
         let port = match port {
             // A pod may listen on ports that it does not declare.
-            PortRef::Number(number) => ports.iter().find(|port| port.number == *number).cloned().unwrap_or(ServicePort {
-                number: *number,
-                name: None,
-                app_protocol: None,
-            }),
+            PortRef::Number(number) => ports
+                .iter()
+                .find(|port| port.number == *number)
+                .cloned()
+                .unwrap_or(ServicePort { number: *number, name: None, app_protocol: None }),
             port => self.choose(&what, &ports, port)?.clone(),
         };
-        Ok(Resolved { pod: name.to_owned(), uid: pod.metadata.uid.unwrap_or_default(), container_port: port.number, port })
+        Ok(Resolved {
+            pod: name.to_owned(),
+            uid: pod.metadata.uid.unwrap_or_default(),
+            container_port: port.number,
+            port,
+        })
     }
 
-    fn choose<'p>(&self, what: &str, ports: &'p [ServicePort], wanted: &PortRef) -> Result<&'p ServicePort, ClusterError> {
+    fn choose<'p>(
+        &self,
+        what: &str,
+        ports: &'p [ServicePort],
+        wanted: &PortRef,
+    ) -> Result<&'p ServicePort, ClusterError> {
         choose_port(ports, wanted).ok_or_else(|| {
             let (what, context, ports) = (what.to_owned(), self.cluster.context.clone(), ports.to_vec());
             match wanted {
@@ -165,24 +183,35 @@ impl Lookup<'_> {
         }
         if tcp_ports(spec).is_empty() {
             let has_ports = spec.ports.as_ref().is_some_and(|ports| !ports.is_empty());
-            let why = if has_ports { "its ports are UDP or SCTP, and a port-forward carries TCP" } else { "it has no ports" };
+            let why =
+                if has_ports { "its ports are UDP or SCTP, and a port-forward carries TCP" } else { "it has no ports" };
             return Err(self.unsupported(what, why, None));
         }
         Ok(())
     }
 
     fn unsupported(&self, what: &str, why: &str, hint: Option<String>) -> ClusterError {
-        ClusterError::Unsupported { what: what.to_owned(), context: self.cluster.context.clone(), why: why.to_owned(), hint }
+        ClusterError::Unsupported {
+            what: what.to_owned(),
+            context: self.cluster.context.clone(),
+            why: why.to_owned(),
+            hint,
+        }
     }
 
     /// Tells why a Service has no ready pod, by looking at the pods that it selects.
     async fn nothing_ready(&self, what: &str, spec: &ServiceSpec, pod: Option<&str>) -> ClusterError {
-        let selector: Vec<String> = spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector: Vec<String> =
+            spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
         let selector = selector.join(",");
         let pods: Api<Pod> = self.api();
         let listed = self
             .cluster
-            .ask(&format!("listing the pods of {what}"), self.namespace, pods.list(&ListParams::default().labels(&selector).limit(100)))
+            .ask(
+                &format!("listing the pods of {what}"),
+                self.namespace,
+                pods.list(&ListParams::default().labels(&selector).limit(100)),
+            )
             .await;
         let cause = match listed {
             Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
@@ -207,19 +236,28 @@ impl Lookup<'_> {
     /// Tells that an object does not exist, with names that are like it.
     async fn not_found<K>(&self, what: String, plural: &str, name: &str) -> ClusterError
     where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
     {
         let all: Api<K> = self.api();
         let listed = self
             .cluster
-            .ask(&format!("listing {plural}"), self.namespace, all.list_metadata(&ListParams::default().limit(MOST_NEIGHBOURS)))
+            .ask(
+                &format!("listing {plural}"),
+                self.namespace,
+                all.list_metadata(&ListParams::default().limit(MOST_NEIGHBOURS)),
+            )
             .await;
-        let names: Vec<String> =
-            listed.map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect()).unwrap_or_default();
+        let names: Vec<String> = listed
+            .map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect())
+            .unwrap_or_default();
         let near = near(name, names.iter().map(String::as_str));
         let context = self.cluster.context.clone();
         if names.is_empty() && self.namespace_is_missing().await {
-            let hint = Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
+            let hint =
+                Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
             return ClusterError::NotFound { what, context, near: Vec::new(), hint };
         }
         let hint = format!("kubectl --context {context} -n {} get {plural}", self.namespace);
@@ -245,7 +283,11 @@ pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
         .flatten()
         .filter(is_tcp)
         .filter_map(|port| {
-            Some(ServicePort { number: u16::try_from(port.port).ok()?, name: port.name.clone(), app_protocol: port.app_protocol.clone() })
+            Some(ServicePort {
+                number: u16::try_from(port.port).ok()?,
+                name: port.name.clone(),
+                app_protocol: port.app_protocol.clone(),
+            })
         })
         .collect()
 }
@@ -260,7 +302,10 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
             several => {
                 let named = |name: &&str| several.iter().find(|port| port.name.as_deref() == Some(*name));
                 let numbered = |number: &u16| several.iter().find(|port| port.number == *number);
-                ["http", "web", "https", "grpc"].iter().find_map(|name| named(name)).or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
+                ["http", "web", "https", "grpc"]
+                    .iter()
+                    .find_map(|name| named(name))
+                    .or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
             }
         },
     }
@@ -271,12 +316,14 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
 fn candidates(slices: &[EndpointSlice], port_name: Option<&str>) -> (Vec<Candidate>, bool) {
     let (mut found, mut others) = (Vec::new(), false);
     for slice in slices {
-        let port = slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
+        let port =
+            slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
         let Some(port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
         for endpoint in &slice.endpoints {
             let conditions = endpoint.conditions.as_ref();
             // An unknown readiness counts as ready (discovery/v1, EndpointConditions).
-            let ready = conditions.is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false));
+            let ready = conditions
+                .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false));
             let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
             match target.and_then(|target| Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))) {
                 Some((pod, uid)) if ready => found.push(Candidate { pod, uid, port }),
@@ -297,8 +344,11 @@ fn describe(all: &[Pod]) -> String {
     let ready = all.iter().filter(|pod| pods::is_ready(pod)).count();
     let not_ready: Vec<&Pod> = all.iter().filter(|pod| !pods::is_ready(pod)).collect();
     let name = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
-    let mut reasons: Vec<String> =
-        not_ready.iter().take(MOST).map(|pod| format!("{}: {}", name(&pod.metadata), pods::why_not_ready(pod))).collect();
+    let mut reasons: Vec<String> = not_ready
+        .iter()
+        .take(MOST)
+        .map(|pod| format!("{}: {}", name(&pod.metadata), pods::why_not_ready(pod)))
+        .collect();
     if not_ready.len() > MOST {
         reasons.push(format!("and {} more", not_ready.len() - MOST));
     }
@@ -368,12 +418,16 @@ mod tests {
     fn named_port_resolves_to_the_container_port_of_each_slice() {
         let endpoint = |pod: &str, conditions: serde_json::Value| json!({"addresses": ["10.0.0.1"], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "uid": "u"}});
         let slices = [
-            slice(json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8080}, {"name": "metrics", "port": 9090}], "endpoints": [
-                endpoint("a", json!({"ready": true})),
-                endpoint("b", json!({"ready": false})),
-                endpoint("c", json!({"ready": false, "serving": true, "terminating": true})),
-            ]})),
-            slice(json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8081}], "endpoints": [endpoint("d", json!({}))]})),
+            slice(
+                json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8080}, {"name": "metrics", "port": 9090}], "endpoints": [
+                    endpoint("a", json!({"ready": true})),
+                    endpoint("b", json!({"ready": false})),
+                    endpoint("c", json!({"ready": false, "serving": true, "terminating": true})),
+                ]}),
+            ),
+            slice(
+                json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8081}], "endpoints": [endpoint("d", json!({}))]}),
+            ),
         ];
         let (found, others) = candidates(&slices, Some("http"));
         assert_eq!(found.iter().map(|c| (c.pod.as_str(), c.port)).collect::<Vec<_>>(), [("a", 8080), ("d", 8081)]);
@@ -384,7 +438,9 @@ mod tests {
     fn endpoints_that_are_no_pods_are_seen_and_families_counted_once() {
         let pod = json!({"addresses": ["::1"], "targetRef": {"kind": "Pod", "name": "a", "uid": "u"}});
         let slices = [
-            slice(json!({"addressType": "IPv4", "ports": [{"name": "", "port": 80}], "endpoints": [pod, {"addresses": ["1.2.3.4"]}]})),
+            slice(
+                json!({"addressType": "IPv4", "ports": [{"name": "", "port": 80}], "endpoints": [pod, {"addresses": ["1.2.3.4"]}]}),
+            ),
             slice(json!({"addressType": "IPv6", "ports": [{"port": 80}], "endpoints": [pod]})),
         ];
         let (found, others) = candidates(&slices, None);

@@ -101,7 +101,11 @@ pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
     };
     match timeout(CONNECT_TIMEOUT, connect).await {
         Ok(connected) => connected,
-        Err(_) => Err(ClusterError::TimedOut { context: cluster.context.clone(), doing: "connecting".into(), after: CONNECT_TIMEOUT }),
+        Err(_) => Err(ClusterError::TimedOut {
+            context: cluster.context.clone(),
+            doing: "connecting".into(),
+            after: CONNECT_TIMEOUT,
+        }),
     }
 }
 
@@ -114,7 +118,8 @@ pub async fn port_forward(
 ) -> Result<Upgraded, UpgradeError> {
     let remembered = *cluster.envelope.lock().expect("no panic while the lock is held");
     let first = remembered.unwrap_or(if cluster.proxied { Envelope::WebSocket } else { Envelope::Spdy });
-    let path = format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
+    let path =
+        format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
     let upgrade = async {
         let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
         let refusal = match attempt(cluster, &path, first, &headers, dialled).await? {
@@ -181,7 +186,10 @@ async fn attempt(
     let mut received = BytesMut::with_capacity(4 * 1024);
     let answer = loop {
         if io.read_buf(&mut received).await.map_err(broken)? == 0 {
-            return Err(broken(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended before the answer to the upgrade")));
+            return Err(broken(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the connection ended before the answer to the upgrade",
+            )));
         }
         match Answer::parse(&mut received) {
             Ok(Some(answer)) => break answer,
@@ -196,7 +204,8 @@ async fn attempt(
         && match envelope {
             Envelope::Spdy => answer.stream_protocol.as_deref() == Some(PROTOCOL),
             Envelope::WebSocket => {
-                answer.websocket_protocol.as_deref() == Some(TUNNEL_PROTOCOL) && answer.accept.as_deref() == Some(&accept_key(&key))
+                answer.websocket_protocol.as_deref() == Some(TUNNEL_PROTOCOL)
+                    && answer.accept.as_deref() == Some(&accept_key(&key))
             }
         };
     if !accepted {
@@ -287,7 +296,10 @@ async fn read_refusal(io: &mut BoxedIo, mut body: BytesMut, length: Option<usize
 fn rand_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // The only failure is a system without a random source, on which TLS did not come up either.
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).expect("TLS has used the same source before");
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .expect("TLS has used the same source before");
     bytes
 }
 

@@ -40,8 +40,12 @@ impl Mux {
         };
         let (received, sniffed) = match first {
             Ok(Ok(first)) => first,
-            Ok(Err(error)) => return debug!(connection = connection.id, peer = %connection.peer, %error, "closed before it spoke"),
-            Err(_) => return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {} s", SILENCE.as_secs()),
+            Ok(Err(error)) => {
+                return debug!(connection = connection.id, peer = %connection.peer, %error, "closed before it spoke");
+            }
+            Err(_) => {
+                return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {} s", SILENCE.as_secs());
+            }
         };
         let Some(protocol) = sniffed else {
             let first = received.escape_ascii().to_string();

@@ -33,7 +33,9 @@ impl BindError {
     /// Returns what to do about it.
     pub fn hint(&self) -> Option<String> {
         match self.source.kind() {
-            io::ErrorKind::AddrInUse => Some("is another adit running? try 'adit status', or set http.listen".to_owned()),
+            io::ErrorKind::AddrInUse => {
+                Some("is another adit running? try 'adit status', or set http.listen".to_owned())
+            }
             io::ErrorKind::PermissionDenied => Some("ports below 1024 need rights: use a higher one".to_owned()),
             io::ErrorKind::AddrNotAvailable => Some("this machine does not have that address".to_owned()),
             _ => None,
@@ -102,7 +104,9 @@ impl Sockets {
                     }
                     sockets.push((kind, configured, listener));
                 }
-                Err(error) if is_extra && error.kind() != io::ErrorKind::AddrInUse => debug!(%address, %error, "not listening there"),
+                Err(error) if is_extra && error.kind() != io::ErrorKind::AddrInUse => {
+                    debug!(%address, %error, "not listening there")
+                }
                 Err(source) => return Err(BindError { address, source }),
             }
         }
@@ -111,13 +115,22 @@ impl Sockets {
 
     /// Returns where they listen.
     pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
-        self.0.iter().filter(|(other, ..)| *other == kind).filter_map(|(_, _, listener)| listener.local_addr().ok()).collect()
+        self.0
+            .iter()
+            .filter(|(other, ..)| *other == kind)
+            .filter_map(|(_, _, listener)| listener.local_addr().ok())
+            .collect()
     }
 }
 
 impl Ports {
     pub fn new(frontends: Frontends, drain: Drain) -> Self {
-        Self { frontends: Arc::new(frontends), drain, serving: BTreeMap::new(), next_connection: Arc::new(AtomicU64::new(1)) }
+        Self {
+            frontends: Arc::new(frontends),
+            drain,
+            serving: BTreeMap::new(),
+            next_connection: Arc::new(AtomicU64::new(1)),
+        }
     }
 
     /// Starts to accept on bound sockets.
@@ -130,7 +143,11 @@ impl Ports {
             let all = self.drain.clone();
             self.drain.spawn(async move {
                 let accepting = accept::accept(&listener, |stream, peer| {
-                    let connection = Connection { id: next.fetch_add(1, Ordering::Relaxed), peer, local: stream.local_addr().unwrap_or(local) };
+                    let connection = Connection {
+                        id: next.fetch_add(1, Ordering::Relaxed),
+                        peer,
+                        local: stream.local_addr().unwrap_or(local),
+                    };
                     let (frontends, drain) = (frontends.clone(), of_listener.clone());
                     all.spawn(async move {
                         match kind {

@@ -51,17 +51,23 @@ impl DynamicName {
 
     fn parse_long(name: &str) -> Result<Self, NameError> {
         let malformed = NameError::Malformed;
-        let name = name.strip_suffix(".cx").ok_or(malformed("the long form ends with .{context}.cx and the dynamic host"))?;
-        let (name, context) = name.rsplit_once(".ns.").ok_or(malformed("the long form has .{namespace}.ns. before the context"))?;
+        let name =
+            name.strip_suffix(".cx").ok_or(malformed("the long form ends with .{context}.cx and the dynamic host"))?;
+        let (name, context) =
+            name.rsplit_once(".ns.").ok_or(malformed("the long form has .{namespace}.ns. before the context"))?;
         let (service, pod) = (name.rfind(".svc."), name.rfind(".pod."));
         let (at, is_service) = match (service, pod) {
             (Some(at), _) => (at, true),
             (None, Some(at)) => (at, false),
-            (None, None) => return Err(malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod.")),
+            (None, None) => {
+                return Err(malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod."));
+            }
         };
         let (workload, namespace) = (&name[..at], &name[at + ".svc.".len()..]);
-        let (workload, port) = workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
-        let port = parse_port(port).ok_or(malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
+        let (workload, port) =
+            workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
+        let port =
+            parse_port(port).ok_or(malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
         let namespace = parse_namespace(namespace)?;
         if !is_context(context) {
             return Err(malformed("the context is not one that a hostname can have: give it an alias"));
@@ -134,7 +140,12 @@ impl fmt::Display for DynamicName {
             PortRef::Auto => "80".to_owned(),
         };
         let context = self.context.as_deref().unwrap_or("current");
-        write!(f, "{workload}-{port}.{kind}.{}.ns.{context}.cx.{}", self.namespace, crate::config::defaults::DYNAMIC_HOST)
+        write!(
+            f,
+            "{workload}-{port}.{kind}.{}.ns.{context}.cx.{}",
+            self.namespace,
+            crate::config::defaults::DYNAMIC_HOST
+        )
     }
 }
 
@@ -146,12 +157,20 @@ fn parse_port(text: &str) -> Option<PortRef> {
 }
 
 fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
-    if is_label(text) { Ok(Namespace(text.to_owned())) } else { Err(NameError::Malformed("the namespace is not a valid name")) }
+    if is_label(text) {
+        Ok(Namespace(text.to_owned()))
+    } else {
+        Err(NameError::Malformed("the namespace is not a valid name"))
+    }
 }
 
 /// What a context or alias can be in a hostname. A kubeconfig's may have anything; others need an alias.
 fn is_context(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte)) && !text.starts_with('.') && !text.ends_with('.')
+    !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
+        && !text.starts_with('.')
+        && !text.ends_with('.')
 }
 
 #[cfg(test)]
@@ -170,10 +189,22 @@ mod tests {
     fn the_long_form_is_taken_apart_from_its_end() {
         let service = |name: &str| Workload::Service(name.into());
         let cases = [
-            ("nginx-80.svc.default.ns.my-cluster.cx.k8s.localhost", name(Some("my-cluster"), "default", service("nginx"), PortRef::Number(80))),
-            ("argocd-server-https.svc.argocd.ns.kind.cx.k8s.localhost", name(Some("kind"), "argocd", service("argocd-server"), PortRef::Name("https".into()))),
-            ("web-80.svc.shop.ns.gke_a_b.dots.in.it.cx.k8s.localhost", name(Some("gke_a_b.dots.in.it"), "shop", service("web"), PortRef::Number(80))),
-            ("my.pod-0-8080.pod.shop.ns.c.cx.k8s.localhost", name(Some("c"), "shop", Workload::Pod("my.pod-0".into()), PortRef::Number(8080))),
+            (
+                "nginx-80.svc.default.ns.my-cluster.cx.k8s.localhost",
+                name(Some("my-cluster"), "default", service("nginx"), PortRef::Number(80)),
+            ),
+            (
+                "argocd-server-https.svc.argocd.ns.kind.cx.k8s.localhost",
+                name(Some("kind"), "argocd", service("argocd-server"), PortRef::Name("https".into())),
+            ),
+            (
+                "web-80.svc.shop.ns.gke_a_b.dots.in.it.cx.k8s.localhost",
+                name(Some("gke_a_b.dots.in.it"), "shop", service("web"), PortRef::Number(80)),
+            ),
+            (
+                "my.pod-0-8080.pod.shop.ns.c.cx.k8s.localhost",
+                name(Some("c"), "shop", Workload::Pod("my.pod-0".into()), PortRef::Number(8080)),
+            ),
         ];
         for (host, wanted) in cases {
             assert_eq!(parse(host), Ok(wanted), "{host}");

@@ -65,7 +65,8 @@ impl Router {
             Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
         };
         let context = name.context.as_deref().map(|context| self.context_of(context));
-        let destination = Destination { context, namespace: Some(name.namespace), workload: name.workload, port: name.port };
+        let destination =
+            Destination { context, namespace: Some(name.namespace), workload: name.workload, port: name.port };
         let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
         let context = &target.cluster.context;
         if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
@@ -82,14 +83,31 @@ impl Router {
             return Err(RouteError::Unknown { host: name, near: Vec::new() });
         };
         let target = self.target(&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig, &name)?;
-        Ok(Route { name: name.into(), target, scheme: None, idle_timeout: route.idle_timeout, verify: false, server_name: None })
+        Ok(Route {
+            name: name.into(),
+            target,
+            scheme: None,
+            idle_timeout: route.idle_timeout,
+            verify: false,
+            server_name: None,
+        })
     }
 
     /// Returns whether a static or dynamic route may still lead to a target: to be asked after a reload.
     pub fn leads_to(&self, target: &Target) -> bool {
         let is = |found: Result<Target, RouteError>| found.is_ok_and(|found| found == *target);
-        let http = self.config.http.routes.values().map(|route| (&route.destination, &self.http_contexts, &self.config.http.kubeconfig));
-        let tcp = self.config.tcp.routes.values().map(|route| (&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig));
+        let http = self
+            .config
+            .http
+            .routes
+            .values()
+            .map(|route| (&route.destination, &self.http_contexts, &self.config.http.kubeconfig));
+        let tcp = self
+            .config
+            .tcp
+            .routes
+            .values()
+            .map(|route| (&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig));
         if http.chain(tcp).any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, ""))) {
             return true;
         }
@@ -100,7 +118,12 @@ impl Router {
 
     /// Returns the context that an alias or a context's name in a hostname means; browsers write hosts in lower case.
     fn context_of(&self, written: &str) -> ContextName {
-        let alias = self.config.contexts.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(written)).map(|(_, alias)| alias.name.clone());
+        let alias = self
+            .config
+            .contexts
+            .iter()
+            .find(|(alias, _)| alias.eq_ignore_ascii_case(written))
+            .map(|(_, alias)| alias.name.clone());
         let known = || self.http_contexts.namespaces.keys();
         let exact = || known().find(|context| context.0 == written).cloned();
         let any_case = || known().find(|context| context.0.eq_ignore_ascii_case(written)).cloned();
@@ -114,14 +137,19 @@ impl Router {
         paths: &KubeconfigPaths,
         host: &str,
     ) -> Result<Target, RouteError> {
-        let context = destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
+        let context =
+            destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
         let Some(context) = context else {
             let reason = contexts.problem.clone().unwrap_or_else(|| "the kubeconfig has no current context".to_owned());
             return Err(RouteError::NoContext { host: host.to_owned(), reason });
         };
-        let of_alias = || self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone());
-        let namespace = destination.namespace.clone().or_else(of_alias).or_else(|| contexts.namespaces.get(context).cloned());
-        let kubeconfig = if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
+        let of_alias = || {
+            self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
+        };
+        let namespace =
+            destination.namespace.clone().or_else(of_alias).or_else(|| contexts.namespaces.get(context).cloned());
+        let kubeconfig =
+            if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
         Ok(Target {
             cluster: ClusterId { kubeconfig, context: context.clone() },
             namespace: namespace.unwrap_or_else(|| Namespace("default".to_owned())),
@@ -150,7 +178,9 @@ impl RouteError {
             }
             Self::Unknown { .. } => "use <service>.<namespace>.localhost, or add a route to http.k8s.routes".to_owned(),
             Self::Malformed { .. } => "use <service>.<namespace>.localhost".to_owned(),
-            Self::DynamicDenied { context, .. } => format!("add a route to http.k8s.routes, or set dynamic: allow for {context}"),
+            Self::DynamicDenied { context, .. } => {
+                format!("add a route to http.k8s.routes, or set dynamic: allow for {context}")
+            }
             Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
         })
     }
@@ -188,17 +218,25 @@ mod tests {
 
     #[test]
     fn what_is_left_out_comes_from_the_context() {
-        let router = router("http: {k8s: {routes: {a.localhost: {service: a}, b.localhost: {service: b, context: Prod}}}}\n");
+        let router =
+            router("http: {k8s: {routes: {a.localhost: {service: a}, b.localhost: {service: b, context: Prod}}}}\n");
         let a = router.http("a.localhost").unwrap().target;
-        assert_eq!((a.to_string(), a.port, a.workload), ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".into())));
+        assert_eq!(
+            (a.to_string(), a.port, a.workload),
+            ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".into()))
+        );
         assert_eq!(router.http("b.localhost").unwrap().target.to_string(), "Prod/default/b");
     }
 
     #[test]
     fn a_closed_context_has_routes_but_no_dynamic_names() {
-        let router = router("contexts: {p: {name: Prod, dynamic: deny}}\nhttp: {k8s: {routes: {a.localhost: {service: a, context: p}}}}\n");
+        let router = router(
+            "contexts: {p: {name: Prod, dynamic: deny}}\nhttp: {k8s: {routes: {a.localhost: {service: a, context: p}}}}\n",
+        );
         assert!(router.http("a.localhost").is_ok());
-        for host in ["web.shop.p.cx.localhost", "web.shop.prod.cx.localhost", "web-80.svc.shop.ns.prod.cx.k8s.localhost"] {
+        for host in
+            ["web.shop.p.cx.localhost", "web.shop.prod.cx.localhost", "web-80.svc.shop.ns.prod.cx.k8s.localhost"]
+        {
             assert_eq!(router.http(host).unwrap_err().code(), "dynamic-denied", "{host}");
         }
         assert!(router.http("web.shop.localhost").is_ok());

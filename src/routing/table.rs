@@ -39,7 +39,8 @@ pub fn near<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Vec<String> {
         .filter_map(|key| {
             let label = first(key);
             let common = label.chars().zip(wanted.chars()).take_while(|(a, b)| a == b).count();
-            (common >= 2.min(wanted.len()) && common > 0).then_some((label.len().max(wanted.len()) - common, key.as_str()))
+            (common >= 2.min(wanted.len()) && common > 0)
+                .then_some((label.len().max(wanted.len()) - common, key.as_str()))
         })
         .collect();
     scored.sort_unstable();
@@ -51,7 +52,9 @@ mod tests {
     use super::*;
 
     fn routes() -> BTreeMap<String, u8> {
-        [("argocd.localhost", 1), ("*.localhost", 2), ("*.shop.localhost", 3), ("[::1]", 4)].map(|(key, value)| (key.to_owned(), value)).into()
+        [("argocd.localhost", 1), ("*.localhost", 2), ("*.shop.localhost", 3), ("[::1]", 4)]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into()
     }
 
     #[test]
@@ -66,7 +69,10 @@ mod tests {
     #[test]
     fn exact_routes_come_before_wildcards_and_long_ones_before_short_ones() {
         let value = |host: &str| find(&routes(), host).map(|(_, value)| *value);
-        assert_eq!([value("x.localhost"), value("x.shop.localhost"), value("y.x.shop.localhost"), value("shop.localhost")], [2, 3, 3, 2].map(Some));
+        assert_eq!(
+            [value("x.localhost"), value("x.shop.localhost"), value("y.x.shop.localhost"), value("shop.localhost")],
+            [2, 3, 3, 2].map(Some)
+        );
         assert_eq!(value("localhost"), None);
         assert_eq!(value("example.com"), None);
     }

@@ -72,7 +72,11 @@ impl Lease {
 }
 
 /// Waits until the tunnel runs. `avoid`: not the session that is known to be of no use any more.
-pub(super) async fn running(tunnel: &Tunnel, avoid: Option<&Arc<Running>>, deadline: Instant) -> Result<Arc<Running>, OpenError> {
+pub(super) async fn running(
+    tunnel: &Tunnel,
+    avoid: Option<&Arc<Running>>,
+    deadline: Instant,
+) -> Result<Arc<Running>, OpenError> {
     let mut view = tunnel.view.subscribe();
     let mut last_error = None;
     loop {
@@ -86,7 +90,10 @@ pub(super) async fn running(tunnel: &Tunnel, avoid: Option<&Arc<Running>>, deadl
             View::Over => return Err(OpenError::Stopped),
         }
         // Failed is looked at again in a moment: its task may not have been listening yet.
-        let again = deadline.min(Instant::now() + if matches!(*view.borrow(), View::Failed(..)) { Duration::from_millis(20) } else { BUDGET });
+        let again = deadline.min(
+            Instant::now()
+                + if matches!(*view.borrow(), View::Failed(..)) { Duration::from_millis(20) } else { BUDGET },
+        );
         match timeout_at(again, view.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(OpenError::Stopped),

@@ -166,7 +166,9 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
         View::Failed(..) => ("failed", None),
         View::Over => ("stopping", None),
     };
-    let gauge = |read: fn(&crate::backend::SessionGauges) -> u64| running.as_ref().map_or(0, |running| read(running.session.gauges()));
+    let gauge = |read: fn(&crate::backend::SessionGauges) -> u64| {
+        running.as_ref().map_or(0, |running| read(running.session.gauges()))
+    };
     TunnelSnapshot {
         target: tunnel.target.to_string(),
         state: state.to_owned(),

@@ -79,17 +79,22 @@ impl State {
             (_, Event::Stopped) => (Self::Over, Action::Close),
 
             (Self::Starting { .. }, Event::Opened) => (Self::Running, Action::Wait),
-            (Self::Starting { since }, Event::OpenFailed(error)) => match now.duration_since(since) < error.patience() {
-                true => (Self::Starting { since }, Action::Open { after: PAUSE }),
-                false => {
-                    let retry_at = now + if error.blame() == Blame::Asked { RETRY_AFTER_ASKED } else { RETRY_AFTER };
-                    (Self::Failed { error, retry_at }, Action::Wait)
+            (Self::Starting { since }, Event::OpenFailed(error)) => {
+                match now.duration_since(since) < error.patience() {
+                    true => (Self::Starting { since }, Action::Open { after: PAUSE }),
+                    false => {
+                        let retry_at =
+                            now + if error.blame() == Blame::Asked { RETRY_AFTER_ASKED } else { RETRY_AFTER };
+                        (Self::Failed { error, retry_at }, Action::Wait)
+                    }
                 }
-            },
+            }
             (Self::Starting { .. }, Event::Unused) => (Self::Over, Action::Close),
             (state @ Self::Starting { .. }, Event::Acquired | Event::Lost { .. }) => (state, Action::Wait),
 
-            (Self::Running, Event::Lost { used: true }) => (Self::Starting { since: now }, Action::Open { after: Duration::ZERO }),
+            (Self::Running, Event::Lost { used: true }) => {
+                (Self::Starting { since: now }, Action::Open { after: Duration::ZERO })
+            }
             (Self::Running, Event::Lost { used: false } | Event::Unused) => (Self::Over, Action::Close),
             (Self::Running, Event::Acquired | Event::Opened | Event::OpenFailed(_)) => (Self::Running, Action::Wait),
 
@@ -108,11 +113,23 @@ mod tests {
     use crate::{config::ContextName, k8s::ClusterError};
 
     fn not_ready() -> OpenError {
-        ClusterError::NotReady { what: "service a/b".into(), context: ContextName("c".into()), cause: String::new(), hint: String::new() }.into()
+        ClusterError::NotReady {
+            what: "service a/b".into(),
+            context: ContextName("c".into()),
+            cause: String::new(),
+            hint: String::new(),
+        }
+        .into()
     }
 
     fn not_found() -> OpenError {
-        ClusterError::NotFound { what: "service a/b".into(), context: ContextName("c".into()), near: vec![], hint: None }.into()
+        ClusterError::NotFound {
+            what: "service a/b".into(),
+            context: ContextName("c".into()),
+            near: vec![],
+            hint: None,
+        }
+        .into()
     }
 
     #[test]

@@ -67,7 +67,13 @@ pub(super) struct Usage {
 
 impl Usage {
     fn new() -> Self {
-        Self { up: AtomicU64::new(0), down: AtomicU64::new(0), streams: AtomicU64::new(0), started: Instant::now(), last: AtomicU64::new(0) }
+        Self {
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            started: Instant::now(),
+            last: AtomicU64::new(0),
+        }
     }
 
     /// Takes note that the tunnel is used now.
@@ -163,7 +169,13 @@ fn view(state: &State, running: &Option<Arc<Running>>, tunnel: &Tunnel) -> View 
     }
 }
 
-async fn open(tunnel: &Tunnel, backend: &dyn Backend, after: Duration, drain: &Drain, running: &mut Option<Arc<Running>>) -> Event {
+async fn open(
+    tunnel: &Tunnel,
+    backend: &dyn Backend,
+    after: Duration,
+    drain: &Drain,
+    running: &mut Option<Arc<Running>>,
+) -> Event {
     let started = Instant::now();
     let opening = async {
         sleep(after).await;

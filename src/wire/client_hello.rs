@@ -140,7 +140,8 @@ fn server_name(mut data: Reader<'_>) -> Result<ServerName, HelloError> {
                 return Ok(ServerName::Address(address));
             }
             let label_is_valid = |label: &str| {
-                (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                (1..=63).contains(&label.len())
+                    && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
             };
             // 253: what fits into the 255 bytes of RFC 1035, section 2.3.4, in its written form.
             return match name.len() <= 253 && name.split('.').all(label_is_valid) {
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_hello_is_found_at_its_last_byte_however_it_is_split() {
-        let extensions = [(21, vec![0; 900]), sni(b"Web.Shop.localhost."), (16, b"\x00\x0c\x02h2\x08http/1.1".to_vec())];
+        let extensions =
+            [(21, vec![0; 900]), sni(b"Web.Shop.localhost."), (16, b"\x00\x0c\x02h2\x08http/1.1".to_vec())];
         for record in [1, 2, 5, 100, 16384] {
             let bytes = hello(&extensions, record);
             for end in 0..bytes.len() {

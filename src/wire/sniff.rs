@@ -91,7 +91,13 @@ mod tests {
 
     #[test]
     fn the_rest_is_unknown() {
-        for message in [&b"\x00\x00\x00\x08\x04\xd2\x16\x2f"[..], b"SSH-2.0-OpenSSH_9.2\r\n", b"\x80\x2e\x01\x03\x01", b" GET /", &[b'A'; 35]] {
+        for message in [
+            &b"\x00\x00\x00\x08\x04\xd2\x16\x2f"[..],
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            b"\x80\x2e\x01\x03\x01",
+            b" GET /",
+            &[b'A'; 35],
+        ] {
             assert_eq!(by_prefixes(message), Sniff::Unknown, "{message:?}");
         }
     }

@@ -30,7 +30,10 @@ pub enum Opcode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A piece of a message, as it comes; `last` with its end. Text and binary are not told apart.
-    Data { payload: Bytes, last: bool },
+    Data {
+        payload: Bytes,
+        last: bool,
+    },
     Ping(Bytes),
     Pong,
     /// The status code, where one was given.
@@ -228,7 +231,8 @@ impl Parser {
             },
             length => (u64::from(length), rest),
         };
-        let length = usize::try_from(length).ok().filter(|_| length <= LONGEST).ok_or(WebSocketError::TooLong(length))?;
+        let length =
+            usize::try_from(length).ok().filter(|_| length <= LONGEST).ok_or(WebSocketError::TooLong(length))?;
         let (key, rest) = match (masked, rest.split_first_chunk::<4>()) {
             (false, _) => (None, rest),
             (true, Some((key, rest))) => (Some(*key), rest),
@@ -273,7 +277,13 @@ mod tests {
 
     fn wanted() -> Vec<Event> {
         let data = |payload: &[u8]| Event::Data { payload: Bytes::copy_from_slice(payload), last: true };
-        vec![data(b"hello"), Event::Ping(Bytes::from_static(b"?")), data(&[7; 300]), data(&[8; 70_000]), Event::Close(Some(1000))]
+        vec![
+            data(b"hello"),
+            Event::Ping(Bytes::from_static(b"?")),
+            data(&[7; 300]),
+            data(&[8; 70_000]),
+            Event::Close(Some(1000)),
+        ]
     }
 
     #[test]
@@ -323,6 +333,9 @@ mod tests {
         assert_eq!(next(Role::Client, b"\x09\x00"), Err(WebSocketError::Control));
         assert_eq!(next(Role::Client, b"\x89\x7e\x00\xff"), Err(WebSocketError::Control));
         assert_eq!(next(Role::Client, b"\x80\x01a"), Err(WebSocketError::Fragmentation));
-        assert!(matches!(next(Role::Client, b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff"), Err(WebSocketError::TooLong(_))));
+        assert!(matches!(
+            next(Role::Client, b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff"),
+            Err(WebSocketError::TooLong(_))
+        ));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::Read,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::LazyLock,
@@ -128,7 +128,7 @@ impl Adit {
             .expect("adit starts");
         let mut adit = Self { child, folder, http };
         let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", http)).is_err() {
+        while !adit.log().contains("services  http://") {
             assert!(adit.child.try_wait().expect("a child to wait for").is_none(), "adit ended:\n{}", adit.log());
             assert!(Instant::now() < deadline, "adit does not listen:\n{}", adit.log());
             thread::sleep(Duration::from_millis(10));

@@ -1,1 +1,134 @@
 //! The binary as a person runs it: output, exit codes, errors.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use adit::demo::Demo;
+
+/// Runs adit with a home folder of its own.
+fn adit(home: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    for variable in ["KUBECONFIG", "ADIT_CONFIG", "XDG_CONFIG_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"] {
+        command.env_remove(variable);
+    }
+    command
+        .args(arguments)
+        .env("HOME", home)
+        .env("XDG_RUNTIME_DIR", home)
+        .stdin(Stdio::null())
+        .output()
+        .expect("adit runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn help_has_examples_and_a_wrong_flag_is_exit_code_2() {
+    let home = tempfile::tempdir().unwrap();
+    let help = adit(home.path(), &["--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("adit demo"));
+    assert_eq!(adit(home.path(), &["--no-such-flag"]).status.code(), Some(2));
+    assert_eq!(text(&adit(home.path(), &["version"]).stdout), concat!("adit ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn what_init_writes_is_valid_and_not_overwritten() {
+    let home = tempfile::tempdir().unwrap();
+    assert!(adit(home.path(), &["init"]).status.success());
+    assert!(home.path().join(".config/adit/adit.schema.json").exists());
+    let check = adit(home.path(), &["check"]);
+    assert!(check.status.success(), "{}", text(&check.stderr));
+    let again = adit(home.path(), &["init"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("hint: 'adit init --force' replaces it"));
+}
+
+#[test]
+fn a_wrong_file_is_exit_code_2_with_every_problem() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("wrong.yaml");
+    std::fs::write(&file, "http:\n  listn: 1\n  k8s:\n    routes:\n      a.localhost: {service: a, port: 70000}\n")
+        .unwrap();
+    let output = adit(home.path(), &["check", file.to_str().unwrap()]);
+    let shown = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    for words in [
+        "did you mean listen?",
+        "http.k8s.routes.\"a.localhost\".port: expected 1-65535, found 70000",
+        "use the Service port",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_exit_code_1_with_whom_to_ask() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = adit(home.path(), &["--listen", &address]);
+    let shown = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains(&format!("error: cannot listen on {address}: the port is already in use")), "{shown}");
+    assert!(shown.contains("hint: is another adit running?"), "{shown}");
+}
+
+#[test]
+fn the_schema_is_json_and_completion_a_script() {
+    let home = tempfile::tempdir().unwrap();
+    let schema: serde_json::Value = serde_json::from_slice(&adit(home.path(), &["schema"]).stdout).unwrap();
+    assert_eq!(schema["title"], "adit");
+    assert!(text(&adit(home.path(), &["completion", "bash"]).stdout).contains("_adit"));
+}
+
+#[test]
+fn without_a_running_adit_status_says_so() {
+    let home = tempfile::tempdir().unwrap();
+    let output = adit(home.path(), &["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no adit is running"));
+}
+
+#[test]
+fn a_missing_kubeconfig_is_told_with_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let output = adit(home.path(), &["routes"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot read the kubeconfig"), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_and_urls_lead_to_services() {
+    let demo = Demo::start().await.unwrap();
+    let (home, kubeconfig) = (tempfile::tempdir().unwrap(), demo.kubeconfig());
+    let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
+    tokio::task::spawn_blocking(move || {
+        let routes = adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-A"]);
+        let shown = text(&routes.stdout);
+        assert!(
+            shown.contains("http://web.shop.localhost:8989/")
+                && shown.contains("http://7000.tools.shop.localhost:8989/"),
+            "{shown}{}",
+            text(&routes.stderr)
+        );
+        let url = adit(home.path(), &["--kubeconfig", &kubeconfig, "url", "tools:echo"]);
+        assert_eq!(text(&url.stdout), "http://7000.tools.shop.localhost:8989/\n", "{}", text(&url.stderr));
+        // A reader that goes away at once ends it quietly.
+        let mut child = Command::new(env!("CARGO_BIN_EXE_adit"))
+            .args(["--kubeconfig", &kubeconfig, "routes", "-A"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+    })
+    .await
+    .unwrap();
+}

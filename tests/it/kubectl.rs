@@ -1,1 +1,103 @@
-//! A kubectl that we did not write, against the demo API server.
+//! A kubectl that we did not write, against the demo API server: our client and our server cannot share a mistake.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use adit::demo::Demo;
+
+fn kubectl(demo: &Demo, arguments: &[&str]) -> Command {
+    let mut command = Command::new("kubectl");
+    command
+        .arg("--kubeconfig")
+        .arg(demo.kubeconfig())
+        .args(arguments)
+        .env_remove("KUBECONFIG")
+        .env("HOME", demo.kubeconfig().parent().unwrap());
+    command
+}
+
+/// Runs kubectl beside the demo, which lives in this process.
+async fn run(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || {
+        command.stdin(Stdio::null()).output().expect("kubectl is on PATH: the suite needs it")
+    })
+    .await
+    .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_and_services_are_listed() {
+    let demo = Demo::start().await.unwrap();
+    let output = run(kubectl(&demo, &["get", "pods,svc", "-A"])).await;
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        shown.contains("pod/web-6d5f-a1") && shown.contains("CrashLoopBackOff") && shown.contains("service/payments"),
+        "{shown}"
+    );
+    let output = run(kubectl(&demo, &["get", "pods", "--context", "demo-nobody"])).await;
+    assert!(text(&output.stderr).contains("User \"nobody\" cannot list resource \"pods\""), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_passes_output_input_and_exit_codes() {
+    let demo = Demo::start().await.unwrap();
+    let output = run(kubectl(&demo, &["exec", "tools-0", "--", "echo", "hello"])).await;
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "hello\n"), "{}", text(&output.stderr));
+    let output = run(kubectl(&demo, &["exec", "tools-0", "--", "sh", "-c", "exit 3"])).await;
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_forward_works_in_both_envelopes() {
+    for websockets in ["true", "false"] {
+        let demo = Demo::start().await.unwrap();
+        let mut command = kubectl(&demo, &["port-forward", "service/web", ":80", "--address", "127.0.0.1"]);
+        let mut child = command
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("kubectl is on PATH: the suite needs it");
+        let stdout = child.stdout.take().unwrap();
+        let answers = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            // Kept open: kubectl says more with each connection, and would die of a closed pipe.
+            let mut stdout = BufReader::new(stdout);
+            stdout.read_line(&mut line).unwrap();
+            let port: u16 = line
+                .split("127.0.0.1:")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next())
+                .and_then(|port| port.parse().ok())
+                .expect(&line);
+            (0..3)
+                .map(|_| {
+                    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+                    let mut answer = Vec::new();
+                    // kubectl may reset a connection behind its last byte.
+                    let _ = stream.read_to_end(&mut answer);
+                    text(&answer)
+                })
+                .collect::<Vec<_>>()
+        })
+        .await
+        .unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for answer in answers {
+            assert!(answer.contains("web-6d5f-"), "websockets {websockets}: {answer}");
+        }
+        assert!(demo.faults().streams_seen() >= 3);
+    }
+}

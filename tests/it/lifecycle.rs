@@ -1,1 +1,87 @@
 //! Start, reload, drain, and tunnels over time.
+
+use std::{fs, time::Duration};
+
+use adit::app::App;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{PATIENCE, TestApp, eventually};
+
+#[tokio::test]
+async fn a_request_in_progress_is_finished_in_a_drain() {
+    let app = TestApp::start("").await;
+    assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
+    let request = app.get("web.shop.localhost", "/slow");
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        app.drain().start();
+    };
+    let ((status, body), ()) = tokio::join!(request, stop);
+    assert_eq!((status, body.as_str()), (200, "slow\n"));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_speaks_does_not_hold_the_end_up() {
+    let app = TestApp::start("").await;
+    let _silent = TcpStream::connect(app.http).await.unwrap();
+    timeout(Duration::from_secs(8), app.finish()).await.expect("the end comes at once");
+}
+
+#[tokio::test]
+async fn what_is_neither_http_nor_tls_is_closed() {
+    let app = TestApp::start("").await;
+    let mut client = TcpStream::connect(app.http).await.unwrap();
+    client.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.unwrap();
+    let end = timeout(PATIENCE, client.read(&mut [0; 8])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_reload_adds_and_removes_routes_and_keeps_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let with = |route: &str| {
+        format!("http: {{k8s: {{routes: {{{route}: {{namespace: shop, service: tools, port: web}}}}}}}}\n")
+    };
+    fs::write(&file, with("one.localhost")).unwrap();
+    let app = TestApp::start_app(&with("one.localhost"), App { file: Some(file.clone()), ..App::default() }).await;
+    let mut events = TcpStream::connect(app.http).await.unwrap();
+    events.write_all(b"GET /sse HTTP/1.1\r\nHost: one.localhost\r\n\r\n").await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.windows(7).any(|part| part == b"data: 0") {
+        assert!(timeout(PATIENCE, events.read_buf(&mut seen)).await.unwrap().unwrap() > 0);
+    }
+
+    fs::write(&file, "http: [not, a, map]\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(app.get("one.localhost", "/whoami").await.0, 200, "an invalid file changes nothing");
+
+    fs::write(&file, with("two.localhost")).unwrap();
+    eventually("the new route is served", || async { app.get("two.localhost", "/whoami").await.0 == 200 }).await;
+    assert_eq!(app.get("one.localhost", "/whoami").await.0, 404);
+    seen.clear();
+    assert!(
+        timeout(PATIENCE, events.read_buf(&mut seen)).await.unwrap().unwrap() > 0,
+        "a connection of a removed route lives on"
+    );
+    drop(events);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_idle_tunnel_closes_and_opens_again() {
+    let app = TestApp::start("http: {idle_timeout: 200ms}\n").await;
+    for round in 1..4 {
+        assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
+        assert_eq!(app.demo.faults().upgrades_seen(), round, "a tunnel that is idle is closed");
+        // Longer than an unused connection is kept in the HTTP pool, and than the idle time after that.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    app.finish().await;
+}

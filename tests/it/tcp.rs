@@ -1,1 +1,87 @@
 //! TCP routes, from a client to a pod of the demo.
+
+use std::{io::ErrorKind, net::TcpListener};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{PATIENCE, TestApp, eventually};
+
+async fn app(service: &str, port: u16) -> TestApp {
+    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    TestApp::start(&format!(
+        "tcp: {{k8s: {{routes: {{{local}: {{namespace: shop, service: {service}, port: {port}}}}}}}}}\n"
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_at_once() {
+    let app = app("tools", 7001).await;
+    let mut client = TcpStream::connect(app.tcp[0]).await.unwrap();
+    let mut greeting = [0; 19];
+    timeout(PATIENCE, client.read_exact(&mut greeting)).await.unwrap().unwrap();
+    assert_eq!(&greeting, b"hello from tools-0\n");
+    drop(client);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn every_byte_comes_back_before_the_end() {
+    let app = app("tools", 7000).await;
+    let client = TcpStream::connect(app.tcp[0]).await.unwrap();
+    let (mut read, mut write) = client.into_split();
+    let sent: Vec<u8> = (0..8_000_000u32).map(|number| (number * 31 % 251) as u8).collect();
+    let expected = sent.clone();
+    let writing = tokio::spawn(async move {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+        write
+    });
+    let mut received = Vec::new();
+    timeout(PATIENCE, read.read_to_end(&mut received)).await.unwrap().unwrap();
+    drop(writing.await.unwrap());
+    assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_reset_of_the_pod_is_a_reset_of_the_client() {
+    let app = app("tools", 7000).await;
+    app.demo.faults().reset(7000, true);
+    let mut client = TcpStream::connect(app.tcp[0]).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    let end = timeout(PATIENCE, client.read(&mut [0; 8])).await.unwrap();
+    assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_stalled_stream_leaves_others_alone() {
+    let app = app("tools", 7000).await;
+    let mut echoing = TcpStream::connect(app.tcp[0]).await.unwrap();
+    let mut word = [0; 5];
+    echoing.write_all(b"first").await.unwrap();
+    timeout(PATIENCE, echoing.read_exact(&mut word)).await.unwrap().unwrap();
+    app.demo.faults().stall(7000, true);
+    let stalled = TcpStream::connect(app.tcp[0]).await.unwrap();
+    eventually("the second stream is open", || async { app.demo.faults().streams_seen() >= 2 }).await;
+    echoing.write_all(b"again").await.unwrap();
+    timeout(PATIENCE, echoing.read_exact(&mut word)).await.unwrap().unwrap();
+    assert_eq!(&word, b"again");
+    drop((echoing, stalled));
+    app.drain().cut();
+}
+
+#[tokio::test]
+async fn a_port_that_refuses_resets_the_client() {
+    let app = app("tools", 7000).await;
+    app.demo.faults().refuse(7000, true);
+    let mut client = TcpStream::connect(app.tcp[0]).await.unwrap();
+    let end = timeout(PATIENCE, client.read(&mut [0; 8])).await.unwrap();
+    assert!(end.is_err(), "{end:?}");
+    app.finish().await;
+}

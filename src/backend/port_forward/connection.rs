@@ -117,7 +117,12 @@ impl Fate {
 
     /// The first reason counts.
     fn close(&self, reason: CloseReason) {
-        self.closed.send_if_modified(|closed| closed.is_none() && { *closed = Some(reason); true });
+        self.closed.send_if_modified(|closed| {
+            closed.is_none() && {
+                *closed = Some(reason);
+                true
+            }
+        });
     }
 }
 
@@ -409,13 +414,18 @@ impl Stream {
 
 /// Returns what a node's error text means.
 fn classify(text: &str, port: u16) -> StreamFault {
-    let detail: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
+    let detail: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
     let has = |part: &str| detail.contains(part);
     if has("connection refused") {
         StreamFault::Refused { port }
     } else if has("reset by peer") || has("broken pipe") {
         StreamFault::Reset
-    } else if (has("network namespace") && has("closed")) || has("failed to find sandbox") || has("not found") || has("does not exist") {
+    } else if (has("network namespace") && has("closed"))
+        || has("failed to find sandbox")
+        || has("not found")
+        || has("does not exist")
+    {
         StreamFault::PodGone { detail }
     } else {
         StreamFault::Other { detail }

@@ -84,7 +84,9 @@ impl AsyncRead for MuxStream {
         {
             let mut state = self.shared.lock();
             let fault = state.fault().cloned();
-            let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(fault.unwrap_or_else(gone).into())) };
+            let Some(stream) = state.streams.get_mut(&self.id) else {
+                return Poll::Ready(Err(fault.unwrap_or_else(gone).into()));
+            };
             let mut taken = 0;
             while buf.remaining() > 0
                 && let Some(first) = stream.inbox.front_mut()
@@ -119,7 +121,9 @@ impl AsyncWrite for MuxStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         let fault = state.fault().cloned();
-        let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(fault.unwrap_or_else(gone).into())) };
+        let Some(stream) = state.streams.get_mut(&self.id) else {
+            return Poll::Ready(Err(fault.unwrap_or_else(gone).into()));
+        };
         if let Some(end) = stream.end(self.shared.port) {
             return Poll::Ready(Err(end.err().unwrap_or(StreamFault::Reset).into()));
         }

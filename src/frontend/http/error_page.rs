@@ -17,7 +17,8 @@ use crate::{
 pub const ERROR_CODE: HeaderName = HeaderName::from_static("x-adit-error");
 
 /// The page brings its own style and nothing else.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const STYLE: &str = "html{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:44rem;margin:0 auto;padding:8vh 1.25rem}\
     h1{font-size:1.35rem;line-height:1.3;margin:0 0 1rem;overflow-wrap:anywhere}p{margin:.5rem 0;overflow-wrap:anywhere}\
@@ -70,7 +71,8 @@ impl Page {
             _ => StatusCode::BAD_GATEWAY,
         };
         // The links replace the port that was asked for, if there was one.
-        let base = host.split_once('.').filter(|(first, _)| first.parse::<u16>().is_ok()).map_or(host, |(_, rest)| rest);
+        let base =
+            host.split_once('.').filter(|(first, _)| first.parse::<u16>().is_ok()).map_or(host, |(_, rest)| rest);
         let links = error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
         Self {
             cause: error.cause(),
@@ -84,18 +86,26 @@ impl Page {
     /// Returns the page for a stream that broke before the pod had answered.
     pub fn of_stream(fault: &StreamFault, target: &str) -> Self {
         let (code, hint) = match fault {
-            StreamFault::Refused { port } => ("refused", Some(format!("does the container listen on port {port}, on all of its addresses?"))),
+            StreamFault::Refused { port } => {
+                ("refused", Some(format!("does the container listen on port {port}, on all of its addresses?")))
+            }
             StreamFault::PodGone { .. } => ("pod-gone", None),
             StreamFault::Reset => ("reset", None),
             StreamFault::Lost { .. } => ("lost", None),
             StreamFault::Other { .. } => ("port-forward", None),
         };
-        Self { cause: Some(fault.to_string()), hint, ..Self::new(StatusCode::BAD_GATEWAY, code, format!("no answer from {target}")) }
+        Self {
+            cause: Some(fault.to_string()),
+            hint,
+            ..Self::new(StatusCode::BAD_GATEWAY, code, format!("no answer from {target}"))
+        }
     }
 
     /// Returns the response in the form that the client accepts. `port` is that of our listener, for links.
     pub fn into_response(self, request: &HeaderMap, port: u16, tls: bool) -> Response<Bytes> {
-        let accepts = |kind: &str| request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind));
+        let accepts = |kind: &str| {
+            request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind))
+        };
         let (kind, body) = if accepts("text/html") {
             ("text/html; charset=utf-8", self.html(port, tls))
         } else if accepts("application/json") {
@@ -134,7 +144,8 @@ impl Page {
     }
 
     fn json(&self) -> String {
-        let links: Vec<_> = self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
+        let links: Vec<_> =
+            self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
         let value = serde_json::json!({"error": self.code, "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
         format!("{value}\n")
     }
@@ -154,7 +165,11 @@ impl Page {
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
             let line = escape(line);
-            let _ = if line.starts_with("kubectl ") { write!(body, "<p><code>{line}</code></p>") } else { write!(body, "<p>{line}</p>") };
+            let _ = if line.starts_with("kubectl ") {
+                write!(body, "<p><code>{line}</code></p>")
+            } else {
+                write!(body, "<p>{line}</p>")
+            };
         }
         let footer = match (self.status, self.reloads) {
             (StatusCode::OK, _) => "adit".to_owned(),

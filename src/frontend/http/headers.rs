@@ -34,7 +34,8 @@ pub struct Via<'a> {
 /// Returns the protocol that a message asks to switch to: the Upgrade header, where Connection names it.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let is_named = is_named.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    let is_named =
+        is_named.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
     headers.get(UPGRADE).filter(|_| is_named).cloned()
 }
 
@@ -55,7 +56,9 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let wants_trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|coding| coding.split(';').next().is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+        value
+            .split(',')
+            .any(|coding| coding.split(';').next().is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
     });
     headers.remove(TE);
     if wants_trailers {
@@ -94,7 +97,10 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -114,8 +120,14 @@ mod tests {
 
     #[test]
     fn a_clients_own_claims_are_replaced() {
-        let mut headers = map(&[("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=6.6.6.6"), ("x-forwarded-proto", "https")]);
-        let via = Via { peer: "[::1]:5000".parse().unwrap(), local: "[::1]:8989".parse().unwrap(), host: "web.shop.localhost:8989", tls: false };
+        let mut headers =
+            map(&[("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=6.6.6.6"), ("x-forwarded-proto", "https")]);
+        let via = Via {
+            peer: "[::1]:5000".parse().unwrap(),
+            local: "[::1]:8989".parse().unwrap(),
+            host: "web.shop.localhost:8989",
+            tls: false,
+        };
         set_forwarded(&mut headers, via);
         let wanted = map(&[
             ("x-forwarded-for", "::1"),
@@ -129,7 +141,10 @@ mod tests {
 
     #[test]
     fn an_upgrade_counts_only_where_connection_names_it() {
-        assert_eq!(upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])), Some(HeaderValue::from_static("websocket")));
+        assert_eq!(
+            upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])),
+            Some(HeaderValue::from_static("websocket"))
+        );
         assert_eq!(upgrade(&map(&[("upgrade", "h2c")])), None);
     }
 }

@@ -95,7 +95,13 @@ enum Sender {
 
 impl Upstreams {
     pub fn new(drain: Drain) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::default(), h2: Mutex::default(), next: Mutex::default(), tls: BackendTls::default(), drain })
+        Arc::new(Self {
+            idle: Mutex::default(),
+            h2: Mutex::default(),
+            next: Mutex::default(),
+            tls: BackendTls::default(),
+            drain,
+        })
     }
 
     /// Sends a request and returns the head of the response.
@@ -152,7 +158,8 @@ impl Upstreams {
             target: route.target.clone(),
             pod: lease.endpoint().pod.clone(),
             scheme,
-            server_name: (scheme == Scheme::Https).then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
+            server_name: (scheme == Scheme::Https)
+                .then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
             verify: route.verify,
         }
     }
@@ -172,11 +179,19 @@ impl Upstreams {
         match sender {
             Sender::H1(sender) => {
                 to_http1(&mut request);
-                sender.try_send_request(request).await.map_err(|mut error| (error.take_message(), error)).map_err(|(message, error)| (error.into_error(), message))
+                sender
+                    .try_send_request(request)
+                    .await
+                    .map_err(|mut error| (error.take_message(), error))
+                    .map_err(|(message, error)| (error.into_error(), message))
             }
             Sender::H2(sender) => {
                 to_http2(&mut request, key.scheme);
-                sender.try_send_request(request).await.map_err(|mut error| (error.take_message(), error)).map_err(|(message, error)| (error.into_error(), message))
+                sender
+                    .try_send_request(request)
+                    .await
+                    .map_err(|mut error| (error.take_message(), error))
+                    .map_err(|(message, error)| (error.into_error(), message))
             }
         }
     }
@@ -243,7 +258,8 @@ impl Upstreams {
         }
         let config = self.tls.config(key.verify, is_upgrade).map_err(RequestError::Tls)?;
         let name = key.server_name.clone().unwrap_or_default();
-        let name = ServerName::try_from(name).map_err(|error| RequestError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        let name = ServerName::try_from(name)
+            .map_err(|error| RequestError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = match timeout(TLS_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await {
             Ok(connected) => connected.map_err(RequestError::Tls)?,
             Err(_) => return Err(RequestError::Tls(io::ErrorKind::TimedOut.into())),
@@ -255,8 +271,11 @@ impl Upstreams {
     async fn handshake(&self, key: &Key, stream: BoxedIo, is_h2: bool) -> Result<Sender, RequestError> {
         if !is_h2 {
             let builder = &mut http1::Builder::new();
-            let (sender, connection) =
-                builder.preserve_header_case(true).handshake(TokioIo::new(stream)).await.map_err(RequestError::Failed)?;
+            let (sender, connection) = builder
+                .preserve_header_case(true)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(RequestError::Failed)?;
             // What goes wrong on the connection is told to the request on it.
             self.drain.spawn(async move { drop(connection.with_upgrades().await) });
             return Ok(Sender::H1(sender));
@@ -298,7 +317,9 @@ fn to_http1(request: &mut Request<Body>) {
 fn to_http2(request: &mut Request<Body>, scheme: Scheme) {
     *request.version_mut() = Version::HTTP_2;
     let host = request.headers_mut().remove(HOST);
-    let authority = host.and_then(|host| host.to_str().ok().map(str::to_owned)).or_else(|| request.uri().authority().map(|a| a.to_string()));
+    let authority = host
+        .and_then(|host| host.to_str().ok().map(str::to_owned))
+        .or_else(|| request.uri().authority().map(|a| a.to_string()));
     let mut parts = request.uri().clone().into_parts();
     parts.scheme = Some(if scheme == Scheme::Https { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
     parts.authority = authority.and_then(|authority| authority.parse().ok());

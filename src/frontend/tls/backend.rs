@@ -31,7 +31,9 @@ impl BackendTls {
             return Ok(config.clone());
         }
         let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(io::Error::other)?;
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?;
         let mut config = if verify {
             let mut roots = RootCertStore::empty();
             let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -40,9 +42,13 @@ impl BackendTls {
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))).with_no_client_auth()
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+                .with_no_client_auth()
         };
-        config.alpn_protocols = if http1 { vec![b"http/1.1".to_vec()] } else { vec![b"h2".to_vec(), b"http/1.1".to_vec()] };
+        config.alpn_protocols =
+            if http1 { vec![b"http/1.1".to_vec()] } else { vec![b"h2".to_vec(), b"http/1.1".to_vec()] };
         Ok(slot.get_or_init(|| Arc::new(config)).clone())
     }
 }

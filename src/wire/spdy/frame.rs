@@ -37,13 +37,32 @@ const FLAG_FIN: u8 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// `headers` is the compressed block: see [`super::headers`].
-    SynStream { id: u32, fin: bool, headers: Bytes },
-    SynReply { id: u32, fin: bool, headers: Bytes },
+    SynStream {
+        id: u32,
+        fin: bool,
+        headers: Bytes,
+    },
+    SynReply {
+        id: u32,
+        fin: bool,
+        headers: Bytes,
+    },
     /// A piece of a DATA frame, as it comes; `fin` with the last one. Empty only where the frame is.
-    Data { id: u32, payload: Bytes, fin: bool },
-    RstStream { id: u32, status: u32 },
-    Ping { id: u32 },
-    GoAway { last: u32 },
+    Data {
+        id: u32,
+        payload: Bytes,
+        fin: bool,
+    },
+    RstStream {
+        id: u32,
+        status: u32,
+    },
+    Ping {
+        id: u32,
+    },
+    GoAway {
+        last: u32,
+    },
 }
 
 /// Why bytes are not SPDY/3.1.
@@ -195,7 +214,9 @@ mod tests {
         let mut whole: Vec<Frame> = Vec::new();
         for frame in frames {
             match (whole.last_mut(), frame) {
-                (Some(Frame::Data { id, payload, fin }), Frame::Data { id: next, payload: more, fin: end }) if *id == next && !*fin => {
+                (Some(Frame::Data { id, payload, fin }), Frame::Data { id: next, payload: more, fin: end })
+                    if *id == next && !*fin =>
+                {
                     *payload = [&payload[..], &more[..]].concat().into();
                     *fin = end;
                 }

@@ -228,7 +228,10 @@ mod tests {
         assert_eq!(decode(b"\x79\x01abc"), Err(HeadersError::Zlib));
         assert_eq!(decode(b"\x78\x01\x07\x00"), Err(HeadersError::Deflate));
         assert_eq!(decode(b"\x78\x01\x00\x04\x00\xfb\xff\xff\xff\xff\xff"), Err(HeadersError::Malformed));
-        assert_eq!(decode(b"\x78\x01\x00\x08\x00\xf7\xff\x00\x00\x00\x01\x00\x00\x00\x09"), Err(HeadersError::Malformed));
+        assert_eq!(
+            decode(b"\x78\x01\x00\x08\x00\xf7\xff\x00\x00\x00\x01\x00\x00\x00\x09"),
+            Err(HeadersError::Malformed)
+        );
         assert_eq!(decode(b"\x78\x01"), Err(HeadersError::Malformed));
     }
 }

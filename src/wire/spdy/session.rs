@@ -131,7 +131,10 @@ mod tests {
         for pair in pairs {
             assert_eq!(pair.error % LANES, pair.data % LANES);
             assert!(pair.error % 2 == 1 && pair.error > last && pair.data > pair.error);
-            assert_eq!((Pair::of(pair.error), Pair::of(pair.data), Pair::of(pair.data + 1)), (Some(pair), Some(pair), None));
+            assert_eq!(
+                (Pair::of(pair.error), Pair::of(pair.data), Pair::of(pair.data + 1)),
+                (Some(pair), Some(pair), None)
+            );
             last = pair.data;
         }
     }
@@ -150,7 +153,9 @@ mod tests {
             });
         }
         let pairs = |kind: &str| {
-            [("streamtype", kind), ("port", "5432"), ("requestid", "1")].map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+            [("streamtype", kind), ("port", "5432"), ("requestid", "1")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec()
         };
         assert_eq!(frames, [(pair.error, pairs("error")), (pair.error, vec![]), (pair.data, pairs("data"))]);
     }

@@ -1,1 +1,95 @@
-//! What the suite shares: the app in-process, clients, waiting for a condition.
+//! What the suite shares: the app in-process in front of a demo cluster, and clients.
+
+use std::{io, net::SocketAddr, path::Path, time::Duration};
+
+use adit::{
+    app::{App, Overrides},
+    config::{KubeconfigPaths, validate},
+    demo::Demo,
+    drain::Drain,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+/// Nothing in the suite takes longer on an idle machine than a tenth of this.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// adit on a free port, in front of a demo cluster of its own.
+pub struct TestApp {
+    pub demo: Demo,
+    pub http: SocketAddr,
+    pub tcp: Vec<SocketAddr>,
+    drain: Drain,
+    running: JoinHandle<()>,
+}
+
+impl TestApp {
+    /// Starts with `http.listen` on a free port and the rest of the configuration given.
+    pub async fn start(config: &str) -> Self {
+        Self::start_app(config, App::default()).await
+    }
+
+    /// Starts with `app`, which may follow a file.
+    pub async fn start_app(config: &str, app: App) -> Self {
+        let demo = Demo::start().await.expect("a demo cluster");
+        let config = validate::parse(Path::new("test.yaml"), config.as_bytes()).expect("a valid configuration");
+        let kubeconfig = Some(KubeconfigPaths(vec![demo.kubeconfig()]));
+        let listen = Some(vec!["127.0.0.1:0".parse().expect("an address")]);
+        let app = App { overrides: Overrides { kubeconfig, listen, ..app.overrides }, ..app };
+        let bound = app.bind(config).expect("free ports");
+        let (http, tcp) = (bound.http_addresses()[0], bound.tcp_addresses());
+        let drain = Drain::new();
+        let of_app = drain.clone();
+        let running = tokio::spawn(async move { bound.run(of_app).await.expect("adit runs") });
+        Self { demo, http, tcp, drain, running }
+    }
+
+    /// Sends a GET on a connection of its own, and returns status and body.
+    pub async fn get(&self, host: &str, path: &str) -> (u16, String) {
+        self.request(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await
+    }
+
+    /// Sends a request as it is, and returns status and body.
+    pub async fn request(&self, request: &str) -> (u16, String) {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.http).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = timeout(PATIENCE, exchange).await.expect("an answer in time").expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_else(|| panic!("no status in {answer:?}"));
+        (status, body.to_owned())
+    }
+
+    /// Ends it as a signal does, and asserts that nothing had to be cut.
+    pub async fn finish(self) {
+        let cut = self.drain.finish(Duration::from_secs(10)).await;
+        timeout(PATIENCE, self.running).await.expect("it ends").expect("it does not panic");
+        assert_eq!(cut, 0, "tasks were left at the end");
+    }
+
+    /// The drain of the app, for tests that end it themselves.
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
