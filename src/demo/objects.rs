@@ -24,6 +24,12 @@ pub struct World {
     news: broadcast::Sender<(&'static str, &'static str, Value)>,
 }
 
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl World {
     /// Returns the world at its beginning.
     pub fn new() -> Self {

@@ -304,7 +304,7 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
                 let numbered = |number: &u16| several.iter().find(|port| port.number == *number);
                 ["http", "web", "https", "grpc"]
                     .iter()
-                    .find_map(|name| named(name))
+                    .find_map(named)
                     .or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
             }
         },

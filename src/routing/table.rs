@@ -30,7 +30,7 @@ pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t s
 }
 
 /// Returns up to three keys that look like `host`, the likest first.
-pub fn near<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Vec<String> {
+pub fn near<T>(routes: &BTreeMap<String, T>, host: &str) -> Vec<String> {
     let first = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
     let wanted = first(host);
     let mut scored: Vec<(usize, &str)> = routes

@@ -18,3 +18,6 @@ pub use crate::backend::{Blame, Endpoint, OpenError, ServicePort, StreamFault};
 
 /// How long a caller waits for a ready pod before it is told why there is none.
 pub const BUDGET: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

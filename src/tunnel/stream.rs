@@ -35,6 +35,9 @@ const KEPT: usize = 64 * 1024;
 const REFUSED_GRACE: Duration = Duration::from_secs(3);
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
+/// The next stream, while it is being opened.
+type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
+
 /// A stream through a tunnel.
 ///
 /// Until the first byte has come back, it can be moved: a pod that is gone or refuses has certainly seen none of its
@@ -48,7 +51,7 @@ pub(super) struct TunnelStream {
     /// How much of `kept` the present stream has not been given yet.
     unsent: usize,
     shut_down: bool,
-    moving: Option<BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>>,
+    moving: Option<Moving>,
     opened: Instant,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
 }

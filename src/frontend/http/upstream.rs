@@ -80,13 +80,16 @@ impl RequestError {
 
 /// The connections of one HTTP frontend to all its backends.
 pub struct Upstreams {
-    idle: Mutex<HashMap<Key, Vec<(u64, http1::SendRequest<Body>)>>>,
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
     /// One connection per backend serves all requests.
     h2: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
     next: Mutex<u64>,
     tls: BackendTls,
     drain: Drain,
 }
+
+/// An unused connection, and the number that its timer knows it by.
+type Idle = (u64, http1::SendRequest<Body>);
 
 enum Sender {
     H1(http1::SendRequest<Body>),

@@ -1,1 +1,192 @@
+use std::time::Duration;
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    time::{advance, timeout},
+};
+
+use super::*;
+use crate::wire::spdy::headers::Decoder;
+
+/// A node that does what its test says.
+struct Node {
+    stream: DuplexStream,
+    parser: Parser,
+    input: BytesMut,
+    headers: Decoder,
+}
+
+impl Node {
+    fn new() -> (Arc<Connection>, Self, watch::Receiver<Option<CloseReason>>) {
+        let (near, far) = duplex(1 << 20);
+        let fate = Arc::new(Fate::new());
+        let closed = fate.subscribe();
+        let connection = Connection::start(Box::new(near), 5432, fate);
+        (
+            connection,
+            Self { stream: far, parser: Parser::default(), input: BytesMut::new(), headers: Decoder::default() },
+            closed,
+        )
+    }
+
+    async fn frame(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = self.parser.next(&mut self.input).expect("SPDY") {
+                return frame;
+            }
+            assert!(self.stream.read_buf(&mut self.input).await.expect("bytes") > 0, "the connection ended");
+        }
+    }
+
+    /// Takes the three frames that open a pair.
+    async fn accept(&mut self) -> Pair {
+        let Frame::SynStream { id: error, headers, .. } = self.frame().await else { panic!("no error stream") };
+        assert_eq!(self.headers.decode(&headers).unwrap()[0], ("streamtype".to_owned(), "error".to_owned()));
+        assert_eq!(self.frame().await, Frame::Data { id: error, payload: Bytes::new(), fin: true });
+        let Frame::SynStream { id: data, headers, .. } = self.frame().await else { panic!("no data stream") };
+        assert_eq!(self.headers.decode(&headers).unwrap()[1], ("port".to_owned(), "5432".to_owned()));
+        Pair { error, data }
+    }
+
+    async fn send(&mut self, id: u32, payload: &[u8], fin: bool) {
+        let mut out = BytesMut::new();
+        frame::put_data_header(&mut out, id, payload.len(), fin);
+        out.extend_from_slice(payload);
+        self.stream.write_all(&out).await.unwrap();
+    }
+
+    async fn end(&mut self, pair: Pair, report: &str) {
+        self.send(pair.data, b"", true).await;
+        if !report.is_empty() {
+            self.send(pair.error, report.as_bytes(), false).await;
+        }
+        self.send(pair.error, b"", true).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_opens_without_waiting_and_ends_when_both_have() {
+    let (connection, mut node, _) = Node::new();
+    let mut stream = connection.open().unwrap();
+    stream.write_all(b"question").await.unwrap();
+    let pair = node.accept().await;
+    assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"question"), fin: false });
+    node.send(pair.data, b"answer", false).await;
+    node.end(pair, "").await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "answer");
+    drop(stream);
+    assert_eq!(connection.streams(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_text_behind_the_end_of_the_data_decides_how_it_ended() {
+    for (text, wanted) in [
+        ("dial tcp4 127.0.0.1:5432: connect: connection refused", StreamFault::Refused { port: 5432 }),
+        ("read: connection reset by peer", StreamFault::Reset),
+    ] {
+        let (connection, mut node, _) = Node::new();
+        let mut stream = connection.open().unwrap();
+        let pair = node.accept().await;
+        node.end(pair, text).await;
+        let error = stream.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(StreamFault::of(&error), Some(&wanted));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_gone_closes_the_session_and_not_its_other_streams() {
+    let (connection, mut node, closed) = Node::new();
+    let mut first = connection.open().unwrap();
+    let first_pair = node.accept().await;
+    let mut second = connection.open().unwrap();
+    let second_pair = node.accept().await;
+    node.end(second_pair, "network namespace for sandbox \"x\" is closed").await;
+    assert!(matches!(StreamFault::of(&second.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::PodGone { .. })));
+    assert!(matches!(&*closed.borrow(), Some(CloseReason::PodGone { .. })));
+    assert_eq!(connection.open().err(), Some(Opening::Retired));
+    node.send(first_pair.data, b"still here", false).await;
+    let mut word = [0; 10];
+    first.read_exact(&mut word).await.unwrap();
+    assert_eq!(&word, b"still here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() {
+    let (connection, mut node, _) = Node::new();
+    let mut stream = connection.open().unwrap();
+    stream.write_all(b"?").await.unwrap();
+    let pair = node.accept().await;
+    node.frame().await;
+    stream.shutdown().await.unwrap();
+    let reading = tokio::spawn(async move {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    });
+    assert!(
+        timeout(Duration::from_secs(9), node.stream.read_buf(&mut node.input)).await.is_err(),
+        "an end before the answer cuts it off"
+    );
+    node.send(pair.data, b"!", false).await;
+    let mut ended_after = Duration::ZERO;
+    loop {
+        let started = Instant::now();
+        let frame = node.frame().await;
+        ended_after += started.elapsed();
+        match frame {
+            Frame::Data { id, fin: true, .. } if id == pair.data => break,
+            Frame::Ping { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(ended_after >= Duration::from_secs(4), "{ended_after:?}");
+    node.end(pair, "").await;
+    assert_eq!(reading.await.unwrap().unwrap(), "!");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
+    let (connection, mut node, mut closed) = Node::new();
+    let mut stream = connection.open().unwrap();
+    node.accept().await;
+    advance(Duration::from_secs(10)).await;
+    for _ in 0..5 {
+        assert!(matches!(node.frame().await, Frame::Ping { .. }));
+    }
+    closed.wait_for(Option::is_some).await.unwrap();
+    assert!(matches!(StreamFault::of(&stream.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::Lost { .. })));
+    assert!(connection.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_answers_lives_on() {
+    let (connection, mut node, closed) = Node::new();
+    let _stream = connection.open().unwrap();
+    node.accept().await;
+    for _ in 0..3 {
+        for _ in 0..5 {
+            let Frame::Ping { id } = node.frame().await else { panic!("no PING") };
+            let mut out = BytesMut::new();
+            frame::put_ping(&mut out, id);
+            node.stream.write_all(&out).await.unwrap();
+        }
+    }
+    assert!(closed.borrow().is_none());
+    assert_eq!(connection.opening(), Opening::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
+    let (connection, mut node, _) = Node::new();
+    let mut stream = connection.open().unwrap();
+    stream.write_all(b"an upload that nobody reads").await.unwrap();
+    let pair = node.accept().await;
+    node.frame().await;
+    node.end(pair, "connect: connection refused").await;
+    assert!(stream.read(&mut [0; 8]).await.is_err());
+    assert_eq!(connection.opening(), Opening::Doubtful);
+    tokio::time::sleep(PROBE + Duration::from_millis(1)).await;
+    tokio::task::yield_now().await;
+    assert_eq!(connection.opening(), Opening::Retired);
+}

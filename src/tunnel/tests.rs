@@ -1,0 +1,306 @@
+//! Tunnels over a scripted backend, with a paused clock.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use super::*;
+use crate::{
+    backend::{Backend, CloseReason, Session, SessionGauges},
+    config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
+    drain::Drain,
+    io::BoxedIo,
+    k8s::ClusterError,
+    routing::{ClusterId, Target},
+};
+
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Gives what its test has put in, in order, and sessions after that.
+#[derive(Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<OpenError>>,
+    delay: Duration,
+    opened: AtomicUsize,
+    pods: Mutex<Vec<DuplexStream>>,
+    sessions: Mutex<Vec<watch::Sender<Option<CloseReason>>>>,
+    /// How many streams break as if their pod were gone.
+    gone_streams: AtomicUsize,
+}
+
+struct ScriptedSession {
+    backend: Arc<Scripted>,
+    closed: watch::Receiver<Option<CloseReason>>,
+    endpoint: Endpoint,
+    gauges: SessionGauges,
+}
+
+struct Shared(Arc<Scripted>);
+
+impl Backend for Shared {
+    fn open<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
+        Box::pin(async move {
+            sleep(self.0.delay).await;
+            let number = self.0.opened.fetch_add(1, Ordering::SeqCst) + 1;
+            if let Some(error) = self.0.answers.lock().unwrap().pop_front() {
+                return Err(error);
+            }
+            let (closed_tx, closed) = watch::channel(None);
+            self.0.sessions.lock().unwrap().push(closed_tx);
+            let port = ServicePort { number: 80, name: None, app_protocol: None };
+            let endpoint = Endpoint { pod: format!("pod-{number}"), container_port: 80, port, protocol: "test" };
+            Ok(
+                Box::new(ScriptedSession {
+                    backend: self.0.clone(),
+                    closed,
+                    endpoint,
+                    gauges: SessionGauges::default(),
+                }) as Box<dyn Session>,
+            )
+        })
+    }
+}
+
+impl Session for ScriptedSession {
+    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
+        Box::pin(async move {
+            if self.backend.gone_streams.load(Ordering::SeqCst) > 0 {
+                self.backend.gone_streams.fetch_sub(1, Ordering::SeqCst);
+                let fault = StreamFault::PodGone { detail: "sandbox not found".into() };
+                self.backend
+                    .sessions
+                    .lock()
+                    .unwrap()
+                    .last()
+                    .unwrap()
+                    .send_replace(Some(CloseReason::PodGone { detail: "gone".into() }));
+                return Ok(
+                    Box::new(tokio_test::io::Builder::new().write(b"question").read_error(fault.into()).build())
+                        as BoxedIo,
+                );
+            }
+            let (near, far) = duplex(1024);
+            self.backend.pods.lock().unwrap().push(far);
+            Ok(Box::new(near) as BoxedIo)
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut closed = self.closed.clone();
+        Box::pin(async move { closed.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.gauges
+    }
+}
+
+fn target(service: &str) -> Target {
+    Target {
+        cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
+        namespace: Namespace("n".into()),
+        workload: Workload::Service(service.into()),
+        port: PortRef::Number(80),
+    }
+}
+
+fn manager(backend: Scripted) -> (Manager, Arc<Scripted>, Drain) {
+    let (backend, drain) = (Arc::new(backend), Drain::new());
+    (Manager::new(Arc::new(Shared(backend.clone())), drain.clone()), backend, drain)
+}
+
+fn not_ready() -> OpenError {
+    ClusterError::NotReady {
+        what: "service n/s".into(),
+        context: ContextName("c".into()),
+        cause: "0 of 1".into(),
+        hint: String::new(),
+    }
+    .into()
+}
+
+fn not_found() -> OpenError {
+    ClusterError::NotFound { what: "service n/s".into(), context: ContextName("c".into()), near: vec![], hint: None }
+        .into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_at_the_same_time_share_one_start_and_the_first_may_leave() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
+    let (one, two) = (manager.clone(), manager.clone());
+    let first = tokio::spawn(async move { one.acquire(&target("s"), IDLE).await.map(drop) });
+    let second = tokio::spawn(async move { two.acquire(&target("s"), IDLE).await.map(drop) });
+    sleep(Duration::from_secs(1)).await;
+    first.abort();
+    second.await.unwrap().unwrap();
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_becomes_ready_is_waited_for() {
+    let (manager, backend, _) =
+        manager(Scripted { answers: Mutex::new([not_ready(), not_ready()].into()), ..Scripted::default() });
+    manager.acquire(&target("s"), IDLE).await.unwrap();
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_ends_with_the_budget_and_says_why() {
+    let (manager, ..) = manager(Scripted {
+        answers: Mutex::new(std::iter::repeat_n(not_ready(), 1000).collect()),
+        ..Scripted::default()
+    });
+    let started = Instant::now();
+    assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(not_ready()));
+    assert!((9..=11).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_exist_is_asked_for_once_in_five_seconds() {
+    let (manager, backend, _) =
+        manager(Scripted { answers: Mutex::new([not_found(), not_found()].into()), ..Scripted::default() });
+    for _ in 0..100 {
+        assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(not_found()));
+    }
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(not_found()));
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 2);
+    assert_eq!(manager.snapshot()[0].state, "failed");
+    sleep(Duration::from_secs(60)).await;
+    assert!(manager.snapshot().is_empty(), "failed tunnels are forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_is_idle_after_its_last_lease_and_its_last_byte() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
+    sleep(IDLE * 3).await;
+    assert_eq!(manager.snapshot()[0].state, "running", "a lease is use");
+    drop(lease);
+    sleep(IDLE / 2).await;
+    stream.write_all(b"x").await.unwrap();
+    sleep(IDLE * 3 / 4).await;
+    assert_eq!(manager.snapshot()[0].state, "running", "bytes are use");
+    sleep(IDLE).await;
+    assert!(manager.snapshot().is_empty());
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_means_never_idle() {
+    let (manager, ..) = manager(Scripted::default());
+    drop(manager.acquire(&target("s"), Duration::ZERO).await.unwrap());
+    sleep(IDLE * 1000).await;
+    assert_eq!(manager.snapshot()[0].state, "running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_is_opened_again_for_who_holds_a_lease() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    assert_eq!(lease.endpoint().pod, "pod-1");
+    backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
+    sleep(Duration::from_millis(10)).await;
+    lease.connect().await.unwrap();
+    assert_eq!(lease.endpoint().pod, "pod-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_to_a_pod_that_is_gone_is_moved_with_its_bytes_once() {
+    let (manager, backend, _) = manager(Scripted { gone_streams: AtomicUsize::new(1), ..Scripted::default() });
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
+    stream.write_all(b"question").await.unwrap();
+    let pods = backend.clone();
+    let answering = tokio::spawn(async move {
+        loop {
+            let pod = pods.pods.lock().unwrap().pop();
+            match pod {
+                Some(mut pod) => {
+                    let mut question = [0; 8];
+                    pod.read_exact(&mut question).await.unwrap();
+                    pod.write_all(&question).await.unwrap();
+                    return pod;
+                }
+                None => sleep(Duration::from_millis(1)).await,
+            }
+        }
+    });
+    let mut answer = [0; 8];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"question");
+    let mut pod = answering.await.unwrap();
+    drop(stream);
+    let mut rest = Vec::new();
+    pod.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "the question was sent once");
+    assert_eq!(lease.endpoint().pod, "pod-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_tunnel_ends_its_streams_and_is_made_again() {
+    let (manager, ..) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
+    assert!(manager.stop("c/n/s:80") && !manager.stop("c/n/other:80"));
+    assert!(stream.read(&mut [0; 1]).await.is_err());
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(manager.acquire(&target("s"), IDLE).await.unwrap().endpoint().pod, "pod-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
+    let (manager, ..) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    manager.retain(|_| false);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(manager.snapshot().len(), 1);
+    drop(lease);
+    sleep(Duration::from_secs(1)).await;
+    assert!(manager.snapshot().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_starts_in_a_drain_does_not_stay() {
+    let (manager, _, drain) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
+    let waiting = manager.clone();
+    let caller = tokio::spawn(async move { waiting.acquire(&target("s"), IDLE).await.map(drop) });
+    sleep(Duration::from_secs(1)).await;
+    caller.abort();
+    assert_eq!(drain.finish(Duration::from_secs(10)).await, 0);
+    assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(OpenError::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn random_names_are_limited_and_leave_nothing() {
+    let (manager, ..) = manager(Scripted {
+        answers: Mutex::new(std::iter::repeat_n(not_found(), 10_000).collect()),
+        ..Scripted::default()
+    });
+    let mut refused = 0;
+    for number in 0..1000 {
+        let error = manager.acquire(&target(&format!("s{number}")), IDLE).await.err().unwrap();
+        refused += usize::from(error == OpenError::TooManyNew);
+    }
+    assert!(refused >= 700, "{refused}");
+    sleep(Duration::from_secs(120)).await;
+    assert!(manager.snapshot().is_empty());
+}
