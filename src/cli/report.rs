@@ -70,8 +70,8 @@ impl From<crate::k8s::ClusterError> for CliError {
     }
 }
 
-impl From<crate::config::validate::LoadError> for CliError {
-    fn from(error: crate::config::validate::LoadError) -> Self {
+impl From<crate::config::problem::LoadError> for CliError {
+    fn from(error: crate::config::problem::LoadError) -> Self {
         let message = format!("cannot load {}\n{}", error.file.display(), error.snippets(colours(&io::stderr())));
         Self::usage(message).hint(Some("'adit check' tests the file without starting"))
     }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, iter::Peekable};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
-use super::validate::Problem;
+use super::problem::Problem;
 
 /// Larger files are refused: a configuration of 1,000 routes has 100 KiB.
 pub const LARGEST: usize = 1024 * 1024;

@@ -6,6 +6,8 @@
 pub mod defaults;
 pub mod diff;
 pub mod file;
+pub mod names;
+pub mod problem;
 pub mod schema;
 pub mod validate;
 pub mod watch;

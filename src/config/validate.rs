@@ -2,18 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
-
 use super::{
     Config, ContextAlias, ContextName, Destination, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, Scheme,
     TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
+    names::{is_host, is_label, is_port_name, parse_duration, similar},
+    problem::{LoadError, Problem},
 };
 
 pub(super) const ROOT: &[&str] =
@@ -30,73 +30,6 @@ pub(super) const JUMP: &[&str] = &["context", "namespace", "via", "target", "met
 pub(super) const VIA: &[&str] = &["service", "pod", "container", "create"];
 pub(super) const CREATE: &[&str] = &["image", "command", "timeout"];
 pub(super) const TARGET: &[&str] = &["host", "port"];
-
-/// Something in the file that cannot be, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The keys that lead to it: `http.k8s.routes."argocd.localhost".port`. Empty: the file as a whole.
-    pub path: String,
-    pub place: Place,
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-/// A file that gives no configuration.
-#[derive(Clone, Debug)]
-pub struct LoadError {
-    pub file: PathBuf,
-    pub problems: Vec<Problem>,
-    text: String,
-}
-
-impl std::error::Error for LoadError {}
-
-/// The first line, then a line for each problem: `path: message (line 12, column 15)`.
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot load {}", self.file.display())?;
-        for problem in &self.problems {
-            write!(f, "\n  {}", problem.line())?;
-        }
-        Ok(())
-    }
-}
-
-impl LoadError {
-    /// Returns the problems with the lines they are about, for a terminal.
-    pub fn snippets(&self, colour: bool) -> String {
-        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-        let name = self.file.display().to_string();
-        let mut out = Vec::new();
-        for problem in &self.problems {
-            let title = Level::ERROR.primary_title(problem.line());
-            let mut group = title.elements(Vec::<annotate_snippets::Element<'_>>::new());
-            if problem.place.line > 0 && !self.text.is_empty() {
-                let end = problem.place.end.max(problem.place.start);
-                group = group.element(
-                    Snippet::source(&self.text)
-                        .path(&name)
-                        .annotation(AnnotationKind::Primary.span(problem.place.start..end)),
-                );
-            }
-            if let Some(hint) = &problem.hint {
-                group = group.element(Level::HELP.no_name().message(format!("hint: {hint}")));
-            }
-            out.push(renderer.render(&[group]));
-        }
-        out.join("\n\n")
-    }
-}
-
-impl Problem {
-    fn line(&self) -> String {
-        let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
-        match self.place.line {
-            0 => format!("{path}{}", self.message),
-            line => format!("{path}{} (line {line}, column {})", self.message, self.place.column),
-        }
-    }
-}
 
 /// Loads a file.
 ///
@@ -642,66 +575,6 @@ fn quoted(name: &str) -> String {
     if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() }
 }
 
-/// Returns whether one is likely a slip of the pen for the other.
-fn similar(a: &str, b: &str) -> bool {
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
-    let (a, b) = (plain(a), plain(b));
-    if a == b || (a.len() > 3 && (b.starts_with(&a) || a.starts_with(&b))) {
-        return true;
-    }
-    let differing = a.chars().zip(b.chars()).filter(|(x, y)| x != y).count() + a.len().abs_diff(b.len());
-    let mut sorted = [a.chars().collect::<Vec<_>>(), b.chars().collect()];
-    sorted.iter_mut().for_each(|letters| letters.sort_unstable());
-    let common_ends = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count()
-        + a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).count();
-    differing <= 2 || sorted[0] == sorted[1] || common_ends + 1 >= a.len().max(b.len())
-}
-
-/// A DNS-1123 label: what Kubernetes allows for most names.
-pub(crate) fn is_label(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-')
-}
-
-/// A DNS-1123 subdomain: labels with dots in between.
-pub(crate) fn is_host(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_label)
-}
-
-/// An IANA_SVC_NAME (RFC 6335, section 5.1): letters, digits, single hyphens, at least one letter, at most 15 in all.
-pub(crate) fn is_port_name(text: &str) -> bool {
-    text.len() <= 15 && is_label(text) && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
-}
-
-/// Returns a duration as Go writes them: `90s`, `1h30m`, `1.5h`, `500ms`; `0` alone needs no unit.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit =
-            rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |length| digits + length);
-        total += number
-            * match &rest[digits..unit] {
-                "ms" => 0.001,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                "d" => 86_400.0,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    // A century: longer is a slip of the pen, and would overflow timers.
-    (!text.is_empty() && total <= 3.2e9).then(|| Duration::from_secs_f64(total))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -793,18 +666,6 @@ mod tests {
     fn a_snippet_shows_the_line_and_the_hint() {
         let shown = load("http:\n  listn: x\n").unwrap_err().snippets(false);
         assert!(shown.contains("listn: x") && shown.contains("did you mean listen?"), "{shown}");
-    }
-
-    #[test]
-    fn durations_are_written_as_in_go() {
-        let seconds = |text| parse_duration(text).map(|duration| duration.as_secs_f64());
-        assert_eq!(
-            [seconds("90s"), seconds("60m"), seconds("1h30m"), seconds("1.5h"), seconds("500ms"), seconds("0")],
-            [90.0, 3600.0, 5400.0, 5400.0, 0.5, 0.0].map(Some)
-        );
-        for wrong in ["", "5", "s", "1x", "-1s", "1h-", "1.2.3s", "99999999999h"] {
-            assert_eq!(parse_duration(wrong), None, "{wrong}");
-        }
     }
 
     #[test]

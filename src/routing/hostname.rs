@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::config::{
     Namespace, PortRef, Workload,
-    validate::{is_host, is_label, is_port_name},
+    names::{is_host, is_label, is_port_name},
 };
 
 const SHORT_SUFFIX: &str = ".localhost";

@@ -29,6 +29,7 @@ const RETRY_AFTER_ASKED: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Debug, PartialEq)]
+/// Where a tunnel stands.
 pub enum State {
     /// A session is being opened, since then.
     Starting {

@@ -1,0 +1,90 @@
+//! Words of the configuration and of names: labels, hosts, ports, durations.
+
+use std::time::Duration;
+
+/// Returns whether one is likely a slip of the pen for the other.
+pub(super) fn similar(a: &str, b: &str) -> bool {
+    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
+    let (a, b) = (plain(a), plain(b));
+    if a == b || (a.len() > 3 && (b.starts_with(&a) || a.starts_with(&b))) {
+        return true;
+    }
+    let differing = a.chars().zip(b.chars()).filter(|(x, y)| x != y).count() + a.len().abs_diff(b.len());
+    let mut sorted = [a.chars().collect::<Vec<_>>(), b.chars().collect()];
+    sorted.iter_mut().for_each(|letters| letters.sort_unstable());
+    let common_ends = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count()
+        + a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).count();
+    differing <= 2 || sorted[0] == sorted[1] || common_ends + 1 >= a.len().max(b.len())
+}
+
+/// A DNS-1123 label: what Kubernetes allows for most names.
+pub(crate) fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// A DNS-1123 subdomain: labels with dots in between.
+pub(crate) fn is_host(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// An IANA_SVC_NAME (RFC 6335, section 5.1): letters, digits, single hyphens, at least one letter, at most 15 in all.
+pub(crate) fn is_port_name(text: &str) -> bool {
+    text.len() <= 15 && is_label(text) && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
+}
+
+/// Returns a duration as Go writes them: `90s`, `1h30m`, `1.5h`, `500ms`; `0` alone needs no unit.
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit =
+            rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |length| digits + length);
+        total += number
+            * match &rest[digits..unit] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                "d" => 86_400.0,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    // A century: longer is a slip of the pen, and would overflow timers.
+    (!text.is_empty() && total <= 3.2e9).then(|| Duration::from_secs_f64(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_in_go() {
+        let seconds = |text| parse_duration(text).map(|duration| duration.as_secs_f64());
+        assert_eq!(
+            [seconds("90s"), seconds("60m"), seconds("1h30m"), seconds("1.5h"), seconds("500ms"), seconds("0")],
+            [90.0, 3600.0, 5400.0, 5400.0, 0.5, 0.0].map(Some)
+        );
+        for wrong in ["", "5", "s", "1x", "-1s", "1h-", "1.2.3s", "99999999999h"] {
+            assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn slips_of_the_pen_are_seen() {
+        for (wrong, right) in
+            [("listn", "listen"), ("contxt", "context"), ("idleTimeout", "idle_timeout"), ("prot", "port")]
+        {
+            assert!(similar(wrong, right), "{wrong}");
+        }
+        assert!(!similar("foo", "listen"));
+    }
+}

@@ -1,0 +1,76 @@
+//! What is wrong with a file, and where: for a terminal, a log line, and `adit status`.
+
+use std::{fmt, path::PathBuf};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+
+use super::file::Place;
+
+/// Something in the file that cannot be, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The keys that lead to it: `http.k8s.routes."argocd.localhost".port`. Empty: the file as a whole.
+    pub path: String,
+    pub place: Place,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+/// A file that gives no configuration.
+#[derive(Clone, Debug)]
+pub struct LoadError {
+    pub file: PathBuf,
+    pub problems: Vec<Problem>,
+    /// The content, to show lines of it.
+    pub(super) text: String,
+}
+
+impl std::error::Error for LoadError {}
+
+/// The first line, then a line for each problem: `path: message (line 12, column 15)`.
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot load {}", self.file.display())?;
+        for problem in &self.problems {
+            write!(f, "\n  {}", problem.line())?;
+        }
+        Ok(())
+    }
+}
+
+impl LoadError {
+    /// Returns the problems with the lines they are about, for a terminal.
+    pub fn snippets(&self, colour: bool) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let name = self.file.display().to_string();
+        let mut out = Vec::new();
+        for problem in &self.problems {
+            let title = Level::ERROR.primary_title(problem.line());
+            let mut group = title.elements(Vec::<annotate_snippets::Element<'_>>::new());
+            if problem.place.line > 0 && !self.text.is_empty() {
+                let end = problem.place.end.max(problem.place.start);
+                group = group.element(
+                    Snippet::source(&self.text)
+                        .path(&name)
+                        .annotation(AnnotationKind::Primary.span(problem.place.start..end)),
+                );
+            }
+            if let Some(hint) = &problem.hint {
+                group = group.element(Level::HELP.no_name().message(format!("hint: {hint}")));
+            }
+            out.push(renderer.render(&[group]));
+        }
+        out.join("\n\n")
+    }
+}
+
+impl Problem {
+    /// Returns one line: `path: message (line 12, column 15)`.
+    pub fn line(&self) -> String {
+        let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
+        match self.place.line {
+            0 => format!("{path}{}", self.message),
+            line => format!("{path}{} (line {line}, column {})", self.message, self.place.column),
+        }
+    }
+}
