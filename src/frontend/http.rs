@@ -247,7 +247,15 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
 }
 
 /// Returns what a port speaks: by its appProtocol, then its name, then its number.
-pub(super) fn scheme_of(endpoint: &Endpoint) -> Scheme {
+fn scheme_of(endpoint: &Endpoint) -> Scheme {
+    told_scheme(endpoint).unwrap_or(match endpoint.port.number {
+        443 => Scheme::Https,
+        _ => Scheme::Http,
+    })
+}
+
+/// Returns what a port says that it speaks: by its appProtocol, then its name. None: it says nothing.
+pub(super) fn told_scheme(endpoint: &Endpoint) -> Option<Scheme> {
     let by_name = |name: &str| match name.split('-').next().unwrap_or(name) {
         "https" | "wss" => Some(Scheme::Https),
         "h2c" | "grpc" | "http2" => Some(Scheme::H2c),
@@ -257,11 +265,7 @@ pub(super) fn scheme_of(endpoint: &Endpoint) -> Scheme {
     let of_protocol = endpoint.port.app_protocol.as_deref().and_then(|protocol| {
         by_name(&protocol.to_ascii_lowercase().trim_start_matches("kubernetes.io/").replace("http/2", "h2c"))
     });
-    let of_name = || endpoint.port.name.as_deref().and_then(by_name);
-    of_protocol.or_else(of_name).unwrap_or(match endpoint.port.number {
-        443 => Scheme::Https,
-        _ => Scheme::Http,
-    })
+    of_protocol.or_else(|| endpoint.port.name.as_deref().and_then(by_name))
 }
 
 /// Returns the page for a target that cannot be reached; its links lead to names that can say the port.

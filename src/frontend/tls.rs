@@ -5,14 +5,17 @@ pub mod certs;
 
 use std::{io, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
 use self::certs::Certs;
-use super::http::{HttpFrontend, HttpVersion, scheme_of};
+use super::http::{HttpFrontend, HttpVersion, told_scheme};
 use crate::{
     config::Scheme,
     drain::Drain,
@@ -25,6 +28,9 @@ use crate::{
 
 /// How long a client may take for its ClientHello, and for the handshake with us.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a backend may take for its first byte. A server answers a ClientHello at once, and most plain ones refuse it at once.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves TLS clients by the name in their ClientHello.
 pub struct TlsFrontend {
@@ -57,7 +63,7 @@ impl TlsFrontend {
 
     /// Serves one connection; `stream` yields the ClientHello from its first byte.
     ///
-    /// A name that leads to an https backend is passed through. All else is ended here, behind a certificate minted
+    /// A name that leads to a TLS backend is passed through. All else is ended here, behind a certificate minted
     /// for the name: a plain http backend is proxied, and an error becomes a page that a browser can show.
     pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, connection: Connection, drain: Drain) {
         let (hello, received) = match read_hello(&mut stream).await {
@@ -66,15 +72,26 @@ impl TlsFrontend {
                 return debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello");
             }
         };
-        let stream = Prefixed::new(received.freeze(), stream);
-        match self.passthrough(&hello).await {
-            Some((lease, name)) => pass_through(stream, lease, &name, connection).await,
-            None => self.terminate(stream, connection, drain).await,
+        let received = received.freeze();
+        let Some((lease, name, speaks_tls)) = self.backend(&hello).await else {
+            return self.terminate(Prefixed::new(received, stream), connection, drain).await;
+        };
+        if speaks_tls == Some(false) {
+            drop(lease);
+            return self.terminate(Prefixed::new(received, stream), connection, drain).await;
+        }
+        match greet(&lease, &received, speaks_tls.is_none()).await {
+            Ok(Some(backend)) => pass_through(stream, backend, lease, &name, connection).await,
+            Ok(None) => {
+                drop(lease);
+                self.terminate(Prefixed::new(received, stream), connection, drain).await;
+            }
+            Err(error) => info!(connection = connection.id, name, %error, "closed: no stream to the pod"),
         }
     }
 
-    /// Returns the lease on the tunnel that the bytes go through as they are.
-    async fn passthrough(&self, hello: &ClientHello) -> Option<(Lease, String)> {
+    /// Returns the lease on the tunnel of the client's name, and whether TLS is spoken there. None: not to be said yet.
+    async fn backend(&self, hello: &ClientHello) -> Option<(Lease, String, Option<bool>)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?;
         if route.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
@@ -82,8 +99,10 @@ impl TlsFrontend {
         }
         // What keeps the tunnel from running is told by the error page, which asks again.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
-        let scheme = route.scheme.unwrap_or_else(|| scheme_of(&lease.endpoint()));
-        (scheme == Scheme::Https).then(|| (lease, name.clone()))
+        let endpoint = lease.endpoint();
+        let by_number = || (endpoint.port.number == 443).then_some(Scheme::Https);
+        let scheme = route.scheme.or_else(|| told_scheme(&endpoint)).or_else(by_number);
+        Some((lease, name.clone(), scheme.map(|scheme| scheme == Scheme::Https)))
     }
 
     async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Connection, drain: Drain) {
@@ -101,11 +120,24 @@ impl TlsFrontend {
     }
 }
 
-async fn pass_through(mut client: Prefixed<BoxedIo>, lease: Lease, name: &str, connection: Connection) {
-    let mut backend = match lease.connect().await {
-        Ok(backend) => backend,
-        Err(error) => return info!(connection = connection.id, name, %error, "closed: no stream to the pod"),
-    };
+/// Opens a stream to the backend and sends it the ClientHello. Where it is to be found out whether TLS is spoken
+/// there, its first byte tells: a handshake or an alert (RFC 8446, section 5.1). None: it is something else.
+async fn greet(lease: &Lease, hello: &Bytes, ask: bool) -> io::Result<Option<BoxedIo>> {
+    let mut backend = lease.connect().await.map_err(io::Error::other)?;
+    backend.write_all(hello).await?;
+    if !ask {
+        return Ok(Some(backend));
+    }
+    let mut first = BytesMut::with_capacity(16 * 1024);
+    match timeout(FIRST_BYTE_TIMEOUT, backend.read_buf(&mut first)).await {
+        Ok(Ok(_)) if matches!(first.first(), Some(0x15 | 0x16)) => {
+            Ok(Some(Box::new(Prefixed::new(first.freeze(), backend))))
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, name: &str, connection: Connection) {
     let end = splice(&mut client, &mut backend).await;
     if let Some((_, error)) = &end.broken {
         lease.note_error(error);

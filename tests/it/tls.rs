@@ -90,6 +90,16 @@ async fn an_https_backend_shows_its_own_certificate() {
 }
 
 #[tokio::test]
+async fn a_port_that_says_nothing_is_asked_whether_it_speaks_tls() {
+    let app = TestApp::start("").await;
+    let (certificate, answer) = get(&app, "tools-0-8443.pod.shop.ns.demo.cx.k8s.localhost").await;
+    assert!(certificate.contains("tools.shop.svc") && answer.contains("\"tls\": true"), "{answer}");
+    let (certificate, answer) = get(&app, "tools-0-8080.pod.shop.ns.demo.cx.k8s.localhost").await;
+    assert!(!certificate.contains("tools.shop.svc") && answer.contains("\"tls\": false"), "{answer}");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_plain_backend_is_proxied_behind_a_minted_certificate() {
     let app = TestApp::start("").await;
     let (certificate, answer) = get(&app, "web.shop.localhost").await;

@@ -142,6 +142,11 @@ impl Upstreams {
                 }
                 Err(failed) => failed,
             };
+            let error = RequestError::Failed(error);
+            // The tunnel has tried this for as long as it may help.
+            if error.fault().is_some_and(StreamFault::never_reached_the_pod) {
+                return Err(error);
+            }
             // What ended one connection has ended the others like it.
             self.forget(&key);
             let again = unsent.filter(|_| is_pooled).or(copy);
@@ -151,7 +156,7 @@ impl Upstreams {
                     sleep(Duration::from_millis(*pause)).await;
                     request = again;
                 }
-                _ => return Err(RequestError::Failed(error)),
+                _ => return Err(error),
             }
         }
     }
