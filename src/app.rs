@@ -13,7 +13,7 @@ use crate::{
     },
     backend::{Backend, port_forward::PortForward},
     config::{
-        Config, ContextName, KubeconfigPaths,
+        Config, ContextName, KubeconfigPaths, Namespace,
         diff::Diff,
         watch::{self as files, Reload},
     },
@@ -35,6 +35,8 @@ pub use crate::listener::ports::BindError;
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub context: Option<ContextName>,
+    /// The namespace of routes that give none.
+    pub namespace: Option<Namespace>,
     pub kubeconfig: Option<KubeconfigPaths>,
     pub listen: Option<Vec<SocketAddr>>,
     pub verbose: bool,
@@ -47,6 +49,13 @@ impl Overrides {
         if let Some(context) = &self.context {
             let alias = config.contexts.get(&context.0).map(|alias| alias.name.clone());
             config.default_context = Some(alias.unwrap_or_else(|| context.clone()));
+        }
+        if let Some(namespace) = &self.namespace {
+            let http = config.http.routes.values_mut().map(|route| &mut route.destination);
+            let tcp = config.tcp.routes.values_mut().map(|route| &mut route.destination);
+            for destination in http.chain(tcp) {
+                destination.namespace.get_or_insert_with(|| namespace.clone());
+            }
         }
         if let Some(paths) = &self.kubeconfig {
             config.http.kubeconfig = paths.clone();

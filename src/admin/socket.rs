@@ -58,6 +58,8 @@ impl AdminSocket {
         if !mode.is_dir() || owner.is_some_and(|owner| owner != mode.uid()) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not ours", folder.display())));
         }
+        // Made by somebody else's hand, it may be open to others.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         let path = folder.join(format!("{port}.sock"));
         if path.exists() && StdUnixStream::connect(&path).is_err() {
             fs::remove_file(&path)?;

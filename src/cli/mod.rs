@@ -20,7 +20,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use self::report::CliError;
 use crate::{
     app::Overrides,
-    config::{Config, ContextName, defaults, validate},
+    config::{Config, ContextName, Namespace, defaults, validate},
     telemetry::Format,
 };
 
@@ -182,6 +182,7 @@ impl Globals {
         let listen = self.listen.as_deref().map(listen).transpose()?;
         Ok(Overrides {
             context: self.context.clone().map(ContextName),
+            namespace: self.namespace.clone().map(Namespace),
             kubeconfig: self.kubeconfig.as_deref().map(|list| defaults::kubeconfig_paths(Some(list))),
             listen,
             verbose: self.verbose,

@@ -34,21 +34,16 @@ pub type Reload = Result<Arc<Config>, String>;
 /// What the file holds at first is sent too, as it may have changed since it was loaded; after that each change of
 /// content, once. A file that is gone changes nothing.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
-    let mut content = None;
+    let mut content: Option<Vec<u8>> = None;
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
     let mut is_first = true;
+    let mut is_emptied = false;
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         tokio::select! {
             () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
-            Some(()) = events.recv(), if is_watching => {
-                // Until it is quiet, but not for ever.
-                let mut pauses = 0;
-                while pauses < 4 && timeout(DEBOUNCE, events.recv()).await.is_ok() {
-                    pauses += 1;
-                }
-            }
+            Some(()) = events.recv(), if is_watching => settle(&mut events).await,
             Some(()) = look_again.recv() => {}
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
@@ -61,6 +56,14 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
                 continue;
             }
         };
+        if now.is_empty() && content.as_ref().is_some_and(|content| !content.is_empty()) && !is_emptied {
+            // Truncated, and about to be written: an editor may take its time. A file that stays empty is meant so.
+            is_emptied = true;
+            sleep(DEBOUNCE).await;
+            is_first = true;
+            continue;
+        }
+        is_emptied = false;
         if content.as_ref() == Some(&now) {
             debug!("the configuration file was touched, not changed");
             continue;
@@ -69,6 +72,13 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
         content = Some(now);
         changes.send_replace(Some(reload));
     }
+}
+
+/// Waits until no more events come, but not for ever.
+async fn settle(events: &mut mpsc::Receiver<()>) {
+    let until_quiet = async { while timeout(DEBOUNCE, events.recv()).await.is_ok_and(|event| event.is_some()) {} };
+    // What still comes after this is another change.
+    let _ = timeout(DEBOUNCE * 6, until_quiet).await;
 }
 
 /// Tells each time that one of `files` may have changed, until the receiver is gone. For files whose content somebody
@@ -86,7 +96,7 @@ pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
         tokio::select! {
-            Some(()) = events.recv(), if is_watching => while timeout(DEBOUNCE, events.recv()).await.is_ok() {},
+            Some(()) = events.recv(), if is_watching => settle(&mut events).await,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
         }
@@ -109,9 +119,12 @@ struct Folders {
 impl Folders {
     /// None: this system has no events, or no room for another watch.
     fn new(events: mpsc::Sender<()>) -> Option<Self> {
-        let watcher = notify::recommended_watcher(move |_| {
-            // One that waits already says the same.
-            let _ = events.try_send(());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reads are events too, and would keep us looking for ever.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                // One that waits already says the same.
+                let _ = events.try_send(());
+            }
         });
         watcher
             .inspect_err(|error| debug!(%error, "no file events: polling"))
@@ -215,6 +228,16 @@ mod tests {
         symlink("v2", watched.folder.path().join("..data_tmp")).unwrap();
         fs::rename(watched.folder.path().join("..data_tmp"), watched.folder.path().join("..data")).unwrap();
         assert!(watched.next().await.unwrap().verbose);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_emptied_before_it_is_written_is_no_empty_file() {
+        let mut watched =
+            Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap()).await;
+        fs::write(watched.file(), "").unwrap();
+        sleep(Duration::from_millis(700)).await;
+        fs::write(watched.file(), "verbose: true\n").unwrap();
+        assert!(watched.next().await.unwrap().verbose, "the first change that is told is the new content");
     }
 
     #[tokio::test]
