@@ -107,12 +107,12 @@ impl Manager {
             return Err(OpenError::Stopped);
         }
         tunnels.take_token()?;
-        let tunnel = Arc::new(Tunnel::new(target.clone(), idle_timeout));
+        let tunnel = Arc::new(Tunnel::new(target.clone(), idle_timeout, self.shared.drain.clone()));
         let hold = Hold::new(tunnel.clone());
         tunnels.by_target.insert(target.clone(), tunnel.clone());
         let shared = self.shared.clone();
         self.shared.drain.spawn(async move {
-            task::run(tunnel.clone(), shared.backend.clone(), shared.drain.clone()).await;
+            task::run(tunnel.clone(), shared.backend.clone()).await;
             let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
                 tunnels.by_target.remove(&tunnel.target);

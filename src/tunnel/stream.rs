@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -41,7 +41,7 @@ type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
 /// A stream through a tunnel.
 ///
 /// Until the first byte has come back, it can be moved: a pod that is gone or refuses has certainly seen none of its
-/// bytes, so they are sent again, in order and once, over a new stream.
+/// bytes, so they are sent again, in order and once, over a new stream, and the end after them if it was told.
 pub(super) struct TunnelStream {
     tunnel: Arc<Tunnel>,
     inner: BoxedIo,
@@ -50,23 +50,46 @@ pub(super) struct TunnelStream {
     kept: Option<BytesMut>,
     /// How much of `kept` the present stream has not been given yet.
     unsent: usize,
-    shut_down: bool,
+    /// The pod has said something: another one is not asked the same.
+    answered: bool,
+    end: End,
     moving: Option<Moving>,
+    /// Who waits for the move: only the last of them is known to what is waited for.
+    waiting: [Option<Waker>; 2],
     opened: Instant,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// One for each half, so that both learn of it.
+    stopped: [Pin<Box<WaitForCancellationFutureOwned>>; 2],
+}
+
+/// The end of our direction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// To be told to the pod after the bytes before it.
+    Owed,
+    Told,
+}
+
+/// A stream may be read in one task and written in another.
+#[derive(Clone, Copy)]
+enum Half {
+    Read,
+    Write,
 }
 
 impl TunnelStream {
     pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>) -> Self {
-        let stopped = Box::pin(tunnel.stop.clone().cancelled_owned());
+        let stopped = [(), ()].map(|()| Box::pin(tunnel.stop.clone().cancelled_owned()));
         Self {
             tunnel,
             inner,
             running,
             kept: Some(BytesMut::new()),
             unsent: 0,
-            shut_down: false,
+            answered: false,
+            end: End::Open,
             moving: None,
+            waiting: [None, None],
             opened: Instant::now(),
             stopped,
         }
@@ -74,7 +97,7 @@ impl TunnelStream {
 
     /// Starts to move the stream if its failure allows that; gives the error back otherwise.
     fn move_after(&mut self, error: io::Error) -> Result<(), io::Error> {
-        let Some(kept) = &self.kept else { return Err(error) };
+        let Some(kept) = self.kept.as_ref().filter(|_| !self.answered) else { return Err(error) };
         let Some(fault) = StreamFault::of(&error) else { return Err(error) };
         let is_unused = kept.is_empty() && matches!(fault, StreamFault::Lost { .. });
         if !fault.never_reached_the_pod() && !is_unused {
@@ -82,12 +105,13 @@ impl TunnelStream {
         }
         let is_refused = matches!(fault, StreamFault::Refused { .. });
         let patience = if is_refused { REFUSED_GRACE } else { BUDGET };
-        let deadline = self.opened + BUDGET;
-        if self.opened.elapsed() >= patience {
+        // A drain has less time than a container that restarts, and waits for this.
+        if self.opened.elapsed() >= patience || (is_refused && self.tunnel.drain.is_draining()) {
             return Err(error);
         }
         debug!(target = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
+        let deadline = self.opened + BUDGET;
         let hold = Hold::new(self.tunnel.clone());
         let avoid = (!is_refused).then(|| self.running.clone());
         self.moving = Some(Box::pin(async move {
@@ -99,32 +123,60 @@ impl TunnelStream {
         Ok(())
     }
 
-    /// Gets the stream into a state in which it can be used: moved, and with everything kept written again.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.stopped.as_mut().poll(cx).is_ready() {
+    /// Waits until the stream is where it is used: an error means that there is no such place.
+    fn poll_moved(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<io::Result<()>> {
+        if self.stopped[half as usize].as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(StreamFault::Lost { detail: "the tunnel was stopped".to_owned() }.into()));
         }
-        loop {
-            if let Some(moving) = &mut self.moving {
-                let moved = ready!(moving.as_mut().poll(cx));
-                self.moving = None;
-                match moved {
-                    Ok((inner, running)) => {
-                        (self.inner, self.running) = (inner, running);
-                        self.unsent = self.kept.as_ref().map_or(0, BytesMut::len);
-                    }
-                    Err(error) => return Poll::Ready(Err(StreamFault::Lost { detail: error.to_string() }.into())),
+        let Some(moving) = &mut self.moving else { return Poll::Ready(Ok(())) };
+        let Poll::Ready(moved) = moving.as_mut().poll(cx) else {
+            self.waiting[half as usize] = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        self.moving = None;
+        self.waiting.iter_mut().filter_map(Option::take).for_each(Waker::wake);
+        match moved {
+            Ok((inner, running)) => {
+                (self.inner, self.running) = (inner, running);
+                self.unsent = self.kept.as_ref().map_or(0, BytesMut::len);
+                if self.end == End::Told {
+                    self.end = End::Owed;
                 }
+                Poll::Ready(Ok(()))
             }
-            let Some(kept) = self.kept.as_ref().filter(|_| self.unsent > 0) else { return Poll::Ready(Ok(())) };
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, &kept[kept.len() - self.unsent..])) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(count) => {
-                    self.unsent -= count;
-                    if self.unsent == 0 && self.shut_down {
-                        let _ = Pin::new(&mut self.inner).poll_shutdown(cx);
-                    }
-                }
+            Err(error) => {
+                self.kept = None;
+                Poll::Ready(Err(StreamFault::Lost { detail: error.to_string() }.into()))
+            }
+        }
+    }
+
+    /// Gives the present stream what another was given before it: the bytes kept, and the end after them.
+    fn poll_owed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.unsent > 0
+            && let Some(kept) = &self.kept
+        {
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, &kept[kept.len() - self.unsent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.unsent -= count,
+            }
+        }
+        if self.answered {
+            self.kept = None;
+        }
+        if self.end == End::Owed {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+            self.end = End::Told;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gets the stream into a state in which it can be written to.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_moved(cx, Half::Write))?;
+            match ready!(self.poll_owed(cx)) {
+                Ok(()) => return Poll::Ready(Ok(())),
                 Err(error) => self.move_after(error)?,
             }
         }
@@ -134,30 +186,29 @@ impl TunnelStream {
 impl AsyncRead for TunnelStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         loop {
-            // While the kept bytes wait for room, an answer to their first part may come already.
-            if let Poll::Ready(Err(error)) = this.poll_ready(cx) {
-                return Poll::Ready(Err(error));
+            ready!(this.poll_moved(cx, Half::Read))?;
+            // While what is owed waits for room, or is not taken at all, an answer to its first part may come.
+            if let Poll::Ready(Err(error)) = this.poll_owed(cx)
+                && this.move_after(error).is_ok()
+            {
+                continue;
             }
-            if this.moving.is_some() {
-                return Poll::Pending;
-            }
-            let before = buf.filled().len();
             match ready!(Pin::new(&mut this.inner).poll_read(cx, buf)) {
                 Ok(()) => {
                     let count = buf.filled().len() - before;
                     if count > 0 {
                         this.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
                         this.tunnel.usage.touch();
-                        if this.unsent == 0 {
-                            this.kept = None;
-                        }
+                    }
+                    this.answered |= had_room;
+                    if this.answered && this.unsent == 0 {
+                        this.kept = None;
                     }
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) => {
-                    this.move_after(error).inspect_err(|error| this.tunnel.note_error(error))?;
-                }
+                Err(error) => this.move_after(error).inspect_err(|error| this.tunnel.note_error(error))?,
             }
         }
     }
@@ -167,7 +218,7 @@ impl AsyncWrite for TunnelStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
-            ready!(this.poll_ready(cx))?;
+            ready!(this.poll_settled(cx))?;
             match ready!(Pin::new(&mut this.inner).poll_write(cx, buf)) {
                 Ok(count) => {
                     this.tunnel.usage.up.fetch_add(count as u64, Ordering::Relaxed);
@@ -184,13 +235,23 @@ impl AsyncWrite for TunnelStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_ready(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let this = &mut *self;
+        loop {
+            ready!(this.poll_settled(cx))?;
+            match ready!(Pin::new(&mut this.inner).poll_flush(cx)) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) => this.move_after(error)?,
+            }
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shut_down = true;
-        ready!(self.poll_ready(cx))?;
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        if self.end == End::Open {
+            self.end = End::Owed;
+        }
+        self.poll_settled(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

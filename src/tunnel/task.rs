@@ -36,6 +36,7 @@ pub(super) struct Tunnel {
     pub retired: CancellationToken,
     pub usage: Usage,
     pub last_error: Mutex<Option<String>>,
+    pub drain: Drain,
     idle_timeout: AtomicU64,
 }
 
@@ -87,7 +88,7 @@ impl Usage {
 }
 
 impl Tunnel {
-    pub fn new(target: Target, idle_timeout: Duration) -> Self {
+    pub fn new(target: Target, idle_timeout: Duration, drain: Drain) -> Self {
         Self {
             target,
             view: watch::Sender::new(View::Starting(None)),
@@ -97,6 +98,7 @@ impl Tunnel {
             retired: CancellationToken::new(),
             usage: Usage::new(),
             last_error: Mutex::default(),
+            drain,
             idle_timeout: AtomicU64::new(to_millis(idle_timeout)),
         }
     }
@@ -128,7 +130,8 @@ fn to_millis(timeout: Duration) -> u64 {
 }
 
 /// Opens the session of a tunnel, keeps it while it is used, and returns when the tunnel is over.
-pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>, drain: Drain) {
+pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>) {
+    let drain = tunnel.drain.clone();
     let mut state = State::Starting { since: Instant::now() };
     let mut action = Action::Open { after: Duration::ZERO };
     let mut running: Option<Arc<Running>> = None;
