@@ -112,6 +112,7 @@ fn body(message: &[u8]) -> Result<ClientHello, HelloError> {
     reader.vector16().ok_or(HelloError::Malformed("cipher suites"))?;
     reader.vector8().ok_or(HelloError::Malformed("compression methods"))?;
     let mut hello = ClientHello::default();
+    let mut seen = [false; 2];
     if reader.0.is_empty() {
         return Ok(hello); // TLS 1.2 without extensions.
     }
@@ -119,10 +120,18 @@ fn body(message: &[u8]) -> Result<ClientHello, HelloError> {
     while !extensions.0.is_empty() {
         let kind = extensions.u16().ok_or(HelloError::Malformed("extension type"))?;
         let data = Reader(extensions.vector16().ok_or(HelloError::Malformed("extension length"))?);
+        let seen = match kind {
+            0 => &mut seen[0],
+            16 => &mut seen[1],
+            _ => continue,
+        };
+        // Of two names we could route by one and the backend could serve the other (RFC 8446, section 4.2).
+        if std::mem::replace(seen, true) {
+            return Err(HelloError::Malformed("an extension comes twice"));
+        }
         match kind {
             0 => hello.server_name = server_name(data)?,
-            16 => hello.alpn = alpn(data).ok_or(HelloError::Malformed("ALPN"))?,
-            _ => {}
+            _ => hello.alpn = alpn(data).ok_or(HelloError::Malformed("ALPN"))?,
         }
     }
     Ok(hello)
@@ -255,6 +264,24 @@ mod tests {
         assert_eq!(parse(b"\x16\x03\x01\x00\x00"), Err(HelloError::Malformed("record length")));
         assert_eq!(parse(b"\x16\x03\x01\x00\x10\x01\xff\xff\xff"), Err(HelloError::TooLong));
         assert_eq!(parse(&hello(&[sni(b"a b")], 16384)), Err(HelloError::BadName));
+        let twice = hello(&[sni(b"a.localhost"), sni(b"b.localhost")], 16384);
+        assert_eq!(parse(&twice), Err(HelloError::Malformed("an extension comes twice")));
         assert_eq!(parse(&hello(&[sni(b"a..b")], 16384)), Err(HelloError::BadName));
+    }
+
+    #[test]
+    fn the_hellos_of_real_clients_are_read() {
+        let name = ServerName::Name("web.shop.localhost".into());
+        let alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        for (bytes, server_name, alpn) in [
+            (&include_bytes!("../../tests/golden/client_hello/curl-7.88.1")[..], name.clone(), alpn.clone()),
+            (include_bytes!("../../tests/golden/client_hello/openssl-3.0.19-tls1.2"), name, alpn),
+            (include_bytes!("../../tests/golden/client_hello/openssl-3.0.19-nameless"), ServerName::Absent, Vec::new()),
+        ] {
+            for end in 0..bytes.len() {
+                assert_eq!(parse(&bytes[..end]), Ok(Parse::NeedMore), "byte {end}");
+            }
+            assert_eq!(parse(bytes), Ok(Parse::Hello(ClientHello { server_name, alpn })));
+        }
     }
 }
