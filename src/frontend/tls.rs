@@ -82,11 +82,13 @@ impl TlsFrontend {
         }
         match greet(&lease, &received, speaks_tls.is_none()).await {
             Ok(Some(backend)) => pass_through(stream, backend, lease, &name, connection).await,
-            Ok(None) => {
+            no_stream => {
+                if let Err(error) = no_stream {
+                    lease.note_error(&error);
+                }
                 drop(lease);
                 self.terminate(Prefixed::new(received, stream), connection, drain).await;
             }
-            Err(error) => info!(connection = connection.id, name, %error, "closed: no stream to the pod"),
         }
     }
 
@@ -120,21 +122,21 @@ impl TlsFrontend {
     }
 }
 
-/// Opens a stream to the backend and sends it the ClientHello. Where it is to be found out whether TLS is spoken
-/// there, its first byte tells: a handshake or an alert (RFC 8446, section 5.1). None: it is something else.
+/// Opens a stream to the backend, sends it the ClientHello, and waits for its first byte. None: there is none, because
+/// the port refuses or the pod is gone; or `ask` is set and it is neither a handshake nor an alert (RFC 8446, section
+/// 5.1), so that TLS is not spoken there. The client has seen nothing yet, and can still be told in a page.
 async fn greet(lease: &Lease, hello: &Bytes, ask: bool) -> io::Result<Option<BoxedIo>> {
     let mut backend = lease.connect().await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;
-    if !ask {
-        return Ok(Some(backend));
-    }
     let mut first = BytesMut::with_capacity(16 * 1024);
-    match timeout(FIRST_BYTE_TIMEOUT, backend.read_buf(&mut first)).await {
-        Ok(Ok(_)) if matches!(first.first(), Some(0x15 | 0x16)) => {
-            Ok(Some(Box::new(Prefixed::new(first.freeze(), backend))))
+    Ok(match timeout(FIRST_BYTE_TIMEOUT, backend.read_buf(&mut first)).await {
+        Ok(Ok(count)) if count > 0 && (!ask || matches!(first[0], 0x15 | 0x16)) => {
+            Some(Box::new(Prefixed::new(first.freeze(), backend)))
         }
-        _ => Ok(None),
-    }
+        // Slow, but said to speak TLS.
+        Err(_) if !ask => Some(backend),
+        _ => None,
+    })
 }
 
 async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, name: &str, connection: Connection) {

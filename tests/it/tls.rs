@@ -118,3 +118,15 @@ async fn an_unknown_name_gets_a_page_behind_a_certificate_for_it() {
     assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("no route for nobody.knows.example"), "{answer}");
     app.finish().await;
 }
+
+#[tokio::test]
+async fn an_https_port_that_refuses_gets_a_page() {
+    let app = TestApp::start("").await;
+    app.demo.faults().refuse(8443, true);
+    let (certificate, answer) = get(&app, "443.tools.shop.localhost").await;
+    assert!(certificate.contains("443.tools.shop.localhost"));
+    assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("refused the connection on port 8443"), "{answer}");
+    app.demo.faults().refuse(8443, false);
+    assert!(get(&app, "443.tools.shop.localhost").await.0.contains("tools.shop.svc"), "not the pod's certificate");
+    app.finish().await;
+}
