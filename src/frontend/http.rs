@@ -9,7 +9,10 @@ pub mod upstream;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Version, header::HOST};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
@@ -122,13 +125,18 @@ impl HttpFrontend {
     ) -> Response<Body> {
         let mut access = Access::start(&request, connection.id);
         let accept = request.headers().clone();
-        let is_head = request.method() == Method::HEAD;
+        let (is_head, version) = (request.method() == Method::HEAD, request.version());
         match self.proxy(request, connection, tls, drain, &mut access).await {
             Ok(response) => response,
             Err(page) => {
                 access.error = Some(page.code);
-                let (parts, body) = page.into_response(&accept, connection.local.port(), tls).into_parts();
+                let closes = page.code == "ambiguous" && version < Version::HTTP_2;
+                let (mut parts, body) = page.into_response(&accept, connection.local.port(), tls).into_parts();
                 access.status = parts.status;
+                if closes {
+                    // Where one reader sees the end of such a request another sees the start of the next one.
+                    parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 let body = if is_head { Bytes::new() } else { body };
                 let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
                 Response::from_parts(parts, Tracked::new(body, None, access).boxed_unsync())
@@ -169,8 +177,8 @@ impl HttpFrontend {
             Via { peer: connection.peer, local: connection.local, host: &authority, tls },
         );
         if let Some(protocol) = &protocol {
-            parts.headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-            parts.headers.insert(http::header::UPGRADE, protocol.clone());
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(UPGRADE, protocol.clone());
         }
         let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
         let sent = self.upstreams.send(&route, scheme, &lease, &host, request, client_upgrade.is_some()).await;
@@ -187,8 +195,8 @@ impl HttpFrontend {
             let backend = hyper::upgrade::on(&mut response);
             let (mut parts, _) = response.into_parts();
             headers::remove_hop_by_hop(&mut parts.headers);
-            parts.headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-            parts.headers.insert(http::header::UPGRADE, protocol);
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(UPGRADE, protocol);
             upgrade::join(client, backend, lease, &drain);
             let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
             return Ok(Response::from_parts(parts, empty));
@@ -231,6 +239,9 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
     if request.method() == Method::CONNECT {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "connect", "adit is no forward proxy: CONNECT is not taken");
     }
+    if !is_plainly_framed(request.headers()) {
+        return refuse(StatusCode::BAD_REQUEST, "ambiguous", "the request has a transfer coding other than chunked");
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());
     if hosts.next().is_some() {
@@ -244,6 +255,13 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
         _ => refuse(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is"),
     }
+}
+
+/// Returns whether the end of a message can be read in one way only: it is chunked once, and nothing else, or not at
+/// all (RFC 9112, section 6.1). Where a length is given too, hyper has taken it out, and reads the chunks.
+fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Returns what a port speaks: by its appProtocol, then its name, then its number.
@@ -317,38 +335,4 @@ fn describe(error: &RequestError) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tunnel::ServicePort;
-
-    #[test]
-    fn the_scheme_is_told_by_app_protocol_then_name_then_number() {
-        let scheme = |number, name: Option<&str>, protocol: Option<&str>| {
-            let port = ServicePort { number, name: name.map(str::to_owned), app_protocol: protocol.map(str::to_owned) };
-            scheme_of(&Endpoint { pod: String::new(), container_port: 1, port, protocol: "" })
-        };
-        assert_eq!(scheme(443, Some("https"), Some("kubernetes.io/h2c")), Scheme::H2c);
-        assert_eq!(scheme(80, None, Some("https")), Scheme::Https);
-        assert_eq!(scheme(80, None, Some("kubernetes.io/wss")), Scheme::Https);
-        assert_eq!(scheme(443, Some("http"), None), Scheme::Http);
-        assert_eq!(scheme(8443, Some("https-web"), None), Scheme::Https);
-        assert_eq!(scheme(50051, Some("grpc"), None), Scheme::H2c);
-        assert_eq!((scheme(443, None, None), scheme(8080, Some("api"), None)), (Scheme::Https, Scheme::Http));
-    }
-
-    #[test]
-    fn a_request_has_to_name_one_host() {
-        let request = |uri: &str, hosts: &[&str]| {
-            let mut request = Request::builder().uri(uri);
-            for host in hosts {
-                request = request.header(HOST, *host);
-            }
-            authority(&request.body(()).unwrap()).map_err(|page| page.code)
-        };
-        assert_eq!(request("/", &["a:80"]), Ok("a:80".into()));
-        assert_eq!(request("http://a:80/", &["A"]), Ok("A".into()));
-        assert_eq!(request("http://a/", &["b"]), Err("ambiguous"));
-        assert_eq!(request("/", &["a", "a"]), Err("ambiguous"));
-        assert_eq!(request("/", &[]), Err("no-host"));
-    }
-}
+mod tests;

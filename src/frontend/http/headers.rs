@@ -32,11 +32,14 @@ pub struct Via<'a> {
 }
 
 /// Returns the protocol that a message asks to switch to: the Upgrade header, where Connection names it.
+///
+/// An offer of h2c is none: RFC 9113, section 3.1, has withdrawn it, and what goes with it (HTTP2-Settings) is about
+/// the client's connection, not about ours. curl --http2 makes it with every first request.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let is_named =
         is_named.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
-    headers.get(UPGRADE).filter(|_| is_named).cloned()
+    headers.get(UPGRADE).filter(|protocol| is_named && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
 }
 
 /// Removes what is about the connection that a message came by, the options that Connection names included.
@@ -145,6 +148,7 @@ mod tests {
             upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])),
             Some(HeaderValue::from_static("websocket"))
         );
-        assert_eq!(upgrade(&map(&[("upgrade", "h2c")])), None);
+        assert_eq!(upgrade(&map(&[("upgrade", "websocket")])), None);
+        assert_eq!(upgrade(&map(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")])), None);
     }
 }

@@ -8,7 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
+use http::{
+    HeaderValue, Request, Response, Uri, Version,
+    header::{COOKIE, HOST},
+    uri::PathAndQuery,
+};
 use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Body as _, Incoming},
@@ -309,13 +313,20 @@ fn head_of(request: &Request<Body>) -> Request<Body> {
     copy
 }
 
-/// Origin-form, with the authority in Host (RFC 9112, section 3.2).
+/// Origin-form, with the authority in Host (RFC 9112, section 3.2), and with one Cookie field: browsers split it over
+/// HTTP/2 (RFC 9113, section 8.2.3), and servers of HTTP/1.1 read the first one.
 fn to_http1(request: &mut Request<Body>) {
     if !request.headers().contains_key(HOST)
         && let Some(authority) = request.uri().authority()
         && let Ok(value) = authority.as_str().parse()
     {
         request.headers_mut().insert(HOST, value);
+    }
+    if request.headers().get_all(COOKIE).iter().nth(1).is_some() {
+        let pairs: Vec<&[u8]> = request.headers().get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&pairs.join(&b"; "[..])) {
+            request.headers_mut().insert(COOKIE, joined);
+        }
     }
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = origin_form(request.uri());

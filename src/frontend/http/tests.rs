@@ -1,0 +1,401 @@
+//! The HTTP front over a scripted backend: hyper servers in memory.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body_util::{Empty, StreamBody};
+use hyper::{body::Frame, client::conn};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{super::tls::certs::Certs, *};
+use crate::{
+    backend::{Backend, CloseReason, Session, SessionGauges},
+    config::{ContextName, validate},
+    routing::{Contexts, Router, Target},
+    tunnel::{ServicePort, StreamFault},
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Answered = BoxFuture<'static, io::Result<Response<Body>>>;
+
+/// A pod that answers every request with `answer`.
+struct Pod {
+    speaks: Scheme,
+    answer: Box<dyn Fn(Request<Incoming>) -> Answered + Send + Sync>,
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+    endpoint: Endpoint,
+    gauges: SessionGauges,
+    /// Made once: minting keys takes longer than a request.
+    certs: Arc<Certs>,
+}
+
+struct Shared(Arc<Pod>);
+
+impl Backend for Shared {
+    fn open<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
+        Box::pin(async { Ok(Box::new(Shared(self.0.clone())) as Box<dyn Session>) })
+    }
+}
+
+impl Session for Shared {
+    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
+        let (near, far) = duplex(64 * 1024);
+        self.0.connections.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(serve_pod(self.0.clone(), far));
+        Box::pin(async { Ok(Box::new(near) as BoxedIo) })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        Box::pin(std::future::pending())
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.0.gauges
+    }
+}
+
+async fn serve_pod(pod: Arc<Pod>, stream: DuplexStream) {
+    let counting = pod.clone();
+    let service = service_fn(move |request| {
+        counting.requests.fetch_add(1, Ordering::SeqCst);
+        (counting.answer)(request)
+    });
+    // How a connection ends is the matter of the front, which the tests look at.
+    let _ = match pod.speaks {
+        Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).await,
+        Scheme::H2c => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
+        Scheme::Https => {
+            let acceptor = TlsAcceptor::from(pod.certs.clone().server_config().unwrap());
+            let stream = TokioIo::new(acceptor.accept(stream).await.unwrap());
+            http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await
+        }
+    };
+}
+
+/// The front, and the pod that web.localhost leads to.
+struct World {
+    front: Arc<HttpFrontend>,
+    tunnels: Manager,
+    pod: Arc<Pod>,
+    drain: Drain,
+}
+
+impl World {
+    fn new(speaks: Scheme, answer: impl Fn(Request<Incoming>) -> Answered + Send + Sync + 'static) -> Self {
+        let scheme = match speaks {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+            Scheme::H2c => "h2c",
+        };
+        let text = format!("http: {{k8s: {{routes: {{web.localhost: {{service: web, scheme: {scheme}}}}}}}}}\n");
+        let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
+        let contexts = Arc::new(Contexts {
+            kubeconfig: Arc::new(config.http.kubeconfig.clone()),
+            current: Some(ContextName("dev".into())),
+            namespaces: Default::default(),
+            problem: None,
+        });
+        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
+        let port = ServicePort { number: 80, name: None, app_protocol: None };
+        let pod = Arc::new(Pod {
+            speaks,
+            answer: Box::new(answer),
+            connections: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            endpoint: Endpoint { pod: "web-0".into(), container_port: 80, port, protocol: "test" },
+            gauges: SessionGauges::default(),
+            certs: Arc::new(Certs::new().unwrap()),
+        });
+        let drain = Drain::new();
+        let tunnels = Manager::new(Arc::new(Shared(pod.clone())), drain.clone());
+        let router: SharedRouter = Arc::new(arc_swap::ArcSwap::from_pointee(router));
+        Self { front: HttpFrontend::new(router, tunnels.clone(), drain.clone()), tunnels, pod, drain }
+    }
+
+    /// Returns the client's end of a connection to the front.
+    fn connect(&self, version: HttpVersion) -> DuplexStream {
+        let (near, far) = duplex(64 * 1024);
+        let address = "127.0.0.1:8989".parse().unwrap();
+        let connection = Connection { id: 1, peer: address, local: address };
+        self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
+        near
+    }
+
+    /// Writes bytes, and returns what comes until the front closes.
+    async fn exchange(&self, request: &str) -> String {
+        let mut stream = self.connect(HttpVersion::Http1);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("the front closes").unwrap();
+        answer
+    }
+
+    async fn http1(&self) -> conn::http1::SendRequest<Body> {
+        let stream = TokioIo::new(self.connect(HttpVersion::Http1));
+        let (sender, connection) = conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn http2(&self) -> conn::http2::SendRequest<Body> {
+        let stream = TokioIo::new(self.connect(HttpVersion::Http2));
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    fn leases(&self) -> u64 {
+        self.tunnels.snapshot().iter().map(|tunnel| tunnel.leases).sum()
+    }
+
+    fn seen(&self) -> usize {
+        self.pod.requests.load(Ordering::SeqCst)
+    }
+
+    fn connections(&self) -> usize {
+        self.pod.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn full(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn get(uri: &str) -> Request<Body> {
+    Request::get(uri).header(HOST, "web.localhost").body(empty()).unwrap()
+}
+
+async fn text(response: Response<Incoming>) -> String {
+    let body = timeout(PATIENCE, response.into_body().collect()).await.expect("the body ends").unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+/// Answers with the headers that came, a line each.
+fn show_headers(request: Request<Incoming>) -> Answered {
+    let lines: Vec<String> =
+        request.headers().iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
+    Box::pin(async move { Ok(Response::new(full(lines.concat()))) })
+}
+
+/// Reads the request to its end and answers with its trailers and trailers of its own.
+fn with_trailers(request: Request<Incoming>) -> Answered {
+    Box::pin(async move {
+        let collected = request.into_body().collect().await.map_err(io::Error::other)?;
+        let mut trailers = collected.trailers().cloned().unwrap_or_default();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        let frames = [Ok(Frame::data(collected.to_bytes())), Ok(Frame::trailers(trailers))];
+        let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+        response.headers_mut().insert(http::header::TRAILER, HeaderValue::from_static("grpc-status"));
+        Ok(response)
+    })
+}
+
+fn break_off(_: Request<Incoming>) -> Answered {
+    Box::pin(async { Err(io::ErrorKind::BrokenPipe.into()) })
+}
+
+#[tokio::test]
+async fn framings_that_could_be_read_in_two_ways_are_refused() {
+    let world = World::new(Scheme::Http, show_headers);
+    for framing in [
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked, chunked\r\n",
+    ] {
+        let rest = "GET /smuggled HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
+        let answer =
+            world.exchange(&format!("POST / HTTP/1.1\r\nHost: web.localhost\r\n{framing}\r\n0\r\n\r\n{rest}")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("x-adit-error: ambiguous"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "what follows is no request: {answer}");
+    }
+    assert_eq!(world.connections(), 0);
+    let chunked = "POST / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    assert!(world.exchange(chunked).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn cookies_that_http2_splits_are_one_field_for_http1() {
+    let world = World::new(Scheme::Http, show_headers);
+    let request = Request::get("http://web.localhost/").header("cookie", "a=1").header("cookie", "b=2; c=3");
+    let response = world.http2().await.send_request(request.body(empty()).unwrap()).await.unwrap();
+    let shown = text(response).await;
+    assert!(shown.contains("cookie: a=1; b=2; c=3\n"), "{shown}");
+    assert_eq!(shown.matches("cookie").count(), 1, "{shown}");
+}
+
+#[tokio::test]
+async fn an_offer_to_switch_to_h2c_is_not_passed_on() {
+    let world = World::new(Scheme::Http, show_headers);
+    let answer = world
+        .exchange(
+            "GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n",
+        )
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let (_, shown) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!shown.contains("upgrade") && !shown.contains("http2-settings"), "{shown}");
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways_between_http2_and_http2() {
+    let world = World::new(Scheme::H2c, with_trailers);
+    let sent = HeaderMap::from_iter([(HeaderName::from_static("checksum"), HeaderValue::from_static("7"))]);
+    let frames = [Ok(Frame::data(Bytes::from_static(b"hello"))), Ok(Frame::trailers(sent))];
+    let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+    let request = Request::post("http://web.localhost/").header("te", "trailers").body(body).unwrap();
+    let response = world.http2().await.send_request(request).await.unwrap();
+    let collected = response.into_body().collect().await.unwrap();
+    let trailers = collected.trailers().expect("trailers").clone();
+    assert_eq!((trailers["checksum"].as_bytes(), trailers["grpc-status"].as_bytes()), (&b"7"[..], &b"0"[..]));
+    assert_eq!(collected.to_bytes(), "hello");
+}
+
+#[tokio::test]
+async fn trailers_pass_from_http1_to_http1() {
+    let world = World::new(Scheme::Http, with_trailers);
+    let answer =
+        world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n").await;
+    assert!(answer.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_post_whose_fate_is_unknown_is_sent_once() {
+    let world = World::new(Scheme::Http, break_off);
+    let request = Request::post("/").header(HOST, "web.localhost").body(full("order")).unwrap();
+    let response = world.http1().await.send_request(request).await.unwrap();
+    assert_eq!((response.status(), world.seen()), (StatusCode::BAD_GATEWAY, 1));
+}
+
+#[tokio::test]
+async fn a_get_shares_a_connection_behind_tls_and_a_post_has_its_own() {
+    let world = World::new(Scheme::Https, show_headers);
+    let mut client = world.http1().await;
+    for (method, connections) in [("GET", 1), ("GET", 1), ("POST", 2), ("POST", 3)] {
+        client.ready().await.unwrap();
+        let request = Request::builder().method(method).uri("/").header(HOST, "web.localhost").body(full("")).unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+        assert_eq!(world.connections(), connections, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn answers_without_a_body_pass_with_what_they_say_of_it() {
+    let world = World::new(Scheme::Http, |request| {
+        Box::pin(async move {
+            let status = if request.uri().path() == "/304" { 304 } else { 200 };
+            let has_body = request.method() != Method::HEAD && status != 304;
+            let response = Response::builder().status(status).header("content-length", "5").header("etag", "\"e\"");
+            Ok(response.body(if has_body { full("hello") } else { empty() }).unwrap())
+        })
+    });
+    let mut client = world.http1().await;
+    // hyper's own server takes the length from a 304, where it is optional (RFC 9110, section 8.6).
+    for (method, path, length, body) in
+        [("HEAD", "/", Some("5"), ""), ("GET", "/304", None, ""), ("GET", "/", Some("5"), "hello")]
+    {
+        client.ready().await.unwrap();
+        let request = Request::builder().method(method).uri(path).header(HOST, "web.localhost").body(empty()).unwrap();
+        let response = client.send_request(request).await.unwrap();
+        let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!((header("content-length"), header("etag")), (length, Some("\"e\"")), "{method} {path}");
+        assert_eq!(text(response).await, body, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_tunnel_is_in_use_until_the_body_has_ended() {
+    let (pieces_tx, pieces_rx) = tokio::sync::mpsc::channel(1);
+    let pieces_rx = Mutex::new(Some(pieces_rx));
+    let world = World::new(Scheme::Http, move |_| {
+        let pieces_rx = pieces_rx.lock().unwrap().take().expect("one request");
+        let pieces = futures::stream::unfold(pieces_rx, |mut pieces_rx| async {
+            let piece: &'static str = pieces_rx.recv().await?;
+            Some((Ok(Frame::data(Bytes::from(piece))), pieces_rx))
+        });
+        Box::pin(async { Ok(Response::new(StreamBody::new(pieces).boxed_unsync())) })
+    });
+    let mut client = world.http1().await;
+    let response = client.send_request(get("/")).await.unwrap();
+    pieces_tx.send("first ").await.unwrap();
+    assert_eq!(world.leases(), 1);
+    pieces_tx.send("last").await.unwrap();
+    drop(pieces_tx);
+    assert_eq!(text(response).await, "first last");
+    assert_eq!(world.leases(), 0);
+}
+
+#[tokio::test]
+async fn a_drain_lets_the_request_in_progress_finish_and_closes() {
+    let world = World::new(Scheme::Http, |_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(Response::new(full("done")))
+        })
+    });
+    let mut client = world.http1().await;
+    let asking = client.send_request(get("/"));
+    let draining = async {
+        while world.seen() == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.drain.start();
+    };
+    let (response, ()) = tokio::join!(asking, draining);
+    assert_eq!(text(response.unwrap()).await, "done");
+    assert!(timeout(PATIENCE, client.ready()).await.expect("the front closes").is_err());
+}
+
+#[test]
+fn the_scheme_is_told_by_app_protocol_then_name_then_number() {
+    let scheme = |number, name: Option<&str>, protocol: Option<&str>| {
+        let port = ServicePort { number, name: name.map(str::to_owned), app_protocol: protocol.map(str::to_owned) };
+        scheme_of(&Endpoint { pod: String::new(), container_port: 1, port, protocol: "" })
+    };
+    assert_eq!(scheme(443, Some("https"), Some("kubernetes.io/h2c")), Scheme::H2c);
+    assert_eq!(scheme(80, None, Some("https")), Scheme::Https);
+    assert_eq!(scheme(80, None, Some("kubernetes.io/wss")), Scheme::Https);
+    assert_eq!(scheme(443, Some("http"), None), Scheme::Http);
+    assert_eq!(scheme(8443, Some("https-web"), None), Scheme::Https);
+    assert_eq!(scheme(50051, Some("grpc"), None), Scheme::H2c);
+    assert_eq!((scheme(443, None, None), scheme(8080, Some("api"), None)), (Scheme::Https, Scheme::Http));
+}
+
+#[test]
+fn a_request_has_to_name_one_host() {
+    let request = |uri: &str, hosts: &[&str]| {
+        let mut request = Request::builder().uri(uri);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        authority(&request.body(()).unwrap()).map_err(|page| page.code)
+    };
+    assert_eq!(request("/", &["a:80"]), Ok("a:80".into()));
+    assert_eq!(request("http://a:80/", &["A"]), Ok("A".into()));
+    assert_eq!(request("http://a/", &["b"]), Err("ambiguous"));
+    assert_eq!(request("/", &["a", "a"]), Err("ambiguous"));
+    assert_eq!(request("/", &[]), Err("no-host"));
+}
