@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     BUDGET,
@@ -79,14 +79,26 @@ pub(super) async fn running(
 ) -> Result<Arc<Running>, OpenError> {
     let mut view = tunnel.view.subscribe();
     let mut last_error = None;
+    let came = Instant::now();
+    let mut has_waited = false;
     loop {
-        match view.borrow_and_update().clone() {
+        let seen = view.borrow_and_update().clone();
+        match seen {
             View::Running(running) if avoid.is_none_or(|avoid| !Arc::ptr_eq(avoid, &running)) => return Ok(running),
             View::Running(_) => {}
-            View::Starting(error) => last_error = error.or(last_error),
+            View::Starting(error) => {
+                last_error = error.or(last_error);
+                has_waited = true;
+            }
+            // Those who waited longest have given up; who came while they waited still has time.
+            View::Failed(error, retry_at) if has_waited && came.elapsed() < error.patience() => {
+                sleep_until(retry_at.min(deadline)).await;
+                last_error = Some(error);
+                tunnel.wanted.notify_waiters();
+            }
             View::Failed(error, retry_at) if retry_at > Instant::now() => return Err(error),
             // The task starts again for whoever comes after the time.
-            View::Failed(..) => tunnel.changed.notify_waiters(),
+            View::Failed(..) => tunnel.wanted.notify_waiters(),
             View::Over => return Err(OpenError::Stopped),
         }
         // Failed is looked at again in a moment: its task may not have been listening yet.
@@ -112,7 +124,11 @@ pub(super) async fn connect(
     let mut avoid = avoid;
     loop {
         let running = running(tunnel, avoid.as_ref(), deadline).await?;
-        match running.session.connect().await {
+        // A session may dial for this, and a network that swallows packets tells nothing for long.
+        let Ok(connected) = timeout_at(deadline, running.session.connect()).await else {
+            return Err(OpenError::TimedOut { after: BUDGET });
+        };
+        match connected {
             Ok(stream) => {
                 tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);
                 tunnel.usage.touch();

@@ -85,7 +85,10 @@ impl Manager {
         loop {
             let hold = self.hold(target, idle_timeout)?;
             match lease::running(&hold.0, None, deadline).await {
-                Ok(running) => return Ok(Lease::new(hold, running.endpoint.clone())),
+                Ok(running) => {
+                    self.give_token_back(&hold.0);
+                    return Ok(Lease::new(hold, running.endpoint.clone()));
+                }
                 // It went idle just now, or was stopped by hand: another one is made.
                 Err(OpenError::Stopped) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
                     tokio::task::yield_now().await;
@@ -119,6 +122,14 @@ impl Manager {
             }
         });
         Ok(hold)
+    }
+
+    /// A name that leads somewhere is no random one.
+    fn give_token_back(&self, tunnel: &Tunnel) {
+        if tunnel.has_token.swap(false, Ordering::Relaxed) {
+            let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
+            tunnels.tokens = (tunnels.tokens + 1.0).min(NEW_AT_ONCE);
+        }
     }
 
     /// Returns every tunnel that exists, sorted by target.

@@ -4,7 +4,7 @@ use std::{
     future::pending,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,8 @@ pub(super) struct Tunnel {
     pub leases: AtomicUsize,
     /// Told when a lease is taken or given back.
     pub changed: Notify,
+    /// Somebody wants another attempt of a tunnel that has failed.
+    pub wanted: Notify,
     /// Ends the tunnel and its streams.
     pub stop: CancellationToken,
     /// Ends the tunnel with its last lease.
@@ -37,6 +39,8 @@ pub(super) struct Tunnel {
     pub usage: Usage,
     pub last_error: Mutex<Option<String>>,
     pub drain: Drain,
+    /// Whether it counts as a new name still: until it has led somewhere.
+    pub has_token: AtomicBool,
     idle_timeout: AtomicU64,
 }
 
@@ -94,11 +98,13 @@ impl Tunnel {
             view: watch::Sender::new(View::Starting(None)),
             leases: AtomicUsize::new(0),
             changed: Notify::new(),
+            wanted: Notify::new(),
             stop: CancellationToken::new(),
             retired: CancellationToken::new(),
             usage: Usage::new(),
             last_error: Mutex::default(),
             drain,
+            has_token: AtomicBool::new(true),
             idle_timeout: AtomicU64::new(to_millis(idle_timeout)),
         }
     }
@@ -259,7 +265,7 @@ async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Even
     // An error is kept a little past its time, for those who look at the status.
     let forget_at = retry_at + Duration::from_secs(30);
     tokio::select! {
-        () = async { sleep_until(retry_at).await; tunnel.changed.notified().await } => Event::Acquired,
+        () = async { sleep_until(retry_at).await; tunnel.wanted.notified().await } => Event::Acquired,
         () = sleep_until(forget_at) => Event::Unused,
         () = tunnel.stop.cancelled() => Event::Stopped,
         () = drain.started() => Event::Stopped,

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +38,8 @@ struct Scripted {
     sessions: Mutex<Vec<watch::Sender<Option<CloseReason>>>>,
     /// How many streams break as if their pod were gone.
     gone_streams: AtomicUsize,
+    /// Whether streams take for ever to open.
+    stalls: AtomicBool,
 }
 
 struct ScriptedSession {
@@ -76,6 +78,9 @@ impl Backend for Shared {
 impl Session for ScriptedSession {
     fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
         Box::pin(async move {
+            if self.backend.stalls.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             if self.backend.gone_streams.load(Ordering::SeqCst) > 0 {
                 self.backend.gone_streams.fetch_sub(1, Ordering::SeqCst);
                 let fault = StreamFault::PodGone { detail: "sandbox not found".into() };
@@ -303,4 +308,76 @@ async fn random_names_are_limited_and_leave_nothing() {
     assert!(refused >= 700, "{refused}");
     sleep(Duration::from_secs(120)).await;
     assert!(manager.snapshot().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_caller_waits_its_own_time_for_a_pod_to_become_ready() {
+    let (manager, backend, _) = manager(Scripted {
+        answers: Mutex::new(std::iter::repeat_n(not_ready(), 1000).collect()),
+        ..Scripted::default()
+    });
+    let (one, two) = (manager.clone(), manager.clone());
+    let first = tokio::spawn(async move { one.acquire(&target("s"), IDLE).await.map(drop) });
+    sleep(Duration::from_secs(9)).await;
+    let second = tokio::spawn(async move { two.acquire(&target("s"), IDLE).await.map(drop) });
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(first.await.unwrap(), Err(not_ready()));
+    backend.answers.lock().unwrap().clear();
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_gives_no_stream_is_not_waited_for_for_ever() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    backend.stalls.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    let connected = tokio::time::timeout(IDLE, lease.connect()).await.expect("it ends with the budget");
+    assert_eq!(connected.err(), Some(OpenError::TimedOut { after: BUDGET }));
+    assert!((9..=11).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_served_by_an_attempt_that_nobody_asked_for() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_millis(1), ..Scripted::default() });
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    backend.answers.lock().unwrap().extend(std::iter::repeat_n(not_found(), 10));
+    backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 2);
+    drop(lease);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(manager.snapshot()[0].state, "failed", "a lease that is given back is no wish for another attempt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_lead_somewhere_are_not_limited() {
+    let (manager, ..) = manager(Scripted::default());
+    for number in 0..1000 {
+        manager.acquire(&target(&format!("s{number}")), IDLE).await.unwrap();
+    }
+    assert_eq!(manager.snapshot().len(), 1000);
+}
+
+/// Real time and threads: the moment at which a tunnel goes idle meets that at which it is wanted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lease_never_finds_its_tunnel_closed_as_idle() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let until = Instant::now() + Duration::from_secs(2);
+    let users = (0..4).map(|_| {
+        let manager = manager.clone();
+        tokio::spawn(async move {
+            let target = target("s");
+            while Instant::now() < until {
+                let lease = manager.acquire(&target, Duration::from_millis(1)).await.unwrap();
+                drop(lease.connect().await.unwrap());
+                drop(lease);
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+    });
+    for user in users.collect::<Vec<_>>() {
+        user.await.unwrap();
+    }
+    assert!(backend.opened.load(Ordering::SeqCst) > 10, "it was closed in between");
 }
