@@ -172,8 +172,8 @@ impl Running {
         let (look_again_tx, look_again) = mpsc::channel(1);
         if let Some(file) = self.app.file.clone() {
             drain.spawn(files::run(file, changes_tx, look_again));
+            hang_up(look_again_tx, drain);
         }
-        hang_up(look_again_tx, drain);
         let (touched_tx, mut touched) = mpsc::channel(1);
         let mut watched = self.kubeconfigs();
         drain.spawn(files::touched(watched.clone(), touched_tx));
@@ -184,8 +184,10 @@ impl Running {
                     Ok(()) => {
                         let reload = changes.borrow_and_update().clone();
                         match reload {
-                            Some(Ok(config)) => self.reload((*config).clone()),
-                            Some(Err(reason)) => self.reject(&reason),
+                            Some(Reload { config: Ok(config), asked_for }) => {
+                                self.reload((*config).clone(), asked_for).await;
+                            }
+                            Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
                             None => {}
                         }
                     }
@@ -214,17 +216,17 @@ impl Running {
         paths
     }
 
-    fn reload(&mut self, mut config: Config) {
+    async fn reload(&mut self, mut config: Config, asked_for: bool) {
         self.app.overrides.apply(&mut config);
         let old = self.router.load().config.clone();
         if config == *old {
             return self.source.update(|facts| facts.rejected = None);
         }
-        if !old.auto_reload {
-            info!("the configuration file changed, and auto_reload_config is false: restart adit to apply it");
+        if !old.auto_reload && !asked_for {
+            info!("the configuration file changed, and auto_reload_config is false: SIGHUP or a restart applies it");
             return;
         }
-        if let Err(error) = self.ports.change(&config) {
+        if let Err(error) = self.ports.change(&config).await {
             return self.reject(&error.to_string());
         }
         let diff = Diff::between(&old, &config);
@@ -282,7 +284,7 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
     Router { config, http_contexts, tcp_contexts }
 }
 
-/// SIGHUP asks for a look at the configuration file.
+/// SIGHUP asks for a look at the configuration file, whatever `auto_reload_config` says.
 fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::hangup()) {

@@ -38,35 +38,53 @@ impl Drop for AdminSocket {
     }
 }
 
-/// Returns the folder of the sockets: `$XDG_RUNTIME_DIR/adit`, else `$XDG_STATE_HOME/adit`, else `~/.local/state/adit`.
-pub fn folder() -> io::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+/// Returns the folders that the sockets may be in, the first that can be used first: `$XDG_RUNTIME_DIR/adit`,
+/// `$XDG_STATE_HOME/adit`, `~/.local/state/adit`.
+pub fn folders() -> Vec<PathBuf> {
+    // A relative path is to be ignored (XDG base directory specification).
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || etcetera::home_dir().ok().map(|home| home.join(".local/state"));
-    let base = variable("XDG_RUNTIME_DIR").or_else(|| variable("XDG_STATE_HOME")).or_else(home);
-    base.map(|base| base.join("adit")).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no home folder"))
+    let state = variable("XDG_STATE_HOME").or_else(home);
+    variable("XDG_RUNTIME_DIR").into_iter().chain(state).map(|base| base.join("adit")).collect()
 }
 
 impl AdminSocket {
     /// Binds the socket of the adit that listens on `port`. One that a dead process has left is replaced.
     ///
     /// # Errors
-    /// The folder cannot be made, or is another user's.
+    /// No folder can be made, is ours, and has a path short enough for a socket (about 100 bytes).
     pub fn bind(port: u16) -> io::Result<Self> {
-        let folder = folder()?;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let (mode, owner) = (fs::symlink_metadata(&folder)?, fs::metadata("/proc/self").map(|own| own.uid()).ok());
-        if !mode.is_dir() || owner.is_some_and(|owner| owner != mode.uid()) {
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "there is no home folder");
+        for folder in folders() {
+            match Self::bind_in(&folder, port) {
+                Ok(bound) => return Ok(bound),
+                Err(error) => {
+                    debug!(folder = %folder.display(), %error, "no admin socket there");
+                    failed = error;
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    fn bind_in(folder: &Path, port: u16) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // Made by somebody else's hand, it may be open to others.
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        let path = folder.join(format!("{port}.sock"));
+        if path.exists() {
+            match StdUnixStream::connect(&path) {
+                Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another adit answers on its socket")),
+                Err(_) => fs::remove_file(&path)?,
+            }
+        }
+        let bound = Self { listener: UnixListener::bind(&path)?, path };
+        fs::set_permissions(&bound.path, fs::Permissions::from_mode(0o600))?;
+        let is_ours = fs::symlink_metadata(folder)?.uid() == fs::symlink_metadata(&bound.path)?.uid();
+        if !is_ours {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not ours", folder.display())));
         }
-        // Made by somebody else's hand, it may be open to others.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-        let path = folder.join(format!("{port}.sock"));
-        if path.exists() && StdUnixStream::connect(&path).is_err() {
-            fs::remove_file(&path)?;
-        }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path })
+        Ok(bound)
     }
 
     /// Answers until the drain cuts.
@@ -117,18 +135,16 @@ fn answer(source: &Source, request: &Request<Incoming>) -> Response<Full<Bytes>>
 }
 
 /// Returns the sockets of the adits that run, or ran.
-pub fn sockets() -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(folder()?) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found: Vec<PathBuf> = entries
+pub fn sockets() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = folders()
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|end| end == "sock"))
         .collect();
     found.sort();
-    Ok(found)
+    found
 }
 
 /// Asks a running adit for its status.

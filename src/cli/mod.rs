@@ -20,7 +20,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use self::report::CliError;
 use crate::{
     app::Overrides,
-    config::{Config, ContextName, Namespace, defaults, validate},
+    config::{Config, ContextName, Namespace, defaults, names, validate},
     telemetry::Format,
 };
 
@@ -179,6 +179,10 @@ impl Globals {
 
     /// Returns what the command line says beside the file.
     pub fn overrides(&self) -> Result<Overrides, CliError> {
+        if let Some(namespace) = self.namespace.as_deref().filter(|name| !names::is_label(name)) {
+            return Err(CliError::usage(format!("--namespace: {namespace:?} is not a name of a namespace"))
+                .hint(Some("letters a-z, digits and '-', at most 63")));
+        }
         let listen = self.listen.as_deref().map(listen).transpose()?;
         Ok(Overrides {
             context: self.context.clone().map(ContextName),

@@ -16,25 +16,48 @@ pub struct Args {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (_, status) = find(globals).await?;
     match args.output {
-        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?)),
-        None => print(&show(&status)),
+        Some(Output::Json) => {
+            let (_, status) = find_one(globals).await?;
+            print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?))
+        }
+        None => {
+            let texts: Vec<String> = find(globals).await?.iter().map(|(_, status)| show(status)).collect();
+            print(&texts.join("\n"))
+        }
     }
 }
 
-/// Returns the running adit: the one that `--listen` names, else the first that answers.
-pub async fn find(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
+/// Returns the adits that run, at least one: those that `--listen` names, else all that answer.
+pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError> {
     let wanted = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
-    for path in socket::sockets()? {
+    let mut found = Vec::new();
+    for path in socket::sockets() {
         let Ok(status) = socket::status(&path).await else { continue };
         if wanted.is_none_or(|port| status.facts.http.iter().any(|address| address.port() == port)) {
-            return Ok((path, status));
+            found.push((path, status));
         }
     }
-    let folder = socket::folder()?;
-    Err(CliError::new("no adit is running")
-        .hint(Some(format!("start it with 'adit'; its socket would be in {}", folder.display()))))
+    if found.is_empty() {
+        let folders: Vec<String> = socket::folders().iter().map(|folder| folder.display().to_string()).collect();
+        return Err(CliError::new("no adit is running")
+            .hint(Some(format!("start it with 'adit'; its socket would be in {}", folders.join(" or ")))));
+    }
+    Ok(found)
+}
+
+/// Returns the only adit that runs.
+///
+/// # Errors
+/// None does, or several do and none was named.
+pub async fn find_one(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
+    let mut found = find(globals).await?;
+    if found.len() > 1 {
+        let ports: Vec<String> = found.iter().filter_map(|(_, status)| Some(status.facts.http.first()?.to_string())).collect();
+        return Err(CliError::new(format!("{} adits are running, on {}", found.len(), ports.join(", ")))
+            .hint(Some(format!("say which: --listen {}", ports.first().map_or("ADDRESS", String::as_str)))));
+    }
+    Ok(found.swap_remove(0))
 }
 
 fn show(status: &Status) -> String {

@@ -14,7 +14,7 @@ pub struct Args {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (path, status) = status::find(globals).await?;
+    let (path, status) = status::find_one(globals).await?;
     if socket::stop(&path, &args.tunnel).await? {
         return print(&format!("stopped {}\n", args.tunnel));
     }

@@ -1,6 +1,13 @@
 //! `adit up`: serve, until a signal.
 
-use std::{fmt::Write as _, io, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
@@ -51,21 +58,35 @@ pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> 
     })
 }
 
-/// The signals that end adit.
+/// The signals that end adit: SIGINT, SIGTERM, and SIGHUP where it tells that the terminal was closed. Otherwise
+/// SIGHUP means a look at the configuration file.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
+    has_terminal: bool,
 }
 
 impl Signals {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            has_terminal: io::stderr().is_terminal(),
+        })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                // Without its terminal a process has no /dev/tty to open (ENXIO).
+                _ = self.hang_up.recv() => if self.has_terminal && File::open("/dev/tty").is_err() {
+                    return;
+                },
+            }
         }
     }
 }
@@ -117,10 +138,10 @@ fn banner(bound: &Bound) -> String {
     for host in config.http.routes.keys() {
         let _ = writeln!(text, "route     http://{host}:{port}");
     }
-    for (address, route) in &config.tcp.routes {
+    for address in config.tcp.routes.keys() {
         let target = router
             .tcp(*address)
-            .map_or_else(|_| format!("{:?}", route.destination.workload), |route| route.target.to_string());
+            .map_or_else(|error| format!("nothing yet: {error}"), |route| route.target.to_string());
         let _ = writeln!(text, "tcp       {address} -> {target}");
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");

@@ -26,13 +26,19 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 /// How often the file is looked at where the system has no events to give.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What a look at the changed file gave. Errors are words for people.
-pub type Reload = Result<Arc<Config>, String>;
+/// What a look at the file gave.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// Errors are words for people.
+    pub config: Result<Arc<Config>, String>,
+    /// By the user, with a signal: the file may not have changed.
+    pub asked_for: bool,
+}
 
 /// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
 ///
 /// What the file holds at first is sent too, as it may have changed since it was loaded; after that each change of
-/// content, once. A file that is gone changes nothing.
+/// content, once, and whatever it holds when it was asked for. A file that is gone changes nothing.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
     let mut content: Option<Vec<u8>> = None;
     let (events_tx, mut events) = mpsc::channel(1);
@@ -41,10 +47,11 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     let mut is_emptied = false;
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
+        let mut asked_for = false;
         tokio::select! {
             () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
             Some(()) = events.recv(), if is_watching => settle(&mut events).await,
-            Some(()) = look_again.recv() => {}
+            Some(()) = look_again.recv() => asked_for = true,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
         }
@@ -64,13 +71,13 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
             continue;
         }
         is_emptied = false;
-        if content.as_ref() == Some(&now) {
+        if content.as_ref() == Some(&now) && !asked_for {
             debug!("the configuration file was touched, not changed");
             continue;
         }
-        let reload = validate::parse(&file, &now).map(Arc::new).map_err(|error| error.to_string());
+        let config = validate::parse(&file, &now).map(Arc::new).map_err(|error| error.to_string());
         content = Some(now);
-        changes.send_replace(Some(reload));
+        changes.send_replace(Some(Reload { config, asked_for }));
     }
 }
 
@@ -169,7 +176,7 @@ mod tests {
     struct Watched {
         folder: tempfile::TempDir,
         changes: watch::Receiver<Option<Reload>>,
-        _look_again: mpsc::Sender<()>,
+        look_again: mpsc::Sender<()>,
     }
 
     impl Watched {
@@ -179,7 +186,7 @@ mod tests {
             let (changes_tx, changes) = watch::channel(None);
             let (look_again_tx, look_again) = mpsc::channel(1);
             tokio::spawn(run(folder.path().join("config.yaml"), changes_tx, look_again));
-            let mut watched = Self { folder, changes, _look_again: look_again_tx };
+            let mut watched = Self { folder, changes, look_again: look_again_tx };
             if watched.file().exists() {
                 watched.next().await.unwrap();
             } else {
@@ -188,9 +195,9 @@ mod tests {
             watched
         }
 
-        async fn next(&mut self) -> Reload {
+        async fn next(&mut self) -> Result<Arc<Config>, String> {
             timeout(Duration::from_secs(10), self.changes.changed()).await.expect("a change within 10 s").unwrap();
-            self.changes.borrow_and_update().clone().unwrap()
+            self.changes.borrow_and_update().clone().unwrap().config
         }
 
         fn file(&self) -> PathBuf {
@@ -247,5 +254,8 @@ mod tests {
         assert!(watched.next().await.unwrap().verbose);
         fs::write(watched.file(), "verbose: true\n").unwrap();
         assert!(timeout(Duration::from_millis(1500), watched.changes.changed()).await.is_err());
+        watched.look_again.send(()).await.unwrap();
+        watched.next().await.unwrap();
+        assert!(watched.changes.borrow().as_ref().unwrap().asked_for, "what is asked for is told in any case");
     }
 }

@@ -10,8 +10,8 @@ use std::{
     },
 };
 
-use tokio::net::TcpListener;
-use tracing::{debug, info};
+use tokio::{net::TcpListener, sync::oneshot};
+use tracing::{debug, info, warn};
 
 use super::mux::Mux;
 use crate::{
@@ -78,6 +78,8 @@ pub struct Ports {
 struct Serving {
     local: SocketAddr,
     drain: Drain,
+    /// Ends when the socket is closed.
+    closed: oneshot::Receiver<()>,
 }
 
 impl Sockets {
@@ -141,7 +143,10 @@ impl Ports {
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
             // The loop itself ends with the drain; its connections are tracked by the whole process.
             let all = self.drain.clone();
+            let (closed_tx, closed) = oneshot::channel();
             self.drain.spawn(async move {
+                let _closed = closed_tx;
+                let listener = listener;
                 let accepting = accept::accept(&listener, |stream, peer| {
                     let connection = Connection {
                         id: next.fetch_add(1, Ordering::Relaxed),
@@ -161,31 +166,69 @@ impl Ports {
                     () = of_listener.started() => {}
                 }
             });
-            self.serving.insert((kind, configured), Serving { local, drain });
+            self.serving.insert((kind, configured), Serving { local, drain, closed });
         }
     }
 
-    /// Changes to what a new configuration wants: binds what is new before it leaves what is gone. Connections of a
-    /// listener that is left finish what they do.
+    /// Changes to what a new configuration wants: binds what is new before it leaves what is gone, except where both
+    /// are the same port (`127.0.0.1:80` becomes `0.0.0.0:80`). Connections of a listener that is left finish what
+    /// they do.
     ///
     /// # Errors
-    /// A new address cannot be bound: nothing has changed.
-    pub fn change(&mut self, config: &Config) -> Result<(), BindError> {
-        let sockets = Sockets::bind(config, |kind, address| self.serving.contains_key(&(kind, address)))?;
-        self.serve(sockets);
-        let wanted = |kind: Kind, address: &SocketAddr| match kind {
+    /// A new address cannot be bound: what was served before is served again.
+    pub async fn change(&mut self, config: &Config) -> Result<(), BindError> {
+        let is_wanted = |(kind, address): &(Kind, SocketAddr)| match kind {
             Kind::Http => config.http.listen.contains(address),
             Kind::Tcp => config.tcp.routes.contains_key(address),
         };
-        self.serving.retain(|(kind, address), serving| {
-            let stays = wanted(*kind, address);
-            if !stays {
-                info!(address = %serving.local, "no longer listening");
-                serving.drain.start();
+        let leaving: Vec<_> = self.serving.keys().copied().filter(|key| !is_wanted(key)).collect();
+        let sockets = match self.bind_missing(config) {
+            Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => {
+                let in_the_way: Vec<_> =
+                    leaving.iter().copied().filter(|(_, address)| address.port() == error.address.port()).collect();
+                if in_the_way.is_empty() {
+                    return Err(error);
+                }
+                for key in &in_the_way {
+                    self.leave(key).await;
+                }
+                match self.bind_missing(config) {
+                    Ok(sockets) => sockets,
+                    Err(error) => {
+                        self.restore(&in_the_way);
+                        return Err(error);
+                    }
+                }
             }
-            stays
-        });
+            bound => bound?,
+        };
+        self.serve(sockets);
+        for key in &leaving {
+            self.leave(key).await;
+        }
         Ok(())
+    }
+
+    fn bind_missing(&self, config: &Config) -> Result<Sockets, BindError> {
+        Sockets::bind(config, |kind, address| self.serving.contains_key(&(kind, address)))
+    }
+
+    /// Stops listening, and returns once the socket is closed.
+    async fn leave(&mut self, key: &(Kind, SocketAddr)) {
+        let Some(serving) = self.serving.remove(key) else { return };
+        info!(address = %serving.local, "no longer listening");
+        serving.drain.start();
+        // An error is what tells that it is closed.
+        let _ = serving.closed.await;
+    }
+
+    fn restore(&mut self, left: &[(Kind, SocketAddr)]) {
+        for (kind, address) in left {
+            match accept::listen(*address) {
+                Ok(listener) => self.serve(Sockets(vec![(*kind, *address, listener)])),
+                Err(error) => warn!(%address, %error, "no longer listening there: somebody else has taken the port"),
+            }
+        }
     }
 
     /// Returns where it listens.
