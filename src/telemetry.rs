@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 /// The target of access-log lines: one per request or connection, shown with `-v`.
 pub const ACCESS: &str = "adit::access";
@@ -20,7 +20,7 @@ pub enum Format {
 #[derive(Clone)]
 pub struct Verbosity {
     /// None: `RUST_LOG` decides, whatever the configuration says.
-    handle: Option<reload::Handle<EnvFilter, Registry>>,
+    handle: Option<reload::Handle<Targets, Registry>>,
 }
 
 impl Verbosity {
@@ -33,18 +33,18 @@ impl Verbosity {
     }
 }
 
-fn filter(verbose: bool) -> EnvFilter {
-    let access = if verbose { "info" } else { "off" };
-    EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .parse_lossy(format!("warn,adit=info,{ACCESS}={access}"))
+fn filter(verbose: bool) -> Targets {
+    let access = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };
+    Targets::new().with_default(LevelFilter::WARN).with_target("adit", LevelFilter::INFO).with_target(ACCESS, access)
 }
 
-/// Starts to log to stderr. `RUST_LOG` replaces the filter; without a terminal, or with `NO_COLOR`, there is no colour.
+/// Starts to log to stderr. `RUST_LOG` (`debug`, or `warn,adit::backend=trace`) replaces the filter; without a terminal,
+/// or with `NO_COLOR`, there is no colour.
 pub fn init(format: Format, verbose: bool) -> Verbosity {
-    let from_env = std::env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
+    // What cannot be read is no reason not to start.
+    let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
     let is_fixed = from_env.is_some();
-    let (filter, handle) = reload::Layer::new(from_env.map_or_else(|| filter(verbose), EnvFilter::new));
+    let (filter, handle) = reload::Layer::new(from_env.unwrap_or_else(|| filter(verbose)));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
     let registry = tracing_subscriber::registry().with(filter);
@@ -54,4 +54,19 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     Verbosity { handle: (!is_fixed).then_some(handle) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn requests_are_logged_where_that_is_asked_for() {
+        assert!(filter(true).would_enable(ACCESS, &Level::INFO));
+        assert!(!filter(false).would_enable(ACCESS, &Level::WARN));
+        assert!(filter(false).would_enable("adit::tunnel::task", &Level::INFO));
+        assert!(!filter(true).would_enable("hyper::proto", &Level::INFO));
+    }
 }

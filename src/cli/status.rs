@@ -53,7 +53,8 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
 pub async fn find_one(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
     let mut found = find(globals).await?;
     if found.len() > 1 {
-        let ports: Vec<String> = found.iter().filter_map(|(_, status)| Some(status.facts.http.first()?.to_string())).collect();
+        let ports: Vec<String> =
+            found.iter().filter_map(|(_, status)| Some(status.facts.http.first()?.to_string())).collect();
         return Err(CliError::new(format!("{} adits are running, on {}", found.len(), ports.join(", ")))
             .hint(Some(format!("say which: --listen {}", ports.first().map_or("ADDRESS", String::as_str)))));
     }

@@ -139,9 +139,8 @@ fn banner(bound: &Bound) -> String {
         let _ = writeln!(text, "route     http://{host}:{port}");
     }
     for address in config.tcp.routes.keys() {
-        let target = router
-            .tcp(*address)
-            .map_or_else(|error| format!("nothing yet: {error}"), |route| route.target.to_string());
+        let target =
+            router.tcp(*address).map_or_else(|error| format!("nothing yet: {error}"), |route| route.target.to_string());
         let _ = writeln!(text, "tcp       {address} -> {target}");
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");

@@ -55,7 +55,7 @@ impl TcpFrontend {
         let (lease, mut backend) = match reached {
             Ok(reached) => reached,
             Err(error) => {
-                warn!(%listener, target = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
+                warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
                 return reset(&client);
             }
         };
@@ -63,7 +63,7 @@ impl TcpFrontend {
         match &end.broken {
             Some((Side::Backend, error)) => {
                 lease.note_error(error);
-                info!(connection = connection.id, %listener, target = %route.target, %error, "connection broken by the backend");
+                info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
                 reset(&client);
             }
             Some((Side::Client, error)) => {

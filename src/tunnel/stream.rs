@@ -109,7 +109,7 @@ impl TunnelStream {
         if self.opened.elapsed() >= patience || (is_refused && self.tunnel.drain.is_draining()) {
             return Err(error);
         }
-        debug!(target = %self.tunnel.target, %fault, "stream is moved");
+        debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
         let deadline = self.opened + BUDGET;
         let hold = Hold::new(self.tunnel.clone());

@@ -167,7 +167,7 @@ fn view(state: &State, running: &Option<Arc<Running>>, tunnel: &Tunnel) -> View 
     match (state, running) {
         (State::Running, Some(running)) => View::Running(running.clone()),
         (State::Failed { error, retry_at }, _) => {
-            warn!(target = %tunnel.target, error = %error, cause = error.cause(), hint = error.hint(), "tunnel failed");
+            warn!(tunnel = %tunnel.target, error = %error, cause = error.cause(), hint = error.hint(), "tunnel failed");
             View::Failed(error.clone(), *retry_at)
         }
         (State::Over, _) => View::Over,
@@ -200,7 +200,7 @@ async fn open(
     match opened {
         Ok(session) => {
             let endpoint = Arc::new(session.endpoint().clone());
-            info!(target = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
+            info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
             *running = Some(Arc::new(Running { session, endpoint }));
             tunnel.usage.touch();
             Event::Opened
@@ -231,12 +231,12 @@ async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain
     tokio::select! {
         reason = running.session.closed() => {
             let used = tunnel.is_used();
-            info!(target = %tunnel.target, pod = running.endpoint.pod, %reason, used, "session ended");
+            info!(tunnel = %tunnel.target, pod = running.endpoint.pod, %reason, used, "session ended");
             tunnel.note_error(&reason);
             Event::Lost { used }
         }
         () = idle(tunnel) => {
-            info!(target = %tunnel.target, "tunnel closed: idle");
+            info!(tunnel = %tunnel.target, "tunnel closed: idle");
             Event::Unused
         }
         () = tunnel.stop.cancelled() => Event::Stopped,

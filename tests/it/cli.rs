@@ -132,3 +132,22 @@ async fn routes_and_urls_lead_to_services() {
     .await
     .unwrap();
 }
+
+#[test]
+fn every_example_passes_check_and_a_plugin_of_kubectl_is_called_so() {
+    let home = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "yaml") {
+            let check = adit(home.path(), &["check", path.to_str().unwrap()]);
+            assert!(check.status.success(), "{}: {}", path.display(), text(&check.stderr));
+            count += 1;
+        }
+    }
+    assert!(count >= 3, "{count}");
+    let plugin = home.path().join("kubectl-adit");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_adit"), &plugin).unwrap();
+    let help = Command::new(plugin).args(["status", "--help"]).output().unwrap();
+    assert!(text(&help.stdout).contains("Usage: kubectl adit status"), "{}", text(&help.stdout));
+}

@@ -33,6 +33,17 @@ async fn a_client_that_never_speaks_does_not_hold_the_end_up() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_speaks_is_closed_after_10_s() {
+    let app = TestApp::start("").await;
+    let mut silent = TcpStream::connect(app.http).await.unwrap();
+    let started = tokio::time::Instant::now();
+    let end = timeout(PATIENCE, silent.read(&mut [0; 8])).await.expect("it is closed");
+    assert!(matches!(end, Ok(0)), "{end:?}");
+    assert!(started.elapsed() > Duration::from_secs(9), "a browser's spare connection has some time");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn what_is_neither_http_nor_tls_is_closed() {
     let app = TestApp::start("").await;
     let mut client = TcpStream::connect(app.http).await.unwrap();

@@ -9,6 +9,7 @@ mod k8s;
 mod kubectl;
 mod layers;
 mod lifecycle;
+mod process;
 mod support;
 mod tcp;
 mod tls;

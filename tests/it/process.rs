@@ -1,0 +1,260 @@
+//! The running binary: its listeners, its socket, its signals, its log.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use adit::demo::Demo;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
+
+use crate::support::{PATIENCE, eventually};
+
+/// adit as a process with a home folder of its own, in front of a demo cluster in this one.
+struct Process {
+    demo: Demo,
+    home: TempDir,
+    child: Child,
+    http: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Process {
+    async fn start(config: &str, arguments: &[&str]) -> Self {
+        Self::start_with(config, arguments, "exec \"$@\"").await
+    }
+
+    /// `script`: what a shell does with the command line.
+    async fn start_with(config: &str, arguments: &[&str], script: &str) -> Self {
+        let (demo, home) = (Demo::start().await.unwrap(), tempfile::tempdir().unwrap());
+        let file = home.path().join("config.yaml");
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_adit"), "--listen", "127.0.0.1:0"]).args(arguments);
+        command.arg("--config").arg(&file);
+        environment(&mut command, &home).env("KUBECONFIG", demo.kubeconfig());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+        let first = timeout(PATIENCE, lines.next_line()).await.expect("it starts").unwrap().expect("it says where");
+        let http = first.split(' ').find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("no address: {first}"));
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let log = Arc::new(Mutex::new(String::new()));
+        let (kept, errors) = (log.clone(), child.stderr.take().unwrap().into_owned_fd().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(fs::File::from(errors)).lines().map_while(Result::ok) {
+                kept.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { demo, home, child, http, log }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.home.path().join("config.yaml")
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    async fn logs(&self, text: &str) {
+        eventually(text, || async { self.log().contains(text) }).await;
+    }
+
+    async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
+    }
+
+    /// Returns standard output and error of another adit of the same user.
+    async fn command(&self, arguments: &[&str]) -> (bool, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        let output = environment(&mut command, &self.home).args(arguments).output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    }
+
+    async fn status(&self) -> String {
+        self.command(&["status"]).await.1
+    }
+
+    async fn get(&self, address: SocketAddr, host: &str) -> Option<String> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(address).await?;
+            let request = format!("GET /whoami HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        timeout(PATIENCE, exchange).await.ok()?.ok()
+    }
+
+    async fn serves(&self, host: &str) -> bool {
+        self.get(self.http, host).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
+    }
+}
+
+fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Command {
+    for variable in ["ADIT_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"] {
+        command.env_remove(variable);
+    }
+    command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path())
+}
+
+/// Returns a port that is free at this moment.
+async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+fn tcp_route(ip: &str, port: u16) -> String {
+    format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80, listen: {ip}}}}}}}}}\n")
+}
+
+#[tokio::test]
+async fn status_shows_a_tunnel_and_stop_ends_it() {
+    let process = Process::start("", &[]).await;
+    assert!(process.status().await.contains("no tunnels"));
+    assert!(process.serves("web.shop.localhost").await);
+    let shown = process.status().await;
+    assert!(shown.contains("demo/shop/web") && shown.contains("running") && shown.contains("web-"), "{shown}");
+    let (_, json, _) = process.command(&["status", "-o", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let tunnel = json["tunnels"][0]["target"].as_str().unwrap().to_owned();
+    let (ok, _, error) = process.command(&["stop", "no/such/tunnel:1"]).await;
+    assert!(!ok && error.contains(&tunnel), "{error}");
+    let (ok, said, _) = process.command(&["stop", &tunnel]).await;
+    assert!(ok && said == format!("stopped {tunnel}\n"), "{said}");
+    eventually("the tunnel is gone", || async { process.status().await.contains("no tunnels") }).await;
+    assert!(process.serves("web.shop.localhost").await);
+}
+
+#[tokio::test]
+async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
+    let port = free_port().await;
+    let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
+    let local = SocketAddr::from(([127, 0, 0, 1], port));
+    let serves = async || process.get(local, "any").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"));
+    assert!(serves().await);
+
+    fs::write(process.config(), tcp_route("0.0.0.0", port)).unwrap();
+    process.logs("config reloaded").await;
+    eventually("all addresses are listed", || async { process.status().await.contains(&format!("0.0.0.0:{port}")) })
+        .await;
+    assert!(serves().await, "{}", process.log());
+
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = taken.local_addr().unwrap();
+    fs::write(process.config(), tcp_route("127.0.0.1", other.port())).unwrap();
+    eventually("the refusal is shown", || async { process.status().await.contains("config not reloaded") }).await;
+    let shown = process.status().await;
+    assert!(shown.contains(&format!("cannot listen on {other}: the port is already in use")), "{shown}");
+    assert!(serves().await);
+
+    fs::write(process.config(), "http: [not, a, map]\n").unwrap();
+    eventually("the problem is shown", || async { process.status().await.contains("http: expected") }).await;
+    assert!(serves().await);
+}
+
+#[tokio::test]
+async fn a_comment_is_no_change_and_a_signal_applies_what_is_not_followed() {
+    let process = Process::start("auto_reload_config: false\n", &[]).await;
+    let with_route =
+        "auto_reload_config: false\nhttp: {k8s: {routes: {one.localhost: {namespace: shop, service: web}}}}\n";
+    fs::write(process.config(), "auto_reload_config: false # still\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(!process.log().contains("config"), "{}", process.log());
+    fs::write(process.config(), with_route).unwrap();
+    process.logs("auto_reload_config is false").await;
+    assert!(!process.serves("one.localhost").await);
+    process.signal("HUP").await;
+    process.logs("config reloaded").await;
+    assert!(process.serves("one.localhost").await);
+}
+
+#[tokio::test]
+async fn a_signal_lets_requests_finish_and_a_second_one_ends_them() {
+    for (signals, code, body) in [(1, 0, "slow\n"), (2, 130, "")] {
+        let mut process = Process::start("", &[]).await;
+        assert!(process.serves("web.shop.localhost").await);
+        let mut stream = TcpStream::connect(process.http).await.unwrap();
+        stream.write_all(b"GET /slow HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for _ in 0..signals {
+            process.signal("TERM").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(process.exit_code().await, Some(code));
+        let mut answer = String::new();
+        // After the second signal the connection may be reset.
+        let _ = stream.read_to_string(&mut answer).await;
+        assert_eq!(answer.split_once("\r\n\r\n").map_or("", |(_, body)| body), body, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn log_lines_are_json_where_that_is_asked_for() {
+    let process = Process::start("", &["--log-format", "json", "--verbose"]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    process.logs("/whoami").await;
+    let log = process.log();
+    assert!(log.lines().all(|line| line.matches("\"target\":").count() == 1), "a key comes once: {log}");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let access = lines.iter().find(|line| line["path"] == "/whoami").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&access["status"], &access["level"]), (&200.into(), &"INFO".into()), "{access}");
+}
+
+#[tokio::test]
+async fn without_descriptors_it_goes_on_when_there_are_some_again() {
+    let process = Process::start_with("", &[], "ulimit -Hn 40; ulimit -Sn 40; exec \"$@\"").await;
+    let mut silent = Vec::new();
+    for _ in 0..60 {
+        silent.push(TcpStream::connect(process.http).await.unwrap());
+    }
+    process.logs("cannot accept").await;
+    drop(silent);
+    let started = Instant::now();
+    eventually("it serves again", || process.serves("web.shop.localhost")).await;
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_second_adit_leaves_the_socket_of_the_first_alone() {
+    let process = Process::start("", &[]).await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    let mut second = environment(&mut command, &process.home)
+        .args(["--listen", "127.0.0.1:0", "--config"])
+        .arg(process.config())
+        .env("KUBECONFIG", process.demo.kubeconfig())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut said = [0; 16];
+    timeout(PATIENCE, second.stdout.as_mut().unwrap().read_exact(&mut said)).await.unwrap().unwrap();
+    eventually("both are shown", || async { process.status().await.matches(" listens on ").count() == 2 }).await;
+    let (ok, _, error) = process.command(&["stop", "demo/shop/web"]).await;
+    assert!(
+        !ok && error.contains("2 adits are running") && error.contains("hint: say which: --listen 127.0.0.1:"),
+        "{error}"
+    );
+    let port = process.http.port().to_string();
+    let (_, shown, _) = process.command(&["--listen", &port, "status"]).await;
+    assert_eq!(shown.matches(" listens on ").count(), 1, "{shown}");
+}
