@@ -3,121 +3,160 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tokio_rustls::TlsAcceptor;
 
-use super::{Node, objects::type_of, streams, table::table};
+use super::{
+    Node, VERSION,
+    access::{Tokens, User},
+    faults::Era,
+    kinds::{self, Kind},
+    process::{Process, Sandbox},
+    selector::Selector,
+    streams::{channels, exec, port_forward, tunnel},
+    table::table,
+    tasks::Tasks,
+    world::Change,
+};
 use crate::wire::websocket::accept_key;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 const PORT_FORWARD: &str = "portforward.k8s.io";
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const CHANNELS_V4: &str = "v4.channel.k8s.io";
+const CHANNELS_V5: &str = "v5.channel.k8s.io";
+
+/// What is sent to it: a scale, a question, the options of a deletion.
+const LONGEST_REQUEST: usize = 1 << 20;
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: Arc<Node>, token: String) {
-    let mut connections = JoinSet::new();
+pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: Arc<Node>, tokens: Tokens) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
             continue;
         };
         let _ = stream.set_nodelay(true);
-        while connections.try_join_next().is_some() {}
-        let (acceptor, node, token) = (TlsAcceptor::from(tls.clone()), node.clone(), token.clone());
-        connections.spawn(async move {
+        let (acceptor, node, tokens) = (TlsAcceptor::from(tls.clone()), node.clone(), tokens.clone());
+        let tasks = node.tasks.child();
+        let of_connection = tasks.clone();
+        tasks.spawn(async move {
             let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await else { return };
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let service = service_fn(move |request| {
-                let (node, token) = (node.clone(), token.clone());
-                async move { Ok::<_, Infallible>(answer(request, node, &token).await) }
+                let (node, tokens) = (node.clone(), tokens.clone());
+                async move { answer(request, node, &tokens).await }
             });
             // The client went away.
             let _ = match is_h2 {
-                true => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
+                true => http2::Builder::new(of_connection).serve_connection(TokioIo::new(stream), service).await,
                 false => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
             };
         });
     }
 }
 
-async fn answer(request: Request<Incoming>, node: Arc<Node>, token: &str) -> Response<Body> {
+/// The connection is closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the demo was told to hang up")]
+struct HangUp;
+
+async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) -> Result<Response<Body>, HangUp> {
     let path = request.uri().path().to_owned();
+    node.faults.count_request(&path);
     let authorization =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let user = match authorization.strip_prefix("Bearer ") {
-        Some(given) if given == token => "demo",
-        Some("nobody") => "nobody",
-        _ => return status(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
+    let Some(user) = tokens.user(authorization) else {
+        return Ok(status(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"));
     };
+    if let Some(delay) = node.faults.delay_for(&path) {
+        sleep(delay).await;
+    }
     if let Some(code) = node.faults.status_for(&path).and_then(|code| StatusCode::from_u16(code).ok()) {
-        return status(code, code.canonical_reason().unwrap_or("Unknown"), "the demo was told to answer so");
+        return Ok(status(code, code.canonical_reason().unwrap_or("Unknown"), "the demo was told to answer so"));
+    }
+    if request.headers().contains_key(header::UPGRADE) && node.faults.hangs_up() {
+        return Err(HangUp);
     }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    match parts.as_slice() {
-        ["version"] => {
-            return ok(&json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"}));
-        }
-        ["api"] => return ok(&json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
-        ["apis"] => return ok(&groups()),
-        ["api", "v1"] => return ok(&resources("v1")),
-        ["apis", "discovery.k8s.io", "v1"] => return ok(&resources("discovery.k8s.io/v1")),
-        ["readyz" | "healthz" | "livez"] => return ok(&json!("ok")),
-        _ => {}
+    if let Some(answer) = discovery(&parts) {
+        return Ok(answer);
     }
-    let Some(resource) = Resource::of(&parts) else {
-        return status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
-    };
-    if user == "nobody" {
-        return status(
-            StatusCode::FORBIDDEN,
-            "Forbidden",
-            &resource.forbidden(request.method(), user, request.uri().query()),
-        );
-    }
-    match (request.method(), resource.name, resource.sub) {
-        (&Method::GET, None, None) if query(&request, "watch").is_some_and(|value| value == "true" || value == "1") => {
-            watch(&resource, &request, &node)
+    Ok(match parts.as_slice() {
+        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => may(request, &node, user).await,
+        ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => {
+            let groups = ["system:authenticated"];
+            json_body(
+                StatusCode::CREATED,
+                &json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "status": {"userInfo": {"username": user.name(), "groups": groups}}}),
+            )
         }
-        (&Method::GET, None, None) => list(&resource, &request, &node),
-        (&Method::GET, Some(name), None) => match node.world.get(resource.kind, resource.namespace.unwrap_or(""), name)
-        {
-            Some(object) if wants_table(request.headers()) => ok(&table(resource.kind, &[object])),
-            Some(object) => ok(&object),
-            None => status(StatusCode::NOT_FOUND, "NotFound", &format!("{} \"{name}\" not found", resource.kind)),
+        _ => match Resource::of(&parts) {
+            Some(resource) => of_resource(&resource, request, node, user).await,
+            None => status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource"),
         },
-        (&Method::DELETE, Some(name), None) if resource.kind == "pods" => {
-            let namespace = resource.namespace.unwrap_or("");
-            match node.world.get("pods", namespace, name) {
-                Some(pod) => {
-                    node.world.delete_pod(namespace, name, Some(&format!("{name}r")));
-                    ok(&pod)
-                }
-                None => status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{name}\" not found")),
-            }
-        }
-        (&Method::GET, Some(name), Some("log")) => text(format!("{name}: there is nothing to log in a demo\n")),
-        (_, Some(name), Some("portforward")) => {
-            port_forward(name.to_owned(), resource.namespace.unwrap_or("").to_owned(), request, node)
-        }
-        (_, Some(name), Some("exec")) => exec(name.to_owned(), request),
+    })
+}
+
+async fn of_resource(
+    resource: &Resource<'_>,
+    request: Request<Incoming>,
+    node: Arc<Node>,
+    user: User,
+) -> Response<Body> {
+    let verb = resource.verb(&request);
+    let name_with_sub = resource.name_with_sub();
+    let is_forbidden = |verb: &str| user == User::Nobody || node.faults.forbids(verb, &name_with_sub);
+    // From 1.35 on a WebSocket needs the right to create what it opens (KEP-4006 follow-up).
+    let needs_create = resource.is_upgraded() && verb == "get" && node.faults.current_era() >= Era::V1_36;
+    if is_forbidden(verb) || (needs_create && is_forbidden("create")) {
+        let verb = if is_forbidden(verb) { verb } else { "create" };
+        return status(StatusCode::FORBIDDEN, "Forbidden", &resource.forbidden(verb, user));
+    }
+    let namespace = resource.namespace.unwrap_or("");
+    let found = resource.name.and_then(|name| node.world.get(resource.kind.plural, namespace, name));
+    if let (Some(name), None) = (resource.name, &found) {
+        let message = format!("{} \"{name}\" not found", resource.kind.qualified());
+        return status(StatusCode::NOT_FOUND, "NotFound", &message);
+    }
+    match (verb, found, resource.sub) {
+        ("watch", None, None) => watch(resource, &request, &node),
+        ("list", None, None) => list(resource, &request, &node),
+        ("get", Some(object), None) if wants_table(request.headers()) => ok(&table(resource.kind, [&*object], "")),
+        ("get", Some(object), None) => ok(&object),
+        ("delete", Some(pod), None) if resource.kind.plural == "pods" => delete_pod(&pod, request, &node).await,
+        ("get", Some(pod), Some("log")) => log(&pod, &request, &node),
+        (_, Some(pod), Some("portforward")) => match node.sandbox(namespace, text(&pod["metadata"]["name"])) {
+            Some(sandbox) => port_forwards(sandbox, request, node),
+            None => status(StatusCode::NOT_FOUND, "NotFound", "pods not found"),
+        },
+        (_, Some(pod), Some("exec")) => match node.sandbox(namespace, text(&pod["metadata"]["name"])) {
+            Some(sandbox) => execs(sandbox, request, node),
+            None => status(StatusCode::NOT_FOUND, "NotFound", "pods not found"),
+        },
+        (_, Some(object), Some("scale")) => scale(resource, &object, request, &node).await,
+        ("patch" | "update", Some(object), None) => scale(resource, &object, request, &node).await,
         _ => status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "the demo does not do that"),
     }
 }
 
 /// What a path of the API names.
 struct Resource<'a> {
-    kind: &'static str,
+    kind: &'static Kind,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
     sub: Option<&'a str>,
@@ -125,102 +164,428 @@ struct Resource<'a> {
 
 impl<'a> Resource<'a> {
     fn of(parts: &[&'a str]) -> Option<Self> {
-        let rest = match parts {
-            ["api", "v1", rest @ ..] | ["apis", "discovery.k8s.io", "v1", rest @ ..] => rest,
+        let (group, rest) = match parts {
+            ["api", "v1", rest @ ..] => ("", rest),
+            ["apis", group, "v1", rest @ ..] => (*group, rest),
             _ => return None,
         };
         let (namespace, rest) = match rest {
+            // A namespace is an object too.
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
-        let kind =
-            ["namespaces", "services", "pods", "endpointslices"].into_iter().find(|kind| Some(kind) == rest.first())?;
+        let kind = kinds::find(group, rest.first()?)?;
         Some(Self { kind, namespace, name: rest.get(1).copied(), sub: rest.get(2).copied() })
     }
 
-    fn forbidden(&self, method: &Method, user: &str, query: Option<&str>) -> String {
-        let verb = match (method, self.name) {
+    fn verb(&self, request: &Request<Incoming>) -> &'static str {
+        let is_watch = query(request, "watch").is_some_and(|value| value == "true" || value == "1");
+        match (request.method(), self.name) {
             (&Method::POST, _) => "create",
             (&Method::DELETE, _) => "delete",
+            (&Method::PATCH, _) => "patch",
+            (&Method::PUT, _) => "update",
             (_, Some(_)) => "get",
-            _ if query.is_some_and(|query| query.contains("watch=")) => "watch",
+            _ if is_watch => "watch",
             _ => "list",
-        };
-        let resource = self.sub.map_or(self.kind.to_owned(), |sub| format!("{}/{sub}", self.kind));
-        let group = if self.kind == "endpointslices" { "discovery.k8s.io" } else { "" };
+        }
+    }
+
+    fn is_upgraded(&self) -> bool {
+        matches!(self.sub, Some("portforward" | "exec"))
+    }
+
+    fn name_with_sub(&self) -> String {
+        self.sub.map_or(self.kind.plural.to_owned(), |sub| format!("{}/{sub}", self.kind.plural))
+    }
+
+    fn forbidden(&self, verb: &str, user: User) -> String {
         let place = self
             .namespace
             .map_or("at the cluster scope".to_owned(), |namespace| format!("in the namespace \"{namespace}\""));
         let name = self.name.map_or(String::new(), |name| format!(" \"{name}\""));
         format!(
-            "{}{name} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}",
-            self.kind
+            "{}{name} is forbidden: User \"{}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}",
+            self.kind.qualified(),
+            user.name(),
+            self.name_with_sub(),
+            self.kind.group
         )
     }
 }
 
-fn list(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
-    let objects: Vec<Value> = node
-        .world
-        .list(resource.kind, resource.namespace)
-        .into_iter()
-        .filter(|object| selected(object, request))
-        .collect();
-    if wants_table(request.headers()) {
-        return ok(&table(resource.kind, &objects));
+fn discovery(parts: &[&str]) -> Option<Response<Body>> {
+    Some(match parts {
+        ["version"] => ok(&json!({"major": "1", "minor": "36", "gitVersion": VERSION, "platform": "linux/amd64"})),
+        ["api"] => ok(&json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
+        ["apis"] => {
+            let group = |name: &&str| {
+                let version = json!({"groupVersion": kinds::group_version(name), "version": "v1"});
+                json!({"name": name, "versions": [version], "preferredVersion": version})
+            };
+            let groups: Vec<Value> = kinds::GROUPS.iter().map(group).collect();
+            ok(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
+        }
+        ["api", "v1"] => ok(&resources("")),
+        ["apis", group, "v1"] if kinds::GROUPS.contains(group) => ok(&resources(group)),
+        ["readyz" | "healthz" | "livez"] => plain("ok".to_owned()),
+        _ => return None,
+    })
+}
+
+fn resources(group: &str) -> Value {
+    let mut all = Vec::new();
+    for kind in kinds::ALL.iter().filter(|kind| kind.group == group) {
+        all.push(json!({
+            "name": kind.plural, "singularName": kind.singular, "namespaced": kind.is_namespaced, "kind": kind.name,
+            "verbs": ["get", "list", "watch", "delete", "patch"], "shortNames": kind.short
+        }));
+        for (sub, sent) in kind.subresources {
+            let name = format!("{}/{sub}", kind.plural);
+            all.push(
+                json!({"name": name, "singularName": "", "namespaced": true, "kind": sent, "verbs": ["create", "get"]}),
+            );
+        }
     }
-    let (kind, api) = type_of(resource.kind);
+    let question = |name: &str, kind: &str| json!({"name": name, "singularName": "", "namespaced": false, "kind": kind, "verbs": ["create"]});
+    match group {
+        "authorization.k8s.io" => all.push(question("selfsubjectaccessreviews", "SelfSubjectAccessReview")),
+        "authentication.k8s.io" => all.push(question("selfsubjectreviews", "SelfSubjectReview")),
+        _ => {}
+    }
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": kinds::group_version(group), "resources": all})
+}
+
+/// Answers `kubectl auth can-i`.
+async fn may(request: Request<Incoming>, node: &Node, user: User) -> Response<Body> {
+    let asked = body(request).await;
+    let attributes = &asked["spec"]["resourceAttributes"];
+    let (resource, sub) = (text(&attributes["resource"]), text(&attributes["subresource"]));
+    let name = if sub.is_empty() { resource.to_owned() } else { format!("{resource}/{sub}") };
+    let allowed = user != User::Nobody && !node.faults.forbids(text(&attributes["verb"]), &name);
+    let mut answer = asked;
+    answer["status"] = json!({"allowed": allowed});
+    json_body(StatusCode::CREATED, &answer)
+}
+
+fn selector(request: &Request<Incoming>) -> Result<Selector, Box<Response<Body>>> {
+    let (labels, fields) = (query(request, "labelSelector"), query(request, "fieldSelector"));
+    Selector::parse(labels.as_deref(), fields.as_deref())
+        .map_err(|error| Box::new(status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string())))
+}
+
+fn list(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
+    let selector = match selector(request) {
+        Ok(selector) => selector,
+        Err(response) => return *response,
+    };
+    let (mut objects, version) = node.world.list(resource.kind.plural, resource.namespace);
+    objects.retain(|object| selector.matches(object));
+    let version = version.to_string();
+    if wants_table(request.headers()) {
+        return ok(&table(resource.kind, objects.iter().map(|object| &**object), &version));
+    }
+    let kind = format!("{}List", resource.kind.name);
+    let objects: Vec<&Value> = objects.iter().map(|object| &**object).collect();
     ok(
-        &json!({"kind": format!("{kind}List"), "apiVersion": api, "metadata": {"resourceVersion": node.world.version().to_string()}, "items": objects}),
+        &json!({"kind": kind, "apiVersion": resource.kind.api_version(), "metadata": {"resourceVersion": version}, "items": objects}),
     )
 }
 
-fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
-    let (kind, namespace) = (resource.kind, resource.namespace.map(str::to_owned));
-    let labels = query(request, "labelSelector");
-    // Without a version to start from, a watch begins with what there is.
-    let first: Vec<(&'static str, Value)> = match query(request, "resourceVersion").as_deref() {
-        None | Some("" | "0") => {
-            node.world.list(kind, namespace.as_deref()).into_iter().map(|object| ("ADDED", object)).collect()
-        }
-        Some(_) => Vec::new(),
+/// Streams what changes after a version; without one, what there is comes first.
+fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<Node>) -> Response<Body> {
+    let selector = match selector(request) {
+        Ok(selector) => selector,
+        Err(response) => return *response,
     };
-    let news = node.world.watch();
-    let later = futures::stream::unfold(news, |mut news| async move {
-        news.recv().await.ok().map(|(kind, event, object)| ((kind, event, object), news))
+    let (plural, namespace) = (resource.kind.plural, resource.namespace.map(str::to_owned));
+    let from = query(request, "resourceVersion")
+        .and_then(|version| version.parse::<u64>().ok())
+        .filter(|version| *version > 0);
+    let (first, from) = match from {
+        Some(version) => (Vec::new(), version),
+        None => node.world.list(plural, namespace.as_deref()),
+    };
+    let as_table = wants_table(request.headers());
+    let kind = resource.kind;
+    let line = move |event: &str, object: &Value| {
+        let object =
+            if as_table { table(kind, [object], text(&object["metadata"]["resourceVersion"])) } else { object.clone() };
+        Bytes::from(format!("{}\n", json!({"type": event, "object": object})))
+    };
+    let mut before: Vec<Bytes> =
+        first.iter().filter(|object| selector.matches(object)).map(|object| line("ADDED", object)).collect();
+    if query(request, "sendInitialEvents").as_deref() == Some("true") {
+        // Tells where what there was ends (KEP-3157).
+        let metadata =
+            json!({"resourceVersion": from.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
+        let object = json!({"kind": kind.name, "apiVersion": kind.api_version(), "metadata": metadata});
+        before.push(Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
+    }
+    let later = changes(node.clone(), from).map(move |changes| match changes {
+        Some(changes) => {
+            let is_ours = |change: &&Change| {
+                let object = change.after.as_ref().or(change.before.as_ref());
+                change.plural == plural
+                    && object.is_some_and(|object| namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str()))
+            };
+            changes.iter().filter(is_ours).filter_map(|change| event(change, &selector).map(|(event, object)| line(event, object))).collect::<Vec<_>>().concat().into()
+        }
+        None => Bytes::from(format!(
+            "{}\n",
+            json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old resource version"}})
+        )),
     });
-    let events =
-        futures::stream::iter(first.into_iter().map(move |(event, object)| (kind, event, object))).chain(later);
-    let lines = events.filter_map(move |(of, event, object)| {
-        let is_ours = of == kind
-            && namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str())
-            && labels.as_ref().is_none_or(|labels| has_labels(&object, labels));
-        let line =
-            is_ours.then(|| Ok(Frame::data(Bytes::from(format!("{}\n", json!({"type": event, "object": object}))))));
-        async move { line }
-    });
+    let seconds = query(request, "timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(3600);
+    let of_watch = node.clone();
+    let end = async move {
+        tokio::select! {
+            () = sleep(Duration::from_secs(seconds)) => {}
+            () = of_watch.faults.watches_are_ended() => {}
+        }
+    };
+    let lines = futures::stream::iter(before).chain(later).filter(|line| std::future::ready(!line.is_empty()));
+    let lines = lines.take_until(Box::pin(end)).map(|line| Ok(Frame::data(line)));
     respond(StatusCode::OK, "application/json", StreamBody::new(lines).boxed_unsync())
 }
 
-fn selected(object: &Value, request: &Request<Incoming>) -> bool {
-    let fields = query(request, "fieldSelector");
-    let has_fields = fields.as_ref().is_none_or(|fields| {
-        fields.split(',').all(|term| match term.split_once('=') {
-            Some((path, value)) => {
-                let found = path.split('.').fold(object, |object, key| &object[key]);
-                found.as_str().unwrap_or_default() == value.trim_start_matches('=')
-            }
-            None => true,
-        })
-    });
-    has_fields && query(request, "labelSelector").is_none_or(|labels| has_labels(object, &labels))
+/// Returns what happens to those who see only what a selector takes: an object that no longer matches is gone to them.
+fn event<'c>(change: &'c Change, selector: &Selector) -> Option<(&'static str, &'c Value)> {
+    let matching = |object: &'c Option<Arc<Value>>| object.as_deref().filter(|object| selector.matches(object));
+    match (matching(&change.before), matching(&change.after)) {
+        (None, Some(after)) => Some(("ADDED", after)),
+        (Some(_), Some(after)) => Some(("MODIFIED", after)),
+        (Some(before), None) => Some(("DELETED", change.after.as_deref().unwrap_or(before))),
+        (None, None) => None,
+    }
 }
 
-fn has_labels(object: &Value, selector: &str) -> bool {
-    selector.split(',').filter(|term| !term.is_empty()).all(|term| match term.split_once('=') {
-        Some((key, value)) => object["metadata"]["labels"][key] == value.trim_start_matches('='),
-        None => !object["metadata"]["labels"][term].is_null(),
+/// Yields the changes after `from`, as they come; None and the end when they are no longer known.
+fn changes(node: Arc<Node>, from: u64) -> impl Stream<Item = Option<Vec<Change>>> {
+    let versions = node.world.versions();
+    futures::stream::unfold(Some((node, versions, from)), |state| async move {
+        let (node, mut versions, from) = state?;
+        loop {
+            versions.mark_unchanged();
+            match node.world.changes_after(from) {
+                Err(_) => return Some((None, None)),
+                Ok((changes, next)) if !changes.is_empty() => {
+                    return Some((Some(changes), Some((node, versions, next))));
+                }
+                Ok(_) => versions.changed().await.ok()?,
+            }
+        }
     })
+}
+
+async fn delete_pod(pod: &Value, request: Request<Incoming>, node: &Node) -> Response<Body> {
+    let (namespace, name) = (text(&pod["metadata"]["namespace"]).to_owned(), text(&pod["metadata"]["name"]).to_owned());
+    let from_query = query(&request, "gracePeriodSeconds").and_then(|seconds| seconds.parse::<u64>().ok());
+    let seconds = body(request).await["gracePeriodSeconds"].as_u64().or(from_query);
+    match node.world.terminate_pod(&namespace, &name, seconds.map(Duration::from_secs)) {
+        Some(pod) => ok(&pod),
+        None => status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{name}\" not found")),
+    }
+}
+
+/// Answers `kubectl scale`: a read of the number, or a patch of it.
+async fn scale(resource: &Resource<'_>, object: &Value, request: Request<Incoming>, node: &Node) -> Response<Body> {
+    let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+    let is_scale = resource.sub.is_some();
+    let mut object = object.clone();
+    if request.method() != Method::GET {
+        let wanted = body(request).await["spec"]["replicas"].as_u64();
+        let Some(replicas) = wanted.filter(|replicas| *replicas <= 100) else {
+            return status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", "the demo changes spec.replicas, up to 100");
+        };
+        if let Some(changed) = node.world.scale(resource.kind.plural, namespace, name, replicas) {
+            object = (*changed).clone();
+        }
+    }
+    if !is_scale {
+        return ok(&object);
+    }
+    let selector = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+    let selector: Vec<String> = selector.map(|(key, value)| format!("{key}={}", text(value))).collect();
+    ok(&json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
+        "spec": {"replicas": object["spec"]["replicas"]},
+        "status": {"replicas": object["status"]["replicas"], "selector": selector.join(",")}
+    }))
+}
+
+/// What the container has said, and with `follow=true` what it says from now on.
+fn log(pod: &Value, request: &Request<Incoming>, node: &Node) -> Response<Body> {
+    let Some(process) = node.world.process(text(&pod["metadata"]["uid"])) else {
+        return status(StatusCode::BAD_REQUEST, "BadRequest", "the container is waiting to start");
+    };
+    let (before, next) = process.lines(0);
+    if query(request, "follow").as_deref() != Some("true") {
+        return plain(before);
+    }
+    let later = futures::stream::unfold((process, next), |(process, next): (Process, usize)| async move {
+        if !process.has_said_more(next).await {
+            return None;
+        }
+        let (lines, next) = process.lines(next);
+        Some((lines, (process, next)))
+    });
+    let lines = futures::stream::iter([before]).chain(later).map(|lines| Ok(Frame::data(Bytes::from(lines))));
+    respond(StatusCode::OK, "text/plain", StreamBody::new(lines).boxed_unsync())
+}
+
+/// How a client wants its connection upgraded.
+enum Upgrade {
+    Spdy(String),
+    /// The subprotocols that are offered, and the answer to the key.
+    WebSocket(Vec<String>, HeaderValue),
+}
+
+impl Upgrade {
+    fn of(request: &Request<Incoming>) -> Result<Self, Box<Response<Body>>> {
+        let value = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let bad = |message: &str| Err(Box::new(status(StatusCode::BAD_REQUEST, "BadRequest", message)));
+        match value("upgrade").unwrap_or_default().to_ascii_lowercase().as_str() {
+            "spdy/3.1" => match value("x-stream-protocol-version") {
+                Some(version) => Ok(Self::Spdy(version)),
+                None => {
+                    let message = "unable to upgrade: unable to negotiate protocol: client supports []";
+                    Err(Box::new(status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)))
+                }
+            },
+            "websocket" if request.method() != Method::GET => Err(Box::new(status(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "a WebSocket is opened by GET",
+            ))),
+            "websocket" => {
+                let accept = value("sec-websocket-key").and_then(|key| HeaderValue::from_str(&accept_key(&key)).ok());
+                let offered = value("sec-websocket-protocol").unwrap_or_default();
+                let offered = offered.split(',').map(|protocol| protocol.trim().to_owned()).collect();
+                accept.map_or_else(|| bad("a WebSocket needs a key"), |accept| Ok(Self::WebSocket(offered, accept)))
+            }
+            _ => bad("Upgrade request required"),
+        }
+    }
+}
+
+fn switching(upgrade: &'static str) -> Response<Body> {
+    let mut response = Response::new(Full::default().boxed_unsync());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(upgrade));
+    response
+}
+
+fn spdy(version: &str) -> Response<Body> {
+    let mut response = switching("SPDY/3.1");
+    if let Ok(version) = HeaderValue::from_str(version) {
+        response.headers_mut().insert("x-stream-protocol-version", version);
+    }
+    response
+}
+
+fn websocket(protocol: &'static str, accept: HeaderValue) -> Response<Body> {
+    let mut response = switching("websocket");
+    response.headers_mut().insert("sec-websocket-accept", accept);
+    response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(protocol));
+    response
+}
+
+/// Upgrades to SPDY, raw or in a WebSocket, or to channels, and serves port-forwards.
+fn port_forwards(sandbox: Sandbox, mut request: Request<Incoming>, node: Arc<Node>) -> Response<Body> {
+    let upgrade = match Upgrade::of(&request) {
+        Ok(upgrade) => upgrade,
+        Err(response) => return *response,
+    };
+    let has_tunnel = node.faults.current_era() > Era::V1_30;
+    let (response, ports) = match upgrade {
+        Upgrade::Spdy(version) if version == PORT_FORWARD => (spdy(PORT_FORWARD), None),
+        Upgrade::Spdy(_) => return status(StatusCode::FORBIDDEN, "Forbidden", "unable to negotiate protocol"),
+        Upgrade::WebSocket(offered, accept) if has_tunnel && offered.iter().any(|protocol| protocol == TUNNEL) => {
+            (websocket(TUNNEL, accept), None)
+        }
+        Upgrade::WebSocket(offered, accept) => {
+            let ports: Vec<u16> = queries(&request, "ports")
+                .iter()
+                .flat_map(|ports| ports.split(','))
+                .filter_map(|port| port.parse().ok())
+                .collect();
+            if ports.is_empty() {
+                return status(StatusCode::BAD_REQUEST, "BadRequest", "query parameter \"port\" is required");
+            }
+            if !offered.iter().any(|protocol| protocol == CHANNELS_V4) {
+                return respond(StatusCode::FORBIDDEN, "text/plain", Full::default().boxed_unsync());
+            }
+            (websocket(CHANNELS_V4, accept), Some(ports))
+        }
+    };
+    let is_tunnel = response.headers().get("sec-websocket-protocol").is_some_and(|protocol| protocol == TUNNEL);
+    node.faults.count_upgrade();
+    let upgrading = hyper::upgrade::on(&mut request);
+    let tasks: Tasks = node.tasks.clone();
+    tasks.spawn(async move {
+        let Ok(upgraded) = upgrading.await else { return };
+        let upgraded = TokioIo::new(upgraded);
+        match ports {
+            Some(ports) => channels::port_forward(upgraded, node, sandbox, ports).await,
+            None if is_tunnel => {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                tokio::join!(tunnel::unwrap(upgraded, near), port_forward::serve(far, node, sandbox));
+            }
+            None => port_forward::serve(upgraded, node, sandbox).await,
+        }
+    });
+    response
+}
+
+/// Upgrades to channels or to SPDY, and runs a command.
+fn execs(sandbox: Sandbox, mut request: Request<Incoming>, node: Arc<Node>) -> Response<Body> {
+    let upgrade = match Upgrade::of(&request) {
+        Ok(upgrade) => upgrade,
+        Err(response) => return *response,
+    };
+    let is_set = |name: &str| query(&request, name).is_some_and(|value| value == "true" || value == "1");
+    let asked = exec::Request {
+        command: queries(&request, "command"),
+        stdin: is_set("stdin"),
+        stdout: is_set("stdout"),
+        stderr: is_set("stderr"),
+    };
+    if asked.command.is_empty() {
+        return status(
+            StatusCode::BAD_REQUEST,
+            "BadRequest",
+            "you must specify at least one command for the container",
+        );
+    }
+    if !(asked.stdin || asked.stdout || asked.stderr) {
+        let message = "you must specify at least 1 of stdin, stdout, stderr";
+        return status(StatusCode::BAD_REQUEST, "BadRequest", message);
+    }
+    let is_spdy = matches!(upgrade, Upgrade::Spdy(_));
+    let response = match upgrade {
+        Upgrade::Spdy(version) => spdy(&version),
+        Upgrade::WebSocket(offered, accept) => {
+            let chosen =
+                [CHANNELS_V5, CHANNELS_V4].into_iter().find(|known| offered.iter().any(|protocol| protocol == known));
+            match chosen.filter(|_| node.faults.current_era() >= Era::V1_30) {
+                Some(chosen) => websocket(chosen, accept),
+                None => return respond(StatusCode::FORBIDDEN, "text/plain", Full::default().boxed_unsync()),
+            }
+        }
+    };
+    let upgrading = hyper::upgrade::on(&mut request);
+    let tasks: Tasks = node.tasks.clone();
+    tasks.spawn(async move {
+        let Ok(upgraded) = upgrading.await else { return };
+        match is_spdy {
+            true => exec::over_spdy(TokioIo::new(upgraded), node, sandbox, asked).await,
+            false => exec::over_channels(TokioIo::new(upgraded), node, sandbox, asked).await,
+        }
+    });
+    response
 }
 
 fn query<B>(request: &Request<B>, name: &str) -> Option<String> {
@@ -241,120 +606,34 @@ fn wants_table(headers: &HeaderMap) -> bool {
         .is_some_and(|accept| accept.contains("as=Table"))
 }
 
-/// Upgrades to SPDY, raw or in a WebSocket, and serves port-forwards.
-fn port_forward(pod: String, namespace: String, mut request: Request<Incoming>, node: Arc<Node>) -> Response<Body> {
-    if node.world.get("pods", &namespace, &pod).is_none() {
-        return status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{pod}\" not found"));
+/// Reads a JSON body. What is none is null.
+async fn body(request: Request<Incoming>) -> Value {
+    match Limited::new(request.into_body(), LONGEST_REQUEST).collect().await {
+        Ok(whole) => serde_json::from_slice(&whole.to_bytes()).unwrap_or_default(),
+        Err(_) => Value::Null,
     }
-    let header_value = |request: &Request<Incoming>, name: &str| {
-        request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-    };
-    let protocol = header_value(&request, "upgrade").unwrap_or_default().to_ascii_lowercase();
-    let mut response = Response::new(Full::default().boxed_unsync());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    let is_tunnel = match protocol.as_str() {
-        "spdy/3.1" if request.method() == Method::POST || request.method() == Method::GET => {
-            headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-            headers.insert("x-stream-protocol-version", HeaderValue::from_static(PORT_FORWARD));
-            false
-        }
-        "websocket" if request.method() != Method::GET => {
-            return status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "a WebSocket is opened by GET");
-        }
-        "websocket" => {
-            let offered = header_value(&request, "sec-websocket-protocol").unwrap_or_default();
-            let is_offered = offered.split(',').any(|protocol| protocol.trim() == TUNNEL);
-            let accept = header_value(&request, "sec-websocket-key")
-                .map(|key| accept_key(&key))
-                .and_then(|accept| HeaderValue::from_str(&accept).ok());
-            let Some(accept) = accept.filter(|_| is_offered && node.faults.has_tunnel()) else {
-                return status(StatusCode::BAD_REQUEST, "BadRequest", "you must specify at least 1 port");
-            };
-            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            headers.insert("sec-websocket-accept", accept);
-            headers.insert("sec-websocket-protocol", HeaderValue::from_static(TUNNEL));
-            true
-        }
-        _ => return status(StatusCode::BAD_REQUEST, "BadRequest", "Upgrade request required"),
-    };
-    node.faults.count_upgrade();
-    let upgrading = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let Ok(upgraded) = upgrading.await else { return };
-        let upgraded = TokioIo::new(upgraded);
-        if is_tunnel {
-            let (near, far) = tokio::io::duplex(64 * 1024);
-            tokio::join!(streams::unwrap_websocket(upgraded, near), streams::port_forward(far, node, namespace, pod));
-        } else {
-            streams::port_forward(upgraded, node, namespace, pod).await;
-        }
-    });
-    response
 }
 
-fn exec(pod: String, mut request: Request<Incoming>) -> Response<Body> {
-    let header_value =
-        |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let offered = header_value("sec-websocket-protocol").unwrap_or_default();
-    let chosen = ["v5.channel.k8s.io", "v4.channel.k8s.io"]
-        .into_iter()
-        .find(|known| offered.split(',').any(|protocol| protocol.trim() == *known));
-    let accept = header_value("sec-websocket-key")
-        .map(|key| accept_key(&key))
-        .and_then(|accept| HeaderValue::from_str(&accept).ok());
-    let (Some(chosen), Some(accept)) = (chosen, accept) else {
-        return status(StatusCode::BAD_REQUEST, "BadRequest", "the demo serves exec over WebSocket only");
-    };
-    let command = queries(&request, "command");
-    let upgrading = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        if let Ok(upgraded) = upgrading.await {
-            streams::exec(TokioIo::new(upgraded), command, pod).await;
-        }
-    });
-    let mut response = Response::new(Full::default().boxed_unsync());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert("sec-websocket-accept", accept);
-    headers.insert("sec-websocket-protocol", HeaderValue::from_static(chosen));
-    response
-}
-
-fn groups() -> Value {
-    let version = json!({"groupVersion": "discovery.k8s.io/v1", "version": "v1"});
-    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "discovery.k8s.io", "versions": [version], "preferredVersion": version}]})
-}
-
-fn resources(group: &str) -> Value {
-    let resource = |name: &str, kind: &str, short: &[&str], namespaced: bool| json!({"name": name, "singularName": name.trim_end_matches('s'), "namespaced": namespaced, "kind": kind, "verbs": ["get", "list", "watch", "delete"], "shortNames": short});
-    let list = match group {
-        "v1" => vec![
-            resource("namespaces", "Namespace", &["ns"], false),
-            resource("services", "Service", &["svc"], true),
-            resource("pods", "Pod", &["po"], true),
-            json!({"name": "pods/exec", "singularName": "", "namespaced": true, "kind": "PodExecOptions", "verbs": ["create", "get"]}),
-            json!({"name": "pods/log", "singularName": "", "namespaced": true, "kind": "Pod", "verbs": ["get"]}),
-            json!({"name": "pods/portforward", "singularName": "", "namespaced": true, "kind": "PodPortForwardOptions", "verbs": ["create", "get"]}),
-        ],
-        _ => vec![resource("endpointslices", "EndpointSlice", &[], true)],
-    };
-    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group, "resources": list})
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
 fn status(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
-    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code.as_u16()});
-    respond(code, "application/json", Full::new(Bytes::from(body.to_string())).boxed_unsync())
+    json_body(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code.as_u16()}),
+    )
 }
 
 fn ok(value: &Value) -> Response<Body> {
-    respond(StatusCode::OK, "application/json", Full::new(Bytes::from(value.to_string())).boxed_unsync())
+    json_body(StatusCode::OK, value)
 }
 
-fn text(text: String) -> Response<Body> {
+fn json_body(code: StatusCode, value: &Value) -> Response<Body> {
+    respond(code, "application/json", Full::new(Bytes::from(value.to_string())).boxed_unsync())
+}
+
+fn plain(text: String) -> Response<Body> {
     respond(StatusCode::OK, "text/plain", Full::new(Bytes::from(text)).boxed_unsync())
 }
 

@@ -1,57 +1,114 @@
-//! How the demo can be told to misbehave.
+//! How the demo can be told to misbehave, and what it has seen.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+
+/// How port-forwards are upgraded, by the version of the servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Era {
+    /// Raw SPDY only.
+    V1_30,
+    /// Also in a WebSocket, which the API server unwraps.
+    V1_31,
+    /// In a WebSocket up to the node, which needs the verb `create` too (from 1.35 on).
+    #[default]
+    V1_36,
+}
 
 /// What the demo is told to do wrong; each call takes effect at once.
+///
+/// Paths are given by their end: `/pods/web-1/portforward`. None takes an order back.
 #[derive(Debug, Default)]
 pub struct Faults {
-    refused_ports: Mutex<HashSet<u16>>,
-    reset_ports: Mutex<HashSet<u16>>,
-    stalled_ports: Mutex<HashSet<u16>>,
-    /// Statuses instead of answers, by the end of the path.
-    statuses: Mutex<HashMap<String, u16>>,
-    no_tunnel: AtomicBool,
-    pub(super) drop_upgrades: Notify,
+    rules: watch::Sender<Rules>,
+    drop_upgrades: Notify,
+    end_watches: Notify,
     upgrades: AtomicU64,
     streams: AtomicU64,
+    requests: Mutex<HashMap<String, u64>>,
 }
+
+#[derive(Debug, Default)]
+struct Rules {
+    refused: HashSet<u16>,
+    reset: HashSet<u16>,
+    stalled: HashSet<u16>,
+    statuses: HashMap<String, u16>,
+    delays: HashMap<String, Duration>,
+    /// Verb and resource, `create` and `pods/portforward`.
+    forbidden: HashSet<(String, String)>,
+    era: Era,
+    hangs_up: bool,
+    is_frozen: bool,
+    wedges: bool,
+}
+
+/// More paths than any test asks for: the demo of a person may run for long.
+const MOST_PATHS: usize = 10_000;
 
 impl Faults {
     /// Pods refuse connections to this port, or take them again.
     pub fn refuse(&self, port: u16, on: bool) {
-        set(&self.refused_ports, port, on);
+        self.rules.send_modify(|rules| set(&mut rules.refused, port, on));
     }
 
-    /// Pods reset connections to this port as soon as they are made.
+    /// Pods reset connections to this port: those that are open, and new ones as soon as they are made.
     pub fn reset(&self, port: u16, on: bool) {
-        set(&self.reset_ports, port, on);
+        self.rules.send_modify(|rules| set(&mut rules.reset, port, on));
     }
 
-    /// Pods accept connections to this port, and neither read nor write.
+    /// Pods accept new connections to this port, and neither read nor write.
     pub fn stall(&self, port: u16, on: bool) {
-        set(&self.stalled_ports, port, on);
+        self.rules.send_modify(|rules| set(&mut rules.stalled, port, on));
     }
 
-    /// Requests whose path ends so are answered with this status. None: as usual again.
+    /// Requests to these paths are answered with this status.
     pub fn answer(&self, path_end: &str, status: Option<u16>) {
-        let mut statuses = self.statuses.lock().expect("no panic while the lock is held");
-        match status {
-            Some(status) => statuses.insert(path_end.to_owned(), status),
-            None => statuses.remove(path_end),
-        };
+        self.rules.send_modify(|rules| set_or_remove(&mut rules.statuses, path_end, status));
     }
 
-    /// The servers know SPDY only, as those of Kubernetes 1.30.
+    /// Requests to these paths are answered this much later.
+    pub fn delay(&self, path_end: &str, delay: Option<Duration>) {
+        self.rules.send_modify(|rules| set_or_remove(&mut rules.delays, path_end, delay));
+    }
+
+    /// Nobody has the right to `verb` (`get`, `create`) on `resource` (`pods/portforward`), or has it again.
+    pub fn forbid(&self, verb: &str, resource: &str, on: bool) {
+        self.rules.send_modify(|rules| set(&mut rules.forbidden, (verb.to_owned(), resource.to_owned()), on));
+    }
+
+    /// The servers are of this version.
+    pub fn era(&self, era: Era) {
+        self.rules.send_modify(|rules| rules.era = era);
+    }
+
+    /// The servers know SPDY only, as those of Kubernetes 1.30; or are of today again.
     pub fn spdy_only(&self, on: bool) {
-        self.no_tunnel.store(on, Ordering::SeqCst);
+        self.era(if on { Era::V1_30 } else { Era::default() });
+    }
+
+    /// Requests for an upgrade get no answer: the connection is closed.
+    pub fn hang_up_on_upgrades(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.hangs_up = on);
+    }
+
+    /// Upgraded connections stay open, and nothing is read or written on them: a node that hangs.
+    pub fn freeze(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.is_frozen = on);
+    }
+
+    /// A frame for a stream whose other end is gone blocks its worker for good, as in containerd up to 1.6.21,
+    /// 1.7.0 to 1.7.2 and 2.0.
+    pub fn wedge(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.wedges = on);
     }
 
     /// Ends every upgraded connection that is open now, as a restart of the API server does.
@@ -59,14 +116,32 @@ impl Faults {
         self.drop_upgrades.notify_waiters();
     }
 
+    /// Ends every watch that is open now, as API servers do after some minutes.
+    pub fn end_watches(&self) {
+        self.end_watches.notify_waiters();
+    }
+
     /// Returns how many connections have been upgraded.
     pub fn upgrades_seen(&self) -> u64 {
         self.upgrades.load(Ordering::SeqCst)
     }
 
-    /// Returns how many streams have been opened.
+    /// Returns how many connections have been forwarded to pods.
     pub fn streams_seen(&self) -> u64 {
         self.streams.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many requests there have been to these paths.
+    pub fn requests_seen(&self, path_end: &str) -> u64 {
+        let requests = self.requests.lock().expect("no panic while the lock is held");
+        requests.iter().filter(|(path, _)| path.ends_with(path_end)).map(|(_, count)| count).sum()
+    }
+
+    pub(super) fn count_request(&self, path: &str) {
+        let mut requests = self.requests.lock().expect("no panic while the lock is held");
+        if requests.len() < MOST_PATHS || requests.contains_key(path) {
+            *requests.entry(path.to_owned()).or_default() += 1;
+        }
     }
 
     pub(super) fn count_upgrade(&self) {
@@ -77,33 +152,81 @@ impl Faults {
         self.streams.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(super) fn has_tunnel(&self) -> bool {
-        !self.no_tunnel.load(Ordering::SeqCst)
+    pub(super) fn current_era(&self) -> Era {
+        self.rules.borrow().era
+    }
+
+    pub(super) fn hangs_up(&self) -> bool {
+        self.rules.borrow().hangs_up
+    }
+
+    pub(super) fn wedges(&self) -> bool {
+        self.rules.borrow().wedges
     }
 
     pub(super) fn refuses(&self, port: u16) -> bool {
-        self.refused_ports.lock().expect("no panic while the lock is held").contains(&port)
-    }
-
-    pub(super) fn resets(&self, port: u16) -> bool {
-        self.reset_ports.lock().expect("no panic while the lock is held").contains(&port)
+        self.rules.borrow().refused.contains(&port)
     }
 
     pub(super) fn stalls(&self, port: u16) -> bool {
-        self.stalled_ports.lock().expect("no panic while the lock is held").contains(&port)
+        self.rules.borrow().stalled.contains(&port)
+    }
+
+    pub(super) fn forbids(&self, verb: &str, resource: &str) -> bool {
+        self.rules.borrow().forbidden.contains(&(verb.to_owned(), resource.to_owned()))
     }
 
     pub(super) fn status_for(&self, path: &str) -> Option<u16> {
-        let statuses = self.statuses.lock().expect("no panic while the lock is held");
-        statuses.iter().find(|(end, _)| path.ends_with(end.as_str())).map(|(_, status)| *status)
+        for_path(&self.rules.borrow().statuses, path)
+    }
+
+    pub(super) fn delay_for(&self, path: &str) -> Option<Duration> {
+        for_path(&self.rules.borrow().delays, path)
+    }
+
+    pub(super) fn is_reset(&self, port: u16) -> bool {
+        self.rules.borrow().reset.contains(&port)
+    }
+
+    /// Waits until connections to this port are to be reset.
+    pub(super) async fn resets(&self, port: u16) {
+        self.wait_for(|rules| rules.reset.contains(&port)).await;
+    }
+
+    /// Waits while the node hangs.
+    pub(super) async fn thaws(&self) {
+        self.wait_for(|rules| !rules.is_frozen).await;
+    }
+
+    pub(super) async fn upgrades_are_dropped(&self) {
+        self.drop_upgrades.notified().await;
+    }
+
+    pub(super) async fn watches_are_ended(&self) {
+        self.end_watches.notified().await;
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&Rules) -> bool) {
+        // The sender is our own: it cannot be dropped while we wait.
+        let _ = self.rules.subscribe().wait_for(condition).await;
     }
 }
 
-fn set(ports: &Mutex<HashSet<u16>>, port: u16, on: bool) {
-    let mut ports = ports.lock().expect("no panic while the lock is held");
+fn set<T: Eq + std::hash::Hash>(all: &mut HashSet<T>, one: T, on: bool) {
     if on {
-        ports.insert(port)
+        all.insert(one)
     } else {
-        ports.remove(&port)
+        all.remove(&one)
     };
+}
+
+fn set_or_remove<T>(all: &mut HashMap<String, T>, path_end: &str, value: Option<T>) {
+    match value {
+        Some(value) => all.insert(path_end.to_owned(), value),
+        None => all.remove(path_end),
+    };
+}
+
+fn for_path<T: Copy>(all: &HashMap<String, T>, path: &str) -> Option<T> {
+    all.iter().find(|(end, _)| path.ends_with(end.as_str())).map(|(_, value)| *value)
 }

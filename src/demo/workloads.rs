@@ -1,6 +1,6 @@
 //! What runs in the demo's pods: servers of this process, on streams in memory.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -11,73 +11,66 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
 
+use super::process::Process;
 use crate::wire::websocket::{Event, Opcode, Parser, Role, accept_key, put_frame};
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A socket buffer's worth: who does not read stops who writes.
-const PIPE: usize = 64 * 1024;
+pub const PIPE: usize = 64 * 1024;
 
 /// The most that one download gives.
 const LARGEST_DOWNLOAD: u64 = 1 << 40;
 
-/// Runs the servers.
-pub struct Workloads {
-    tls: Arc<rustls::ServerConfig>,
-}
-
-impl Workloads {
-    pub fn new(tls: Arc<rustls::ServerConfig>) -> Self {
-        Self { tls }
-    }
-
-    /// Returns the client's end of a new connection to a port of a pod. None: nothing listens there.
-    pub fn connect(&self, pod: &str, port: u16) -> Option<DuplexStream> {
-        let (near, far) = duplex(PIPE);
-        let pod = pod.to_owned();
-        let tls = self.tls.clone();
-        match port {
-            8080 => tokio::spawn(serve_http1(far, pod, false)),
-            8081 => tokio::spawn(serve_h2c(far, pod)),
-            8443 => tokio::spawn(async move {
-                if let Ok(stream) = TlsAcceptor::from(tls).accept(far).await {
-                    serve_http1(stream, pod, true).await;
+/// Serves a new connection to a port of a running container.
+pub fn accept(process: Process, site: &TlsAcceptor, port: u16, stream: DuplexStream) {
+    let (tasks, pod) = (process.tasks.clone(), process.sandbox.name.clone());
+    process.say(&format!("connection to port {port}"));
+    match port {
+        8080 => tasks.spawn(serve_http1(stream, process, false)),
+        8081 => tasks.spawn(serve_h2c(stream, process)),
+        8443 => {
+            let site = site.clone();
+            tasks.spawn(async move {
+                if let Ok(stream) = site.accept(stream).await {
+                    serve_http1(stream, process, true).await;
                 }
-            }),
-            7000 => tokio::spawn(echo(far)),
-            7001 => tokio::spawn(greet(far, pod)),
-            5432 => tokio::spawn(postgres(far, pod)),
-            _ => return None,
-        };
-        Some(near)
+            });
+        }
+        7001 => tasks.spawn(greet(stream, pod)),
+        5432 => tasks.spawn(postgres(stream, pod)),
+        _ => tasks.spawn(echo(stream)),
     }
 }
 
 async fn serve_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    pod: String,
+    process: Process,
     tls: bool,
 ) {
-    let service = service_fn(move |request| answer(request, pod.clone(), tls));
+    let service = service_fn(move |request| answer(request, process.clone(), tls));
     // The demo's visitor went away.
     let _ =
         http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
-async fn serve_h2c(stream: DuplexStream, pod: String) {
-    let service = service_fn(move |request| answer(request, pod.clone(), false));
-    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+async fn serve_h2c(stream: DuplexStream, process: Process) {
+    let tasks = process.tasks.clone();
+    let service = service_fn(move |request| answer(request, process.clone(), false));
+    let _ = http2::Builder::new(tasks).serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(mut request: Request<Incoming>, pod: String, tls: bool) -> Result<Response<Body>, Infallible> {
+async fn answer(mut request: Request<Incoming>, process: Process, tls: bool) -> Result<Response<Body>, Infallible> {
+    let pod = process.sandbox.name.clone();
+    process.say(&format!("{} {}", request.method(), request.uri()));
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     Ok(match path.as_str() {
@@ -92,7 +85,7 @@ async fn answer(mut request: Request<Incoming>, pod: String, tls: bool) -> Resul
             let shown = serde_json::json!({"method": request.method().as_str(), "version": format!("{:?}", request.version()), "tls": tls, "pod": pod, "headers": headers});
             whole("application/json", format!("{shown:#}\n"))
         }
-        "/ws" => websocket(&mut request),
+        "/ws" => websocket(&mut request, &process),
         "/sse" => streamed(
             "text/event-stream",
             futures::stream::unfold(0u32, |count| async move {
@@ -204,7 +197,7 @@ async fn upload(mut body: Incoming) -> Response<Body> {
     whole("application/json", format!("{}\n", serde_json::json!({"bytes": count, "sha256": digest})))
 }
 
-fn websocket(request: &mut Request<Incoming>) -> Response<Body> {
+fn websocket(request: &mut Request<Incoming>, process: &Process) -> Response<Body> {
     let key = request.headers().get("sec-websocket-key").and_then(|key| key.to_str().ok()).map(accept_key);
     let Some(accept) = key.and_then(|accept| HeaderValue::from_str(&accept).ok()) else {
         let mut response = whole("text/plain", "this is a WebSocket\n".to_owned());
@@ -212,7 +205,7 @@ fn websocket(request: &mut Request<Incoming>) -> Response<Body> {
         return response;
     };
     let upgrading = hyper::upgrade::on(request);
-    tokio::spawn(async move {
+    process.tasks.spawn(async move {
         if let Ok(upgraded) = upgrading.await {
             // The visitor went away.
             let _ = echo_messages(TokioIo::new(upgraded)).await;

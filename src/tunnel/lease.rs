@@ -27,17 +27,20 @@ pub struct Lease {
 pub(super) struct Hold(pub(super) Arc<Tunnel>);
 
 impl Hold {
-    pub(super) fn new(tunnel: Arc<Tunnel>) -> Self {
-        tunnel.leases.fetch_add(1, Ordering::SeqCst);
+    /// None: the tunnel has just closed, and takes nobody any more.
+    pub(super) fn new(tunnel: Arc<Tunnel>) -> Option<Self> {
+        if !tunnel.leases.take() {
+            return None;
+        }
         tunnel.changed.notify_waiters();
-        Self(tunnel)
+        Some(Self(tunnel))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.usage.touch();
-        self.0.leases.fetch_sub(1, Ordering::SeqCst);
+        self.0.leases.give_back();
         self.0.changed.notify_waiters();
     }
 }

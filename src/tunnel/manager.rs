@@ -102,16 +102,17 @@ impl Manager {
         let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
         if let Some(tunnel) = tunnels.by_target.get(target)
             && !matches!(*tunnel.view.borrow(), View::Over)
+            && let Some(hold) = Hold::new(tunnel.clone())
         {
             tunnel.extend_idle_timeout(idle_timeout);
-            return Ok(Hold::new(tunnel.clone()));
+            return Ok(hold);
         }
         if self.shared.drain.is_draining() {
             return Err(OpenError::Stopped);
         }
         tunnels.take_token()?;
         let tunnel = Arc::new(Tunnel::new(target.clone(), idle_timeout, self.shared.drain.clone()));
-        let hold = Hold::new(tunnel.clone());
+        let hold = Hold::new(tunnel.clone()).ok_or(OpenError::Stopped)?;
         tunnels.by_target.insert(target.clone(), tunnel.clone());
         let shared = self.shared.clone();
         self.shared.drain.spawn(async move {
@@ -188,7 +189,7 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
         connections: gauge(|gauges| gauges.connections.load(Ordering::Relaxed)),
         streams: gauge(|gauges| gauges.streams.load(Ordering::Relaxed)),
         streams_total: tunnel.usage.streams.load(Ordering::Relaxed),
-        leases: tunnel.leases.load(Ordering::SeqCst) as u64,
+        leases: tunnel.leases.count() as u64,
         bytes_up: tunnel.usage.up.load(Ordering::Relaxed),
         bytes_down: tunnel.usage.down.load(Ordering::Relaxed),
         idle_seconds: (!tunnel.is_used()).then(|| tunnel.usage.last_use().elapsed().as_secs()),

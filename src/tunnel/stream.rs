@@ -112,7 +112,7 @@ impl TunnelStream {
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
         let deadline = self.opened + BUDGET;
-        let hold = Hold::new(self.tunnel.clone());
+        let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         let avoid = (!is_refused).then(|| self.running.clone());
         self.moving = Some(Box::pin(async move {
             if is_refused {

@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Tunnel {
     pub target: Target,
     pub view: watch::Sender<View>,
-    pub leases: AtomicUsize,
+    pub leases: Leases,
     /// Told when a lease is taken or given back.
     pub changed: Notify,
     /// Somebody wants another attempt of a tunnel that has failed.
@@ -91,12 +91,44 @@ impl Usage {
     }
 }
 
+/// How many leases are held; and whether the tunnel has closed because there were none, which is decided at once with
+/// that, so that nobody gets a lease of a tunnel that is about to close.
+#[derive(Debug, Default)]
+pub(super) struct Leases(AtomicUsize);
+
+impl Leases {
+    const CLOSED: usize = usize::MAX;
+
+    /// Returns whether another could be taken.
+    pub fn take(&self) -> bool {
+        let more = |held: usize| (held != Self::CLOSED).then(|| held + 1);
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    pub fn give_back(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub fn count(&self) -> usize {
+        match self.0.load(Ordering::SeqCst) {
+            Self::CLOSED => 0,
+            held => held,
+        }
+    }
+
+    /// Returns whether there were none, and from now on can be none.
+    pub fn close(&self) -> bool {
+        let closed = self.0.compare_exchange(0, Self::CLOSED, Ordering::SeqCst, Ordering::SeqCst);
+        matches!(closed, Ok(_) | Err(Self::CLOSED))
+    }
+}
+
 impl Tunnel {
     pub fn new(target: Target, idle_timeout: Duration, drain: Drain) -> Self {
         Self {
             target,
             view: watch::Sender::new(View::Starting(None)),
-            leases: AtomicUsize::new(0),
+            leases: Leases::default(),
             changed: Notify::new(),
             wanted: Notify::new(),
             stop: CancellationToken::new(),
@@ -115,7 +147,7 @@ impl Tunnel {
     }
 
     pub fn is_used(&self) -> bool {
-        self.leases.load(Ordering::SeqCst) > 0
+        self.leases.count() > 0
     }
 
     /// Returns when the tunnel has been idle for long enough, if nothing happens meanwhile. None: never.
@@ -193,9 +225,9 @@ async fn open(
     let opened = tokio::select! {
         opened = opening => opened,
         () = tunnel.stop.cancelled() => return Event::Stopped,
-        () = unused(tunnel) => return Event::Unused,
+        () = closed_unused(tunnel) => return Event::Unused,
         // In a drain, those who wait already are still served.
-        () = async { drain.started().await; unused(tunnel).await } => return Event::Stopped,
+        () = async { drain.started().await; closed_unused(tunnel).await } => return Event::Stopped,
     };
     match opened {
         Ok(session) => {
@@ -226,11 +258,21 @@ async fn unused(tunnel: &Tunnel) {
     }
 }
 
+/// Closes the tunnel as soon as nobody holds a lease.
+async fn closed_unused(tunnel: &Tunnel) {
+    loop {
+        unused(tunnel).await;
+        if tunnel.leases.close() {
+            return;
+        }
+    }
+}
+
 async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain) -> Event {
-    let Some(running) = running else { return Event::Lost { used: tunnel.is_used() } };
+    let Some(running) = running else { return Event::Lost { used: !tunnel.leases.close() } };
     tokio::select! {
         reason = running.session.closed() => {
-            let used = tunnel.is_used();
+            let used = !tunnel.leases.close();
             info!(tunnel = %tunnel.target, pod = running.endpoint.pod, %reason, used, "session ended");
             tunnel.note_error(&reason);
             Event::Lost { used }
@@ -240,8 +282,8 @@ async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain
             Event::Unused
         }
         () = tunnel.stop.cancelled() => Event::Stopped,
-        () = async { tunnel.retired.cancelled().await; unused(tunnel).await } => Event::Stopped,
-        () = async { drain.started().await; unused(tunnel).await } => Event::Stopped,
+        () = async { tunnel.retired.cancelled().await; closed_unused(tunnel).await } => Event::Stopped,
+        () = async { drain.started().await; closed_unused(tunnel).await } => Event::Stopped,
     }
 }
 
@@ -255,7 +297,7 @@ async fn idle(tunnel: &Tunnel) {
             () = sleep_until(at) => {}
             () = tunnel.changed.notified() => continue,
         }
-        if !tunnel.is_used() && tunnel.idle_at().is_some_and(|at| at <= Instant::now()) {
+        if tunnel.idle_at().is_some_and(|at| at <= Instant::now()) && tunnel.leases.close() {
             return;
         }
     }
@@ -266,7 +308,7 @@ async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Even
     let forget_at = retry_at + Duration::from_secs(30);
     tokio::select! {
         () = async { sleep_until(retry_at).await; tunnel.wanted.notified().await } => Event::Acquired,
-        () = sleep_until(forget_at) => Event::Unused,
+        () = async { sleep_until(forget_at).await; closed_unused(tunnel).await } => Event::Unused,
         () = tunnel.stop.cancelled() => Event::Stopped,
         () = drain.started() => Event::Stopped,
     }

@@ -54,6 +54,36 @@ async fn exec_passes_output_input_and_exit_codes() {
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "hello\n"), "{}", text(&output.stderr));
     let output = run(kubectl(&demo, &["exec", "tools-0", "--", "sh", "-c", "exit 3"])).await;
     assert_eq!(output.status.code(), Some(3));
+    for websockets in ["true", "false"] {
+        let mut command = kubectl(&demo, &["exec", "-i", "tools-0", "--", "cat"]);
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+        let echoed = tokio::task::spawn_blocking(move || {
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&vec![b'x'; 300_000]).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        assert_eq!(echoed.await.unwrap().stdout.len(), 300_000, "websockets {websockets}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_scaled_deleted_and_waited_for() {
+    let demo = Demo::start().await.unwrap();
+    for (arguments, wanted) in [
+        (&["scale", "deployment/web", "--replicas=3"][..], "scaled"),
+        (&["rollout", "status", "deployment/web", "--timeout=20s"], "successfully rolled out"),
+        (&["delete", "pod", "web-6d5f-a1", "--timeout=20s"], "deleted"),
+        (&["wait", "--for=condition=Ready", "pod", "-l", "app=web", "--timeout=20s"], "condition met"),
+        (&["auth", "can-i", "create", "pods/portforward"], "yes"),
+        (&["logs", "tools-0"], "listening on port 8080"),
+    ] {
+        let output = run(kubectl(&demo, arguments)).await;
+        let shown = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.success() && shown.contains(wanted), "{arguments:?}: {shown}");
+    }
+    let output =
+        run(kubectl(&demo, &["--context", "demo-nobody", "auth", "can-i", "create", "pods/portforward"])).await;
+    assert_eq!(text(&output.stdout), "no\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,11 @@ pub struct Parser {
 }
 
 impl Parser {
+    /// Returns whether the DATA frame that was begun has more to come.
+    pub fn is_within_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     /// Returns the next frame of `input` and takes its bytes. None: more bytes are needed.
     ///
     /// # Errors

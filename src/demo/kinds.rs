@@ -1,0 +1,70 @@
+//! The kinds of objects that the demo cluster knows.
+
+/// A kind, as paths and discovery documents name it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub name: &'static str,
+    /// Empty: the core group.
+    pub group: &'static str,
+    pub short: &'static [&'static str],
+    pub is_namespaced: bool,
+    /// Below an object: `pods/log`. With the kind that is sent and answered.
+    pub subresources: &'static [(&'static str, &'static str)],
+}
+
+const fn kind(
+    plural: &'static str,
+    singular: &'static str,
+    name: &'static str,
+    group: &'static str,
+    short: &'static [&'static str],
+) -> Kind {
+    Kind { plural, singular, name, group, short, is_namespaced: true, subresources: &[] }
+}
+
+const SCALE: &[(&str, &str)] = &[("scale", "Scale")];
+const OF_PODS: &[(&str, &str)] =
+    &[("exec", "PodExecOptions"), ("log", "Pod"), ("portforward", "PodPortForwardOptions")];
+
+/// Every kind. `version` is `v1` in each group.
+pub const ALL: &[Kind] = &[
+    Kind { is_namespaced: false, ..kind("namespaces", "namespace", "Namespace", "", &["ns"]) },
+    Kind { is_namespaced: false, ..kind("nodes", "node", "Node", "", &["no"]) },
+    Kind { subresources: OF_PODS, ..kind("pods", "pod", "Pod", "", &["po"]) },
+    kind("services", "service", "Service", "", &["svc"]),
+    kind("events", "event", "Event", "", &["ev"]),
+    Kind { subresources: SCALE, ..kind("deployments", "deployment", "Deployment", "apps", &["deploy"]) },
+    Kind { subresources: SCALE, ..kind("replicasets", "replicaset", "ReplicaSet", "apps", &["rs"]) },
+    Kind { subresources: SCALE, ..kind("statefulsets", "statefulset", "StatefulSet", "apps", &["sts"]) },
+    kind("endpointslices", "endpointslice", "EndpointSlice", "discovery.k8s.io", &[]),
+];
+
+/// The groups besides the core one, with those that only answer questions about access.
+pub const GROUPS: &[&str] = &["apps", "authentication.k8s.io", "authorization.k8s.io", "discovery.k8s.io"];
+
+impl Kind {
+    pub fn api_version(&self) -> String {
+        group_version(self.group)
+    }
+
+    /// Returns the name with its group, as errors have it: `deployments.apps`.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+}
+
+/// Returns the kind of a plural that this crate wrote.
+pub fn of_plural(plural: &'static str) -> &'static Kind {
+    ALL.iter().find(|kind| kind.plural == plural).expect("plurals are taken from the table")
+}
+
+/// Returns the kind that a path names.
+pub fn find(group: &str, plural: &str) -> Option<&'static Kind> {
+    ALL.iter().find(|kind| kind.group == group && kind.plural == plural)
+}
+
+pub fn group_version(group: &str) -> String {
+    if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") }
+}
