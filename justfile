@@ -25,6 +25,10 @@ test:
 e2e:
     cargo test --features e2e --test e2e -- --test-threads 4
 
+# adit beside kubectl, on the cluster that KUBECONFIG names: just bench-peers [--rounds 3] [--round-trip 20]
+bench-peers *options:
+    cargo bench --features e2e --bench compare -- {{options}}
+
 # Fuzz one parser for a while: just fuzz client_hello 60
 fuzz target seconds="60":
     cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}}

@@ -29,7 +29,7 @@ use crate::{
     io::BoxedIo,
     wire::spdy::{
         frame::{self, Frame, Parser},
-        session::{Pair, Session},
+        session::{LANES, Pair, Session, lane_of},
     },
 };
 
@@ -55,8 +55,12 @@ const LONGEST_REPORT: usize = 4 * 1024;
 const QUIET: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not.
+/// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not. After this time the
+/// connection takes no new streams.
 const PROBE: Duration = Duration::from_secs(1);
+
+/// New streams are kept off a lane that has not answered for this long.
+const SLOW_LANE: Duration = Duration::from_millis(100);
 
 /// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
 const BUSY: u64 = 1024 * 1024;
@@ -153,8 +157,10 @@ pub(super) struct State {
     ready: VecDeque<u32>,
     queued: usize,
     retired: bool,
-    /// When the PINGs that were sent on a suspicion have to be answered.
-    probe: Option<Instant>,
+    /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
+    asked_at: [Option<Instant>; LANES],
+    /// A worker may hang, and is being asked.
+    is_suspicious: bool,
     /// Why every stream on it has failed.
     dead: Option<StreamFault>,
     /// [`Shared::die`] was called.
@@ -222,7 +228,8 @@ impl Connection {
                 return Err(Opening::Retired);
             }
             let state = &mut *state;
-            let Some(pair) = state.session.open(self.shared.port, &mut state.control) else {
+            let lane = state.best_lane(Instant::now());
+            let Some(pair) = state.session.open(self.shared.port, lane, &mut state.control) else {
                 state.retired = true;
                 return Err(Opening::Retired);
             };
@@ -239,7 +246,7 @@ impl Connection {
         let state = self.shared.lock();
         if state.dead.is_some() || state.retired || state.session.is_exhausted() {
             Opening::Retired
-        } else if state.probe.is_some() || self.shared.is_paused.load(Ordering::Relaxed) {
+        } else if state.is_suspicious || state.has_only_slow_lanes() || self.shared.is_paused.load(Ordering::Relaxed) {
             Opening::Doubtful
         } else {
             Opening::Open
@@ -351,18 +358,27 @@ impl State {
         self.dead.as_ref()
     }
 
-    /// Appends what is to be sent next: control frames, then one frame of each ready stream in turn.
+    /// Appends what is to be sent next: control frames, then one frame of each ready stream in turn, as far as their
+    /// lanes have room.
     fn fill(&mut self, batch: &mut BytesMut) {
         batch.unsplit(self.control.split());
-        while batch.len() < BATCH {
+        let mut held_up = 0;
+        while batch.len() < BATCH && held_up < self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if !self.session.has_room(id) {
+                self.ready.push_back(id);
+                held_up += 1;
+                continue;
+            }
+            held_up = 0;
             stream.is_ready = false;
             let length = stream.outbox.len().min(frame::LONGEST_DATA);
             let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
             if length > 0 || is_last {
                 frame::put_data_header(batch, id, length, is_last);
                 batch.extend_from_slice(&stream.outbox.split_to(length));
+                self.session.sent(id);
             }
             stream.transferred += length as u64;
             if is_last {
@@ -378,12 +394,45 @@ impl State {
             if let Some(waker) = stream.writer.take() {
                 waker.wake();
             }
+            if self.session.wants_to_ask() {
+                batch.unsplit(self.control.split());
+                self.ping();
+                batch.unsplit(self.control.split());
+            }
         }
+    }
+
+    fn has_only_slow_lanes(&self) -> bool {
+        self.asked_at.iter().all(|at| at.is_some_and(|at| at.elapsed() >= SLOW_LANE))
+    }
+
+    /// Returns the lane with the fewest streams, of those that answer.
+    fn best_lane(&self, now: Instant) -> usize {
+        let mut streams = [0usize; LANES];
+        for id in self.streams.keys() {
+            streams[lane_of(*id)] += 1;
+        }
+        let is_slow = |lane: usize| self.asked_at[lane].is_some_and(|at| now.duration_since(at) >= SLOW_LANE);
+        (0..LANES).min_by_key(|lane| (is_slow(*lane), streams[*lane], self.session.unacknowledged(*lane))).unwrap_or(0)
     }
 
     /// Asks every worker of the node for an answer.
     fn ping(&mut self) {
         self.session.ping_every_lane(&mut self.control);
+        let now = Instant::now();
+        for at in &mut self.asked_at {
+            at.get_or_insert(now);
+        }
+    }
+
+    /// Takes a PING; returns whether it lets a lane go on.
+    fn on_ping(&mut self, id: u32, now: Instant) -> bool {
+        let Some(lane) = self.session.on_ping(id, &mut self.control) else { return false };
+        self.asked_at[lane] = (self.session.questions(lane) > 0).then_some(now);
+        if self.asked_at.iter().all(Option::is_none) {
+            self.is_suspicious = false;
+        }
+        !self.ready.is_empty()
     }
 }
 
@@ -499,28 +548,27 @@ async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
 /// Asks where something is suspicious or silent, and returns when to look again.
 fn next_check(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
     let now = Instant::now();
-    if let Some(deadline) = state.probe {
-        if state.session.pings_unanswered() == 0 {
-            state.probe = None;
-        } else if now >= deadline {
-            debug!("a worker of the node hangs: the upgraded connection takes no new streams");
-            state.retired = true;
-            state.probe = None;
-        } else {
-            return Ok(deadline);
+    let oldest = state.asked_at.iter().flatten().min().copied();
+    if !state.retired
+        && let Some(oldest) = oldest
+    {
+        if now < oldest + PROBE {
+            return Ok(oldest + PROBE);
         }
+        // Held up by a pod that does not read, or for good by bytes that nobody will read.
+        debug!("a worker of the node hangs: the upgraded connection takes no new streams");
+        state.retired = true;
     }
-    if state.retired {
-        // The workers that hang do not answer: a connection that ends anyway is not asked.
-        return Ok(now + QUIET);
-    }
-    let asked = state.session.pings_unanswered() > 0;
-    let silent_until = last_inbound + if asked { QUIET + ANSWER_WITHIN } else { QUIET };
+    let silent_until = last_inbound + if oldest.is_some() { QUIET + ANSWER_WITHIN } else { QUIET };
     if now < silent_until {
         return Ok(silent_until);
     }
-    if asked {
+    if state.asked_at.iter().all(Option::is_some) {
         return Err(StreamFault::Lost { detail: "no answer for 15 s".to_owned() });
+    }
+    if oldest.is_some() {
+        // Some workers hang, and those that do not have answered all: they are not asked again and again.
+        return Ok(now + QUIET);
     }
     state.ping();
     Ok(now + ANSWER_WITHIN)
@@ -535,7 +583,9 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
         let id = match frame {
             Frame::Data { id, .. } | Frame::RstStream { id, .. } => id,
             Frame::Ping { id } => {
-                state.session.on_ping(id, &mut state.control);
+                if state.on_ping(id, now) {
+                    shared.write.notify_one();
+                }
                 continue;
             }
             Frame::GoAway { .. } => {
@@ -544,9 +594,9 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
             }
             Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
         };
-        let Some(pair) = Pair::of(id) else { continue };
+        let is_data = state.streams.contains_key(&id);
+        let pair = if is_data { Pair::of_data(id) } else { Pair::of_error(id) };
         let Some(stream) = state.streams.get_mut(&pair.data) else { continue };
-        let is_data = id == pair.data;
         match frame {
             Frame::Data { payload, fin, .. } if is_data => {
                 if !payload.is_empty() {
@@ -571,14 +621,14 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
         }
         stream.wake();
         if stream.is_over() {
-            on_end(shared, state, pair.data, now);
+            on_end(shared, state, pair.data);
         }
     }
     Ok(())
 }
 
 /// Draws conclusions from the end of a stream.
-fn on_end(shared: &Shared, state: &mut State, id: u32, now: Instant) {
+fn on_end(shared: &Shared, state: &mut State, id: u32) {
     let Some(stream) = state.streams.get_mut(&id) else { return };
     let end = stream.end(shared.port);
     // Bytes for a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21): are
@@ -591,9 +641,12 @@ fn on_end(shared: &Shared, state: &mut State, id: u32, now: Instant) {
         state.retired = true;
         shared.fate.pod_gone(detail);
     }
-    if is_suspicious && !state.retired && state.probe.is_none() {
-        state.probe = Some(now + PROBE);
-        state.ping();
+    if is_suspicious && !state.retired {
+        // What is on its way may have been sent before the end.
+        if !state.is_suspicious || state.asked_at.iter().any(Option::is_none) {
+            state.ping();
+        }
+        state.is_suspicious = true;
     }
 }
 

@@ -1,25 +1,38 @@
-//! What a client keeps of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, PINGs.
+//! What a client keeps of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, and what the
+//! node has not taken yet.
 //!
 //! A forwarded connection is a pair of streams, one for errors and one for data. The node serves its streams with
-//! five workers, chosen by stream id mod 5 (a *lane*); a worker that waits for a slow pod holds up its whole lane. So
-//! the pair sits on one lane, and pairs follow each other over the lanes. The k-th PING of a connection goes to lane
-//! k mod 5, behind what is queued there: five PINGs ask all five workers.
+//! five workers, chosen by stream id mod 5 (a *lane*), each with a queue of 50 frames; a worker that waits for a slow
+//! pod holds up its whole lane, and a full queue the whole connection. There is no flow control on the wire. But the
+//! k-th PING of a connection goes through lane k mod 5, behind what is queued there, so that its answer acknowledges
+//! the frames before it. So a pair sits on one lane, five PINGs are sent for every few frames, and a lane gets no more
+//! than [`WINDOW`] frames ahead of its acknowledgements: its queue never fills, and one pod that does not read stops
+//! nobody on the other lanes.
+
+use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
 use super::{frame, headers::Encoder};
 
 /// How many workers a node has for the frames of one connection.
-pub const LANES: u32 = 5;
+pub const LANES: usize = 5;
 
 /// Between the error and the data stream of a pair: the next odd id on the same lane.
-const PAIR_GAP: u32 = 2 * LANES;
-
-/// Between pairs: odd ids stay odd and increasing, and the next pair is on another lane.
-const NEXT_PAIR: u32 = PAIR_GAP + 2;
+const PAIR_GAP: u32 = 2 * LANES as u32;
 
 /// Ids have 31 bits. What is left above is for the pairs that are being opened.
 const LAST_ID: u32 = 0x7fff_ff00;
+
+/// How many frames of data a lane may be ahead of what was acknowledged. The rest of the node's queue of 50 is for the
+/// frames that open and end streams, and for PINGs.
+pub const WINDOW: u32 = 30;
+
+/// After this many frames on one lane, all lanes are asked.
+const ASK_AFTER: u32 = 12;
+
+/// A lane with this many PINGs in its queue is held up. More of them would fill it.
+const MOST_QUESTIONS: u32 = 8;
 
 /// The ids of a forwarded connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,47 +42,85 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Returns the pair that a stream id belongs to, whichever of the two it is.
-    pub fn of(id: u32) -> Option<Self> {
-        // The error ids are 1, 13, 25, ..., the data ids 11, 23, 35, ...
-        match id % NEXT_PAIR {
-            1 => Some(Self { error: id, data: id + PAIR_GAP }),
-            11 => Some(Self { error: id - PAIR_GAP, data: id }),
-            _ => None,
-        }
+    /// Returns the pair whose data stream this is.
+    pub fn of_data(id: u32) -> Self {
+        Self { error: id.saturating_sub(PAIR_GAP), data: id }
     }
+
+    /// Returns the pair whose error stream this is.
+    pub fn of_error(id: u32) -> Self {
+        Self { error: id, data: id.saturating_add(PAIR_GAP) }
+    }
+
+    pub fn lane(self) -> usize {
+        lane_of(self.data)
+    }
+}
+
+/// Returns the worker that a node has for a stream.
+pub fn lane_of(id: u32) -> usize {
+    id as usize % LANES
+}
+
+/// One of the node's workers, as far as a client can know.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    sent: u32,
+    acknowledged: u32,
+    /// What had been sent when it was asked last.
+    asked: u32,
+    questions: u32,
+}
+
+/// A PING that has not come back.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    id: u32,
+    lane: usize,
+    /// What the lane had been sent before it.
+    sent: u32,
 }
 
 /// The client's state of one connection.
 #[derive(Debug)]
 pub struct Session {
-    next_error_id: u32,
+    next_id: u32,
     headers: Encoder,
+    lanes: [Lane; LANES],
+    questions: VecDeque<Question>,
     pings_sent: u32,
-    pings_answered: u32,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { next_error_id: 1, headers: Encoder::default(), pings_sent: 0, pings_answered: 0 }
+        Self {
+            next_id: 1,
+            headers: Encoder::default(),
+            lanes: [Lane::default(); LANES],
+            questions: VecDeque::new(),
+            pings_sent: 0,
+        }
     }
 }
 
 impl Session {
-    /// Appends what opens a forwarded connection to `port` of the pod: SYN_STREAM of the error stream, its end (we
-    /// never write to it), SYN_STREAM of the data stream. The first data may follow at once.
+    /// Appends what opens a forwarded connection to `port` of the pod on a lane: SYN_STREAM of the error stream, its
+    /// end (we never write to it), SYN_STREAM of the data stream. The first data may follow at once.
     ///
     /// Returns None when the connection has no ids left.
-    pub fn open(&mut self, port: u16, out: &mut BytesMut) -> Option<Pair> {
+    pub fn open(&mut self, port: u16, lane: usize, out: &mut BytesMut) -> Option<Pair> {
         if self.is_exhausted() {
             return None;
         }
-        let pair = Pair { error: self.next_error_id, data: self.next_error_id + PAIR_GAP };
-        self.next_error_id += NEXT_PAIR;
+        // Ids are odd and increase, and may skip: one of the next five odd ones is on the lane.
+        let error = (0..LANES as u32).map(|skip| self.next_id + 2 * skip).find(|id| lane_of(*id) == lane % LANES)?;
+        let pair = Pair::of_error(error);
+        self.next_id = pair.data + 2;
         let (port, request) = (port.to_string(), pair.error.to_string());
         self.syn(pair.error, "error", &port, &request, out);
         frame::put_data_header(out, pair.error, 0, true);
         self.syn(pair.data, "data", &port, &request, out);
+        self.lanes[pair.lane()].sent += 3;
         Some(pair)
     }
 
@@ -81,36 +132,79 @@ impl Session {
 
     /// Returns whether no pair can be opened any more.
     pub fn is_exhausted(&self) -> bool {
-        self.next_error_id > LAST_ID
+        self.next_id > LAST_ID
     }
 
-    /// Appends one PING for each lane.
+    /// Returns whether a frame of this stream may be sent now.
+    ///
+    /// Where a worker is held up it cannot be asked without end, and the others not without it. Then lanes that have
+    /// answered everything go on without being asked.
+    pub fn has_room(&self, id: u32) -> bool {
+        let lane = &self.lanes[lane_of(id)];
+        lane.unacknowledged() < WINDOW || (lane.questions == 0 && !self.can_ask())
+    }
+
+    /// Takes note of a frame of a stream that is sent.
+    pub fn sent(&mut self, id: u32) {
+        let lane = &mut self.lanes[lane_of(id)];
+        lane.sent = lane.sent.wrapping_add(1);
+    }
+
+    /// Returns how many frames on a lane the node may not have taken.
+    pub fn unacknowledged(&self, lane: usize) -> u32 {
+        self.lanes[lane].unacknowledged()
+    }
+
+    /// Returns whether so much was sent that the lanes should be asked.
+    pub fn wants_to_ask(&self) -> bool {
+        self.can_ask() && self.lanes.iter().any(|lane| lane.sent.wrapping_sub(lane.asked) >= ASK_AFTER)
+    }
+
+    fn can_ask(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.questions < MOST_QUESTIONS)
+    }
+
+    /// Appends one PING for each lane. The node counts them: nothing else may be sent that it gives to lanes in turn.
     pub fn ping_every_lane(&mut self, out: &mut BytesMut) {
-        for _ in 0..LANES {
-            self.pings_sent += 1;
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            self.pings_sent = self.pings_sent.wrapping_add(1);
             // The ids of a client's PINGs are odd (SPDY draft 3.1, section 2.6.5).
-            frame::put_ping(out, self.pings_sent.wrapping_mul(2).wrapping_sub(1));
+            let id = self.pings_sent.wrapping_mul(2).wrapping_sub(1);
+            frame::put_ping(out, id);
+            self.questions.push_back(Question { id, lane: number, sent: lane.sent });
+            lane.asked = lane.sent;
+            lane.questions += 1;
         }
     }
 
-    /// Takes a PING of the server's: the answer to one of ours, or a question to be answered.
-    pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) {
-        match id % 2 {
-            1 => self.pings_answered = self.pings_answered.saturating_add(1).min(self.pings_sent),
-            _ => frame::put_ping(out, id),
+    /// Takes a PING of the server's: the answer to one of ours, whose lane is returned, or a question to be answered.
+    pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) -> Option<usize> {
+        if id % 2 == 0 {
+            frame::put_ping(out, id);
+            return None;
         }
+        let at = self.questions.iter().position(|question| question.id == id)?;
+        let question = self.questions.remove(at)?;
+        let lane = &mut self.lanes[question.lane];
+        lane.acknowledged = question.sent;
+        lane.questions = lane.questions.saturating_sub(1);
+        Some(question.lane)
     }
 
-    /// Returns how many PINGs are on their way.
-    pub fn pings_unanswered(&self) -> u32 {
-        self.pings_sent - self.pings_answered
+    /// Returns how many PINGs are on their way through a lane.
+    pub fn questions(&self, lane: usize) -> u32 {
+        self.lanes[lane].questions
+    }
+}
+
+impl Lane {
+    fn unacknowledged(&self) -> u32 {
+        self.sent.wrapping_sub(self.acknowledged)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use bytes::Bytes;
 
     use super::*;
@@ -120,21 +214,15 @@ mod tests {
     };
 
     #[test]
-    fn a_pair_shares_a_lane_and_pairs_take_turns_over_the_lanes() {
+    fn a_pair_shares_the_lane_that_was_asked_for_and_ids_increase() {
         let (mut session, mut out) = (Session::default(), BytesMut::new());
-        let pairs: Vec<Pair> = (0..50).map(|_| session.open(80, &mut out).unwrap()).collect();
-        for five in pairs.chunks(5) {
-            let lanes: HashSet<u32> = five.iter().map(|pair| pair.data % LANES).collect();
-            assert_eq!(lanes.len(), 5);
-        }
         let mut last = 0;
-        for pair in pairs {
-            assert_eq!(pair.error % LANES, pair.data % LANES);
+        for number in 0..200 {
+            let lane = number * 7 % LANES;
+            let pair = session.open(80, lane, &mut out).unwrap();
+            assert_eq!((lane_of(pair.error), lane_of(pair.data)), (lane, lane));
             assert!(pair.error % 2 == 1 && pair.error > last && pair.data > pair.error);
-            assert_eq!(
-                (Pair::of(pair.error), Pair::of(pair.data), Pair::of(pair.data + 1)),
-                (Some(pair), Some(pair), None)
-            );
+            assert_eq!((Pair::of_error(pair.error), Pair::of_data(pair.data)), (pair, pair));
             last = pair.data;
         }
     }
@@ -142,7 +230,7 @@ mod tests {
     #[test]
     fn a_pair_opens_with_what_a_node_expects() {
         let (mut session, mut out) = (Session::default(), BytesMut::new());
-        let pair = session.open(5432, &mut out).unwrap();
+        let pair = session.open(5432, 1, &mut out).unwrap();
         let (mut parser, mut headers) = (Parser::default(), Decoder::default());
         let mut frames = Vec::new();
         while let Some(frame) = parser.next(&mut out).unwrap() {
@@ -162,21 +250,63 @@ mod tests {
 
     #[test]
     fn ids_end_before_they_overflow() {
-        let mut session = Session { next_error_id: LAST_ID - 5, ..Session::default() };
-        assert!(session.open(80, &mut BytesMut::new()).is_some());
-        assert_eq!(session.open(80, &mut BytesMut::new()), None);
+        let mut session = Session { next_id: LAST_ID - 5, ..Session::default() };
+        assert!(session.open(80, 0, &mut BytesMut::new()).is_some());
+        assert_eq!(session.open(80, 0, &mut BytesMut::new()), None);
+    }
+
+    /// The ids of the PINGs in some bytes.
+    fn pings(out: &mut BytesMut) -> Vec<u32> {
+        let (mut parser, mut ids) = (Parser::default(), Vec::new());
+        while let Some(frame) = parser.next(out).unwrap() {
+            if let Frame::Ping { id } = frame {
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     #[test]
-    fn answers_are_counted_and_questions_answered() {
+    fn an_answer_acknowledges_what_its_lane_was_sent_before_it() {
         let (mut session, mut out) = (Session::default(), BytesMut::new());
-        session.ping_every_lane(&mut out);
-        assert_eq!(session.pings_unanswered(), 5);
+        let pair = session.open(80, 2, &mut out).unwrap();
+        (0..10).for_each(|_| session.sent(pair.data));
         out.clear();
-        session.on_ping(1, &mut out);
-        assert!(out.is_empty());
-        assert_eq!(session.pings_unanswered(), 4);
+        session.ping_every_lane(&mut out);
+        session.sent(pair.data);
+        let ids = pings(&mut out);
+        assert_eq!((ids.len(), session.unacknowledged(2)), (LANES, 14));
+        assert_eq!(session.on_ping(ids[0], &mut out), Some(0));
+        assert_eq!(session.unacknowledged(2), 14, "another lane's answer says nothing of this one");
+        assert_eq!(session.on_ping(ids[2], &mut out), Some(2));
+        assert_eq!((session.unacknowledged(2), session.questions(2)), (1, 0));
+        assert_eq!(session.on_ping(ids[2], &mut out), None, "once");
         session.on_ping(2, &mut out);
-        assert_eq!(Parser::default().next(&mut out).unwrap(), Some(Frame::Ping { id: 2 }));
+        assert_eq!(pings(&mut out), [2], "a question of the server's is answered");
+    }
+
+    #[test]
+    fn a_lane_that_does_not_answer_gets_no_more_than_its_queue_holds() {
+        let (mut session, mut out) = (Session::default(), BytesMut::new());
+        let (stuck, fine) = (session.open(80, 0, &mut out).unwrap(), session.open(80, 1, &mut out).unwrap());
+        let (mut in_queue, mut through) = (3, 0);
+        for _ in 0..100_000 {
+            for pair in [stuck, fine] {
+                if session.has_room(pair.data) {
+                    session.sent(pair.data);
+                    if pair == stuck { in_queue += 1 } else { through += 1 }
+                }
+            }
+            if session.wants_to_ask() {
+                out.clear();
+                session.ping_every_lane(&mut out);
+                in_queue += 1;
+                for (lane, id) in pings(&mut out).into_iter().enumerate().filter(|(lane, _)| *lane != 0) {
+                    assert_eq!(session.on_ping(id, &mut BytesMut::new()), Some(lane));
+                }
+            }
+        }
+        assert!((WINDOW..50).contains(&in_queue), "{in_queue}");
+        assert!(through > 99_000, "the other lane goes on: {through}");
     }
 }

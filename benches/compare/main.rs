@@ -1,0 +1,192 @@
+//! adit beside kubectl and a direct connection, on the cluster that KUBECONFIG names.
+//!
+//! ```text
+//! cargo bench --features e2e --bench compare -- [--rounds 3] [--seconds 2] [--round-trip MILLIS]
+//! ```
+//!
+//! The peers take turns in each round, so that what the machine does meanwhile hits all of them; the table has the
+//! medians, and their ratios to kubectl's default. `--round-trip` puts a way of that length in front of the API
+//! server. `ADIT_E2E_IMAGE` is the image of the servers. Pods have to be reachable from here for the direct column.
+
+mod load;
+mod peers;
+
+use std::{collections::BTreeMap, process::Command, time::Duration};
+
+use self::{
+    load::{Load, Result},
+    peers::{Kind, Peer, Way},
+};
+
+/// A row of the table, in this order.
+const ROWS: &[(&str, &str)] = &[
+    ("keep-alive, 1 client", "req/s"),
+    ("  p50", "us"),
+    ("  p99", "us"),
+    ("keep-alive, 16 clients", "req/s"),
+    ("  CPU of the client", "us/req"),
+    ("new connections, 1 client", "conn/s"),
+    ("new connections, 16 clients", "conn/s"),
+    ("  CPU of the client", "us/conn"),
+    ("download", "MB/s"),
+    ("upload", "MB/s"),
+    ("first byte, cold", "ms"),
+    ("first byte, warm", "ms"),
+    ("memory at start", "MiB"),
+    ("memory, 500 idle connections", "MiB"),
+    ("probes beside 20 stalled ones", "of 10"),
+];
+
+type Column = BTreeMap<usize, Vec<f64>>;
+
+struct Options {
+    rounds: usize,
+    seconds: Duration,
+    round_trip: Duration,
+}
+
+fn options() -> Options {
+    let mut options = Options { rounds: 3, seconds: Duration::from_secs(2), round_trip: Duration::ZERO };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or_else(|| usage());
+        match argument.as_str() {
+            "--rounds" => options.rounds = number(arguments.next()) as usize,
+            "--seconds" => options.seconds = Duration::from_secs(number(arguments.next())),
+            "--round-trip" => options.round_trip = Duration::from_millis(number(arguments.next())),
+            // Cargo's own.
+            "--bench" => {}
+            _ => usage(),
+        }
+    }
+    options
+}
+
+fn usage() -> ! {
+    eprintln!("usage: compare [--rounds N] [--seconds N] [--round-trip MILLISECONDS]");
+    std::process::exit(2)
+}
+
+fn main() -> Result<()> {
+    let options = options();
+    apply_world()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let way = Way::make(options.round_trip).await?;
+        let mut table: BTreeMap<Kind, Column> = BTreeMap::new();
+        for round in 0..options.rounds {
+            for kind in Kind::ALL {
+                eprintln!("round {} of {}: {}", round + 1, options.rounds, kind.name());
+                let column = table.entry(kind).or_default();
+                measure(kind, &way, options.seconds, column).await?;
+            }
+        }
+        print(&table);
+        Ok(())
+    })
+}
+
+fn apply_world() -> Result<()> {
+    let image = std::env::var("ADIT_E2E_IMAGE").unwrap_or_else(|_| "localhost/servers:1".to_owned());
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("world.yaml");
+    std::fs::write(&file, include_str!("world.yaml").replace("@IMAGE@", &image))?;
+    peers::succeed(Command::new("kubectl").args(["apply", "-f"]).arg(&file))?;
+    peers::succeed(Command::new("kubectl").args([
+        "-n",
+        peers::NAMESPACE,
+        "rollout",
+        "status",
+        "deployment/web",
+        "--timeout=120s",
+    ]))?;
+    Ok(())
+}
+
+/// Measures everything about one peer, in a process of its own.
+async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) -> Result<()> {
+    let mut note = |row: usize, value: f64| column.entry(row).or_default().push(value);
+    let peer = Peer::start(kind, way).await?;
+    if let Some(cold) = peer.cold {
+        note(10, cold.as_secs_f64() * 1e3);
+    }
+    if let Some(memory) = peer.memory_at_start {
+        note(12, memory);
+    }
+    let load = Load { address: peer.http, host: peer.host.clone() };
+    load.first_byte().await?;
+    let mut warm: Vec<f64> = Vec::new();
+    for _ in 0..20 {
+        warm.push(load.first_byte().await?.as_secs_f64() * 1e3);
+    }
+    note(11, median(&warm));
+    let one = load.keep_alive(1, seconds).await?;
+    note(0, one.rate());
+    note(1, one.percentile(50));
+    note(2, one.percentile(99));
+    let before = peer.cpu();
+    let many = load.keep_alive(16, seconds).await?;
+    note(3, many.rate());
+    if let (Some(before), Some(after)) = (before, peer.cpu()) {
+        note(4, (after - before).as_secs_f64() * 1e6 / many.count() as f64);
+    }
+    note(5, load.connections(1, seconds).await?.rate());
+    let before = peer.cpu();
+    let many = load.connections(16, seconds).await?;
+    note(6, many.rate());
+    if let (Some(before), Some(after)) = (before, peer.cpu()) {
+        note(7, (after - before).as_secs_f64() * 1e6 / many.count() as f64);
+    }
+    note(8, load.download().await?);
+    note(9, load.upload().await?);
+    drop(peer);
+
+    // What idles and what stalls, in a process that has done nothing else.
+    let peer = Peer::start(kind, way).await?;
+    let load = Load { address: peer.http, host: peer.host.clone() };
+    let idle = load.idle(500).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    if let Some(memory) = peer.memory() {
+        note(13, memory);
+    }
+    drop(idle);
+    if let Some(stalled) = peer.stalled {
+        let held = load.stall(stalled, 10).await?;
+        note(14, load.probes(10).await);
+        drop(held);
+    }
+    Ok(())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn print(table: &BTreeMap<Kind, Column>) {
+    let value = |kind: Kind, row: usize| Some(median(table.get(&kind)?.get(&row)?));
+    print!("\n{:32}{:>8}", "", "");
+    for kind in table.keys() {
+        print!("{:>20}", kind.name());
+    }
+    println!();
+    for (row, (name, unit)) in ROWS.iter().enumerate() {
+        print!("{name:32}{unit:>8}");
+        for kind in table.keys() {
+            let text = match (value(*kind, row), value(Kind::KubectlTunnel, row)) {
+                (Some(found), Some(base)) if *kind != Kind::KubectlTunnel && base > 0.0 => {
+                    format!("{} {:>6.2}x", short(found), found / base)
+                }
+                (Some(found), _) => format!("{}        ", short(found)),
+                (None, _) => "-        ".to_owned(),
+            };
+            print!("{text:>20}");
+        }
+        println!();
+    }
+}
+
+fn short(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+}
