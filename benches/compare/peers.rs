@@ -185,9 +185,9 @@ impl Peer {
     pub fn cpu(&self) -> Option<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.as_ref()?.id())).ok()?;
         // Fields 14 and 15, in hundredths of a second; the name in front may have spaces.
-        let fields: Vec<u64> =
-            stat.rsplit(')').next()?.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-        Some(Duration::from_millis(10 * (fields.get(10)? + fields.get(11)?)))
+        let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
+        Some(Duration::from_millis(10 * (ticks(14)? + ticks(15)?)))
     }
 }
 

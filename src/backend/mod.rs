@@ -7,7 +7,10 @@ pub use error::{Blame, CloseReason, OpenError, StreamFault};
 
 pub use crate::k8s::ServicePort;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use futures::future::BoxFuture;
 
@@ -22,23 +25,54 @@ pub trait Backend: Send + Sync + 'static {
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>>;
 }
 
-/// A way to one endpoint, over which many streams go.
+/// A way to the endpoints of a target, over which many streams go.
 pub trait Session: Send + Sync + 'static {
     /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
     /// refuses shows as a read error that carries a [`StreamFault`].
     ///
     /// # Errors
     /// The session cannot take a new stream; another session may.
-    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>>;
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>>;
 
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;
 
-    /// What was reached.
+    /// What was reached first.
     fn endpoint(&self) -> &Endpoint;
+
+    /// The pods that are reached now, by name.
+    fn pods(&self) -> Vec<String> {
+        vec![self.endpoint().pod.clone()]
+    }
 
     /// Live numbers for `adit status`.
     fn gauges(&self) -> &SessionGauges;
+}
+
+/// Where a stream leads, and whether a new one would still be led there.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pod: Arc<str>,
+    is_leaving: Arc<AtomicBool>,
+}
+
+impl Placement {
+    pub fn new(pod: &str) -> Self {
+        Self { pod: pod.into(), is_leaving: Arc::default() }
+    }
+
+    pub fn pod(&self) -> &str {
+        &self.pod
+    }
+
+    /// Returns whether the pod is terminating, not ready or gone, so that what is kept for later use is of no use.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    pub fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What a session reached, in facts that a frontend may need (which scheme does this port speak?).

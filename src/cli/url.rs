@@ -32,7 +32,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         Some((service, namespace)) => (service, Namespace(namespace.to_owned())),
         None => (name, default().unwrap_or_else(|| cluster.namespace.clone())),
     };
-    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.to_owned()), &port, 0).await?;
+    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.to_owned()), &port).await?;
     let listener = router.config.http.listen.first().map_or(0, std::net::SocketAddr::port);
     let number = (port != PortRef::Auto).then_some(resolved.port.number);
     let named = routes::named_context(&router, &context);

@@ -139,7 +139,7 @@ impl HttpFrontend {
                 }
                 let body = if is_head { Bytes::new() } else { body };
                 let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-                Response::from_parts(parts, Tracked::new(body, None, access).boxed_unsync())
+                Response::from_parts(parts, Tracked::new(body, access).boxed_unsync())
             }
         }
     }
@@ -182,7 +182,7 @@ impl HttpFrontend {
         }
         let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
         let sent = self.upstreams.send(&route, scheme, &lease, &host, request, client_upgrade.is_some()).await;
-        let mut response = sent.map_err(|error| {
+        let (mut response, returning) = sent.map_err(|error| {
             lease.note_error(&describe(&error));
             request_page(&error, &host, &route)
         })?;
@@ -203,7 +203,7 @@ impl HttpFrontend {
         }
         let (mut parts, body) = response.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
-        let body = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), Some(lease), access.take());
+        let body = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), access.take()).holding(lease, returning);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 
@@ -310,6 +310,7 @@ pub(super) fn open_page(error: &OpenError, host: &str, route: &Route) -> Page {
 fn request_page(error: &RequestError, host: &str, route: &Route) -> Page {
     match (error, error.fault()) {
         (RequestError::Open(error), _) => open_page(error, host, route),
+        (RequestError::Client(_), _) => Page::new(StatusCode::BAD_REQUEST, "body", "the body did not come to its end"),
         (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Tls(error), None) => Page {
             cause: Some(error.to_string()),
@@ -327,6 +328,7 @@ fn describe(error: &RequestError) -> String {
     match error {
         RequestError::Open(error) => error.to_string(),
         RequestError::Tls(error) => format!("TLS: {error}"),
+        RequestError::Client(error) => format!("the request's body did not come to its end: {error}"),
         RequestError::Failed(error) => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),

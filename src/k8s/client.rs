@@ -4,12 +4,15 @@ use std::{
     collections::HashMap,
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use http::{HeaderMap, Request, Response, Uri};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{AuthError, Body, ClientBuilder, ConfigExt};
 use rustls::pki_types::ServerName;
 use tokio::{sync::OnceCell, time::timeout};
@@ -51,6 +54,8 @@ pub struct Cluster {
     pub namespace: Namespace,
     /// For requests and watches: HTTP/2 where the server has it.
     pub client: kube::Client,
+    /// The same on a connection of its own: watches take up the streams that an API server allows on one.
+    pub watches: kube::Client,
     /// The API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`: upgrades keep its path prefix.
     pub server: Uri,
     pub dialer: Dialer,
@@ -62,6 +67,7 @@ pub struct Cluster {
     pub proxied: bool,
     /// What the servers behind this context take; learned by the first upgrade.
     pub envelope: Mutex<Option<super::upgrade::Envelope>>,
+    is_told_of_no_watch: AtomicBool,
     authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
 }
 
@@ -130,16 +136,27 @@ impl Cluster {
             https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.clone()));
         }
         let https = https.enable_all_versions().wrap_connector(dialer.clone());
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+        let http = || {
+            hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+                // A connection that a sleeping laptop has lost is found out, and not waited for.
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .http2_keep_alive_timeout(Duration::from_secs(5))
+                .build::<_, Body>(https.clone())
+        };
         let auth = config.auth_layer().map_err(failed)?;
         let headers = config.extra_headers_layer().map_err(failed)?;
-        let service = ServiceBuilder::new()
-            .layer(config.base_uri_layer())
-            .option_layer(auth.as_ref())
-            .layer(headers.clone())
-            .map_err(BoxError::from)
-            .service(http);
-        let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
+        let client = || {
+            let service = ServiceBuilder::new()
+                .layer(config.base_uri_layer())
+                .option_layer(auth.as_ref())
+                .layer(headers.clone())
+                .map_err(BoxError::from)
+                .service(http());
+            ClientBuilder::new(service, config.default_namespace.clone()).build()
+        };
+        let (client, watches) = (client(), client());
 
         // What the layers add to a request, without sending one.
         let echo = tower::service_fn(|request: Request<Body>| async move {
@@ -163,6 +180,8 @@ impl Cluster {
         Ok(Self {
             namespace: Namespace(config.default_namespace.clone()),
             client,
+            watches,
+            is_told_of_no_watch: AtomicBool::new(false),
             proxied: config.proxy_url.is_some(),
             server: config.cluster_url,
             dialer,
@@ -172,6 +191,11 @@ impl Cluster {
             authorize,
             context,
         })
+    }
+
+    /// Returns whether this is the first time that somebody wants to say that there is no right to watch.
+    pub(super) fn tell_once_of_no_watch(&self) -> bool {
+        !self.is_told_of_no_watch.swap(true, Ordering::Relaxed)
     }
 
     /// Returns the headers that authenticate an upgrade: Authorization, impersonation. Refreshes what has expired.

@@ -9,5 +9,6 @@ pub mod list;
 pub mod pods;
 pub mod resolve;
 pub mod upgrade;
+pub mod watch;
 
 pub use error::{ClusterError, ServicePort};

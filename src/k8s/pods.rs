@@ -2,7 +2,28 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, ContainerStatus, Pod};
 
-use crate::k8s::{ServicePort, client::printable};
+use kube::Api;
+
+use crate::{
+    config::Namespace,
+    k8s::{
+        ServicePort,
+        client::{AskError, Cluster, printable},
+    },
+};
+
+/// Asks whether this very pod exists and is not terminating. None: the API server gave no answer.
+pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &str, uid: &str) -> Option<bool> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    match cluster.ask("looking up the pod", namespace, api.get_metadata(name)).await {
+        Ok(pod) => {
+            let is_same = uid.is_empty() || pod.metadata.uid.as_deref() == Some(uid);
+            Some(is_same && pod.metadata.deletion_timestamp.is_none())
+        }
+        Err(AskError::NotFound) => Some(false),
+        Err(AskError::Failed(_)) => None,
+    }
+}
 
 /// Returns whether the pod takes new connections: Running, Ready, not terminating.
 pub fn is_ready(pod: &Pod) -> bool {

@@ -24,18 +24,33 @@ use crate::{
 const MOST_NEIGHBOURS: u32 = 500;
 
 /// A pod that is ready to take a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    pub pod: String,
-    /// The pod's UID, where the look-up told it: a pod of the same name with another UID is another pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadyPod {
+    pub name: String,
+    /// A pod of the same name with another UID is another pod.
     pub uid: String,
     pub container_port: u16,
-    pub port: ServicePort,
 }
 
-/// Finds a ready pod and its container port, as things stand at this moment.
-///
-/// Pods are chosen in turn by `spread`, a number that the caller counts up.
+/// What a target means at a moment.
+#[derive(Clone, Debug)]
+pub struct Resolution {
+    /// The port that was asked for, as the Service or Pod describes it.
+    pub port: ServicePort,
+    /// At least one, sorted by name.
+    pub pods: Vec<ReadyPod>,
+    /// What the pods were found in, for those who follow it.
+    pub source: Source,
+}
+
+/// The objects that tell which pods are ready, and the version of what was read of them.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Service { name: String, pod: Option<String>, slices: Vec<EndpointSlice>, version: String },
+    Pod { name: String, version: String },
+}
+
+/// Finds the ready pods and their container port, as things stand at this moment.
 ///
 /// # Errors
 /// Whatever keeps the target from being reached, in words for the user: see [`ClusterError`].
@@ -44,22 +59,13 @@ pub async fn resolve(
     namespace: &Namespace,
     workload: &Workload,
     port: &PortRef,
-    spread: usize,
-) -> Result<Resolved, ClusterError> {
+) -> Result<Resolution, ClusterError> {
     let lookup = Lookup { cluster, namespace };
     match workload {
-        Workload::Service(service) => lookup.service(service, None, port, spread).await,
-        Workload::PodOfService { pod, service } => lookup.service(service, Some(pod), port, spread).await,
+        Workload::Service(service) => lookup.service(service, None, port).await,
+        Workload::PodOfService { pod, service } => lookup.service(service, Some(pod), port).await,
         Workload::Pod(pod) => lookup.pod(pod, port).await,
     }
-}
-
-/// A way into a pod, as an EndpointSlice has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Candidate {
-    pod: String,
-    uid: String,
-    port: u16,
 }
 
 struct Lookup<'a> {
@@ -68,13 +74,7 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    async fn service(
-        &self,
-        name: &str,
-        pod: Option<&str>,
-        port: &PortRef,
-        spread: usize,
-    ) -> Result<Resolved, ClusterError> {
+    async fn service(&self, name: &str, pod: Option<&str>, port: &PortRef) -> Result<Resolution, ClusterError> {
         let what = format!("service {}/{name}", self.namespace);
         let services: Api<Service> = self.api();
         let slices: Api<EndpointSlice> = self.api();
@@ -90,38 +90,27 @@ impl Lookup<'_> {
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
         };
-        let slices = match slices {
-            Ok(slices) => slices.items,
+        let (slices, version) = match slices {
+            Ok(slices) => (slices.items, slices.metadata.resource_version.unwrap_or_default()),
             Err(AskError::Failed(error)) => return Err(error),
-            Err(AskError::NotFound) => Vec::new(),
+            Err(AskError::NotFound) => (Vec::new(), String::new()),
         };
         let spec = service.spec.unwrap_or_default();
         self.refuse_what_has_no_pods(&what, &spec)?;
         let ports = tcp_ports(&spec);
         let chosen = self.choose(&what, &ports, port)?;
-        let (candidates, others) = candidates(&slices, chosen.name.as_deref());
-        let candidates: Vec<Candidate> = match pod {
-            Some(pod) => candidates.into_iter().filter(|candidate| candidate.pod == pod).collect(),
-            None => candidates,
-        };
-        match candidates.is_empty() {
-            false => {
-                let candidate = &candidates[spread % candidates.len()];
-                Ok(Resolved {
-                    pod: candidate.pod.clone(),
-                    uid: candidate.uid.clone(),
-                    container_port: candidate.port,
-                    port: chosen.clone(),
-                })
-            }
-            true if others && pod.is_none() => {
-                Err(self.unsupported(&what, "its endpoints are addresses, not pods", None))
-            }
-            true => Err(self.nothing_ready(&what, &spec, pod).await),
+        let (pods, others) = ready_pods(&slices, chosen.name.as_deref(), pod);
+        if !pods.is_empty() {
+            let source = Source::Service { name: name.to_owned(), pod: pod.map(str::to_owned), slices, version };
+            return Ok(Resolution { port: chosen.clone(), pods, source });
+        }
+        match others && pod.is_none() {
+            true => Err(self.unsupported(&what, "its endpoints are addresses, not pods", None)),
+            false => Err(self.nothing_ready(&what, &spec, pod).await),
         }
     }
 
-    async fn pod(&self, name: &str, port: &PortRef) -> Result<Resolved, ClusterError> {
+    async fn pod(&self, name: &str, port: &PortRef) -> Result<Resolution, ClusterError> {
         let what = format!("pod {}/{name}", self.namespace);
         let pods: Api<Pod> = self.api();
         let pod = match self.cluster.ask(&format!("looking up {what}"), self.namespace, pods.get(name)).await {
@@ -147,12 +136,10 @@ impl Lookup<'_> {
                 .unwrap_or(ServicePort { number: *number, name: None, app_protocol: None }),
             port => self.choose(&what, &ports, port)?.clone(),
         };
-        Ok(Resolved {
-            pod: name.to_owned(),
-            uid: pod.metadata.uid.unwrap_or_default(),
-            container_port: port.number,
-            port,
-        })
+        let ready =
+            ReadyPod { name: name.to_owned(), uid: pod.metadata.uid.unwrap_or_default(), container_port: port.number };
+        let source = Source::Pod { name: name.to_owned(), version: pod.metadata.resource_version.unwrap_or_default() };
+        Ok(Resolution { port, pods: vec![ready], source })
     }
 
     fn choose<'p>(
@@ -311,14 +298,18 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
     }
 }
 
-/// Returns the ready, not terminating pods of the slices that have the Service's port, and whether there are
-/// endpoints that are no pods. A slice names its ports as the Service does, resolved to the pods' numbers.
-fn candidates(slices: &[EndpointSlice], port_name: Option<&str>) -> (Vec<Candidate>, bool) {
+/// Returns the ready, not terminating pods of the slices that have the Service's port, all or only one, and whether
+/// there are endpoints that are no pods. A slice names its ports as the Service does, resolved to the pods' numbers.
+pub(super) fn ready_pods<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice>,
+    port_name: Option<&str>,
+    only: Option<&str>,
+) -> (Vec<ReadyPod>, bool) {
     let (mut found, mut others) = (Vec::new(), false);
     for slice in slices {
         let port =
             slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
-        let Some(port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
+        let Some(container_port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
         for endpoint in &slice.endpoints {
             let conditions = endpoint.conditions.as_ref();
             // An unknown readiness counts as ready (discovery/v1, EndpointConditions).
@@ -326,14 +317,16 @@ fn candidates(slices: &[EndpointSlice], port_name: Option<&str>) -> (Vec<Candida
                 .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false));
             let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
             match target.and_then(|target| Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))) {
-                Some((pod, uid)) if ready => found.push(Candidate { pod, uid, port }),
+                Some((name, uid)) if ready && only.is_none_or(|only| only == name) => {
+                    found.push(ReadyPod { name, uid, container_port });
+                }
                 Some(_) => {}
                 None => others = true,
             }
         }
     }
     // A dual-stack Service has each pod once per address family.
-    found.sort_by(|a, b| a.pod.cmp(&b.pod));
+    found.sort();
     found.dedup();
     (found, others)
 }
@@ -429,8 +422,10 @@ mod tests {
                 json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8081}], "endpoints": [endpoint("d", json!({}))]}),
             ),
         ];
-        let (found, others) = candidates(&slices, Some("http"));
-        assert_eq!(found.iter().map(|c| (c.pod.as_str(), c.port)).collect::<Vec<_>>(), [("a", 8080), ("d", 8081)]);
+        let (found, others) = ready_pods(&slices, Some("http"), None);
+        let shown: Vec<_> = found.iter().map(|pod| (pod.name.as_str(), pod.container_port)).collect();
+        assert_eq!(shown, [("a", 8080), ("d", 8081)]);
+        assert_eq!(ready_pods(&slices, Some("http"), Some("d")).0, found[1..]);
         assert!(!others);
     }
 
@@ -443,7 +438,7 @@ mod tests {
             ),
             slice(json!({"addressType": "IPv6", "ports": [{"port": 80}], "endpoints": [pod]})),
         ];
-        let (found, others) = candidates(&slices, None);
+        let (found, others) = ready_pods(&slices, None, None);
         assert_eq!(found.len(), 1);
         assert!(others);
     }

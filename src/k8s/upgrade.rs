@@ -114,6 +114,7 @@ pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,
     pod: &str,
+    _port: u16,
     dialled: Option<BoxedIo>,
 ) -> Result<Upgraded, UpgradeError> {
     let remembered = *cluster.envelope.lock().expect("no panic while the lock is held");

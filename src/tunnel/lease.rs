@@ -13,7 +13,7 @@ use super::{
     task::{Running, Tunnel, View},
 };
 use crate::{
-    backend::{Endpoint, OpenError},
+    backend::{Endpoint, OpenError, Placement},
     io::BoxedIo,
 };
 
@@ -56,8 +56,13 @@ impl Lease {
     /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
     /// so that a pod that certainly saw none of them can be replaced behind it.
     pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
-        let (inner, running) = connect(&self.hold.0, None, Instant::now() + BUDGET).await?;
-        Ok(Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)))
+        self.connect_placed().await.map(|(stream, _)| stream)
+    }
+
+    /// Does the same for streams that are kept for later use, and tells where it leads.
+    pub async fn connect_placed(&self) -> Result<(BoxedIo, Placement), OpenError> {
+        let (inner, placement, running) = connect(&self.hold.0, None, Instant::now() + BUDGET).await?;
+        Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)), placement))
     }
 
     /// Returns what was reached when the lease was taken, or what is reached now: another pod after a restart.
@@ -123,7 +128,7 @@ pub(super) async fn connect(
     tunnel: &Tunnel,
     avoid: Option<Arc<Running>>,
     deadline: Instant,
-) -> Result<(BoxedIo, Arc<Running>), OpenError> {
+) -> Result<(BoxedIo, Placement, Arc<Running>), OpenError> {
     let mut avoid = avoid;
     loop {
         let running = running(tunnel, avoid.as_ref(), deadline).await?;
@@ -132,10 +137,10 @@ pub(super) async fn connect(
             return Err(OpenError::TimedOut { after: BUDGET });
         };
         match connected {
-            Ok(stream) => {
+            Ok((stream, placement)) => {
                 tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);
                 tunnel.usage.touch();
-                return Ok((stream, running));
+                return Ok((stream, placement, running));
             }
             Err(fault) => {
                 tunnel.note_error(&fault);

@@ -51,6 +51,7 @@ pub struct TunnelSnapshot {
     pub target: String,
     /// `starting`, `running` or `failed`.
     pub state: String,
+    /// The pods that are reached now, with commas in between.
     pub pod: Option<String>,
     pub protocol: Option<String>,
     /// Upgraded connections open now.
@@ -184,7 +185,7 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
     TunnelSnapshot {
         target: tunnel.target.to_string(),
         state: state.to_owned(),
-        pod: running.as_ref().map(|running| running.endpoint.pod.clone()),
+        pod: running.as_ref().map(|running| running.session.pods().join(", ")).filter(|pods| !pods.is_empty()),
         protocol: running.as_ref().map(|running| running.endpoint.protocol.to_owned()),
         connections: gauge(|gauges| gauges.connections.load(Ordering::Relaxed)),
         streams: gauge(|gauges| gauges.streams.load(Ordering::Relaxed)),

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use lease::Lease;
 pub use manager::{Manager, TunnelSnapshot};
 
-pub use crate::backend::{Blame, Endpoint, OpenError, ServicePort, StreamFault};
+pub use crate::backend::{Blame, Endpoint, OpenError, Placement, ServicePort, StreamFault};
 
 /// How long a caller waits for a ready pod before it is told why there is none.
 pub const BUDGET: Duration = Duration::from_secs(10);

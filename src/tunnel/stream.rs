@@ -113,12 +113,12 @@ impl TunnelStream {
         self.tunnel.note_error(fault);
         let deadline = self.opened + BUDGET;
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
-        let avoid = (!is_refused).then(|| self.running.clone());
         self.moving = Some(Box::pin(async move {
             if is_refused {
                 sleep(REFUSED_PAUSE).await;
             }
-            connect(&hold.0, avoid, deadline).await
+            let (stream, _, running) = connect(&hold.0, None, deadline).await?;
+            Ok((stream, running))
         }));
         Ok(())
     }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    backend::{Backend, CloseReason, Session, SessionGauges},
+    backend::{Backend, CloseReason, Placement, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
     io::BoxedIo,
@@ -76,7 +76,7 @@ impl Backend for Shared {
 }
 
 impl Session for ScriptedSession {
-    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             if self.backend.stalls.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
@@ -91,14 +91,12 @@ impl Session for ScriptedSession {
                     .last()
                     .unwrap()
                     .send_replace(Some(CloseReason::PodGone { detail: "gone".into() }));
-                return Ok(
-                    Box::new(tokio_test::io::Builder::new().write(b"question").read_error(fault.into()).build())
-                        as BoxedIo,
-                );
+                let stream = tokio_test::io::Builder::new().write(b"question").read_error(fault.into()).build();
+                return Ok((Box::new(stream) as BoxedIo, Placement::new("pod")));
             }
             let (near, far) = duplex(1024);
             self.backend.pods.lock().unwrap().push(far);
-            Ok(Box::new(near) as BoxedIo)
+            Ok((Box::new(near) as BoxedIo, Placement::new("pod")))
         })
     }
 

@@ -15,26 +15,20 @@ async fn cluster(demo: &Demo) -> Arc<adit::k8s::client::Cluster> {
 }
 
 #[tokio::test]
-async fn sessions_are_spread_over_the_pods_of_a_service() {
+async fn a_service_means_all_its_ready_pods() {
     let demo = Demo::start().await.unwrap();
-    let cluster = cluster(&demo).await;
     let (shop, web) = (Namespace("shop".into()), Workload::Service("web".into()));
-    let mut pods = Vec::new();
-    for spread in 0..4 {
-        let resolved = resolve(&cluster, &shop, &web, &PortRef::Name("http".into()), spread).await.unwrap();
-        assert_eq!((resolved.container_port, resolved.port.number), (8080, 80));
-        pods.push(resolved.pod);
-    }
-    assert_eq!(pods, ["web-6d5f-a1", "web-6d5f-b2", "web-6d5f-a1", "web-6d5f-b2"]);
+    let found = resolve(&*cluster(&demo).await, &shop, &web, &PortRef::Name("http".into())).await.unwrap();
+    let pods: Vec<_> = found.pods.iter().map(|pod| (pod.name.as_str(), pod.container_port)).collect();
+    assert_eq!((found.port.number, &pods[..]), (80, &[("web-6d5f-a1", 8080), ("web-6d5f-b2", 8080)][..]));
 }
 
 #[tokio::test]
 async fn a_pod_of_a_headless_service_is_reached_by_name() {
     let demo = Demo::start().await.unwrap();
     let workload = Workload::PodOfService { pod: "postgres-1".into(), service: "postgres".into() };
-    let resolved =
-        resolve(&*cluster(&demo).await, &Namespace("data".into()), &workload, &PortRef::Auto, 0).await.unwrap();
-    assert_eq!((resolved.pod.as_str(), resolved.container_port), ("postgres-1", 5432));
+    let resolved = resolve(&*cluster(&demo).await, &Namespace("data".into()), &workload, &PortRef::Auto).await.unwrap();
+    assert_eq!((resolved.pods[0].name.as_str(), resolved.pods[0].container_port), ("postgres-1", 5432));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::{Notify, watch},
+    sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -25,7 +25,7 @@ use tracing::debug;
 
 use super::stream::MuxStream;
 use crate::{
-    backend::{CloseReason, SessionGauges, StreamFault},
+    backend::{SessionGauges, StreamFault},
     io::BoxedIo,
     wire::spdy::{
         frame::{self, Frame, Parser},
@@ -68,6 +68,7 @@ const BUSY: u64 = 1024 * 1024;
 /// An upgraded connection. Dropping the last handle closes it.
 pub struct Connection {
     shared: Arc<Shared>,
+    started: Instant,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -81,58 +82,24 @@ pub enum Opening {
     Retired,
 }
 
-/// What becomes of the session that connections belong to.
+/// What the connections to one pod tell of it.
 pub struct Fate {
-    closed: watch::Sender<Option<CloseReason>>,
-    live: AtomicUsize,
-    pub gauges: SessionGauges,
+    is_gone: AtomicBool,
+    gauges: Arc<SessionGauges>,
 }
 
 impl Fate {
-    pub fn new() -> Self {
-        Self { closed: watch::Sender::new(None), live: AtomicUsize::new(0), gauges: SessionGauges::default() }
+    pub fn new(gauges: Arc<SessionGauges>) -> Self {
+        Self { is_gone: AtomicBool::new(false), gauges }
     }
 
-    /// Returns why the session takes no new streams, once it does not.
-    pub fn subscribe(&self) -> watch::Receiver<Option<CloseReason>> {
-        self.closed.subscribe()
+    /// Returns whether the node has said that the pod is no more.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::SeqCst)
     }
 
-    pub fn pod_gone(&self, detail: String) {
-        self.close(CloseReason::PodGone { detail });
-    }
-
-    pub fn lost(&self, detail: String) {
-        self.close(CloseReason::Lost { detail });
-    }
-
-    fn connection_started(&self) {
-        self.live.fetch_add(1, Ordering::SeqCst);
-        self.gauges.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The session is lost with its last connection; one of several is replaced by the stream that needs it.
-    fn connection_lost(&self, detail: &str) {
-        self.gauges.connections.fetch_sub(1, Ordering::Relaxed);
-        if self.live.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.lost(detail.to_owned());
-        }
-    }
-
-    /// The first reason counts.
-    fn close(&self, reason: CloseReason) {
-        self.closed.send_if_modified(|closed| {
-            closed.is_none() && {
-                *closed = Some(reason);
-                true
-            }
-        });
-    }
-}
-
-impl Default for Fate {
-    fn default() -> Self {
-        Self::new()
+    pub fn pod_gone(&self) {
+        self.is_gone.store(true, Ordering::SeqCst);
     }
 }
 
@@ -157,6 +124,8 @@ pub(super) struct State {
     ready: VecDeque<u32>,
     queued: usize,
     retired: bool,
+    /// When a stream was last opened or ended.
+    last_open: Option<Instant>,
     /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
     asked_at: [Option<Instant>; LANES],
     /// A worker may hang, and is being asked.
@@ -201,9 +170,9 @@ pub(super) enum Fin {
 }
 
 impl Connection {
-    /// Starts the tasks of an upgraded connection. `fate` is told when the pod is found gone, or the connection is lost.
+    /// Starts the tasks of an upgraded connection. `fate` is told when the pod is found gone.
     pub fn start(io: BoxedIo, port: u16, fate: Arc<Fate>) -> Arc<Self> {
-        fate.connection_started();
+        fate.gauges.connections.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             write: Notify::new(),
@@ -214,7 +183,7 @@ impl Connection {
         });
         let (reader, writer) = tokio::io::split(io);
         let tasks = [tokio::spawn(write(shared.clone(), writer)), tokio::spawn(read(shared.clone(), reader))];
-        Arc::new(Self { shared, tasks })
+        Arc::new(Self { shared, started: Instant::now(), tasks })
     }
 
     /// Opens a stream, without waiting for the network.
@@ -234,6 +203,7 @@ impl Connection {
                 return Err(Opening::Retired);
             };
             state.streams.insert(pair.data, Stream::default());
+            state.last_open = Some(Instant::now());
             pair.data
         };
         self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
@@ -261,6 +231,12 @@ impl Connection {
     /// Returns whether a stream on it moves much data.
     pub fn is_busy(&self) -> bool {
         self.shared.lock().streams.values().any(|stream| stream.transferred >= BUSY)
+    }
+
+    /// Returns since when it has had no stream. None: it has some.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        state.streams.is_empty().then_some(state.last_open.unwrap_or(self.started))
     }
 
     /// Returns whether it takes no streams and has none.
@@ -308,6 +284,7 @@ impl Shared {
         self.fate.gauges.streams.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
+        state.last_open = Some(Instant::now());
         let Some(stream) = state.streams.get_mut(&id) else { return };
         stream.dropped = true;
         stream.reader = None;
@@ -342,14 +319,13 @@ impl Shared {
         }
         state.is_over = true;
         debug!(%fault, streams = state.streams.len(), "upgraded connection ended");
-        let detail = fault.to_string();
         state.dead.get_or_insert(fault);
         for stream in state.streams.values_mut() {
             stream.wake();
         }
         drop(state);
         self.write.notify_one();
-        self.fate.connection_lost(&detail);
+        self.fate.gauges.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -637,9 +613,9 @@ fn on_end(shared: &Shared, state: &mut State, id: u32) {
     if stream.dropped {
         state.streams.remove(&id);
     }
-    if let Some(Err(StreamFault::PodGone { detail })) = end {
+    if let Some(Err(StreamFault::PodGone { .. })) = end {
         state.retired = true;
-        shared.fate.pod_gone(detail);
+        shared.fate.pod_gone();
     }
     if is_suspicious && !state.retired {
         // What is on its way may have been sent before the end.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tower::BoxError;
 use tracing::info;
 
-use super::upstream::Body;
+use super::upstream::{Body, Returning};
 use crate::tunnel::Lease;
 
 /// What the line says. Written on drop.
@@ -82,16 +82,23 @@ impl Drop for Access {
     }
 }
 
-/// A response's body that holds the lease, and writes the line, until it has ended.
+/// A response's body that holds the lease and the connection, and writes the line, until it has ended.
 pub struct Tracked {
     inner: Body,
     lease: Option<Lease>,
+    returning: Option<Returning>,
     access: Option<Access>,
 }
 
 impl Tracked {
-    pub fn new(inner: Body, lease: Option<Lease>, access: Access) -> Self {
-        Self { inner, lease, access: Some(access) }
+    pub fn new(inner: Body, access: Access) -> Self {
+        Self { inner, lease: None, returning: None, access: Some(access) }
+    }
+
+    /// Keeps the lease until the body has ended, and then gives the connection back.
+    pub fn holding(mut self, lease: Lease, returning: Option<Returning>) -> Self {
+        (self.lease, self.returning) = (Some(lease), returning);
+        self
     }
 }
 
@@ -109,6 +116,7 @@ impl HttpBody for Tracked {
                 }
             }
             Poll::Ready(None) => {
+                this.returning = None;
                 this.lease = None;
                 this.access = None;
             }

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{super::tls::certs::Certs, *};
 use crate::{
-    backend::{Backend, CloseReason, Session, SessionGauges},
+    backend::{Backend, CloseReason, Placement, Session, SessionGauges},
     config::{ContextName, validate},
     routing::{Contexts, Router, Target},
     tunnel::{ServicePort, StreamFault},
@@ -52,11 +52,11 @@ impl Backend for Shared {
 }
 
 impl Session for Shared {
-    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(serve_pod(self.0.clone(), far));
-        Box::pin(async { Ok(Box::new(near) as BoxedIo) })
+        Box::pin(async { Ok((Box::new(near) as BoxedIo, Placement::new("web-0"))) })
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {

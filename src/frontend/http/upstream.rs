@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -13,14 +13,14 @@ use http::{
     header::{COOKIE, HOST},
     uri::PathAndQuery,
 };
-use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Body as _, Incoming},
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::BoxError;
 
@@ -30,7 +30,7 @@ use crate::{
     drain::Drain,
     io::BoxedIo,
     routing::{Route, Target},
-    tunnel::{Lease, OpenError, StreamFault},
+    tunnel::{Lease, OpenError, Placement, StreamFault},
 };
 
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -39,11 +39,20 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// must not meet a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// How many unused connections to one pod are kept: each is a connection into the pod.
-const MOST_IDLE: usize = 64;
+/// How many unused connections to one target are kept: each is a connection into a pod.
+const MOST_IDLE: usize = 128;
 
 /// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
 const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
+
+/// How often a connection that was used before is tried for one request, before a new one is made.
+const MOST_USED: usize = 2;
+
+/// A body of up to this size is kept, so that the request can be repeated.
+const LONGEST_KEPT: u64 = 64 * 1024;
+
+/// A connection whose answer has just been read needs a moment until it takes the next request.
+const BREATH: Duration = Duration::from_millis(2);
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,7 +60,6 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     target: Target,
-    pod: String,
     scheme: Scheme,
     server_name: Option<String>,
     verify: bool,
@@ -62,13 +70,15 @@ pub enum RequestError {
     Open(OpenError),
     Tls(io::Error),
     Failed(hyper::Error),
+    /// The client did not send its body to the end.
+    Client(BoxError),
 }
 
 impl RequestError {
     /// Returns how the stream to the pod broke, if that is what happened.
     pub fn fault(&self) -> Option<&StreamFault> {
         let mut source: Option<&(dyn std::error::Error + 'static)> = match self {
-            Self::Open(_) => None,
+            Self::Open(_) | Self::Client(_) => None,
             Self::Tls(error) => Some(error),
             Self::Failed(error) => Some(error),
         };
@@ -84,66 +94,138 @@ impl RequestError {
 
 /// The connections of one HTTP frontend to all its backends.
 pub struct Upstreams {
-    idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    /// One connection per backend serves all requests.
-    h2: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
-    next: Mutex<u64>,
+    pool: Mutex<Pool>,
     tls: BackendTls,
     drain: Drain,
 }
 
-/// An unused connection, and the number that its timer knows it by.
-type Idle = (u64, http1::SendRequest<Body>);
+#[derive(Default)]
+struct Pool {
+    /// By age, the oldest first.
+    idle: HashMap<Key, Vec<Idle>>,
+    /// One connection per backend serves all requests.
+    h2: HashMap<Key, (http2::SendRequest<Body>, Placement)>,
+    /// Whether a task closes what is unused for too long.
+    is_reaped: bool,
+}
+
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    placement: Placement,
+    since: Instant,
+}
 
 enum Sender {
     H1(http1::SendRequest<Body>),
     H2(http2::SendRequest<Body>),
 }
 
-impl Upstreams {
-    pub fn new(drain: Drain) -> Arc<Self> {
-        Arc::new(Self {
-            idle: Mutex::default(),
-            h2: Mutex::default(),
-            next: Mutex::default(),
-            tls: BackendTls::default(),
-            drain,
-        })
+/// Gives a connection back when it is dropped: with the end of the response's body.
+pub struct Returning {
+    upstreams: Arc<Upstreams>,
+    key: Key,
+    sender: Option<http1::SendRequest<Body>>,
+    placement: Placement,
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.take()
+            && !sender.is_closed()
+            && !self.placement.is_leaving()
+            && !self.upstreams.drain.is_draining()
+        {
+            let idle = Idle { sender, placement: self.placement.clone(), since: Instant::now() };
+            self.upstreams.keep(self.key.clone(), idle);
+        }
+    }
+}
+
+/// A request, and what is needed to send it again.
+struct Repeatable {
+    head: Request<()>,
+    body: Bytes,
+}
+
+impl Repeatable {
+    /// Takes a request that may be repeated (RFC 9110, section 9.2.2) and has no body, or one that can be kept; gives
+    /// others back.
+    async fn of(request: Request<Body>) -> Result<Result<Self, Request<Body>>, RequestError> {
+        let is_short = request.body().is_end_stream()
+            || request.body().size_hint().upper().is_some_and(|length| length <= LONGEST_KEPT);
+        if !request.method().is_idempotent() || !is_short {
+            return Ok(Err(request));
+        }
+        let (parts, body) = request.into_parts();
+        let body = match body.is_end_stream() {
+            true => Bytes::new(),
+            false => body.collect().await.map_err(RequestError::Client)?.to_bytes(),
+        };
+        Ok(Ok(Self { head: Request::from_parts(parts, ()), body }))
     }
 
-    /// Sends a request and returns the head of the response.
+    fn request(&self) -> Request<Body> {
+        let body = match self.body.is_empty() {
+            true => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+            false => Full::new(self.body.clone()).map_err(|never| match never {}).boxed_unsync(),
+        };
+        let mut request = Request::new(body);
+        request.method_mut().clone_from(self.head.method());
+        request.uri_mut().clone_from(self.head.uri());
+        request.headers_mut().clone_from(self.head.headers());
+        request.extensions_mut().clone_from(self.head.extensions());
+        request
+    }
+}
+
+impl Upstreams {
+    pub fn new(drain: Drain) -> Arc<Self> {
+        Arc::new(Self { pool: Mutex::default(), tls: BackendTls::default(), drain })
+    }
+
+    /// Sends a request and returns the head of the response, with what has to be kept until its body has ended.
     ///
-    /// What certainly did not leave is sent again, whatever its method. A request that may be repeated (RFC 9110,
-    /// section 9.2.2) and has no body is sent again when its connection ended without a byte of an answer: a pod that
-    /// is stopped ends its connections, and ours learns of it up to a second later. Others get a connection of their
-    /// own, so that they meet none that is just ending; none of them is sent twice.
+    /// What certainly did not leave is sent again, whatever its method. A request that may be repeated is sent again
+    /// when its connection ended without a byte of an answer: a pod that is stopped ends its connections, and ours
+    /// learns of it up to a second later. Others get a connection of their own, so that they meet none that is just
+    /// ending; none of them is sent twice.
     pub async fn send(
         self: &Arc<Self>,
         route: &Route,
         scheme: Scheme,
         lease: &Lease,
         host: &str,
-        mut request: Request<Body>,
+        request: Request<Body>,
         is_upgrade: bool,
-    ) -> Result<Response<Incoming>, RequestError> {
-        let is_repeatable = !is_upgrade && request.method().is_idempotent() && request.body().is_end_stream();
-        let mut pauses = PAUSES.iter();
+    ) -> Result<(Response<Incoming>, Option<Returning>), RequestError> {
+        let key = Key {
+            target: route.target.clone(),
+            scheme,
+            server_name: (scheme == Scheme::Https)
+                .then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
+            verify: route.verify,
+        };
+        let (repeatable, mut once) = match is_upgrade {
+            true => (None, Some(request)),
+            false => match Repeatable::of(request).await? {
+                Ok(repeatable) => (Some(repeatable), None),
+                Err(request) => (None, Some(request)),
+            },
+        };
+        let (mut pauses, mut used) = (PAUSES.iter(), 0);
         loop {
-            let key = self.key(route, scheme, lease, host);
-            let copy = is_repeatable.then(|| head_of(&request));
-            let pooled = if is_repeatable || scheme == Scheme::H2c { self.take(&key) } else { None };
+            let Some(next) = once.take().or_else(|| repeatable.as_ref().map(Repeatable::request)) else {
+                return Err(RequestError::Tls(io::ErrorKind::NotConnected.into()));
+            };
+            let may_share = repeatable.is_some() || scheme == Scheme::H2c;
+            let pooled = if may_share && used < MOST_USED { self.take(&key).await } else { None };
             let is_pooled = pooled.is_some();
-            let mut sender = match pooled {
-                Some(sender) => sender,
+            let (mut sender, placement) = match pooled {
+                Some(pooled) => pooled,
                 None => self.connect(&key, lease, is_upgrade).await?,
             };
-            let (error, unsent) = match self.send_on(&mut sender, &key, request).await {
-                Ok(response) => {
-                    if !is_upgrade {
-                        self.give_back(key, sender);
-                    }
-                    return Ok(response);
-                }
+            let (error, unsent) = match send_on(&mut sender, scheme, next).await {
+                Ok(response) => return Ok((response, self.returning(key, sender, placement, is_upgrade))),
                 Err(failed) => failed,
             };
             let error = RequestError::Failed(error);
@@ -153,120 +235,114 @@ impl Upstreams {
             }
             // What ended one connection has ended the others like it.
             self.forget(&key);
-            let again = unsent.filter(|_| is_pooled).or(copy);
-            match (again, is_pooled, pauses.next()) {
-                (Some(again), true, _) => request = again,
-                (Some(again), false, Some(pause)) => {
+            once = unsent.filter(|_| is_pooled);
+            match (once.is_some() || repeatable.is_some(), is_pooled, pauses.as_slice().first()) {
+                (true, true, _) => used += 1,
+                (true, false, Some(pause)) => {
                     sleep(Duration::from_millis(*pause)).await;
-                    request = again;
+                    pauses.next();
                 }
                 _ => return Err(error),
             }
         }
     }
 
-    fn key(&self, route: &Route, scheme: Scheme, lease: &Lease, host: &str) -> Key {
-        Key {
-            target: route.target.clone(),
-            pod: lease.endpoint().pod.clone(),
-            scheme,
-            server_name: (scheme == Scheme::Https)
-                .then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
-            verify: route.verify,
+    fn returning(
+        self: &Arc<Self>,
+        key: Key,
+        sender: Sender,
+        placement: Placement,
+        is_upgrade: bool,
+    ) -> Option<Returning> {
+        match sender {
+            Sender::H1(sender) if !is_upgrade => {
+                Some(Returning { upstreams: self.clone(), key, sender: Some(sender), placement })
+            }
+            _ => None,
         }
     }
 
     /// Drops the unused connections.
     fn forget(&self, key: &Key) {
-        self.idle.lock().expect("no panic while the lock is held").remove(key);
-        self.h2.lock().expect("no panic while the lock is held").remove(key);
+        let mut pool = self.lock();
+        pool.idle.remove(key);
+        pool.h2.remove(key);
     }
 
-    async fn send_on(
-        &self,
-        sender: &mut Sender,
-        key: &Key,
-        mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
-        match sender {
-            Sender::H1(sender) => {
-                to_http1(&mut request);
-                sender
-                    .try_send_request(request)
-                    .await
-                    .map_err(|mut error| (error.take_message(), error))
-                    .map_err(|(message, error)| (error.into_error(), message))
+    async fn take(&self, key: &Key) -> Option<(Sender, Placement)> {
+        loop {
+            let mut idle = {
+                let mut pool = self.lock();
+                if let Some((sender, placement)) = pool.h2.get(key) {
+                    if !sender.is_closed() && !placement.is_leaving() {
+                        return Some((Sender::H2(sender.clone()), placement.clone()));
+                    }
+                    pool.h2.remove(key);
+                }
+                let all = pool.idle.get_mut(key)?;
+                // The last one used is the one most likely to be alive.
+                let idle = all.pop();
+                if all.is_empty() {
+                    pool.idle.remove(key);
+                }
+                idle?
+            };
+            if idle.placement.is_leaving() || idle.sender.is_closed() {
+                continue;
             }
-            Sender::H2(sender) => {
-                to_http2(&mut request, key.scheme);
-                sender
-                    .try_send_request(request)
-                    .await
-                    .map_err(|mut error| (error.take_message(), error))
-                    .map_err(|(message, error)| (error.into_error(), message))
+            // Its answer has been read to the end just now, in another task.
+            let is_ready =
+                idle.sender.is_ready() || timeout(BREATH, idle.sender.ready()).await.is_ok_and(|ready| ready.is_ok());
+            if is_ready {
+                return Some((Sender::H1(idle.sender), idle.placement));
             }
         }
     }
 
-    fn take(&self, key: &Key) -> Option<Sender> {
-        let mut h2 = self.h2.lock().expect("no panic while the lock is held");
-        if let Some(sender) = h2.get(key) {
-            if !sender.is_closed() {
-                return Some(Sender::H2(sender.clone()));
-            }
-            h2.remove(key);
+    /// Keeps a connection for the next request.
+    fn keep(self: &Arc<Self>, key: Key, idle: Idle) {
+        let mut pool = self.lock();
+        let all = pool.idle.entry(key).or_default();
+        if all.len() < MOST_IDLE {
+            all.push(idle);
         }
-        drop(h2);
-        let mut idle = self.idle.lock().expect("no panic while the lock is held");
-        let senders = idle.get_mut(key)?;
-        // The last one used is the one most likely to be alive.
-        let found = std::iter::from_fn(|| senders.pop()).map(|(_, sender)| sender).find(|sender| sender.is_ready());
-        if senders.is_empty() {
-            idle.remove(key);
+        if !std::mem::replace(&mut pool.is_reaped, true) {
+            let this = self.clone();
+            self.drain.spawn(async move { this.reap().await });
         }
-        found.map(Sender::H1)
     }
 
-    /// Keeps a connection for the next request, once the response has been read to its end.
-    fn give_back(self: &Arc<Self>, key: Key, sender: Sender) {
-        let Sender::H1(mut sender) = sender else { return };
-        let this = self.clone();
-        self.drain.spawn(async move {
-            // An error: the connection ends with this response, or its reader has gone.
-            if sender.ready().await.is_err() || this.drain.is_draining() {
+    /// Closes what is unused for too long, until there is nothing left.
+    async fn reap(&self) {
+        loop {
+            tokio::select! {
+                () = sleep(IDLE / 4) => {}
+                () = self.drain.started() => {}
+            }
+            let is_draining = self.drain.is_draining();
+            let mut pool = self.lock();
+            pool.idle.retain(|_, all| {
+                let is_kept = |idle: &Idle| idle.since.elapsed() < IDLE && !idle.placement.is_leaving();
+                all.retain(|idle| is_kept(idle) && !idle.sender.is_closed() && !is_draining);
+                !all.is_empty()
+            });
+            pool.h2.retain(|_, (sender, placement)| !sender.is_closed() && !placement.is_leaving() && !is_draining);
+            if pool.idle.is_empty() && pool.h2.is_empty() {
+                pool.is_reaped = false;
                 return;
             }
-            let id = {
-                let mut next = this.next.lock().expect("no panic while the lock is held");
-                *next += 1;
-                *next
-            };
-            {
-                let mut idle = this.idle.lock().expect("no panic while the lock is held");
-                let senders = idle.entry(key.clone()).or_default();
-                if senders.len() >= MOST_IDLE {
-                    return;
-                }
-                senders.push((id, sender));
-            }
-            tokio::select! {
-                () = sleep(IDLE) => {}
-                () = this.drain.started() => {}
-            }
-            let mut idle = this.idle.lock().expect("no panic while the lock is held");
-            if let Some(senders) = idle.get_mut(&key) {
-                senders.retain(|(other, _)| *other != id);
-                if senders.is_empty() {
-                    idle.remove(&key);
-                }
-            }
-        });
+        }
     }
 
-    async fn connect(&self, key: &Key, lease: &Lease, is_upgrade: bool) -> Result<Sender, RequestError> {
-        let stream = lease.connect().await.map_err(RequestError::Open)?;
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().expect("no panic while the lock is held")
+    }
+
+    async fn connect(&self, key: &Key, lease: &Lease, is_upgrade: bool) -> Result<(Sender, Placement), RequestError> {
+        let (stream, placement) = lease.connect_placed().await.map_err(RequestError::Open)?;
         if key.scheme != Scheme::Https {
-            return self.handshake(key, stream, key.scheme == Scheme::H2c).await;
+            let sender = self.handshake(key, stream, &placement, key.scheme == Scheme::H2c).await?;
+            return Ok((sender, placement));
         }
         let config = self.tls.config(key.verify, is_upgrade).map_err(RequestError::Tls)?;
         let name = key.server_name.clone().unwrap_or_default();
@@ -277,10 +353,17 @@ impl Upstreams {
             Err(_) => return Err(RequestError::Tls(io::ErrorKind::TimedOut.into())),
         };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        self.handshake(key, Box::new(stream), is_h2).await
+        let sender = self.handshake(key, Box::new(stream), &placement, is_h2).await?;
+        Ok((sender, placement))
     }
 
-    async fn handshake(&self, key: &Key, stream: BoxedIo, is_h2: bool) -> Result<Sender, RequestError> {
+    async fn handshake(
+        &self,
+        key: &Key,
+        stream: BoxedIo,
+        placement: &Placement,
+        is_h2: bool,
+    ) -> Result<Sender, RequestError> {
         if !is_h2 {
             let builder = &mut http1::Builder::new();
             let (sender, connection) = builder
@@ -297,20 +380,31 @@ impl Upstreams {
         builder.timer(TokioTimer::new()).adaptive_window(true).keep_alive_interval(Some(Duration::from_secs(20)));
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(RequestError::Failed)?;
         self.drain.spawn(async move { drop(connection.await) });
-        self.h2.lock().expect("no panic while the lock is held").insert(key.clone(), sender.clone());
+        self.lock().h2.insert(key.clone(), (sender.clone(), placement.clone()));
         Ok(Sender::H2(sender))
     }
 }
 
-/// Returns a request like this one, without its body.
-fn head_of(request: &Request<Body>) -> Request<Body> {
-    let empty = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
-    let mut copy = Request::new(empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    copy.extensions_mut().clone_from(request.extensions());
-    copy
+/// Sends a request; gives it back where it certainly did not leave.
+async fn send_on(
+    sender: &mut Sender,
+    scheme: Scheme,
+    mut request: Request<Body>,
+) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
+    let sent = match sender {
+        Sender::H1(sender) => {
+            to_http1(&mut request);
+            sender.try_send_request(request).await
+        }
+        Sender::H2(sender) => {
+            to_http2(&mut request, scheme);
+            sender.try_send_request(request).await
+        }
+    };
+    sent.map_err(|mut error| {
+        let unsent = error.take_message();
+        (error.into_error(), unsent)
+    })
 }
 
 /// Origin-form, with the authority in Host (RFC 9112, section 3.2), and with one Cookie field: browsers split it over

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    backend::{Backend, CloseReason, Endpoint, ServicePort, Session, SessionGauges},
+    backend::{Backend, CloseReason, Endpoint, Placement, ServicePort, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
     routing::{ClusterId, Target},
@@ -148,11 +148,11 @@ impl Backend for Pod {
 }
 
 impl Session for Streams {
-    fn connect(&self) -> BoxFuture<'_, Result<BoxedIo, StreamFault>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             self.connects.fetch_add(1, Ordering::SeqCst);
             let next = self.streams.lock().unwrap().pop_front();
-            Ok(next.unwrap_or_else(|| Box::new(Fake::failing(0, &[], refused()))))
+            Ok((next.unwrap_or_else(|| Box::new(Fake::failing(0, &[], refused()))), Placement::new("pod")))
         })
     }
 

@@ -17,15 +17,14 @@ struct Node {
 }
 
 impl Node {
-    fn new() -> (Arc<Connection>, Self, watch::Receiver<Option<CloseReason>>) {
+    fn new() -> (Arc<Connection>, Self, Arc<Fate>) {
         let (near, far) = duplex(1 << 20);
-        let fate = Arc::new(Fate::new());
-        let closed = fate.subscribe();
-        let connection = Connection::start(Box::new(near), 5432, fate);
+        let fate = Arc::new(Fate::new(Arc::default()));
+        let connection = Connection::start(Box::new(near), 5432, fate.clone());
         (
             connection,
             Self { stream: far, parser: Parser::default(), input: BytesMut::new(), headers: Decoder::default() },
-            closed,
+            fate,
         )
     }
 
@@ -96,15 +95,15 @@ async fn the_text_behind_the_end_of_the_data_decides_how_it_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_is_gone_closes_the_session_and_not_its_other_streams() {
-    let (connection, mut node, closed) = Node::new();
+async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
+    let (connection, mut node, fate) = Node::new();
     let mut first = connection.open().unwrap();
     let first_pair = node.accept().await;
     let mut second = connection.open().unwrap();
     let second_pair = node.accept().await;
     node.end(second_pair, "network namespace for sandbox \"x\" is closed").await;
     assert!(matches!(StreamFault::of(&second.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::PodGone { .. })));
-    assert!(matches!(&*closed.borrow(), Some(CloseReason::PodGone { .. })));
+    assert!(fate.is_gone());
     assert_eq!(connection.open().err(), Some(Opening::Retired));
     node.send(first_pair.data, b"still here", false).await;
     let mut word = [0; 10];
@@ -147,21 +146,20 @@ async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() 
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
-    let (connection, mut node, mut closed) = Node::new();
+    let (connection, mut node, _) = Node::new();
     let mut stream = connection.open().unwrap();
     node.accept().await;
     advance(Duration::from_secs(10)).await;
     for _ in 0..5 {
         assert!(matches!(node.frame().await, Frame::Ping { .. }));
     }
-    closed.wait_for(Option::is_some).await.unwrap();
     assert!(matches!(StreamFault::of(&stream.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::Lost { .. })));
     assert!(connection.is_finished());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_answers_lives_on() {
-    let (connection, mut node, closed) = Node::new();
+    let (connection, mut node, fate) = Node::new();
     let _stream = connection.open().unwrap();
     node.accept().await;
     for _ in 0..3 {
@@ -172,7 +170,7 @@ async fn a_connection_that_answers_lives_on() {
             node.stream.write_all(&out).await.unwrap();
         }
     }
-    assert!(closed.borrow().is_none());
+    assert!(!fate.is_gone());
     assert_eq!(connection.opening(), Opening::Open);
 }
 

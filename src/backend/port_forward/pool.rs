@@ -1,0 +1,228 @@
+//! The upgraded connections to one pod: one in use, one warm, more where streams crowd or move much data.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tracing::debug;
+
+use super::connection::{Connection, Fate, Opening};
+use crate::{
+    backend::{Placement, SessionGauges, StreamFault},
+    config::Namespace,
+    io::BoxedIo,
+    k8s::{
+        client::Cluster,
+        pods,
+        resolve::ReadyPod,
+        upgrade::{self, UpgradeError, Upgraded},
+    },
+};
+
+/// The most upgraded connections to one pod that are made ahead of need. Each costs the API server and the node two
+/// TLS connections.
+const MOST_CONNECTIONS: usize = 8;
+
+/// From this many streams on a connection, the next one is dialled: a node serves the streams of a connection with
+/// five workers.
+const SPREAD: usize = 5;
+
+/// Connections without a stream for about this long are closed, but for two: the one in use and the one that is warm.
+pub(super) const SHRINK_AFTER: Duration = Duration::from_secs(120);
+
+/// A kubelet that has just restarted knows no pods for some seconds.
+const KUBELET_RESTART: Duration = Duration::from_secs(8);
+const KUBELET_PAUSE: Duration = Duration::from_millis(250);
+
+/// The connections to one pod.
+pub(super) struct PodPool {
+    cluster: Arc<Cluster>,
+    namespace: Namespace,
+    pod: ReadyPod,
+    fate: Arc<Fate>,
+    placement: Placement,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// Held while a connection is dialled that somebody waits for: the others share it.
+    dialling: tokio::sync::Mutex<()>,
+    growing: Mutex<Option<JoinHandle<()>>>,
+    opened: AtomicU64,
+}
+
+impl PodPool {
+    pub fn new(cluster: Arc<Cluster>, namespace: Namespace, pod: ReadyPod, gauges: Arc<SessionGauges>) -> Arc<Self> {
+        Arc::new(Self {
+            cluster,
+            namespace,
+            placement: Placement::new(&pod.name),
+            pod,
+            fate: Arc::new(Fate::new(gauges)),
+            connections: Mutex::default(),
+            dialling: tokio::sync::Mutex::default(),
+            growing: Mutex::default(),
+            opened: AtomicU64::new(0),
+        })
+    }
+
+    pub fn pod(&self) -> &ReadyPod {
+        &self.pod
+    }
+
+    pub fn placement(&self) -> Placement {
+        self.placement.clone()
+    }
+
+    /// Returns whether the wire has told that the pod is gone.
+    pub fn is_gone(&self) -> bool {
+        self.fate.is_gone()
+    }
+
+    /// No new stream leads to the pod from now on.
+    pub fn leave(&self) {
+        self.placement.leave();
+    }
+
+    /// Takes a connection that was made already.
+    pub fn adopt(&self, upgraded: Upgraded) {
+        let connection = self.connection(upgraded);
+        self.lock().push(connection);
+    }
+
+    /// Returns how many streams lead to the pod.
+    pub fn streams(&self) -> usize {
+        self.lock().iter().map(|connection| connection.streams()).sum()
+    }
+
+    /// Returns whether a stream can be opened without dialling.
+    pub fn is_warm(&self) -> bool {
+        self.lock().iter().any(|connection| connection.opening() == Opening::Open)
+    }
+
+    /// Returns whether a stream can be opened without dialling, and without crowding others.
+    pub fn has_room(&self) -> bool {
+        self.lock().iter().any(|connection| {
+            connection.opening() == Opening::Open && connection.streams() < SPREAD && !connection.is_busy()
+        })
+    }
+
+    /// Opens a stream, on a new connection where none takes it.
+    pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
+        if let Some(stream) = self.open_on_existing() {
+            return Ok(stream);
+        }
+        let _turn = self.dialling.lock().await;
+        if let Some(stream) = self.open_on_existing() {
+            return Ok(stream);
+        }
+        let connection = self.dial().await?;
+        let stream = connection
+            .open()
+            .map_err(|_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() })?;
+        self.lock().push(connection);
+        Ok(stream)
+    }
+
+    /// Opens a stream on the connection that has the most room, and lets the pool grow when that is little.
+    fn open_on_existing(self: &Arc<Self>) -> Option<BoxedIo> {
+        let (stream, should_grow) = {
+            let mut connections = self.lock();
+            connections.retain(|connection| !connection.is_finished());
+            let open = connections.iter().filter(|connection| connection.opening() == Opening::Open);
+            let best = open.min_by_key(|connection| (connection.is_busy(), connection.streams()))?;
+            let is_crowded = best.is_busy() || best.streams() >= SPREAD;
+            // One that is warm is there before it is needed; whoever comes once does not need it.
+            let wants_warm = connections.len() == 1 && self.opened.fetch_add(1, Ordering::Relaxed) > 0;
+            let usable = connections.iter().filter(|connection| connection.opening() != Opening::Retired).count();
+            (best.open().ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
+        };
+        if should_grow {
+            self.grow();
+        }
+        stream
+    }
+
+    /// Dials one more connection in the background, unless one is being dialled.
+    pub fn grow(self: &Arc<Self>) {
+        let mut growing = self.growing.lock().expect("no panic while the lock is held");
+        if growing.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        // Held weakly: a pool that nobody needs any more ends, and the dialling with it.
+        let weak = Arc::downgrade(self);
+        *growing = Some(tokio::spawn(async move {
+            let Some(pool) = weak.upgrade() else { return };
+            match pool.dial().await {
+                Ok(connection) => pool.lock().push(connection),
+                Err(error) => debug!(pod = pool.pod.name, %error, "no further connection to the pod"),
+            }
+        }));
+    }
+
+    /// Closes connections that were made for a crowd that has gone.
+    pub fn shrink(&self) {
+        let mut connections = self.lock();
+        let mut spare = connections.len().saturating_sub(2);
+        connections.retain(|connection| {
+            let closes = spare > 0 && connection.idle_since().is_some_and(|at| at.elapsed() >= SHRINK_AFTER);
+            spare -= usize::from(closes);
+            !closes
+        });
+    }
+
+    async fn dial(&self) -> Result<Arc<Connection>, StreamFault> {
+        let started = Instant::now();
+        loop {
+            let (pod, port) = (&self.pod.name, self.pod.container_port);
+            match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
+                Ok(upgraded) => return Ok(self.connection(upgraded)),
+                Err(UpgradeError::PodGone(detail)) => {
+                    if !self.is_still_there().await {
+                        self.fate.pod_gone();
+                        return Err(StreamFault::PodGone { detail });
+                    }
+                    // The pod runs: its kubelet has just restarted, and will know it again.
+                    if started.elapsed() >= KUBELET_RESTART {
+                        return Err(StreamFault::Lost { detail });
+                    }
+                    debug!(pod, detail, "the node does not know the pod yet");
+                    sleep(KUBELET_PAUSE).await;
+                }
+                Err(UpgradeError::Cluster(error)) => {
+                    let detail = match error.cause() {
+                        Some(cause) => format!("{error}: {cause}"),
+                        None => error.to_string(),
+                    };
+                    return Err(StreamFault::Lost { detail });
+                }
+            }
+        }
+    }
+
+    /// Asks the API server whether the pod is there and not about to go. An answer that does not come says nothing.
+    async fn is_still_there(&self) -> bool {
+        pods::is_running(&self.cluster, &self.namespace, &self.pod.name, &self.pod.uid).await.unwrap_or(false)
+    }
+
+    fn connection(&self, upgraded: Upgraded) -> Arc<Connection> {
+        Connection::start(upgraded.io, self.pod.container_port, self.fate.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.connections.lock().expect("no panic while the lock is held")
+    }
+}
+
+impl Drop for PodPool {
+    fn drop(&mut self) {
+        if let Some(task) = self.growing.lock().expect("no panic while the lock is held").take() {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The ready pods of a target, followed by a watch for as long as the session lives.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use futures::future::BoxFuture;
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tracing::info;
+
+use super::pool::{PodPool, SHRINK_AFTER};
+use crate::{
+    backend::{CloseReason, Endpoint, Placement, Session, SessionGauges, StreamFault},
+    config::Namespace,
+    io::BoxedIo,
+    k8s::{
+        client::Cluster,
+        resolve::{ReadyPod, Resolution},
+        upgrade::Upgraded,
+        watch::follow,
+    },
+};
+
+/// A way to whichever pods of a target are ready.
+pub struct TargetSession {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Shared {
+    cluster: Arc<Cluster>,
+    namespace: Namespace,
+    pools: Mutex<Vec<Arc<PodPool>>>,
+    /// Counts up, so that pods with equally many streams take turns.
+    turn: AtomicUsize,
+    closed: watch::Sender<Option<CloseReason>>,
+    gauges: Arc<SessionGauges>,
+}
+
+impl TargetSession {
+    /// Starts with the pod that was reached `first`; the others are reached when they are needed.
+    pub fn start(
+        cluster: Arc<Cluster>,
+        namespace: Namespace,
+        resolution: Resolution,
+        first: (ReadyPod, Upgraded),
+    ) -> Self {
+        let (pod, upgraded) = first;
+        let endpoint = Endpoint {
+            pod: pod.name.clone(),
+            container_port: pod.container_port,
+            port: resolution.port.clone(),
+            protocol: upgraded.envelope.name(),
+        };
+        let shared = Arc::new(Shared {
+            cluster,
+            namespace,
+            pools: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            closed: watch::Sender::new(None),
+            gauges: Arc::default(),
+        });
+        shared.change_to(resolution.pods);
+        if let Some(pool) = shared.lock().iter().find(|pool| pool.pod() == &pod) {
+            pool.adopt(upgraded);
+        }
+        let (following, container_port) = (shared.clone(), pod.container_port);
+        let (source, port_name) = (resolution.source, resolution.port.name);
+        let follow = tokio::spawn(async move {
+            let told = following.clone();
+            let tell = |pods| told.change_to(pods);
+            follow(&following.cluster, &following.namespace, source, port_name.as_deref(), container_port, tell).await;
+        });
+        let shrinking = Arc::downgrade(&shared);
+        let shrink = tokio::spawn(async move {
+            loop {
+                sleep(SHRINK_AFTER).await;
+                let Some(shared) = shrinking.upgrade() else { return };
+                shared.lock().iter().for_each(|pool| pool.shrink());
+            }
+        });
+        Self { shared, endpoint, tasks: [follow, shrink] }
+    }
+
+    async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
+        let mut tried: Vec<Arc<PodPool>> = Vec::new();
+        let mut last = None;
+        while let Some(pool) = self.shared.choose(&tried) {
+            match pool.open().await {
+                Ok(stream) => return Ok((stream, pool.placement())),
+                Err(fault) => {
+                    if matches!(fault, StreamFault::PodGone { .. }) {
+                        self.shared.remove(&pool, &fault);
+                    }
+                    last = Some(fault);
+                    tried.push(pool);
+                }
+            }
+        }
+        // Nothing is left to try: the next session looks everything up again.
+        let fault = last.unwrap_or_else(|| StreamFault::PodGone { detail: "no pod is ready".to_owned() });
+        self.shared.close(&fault);
+        Err(fault)
+    }
+}
+
+impl Drop for TargetSession {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<PodPool>>> {
+        self.pools.lock().expect("no panic while the lock is held")
+    }
+
+    /// Takes the pods that are ready now: others get no new streams. Those that are open live on.
+    fn change_to(&self, ready: Vec<ReadyPod>) {
+        let mut pools = self.lock();
+        pools.retain(|pool| {
+            let stays = ready.contains(pool.pod()) && !pool.is_gone();
+            if !stays {
+                info!(pod = pool.pod().name, "takes no new streams: terminating, not ready, or gone");
+                pool.leave();
+            }
+            stays
+        });
+        for pod in ready {
+            if !pools.iter().any(|pool| pool.pod() == &pod) {
+                pools.push(PodPool::new(self.cluster.clone(), self.namespace.clone(), pod, self.gauges.clone()));
+            }
+        }
+        let is_empty = pools.is_empty();
+        drop(pools);
+        if is_empty {
+            self.close(&StreamFault::PodGone { detail: "no pod is ready".to_owned() });
+        }
+    }
+
+    fn remove(&self, gone: &Arc<PodPool>, fault: &StreamFault) {
+        info!(pod = gone.pod().name, %fault, "takes no new streams");
+        gone.leave();
+        self.lock().retain(|pool| !Arc::ptr_eq(pool, gone));
+    }
+
+    /// Returns the pod with the fewest streams. One that was not reached yet is reached in the background where
+    /// another has room, so that nobody waits for it.
+    fn choose(&self, tried: &[Arc<PodPool>]) -> Option<Arc<PodPool>> {
+        let pools = self.lock();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let count = pools.len();
+        let left = (0..count)
+            .map(|at| &pools[(turn + at) % count])
+            .filter(|pool| !pool.is_gone() && !tried.iter().any(|tried| Arc::ptr_eq(tried, pool)));
+        let fewest = left.clone().min_by_key(|pool| pool.streams())?;
+        if fewest.is_warm() {
+            return Some(fewest.clone());
+        }
+        match left.filter(|pool| pool.has_room()).min_by_key(|pool| pool.streams()) {
+            Some(warm) => {
+                fewest.grow();
+                Some(warm.clone())
+            }
+            None => Some(fewest.clone()),
+        }
+    }
+
+    /// The first reason counts.
+    fn close(&self, fault: &StreamFault) {
+        let reason = match fault {
+            StreamFault::PodGone { detail } => CloseReason::PodGone { detail: detail.clone() },
+            StreamFault::Lost { detail } => CloseReason::Lost { detail: detail.clone() },
+            other => CloseReason::Lost { detail: other.to_string() },
+        };
+        self.closed.send_if_modified(|closed| {
+            closed.is_none() && {
+                *closed = Some(reason);
+                true
+            }
+        });
+    }
+}
+
+impl Session for TargetSession {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+        Box::pin(self.open_stream())
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut closed = self.shared.closed.subscribe();
+        Box::pin(async move {
+            match closed.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(reason)) => reason.clone(),
+                _ => CloseReason::Lost { detail: "the session ended".to_owned() },
+            }
+        })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn pods(&self) -> Vec<String> {
+        self.shared.lock().iter().filter(|pool| pool.is_warm()).map(|pool| pool.pod().name.clone()).collect()
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.shared.gauges
+    }
+}
