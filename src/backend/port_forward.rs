@@ -4,6 +4,7 @@
 //! PortForward -> session (the ready pods of a target) -> pool (the connections to a pod) -> connection -> stream
 //! ```
 
+pub mod channel_stream;
 pub mod connection;
 pub mod pool;
 pub mod session;

@@ -499,7 +499,10 @@ fn port_forwards(sandbox: Sandbox, mut request: Request<Incoming>, node: Arc<Nod
         Ok(upgrade) => upgrade,
         Err(response) => return *response,
     };
-    let has_tunnel = node.faults.current_era() > Era::V1_30;
+    let has_tunnel = node.faults.current_era() > Era::V1_30 && !node.faults.takes_only_channels();
+    if node.faults.takes_only_channels() && matches!(upgrade, Upgrade::Spdy(_)) {
+        return status(StatusCode::BAD_REQUEST, "BadRequest", "a gateway that knows WebSocket and not SPDY");
+    }
     let (response, ports) = match upgrade {
         Upgrade::Spdy(version) if version == PORT_FORWARD => (spdy(PORT_FORWARD), None),
         Upgrade::Spdy(_) => return status(StatusCode::FORBIDDEN, "Forbidden", "unable to negotiate protocol"),

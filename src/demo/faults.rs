@@ -47,6 +47,7 @@ struct Rules {
     forbidden: HashSet<(String, String)>,
     era: Era,
     hangs_up: bool,
+    only_channels: bool,
     is_frozen: bool,
     wedges: bool,
 }
@@ -93,6 +94,11 @@ impl Faults {
     /// The servers know SPDY only, as those of Kubernetes 1.30; or are of today again.
     pub fn spdy_only(&self, on: bool) {
         self.era(if on { Era::V1_30 } else { Era::default() });
+    }
+
+    /// A gateway in front takes no other upgrade than to `v4.channel.k8s.io`, and answers others with 400.
+    pub fn only_channels(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.only_channels = on);
     }
 
     /// Requests for an upgrade get no answer: the connection is closed.
@@ -154,6 +160,10 @@ impl Faults {
 
     pub(super) fn current_era(&self) -> Era {
         self.rules.borrow().era
+    }
+
+    pub(super) fn takes_only_channels(&self) -> bool {
+        self.rules.borrow().only_channels
     }
 
     pub(super) fn hangs_up(&self) -> bool {

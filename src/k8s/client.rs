@@ -35,6 +35,10 @@ const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long one request to an API server may take, answer included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection to an API server is kept after the last request, and after the last watch on it.
+const IDLE: Duration = Duration::from_secs(60);
+const IDLE_WATCHES: Duration = Duration::from_secs(5);
+
 /// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
@@ -136,27 +140,28 @@ impl Cluster {
             https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.clone()));
         }
         let https = https.enable_all_versions().wrap_connector(dialer.clone());
-        let http = || {
+        let http = |idle: Duration| {
             hyper_util::client::legacy::Client::builder(TokioExecutor::new())
                 // A connection that a sleeping laptop has lost is found out, and not waited for.
                 .timer(TokioTimer::new())
                 .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(idle)
                 .http2_keep_alive_interval(Duration::from_secs(10))
                 .http2_keep_alive_timeout(Duration::from_secs(5))
                 .build::<_, Body>(https.clone())
         };
         let auth = config.auth_layer().map_err(failed)?;
         let headers = config.extra_headers_layer().map_err(failed)?;
-        let client = || {
+        let client = |idle: Duration| {
             let service = ServiceBuilder::new()
                 .layer(config.base_uri_layer())
                 .option_layer(auth.as_ref())
                 .layer(headers.clone())
                 .map_err(BoxError::from)
-                .service(http());
+                .service(http(idle));
             ClientBuilder::new(service, config.default_namespace.clone()).build()
         };
-        let (client, watches) = (client(), client());
+        let (client, watches) = (client(IDLE), client(IDLE_WATCHES));
 
         // What the layers add to a request, without sending one.
         let echo = tower::service_fn(|request: Request<Body>| async move {

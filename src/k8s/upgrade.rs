@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | raw | `POST`, `Upgrade: SPDY/3.1`, `X-Stream-Protocol-Version: portforward.k8s.io` | 101, then SPDY frames |
 //! | tunnel (KEP-4006) | `GET`, a WebSocket with the subprotocol `SPDY/3.1+portforward.k8s.io` | 101, then SPDY frames in binary messages |
+//! | channels | `GET ...?ports=N`, a WebSocket with the subprotocol `v4.channel.k8s.io` | 101, then messages; one connection into the pod |
 //!
 //! Every server takes the raw one, with the verb `create`; from Kubernetes 1.31 on also the tunnel, with the verb `get`.
 //! Proxies and gateways often know WebSocket and not SPDY. So the raw one, which costs 5-12 % less for large
 //! transfers, is asked for first on a direct way, the tunnel on a way through a proxy. Whatever is refused, the
-//! other one is tried, once, and what worked is remembered for the context.
+//! other one is tried, once, and what worked is remembered for the context. Channels are the last resort: behind a
+//! gateway that lets nothing else through, or with servers up to 1.30 behind one that knows no SPDY.
 
 pub mod websocket;
 
@@ -42,6 +44,8 @@ pub enum Envelope {
     Spdy,
     /// Binary WebSocket messages.
     WebSocket,
+    /// No SPDY: a WebSocket for each connection into the pod.
+    Channels,
 }
 
 impl Envelope {
@@ -50,13 +54,20 @@ impl Envelope {
         match self {
             Self::Spdy => "spdy",
             Self::WebSocket => "spdy over websocket",
+            Self::Channels => "websocket channels",
         }
     }
 
-    fn other(self) -> Self {
+    fn websocket_protocol(self) -> &'static str {
+        if self == Self::Channels { CHANNELS_PROTOCOL } else { TUNNEL_PROTOCOL }
+    }
+
+    /// Returns what is tried after this one was refused, in order.
+    fn others(self) -> [Self; 2] {
         match self {
-            Self::Spdy => Self::WebSocket,
-            Self::WebSocket => Self::Spdy,
+            Self::Spdy => [Self::WebSocket, Self::Channels],
+            Self::WebSocket => [Self::Spdy, Self::Channels],
+            Self::Channels => [Self::Spdy, Self::WebSocket],
         }
     }
 }
@@ -86,6 +97,7 @@ const LONGEST_REFUSAL: usize = 16 * 1024;
 
 const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
 pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
@@ -109,12 +121,13 @@ pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
     }
 }
 
-/// Upgrades a connection to the port-forward of a pod. `dialled` is one from [`dial`] where there is one already.
+/// Upgrades a connection to the port-forward of a pod. `dialled` is one from [`dial`] where there is one already. The
+/// port is part of the request only with [`Envelope::Channels`].
 pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,
     pod: &str,
-    _port: u16,
+    port: u16,
     dialled: Option<BoxedIo>,
 ) -> Result<Upgraded, UpgradeError> {
     let remembered = *cluster.envelope.lock().expect("no panic while the lock is held");
@@ -123,15 +136,17 @@ pub async fn port_forward(
         format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
     let upgrade = async {
         let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-        let refusal = match attempt(cluster, &path, first, &headers, dialled).await? {
+        let refusal = match attempt(cluster, &path, port, first, &headers, dialled).await? {
             Ok(io) => return Ok(Upgraded { io, envelope: first }),
             Err(refusal) => refusal,
         };
-        // 401 and 404 are about the user and the pod: the other envelope would get the same answer.
-        if !matches!(refusal.status, 401 | 404)
-            && let Ok(io) = attempt(cluster, &path, first.other(), &headers, None).await?
-        {
-            return Ok(Upgraded { io, envelope: first.other() });
+        for other in first.others() {
+            if refusal.is_final(other) {
+                break;
+            }
+            if let Ok(io) = attempt(cluster, &path, port, other, &headers, None).await? {
+                return Ok(Upgraded { io, envelope: other });
+            }
         }
         Err(refusal.into_error(cluster, namespace, first))
     };
@@ -156,10 +171,21 @@ struct Refusal {
 }
 
 impl Refusal {
+    /// Returns whether another envelope would get the same answer: it is about the user (the tunnel needs another verb,
+    /// channels the same as the tunnel) or the pod.
+    fn is_final(&self, next: Envelope) -> bool {
+        matches!(self.status, 401 | 404) || (self.is_denial() && next == Envelope::Channels)
+    }
+
+    /// Returns whether the user lacks a right.
+    fn is_denial(&self) -> bool {
+        self.status == 403 && self.message.contains("User \"")
+    }
+
     fn into_error(self, cluster: &Cluster, namespace: &Namespace, envelope: Envelope) -> UpgradeError {
         match self.status {
             404 => UpgradeError::PodGone(self.message),
-            403 if !self.message.contains("User \"") => UpgradeError::Cluster(ClusterError::Protocol {
+            403 if !self.is_denial() => UpgradeError::Cluster(ClusterError::Protocol {
                 context: cluster.context.clone(),
                 reason: format!("the upgrade to {} was refused (403): {}", envelope.name(), self.message),
             }),
@@ -171,6 +197,7 @@ impl Refusal {
 async fn attempt(
     cluster: &Cluster,
     path: &str,
+    port: u16,
     envelope: Envelope,
     headers: &HeaderMap,
     dialled: Option<BoxedIo>,
@@ -181,7 +208,7 @@ async fn attempt(
     };
     let broken = |error: io::Error| UpgradeError::Cluster(cluster.unreachable(&error));
     let key = STANDARD.encode(rand_bytes::<16>());
-    let request = request(cluster, path, envelope, headers, &key);
+    let request = request(cluster, path, port, envelope, headers, &key);
     io.write_all(&request).await.map_err(broken)?;
     io.flush().await.map_err(broken)?;
     let mut received = BytesMut::with_capacity(4 * 1024);
@@ -204,8 +231,8 @@ async fn attempt(
     let accepted = answer.status == 101
         && match envelope {
             Envelope::Spdy => answer.stream_protocol.as_deref() == Some(PROTOCOL),
-            Envelope::WebSocket => {
-                answer.websocket_protocol.as_deref() == Some(TUNNEL_PROTOCOL)
+            Envelope::WebSocket | Envelope::Channels => {
+                answer.websocket_protocol.as_deref() == Some(envelope.websocket_protocol())
                     && answer.accept.as_deref() == Some(&accept_key(&key))
             }
         };
@@ -215,12 +242,12 @@ async fn attempt(
     }
     let io = Prefixed::new(received.freeze(), io);
     Ok(Ok(match envelope {
-        Envelope::Spdy => Box::new(io),
+        Envelope::Spdy | Envelope::Channels => Box::new(io),
         Envelope::WebSocket => Box::new(WebSocketIo::client(io)),
     }))
 }
 
-fn request(cluster: &Cluster, path: &str, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
+fn request(cluster: &Cluster, path: &str, port: u16, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
     let host = cluster.server.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     let mut request = match envelope {
@@ -228,9 +255,11 @@ fn request(cluster: &Cluster, path: &str, envelope: Envelope, headers: &HeaderMa
             "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
              X-Stream-Protocol-Version: {PROTOCOL}\r\nContent-Length: 0\r\n"
         ),
-        Envelope::WebSocket => format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {TUNNEL_PROTOCOL}\r\n"
+        Envelope::WebSocket | Envelope::Channels => format!(
+            "GET {path}{} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {}\r\n",
+            if envelope == Envelope::Channels { format!("?ports={port}") } else { String::new() },
+            envelope.websocket_protocol(),
         ),
     }
     .into_bytes();

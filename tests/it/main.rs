@@ -13,3 +13,4 @@ mod process;
 mod support;
 mod tcp;
 mod tls;
+mod tunnels;

@@ -48,7 +48,7 @@ const STREAM_QUEUE: usize = 1024 * 1024;
 const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
 
 /// Error texts of nodes are under 300 bytes.
-const LONGEST_REPORT: usize = 4 * 1024;
+pub(super) const LONGEST_REPORT: usize = 4 * 1024;
 
 /// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
 /// asked after 10 s, and believed dead when nothing at all has come 5 s later.
@@ -438,7 +438,7 @@ impl Stream {
 }
 
 /// Returns what a node's error text means.
-fn classify(text: &str, port: u16) -> StreamFault {
+pub(super) fn classify(text: &str, port: u16) -> StreamFault {
     let detail: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
     let has = |part: &str| detail.contains(part);

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::connection::{Connection, Fate, Opening};
+use super::{
+    channel_stream::ChannelStream,
+    connection::{Connection, Fate, Opening},
+};
 use crate::{
     backend::{Placement, SessionGauges, StreamFault},
     config::Namespace,
@@ -23,7 +26,7 @@ use crate::{
         client::Cluster,
         pods,
         resolve::ReadyPod,
-        upgrade::{self, UpgradeError, Upgraded},
+        upgrade::{self, Envelope, UpgradeError, Upgraded},
     },
 };
 
@@ -54,6 +57,23 @@ pub(super) struct PodPool {
     dialling: tokio::sync::Mutex<()>,
     growing: Mutex<Option<JoinHandle<()>>>,
     opened: AtomicU64,
+    /// Where each connection into the pod has a WebSocket of its own.
+    channels: Channels,
+}
+
+#[derive(Default)]
+struct Channels {
+    are_used: AtomicBool,
+    /// One that was made before somebody needed it.
+    spare: Mutex<Option<BoxedIo>>,
+    /// Held by each stream.
+    streams: Arc<()>,
+}
+
+/// What was dialled.
+enum Dialled {
+    Connection(Arc<Connection>),
+    Channel(BoxedIo),
 }
 
 impl PodPool {
@@ -68,6 +88,7 @@ impl PodPool {
             dialling: tokio::sync::Mutex::default(),
             growing: Mutex::default(),
             opened: AtomicU64::new(0),
+            channels: Channels::default(),
         })
     }
 
@@ -91,18 +112,21 @@ impl PodPool {
 
     /// Takes a connection that was made already.
     pub fn adopt(&self, upgraded: Upgraded) {
-        let connection = self.connection(upgraded);
-        self.lock().push(connection);
+        match self.dialled(upgraded) {
+            Dialled::Connection(connection) => self.lock().push(connection),
+            Dialled::Channel(io) => *self.channels.spare.lock().expect("no panic while the lock is held") = Some(io),
+        }
     }
 
     /// Returns how many streams lead to the pod.
     pub fn streams(&self) -> usize {
-        self.lock().iter().map(|connection| connection.streams()).sum()
+        let on_connections: usize = self.lock().iter().map(|connection| connection.streams()).sum();
+        on_connections + Arc::strong_count(&self.channels.streams) - 1
     }
 
     /// Returns whether a stream can be opened without dialling.
     pub fn is_warm(&self) -> bool {
-        self.lock().iter().any(|connection| connection.opening() == Opening::Open)
+        self.uses_channels() || self.lock().iter().any(|connection| connection.opening() == Opening::Open)
     }
 
     /// Returns whether a stream can be opened without dialling, and without crowding others.
@@ -114,6 +138,14 @@ impl PodPool {
 
     /// Opens a stream, on a new connection where none takes it.
     pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
+        if self.uses_channels() {
+            let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
+            let dialled = match spare {
+                Some(io) => Dialled::Channel(io),
+                None => self.dial().await?,
+            };
+            return self.stream_on(dialled);
+        }
         if let Some(stream) = self.open_on_existing() {
             return Ok(stream);
         }
@@ -121,12 +153,26 @@ impl PodPool {
         if let Some(stream) = self.open_on_existing() {
             return Ok(stream);
         }
-        let connection = self.dial().await?;
-        let stream = connection
-            .open()
-            .map_err(|_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() })?;
-        self.lock().push(connection);
-        Ok(stream)
+        let dialled = self.dial().await?;
+        self.stream_on(dialled)
+    }
+
+    fn stream_on(&self, dialled: Dialled) -> Result<BoxedIo, StreamFault> {
+        match dialled {
+            Dialled::Channel(io) => {
+                Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.channels.streams.clone())))
+            }
+            Dialled::Connection(connection) => {
+                let broke = |_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() };
+                let stream = connection.open().map_err(broke)?;
+                self.lock().push(connection);
+                Ok(stream)
+            }
+        }
+    }
+
+    fn uses_channels(&self) -> bool {
+        self.channels.are_used.load(Ordering::Relaxed)
     }
 
     /// Opens a stream on the connection that has the most room, and lets the pool grow when that is little.
@@ -159,7 +205,9 @@ impl PodPool {
         *growing = Some(tokio::spawn(async move {
             let Some(pool) = weak.upgrade() else { return };
             match pool.dial().await {
-                Ok(connection) => pool.lock().push(connection),
+                Ok(Dialled::Connection(connection)) => pool.lock().push(connection),
+                // A gateway closes what says nothing; one is made when it is needed.
+                Ok(Dialled::Channel(_)) => {}
                 Err(error) => debug!(pod = pool.pod.name, %error, "no further connection to the pod"),
             }
         }));
@@ -176,12 +224,12 @@ impl PodPool {
         });
     }
 
-    async fn dial(&self) -> Result<Arc<Connection>, StreamFault> {
+    async fn dial(&self) -> Result<Dialled, StreamFault> {
         let started = Instant::now();
         loop {
             let (pod, port) = (&self.pod.name, self.pod.container_port);
             match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
-                Ok(upgraded) => return Ok(self.connection(upgraded)),
+                Ok(upgraded) => return Ok(self.dialled(upgraded)),
                 Err(UpgradeError::PodGone(detail)) => {
                     if !self.is_still_there().await {
                         self.fate.pod_gone();
@@ -210,8 +258,13 @@ impl PodPool {
         pods::is_running(&self.cluster, &self.namespace, &self.pod.name, &self.pod.uid).await.unwrap_or(false)
     }
 
-    fn connection(&self, upgraded: Upgraded) -> Arc<Connection> {
-        Connection::start(upgraded.io, self.pod.container_port, self.fate.clone())
+    fn dialled(&self, upgraded: Upgraded) -> Dialled {
+        let is_channel = upgraded.envelope == Envelope::Channels;
+        self.channels.are_used.store(is_channel, Ordering::Relaxed);
+        match is_channel {
+            true => Dialled::Channel(upgraded.io),
+            false => Dialled::Connection(Connection::start(upgraded.io, self.pod.container_port, self.fate.clone())),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {

@@ -22,9 +22,9 @@ use crate::backend::StreamFault;
 /// our end on it gives the pod's reply 1.0 s and then closes both. So the end is told late: when the pod has not
 /// answered what was sent it may still work on it; when it has, it may be in the middle of its answer; when nothing was
 /// ever sent, nothing is waited for.
-const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
-const HOLD_ANSWERED: Duration = Duration::from_secs(5);
-const HOLD_UNUSED: Duration = Duration::from_secs(1);
+pub(super) const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
+pub(super) const HOLD_ANSWERED: Duration = Duration::from_secs(5);
+pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 
 /// A stream on an upgraded connection, which lives as long as its last stream.
 pub struct MuxStream {

@@ -39,7 +39,7 @@ impl<T> WebSocketIo<T> {
             received: BytesMut::new(),
             payload: Bytes::new(),
             unsent: BytesMut::new(),
-            masks: Masks(super::rand_bytes::<8>()),
+            masks: Masks::new(),
             ended: false,
             close_sent: false,
         }
@@ -125,10 +125,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketIo<T> {
 
 /// Masking keys. They keep a client's bytes from looking like requests to a proxy that does not know WebSocket (RFC
 /// 6455, section 10.3); within TLS nobody sees them, so that a mixer with a random seed is enough.
-struct Masks([u8; 8]);
+pub struct Masks([u8; 8]);
+
+impl Default for Masks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Masks {
-    fn next(&mut self) -> [u8; 4] {
+    pub fn new() -> Self {
+        Self(super::rand_bytes::<8>())
+    }
+
+    /// Returns the next key.
+    #[expect(clippy::should_implement_trait, reason = "keys do not end")]
+    pub fn next(&mut self) -> [u8; 4] {
         // SplitMix64 (Steele, Lea, Flood 2014).
         let state = u64::from_ne_bytes(self.0).wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.0 = state.to_ne_bytes();
