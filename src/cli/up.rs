@@ -47,7 +47,7 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
 
 /// Returns the runtime that serves: two threads move as many bytes as a laptop's API server can take.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
 }
 
 /// Binds every listener.

@@ -29,19 +29,16 @@ pub(super) struct Hold(pub(super) Arc<Tunnel>);
 impl Hold {
     /// None: the tunnel has just closed, and takes nobody any more.
     pub(super) fn new(tunnel: Arc<Tunnel>) -> Option<Self> {
-        if !tunnel.leases.take() {
-            return None;
-        }
-        tunnel.changed.notify_waiters();
-        Some(Self(tunnel))
+        tunnel.leases.take().then(|| Self(tunnel))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.usage.touch();
-        self.0.leases.give_back();
-        self.0.changed.notify_waiters();
+        if self.0.leases.give_back() {
+            self.0.changed.notify_waiters();
+        }
     }
 }
 

@@ -105,8 +105,9 @@ impl Leases {
         self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
-    pub fn give_back(&self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+    /// Returns whether it was the last one.
+    pub fn give_back(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
     pub fn count(&self) -> usize {

@@ -26,13 +26,13 @@ const LAST_ID: u32 = 0x7fff_ff00;
 
 /// How many frames of data a lane may be ahead of what was acknowledged. The rest of the node's queue of 50 is for the
 /// frames that open and end streams, and for PINGs.
-pub const WINDOW: u32 = 30;
+pub const WINDOW: u32 = 36;
 
 /// After this many frames on one lane, all lanes are asked.
-const ASK_AFTER: u32 = 12;
+const ASK_AFTER: u32 = 9;
 
 /// A lane with this many PINGs in its queue is held up. More of them would fill it.
-const MOST_QUESTIONS: u32 = 8;
+const MOST_QUESTIONS: u32 = 6;
 
 /// The ids of a forwarded connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
