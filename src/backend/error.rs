@@ -44,6 +44,10 @@ pub enum StreamFault {
     /// The upgraded connection broke; what the pod saw of our bytes is unknown.
     #[error("lost the connection to the cluster: {detail}")]
     Lost { detail: String },
+    /// The pod is there, and its node or container runtime cannot lead to it now: one of them restarts. It saw none of
+    /// our bytes.
+    #[error("the pod's node cannot be reached at the moment: {detail}")]
+    Unavailable { detail: String },
     /// The node reported something else.
     #[error("the port-forward failed: {detail}")]
     Other { detail: String },
@@ -57,7 +61,7 @@ impl StreamFault {
 
     /// Returns whether the pod certainly saw no byte, so that all of them may be sent again elsewhere.
     pub fn never_reached_the_pod(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::PodGone { .. })
+        matches!(self, Self::Refused { .. } | Self::PodGone { .. } | Self::Unavailable { .. })
     }
 }
 
@@ -133,6 +137,8 @@ impl OpenError {
     pub fn patience(&self) -> Duration {
         match self {
             Self::Cluster(ClusterError::NotReady { .. }) => Duration::from_secs(10),
+            // A kubelet or a container runtime takes some seconds to restart.
+            Self::Cluster(ClusterError::Unavailable { .. }) => Duration::from_secs(8),
             // A restarting API server refuses for a second or two; one that is away stays away.
             Self::Cluster(ClusterError::Unreachable { .. }) => Duration::from_secs(2),
             _ => Duration::ZERO,

@@ -274,6 +274,7 @@ impl Cluster {
                 },
                 None => ClusterError::Protocol { context, reason: format!("403: {message}") },
             },
+            429 | 500..=599 => ClusterError::Unavailable { context, reason: format!("{code}: {}", printable(message)) },
             code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
         }
     }

@@ -34,6 +34,9 @@ pub enum ClusterError {
     Unreachable { context: ContextName, server: String, reason: String },
     #[error("the API server of context {context} did not answer within {} s ({doing})", after.as_secs())]
     TimedOut { context: ContextName, doing: String, after: Duration },
+    /// The API server says that it, the node or its container runtime cannot answer now (5xx, 429): one of them restarts.
+    #[error("the cluster of context {context} is not available at the moment")]
+    Unavailable { context: ContextName, reason: String },
     /// `what` is e.g. `service shop/web` or `pod shop/web-0`.
     #[error("no {what} in context {context}")]
     NotFound { what: String, context: ContextName, near: Vec<String>, hint: Option<String> },
@@ -63,6 +66,7 @@ impl ClusterError {
             Self::Forbidden { .. } => "forbidden",
             Self::Unreachable { .. } => "unreachable",
             Self::TimedOut { .. } => "timeout",
+            Self::Unavailable { .. } => "unavailable",
             Self::NotFound { .. } => "not-found",
             Self::NoSuchPort { .. } => "no-such-port",
             Self::ChoosePort { .. } => "choose-port",
@@ -76,7 +80,7 @@ impl ClusterError {
     pub fn cause(&self) -> Option<String> {
         match self {
             Self::NotReady { cause, .. } => Some(cause.clone()),
-            Self::Unreachable { reason, .. } => Some(reason.clone()),
+            Self::Unreachable { reason, .. } | Self::Unavailable { reason, .. } => Some(reason.clone()),
             _ => None,
         }
     }
@@ -90,7 +94,7 @@ impl ClusterError {
             Self::Forbidden { verb, resource, namespace, context, .. } => {
                 Some(format!("kubectl --context {context} auth can-i {verb} {resource} -n {namespace}"))
             }
-            Self::Unreachable { context, .. } | Self::TimedOut { context, .. } => {
+            Self::Unreachable { context, .. } | Self::Unavailable { context, .. } | Self::TimedOut { context, .. } => {
                 Some(format!("kubectl --context {context} version"))
             }
             Self::NotFound { near, hint, .. } => match near.as_slice() {

@@ -5,7 +5,7 @@ use crate::support::TestApp;
 #[tokio::test]
 async fn a_status_that_the_demo_is_told_to_give_reaches_the_page() {
     let app = TestApp::start("").await;
-    for (code, status, words) in [(401, 502, "cannot sign in to context demo"), (500, 502, "500")] {
+    for (code, status, words) in [(401, 502, "cannot sign in to context demo"), (400, 502, "400")] {
         app.demo.faults().answer("/services/web", Some(code));
         let (found, body) = app.get("web.shop.localhost", "/").await;
         assert_eq!(found, status, "{body}");

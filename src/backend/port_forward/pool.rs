@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
+use tokio::task::JoinHandle;
 use tracing::debug;
 
 use super::{
@@ -23,6 +20,7 @@ use crate::{
     config::Namespace,
     io::BoxedIo,
     k8s::{
+        ClusterError,
         client::Cluster,
         pods,
         resolve::ReadyPod,
@@ -40,10 +38,6 @@ const SPREAD: usize = 5;
 
 /// Connections without a stream for about this long are closed, but for two: the one in use and the one that is warm.
 pub(super) const SHRINK_AFTER: Duration = Duration::from_secs(120);
-
-/// A kubelet that has just restarted knows no pods for some seconds.
-const KUBELET_RESTART: Duration = Duration::from_secs(8);
-const KUBELET_PAUSE: Duration = Duration::from_millis(250);
 
 /// The connections to one pod.
 pub(super) struct PodPool {
@@ -225,30 +219,26 @@ impl PodPool {
     }
 
     async fn dial(&self) -> Result<Dialled, StreamFault> {
-        let started = Instant::now();
-        loop {
-            let (pod, port) = (&self.pod.name, self.pod.container_port);
-            match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
-                Ok(upgraded) => return Ok(self.dialled(upgraded)),
-                Err(UpgradeError::PodGone(detail)) => {
-                    if !self.is_still_there().await {
-                        self.fate.pod_gone();
-                        return Err(StreamFault::PodGone { detail });
-                    }
-                    // The pod runs: its kubelet has just restarted, and will know it again.
-                    if started.elapsed() >= KUBELET_RESTART {
-                        return Err(StreamFault::Lost { detail });
-                    }
-                    debug!(pod, detail, "the node does not know the pod yet");
-                    sleep(KUBELET_PAUSE).await;
-                }
-                Err(UpgradeError::Cluster(error)) => {
-                    let detail = match error.cause() {
-                        Some(cause) => format!("{error}: {cause}"),
-                        None => error.to_string(),
-                    };
-                    return Err(StreamFault::Lost { detail });
-                }
+        let (pod, port) = (&self.pod.name, self.pod.container_port);
+        match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
+            Ok(upgraded) => Ok(self.dialled(upgraded)),
+            // A kubelet that has just restarted knows no pods for some seconds.
+            Err(UpgradeError::PodGone(detail)) if self.is_still_there().await => {
+                Err(StreamFault::Unavailable { detail })
+            }
+            Err(UpgradeError::PodGone(detail)) => {
+                self.fate.pod_gone();
+                Err(StreamFault::PodGone { detail })
+            }
+            Err(UpgradeError::Cluster(ClusterError::Unavailable { reason, .. })) => {
+                Err(StreamFault::Unavailable { detail: reason })
+            }
+            Err(UpgradeError::Cluster(error)) => {
+                let detail = match error.cause() {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                };
+                Err(StreamFault::Lost { detail })
             }
         }
     }

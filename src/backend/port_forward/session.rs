@@ -1,12 +1,19 @@
 //! The ready pods of a target, followed by a watch for as long as the session lives.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tracing::info;
 
 use super::pool::{PodPool, SHRINK_AFTER};
@@ -21,6 +28,10 @@ use crate::{
         watch::follow,
     },
 };
+
+/// How long a node that restarts is waited for, and how often it is asked.
+const RESTART: Duration = Duration::from_secs(8);
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A way to whichever pods of a target are ready.
 pub struct TargetSession {
@@ -85,9 +96,19 @@ impl TargetSession {
     }
 
     async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
+        let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
-        while let Some(pool) = self.shared.choose(&tried) {
+        loop {
+            let Some(pool) = self.shared.choose(&tried) else {
+                // Every pod was tried. A node that restarts is waited for.
+                if matches!(last, Some(StreamFault::Unavailable { .. })) && started.elapsed() < RESTART {
+                    sleep(PAUSE).await;
+                    tried.clear();
+                    continue;
+                }
+                break;
+            };
             match pool.open().await {
                 Ok(stream) => return Ok((stream, pool.placement())),
                 Err(fault) => {

@@ -92,6 +92,7 @@ impl Page {
             StreamFault::PodGone { .. } => ("pod-gone", None),
             StreamFault::Reset => ("reset", None),
             StreamFault::Lost { .. } => ("lost", None),
+            StreamFault::Unavailable { .. } => ("unavailable", None),
             StreamFault::Other { .. } => ("port-forward", None),
         };
         Self {
