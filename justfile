@@ -25,6 +25,10 @@ test:
 e2e:
     cargo test --features e2e --test e2e -- --test-threads 4
 
+# What happens when parts of the cluster restart or hang; $1 is the program that does that to them
+e2e-faults cluster:
+    ADIT_E2E_CLUSTER={{cluster}} cargo test --features e2e --test e2e -- --ignored --test-threads 1
+
 # adit beside kubectl, on the cluster that KUBECONFIG names: just bench-peers [--rounds 3] [--round-trip 20]
 bench-peers *options:
     cargo bench --features e2e --bench compare -- {{options}}

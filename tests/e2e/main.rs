@@ -4,6 +4,13 @@
 //! cargo test --features e2e --test e2e
 //! ```
 //!
+//! The tests of `load` that break the cluster itself are left out by default: they take turns, and need the program
+//! that restarts its components, in `ADIT_E2E_CLUSTER`:
+//!
+//! ```text
+//! cargo test --features e2e --test e2e -- --ignored --test-threads 1
+//! ```
+//!
 //! Needs kubectl, curl, openssl, psql, redis-cli and mariadb on PATH. The suite makes the namespace `adit-e2e` and leaves it,
 //! so that the next run starts at once. `ADIT_E2E_IMAGE` is the image of the servers (see `world.yaml`);
 //! `ADIT_E2E_PROTOCOL` is the envelope that the cluster is expected to lead to, checked where it is set.
@@ -12,6 +19,7 @@ mod clients;
 mod databases;
 mod death;
 mod http;
+mod load;
 mod reload;
 mod support;
 mod tcp;
