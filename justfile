@@ -33,6 +33,14 @@ e2e-faults cluster:
 bench-peers *options:
     cargo bench --features e2e --bench compare -- {{options}}
 
+# The parsers and the writer, measured
+bench:
+    cargo bench --bench parsers
+
+# Mixed load for a while, and what is left after it: just soak 10m
+soak time="1m":
+    cargo bench --bench soak -- {{time}}
+
 # Fuzz one parser for a while: just fuzz client_hello 60
 fuzz target seconds="60":
     cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}}

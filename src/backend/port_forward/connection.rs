@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::Waker,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -61,6 +61,9 @@ const PROBE: Duration = Duration::from_secs(1);
 
 /// New streams are kept off a lane that has not answered for this long.
 const SLOW_LANE: Duration = Duration::from_millis(100);
+
+/// A laptop that slept for longer than this may have lost its connections.
+const SLEPT: Duration = Duration::from_secs(5);
 
 /// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
 const BUSY: u64 = 1024 * 1024;
@@ -128,8 +131,10 @@ pub(super) struct State {
     last_open: Option<Instant>,
     /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
     asked_at: [Option<Instant>; LANES],
-    /// A worker may hang, and is being asked.
+    /// A worker may hang, or the connection may be lost, and is being asked.
     is_suspicious: bool,
+    /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
+    heard: Option<(Instant, SystemTime)>,
     /// Why every stream on it has failed.
     dead: Option<StreamFault>,
     /// [`Shared::die`] was called.
@@ -213,7 +218,14 @@ impl Connection {
     }
 
     pub fn opening(&self) -> Opening {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
+        if !state.is_suspicious && state.has_slept() {
+            debug!("the clock has jumped: is the connection still there?");
+            state.is_suspicious = true;
+            state.ping();
+            self.shared.write.notify_one();
+            self.shared.read.notify_one();
+        }
         if state.dead.is_some() || state.retired || state.session.is_exhausted() {
             Opening::Retired
         } else if state.is_suspicious || state.has_only_slow_lanes() || self.shared.is_paused.load(Ordering::Relaxed) {
@@ -401,6 +413,13 @@ impl State {
         }
     }
 
+    /// Returns whether more time has passed since something came than the timers know of.
+    fn has_slept(&self) -> bool {
+        self.heard.is_some_and(|(at, wall)| {
+            wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.dead.is_none()
+        })
+    }
+
     /// Takes a PING; returns whether it lets a lane go on.
     fn on_ping(&mut self, id: u32, now: Instant) -> bool {
         let Some(lane) = self.session.on_ping(id, &mut self.control) else { return false };
@@ -557,6 +576,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
     let now = Instant::now();
     let mut state = shared.lock();
     let state = &mut *state;
+    state.heard = Some((now, SystemTime::now()));
     while let Some(frame) = parser.next(input)? {
         let id = match frame {
             Frame::Data { id, .. } | Frame::RstStream { id, .. } => id,
