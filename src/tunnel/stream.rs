@@ -106,7 +106,13 @@ impl TunnelStream {
         let is_refused = matches!(fault, StreamFault::Refused { .. });
         let patience = if is_refused { REFUSED_GRACE } else { BUDGET };
         // A drain has less time than a container that restarts, and waits for this.
-        if self.opened.elapsed() >= patience || (is_refused && self.tunnel.drain.is_draining()) {
+        if is_refused && self.opened.elapsed() >= patience {
+            self.tunnel.refuses.store(true, Ordering::Relaxed);
+        }
+        // Where a whole grace has not helped just now, the next one is not waited out again.
+        let is_hopeless =
+            is_refused && (self.tunnel.drain.is_draining() || self.tunnel.refuses.load(Ordering::Relaxed));
+        if self.opened.elapsed() >= patience || is_hopeless {
             return Err(error);
         }
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
@@ -199,6 +205,9 @@ impl AsyncRead for TunnelStream {
                 Ok(()) => {
                     let count = buf.filled().len() - before;
                     if count > 0 {
+                        if this.kept.is_some() {
+                            this.tunnel.refuses.store(false, Ordering::Relaxed);
+                        }
                         this.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
                         this.tunnel.usage.touch();
                     }

@@ -39,6 +39,8 @@ pub(super) struct Tunnel {
     pub usage: Usage,
     pub last_error: Mutex<Option<String>>,
     pub drain: Drain,
+    /// The port refused connections for a whole grace, and has not answered since.
+    pub refuses: AtomicBool,
     /// Whether it counts as a new name still: until it has led somewhere.
     pub has_token: AtomicBool,
     idle_timeout: AtomicU64,
@@ -137,6 +139,7 @@ impl Tunnel {
             usage: Usage::new(),
             last_error: Mutex::default(),
             drain,
+            refuses: AtomicBool::new(false),
             has_token: AtomicBool::new(true),
             idle_timeout: AtomicU64::new(to_millis(idle_timeout)),
         }

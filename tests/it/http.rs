@@ -132,6 +132,9 @@ async fn a_port_that_refuses_is_named_and_taken_up_again() {
     let (status, body) = app.get("web.shop.localhost", "/whoami").await;
     assert_eq!(status, 502);
     assert!(body.contains("refused the connection on port 8080"), "{body}");
+    let started = std::time::Instant::now();
+    assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 502);
+    assert!(started.elapsed() < Duration::from_secs(2), "the grace is not waited out again: {:?}", started.elapsed());
     app.demo.faults().refuse(8080, false);
     assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
     app.finish().await;

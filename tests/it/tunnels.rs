@@ -197,19 +197,22 @@ async fn without_the_right_to_watch_the_wire_tells_when_a_pod_goes() {
 }
 
 #[tokio::test]
-async fn a_kubelet_that_has_just_restarted_is_waited_for() {
-    let (app, address) = app(7000).await;
-    assert!(echoes(address, PATIENCE).await);
-    app.demo.faults().answer("/portforward", Some(404));
-    app.demo.faults().drop_upgraded_connections();
-    let asked = echoes(address, PATIENCE);
-    let restart = async {
-        sleep(Duration::from_secs(1)).await;
-        app.demo.faults().answer("/portforward", None);
-    };
-    let (came, ()) = tokio::join!(asked, restart);
-    assert!(came, "a 404 for a pod that the API server knows is not believed");
-    app.finish().await;
+async fn a_kubelet_that_restarts_is_waited_for() {
+    // While it is away, and when it has come back and does not know its pods yet.
+    for status in [500, 404] {
+        let (app, address) = app(7000).await;
+        assert!(echoes(address, PATIENCE).await);
+        app.demo.faults().answer("/portforward", Some(status));
+        app.demo.faults().drop_upgraded_connections();
+        let asked = echoes(address, PATIENCE);
+        let restart = async {
+            sleep(Duration::from_secs(1)).await;
+            app.demo.faults().answer("/portforward", None);
+        };
+        let (came, ()) = tokio::join!(asked, restart);
+        assert!(came, "{status} for a pod that the API server knows is not believed");
+        app.finish().await;
+    }
 }
 
 #[tokio::test]
