@@ -8,6 +8,8 @@
 //! medians, and their ratios to kubectl's default. `--round-trip` puts a way of that length in front of the API
 //! server. `ADIT_E2E_IMAGE` is the image of the servers. Pods have to be reachable from here for the direct column.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
+
 mod load;
 mod peers;
 

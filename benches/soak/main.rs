@@ -7,6 +7,8 @@
 //!
 //! Prints descriptors, memory, streams and tunnels of the process, before, every so often, and after.
 
+#![allow(clippy::print_stdout, reason = "this is what it is for")]
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -51,7 +53,7 @@ impl Drop for Soak {
 impl Soak {
     fn start(demo: &Demo) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port = || Ok::<_, std::io::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?);
+        let port = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let (http, echo) = (port()?, port()?);
         let config = folder.path().join("config.yaml");
         fs::write(

@@ -179,7 +179,7 @@ impl Session {
 
     /// Takes a PING of the server's: the answer to one of ours, whose lane is returned, or a question to be answered.
     pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) -> Option<usize> {
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             frame::put_ping(out, id);
             return None;
         }

@@ -323,9 +323,8 @@ async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) 
         if stream.write_all(&out.split()).await.is_err() {
             return pods;
         }
-        match timeout(Duration::from_millis(1), stream.read_buf(&mut input)).await {
-            Ok(Ok(0) | Err(_)) => return pods,
-            Ok(Ok(_)) | Err(_) => {}
+        if let Ok(Ok(0) | Err(_)) = timeout(Duration::from_millis(1), stream.read_buf(&mut input)).await {
+            return pods;
         }
     }
 }
