@@ -11,7 +11,7 @@ use crate::{
         socket::AdminSocket,
         status::{Facts, Source},
     },
-    backend::{Backend, port_forward::PortForward},
+    backend::{Backend, Backends},
     config::{
         Config, ContextName, KubeconfigPaths, Namespace,
         diff::Diff,
@@ -127,7 +127,7 @@ impl Bound {
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let Self { app, config, sockets, admin } = self;
         let clusters = Clusters::new(&config.exec_path);
-        let backend: Arc<dyn Backend> = Arc::new(PortForward::new(clusters.clone()));
+        let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone()));
         let tunnels = Manager::new(backend, drain.clone());
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
@@ -149,7 +149,6 @@ impl Bound {
                 }
             });
         }
-        running.warn_of_jumps(&config);
         running.follow(&drain).await;
         Ok(())
     }
@@ -234,7 +233,6 @@ impl Running {
             verbosity.set(config.verbose);
         }
         self.clusters.set_exec_path(&config.exec_path);
-        self.warn_of_jumps(&config);
         self.reroute(Arc::new(config));
         self.source.update(|facts| (facts.loaded_at, facts.rejected) = (now(), None));
         self.tell_facts();
@@ -264,12 +262,6 @@ impl Running {
             facts.tcp = self.ports.addresses(Kind::Tcp);
             facts.context = context.map(ToString::to_string);
         });
-    }
-
-    fn warn_of_jumps(&self, config: &Config) {
-        for port in config.tcp.jumps.keys() {
-            warn!("tcp.k8s.jump.{port} is not served: this version of adit has no jump hosts");
-        }
     }
 }
 

@@ -48,6 +48,9 @@ pub enum StreamFault {
     /// our bytes.
     #[error("the pod's node cannot be reached at the moment: {detail}")]
     Unavailable { detail: String },
+    /// The program in the pod could not connect to where the jump goes on to, or its connection broke.
+    #[error("{target} cannot be reached from pod {pod}: {detail}")]
+    Jump { target: String, pod: String, detail: String },
     /// The node reported something else.
     #[error("the port-forward failed: {detail}")]
     Other { detail: String },

@@ -1,6 +1,7 @@
 //! Ways to reach a target. A backend never sees HTTP or a hostname.
 
 pub mod error;
+pub mod exec;
 pub mod port_forward;
 
 pub use error::{Blame, CloseReason, OpenError, StreamFault};
@@ -14,7 +15,7 @@ use std::sync::{
 
 use futures::future::BoxFuture;
 
-use crate::{io::BoxedIo, routing::Target};
+use crate::{io::BoxedIo, k8s::client::Clusters, routing::Target};
 
 /// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
 pub trait Backend: Send + Sync + 'static {
@@ -23,6 +24,27 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// Bounded in time by the implementation; never waits for a pod to become ready (the tunnel does).
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>>;
+}
+
+/// All of them, each for the targets that are its own.
+pub struct Backends {
+    port_forward: port_forward::PortForward,
+    exec: exec::Exec,
+}
+
+impl Backends {
+    pub fn new(clusters: Arc<Clusters>) -> Self {
+        Self { port_forward: port_forward::PortForward::new(clusters.clone()), exec: exec::Exec::new(clusters) }
+    }
+}
+
+impl Backend for Backends {
+    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
+        match target.jump {
+            Some(_) => self.exec.open(target),
+            None => self.port_forward.open(target),
+        }
+    }
 }
 
 /// A way to the endpoints of a target, over which many streams go.

@@ -18,14 +18,11 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         CliError::usage("there is no home folder to look for a configuration in").hint(Some("adit check FILE"))
     })?;
     let config = validate::load(&path)?;
-    let mut text = format!(
+    let text = format!(
         "{} is valid: {} HTTP routes, {} TCP routes\n",
         path.display(),
         config.http.routes.len(),
         config.tcp.routes.len()
     );
-    for port in config.tcp.jumps.keys() {
-        text += &format!("note: tcp.k8s.jump.{port} is not served: this version of adit has no jump hosts\n");
-    }
     print(&text)
 }

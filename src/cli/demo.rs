@@ -51,6 +51,7 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
         namespace: Some(Namespace(namespace.to_owned())),
         workload: Workload::Service(service.to_owned()),
         port,
+        jump: None,
     };
     let idle_timeout = config.http.idle_timeout;
     let shop = HttpRoute {

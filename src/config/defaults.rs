@@ -35,7 +35,7 @@ pub fn config() -> Config {
             dynamic_host: DYNAMIC_HOST.to_owned(),
             routes: Default::default(),
         },
-        tcp: Tcp { idle_timeout: IDLE_TIMEOUT, kubeconfig, routes: Default::default(), jumps: Default::default() },
+        tcp: Tcp { idle_timeout: IDLE_TIMEOUT, kubeconfig, routes: Default::default() },
     }
 }
 

@@ -92,10 +92,8 @@ pub struct Http {
 pub struct Tcp {
     pub idle_timeout: Duration,
     pub kubeconfig: KubeconfigPaths,
-    /// By the address that is listened on.
+    /// By the address that is listened on; those of `tcp.k8s.jump` among them.
     pub routes: BTreeMap<SocketAddr, TcpRoute>,
-    /// Checked, but not served yet: see [`Jump`].
-    pub jumps: BTreeMap<u16, Jump>,
 }
 
 /// Where a route leads: what to reach, where to look for it.
@@ -107,6 +105,8 @@ pub struct Destination {
     pub namespace: Option<Namespace>,
     pub workload: Workload,
     pub port: PortRef,
+    /// Goes on from the pod to a host that only the cluster can reach.
+    pub jump: Option<Jump>,
 }
 
 /// What runs behind a destination.
@@ -162,25 +162,21 @@ pub struct TcpRoute {
     pub idle_timeout: Duration,
 }
 
-/// A value of `tcp.k8s.jump`: a host that only the cluster can reach, through a pod.
-///
-/// Parsed and validated, so that a file that has it is checked whole; not served by this version.
-#[derive(Clone, Debug, PartialEq)]
+/// Where a jump goes on to, and how (`tcp.k8s.jump`). The pod that it goes through is the destination's workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Jump {
-    pub context: Option<ContextName>,
-    pub namespace: Option<Namespace>,
-    /// The pod to go through.
-    pub via: Workload,
+    /// None: the pod's default container.
     pub container: Option<String>,
     /// Creates the pod where it does not exist.
     pub create: Option<JumpPod>,
-    pub target_host: String,
-    pub target_port: u16,
+    /// A hostname or an IP address, as the pod knows it; an IPv6 address without brackets.
+    pub host: String,
+    pub port: u16,
     pub method: JumpMethod,
 }
 
 /// The pod that a jump creates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JumpPod {
     pub image: String,
     pub command: Vec<String>,
@@ -188,7 +184,7 @@ pub struct JumpPod {
 }
 
 /// The program in the pod that a jump goes through. Default: Auto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum JumpMethod {
     Auto,
     Socat,

@@ -218,8 +218,9 @@ impl Walk {
                     let Some(port) = port else { return };
                     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
                     walk.claim(&mut taken, address, key.place, format!("tcp.k8s.jump.{port}"));
-                    if let Some(jump) = jump {
-                        config.tcp.jumps.insert(port, jump);
+                    if let Some(destination) = jump {
+                        let idle_timeout = config.tcp.idle_timeout;
+                        config.tcp.routes.insert(address, TcpRoute { destination, idle_timeout });
                     }
                 });
             }
@@ -245,7 +246,7 @@ impl Walk {
         }
     }
 
-    fn jump(&mut self, node: &Node, config: &Config) -> Option<Jump> {
+    fn jump(&mut self, node: &Node, config: &Config) -> Option<Destination> {
         let map = self.map(node, JUMP)?;
         let context_name = self.field(&map, "context", Self::text).map(|name| context(config, name));
         let namespace = self.field(&map, "namespace", Self::namespace);
@@ -285,9 +286,10 @@ impl Walk {
             });
             Some((host?, port?))
         });
-        let ((via, container, create), (target_host, target_port)) = (via?, target?);
-        let method = method.unwrap_or(JumpMethod::Auto);
-        Some(Jump { context: context_name, namespace, via, container, create, target_host, target_port, method })
+        let ((workload, container, create), (host, port)) = (via?, target?);
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let jump = Jump { container, create, host, port, method: method.unwrap_or(JumpMethod::Auto) };
+        Some(Destination { context: context_name, namespace, workload, port: PortRef::Auto, jump: Some(jump) })
     }
 
     fn destination(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
@@ -298,7 +300,7 @@ impl Walk {
             Some(_) => self.field(map, "port", Self::port)?,
             None => PortRef::Auto,
         };
-        Some(Destination { context: context_name, namespace, workload: workload?, port })
+        Some(Destination { context: context_name, namespace, workload: workload?, port, jump: None })
     }
 
     fn workload(&mut self, map: &Map<'_>, node: &Node) -> Option<Workload> {
@@ -617,7 +619,8 @@ mod tests {
         assert_eq!(config.http.routes["debug.localhost"].destination.workload, Workload::Pod("my-debug-pod".into()));
         assert_eq!(config.http.kubeconfig.0, [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert_eq!(config.tcp.routes[&"127.0.0.1:5432".parse().unwrap()].idle_timeout, Duration::from_secs(1800));
-        assert_eq!(config.tcp.jumps[&3306].target_host, "mydb.rds.amazonaws.com");
+        let jump = &config.tcp.routes[&"127.0.0.1:3306".parse().unwrap()].destination.jump;
+        assert_eq!(jump.as_ref().unwrap().host, "mydb.rds.amazonaws.com");
     }
 
     #[test]

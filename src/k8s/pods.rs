@@ -25,6 +25,16 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &str, ui
     }
 }
 
+/// Returns the container that is meant where none is named: the one that the pod's annotation says, else the first, as
+/// kubectl has it. None: the API server gave no answer.
+pub async fn default_container(cluster: &Cluster, namespace: &Namespace, name: &str) -> Option<String> {
+    const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let pod = cluster.ask("looking up the pod", namespace, api.get(name)).await.ok()?;
+    let annotated = pod.metadata.annotations.and_then(|annotations| annotations.get(ANNOTATION).cloned());
+    annotated.or_else(|| pod.spec?.containers.into_iter().next().map(|container| container.name))
+}
+
 /// Returns whether the pod takes new connections: Running, Ready, not terminating.
 pub fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()

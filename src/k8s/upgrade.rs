@@ -19,6 +19,7 @@ use std::{io, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
 use http::HeaderMap;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
@@ -98,6 +99,9 @@ const LONGEST_REFUSAL: usize = 16 * 1024;
 const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
+
+/// v5 can close stdin alone.
+const EXEC_PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
 /// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
 pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
@@ -202,32 +206,9 @@ async fn attempt(
     headers: &HeaderMap,
     dialled: Option<BoxedIo>,
 ) -> Result<Result<BoxedIo, Refusal>, UpgradeError> {
-    let mut io = match dialled {
-        Some(io) => io,
-        None => dial(cluster).await.map_err(UpgradeError::Cluster)?,
-    };
-    let broken = |error: io::Error| UpgradeError::Cluster(cluster.unreachable(&error));
     let key = STANDARD.encode(rand_bytes::<16>());
     let request = request(cluster, path, port, envelope, headers, &key);
-    io.write_all(&request).await.map_err(broken)?;
-    io.flush().await.map_err(broken)?;
-    let mut received = BytesMut::with_capacity(4 * 1024);
-    let answer = loop {
-        if io.read_buf(&mut received).await.map_err(broken)? == 0 {
-            return Err(broken(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection ended before the answer to the upgrade",
-            )));
-        }
-        match Answer::parse(&mut received) {
-            Ok(Some(answer)) => break answer,
-            Ok(None) if received.len() <= LONGEST_HEAD => {}
-            _ => {
-                let reason = "the answer to the upgrade is not HTTP".to_owned();
-                return Err(UpgradeError::Cluster(ClusterError::Protocol { context: cluster.context.clone(), reason }));
-            }
-        }
-    };
+    let (answer, mut io, received) = exchange(cluster, &request, dialled).await?;
     let accepted = answer.status == 101
         && match envelope {
             Envelope::Spdy => answer.stream_protocol.as_deref() == Some(PROTOCOL),
@@ -247,22 +228,120 @@ async fn attempt(
     }))
 }
 
-fn request(cluster: &Cluster, path: &str, port: u16, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
-    let host = cluster.server.authority().map(|authority| authority.as_str()).unwrap_or_default();
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    let mut request = match envelope {
-        Envelope::Spdy => format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-             X-Stream-Protocol-Version: {PROTOCOL}\r\nContent-Length: 0\r\n"
-        ),
-        Envelope::WebSocket | Envelope::Channels => format!(
-            "GET {path}{} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {}\r\n",
-            if envelope == Envelope::Channels { format!("?ports={port}") } else { String::new() },
-            envelope.websocket_protocol(),
-        ),
+/// Sends a request for an upgrade, and returns the head of the answer with what came behind it.
+async fn exchange(
+    cluster: &Cluster,
+    request: &[u8],
+    dialled: Option<BoxedIo>,
+) -> Result<(Answer, BoxedIo, BytesMut), UpgradeError> {
+    let mut io = match dialled {
+        Some(io) => io,
+        None => dial(cluster).await.map_err(UpgradeError::Cluster)?,
+    };
+    let broken = |error: io::Error| UpgradeError::Cluster(cluster.unreachable(&error));
+    io.write_all(request).await.map_err(broken)?;
+    io.flush().await.map_err(broken)?;
+    let mut received = BytesMut::with_capacity(4 * 1024);
+    loop {
+        if io.read_buf(&mut received).await.map_err(broken)? == 0 {
+            return Err(broken(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the connection ended before the answer to the upgrade",
+            )));
+        }
+        match Answer::parse(&mut received) {
+            Ok(Some(answer)) => return Ok((answer, io, received)),
+            Ok(None) if received.len() <= LONGEST_HEAD => {}
+            _ => {
+                let reason = "the answer to the upgrade is not HTTP".to_owned();
+                return Err(UpgradeError::Cluster(ClusterError::Protocol { context: cluster.context.clone(), reason }));
+            }
+        }
     }
-    .into_bytes();
+}
+
+/// The channels of an exec: 0 stdin, 1 stdout, 2 stderr, 3 status.
+pub struct Executed {
+    pub io: BoxedIo,
+    /// Whether a channel can be closed alone (`v5.channel.k8s.io`).
+    pub closes_channels: bool,
+}
+
+/// Runs a command in a container of a pod, without a terminal. None: the pod's default container.
+pub async fn exec(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    pod: &str,
+    container: Option<&str>,
+    command: &[String],
+) -> Result<Executed, UpgradeError> {
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let mut query = "stdin=true&stdout=true&stderr=true".to_owned();
+    for word in command {
+        query += &format!("&command={}", encode(word));
+    }
+    if let Some(container) = container {
+        query += &format!("&container={}", encode(container));
+    }
+    let prefix = cluster.server.path().trim_end_matches('/');
+    let path = format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}");
+    let upgrade = async {
+        let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
+        let key = STANDARD.encode(rand_bytes::<16>());
+        let request = websocket_request(cluster, &path, EXEC_PROTOCOLS, &headers, &key);
+        let (answer, mut io, received) = exchange(cluster, &request, None).await?;
+        let protocol = answer.websocket_protocol.as_deref().unwrap_or_default();
+        let is_known = EXEC_PROTOCOLS.split(", ").any(|known| known == protocol);
+        if answer.status != 101 || !is_known || answer.accept.as_deref() != Some(&accept_key(&key)) {
+            let message = read_refusal(&mut io, received, answer.length).await;
+            return Err(Refusal { status: answer.status, message }.into_error(cluster, namespace, Envelope::Channels));
+        }
+        let closes_channels = protocol != CHANNELS_PROTOCOL;
+        Ok(Executed { io: Box::new(Prefixed::new(received.freeze(), io)), closes_channels })
+    };
+    match timeout(UPGRADE_TIMEOUT, upgrade).await {
+        Ok(executed) => executed,
+        Err(_) => Err(UpgradeError::Cluster(ClusterError::TimedOut {
+            context: cluster.context.clone(),
+            doing: format!("running a command in pod {namespace}/{pod}"),
+            after: UPGRADE_TIMEOUT,
+        })),
+    }
+}
+
+fn request(cluster: &Cluster, path: &str, port: u16, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
+    match envelope {
+        Envelope::Spdy => {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+                 X-Stream-Protocol-Version: {PROTOCOL}\r\nContent-Length: 0\r\n",
+                host(cluster)
+            );
+            with_headers(head, headers)
+        }
+        Envelope::WebSocket => websocket_request(cluster, path, TUNNEL_PROTOCOL, headers, key),
+        Envelope::Channels => {
+            websocket_request(cluster, &format!("{path}?ports={port}"), CHANNELS_PROTOCOL, headers, key)
+        }
+    }
+}
+
+fn websocket_request(cluster: &Cluster, path: &str, protocols: &str, headers: &HeaderMap, key: &str) -> Vec<u8> {
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocols}\r\n",
+        host(cluster)
+    );
+    with_headers(head, headers)
+}
+
+fn host(cluster: &Cluster) -> &str {
+    let host = cluster.server.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    host.rsplit_once('@').map_or(host, |(_, host)| host)
+}
+
+fn with_headers(head: String, headers: &HeaderMap) -> Vec<u8> {
+    let mut request = head.into_bytes();
     request.extend_from_slice(concat!("User-Agent: adit/", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes());
     for (name, value) in headers {
         request.extend_from_slice(name.as_str().as_bytes());

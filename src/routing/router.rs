@@ -65,8 +65,13 @@ impl Router {
             Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
         };
         let context = name.context.as_deref().map(|context| self.context_of(context));
-        let destination =
-            Destination { context, namespace: Some(name.namespace), workload: name.workload, port: name.port };
+        let destination = Destination {
+            context,
+            namespace: Some(name.namespace),
+            workload: name.workload,
+            port: name.port,
+            jump: None,
+        };
         let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
         let context = &target.cluster.context;
         if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
@@ -111,8 +116,9 @@ impl Router {
         if http.chain(tcp).any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, ""))) {
             return true;
         }
-        // Any target of these clusters has a dynamic name, unless its context is closed to them.
-        *target.cluster.kubeconfig == self.config.http.kubeconfig
+        // Any target of these clusters has a dynamic name, unless its context is closed to them, or it goes on from a pod.
+        target.jump.is_none()
+            && *target.cluster.kubeconfig == self.config.http.kubeconfig
             && !self.config.contexts.values().any(|alias| alias.name == target.cluster.context && !alias.dynamic)
     }
 
@@ -155,6 +161,7 @@ impl Router {
             namespace: namespace.unwrap_or_else(|| Namespace("default".to_owned())),
             workload: destination.workload.clone(),
             port: destination.port.clone(),
+            jump: destination.jump.clone(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use crate::config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload};
+use crate::config::{ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
 /// One cluster, seen as one user: a context of certain kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,9 +18,11 @@ pub struct Target {
     pub namespace: Namespace,
     pub workload: Workload,
     pub port: PortRef,
+    /// Where it goes on to from the pod.
+    pub jump: Option<Jump>,
 }
 
-/// `context/namespace/service:port`; the id of the tunnel in logs, in `adit status` and for `adit stop`.
+/// `context/namespace/service:port`, with `->host:port` behind it for a jump; the id of the tunnel in logs, in `adit status` and for `adit stop`.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/", self.cluster.context, self.namespace)?;
@@ -30,9 +32,14 @@ impl fmt::Display for Target {
             Workload::PodOfService { pod, service } => write!(f, "{service}/{pod}")?,
         }
         match &self.port {
-            PortRef::Number(port) => write!(f, ":{port}"),
-            PortRef::Name(name) => write!(f, ":{name}"),
-            PortRef::Auto => Ok(()),
+            PortRef::Number(port) => write!(f, ":{port}")?,
+            PortRef::Name(name) => write!(f, ":{name}")?,
+            PortRef::Auto => {}
+        }
+        match &self.jump {
+            Some(Jump { host, port, .. }) if host.contains(':') => write!(f, "->[{host}]:{port}"),
+            Some(Jump { host, port, .. }) => write!(f, "->{host}:{port}"),
+            None => Ok(()),
         }
     }
 }

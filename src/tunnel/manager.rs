@@ -78,11 +78,13 @@ impl Manager {
         Self { shared: Arc::new(Shared { backend, drain, tunnels: Mutex::new(tunnels) }) }
     }
 
-    /// Returns a lease once the tunnel to `target` runs, waiting at most the budget (10 s).
+    /// Returns a lease once the tunnel to `target` runs, waiting at most the budget: 10 s, and longer where a pod is
+    /// created for it.
     ///
     /// `idle_timeout`: the tunnel closes after this long without use; zero: never. Where routes differ, the longest counts.
     pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
-        let deadline = Instant::now() + BUDGET;
+        let create = target.jump.as_ref().and_then(|jump| jump.create.as_ref());
+        let deadline = Instant::now() + BUDGET + create.map_or(Duration::ZERO, |create| create.timeout);
         loop {
             let hold = self.hold(target, idle_timeout)?;
             match lease::running(&hold.0, None, deadline).await {

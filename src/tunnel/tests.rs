@@ -120,6 +120,7 @@ fn target(service: &str) -> Target {
         namespace: Namespace("n".into()),
         workload: Workload::Service(service.into()),
         port: PortRef::Number(80),
+        jump: None,
     }
 }
 

@@ -19,6 +19,7 @@ mod clients;
 mod databases;
 mod death;
 mod http;
+mod jump;
 mod load;
 mod reload;
 mod support;

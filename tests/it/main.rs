@@ -5,6 +5,7 @@ mod config;
 mod corpus;
 mod demo;
 mod http;
+mod jump;
 mod k8s;
 mod kubectl;
 mod layers;

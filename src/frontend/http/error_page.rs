@@ -93,6 +93,7 @@ impl Page {
             StreamFault::Reset => ("reset", None),
             StreamFault::Lost { .. } => ("lost", None),
             StreamFault::Unavailable { .. } => ("unavailable", None),
+            StreamFault::Jump { .. } => ("jump", None),
             StreamFault::Other { .. } => ("port-forward", None),
         };
         Self {

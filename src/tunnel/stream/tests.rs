@@ -203,6 +203,7 @@ fn target() -> Target {
         namespace: Namespace("n".into()),
         workload: Workload::Service("s".into()),
         port: PortRef::Number(80),
+        jump: None,
     }
 }
 

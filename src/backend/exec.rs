@@ -1,0 +1,298 @@
+//! Jump hosts: through a program in a pod (socat or nc) to what only the cluster can reach.
+//!
+//! Each connection is one `exec`. Which program there is, is found out before the first byte of a client is sent.
+
+pub mod jump_pod;
+pub mod stream;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
+use tracing::debug;
+
+use self::stream::ExecStream;
+use super::{Backend, CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
+use crate::{
+    config::{Jump, JumpMethod, Namespace, PortRef, Workload},
+    io::BoxedIo,
+    k8s::{
+        ClusterError,
+        client::{Cluster, Clusters},
+        pods,
+        resolve::{ReadyPod, resolve},
+        upgrade::{self, UpgradeError},
+    },
+    routing::Target,
+};
+
+/// How long the program in the pod may try to connect.
+const CONNECT_SECONDS: u32 = 10;
+
+/// A program that is asked whether it is there answers at once.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The program that a pod has, by pod UID and container.
+type Programs = Mutex<HashMap<(String, Option<String>), Program>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Socat,
+    Nc,
+}
+
+impl Program {
+    /// Returns the command that joins its standard streams to a connection. Nothing passes a shell.
+    fn command(self, host: &str, port: u16) -> Vec<String> {
+        let words = match self {
+            Self::Socat => {
+                let address = match host.contains(':') {
+                    true => format!("TCP6:[{host}]:{port},connect-timeout={CONNECT_SECONDS}"),
+                    false => format!("TCP:{host}:{port},connect-timeout={CONNECT_SECONDS}"),
+                };
+                // After one direction has ended, the other may take its time.
+                vec!["socat".to_owned(), "-t".to_owned(), "86400".to_owned(), "-".to_owned(), address]
+            }
+            Self::Nc => vec!["nc".to_owned(), host.to_owned(), port.to_string()],
+        };
+        debug_assert!(words.iter().all(|word| !word.is_empty()));
+        words
+    }
+
+    /// Returns a command that ends at once, whatever it says, where the program is there.
+    fn probe(self) -> [String; 2] {
+        match self {
+            Self::Socat => ["socat".to_owned(), "-V".to_owned()],
+            Self::Nc => ["nc".to_owned(), "-h".to_owned()],
+        }
+    }
+}
+
+/// The backend of jump hosts.
+pub struct Exec {
+    clusters: Arc<Clusters>,
+    programs: Arc<Programs>,
+    /// Counts up, so that sessions are spread over the pods of a Service.
+    turn: AtomicUsize,
+}
+
+impl Exec {
+    pub fn new(clusters: Arc<Clusters>) -> Self {
+        Self { clusters, programs: Arc::default(), turn: AtomicUsize::new(0) }
+    }
+
+    async fn open_session(&self, target: &Target, jump: &Jump) -> Result<JumpSession, OpenError> {
+        let cluster = self.clusters.get(&target.cluster).await?;
+        let pods = match find(&cluster, &target.namespace, &target.workload).await {
+            Err(ClusterError::NotFound { .. } | ClusterError::NotReady { .. }) if jump.create.is_some() => {
+                let Workload::Pod(name) = &target.workload else { return Err(not_a_pod(&cluster, target)) };
+                jump_pod::ensure(&cluster, &target.namespace, name, jump).await?;
+                find(&cluster, &target.namespace, &target.workload).await?
+            }
+            found => found?,
+        };
+        let pod = pods[self.turn.fetch_add(1, Ordering::Relaxed) % pods.len()].clone();
+        let mut jump = jump.clone();
+        if jump.container.is_none() {
+            jump.container = pods::default_container(&cluster, &target.namespace, &pod.name).await;
+        }
+        let way = Way { cluster, namespace: target.namespace.clone(), pod, jump };
+        let program = way.program(&self.programs).await?;
+        let endpoint = Endpoint {
+            pod: way.pod.name.clone(),
+            container_port: way.jump.port,
+            port: ServicePort { number: way.jump.port, name: None, app_protocol: None },
+            protocol: match program {
+                Program::Socat => "exec of socat",
+                Program::Nc => "exec of nc",
+            },
+        };
+        let placement = Placement::new(&way.pod.name);
+        let closed = watch::Sender::new(None);
+        Ok(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default() })
+    }
+}
+
+impl Backend for Exec {
+    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
+        Box::pin(async move {
+            let Some(jump) = &target.jump else { return Err(OpenError::Stopped) };
+            Ok(Box::new(self.open_session(target, jump).await?) as Box<dyn Session>)
+        })
+    }
+}
+
+fn not_a_pod(cluster: &Cluster, target: &Target) -> OpenError {
+    ClusterError::Unsupported {
+        what: target.to_string(),
+        context: cluster.context.clone(),
+        why: "only a pod that is named can be created".to_owned(),
+        hint: Some("name it: via: {pod: NAME, create: {...}}".to_owned()),
+    }
+    .into()
+}
+
+/// Returns the ready pods of the workload. The port of a Service does not matter to a program in its pods.
+async fn find(cluster: &Cluster, namespace: &Namespace, workload: &Workload) -> Result<Vec<ReadyPod>, ClusterError> {
+    let port = match workload {
+        // A pod that declares no port is one as well.
+        Workload::Pod(_) => PortRef::Number(1),
+        _ => PortRef::Auto,
+    };
+    match resolve(cluster, namespace, workload, &port).await {
+        Err(ClusterError::ChoosePort { ports, .. }) if !ports.is_empty() => {
+            Ok(resolve(cluster, namespace, workload, &PortRef::Number(ports[0].number)).await?.pods)
+        }
+        found => Ok(found?.pods),
+    }
+}
+
+/// What an exec in the pod needs.
+struct Way {
+    cluster: Arc<Cluster>,
+    namespace: Namespace,
+    pod: ReadyPod,
+    jump: Jump,
+}
+
+impl Way {
+    async fn exec(&self, command: &[String]) -> Result<ExecStream, UpgradeError> {
+        let container = self.jump.container.as_deref();
+        let executed = upgrade::exec(&self.cluster, &self.namespace, &self.pod.name, container, command).await?;
+        let target = match self.jump.host.contains(':') {
+            true => format!("[{}]:{}", self.jump.host, self.jump.port),
+            false => format!("{}:{}", self.jump.host, self.jump.port),
+        };
+        Ok(ExecStream::new(executed, target, self.pod.name.clone()))
+    }
+
+    /// Returns the program to go through: the one that is configured, else the first that the container has.
+    async fn program(&self, known: &Programs) -> Result<Program, OpenError> {
+        let key = (self.pod.uid.clone(), self.jump.container.clone());
+        let remembered = known.lock().expect("no panic while the lock is held").get(&key).copied();
+        match (self.jump.method, remembered) {
+            (JumpMethod::Socat, _) => return Ok(Program::Socat),
+            (JumpMethod::Nc, _) => return Ok(Program::Nc),
+            (JumpMethod::Auto, Some(program)) => return Ok(program),
+            (JumpMethod::Auto, None) => {}
+        }
+        for program in [Program::Socat, Program::Nc] {
+            if self.has(program).await? {
+                known.lock().expect("no panic while the lock is held").insert(key, program);
+                return Ok(program);
+            }
+        }
+        Err(ClusterError::Unsupported {
+            what: format!("pod {}/{}", self.namespace, self.pod.name),
+            context: self.cluster.context.clone(),
+            why: "its container has neither socat nor nc".to_owned(),
+            hint: Some(
+                "go through a pod that has one, or let adit create it: via: {pod: NAME, create: {image: IMAGE}}"
+                    .to_owned(),
+            ),
+        }
+        .into())
+    }
+
+    async fn has(&self, program: Program) -> Result<bool, OpenError> {
+        let mut stream = match self.exec(&program.probe()).await {
+            Ok(stream) => stream,
+            Err(UpgradeError::Cluster(error)) => return Err(error.into()),
+            Err(UpgradeError::PodGone(cause)) => return Err(self.gone(cause)),
+        };
+        let mut said = Vec::new();
+        let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
+        debug!(pod = self.pod.name, ?program, ?ended, "probed");
+        // Help may end with any code; that there is no such program is said by the runtime.
+        Ok(!matches!(ended, Ok(Err(_))) || !stream.is_without_program())
+    }
+
+    fn gone(&self, cause: String) -> OpenError {
+        ClusterError::NotReady {
+            what: format!("pod {}/{}", self.namespace, self.pod.name),
+            context: self.cluster.context.clone(),
+            cause,
+            hint: format!("kubectl --context {} -n {} get pods", self.cluster.context, self.namespace),
+        }
+        .into()
+    }
+}
+
+/// A pod to go through.
+struct JumpSession {
+    way: Way,
+    program: Program,
+    endpoint: Endpoint,
+    placement: Placement,
+    closed: watch::Sender<Option<CloseReason>>,
+    gauges: Arc<SessionGauges>,
+}
+
+impl JumpSession {
+    async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
+        let jump = &self.way.jump;
+        match self.way.exec(&self.program.command(&jump.host, jump.port)).await {
+            Ok(stream) => Ok((Box::new(stream.counted(self.gauges.clone())), self.placement.clone())),
+            Err(error) => {
+                let (fault, reason) = match error {
+                    UpgradeError::PodGone(detail) => {
+                        (StreamFault::PodGone { detail: detail.clone() }, CloseReason::PodGone { detail })
+                    }
+                    UpgradeError::Cluster(error) => {
+                        let detail = error.to_string();
+                        (StreamFault::Lost { detail: detail.clone() }, CloseReason::Lost { detail })
+                    }
+                };
+                self.placement.leave();
+                self.closed.send_replace(Some(reason));
+                Err(fault)
+            }
+        }
+    }
+}
+
+impl Session for JumpSession {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+        Box::pin(self.open_stream())
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut closed = self.closed.subscribe();
+        Box::pin(async move {
+            match closed.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(reason)) => reason.clone(),
+                _ => CloseReason::Lost { detail: "the session ended".to_owned() },
+            }
+        })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.gauges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_every_kind_become_words_that_no_shell_sees() {
+        assert_eq!(
+            Program::Socat.command("db.internal", 5432).last().unwrap(),
+            "TCP:db.internal:5432,connect-timeout=10"
+        );
+        assert_eq!(Program::Socat.command("fd00::1", 80).last().unwrap(), "TCP6:[fd00::1]:80,connect-timeout=10");
+        assert_eq!(Program::Nc.command("10.0.0.5", 3306), ["nc", "10.0.0.5", "3306"]);
+    }
+}

@@ -1,0 +1,262 @@
+//! An exec as a stream of bytes: what is written goes to the program's standard input, what it says comes back.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::io::poll_read_buf;
+
+use crate::{
+    backend::{SessionGauges, StreamFault},
+    io::BoxedIo,
+    k8s::{
+        client::printable,
+        upgrade::{Executed, websocket::Masks},
+    },
+    wire::websocket::{Event, Opcode, Parser, Role, put_frame},
+};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+
+/// Closes the channel that follows it (`v5.channel.k8s.io`).
+const CLOSE: u8 = 255;
+
+/// How much is read from the connection at a time, and how much a write takes.
+const PIECE: usize = 64 * 1024;
+
+/// A write waits while this much is on its way out.
+const MOST_UNSENT: usize = 256 * 1024;
+
+/// As much of a program's complaint, and of a Status object, as is kept.
+const LONGEST_REPORT: usize = 4 * 1024;
+
+/// Where stdin cannot be closed alone, all is closed when the program has been silent for this long after the client's end.
+const QUIET: Duration = Duration::from_secs(30);
+
+pub struct ExecStream {
+    inner: BoxedIo,
+    closes_channels: bool,
+    target: String,
+    pod: String,
+    gauges: Option<Arc<SessionGauges>>,
+    parser: Parser,
+    received: BytesMut,
+    /// Of the message that is being read; None: its first byte has not come.
+    channel: Option<u8>,
+    payload: Bytes,
+    stderr: Vec<u8>,
+    status: Vec<u8>,
+    unsent: BytesMut,
+    masks: Masks,
+    ended: bool,
+    shut_down: Option<Instant>,
+    last_read: Option<Instant>,
+    hold: Option<Pin<Box<Sleep>>>,
+    close_sent: bool,
+}
+
+impl ExecStream {
+    /// `target` and `pod` are for the error.
+    pub fn new(executed: Executed, target: String, pod: String) -> Self {
+        Self {
+            inner: executed.io,
+            closes_channels: executed.closes_channels,
+            target,
+            pod,
+            gauges: None,
+            parser: Parser::new(Role::Client),
+            received: BytesMut::new(),
+            channel: None,
+            payload: Bytes::new(),
+            stderr: Vec::new(),
+            status: Vec::new(),
+            unsent: BytesMut::new(),
+            masks: Masks::new(),
+            ended: false,
+            shut_down: None,
+            last_read: None,
+            hold: None,
+            close_sent: false,
+        }
+    }
+
+    /// Counts it while it lives.
+    pub fn counted(mut self, gauges: Arc<SessionGauges>) -> Self {
+        gauges.streams.fetch_add(1, Ordering::Relaxed);
+        gauges.connections.fetch_add(1, Ordering::Relaxed);
+        self.gauges = Some(gauges);
+        self
+    }
+
+    /// Returns whether it ended because the container has no such program.
+    pub fn is_without_program(&self) -> bool {
+        let said = [&self.stderr[..], &self.status].concat();
+        let said = String::from_utf8_lossy(&said).to_ascii_lowercase();
+        ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
+    }
+
+    /// Returns how the program ended. None: well, or without a word.
+    fn fault(&self) -> Option<StreamFault> {
+        let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
+        if status["status"] != "Failure" {
+            return None;
+        }
+        let said = printable(&String::from_utf8_lossy(&self.stderr));
+        let message = status["message"].as_str().map(printable).unwrap_or_default();
+        let detail = if said.is_empty() { message } else { said };
+        Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
+    }
+
+    fn put(&mut self, opcode: Opcode, message: &[u8]) {
+        let mask = self.masks.next();
+        put_frame(&mut self.unsent, opcode, message, Some(mask));
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let count = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.unsent))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(count);
+        }
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    /// Takes a piece of a message.
+    fn take(&mut self, mut payload: Bytes, last: bool) {
+        let channel = match self.channel {
+            Some(channel) => channel,
+            None if payload.is_empty() => return,
+            None => payload.split_to(1)[0],
+        };
+        self.channel = (!last).then_some(channel);
+        let kept = match channel {
+            STDOUT => return self.payload = payload,
+            STDERR => &mut self.stderr,
+            STATUS => &mut self.status,
+            _ => return,
+        };
+        let room = LONGEST_REPORT - kept.len();
+        kept.extend_from_slice(&payload[..payload.len().min(room)]);
+        // Behind the status nothing comes.
+        self.ended |= channel == STATUS && last;
+    }
+
+    fn poll_hold(&mut self, cx: &mut Context<'_>) {
+        let Some(shut_down) = self.shut_down.filter(|_| !self.close_sent && !self.closes_channels) else { return };
+        let deadline = self.last_read.map_or(shut_down, |at| at.max(shut_down)) + QUIET;
+        let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if hold.deadline() != deadline {
+            hold.as_mut().reset(deadline);
+        }
+        if hold.as_mut().poll(cx).is_ready() {
+            self.close_sent = true;
+            self.put(Opcode::Close, &1000u16.to_be_bytes());
+            // An error shows in the read that follows.
+            let _ = self.poll_send(cx);
+        }
+    }
+}
+
+impl Drop for ExecStream {
+    fn drop(&mut self) {
+        if let Some(gauges) = &self.gauges {
+            gauges.streams.fetch_sub(1, Ordering::Relaxed);
+            gauges.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl AsyncRead for ExecStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if !this.payload.is_empty() {
+                let count = this.payload.len().min(buf.remaining());
+                buf.put_slice(&this.payload.split_to(count));
+                this.last_read = Some(Instant::now());
+                return Poll::Ready(Ok(()));
+            }
+            if this.ended {
+                return Poll::Ready(this.fault().map_or(Ok(()), |fault| Err(fault.into())));
+            }
+            match this.parser.next(&mut this.received) {
+                Ok(Some(Event::Data { payload, last })) => this.take(payload, last),
+                Ok(Some(Event::Ping(payload))) => {
+                    this.put(Opcode::Pong, &payload);
+                    // The answer leaves now or with the next write; an error shows there as well.
+                    let _ = this.poll_send(cx);
+                }
+                Ok(Some(Event::Pong)) => {}
+                Ok(Some(Event::Close(_))) => this.ended = true,
+                Ok(None) => {
+                    this.received.reserve(PIECE);
+                    match poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.received)? {
+                        Poll::Ready(0) if this.status.is_empty() => {
+                            let detail = "the exec ended without a status".to_owned();
+                            return Poll::Ready(Err(StreamFault::Lost { detail }.into()));
+                        }
+                        Poll::Ready(0) => this.ended = true,
+                        Poll::Ready(_) => {}
+                        Poll::Pending => {
+                            this.poll_hold(cx);
+                            return Poll::Pending;
+                        }
+                    }
+                }
+                Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ExecStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.shut_down.is_some() || self.ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.unsent.len() > MOST_UNSENT {
+            ready!(self.poll_send(cx))?;
+        }
+        let piece = &buf[..buf.len().min(PIECE)];
+        let mut message = BytesMut::with_capacity(1 + piece.len());
+        message.extend_from_slice(&[STDIN]);
+        message.extend_from_slice(piece);
+        self.put(Opcode::Binary, &message);
+        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(piece.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_send(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shut_down.is_none() {
+            self.shut_down = Some(Instant::now());
+            if self.closes_channels {
+                self.put(Opcode::Binary, &[CLOSE, STDIN]);
+            }
+        }
+        ready!(self.poll_send(cx))?;
+        // A reader that waits already has to set the timer, in this task or in another.
+        self.poll_hold(cx);
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,62 @@
+//! Jump hosts: through a program in a pod of the demo.
+
+use std::{net::TcpListener, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{PATIENCE, TestApp};
+
+async fn app(jump: &str) -> TestApp {
+    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    TestApp::start(&format!("tcp: {{k8s: {{jump: {{{local}: {{namespace: shop, {jump}}}}}}}}}\n")).await
+}
+
+#[tokio::test]
+async fn bytes_pass_through_each_program_both_ways() {
+    for (via, method) in [("pod: tools-0", "socat"), ("pod: tools-0", "nc"), ("service: web", "auto")] {
+        let app = app(&format!("via: {{{via}}}, target: {{host: tools.shop, port: 7000}}, method: {method}")).await;
+        let stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let sent: Vec<u8> = (0..500_000u32).map(|number| (number * 31 % 251) as u8).collect();
+        let expected = sent.clone();
+        let writing = tokio::spawn(async move {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+            write
+        });
+        let mut received = Vec::new();
+        timeout(PATIENCE, read.read_to_end(&mut received)).await.expect("it ends").unwrap();
+        assert!(received == expected, "{method}: {} of {} bytes", received.len(), expected.len());
+        drop(writing.await.unwrap());
+        app.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_refuses_resets_the_client_with_what_the_program_said() {
+    let app = app("via: {pod: tools-0}, target: {host: tools.shop, port: 9}").await;
+    let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+    let end = timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
+    assert!(end.is_err(), "{end:?}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn many_connections_through_one_pod_are_kept_apart() {
+    let app = app("via: {service: web}, target: {host: tools.shop, port: 7000}").await;
+    let connections = (0..50u32).map(|number| {
+        let address = app.tcp[0];
+        async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&number.to_be_bytes()).await.unwrap();
+            assert_eq!(timeout(PATIENCE, stream.read_u32()).await.unwrap().unwrap(), number);
+        }
+    });
+    futures::future::join_all(connections).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    app.finish().await;
+}
