@@ -15,7 +15,7 @@ use http::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{AuthError, Body, ClientBuilder, ConfigExt};
 use rustls::pki_types::ServerName;
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{runtime::Handle, sync::OnceCell, time::timeout};
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
@@ -73,6 +73,8 @@ pub struct Cluster {
     pub envelope: Mutex<Option<super::upgrade::Envelope>>,
     is_told_of_no_watch: AtomicBool,
     authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
+    /// Whether tokens expire and are renewed.
+    is_refreshed: bool,
 }
 
 impl Clusters {
@@ -170,6 +172,7 @@ impl Cluster {
             Ok::<_, BoxError>(echo)
         });
         let echo = headers.layer(echo);
+        let is_refreshed = auth.is_some();
         let authorize = match auth {
             Some(auth) => BoxCloneSyncService::new(Shared::new(auth.layer(echo))),
             None => BoxCloneSyncService::new(Shared::new(echo)),
@@ -194,6 +197,7 @@ impl Cluster {
             tls_server_name: server_name,
             envelope: Mutex::new(None),
             authorize,
+            is_refreshed,
             context,
         })
     }
@@ -205,8 +209,19 @@ impl Cluster {
 
     /// Returns the headers that authenticate an upgrade: Authorization, impersonation. Refreshes what has expired.
     pub async fn auth_headers(&self) -> Result<HeaderMap, ClusterError> {
-        let request = Request::new(Body::empty());
-        match timeout(SIGN_IN_TIMEOUT, self.authorize.clone().oneshot(request)).await {
+        let authorize = self.authorize.clone().oneshot(Request::new(Body::empty()));
+        let authorized = async {
+            match self.is_refreshed {
+                false => authorize.await,
+                // kube runs a credential plugin while it waits, and blocks its thread: every connection would stall.
+                true => {
+                    let runtime = Handle::current();
+                    let refreshing = tokio::task::spawn_blocking(move || runtime.block_on(authorize));
+                    refreshing.await.unwrap_or_else(|panic| Err(panic.into()))
+                }
+            }
+        };
+        match timeout(SIGN_IN_TIMEOUT, authorized).await {
             Ok(Ok(echo)) => Ok(echo.into_parts().0.headers),
             Ok(Err(error)) => Err(match error.downcast::<AuthError>() {
                 Ok(error) => auth_error(&self.context, &error),
@@ -229,6 +244,10 @@ impl Cluster {
         namespace: &Namespace,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, AskError> {
+        if self.is_refreshed {
+            // The request finds a token that is fresh; it tells itself what is wrong with one that is not.
+            let _ = self.auth_headers().await;
+        }
         match timeout(REQUEST_TIMEOUT, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),

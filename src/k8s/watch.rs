@@ -91,6 +91,8 @@ async fn objects<K>(
     let (mut all, mut version) = (by_name(known.0), known.1);
     let mut pauses = PAUSES.iter().copied();
     loop {
+        // A token that has expired is renewed where that blocks nobody.
+        let _ = cluster.auth_headers().await;
         let ended = match version.is_empty() {
             true => Ok(()),
             false => one_watch(api, &watch, &mut version, &mut all, &tell).await,
