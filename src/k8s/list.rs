@@ -1,6 +1,5 @@
 //! The Services that can be reached, for `adit routes`.
 
-use k8s_openapi::api::core::v1::Service;
 use kube::{Api, api::ListParams};
 
 use crate::{
@@ -8,6 +7,7 @@ use crate::{
     k8s::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
+        objects::Service,
         resolve,
     },
 };

@@ -6,6 +6,7 @@ pub mod error;
 pub mod exec_path;
 pub mod kubeconfig;
 pub mod list;
+pub mod objects;
 pub mod pods;
 pub mod resolve;
 pub mod upgrade;

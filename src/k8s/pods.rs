@@ -1,7 +1,5 @@
 //! What a Pod object says: is it ready, which port has that name, and why not, in words.
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, ContainerStatus, Pod};
-
 use kube::Api;
 
 use crate::{
@@ -9,6 +7,7 @@ use crate::{
     k8s::{
         ServicePort,
         client::{AskError, Cluster, printable},
+        objects::{Container, ContainerPort, ContainerStatus, Pod},
     },
 };
 

@@ -1,9 +1,5 @@
 //! From a Service or Pod and a port to a ready pod and its container port.
 
-use k8s_openapi::api::{
-    core::v1::{Namespace as NamespaceObject, Pod, Service, ServicePort as ServicePortObject, ServiceSpec},
-    discovery::v1::EndpointSlice,
-};
 use kube::{
     Api, Resource,
     api::{ListParams, ObjectMeta},
@@ -16,6 +12,9 @@ use crate::{
     k8s::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
+        objects::{
+            EndpointSlice, Namespace as NamespaceObject, Pod, Service, ServicePort as ServicePortObject, ServiceSpec,
+        },
         pods,
     },
 };
@@ -310,7 +309,7 @@ pub(super) fn ready_pods<'s>(
         let port =
             slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
         let Some(container_port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
-        for endpoint in &slice.endpoints {
+        for endpoint in slice.endpoints.iter().flatten() {
             let conditions = endpoint.conditions.as_ref();
             // An unknown readiness counts as ready (discovery/v1, EndpointConditions).
             let ready = conditions

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::TryStreamExt;
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{
     Api, Resource,
     api::{ListParams, WatchEvent, WatchParams},
@@ -14,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::{
     client::Cluster,
+    objects::{EndpointSlice, Pod},
     pods,
     resolve::{ReadyPod, Source, ready_pods},
 };

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, PostParams},
+};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tracing::info;
@@ -13,6 +15,7 @@ use crate::{
     k8s::{
         ClusterError,
         client::{AskError, Cluster},
+        objects::Pod,
         pods,
     },
 };
@@ -30,12 +33,14 @@ const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: &Jump) -> Result<(), ClusterError> {
     let Some(create) = &jump.create else { return Ok(()) };
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let created: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), &namespace.0, &ApiResource::erase::<Pod>(&()));
     let what = format!("pod {namespace}/{name}");
     let until = Instant::now() + create.timeout;
     let pod = pod(name, jump.container.as_deref(), &create.image, &create.command)
         .map_err(|error| ClusterError::Protocol { context: cluster.context.clone(), reason: error.to_string() })?;
     let answer = async {
-        match api.create(&PostParams::default(), &pod).await {
+        match created.create(&PostParams::default(), &pod).await {
             // Whoever came first has made it.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             created => created.map(|_| info!(pod = name, image = create.image, "created a pod to jump through")),
@@ -74,7 +79,7 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: 
     }
 }
 
-fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> serde_json::Result<Pod> {
+fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> serde_json::Result<DynamicObject> {
     // Something that waits, and ends when it is told to.
     let sleep = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"].map(str::to_owned);
     let command = if command.is_empty() { &sleep[..] } else { command };
@@ -107,8 +112,11 @@ mod tests {
         let pod = pod("jump", None, "alpine/socat", &[]).unwrap();
         let labels = pod.metadata.labels.unwrap();
         assert_eq!(labels["app.kubernetes.io/managed-by"], "adit");
-        let spec = pod.spec.unwrap();
-        assert_eq!((spec.automount_service_account_token, spec.active_deadline_seconds), (Some(false), Some(86_400)));
-        assert_eq!(spec.containers[0].command.as_ref().unwrap()[0], "sh");
+        let spec = &pod.data["spec"];
+        assert_eq!(
+            (&spec["automountServiceAccountToken"], &spec["activeDeadlineSeconds"]),
+            (&json!(false), &json!(86_400))
+        );
+        assert_eq!(spec["containers"][0]["command"][0], "sh");
     }
 }
