@@ -65,6 +65,26 @@ pub fn parse(bytes: &[u8]) -> Result<Parse, HelloError> {
     body(&message).map(Parse::Hello)
 }
 
+/// Returns how many bytes there have to be before the ClientHello can be whole, as far as its headers say so far.
+pub fn missing_to(bytes: &[u8]) -> usize {
+    let (mut at, mut message) = (0, 0);
+    while let Some([_, _, _, high, low]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        // The length of the message is in its first four bytes, which lie in the first record but for hostile clients.
+        if at == 0
+            && let Some([_, a, b, c]) = bytes.get(5..).and_then(|rest| rest.first_chunk())
+            && length >= 4
+        {
+            message = 4 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c));
+        }
+        if length == 0 || at + 5 + length > bytes.len() {
+            return bytes.len().max((at + 5 + length).min(message + 5)).min(LONGEST);
+        }
+        at += 5 + length;
+    }
+    bytes.len() + 1
+}
+
 /// Returns the first handshake message, without its header, joined from the records it is split over.
 fn handshake_message(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
     let mut message = Vec::new();

@@ -1,6 +1,10 @@
 //! Bytes to values and back: no I/O, no clock, no logging. Every parser here is bounded and fuzzed.
 
 pub mod client_hello;
+pub mod http1;
+pub mod postgres;
+pub mod proxy_protocol;
+pub mod relay;
 pub mod sniff;
 pub mod spdy;
 pub mod websocket;

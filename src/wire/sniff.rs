@@ -1,11 +1,15 @@
 //! Tells protocols apart by their first bytes.
 
+use super::{http1::is_token, postgres};
+
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tls,
     Http1,
     Http2,
+    /// PostgreSQL before its TLS.
+    Postgres,
 }
 
 /// What the first bytes of a connection tell.
@@ -31,6 +35,11 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
         [0x16, 0x03, ..] => return Sniff::Is(Protocol::Tls),
         _ => {}
     }
+    match postgres::first(bytes) {
+        postgres::First::NeedMore => return Sniff::NeedMore,
+        postgres::First::Other => {}
+        _ => return Sniff::Is(Protocol::Postgres),
+    }
     let common = bytes.iter().zip(HTTP2_PREFACE).take_while(|(a, b)| a == b).count();
     if common == HTTP2_PREFACE.len() {
         return Sniff::Is(Protocol::Http2);
@@ -50,11 +59,6 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
         None if line.len() <= LONGEST_METHOD => Sniff::NeedMore,
         _ => Sniff::Unknown,
     }
-}
-
-/// `tchar` of RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -90,9 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn postgres_is_told_by_its_first_message() {
+        assert_eq!(by_prefixes(&postgres::SSL_REQUEST), Sniff::Is(Protocol::Postgres));
+        assert_eq!(by_prefixes(&postgres::GSSENC_REQUEST), Sniff::Is(Protocol::Postgres));
+    }
+
+    #[test]
     fn the_rest_is_unknown() {
         for message in [
-            &b"\x00\x00\x00\x08\x04\xd2\x16\x2f"[..],
+            &b"\x00\x00\x00\x08\x00\x00\x00\x00"[..],
             b"SSH-2.0-OpenSSH_9.2\r\n",
             b"\x80\x2e\x01\x03\x01",
             b" GET /",

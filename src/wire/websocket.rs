@@ -249,9 +249,84 @@ struct Header {
     key: Option<[u8; 4]>,
 }
 
+/// Where one frame ends and the next begins, in bytes that pass by.
+#[derive(Debug, Default)]
+pub struct Boundary {
+    /// Of the frame that has begun: at most 2 bytes, 8 of length, 4 of mask.
+    header: [u8; 14],
+    have: usize,
+    payload_left: u64,
+}
+
+impl Boundary {
+    /// Takes note of bytes, in order.
+    pub fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.payload_left > 0 {
+                let count = self.payload_left.min(bytes.len() as u64);
+                self.payload_left -= count;
+                bytes = &bytes[count as usize..];
+                continue;
+            }
+            self.header[self.have] = bytes[0];
+            self.have += 1;
+            bytes = &bytes[1..];
+            if self.have == self.header_length() {
+                self.payload_left = match self.header[1] & 0x7f {
+                    126 => u64::from(u16::from_be_bytes([self.header[2], self.header[3]])),
+                    127 => u64::from_be_bytes(std::array::from_fn(|at| self.header[2 + at])),
+                    short => u64::from(short),
+                };
+                self.have = 0;
+            }
+        }
+    }
+
+    fn header_length(&self) -> usize {
+        if self.have < 2 {
+            return 2;
+        }
+        let extended = match self.header[1] & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        2 + extended + if self.header[1] & 0x80 != 0 { 4 } else { 0 }
+    }
+
+    /// Returns how many bytes are sure to belong to the frame that has begun; 0 between frames.
+    pub fn left(&self) -> u64 {
+        match (self.payload_left, self.have) {
+            (0, 0) => 0,
+            (0, have) => (self.header_length() - have) as u64,
+            (left, _) => left,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_each_frame_is_known() {
+        let mut bytes = BytesMut::new();
+        let mut ends = vec![0];
+        for (length, mask) in [(0, None), (5, None), (126, Some([1, 2, 3, 4])), (70_000, None)] {
+            put_frame(&mut bytes, Opcode::Binary, &vec![7; length], mask);
+            ends.push(bytes.len());
+        }
+        for step in [1, 3, 1000, 100_000] {
+            let mut boundary = Boundary::default();
+            let mut at = 0;
+            for piece in bytes.chunks(step) {
+                boundary.pass(piece);
+                at += piece.len();
+                assert_eq!(boundary.left() == 0, ends.contains(&at), "byte {at}");
+                assert!(boundary.left() <= (bytes.len() - at) as u64);
+            }
+        }
+    }
 
     fn messages(mask: Option<[u8; 4]>) -> BytesMut {
         let mut out = BytesMut::new();

@@ -3,6 +3,10 @@
 pub mod client_hello;
 pub mod config;
 pub mod hostname;
+pub mod http1;
+pub mod postgres;
+pub mod proxy_protocol;
+pub mod relay;
 pub mod sniff;
 pub mod spdy;
 pub mod websocket;

@@ -1,0 +1,395 @@
+//! The framing of HTTP/1 requests, read strictly (RFC 9112): where a head ends, whether there is exactly one way to read it,
+//! and where the body behind it ends.
+//!
+//! What two readers could take for two different requests is refused here, before anything that is lenient sees it.
+
+/// The longest head that is read, its last empty line included.
+pub const LONGEST_HEAD: usize = 64 * 1024;
+
+/// The most header lines of a head.
+pub const MOST_HEADERS: usize = 100;
+
+/// The longest chunk-size line, extensions included, and the longest trailer section.
+const LONGEST_CHUNK_LINE: usize = 4 * 1024;
+const LONGEST_TRAILERS: usize = 16 * 1024;
+
+/// How the end of a request's body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// This many bytes; 0 where nothing says that there is a body.
+    Length(u64),
+    Chunked,
+}
+
+/// What a head says that matters for what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub framing: Framing,
+    /// There is an Upgrade header: after the answer, the connection may speak something else.
+    pub has_upgrade: bool,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The answer would not be understood either.
+    #[error("the first line is none of HTTP")]
+    NotHttp,
+    #[error("the request line is not <method> <target> HTTP/1.1")]
+    RequestLine,
+    #[error("the version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    #[error("the target has characters that must be percent-encoded, or a fragment")]
+    Target,
+    #[error("adit is no forward proxy: CONNECT is not taken")]
+    Connect,
+    #[error("a line ends with a bare LF or has a bare CR")]
+    LineEnd,
+    #[error("a header is folded over two lines")]
+    Fold,
+    #[error("a header's name is empty, or has spaces or other characters that no name has")]
+    HeaderName,
+    #[error("a header's value has control characters")]
+    HeaderValue,
+    #[error("there is no Host header")]
+    NoHost,
+    #[error("there are two Host headers")]
+    TwoHosts,
+    #[error("the Host header is not a host with or without a port")]
+    Host,
+    #[error("Content-Length is given twice, or is not a number")]
+    Length,
+    #[error("Transfer-Encoding is something else than chunked, once")]
+    Coding,
+    #[error("both Content-Length and Transfer-Encoding are given")]
+    LengthAndCoding,
+    #[error("the headers are longer than {} KiB, or more than {MOST_HEADERS}", LONGEST_HEAD / 1024)]
+    TooLarge,
+}
+
+/// Returns the length of the first head in `bytes`, its empty line included, and how many bytes of empty lines before it
+/// are to be left out (RFC 9112, section 2.2). None: its end has not come.
+///
+/// # Errors
+/// It is too long, or a line of it ends as no line must.
+pub fn head_end(bytes: &[u8], searched: usize) -> Result<Option<(usize, usize)>, Refusal> {
+    let blank = bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count() * 2;
+    let line = &bytes[blank..];
+    // The end may lie over the seam between what was searched and what is new.
+    let from = searched.saturating_sub(blank + 3).min(line.len());
+    let end = line[from..].windows(4).position(|window| window == b"\r\n\r\n").map(|at| from + at + 4);
+    match end {
+        Some(end) if end <= LONGEST_HEAD => Ok(Some((blank, end))),
+        Some(_) => Err(Refusal::TooLarge),
+        None if line.len() > LONGEST_HEAD => Err(Refusal::TooLarge),
+        // A head that uses bare LFs would never end for a strict reader.
+        None if line[from..].windows(2).any(|window| window == b"\n\n" || window == b"\n\r") && has_bare_lf(line) => {
+            Err(Refusal::LineEnd)
+        }
+        None => Ok(None),
+    }
+}
+
+fn has_bare_lf(bytes: &[u8]) -> bool {
+    bytes.iter().enumerate().any(|(at, byte)| *byte == b'\n' && (at == 0 || bytes[at - 1] != b'\r'))
+}
+
+/// Checks a whole head, from its request line to its empty line.
+///
+/// # Errors
+/// There is no way, or more than one, to read it.
+pub fn check_head(head: &[u8]) -> Result<Head, Refusal> {
+    let mut rest = head;
+    let mut line = next_line(&mut rest)?;
+    let is_http10 = request_line(line)?;
+    let (mut length, mut is_chunked, mut hosts, mut has_upgrade, mut count) = (None, false, 0, false, 0);
+    loop {
+        line = next_line(&mut rest)?;
+        if line.is_empty() {
+            break;
+        }
+        count += 1;
+        if count > MOST_HEADERS {
+            return Err(Refusal::TooLarge);
+        }
+        if matches!(line[0], b' ' | b'\t') {
+            return Err(Refusal::Fold);
+        }
+        let colon = line.iter().position(|byte| !is_token(*byte)).filter(|at| *at > 0 && line[*at] == b':');
+        let Some(colon) = colon else { return Err(Refusal::HeaderName) };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if value.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
+            return Err(Refusal::HeaderValue);
+        }
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                hosts += 1;
+                if !value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(byte)) {
+                    return Err(Refusal::Host);
+                }
+            }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => has_upgrade = true,
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+                let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).filter(|_| is_number);
+                if length.is_some() || parsed.is_none() {
+                    return Err(Refusal::Length);
+                }
+                length = parsed;
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                // A sender of HTTP/1.0 does not know it, and who passes it on may not either.
+                if is_chunked || is_http10 || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Refusal::Coding);
+                }
+                is_chunked = true;
+            }
+            _ => {}
+        }
+    }
+    match (hosts, is_http10) {
+        (0, false) => return Err(Refusal::NoHost),
+        (2.., _) => return Err(Refusal::TwoHosts),
+        _ => {}
+    }
+    let framing = match (length, is_chunked) {
+        (Some(_), true) => return Err(Refusal::LengthAndCoding),
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Head { framing, has_upgrade })
+}
+
+/// Takes a line that ends with CRLF, and has neither CR nor LF within.
+fn next_line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Refusal> {
+    let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).ok_or(Refusal::LineEnd)?;
+    if rest[end..].first_chunk() != Some(b"\r\n") {
+        return Err(Refusal::LineEnd);
+    }
+    let line = &rest[..end];
+    *rest = &rest[end + 2..];
+    Ok(line)
+}
+
+/// Returns whether the version is HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<bool, Refusal> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Refusal::RequestLine);
+    };
+    if !version.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/")) {
+        return Err(Refusal::NotHttp);
+    }
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+        return Err(Refusal::RequestLine);
+    }
+    if method == b"CONNECT" {
+        return Err(Refusal::Connect);
+    }
+    let is_version = |version: &[u8]| matches!(version, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']);
+    let is_http10 = match version {
+        b"HTTP/1.1" => false,
+        b"HTTP/1.0" => true,
+        version if is_version(version) => return Err(Refusal::Version),
+        _ => return Err(Refusal::RequestLine),
+    };
+    let is_form = match target {
+        [b'/', ..] => true,
+        b"*" => method == b"OPTIONS",
+        // absolute-form (section 3.2.2)
+        _ => {
+            target.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"http://"))
+                || target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"https://"))
+        }
+    };
+    if !is_form || target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f || *byte == b'#') {
+        return Err(Refusal::Target);
+    }
+    Ok(is_http10)
+}
+
+/// A piece of a chunked body (RFC 9112, section 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// A size line, its data, and the CRLF behind that: this many bytes in all.
+    Chunk(u64),
+    /// The last chunk, the trailers, and the empty line: this many bytes in all.
+    Last(usize),
+    NeedMore,
+}
+
+/// Returns what `bytes` starts with: the next chunk, or the last one.
+///
+/// # Errors
+/// It is not a chunk, or is longer in its framing than any needs to be.
+pub fn chunk(bytes: &[u8]) -> Result<Piece, &'static str> {
+    let Some((size, line)) = chunk_line(bytes)? else { return Ok(Piece::NeedMore) };
+    if size > 0 {
+        return size.checked_add(line as u64 + 2).map(Piece::Chunk).ok_or("a chunk is larger than any number can say");
+    }
+    let mut rest = &bytes[line..];
+    loop {
+        let taken = bytes.len() - rest.len();
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            return if taken + rest.len() > LONGEST_TRAILERS {
+                Err("the trailers are too long")
+            } else {
+                Ok(Piece::NeedMore)
+            };
+        };
+        let Some(field) = rest[..end].strip_suffix(b"\r") else { return Err("a trailer ends with a bare LF") };
+        if field.is_empty() {
+            return Ok(Piece::Last(taken + end + 1));
+        }
+        let colon = field.iter().position(|byte| !is_token(*byte)).unwrap_or(0);
+        if colon == 0 || field[colon] != b':' || field[colon..].iter().any(|byte| *byte < b' ' && *byte != b'\t') {
+            return Err("a trailer is malformed");
+        }
+        rest = &rest[end + 1..];
+        if bytes.len() - rest.len() > LONGEST_TRAILERS {
+            return Err("the trailers are too long");
+        }
+    }
+}
+
+/// Returns the size, and the length of the line.
+fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, &'static str> {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        return if bytes.len() > LONGEST_CHUNK_LINE { Err("a chunk's size line is too long") } else { Ok(None) };
+    };
+    if end > LONGEST_CHUNK_LINE {
+        return Err("a chunk's size line is too long");
+    }
+    let Some(line) = bytes[..end].strip_suffix(b"\r") else { return Err("a chunk's size line ends with a bare LF") };
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let extension = &line[digits..];
+    let is_extension = extension.trim_ascii_start().first().is_none_or(|byte| *byte == b';');
+    // Spaces behind the size with nothing after them are an old habit of some, and a way to hide for others.
+    let is_clean = extension.iter().all(|byte| *byte >= b' ' && *byte != 0x7f || *byte == b'\t');
+    if !is_extension || !is_clean || (!extension.is_empty() && extension.trim_ascii().is_empty()) {
+        return Err("a chunk's size line has something else than a size and extensions");
+    }
+    let size = std::str::from_utf8(&line[..digits]).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+    match size {
+        Some(size) if digits <= 16 => Ok(Some((size, end + 1))),
+        _ => Err("a chunk's size is not a number"),
+    }
+}
+
+/// `tchar` of RFC 9110, section 5.6.2.
+pub(crate) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(head: &str) -> Result<Head, Refusal> {
+        let bytes = head.as_bytes();
+        for end in 0..=bytes.len() {
+            if let Some((blank, length)) = head_end(&bytes[..end], end.saturating_sub(1))? {
+                return check_head(&bytes[blank..blank + length]);
+            }
+        }
+        panic!("{head:?} has no end");
+    }
+
+    #[test]
+    fn plain_requests_are_taken() {
+        let length = |length| Ok(Head { framing: Framing::Length(length), has_upgrade: false });
+        assert_eq!(check("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), length(0));
+        assert_eq!(check("\r\nGET /x?a=%20&b=c HTTP/1.0\r\n\r\n"), length(0));
+        assert_eq!(check("OPTIONS * HTTP/1.1\r\nhost:a.localhost:8989\r\nX-Empty:\r\n\r\n"), length(0));
+        assert_eq!(check("POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: \t 007 \r\n\r\n1234567"), length(7));
+        assert_eq!(
+            check("PATCH / HTTP/1.1\r\nHost: [::1]:80\r\nTransfer-Encoding: Chunked\r\nUpgrade: x\r\n\r\n0\r\n\r\n"),
+            Ok(Head { framing: Framing::Chunked, has_upgrade: true })
+        );
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        let with = |lines: &str| check(&format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n"));
+        for (lines, refusal) in [
+            ("Content-Length: 1\r\nContent-Length: 2", Refusal::Length),
+            ("Content-Length: 1\r\nContent-Length: 1", Refusal::Length),
+            ("Content-Length: 1, 1", Refusal::Length),
+            ("Content-Length: +1", Refusal::Length),
+            ("Content-Length: 0x1", Refusal::Length),
+            ("Content-Length: ", Refusal::Length),
+            ("Content-Length: 18446744073709551616", Refusal::Length),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 1", Refusal::LengthAndCoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", Refusal::Coding),
+            ("Transfer-Encoding: gzip, chunked", Refusal::Coding),
+            ("Transfer-Encoding: identity", Refusal::Coding),
+            ("Transfer-Encoding:", Refusal::Coding),
+            ("Transfer-Encoding: chunked\x0b", Refusal::HeaderValue),
+            ("Transfer-Encoding : chunked", Refusal::HeaderName),
+            ("Transfer\tEncoding: chunked", Refusal::HeaderName),
+            (": x", Refusal::HeaderName),
+            ("no colon", Refusal::HeaderName),
+            ("X: a\r\n b", Refusal::Fold),
+            ("X: a\nY: b", Refusal::LineEnd),
+            ("X: a\rY: b", Refusal::LineEnd),
+            ("X: a\0b", Refusal::HeaderValue),
+            ("Host: b", Refusal::TwoHosts),
+        ] {
+            assert_eq!(with(lines), Err(refusal), "{lines:?}");
+        }
+        for (head, refusal) in [
+            ("GET / HTTP/1.1\r\n\r\n", Refusal::NoHost),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Refusal::Host),
+            ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", Refusal::Host),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Refusal::Host),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
+            ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
+            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", Refusal::RequestLine),
+            ("INVALID CONNECTION PREFACE\r\n\r\n", Refusal::NotHttp),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Refusal::Version),
+            ("GET / http/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
+            ("GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET /#x HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Connect),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::Coding),
+            ("GET / HTTP/1.1\nHost: a\n\n", Refusal::LineEnd),
+            (" GET / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
+        ] {
+            assert_eq!(check(head), Err(refusal), "{head:?}");
+        }
+        let many = "X: y\r\n".repeat(MOST_HEADERS);
+        assert_eq!(with(many.trim_end()), Err(Refusal::TooLarge));
+        assert_eq!(head_end(&vec![b'a'; LONGEST_HEAD + 1], 0), Err(Refusal::TooLarge));
+    }
+
+    #[test]
+    fn chunks_are_found_at_each_prefix() {
+        for (bytes, piece) in [
+            (&b"5\r\n"[..], Piece::Chunk(10)),
+            (b"00Fa;name=\"v\"\r\n", Piece::Chunk(0xfa + 15 + 2)),
+            (b"0\r\n\r\n", Piece::Last(5)),
+            (b"0\r\nChecksum: 1\r\n\r\n", Piece::Last(18)),
+        ] {
+            for end in 0..bytes.len() {
+                assert_eq!(chunk(&bytes[..end]), Ok(Piece::NeedMore), "{bytes:?} to {end}");
+            }
+            assert_eq!(chunk(bytes), Ok(piece), "{bytes:?}");
+        }
+        for bytes in [
+            &b"5\n"[..],
+            b"\r\n",
+            b"-5\r\n",
+            b"0x5\r\n",
+            b"5 \r\n",
+            b"5\x0b;\r\n",
+            b"11111111111111111\r\n",
+            b"0\r\nbad trailer\r\n\r\n",
+            b"0\r\nX: y\n\r\n",
+        ] {
+            assert!(chunk(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The frames between a relay and its clients, versions 1 and 2. `docs/relay-protocol.md` has them byte by byte.
+//!
+//! ```text
+//! type 1 | length 4, big-endian, of the payload | payload
+//! ```
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// The longest payload.
+pub const LONGEST: usize = 64 * 1024;
+
+/// A random name of a stream, a session or a promise; nobody can guess it.
+pub type Token = [u8; 16];
+
+/// A nonce, or an HMAC-SHA256.
+pub type Digest = [u8; 32];
+
+/// The text form of a UUID (RFC 9562, section 4).
+pub type Uuid = [u8; 36];
+
+/// What a tunnel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A port of the relay.
+    Tcp,
+    /// A name under the relay's domain.
+    Http,
+}
+
+/// A message. The first seven are version 1, and those about streams end with raw bytes behind them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Opens a control connection of version 1.
+    Handshake {
+        version: u8,
+        secret: Bytes,
+    },
+    /// The tunnel is open on this port; `host`: what the relay calls itself.
+    Accept {
+        port: u16,
+        host: String,
+    },
+    Reject {
+        reason: String,
+    },
+    /// Somebody has connected to the public port.
+    Connect {
+        stream: Uuid,
+    },
+    /// Opens the connection for a stream of version 1.
+    StreamHandshake {
+        stream: Uuid,
+    },
+    StreamAccept,
+    StreamReject {
+        reason: String,
+    },
+    /// Opens a control connection of version 2, within TLS. `port`: the first that is wanted, 0 for any.
+    Hello {
+        version: u8,
+        nonce: Digest,
+        port: u16,
+        key: String,
+    },
+    Challenge {
+        nonce: Digest,
+        proof: Digest,
+    },
+    Proof {
+        proof: Digest,
+    },
+    /// `heartbeat`: seconds between two pings.
+    Welcome {
+        session: Token,
+        heartbeat: u16,
+    },
+    /// `port` and `name`: what is wanted, 0 and empty for any. `resume`: what a tunnel before it was given; zeros for none.
+    Open {
+        tunnel: u32,
+        kind: Kind,
+        port: u16,
+        resume: Token,
+        name: String,
+    },
+    /// `address`: where the public reaches it, as far as the relay knows.
+    Opened {
+        tunnel: u32,
+        port: u16,
+        resume: Token,
+        address: String,
+    },
+    Refused {
+        tunnel: u32,
+        reason: String,
+    },
+    /// The tunnel is not wanted any more, its port is free.
+    Close {
+        tunnel: u32,
+    },
+    /// Somebody has connected. `peer`: from where.
+    Incoming {
+        tunnel: u32,
+        stream: Token,
+        peer: String,
+    },
+    /// The client cannot serve it.
+    Decline {
+        stream: Token,
+        reason: String,
+    },
+    /// Opens the connection for a stream of version 2, within TLS.
+    Claim {
+        session: Token,
+        stream: Token,
+        proof: Digest,
+    },
+    Ping {
+        cookie: u64,
+    },
+    Pong {
+        cookie: u64,
+    },
+    /// The other end is about to go.
+    Goodbye {
+        reason: String,
+    },
+}
+
+/// Why bytes are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RelayError {
+    #[error("a frame of type {0:#04x}, which is not known")]
+    Type(u8),
+    #[error("a frame of {0} bytes")]
+    TooLong(u32),
+    #[error("a frame of type {0:#04x} whose payload is malformed")]
+    Payload(u8),
+}
+
+impl Frame {
+    /// Takes the first frame from `input`. None: its end has not come.
+    ///
+    /// # Errors
+    /// There is none, or one that is not known. What comes behind it cannot be read either.
+    pub fn take(input: &mut BytesMut) -> Result<Option<Self>, RelayError> {
+        let Some(header) = input.first_chunk::<5>() else { return Ok(None) };
+        let (kind, length) = (header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
+        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1d) {
+            return Err(RelayError::Type(kind));
+        }
+        let Some(length) = usize::try_from(length).ok().filter(|length| *length <= LONGEST) else {
+            return Err(RelayError::TooLong(length));
+        };
+        if input.len() < 5 + length {
+            return Ok(None);
+        }
+        input.advance(5);
+        let mut payload = Payload(input.split_to(length).freeze());
+        let frame = payload.read(kind).filter(|_| payload.0.is_empty());
+        frame.map(Some).ok_or(RelayError::Payload(kind))
+    }
+
+    /// Appends the frame to `out`. Texts that are too long are cut.
+    pub fn put(&self, out: &mut BytesMut) {
+        let mut payload = BytesMut::new();
+        let kind = self.write(&mut payload);
+        payload.truncate(LONGEST);
+        out.put_u8(kind);
+        out.put_u32(payload.len() as u32);
+        out.extend_from_slice(&payload);
+    }
+
+    fn write(&self, to: &mut BytesMut) -> u8 {
+        match self {
+            Self::Handshake { version, secret } => {
+                to.put_u8(*version);
+                to.extend_from_slice(secret);
+                0x01
+            }
+            Self::Accept { port, host } => {
+                to.put_u16(*port);
+                to.extend_from_slice(host.as_bytes());
+                0x02
+            }
+            Self::Reject { reason } => text(to, reason, 0x03),
+            Self::Connect { stream } => token(to, stream, 0x04),
+            Self::StreamHandshake { stream } => token(to, stream, 0x05),
+            Self::StreamAccept => 0x06,
+            Self::StreamReject { reason } => text(to, reason, 0x07),
+            Self::Hello { version, nonce, port, key } => {
+                to.put_u8(*version);
+                to.extend_from_slice(nonce);
+                to.put_u16(*port);
+                text(to, key, 0x10)
+            }
+            Self::Challenge { nonce, proof } => {
+                to.extend_from_slice(nonce);
+                token(to, proof, 0x11)
+            }
+            Self::Proof { proof } => token(to, proof, 0x12),
+            Self::Welcome { session, heartbeat } => {
+                to.extend_from_slice(session);
+                to.put_u16(*heartbeat);
+                0x13
+            }
+            Self::Open { tunnel, kind, port, resume, name } => {
+                to.put_u32(*tunnel);
+                to.put_u8(u8::from(*kind == Kind::Http));
+                to.put_u16(*port);
+                to.extend_from_slice(resume);
+                text(to, name, 0x14)
+            }
+            Self::Opened { tunnel, port, resume, address } => {
+                to.put_u32(*tunnel);
+                to.put_u16(*port);
+                to.extend_from_slice(resume);
+                text(to, address, 0x15)
+            }
+            Self::Refused { tunnel, reason } => {
+                to.put_u32(*tunnel);
+                text(to, reason, 0x16)
+            }
+            Self::Close { tunnel } => {
+                to.put_u32(*tunnel);
+                0x17
+            }
+            Self::Incoming { tunnel, stream, peer } => {
+                to.put_u32(*tunnel);
+                to.extend_from_slice(stream);
+                text(to, peer, 0x18)
+            }
+            Self::Claim { session, stream, proof } => {
+                to.extend_from_slice(session);
+                to.extend_from_slice(stream);
+                token(to, proof, 0x19)
+            }
+            Self::Ping { cookie } => {
+                to.put_u64(*cookie);
+                0x1a
+            }
+            Self::Pong { cookie } => {
+                to.put_u64(*cookie);
+                0x1b
+            }
+            Self::Goodbye { reason } => text(to, reason, 0x1c),
+            Self::Decline { stream, reason } => {
+                to.extend_from_slice(stream);
+                text(to, reason, 0x1d)
+            }
+        }
+    }
+}
+
+fn text(to: &mut BytesMut, text: &str, kind: u8) -> u8 {
+    to.extend_from_slice(text.as_bytes());
+    kind
+}
+
+fn token(to: &mut BytesMut, token: &[u8], kind: u8) -> u8 {
+    to.extend_from_slice(token);
+    kind
+}
+
+struct Payload(Bytes);
+
+impl Payload {
+    fn read(&mut self, kind: u8) -> Option<Frame> {
+        Some(match kind {
+            0x01 => Frame::Handshake { version: self.u8()?, secret: std::mem::take(&mut self.0) },
+            0x02 => Frame::Accept { port: self.u16()?, host: self.text()? },
+            0x03 => Frame::Reject { reason: self.text()? },
+            0x04 => Frame::Connect { stream: self.uuid()? },
+            0x05 => Frame::StreamHandshake { stream: self.uuid()? },
+            0x06 => Frame::StreamAccept,
+            0x07 => Frame::StreamReject { reason: self.text()? },
+            0x10 => Frame::Hello { version: self.u8()?, nonce: self.array()?, port: self.u16()?, key: self.text()? },
+            0x11 => Frame::Challenge { nonce: self.array()?, proof: self.array()? },
+            0x12 => Frame::Proof { proof: self.array()? },
+            0x13 => Frame::Welcome { session: self.array()?, heartbeat: self.u16()? },
+            0x14 => Frame::Open {
+                tunnel: self.u32()?,
+                kind: match self.u8()? {
+                    0 => Kind::Tcp,
+                    1 => Kind::Http,
+                    _ => return None,
+                },
+                port: self.u16()?,
+                resume: self.array()?,
+                name: self.text()?,
+            },
+            0x15 => {
+                Frame::Opened { tunnel: self.u32()?, port: self.u16()?, resume: self.array()?, address: self.text()? }
+            }
+            0x16 => Frame::Refused { tunnel: self.u32()?, reason: self.text()? },
+            0x17 => Frame::Close { tunnel: self.u32()? },
+            0x18 => Frame::Incoming { tunnel: self.u32()?, stream: self.array()?, peer: self.text()? },
+            0x19 => Frame::Claim { session: self.array()?, stream: self.array()?, proof: self.array()? },
+            0x1a => Frame::Ping { cookie: u64::from_be_bytes(self.array()?) },
+            0x1b => Frame::Pong { cookie: u64::from_be_bytes(self.array()?) },
+            0x1c => Frame::Goodbye { reason: self.text()? },
+            0x1d => Frame::Decline { stream: self.array()?, reason: self.text()? },
+            _ => return None,
+        })
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let array = *self.0.first_chunk::<N>()?;
+        self.0.advance(N);
+        Some(array)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let text = String::from_utf8(self.0.to_vec()).ok()?;
+        self.0.clear();
+        Some(text)
+    }
+
+    fn uuid(&mut self) -> Option<Uuid> {
+        let uuid: Uuid = self.array()?;
+        let is_uuid = |(at, byte): (usize, &u8)| match at {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        };
+        uuid.iter().enumerate().all(is_uuid).then_some(uuid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Frame> {
+        let uuid = *b"01234567-89ab-4cde-8f01-23456789abcd";
+        let (reason, key) = ("no".to_owned(), "laptop".to_owned());
+        vec![
+            Frame::Handshake { version: 1, secret: Bytes::from_static(b"hush") },
+            Frame::Accept { port: 20_000, host: "relay.example.com".into() },
+            Frame::Reject { reason: reason.clone() },
+            Frame::Connect { stream: uuid },
+            Frame::StreamHandshake { stream: uuid },
+            Frame::StreamAccept,
+            Frame::StreamReject { reason: reason.clone() },
+            Frame::Hello { version: 2, nonce: [1; 32], port: 8080, key },
+            Frame::Challenge { nonce: [2; 32], proof: [3; 32] },
+            Frame::Proof { proof: [4; 32] },
+            Frame::Welcome { session: [5; 16], heartbeat: 15 },
+            Frame::Open { tunnel: 7, kind: Kind::Http, port: 0, resume: [6; 16], name: "web".into() },
+            Frame::Opened { tunnel: 7, port: 443, resume: [6; 16], address: "https://web.example.com".into() },
+            Frame::Refused { tunnel: 7, reason: reason.clone() },
+            Frame::Close { tunnel: 7 },
+            Frame::Incoming { tunnel: 7, stream: [8; 16], peer: "192.0.2.1:5".into() },
+            Frame::Decline { stream: [8; 16], reason: reason.clone() },
+            Frame::Claim { session: [5; 16], stream: [8; 16], proof: [9; 32] },
+            Frame::Ping { cookie: 1 },
+            Frame::Pong { cookie: u64::MAX },
+            Frame::Goodbye { reason },
+        ]
+    }
+
+    #[test]
+    fn every_frame_is_read_as_it_was_written_however_it_is_split() {
+        for frame in all() {
+            let mut whole = BytesMut::new();
+            frame.put(&mut whole);
+            for end in 0..whole.len() {
+                assert_eq!(Frame::take(&mut BytesMut::from(&whole[..end])), Ok(None), "{frame:?} to {end}");
+            }
+            whole.extend_from_slice(b"next");
+            assert_eq!(Frame::take(&mut whole), Ok(Some(frame)));
+            assert_eq!(&whole[..], b"next");
+        }
+    }
+
+    #[test]
+    fn version_1_is_these_bytes() {
+        let bytes = |frame: Frame| {
+            let mut out = BytesMut::new();
+            frame.put(&mut out);
+            out.to_vec()
+        };
+        let uuid = b"01234567-89ab-4cde-8f01-23456789abcd";
+        assert_eq!(
+            bytes(Frame::Handshake { version: 1, secret: Bytes::from_static(b"hush") }),
+            b"\x01\0\0\0\x05\x01hush"
+        );
+        assert_eq!(bytes(Frame::Accept { port: 0x1234, host: "h".into() }), b"\x02\0\0\0\x03\x12\x34h");
+        assert_eq!(bytes(Frame::Reject { reason: "no".into() }), b"\x03\0\0\0\x02no");
+        assert_eq!(bytes(Frame::Connect { stream: *uuid }), [&b"\x04\0\0\0\x24"[..], uuid].concat());
+        assert_eq!(bytes(Frame::StreamHandshake { stream: *uuid }), [&b"\x05\0\0\0\x24"[..], uuid].concat());
+        assert_eq!(bytes(Frame::StreamAccept), b"\x06\0\0\0\0");
+        assert_eq!(bytes(Frame::StreamReject { reason: "late".into() }), b"\x07\0\0\0\x04late");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        let take = |bytes: &[u8]| Frame::take(&mut BytesMut::from(bytes));
+        assert_eq!(take(b"GET / HTTP/1.1\r\n"), Err(RelayError::Type(b'G')));
+        assert_eq!(take(b"\x01\0\x01\0\x01x"), Err(RelayError::TooLong(65_537)));
+        assert_eq!(take(b"\x06\0\0\0\x01x"), Err(RelayError::Payload(6)));
+        assert_eq!(take(b"\x05\0\0\0\x03abc"), Err(RelayError::Payload(5)));
+        assert_eq!(take(&[&b"\x05\0\0\0\x24"[..], &[b'x'; 36]].concat()), Err(RelayError::Payload(5)));
+        assert_eq!(take(b"\x03\0\0\0\x02\xff\xfe"), Err(RelayError::Payload(3)));
+        assert_eq!(take(b"\x14\0\0\0\x17\0\0\0\x01\x02\0\0________________"), Err(RelayError::Payload(0x14)));
+    }
+}
