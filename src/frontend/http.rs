@@ -3,6 +3,7 @@
 pub mod access;
 pub mod error_page;
 pub mod headers;
+pub mod rewrite;
 pub mod upgrade;
 pub mod upstream;
 
@@ -10,8 +11,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -20,33 +21,47 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::timeout;
 use tower::BoxError;
 use tracing::debug;
 
 use self::{
     access::{Access, Tracked},
     error_page::Page,
-    headers::Via,
+    headers::{Hop, Identity},
+    rewrite::Names,
+    upgrade::Asked,
     upstream::{Body, RequestError, Upstreams},
 };
 use crate::{
     config::{PortRef, Scheme, Workload},
     drain::Drain,
     frontend::Connection,
+    guard::{
+        normaliser::{Busy, Gate, Normaliser, REFUSED, Refused},
+        origin,
+    },
     io::BoxedIo,
+    metrics::Metrics,
     routing::{Route, RouteError, SharedRouter, hostname::DynamicName, table},
     tunnel::{Endpoint, Manager, OpenError},
+    wire::http1::Refusal,
 };
 
-/// How long a client may take for the headers of a request. Browsers keep unused connections for minutes, and open
-/// new ones when these are closed.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many names an index shows.
+const MOST_LINKS: usize = 100;
+
+/// How much of a body that nobody wants is read, and for how long.
+const MOST_UNWANTED: usize = 64 * 1024;
+const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
 /// Serves HTTP/1.1 and HTTP/2 clients, a route and a tunnel per request.
 pub struct HttpFrontend {
     router: SharedRouter,
     tunnels: Manager,
     upstreams: Arc<Upstreams>,
+    identity: Identity,
+    metrics: Arc<Metrics>,
 }
 
 /// What a client speaks, when its first bytes have told.
@@ -56,10 +71,31 @@ pub enum HttpVersion {
     Http2,
 }
 
+/// A request that may go on.
+struct Admitted {
+    route: Route,
+    /// As the client wrote it.
+    authority: String,
+    /// Lower case, without port.
+    host: String,
+}
+
+/// How a request came.
+#[derive(Clone)]
+struct Origin {
+    connection: Connection,
+    /// The client's bytes came through TLS that we ended.
+    tls: bool,
+    drain: Drain,
+    /// What stands before the server; None for HTTP/2.
+    gate: Option<Arc<Gate>>,
+}
+
 impl HttpFrontend {
     /// Makes the frontend; upstream connections are pooled inside it, and end with `drain`.
-    pub fn new(router: SharedRouter, tunnels: Manager, drain: Drain) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, upstreams: Upstreams::new(drain) })
+    pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
+        let upstreams = Upstreams::new(metrics.clone(), drain);
+        Arc::new(Self { router, tunnels, upstreams, identity: Identity::default(), metrics })
     }
 
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
@@ -73,22 +109,20 @@ impl HttpFrontend {
         tls: bool,
         drain: Drain,
     ) {
-        let this = self.clone();
-        let drain_of_requests = drain.clone();
+        let metrics = self.metrics.clone();
+        let _open = metrics.http_connections.open();
+        let gate = (version == HttpVersion::Http1).then(Arc::<Gate>::default);
+        let origin = Origin { connection, tls, drain: drain.clone(), gate: gate.clone() };
         let service = service_fn(move |request: Request<Incoming>| {
-            let (this, drain) = (this.clone(), drain_of_requests.clone());
-            async move { Ok::<_, Infallible>(this.answer(request, connection, tls, drain).await) }
+            let (this, origin) = (self.clone(), origin.clone());
+            async move { Ok::<_, Infallible>(this.answer(request, origin).await) }
         });
-        let stream = TokioIo::new(stream);
-        let served = match version {
-            HttpVersion::Http1 => {
+        let served = match gate {
+            Some(gate) => {
                 let mut builder = http1::Builder::new();
-                // A client may end its direction behind its request and still wants the answer.
-                builder
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .half_close(true)
-                    .preserve_header_case(true);
+                // The normaliser knows how long a client may take for what.
+                builder.header_read_timeout(None).preserve_header_case(true);
+                let stream = TokioIo::new(Normaliser::new(stream, gate));
                 let mut serving = std::pin::pin!(builder.serve_connection(stream, service).with_upgrades());
                 tokio::select! {
                     served = serving.as_mut() => served,
@@ -98,10 +132,15 @@ impl HttpFrontend {
                     }
                 }
             }
-            HttpVersion::Http2 => {
+            None => {
                 let mut builder = http2::Builder::new(TokioExecutor::new());
-                builder.timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(250);
-                let mut serving = std::pin::pin!(builder.serve_connection(stream, service));
+                builder
+                    .timer(TokioTimer::new())
+                    .adaptive_window(true)
+                    .max_concurrent_streams(250)
+                    .max_header_list_size(64 * 1024)
+                    .enable_connect_protocol();
+                let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
                 tokio::select! {
                     served = serving.as_mut() => served,
                     () = drain.started() => {
@@ -116,95 +155,154 @@ impl HttpFrontend {
         }
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        connection: Connection,
-        tls: bool,
-        drain: Drain,
-    ) -> Response<Body> {
-        let mut access = Access::start(&request, connection.id);
-        let accept = request.headers().clone();
+    async fn answer(&self, request: Request<Incoming>, origin: Origin) -> Response<Body> {
+        let busy = origin.gate.as_ref().map(Gate::busy);
+        let mut access = Access::start(&request, origin.connection.id, self.metrics.clone());
+        let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
-        match self.proxy(request, connection, tls, drain, &mut access).await {
-            Ok(response) => response,
+        let is_refused = request.method().as_str() == REFUSED;
+        let admitted = match (is_refused, &origin.gate) {
+            (true, Some(gate)) => Err(refused_page(gate.refused())),
+            _ => self.admit(&request, &mut access),
+        };
+        let answered = match admitted {
+            Ok(admitted) => self.proxy(request, admitted, &origin, &mut access, &busy).await,
             Err(page) => {
-                access.error = Some(page.code);
-                let closes = page.code == "ambiguous" && version < Version::HTTP_2;
-                let (mut parts, body) = page.into_response(&accept, connection.local.port(), tls).into_parts();
-                access.status = parts.status;
-                if closes {
-                    // Where one reader sees the end of such a request another sees the start of the next one.
-                    parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                if version == Version::HTTP_2 {
+                    read_out(request.into_body()).await;
                 }
-                let body = if is_head { Bytes::new() } else { body };
-                let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-                Response::from_parts(parts, Tracked::new(body, access).boxed_unsync())
+                Err(page)
             }
+        };
+        let response = answered.unwrap_or_else(|page| {
+            let page_code = page.code;
+            access.error = Some(page_code);
+            let port = origin.connection.local.port();
+            let (mut parts, body) = page.into_response(&request_headers, port, origin.tls).into_parts();
+            access.status = parts.status;
+            if (is_refused || page_code == "ambiguous") && version < Version::HTTP_2 {
+                // Where one reader sees the end of such a request another sees the start of the next one.
+                parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            let body = if is_head { Bytes::new() } else { body };
+            let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+            Response::from_parts(parts, Tracked::new(body, access).keeping(busy).boxed_unsync())
+        });
+        if let Some(gate) = origin.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
+            gate.answered_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
+        response
+    }
+
+    /// Decides whether a request may go on, and where to, before anything is asked of a cluster.
+    fn admit(&self, request: &Request<Incoming>, access: &mut Access) -> Result<Admitted, Page> {
+        let authority = authority(request)?;
+        access.host.clone_from(&authority);
+        let host = table::normalise(&authority);
+        if self.identity.is_loop(request.headers()) {
+            return Err(loop_page(&host));
+        }
+        let route = match self.router.load().http(&host) {
+            Ok(route) => route,
+            Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => return Err(self.index()),
+            Err(error) => return Err(self.route_page(&error)),
+        };
+        access.route = Some(route.name.clone());
+        let switches = upgrade::asked_protocol(request).is_some();
+        origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
+            .map_err(|foreign| foreign_page(&foreign, &host))?;
+        Ok(Admitted { route, authority, host })
     }
 
     async fn proxy(
         &self,
         mut request: Request<Incoming>,
-        connection: Connection,
-        tls: bool,
-        drain: Drain,
+        Admitted { route, authority, host }: Admitted,
+        origin: &Origin,
         access: &mut Access,
+        busy: &Option<Busy>,
     ) -> Result<Response<Body>, Page> {
-        let authority = authority(&request)?;
-        access.host = authority.clone();
-        let host = table::normalise(&authority);
-        let route = match self.router.load().http(&host) {
-            Ok(route) => route,
-            Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => return Err(self.index()),
-            Err(error) => return Err(Page::of_route(&error)),
-        };
-        access.route = Some(route.name.clone());
         let lease = self
             .tunnels
             .acquire(&route.target, route.idle_timeout)
             .await
             .map_err(|error| open_page(&error, &host, &route))?;
-        let scheme = route.scheme.unwrap_or_else(|| scheme_of(&lease.endpoint()));
+        let endpoint = lease.endpoint();
+        let scheme = route.options.scheme.unwrap_or_else(|| scheme_of(&endpoint));
+        let server_name = route.options.tls.server_name.as_deref();
+        let names = (route.options.rewrite_host || route.options.rewrite_location)
+            .then_some(route.target.pods())
+            .flatten()
+            .map(|target| Names::of(target, scheme, endpoint.port.number, server_name));
 
-        let protocol = headers::upgrade(request.headers()).filter(|_| request.version() == Version::HTTP_11);
-        let client_upgrade = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
-        let (mut parts, body) = request.into_parts();
-        headers::remove_hop_by_hop(&mut parts.headers);
-        headers::set_forwarded(
-            &mut parts.headers,
-            Via { peer: connection.peer, local: connection.local, host: &authority, tls },
-        );
-        if let Some(protocol) = &protocol {
-            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(UPGRADE, protocol.clone());
+        let asked = Asked::of(&mut request);
+        let version = request.version();
+        let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+        let headers = request.headers_mut();
+        headers::remove_hop_by_hop(headers);
+        let (peer, local) = (origin.connection.peer, origin.connection.local);
+        headers::set_forwarded(headers, Hop { peer, local, host: &authority, tls: origin.tls });
+        self.identity.mark(headers, version);
+        match &names {
+            Some(names) if route.options.rewrite_host => names.into_request(headers),
+            // Where the target names the host (HTTP/2, absolute form), that is the one (RFC 9112, section 3.2.2).
+            _ if version == Version::HTTP_2 => {
+                drop(HeaderValue::from_str(&authority).map(|host| headers.insert(HOST, host)))
+            }
+            _ => {}
         }
-        let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
-        let sent = self.upstreams.send(&route, scheme, &lease, &host, request, client_upgrade.is_some()).await;
+        headers::apply(&route.options.request_headers, headers);
+        if let Some(asked) = &asked {
+            asked.into_http1(&mut request);
+        }
+        let sent = self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some()).await;
         let (mut response, returning) = sent.map_err(|error| {
             lease.note_error(&describe(&error));
             request_page(&error, &host, &route)
         })?;
 
-        access.status = response.status();
+        access.answered(response.status());
         let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
-            .then(|| headers::upgrade(response.headers()))
-            .flatten();
-        if let (Some(client), Some(protocol)) = (client_upgrade, switched) {
-            let backend = hyper::upgrade::on(&mut response);
-            let (mut parts, _) = response.into_parts();
-            headers::remove_hop_by_hop(&mut parts.headers);
-            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(UPGRADE, protocol);
-            upgrade::join(client, backend, lease, &drain);
-            let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
-            return Ok(Response::from_parts(parts, empty));
-        }
+            .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));
         let (mut parts, body) = response.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
-        let body = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), access.take()).holding(lease, returning);
+        if let Some(names) = names.filter(|_| route.options.rewrite_location) {
+            names.out_of_response(&mut parts.headers, &authority, origin.tls);
+        }
+        headers::apply(&route.options.response_headers, &mut parts.headers);
+        match (asked, switched) {
+            (Some(asked), Some((Some(_), backend))) => {
+                asked.tell(&mut parts.headers);
+                if asked.is_extended() {
+                    // What 101 is in HTTP/1.1 (RFC 8441, section 5).
+                    parts.status = StatusCode::OK;
+                }
+                asked.join(backend, lease, &origin.drain);
+                let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+                return Ok(Response::from_parts(parts, empty));
+            }
+            // A success would tell the client that there is a tunnel now.
+            (Some(asked), None) if asked.is_extended() && parts.status.is_success() => {
+                let cause = Some(format!("it answered {} to a request to switch the protocol", parts.status));
+                let title = format!("{} does not switch", route.target);
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "no-switch", title) });
+            }
+            _ => {}
+        }
+        let tracked = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), access.take());
+        let body = tracked.holding(lease, returning).keeping(busy.as_ref().map(Busy::another));
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    fn route_page(&self, error: &RouteError) -> Page {
+        let mut page = Page::of_route(error);
+        let index = self.index();
+        if matches!(error, RouteError::Unknown { .. }) {
+            page.links.extend(
+                index.links.into_iter().filter(|link| !page.links.contains(link)).take(MOST_LINKS).collect::<Vec<_>>(),
+            );
+        }
+        page
     }
 
     /// Returns the page of adit's own names: what can be reached, and how.
@@ -227,41 +325,80 @@ impl HttpFrontend {
             .routes
             .keys()
             .filter(|host| !host.starts_with('*'))
+            .take(MOST_LINKS)
             .map(|host| (host.clone(), host.clone()))
             .collect();
         page
     }
 }
 
+/// Takes what comes of a body that nobody wants, for a moment: what is wrong with the rest of its stream is told instead of
+/// the answer (RFC 9113, section 8.1).
+async fn read_out(mut body: Incoming) {
+    let reading = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, Bytes::len);
+            if length > MOST_UNWANTED {
+                return;
+            }
+        }
+    };
+    // The client has more to say, and will be told when it has.
+    let _ = timeout(UNWANTED_TIME, reading).await;
+}
+
 /// Returns whom a request is for: the authority of its target, else its Host header.
 fn authority<B>(request: &Request<B>) -> Result<String, Page> {
-    let refuse = |status: StatusCode, code: &'static str, title: &str| Err(Page::new(status, code, title));
-    if request.method() == Method::CONNECT {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "connect", "adit is no forward proxy: CONNECT is not taken");
-    }
-    if !is_plainly_framed(request.headers()) {
-        return refuse(StatusCode::BAD_REQUEST, "ambiguous", "the request has a transfer coding other than chunked");
+    let refuse = |refusal: Refusal| Err(refused_page(Some(Refused::Ambiguous(refusal))));
+    // Over HTTP/2 it may be an extended one.
+    if request.method() == Method::CONNECT && upgrade::asked_protocol(request).is_none() {
+        return refuse(Refusal::Connect);
     }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());
     if hosts.next().is_some() {
-        return refuse(StatusCode::BAD_REQUEST, "ambiguous", "the request has two Host headers");
+        return refuse(Refusal::TwoHosts);
     }
     match (request.uri().authority(), host) {
         (Some(authority), Some(host)) if table::normalise(authority.as_str()) != table::normalise(host) => {
-            refuse(StatusCode::BAD_REQUEST, "ambiguous", "the request is for one host and names another")
+            let title = "the request is for one host and names another";
+            Err(Page::new(StatusCode::BAD_REQUEST, "ambiguous", title))
         }
+        (Some(authority), _) if authority.as_str().contains('@') => refuse(Refusal::Host),
         (Some(authority), None) => Ok(authority.to_string()),
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
-        _ => refuse(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is"),
+        _ => Err(Page::new(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is")),
     }
 }
 
-/// Returns whether the end of a message can be read in one way only: it is chunked once, and nothing else, or not at
-/// all (RFC 9112, section 6.1). Where a length is given too, hyper has taken it out, and reads the chunks.
-fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+/// Returns the page for a request that was refused for what it looks like.
+fn refused_page(refused: Option<Refused>) -> Page {
+    let (status, code) = match refused {
+        Some(Refused::Slow) => (StatusCode::REQUEST_TIMEOUT, "slow"),
+        Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
+        Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),
+        Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, "connect"),
+        _ => (StatusCode::BAD_REQUEST, "ambiguous"),
+    };
+    let title = refused.map_or_else(|| "the request was refused".to_owned(), |refused| refused.to_string());
+    Page::new(status, code, title)
+}
+
+fn loop_page(host: &str) -> Page {
+    Page {
+        cause: Some("its Via header says that it has been through this adit before".to_owned()),
+        hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
+        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "the request goes in a circle")
+    }
+}
+
+fn foreign_page(foreign: &origin::Foreign, host: &str) -> Page {
+    Page {
+        cause: Some("pages of other sites may read through adit, but not change anything".to_owned()),
+        hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
+        ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
+    }
 }
 
 /// Returns what a port speaks: by its appProtocol, then its name, then its number.
@@ -291,12 +428,13 @@ pub(super) fn open_page(error: &OpenError, host: &str, route: &Route) -> Page {
     let mut page = Page::of_open(error, host);
     // A static name has no place for a port: the dynamic one of the same target has.
     if !error.ports().is_empty()
-        && let Workload::Service(_) = route.target.workload
+        && let Some(target) = route.target.pods()
+        && let Workload::Service(_) = target.workload
     {
         let base = DynamicName {
             context: None,
-            namespace: route.target.namespace.clone(),
-            workload: route.target.workload.clone(),
+            namespace: target.namespace.clone(),
+            workload: target.workload.clone(),
             port: PortRef::Auto,
         };
         if !host.ends_with(&base.to_string()) && !host.ends_with(".cx.localhost") {

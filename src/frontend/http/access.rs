@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tower::BoxError;
 use tracing::info;
 
 use super::upstream::{Body, Returning};
-use crate::tunnel::Lease;
+use crate::{guard::normaliser::Busy, metrics::Metrics, tunnel::Lease};
 
 /// What the line says. Written on drop.
 pub struct Access {
@@ -23,7 +24,9 @@ pub struct Access {
     /// Without the query, which may hold secrets.
     path: String,
     started: Instant,
+    first_byte: Option<Duration>,
     bytes: u64,
+    metrics: Arc<Metrics>,
     is_taken: bool,
     pub host: String,
     pub route: Option<Arc<str>>,
@@ -32,13 +35,15 @@ pub struct Access {
 }
 
 impl Access {
-    pub fn start<B>(request: &Request<B>, connection: u64) -> Self {
+    pub fn start<B>(request: &Request<B>, connection: u64, metrics: Arc<Metrics>) -> Self {
         Self {
             connection,
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             started: Instant::now(),
+            first_byte: None,
             bytes: 0,
+            metrics,
             is_taken: false,
             host: String::new(),
             route: None,
@@ -46,6 +51,11 @@ impl Access {
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
         }
+    }
+
+    /// Takes note that the backend answers.
+    pub fn answered(&mut self, status: StatusCode) {
+        (self.status, self.first_byte) = (status, Some(self.started.elapsed()));
     }
 
     /// Returns the line, to be written by the new owner.
@@ -56,6 +66,7 @@ impl Access {
             path: std::mem::take(&mut self.path),
             host: std::mem::take(&mut self.host),
             route: self.route.take(),
+            metrics: self.metrics.clone(),
             is_taken: false,
             ..*self
         }
@@ -65,6 +76,7 @@ impl Access {
 impl Drop for Access {
     fn drop(&mut self) {
         if !self.is_taken {
+            self.metrics.request(self.route.as_ref(), self.status.as_u16(), self.first_byte);
             info!(
                 target: "adit::access",
                 connection = self.connection,
@@ -88,11 +100,18 @@ pub struct Tracked {
     lease: Option<Lease>,
     returning: Option<Returning>,
     access: Option<Access>,
+    busy: Option<Busy>,
 }
 
 impl Tracked {
     pub fn new(inner: Body, access: Access) -> Self {
-        Self { inner, lease: None, returning: None, access: Some(access) }
+        Self { inner, lease: None, returning: None, access: Some(access), busy: None }
+    }
+
+    /// Keeps the client's connection busy until the body has ended.
+    pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+        self.busy = busy;
+        self
     }
 
     /// Keeps the lease until the body has ended, and then gives the connection back.
@@ -119,6 +138,7 @@ impl HttpBody for Tracked {
                 this.returning = None;
                 this.lease = None;
                 this.access = None;
+                this.busy = None;
             }
             Poll::Ready(Some(Err(error))) => {
                 if let (Some(lease), Some(access)) = (&this.lease, &mut this.access) {

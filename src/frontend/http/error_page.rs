@@ -7,6 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER},
 };
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{
     routing::RouteError,
@@ -47,7 +48,7 @@ impl Page {
     /// Returns the page for a name that leads nowhere.
     pub fn of_route(error: &RouteError) -> Self {
         let status = match error {
-            RouteError::Unknown { .. } => StatusCode::NOT_FOUND,
+            RouteError::Unknown { .. } | RouteError::NoTunnel { .. } => StatusCode::NOT_FOUND,
             RouteError::Malformed { .. } => StatusCode::NOT_FOUND,
             RouteError::DynamicDenied { .. } => StatusCode::FORBIDDEN,
             RouteError::NoContext { .. } => StatusCode::BAD_GATEWAY,
@@ -78,7 +79,8 @@ impl Page {
             cause: error.cause(),
             hint: error.hint(),
             links,
-            reloads: status == StatusCode::SERVICE_UNAVAILABLE,
+            // It starts still, or waits for a pod.
+            reloads: matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT),
             ..Self::new(status, error.code(), error.to_string())
         }
     }
@@ -105,6 +107,9 @@ impl Page {
 
     /// Returns the response in the form that the client accepts. `port` is that of our listener, for links.
     pub fn into_response(self, request: &HeaderMap, port: u16, tls: bool) -> Response<Bytes> {
+        if request.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+            return self.grpc();
+        }
         let accepts = |kind: &str| {
             request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind))
         };
@@ -125,8 +130,32 @@ impl Page {
         if self.status != StatusCode::OK {
             headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
         }
-        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        if self.reloads || matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        response
+    }
+
+    /// Trailers alone, as the gRPC protocol over HTTP/2 has it for calls that fail at once.
+    fn grpc(&self) -> Response<Bytes> {
+        // The statuses that gRPC gives to answers of HTTP, and those that say it better.
+        let status = match self.status {
+            StatusCode::BAD_REQUEST => "13",
+            StatusCode::FORBIDDEN => "7",
+            StatusCode::NOT_FOUND => "12",
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
+            _ => "14",
+        };
+        let message = self.text();
+        let message = utf8_percent_encode(message.trim_end(), NOT_IN_GRPC_MESSAGE).to_string();
+        let mut response = Response::new(Bytes::new());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static(status));
+        headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
+        if let Ok(message) = HeaderValue::from_str(&message) {
+            headers.insert(HeaderName::from_static("grpc-message"), message);
         }
         response
     }
@@ -148,7 +177,7 @@ impl Page {
     fn json(&self) -> String {
         let links: Vec<_> =
             self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
-        let value = serde_json::json!({"error": self.code, "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
+        let value = serde_json::json!({"error": self.code, "status": self.status.as_u16(), "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
         format!("{value}\n")
     }
 
@@ -187,6 +216,9 @@ impl Page {
     }
 }
 
+/// What is percent-encoded in grpc-message: all but the printable characters of ASCII, and the percent sign.
+const NOT_IN_GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
@@ -214,6 +246,10 @@ mod tests {
         assert_eq!(headers[ERROR_CODE], "unknown-host");
         let (json, _) = body("application/json");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "unknown-host");
+        let call = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"))]);
+        let call = page().into_response(&call, 8989, false);
+        assert_eq!((call.status(), &call.headers()["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("12")));
+        assert!(call.headers()["grpc-message"].to_str().unwrap().starts_with("no route for <b>.localhost%0A"));
         assert!(body("*/*").0.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"));
     }
 }

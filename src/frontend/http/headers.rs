@@ -1,11 +1,16 @@
 //! What a proxy adds to, and takes from, the headers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
 };
+
+use crate::config::HeaderRules;
 
 /// Headers that are about one connection, not about the message (RFC 9110, section 7.6.1; RFC 2616, section 13.5.1).
 const HOP_BY_HOP: [HeaderName; 5] = [
@@ -21,9 +26,11 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// How the client reached us.
 #[derive(Clone, Copy, Debug)]
-pub struct Via<'a> {
+pub struct Hop<'a> {
     pub peer: SocketAddr,
     pub local: SocketAddr,
     /// The Host header or :authority, as sent.
@@ -71,7 +78,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). What the client sent of these is replaced: it
 /// is the first in the chain, and could claim anything.
-pub fn set_forwarded(headers: &mut HeaderMap, via: Via<'_>) {
+pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     let proto = if via.tls { "https" } else { "http" };
     let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
     let port = port.map_or_else(|| via.local.port().to_string(), str::to_owned);
@@ -92,6 +99,53 @@ pub fn set_forwarded(headers: &mut HeaderMap, via: Via<'_>) {
             Ok(value) => headers.insert(name, value),
             Err(_) => headers.remove(name),
         };
+    }
+}
+
+/// This process among the proxies that a request goes through, and the numbers of the requests that go through it.
+pub struct Identity {
+    /// `adit-` and 16 hexadecimal digits: the pseudonym in Via (RFC 9110, section 7.6.3).
+    pseudonym: String,
+    prefix: u64,
+    next: AtomicU64,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        // Seeded by the system for each process.
+        let prefix = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        Self { pseudonym: format!("adit-{prefix:016x}"), prefix, next: AtomicU64::new(1) }
+    }
+}
+
+impl Identity {
+    /// Returns whether a request has been here before.
+    pub fn is_loop(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(&self.pseudonym))
+    }
+
+    /// Adds this proxy to Via, and an X-Request-Id where the client gives none.
+    pub fn mark(&self, headers: &mut HeaderMap, version: http::Version) {
+        let version = if version == http::Version::HTTP_2 { "2.0" } else { "1.1" };
+        if let Ok(via) = HeaderValue::from_str(&format!("{version} {}", self.pseudonym)) {
+            headers.append(VIA, via);
+        }
+        if !headers.contains_key(X_REQUEST_ID) {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if let Ok(id) = HeaderValue::from_str(&format!("{:016x}{number:016x}", self.prefix)) {
+                headers.insert(X_REQUEST_ID, id);
+            }
+        }
+    }
+}
+
+/// Applies what a route says about headers.
+pub fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
+    for (name, value) in &rules.set {
+        headers.insert(name, value.clone());
+    }
+    for name in &rules.remove {
+        headers.remove(name);
     }
 }
 
@@ -125,7 +179,7 @@ mod tests {
     fn a_clients_own_claims_are_replaced() {
         let mut headers =
             map(&[("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=6.6.6.6"), ("x-forwarded-proto", "https")]);
-        let via = Via {
+        let via = Hop {
             peer: "[::1]:5000".parse().unwrap(),
             local: "[::1]:8989".parse().unwrap(),
             host: "web.shop.localhost:8989",

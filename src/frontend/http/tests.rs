@@ -7,6 +7,7 @@ use std::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -83,7 +84,7 @@ async fn serve_pod(pod: Arc<Pod>, stream: DuplexStream) {
         Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).await,
         Scheme::H2c => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
         Scheme::Https => {
-            let acceptor = TlsAcceptor::from(pod.certs.clone().server_config().unwrap());
+            let acceptor = TlsAcceptor::from(pod.certs.clone().server_config(&[b"h2", b"http/1.1"]).unwrap());
             let stream = TokioIo::new(acceptor.accept(stream).await.unwrap());
             http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await
         }
@@ -113,7 +114,7 @@ impl World {
             namespaces: Default::default(),
             problem: None,
         });
-        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
+        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None };
         let port = ServicePort { number: 80, name: None, app_protocol: None };
         let pod = Arc::new(Pod {
             speaks,
@@ -127,7 +128,7 @@ impl World {
         let drain = Drain::new();
         let tunnels = Manager::new(Arc::new(Shared(pod.clone())), drain.clone());
         let router: SharedRouter = Arc::new(arc_swap::ArcSwap::from_pointee(router));
-        Self { front: HttpFrontend::new(router, tunnels.clone(), drain.clone()), tunnels, pod, drain }
+        Self { front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()), tunnels, pod, drain }
     }
 
     /// Returns the client's end of a connection to the front.

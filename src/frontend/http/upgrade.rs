@@ -1,19 +1,181 @@
 //! WebSocket and other upgrades: after the backend's 101, bytes both ways.
 
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{
+    HeaderMap, HeaderValue, Method, Request,
+    header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+};
+use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::debug;
 
-use crate::{drain::Drain, io::splice::splice, tunnel::Lease};
+use super::headers;
+use crate::{drain::Drain, io::splice::splice, tunnel::Lease, wire::websocket::Boundary};
 
-/// Joins the two connections once both have been upgraded. The lease is held for as long as they live.
-pub fn join(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade, lease: Lease, drain: &Drain) {
-    drain.spawn(async move {
-        let (client, backend) = match tokio::try_join!(client, backend) {
-            Ok(both) => both,
-            Err(error) => return debug!(%error, "upgrade not completed"),
-        };
-        let end = splice(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await;
-        debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");
-        drop(lease);
-    });
+/// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+
+/// A request to switch to another protocol.
+pub struct Asked {
+    protocol: HeaderValue,
+    /// It came over HTTP/2, where it is an extended CONNECT (RFC 8441).
+    is_extended: bool,
+    client: hyper::upgrade::OnUpgrade,
+}
+
+impl Asked {
+    /// Returns what a request asks for. None: it is a plain request.
+    pub fn of<B>(request: &mut Request<B>) -> Option<Self> {
+        let (protocol, is_extended) = asked_protocol(request)?;
+        Some(Self { protocol, is_extended, client: hyper::upgrade::on(request) })
+    }
+
+    /// Makes the request one that a backend of HTTP/1.1 understands; what is about the client's connection was removed.
+    pub fn into_http1<B>(&self, request: &mut Request<B>) {
+        let headers = request.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, self.protocol.clone());
+        if self.is_extended {
+            // The key only shows that the answer belongs to the question.
+            let nonce = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8).to_be_bytes();
+            let key = BASE64_STANDARD.encode([nonce, nonce].concat());
+            if let Ok(key) = HeaderValue::from_str(&key) {
+                headers.insert(SEC_WEBSOCKET_KEY, key);
+            }
+            *request.method_mut() = Method::GET;
+            request.extensions_mut().remove::<Protocol>();
+        }
+    }
+
+    pub fn is_extended(&self) -> bool {
+        self.is_extended
+    }
+
+    /// Sets the headers of the answer that tells the client of the switch.
+    pub fn tell(&self, headers: &mut HeaderMap) {
+        if self.is_extended {
+            headers.remove(SEC_WEBSOCKET_ACCEPT);
+        } else {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, self.protocol.clone());
+        }
+    }
+
+    /// Joins the two connections once both have been upgraded. The lease is held for as long as they live.
+    pub fn join(self, backend: hyper::upgrade::OnUpgrade, lease: Lease, drain: &Drain) {
+        let is_websocket = self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+        let ended = drain.clone();
+        drain.spawn(async move {
+            let (client, backend) = match tokio::try_join!(self.client, backend) {
+                Ok(both) => both,
+                Err(error) => return debug!(%error, "upgrade not completed"),
+            };
+            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            let end = if is_websocket {
+                splice(&mut client, &mut Farewell::new(backend, ended)).await
+            } else {
+                splice(&mut client, &mut backend).await
+            };
+            debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");
+            drop(lease);
+        });
+    }
+}
+
+/// Returns the protocol that a request asks to switch to, and whether it does so by an extended CONNECT.
+pub fn asked_protocol<B>(request: &Request<B>) -> Option<(HeaderValue, bool)> {
+    match request.extensions().get::<Protocol>() {
+        Some(protocol) if *request.method() == Method::CONNECT => {
+            Some((HeaderValue::from_str(protocol.as_str()).ok()?, true))
+        }
+        _ if request.version() == http::Version::HTTP_11 => Some((headers::upgrade(request.headers())?, false)),
+        _ => None,
+    }
+}
+
+/// A WebSocket backend that says goodbye to its client when the process ends: after the frame that is on its way, never
+/// within one.
+struct Farewell<T> {
+    inner: T,
+    boundary: Boundary,
+    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_over: bool,
+    /// What is left to say.
+    close: &'static [u8],
+}
+
+impl<T> Farewell<T> {
+    fn new(inner: T, drain: Drain) -> Self {
+        let started = Box::pin(async move { drain.started().await });
+        Self { inner, boundary: Boundary::default(), drain: started, is_over: false, close: &GOING_AWAY }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Farewell<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.is_over = this.is_over || this.drain.as_mut().poll(cx).is_ready();
+        let left = usize::try_from(this.boundary.left()).unwrap_or(usize::MAX);
+        if this.is_over && left == 0 {
+            let count = this.close.len().min(buf.remaining());
+            buf.put_slice(&this.close[..count]);
+            this.close = &this.close[count..];
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        if this.is_over && left < buf.remaining() {
+            let mut of_frame = ReadBuf::new(buf.initialize_unfilled_to(left));
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut of_frame))?;
+            let count = of_frame.filled().len();
+            buf.advance(count);
+        } else {
+            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        }
+        this.boundary.pass(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Farewell<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn goodbye_is_said_between_frames() {
+        let (mut backend, inner) = duplex(64);
+        let drain = Drain::new();
+        let mut client = Farewell::new(inner, drain.clone());
+        backend.write_all(b"\x81\x05he").await.unwrap();
+        let mut begun = [0; 4];
+        client.read_exact(&mut begun).await.unwrap();
+        drain.start();
+        backend.write_all(b"llo\x81\x03new").await.unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, [b"llo", &GOING_AWAY[..]].concat());
+    }
 }

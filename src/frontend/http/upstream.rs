@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -24,11 +24,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::BoxError;
 
-use super::super::tls::backend::BackendTls;
+use super::super::tls::backend::ClientConfigs;
 use crate::{
-    config::Scheme,
+    config::{BackendTls, Scheme},
     drain::Drain,
     io::BoxedIo,
+    metrics::Metrics,
     routing::{Route, Target},
     tunnel::{Lease, OpenError, Placement, StreamFault},
 };
@@ -61,8 +62,8 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 struct Key {
     target: Target,
     scheme: Scheme,
-    server_name: Option<String>,
-    verify: bool,
+    /// For https: the name that is asked for, and how.
+    tls: Option<(String, BackendTls)>,
 }
 
 /// Why there is no response.
@@ -95,7 +96,8 @@ impl RequestError {
 /// The connections of one HTTP frontend to all its backends.
 pub struct Upstreams {
     pool: Mutex<Pool>,
-    tls: BackendTls,
+    tls: ClientConfigs,
+    metrics: Arc<Metrics>,
     drain: Drain,
 }
 
@@ -179,8 +181,8 @@ impl Repeatable {
 }
 
 impl Upstreams {
-    pub fn new(drain: Drain) -> Arc<Self> {
-        Arc::new(Self { pool: Mutex::default(), tls: BackendTls::default(), drain })
+    pub fn new(metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
+        Arc::new(Self { pool: Mutex::default(), tls: ClientConfigs::default(), metrics, drain })
     }
 
     /// Sends a request and returns the head of the response, with what has to be kept until its body has ended.
@@ -201,9 +203,11 @@ impl Upstreams {
         let key = Key {
             target: route.target.clone(),
             scheme,
-            server_name: (scheme == Scheme::Https)
-                .then(|| route.server_name.clone().unwrap_or_else(|| host.to_owned())),
-            verify: route.verify,
+            tls: (scheme == Scheme::Https).then(|| {
+                let tls = &route.options.tls;
+                let of_jump = || route.target.pods()?.jump.as_ref().map(|jump| jump.host.clone());
+                (tls.server_name.clone().or_else(of_jump).unwrap_or_else(|| host.to_owned()), tls.clone())
+            }),
         };
         let (repeatable, mut once) = match is_upgrade {
             true => (None, Some(request)),
@@ -217,7 +221,7 @@ impl Upstreams {
             let Some(next) = once.take().or_else(|| repeatable.as_ref().map(Repeatable::request)) else {
                 return Err(RequestError::Tls(io::ErrorKind::NotConnected.into()));
             };
-            let may_share = repeatable.is_some() || scheme == Scheme::H2c;
+            let may_share = repeatable.is_some() || (scheme == Scheme::H2c && !is_upgrade);
             let pooled = if may_share && used < MOST_USED { self.take(&key).await } else { None };
             let is_pooled = pooled.is_some();
             let (mut sender, placement) = match pooled {
@@ -237,8 +241,12 @@ impl Upstreams {
             self.forget(&key);
             once = unsent.filter(|_| is_pooled);
             match (once.is_some() || repeatable.is_some(), is_pooled, pauses.as_slice().first()) {
-                (true, true, _) => used += 1,
+                (true, true, _) => {
+                    self.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                    used += 1;
+                }
                 (true, false, Some(pause)) => {
+                    self.metrics.retries.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(*pause)).await;
                     pauses.next();
                 }
@@ -340,13 +348,13 @@ impl Upstreams {
 
     async fn connect(&self, key: &Key, lease: &Lease, is_upgrade: bool) -> Result<(Sender, Placement), RequestError> {
         let (stream, placement) = lease.connect_placed().await.map_err(RequestError::Open)?;
-        if key.scheme != Scheme::Https {
-            let sender = self.handshake(key, stream, &placement, key.scheme == Scheme::H2c).await?;
-            return Ok((sender, placement));
-        }
-        let config = self.tls.config(key.verify, is_upgrade).map_err(RequestError::Tls)?;
-        let name = key.server_name.clone().unwrap_or_default();
-        let name = ServerName::try_from(name)
+        let Some((name, tls)) = &key.tls else {
+            // What speaks h2c takes HTTP/1.1 for an upgrade, or nothing does.
+            let is_h2 = key.scheme == Scheme::H2c && !is_upgrade;
+            return Ok((self.handshake(key, stream, &placement, is_h2).await?, placement));
+        };
+        let config = self.tls.config(tls, is_upgrade).map_err(RequestError::Tls)?;
+        let name = ServerName::try_from(name.clone())
             .map_err(|error| RequestError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = match timeout(TLS_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await {
             Ok(connected) => connected.map_err(RequestError::Tls)?,

@@ -1,0 +1,4 @@
+//! What is let in: requests that can be read in one way only, from where they may come.
+
+pub mod normaliser;
+pub mod origin;

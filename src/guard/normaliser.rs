@@ -1,0 +1,538 @@
+//! Stands before the HTTP/1 server: what can be read in two ways does not get to it, and a client that stalls or goes away is noticed.
+//!
+//! Bytes pass unchanged. A head is let through once it is whole and there is one way to read it; then its body passes, by its
+//! length or chunk by chunk; then the next head is looked at. In place of a head that is refused the server gets a request of the
+//! method [`REFUSED`], which no client can send, so that its answer comes in its turn, behind those of the requests before it.
+
+use std::{
+    future::Future,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use futures::task::AtomicWaker;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::wire::http1::{self, Framing, Piece, Refusal};
+
+/// Longer than any method that is taken for HTTP when a connection is sniffed.
+pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
+
+/// How long a connection may wait for its next request. Browsers keep unused connections for minutes, and open new ones
+/// when these are closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long no byte may come in the middle of a head, and of a body.
+const HEAD_STALL: Duration = Duration::from_secs(10);
+const BODY_STALL: Duration = Duration::from_secs(60);
+
+/// A client that has ended its direction may still want its answer, or may be gone: the two look the same. It is taken for gone
+/// when nothing could be sent to it for this long.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// How long the client's bytes are taken after our end. Closing over unread bytes is a reset, which can overtake the answer.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What is read at a time where bytes are looked at.
+const CHUNK: usize = 8 * 1024;
+
+/// Why a request was refused before the server saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Ambiguous(#[from] Refusal),
+    #[error("the rest of the request's headers did not come within {} s", HEAD_STALL.as_secs())]
+    Slow,
+}
+
+/// What the server tells the normaliser of one connection.
+#[derive(Default)]
+pub struct Gate {
+    /// [`WAITING`], [`HTTP`] or [`SWITCHED`].
+    after_upgrade: AtomicU8,
+    server: AtomicWaker,
+    busy: AtomicUsize,
+    refused: OnceLock<Refused>,
+}
+
+const WAITING: u8 = 0;
+const HTTP: u8 = 1;
+const SWITCHED: u8 = 2;
+
+/// A request that is being answered, until this is dropped.
+pub struct Busy(Arc<Gate>);
+
+impl Busy {
+    /// Returns one more for the same connection.
+    pub fn another(&self) -> Self {
+        self.0.busy()
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    /// Says that a request is being answered.
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// Says how a request with an Upgrade header was answered: whether what follows is still HTTP.
+    pub fn answered_upgrade(&self, switched: bool) {
+        self.after_upgrade.store(if switched { SWITCHED } else { HTTP }, Ordering::Release);
+        self.server.wake();
+    }
+
+    /// Returns why the request of the method [`REFUSED`] is one.
+    pub fn refused(&self) -> Option<Refused> {
+        self.refused.get().copied()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// A client's connection, for the HTTP/1 server.
+pub struct Normaliser<T> {
+    inner: T,
+    gate: Arc<Gate>,
+    /// Read and not passed on yet.
+    pending: BytesMut,
+    /// How much of `pending` was searched for the end of a head.
+    searched: usize,
+    /// How many bytes pass before there is something to look at.
+    pass: u64,
+    next: Next,
+    client_ended: bool,
+    /// Since when nothing has come that is waited for.
+    since: Option<Instant>,
+    last_write: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    shut_down: bool,
+}
+
+/// What follows the bytes that pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Head,
+    Chunk {
+        has_upgrade: bool,
+    },
+    /// What the answer to an upgrade says.
+    Held,
+    /// Bytes of another protocol.
+    Switched,
+    Nothing,
+}
+
+impl Next {
+    fn after(has_upgrade: bool) -> Self {
+        if has_upgrade { Self::Held } else { Self::Head }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
+    pub fn new(inner: T, gate: Arc<Gate>) -> Self {
+        Self {
+            inner,
+            gate,
+            pending: BytesMut::new(),
+            searched: 0,
+            pass: 0,
+            next: Next::Head,
+            client_ended: false,
+            since: None,
+            last_write: None,
+            timer: None,
+            shut_down: false,
+        }
+    }
+
+    /// Lets what is at the front of `pending` be looked at, until there are bytes that pass or more are needed.
+    fn look(&mut self) -> io::Result<Look> {
+        match self.next {
+            Next::Head => match self.head() {
+                Ok(Some(())) => Ok(Look::Again),
+                Ok(None) => Ok(Look::Fill),
+                Err(Refusal::NotHttp) => {
+                    self.pending = BytesMut::new();
+                    (self.searched, self.client_ended) = (0, true);
+                    Ok(Look::Fill)
+                }
+                Err(refusal) => {
+                    self.refuse(refusal.into());
+                    Ok(Look::Again)
+                }
+            },
+            Next::Chunk { has_upgrade } => {
+                match http1::chunk(&self.pending).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))? {
+                    Piece::Chunk(length) => self.pass = length,
+                    Piece::Last(length) => (self.pass, self.next) = (length as u64, Next::after(has_upgrade)),
+                    Piece::NeedMore => return Ok(Look::Fill),
+                }
+                Ok(Look::Again)
+            }
+            Next::Held => match self.gate.after_upgrade.swap(WAITING, Ordering::Acquire) {
+                WAITING => Ok(Look::Held),
+                HTTP => {
+                    self.next = Next::Head;
+                    Ok(Look::Again)
+                }
+                _ => {
+                    self.next = Next::Switched;
+                    Ok(Look::Again)
+                }
+            },
+            Next::Switched => {
+                self.pass = u64::MAX;
+                Ok(Look::Again)
+            }
+            Next::Nothing => Ok(Look::Held),
+        }
+    }
+
+    fn head(&mut self) -> Result<Option<()>, Refusal> {
+        let Some((blank, length)) = http1::head_end(&self.pending, self.searched)? else {
+            self.searched = self.pending.len();
+            return Ok(None);
+        };
+        self.pending.advance(blank);
+        self.searched = 0;
+        let head = http1::check_head(&self.pending[..length])?;
+        (self.pass, self.next) = match head.framing {
+            Framing::Length(body) => ((length as u64).saturating_add(body), Next::after(head.has_upgrade)),
+            Framing::Chunked => (length as u64, Next::Chunk { has_upgrade: head.has_upgrade }),
+        };
+        Ok(Some(()))
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        // It is the last one of its connection.
+        let _ = self.gate.refused.set(refused);
+        let stand_in = format!("{REFUSED} / HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n");
+        self.pending = BytesMut::from(stand_in.as_bytes());
+        (self.pass, self.next) = (self.pending.len() as u64, Next::Nothing);
+    }
+
+    /// Reads more into `pending`. Ready(false): the client has ended its direction.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.client_ended {
+            return Poll::Ready(Ok(false));
+        }
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        let mut buf = ReadBuf::uninit(&mut chunk);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf))?;
+        self.since = None;
+        self.client_ended = buf.filled().is_empty();
+        self.pending.extend_from_slice(buf.filled());
+        Poll::Ready(Ok(!self.client_ended))
+    }
+
+    /// Ready when it has been waited for since `since` for as long as `limit`.
+    fn poll_waited(&mut self, cx: &mut Context<'_>, since: Instant, limit: Duration) -> Poll<()> {
+        let until = since + limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.poll_waited(cx, since, limit)
+    }
+
+    /// Ready when the client is gone, as far as can be told: it has ended its direction, and nothing was sent to it for a while.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = *self.since.get_or_insert_with(Instant::now);
+        let since = self.last_write.map_or(ended, |write| write.max(ended));
+        self.poll_waited(cx, since, QUIET)
+    }
+
+    fn poll_pass(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = usize::try_from(self.pass).unwrap_or(usize::MAX);
+        let before = buf.filled().len();
+        if !self.pending.is_empty() {
+            let count = most.min(self.pending.len()).min(buf.remaining());
+            buf.put_slice(&self.pending[..count]);
+            self.pending.advance(count);
+            if self.pending.is_empty() {
+                // No buffer is held for a connection that waits.
+                self.pending = BytesMut::new();
+            }
+        } else if most >= buf.remaining() {
+            ready!(self.poll_inner(cx, buf))?;
+        } else {
+            let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
+            ready!(self.poll_inner(cx, &mut limited))?;
+            let count = limited.filled().len();
+            buf.advance(count);
+        }
+        if self.pass != u64::MAX {
+            self.pass -= (buf.filled().len() - before) as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.client_ended {
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            // Another protocol knows best how long its silences are.
+            Poll::Pending if self.next == Next::Switched => Poll::Pending,
+            Poll::Pending => {
+                ready!(self.poll_stalled(cx, BODY_STALL));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the rest of the request's body did not come")))
+            }
+            read => {
+                self.since = None;
+                read
+            }
+        }
+    }
+}
+
+/// What is to be done before a byte passes.
+enum Look {
+    Again,
+    Fill,
+    Held,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.pass > 0 {
+                return this.poll_pass(cx, buf);
+            }
+            match this.look()? {
+                Look::Again => {}
+                Look::Fill => match this.poll_fill(cx) {
+                    Poll::Ready(Ok(true)) => {}
+                    // The server learns of the end of a client that waits for its answer when it is gone.
+                    Poll::Ready(Ok(false)) if this.next == Next::Head && this.gate.is_busy() => {
+                        return this.poll_gone(cx).map(Ok);
+                    }
+                    Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => match this.next {
+                        Next::Head if this.pending.is_empty() && this.gate.is_busy() => return Poll::Pending,
+                        Next::Head if this.pending.is_empty() => return this.poll_stalled(cx, IDLE).map(Ok),
+                        Next::Head => {
+                            ready!(this.poll_stalled(cx, HEAD_STALL));
+                            this.refuse(Refused::Slow);
+                        }
+                        _ => {
+                            ready!(this.poll_stalled(cx, BODY_STALL));
+                            let what = "the rest of the request's body did not come";
+                            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)));
+                        }
+                    },
+                },
+                Look::Held => {
+                    this.gate.server.register(cx.waker());
+                    if this.next == Next::Held && this.gate.after_upgrade.load(Ordering::Acquire) != WAITING {
+                        continue;
+                    }
+                    if this.pending.len() < CHUNK && !this.client_ended && this.next == Next::Held {
+                        match this.poll_fill(cx) {
+                            Poll::Ready(read) => {
+                                read?;
+                                continue;
+                            }
+                            Poll::Pending => return Poll::Pending,
+                        }
+                    }
+                    return match this.client_ended || this.next == Next::Nothing {
+                        true => this.poll_gone(cx).map(Ok),
+                        false => Poll::Pending,
+                    };
+                }
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.note_write(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.note_write(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    /// Ends our direction, and takes what the client still sends for a moment.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.shut_down {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+            (this.shut_down, this.since) = (true, Some(Instant::now()));
+        }
+        if this.next == Next::Switched {
+            return Poll::Ready(Ok(()));
+        }
+        let since = this.since.unwrap_or_else(Instant::now);
+        loop {
+            let mut chunk = [MaybeUninit::uninit(); CHUNK];
+            let mut unwanted = ReadBuf::uninit(&mut chunk);
+            match Pin::new(&mut this.inner).poll_read(cx, &mut unwanted) {
+                Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {}
+                // An error is an end too.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return this.poll_waited(cx, since, LINGER).map(Ok),
+            }
+            if since.elapsed() > LINGER {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<T> Normaliser<T> {
+    /// Only an end of the client makes it worth the look at the clock.
+    fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
+        if self.client_ended && matches!(written, Poll::Ready(Ok(_))) {
+            self.last_write = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// Returns what the server is given for what a client sends before its end.
+    async fn passed(sent: &[u8], gate: Arc<Gate>) -> io::Result<Vec<u8>> {
+        let (mut client, server) = duplex(1 << 20);
+        client.write_all(sent).await?;
+        client.shutdown().await?;
+        let mut passed = Vec::new();
+        Normaliser::new(server, gate).read_to_end(&mut passed).await?;
+        Ok(passed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_pass_unchanged_one_behind_the_other() {
+        let requests = b"GET /a HTTP/1.1\r\nHost: a\r\nX:  y \r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nGET PUT /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\nDELETE / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(passed(requests, Arc::default()).await.unwrap(), requests);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_refused_is_the_last_and_never_seen() {
+        let gate: Arc<Gate> = Arc::default();
+        let sent = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /c HTTP/1.1\r\nHost: a\r\n\r\n";
+        let passed = String::from_utf8(passed(sent, gate.clone()).await.unwrap()).unwrap();
+        assert!(passed.starts_with("GET /a HTTP/1.1\r\nHost: a\r\n\r\nADIT-REFUSED"), "{passed}");
+        assert!(!passed.contains("/b") && !passed.contains("/c"), "{passed}");
+        assert_eq!(gate.refused(), Some(Refused::Ambiguous(Refusal::LengthAndCoding)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_an_upgrade_waits_for_its_answer() {
+        for switched in [true, false] {
+            let gate: Arc<Gate> = Arc::default();
+            let (mut client, server) = duplex(1 << 16);
+            let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+            client.write_all(request).await.unwrap();
+            client.write_all(b"\x81\x00not http\r\n\r\n").await.unwrap();
+            let mut server = Normaliser::new(server, gate.clone());
+            let mut head = vec![0; request.len()];
+            server.read_exact(&mut head).await.unwrap();
+            let mut next = [0; 4];
+            let _busy = gate.busy();
+            assert!(tokio::time::timeout(Duration::from_secs(5), server.read(&mut next)).await.is_err());
+            gate.answered_upgrade(switched);
+            server.read_exact(&mut next).await.unwrap();
+            assert_eq!(&next, if switched { b"\x81\x00no" } else { b"ADIT" });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stall_ends_a_request_and_progress_does_not() {
+        let gate: Arc<Gate> = Arc::default();
+        let (mut client, server) = duplex(64);
+        let writing = tokio::spawn(async move {
+            for byte in b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET" {
+                tokio::time::sleep(Duration::from_secs(9)).await;
+                client.write_all(&[*byte]).await.unwrap();
+            }
+            client
+        });
+        let mut passed = String::new();
+        Normaliser::new(server, gate.clone()).read_to_string(&mut passed).await.unwrap();
+        assert!(passed.starts_with("GET / HTTP/1.1\r\nHost: a\r\n\r\nADIT-REFUSED"), "{passed}");
+        assert_eq!(gate.refused(), Some(Refused::Slow));
+        drop(writing.await);
+        let body = passed_slowly(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx").await;
+        assert_eq!(body.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    async fn passed_slowly(sent: &[u8]) -> io::Result<Vec<u8>> {
+        let (mut client, server) = duplex(1 << 16);
+        client.write_all(sent).await?;
+        let mut passed = Vec::new();
+        Normaliser::new(server, Arc::default()).read_to_end(&mut passed).await?;
+        Ok(passed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_ended_its_direction_gets_its_answer_while_there_is_one() {
+        let gate: Arc<Gate> = Arc::default();
+        let (mut client, server) = duplex(1 << 16);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut server = Normaliser::new(server, gate.clone());
+        let mut head = [0; 27];
+        server.read_exact(&mut head).await.unwrap();
+        let busy = gate.busy();
+        let mut next = [0; 1];
+        for _ in 0..5 {
+            assert!(tokio::time::timeout(Duration::from_secs(8), server.read(&mut next)).await.is_err());
+            server.write_all(b"still here").await.unwrap();
+        }
+        let silence = Instant::now();
+        assert_eq!(server.read(&mut next).await.unwrap(), 0);
+        assert!(silence.elapsed() >= QUIET - Duration::from_secs(1));
+        drop(busy);
+        assert_eq!(server.read(&mut next).await.unwrap(), 0);
+    }
+}
