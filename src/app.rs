@@ -3,28 +3,31 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::{
     admin::{
+        endpoints::{self, Reach},
         socket::AdminSocket,
         status::{Facts, Source},
     },
     backend::{Backend, Backends},
     config::{
-        Config, ContextName, KubeconfigPaths, Namespace,
+        Config, ContextName, KubeconfigPaths, Namespace, SniBackend,
         diff::Diff,
         watch::{self as files, Reload},
     },
     drain::Drain,
-    frontend::{http::HttpFrontend, tcp::TcpFrontend, tls::TlsFrontend},
+    frontend::{http::HttpFrontend, sni::SniFrontend, tcp::TcpFrontend, tls::TlsFrontend},
     k8s::client::Clusters,
     listener::{
         mux::Mux,
         ports::{Frontends, Kind, Ports, Sockets},
     },
-    routing::{Router, SharedRouter},
+    metrics::Metrics,
+    routing::{Router, SharedRouter, Target},
     telemetry::Verbosity,
     tunnel::Manager,
 };
@@ -75,6 +78,8 @@ pub struct App {
     pub file: Option<PathBuf>,
     /// What is changed with `verbose`.
     pub verbosity: Option<Verbosity>,
+    /// What stands between adit and a command: a program that knows `supervise`, as adit itself does. None: nothing does.
+    pub supervisor: Option<PathBuf>,
     /// Whether `adit status` and `adit stop` find it.
     pub admin: bool,
 }
@@ -116,6 +121,11 @@ impl Bound {
         self.sockets.addresses(Kind::Tcp)
     }
 
+    /// Returns the addresses of the SNI listener.
+    pub fn sni_addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.addresses(Kind::Sni)
+    }
+
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -127,18 +137,28 @@ impl Bound {
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let Self { app, config, sockets, admin } = self;
         let clusters = Clusters::new(&config.exec_path);
-        let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone()));
+        let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone(), app.supervisor.clone()));
         let tunnels = Manager::new(backend, drain.clone());
+        let allow_commands = config.sni.as_ref().is_some_and(|sni| sni.allow_commands);
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
-        let http = HttpFrontend::new(router.clone(), tunnels.clone(), drain.clone());
-        let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone())?;
-        let tcp = TcpFrontend::new(router.clone(), tunnels.clone());
-        let mut ports = Ports::new(Frontends { mux: Mux::new(http, tls), tcp }, drain.clone());
+        let metrics = Arc::new(Metrics::default());
+        let http = HttpFrontend::new(router.clone(), tunnels.clone(), metrics.clone(), drain.clone());
+        let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
+        let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), metrics.clone());
+        let mux = Mux::new(http, tls, router.clone(), metrics.clone());
+        let sni = SniFrontend::new(router.clone(), tunnels.clone(), metrics.clone());
+        let facts = Facts { loaded_at: now(), ..Facts::default() };
+        let source = Source::new(tunnels.clone(), metrics, drain.clone(), facts);
+        let told = source.clone();
+        let admin_listener = move |stream, _| -> BoxFuture<'static, ()> {
+            Box::pin(endpoints::serve(stream, told.clone(), Reach::Machine))
+        };
+        let frontends = Frontends { mux, tcp, sni, admin: Box::new(admin_listener) };
+        let mut ports = Ports::new(frontends, drain.clone());
         ports.serve(sockets);
 
-        let source = Source::new(tunnels.clone(), Facts { loaded_at: now(), ..Facts::default() });
-        let mut running = Running { app, clusters, tunnels, router, ports, source };
+        let mut running = Running { app, clusters, tunnels, router, ports, source, allow_commands };
         running.tell_facts();
         if let Some(socket) = admin {
             let (source, tasks, ended) = (running.source.clone(), drain.clone(), drain.clone());
@@ -162,6 +182,8 @@ struct Running {
     router: SharedRouter,
     ports: Ports,
     source: Source,
+    /// What the file said as first started.
+    allow_commands: bool,
 }
 
 impl Running {
@@ -225,6 +247,14 @@ impl Running {
             info!("the configuration file changed, and auto_reload_config is false: SIGHUP or a restart applies it");
             return;
         }
+        let news = new_commands(&old, &config);
+        if !news.is_empty() && !self.allow_commands {
+            let reason = format!(
+                "it brings commands to run ({}), and sni.allow_commands was not set when adit started: restart adit to run them",
+                news.join("; ")
+            );
+            return self.reject(&reason);
+        }
         if let Err(error) = self.ports.change(&config).await {
             return self.reject(&error.to_string());
         }
@@ -273,7 +303,21 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
     } else {
         Arc::new(clusters.contexts(&Arc::new(config.tcp.kubeconfig.clone())))
     };
-    Router { config, http_contexts, tcp_contexts }
+    Router { config, http_contexts, tcp_contexts, relayed: None }
+}
+
+/// Returns the commands of `new` that `old` would not run, as they may be shown.
+fn new_commands(old: &Config, new: &Config) -> Vec<String> {
+    let commands = |config: &Config| -> Vec<Target> {
+        let routes = config.sni.iter().flat_map(|sni| sni.routes.values());
+        let commands = routes.filter_map(|route| match &route.backend {
+            SniBackend::Command(command) => Some(Target::Command(command.clone())),
+            SniBackend::Kubernetes(_) => None,
+        });
+        commands.collect()
+    };
+    let known = commands(old);
+    commands(new).iter().filter(|command| !known.contains(command)).map(ToString::to_string).collect()
 }
 
 /// SIGHUP asks for a look at the configuration file, whatever `auto_reload_config` says.

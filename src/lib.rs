@@ -17,6 +17,7 @@ pub mod io;
 pub mod wire;
 
 pub mod drain;
+pub mod metrics;
 pub mod telemetry;
 
 pub mod config;
@@ -28,11 +29,15 @@ pub mod backend;
 
 pub mod tunnel;
 
+pub mod guard;
+
 pub mod frontend;
 
 pub mod listener;
 
 pub mod admin;
+
+pub mod relay;
 
 pub mod demo;
 

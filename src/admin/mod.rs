@@ -1,4 +1,5 @@
-//! What a running adit tells of itself, over a Unix socket.
+//! What a running adit tells of itself: over a Unix socket to its user, and over `admin.listen` to whoever watches it.
 
+pub mod endpoints;
 pub mod socket;
 pub mod status;

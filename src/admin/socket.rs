@@ -1,7 +1,6 @@
 //! The Unix socket that `adit status` and `adit stop` talk to: HTTP, for the user of the process alone.
 
 use std::{
-    convert::Infallible,
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     os::unix::net::UnixStream as StdUnixStream,
@@ -10,9 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -20,7 +18,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::status::{Source, Status};
+use super::{
+    endpoints::{self, Reach},
+    status::{Source, Status},
+};
 use crate::drain::Drain;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -98,40 +99,9 @@ impl AdminSocket {
                     continue;
                 }
             };
-            let source = source.clone();
-            drain.spawn(async move {
-                let service = service_fn(move |request| {
-                    let response = answer(&source, &request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                // What goes wrong on it is the caller's to tell.
-                let _ = timeout(
-                    ANSWER_WITHIN,
-                    http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service),
-                )
-                .await;
-            });
+            drain.spawn(endpoints::serve(stream, source.clone(), Reach::Owner));
         }
     }
-}
-
-fn answer(source: &Source, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/status") => match serde_json::to_vec(&source.status()) {
-            Ok(body) => (StatusCode::OK, body),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
-        },
-        (&Method::POST, "/stop") => match source
-            .stop(&percent_encoding::percent_decode_str(request.uri().query().unwrap_or("")).decode_utf8_lossy())
-        {
-            true => (StatusCode::NO_CONTENT, Vec::new()),
-            false => (StatusCode::NOT_FOUND, Vec::new()),
-        },
-        _ => (StatusCode::NOT_FOUND, Vec::new()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response
 }
 
 /// Returns the sockets of the adits that run, or ran.

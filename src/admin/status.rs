@@ -1,6 +1,7 @@
 //! What runs: tunnels, listeners, the last reload.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -8,7 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::tunnel::{Manager, TunnelSnapshot};
+use crate::{
+    drain::Drain,
+    metrics::{Exposition, Metrics},
+    tunnel::{Manager, TunnelSnapshot},
+};
 
 /// What `adit status` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,12 +43,52 @@ pub struct Facts {
 #[derive(Clone)]
 pub struct Source {
     tunnels: Manager,
+    metrics: Arc<Metrics>,
+    drain: Drain,
     facts: Arc<Mutex<Facts>>,
 }
 
 impl Source {
-    pub fn new(tunnels: Manager, facts: Facts) -> Self {
-        Self { tunnels, facts: Arc::new(Mutex::new(facts)) }
+    /// `drain`: once it has started, adit is not ready any more.
+    pub fn new(tunnels: Manager, metrics: Arc<Metrics>, drain: Drain, facts: Facts) -> Self {
+        Self { tunnels, metrics, drain, facts: Arc::new(Mutex::new(facts)) }
+    }
+
+    /// Returns whether new connections are taken.
+    pub fn is_ready(&self) -> bool {
+        !self.drain.is_draining()
+    }
+
+    /// Returns the metrics as OpenMetrics text.
+    pub fn metrics(&self) -> String {
+        let mut text = Exposition::default();
+        self.metrics.write(&mut text);
+        let mut states = BTreeMap::from([("failed", 0), ("running", 0), ("starting", 0)]);
+        let (mut streams, mut connections) = (0, 0);
+        let snapshot = self.tunnels.snapshot();
+        for tunnel in &snapshot {
+            *states.entry(tunnel.state.as_str()).or_insert(0) += 1;
+            streams += tunnel.streams;
+            connections += tunnel.connections;
+        }
+        text.family("adit_tunnels", "gauge", "Tunnels, by state.");
+        for (state, count) in &states {
+            text.sample("adit_tunnels", &[("state", state)], count);
+        }
+        text.family("adit_tunnel_connections", "gauge", "Upgraded connections to API servers that are open.");
+        text.sample("adit_tunnel_connections", &[], connections);
+        text.family("adit_tunnel_streams_open", "gauge", "Streams to pods that are open.");
+        text.sample("adit_tunnel_streams_open", &[], streams);
+        let totals = self.tunnels.totals();
+        text.family("adit_tunnel_opens", "counter", "Attempts to open a session to pods.");
+        text.sample("adit_tunnel_opens_total", &[("result", "ok")], totals.opens);
+        text.sample("adit_tunnel_opens_total", &[("result", "failed")], totals.failures);
+        text.family("adit_tunnel_streams", "counter", "Streams to pods that were opened.");
+        text.sample("adit_tunnel_streams_total", &[], totals.streams);
+        text.family("adit_tunnel_bytes", "counter", "Bytes through tunnels: up to the pods, down to the clients.");
+        text.sample("adit_tunnel_bytes_total", &[("direction", "up")], totals.up);
+        text.sample("adit_tunnel_bytes_total", &[("direction", "down")], totals.down);
+        text.finish()
     }
 
     /// Changes the facts.

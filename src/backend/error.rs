@@ -12,6 +12,9 @@ pub enum OpenError {
     /// Nothing could be opened within the time that a caller waits.
     #[error("no connection within {} s", after.as_secs())]
     TimedOut { after: Duration },
+    /// A command that leads to the backend is of no use.
+    #[error("{what}")]
+    Command { what: String, cause: String, hint: Option<String> },
     /// More names that were never used before than is plausible for one person.
     #[error("too many new names in a short time")]
     TooManyNew,
@@ -51,8 +54,8 @@ pub enum StreamFault {
     /// The program in the pod could not connect to where the jump goes on to, or its connection broke.
     #[error("{target} cannot be reached from pod {pod}: {detail}")]
     Jump { target: String, pod: String, detail: String },
-    /// The node reported something else.
-    #[error("the port-forward failed: {detail}")]
+    /// The node, or what stands in its place, reported something else.
+    #[error("the tunnel failed: {detail}")]
     Other { detail: String },
 }
 
@@ -93,6 +96,7 @@ impl OpenError {
         match self {
             Self::Cluster(error) => error.code(),
             Self::TimedOut { .. } => "timeout",
+            Self::Command { .. } => "command",
             Self::TooManyNew => "too-many-names",
             Self::Stopped => "stopped",
         }
@@ -115,6 +119,7 @@ impl OpenError {
     pub fn cause(&self) -> Option<String> {
         match self {
             Self::Cluster(error) => error.cause(),
+            Self::Command { cause, .. } => Some(cause.clone()),
             _ => None,
         }
     }
@@ -123,6 +128,7 @@ impl OpenError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Cluster(error) => error.hint(),
+            Self::Command { hint, .. } => hint.clone(),
             Self::TooManyNew => Some("try again in a second".to_owned()),
             _ => None,
         }

@@ -19,7 +19,7 @@ use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
 use tracing::debug;
 
 use self::stream::ExecStream;
-use super::{Backend, CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
+use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Jump, JumpMethod, Namespace, PortRef, Workload},
     io::BoxedIo,
@@ -30,7 +30,7 @@ use crate::{
         resolve::{ReadyPod, resolve},
         upgrade::{self, UpgradeError},
     },
-    routing::Target,
+    routing::PodTarget,
 };
 
 /// How long the program in the pod may try to connect.
@@ -88,7 +88,8 @@ impl Exec {
         Self { clusters, programs: Arc::default(), turn: AtomicUsize::new(0) }
     }
 
-    async fn open_session(&self, target: &Target, jump: &Jump) -> Result<JumpSession, OpenError> {
+    /// Opens a session through a pod of `target` to where `jump` goes on to.
+    pub async fn open(&self, target: &PodTarget, jump: &Jump) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let pods = match find(&cluster, &target.namespace, &target.workload).await {
             Err(ClusterError::NotFound { .. } | ClusterError::NotReady { .. }) if jump.create.is_some() => {
@@ -116,20 +117,11 @@ impl Exec {
         };
         let placement = Placement::new(&way.pod.name);
         let closed = watch::Sender::new(None);
-        Ok(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default() })
+        Ok(Box::new(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default() }))
     }
 }
 
-impl Backend for Exec {
-    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
-        Box::pin(async move {
-            let Some(jump) = &target.jump else { return Err(OpenError::Stopped) };
-            Ok(Box::new(self.open_session(target, jump).await?) as Box<dyn Session>)
-        })
-    }
-}
-
-fn not_a_pod(cluster: &Cluster, target: &Target) -> OpenError {
+fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
     ClusterError::Unsupported {
         what: target.to_string(),
         context: cluster.context.clone(),

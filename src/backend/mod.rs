@@ -1,5 +1,6 @@
 //! Ways to reach a target. A backend never sees HTTP or a hostname.
 
+pub mod command;
 pub mod error;
 pub mod exec;
 pub mod port_forward;
@@ -8,9 +9,12 @@ pub use error::{Blame, CloseReason, OpenError, StreamFault};
 
 pub use crate::k8s::ServicePort;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -30,19 +34,30 @@ pub trait Backend: Send + Sync + 'static {
 pub struct Backends {
     port_forward: port_forward::PortForward,
     exec: exec::Exec,
+    commands: command::Commands,
 }
 
 impl Backends {
-    pub fn new(clusters: Arc<Clusters>) -> Self {
-        Self { port_forward: port_forward::PortForward::new(clusters.clone()), exec: exec::Exec::new(clusters) }
+    /// `supervisor`: the program that stands between us and a command; see [`command`].
+    pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
+        Self {
+            port_forward: port_forward::PortForward::new(clusters.clone()),
+            exec: exec::Exec::new(clusters),
+            commands: command::Commands::new(supervisor),
+        }
     }
 }
 
 impl Backend for Backends {
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
-        match target.jump {
-            Some(_) => self.exec.open(target),
-            None => self.port_forward.open(target),
+        match target {
+            Target::Pods(target) => match &target.jump {
+                Some(jump) => Box::pin(self.exec.open(target, jump)),
+                None => Box::pin(self.port_forward.open(target)),
+            },
+            Target::Command(command) => Box::pin(self.commands.open(command)),
+            // A relay has a backend of its own for these.
+            Target::Relayed(_) => Box::pin(async { Err(OpenError::Stopped) }),
         }
     }
 }

@@ -12,18 +12,16 @@ pub mod stream;
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-
 use self::session::TargetSession;
 use crate::{
-    backend::{Backend, OpenError, Session},
+    backend::{OpenError, Session},
     k8s::{
         ClusterError,
         client::Clusters,
         resolve::resolve,
         upgrade::{self, UpgradeError},
     },
-    routing::Target,
+    routing::PodTarget,
 };
 
 /// How many pods are tried that went away between the look-up and the upgrade.
@@ -39,7 +37,8 @@ impl PortForward {
         Self { clusters }
     }
 
-    async fn open_session(&self, target: &Target) -> Result<TargetSession, OpenError> {
+    /// Opens a session to the ready pods of `target`.
+    pub async fn open(&self, target: &PodTarget) -> Result<Box<dyn Session>, OpenError> {
         let mut signed_in_again = false;
         loop {
             match self.try_open(target).await {
@@ -48,12 +47,12 @@ impl PortForward {
                     signed_in_again = true;
                     self.clusters.forget(&target.cluster);
                 }
-                opened => return opened,
+                opened => return Ok(Box::new(opened?)),
             }
         }
     }
 
-    async fn try_open(&self, target: &Target) -> Result<TargetSession, OpenError> {
+    async fn try_open(&self, target: &PodTarget) -> Result<TargetSession, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let look_up = resolve(&cluster, &target.namespace, &target.workload, &target.port);
         // Together: which pod it is does not matter to TCP and TLS.
@@ -79,11 +78,5 @@ impl PortForward {
             cause: gone,
             hint: format!("kubectl --context {} -n {} get pods", cluster.context, target.namespace),
         }))
-    }
-}
-
-impl Backend for PortForward {
-    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
-        Box::pin(async move { Ok(Box::new(self.open_session(target).await?) as Box<dyn Session>) })
     }
 }

@@ -54,13 +54,8 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
         jump: None,
     };
     let idle_timeout = config.http.idle_timeout;
-    let shop = HttpRoute {
-        destination: destination("shop", "web", PortRef::Auto),
-        scheme: None,
-        idle_timeout,
-        verify: false,
-        server_name: None,
-    };
+    let shop =
+        HttpRoute { destination: destination("shop", "web", PortRef::Auto), idle_timeout, options: Default::default() };
     config.http.routes.insert("shop.localhost".to_owned(), shop);
     for (local, namespace, service, port) in TCP {
         let address = SocketAddr::from(([127, 0, 0, 1], local));

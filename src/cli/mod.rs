@@ -4,11 +4,14 @@ pub mod check;
 pub mod completion;
 pub mod demo;
 pub mod init;
+pub mod local;
 pub mod report;
 pub mod routes;
 pub mod schema;
+pub mod server;
 pub mod status;
 pub mod stop;
+pub mod supervise;
 pub mod up;
 pub mod url;
 pub mod version;
@@ -60,7 +63,7 @@ pub struct Globals {
     /// Read these kubeconfig files, a list like $KUBECONFIG
     #[arg(long, global = true, value_name = "FILES")]
     pub kubeconfig: Option<String>,
-    /// Listen here for HTTP and TLS, e.g. 127.0.0.1:8080
+    /// Listen here for HTTP and TLS, e.g. 127.0.0.1:8080; a relay: for its clients
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
     /// Write log lines in this form
@@ -100,10 +103,17 @@ enum Command {
     Status(status::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
+    /// Make a port of this machine reachable through a relay
+    Local(local::Args),
+    /// Run a relay
+    Server(server::Args),
     /// Print the completion script of a shell
     Completion(completion::Args),
     /// Print the version
     Version(version::Args),
+    /// Run a command until it or adit ends
+    #[command(hide = true)]
+    Supervise(supervise::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -142,6 +152,9 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Up(args) => return up::run(globals, args),
         Command::Demo(args) => return demo::run(globals, args),
+        Command::Local(args) => return local::run(globals, args),
+        Command::Server(args) => return server::run(globals, args),
+        Command::Supervise(args) => return supervise::run(&args),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),
         Command::Schema(args) => schema::run(args),

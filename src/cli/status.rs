@@ -1,6 +1,12 @@
 //! `adit status`: the tunnels of the running adit.
 
-use std::{io, path::PathBuf};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::time::sleep;
 
 use super::{
     Globals, Output,
@@ -13,7 +19,15 @@ pub struct Args {
     /// Print JSON
     #[arg(short, long, value_enum)]
     output: Option<Output>,
+    /// Show it again each second, until Ctrl-C
+    #[arg(short, long, conflicts_with = "output")]
+    watch: bool,
 }
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Moves to the first column of the first line, and erases from there on (ECMA-48: CUP, ED).
+const HOME: &str = "\x1b[H\x1b[J";
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     match args.output {
@@ -21,11 +35,20 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             let (_, status) = find_one(globals).await?;
             print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?))
         }
-        None => {
-            let texts: Vec<String> = find(globals).await?.iter().map(|(_, status)| show(status)).collect();
-            print(&texts.join("\n"))
-        }
+        None if args.watch => loop {
+            // One that is started meanwhile is seen.
+            let text = all(globals).await.unwrap_or_else(|_| "no adit is running\n".to_owned());
+            let first = if io::stdout().is_terminal() { HOME } else { "" };
+            print(&format!("{first}{text}"))?;
+            sleep(EVERY).await;
+        },
+        None => print(&all(globals).await?),
     }
+}
+
+async fn all(globals: &Globals) -> Result<String, CliError> {
+    let texts: Vec<String> = find(globals).await?.iter().map(|(_, status)| show(status)).collect();
+    Ok(texts.join("\n"))
 }
 
 /// Returns the adits that run, at least one: those that `--listen` names, else all that answer.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     Globals,
@@ -26,7 +26,7 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(10);
 
 /// 128 and the number of SIGINT, as shells have it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
@@ -34,8 +34,14 @@ pub struct Args {}
 pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let verbosity = telemetry::init(globals.format(), config.verbose);
-    let app =
-        App { overrides: globals.overrides()?, file: globals.config_path().0, verbosity: Some(verbosity), admin: true };
+    raise_descriptor_limit();
+    let app = App {
+        overrides: globals.overrides()?,
+        file: globals.config_path().0,
+        verbosity: Some(verbosity),
+        supervisor: std::env::current_exe().ok(),
+        admin: true,
+    };
     runtime()?.block_on(async {
         // Before the first socket: whoever sees one may send a signal.
         let signals = Signals::new()?;
@@ -48,6 +54,22 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
 /// Returns the runtime that serves: two threads move as many bytes as a laptop's API server can take.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+}
+
+/// Raises the limit of descriptors to what the system allows without asking: each connection is one, and shells start
+/// programs with 256 (macOS) or 1,024 (Linux).
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    // macOS takes no more than OPEN_MAX where the hard limit is none.
+    let most_of_macos = Rlimit { current: Some(10_240), ..limit };
+    if limit.current != limit.maximum
+        && setrlimit(Resource::Nofile, raised).is_err()
+        && let Err(error) = setrlimit(Resource::Nofile, most_of_macos)
+    {
+        debug!(%error, "the limit of descriptors stays");
+    }
 }
 
 /// Binds every listener.
@@ -77,7 +99,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return,

@@ -33,9 +33,17 @@ pub fn config() -> Config {
             idle_timeout: IDLE_TIMEOUT,
             kubeconfig: kubeconfig.clone(),
             dynamic_host: DYNAMIC_HOST.to_owned(),
+            proxy_protocol: Default::default(),
             routes: Default::default(),
         },
-        tcp: Tcp { idle_timeout: IDLE_TIMEOUT, kubeconfig, routes: Default::default() },
+        tcp: Tcp {
+            idle_timeout: IDLE_TIMEOUT,
+            proxy_protocol: Default::default(),
+            kubeconfig,
+            routes: Default::default(),
+        },
+        sni: None,
+        admin: Default::default(),
     }
 }
 

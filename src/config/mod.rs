@@ -12,7 +12,18 @@ pub mod schema;
 pub mod validate;
 pub mod watch;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue};
+
+use crate::wire::proxy_protocol;
 
 /// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +70,78 @@ pub struct Config {
     pub http: Http,
     /// One listener per local port.
     pub tcp: Tcp,
+    /// None: there is no listener for it.
+    pub sni: Option<Sni>,
+    pub admin: Admin,
+}
+
+/// `sni:` in the file: a listener for TLS and PostgreSQL that never ends TLS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sni {
+    pub listen: Vec<SocketAddr>,
+    /// Whether a proxy in front says who the client is.
+    pub proxy_protocol: ProxyProtocol,
+    /// Whether a reload may bring commands that were not in the file as first started.
+    pub allow_commands: bool,
+    /// By server name, lower case, or `*.` and what is below it.
+    pub routes: BTreeMap<String, SniRoute>,
+}
+
+/// A value of `sni.routes`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SniRoute {
+    pub backend: SniBackend,
+    /// Tells the backend who the client is.
+    pub send_proxy: Option<proxy_protocol::Version>,
+    /// Default: 10 min.
+    pub idle_timeout: Duration,
+}
+
+/// Where a server name leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SniBackend {
+    Kubernetes(Box<Destination>),
+    Command(Arc<Command>),
+}
+
+/// A command that leads to a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Command {
+    /// The program, looked for in `PATH`, and its arguments. `{port}` stands for the port that it is to listen on.
+    pub run: Vec<String>,
+    pub mode: CommandMode,
+    /// Set for it, beside what every program needs.
+    pub env: BTreeMap<String, String>,
+    /// Passed on to it from our environment, under the name that it knows: (its name, our name). Secrets.
+    pub env_from: BTreeMap<String, String>,
+    /// How long it may take until it listens.
+    pub startup_timeout: Duration,
+    /// The ports that are lent to commands, first and last.
+    pub ports: (u16, u16),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CommandMode {
+    /// It listens on a port, for as many connections as there are.
+    Listen,
+    /// One process for each connection, over its standard input and output.
+    Stdio,
+}
+
+/// Whether connections start with a PROXY header. It is never guessed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    #[default]
+    Off,
+    /// Every one does, and only proxies from these networks are believed: (address, prefix length).
+    Require(Vec<(IpAddr, u8)>),
+}
+
+/// `admin:` in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admin {
+    /// Where `/healthz`, `/readyz` and `/metrics` are served beside the Unix socket; on loopback. None: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// A context as the configuration speaks of it.
@@ -83,6 +166,8 @@ pub struct Http {
     pub kubeconfig: KubeconfigPaths,
     /// The suffix of long dynamic names. Default: `k8s.localhost`. Lower case, no dots at the ends.
     pub dynamic_host: String,
+    /// Whether a proxy in front says who the client is. Default: off.
+    pub proxy_protocol: ProxyProtocol,
     /// By host, lower case: `web.localhost`, or `*.web.localhost` for every name below.
     pub routes: BTreeMap<String, HttpRoute>,
 }
@@ -91,6 +176,8 @@ pub struct Http {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tcp {
     pub idle_timeout: Duration,
+    /// Whether a proxy in front says who the client is. Default: off.
+    pub proxy_protocol: ProxyProtocol,
     pub kubeconfig: KubeconfigPaths,
     /// By the address that is listened on; those of `tcp.k8s.jump` among them.
     pub routes: BTreeMap<SocketAddr, TcpRoute>,
@@ -143,15 +230,49 @@ pub enum Scheme {
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpRoute {
     pub destination: Destination,
-    /// None: from the port's appProtocol, its name, its number.
-    pub scheme: Option<Scheme>,
     /// Default: [`Http::idle_timeout`].
     pub idle_timeout: Duration,
-    /// Verifies the certificate of an https backend. Default: false, as pods' certificates are
-    /// rarely made out to a name that the laptop knows.
+    pub options: Arc<HttpOptions>,
+}
+
+/// How requests of a route are treated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// None: from the port's appProtocol, its name, its number.
+    pub scheme: Option<Scheme>,
+    /// How an https backend is spoken to.
+    pub tls: BackendTls,
+    /// Changes of the request's headers, after adit's own.
+    pub request_headers: HeaderRules,
+    /// Changes of the answer's headers.
+    pub response_headers: HeaderRules,
+    /// Sends the backend its own name instead of the one that the client used. Default: false; true for a jump.
+    pub rewrite_host: bool,
+    /// Leads redirects and cookies of the backend's own names back to the name that the client used. Default: false; true for a jump.
+    pub rewrite_location: bool,
+    /// Origins whose pages may send what changes something, beside those of this machine: `https://app.example.com`, or `*`.
+    pub allow_origins: Vec<String>,
+}
+
+/// How an https backend is spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct BackendTls {
+    /// Verifies the backend's certificate. Default: false, as pods' certificates are
+    /// rarely made out to a name that the laptop knows; true where a `ca` is given.
     pub verify: bool,
-    /// The name an https backend is asked for (SNI), and verified against. None: the request's host.
+    /// A PEM file of certificate authorities to verify with. None: the system's.
+    pub ca: Option<PathBuf>,
+    /// The name the backend is asked for (SNI), and verified against. None: the request's host.
     pub server_name: Option<String>,
+    /// PEM files of the certificate chain and the key that we show.
+    pub client_cert: Option<(PathBuf, PathBuf)>,
+}
+
+/// Headers that are set, then removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderRules {
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub remove: Vec<HeaderName>,
 }
 
 /// A value of `tcp.k8s.routes`.

@@ -31,6 +31,8 @@ struct File {
     contexts: Option<std::collections::BTreeMap<String, ContextAlias>>,
     http: Option<Http>,
     tcp: Option<Tcp>,
+    sni: Option<Sni>,
+    admin: Option<Admin>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -68,6 +70,9 @@ struct Http {
     listen: Option<String>,
     /// Close a tunnel after this long without a connection. 0: never. Default: 60m.
     idle_timeout: Option<GoDuration>,
+    proxy_protocol: Option<ProxyProtocol>,
+    /// Addresses and networks of proxies whose PROXY headers are believed.
+    trusted_proxies: Option<Vec<String>>,
     k8s: Option<HttpK8s>,
 }
 
@@ -97,10 +102,45 @@ struct HttpRoute {
     /// What the backend speaks. Default: told by the port's appProtocol, name and number.
     scheme: Option<Scheme>,
     idle_timeout: Option<GoDuration>,
-    /// Verify the certificate of an https backend. Default: false.
+    /// The pod to go through, to a target that only the cluster can reach.
+    via: Option<Via>,
+    /// Where to go on to from there.
+    target: Option<JumpTarget>,
+    method: Option<JumpMethod>,
+    /// Verify the certificate of an https backend. Default: false; true with a ca.
     verify: Option<bool>,
+    /// A PEM file of the certificate authorities to verify with. Default: the system's.
+    ca: Option<String>,
     /// The name that an https backend is asked for. Default: the request's host.
     server_name: Option<String>,
+    /// A PEM file of the certificate chain to show to an https backend.
+    client_cert: Option<String>,
+    /// A PEM file of the key of client_cert.
+    client_key: Option<String>,
+    headers: Option<Headers>,
+    /// Send the backend its own name as Host. Default: false; true with a target.
+    rewrite_host: Option<bool>,
+    /// Lead redirects and cookies of the backend's own names back to the name that the client used. Default: false; true with a target.
+    rewrite_location: Option<bool>,
+    /// Origins whose pages may send what changes something, beside those of this machine; * is every one.
+    allow_origins: Option<Vec<String>>,
+}
+
+/// Changes of headers. `set` and `remove` beside `request` and `response` are about the request.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Headers {
+    set: Option<std::collections::BTreeMap<String, String>>,
+    remove: Option<Vec<String>>,
+    request: Option<HeaderRules>,
+    response: Option<HeaderRules>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct HeaderRules {
+    set: Option<std::collections::BTreeMap<String, String>>,
+    remove: Option<Vec<String>>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -111,11 +151,116 @@ enum Scheme {
     H2c,
 }
 
+/// Whether each connection starts with a PROXY header. Default: off.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ProxyProtocol {
+    Off,
+    Require,
+}
+
+/// A listener for TLS and PostgreSQL that never ends TLS: the server name decides where a connection goes.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Sni {
+    listen: String,
+    /// Default: 10m.
+    idle_timeout: Option<GoDuration>,
+    /// How long a command may take until it listens. Default: 15s.
+    startup_timeout: Option<GoDuration>,
+    /// The local ports that are lent to commands. Default: 20000-20999.
+    port_range: Option<String>,
+    proxy_protocol: Option<ProxyProtocol>,
+    trusted_proxies: Option<Vec<String>>,
+    /// Whether a reload may bring new commands. Counts as first started. Default: false.
+    allow_commands: Option<bool>,
+    cloudflared: Option<Cloudflared>,
+    /// By server name: `db1.example.com`, or `*.example.com` for every name below.
+    routes: Option<std::collections::BTreeMap<String, SniRoute>>,
+}
+
+/// How cloudflared is started.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Cloudflared {
+    /// Default: cloudflared, looked for in PATH.
+    path: Option<String>,
+    /// The variable of our environment that has the id of the service token.
+    service_token_id_env: Option<String>,
+    service_token_secret_env: Option<String>,
+}
+
+/// Where a server name leads: one of cloudflared, command and k8s.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SniRoute {
+    cloudflared: Option<SniCloudflared>,
+    command: Option<Command>,
+    k8s: Option<SniK8s>,
+    /// Tell the backend who the client is, by a PROXY header of this version.
+    send_proxy: Option<SendProxy>,
+    idle_timeout: Option<GoDuration>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum SendProxy {
+    V1,
+    V2,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SniCloudflared {
+    /// The hostname that Cloudflare Access serves.
+    hostname: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Command {
+    /// The program and its arguments; {port} stands for the port that it is to listen on.
+    run: Vec<String>,
+    /// Default: listen.
+    mode: Option<CommandMode>,
+    /// Variables that are set for it.
+    env: Option<std::collections::BTreeMap<String, String>>,
+    /// Variables that are passed on from our environment: its name, our name.
+    env_from: Option<std::collections::BTreeMap<String, String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum CommandMode {
+    Listen,
+    Stdio,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SniK8s {
+    context: Option<String>,
+    namespace: Option<String>,
+    service: Option<String>,
+    pod: Option<String>,
+    port: Option<Port>,
+}
+
+/// What adit tells of itself, beside its Unix socket.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Admin {
+    /// An address on loopback for /healthz, /readyz and /metrics. Default: none.
+    listen: Option<String>,
+}
+
 /// One listener per local port.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Tcp {
     idle_timeout: Option<GoDuration>,
+    proxy_protocol: Option<ProxyProtocol>,
+    trusted_proxies: Option<Vec<String>>,
     k8s: Option<TcpK8s>,
 }
 
@@ -242,6 +387,15 @@ mod tests {
             ("Http", validate::HTTP),
             ("HttpK8s", validate::HTTP_K8S),
             ("HttpRoute", validate::HTTP_ROUTE),
+            ("Headers", validate::HEADERS),
+            ("HeaderRules", validate::HEADER_RULES),
+            ("Admin", validate::ADMIN),
+            ("Sni", validate::SNI),
+            ("Cloudflared", validate::CLOUDFLARED),
+            ("SniRoute", validate::SNI_ROUTE),
+            ("SniCloudflared", validate::SNI_CLOUDFLARED),
+            ("Command", validate::COMMAND),
+            ("SniK8s", validate::SNI_K8S),
             ("Tcp", validate::TCP),
             ("TcpK8s", validate::TCP_K8S),
             ("TcpRoute", validate::TCP_ROUTE),

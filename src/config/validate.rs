@@ -5,25 +5,79 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use http::{HeaderName, HeaderValue};
+
+use crate::wire::proxy_protocol;
+
 use super::{
-    Config, ContextAlias, ContextName, Destination, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, Scheme,
+    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, HeaderRules, HttpOptions,
+    HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute,
     TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{is_host, is_label, is_port_name, parse_duration, similar},
     problem::{LoadError, Problem},
 };
 
-pub(super) const ROOT: &[&str] =
-    &["apiVersion", "verbose", "auto_reload_config", "exec_path", "default_context", "contexts", "http", "tcp"];
+pub(super) const ROOT: &[&str] = &[
+    "apiVersion",
+    "verbose",
+    "auto_reload_config",
+    "exec_path",
+    "default_context",
+    "contexts",
+    "http",
+    "tcp",
+    "sni",
+    "admin",
+];
 pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic"];
-pub(super) const HTTP: &[&str] = &["listen", "idle_timeout", "k8s"];
+pub(super) const HTTP: &[&str] = &["listen", "idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
 pub(super) const HTTP_K8S: &[&str] = &["kubeconfig", "dynamic_host", "routes"];
-pub(super) const HTTP_ROUTE: &[&str] =
-    &["context", "namespace", "service", "pod", "port", "scheme", "idle_timeout", "verify", "server_name"];
-pub(super) const TCP: &[&str] = &["idle_timeout", "k8s"];
+pub(super) const HTTP_ROUTE: &[&str] = &[
+    "context",
+    "namespace",
+    "service",
+    "pod",
+    "port",
+    "via",
+    "target",
+    "method",
+    "scheme",
+    "idle_timeout",
+    "verify",
+    "ca",
+    "server_name",
+    "client_cert",
+    "client_key",
+    "headers",
+    "rewrite_host",
+    "rewrite_location",
+    "allow_origins",
+];
+pub(super) const HEADERS: &[&str] = &["request", "response", "set", "remove"];
+pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
+pub(super) const ADMIN: &[&str] = &["listen"];
+pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
+pub(super) const SNI: &[&str] = &[
+    "listen",
+    "idle_timeout",
+    "startup_timeout",
+    "port_range",
+    "proxy_protocol",
+    "trusted_proxies",
+    "allow_commands",
+    "cloudflared",
+    "routes",
+];
+pub(super) const CLOUDFLARED: &[&str] = &["path", "service_token_id_env", "service_token_secret_env"];
+pub(super) const SNI_ROUTE: &[&str] = &["cloudflared", "command", "k8s", "send_proxy", "idle_timeout"];
+pub(super) const SNI_CLOUDFLARED: &[&str] = &["hostname"];
+pub(super) const COMMAND: &[&str] = &["run", "mode", "env", "env_from"];
+pub(super) const SNI_K8S: &[&str] = &["context", "namespace", "service", "pod", "port"];
 pub(super) const TCP_K8S: &[&str] = &["kubeconfig", "routes", "jump"];
 pub(super) const TCP_ROUTE: &[&str] = &["context", "namespace", "service", "pod", "port", "listen", "idle_timeout"];
 pub(super) const JUMP: &[&str] = &["context", "namespace", "via", "target", "method"];
@@ -99,6 +153,15 @@ impl Walk {
         config.default_context = default_context.map(|name| context(&config, name));
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
         self.field(&map, "tcp", |walk, node| walk.tcp(node, &mut config).then_some(()));
+        self.field(&map, "sni", |walk, node| {
+            config.sni = walk.sni(node, &config);
+            Some(())
+        });
+        self.field(&map, "admin", |walk, node| {
+            let map = walk.map(node, ADMIN)?;
+            config.admin.listen = walk.field(&map, "listen", Self::admin_listen);
+            Some(())
+        });
         config
     }
 
@@ -142,6 +205,7 @@ impl Walk {
             config.http.listen = listen;
         }
         config.http.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.http.idle_timeout);
+        config.http.proxy_protocol = self.proxy_protocol(&map, node);
         let idle_timeout = config.http.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
             let map = walk.map(node, HTTP_K8S)?;
@@ -156,19 +220,14 @@ impl Walk {
                 walk.at_child("routes", &quoted(&key.name), |walk| {
                     let host = walk.route_host(&key.name, key.place);
                     let Some(map) = walk.map(value, HTTP_ROUTE) else { return };
-                    let destination = walk.destination(&map, value, config);
-                    let scheme =
-                        walk.field(&map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
-                            "http" => Some(Scheme::Http),
-                            "https" => Some(Scheme::Https),
-                            "h2c" => Some(Scheme::H2c),
-                            _ => walk.wrong(node, "http, https or h2c", None),
-                        });
-                    let idle = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
-                    let verify = walk.field(&map, "verify", Self::boolean).unwrap_or(false);
-                    let server_name = walk.field(&map, "server_name", Self::host);
+                    let destination = match map.contains_key("via") || map.contains_key("target") {
+                        true => walk.jump(&map, value, config),
+                        false => walk.destination(&map, value, config),
+                    };
+                    let idle_timeout = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
+                    let options = Arc::new(walk.http_options(&map, value));
                     if let (Some(host), Some(destination)) = (host, destination) {
-                        let route = HttpRoute { destination, scheme, idle_timeout: idle, verify, server_name };
+                        let route = HttpRoute { destination, idle_timeout, options };
                         if config.http.routes.insert(host, route).is_some() {
                             walk.problem(
                                 key.place,
@@ -187,6 +246,7 @@ impl Walk {
     fn tcp(&mut self, node: &Node, config: &mut Config) -> bool {
         let Some(map) = self.map(node, TCP) else { return false };
         config.tcp.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.tcp.idle_timeout);
+        config.tcp.proxy_protocol = self.proxy_protocol(&map, node);
         let idle_timeout = config.tcp.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
             let map = walk.map(node, TCP_K8S)?;
@@ -214,7 +274,7 @@ impl Walk {
             for (key, value) in walk.field(&map, "jump", Self::entries).unwrap_or_default() {
                 walk.at_child("jump", &key.name, |walk| {
                     let port = walk.port_number(&key.name, key.place);
-                    let jump = walk.jump(value, config);
+                    let jump = walk.map(value, JUMP).and_then(|map| walk.jump(&map, value, config));
                     let Some(port) = port else { return };
                     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
                     walk.claim(&mut taken, address, key.place, format!("tcp.k8s.jump.{port}"));
@@ -246,17 +306,284 @@ impl Walk {
         }
     }
 
-    fn jump(&mut self, node: &Node, config: &Config) -> Option<Destination> {
-        let map = self.map(node, JUMP)?;
-        let context_name = self.field(&map, "context", Self::text).map(|name| context(config, name));
-        let namespace = self.field(&map, "namespace", Self::namespace);
-        let method = self.field(&map, "method", |walk, node| match walk.text(node)?.as_str() {
+    fn sni(&mut self, node: &Node, config: &Config) -> Option<Sni> {
+        let map = self.map(node, SNI)?;
+        let idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(Duration::from_secs(10 * 60));
+        let startup_timeout = self.field(&map, "startup_timeout", Self::duration).unwrap_or(Duration::from_secs(15));
+        let ports = self.field(&map, "port_range", Self::port_range).unwrap_or((20_000, 20_999));
+        let (mut path, mut env_from) = ("cloudflared".to_owned(), BTreeMap::new());
+        self.field(&map, "cloudflared", |walk, node| {
+            let map = walk.map(node, CLOUDFLARED)?;
+            path = walk.field(&map, "path", Self::text).unwrap_or(path.clone());
+            for (key, name) in [
+                ("service_token_id_env", "TUNNEL_SERVICE_TOKEN_ID"),
+                ("service_token_secret_env", "TUNNEL_SERVICE_TOKEN_SECRET"),
+            ] {
+                if let Some(ours) = walk.field(&map, key, Self::text) {
+                    env_from.insert(name.to_owned(), ours);
+                }
+            }
+            Some(())
+        });
+        let listen = self.required(&map, node, "listen", Self::listen);
+        let proxy_protocol = self.proxy_protocol(&map, node);
+        let allow_commands = self.field(&map, "allow_commands", Self::boolean).unwrap_or(false);
+        let mut routes = BTreeMap::new();
+        for (key, value) in self.field(&map, "routes", Self::entries).unwrap_or_default() {
+            self.at_child("routes", &quoted(&key.name), |walk| {
+                let name = walk.route_host(&key.name, key.place);
+                let Some(map) = walk.map(value, SNI_ROUTE) else { return };
+                if ["cloudflared", "command", "k8s"].iter().filter(|key| map.contains_key(**key)).count() != 1 {
+                    let hint = "give one of them: what the name leads to";
+                    walk.problem(value.place, "expected one of cloudflared, command and k8s", Some(hint));
+                }
+                let of_command = |run, mode, env, env_from| {
+                    SniBackend::Command(Arc::new(Command { run, mode, env, env_from, startup_timeout, ports }))
+                };
+                let mut backend = walk.field(&map, "cloudflared", |walk, node| {
+                    let map = walk.map(node, SNI_CLOUDFLARED)?;
+                    let hostname = walk.required(&map, node, "hostname", Self::host)?;
+                    let words = ["access", "tcp", "--hostname", &hostname, "--url", "127.0.0.1:{port}"];
+                    let run = [path.clone()].into_iter().chain(words.map(str::to_owned)).collect();
+                    Some(of_command(run, CommandMode::Listen, BTreeMap::new(), env_from.clone()))
+                });
+                if let Some(command) = walk.field(&map, "command", |walk, node| {
+                    let map = walk.map(node, COMMAND)?;
+                    let run = walk.required(&map, node, "run", Self::words);
+                    let mode = walk.field(&map, "mode", |walk, node| match walk.text(node)?.as_str() {
+                        "listen" => Some(CommandMode::Listen),
+                        "stdio" => Some(CommandMode::Stdio),
+                        _ => walk.wrong(node, "listen or stdio", None),
+                    });
+                    let (env, from) =
+                        (walk.field(&map, "env", Self::variables), walk.field(&map, "env_from", Self::variables));
+                    let (run, mode) = (run?, mode.unwrap_or(CommandMode::Listen));
+                    let has_port = run.iter().skip(1).any(|word| word.contains("{port}"));
+                    let wrong = match (run.is_empty(), mode, has_port) {
+                        (true, ..) => Some("the command is empty"),
+                        (_, CommandMode::Listen, false) => Some("none of the words has {port}, the port to listen on"),
+                        (_, CommandMode::Stdio, true) => Some("{port} has no meaning where mode is stdio"),
+                        _ => None,
+                    };
+                    if let Some(wrong) = wrong {
+                        walk.problem(
+                            node.place,
+                            wrong,
+                            Some("write run: [ssh, -N, -L, \"127.0.0.1:{port}:db:5432\", bastion]"),
+                        );
+                        return None;
+                    }
+                    Some(of_command(run, mode, env.unwrap_or_default(), from.unwrap_or_default()))
+                }) {
+                    backend = Some(command);
+                }
+                if let Some(destination) = walk.field(&map, "k8s", |walk, node| {
+                    let map = walk.map(node, SNI_K8S)?;
+                    walk.destination(&map, node, config)
+                }) {
+                    backend = Some(SniBackend::Kubernetes(Box::new(destination)));
+                }
+                let send_proxy = walk.field(&map, "send_proxy", |walk, node| match walk.text(node)?.as_str() {
+                    "v1" => Some(proxy_protocol::Version::V1),
+                    "v2" => Some(proxy_protocol::Version::V2),
+                    _ => walk.wrong(node, "v1 or v2", None),
+                });
+                let idle_timeout = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
+                if let (Some(name), Some(backend)) = (name, backend) {
+                    routes.insert(name, SniRoute { backend, send_proxy, idle_timeout });
+                }
+            });
+        }
+        Some(Sni { listen: listen?, proxy_protocol, allow_commands, routes })
+    }
+
+    fn variables(&mut self, node: &Node) -> Option<BTreeMap<String, String>> {
+        let mut variables = BTreeMap::new();
+        for (key, value) in self.entries(node)? {
+            variables.insert(key.name.clone(), self.text(value)?);
+        }
+        Some(variables)
+    }
+
+    fn port_range(&mut self, node: &Node) -> Option<(u16, u16)> {
+        let text = self.text(node)?;
+        let range = text
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+        match range {
+            Some((first, last)) if first > 0 && first <= last => Some((first, last)),
+            _ => self.wrong(node, "two ports", Some("write 20000-20999")),
+        }
+    }
+
+    fn proxy_protocol(&mut self, map: &Map<'_>, node: &Node) -> ProxyProtocol {
+        let is_required = self.field(map, "proxy_protocol", |walk, node| match walk.text(node)?.as_str() {
+            "off" => Some(false),
+            "require" => Some(true),
+            _ => walk.wrong(node, "off or require", None),
+        });
+        let trusted = self.field(map, "trusted_proxies", |walk, node| {
+            let Value::List(list) = &node.value else {
+                return walk.wrong(node, "a list of addresses and networks", None);
+            };
+            list.iter().map(|node| walk.network(node)).collect::<Option<Vec<_>>>()
+        });
+        match (is_required, trusted) {
+            (Some(true), Some(trusted)) if !trusted.is_empty() => ProxyProtocol::Require(trusted),
+            (Some(true), None) if map.contains_key("trusted_proxies") => ProxyProtocol::Off,
+            (Some(true), _) => {
+                let hint = "say which proxies are believed: trusted_proxies: [10.0.0.0/8]";
+                self.problem(node.place, "proxy_protocol is required, and no proxy is trusted", Some(hint));
+                ProxyProtocol::Off
+            }
+            _ => ProxyProtocol::Off,
+        }
+    }
+
+    fn network(&mut self, node: &Node) -> Option<(IpAddr, u8)> {
+        let text = self.text(node)?;
+        let (ip, prefix) = text.split_once('/').map_or((text.as_str(), None), |(ip, prefix)| (ip, Some(prefix)));
+        let ip: Option<IpAddr> = ip.trim_matches(['[', ']']).parse().ok();
+        let most = ip.map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
+        match (ip, prefix.map_or(Some(most), |prefix| prefix.parse().ok())) {
+            (Some(ip), Some(prefix)) if prefix <= most => Some((ip, prefix)),
+            _ => self.wrong(node, "an address or a network", Some("write 127.0.0.1 or 10.0.0.0/8")),
+        }
+    }
+
+    fn http_options(&mut self, map: &Map<'_>, node: &Node) -> HttpOptions {
+        let scheme = self.field(map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
+            "http" => Some(Scheme::Http),
+            "https" => Some(Scheme::Https),
+            "h2c" => Some(Scheme::H2c),
+            _ => walk.wrong(node, "http, https or h2c", None),
+        });
+        let ca = self.field(map, "ca", Self::file);
+        let verify = self.field(map, "verify", Self::boolean).unwrap_or(ca.is_some());
+        let server_name = self.field(map, "server_name", Self::host);
+        let client_cert = match (self.field(map, "client_cert", Self::file), self.field(map, "client_key", Self::file))
+        {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => {
+                self.problem(node.place, "client_cert and client_key are given one without the other", None);
+                None
+            }
+        };
+        let (mut request_headers, mut response_headers) = <(HeaderRules, HeaderRules)>::default();
+        self.field(map, "headers", |walk, node| {
+            let map = walk.map(node, HEADERS)?;
+            request_headers = walk.header_rules(&map);
+            for (key, rules) in [("request", &mut request_headers), ("response", &mut response_headers)] {
+                walk.field(&map, key, |walk, node| {
+                    let of_one_way = walk.map(node, HEADER_RULES).map(|map| walk.header_rules(&map))?;
+                    rules.set.extend(of_one_way.set);
+                    rules.remove.extend(of_one_way.remove);
+                    Some(())
+                });
+            }
+            Some(())
+        });
+        HttpOptions {
+            scheme,
+            tls: BackendTls { verify, ca, server_name, client_cert },
+            request_headers,
+            response_headers,
+            // What is behind a jump has a name of its own, and serves nobody who calls it otherwise.
+            rewrite_host: self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")),
+            rewrite_location: self.field(map, "rewrite_location", Self::boolean).unwrap_or(map.contains_key("target")),
+            allow_origins: self.field(map, "allow_origins", Self::origins).unwrap_or_default(),
+        }
+    }
+
+    fn header_rules(&mut self, map: &Map<'_>) -> HeaderRules {
+        let mut rules = HeaderRules::default();
+        for (key, value) in self.field(map, "set", Self::entries).unwrap_or_default() {
+            self.at_child("set", &quoted(&key.name), |walk| {
+                let name = walk.header_name(&key.name, key.place);
+                let text = match &value.value {
+                    Value::Scalar { text, .. } => Some(text.as_str()),
+                    _ => None,
+                };
+                match text.and_then(|text| HeaderValue::from_str(text).ok()) {
+                    Some(value) => rules.set.extend(name.map(|name| (name, value))),
+                    None => walk.problem(value.place, "expected a header's value: text on one line", None),
+                }
+            });
+        }
+        if let Some(names) = self.field(map, "remove", |walk, node| match &node.value {
+            Value::List(list) => {
+                list.iter().map(|node| walk.text(node).and_then(|name| walk.header_name(&name, node.place))).collect()
+            }
+            _ => walk.wrong::<Vec<HeaderName>>(node, "a list of header names", None),
+        }) {
+            rules.remove = names;
+        }
+        rules
+    }
+
+    fn header_name(&mut self, text: &str, place: Place) -> Option<HeaderName> {
+        let name = HeaderName::from_bytes(text.as_bytes()).ok();
+        // What says where a message ends is not the configuration's to change.
+        const FRAMING: [&str; 5] = ["connection", "content-length", "transfer-encoding", "upgrade", "te"];
+        match name {
+            Some(name) if FRAMING.contains(&name.as_str()) => {
+                self.problem(place, &format!("{name} is about one connection, and cannot be changed"), None);
+                None
+            }
+            Some(name) => Some(name),
+            None => {
+                self.problem(place, &format!("expected a header's name, found {text:?}"), None);
+                None
+            }
+        }
+    }
+
+    fn origins(&mut self, node: &Node) -> Option<Vec<String>> {
+        let Value::List(list) = &node.value else {
+            return self.wrong(node, "a list of origins", Some("write [https://app.example.com]"));
+        };
+        let mut origins = Vec::new();
+        for node in list {
+            let text = self.text(node)?;
+            let host = text.split_once("://").map(|(_, host)| host);
+            let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+            if text != "*" && !is_origin {
+                return self.wrong(
+                    node,
+                    "an origin",
+                    Some("write scheme, host and port as the browser does, without a path"),
+                );
+            }
+            origins.push(text);
+        }
+        Some(origins)
+    }
+
+    fn file(&mut self, node: &Node) -> Option<PathBuf> {
+        self.text(node).map(|text| defaults::expand_home(&text))
+    }
+
+    fn admin_listen(&mut self, node: &Node) -> Option<SocketAddr> {
+        let address = *self.listen(node)?.first()?;
+        match address.ip().is_loopback() {
+            true => Some(address),
+            false => {
+                self.wrong(node, "an address on loopback", Some("write 127.0.0.1:PORT: it tells what you work on"))
+            }
+        }
+    }
+
+    fn jump(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
+        let context_name = self.field(map, "context", Self::text).map(|name| context(config, name));
+        let namespace = self.field(map, "namespace", Self::namespace);
+        let method = self.field(map, "method", |walk, node| match walk.text(node)?.as_str() {
             "auto" => Some(JumpMethod::Auto),
             "socat" => Some(JumpMethod::Socat),
             "nc" => Some(JumpMethod::Nc),
             _ => walk.wrong(node, "auto, socat or nc", None),
         });
-        let via = self.required(&map, node, "via", |walk, node| {
+        let via = self.required(map, node, "via", |walk, node| {
             let map = walk.map(node, VIA)?;
             let workload = walk.workload(&map, node)?;
             let container = walk.field(&map, "container", Self::label);
@@ -269,7 +596,7 @@ impl Walk {
             });
             Some((workload, container, create))
         });
-        let target = self.required(&map, node, "target", |walk, node| {
+        let target = self.required(map, node, "target", |walk, node| {
             let map = walk.map(node, TARGET)?;
             let host = walk.required(&map, node, "host", |walk, node| {
                 let host = walk.text(node)?;
@@ -615,7 +942,7 @@ mod tests {
         assert!(config.verbose && !config.auto_reload);
         assert_eq!(config.http.listen[0], "0.0.0.0:8989".parse().unwrap());
         let argocd = &config.http.routes["argocd.localhost"];
-        assert_eq!((argocd.scheme, &argocd.destination.port), (Some(Scheme::Https), &PortRef::Number(443)));
+        assert_eq!((argocd.options.scheme, &argocd.destination.port), (Some(Scheme::Https), &PortRef::Number(443)));
         assert_eq!(config.http.routes["debug.localhost"].destination.workload, Workload::Pod("my-debug-pod".into()));
         assert_eq!(config.http.kubeconfig.0, [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert_eq!(config.tcp.routes[&"127.0.0.1:5432".parse().unwrap()].idle_timeout, Duration::from_secs(1800));

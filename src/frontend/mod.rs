@@ -1,6 +1,10 @@
 //! Frontends: what a client speaks, from its first byte to a tunnel.
 
+pub mod greeting;
 pub mod http;
+pub mod postgres;
+pub mod proxied;
+pub mod sni;
 pub mod tcp;
 pub mod tls;
 

@@ -1,6 +1,9 @@
 //! TCP routes: bytes both ways, to the pod of a local port.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::Instant};
@@ -8,8 +11,12 @@ use tracing::{debug, info, warn};
 
 use crate::{
     drain::Drain,
-    frontend::Connection,
-    io::splice::{Side, splice},
+    frontend::{Connection, proxied},
+    io::{
+        prefixed::Prefixed,
+        splice::{Side, splice},
+    },
+    metrics::Metrics,
     routing::SharedRouter,
     tunnel::Manager,
 };
@@ -18,11 +25,18 @@ use crate::{
 pub struct TcpFrontend {
     router: SharedRouter,
     tunnels: Manager,
+    metrics: Arc<Metrics>,
 }
 
 impl TcpFrontend {
-    pub fn new(router: SharedRouter, tunnels: Manager) -> Arc<Self> {
-        Arc::new(Self { router, tunnels })
+    pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, metrics })
+    }
+
+    /// Turns a client away, for want of descriptors.
+    pub fn refuse(&self, client: TcpStream) {
+        self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
+        reset(&client);
     }
 
     /// Serves one connection of the route that listens on `listener`. It lives until both sides have ended: a drain
@@ -35,6 +49,17 @@ impl TcpFrontend {
         _drain: Drain,
     ) {
         let started = Instant::now();
+        let _open = self.metrics.tcp_connections.open();
+        let router = self.router.load_full();
+        let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, connection).await;
+        let (connection, received) = match proxied {
+            Ok(proxied) => proxied,
+            Err(error) => {
+                info!(connection = connection.id, peer = %connection.peer, %listener, %error, "closed");
+                return reset(&client);
+            }
+        };
+        drop(router);
         let route = match self.router.load().tcp(listener) {
             Ok(route) => route,
             Err(error) => {
@@ -59,7 +84,7 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
-        let end = splice(&mut client, &mut backend).await;
+        let end = splice(&mut Prefixed::new(received.freeze(), &mut client), &mut backend).await;
         match &end.broken {
             Some((Side::Backend, error)) => {
                 lease.note_error(error);

@@ -15,19 +15,21 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
 use self::certs::Certs;
-use super::http::{HttpFrontend, HttpVersion, told_scheme};
+use super::{
+    greeting::{self, DECODE_ERROR, GreetingError, HANDSHAKE_TIMEOUT},
+    http::{HttpFrontend, HttpVersion, told_scheme},
+    postgres::{self, PostgresFrontend},
+};
 use crate::{
     config::Scheme,
     drain::Drain,
     frontend::Connection,
     io::{BoxedIo, prefixed::Prefixed, splice::splice},
+    metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager},
-    wire::client_hello::{self, ClientHello, HelloError, Parse, ServerName},
+    wire::client_hello::{ClientHello, ServerName},
 };
-
-/// How long a client may take for its ClientHello, and for the handshake with us.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a backend may take for its first byte. A server answers a ClientHello at once, and most plain ones refuse it at once.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,42 +39,48 @@ pub struct TlsFrontend {
     router: SharedRouter,
     tunnels: Manager,
     http: Arc<HttpFrontend>,
+    postgres: Arc<PostgresFrontend>,
     server: Arc<ServerConfig>,
-}
-
-/// Why a ClientHello was not read.
-#[derive(Debug, thiserror::Error)]
-enum ReadError {
-    #[error(transparent)]
-    Hello(#[from] HelloError),
-    #[error("the client ended its connection within its ClientHello")]
-    Ended,
-    #[error("the client did not finish its ClientHello within {} s", HANDSHAKE_TIMEOUT.as_secs())]
-    TimedOut,
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    metrics: Arc<Metrics>,
 }
 
 impl TlsFrontend {
     /// # Errors
     /// The system gives no random numbers for the keys of error pages.
-    pub fn new(router: SharedRouter, tunnels: Manager, http: Arc<HttpFrontend>) -> io::Result<Arc<Self>> {
-        let server = Arc::new(Certs::new()?).server_config()?;
-        Ok(Arc::new(Self { router, tunnels, http, server }))
+    pub fn new(
+        router: SharedRouter,
+        tunnels: Manager,
+        http: Arc<HttpFrontend>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Arc<Self>> {
+        let certs = Arc::new(Certs::new()?);
+        let server = certs.clone().server_config(&[b"h2", b"http/1.1"])?;
+        let of_postgres = certs.server_config(&[postgres::ALPN])?;
+        let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), of_postgres);
+        Ok(Arc::new(Self { router, tunnels, http, postgres, server, metrics }))
     }
 
-    /// Serves one connection; `stream` yields the ClientHello from its first byte.
+    /// Serves one connection, whose first bytes are `received`.
     ///
     /// A name that leads to a TLS backend is passed through. All else is ended here, behind a certificate minted
     /// for the name: a plain http backend is proxied, and an error becomes a page that a browser can show.
-    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, connection: Connection, drain: Drain) {
-        let (hello, received) = match read_hello(&mut stream).await {
-            Ok(read) => read,
+    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, received: BytesMut, connection: Connection, drain: Drain) {
+        let metrics = self.metrics.clone();
+        let _open = metrics.tls_connections.open();
+        let greeting = match greeting::read(&mut stream, received).await {
+            Ok(greeting) => greeting,
             Err(error) => {
-                return debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello");
+                debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello");
+                if let GreetingError::Hello(_) = error {
+                    greeting::alert(&mut stream, DECODE_ERROR).await;
+                }
+                return;
             }
         };
-        let received = received.freeze();
+        if greeting.hello.alpn.iter().any(|protocol| protocol == postgres::ALPN) {
+            return self.postgres.serve_greeted(stream, greeting, connection).await;
+        }
+        let (hello, received) = (greeting.hello, greeting.bytes);
         let Some((lease, name, speaks_tls)) = self.backend(&hello).await else {
             return self.terminate(Prefixed::new(received, stream), connection, drain).await;
         };
@@ -96,15 +104,20 @@ impl TlsFrontend {
     async fn backend(&self, hello: &ClientHello) -> Option<(Lease, String, Option<bool>)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?;
-        if route.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
+        if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
         // What keeps the tunnel from running is told by the error page, which asks again.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let endpoint = lease.endpoint();
         let by_number = || (endpoint.port.number == 443).then_some(Scheme::Https);
-        let scheme = route.scheme.or_else(|| told_scheme(&endpoint)).or_else(by_number);
+        let scheme = route.options.scheme.or_else(|| told_scheme(&endpoint)).or_else(by_number);
         Some((lease, name.clone(), scheme.map(|scheme| scheme == Scheme::Https)))
+    }
+
+    /// Returns the frontend of PostgreSQL clients, which shares the certificates.
+    pub fn postgres(&self) -> Arc<PostgresFrontend> {
+        self.postgres.clone()
     }
 
     async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Connection, drain: Drain) {
@@ -145,21 +158,4 @@ async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, n
         lease.note_error(error);
     }
     info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
-}
-
-/// Reads until the ClientHello is whole, however it is split.
-async fn read_hello(stream: &mut BoxedIo) -> Result<(ClientHello, BytesMut), ReadError> {
-    let mut received = BytesMut::with_capacity(2 * 1024);
-    let reading = async {
-        loop {
-            if let Parse::Hello(hello) = client_hello::parse(&received)? {
-                return Ok(hello);
-            }
-            if stream.read_buf(&mut received).await? == 0 {
-                return Err(ReadError::Ended);
-            }
-        }
-    };
-    let hello = timeout(HANDSHAKE_TIMEOUT, reading).await.map_err(|_| ReadError::TimedOut)??;
-    Ok((hello, received))
 }

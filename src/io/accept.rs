@@ -1,11 +1,12 @@
 //! Listening sockets, and accept loops that survive errors.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fs::File, future::Future, io, net::SocketAddr, time::Duration};
 
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{Instant, sleep, timeout},
 };
 use tracing::warn;
 
@@ -14,7 +15,9 @@ const BACKLOG: i32 = 4096;
 
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// Binds and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -33,24 +36,54 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Hands every accepted connection to `serve`, for as long as it is polled.
 ///
-/// No error ends it: a connection that was reset before it was accepted is passed over, and where the process is out of
-/// descriptors or memory it waits for some to come free.
-pub async fn accept(listener: &TcpListener, mut serve: impl FnMut(TcpStream, SocketAddr)) -> std::convert::Infallible {
+/// No error ends it: a connection that was reset before it was accepted is passed over. Where the process is out of
+/// descriptors, connections go to `refuse` on the `spare` ones that are kept for this, until some come free.
+pub async fn accept<F: Future<Output = ()>>(
+    listener: &TcpListener,
+    spare: usize,
+    mut serve: impl FnMut(TcpStream, SocketAddr),
+    mut refuse: impl FnMut(TcpStream) -> F,
+) -> std::convert::Infallible {
+    let mut reserve: Vec<File> = Vec::new();
+    let mut refused = FuturesUnordered::new();
     let mut pause = PAUSE;
+    let mut warned: Option<Instant> = None;
     loop {
-        match listener.accept().await {
+        while reserve.len() + refused.len() < spare {
+            match File::open("/dev/null") {
+                Ok(file) => reserve.push(file),
+                Err(_) => break,
+            }
+        }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = refused.next() => continue,
+        };
+        let error = match accepted {
             Ok((stream, peer)) => {
                 pause = PAUSE;
                 // It fails only on a socket that is closed already.
                 let _ = stream.set_nodelay(true);
                 serve(stream, peer);
+                continue;
             }
-            Err(error) if is_about_one_connection(&error) => {}
-            Err(error) => {
-                warn!(%error, "cannot accept connections: trying again");
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+            Err(error) if is_about_one_connection(&error) => continue,
+            Err(error) => error,
+        };
+        if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            warned = Some(Instant::now());
+            warn!(%error, "cannot accept connections: trying again");
+        }
+        if is_about_descriptors(&error) && reserve.pop().is_some() {
+            if let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+                // One that says nothing cannot hold up the others.
+                refused.push(timeout(PAUSE, refuse(stream)));
             }
+            continue;
+        }
+        tokio::select! {
+            Some(_) = refused.next() => {}
+            () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
         }
     }
 }
@@ -58,4 +91,9 @@ pub async fn accept(listener: &TcpListener, mut serve: impl FnMut(TcpStream, Soc
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// EMFILE or ENFILE.
+fn is_about_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }

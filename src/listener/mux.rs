@@ -1,9 +1,17 @@
 //! One listener for every protocol: told apart by the first bytes, which are kept and replayed.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::BytesMut;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tracing::{debug, info};
 
 use crate::{
@@ -11,30 +19,59 @@ use crate::{
     frontend::{
         Connection,
         http::{HttpFrontend, HttpVersion},
+        proxied,
         tls::TlsFrontend,
     },
     io::{BoxedIo, prefixed::Prefixed},
+    metrics::Metrics,
+    routing::SharedRouter,
     wire::sniff::{Protocol, Sniff, sniff},
 };
 
 /// How long a client may stay silent at first. Browsers open connections that they may never use.
 const SILENCE: Duration = Duration::from_secs(10);
 
+const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 72\r\nRetry-After: 1\r\nConnection: close\r\nX-Adit-Error: out-of-descriptors\r\n\r\n\
+    adit has no descriptors left: close connections, or raise 'ulimit -n'.\r\n";
+
 /// Hands connections to the frontend of what they speak.
 pub struct Mux {
     http: Arc<HttpFrontend>,
     tls: Arc<TlsFrontend>,
+    router: SharedRouter,
+    metrics: Arc<Metrics>,
 }
 
 impl Mux {
-    pub fn new(http: Arc<HttpFrontend>, tls: Arc<TlsFrontend>) -> Self {
-        Self { http, tls }
+    pub fn new(http: Arc<HttpFrontend>, tls: Arc<TlsFrontend>, router: SharedRouter, metrics: Arc<Metrics>) -> Self {
+        Self { http, tls, router, metrics }
+    }
+
+    /// Turns a client away, for want of descriptors; one of HTTP/1 is told so.
+    pub async fn refuse(&self, mut stream: TcpStream) {
+        self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
+        let mut request = [0; 1024];
+        let Ok(count) = stream.read(&mut request).await else { return };
+        if matches!(sniff(&request[..count]), Sniff::Is(Protocol::Http1)) && stream.write_all(OVERLOADED).await.is_ok()
+        {
+            // Closing over unread bytes would be a reset, which can overtake the answer.
+            let _ = stream.shutdown().await;
+            while stream.read(&mut request).await.is_ok_and(|count| count > 0) {}
+        }
     }
 
     /// Serves one accepted connection.
     pub async fn serve(&self, mut stream: TcpStream, connection: Connection, drain: Drain) {
+        let router = self.router.load_full();
+        let (connection, received) =
+            match proxied::accept(&mut stream, &router.config.http.proxy_protocol, connection).await {
+                Ok(proxied) => proxied,
+                Err(error) => return info!(connection = connection.id, peer = %connection.peer, %error, "closed"),
+            };
+        drop(router);
         let first = tokio::select! {
-            first = timeout(SILENCE, first_bytes(&mut stream)) => first,
+            first = timeout(SILENCE, first_bytes(&mut stream, received)) => first,
             // One that has not spoken has nothing in progress.
             () = drain.started() => return,
         };
@@ -44,30 +81,36 @@ impl Mux {
                 return debug!(connection = connection.id, peer = %connection.peer, %error, "closed before it spoke");
             }
             Err(_) => {
+                self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
                 return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {} s", SILENCE.as_secs());
             }
         };
         let Some(protocol) = sniffed else {
+            self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
         };
-        let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
         match protocol {
-            Protocol::Tls => self.tls.clone().serve(stream, connection, drain).await,
-            Protocol::Http1 => self.http.clone().serve(stream, HttpVersion::Http1, connection, false, drain).await,
-            Protocol::Http2 => self.http.clone().serve(stream, HttpVersion::Http2, connection, false, drain).await,
+            Protocol::Tls => return self.tls.clone().serve(Box::new(stream), received, connection, drain).await,
+            Protocol::Postgres => return self.tls.postgres().serve(Box::new(stream), received, connection).await,
+            Protocol::Http1 | Protocol::Http2 => {}
         }
+        let version = if protocol == Protocol::Http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+        self.http.clone().serve(stream, version, connection, false, drain).await;
     }
 }
 
 /// Reads until the protocol is known. None: it is not one of ours.
-async fn first_bytes(stream: &mut TcpStream) -> io::Result<(BytesMut, Option<Protocol>)> {
-    // No buffer is held for a client that says nothing.
-    stream.readable().await?;
-    let mut received = BytesMut::with_capacity(1024);
+async fn first_bytes(stream: &mut TcpStream, mut received: BytesMut) -> io::Result<(BytesMut, Option<Protocol>)> {
     loop {
-        if stream.read_buf(&mut received).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        if received.is_empty() || sniff(&received) == Sniff::NeedMore {
+            // No buffer is held for a client that says nothing.
+            stream.readable().await?;
+            received.reserve(1024);
+            if stream.read_buf(&mut received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         match sniff(&received) {
             Sniff::Is(protocol) => return Ok((received, Some(protocol))),

@@ -1,7 +1,7 @@
 //! The set of listeners, and how a reload changes it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     sync::{
@@ -10,14 +10,18 @@ use std::{
     },
 };
 
-use tokio::{net::TcpListener, sync::oneshot};
+use futures::future::BoxFuture;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+};
 use tracing::{debug, info, warn};
 
 use super::mux::Mux;
 use crate::{
     config::Config,
     drain::Drain,
-    frontend::{Connection, tcp::TcpFrontend},
+    frontend::{Connection, sni::SniFrontend, tcp::TcpFrontend},
     io::accept,
 };
 
@@ -56,12 +60,37 @@ fn reason(error: &io::Error) -> String {
 pub enum Kind {
     Http,
     Tcp,
+    Sni,
+    Admin,
+}
+
+impl Kind {
+    /// Returns how many descriptors are kept for clients that are turned away when there are no others.
+    fn spare(self) -> usize {
+        match self {
+            Self::Http => 4,
+            Self::Tcp | Self::Sni | Self::Admin => 1,
+        }
+    }
 }
 
 /// The frontends behind the listeners.
 pub struct Frontends {
     pub mux: Mux,
     pub tcp: Arc<TcpFrontend>,
+    pub sni: Arc<SniFrontend>,
+    /// What `admin.listen` serves.
+    pub admin: Box<dyn Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+/// Returns what `config` listens on, and whether an address may be left out where the machine does not have it.
+fn wanted(config: &Config) -> impl Iterator<Item = (Kind, SocketAddr, bool)> {
+    let http = config.http.listen.iter().enumerate().map(|(at, address)| (Kind::Http, *address, at > 0));
+    let tcp = config.tcp.routes.keys().map(|address| (Kind::Tcp, *address, false));
+    let sni = config.sni.iter().flat_map(|sni| sni.listen.iter().enumerate());
+    let sni = sni.map(|(at, address)| (Kind::Sni, *address, at > 0));
+    let admin = config.admin.listen.iter().map(|address| (Kind::Admin, *address, false));
+    http.chain(tcp).chain(sni).chain(admin)
 }
 
 /// Sockets that are bound and not served yet.
@@ -87,10 +116,8 @@ impl Sockets {
     /// machine does not have is left out.
     pub fn bind(config: &Config, have: impl Fn(Kind, SocketAddr) -> bool) -> Result<Self, BindError> {
         let mut sockets = Vec::new();
-        let http = config.http.listen.iter().enumerate().map(|(at, address)| (Kind::Http, *address, at > 0));
-        let tcp = config.tcp.routes.keys().map(|address| (Kind::Tcp, *address, false));
         let mut first_port = None;
-        for (kind, configured, is_extra) in http.chain(tcp) {
+        for (kind, configured, is_extra) in wanted(config) {
             if have(kind, configured) {
                 continue;
             }
@@ -141,26 +168,44 @@ impl Ports {
             let Ok(local) = listener.local_addr() else { continue };
             let drain = self.drain.child();
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
+            let refusing = frontends.clone();
             // The loop itself ends with the drain; its connections are tracked by the whole process.
             let all = self.drain.clone();
             let (closed_tx, closed) = oneshot::channel();
             self.drain.spawn(async move {
                 let _closed = closed_tx;
                 let listener = listener;
-                let accepting = accept::accept(&listener, |stream, peer| {
-                    let connection = Connection {
-                        id: next.fetch_add(1, Ordering::Relaxed),
-                        peer,
-                        local: stream.local_addr().unwrap_or(local),
-                    };
-                    let (frontends, drain) = (frontends.clone(), of_listener.clone());
-                    all.spawn(async move {
-                        match kind {
-                            Kind::Http => frontends.mux.serve(stream, connection, drain).await,
-                            Kind::Tcp => frontends.tcp.clone().serve(stream, configured, connection, drain).await,
+                let accepting = accept::accept(
+                    &listener,
+                    kind.spare(),
+                    |stream, peer| {
+                        let connection = Connection {
+                            id: next.fetch_add(1, Ordering::Relaxed),
+                            peer,
+                            local: stream.local_addr().unwrap_or(local),
+                        };
+                        let (frontends, drain) = (frontends.clone(), of_listener.clone());
+                        all.spawn(async move {
+                            match kind {
+                                Kind::Http => frontends.mux.serve(stream, connection, drain).await,
+                                Kind::Tcp => frontends.tcp.clone().serve(stream, configured, connection, drain).await,
+                                Kind::Sni => frontends.sni.clone().serve(stream, connection).await,
+                                Kind::Admin => (frontends.admin)(stream, local).await,
+                            }
+                        });
+                    },
+                    |stream| {
+                        let frontends = refusing.clone();
+                        async move {
+                            match kind {
+                                Kind::Http => frontends.mux.refuse(stream).await,
+                                // A close that is no reset would look like an answer.
+                                Kind::Tcp => frontends.tcp.refuse(stream),
+                                Kind::Sni | Kind::Admin => {}
+                            }
                         }
-                    });
-                });
+                    },
+                );
                 tokio::select! {
                     never = accepting => match never {},
                     () = of_listener.started() => {}
@@ -177,11 +222,8 @@ impl Ports {
     /// # Errors
     /// A new address cannot be bound: what was served before is served again.
     pub async fn change(&mut self, config: &Config) -> Result<(), BindError> {
-        let is_wanted = |(kind, address): &(Kind, SocketAddr)| match kind {
-            Kind::Http => config.http.listen.contains(address),
-            Kind::Tcp => config.tcp.routes.contains_key(address),
-        };
-        let leaving: Vec<_> = self.serving.keys().copied().filter(|key| !is_wanted(key)).collect();
+        let kept: BTreeSet<_> = wanted(config).map(|(kind, address, _)| (kind, address)).collect();
+        let leaving: Vec<_> = self.serving.keys().copied().filter(|key| !kept.contains(key)).collect();
         let sockets = match self.bind_missing(config) {
             Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => {
                 let in_the_way: Vec<_> =

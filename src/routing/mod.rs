@@ -6,11 +6,11 @@ pub mod table;
 pub mod target;
 
 pub use router::{RouteError, Router, SharedRouter};
-pub use target::{ClusterId, Contexts, Target};
+pub use target::{ClusterId, Contexts, PodTarget, Target};
 
 use std::{sync::Arc, time::Duration};
 
-use crate::config::Scheme;
+use crate::config::HttpOptions;
 
 /// Where a connection goes, and how it is treated on the way.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,10 +18,8 @@ pub struct Route {
     /// The route as the user knows it: its key in the file, or the dynamic name.
     pub name: Arc<str>,
     pub target: Target,
-    /// None: decided by what the port turns out to be.
-    pub scheme: Option<Scheme>,
     /// Zero: never.
     pub idle_timeout: Duration,
-    pub verify: bool,
-    pub server_name: Option<String>,
+    /// How requests are treated; the default for TCP.
+    pub options: Arc<HttpOptions>,
 }

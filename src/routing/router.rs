@@ -1,16 +1,17 @@
 //! From a name to a route.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace},
+    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, SniBackend},
     routing::{
-        ClusterId, Contexts, Route, Target,
+        ClusterId, Contexts, PodTarget, Route, Target,
         hostname::{DynamicName, NameError},
         table,
     },
+    wire::proxy_protocol::Version,
 };
 
 /// The meaning of every name, for one configuration and one state of the kubeconfig.
@@ -21,6 +22,8 @@ pub struct Router {
     pub http_contexts: Arc<Contexts>,
     /// The contexts of `tcp.k8s.kubeconfig`.
     pub tcp_contexts: Arc<Contexts>,
+    /// Of a relay: the routes of its clients, by host, and nothing else.
+    pub relayed: Option<Arc<BTreeMap<String, Route>>>,
 }
 
 /// The router in force; swapped by a reload or a change of the kubeconfig, read once per request.
@@ -32,6 +35,9 @@ pub enum RouteError {
     /// Display: `no route for argo.localhost`.
     #[error("no route for {host}")]
     Unknown { host: String, near: Vec<String> },
+    /// The same at a relay.
+    #[error("no tunnel has the name {host}")]
+    NoTunnel { host: String },
     /// A dynamic name whose parts are not what its grammar wants.
     #[error("{host} is not a name that can be reached: {reason}")]
     Malformed { host: String, reason: String },
@@ -48,15 +54,21 @@ impl Router {
     /// Static routes first (exact, then wildcards, the longest first), then the dynamic forms.
     pub fn http(&self, host: &str) -> Result<Route, RouteError> {
         let host = table::normalise(host);
+        if let Some(relayed) = &self.relayed {
+            return relayed.get(&host).cloned().ok_or(RouteError::NoTunnel { host });
+        }
         let routes = &self.config.http.routes;
         if let Some((key, route)) = table::find(routes, &host) {
             return Ok(Route {
                 name: key.into(),
-                target: self.target(&route.destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?,
-                scheme: route.scheme,
+                target: Target::Pods(self.target(
+                    &route.destination,
+                    &self.http_contexts,
+                    &self.config.http.kubeconfig,
+                    &host,
+                )?),
                 idle_timeout: route.idle_timeout,
-                verify: route.verify,
-                server_name: route.server_name.clone(),
+                options: route.options.clone(),
             });
         }
         let name = match DynamicName::parse(&host, &self.config.http.dynamic_host) {
@@ -77,8 +89,9 @@ impl Router {
         if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
             return Err(RouteError::DynamicDenied { context: context.to_string(), host });
         }
+        let target = Target::Pods(target);
         let idle_timeout = self.config.http.idle_timeout;
-        Ok(Route { name: host.as_str().into(), target, scheme: None, idle_timeout, verify: false, server_name: None })
+        Ok(Route { name: host.as_str().into(), target, idle_timeout, options: Arc::default() })
     }
 
     /// Returns the route of a TCP listener.
@@ -88,19 +101,45 @@ impl Router {
             return Err(RouteError::Unknown { host: name, near: Vec::new() });
         };
         let target = self.target(&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig, &name)?;
-        Ok(Route {
-            name: name.into(),
-            target,
-            scheme: None,
-            idle_timeout: route.idle_timeout,
-            verify: false,
-            server_name: None,
-        })
+        let target = Target::Pods(target);
+        Ok(Route { name: name.into(), target, idle_timeout: route.idle_timeout, options: Arc::default() })
+    }
+
+    /// Returns the route of a server name at the SNI listener, and the PROXY header that its backend wants.
+    pub fn sni(&self, name: &str) -> Result<(Route, Option<Version>), RouteError> {
+        let name = table::normalise(name);
+        let routes = self.config.sni.as_ref().map(|sni| &sni.routes);
+        let Some((key, route)) = routes.and_then(|routes| table::find(routes, &name)) else {
+            let near = routes.map(|routes| table::near(routes, &name)).unwrap_or_default();
+            return Err(RouteError::Unknown { host: name, near });
+        };
+        let target = match &route.backend {
+            SniBackend::Kubernetes(destination) => {
+                Target::Pods(self.target(destination, &self.http_contexts, &self.config.http.kubeconfig, &name)?)
+            }
+            SniBackend::Command(command) => Target::Command(command.clone()),
+        };
+        let (idle_timeout, send_proxy) = (route.idle_timeout, route.send_proxy);
+        Ok((Route { name: key.into(), target, idle_timeout, options: Arc::default() }, send_proxy))
     }
 
     /// Returns whether a static or dynamic route may still lead to a target: to be asked after a reload.
     pub fn leads_to(&self, target: &Target) -> bool {
-        let is = |found: Result<Target, RouteError>| found.is_ok_and(|found| found == *target);
+        let sni = || self.config.sni.iter().flat_map(|sni| sni.routes.values());
+        let target = match target {
+            Target::Command(command) => {
+                return sni().any(|route| matches!(&route.backend, SniBackend::Command(other) if other == command));
+            }
+            Target::Pods(target) => target,
+            Target::Relayed(_) => return true,
+        };
+        let is = |found: Result<Arc<PodTarget>, RouteError>| found.is_ok_and(|found| found == *target);
+        let of_sni = sni().filter_map(|route| match &route.backend {
+            SniBackend::Kubernetes(destination) => {
+                Some((&**destination, &self.http_contexts, &self.config.http.kubeconfig))
+            }
+            SniBackend::Command(_) => None,
+        });
         let http = self
             .config
             .http
@@ -113,7 +152,11 @@ impl Router {
             .routes
             .values()
             .map(|route| (&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig));
-        if http.chain(tcp).any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, ""))) {
+        if http
+            .chain(tcp)
+            .chain(of_sni)
+            .any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, "")))
+        {
             return true;
         }
         // Any target of these clusters has a dynamic name, unless its context is closed to them, or it goes on from a pod.
@@ -142,7 +185,7 @@ impl Router {
         contexts: &Contexts,
         paths: &KubeconfigPaths,
         host: &str,
-    ) -> Result<Target, RouteError> {
+    ) -> Result<Arc<PodTarget>, RouteError> {
         let context =
             destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
         let Some(context) = context else {
@@ -156,13 +199,13 @@ impl Router {
             destination.namespace.clone().or_else(of_alias).or_else(|| contexts.namespaces.get(context).cloned());
         let kubeconfig =
             if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
-        Ok(Target {
+        Ok(Arc::new(PodTarget {
             cluster: ClusterId { kubeconfig, context: context.clone() },
             namespace: namespace.unwrap_or_else(|| Namespace("default".to_owned())),
             workload: destination.workload.clone(),
             port: destination.port.clone(),
             jump: destination.jump.clone(),
-        })
+        }))
     }
 }
 
@@ -170,10 +213,18 @@ impl RouteError {
     /// Returns a stable, machine-readable name.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } => "unknown-host",
+            Self::Unknown { .. } | Self::NoTunnel { .. } => "unknown-host",
             Self::Malformed { .. } => "malformed-host",
             Self::DynamicDenied { .. } => "dynamic-denied",
             Self::NoContext { .. } => "no-context",
+        }
+    }
+
+    /// Returns the name that is likest to the one that was asked for, where there is one.
+    pub fn near(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { near, .. } => near.first().map(String::as_str),
+            _ => None,
         }
     }
 
@@ -184,6 +235,7 @@ impl RouteError {
                 format!("did you mean {}? or use <service>.<namespace>.localhost", near.join(" or "))
             }
             Self::Unknown { .. } => "use <service>.<namespace>.localhost, or add a route to http.k8s.routes".to_owned(),
+            Self::NoTunnel { .. } => "does 'adit local --name NAME' run?".to_owned(),
             Self::Malformed { .. } => "use <service>.<namespace>.localhost".to_owned(),
             Self::DynamicDenied { context, .. } => {
                 format!("add a route to http.k8s.routes, or set dynamic: allow for {context}")
@@ -195,7 +247,7 @@ impl RouteError {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, path::Path};
+    use std::path::Path;
 
     use super::*;
     use crate::config::{PortRef, Workload, validate};
@@ -211,7 +263,7 @@ mod tests {
             ]),
             problem: None,
         });
-        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts }
+        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None }
     }
 
     #[test]
@@ -228,6 +280,7 @@ mod tests {
         let router =
             router("http: {k8s: {routes: {a.localhost: {service: a}, b.localhost: {service: b, context: Prod}}}}\n");
         let a = router.http("a.localhost").unwrap().target;
+        let a = a.pods().unwrap().clone();
         assert_eq!(
             (a.to_string(), a.port, a.workload),
             ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".into()))

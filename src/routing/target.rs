@@ -1,8 +1,8 @@
 //! What a tunnel leads to.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use crate::config::{ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
+use crate::config::{Command, ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
 /// One cluster, seen as one user: a context of certain kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,7 +13,66 @@ pub struct ClusterId {
 
 /// What to reach, never how the client asked: two names of one Service are one target and share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Target {
+pub enum Target {
+    Pods(Arc<PodTarget>),
+    /// What a command leads to.
+    Command(Arc<Command>),
+    /// The client of this relay that has the name.
+    Relayed(Arc<str>),
+}
+
+impl Target {
+    /// Returns the pods that it is. None: it is something else.
+    pub fn pods(&self) -> Option<&PodTarget> {
+        match self {
+            Self::Pods(target) => Some(target),
+            Self::Command(_) | Self::Relayed(_) => None,
+        }
+    }
+
+    /// Returns how long it may take until it can be reached, beyond what every target may.
+    pub fn startup_time(&self) -> Duration {
+        match self {
+            Self::Pods(target) => {
+                let create = target.jump.as_ref().and_then(|jump| jump.create.as_ref());
+                create.map_or(Duration::ZERO, |create| create.timeout)
+            }
+            Self::Command(command) => command.startup_timeout,
+            Self::Relayed(_) => Duration::ZERO,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pods(target) => target.fmt(f),
+            Self::Command(command) => write!(f, "command {}", shown(&command.run)),
+            Self::Relayed(name) => write!(f, "relayed {name}"),
+        }
+    }
+}
+
+/// Returns a command as it may be shown: without what its options call a secret.
+fn shown(run: &[String]) -> String {
+    let is_secret = |option: &str| {
+        let option = option.to_ascii_lowercase();
+        option.starts_with('-') && ["token", "secret", "password", "key="].iter().any(|word| option.contains(word))
+    };
+    let mut words = Vec::new();
+    for (at, word) in run.iter().enumerate() {
+        words.push(match word.split_once('=') {
+            Some((option, _)) if is_secret(word) => format!("{option}=***"),
+            None if at > 0 && is_secret(&run[at - 1]) && !run[at - 1].contains('=') => "***".to_owned(),
+            _ => word.clone(),
+        });
+    }
+    words.join(" ")
+}
+
+/// Pods of a cluster, and what lies behind them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodTarget {
     pub cluster: ClusterId,
     pub namespace: Namespace,
     pub workload: Workload,
@@ -23,7 +82,7 @@ pub struct Target {
 }
 
 /// `context/namespace/service:port`, with `->host:port` behind it for a jump; the id of the tunnel in logs, in `adit status` and for `adit stop`.
-impl fmt::Display for Target {
+impl fmt::Display for PodTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/", self.cluster.context, self.namespace)?;
         match &self.workload {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     BUDGET,
     lease::{self, Hold, Lease},
-    task::{self, Tunnel, View},
+    task::{self, Tunnel, Usage, View},
 };
 use crate::{
     backend::{Backend, OpenError},
@@ -39,9 +42,36 @@ struct Shared {
 /// Tunnels that start, run, or have failed a moment ago: others are forgotten, so that random names cannot fill it.
 struct Tunnels {
     by_target: HashMap<Target, Arc<Tunnel>>,
+    /// What the tunnels that are over have done.
+    past: Totals,
     /// A token bucket for tunnels that are made.
     tokens: f64,
     filled: Instant,
+}
+
+/// What all tunnels have done since the start of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Sessions that were opened.
+    pub opens: u64,
+    /// Attempts to open one that failed.
+    pub failures: u64,
+    pub streams: u64,
+    /// Bytes from clients to pods.
+    pub up: u64,
+    /// Bytes from pods to clients.
+    pub down: u64,
+}
+
+impl Totals {
+    fn add(&mut self, usage: &Usage) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.opens += of(&usage.opens);
+        self.failures += of(&usage.failures);
+        self.streams += of(&usage.streams);
+        self.up += of(&usage.up);
+        self.down += of(&usage.down);
+    }
 }
 
 /// One tunnel as `adit status` shows it.
@@ -74,7 +104,8 @@ pub struct TunnelSnapshot {
 impl Manager {
     /// `drain` tracks the tunnels' tasks; when it starts, acquire answers [`OpenError::Stopped`].
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
-        let tunnels = Tunnels { by_target: HashMap::new(), tokens: NEW_AT_ONCE, filled: Instant::now() };
+        let tunnels =
+            Tunnels { by_target: HashMap::new(), past: Totals::default(), tokens: NEW_AT_ONCE, filled: Instant::now() };
         Self { shared: Arc::new(Shared { backend, drain, tunnels: Mutex::new(tunnels) }) }
     }
 
@@ -83,8 +114,7 @@ impl Manager {
     ///
     /// `idle_timeout`: the tunnel closes after this long without use; zero: never. Where routes differ, the longest counts.
     pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
-        let create = target.jump.as_ref().and_then(|jump| jump.create.as_ref());
-        let deadline = Instant::now() + BUDGET + create.map_or(Duration::ZERO, |create| create.timeout);
+        let deadline = Instant::now() + BUDGET + target.startup_time();
         loop {
             let hold = self.hold(target, idle_timeout)?;
             match lease::running(&hold.0, None, deadline).await {
@@ -121,6 +151,7 @@ impl Manager {
         self.shared.drain.spawn(async move {
             task::run(tunnel.clone(), shared.backend.clone()).await;
             let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
+            tunnels.past.add(&tunnel.usage);
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
                 tunnels.by_target.remove(&tunnel.target);
             }
@@ -141,6 +172,14 @@ impl Manager {
         let mut snapshots: Vec<_> = self.all().iter().map(|tunnel| snapshot(tunnel)).collect();
         snapshots.sort_by(|a, b| a.target.cmp(&b.target));
         snapshots
+    }
+
+    /// Returns what all tunnels have done, those that are over included.
+    pub fn totals(&self) -> Totals {
+        let tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
+        let mut totals = tunnels.past;
+        tunnels.by_target.values().for_each(|tunnel| totals.add(&tunnel.usage));
+        totals
     }
 
     /// Stops the tunnel whose target displays as `id`; its open streams end. Returns whether there was one.

@@ -67,6 +67,9 @@ pub(super) struct Usage {
     pub up: AtomicU64,
     pub down: AtomicU64,
     pub streams: AtomicU64,
+    /// Sessions that were opened, and attempts that failed.
+    pub opens: AtomicU64,
+    pub failures: AtomicU64,
     started: Instant,
     /// Milliseconds from `started` to the last use.
     last: AtomicU64,
@@ -78,6 +81,8 @@ impl Usage {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            opens: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             started: Instant::now(),
             last: AtomicU64::new(0),
         }
@@ -239,10 +244,12 @@ async fn open(
             info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
             *running = Some(Arc::new(Running { session, endpoint }));
             tunnel.usage.touch();
+            tunnel.usage.opens.fetch_add(1, Ordering::Relaxed);
             Event::Opened
         }
         Err(error) => {
             tunnel.view.send_replace(View::Starting(Some(error.clone())));
+            tunnel.usage.failures.fetch_add(1, Ordering::Relaxed);
             Event::OpenFailed(error)
         }
     }

@@ -23,7 +23,7 @@ use crate::{
     drain::Drain,
     io::BoxedIo,
     k8s::ClusterError,
-    routing::{ClusterId, Target},
+    routing::{ClusterId, PodTarget, Target},
 };
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -115,13 +115,13 @@ impl Session for ScriptedSession {
 }
 
 fn target(service: &str) -> Target {
-    Target {
+    Target::Pods(Arc::new(PodTarget {
         cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
         namespace: Namespace("n".into()),
         workload: Workload::Service(service.into()),
         port: PortRef::Number(80),
         jump: None,
-    }
+    }))
 }
 
 fn manager(backend: Scripted) -> (Manager, Arc<Scripted>, Drain) {

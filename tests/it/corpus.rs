@@ -44,3 +44,23 @@ fn spdy() {
 fn websocket() {
     replay("websocket", checks::websocket::check);
 }
+
+#[test]
+fn http1() {
+    replay("http1", checks::http1::check);
+}
+
+#[test]
+fn postgres() {
+    replay("postgres", checks::postgres::check);
+}
+
+#[test]
+fn proxy_protocol() {
+    replay("proxy_protocol", checks::proxy_protocol::check);
+}
+
+#[test]
+fn relay() {
+    replay("relay", checks::relay::check);
+}

@@ -58,12 +58,12 @@ impl Certs {
         })
     }
 
-    /// Returns the server's configuration for connections that we end: HTTP/2 and HTTP/1.1.
-    pub fn server_config(self: Arc<Self>) -> io::Result<Arc<ServerConfig>> {
+    /// Returns the server's configuration for connections that we end. `protocols`: by ALPN, the one we like best first.
+    pub fn server_config(self: Arc<Self>, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
         let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(Resolver(self)));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Arc::new(config))
     }
 

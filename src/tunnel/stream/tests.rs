@@ -20,7 +20,7 @@ use crate::{
     backend::{Backend, CloseReason, Endpoint, Placement, ServicePort, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
-    routing::{ClusterId, Target},
+    routing::{ClusterId, PodTarget, Target},
     tunnel::{Lease, Manager},
 };
 
@@ -198,13 +198,13 @@ async fn stream<const N: usize>(streams: [BoxedIo; N]) -> (BoxedIo, Around) {
 }
 
 fn target() -> Target {
-    Target {
+    Target::Pods(Arc::new(PodTarget {
         cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
         namespace: Namespace("n".into()),
         workload: Workload::Service("s".into()),
         port: PortRef::Number(80),
         jump: None,
-    }
+    }))
 }
 
 #[tokio::test(start_paused = true)]

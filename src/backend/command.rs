@@ -1,0 +1,301 @@
+//! Commands that lead to a backend: started when somebody comes, shared, restarted, stopped when idle.
+//!
+//! A command that listens gets a port of the pool, and is ready when it listens there. That is seen from outside, without
+//! connecting: to `cloudflared` and its like each connection is a session of its own, and may be a sign-in. With `mode: stdio`
+//! there is no port, and a process for each connection.
+//!
+//! Between adit and a command stands a [`supervisor`], so that none outlives adit, whatever becomes of it.
+
+pub mod output;
+pub mod ports;
+pub mod process;
+pub mod supervisor;
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use self::{
+    ports::{Lent, PortPool},
+    process::Process,
+};
+use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
+use crate::{
+    config::{Command, CommandMode},
+    io::{BoxedIo, Io},
+};
+
+/// How often it is looked whether a command listens.
+const LOOK_EVERY: Duration = Duration::from_millis(40);
+
+/// A command that ended sooner than this after its start is not started again at once.
+const SOON: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The backend of commands.
+pub struct Commands {
+    supervisor: Option<PathBuf>,
+    ports: Arc<PortPool>,
+    started: Mutex<HashMap<Arc<Command>, Started>>,
+}
+
+/// When a command was started last, and how often in a row it ended soon.
+#[derive(Clone, Copy)]
+struct Started {
+    at: Instant,
+    soon: u32,
+}
+
+impl Commands {
+    /// `supervisor`: the program that runs [`supervisor::run`] for the words behind `supervise --`. None: commands are started
+    /// without it.
+    pub fn new(supervisor: Option<PathBuf>) -> Self {
+        Self { supervisor, ports: Arc::default(), started: Mutex::default() }
+    }
+
+    /// Starts the command, and waits until it listens.
+    ///
+    /// # Errors
+    /// It is not there, ends, does not listen in time, or there is no port for it.
+    pub async fn open(&self, command: &Arc<Command>) -> Result<Box<dyn Session>, OpenError> {
+        let program = process::find(&command.run[0]).ok_or_else(|| OpenError::Command {
+            what: format!("{} cannot be started", command.run[0]),
+            cause: "there is no such program in PATH".to_owned(),
+            hint: Some("install it, or give its whole path".to_owned()),
+        })?;
+        let endpoint = |port| Endpoint {
+            pod: command.run[0].clone(),
+            container_port: port,
+            port: ServicePort { number: port, name: None, app_protocol: None },
+            protocol: match command.mode {
+                CommandMode::Listen => "command",
+                CommandMode::Stdio => "command over stdio",
+            },
+        };
+        let (gauges, placement) = (Arc::<SessionGauges>::default(), Placement::new(&command.run[0]));
+        if command.mode == CommandMode::Stdio {
+            let (command, supervisor) = (command.clone(), self.supervisor.clone());
+            return Ok(Box::new(StdioSession {
+                command,
+                program,
+                supervisor,
+                endpoint: endpoint(0),
+                placement,
+                gauges,
+            }));
+        }
+        let port = self.ports.take(command.ports).ok_or_else(|| OpenError::Command {
+            what: format!("{} cannot be started", command.run[0]),
+            cause: format!("no port from {} to {} is free", command.ports.0, command.ports.1),
+            hint: Some("widen sni.port_range".to_owned()),
+        })?;
+        self.pause(command).await;
+        let process = Process::start(command, &program, self.supervisor.as_deref(), Some(port.number()))?;
+        let until = Instant::now() + command.startup_timeout;
+        loop {
+            if let Some(end) = process.end() {
+                return Err(process.failed(&end));
+            }
+            if ports::is_listened_on(port.number()) {
+                break;
+            }
+            if Instant::now() >= until {
+                let seconds = command.startup_timeout.as_secs();
+                return Err(process.failed(&format!("it does not listen on port {} after {seconds} s", port.number())));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        let endpoint = endpoint(port.number());
+        Ok(Box::new(ListenSession { process, port, endpoint, placement, gauges }))
+    }
+
+    /// Waits before a command that keeps ending is started again.
+    async fn pause(&self, command: &Arc<Command>) {
+        let now = Instant::now();
+        let pause = {
+            let mut started = self.started.lock().expect("no panic while the lock is held");
+            // What a reload has taken away is forgotten in time.
+            started.retain(|_, last| now.duration_since(last.at) < LONGEST_PAUSE + SOON);
+            let last = started.get(command).copied();
+            let soon = last.filter(|last| now.duration_since(last.at) < SOON).map_or(0, |last| last.soon + 1);
+            let pause = FIRST_PAUSE.saturating_mul(1 << soon.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
+            let pause = if soon == 0 { Duration::ZERO } else { pause };
+            started.insert(command.clone(), Started { at: now + pause, soon });
+            pause
+        };
+        sleep(pause).await;
+    }
+}
+
+/// A process that listens.
+struct ListenSession {
+    process: Process,
+    port: Lent,
+    endpoint: Endpoint,
+    placement: Placement,
+    gauges: Arc<SessionGauges>,
+}
+
+impl Session for ListenSession {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+        Box::pin(async move {
+            let port = self.port.number();
+            let connected = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+                Err(_) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await,
+                connected => connected,
+            };
+            let stream =
+                connected.map_err(|error| StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") })?;
+            // It fails only on a socket that is closed already.
+            let _ = stream.set_nodelay(true);
+            Ok((counted(stream, &self.gauges), self.placement.clone()))
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        Box::pin(async move { CloseReason::Lost { detail: self.process.ended().await } })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.gauges
+    }
+}
+
+/// A process for each connection.
+struct StdioSession {
+    command: Arc<Command>,
+    program: PathBuf,
+    supervisor: Option<PathBuf>,
+    endpoint: Endpoint,
+    placement: Placement,
+    gauges: Arc<SessionGauges>,
+}
+
+impl Session for StdioSession {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+        Box::pin(async move {
+            let stream = process::stream(&self.command, &self.program, self.supervisor.as_deref())
+                .map_err(|error| StreamFault::Other { detail: error.to_string() })?;
+            Ok((counted(stream, &self.gauges), self.placement.clone()))
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        Box::pin(std::future::pending())
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn gauges(&self) -> &SessionGauges {
+        &self.gauges
+    }
+}
+
+/// A stream that is counted while it lives.
+struct Counted<T> {
+    inner: T,
+    gauges: Arc<SessionGauges>,
+}
+
+fn counted<T: Io>(inner: T, gauges: &Arc<SessionGauges>) -> BoxedIo {
+    gauges.streams.fetch_add(1, Ordering::Relaxed);
+    Box::new(Counted { inner, gauges: gauges.clone() })
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        self.gauges.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn command(run: &[&str], mode: CommandMode) -> Arc<Command> {
+        Arc::new(Command {
+            run: run.iter().map(|word| (*word).to_owned()).collect(),
+            mode,
+            env: BTreeMap::new(),
+            env_from: BTreeMap::new(),
+            startup_timeout: Duration::from_millis(600),
+            ports: (21_800, 21_899),
+        })
+    }
+
+    async fn error(run: &[&str]) -> (String, String) {
+        let error = Commands::new(None).open(&command(run, CommandMode::Listen)).await.err().expect("it fails");
+        (error.to_string(), error.cause().unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn why_a_command_does_not_lead_anywhere_is_told_with_what_it_said() {
+        assert!(error(&["no-such-program-anywhere", "{port}"]).await.1.contains("no such program in PATH"));
+        let (what, said) = error(&["sh", "-c", "echo to {port}; echo '\x1b[31mbad\x1b[0m token' >&2; exit 3"]).await;
+        assert!(what.contains("exit code 3"), "{what}");
+        assert!(said.contains("bad token") && !said.contains('\x1b'), "{said}");
+        let (what, _) = error(&["sh", "-c", "sleep 100; : {port}"]).await;
+        assert!(what.contains("does not listen on port 218"), "{what}");
+    }
+
+    #[tokio::test]
+    async fn a_process_for_each_connection_speaks_over_its_standard_streams() {
+        let session = Commands::new(None).open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();
+        let (mut one, _) = session.connect().await.unwrap();
+        let (mut other, _) = session.connect().await.unwrap();
+        one.write_all(b"one").await.unwrap();
+        other.write_all(b"other").await.unwrap();
+        one.shutdown().await.unwrap();
+        let mut back = String::new();
+        one.read_to_string(&mut back).await.unwrap();
+        assert_eq!((back.as_str(), session.gauges().streams.load(Ordering::Relaxed)), ("one", 2));
+        let failing =
+            Commands::new(None).open(&command(&["sh", "-c", "echo no >&2; exit 1"], CommandMode::Stdio)).await;
+        let (mut stream, _) = failing.unwrap().connect().await.unwrap();
+        assert!(stream.read_to_string(&mut back).await.unwrap_err().to_string().contains("no"));
+    }
+}

@@ -1,0 +1,134 @@
+//! What a command says: to our log, line by line, without its secrets and its escape sequences.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tracing::info;
+
+use crate::config::Command;
+
+/// The longest line that is kept; the rest of it is left out.
+const LONGEST_LINE: usize = 2048;
+
+/// How many lines are kept for the error.
+const MOST_LINES: usize = 8;
+
+/// The last lines of a process, and what must not be seen in them.
+#[derive(Clone)]
+pub struct Output {
+    name: Arc<str>,
+    secrets: Arc<[String]>,
+    last: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Output {
+    /// `name`: how the log calls it.
+    pub fn new(name: &str, command: &Command) -> Self {
+        let from = command.env_from.values().filter_map(|ours| std::env::var(ours).ok());
+        let is_secret = |name: &str| {
+            ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.to_ascii_uppercase().contains(word))
+        };
+        let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
+        // A short value would tear holes into every line.
+        let secrets = from.chain(set).filter(|secret| secret.len() >= 4).collect();
+        Self { name: name.into(), secrets, last: Arc::default() }
+    }
+
+    /// Returns the last lines, one behind the other.
+    pub fn last(&self) -> String {
+        let last = self.last.lock().expect("no panic while the lock is held");
+        last.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
+    }
+
+    /// Reads to the end.
+    pub async fn follow(self, mut from: impl AsyncRead + Unpin) {
+        let mut buffer = BytesMut::new();
+        loop {
+            let read = from.read_buf(&mut buffer).await;
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                self.line(&buffer.split_to(end + 1));
+            }
+            if buffer.len() > LONGEST_LINE || !matches!(read, Ok(count) if count > 0) {
+                self.line(&buffer.split());
+            }
+            if !matches!(read, Ok(count) if count > 0) {
+                return;
+            }
+        }
+    }
+
+    fn line(&self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_LINE)]);
+        let mut line = plain(&text);
+        for secret in self.secrets.iter() {
+            line = line.replace(secret.as_str(), "***");
+        }
+        if line.is_empty() {
+            return;
+        }
+        info!(target: "adit::command", command = &*self.name, "{line}");
+        let mut last = self.last.lock().expect("no panic while the lock is held");
+        if last.len() == MOST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+}
+
+/// Returns text without escape sequences (ECMA-48) and other control characters.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '\x1b' => match characters.next() {
+                // CSI: up to its final byte.
+                Some('[') => drop(characters.find(|character| ('@'..='~').contains(character))),
+                // OSC: up to BEL or ST.
+                Some(']') => {
+                    while let Some(character) = characters.next() {
+                        if character == '\x07' || (character == '\x1b' && characters.next_if_eq(&'\\').is_some()) {
+                            break;
+                        }
+                    }
+                }
+                _ => {}
+            },
+            '\t' => plain.push(' '),
+            character if character.is_control() => {}
+            character => plain.push(character),
+        }
+    }
+    plain.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_do_not_reach_the_terminal() {
+        assert_eq!(plain("\x1b[1;31mred\x1b[0m\tand \x1b]0;title\x07plain\r\n"), "red and plain");
+        assert_eq!(plain("\x1b[2J\x1b(B\x08ok\x1b["), "Bok");
+    }
+
+    #[tokio::test]
+    async fn secrets_are_masked_and_the_last_lines_kept() {
+        let command = Command {
+            run: vec!["x".into()],
+            mode: crate::config::CommandMode::Stdio,
+            env: [("API_TOKEN".to_owned(), "hunter22".to_owned())].into(),
+            env_from: Default::default(),
+            startup_timeout: Default::default(),
+            ports: (1, 1),
+        };
+        let output = Output::new("x", &command);
+        let said: String = (0..20).map(|at| format!("line {at} hunter22\n")).collect();
+        output.clone().follow(said.as_bytes()).await;
+        assert!(output.last().starts_with("line 12 *** | line 13") && output.last().ends_with("line 19 ***"));
+    }
+}

@@ -1,0 +1,261 @@
+//! One process of a command.
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::{ExitStatus, Stdio},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    process::{Child, ChildStdin, ChildStdout, Command as Spawn},
+    sync::watch,
+    time::timeout,
+};
+
+use super::{output::Output, supervisor::GRACE};
+use crate::{
+    backend::{OpenError, StreamFault},
+    config::Command,
+};
+
+/// What every program needs of our environment.
+const KEPT: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "SSH_AUTH_SOCK",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+];
+const KEPT_PREFIXES: &[&str] = &["LC_", "XDG_"];
+
+/// Returns the path of a program: as it is where it has a slash, else the first in `PATH`.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let is_program =
+        |path: &PathBuf| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if program.contains('/') {
+        return Some(crate::config::defaults::expand_home(program)).filter(is_program);
+    }
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(is_program)
+}
+
+/// A process that runs, and is stopped when this is dropped.
+pub struct Process {
+    pid: Option<Pid>,
+    shown: String,
+    output: Output,
+    end: watch::Receiver<Option<String>>,
+}
+
+impl Process {
+    /// Starts it, with nothing to read.
+    ///
+    /// # Errors
+    /// The system does not start it.
+    pub fn start(
+        command: &Command,
+        program: &Path,
+        supervisor: Option<&Path>,
+        port: Option<u16>,
+    ) -> Result<Self, OpenError> {
+        let mut spawn = prepared(command, program, supervisor, port);
+        let mut child =
+            spawn.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
+        let stdout = child.stdout.take();
+        let process = Self::watch(command, child);
+        if let Some(stdout) = stdout {
+            tokio::spawn(process.output.clone().follow(stdout));
+        }
+        Ok(process)
+    }
+
+    fn watch(command: &Command, mut child: Child) -> Self {
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let output = Output::new(&command.run[0], command);
+        let said = child.stderr.take().map(|stderr| tokio::spawn(output.clone().follow(stderr)));
+        let (end_tx, end) = watch::channel(None);
+        tokio::spawn(async move {
+            let end = tokio::select! {
+                status = child.wait() => status.map_or_else(|error| error.to_string(), described),
+                // It has been told to end; its supervisor gives it its time.
+                () = end_tx.closed() => {
+                    if timeout(GRACE + Duration::from_secs(1), child.wait()).await.is_err() {
+                        signal(pid, Signal::KILL);
+                    }
+                    return;
+                }
+            };
+            // What it said last is read before its end is told.
+            if let Some(said) = said {
+                let _ = timeout(Duration::from_millis(500), said).await;
+            }
+            // Nobody may want to know any more.
+            let _ = end_tx.send(Some(end));
+        });
+        Self { pid, shown: command.run[0].clone(), output, end }
+    }
+
+    /// Returns how it ended. None: it runs.
+    pub fn end(&self) -> Option<String> {
+        self.end.borrow().clone()
+    }
+
+    /// Resolves with how it ended.
+    pub async fn ended(&self) -> String {
+        let mut end = self.end.clone();
+        let ended = end.wait_for(Option::is_some).await;
+        let how = ended.ok().and_then(|end| end.clone()).unwrap_or_else(|| "it ended".to_owned());
+        let said = self.output.last();
+        if said.is_empty() { how } else { format!("{how}: {said}") }
+    }
+
+    /// Returns the error for a process that is of no use.
+    pub fn failed(&self, how: &str) -> OpenError {
+        let said = self.output.last();
+        let cause = if said.is_empty() { "it said nothing".to_owned() } else { format!("it said: {said}") };
+        OpenError::Command { what: format!("{}: {how}", self.shown), cause, hint: None }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.end.borrow().is_none() {
+            signal(self.pid, Signal::TERM);
+        }
+    }
+}
+
+fn signal(pid: Option<Pid>, signal: Signal) {
+    if let Some(pid) = pid {
+        // It may have ended just now.
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+fn prepared(command: &Command, program: &Path, supervisor: Option<&Path>, port: Option<u16>) -> Spawn {
+    let port = port.map(|port| port.to_string()).unwrap_or_default();
+    let arguments = command.run[1..].iter().map(|word| OsString::from(word.replace("{port}", &port)));
+    let mut spawn = match supervisor {
+        Some(supervisor) => {
+            let mut spawn = Spawn::new(supervisor);
+            spawn.args(["supervise", "--"]).arg(program);
+            spawn
+        }
+        None => Spawn::new(program),
+    };
+    let is_kept = |name: &str| KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    spawn.args(arguments).env_clear();
+    spawn.envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)));
+    spawn.envs(command.env_from.iter().filter_map(|(name, ours)| Some((name, env::var_os(ours)?)))).envs(&command.env);
+    // Ctrl-C in our terminal is ours alone.
+    spawn.process_group(0).stderr(Stdio::piped()).kill_on_drop(false);
+    spawn
+}
+
+fn not_started(command: &Command, error: &io::Error) -> OpenError {
+    OpenError::Command { what: format!("{} cannot be started", command.run[0]), cause: error.to_string(), hint: None }
+}
+
+fn described(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("it ended with exit code {code}"),
+        (None, Some(signal)) => format!("it was ended by signal {signal}"),
+        (None, None) => "it ended".to_owned(),
+    }
+}
+
+/// Starts a process whose standard streams are the stream.
+///
+/// # Errors
+/// The system does not start it.
+pub fn stream(command: &Command, program: &Path, supervisor: Option<&Path>) -> Result<StdioStream, OpenError> {
+    let mut spawn = prepared(command, program, supervisor, None);
+    let mut child =
+        spawn.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    Ok(StdioStream { stdin, stdout, process: Process::watch(command, child), ended: None })
+}
+
+/// The standard input and output of a process.
+pub struct StdioStream {
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    process: Process,
+    /// How it ended, once its output has.
+    ended: Option<BoxFuture<'static, String>>,
+}
+
+impl AsyncRead for StdioStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(stdout) = &mut this.stdout {
+            let before = buf.filled().len();
+            ready!(Pin::new(stdout).poll_read(cx, buf))?;
+            if buf.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+            this.stdout = None;
+        }
+        // A program that failed has not said all there was to say.
+        let (mut end, output) = (this.process.end.clone(), this.process.output.clone());
+        let ended = this.ended.get_or_insert_with(|| {
+            Box::pin(async move {
+                let end = timeout(GRACE, end.wait_for(Option::is_some)).await;
+                let end = end.ok().and_then(|end| end.ok().and_then(|end| end.clone())).unwrap_or_default();
+                if end.ends_with("exit code 0") { String::new() } else { format!("{end}: {}", output.last()) }
+            })
+        });
+        let end = ready!(ended.as_mut().poll(cx));
+        this.ended = Some(Box::pin(std::future::ready(end.clone())));
+        match end.is_empty() || end.starts_with(':') {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Ready(Err(StreamFault::Other { detail: end }.into())),
+        }
+    }
+}
+
+impl AsyncWrite for StdioStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stdin {
+            Some(stdin) => Pin::new(stdin).poll_write(cx, buf),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stdin {
+            Some(stdin) => Pin::new(stdin).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// The end of its input.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        self.stdin = None;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,61 @@
+//! The process between adit and a command: it ends the command, and all that it has started, when it is told to, and when adit is
+//! no more, a crash included.
+
+use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+use rustix::process::{Pid, Signal, getppid, kill_process_group};
+use tokio::{
+    process::Command,
+    signal::unix::{SignalKind, signal},
+    time::{sleep, timeout},
+};
+
+/// How long a command may take to end.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether adit is still there. There is no signal for its end that every system has.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs a command to its end, and returns its exit code; 128 and the number of a signal that ended it, as shells have it.
+///
+/// # Errors
+/// The system does not start it.
+pub async fn run(words: &[OsString]) -> io::Result<u8> {
+    let Some((program, arguments)) = words.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let parent = getppid();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A group of its own, so that whatever it starts can be ended with it.
+    let mut child = Command::new(program).args(arguments).process_group(0).spawn()?;
+    let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    let end_group = |signal| {
+        if let Some(group) = group {
+            // All of it may have ended.
+            let _ = kill_process_group(group, signal);
+        }
+    };
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                end_group(Signal::TERM);
+                return Ok(code(status?));
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = sleep(LOOK_EVERY) => if getppid() != parent {
+                break;
+            },
+        }
+    }
+    end_group(Signal::TERM);
+    let ended = timeout(GRACE, child.wait()).await;
+    end_group(Signal::KILL);
+    match ended {
+        Ok(status) => Ok(code(status?)),
+        Err(_) => Ok(code(child.wait().await?)),
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}

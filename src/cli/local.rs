@@ -1,0 +1,129 @@
+//! `adit local`: ports of this machine, made reachable through a relay.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use super::{
+    Globals, Output,
+    report::{CliError, print},
+    server,
+    up::{self, Signals},
+};
+use crate::{
+    drain::Drain,
+    relay::{
+        self,
+        client::{self, Fatal, Options, Wanted},
+        tls::Trust,
+    },
+    telemetry,
+    wire::relay::Kind,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The ports of this machine, each with the public one that is wanted behind a colon: 3000, or 5432:20000
+    #[arg(required = true, value_name = "PORT[:PUBLIC]")]
+    ports: Vec<String>,
+    /// The relay
+    #[arg(long, value_name = "HOST[:PORT]")]
+    to: String,
+    /// Where the local service is
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    local_host: String,
+    /// The public port that is wanted for the first port
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Serve the first port by HTTP under this name of the relay's domain
+    #[arg(long, value_name = "NAME", conflicts_with = "port")]
+    name: Option<String>,
+    /// Read the secret from this file [default: $ADIT_SECRET]
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Take the relay only by this fingerprint: sha256:...
+    #[arg(long, value_name = "FINGERPRINT")]
+    fingerprint: Option<String>,
+    /// Take the relay only by a certificate of these authorities, a PEM file
+    #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
+    ca: Option<PathBuf>,
+    /// Print JSON, a line each time that the tunnels are open
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let options = options(&args)?;
+    telemetry::init(globals.format(), globals.verbose);
+    up::raise_descriptor_limit();
+    up::runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let drain = Drain::new();
+        let is_json = args.output == Some(Output::Json);
+        let local_host = options.local_host.clone();
+        let opened = move |open: &[client::Open]| {
+            let text = match is_json {
+                true => serde_json::to_string(open).map(|json| format!("{json}\n")).unwrap_or_default(),
+                false => {
+                    open.iter().map(|open| format!("{} -> {local_host}:{}\n", open.public, open.local_port)).collect()
+                }
+            };
+            // Who does not listen any more misses nothing else.
+            let _ = print(&text);
+        };
+        tokio::select! {
+            ended = client::run(options, drain.clone(), opened) => ended.map_err(told)?,
+            () = signals.next() => {}
+        }
+        drain.finish(std::time::Duration::from_secs(2)).await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn told(error: Fatal) -> CliError {
+    let hint = match &error {
+        Fatal::Rejected { .. } | Fatal::Stranger { .. } => {
+            Some("both ends need the same secret: --secret-file, or ADIT_SECRET".to_owned())
+        }
+        Fatal::Refused { .. } => Some("take another port or name, or leave the choice to the relay".to_owned()),
+        Fatal::Setup(_) => None,
+    };
+    CliError::new(error).hint(hint)
+}
+
+fn options(args: &Args) -> Result<Options, CliError> {
+    let keys = server::keys(args.secret_file.as_ref())?;
+    let key = keys.into_iter().next().ok_or_else(|| CliError::usage("there is no secret"))?;
+    let mut tunnels = Vec::new();
+    for text in &args.ports {
+        let (local, public) =
+            text.split_once(':').map_or((text.as_str(), None), |(local, public)| (local, Some(public)));
+        let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);
+        let wrong = || {
+            CliError::usage(format!("{text:?} is not a port, or two"))
+                .hint(Some("write 3000, or 3000:20000 for the public port that is wanted"))
+        };
+        let local_port = parse(local).ok_or_else(wrong)?;
+        let port = public.map(|port| parse(port).ok_or_else(wrong)).transpose()?.unwrap_or(0);
+        tunnels.push(Wanted { local_port, kind: Kind::Tcp, port, name: String::new() });
+    }
+    if let Some(port) = args.port {
+        tunnels[0].port = port;
+    }
+    if let Some(name) = &args.name {
+        (tunnels[0].kind, tunnels[0].name) = (Kind::Http, name.clone());
+    }
+    let (host, port) = match args.to.rsplit_once(':') {
+        // An IPv6 address without brackets has no port.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            let port = port.parse().map_err(|_| CliError::usage(format!("--to: {port:?} is not a port")))?;
+            (host.to_owned(), port)
+        }
+        _ => (args.to.clone(), relay::PORT),
+    };
+    let trust = match (&args.fingerprint, &args.ca) {
+        (Some(fingerprint), _) => Trust::Fingerprint(fingerprint.clone()),
+        (None, Some(ca)) => Trust::Authority(ca.clone()),
+        (None, None) => Trust::Secret,
+    };
+    let local_host = args.local_host.clone();
+    Ok(Options { to: (host, port), key: key.name, secret: key.secret, trust, local_host, tunnels })
+}

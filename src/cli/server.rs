@@ -1,0 +1,297 @@
+//! `adit server`: the relay of reverse tunnels.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use clap::Subcommand;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tracing::info;
+
+use super::{
+    Globals,
+    report::{CliError, print},
+    up::{self, Signals},
+};
+use crate::{
+    config::{HttpOptions, defaults},
+    drain::Drain,
+    frontend::{
+        Connection,
+        http::{HttpFrontend, HttpVersion},
+    },
+    io::{BoxedIo, accept, prefixed::Prefixed},
+    metrics::Metrics,
+    relay::{
+        self,
+        auth::{self, Key},
+        backend::Relayed,
+        server::{Limits, Options, Server},
+        tls::Identity,
+    },
+    routing::{Contexts, Route, Router, SharedRouter, Target},
+    telemetry,
+    tunnel::Manager,
+    wire::sniff::{Protocol, Sniff, sniff},
+};
+
+/// How long streams may go on after the first signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a visitor may take for its first bytes.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Where the secret is looked for when no file is named.
+pub const SECRET: &str = "ADIT_SECRET";
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a new secret
+    Genkey,
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// Read the keys from this file: one secret, or lines of NAME SECRET [ports=...] [names=...] [default: $ADIT_SECRET]
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Lend these public ports
+    #[arg(long, value_name = "FIRST-LAST", default_value = "10000-60000", value_parser = ports)]
+    ports: std::ops::RangeInclusive<u16>,
+    /// Listen for visitors on this address
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    bind: IpAddr,
+    /// Serve names by HTTP here
+    #[arg(long, value_name = "ADDRESS", requires = "domain")]
+    http_listen: Option<SocketAddr>,
+    /// The names of tunnels are below this domain
+    #[arg(long, value_name = "DOMAIN", requires = "http_listen")]
+    domain: Option<String>,
+    /// PEM files of the certificate for the domain: visitors come by https
+    #[arg(long, value_name = "FILE", requires_all = ["http_tls_key", "http_listen"])]
+    http_tls_cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "http_tls_cert")]
+    http_tls_key: Option<PathBuf>,
+    /// PEM files of the certificate that clients see [default: one made at each start, known by its fingerprint]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Serve /healthz, /readyz, /metrics and a page of the tunnels here, on loopback
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
+    /// Serve version 1 too: the secret and every byte cross the network in the clear
+    #[arg(long)]
+    allow_v1: bool,
+    /// Tunnels of one key
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().tunnels_per_key)]
+    max_tunnels: usize,
+    /// Streams of one tunnel
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().streams_per_tunnel)]
+    max_streams: usize,
+    /// Visitors of one tunnel that wait for its client
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().pending_per_tunnel)]
+    max_pending: usize,
+    /// Connections that have not said who they are
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().handshakes)]
+    max_handshakes: usize,
+    /// New visitors of one tunnel in a second
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().visitors_per_second)]
+    max_rate: u32,
+}
+
+fn ports(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+    auth::parse_ports(text).ok_or_else(|| "write two ports, e.g. 10000-60000".to_owned())
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    if let Some(Command::Genkey) = args.command {
+        return print(&format!("{}\n", auth::new_secret()?)).map(|()| ExitCode::SUCCESS);
+    }
+    telemetry::init(globals.format(), globals.verbose);
+    up::raise_descriptor_limit();
+    let control = match globals.listen.as_deref() {
+        None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, relay::PORT)),
+        Some(address) => address.parse().map_err(|_| {
+            CliError::usage(format!("--listen: {address:?} is not an address with a port"))
+                .hint(Some("write 0.0.0.0:7835"))
+        })?,
+    };
+    up::runtime()?.block_on(serve(control, args.serve))
+}
+
+/// Returns the keys of a file, else the secret of the environment.
+pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
+    let hint = Some("'adit server genkey > FILE' makes a secret; name it with --secret-file, or set ADIT_SECRET");
+    match (file, std::env::var(SECRET)) {
+        (Some(file), _) => auth::read_keys(file).map_err(|error| {
+            CliError::usage(format!("--secret-file {}", file.display())).cause(Some(error)).hint(hint)
+        }),
+        (None, Ok(secret)) => {
+            auth::parse_keys(&secret).map_err(|problem| CliError::usage(format!("{SECRET}: {problem}")).hint(hint))
+        }
+        (None, Err(_)) => Err(CliError::usage("there is no secret").hint(hint)),
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
+    accept::listen(address).map_err(|error| CliError::new(format!("cannot listen on {address}")).cause(Some(error)))
+}
+
+async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
+    let mut signals = Signals::new()?;
+    let keys = keys(args.secret_file.as_ref())?;
+    if args.admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
+        return Err(CliError::usage("--admin-listen: it tells what clients do, and is for this machine alone")
+            .hint(Some("write 127.0.0.1:PORT")));
+    }
+    let identity = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Identity::read(cert, key)?,
+        _ => Identity::generate()?,
+    };
+    let (control, http) = (listen(control)?, args.http_listen.map(listen).transpose()?);
+    let admin = args.admin_listen.map(listen).transpose()?;
+    let https = match (&args.http_tls_cert, &args.http_tls_key) {
+        (Some(cert), Some(key)) => Some(Identity::read(cert, key)?.server_config(&[b"h2", b"http/1.1"])?),
+        _ => None,
+    };
+    let http_port = http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
+    let (scheme, usual) = if https.is_some() { ("https", 443) } else { ("http", 80) };
+    let options = Options {
+        keys,
+        ports: args.ports.clone(),
+        bind: args.bind,
+        domain: args.domain.map(|domain| domain.trim_matches('.').to_ascii_lowercase()),
+        http_public: (scheme, http_port.filter(|port| *port != usual)),
+        allow_v1: args.allow_v1,
+        limits: Limits {
+            tunnels_per_key: args.max_tunnels,
+            streams_per_tunnel: args.max_streams,
+            pending_per_tunnel: args.max_pending,
+            handshakes: args.max_handshakes,
+            visitors_per_second: args.max_rate,
+        },
+    };
+    let drain = Drain::new();
+    let (router, domain) = (relayed_router(), options.domain.clone().unwrap_or_default());
+    let told = router.clone();
+    let names_changed = move |names: Vec<String>| told.store(Arc::new(with_names(&told.load(), names, &domain)));
+    let server = Server::new(options, identity.relay_config()?, drain.clone(), names_changed);
+
+    let mut text = format!("adit relay {} takes clients on {}\n", env!("CARGO_PKG_VERSION"), control.local_addr()?);
+    text += &format!("identity  {}\n", identity.fingerprint());
+    text += &format!("public    {} ports {}-{}\n", args.bind, args.ports.start(), args.ports.end());
+    if let Some(http) = &http {
+        text += &format!("names     {scheme} on {}\n", http.local_addr()?);
+    }
+    if args.allow_v1 {
+        text += "version 1 is served: its secret and its bytes cross the network in the clear\n";
+    }
+    print(&text)?;
+
+    drain.spawn(server.clone().serve(control));
+    if let Some(listener) = admin {
+        drain.spawn(relay::admin::serve(listener, server.clone(), drain.clone()));
+    }
+    if let Some(listener) = http {
+        let metrics = Arc::new(Metrics::default());
+        let tunnels = Manager::new(Arc::new(Relayed(server.clone())), drain.clone());
+        let front = HttpFrontend::new(router, tunnels, metrics, drain.clone());
+        drain.spawn(serve_http(listener, front, https, drain.clone()));
+    }
+    signals.next().await;
+    info!("stopping: streams have {} s", GRACE.as_secs());
+    tokio::select! {
+        _ = drain.finish(GRACE) => Ok(ExitCode::SUCCESS),
+        () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+    }
+}
+
+/// Returns the router of a relay, where no name leads anywhere yet.
+fn relayed_router() -> SharedRouter {
+    let contexts = Arc::new(Contexts::default());
+    let relayed = Some(Arc::new(BTreeMap::new()));
+    let config = Arc::new(defaults::config());
+    Arc::new(ArcSwap::from_pointee(Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed }))
+}
+
+fn with_names(router: &Router, names: Vec<String>, domain: &str) -> Router {
+    // Who may see a page of the public is for the service behind it to say.
+    let options = Arc::new(HttpOptions { allow_origins: vec!["*".to_owned()], ..HttpOptions::default() });
+    let routes = names.into_iter().map(|name| {
+        let host = format!("{name}.{domain}");
+        let target = Target::Relayed(name.into());
+        let idle_timeout = Duration::from_secs(60);
+        (host.clone(), Route { name: host.into(), target, idle_timeout, options: options.clone() })
+    });
+    Router { relayed: Some(Arc::new(routes.collect())), ..router.clone() }
+}
+
+/// Takes visitors of names.
+async fn serve_http(
+    listener: TcpListener,
+    front: Arc<HttpFrontend>,
+    https: Option<Arc<rustls::ServerConfig>>,
+    drain: Drain,
+) {
+    let mut id = 0;
+    let serve = |stream: TcpStream, peer: SocketAddr| {
+        id += 1;
+        let local = stream.local_addr().unwrap_or(peer);
+        let connection = Connection { id, peer, local };
+        let (front, https, of_connection) = (front.clone(), https.clone(), drain.clone());
+        drain.spawn(async move { visit(stream, connection, front, https, of_connection).await });
+    };
+    tokio::select! {
+        never = accept::accept(&listener, 1, serve, |_| async {}) => match never {},
+        () = drain.started() => {}
+    }
+}
+
+async fn visit(
+    stream: TcpStream,
+    connection: Connection,
+    front: Arc<HttpFrontend>,
+    https: Option<Arc<rustls::ServerConfig>>,
+    drain: Drain,
+) {
+    use tokio::{io::AsyncReadExt, time::timeout};
+    let Some(https) = https else {
+        let mut stream = stream;
+        let mut received = bytes::BytesMut::with_capacity(1024);
+        let version = loop {
+            match sniff(&received) {
+                Sniff::Is(Protocol::Http1) => break HttpVersion::Http1,
+                Sniff::Is(Protocol::Http2) => break HttpVersion::Http2,
+                Sniff::NeedMore => {}
+                _ => return,
+            }
+            if !matches!(timeout(SILENCE, stream.read_buf(&mut received)).await, Ok(Ok(count)) if count > 0) {
+                return;
+            }
+        };
+        let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+        return front.serve(stream, version, connection, false, drain).await;
+    };
+    if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(stream)).await {
+        let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        front.serve(Box::new(tls), version, connection, true, drain).await;
+    }
+}

@@ -1,0 +1,158 @@
+//! What a client says before its TLS, and its ClientHello: whom it wants, before anything is decided.
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use crate::{
+    io::BoxedIo,
+    wire::{
+        client_hello::{self, ClientHello, HelloError, Parse},
+        postgres::{self, First},
+    },
+};
+
+/// How long a client may take for its ClientHello.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// More requests for encryption than any client makes before it gives one up.
+const MOST_REQUESTS: usize = 4;
+
+/// Descriptions of TLS alerts (RFC 8446, section 6).
+pub const HANDSHAKE_FAILURE: u8 = 40;
+pub const DECODE_ERROR: u8 = 50;
+pub const INTERNAL_ERROR: u8 = 80;
+pub const UNRECOGNIZED_NAME: u8 = 112;
+
+/// Whom a client wants.
+pub struct Greeting {
+    pub hello: ClientHello,
+    /// The ClientHello as it came, and what came with it.
+    pub bytes: Bytes,
+    /// It asked for TLS as PostgreSQL has it, and was told that it gets it.
+    pub is_postgres: bool,
+}
+
+/// Why a client does not say whom it wants.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetingError {
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// PostgreSQL without TLS: there is no name in it.
+    #[error("a PostgreSQL client that does not use TLS")]
+    PlainPostgres,
+    #[error("the client ended its connection within its ClientHello")]
+    Ended,
+    #[error("the client did not finish its ClientHello within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Reads up to the end of the ClientHello, however it is split. `received`: what was read already.
+pub async fn read(stream: &mut BoxedIo, received: BytesMut) -> Result<Greeting, GreetingError> {
+    timeout(HANDSHAKE_TIMEOUT, read_on(stream, received)).await.map_err(|_| GreetingError::TimedOut)?
+}
+
+async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greeting, GreetingError> {
+    let mut is_postgres = false;
+    for _ in 0..MOST_REQUESTS {
+        match postgres::first(&received) {
+            First::SslRequest if !is_postgres => {
+                drop(received.split_to(postgres::SSL_REQUEST.len()));
+                // What was sent behind it was not sent by someone who waits for the answer.
+                if !received.is_empty() {
+                    return Err(HelloError::NotTls.into());
+                }
+                stream.write_all(b"S").await?;
+                stream.flush().await?;
+                is_postgres = true;
+            }
+            First::GssEncRequest if !is_postgres => {
+                drop(received.split_to(postgres::GSSENC_REQUEST.len()));
+                stream.write_all(b"N").await?;
+                stream.flush().await?;
+            }
+            First::Startup | First::Cancel if !is_postgres => return Err(GreetingError::PlainPostgres),
+            First::NeedMore if !is_postgres => {}
+            _ => break,
+        }
+        if received.is_empty() || postgres::first(&received) == First::NeedMore {
+            read_some(stream, &mut received).await?;
+        }
+    }
+    let mut parsed = 0;
+    loop {
+        // Its records say how much is missing: it is not looked at again for each byte of a slow client.
+        if received.len() >= parsed
+            && let Parse::Hello(hello) = client_hello::parse(&received)?
+        {
+            return Ok(Greeting { hello, bytes: received.freeze(), is_postgres });
+        }
+        parsed = received.len().max(client_hello::missing_to(&received));
+        read_some(stream, &mut received).await?;
+    }
+}
+
+async fn read_some(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), GreetingError> {
+    received.reserve(2 * 1024);
+    match stream.read_buf(received).await? {
+        0 => Err(GreetingError::Ended),
+        _ => Ok(()),
+    }
+}
+
+/// Ends a connection with a fatal alert: what a TLS client understands before there is TLS.
+pub async fn alert(stream: &mut BoxedIo, description: u8) {
+    let record = [0x15, 3, 3, 0, 2, 2, description];
+    // It may be gone already.
+    let _ = timeout(HANDSHAKE_TIMEOUT, async {
+        stream.write_all(&record).await?;
+        stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    })
+    .await;
+}
+
+/// Ends a connection with an ErrorResponse.
+pub async fn refuse_plain_postgres(stream: &mut BoxedIo) {
+    let message = "adit has to know which server is meant, and only TLS says so";
+    let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
+    let response = postgres::fatal("08004", message, hint);
+    let _ = timeout(HANDSHAKE_TIMEOUT, async {
+        stream.write_all(&response).await?;
+        stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    })
+    .await;
+}
+
+/// Asks a PostgreSQL server for TLS; returns whether it agrees.
+///
+/// # Errors
+/// It answers with something else, or not at all.
+pub async fn ask_for_tls(backend: &mut BoxedIo) -> io::Result<bool> {
+    let asking = async {
+        backend.write_all(&postgres::SSL_REQUEST).await?;
+        backend.flush().await?;
+        let mut answer = [0];
+        backend.read_exact(&mut answer).await?;
+        match answer[0] {
+            b'S' => Ok(true),
+            b'N' => Ok(false),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the server answered {:?} to a request for TLS: is it PostgreSQL?", char::from(other)),
+            )),
+        }
+    };
+    timeout(HANDSHAKE_TIMEOUT, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}

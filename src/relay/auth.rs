@@ -1,0 +1,247 @@
+//! Who may open tunnels: keys that both ends have, and proofs that they have them.
+
+use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use ring::{
+    hmac::{self, HMAC_SHA256},
+    rand::{SecureRandom, SystemRandom},
+};
+
+use crate::wire::relay::{Digest, Token};
+
+/// The shortest secret that is taken, in bytes. `adit server genkey` makes 43.
+pub const SHORTEST_SECRET: usize = 16;
+
+/// The name of a key that is given none.
+pub const DEFAULT_NAME: &str = "default";
+
+/// A secret, and what it allows.
+#[derive(Clone)]
+pub struct Key {
+    pub name: String,
+    pub secret: String,
+    /// The public ports that may be wanted. Empty: those of the server.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// The names that may be wanted; `web*` is every one that starts with web. Empty: all.
+    pub names: Vec<String>,
+}
+
+/// Without the secret.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("name", &self.name).field("ports", &self.ports).field("names", &self.names).finish()
+    }
+}
+
+impl Key {
+    pub fn allows_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port))
+    }
+
+    pub fn allows_name(&self, name: &str) -> bool {
+        let is = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
+        self.names.is_empty() || self.names.iter().any(is)
+    }
+}
+
+/// Reads a file of keys: one secret alone, or a line for each key.
+///
+/// ```text
+/// # name  secret                                       what it allows
+/// ana     3Qd0zv0...                                   ports=20000-20010,8080 names=ana,ana-*
+/// ```
+///
+/// # Errors
+/// The file cannot be read, or a line is not understood; the message has its number.
+pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
+    parse_keys(&fs::read_to_string(path)?).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))
+}
+
+/// Does the same for the content of such a file.
+pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
+    let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let mut keys: Vec<Key> = Vec::new();
+    for (at, line) in lines {
+        let mut words = line.split_ascii_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next());
+        let (name, secret) = second.map_or((DEFAULT_NAME, first), |secret| (first, secret));
+        let wrong = |what: String| format!("line {}: {what}", at + 1);
+        if secret.len() < SHORTEST_SECRET {
+            return Err(wrong(format!(
+                "a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one"
+            )));
+        }
+        let mut key = Key { name: name.to_owned(), secret: secret.to_owned(), ports: Vec::new(), names: Vec::new() };
+        for word in words {
+            match word.split_once('=') {
+                Some(("ports", list)) => {
+                    for range in list.split(',') {
+                        key.ports
+                            .push(parse_ports(range).ok_or_else(|| wrong(format!("{range:?} is not a port or two")))?);
+                    }
+                }
+                Some(("names", list)) => key.names.extend(list.split(',').map(str::to_owned)),
+                _ => return Err(wrong(format!("{word:?} is neither ports=... nor names=..."))),
+            }
+        }
+        if keys.iter().any(|other| other.name == key.name) {
+            return Err(wrong(format!("there is a key {} already", key.name)));
+        }
+        keys.push(key);
+    }
+    match keys.is_empty() {
+        true => Err("there is no secret in it: 'adit server genkey' makes one".to_owned()),
+        false => Ok(keys),
+    }
+}
+
+/// Returns a range of ports: `8080`, or `10000-60000`.
+pub fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?);
+    (first > 0 && first <= last).then_some(first..=last)
+}
+
+/// Returns random bytes.
+///
+/// # Errors
+/// The system has none.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gives no random numbers"))?;
+    Ok(bytes)
+}
+
+/// Returns a new secret: 256 bits, in the letters of a URL.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub fn new_secret() -> io::Result<String> {
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?))
+}
+
+/// Which end proves that it has the secret: what one says cannot be said again by the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Server,
+    Client,
+}
+
+/// What both ends of a control connection have seen of each other.
+#[derive(Clone, Debug)]
+pub struct Transcript {
+    pub key: String,
+    /// The port that is wanted first.
+    pub port: u16,
+    pub client: Digest,
+    pub server: Digest,
+    /// Of this TLS connection (RFC 5705): a relay in the middle has another one with each end.
+    pub exporter: Digest,
+}
+
+impl Transcript {
+    fn message(&self, role: Role) -> Vec<u8> {
+        let label: &[u8] = match role {
+            Role::Server => b"adit relay 2 server",
+            Role::Client => b"adit relay 2 client",
+        };
+        let key = self.key.as_bytes();
+        let port = self.port.to_be_bytes();
+        [label, &[0], &self.client, &self.server, &self.exporter, &port, key].concat()
+    }
+
+    /// Returns the proof that `role` has the secret.
+    pub fn proof(&self, secret: &str, role: Role) -> Digest {
+        sign(secret, &self.message(role))
+    }
+
+    /// Checks a proof, in a time that tells nothing.
+    pub fn is_proven(&self, secret: &str, role: Role, proof: &Digest) -> bool {
+        verify(secret, &self.message(role), proof)
+    }
+}
+
+/// Returns the proof that a connection is the one for a stream of a session.
+pub fn claim(secret: &str, session: &Token, stream: &Token, exporter: &Digest) -> Digest {
+    sign(secret, &claim_message(session, stream, exporter))
+}
+
+/// Checks such a proof.
+pub fn is_claimed(secret: &str, session: &Token, stream: &Token, exporter: &Digest, proof: &Digest) -> bool {
+    verify(secret, &claim_message(session, stream, exporter), proof)
+}
+
+fn claim_message(session: &Token, stream: &Token, exporter: &Digest) -> Vec<u8> {
+    [&b"adit relay 2 stream\0"[..], session, stream, exporter].concat()
+}
+
+fn sign(secret: &str, message: &[u8]) -> Digest {
+    let tag = hmac::sign(&hmac::Key::new(HMAC_SHA256, secret.as_bytes()), message);
+    let mut digest = [0; 32];
+    digest.copy_from_slice(tag.as_ref());
+    digest
+}
+
+fn verify(secret: &str, message: &[u8], proof: &Digest) -> bool {
+    hmac::verify(&hmac::Key::new(HMAC_SHA256, secret.as_bytes()), message, proof).is_ok()
+}
+
+/// Returns whether two secrets are the same, in a time that tells nothing.
+pub fn is_same(a: &[u8], b: &[u8]) -> bool {
+    // Under a key that nobody knows, equal tags mean equal messages.
+    let Ok(key) = random::<32>() else { return false };
+    let key = hmac::Key::new(HMAC_SHA256, &key);
+    hmac::verify(&key, b, hmac::sign(&key, a).as_ref()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_with_what_they_allow() {
+        let keys =
+            parse_keys("# keys\nana 0123456789abcdef ports=20000-20010,8080 names=ana,ana-*\nbo fedcba9876543210\n")
+                .unwrap();
+        assert!(keys[0].allows_port(8080) && keys[0].allows_port(20_005) && !keys[0].allows_port(8081));
+        assert!(keys[0].allows_name("ana-web") && !keys[0].allows_name("anax") && keys[1].allows_name("anything"));
+        assert_eq!(parse_keys("0123456789abcdef\n").unwrap()[0].name, DEFAULT_NAME);
+        for (text, problem) in [
+            ("", "no secret"),
+            ("short", "less than 16"),
+            ("a 0123456789abcdef ports=0", "line 1: \"0\" is not a port"),
+            ("a 0123456789abcdef x=1", "neither ports"),
+            ("a 0123456789abcdef\na 0123456789abcdef", "line 2: there is a key a already"),
+        ] {
+            assert!(parse_keys(text).unwrap_err().contains(problem), "{text}");
+        }
+        assert!(!format!("{:?}", keys[0]).contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_proof_holds_for_its_own_conversation_alone() {
+        let transcript = Transcript { key: "a".into(), port: 1, client: [1; 32], server: [2; 32], exporter: [3; 32] };
+        let proof = transcript.proof("secret", Role::Client);
+        assert!(transcript.is_proven("secret", Role::Client, &proof));
+        assert!(!transcript.is_proven("other", Role::Client, &proof));
+        assert!(!transcript.is_proven("secret", Role::Server, &proof), "reflected");
+        for other in [
+            Transcript { key: "b".into(), ..transcript.clone() },
+            Transcript { port: 2, ..transcript.clone() },
+            Transcript { client: [9; 32], ..transcript.clone() },
+            Transcript { server: [9; 32], ..transcript.clone() },
+            Transcript { exporter: [9; 32], ..transcript.clone() },
+        ] {
+            assert!(!other.is_proven("secret", Role::Client, &proof), "replayed: {other:?}");
+        }
+        let claimed = claim("secret", &[1; 16], &[2; 16], &[3; 32]);
+        assert!(is_claimed("secret", &[1; 16], &[2; 16], &[3; 32], &claimed));
+        assert!(!is_claimed("secret", &[1; 16], &[2; 16], &[4; 32], &claimed));
+        assert!(is_same(b"x", b"x") && !is_same(b"x", b"xy"));
+        assert!(new_secret().unwrap().len() >= SHORTEST_SECRET && new_secret().unwrap() != new_secret().unwrap());
+    }
+}

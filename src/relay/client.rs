@@ -1,0 +1,326 @@
+//! The client of a relay: it keeps the control connection, and serves each visitor with a connection of its own.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    net::TcpStream,
+    sync::mpsc,
+    time::{Instant, interval, sleep, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tracing::{debug, info, warn};
+
+use super::{
+    auth::{self, Role, Transcript},
+    conversation::{self, DEAD, HEARTBEAT, Over, Reader, STEP},
+    tls::{self, Trust},
+};
+use crate::{
+    drain::Drain,
+    io::{
+        prefixed::Prefixed,
+        splice::{Side, splice},
+    },
+    wire::relay::{Frame, Kind, Token},
+};
+
+/// Between two attempts to reach the relay.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the local service may take to answer a connection.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+const MOST_FRAMES: usize = 1024;
+
+/// What a client is told at its start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The relay's host and port.
+    pub to: (String, u16),
+    pub key: String,
+    pub secret: String,
+    pub trust: Trust,
+    /// Where the local services are.
+    pub local_host: String,
+    pub tunnels: Vec<Wanted>,
+}
+
+/// A tunnel that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub local_port: u16,
+    pub kind: Kind,
+    /// 0 for any.
+    pub port: u16,
+    /// Empty for any.
+    pub name: String,
+}
+
+/// A tunnel that is open.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Open {
+    pub local_port: u16,
+    /// `tcp` or `http`.
+    pub kind: &'static str,
+    /// `relay.example.com:20000`, or `https://web.example.com`.
+    pub public: String,
+}
+
+/// Why it makes no sense to try again.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("the relay at {to} rejected us: {reason}")]
+    Rejected { to: String, reason: String },
+    #[error("the relay at {to} does not have our secret: is it another one, or is somebody in the middle?")]
+    Stranger { to: String },
+    #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
+    Refused { to: String, port: u16, reason: String },
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// How one control connection ended.
+enum Ended {
+    Lost(Over),
+    Fatal(Fatal),
+    Goodbye(String),
+    Drained,
+}
+
+impl From<Over> for Ended {
+    fn from(over: Over) -> Self {
+        Self::Lost(over)
+    }
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
+/// What a tunnel was given, and asks for again.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    port: u16,
+    name: String,
+    resume: Token,
+}
+
+/// Keeps the tunnels open until the drain starts. `opened` is called with all of them when they are, each time.
+///
+/// # Errors
+/// Trying again would change nothing.
+pub async fn run(options: Options, drain: Drain, opened: impl Fn(&[Open])) -> Result<(), Fatal> {
+    let config = tls::client_config(&options.trust).map_err(|error| Fatal::Setup(error.to_string()))?;
+    let to = format!("{}:{}", options.to.0, options.to.1);
+    let client = Arc::new(Client { options, config, given: Mutex::default(), drain });
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let mut was_open = false;
+        let ended = client.clone().once(&opened, &mut was_open).await;
+        if was_open {
+            pause = FIRST_PAUSE;
+        }
+        match ended {
+            Ended::Drained => return Ok(()),
+            Ended::Fatal(error) => return Err(error),
+            Ended::Goodbye(reason) => info!(relay = to, reason, "the relay says goodbye"),
+            Ended::Lost(error) => warn!(relay = to, %error, again_in = ?pause, "no connection to the relay"),
+        }
+        // Clients of one relay do not all come back in the same moment.
+        let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
+        tokio::select! {
+            () = sleep(pause.mul_f64(0.75 + jitter / 2.0)) => {}
+            () = client.drain.started() => return Ok(()),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+struct Client {
+    options: Options,
+    config: Arc<ClientConfig>,
+    given: Mutex<Vec<Given>>,
+    drain: Drain,
+}
+
+impl Client {
+    async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
+        let (host, port) = &self.options.to;
+        let stream = timeout(STEP, TcpStream::connect((host.trim_matches(['[', ']']), *port))).await??;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+        let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        timeout(STEP, TlsConnector::from(self.config.clone()).connect(name, stream)).await?
+    }
+
+    /// Opens a control connection, and follows it to its end.
+    async fn once(self: Arc<Self>, opened: &impl Fn(&[Open]), was_open: &mut bool) -> Ended {
+        let conversing = self.clone().converse(opened, was_open);
+        match conversing.await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn converse(
+        self: Arc<Self>,
+        opened: &impl Fn(&[Open]),
+        was_open: &mut bool,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let shown = || format!("{}:{}", self.options.to.0, self.options.to.1);
+        let tls = tokio::select! {
+            dialled = self.dial() => dialled?,
+            () = self.drain.started() => return Err(Ended::Drained),
+        };
+        let exporter = tls::exporter(tls.get_ref().1)?;
+        let mut reader = Reader::new(tls, BytesMut::new());
+        let given = self.given.lock().expect("no panic while the lock is held").clone();
+        let is_first = given.is_empty();
+        let first_port =
+            given.first().map_or(self.options.tunnels.first().map_or(0, |tunnel| tunnel.port), |given| given.port);
+        let (nonce, key) = (auth::random()?, self.options.key.clone());
+        let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
+        conversation::send(reader.get_mut(), &[hello]).await?;
+        let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason });
+        let (server, proof) = match reader.step().await? {
+            Frame::Challenge { nonce, proof } => (nonce, proof),
+            Frame::Reject { reason } => return Err(rejected(reason)),
+            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+        };
+        let transcript = Transcript { key, port: first_port, client: nonce, server, exporter };
+        if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
+            return Err(Ended::Fatal(Fatal::Stranger { to: shown() }));
+        }
+        let proof = transcript.proof(&self.options.secret, Role::Client);
+        conversation::send(reader.get_mut(), &[Frame::Proof { proof }]).await?;
+        let (session, _heartbeat) = match reader.step().await? {
+            Frame::Welcome { session, heartbeat } => (session, heartbeat),
+            Frame::Reject { reason } => return Err(rejected(reason)),
+            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+        };
+        let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
+            let given = given.get(at).cloned().unwrap_or_default();
+            let port = if given.port != 0 { given.port } else { wanted.port };
+            let name = if given.name.is_empty() { wanted.name.clone() } else { given.name };
+            Frame::Open { tunnel: at as u32, kind: wanted.kind, port, resume: given.resume, name }
+        });
+        conversation::send(reader.get_mut(), &wanted.collect::<Vec<_>>()).await?;
+
+        let (inner, received) = reader.into_parts();
+        let (read, mut write) = tokio::io::split(inner);
+        let mut reader = Reader::new(read, BytesMut::from(&received[..]));
+        let (frames, mut waiting) = mpsc::channel::<Frame>(MOST_FRAMES);
+        let mut open: Vec<Option<(Open, Given)>> = vec![None; self.options.tunnels.len()];
+        let mut heard = Instant::now();
+        let mut beat = interval(HEARTBEAT);
+        loop {
+            tokio::select! {
+                frame = reader.next() => {
+                    heard = Instant::now();
+                    match frame? {
+                        Frame::Opened { tunnel, port, resume, address } => {
+                            let at = tunnel as usize;
+                            let Some(wanted) = self.options.tunnels.get(at) else { continue };
+                            let (kind, public) = match wanted.kind {
+                                Kind::Tcp => ("tcp", format!("{}:{port}", self.options.to.0)),
+                                Kind::Http => ("http", address.clone()),
+                            };
+                            let name = address.split("://").nth(1).and_then(|host| host.split('.').next()).unwrap_or("").to_owned();
+                            let given = Given { port, name: if wanted.kind == Kind::Http { name } else { String::new() }, resume };
+                            open[at] = Some((Open { local_port: wanted.local_port, kind, public }, given));
+                            if open.iter().all(Option::is_some) {
+                                *was_open = true;
+                                let (shown, given): (Vec<_>, Vec<_>) = open.iter().flatten().cloned().unzip();
+                                *self.given.lock().expect("no panic while the lock is held") = given;
+                                opened(&shown);
+                            }
+                        }
+                        Frame::Refused { tunnel, reason } => {
+                            let port = self.options.tunnels.get(tunnel as usize).map_or(0, |wanted| wanted.local_port);
+                            // After a cut the relay may not know yet that we are gone.
+                            return Err(match is_first {
+                                true => Ended::Fatal(Fatal::Refused { to: shown(), port, reason }),
+                                false => Over::Rejected(reason).into(),
+                            });
+                        }
+                        Frame::Incoming { tunnel, stream, peer } => {
+                            let (this, frames) = (self.clone(), frames.clone());
+                            self.drain.spawn(async move { this.serve(tunnel, session, stream, &peer, frames).await });
+                        }
+                        Frame::Ping { cookie } => drop(frames.try_send(Frame::Pong { cookie })),
+                        Frame::Pong { .. } => {}
+                        Frame::Goodbye { reason } => return Err(Ended::Goodbye(reason)),
+                        other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+                    }
+                }
+                Some(frame) = waiting.recv() => conversation::send(&mut write, &[frame]).await?,
+                _ = beat.tick() => {
+                    if heard.elapsed() > DEAD {
+                        return Err(Over::Silent(DEAD).into());
+                    }
+                    conversation::send(&mut write, &[Frame::Ping { cookie: 0 }]).await?;
+                }
+                () = self.drain.started() => {
+                    // The relay frees our ports at once; it may be gone itself.
+                    let _ = conversation::send(&mut write, &[Frame::Goodbye { reason: "the client ends".to_owned() }]).await;
+                    return Err(Ended::Drained);
+                }
+            }
+        }
+    }
+
+    /// Serves one visitor.
+    async fn serve(&self, tunnel: u32, session: Token, stream: Token, peer: &str, frames: mpsc::Sender<Frame>) {
+        let Some(wanted) = self.options.tunnels.get(tunnel as usize) else { return };
+        let local = (self.options.local_host.trim_matches(['[', ']']), wanted.local_port);
+        let connecting = async { timeout(LOCAL_TIMEOUT, TcpStream::connect(local)).await? };
+        // A visitor of a service that is down is told so before its stream exists.
+        let mut local = match connecting.await {
+            Ok(local) => local,
+            Err(error) => {
+                let port = wanted.local_port;
+                warn!(%peer, %error, "no local service on {}:{port}: the visitor is turned away", self.options.local_host);
+                let reason = format!("nothing answers on port {port}: {error}");
+                // The relay's own time-out would tell the visitor later.
+                let _ = frames.send(Frame::Decline { stream, reason }).await;
+                return;
+            }
+        };
+        // It fails only on a socket that is closed already.
+        let _ = local.set_nodelay(true);
+        let mut remote = match self.claim(session, stream).await {
+            Ok(remote) => remote,
+            Err(error) => return debug!(%peer, %error, "a visitor's stream was not opened"),
+        };
+        let end = splice(&mut remote, &mut local).await;
+        if let Some((Side::Client, _)) = &end.broken {
+            // The service must not take what it has for all there was.
+            let _ = socket2::SockRef::from(&local).set_linger(Some(Duration::ZERO));
+        }
+        info!(target: "adit::access", peer, local = wanted.local_port, up = end.up, down = end.down, broken = ?end.broken, "relayed connection");
+    }
+
+    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<TcpStream>>, Over> {
+        let tls = self.dial().await?;
+        let proof = auth::claim(&self.options.secret, &session, &stream, &tls::exporter(tls.get_ref().1)?);
+        let mut reader = Reader::new(tls, BytesMut::new());
+        conversation::send(reader.get_mut(), &[Frame::Claim { session, stream, proof }]).await?;
+        match reader.step().await? {
+            Frame::StreamAccept => {
+                let (inner, rest) = reader.into_parts();
+                Ok(Prefixed::new(rest, inner))
+            }
+            Frame::StreamReject { reason } => Err(Over::Rejected(reason)),
+            other => Err(Over::Unexpected(conversation::name(&other))),
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Reverse tunnels: a relay, clients, visitors.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use adit::{
+    drain::Drain,
+    relay::{
+        auth::{self, Key, Role, Transcript},
+        client::{self, Fatal, Open, Wanted},
+        server::{Limits, Options, Server},
+        tls::{self, Identity, Trust},
+    },
+    wire::relay::{Frame, Kind},
+};
+use bytes::{Bytes, BytesMut};
+use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::support::{PATIENCE, eventually};
+
+const SECRET: &str = "a secret of the tests";
+
+struct Relay {
+    server: Arc<Server>,
+    address: SocketAddr,
+    identity: Identity,
+    drain: Drain,
+}
+
+impl Relay {
+    async fn start(change: impl FnOnce(&mut Options)) -> Self {
+        Self::start_on("127.0.0.1:0".parse().unwrap(), change).await
+    }
+
+    async fn start_on(address: SocketAddr, change: impl FnOnce(&mut Options)) -> Self {
+        let key = Key { name: "default".into(), secret: SECRET.into(), ports: Vec::new(), names: Vec::new() };
+        let mut options = Options {
+            keys: vec![key],
+            ports: 25_000..=25_999,
+            bind: "127.0.0.1".parse().unwrap(),
+            domain: None,
+            http_public: ("http", None),
+            allow_v1: false,
+            limits: Limits::default(),
+        };
+        change(&mut options);
+        let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
+        let server = Server::new(options, identity.relay_config().unwrap(), drain.clone(), |_| {});
+        let listener = adit::io::accept::listen(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        drain.spawn(server.clone().serve(listener));
+        Self { server, address, identity, drain }
+    }
+
+    fn client(&self, local_port: u16, port: u16) -> client::Options {
+        client::Options {
+            to: (self.address.ip().to_string(), self.address.port()),
+            key: "default".into(),
+            secret: SECRET.into(),
+            trust: Trust::Fingerprint(self.identity.fingerprint()),
+            local_host: "127.0.0.1".into(),
+            tunnels: vec![Wanted { local_port, kind: Kind::Tcp, port, name: String::new() }],
+        }
+    }
+
+    /// Opens a TLS connection as a client does, and returns it with its exporter.
+    async fn dial(&self) -> (TlsStream<TcpStream>, [u8; 32]) {
+        let config = tls::client_config(&Trust::Secret).unwrap();
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = TlsConnector::from(config).connect(name, stream).await.unwrap();
+        let exporter = tls::exporter(stream.get_ref().1).unwrap();
+        (stream, exporter)
+    }
+}
+
+/// Starts a client, and returns what it says of its tunnels, and its end.
+fn start(
+    options: client::Options,
+    drain: &Drain,
+) -> (mpsc::UnboundedReceiver<Vec<Open>>, tokio::task::JoinHandle<Result<(), Fatal>>) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    let running = tokio::spawn(client::run(options, drain.clone(), move |open| drop(tx.send(open.to_vec()))));
+    (rx, running)
+}
+
+async fn opened(rx: &mut mpsc::UnboundedReceiver<Vec<Open>>) -> SocketAddr {
+    let open = timeout(PATIENCE, rx.recv()).await.expect("in time").expect("it runs");
+    open[0].public.parse().unwrap()
+}
+
+/// A service that echoes, and counts its connections.
+async fn echo() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+    let counted = count.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    (port, count)
+}
+
+async fn frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Frame {
+    let mut received = BytesMut::new();
+    let reading = async {
+        loop {
+            if let Some(frame) = Frame::take(&mut received).expect("a frame") {
+                return frame;
+            }
+            assert!(stream.read_buf(&mut received).await.unwrap() > 0, "it was closed");
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("a frame in time")
+}
+
+async fn put(stream: &mut (impl AsyncWriteExt + Unpin), frame: Frame) {
+    let mut bytes = BytesMut::new();
+    frame.put(&mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn two_hundred_streams_do_not_mix_and_both_directions_end_alone() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, _) = echo().await;
+    let (mut rx, _running) = start(relay.client(local, 0), &drain);
+    let public = opened(&mut rx).await;
+    let streams = (0..200u32).map(|number| async move {
+        let mut stream = TcpStream::connect(public).await.unwrap();
+        let sent: Vec<u8> = (0..20_000u32).flat_map(|at| (at.wrapping_mul(number + 1)).to_be_bytes()).collect();
+        let wanted = Sha256::digest(&sent);
+        let (mut read, mut write) = stream.split();
+        let writing = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (_, read) = tokio::join!(writing, read.read_to_end(&mut back));
+        read.unwrap();
+        assert_eq!(Sha256::digest(&back), wanted, "stream {number}");
+    });
+    timeout(2 * PATIENCE, futures::future::join_all(streams)).await.expect("in time");
+    eventually("nothing is left", || async { relay.server.snapshot()[0].streams == 0 }).await;
+    drain.finish(Duration::from_secs(5)).await;
+    eventually("a clean goodbye frees the port", || async { relay.server.snapshot().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_down_fails_each_visitor_and_no_tunnel() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (mut rx, _running) = start(relay.client(closed.port(), 0), &drain);
+    let public = opened(&mut rx).await;
+    for _ in 0..3 {
+        let mut visitor = TcpStream::connect(public).await.unwrap();
+        let error = timeout(PATIENCE, visitor.read_u8()).await.expect("soon").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(relay.server.snapshot().len(), 1);
+}
+
+#[tokio::test]
+async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, count) = echo().await;
+    let (mut rx, _running) = start(client::Options { trust: Trust::Secret, ..relay.client(local, 0) }, &drain);
+    let public = opened(&mut rx).await;
+    let mut open = TcpStream::connect(public).await.unwrap();
+    open.write_all(b"before").await.unwrap();
+    let mut back = [0; 6];
+    open.read_exact(&mut back).await.unwrap();
+    let address = relay.address;
+    relay.drain.finish(Duration::from_millis(100)).await;
+    drop(relay);
+    let relay = Relay::start_on(address, |_| {}).await;
+    assert_eq!(opened(&mut rx).await, public);
+    let mut again = TcpStream::connect(public).await.unwrap();
+    again.write_all(b"after!").await.unwrap();
+    timeout(PATIENCE, again.read_exact(&mut back)).await.unwrap().unwrap();
+    assert_eq!((&back, count.load(Ordering::Relaxed)), (b"after!", 2));
+    drop(relay);
+}
+
+#[tokio::test]
+async fn what_would_not_help_is_not_tried_again() {
+    let (relay, drain) = (Relay::start(|options| options.ports = 25_001..=25_001).await, Drain::new());
+    let ended = async |options: client::Options| {
+        timeout(PATIENCE, client::run(options, drain.clone(), |_| {})).await.expect("soon").unwrap_err().to_string()
+    };
+    let wrong = ended(client::Options { secret: "another secret entirely".into(), ..relay.client(1, 0) }).await;
+    assert!(wrong.contains("does not have our secret"), "{wrong}");
+    let unknown = ended(client::Options { key: "nobody".into(), ..relay.client(1, 0) }).await;
+    assert!(unknown.contains("does not have our secret"), "{unknown}");
+    let port = ended(relay.client(1, 80)).await;
+    assert!(port.contains("the key may not have port 80"), "{port}");
+    let (mut rx, _running) = start(relay.client(1, 0), &drain);
+    opened(&mut rx).await;
+    let full = ended(relay.client(1, 0)).await;
+    assert!(full.contains("no port from 25001 to 25001 is free"), "{full}");
+}
+
+#[tokio::test]
+async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
+    let relay = Relay::start(|_| {}).await;
+    let (mut good, exporter) = relay.dial().await;
+    put(&mut good, Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }).await;
+    let Frame::Challenge { nonce, proof } = frame(&mut good).await else { panic!("no challenge") };
+    let transcript = Transcript { key: "default".into(), port: 0, client: [1; 32], server: nonce, exporter };
+    assert!(transcript.is_proven(SECRET, Role::Server, &proof));
+    // Reflected: what the relay has said is no proof of ours.
+    put(&mut good, Frame::Proof { proof }).await;
+    assert!(matches!(frame(&mut good).await, Frame::Reject { .. }));
+    // Replayed: what was right there is wrong here.
+    let right = transcript.proof(SECRET, Role::Client);
+    for _ in 0..50 {
+        let (mut other, _) = relay.dial().await;
+        put(&mut other, Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }).await;
+        assert!(matches!(frame(&mut other).await, Frame::Challenge { .. }));
+        put(&mut other, Frame::Proof { proof: right }).await;
+        assert!(matches!(frame(&mut other).await, Frame::Reject { .. }));
+    }
+    // Streams that were guessed.
+    let (mut guessed, exporter) = relay.dial().await;
+    let proof = auth::claim(SECRET, &[7; 16], &[8; 16], &exporter);
+    put(&mut guessed, Frame::Claim { session: [7; 16], stream: [8; 16], proof }).await;
+    assert!(matches!(frame(&mut guessed).await, Frame::StreamReject { .. }));
+    assert!(relay.server.snapshot().is_empty());
+    // And one who has it is served as before.
+    let drain = Drain::new();
+    let (mut rx, _running) = start(relay.client(1, 0), &drain);
+    opened(&mut rx).await;
+}
+
+#[tokio::test]
+async fn silent_and_slow_peers_do_not_keep_others_out() {
+    let relay = Relay::start(|options| options.limits.handshakes = 20).await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        let _ = stream.write_all(b"\x16").await;
+        silent.push(stream);
+    }
+    eventually("they are too many", || async { relay.server.counters.rejected.load(Ordering::Relaxed) > 0 }).await;
+    let (local, drain) = (echo().await.0, Drain::new());
+    let (mut rx, _running) = start(relay.client(local, 0), &drain);
+    // As soon as the time of the silent ones is over.
+    let public = opened(&mut rx).await;
+    let mut visitor = TcpStream::connect(public).await.unwrap();
+    visitor.write_all(b"x").await.unwrap();
+    assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn version_1_is_served_where_it_is_allowed() {
+    let relay = Relay::start(|options| options.allow_v1 = true).await;
+    let mut control = TcpStream::connect(relay.address).await.unwrap();
+    put(&mut control, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
+    let Frame::Accept { port, .. } = frame(&mut control).await else { panic!("not accepted") };
+    let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    visitor.write_all(b"hello").await.unwrap();
+    let Frame::Connect { stream } = frame(&mut control).await else { panic!("no visitor") };
+    let mut joined = TcpStream::connect(relay.address).await.unwrap();
+    put(&mut joined, Frame::StreamHandshake { stream }).await;
+    let mut accepted = [0; 5];
+    joined.read_exact(&mut accepted).await.unwrap();
+    assert_eq!(&accepted, b"\x06\0\0\0\0");
+    let mut said = [0; 5];
+    timeout(PATIENCE, joined.read_exact(&mut said)).await.unwrap().unwrap();
+    assert_eq!(&said, b"hello");
+    // A stream is there once.
+    let mut again = TcpStream::connect(relay.address).await.unwrap();
+    put(&mut again, Frame::StreamHandshake { stream }).await;
+    assert!(matches!(frame(&mut again).await, Frame::StreamReject { .. }));
+    let mut wrong = TcpStream::connect(relay.address).await.unwrap();
+    put(&mut wrong, Frame::Handshake { version: 1, secret: Bytes::from_static(b"wrong") }).await;
+    assert!(matches!(frame(&mut wrong).await, Frame::Reject { .. }));
+
+    let closed = Relay::start(|_| {}).await;
+    let mut refused = TcpStream::connect(closed.address).await.unwrap();
+    put(&mut refused, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
+    assert!(matches!(frame(&mut refused).await, Frame::Reject { .. }));
+}

@@ -1,0 +1,243 @@
+//! The SNI listener: names, commands, PROXY headers, PostgreSQL.
+
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+
+use adit::{
+    app::{App, Overrides},
+    config::{KubeconfigPaths, validate},
+    demo::Demo,
+    drain::Drain,
+};
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsConnector;
+
+use crate::support::{PATIENCE, eventually};
+
+/// adit with an SNI listener, and a stand-in for cloudflared.
+struct SniApp {
+    sni: SocketAddr,
+    http: SocketAddr,
+    drain: Drain,
+    folder: TempDir,
+    _demo: Demo,
+}
+
+impl SniApp {
+    /// `config`: what stands below `sni`; CF is the path of the stand-in.
+    async fn start(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stand_in = folder.path().join("cloudflared");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cloudflared.pl");
+        fs::write(&stand_in, format!("#!/bin/sh\nexec perl {script} \"$@\"\n")).unwrap();
+        fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
+        let file = folder.path().join("config.yaml");
+        let text = format!(
+            "sni:\n  listen: 127.0.0.1:0\n  port_range: 23000-23999\n  cloudflared: {{path: {}}}\n{config}",
+            stand_in.display()
+        );
+        fs::write(&file, &text).unwrap();
+        let demo = Demo::start().await.unwrap();
+        let overrides = Overrides {
+            kubeconfig: Some(KubeconfigPaths(vec![demo.kubeconfig()])),
+            listen: Some(vec!["127.0.0.1:0".parse().unwrap()]),
+            ..Overrides::default()
+        };
+        let supervisor = Some(PathBuf::from(env!("CARGO_BIN_EXE_adit")));
+        let app = App { overrides, file: Some(file), supervisor, ..App::default() };
+        let bound = app.bind(validate::parse("config.yaml".as_ref(), text.as_bytes()).unwrap()).unwrap();
+        // Port 0 is chosen for each of the loopback addresses; the first is IPv4's.
+        let (sni, http) = (bound.sni_addresses()[0], bound.http_addresses()[0]);
+        let drain = Drain::new();
+        let of_app = drain.clone();
+        tokio::spawn(async move { bound.run(of_app).await.unwrap() });
+        Self { sni, http, drain, folder, _demo: demo }
+    }
+
+    /// Sends a ClientHello for `name` behind `before`, and returns the first line of the answer and the stream.
+    async fn greet(&self, before: &[u8], name: &str) -> (String, BufReader<TcpStream>, Vec<u8>) {
+        let mut stream = TcpStream::connect(self.sni).await.unwrap();
+        let hello = hello(name).await;
+        stream.write_all(before).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        let (mut stream, mut line) = (BufReader::new(stream), Vec::new());
+        // An alert has no line, and ends.
+        timeout(PATIENCE, stream.read_until(b'\n', &mut line)).await.expect("in time").unwrap();
+        (String::from_utf8_lossy(&line).trim_end().to_owned(), stream, hello)
+    }
+
+    /// Returns the alert that a client of `name` gets.
+    async fn alert(&self, name: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.sni).await.unwrap();
+        stream.write_all(&hello(name).await).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("in time").unwrap();
+        answer
+    }
+}
+
+fn connector(alpn: &[&[u8]]) -> TlsConnector {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Returns a ClientHello as rustls sends it.
+async fn hello(name: &str) -> Vec<u8> {
+    let (client, mut server) = tokio::io::duplex(16 * 1024);
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connecting = tokio::spawn(async move { connector(&[]).connect(name, client).await.map(drop) });
+    let mut hello = vec![0; 5];
+    server.read_exact(&mut hello).await.unwrap();
+    let length = usize::from(u16::from_be_bytes([hello[3], hello[4]]));
+    hello.resize(5 + length, 0);
+    server.read_exact(&mut hello[5..]).await.unwrap();
+    connecting.abort();
+    hello
+}
+
+const ROUTES: &str = "  idle_timeout: 1s\n  startup_timeout: 2s\n  routes:\n    db1.example.com: {cloudflared: {hostname: one.example.com}}\n\
+    \x20   db2.example.com: {cloudflared: {hostname: one.example.com}}\n    \"*.pg.example.com\": {cloudflared: {hostname: other.example.com}}\n\
+    \x20   fails.example.com: {cloudflared: {hostname: fails.example.com}}\n    hangs.example.com: {cloudflared: {hostname: hangs.example.com}}\n\
+    \x20   cat.example.com: {command: {run: [cat], mode: stdio}, send_proxy: v1}\n";
+
+fn is_alive(pid: &str) -> bool {
+    // A zombie that nobody has collected is dead.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[tokio::test]
+async fn names_of_one_backend_share_a_process_that_comes_and_goes() {
+    let app = SniApp::start(ROUTES).await;
+    let (first, mut one, sent) = app.greet(b"", "db1.example.com").await;
+    let (second, two, _) = app.greet(b"", "db2.example.com").await;
+    assert!(first.starts_with("one.example.com "), "{first}");
+    assert_eq!(first, second);
+    let (other, three, _) = app.greet(b"", "a.b.pg.example.com").await;
+    assert!(other.starts_with("other.example.com "), "{other}");
+    // What the client said first arrives byte for byte.
+    let mut echo = vec![0; sent.len()];
+    one.read_exact(&mut echo).await.unwrap();
+    assert_eq!(echo, sent);
+    // It dies while it is used: whoever comes next gets another.
+    one.get_mut().write_all(b"DIE").await.unwrap();
+    drop((two, three));
+    let pid = first.split(' ').nth(1).unwrap().to_owned();
+    eventually("it is dead", || async { !is_alive(&pid) }).await;
+    let (again, four, _) = app.greet(b"", "db1.example.com").await;
+    assert!(again.starts_with("one.example.com ") && again != first, "{again}");
+    drop((one, four));
+    let pid = again.split(' ').nth(1).unwrap().to_owned();
+    eventually("it is stopped when nobody uses it", || async { !is_alive(&pid) }).await;
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn what_leads_nowhere_is_an_alert() {
+    let app = SniApp::start(ROUTES).await;
+    let alert = |description| vec![0x15, 3, 3, 0, 2, 2, description];
+    assert_eq!(app.alert("nobody.example.com").await, alert(112));
+    assert_eq!(app.alert("fails.example.com").await, alert(80));
+    assert_eq!(app.alert("hangs.example.com").await, alert(80));
+    // A record that is no ClientHello, and bytes that are no TLS.
+    for (sent, wanted) in [(&b"\x16\x03\x01\x00\x04\x02\0\0\0"[..], alert(50)), (b"GET / HTTP/1.1\r\n\r\n", Vec::new())]
+    {
+        let mut stream = TcpStream::connect(app.sni).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("in time");
+        assert_eq!(answer, wanted);
+    }
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_header_is_read_where_it_is_configured_and_passed_on() {
+    let app = SniApp::start(&format!("  proxy_protocol: require\n  trusted_proxies: [127.0.0.0/8]\n{ROUTES}")).await;
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\x12\x34\x01\xbb";
+    for header in [&b"PROXY TCP4 192.0.2.1 192.0.2.2 4660 443\r\n"[..], v2] {
+        let (line, ..) = app.greet(header, "cat.example.com").await;
+        assert!(line.starts_with("PROXY TCP4 192.0.2.1 127.0.0.1 4660 "), "{line}");
+    }
+    // Without one, nothing is answered.
+    let (line, ..) = app.greet(b"", "cat.example.com").await;
+    assert_eq!(line, "");
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn postgres_asks_for_tls_first_and_says_its_name_then() {
+    let app = SniApp::start(ROUTES).await;
+    let gssenc = b"\0\0\0\x08\x04\xd2\x16\x30";
+    let ssl = b"\0\0\0\x08\x04\xd2\x16\x2f";
+    let mut stream = TcpStream::connect(app.http).await.unwrap();
+    let mut answer = [0];
+    for (request, wanted) in [(gssenc, b'N'), (ssl, b'S')] {
+        stream.write_all(request).await.unwrap();
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer[0], wanted);
+    }
+    // The demo's server speaks no TLS: it is ended here, behind a certificate that nobody has signed.
+    let name = ServerName::try_from("postgres.data.localhost").unwrap();
+    let error = connector(&[b"postgresql"]).connect(name, stream).await.unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    // Without TLS there is no name, and it is said in the protocol's own words.
+    for address in [app.http, app.sni] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"\0\0\0\x17\0\x03\0\0user\0demo\0\0").await.unwrap();
+        let mut answer = Vec::new();
+        stream.shutdown().await.unwrap();
+        timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with(b"E") && String::from_utf8_lossy(&answer).contains("sslmode=require"));
+    }
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_reload_brings_no_command_that_nobody_has_asked_for() {
+    let app = SniApp::start(ROUTES).await;
+    let file = app.folder.path().join("config.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let marker = app.folder.path().join("ran");
+    let evil =
+        format!("{text}    evil.example.com: {{command: {{run: [touch, {}, \"{{port}}\"]}}}}\n", marker.display());
+    fs::write(&file, evil).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    app.alert("evil.example.com").await;
+    assert!(!marker.exists());
+    // A route that goes is applied, commands or not.
+    fs::write(&file, text.replace("db2.example.com", "db3.example.com")).unwrap();
+    eventually("the new name leads there", || async { app.greet(b"", "db3.example.com").await.0.starts_with("one.") })
+        .await;
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn no_command_outlives_adit() {
+    // The supervisor's parent is a shell that is killed.
+    let mut shell = tokio::process::Command::new("sh")
+        .args([
+            "-c",
+            "\"$0\" supervise -- sh -c 'echo $$; trap \"\" TERM; while :; do sleep 0.1; done' & wait",
+            env!("CARGO_BIN_EXE_adit"),
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(shell.stdout.take().unwrap());
+    let mut pid = String::new();
+    timeout(PATIENCE, said.read_line(&mut pid)).await.unwrap().unwrap();
+    let pid = pid.trim().to_owned();
+    assert!(is_alive(&pid));
+    shell.kill().await.unwrap();
+    eventually("the command is dead, though it does not listen to SIGTERM", || async { !is_alive(&pid) }).await;
+}
