@@ -33,6 +33,10 @@ e2e-faults cluster:
 bench-peers *options:
     cargo bench --features e2e --bench compare -- {{options}}
 
+# adit's relay beside bore, which has to be in PATH: cargo install bore-cli
+bench-relay:
+    cargo bench --bench relay
+
 # The parsers and the writer, measured
 bench:
     cargo bench --bench parsers
@@ -44,6 +48,11 @@ soak time="1m":
 # Fuzz one parser for a while: just fuzz client_hello 60
 fuzz target seconds="60":
     cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}}
+
+# HTTP/2 conformance, on the address of a running adit: just h2spec 8989
+h2spec port:
+    h2spec --host 127.0.0.1 --port {{port}} --path /
+    h2spec --host 127.0.0.1 --port {{port}} --path / --tls --insecure
 
 # The demo, from source
 demo:

@@ -1,6 +1,6 @@
 //! Puts the pieces together.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
@@ -15,7 +15,7 @@ use crate::{
     },
     backend::{Backend, Backends},
     config::{
-        Config, ContextName, KubeconfigPaths, Namespace, SniBackend,
+        Config, ContextName, Expose, KubeconfigPaths, Namespace, SniBackend,
         diff::Diff,
         watch::{self as files, Reload},
     },
@@ -27,6 +27,11 @@ use crate::{
         ports::{Frontends, Kind, Ports, Sockets},
     },
     metrics::Metrics,
+    relay::{
+        self,
+        client::{Direct, Open, Wanted},
+        tls::Trust,
+    },
     routing::{Router, SharedRouter, Target},
     telemetry::Verbosity,
     tunnel::Manager,
@@ -158,8 +163,10 @@ impl Bound {
         let mut ports = Ports::new(frontends, drain.clone());
         ports.serve(sockets);
 
-        let mut running = Running { app, clusters, tunnels, router, ports, source, allow_commands };
+        let mut running =
+            Running { app, clusters, tunnels, router, ports, source, allow_commands, exposed: BTreeMap::new() };
         running.tell_facts();
+        running.expose(&drain);
         if let Some(socket) = admin {
             let (source, tasks, ended) = (running.source.clone(), drain.clone(), drain.clone());
             drain.spawn(async move {
@@ -184,9 +191,46 @@ struct Running {
     source: Source,
     /// What the file said as first started.
     allow_commands: bool,
+    /// The clients of relays that run, with what ends each.
+    exposed: BTreeMap<Expose, Drain>,
 }
 
 impl Running {
+    /// Starts and ends the clients of relays, so that they are those of the configuration.
+    fn expose(&mut self, drain: &Drain) {
+        let wanted = self.router.load().config.expose.clone();
+        self.exposed.retain(|expose, client| {
+            let is_wanted = wanted.contains(expose);
+            if !is_wanted {
+                client.start();
+            }
+            is_wanted
+        });
+        for expose in wanted {
+            if self.exposed.contains_key(&expose) {
+                continue;
+            }
+            let client = drain.child();
+            let (of_client, to) = (client.clone(), format!("{}:{}", expose.to.0, expose.to.1));
+            let options = relay_client(&expose);
+            drain.spawn(async move {
+                let opened = |open: &[Open]| {
+                    open.iter().for_each(|open| info!(public = open.public, local = open.local_port, "exposed"))
+                };
+                let ended = match options {
+                    Ok(options) => {
+                        relay::client::run(options, of_client, opened).await.map_err(|error| error.to_string())
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Err(error) = ended {
+                    warn!(relay = to, error, "not exposed");
+                }
+            });
+            self.exposed.insert(expose, client);
+        }
+    }
+
     /// Applies changes of the configuration and of the kubeconfig until the drain starts.
     async fn follow(&mut self, drain: &Drain) {
         let (changes_tx, mut changes) = watch::channel::<Option<Reload>>(None);
@@ -207,6 +251,7 @@ impl Running {
                         match reload {
                             Some(Reload { config: Ok(config), asked_for }) => {
                                 self.reload((*config).clone(), asked_for).await;
+                                self.expose(drain);
                             }
                             Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
                             None => {}
@@ -304,6 +349,29 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
         Arc::new(clusters.contexts(&Arc::new(config.tcp.kubeconfig.clone())))
     };
     Router { config, http_contexts, tcp_contexts, relayed: None }
+}
+
+/// Returns what the client of a relay is told.
+fn relay_client(expose: &Expose) -> io::Result<relay::client::Options> {
+    let keys = match &expose.secret_file {
+        Some(file) => relay::auth::read_keys(file)?,
+        None => {
+            let secret = std::env::var(relay::auth::SECRET).unwrap_or_default();
+            relay::auth::parse_keys(&secret).map_err(io::Error::other)?
+        }
+    };
+    let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
+    let trust = match (&expose.fingerprint, &expose.ca) {
+        (Some(fingerprint), _) => Trust::Fingerprint(fingerprint.clone()),
+        (None, Some(ca)) => Trust::Authority(ca.clone()),
+        (None, None) => Trust::Secret,
+    };
+    let kind = if expose.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
+    let name = expose.name.clone().unwrap_or_default();
+    let tunnels = vec![Wanted { local_port: expose.local_port, kind, port: expose.public_port, name }];
+    let dial = Arc::new(Direct { host: expose.to.0.clone(), port: expose.to.1 });
+    let local_host = expose.local_host.clone();
+    Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }
 
 /// Returns the commands of `new` that `old` would not run, as they may be shown.

@@ -1,6 +1,6 @@
 //! `adit local`: ports of this machine, made reachable through a relay.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use super::{
     Globals, Output,
@@ -12,7 +12,7 @@ use crate::{
     drain::Drain,
     relay::{
         self,
-        client::{self, Fatal, Options, Wanted},
+        client::{self, Direct, Fatal, Options, Wanted},
         tls::Trust,
     },
     telemetry,
@@ -78,7 +78,20 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-fn told(error: Fatal) -> CliError {
+/// Returns a local port, and the one behind a colon, 0 where there is none.
+pub fn ports(text: &str) -> Result<(u16, u16), CliError> {
+    let (local, public) = text.split_once(':').map_or((text, None), |(local, public)| (local, Some(public)));
+    let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);
+    let wrong = || {
+        CliError::usage(format!("{text:?} is not a port, or two"))
+            .hint(Some("write 3000, or 3000:20000 for the other end's port that is wanted"))
+    };
+    let port = public.map(|port| parse(port).ok_or_else(wrong)).transpose()?.unwrap_or(0);
+    Ok((parse(local).ok_or_else(wrong)?, port))
+}
+
+/// Returns the error of a client that has given up.
+pub fn told(error: Fatal) -> CliError {
     let hint = match &error {
         Fatal::Rejected { .. } | Fatal::Stranger { .. } => {
             Some("both ends need the same secret: --secret-file, or ADIT_SECRET".to_owned())
@@ -94,15 +107,7 @@ fn options(args: &Args) -> Result<Options, CliError> {
     let key = keys.into_iter().next().ok_or_else(|| CliError::usage("there is no secret"))?;
     let mut tunnels = Vec::new();
     for text in &args.ports {
-        let (local, public) =
-            text.split_once(':').map_or((text.as_str(), None), |(local, public)| (local, Some(public)));
-        let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);
-        let wrong = || {
-            CliError::usage(format!("{text:?} is not a port, or two"))
-                .hint(Some("write 3000, or 3000:20000 for the public port that is wanted"))
-        };
-        let local_port = parse(local).ok_or_else(wrong)?;
-        let port = public.map(|port| parse(port).ok_or_else(wrong)).transpose()?.unwrap_or(0);
+        let (local_port, port) = ports(text)?;
         tunnels.push(Wanted { local_port, kind: Kind::Tcp, port, name: String::new() });
     }
     if let Some(port) = args.port {
@@ -125,5 +130,5 @@ fn options(args: &Args) -> Result<Options, CliError> {
         (None, None) => Trust::Secret,
     };
     let local_host = args.local_host.clone();
-    Ok(Options { to: (host, port), key: key.name, secret: key.secret, trust, local_host, tunnels })
+    Ok(Options { dial: Arc::new(Direct { host, port }), key: key.name, secret: key.secret, trust, local_host, tunnels })
 }

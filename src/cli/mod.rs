@@ -3,7 +3,9 @@
 pub mod check;
 pub mod completion;
 pub mod demo;
+pub mod expose;
 pub mod init;
+pub mod jump;
 pub mod local;
 pub mod report;
 pub mod routes;
@@ -103,8 +105,12 @@ enum Command {
     Status(status::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
+    /// List and delete the pods that adit has created to jump through
+    Jump(jump::Args),
     /// Make a port of this machine reachable through a relay
     Local(local::Args),
+    /// Make a Service of the cluster lead to a port of this machine
+    Expose(expose::Args),
     /// Run a relay
     Server(server::Args),
     /// Print the completion script of a shell
@@ -153,6 +159,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Up(args) => return up::run(globals, args),
         Command::Demo(args) => return demo::run(globals, args),
         Command::Local(args) => return local::run(globals, args),
+        Command::Expose(args) => return expose::run(globals, args),
         Command::Server(args) => return server::run(globals, args),
         Command::Supervise(args) => return supervise::run(&args),
         Command::Init(args) => init::run(globals, args),
@@ -161,6 +168,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Routes(args) => block_on(routes::run(globals, args)),
         Command::Url(args) => block_on(url::run(globals, args)),
         Command::Status(args) => block_on(status::run(globals, args)),
+        Command::Jump(args) => block_on(jump::run(globals, args)),
         Command::Stop(args) => block_on(stop::run(globals, args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),

@@ -58,6 +58,14 @@ impl CliError {
     }
 }
 
+impl Display for CliError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CliError {}
+
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         Self { is_quiet: error.kind() == io::ErrorKind::BrokenPipe, ..Self::new(error) }

@@ -33,6 +33,7 @@ use crate::{
         self,
         auth::{self, Key},
         backend::Relayed,
+        registrar::InCluster,
         server::{Limits, Options, Server},
         tls::Identity,
     },
@@ -47,9 +48,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a visitor may take for its first bytes.
 const SILENCE: Duration = Duration::from_secs(10);
-
-/// Where the secret is looked for when no file is named.
-pub const SECRET: &str = "ADIT_SECRET";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -99,6 +97,9 @@ struct Serve {
     /// Serve version 1 too: the secret and every byte cross the network in the clear
     #[arg(long)]
     allow_v1: bool,
+    /// Let clients make Services of the cluster that this runs in (POD_NAME, POD_NAMESPACE, POD_UID and POD_IP say where)
+    #[arg(long)]
+    register: bool,
     /// Tunnels of one key
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().tunnels_per_key)]
     max_tunnels: usize,
@@ -139,13 +140,12 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 /// Returns the keys of a file, else the secret of the environment.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
     let hint = Some("'adit server genkey > FILE' makes a secret; name it with --secret-file, or set ADIT_SECRET");
-    match (file, std::env::var(SECRET)) {
+    match (file, std::env::var(auth::SECRET)) {
         (Some(file), _) => auth::read_keys(file).map_err(|error| {
             CliError::usage(format!("--secret-file {}", file.display())).cause(Some(error)).hint(hint)
         }),
-        (None, Ok(secret)) => {
-            auth::parse_keys(&secret).map_err(|problem| CliError::usage(format!("{SECRET}: {problem}")).hint(hint))
-        }
+        (None, Ok(secret)) => auth::parse_keys(&secret)
+            .map_err(|problem| CliError::usage(format!("{}: {problem}", auth::SECRET)).hint(hint)),
         (None, Err(_)) => Err(CliError::usage("there is no secret").hint(hint)),
     }
 }
@@ -173,7 +173,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     };
     let http_port = http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
     let (scheme, usual) = if https.is_some() { ("https", 443) } else { ("http", 80) };
-    let options = Options {
+    let mut options = Options {
         keys,
         ports: args.ports.clone(),
         bind: args.bind,
@@ -187,8 +187,15 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
             handshakes: args.max_handshakes,
             visitors_per_second: args.max_rate,
         },
+        registrar: None,
     };
     let drain = Drain::new();
+    if args.register {
+        let registrar =
+            InCluster::new().map_err(|problem| CliError::new("Services cannot be made").cause(Some(problem)))?;
+        drain.spawn(until_drained(registrar.clone().sweep(), drain.clone()));
+        options.registrar = Some(registrar);
+    }
     let (router, domain) = (relayed_router(), options.domain.clone().unwrap_or_default());
     let told = router.clone();
     let names_changed = move |names: Vec<String>| told.store(Arc::new(with_names(&told.load(), names, &domain)));
@@ -220,6 +227,13 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     tokio::select! {
         _ = drain.finish(GRACE) => Ok(ExitCode::SUCCESS),
         () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+    }
+}
+
+async fn until_drained(task: impl Future<Output = ()>, drain: Drain) {
+    tokio::select! {
+        () = task => {}
+        () = drain.started() => {}
     }
 }
 

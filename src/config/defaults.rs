@@ -43,6 +43,7 @@ pub fn config() -> Config {
             routes: Default::default(),
         },
         sni: None,
+        expose: Vec::new(),
         admin: Default::default(),
     }
 }

@@ -72,7 +72,29 @@ pub struct Config {
     pub tcp: Tcp,
     /// None: there is no listener for it.
     pub sni: Option<Sni>,
+    /// Ports of this machine that are made reachable through relays.
+    pub expose: Vec<Expose>,
     pub admin: Admin,
+}
+
+/// An entry of `expose`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expose {
+    /// Host and port of the relay.
+    pub to: (String, u16),
+    /// None: the secret is in `$ADIT_SECRET`.
+    pub secret_file: Option<PathBuf>,
+    /// The certificate that the relay has to have: `sha256:...`. None: the secret proves it.
+    pub fingerprint: Option<String>,
+    /// A PEM file of the authorities that the relay's certificate has to be of.
+    pub ca: Option<PathBuf>,
+    /// Default: 127.0.0.1.
+    pub local_host: String,
+    pub local_port: u16,
+    /// The public port that is wanted; 0 for any.
+    pub public_port: u16,
+    /// Served by HTTP under this name instead of a port.
+    pub name: Option<String>,
 }
 
 /// `sni:` in the file: a listener for TLS and PostgreSQL that never ends TLS.

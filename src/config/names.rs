@@ -35,6 +35,19 @@ pub(crate) fn is_port_name(text: &str) -> bool {
     text.len() <= 15 && is_label(text) && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
 }
 
+/// An image reference: `[registry[:port]/]path[:tag][@digest]` (the distribution specification's grammar, a little looser).
+pub(crate) fn is_image(text: &str) -> bool {
+    let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let is_of = |part: &str, more: &[u8]| {
+        !part.is_empty()
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+            && part.as_bytes()[0].is_ascii_alphanumeric()
+    };
+    text.len() <= 512
+        && name.split('/').all(|part| is_of(part, b"._-:"))
+        && digest.is_none_or(|digest| digest.contains(':') && is_of(digest, b":+._-"))
+}
+
 /// Returns a duration as Go writes them: `90s`, `1h30m`, `1.5h`, `500ms`; `0` alone needs no unit.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
@@ -75,6 +88,18 @@ mod tests {
         );
         for wrong in ["", "5", "s", "1x", "-1s", "1h-", "1.2.3s", "99999999999h"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn images_are_named_as_registries_have_it() {
+        for image in
+            ["alpine/socat", "registry.example.com:5000/a/b-c_d.e:1.2-3", "x@sha256:0123abcd", "localhost/socat:1"]
+        {
+            assert!(is_image(image), "{image}");
+        }
+        for image in ["", "a b", "-x", "a//b", "a;rm", "a@", "a\n", "/a"] {
+            assert!(!is_image(image), "{image}");
         }
     }
 

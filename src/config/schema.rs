@@ -11,6 +11,87 @@ pub fn schema() -> serde_json::Value {
     schemars::schema_for!(File).to_value()
 }
 
+/// Returns every key as a page for people (Markdown).
+pub fn markdown() -> String {
+    let schema = schema();
+    let mut page = "# Configuration\n\nEvery key, as `adit schema -o markdown` writes them. Durations are `90s`, `60m`, `1h30m`; 0 means never.\n".to_owned();
+    let mut waiting = vec![(String::new(), &schema)];
+    while let Some((path, object)) = waiting.pop() {
+        page += &match path.as_str() {
+            "" => "\n## The file\n".to_owned(),
+            path => format!("\n## `{path}`\n"),
+        };
+        if let Some(about) = object["description"].as_str().filter(|_| !path.is_empty()) {
+            page += &format!("\n{about}\n");
+        }
+        page += "\n| key | value | |\n|---|---|---|\n";
+        let mut below = Vec::new();
+        for (key, value) in object["properties"].as_object().into_iter().flatten() {
+            let (kind, inner, step) = kind(&schema, value);
+            let about = value["description"].as_str().or_else(|| inner.and_then(|inner| inner["description"].as_str()));
+            let needed = object["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
+            let needed = if needed { "**Required.** " } else { "" };
+            page += &format!(
+                "| `{key}` | {kind} | {needed}{} |\n",
+                about.unwrap_or("").replace('|', "\\|").replace('\n', " ")
+            );
+            if let Some(inner) = inner {
+                let dot = if path.is_empty() { "" } else { "." };
+                below.push((format!("{path}{dot}{key}{step}"), inner));
+            }
+        }
+        // In the order of the table.
+        waiting.extend(below.into_iter().rev());
+    }
+    page
+}
+
+/// Returns what a value is in words, and the object in it, with how its path goes on.
+fn kind<'s>(
+    root: &'s serde_json::Value,
+    value: &'s serde_json::Value,
+) -> (String, Option<&'s serde_json::Value>, &'static str) {
+    let value = resolved(root, value);
+    if let Some(choices) = value["enum"].as_array() {
+        let choices: Vec<String> =
+            choices.iter().filter_map(|choice| Some(format!("`{}`", choice.as_str()?))).collect();
+        return (choices.join(", "), None, "");
+    }
+    if value["properties"].is_object() {
+        return ("keys below".to_owned(), Some(value), "");
+    }
+    if value["additionalProperties"].is_object() {
+        let (inner, object, _) = kind(root, &value["additionalProperties"]);
+        return (format!("by name: {inner}"), object, ".*");
+    }
+    let types: Vec<&str> = match &value["type"] {
+        serde_json::Value::String(one) => vec![one],
+        serde_json::Value::Array(several) => several.iter().filter_map(|kind| kind.as_str()).collect(),
+        _ => Vec::new(),
+    };
+    if types.contains(&"array") {
+        let (inner, object, _) = kind(root, &value["items"]);
+        return (format!("list of: {inner}"), object, "[]");
+    }
+    let shown = types.into_iter().find(|kind| *kind != "null");
+    match (shown, value["description"].as_str()) {
+        (Some("string"), _) => ("text".to_owned(), None, ""),
+        (Some("boolean"), _) => ("`true` or `false`".to_owned(), None, ""),
+        (Some("integer"), _) => ("number".to_owned(), None, ""),
+        (_, Some(about)) => (about.replace('|', "\\|"), None, ""),
+        _ => ("text".to_owned(), None, ""),
+    }
+}
+
+/// Follows a reference, and leaves out that there may be nothing.
+fn resolved<'s>(root: &'s serde_json::Value, value: &'s serde_json::Value) -> &'s serde_json::Value {
+    if let Some(name) = value["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+        return resolved(root, &root["$defs"][name]);
+    }
+    let choice = value["anyOf"].as_array().and_then(|all| all.iter().find(|choice| choice["type"] != "null"));
+    choice.map_or(value, |choice| resolved(root, choice))
+}
+
 /// The configuration of adit.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +113,7 @@ struct File {
     http: Option<Http>,
     tcp: Option<Tcp>,
     sni: Option<Sni>,
+    expose: Option<Vec<Expose>>,
     admin: Option<Admin>,
 }
 
@@ -246,6 +328,28 @@ struct SniK8s {
     port: Option<Port>,
 }
 
+/// A port of this machine that is made reachable through a relay.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Expose {
+    /// The port of the local service.
+    port: u16,
+    /// The relay: a host, with :7835 unless it is another port.
+    to: String,
+    /// Default: the secret is in $ADIT_SECRET.
+    secret_file: Option<String>,
+    /// Take the relay only by this fingerprint: sha256:...
+    fingerprint: Option<String>,
+    /// Take the relay only by a certificate of these authorities, a PEM file.
+    ca: Option<String>,
+    /// Default: 127.0.0.1.
+    local_host: Option<String>,
+    /// The public port that is wanted. Default: any.
+    public_port: Option<u16>,
+    /// Serve it by HTTP under this name of the relay's domain.
+    name: Option<String>,
+}
+
 /// What adit tells of itself, beside its Unix socket.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -375,6 +479,12 @@ mod tests {
     use crate::config::validate;
 
     #[test]
+    fn the_page_of_keys_is_that_of_the_schema() {
+        let page = include_str!("../../docs/configuration.md");
+        assert_eq!(page, markdown(), "adit schema -o markdown > docs/configuration.md");
+    }
+
+    #[test]
     fn the_schema_has_the_keys_that_are_read_and_no_others() {
         let schema = schema();
         let keys = |name: &str| -> BTreeSet<String> {
@@ -390,6 +500,7 @@ mod tests {
             ("Headers", validate::HEADERS),
             ("HeaderRules", validate::HEADER_RULES),
             ("Admin", validate::ADMIN),
+            ("Expose", validate::EXPOSE),
             ("Sni", validate::SNI),
             ("Cloudflared", validate::CLOUDFLARED),
             ("SniRoute", validate::SNI_ROUTE),

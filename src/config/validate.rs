@@ -14,11 +14,11 @@ use http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, HeaderRules, HttpOptions,
+    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Expose, HeaderRules, HttpOptions,
     HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute,
     TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{is_host, is_label, is_port_name, parse_duration, similar},
+    names::{is_host, is_image, is_label, is_port_name, parse_duration, similar},
     problem::{LoadError, Problem},
 };
 
@@ -32,6 +32,7 @@ pub(super) const ROOT: &[&str] = &[
     "http",
     "tcp",
     "sni",
+    "expose",
     "admin",
 ];
 pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic"];
@@ -62,6 +63,8 @@ pub(super) const HEADERS: &[&str] = &["request", "response", "set", "remove"];
 pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
 pub(super) const ADMIN: &[&str] = &["listen"];
 pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
+pub(super) const EXPOSE: &[&str] =
+    &["port", "to", "secret_file", "fingerprint", "ca", "local_host", "public_port", "name"];
 pub(super) const SNI: &[&str] = &[
     "listen",
     "idle_timeout",
@@ -84,6 +87,9 @@ pub(super) const JUMP: &[&str] = &["context", "namespace", "via", "target", "met
 pub(super) const VIA: &[&str] = &["service", "pod", "container", "create"];
 pub(super) const CREATE: &[&str] = &["image", "command", "timeout"];
 pub(super) const TARGET: &[&str] = &["host", "port"];
+
+/// Where a relay listens.
+const RELAY_PORT: u16 = 7835;
 
 /// Loads a file.
 ///
@@ -157,6 +163,7 @@ impl Walk {
             config.sni = walk.sni(node, &config);
             Some(())
         });
+        config.expose = self.field(&map, "expose", Self::exposed).unwrap_or_default();
         self.field(&map, "admin", |walk, node| {
             let map = walk.map(node, ADMIN)?;
             config.admin.listen = walk.field(&map, "listen", Self::admin_listen);
@@ -397,6 +404,50 @@ impl Walk {
         Some(Sni { listen: listen?, proxy_protocol, allow_commands, routes })
     }
 
+    fn exposed(&mut self, node: &Node) -> Option<Vec<Expose>> {
+        let Value::List(list) = &node.value else {
+            return self.wrong(node, "a list", Some("write expose: [{port: 3000, to: relay.example.com}]"));
+        };
+        let mut all = Vec::new();
+        for node in list {
+            let map = self.map(node, EXPOSE)?;
+            let port = |walk: &mut Self, node: &Node| {
+                let text = walk.text(node)?;
+                walk.port_number(&text, node.place)
+            };
+            let local_port = self.required(&map, node, "port", port);
+            let public_port = self.field(&map, "public_port", port).unwrap_or(0);
+            let to = self.required(&map, node, "to", |walk, node| {
+                let text = walk.text(node)?;
+                let (host, port) = match text.rsplit_once(':') {
+                    Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
+                    _ => (text.as_str(), Some(RELAY_PORT)),
+                };
+                let plain = host.trim_matches(['[', ']']);
+                let is_known = plain.parse::<IpAddr>().is_ok() || is_host(&plain.to_ascii_lowercase());
+                match port.filter(|port| is_known && *port > 0) {
+                    Some(port) => Some((plain.to_owned(), port)),
+                    None => walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")),
+                }
+            });
+            let expose = Expose {
+                to: to?,
+                secret_file: self.field(&map, "secret_file", Self::file),
+                fingerprint: self.field(&map, "fingerprint", Self::text),
+                ca: self.field(&map, "ca", Self::file),
+                local_host: self.field(&map, "local_host", Self::text).unwrap_or_else(|| "127.0.0.1".to_owned()),
+                local_port: local_port?,
+                public_port,
+                name: self.field(&map, "name", Self::label),
+            };
+            if expose.name.is_some() && expose.public_port != 0 {
+                self.problem(node.place, "both name and public_port are given", Some("a name has no port of its own"));
+            }
+            all.push(expose);
+        }
+        Some(all)
+    }
+
     fn variables(&mut self, node: &Node) -> Option<BTreeMap<String, String>> {
         let mut variables = BTreeMap::new();
         for (key, value) in self.entries(node)? {
@@ -589,7 +640,11 @@ impl Walk {
             let container = walk.field(&map, "container", Self::label);
             let create = walk.field(&map, "create", |walk, node| {
                 let map = walk.map(node, CREATE)?;
-                let image = walk.required(&map, node, "image", Self::text);
+                let image = walk.required(&map, node, "image", |walk, node| {
+                    let image = walk.text(node)?;
+                    let hint = Some("write alpine/socat, or registry.example.com/socat:1.8");
+                    if is_image(&image) { Some(image) } else { walk.wrong(node, "the name of an image", hint) }
+                });
                 let command = walk.field(&map, "command", Self::words).unwrap_or_default();
                 let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(Duration::from_secs(60));
                 Some(JumpPod { image: image?, command, timeout })

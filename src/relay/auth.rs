@@ -10,6 +10,9 @@ use ring::{
 
 use crate::wire::relay::{Digest, Token};
 
+/// The variable that has the secret when no file is named.
+pub const SECRET: &str = "ADIT_SECRET";
+
 /// The shortest secret that is taken, in bytes. `adit server genkey` makes 43.
 pub const SHORTEST_SECRET: usize = 16;
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use futures::future::BoxFuture;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     net::TcpStream,
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     drain::Drain,
     io::{
+        BoxedIo,
         prefixed::Prefixed,
         splice::{Side, splice},
     },
@@ -40,16 +42,60 @@ const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MOST_FRAMES: usize = 1024;
 
 /// What a client is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
-    /// The relay's host and port.
-    pub to: (String, u16),
+    /// The way to the relay.
+    pub dial: Arc<dyn Dial>,
     pub key: String,
     pub secret: String,
     pub trust: Trust,
     /// Where the local services are.
     pub local_host: String,
     pub tunnels: Vec<Wanted>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Control,
+    Stream,
+}
+
+/// A way to a relay's control port.
+pub trait Dial: Send + Sync + 'static {
+    /// A stream has to lead to the relay that the last control connection leads to.
+    fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>>;
+
+    /// Where it leads, for people.
+    fn name(&self) -> String;
+
+    /// The name that the relay's certificate is for, and that public addresses are shown with.
+    fn host(&self) -> String;
+}
+
+/// The way over the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Direct {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Dial for Direct {
+    fn dial(&self, _: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect((self.host(), self.port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as BoxedIo)
+        })
+    }
+
+    fn name(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    fn host(&self) -> String {
+        self.host.trim_matches(['[', ']']).to_owned()
+    }
 }
 
 /// A tunnel that is wanted.
@@ -120,7 +166,7 @@ struct Given {
 /// Trying again would change nothing.
 pub async fn run(options: Options, drain: Drain, opened: impl Fn(&[Open])) -> Result<(), Fatal> {
     let config = tls::client_config(&options.trust).map_err(|error| Fatal::Setup(error.to_string()))?;
-    let to = format!("{}:{}", options.to.0, options.to.1);
+    let to = options.dial.name();
     let client = Arc::new(Client { options, config, given: Mutex::default(), drain });
     let mut pause = FIRST_PAUSE;
     loop {
@@ -153,11 +199,9 @@ struct Client {
 }
 
 impl Client {
-    async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
-        let (host, port) = &self.options.to;
-        let stream = timeout(STEP, TcpStream::connect((host.trim_matches(['[', ']']), *port))).await??;
-        stream.set_nodelay(true)?;
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+    async fn dial(&self, purpose: Purpose) -> io::Result<TlsStream<BoxedIo>> {
+        let stream = timeout(STEP, self.options.dial.dial(purpose)).await??;
+        let name = ServerName::try_from(self.options.dial.host());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         timeout(STEP, TlsConnector::from(self.config.clone()).connect(name, stream)).await?
     }
@@ -176,9 +220,9 @@ impl Client {
         opened: &impl Fn(&[Open]),
         was_open: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
-        let shown = || format!("{}:{}", self.options.to.0, self.options.to.1);
+        let shown = || self.options.dial.name();
         let tls = tokio::select! {
-            dialled = self.dial() => dialled?,
+            dialled = self.dial(Purpose::Control) => dialled?,
             () = self.drain.started() => return Err(Ended::Drained),
         };
         let exporter = tls::exporter(tls.get_ref().1)?;
@@ -231,11 +275,17 @@ impl Client {
                             let at = tunnel as usize;
                             let Some(wanted) = self.options.tunnels.get(at) else { continue };
                             let (kind, public) = match wanted.kind {
-                                Kind::Tcp => ("tcp", format!("{}:{port}", self.options.to.0)),
+                                Kind::Tcp => ("tcp", format!("{}:{port}", self.options.dial.host())),
                                 Kind::Http => ("http", address.clone()),
+                                Kind::Service | Kind::ReplacedService => ("service", address.clone()),
                             };
                             let name = address.split("://").nth(1).and_then(|host| host.split('.').next()).unwrap_or("").to_owned();
-                            let given = Given { port, name: if wanted.kind == Kind::Http { name } else { String::new() }, resume };
+                            let given = match wanted.kind {
+                                Kind::Tcp => Given { port, name: String::new(), resume },
+                                Kind::Http => Given { port: 0, name, resume },
+                                // Its name is what it is.
+                                Kind::Service | Kind::ReplacedService => Given { port: 0, name: String::new(), resume },
+                            };
                             open[at] = Some((Open { local_port: wanted.local_port, kind, public }, given));
                             if open.iter().all(Option::is_some) {
                                 *was_open = true;
@@ -309,8 +359,8 @@ impl Client {
         info!(target: "adit::access", peer, local = wanted.local_port, up = end.up, down = end.down, broken = ?end.broken, "relayed connection");
     }
 
-    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<TcpStream>>, Over> {
-        let tls = self.dial().await?;
+    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<BoxedIo>>, Over> {
+        let tls = self.dial(Purpose::Stream).await?;
         let proof = auth::claim(&self.options.secret, &session, &stream, &tls::exporter(tls.get_ref().1)?);
         let mut reader = Reader::new(tls, BytesMut::new());
         conversation::send(reader.get_mut(), &[Frame::Claim { session, stream, proof }]).await?;

@@ -15,8 +15,11 @@ pub mod backend;
 pub mod client;
 pub mod conversation;
 pub mod ports;
+pub mod registrar;
 pub mod server;
 pub mod tls;
+
+pub use crate::wire::relay::Kind;
 
 /// The port that a relay listens on where none is given.
 pub const PORT: u16 = 7835;

@@ -30,6 +30,7 @@ use super::{
     auth::{self, Key, Role, Transcript},
     conversation::{self, DEAD, HEARTBEAT, Over, Reader, STEP},
     ports::{PortError, Ports},
+    registrar::{Registrar, Registration},
     tls,
 };
 use crate::{
@@ -56,7 +57,7 @@ const TAKE_OVER: Duration = Duration::from_secs(2);
 const NAME_REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
 /// What a relay is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub keys: Vec<Key>,
     /// The public ports.
@@ -70,6 +71,8 @@ pub struct Options {
     /// Serves version 1 too: the secret and all bytes cross the network as they are.
     pub allow_v1: bool,
     pub limits: Limits,
+    /// Makes Services of the cluster lead to tunnels. None: the relay is in no cluster.
+    pub registrar: Option<Arc<dyn Registrar>>,
 }
 
 /// What one client, or one visitor, can take from the others.
@@ -165,6 +168,7 @@ pub struct Tunnel {
     /// 0 for HTTP.
     port: u16,
     name: String,
+    registration: Option<Registration>,
     resume: Token,
     streams: AtomicUsize,
     pending: AtomicUsize,
@@ -495,7 +499,13 @@ impl Server {
                 (Some(listener), port, String::new())
             }
             Kind::Http => (None, 0, self.checked_name(session, name, &resume)?),
+            Kind::Service | Kind::ReplacedService => {
+                let opened = self.ports().open(&session.key, 0, &resume);
+                let (listener, port) = opened.map_err(|error: PortError| error.to_string())?;
+                (Some(listener), port, name.to_owned())
+            }
         };
+        let registration = self.register(session, kind, &name, port).await?;
         let resume = auth::random().map_err(|error| error.to_string())?;
         let tunnel = {
             let mut state = self.state();
@@ -512,6 +522,7 @@ impl Server {
                 kind,
                 port,
                 name,
+                registration,
                 resume,
                 streams: AtomicUsize::new(0),
                 pending: AtomicUsize::new(0),
@@ -530,6 +541,28 @@ impl Server {
         Ok(tunnel)
     }
 
+    async fn register(
+        &self,
+        session: &Session,
+        kind: Kind,
+        name: &str,
+        port: u16,
+    ) -> Result<Option<Registration>, String> {
+        if !matches!(kind, Kind::Service | Kind::ReplacedService) {
+            return Ok(None);
+        }
+        let Some(registrar) = &self.options.registrar else {
+            return Err(
+                "this relay makes no Services: it is in no cluster, or was started without --register".to_owned()
+            );
+        };
+        let owner = format!("{} ({})", session.key.name, session.peer.ip());
+        let wanted = Registration::parse(name, kind == Kind::ReplacedService, owner);
+        let wanted = wanted.ok_or_else(|| format!("{name:?} is not service.namespace:port"))?;
+        registrar.register(&wanted, port).await?;
+        Ok(Some(wanted))
+    }
+
     /// What is left of a client that was cut off makes room for its return.
     async fn take_over(&self, session: &Session, resume: Token) {
         let same = |tunnel: &&Arc<Tunnel>| {
@@ -537,7 +570,7 @@ impl Server {
         };
         let Some(old) = self.state().tunnels.values().find(same).cloned() else { return };
         self.close(&old, false);
-        if old.kind == Kind::Tcp {
+        if old.kind != Kind::Http {
             // What happens if it takes longer is told by the port.
             let _ = timeout(TAKE_OVER, old.unbound.cancelled()).await;
         }
@@ -572,6 +605,7 @@ impl Server {
 
     fn public_address(&self, tunnel: &Tunnel) -> String {
         match (tunnel.kind, &self.options.domain) {
+            (Kind::Service | Kind::ReplacedService, _) => tunnel.name.clone(),
             (Kind::Http, Some(domain)) => {
                 let (scheme, port) = self.options.http_public;
                 let port = port.map_or(String::new(), |port| format!(":{port}"));
@@ -587,9 +621,13 @@ impl Server {
             return;
         }
         tunnel.gone.cancel();
+        if let (Some(registrar), Some(registration)) = (self.options.registrar.clone(), tunnel.registration.clone()) {
+            // In a drain it is the last that is done.
+            self.drain.spawn(async move { registrar.unregister(&registration).await });
+        }
         if !is_clean && !tunnel.session.is_v1 {
             match tunnel.kind {
-                Kind::Tcp => self.ports().remember(tunnel.resume, tunnel.port),
+                Kind::Tcp | Kind::Service | Kind::ReplacedService => self.ports().remember(tunnel.resume, tunnel.port),
                 Kind::Http => {
                     let mut state = self.state();
                     state.lost_names.retain(|_, (_, until)| *until > Instant::now());
@@ -738,9 +776,13 @@ impl Server {
             .map(|tunnel| TunnelSnapshot {
                 key: tunnel.session.key.name.clone(),
                 client: tunnel.session.peer,
-                kind: if tunnel.kind == Kind::Http { "http" } else { "tcp" },
+                kind: match tunnel.kind {
+                    Kind::Tcp => "tcp",
+                    Kind::Http => "http",
+                    Kind::Service | Kind::ReplacedService => "service",
+                },
                 public: match tunnel.kind {
-                    Kind::Http => self.public_address(tunnel),
+                    Kind::Http | Kind::Service | Kind::ReplacedService => self.public_address(tunnel),
                     Kind::Tcp => SocketAddr::new(self.options.bind, tunnel.port).to_string(),
                 },
                 streams: tunnel.streams.load(Ordering::Relaxed),

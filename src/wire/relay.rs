@@ -25,6 +25,10 @@ pub enum Kind {
     Tcp,
     /// A name under the relay's domain.
     Http,
+    /// A Service of the relay's cluster; the name is `service.namespace:port`.
+    Service,
+    /// The same, where one that exists is put aside.
+    ReplacedService,
 }
 
 /// A message. The first seven are version 1, and those about streams end with raw bytes behind them.
@@ -205,7 +209,12 @@ impl Frame {
             }
             Self::Open { tunnel, kind, port, resume, name } => {
                 to.put_u32(*tunnel);
-                to.put_u8(u8::from(*kind == Kind::Http));
+                to.put_u8(match kind {
+                    Kind::Tcp => 0,
+                    Kind::Http => 1,
+                    Kind::Service => 2,
+                    Kind::ReplacedService => 3,
+                });
                 to.put_u16(*port);
                 to.extend_from_slice(resume);
                 text(to, name, 0x14)
@@ -282,6 +291,8 @@ impl Payload {
                 kind: match self.u8()? {
                     0 => Kind::Tcp,
                     1 => Kind::Http,
+                    2 => Kind::Service,
+                    3 => Kind::ReplacedService,
                     _ => return None,
                 },
                 port: self.u16()?,
@@ -412,6 +423,6 @@ mod tests {
         assert_eq!(take(b"\x05\0\0\0\x03abc"), Err(RelayError::Payload(5)));
         assert_eq!(take(&[&b"\x05\0\0\0\x24"[..], &[b'x'; 36]].concat()), Err(RelayError::Payload(5)));
         assert_eq!(take(b"\x03\0\0\0\x02\xff\xfe"), Err(RelayError::Payload(3)));
-        assert_eq!(take(b"\x14\0\0\0\x17\0\0\0\x01\x02\0\0________________"), Err(RelayError::Payload(0x14)));
+        assert_eq!(take(b"\x14\0\0\0\x17\0\0\0\x01\x04\0\0________________"), Err(RelayError::Payload(0x14)));
     }
 }

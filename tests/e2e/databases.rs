@@ -57,3 +57,20 @@ fn mariadb_which_speaks_first_works() {
     ]));
     assert!(answer.trim().ends_with("42") && answer.len() > 100_000, "{}", answer.len());
 }
+
+#[test]
+fn psql_reaches_its_server_by_name() {
+    let sni = crate::support::free_port();
+    let adit = Adit::start(&format!(
+        "http: {{listen: \"@HTTP@\"}}\nsni:\n  listen: 127.0.0.1:{sni}\n  routes:\n    db.example.com: {{k8s: {{namespace: adit-e2e, service: postgres, port: 5432}}}}"
+    ));
+    let query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    for (host, port) in [("postgres.adit-e2e.localhost", adit.http), ("db.example.com", sni)] {
+        let to = format!(
+            "host={host} hostaddr=127.0.0.1 port={port} user=postgres password=postgres dbname=postgres sslmode=require connect_timeout=20"
+        );
+        assert_eq!(succeed(Command::new("psql").args([&to, "-Atc", query])).trim(), "t", "{host}");
+        let plain = crate::support::run(Command::new("psql").args([&to.replace("=require", "=disable"), "-c", query]));
+        assert!(String::from_utf8_lossy(&plain.stderr).contains("sslmode=require"), "{plain:?}");
+    }
+}

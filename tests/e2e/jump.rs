@@ -1,6 +1,12 @@
 //! Jump hosts: through socat in a pod to servers that the laptop has no way to.
 
-use std::process::Command;
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use crate::support::{Adit, NAMESPACE, free_port, kubectl, run, succeed};
 
@@ -28,4 +34,119 @@ fn redis_is_reached_through_another_pod() {
         error.contains("Connection refused") && error.contains(&format!("{address}:1 cannot be reached from pod web-")),
         "{error}"
     );
+}
+
+/// Returns the address of a pod that only the cluster reaches.
+fn address(pod: &str) -> String {
+    kubectl(&["-n", NAMESPACE, "get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+}
+
+/// Sends bytes to an echo, ends, and returns what came back.
+fn echoed(port: u16, sent: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a socket");
+    let mut back = Vec::new();
+    thread::scope(|scope| {
+        let mut write = stream.try_clone().expect("a second handle");
+        scope.spawn(move || {
+            write.write_all(sent).expect("it takes all");
+            write.shutdown(Shutdown::Write).expect("it takes the end");
+        });
+        stream.read_to_end(&mut back).expect("an end");
+    });
+    back
+}
+
+#[test]
+fn sixty_four_mib_and_a_hundred_connections_come_back_unchanged() {
+    let _world = Adit::plain();
+    let local = free_port();
+    let _adit = Adit::start(&format!(
+        "http: {{listen: \"@HTTP@\"}}\ntcp:\n  k8s:\n    jump:\n      {local}: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {}, port: 7000}}}}",
+        address("echo")
+    ));
+    let sent: Vec<u8> = (0..16u32 << 20).flat_map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    assert!(echoed(local, &sent) == sent, "64 MiB");
+    thread::scope(|scope| {
+        for number in 0..100usize {
+            let piece = &sent[number * 1000..number * 1000 + 50_000];
+            scope.spawn(move || assert!(echoed(local, piece) == piece, "connection {number}"));
+        }
+    });
+}
+
+#[test]
+fn databases_and_pages_behind_the_cluster_are_reached() {
+    let _world = Adit::plain();
+    let (postgres, mysql) = (free_port(), free_port());
+    let web = kubectl(&["-n", NAMESPACE, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"]);
+    let adit = Adit::start(&format!(
+        "http:\n  listen: \"@HTTP@\"\n  k8s:\n    routes:\n      wiki.localhost: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {web}, port: 80}}}}\n\
+         tcp:\n  k8s:\n    jump:\n      {postgres}: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {}, port: 5432}}}}\n      \
+         {mysql}: {{namespace: {NAMESPACE}, via: {{pod: data, container: mariadb}}, target: {{host: 127.0.0.1, port: 3306}}, method: nc}}",
+        address("postgres-0")
+    ));
+    let rows = succeed(Command::new("psql").args([
+        &format!("host=127.0.0.1 port={postgres} user=postgres password=postgres dbname=postgres sslmode=require connect_timeout=20"),
+        "-Atc",
+        "select count(*) from generate_series(1, 100000)",
+    ]));
+    assert_eq!(rows.trim(), "100000");
+    let port = mysql.to_string();
+    let words = ["--protocol=tcp", "-h127.0.0.1", "-P", &port, "-uroot", "-pmariadb", "-Ne", "select 6 * 7"];
+    assert_eq!(succeed(Command::new("mariadb").args(words)).trim(), "42");
+    assert!(adit.get("http://wiki.localhost/whoami").starts_with("web-"));
+}
+
+#[test]
+fn a_pod_is_created_where_it_is_asked_for_and_cleaned_up() {
+    let _world = Adit::plain();
+    let echo = address("echo");
+    let ports: Vec<u16> = (0..4).map(|_| free_port()).collect();
+    let via = |port: u16, pod: &str, image: &str| {
+        format!(
+            "      {port}: {{namespace: {NAMESPACE}, via: {{pod: {pod}, create: {{image: \"{image}\", timeout: 20s}}}}, target: {{host: {echo}, port: 7000}}}}\n"
+        )
+    };
+    let adit = Adit::start(&format!(
+        "http: {{listen: \"@HTTP@\"}}\ntcp:\n  k8s:\n    jump:\n{}{}{}{}",
+        via(ports[0], "jump-socat", "localhost/socat:1"),
+        via(ports[1], "jump-nc", "localhost/busybox:1"),
+        via(ports[2], "jump-neither", "localhost/pause:1"),
+        via(ports[3], "jump-nowhere", "localhost/no-such-image:1"),
+    ));
+    // Whoever comes first creates it; the others wait for the same pod.
+    thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| assert_eq!(echoed(ports[0], b"through socat"), b"through socat"));
+        }
+    });
+    assert_eq!(echoed(ports[1], b"through nc"), b"through nc");
+    for port in &ports[2..] {
+        let mut stream = TcpStream::connect(("127.0.0.1", *port)).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        assert!(!matches!(stream.read(&mut [0]), Ok(1..)));
+    }
+    let log = adit.log();
+    assert!(
+        log.contains("ErrImageNeverPull") || log.contains("ImagePullBackOff") || log.contains("ErrImagePull"),
+        "{log}"
+    );
+    let jump =
+        |words: &[&str]| succeed(Command::new(env!("CARGO_BIN_EXE_adit")).args(["-n", NAMESPACE, "jump"]).args(words));
+    let listed = jump(&["ls"]);
+    assert!(listed.contains("adit-e2e/jump-socat") && listed.contains("ready") && listed.contains('@'), "{listed}");
+    let labels = kubectl(&[
+        "-n",
+        NAMESPACE,
+        "get",
+        "pod",
+        "jump-socat",
+        "-o",
+        "jsonpath={.metadata.labels}{.spec.automountServiceAccountToken}",
+    ]);
+    assert!(labels.contains("adit-jump") && labels.contains("false"), "{labels}");
+    let cleaned = jump(&["clean"]);
+    assert!(cleaned.contains("deleted adit-e2e/jump-nc"), "{cleaned}");
+    assert!(kubectl(&["-n", NAMESPACE, "get", "pod", "data", "-o", "name"]).contains("data"));
 }

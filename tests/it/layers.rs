@@ -24,23 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("admin", &["config", "routing", "tunnel", "guard", "metrics", "drain"]),
     ("relay", &["io", "wire", "config", "routing", "backend", "guard", "metrics", "drain"]),
     ("demo", &["io", "wire"]),
-    (
-        "app",
-        &[
-            "io",
-            "drain",
-            "metrics",
-            "telemetry",
-            "config",
-            "routing",
-            "k8s",
-            "backend",
-            "tunnel",
-            "frontend",
-            "listener",
-            "admin",
-        ],
-    ),
+    ("app", &["*"]),
     ("cli", &["*"]),
 ];
 

@@ -13,7 +13,7 @@ use adit::{
     drain::Drain,
     relay::{
         auth::{self, Key, Role, Transcript},
-        client::{self, Fatal, Open, Wanted},
+        client::{self, Direct, Fatal, Open, Wanted},
         server::{Limits, Options, Server},
         tls::{self, Identity, Trust},
     },
@@ -56,6 +56,7 @@ impl Relay {
             http_public: ("http", None),
             allow_v1: false,
             limits: Limits::default(),
+            registrar: None,
         };
         change(&mut options);
         let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
@@ -68,7 +69,7 @@ impl Relay {
 
     fn client(&self, local_port: u16, port: u16) -> client::Options {
         client::Options {
-            to: (self.address.ip().to_string(), self.address.port()),
+            dial: Arc::new(Direct { host: self.address.ip().to_string(), port: self.address.port() }),
             key: "default".into(),
             secret: SECRET.into(),
             trust: Trust::Fingerprint(self.identity.fingerprint()),

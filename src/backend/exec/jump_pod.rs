@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -79,6 +79,64 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: 
     }
 }
 
+/// The labels of the pods that adit creates, as a selector. Nothing else is ever deleted.
+const OURS: &str = "app.kubernetes.io/name=adit-jump,app.kubernetes.io/managed-by=adit";
+
+/// Who created a pod, for people.
+const OWNER: &str = "adit/owner";
+
+/// A pod that adit has created.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Created {
+    pub namespace: String,
+    pub name: String,
+    /// `ready`, or why it is not.
+    pub state: String,
+    pub owner: Option<String>,
+    /// RFC 3339.
+    pub created: Option<String>,
+}
+
+/// Lists the pods of one namespace, or of all, that adit has created.
+pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Created>, ClusterError> {
+    let api: Api<Pod> = match namespace {
+        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        None => Api::all(cluster.client.clone()),
+    };
+    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
+    let listed = match cluster.ask("listing jump pods", &shown, api.list(&ListParams::default().labels(OURS))).await {
+        Ok(listed) => listed.items,
+        Err(AskError::NotFound) => Vec::new(),
+        Err(AskError::Failed(error)) => return Err(error),
+    };
+    let created = listed.into_iter().map(|pod| Created {
+        state: if pods::is_ready(&pod) { "ready".to_owned() } else { pods::why_not_ready(&pod) },
+        namespace: pod.metadata.namespace.unwrap_or_default(),
+        name: pod.metadata.name.unwrap_or_default(),
+        owner: pod.metadata.annotations.and_then(|mut annotations| annotations.remove(OWNER)),
+        created: pod.metadata.creation_timestamp.map(|time| time.0.to_string()),
+    });
+    Ok(created.collect())
+}
+
+/// Deletes a pod that [`list`] has returned; one that is gone already is no error.
+pub async fn delete(cluster: &Cluster, pod: &Created) -> Result<(), ClusterError> {
+    let namespace = Namespace(pod.namespace.clone());
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let doing = format!("deleting pod {}/{}", pod.namespace, pod.name);
+    let answer = async { api.delete(&pod.name, &DeleteParams::default()).await.map(drop) };
+    match cluster.ask(&doing, &namespace, answer).await {
+        Ok(()) | Err(AskError::NotFound) => Ok(()),
+        Err(AskError::Failed(error)) => Err(error),
+    }
+}
+
+/// Returns who we are: `ana@laptop`.
+fn owner() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned());
+    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+}
+
 fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> serde_json::Result<DynamicObject> {
     // Something that waits, and ends when it is told to.
     let sleep = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"].map(str::to_owned);
@@ -88,7 +146,7 @@ fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> 
         "metadata": {
             "name": name,
             "labels": {"app.kubernetes.io/name": "adit-jump", "app.kubernetes.io/managed-by": "adit"},
-            "annotations": {"adit/created-by": format!("adit {}", env!("CARGO_PKG_VERSION"))}
+            "annotations": {"adit/created-by": format!("adit {}", env!("CARGO_PKG_VERSION")), OWNER: owner()}
         },
         "spec": {
             "automountServiceAccountToken": false, "enableServiceLinks": false, "restartPolicy": "Always",

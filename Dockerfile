@@ -1,0 +1,34 @@
+# A static binary on nothing else: docker build --build-arg TARGETARCH=amd64 -t adit .
+ARG RUST_VERSION=1.95
+FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-bookworm AS build
+ARG TARGETARCH=amd64
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates musl-tools gcc-aarch64-linux-gnu gcc-x86-64-linux-gnu \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+# ring has C and assembly of its own; the rest is Rust.
+RUN set -eu; \
+    case "$TARGETARCH" in \
+      amd64) target=x86_64-unknown-linux-musl; gcc=x86_64-linux-gnu-gcc ;; \
+      arm64) target=aarch64-unknown-linux-musl; gcc=aarch64-linux-gnu-gcc ;; \
+      *) echo "TARGETARCH is amd64 or arm64, not $TARGETARCH" >&2; exit 1 ;; \
+    esac; \
+    rustup target add "$target"; \
+    variable=$(echo "$target" | tr a-z- A-Z_); \
+    export "CARGO_TARGET_${variable}_LINKER=rust-lld" "CC_$(echo "$target" | tr - _)=$gcc"; \
+    cargo build --release --locked --target "$target"; \
+    install -D "target/$target/release/adit" /out/adit; \
+    install -D -m 644 /etc/ssl/certs/ca-certificates.crt /out/ca-certificates.crt
+
+FROM scratch
+LABEL org.opencontainers.image.title="adit" \
+      org.opencontainers.image.description="The level way into a Kubernetes cluster" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/adit /adit
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HOME=/tmp
+USER 65532:65532
+EXPOSE 8989 7835
+ENTRYPOINT ["/adit"]
+CMD ["up"]

@@ -1,0 +1,191 @@
+//! `adit expose`: a Service inside the cluster that leads to a port of this machine, through a relay in the cluster.
+
+use std::{io, path::PathBuf, process::ExitCode, sync::Arc, sync::Mutex};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures::future::BoxFuture;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
+};
+
+use super::{
+    Globals, local,
+    report::{CliError, print},
+    routes, server,
+    up::{self, Signals},
+};
+use crate::{
+    backend::Backends,
+    config::{Namespace, PortRef, Workload},
+    drain::Drain,
+    io::BoxedIo,
+    k8s::{client::Cluster, objects::Pod, pods},
+    relay::{
+        Kind,
+        auth::{self, Key},
+        client::{self, Dial, Options, Purpose, Wanted},
+        tls::Trust,
+    },
+    routing::{ClusterId, PodTarget, Target},
+    telemetry,
+    tunnel::Manager,
+};
+
+/// What finds the relays, and where their secret is.
+const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
+const KEYS: &str = "adit/keys";
+const EXPOSES: &str = "adit/exposes";
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  adit expose 3000:80 --as web.shop      # http://web.shop in the cluster is port 3000 here"
+)]
+pub struct Args {
+    /// The port of this machine, and the Service's behind a colon where it is another
+    #[arg(value_name = "PORT[:PORT]")]
+    port: String,
+    /// The Service
+    #[arg(long = "as", value_name = "SERVICE[.NAMESPACE]")]
+    service: String,
+    /// Put a Service that exists aside until the end
+    #[arg(long)]
+    replace: bool,
+    /// Look for the relay in this namespace alone
+    #[arg(long, value_name = "NAME")]
+    relay_namespace: Option<String>,
+    /// Read the secret from this file [default: the Secret that the relay names]
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Where the local service is
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    local_host: String,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    telemetry::init(globals.format(), globals.verbose);
+    up::raise_descriptor_limit();
+    up::runtime()?.block_on(serve(globals, args))
+}
+
+async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let mut signals = Signals::new()?;
+    let (clusters, router) = super::router(globals.load()?);
+    let context = routes::context(&router)?;
+    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
+    let cluster = clusters.get(&id).await?;
+    let default = routes::namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
+    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
+    let (local_port, port) = local::ports(&args.port)?;
+    let (service, namespace) = args.service.split_once('.').unwrap_or((&args.service, &namespace.0));
+    let name = format!("{service}.{namespace}:{}", if port == 0 { local_port } else { port });
+    let drain = Drain::new();
+    let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
+    let relay_namespace = args.relay_namespace.map(Namespace);
+    let relay = find(&cluster, relay_namespace.as_ref()).await?;
+    let key = match &args.secret_file {
+        Some(file) => server::keys(Some(file))?.remove(0),
+        None => secret(&cluster, &relay).await?,
+    };
+    let kind = if args.replace { Kind::ReplacedService } else { Kind::Service };
+    let dial = InCluster { id, cluster, manager, relay_namespace, pod: Mutex::new(relay.target) };
+    let options = Options {
+        dial: Arc::new(dial),
+        key: key.name,
+        secret: key.secret,
+        trust: Trust::Secret,
+        local_host: args.local_host.clone(),
+        tunnels: vec![Wanted { local_port, kind, port: 0, name: name.clone() }],
+    };
+    let shown = format!("{name} in {context} -> {}:{local_port}\n", args.local_host);
+    let opened = move |_: &[client::Open]| {
+        // Who does not listen any more misses nothing else.
+        let _ = print(&shown);
+    };
+    tokio::select! {
+        ended = client::run(options, drain.clone(), opened) => ended.map_err(local::told)?,
+        () = signals.next() => {}
+    }
+    drain.finish(std::time::Duration::from_secs(3)).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A relay that can be reached.
+struct Relay {
+    target: (Namespace, String),
+    keys: Option<String>,
+}
+
+async fn find(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Relay, CliError> {
+    let api: Api<Pod> = match namespace {
+        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        None => Api::all(cluster.client.clone()),
+    };
+    let listed = api.list(&ListParams::default().labels(RELAYS)).await;
+    let listed = listed.map_err(|error| {
+        CliError::new("the relay cannot be looked for")
+            .cause(Some(error))
+            .hint(Some("where pods of all namespaces may not be listed, say which: --relay-namespace NAME"))
+    })?;
+    let found = listed.into_iter().find(|pod| {
+        pods::is_ready(pod) && pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(EXPOSES))
+    });
+    let pod = found.ok_or_else(|| {
+        CliError::new(format!("no relay that exposes is ready in context {}", cluster.context))
+            .hint(Some("helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true"))
+    })?;
+    let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
+    let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+    Ok(Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys })
+}
+
+async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
+    let hint = Some("give it a copy of the secret: --secret-file FILE");
+    let name =
+        relay.keys.as_deref().ok_or_else(|| CliError::new("the relay does not say where its secret is").hint(hint))?;
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &relay.target.0.0, &resource);
+    let secret = api.get(name).await.map_err(|error| {
+        CliError::new(format!("Secret {}/{name} cannot be read", relay.target.0)).cause(Some(error)).hint(hint)
+    })?;
+    let keys = secret.data["data"]["keys"].as_str().and_then(|keys| BASE64_STANDARD.decode(keys).ok());
+    let keys = keys.and_then(|keys| String::from_utf8(keys).ok()).unwrap_or_default();
+    Ok(auth::parse_keys(&keys).map_err(|problem| CliError::new(format!("Secret {name}: {problem}")))?.remove(0))
+}
+
+/// Reaches the relay's control port through a port-forward.
+struct InCluster {
+    id: ClusterId,
+    cluster: Arc<Cluster>,
+    manager: Manager,
+    relay_namespace: Option<Namespace>,
+    /// The relay that the control connection leads to.
+    pod: Mutex<(Namespace, String)>,
+}
+
+impl Dial for InCluster {
+    fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
+        Box::pin(async move {
+            if purpose == Purpose::Control {
+                // It may have moved.
+                let relay = find(&self.cluster, self.relay_namespace.as_ref()).await.map_err(io::Error::other)?;
+                *self.pod.lock().expect("no panic while the lock is held") = relay.target;
+            }
+            let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
+            let (workload, port) = (Workload::Pod(pod), PortRef::Name("control".to_owned()));
+            let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
+            let idle = std::time::Duration::from_secs(60);
+            let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), idle).await.map_err(io::Error::other)?;
+            lease.connect().await.map_err(io::Error::other)
+        })
+    }
+
+    fn name(&self) -> String {
+        let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
+        format!("{namespace}/{pod}")
+    }
+
+    fn host(&self) -> String {
+        "adit-relay".to_owned()
+    }
+}

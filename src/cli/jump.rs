@@ -1,0 +1,73 @@
+//! `adit jump`: the pods that adit has created to jump through.
+
+use std::io;
+
+use clap::Subcommand;
+
+use super::{
+    Globals, Output,
+    report::{CliError, print, table},
+    routes,
+};
+use crate::{
+    backend::exec::jump_pod::{self, Created},
+    config::Namespace,
+    k8s::client::Cluster,
+    routing::ClusterId,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Look in all namespaces
+    #[arg(short = 'A', long, global = true)]
+    all_namespaces: bool,
+    /// Print JSON
+    #[arg(short, long, value_enum, global = true)]
+    output: Option<Output>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List them
+    Ls,
+    /// Delete them
+    Clean,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (clusters, router) = super::router(globals.load()?);
+    let context = routes::context(&router)?;
+    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
+    let cluster: std::sync::Arc<Cluster> = clusters.get(&id).await?;
+    let default = routes::namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
+    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
+    let pods = jump_pod::list(&cluster, (!args.all_namespaces).then_some(&namespace)).await?;
+    if let Command::Clean = args.command {
+        for pod in &pods {
+            jump_pod::delete(&cluster, pod).await?;
+        }
+    }
+    match args.output {
+        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&pods).map_err(io::Error::other)?)),
+        None if pods.is_empty() => {
+            print(&format!("adit has created no pods in namespace {namespace} of context {context}; -A looks in all\n"))
+        }
+        None => match args.command {
+            Command::Ls => print(&listed(&pods)),
+            Command::Clean => {
+                print(&pods.iter().map(|pod| format!("deleted {}/{}\n", pod.namespace, pod.name)).collect::<String>())
+            }
+        },
+    }
+}
+
+fn listed(pods: &[Created]) -> String {
+    let mut rows = vec![["POD", "STATE", "OWNER", "CREATED"].map(str::to_owned).to_vec()];
+    rows.extend(pods.iter().map(|pod| {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        vec![format!("{}/{}", pod.namespace, pod.name), pod.state.clone(), or_dash(&pod.owner), or_dash(&pod.created)]
+    }));
+    table(&rows)
+}
