@@ -63,6 +63,8 @@ pub struct Gate {
     after_upgrade: AtomicU8,
     server: AtomicWaker,
     busy: AtomicUsize,
+    /// Heads that were let through and are not being answered yet.
+    let_through: AtomicUsize,
     refused: OnceLock<Refused>,
 }
 
@@ -76,19 +78,29 @@ pub struct Busy(Arc<Gate>);
 impl Busy {
     /// Returns one more for the same connection.
     pub fn another(&self) -> Self {
-        self.0.busy()
+        self.0.another()
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.server.wake();
+        }
     }
 }
 
 impl Gate {
     /// Says that a request is being answered.
     pub fn busy(self: &Arc<Self>) -> Busy {
+        let busy = self.another();
+        let less = |heads: usize| heads.checked_sub(1);
+        // There is none where the answer is to something else than a head.
+        let _ = self.let_through.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        busy
+    }
+
+    fn another(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
@@ -105,7 +117,7 @@ impl Gate {
     }
 
     fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0
+        self.busy.load(Ordering::Acquire) > 0 || self.let_through.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -216,6 +228,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
         self.pending.advance(blank);
         self.searched = 0;
         let head = http1::check_head(&self.pending[..length])?;
+        self.gate.let_through.fetch_add(1, Ordering::Relaxed);
         (self.pass, self.next) = match head.framing {
             Framing::Length(body) => ((length as u64).saturating_add(body), Next::after(head.has_upgrade)),
             Framing::Chunked => (length as u64, Next::Chunk { has_upgrade: head.has_upgrade }),
@@ -331,7 +344,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                     Poll::Ready(Ok(true)) => {}
                     // The server learns of the end of a client that waits for its answer when it is gone.
                     Poll::Ready(Ok(false)) if this.next == Next::Head && this.gate.is_busy() => {
-                        return this.poll_gone(cx).map(Ok);
+                        this.gate.server.register(cx.waker());
+                        // The answer may have ended just now.
+                        return if this.gate.is_busy() { this.poll_gone(cx).map(Ok) } else { Poll::Ready(Ok(())) };
                     }
                     Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -446,6 +461,7 @@ mod tests {
         client.write_all(sent).await?;
         client.shutdown().await?;
         let mut passed = Vec::new();
+        // Nobody answers: the end comes when the client is taken for gone.
         Normaliser::new(server, gate).read_to_end(&mut passed).await?;
         Ok(passed)
     }

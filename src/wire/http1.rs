@@ -124,6 +124,9 @@ pub fn check_head(head: &[u8]) -> Result<Head, Refusal> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 hosts += 1;
+                if value.is_empty() {
+                    return Err(Refusal::NoHost);
+                }
                 if !value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(byte)) {
                     return Err(Refusal::Host);
                 }

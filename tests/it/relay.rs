@@ -302,3 +302,17 @@ async fn version_1_is_served_where_it_is_allowed() {
     put(&mut refused, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
     assert!(matches!(frame(&mut refused).await, Frame::Reject { .. }));
 }
+
+#[tokio::test]
+async fn the_second_connection_of_a_client_costs_no_signature() {
+    let relay = Relay::start(|_| {}).await;
+    let connector = TlsConnector::from(tls::client_config(&Trust::Secret).unwrap());
+    for wanted in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
+        let stream = TcpStream::connect(relay.address).await.unwrap();
+        let mut stream = connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(wanted));
+        put(&mut stream, Frame::Claim { session: [7; 16], stream: [8; 16], proof: [9; 32] }).await;
+        // The ticket for the next one comes before the answer.
+        assert!(matches!(frame(&mut stream).await, Frame::StreamReject { .. }));
+    }
+}

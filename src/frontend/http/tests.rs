@@ -28,6 +28,8 @@ use crate::{
     tunnel::{ServicePort, StreamFault},
 };
 
+mod differential;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answered = BoxFuture<'static, io::Result<Response<Body>>>;
