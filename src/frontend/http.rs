@@ -115,7 +115,8 @@ impl HttpFrontend {
         let origin = Origin { connection, tls, drain: drain.clone(), gate: gate.clone() };
         let service = service_fn(move |request: Request<Incoming>| {
             let (this, origin) = (self.clone(), origin.clone());
-            async move { Ok::<_, Infallible>(this.answer(request, origin).await) }
+            // On the heap, so that a connection without a request does not hold the room for one.
+            Box::pin(async move { Ok::<_, Infallible>(this.answer(request, origin).await) })
         });
         let served = match gate {
             Some(gate) => {

@@ -90,14 +90,20 @@ impl Mux {
             let first = received.escape_ascii().to_string();
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
         };
+        // On the heap: a client that says nothing holds no room for what others need.
         match protocol {
-            Protocol::Tls => return self.tls.clone().serve(Box::new(stream), received, connection, drain).await,
-            Protocol::Postgres => return self.tls.postgres().serve(Box::new(stream), received, connection).await,
+            Protocol::Tls => {
+                let serving = self.tls.clone().serve(Box::new(stream), received, connection, drain);
+                return Box::pin(serving).await;
+            }
+            Protocol::Postgres => {
+                return Box::pin(self.tls.postgres().serve(Box::new(stream), received, connection)).await;
+            }
             Protocol::Http1 | Protocol::Http2 => {}
         }
         let version = if protocol == Protocol::Http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
         let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
-        self.http.clone().serve(stream, version, connection, false, drain).await;
+        Box::pin(self.http.clone().serve(stream, version, connection, false, drain)).await;
     }
 }
 

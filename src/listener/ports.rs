@@ -188,8 +188,10 @@ impl Ports {
                         all.spawn(async move {
                             match kind {
                                 Kind::Http => frontends.mux.serve(stream, connection, drain).await,
-                                Kind::Tcp => frontends.tcp.clone().serve(stream, configured, connection, drain).await,
-                                Kind::Sni => frontends.sni.clone().serve(stream, connection).await,
+                                Kind::Tcp => {
+                                    Box::pin(frontends.tcp.clone().serve(stream, configured, connection, drain)).await
+                                }
+                                Kind::Sni => Box::pin(frontends.sni.clone().serve(stream, connection)).await,
                                 Kind::Admin => (frontends.admin)(stream, local).await,
                             }
                         });

@@ -14,6 +14,9 @@ struct Got {
     body: Vec<u8>,
 }
 
+/// A valid request: method, target, headers, its body as it is sent, and as it is meant.
+type Sent<'t> = (String, &'t str, Vec<(&'t str, Vec<u8>)>, Vec<u8>, Vec<u8>);
+
 fn recording() -> (World, Arc<Mutex<Vec<Got>>>) {
     let got: Arc<Mutex<Vec<Got>>> = Arc::default();
     let recorded = got.clone();
@@ -235,7 +238,7 @@ async fn a_body_whose_end_is_unclear_does_not_arrive_whole() {
 #[tokio::test]
 async fn all_that_is_valid_arrives_as_it_was_sent() {
     let (world, got) = recording();
-    let mut all: Vec<(String, &str, Vec<(&str, Vec<u8>)>, Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut all: Vec<Sent<'_>> = Vec::new();
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "M-SEARCH", "X!#$%&'*+.^_`|~"] {
         all.push((method.to_owned(), "/a", Vec::new(), Vec::new(), Vec::new()));
     }
