@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::timeout;
@@ -118,38 +118,10 @@ impl HttpFrontend {
             // On the heap, so that a connection without a request does not hold the room for one.
             Box::pin(async move { Ok::<_, Infallible>(this.answer(request, origin).await) })
         });
+        // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2.
         let served = match gate {
-            Some(gate) => {
-                let mut builder = http1::Builder::new();
-                // The normaliser knows how long a client may take for what.
-                builder.header_read_timeout(None).preserve_header_case(true);
-                let stream = TokioIo::new(Normaliser::new(stream, gate));
-                let mut serving = std::pin::pin!(builder.serve_connection(stream, service).with_upgrades());
-                tokio::select! {
-                    served = serving.as_mut() => served,
-                    () = drain.started() => {
-                        serving.as_mut().graceful_shutdown();
-                        serving.await
-                    }
-                }
-            }
-            None => {
-                let mut builder = http2::Builder::new(TokioExecutor::new());
-                builder
-                    .timer(TokioTimer::new())
-                    .adaptive_window(true)
-                    .max_concurrent_streams(250)
-                    .max_header_list_size(64 * 1024)
-                    .enable_connect_protocol();
-                let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-                tokio::select! {
-                    served = serving.as_mut() => served,
-                    () = drain.started() => {
-                        serving.as_mut().graceful_shutdown();
-                        serving.await
-                    }
-                }
-            }
+            Some(gate) => Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await,
+            None => Box::pin(serve_http2(stream, service, drain)).await,
         };
         if let Err(error) = served {
             debug!(connection = connection.id, peer = %connection.peer, %error, "http connection ended");
@@ -347,6 +319,44 @@ async fn read_out(mut body: Incoming) {
     };
     // The client has more to say, and will be told when it has.
     let _ = timeout(UNWANTED_TIME, reading).await;
+}
+
+async fn serve_http1<S>(stream: Normaliser<BoxedIo>, service: S, drain: Drain) -> hyper::Result<()>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>,
+{
+    let mut builder = http1::Builder::new();
+    // The normaliser knows how long a client may take for what.
+    builder.header_read_timeout(None).preserve_header_case(true);
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    tokio::select! {
+        served = serving.as_mut() => served,
+        () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    }
+}
+
+async fn serve_http2<S>(stream: BoxedIo, service: S, drain: Drain) -> hyper::Result<()>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .adaptive_window(true)
+        .max_concurrent_streams(250)
+        .max_header_list_size(64 * 1024)
+        .enable_connect_protocol();
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        served = serving.as_mut() => served,
+        () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    }
 }
 
 /// Returns whom a request is for: the authority of its target, else its Host header.
