@@ -121,6 +121,7 @@ impl Adit {
             .args(["-v", "--config"])
             .arg(&config)
             .env("XDG_RUNTIME_DIR", folder.path())
+            .env("XDG_STATE_HOME", folder.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
@@ -199,7 +200,8 @@ impl Adit {
         let output = succeed(
             Command::new(env!("CARGO_BIN_EXE_adit"))
                 .args(["status", "-o", "json"])
-                .env("XDG_RUNTIME_DIR", self.folder.path()),
+                .env("XDG_RUNTIME_DIR", self.folder.path())
+                .env("XDG_STATE_HOME", self.folder.path()),
         );
         serde_json::from_str(&output).expect("status prints JSON")
     }
