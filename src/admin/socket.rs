@@ -114,6 +114,8 @@ pub fn sockets() -> Vec<PathBuf> {
         .filter(|path| path.extension().is_some_and(|end| end == "sock"))
         .collect();
     found.sort();
+    // Both variables may name one folder.
+    found.dedup();
     found
 }
 
