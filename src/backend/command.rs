@@ -15,15 +15,12 @@ use std::{
     collections::HashMap,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    pin::Pin,
-    sync::{Arc, Mutex, atomic::Ordering},
-    task::{Context, Poll},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, sleep},
 };
@@ -35,7 +32,7 @@ use self::{
 use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Command, CommandMode},
-    io::{BoxedIo, Io},
+    io::{BoxedIo, held::Held},
 };
 
 /// How often it is looked whether a command listens.
@@ -162,7 +159,8 @@ impl Session for ListenSession {
                 connected.map_err(|error| StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") })?;
             // It fails only on a socket that is closed already.
             let _ = stream.set_nodelay(true);
-            Ok((counted(stream, &self.gauges), self.placement.clone()))
+            let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
+            Ok((stream, self.placement.clone()))
         })
     }
 
@@ -194,7 +192,8 @@ impl Session for StdioSession {
         Box::pin(async move {
             let stream = process::stream(&self.command, &self.program, self.supervisor.as_deref())
                 .map_err(|error| StreamFault::Other { detail: error.to_string() })?;
-            Ok((counted(stream, &self.gauges), self.placement.clone()))
+            let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
+            Ok((stream, self.placement.clone()))
         })
     }
 
@@ -211,46 +210,9 @@ impl Session for StdioSession {
     }
 }
 
-/// A stream that is counted while it lives.
-struct Counted<T> {
-    inner: T,
-    gauges: Arc<SessionGauges>,
-}
-
-fn counted<T: Io>(inner: T, gauges: &Arc<SessionGauges>) -> BoxedIo {
-    gauges.streams.fetch_add(1, Ordering::Relaxed);
-    Box::new(Counted { inner, gauges: gauges.clone() })
-}
-
-impl<T> Drop for Counted<T> {
-    fn drop(&mut self) {
-        self.gauges.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::atomic::Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

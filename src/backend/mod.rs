@@ -125,6 +125,24 @@ pub struct Endpoint {
     pub protocol: &'static str,
 }
 
+/// One of the streams that are open, until it is dropped.
+#[derive(Debug)]
+pub struct StreamCount(Arc<SessionGauges>);
+
+impl SessionGauges {
+    /// Counts a stream that has no connection of its own.
+    pub fn count_stream(self: &Arc<Self>) -> StreamCount {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        StreamCount(self.clone())
+    }
+}
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Counters that a session keeps and `adit status` reads.
 #[derive(Debug, Default)]
 pub struct SessionGauges {

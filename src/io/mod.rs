@@ -1,6 +1,7 @@
 //! Byte streams. Knows no protocol.
 
 pub mod accept;
+pub mod held;
 pub mod prefixed;
 pub mod splice;
 

@@ -10,7 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::server::{Server, Tunnel};
+use super::server::{Server, tunnels::Tunnel};
 use crate::{
     backend::{Backend, CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault},
     io::BoxedIo,

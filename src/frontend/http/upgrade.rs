@@ -18,7 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::debug;
 
 use super::headers;
-use crate::{drain::Drain, io::splice::splice, tunnel::Lease, wire::websocket::Boundary};
+use crate::{
+    drain::Drain,
+    io::{held::write_through, splice::splice},
+    tunnel::Lease,
+    wire::websocket::Boundary,
+};
 
 /// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
@@ -145,17 +150,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Farewell<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Farewell<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
+    write_through!();
 }
 
 #[cfg(test)]

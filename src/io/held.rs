@@ -1,0 +1,63 @@
+//! A stream that holds something until it is dropped: a count, a lease, a process.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Makes a stream's writes those of its field `inner`.
+macro_rules! write_through {
+    () => {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.inner).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_shutdown(cx)
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.inner.is_write_vectored()
+        }
+    };
+}
+
+pub(crate) use write_through;
+
+/// Reads and writes go through; `G` lives as long as the stream.
+#[derive(Debug)]
+pub struct Held<T, G> {
+    inner: T,
+    _held: G,
+}
+
+impl<T, G> Held<T, G> {
+    pub fn new(inner: T, held: G) -> Self {
+        Self { inner, _held: held }
+    }
+}
+
+impl<T: AsyncRead + Unpin, G: Unpin> AsyncRead for Held<T, G> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin, G: Unpin> AsyncWrite for Held<T, G> {
+    write_through!();
+}
