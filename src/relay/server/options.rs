@@ -1,0 +1,51 @@
+//! What a relay is told at its start.
+
+use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
+
+use crate::relay::{auth::Key, registrar::Registrar};
+
+/// What a relay is told at its start.
+#[derive(Clone)]
+pub struct Options {
+    pub keys: Vec<Key>,
+    /// The public ports.
+    pub ports: RangeInclusive<u16>,
+    /// Where they listen.
+    pub bind: IpAddr,
+    /// The names of HTTP tunnels are below this.
+    pub domain: Option<String>,
+    /// How HTTP tunnels are reached: `https` or `http`, and the port where it is not the usual one.
+    pub http_public: (&'static str, Option<u16>),
+    /// Serves version 1 too: the secret and all bytes cross the network as they are.
+    pub allow_v1: bool,
+    pub limits: Limits,
+    /// Makes Services of the cluster lead to tunnels. None: the relay is in no cluster.
+    pub registrar: Option<Arc<dyn Registrar>>,
+}
+
+/// What one client, or one visitor, can take from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Default: 64.
+    pub tunnels_per_key: usize,
+    /// Default: 1,024.
+    pub streams_per_tunnel: usize,
+    /// Visitors that wait for the client. Default: 256.
+    pub pending_per_tunnel: usize,
+    /// Connections that have not yet said who they are. Default: 512.
+    pub handshakes: usize,
+    /// New visitors of a tunnel in a second. Default: 2,000.
+    pub visitors_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tunnels_per_key: 64,
+            streams_per_tunnel: 1024,
+            pending_per_tunnel: 256,
+            handshakes: 512,
+            visitors_per_second: 2000,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The visitors of tunnels, and the connections of clients that they are joined with.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{Server, tunnels::Tunnel};
+use crate::{
+    io::{
+        BoxedIo, accept,
+        held::Held,
+        prefixed::Prefixed,
+        splice::{Side, splice},
+    },
+    relay::{
+        auth,
+        conversation::{self, Over, Reader},
+    },
+    wire::relay::{Frame, Token, Uuid},
+};
+
+/// How long a visitor is kept waiting for a client's connection.
+const VISITOR_WAITS: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum StreamName {
+    V1(Uuid),
+    V2(Token),
+}
+
+pub(super) struct Pending {
+    pub(super) session: Token,
+    pub(super) to: oneshot::Sender<Result<BoxedIo, String>>,
+}
+
+impl Server {
+    /// Takes the visitors of a public port.
+    pub(super) async fn serve_port(self: Arc<Self>, listener: TcpListener, tunnel: Arc<Tunnel>) {
+        let serve = |visitor: TcpStream, peer: SocketAddr| {
+            let (this, tunnel) = (self.clone(), tunnel.clone());
+            // It lives on when the tunnel is gone: its stream is a connection of its own.
+            self.drain.spawn(async move { this.visit(visitor, peer, &tunnel).await });
+        };
+        tokio::select! {
+            never = accept::accept(&listener, 1, serve, |_| async {}) => match never {},
+            () = tunnel.gone.cancelled() => {}
+            () = self.drain.started() => {}
+        }
+        drop(listener);
+        tunnel.unbound.cancel();
+    }
+
+    pub(super) async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) {
+        let mut stream = match self.stream(tunnel, peer).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!(%peer, port = tunnel.port, %error, "relay: visitor refused");
+                // A close that is no reset would look like an answer.
+                return drop(SockRef::from(&visitor).set_linger(Some(Duration::ZERO)));
+            }
+        };
+        let end = splice(&mut visitor, &mut stream).await;
+        self.counters.up.fetch_add(end.up, Ordering::Relaxed);
+        self.counters.down.fetch_add(end.down, Ordering::Relaxed);
+        if let Some((Side::Backend, _)) = end.broken {
+            let _ = SockRef::from(&visitor).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Asks the client of a tunnel for a connection, and waits for it.
+    ///
+    /// # Errors
+    /// In words: there are too many, or the client does not come, or says why it cannot.
+    pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
+        self.counters.visitors.fetch_add(1, Ordering::Relaxed);
+        let asked = self.ask(tunnel, peer).await;
+        if asked.is_err() {
+            self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
+        }
+        asked
+    }
+
+    pub(super) async fn ask(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
+        let limits = self.options.limits;
+        if !tunnel.takes_another(limits.visitors_per_second) {
+            return Err("too many visitors in a short time".to_owned());
+        }
+        if tunnel.streams.load(Ordering::Relaxed) >= limits.streams_per_tunnel {
+            return Err(format!("the tunnel has {} streams", limits.streams_per_tunnel));
+        }
+        let waiting = Waiting::new(tunnel, limits.pending_per_tunnel)?;
+        let (name, frame) = if tunnel.session.is_v1 {
+            let stream = new_uuid().map_err(|error| error.to_string())?;
+            (StreamName::V1(stream), Frame::Connect { stream })
+        } else {
+            let stream = auth::random().map_err(|error| error.to_string())?;
+            (StreamName::V2(stream), Frame::Incoming { tunnel: tunnel.id, stream, peer: peer.to_string() })
+        };
+        let (to, from) = oneshot::channel();
+        self.state().pending.insert(name, Pending { session: tunnel.session.token, to });
+        let _forgotten = Forgotten { server: self, name };
+        tunnel.session.frames.try_send(frame).map_err(|_| "the client does not keep up".to_owned())?;
+        let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| "the client did not come".to_owned())?;
+        let stream = answered.map_err(|_| "the client is gone".to_owned())??;
+        drop(waiting);
+        Ok(Box::new(Held::new(stream, StreamCount::new(tunnel))))
+    }
+
+    /// Gives the connection of a client to the visitor that waits for it.
+    pub(super) async fn join<S>(
+        self: Arc<Self>,
+        mut reader: Reader<S>,
+        name: StreamName,
+        session: Option<Token>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Over>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let pending = {
+            let mut state = self.state();
+            let is_theirs = state.pending.get(&name).is_some_and(|pending| Some(pending.session) == session);
+            if is_theirs { state.pending.remove(&name) } else { None }
+        };
+        let Some(pending) = pending else {
+            let reason = "nobody waits for this stream".to_owned();
+            return conversation::send(reader.get_mut(), &[Frame::StreamReject { reason }]).await;
+        };
+        conversation::send(reader.get_mut(), &[Frame::StreamAccept]).await?;
+        drop(permit);
+        let (inner, rest) = reader.into_parts();
+        // The visitor may have gone: the client sees the end of its stream.
+        let _ = pending.to.send(Ok(Box::new(Prefixed::new(rest, inner))));
+        Ok(())
+    }
+}
+
+/// A stream to a client, counted until it is dropped.
+struct StreamCount(Arc<Tunnel>);
+
+impl StreamCount {
+    fn new(tunnel: &Arc<Tunnel>) -> Self {
+        tunnel.streams.fetch_add(1, Ordering::Relaxed);
+        Self(tunnel.clone())
+    }
+}
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A visitor that waits.
+struct Waiting<'t>(&'t Tunnel);
+
+impl<'t> Waiting<'t> {
+    fn new(tunnel: &'t Tunnel, most: usize) -> Result<Self, String> {
+        let waiting = Self(tunnel);
+        match tunnel.pending.fetch_add(1, Ordering::Relaxed) < most {
+            true => Ok(waiting),
+            false => Err(format!("{most} visitors are waiting already")),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A visitor that does not wait any more leaves nothing behind.
+struct Forgotten<'s> {
+    server: &'s Server,
+    name: StreamName,
+}
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.server.state().pending.remove(&self.name);
+    }
+}
+
+/// Returns a random UUID (version 4; RFC 9562, section 5.4) as text.
+fn new_uuid() -> io::Result<Uuid> {
+    let mut bytes: Token = auth::random()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for byte in bytes {
+        if matches!(at, 8 | 13 | 18 | 23) {
+            at += 1;
+        }
+        text[at] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        text[at + 1] = b"0123456789abcdef"[usize::from(byte & 15)];
+        at += 2;
+    }
+    Ok(text)
+}
