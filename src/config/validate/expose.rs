@@ -1,0 +1,49 @@
+//! `expose:`.
+
+use super::*;
+
+impl Walk {
+    pub(super) fn exposed(&mut self, node: &Node) -> Option<Vec<Expose>> {
+        let Value::List(list) = &node.value else {
+            return self.wrong(node, "a list", Some("write expose: [{port: 3000, to: relay.example.com}]"));
+        };
+        let mut all = Vec::new();
+        for node in list {
+            let map = self.map(node, EXPOSE)?;
+            let port = |walk: &mut Self, node: &Node| {
+                let text = walk.text(node)?;
+                walk.port_number(&text, node.place)
+            };
+            let local_port = self.required(&map, node, "port", port);
+            let public_port = self.field(&map, "public_port", port).unwrap_or(0);
+            let to = self.required(&map, node, "to", |walk, node| {
+                let text = walk.text(node)?;
+                let (host, port) = match text.rsplit_once(':') {
+                    Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
+                    _ => (text.as_str(), Some(RELAY_PORT)),
+                };
+                let plain = host.trim_matches(['[', ']']);
+                let is_known = plain.parse::<IpAddr>().is_ok() || is_host(&plain.to_ascii_lowercase());
+                match port.filter(|port| is_known && *port > 0) {
+                    Some(port) => Some((plain.to_owned(), port)),
+                    None => walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")),
+                }
+            });
+            let expose = Expose {
+                to: to?,
+                secret_file: self.field(&map, "secret_file", Self::file),
+                fingerprint: self.field(&map, "fingerprint", Self::text),
+                ca: self.field(&map, "ca", Self::file),
+                local_host: self.field(&map, "local_host", Self::text).unwrap_or_else(|| "127.0.0.1".to_owned()),
+                local_port: local_port?,
+                public_port,
+                name: self.field(&map, "name", Self::label),
+            };
+            if expose.name.is_some() && expose.public_port != 0 {
+                self.problem(node.place, "both name and public_port are given", Some("a name has no port of its own"));
+            }
+            all.push(expose);
+        }
+        Some(all)
+    }
+}

@@ -1,0 +1,158 @@
+//! `http:` and its routes.
+
+use super::*;
+
+impl Walk {
+    pub(super) fn http(&mut self, node: &Node, config: &mut Config) -> bool {
+        let Some(map) = self.map(node, HTTP) else { return false };
+        if let Some(listen) = self.field(&map, "listen", Self::listen) {
+            config.http.listen = listen;
+        }
+        config.http.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.http.idle_timeout);
+        config.http.proxy_protocol = self.proxy_protocol(&map, node);
+        let idle_timeout = config.http.idle_timeout;
+        self.field(&map, "k8s", |walk, node| {
+            let map = walk.map(node, HTTP_K8S)?;
+            if let Some(list) = walk.field(&map, "kubeconfig", Self::path_list) {
+                config.http.kubeconfig = defaults::kubeconfig_paths(Some(&list));
+            }
+            if let Some(host) = walk.field(&map, "dynamic_host", Self::host) {
+                config.http.dynamic_host = host;
+            }
+            let entries = walk.field(&map, "routes", Self::entries)?;
+            for (key, value) in entries {
+                walk.at_child("routes", &quoted(&key.name), |walk| {
+                    let host = walk.route_host(&key.name, key.place);
+                    let Some(map) = walk.map(value, HTTP_ROUTE) else { return };
+                    let destination = match map.contains_key("via") || map.contains_key("target") {
+                        true => walk.jump(&map, value, config),
+                        false => walk.destination(&map, value, config),
+                    };
+                    let idle_timeout = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
+                    let options = Arc::new(walk.http_options(&map, value));
+                    if let (Some(host), Some(destination)) = (host, destination) {
+                        let route = HttpRoute { destination, idle_timeout, options };
+                        if config.http.routes.insert(host, route).is_some() {
+                            walk.problem(
+                                key.place,
+                                "this host has a route already: upper and lower case are the same",
+                                None,
+                            );
+                        }
+                    }
+                });
+            }
+            Some(())
+        });
+        true
+    }
+
+    pub(super) fn http_options(&mut self, map: &Map<'_>, node: &Node) -> HttpOptions {
+        let scheme = self.field(map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
+            "http" => Some(Scheme::Http),
+            "https" => Some(Scheme::Https),
+            "h2c" => Some(Scheme::H2c),
+            _ => walk.wrong(node, "http, https or h2c", None),
+        });
+        let ca = self.field(map, "ca", Self::file);
+        let verify = self.field(map, "verify", Self::boolean).unwrap_or(ca.is_some());
+        let server_name = self.field(map, "server_name", Self::host);
+        let client_cert = match (self.field(map, "client_cert", Self::file), self.field(map, "client_key", Self::file))
+        {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => {
+                self.problem(node.place, "client_cert and client_key are given one without the other", None);
+                None
+            }
+        };
+        let (mut request_headers, mut response_headers) = <(HeaderRules, HeaderRules)>::default();
+        self.field(map, "headers", |walk, node| {
+            let map = walk.map(node, HEADERS)?;
+            request_headers = walk.header_rules(&map);
+            for (key, rules) in [("request", &mut request_headers), ("response", &mut response_headers)] {
+                walk.field(&map, key, |walk, node| {
+                    let of_one_way = walk.map(node, HEADER_RULES).map(|map| walk.header_rules(&map))?;
+                    rules.set.extend(of_one_way.set);
+                    rules.remove.extend(of_one_way.remove);
+                    Some(())
+                });
+            }
+            Some(())
+        });
+        HttpOptions {
+            scheme,
+            tls: BackendTls { verify, ca, server_name, client_cert },
+            request_headers,
+            response_headers,
+            // What is behind a jump has a name of its own, and serves nobody who calls it otherwise.
+            rewrite_host: self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")),
+            rewrite_location: self.field(map, "rewrite_location", Self::boolean).unwrap_or(map.contains_key("target")),
+            allow_origins: self.field(map, "allow_origins", Self::origins).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn header_rules(&mut self, map: &Map<'_>) -> HeaderRules {
+        let mut rules = HeaderRules::default();
+        for (key, value) in self.field(map, "set", Self::entries).unwrap_or_default() {
+            self.at_child("set", &quoted(&key.name), |walk| {
+                let name = walk.header_name(&key.name, key.place);
+                let text = match &value.value {
+                    Value::Scalar { text, .. } => Some(text.as_str()),
+                    _ => None,
+                };
+                match text.and_then(|text| HeaderValue::from_str(text).ok()) {
+                    Some(value) => rules.set.extend(name.map(|name| (name, value))),
+                    None => walk.problem(value.place, "expected a header's value: text on one line", None),
+                }
+            });
+        }
+        if let Some(names) = self.field(map, "remove", |walk, node| match &node.value {
+            Value::List(list) => {
+                list.iter().map(|node| walk.text(node).and_then(|name| walk.header_name(&name, node.place))).collect()
+            }
+            _ => walk.wrong::<Vec<HeaderName>>(node, "a list of header names", None),
+        }) {
+            rules.remove = names;
+        }
+        rules
+    }
+
+    pub(super) fn header_name(&mut self, text: &str, place: Place) -> Option<HeaderName> {
+        let name = HeaderName::from_bytes(text.as_bytes()).ok();
+        // What says where a message ends is not the configuration's to change.
+        const FRAMING: [&str; 5] = ["connection", "content-length", "transfer-encoding", "upgrade", "te"];
+        match name {
+            Some(name) if FRAMING.contains(&name.as_str()) => {
+                self.problem(place, &format!("{name} is about one connection, and cannot be changed"), None);
+                None
+            }
+            Some(name) => Some(name),
+            None => {
+                self.problem(place, &format!("expected a header's name, found {text:?}"), None);
+                None
+            }
+        }
+    }
+
+    pub(super) fn origins(&mut self, node: &Node) -> Option<Vec<String>> {
+        let Value::List(list) = &node.value else {
+            return self.wrong(node, "a list of origins", Some("write [https://app.example.com]"));
+        };
+        let mut origins = Vec::new();
+        for node in list {
+            let text = self.text(node)?;
+            let host = text.split_once("://").map(|(_, host)| host);
+            let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+            if text != "*" && !is_origin {
+                return self.wrong(
+                    node,
+                    "an origin",
+                    Some("write scheme, host and port as the browser does, without a path"),
+                );
+            }
+            origins.push(text);
+        }
+        Some(origins)
+    }
+}

@@ -1,0 +1,115 @@
+//! `sni:` and its commands.
+
+use super::*;
+
+impl Walk {
+    pub(super) fn sni(&mut self, node: &Node, config: &Config) -> Option<Sni> {
+        let map = self.map(node, SNI)?;
+        let idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(Duration::from_secs(10 * 60));
+        let startup_timeout = self.field(&map, "startup_timeout", Self::duration).unwrap_or(Duration::from_secs(15));
+        let ports = self.field(&map, "port_range", Self::port_range).unwrap_or((20_000, 20_999));
+        let (mut path, mut env_from) = ("cloudflared".to_owned(), BTreeMap::new());
+        self.field(&map, "cloudflared", |walk, node| {
+            let map = walk.map(node, CLOUDFLARED)?;
+            path = walk.field(&map, "path", Self::text).unwrap_or(path.clone());
+            for (key, name) in [
+                ("service_token_id_env", "TUNNEL_SERVICE_TOKEN_ID"),
+                ("service_token_secret_env", "TUNNEL_SERVICE_TOKEN_SECRET"),
+            ] {
+                if let Some(ours) = walk.field(&map, key, Self::text) {
+                    env_from.insert(name.to_owned(), ours);
+                }
+            }
+            Some(())
+        });
+        let listen = self.required(&map, node, "listen", Self::listen);
+        let proxy_protocol = self.proxy_protocol(&map, node);
+        let allow_commands = self.field(&map, "allow_commands", Self::boolean).unwrap_or(false);
+        let mut routes = BTreeMap::new();
+        for (key, value) in self.field(&map, "routes", Self::entries).unwrap_or_default() {
+            self.at_child("routes", &quoted(&key.name), |walk| {
+                let name = walk.route_host(&key.name, key.place);
+                let Some(map) = walk.map(value, SNI_ROUTE) else { return };
+                if ["cloudflared", "command", "k8s"].iter().filter(|key| map.contains_key(**key)).count() != 1 {
+                    let hint = "give one of them: what the name leads to";
+                    walk.problem(value.place, "expected one of cloudflared, command and k8s", Some(hint));
+                }
+                let of_command = |run, mode, env, env_from| {
+                    SniBackend::Command(Arc::new(Command { run, mode, env, env_from, startup_timeout, ports }))
+                };
+                let mut backend = walk.field(&map, "cloudflared", |walk, node| {
+                    let map = walk.map(node, SNI_CLOUDFLARED)?;
+                    let hostname = walk.required(&map, node, "hostname", Self::host)?;
+                    let words = ["access", "tcp", "--hostname", &hostname, "--url", "127.0.0.1:{port}"];
+                    let run = [path.clone()].into_iter().chain(words.map(str::to_owned)).collect();
+                    Some(of_command(run, CommandMode::Listen, BTreeMap::new(), env_from.clone()))
+                });
+                if let Some(command) = walk.field(&map, "command", |walk, node| {
+                    let map = walk.map(node, COMMAND)?;
+                    let run = walk.required(&map, node, "run", Self::words);
+                    let mode = walk.field(&map, "mode", |walk, node| match walk.text(node)?.as_str() {
+                        "listen" => Some(CommandMode::Listen),
+                        "stdio" => Some(CommandMode::Stdio),
+                        _ => walk.wrong(node, "listen or stdio", None),
+                    });
+                    let (env, from) =
+                        (walk.field(&map, "env", Self::variables), walk.field(&map, "env_from", Self::variables));
+                    let (run, mode) = (run?, mode.unwrap_or(CommandMode::Listen));
+                    let has_port = run.iter().skip(1).any(|word| word.contains("{port}"));
+                    let wrong = match (run.is_empty(), mode, has_port) {
+                        (true, ..) => Some("the command is empty"),
+                        (_, CommandMode::Listen, false) => Some("none of the words has {port}, the port to listen on"),
+                        (_, CommandMode::Stdio, true) => Some("{port} has no meaning where mode is stdio"),
+                        _ => None,
+                    };
+                    if let Some(wrong) = wrong {
+                        walk.problem(
+                            node.place,
+                            wrong,
+                            Some("write run: [ssh, -N, -L, \"127.0.0.1:{port}:db:5432\", bastion]"),
+                        );
+                        return None;
+                    }
+                    Some(of_command(run, mode, env.unwrap_or_default(), from.unwrap_or_default()))
+                }) {
+                    backend = Some(command);
+                }
+                if let Some(destination) = walk.field(&map, "k8s", |walk, node| {
+                    let map = walk.map(node, SNI_K8S)?;
+                    walk.destination(&map, node, config)
+                }) {
+                    backend = Some(SniBackend::Kubernetes(Box::new(destination)));
+                }
+                let send_proxy = walk.field(&map, "send_proxy", |walk, node| match walk.text(node)?.as_str() {
+                    "v1" => Some(proxy_protocol::Version::V1),
+                    "v2" => Some(proxy_protocol::Version::V2),
+                    _ => walk.wrong(node, "v1 or v2", None),
+                });
+                let idle_timeout = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
+                if let (Some(name), Some(backend)) = (name, backend) {
+                    routes.insert(name, SniRoute { backend, send_proxy, idle_timeout });
+                }
+            });
+        }
+        Some(Sni { listen: listen?, proxy_protocol, allow_commands, routes })
+    }
+
+    pub(super) fn port_range(&mut self, node: &Node) -> Option<(u16, u16)> {
+        let text = self.text(node)?;
+        let range = text
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+        match range {
+            Some((first, last)) if first > 0 && first <= last => Some((first, last)),
+            _ => self.wrong(node, "two ports", Some("write 20000-20999")),
+        }
+    }
+
+    pub(super) fn variables(&mut self, node: &Node) -> Option<BTreeMap<String, String>> {
+        let mut variables = BTreeMap::new();
+        for (key, value) in self.entries(node)? {
+            variables.insert(key.name.clone(), self.text(value)?);
+        }
+        Some(variables)
+    }
+}

@@ -1,0 +1,123 @@
+//! `tcp:`, its routes and jumps.
+
+use super::*;
+
+impl Walk {
+    pub(super) fn tcp(&mut self, node: &Node, config: &mut Config) -> bool {
+        let Some(map) = self.map(node, TCP) else { return false };
+        config.tcp.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.tcp.idle_timeout);
+        config.tcp.proxy_protocol = self.proxy_protocol(&map, node);
+        let idle_timeout = config.tcp.idle_timeout;
+        self.field(&map, "k8s", |walk, node| {
+            let map = walk.map(node, TCP_K8S)?;
+            config.tcp.kubeconfig = match walk.field(&map, "kubeconfig", Self::path_list) {
+                Some(list) => defaults::kubeconfig_paths(Some(&list)),
+                None => config.http.kubeconfig.clone(),
+            };
+            let mut taken: BTreeMap<SocketAddr, String> =
+                config.http.listen.iter().map(|address| (*address, "http.listen".to_owned())).collect();
+            for (key, value) in walk.field(&map, "routes", Self::entries).unwrap_or_default() {
+                walk.at_child("routes", &key.name, |walk| {
+                    let port = walk.port_number(&key.name, key.place);
+                    let Some(map) = walk.map(value, TCP_ROUTE) else { return };
+                    let destination = walk.destination(&map, value, config);
+                    let idle = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
+                    let ip = walk.field(&map, "listen", Self::listen_ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                    let Some(port) = port else { return };
+                    let address = SocketAddr::new(ip, port);
+                    walk.claim(&mut taken, address, key.place, format!("tcp.k8s.routes.{port}"));
+                    if let Some(destination) = destination {
+                        config.tcp.routes.insert(address, TcpRoute { destination, idle_timeout: idle });
+                    }
+                });
+            }
+            for (key, value) in walk.field(&map, "jump", Self::entries).unwrap_or_default() {
+                walk.at_child("jump", &key.name, |walk| {
+                    let port = walk.port_number(&key.name, key.place);
+                    let jump = walk.map(value, JUMP).and_then(|map| walk.jump(&map, value, config));
+                    let Some(port) = port else { return };
+                    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+                    walk.claim(&mut taken, address, key.place, format!("tcp.k8s.jump.{port}"));
+                    if let Some(destination) = jump {
+                        let idle_timeout = config.tcp.idle_timeout;
+                        config.tcp.routes.insert(address, TcpRoute { destination, idle_timeout });
+                    }
+                });
+            }
+            Some(())
+        });
+        true
+    }
+
+    /// Two listeners cannot share an address; one on every address takes the port from all.
+    pub(super) fn claim(
+        &mut self,
+        taken: &mut BTreeMap<SocketAddr, String>,
+        address: SocketAddr,
+        place: Place,
+        owner: String,
+    ) {
+        let clash = taken.iter().find(|(other, _)| {
+            other.port() == address.port()
+                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+        });
+        match clash {
+            Some((_, other)) => {
+                let message = format!("port {} is used by {other} already", address.port());
+                self.problem(place, &message, Some("choose another local port"));
+            }
+            None => {
+                taken.insert(address, owner);
+            }
+        }
+    }
+
+    pub(super) fn jump(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
+        let context_name = self.field(map, "context", Self::text).map(|name| context(config, name));
+        let namespace = self.field(map, "namespace", Self::namespace);
+        let method = self.field(map, "method", |walk, node| match walk.text(node)?.as_str() {
+            "auto" => Some(JumpMethod::Auto),
+            "socat" => Some(JumpMethod::Socat),
+            "nc" => Some(JumpMethod::Nc),
+            _ => walk.wrong(node, "auto, socat or nc", None),
+        });
+        let via = self.required(map, node, "via", |walk, node| {
+            let map = walk.map(node, VIA)?;
+            let workload = walk.workload(&map, node)?;
+            let container = walk.field(&map, "container", Self::label);
+            let create = walk.field(&map, "create", |walk, node| {
+                let map = walk.map(node, CREATE)?;
+                let image = walk.required(&map, node, "image", |walk, node| {
+                    let image = walk.text(node)?;
+                    let hint = Some("write alpine/socat, or registry.example.com/socat:1.8");
+                    if is_image(&image) { Some(image) } else { walk.wrong(node, "the name of an image", hint) }
+                });
+                let command = walk.field(&map, "command", Self::words).unwrap_or_default();
+                let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(Duration::from_secs(60));
+                Some(JumpPod { image: image?, command, timeout })
+            });
+            Some((workload, container, create))
+        });
+        let target = self.required(map, node, "target", |walk, node| {
+            let map = walk.map(node, TARGET)?;
+            let host = walk.required(&map, node, "host", |walk, node| {
+                let host = walk.text(node)?;
+                let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+                if is_address || is_host(&host.to_ascii_lowercase()) {
+                    Some(host)
+                } else {
+                    walk.wrong(node, "a hostname or an IP address", None)
+                }
+            });
+            let port = walk.required(&map, node, "port", |walk, node| {
+                let text = walk.text(node)?;
+                walk.port_number(&text, node.place)
+            });
+            Some((host?, port?))
+        });
+        let ((workload, container, create), (host, port)) = (via?, target?);
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let jump = Jump { container, create, host, port, method: method.unwrap_or(JumpMethod::Auto) };
+        Some(Destination { context: context_name, namespace, workload, port: PortRef::Auto, jump: Some(jump) })
+    }
+}

@@ -1,0 +1,99 @@
+//! Bad files in, messages out.
+
+use super::*;
+
+fn load(text: &str) -> Result<Config, LoadError> {
+    parse(Path::new("config.yaml"), text.as_bytes())
+}
+
+fn problems(text: &str) -> Vec<String> {
+    load(text).expect_err("problems").problems.iter().map(Problem::line).collect()
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    for text in ["", "---\n", "# nothing\n", "http:\ntcp:\n  k8s:\n    routes:\n    jump:\n"] {
+        let config = load(text).unwrap();
+        assert_eq!(
+            config.http.listen,
+            ["127.0.0.1:8989".parse().unwrap(), "[::1]:8989".parse::<SocketAddr>().unwrap()]
+        );
+        assert_eq!(config.http.idle_timeout, Duration::from_secs(3600));
+    }
+}
+
+#[test]
+fn an_autotunnel_file_is_read_with_the_same_keys() {
+    let config = load(
+        "apiVersion: autotunnel/v1\nverbose: true\nauto_reload_config: false\nexec_path: [/custom/bin]\n\
+         http:\n  listen: \":8989\"\n  idle_timeout: 90m\n  k8s:\n    kubeconfig: /a:/b\n    dynamic_host: k8s.local.gd\n    routes:\n\
+         \x20     Argocd.localhost: {context: prod, namespace: argocd, service: argocd-server, port: 443, scheme: https}\n\
+         \x20     debug.localhost: {context: microk8s, namespace: default, pod: my-debug-pod, port: \"8080\"}\n\
+         tcp:\n  idle_timeout: 30m\n  k8s:\n    routes:\n      5432: {context: prod, namespace: db, service: postgresql, port: 5432}\n    jump:\n\
+         \x20     3306: {context: eks, namespace: default, via: {service: backend-api}, target: {host: mydb.rds.amazonaws.com, port: 3306}, method: socat}\n",
+    )
+    .unwrap();
+    assert!(config.verbose && !config.auto_reload);
+    assert_eq!(config.http.listen[0], "0.0.0.0:8989".parse().unwrap());
+    let argocd = &config.http.routes["argocd.localhost"];
+    assert_eq!((argocd.options.scheme, &argocd.destination.port), (Some(Scheme::Https), &PortRef::Number(443)));
+    assert_eq!(config.http.routes["debug.localhost"].destination.workload, Workload::Pod("my-debug-pod".into()));
+    assert_eq!(config.http.kubeconfig.0, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    assert_eq!(config.tcp.routes[&"127.0.0.1:5432".parse().unwrap()].idle_timeout, Duration::from_secs(1800));
+    let jump = &config.tcp.routes[&"127.0.0.1:3306".parse().unwrap()].destination.jump;
+    assert_eq!(jump.as_ref().unwrap().host, "mydb.rds.amazonaws.com");
+}
+
+#[test]
+fn every_problem_is_told_at_once_with_its_place() {
+    let text = "http:\n  listn: 127.0.0.1:1\n  listen: \"8989\"\n  idle_timeout: soon\n  k8s:\n    routes:\n      argocd.localhost:\n        service: a\n        port: 70000\n\
+                \x20     both.localhost: {service: a, pod: b}\n      none.localhost: {port: 80}\n      \"x:80\": {service: a}\ntcp: [1]\nfoo: 1\n";
+    assert_eq!(
+        problems(text),
+        [
+            "http.listn: unknown key (line 2, column 3)",
+            "http.listen: \"8989\" has no host (line 3, column 11)",
+            "http.idle_timeout: expected a duration, found soon (line 4, column 17)",
+            "http.k8s.routes.\"argocd.localhost\".port: expected 1-65535, found 70000 (line 9, column 15)",
+            "http.k8s.routes.\"both.localhost\": both service and pod are given (line 10, column 23)",
+            "http.k8s.routes.\"none.localhost\": neither service nor pod is given (line 11, column 23)",
+            "http.k8s.routes.x:80: expected a hostname, found \"x:80\" (line 12, column 7)",
+            "tcp: expected keys and values, found a list (line 13, column 6)",
+            "foo: unknown key (line 14, column 1)",
+        ]
+    );
+}
+
+#[test]
+fn clashing_ports_are_told() {
+    let text = "http: {listen: \"127.0.0.1:5432\"}\ntcp:\n  k8s:\n    routes:\n      5432: {service: a}\n      6379: {service: a}\n    jump:\n      6379: {via: {pod: p}, target: {host: h, port: 1}}\n      0: {via: {pod: p}, target: {host: h, port: 1}}\n";
+    assert_eq!(
+        problems(text),
+        [
+            "tcp.k8s.routes.5432: port 5432 is used by http.listen already (line 5, column 7)",
+            "tcp.k8s.jump.6379: port 6379 is used by tcp.k8s.routes.6379 already (line 8, column 7)",
+            "tcp.k8s.jump.0: expected 1-65535, found 0 (line 9, column 7)",
+        ]
+    );
+}
+
+#[test]
+fn aliases_of_contexts_stand_for_their_names() {
+    let config = load("contexts:\n  prod: {name: \"arn:aws:eks:x\", namespace: shop, dynamic: deny}\ndefault_context: prod\nhttp: {k8s: {routes: {a.localhost: {context: prod, service: a}}}}\n").unwrap();
+    assert_eq!(config.default_context, Some(ContextName("arn:aws:eks:x".into())));
+    assert_eq!(config.http.routes["a.localhost"].destination.context, Some(ContextName("arn:aws:eks:x".into())));
+    assert!(!config.contexts["prod"].dynamic);
+    assert_eq!(problems("contexts: {Prod: {dynamic: maybe}}\n").len(), 3);
+}
+
+#[test]
+fn a_snippet_shows_the_line_and_the_hint() {
+    let shown = load("http:\n  listn: x\n").unwrap_err().snippets(false);
+    assert!(shown.contains("listn: x") && shown.contains("did you mean listen?"), "{shown}");
+}
+
+#[test]
+fn files_that_are_too_large_or_not_text_are_refused() {
+    assert!(parse(Path::new("x"), &vec![b'#'; file::LARGEST + 1]).unwrap_err().to_string().contains("1 MiB"));
+    assert!(parse(Path::new("x"), b"\xff\xfe").unwrap_err().to_string().contains("UTF-8"));
+}

@@ -1,0 +1,186 @@
+//! Values of one word or a few, each with what is expected in its place.
+
+use super::*;
+
+impl Walk {
+    pub(super) fn boolean(&mut self, node: &Node) -> Option<bool> {
+        match &node.value {
+            Value::Scalar { text, quoted: false } => match text.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" => Some(true),
+                "false" | "no" | "off" => Some(false),
+                _ => self.wrong(node, "true or false", None),
+            },
+            _ => self.wrong(node, "true or false", None),
+        }
+    }
+
+    pub(super) fn text(&mut self, node: &Node) -> Option<String> {
+        match &node.value {
+            Value::Scalar { text, .. } if !text.is_empty() => Some(text.clone()),
+            _ => self.wrong(node, "a word", None),
+        }
+    }
+
+    pub(super) fn words(&mut self, node: &Node) -> Option<Vec<String>> {
+        match &node.value {
+            Value::List(list) => list.iter().map(|node| self.text(node)).collect(),
+            _ => self.wrong(node, "a list of words, e.g. [sleep, infinity]", None),
+        }
+    }
+
+    pub(super) fn folders(&mut self, node: &Node) -> Option<Vec<PathBuf>> {
+        match &node.value {
+            Value::List(list) => list.iter().map(|node| Some(defaults::expand_home(&self.text(node)?))).collect(),
+            Value::Scalar { text, .. } => {
+                Some(std::env::split_paths(text).map(|path| defaults::expand_home(&path.to_string_lossy())).collect())
+            }
+            _ => self.wrong(node, "a list of folders", None),
+        }
+    }
+
+    pub(super) fn path_list(&mut self, node: &Node) -> Option<String> {
+        match &node.value {
+            Value::List(list) => Some(list.iter().map(|node| self.text(node)).collect::<Option<Vec<_>>>()?.join(":")),
+            _ => self.text(node),
+        }
+    }
+
+    pub(super) fn duration(&mut self, node: &Node) -> Option<Duration> {
+        let text = self.text(node)?;
+        parse_duration(&text).or_else(|| self.wrong(node, "a duration", Some("write 90s, 60m or 1h30m; 0 means never")))
+    }
+
+    pub(super) fn label(&mut self, node: &Node) -> Option<String> {
+        let text = self.text(node)?;
+        if is_label(&text) {
+            Some(text)
+        } else {
+            self.wrong(node, "a name of lower-case letters, digits and hyphens", None)
+        }
+    }
+
+    pub(super) fn namespace(&mut self, node: &Node) -> Option<Namespace> {
+        self.label(node).map(Namespace)
+    }
+
+    pub(super) fn pod_name(&mut self, node: &Node) -> Option<String> {
+        let text = self.text(node)?;
+        if is_host(&text) {
+            Some(text)
+        } else {
+            self.wrong(node, "a name of lower-case letters, digits, hyphens and dots", None)
+        }
+    }
+
+    pub(super) fn host(&mut self, node: &Node) -> Option<String> {
+        let text = self.text(node)?.trim_matches('.').to_ascii_lowercase();
+        if is_host(&text) { Some(text) } else { self.wrong(node, "a hostname", None) }
+    }
+
+    pub(super) fn route_host(&mut self, text: &str, place: Place) -> Option<String> {
+        let host = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let name = host.strip_prefix("*.").unwrap_or(&host);
+        if is_host(name) || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            return Some(host);
+        }
+        let hint = if host.contains(':') {
+            "leave the port out: the listener decides it"
+        } else {
+            "write web.localhost, or *.web.localhost for every name below"
+        };
+        self.problem(place, &format!("expected a hostname, found {text:?}"), Some(hint));
+        None
+    }
+
+    pub(super) fn port(&mut self, node: &Node) -> Option<PortRef> {
+        let text = self.text(node)?;
+        match text.parse::<i64>() {
+            Ok(number) => match u16::try_from(number) {
+                Ok(number) if number > 0 => Some(PortRef::Number(number)),
+                _ => self.wrong(node, "1-65535", Some("use the Service port, e.g. 443")),
+            },
+            Err(_) if is_port_name(&text) => Some(PortRef::Name(text)),
+            Err(_) => {
+                self.wrong(node, "a port number or the name of a port", Some("use the Service port, e.g. 443 or https"))
+            }
+        }
+    }
+
+    pub(super) fn port_number(&mut self, text: &str, place: Place) -> Option<u16> {
+        match text.parse::<u16>() {
+            Ok(port) if port > 0 => Some(port),
+            _ => {
+                self.problem(
+                    place,
+                    &format!("expected 1-65535, found {text}"),
+                    Some("use a free port of this machine, e.g. 5432"),
+                );
+                None
+            }
+        }
+    }
+
+    /// `127.0.0.1:8989`; `localhost:8989`; `:8989` as Go writes it, for every address of the machine.
+    pub(super) fn listen(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
+        let text = self.text(node)?;
+        let missing = format!(
+            "write 127.0.0.1:{}",
+            if text.bytes().all(|byte| byte.is_ascii_digit()) { text.as_str() } else { "8989" }
+        );
+        let Some((host, port)) = text.rsplit_once(':') else {
+            self.problem(node.place, &format!("{text:?} has no host"), Some(&missing));
+            return None;
+        };
+        let Ok(port) = port.parse::<u16>() else {
+            return self.wrong(node, "an address with a port from 0 to 65535", Some("write 127.0.0.1:8989"));
+        };
+        if host.is_empty() {
+            return Some(vec![
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            ]);
+        }
+        if host.eq_ignore_ascii_case("localhost") {
+            return Some(defaults::loopback(port));
+        }
+        match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            // Browsers try [::1] first for names below localhost.
+            Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) => Some(defaults::loopback(port)),
+            Ok(ip) => Some(vec![SocketAddr::new(ip, port)]),
+            Err(_) => self.wrong(node, "an IP address and a port", Some("write 127.0.0.1:8989")),
+        }
+    }
+
+    pub(super) fn listen_ip(&mut self, node: &Node) -> Option<IpAddr> {
+        let text = self.text(node)?;
+        let text = if text.eq_ignore_ascii_case("localhost") { "127.0.0.1" } else { text.trim_matches(['[', ']']) };
+        text.parse()
+            .ok()
+            .or_else(|| self.wrong(node, "an IP address", Some("write 127.0.0.1; the port is the route's key")))
+    }
+
+    pub(super) fn admin_listen(&mut self, node: &Node) -> Option<SocketAddr> {
+        let address = *self.listen(node)?.first()?;
+        match address.ip().is_loopback() {
+            true => Some(address),
+            false => {
+                self.wrong(node, "an address on loopback", Some("write 127.0.0.1:PORT: it tells what you work on"))
+            }
+        }
+    }
+
+    pub(super) fn file(&mut self, node: &Node) -> Option<PathBuf> {
+        self.text(node).map(|text| defaults::expand_home(&text))
+    }
+
+    pub(super) fn network(&mut self, node: &Node) -> Option<(IpAddr, u8)> {
+        let text = self.text(node)?;
+        let (ip, prefix) = text.split_once('/').map_or((text.as_str(), None), |(ip, prefix)| (ip, Some(prefix)));
+        let ip: Option<IpAddr> = ip.trim_matches(['[', ']']).parse().ok();
+        let most = ip.map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
+        match (ip, prefix.map_or(Some(most), |prefix| prefix.parse().ok())) {
+            (Some(ip), Some(prefix)) if prefix <= most => Some((ip, prefix)),
+            _ => self.wrong(node, "an address or a network", Some("write 127.0.0.1 or 10.0.0.0/8")),
+        }
+    }
+}

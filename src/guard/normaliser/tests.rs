@@ -1,0 +1,102 @@
+//! Clients in memory, on a paused clock.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+use super::*;
+
+/// Returns what the server is given for what a client sends before its end.
+async fn passed(sent: &[u8], gate: Arc<Gate>) -> io::Result<Vec<u8>> {
+    let (mut client, server) = duplex(1 << 20);
+    client.write_all(sent).await?;
+    client.shutdown().await?;
+    let mut passed = Vec::new();
+    // Nobody answers: the end comes when the client is taken for gone.
+    Normaliser::new(server, gate).read_to_end(&mut passed).await?;
+    Ok(passed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_pass_unchanged_one_behind_the_other() {
+    let requests = b"GET /a HTTP/1.1\r\nHost: a\r\nX:  y \r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nGET PUT /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\nDELETE / HTTP/1.1\r\nHost: a\r\n\r\n";
+    assert_eq!(passed(requests, Arc::default()).await.unwrap(), requests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_is_the_last_and_never_seen() {
+    let gate: Arc<Gate> = Arc::default();
+    let sent = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /c HTTP/1.1\r\nHost: a\r\n\r\n";
+    let passed = String::from_utf8(passed(sent, gate.clone()).await.unwrap()).unwrap();
+    assert!(passed.starts_with("GET /a HTTP/1.1\r\nHost: a\r\n\r\nADIT-REFUSED"), "{passed}");
+    assert!(!passed.contains("/b") && !passed.contains("/c"), "{passed}");
+    assert_eq!(gate.refused(), Some(Refused::Ambiguous(Refusal::LengthAndCoding)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_an_upgrade_waits_for_its_answer() {
+    for switched in [true, false] {
+        let gate: Arc<Gate> = Arc::default();
+        let (mut client, server) = duplex(1 << 16);
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        client.write_all(b"\x81\x00not http\r\n\r\n").await.unwrap();
+        let mut server = Normaliser::new(server, gate.clone());
+        let mut head = vec![0; request.len()];
+        server.read_exact(&mut head).await.unwrap();
+        let mut next = [0; 4];
+        let _busy = gate.busy();
+        assert!(tokio::time::timeout(Duration::from_secs(5), server.read(&mut next)).await.is_err());
+        gate.answered_upgrade(switched);
+        server.read_exact(&mut next).await.unwrap();
+        assert_eq!(&next, if switched { b"\x81\x00no" } else { b"ADIT" });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stall_ends_a_request_and_progress_does_not() {
+    let gate: Arc<Gate> = Arc::default();
+    let (mut client, server) = duplex(64);
+    let writing = tokio::spawn(async move {
+        for byte in b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET" {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            client.write_all(&[*byte]).await.unwrap();
+        }
+        client
+    });
+    let mut passed = String::new();
+    Normaliser::new(server, gate.clone()).read_to_string(&mut passed).await.unwrap();
+    assert!(passed.starts_with("GET / HTTP/1.1\r\nHost: a\r\n\r\nADIT-REFUSED"), "{passed}");
+    assert_eq!(gate.refused(), Some(Refused::Slow));
+    drop(writing.await);
+    let body = passed_slowly(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx").await;
+    assert_eq!(body.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+async fn passed_slowly(sent: &[u8]) -> io::Result<Vec<u8>> {
+    let (mut client, server) = duplex(1 << 16);
+    client.write_all(sent).await?;
+    let mut passed = Vec::new();
+    Normaliser::new(server, Arc::default()).read_to_end(&mut passed).await?;
+    Ok(passed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ended_its_direction_gets_its_answer_while_there_is_one() {
+    let gate: Arc<Gate> = Arc::default();
+    let (mut client, server) = duplex(1 << 16);
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut server = Normaliser::new(server, gate.clone());
+    let mut head = [0; 27];
+    server.read_exact(&mut head).await.unwrap();
+    let busy = gate.busy();
+    let mut next = [0; 1];
+    for _ in 0..5 {
+        assert!(tokio::time::timeout(Duration::from_secs(8), server.read(&mut next)).await.is_err());
+        server.write_all(b"still here").await.unwrap();
+    }
+    let silence = Instant::now();
+    assert_eq!(server.read(&mut next).await.unwrap(), 0);
+    assert!(silence.elapsed() >= QUIET - Duration::from_secs(1));
+    drop(busy);
+    assert_eq!(server.read(&mut next).await.unwrap(), 0);
+}
