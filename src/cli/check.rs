@@ -18,11 +18,19 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         CliError::usage("there is no home folder to look for a configuration in").hint(Some("adit check FILE"))
     })?;
     let config = validate::load(&path)?;
-    let text = format!(
-        "{} is valid: {} HTTP routes, {} TCP routes\n",
-        path.display(),
-        config.http.routes.len(),
-        config.tcp.routes.len()
-    );
-    print(&text)
+    let jumps = config.tcp.routes.values().filter(|route| route.destination.jump.is_some()).count();
+    let parts = [
+        (config.http.routes.len(), "HTTP route"),
+        (config.tcp.routes.len() - jumps, "TCP route"),
+        (jumps, "jump"),
+        (config.sni.as_ref().map_or(0, |sni| sni.routes.len()), "SNI route"),
+        (config.expose.len(), "exposed port"),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}{}", if *count == 1 { "" } else { "s" }))
+        .collect();
+    let parts = if parts.is_empty() { "no routes".to_owned() } else { parts.join(", ") };
+    print(&format!("{} is valid: {parts}\n", path.display()))
 }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::report::{CliError, print};
-use crate::config::schema;
+use crate::config::{reference, schema};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,7 +23,7 @@ enum Form {
 pub fn run(args: Args) -> Result<(), CliError> {
     match args.output {
         Form::Json => print(&text()),
-        Form::Markdown => print(&schema::markdown()),
+        Form::Markdown => print(&reference::markdown()),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod diff;
 pub mod file;
 pub mod names;
 pub mod problem;
+pub mod reference;
 pub mod schema;
 pub mod validate;
 pub mod watch;

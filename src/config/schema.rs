@@ -11,87 +11,6 @@ pub fn schema() -> serde_json::Value {
     schemars::schema_for!(File).to_value()
 }
 
-/// Returns every key as a page for people (Markdown).
-pub fn markdown() -> String {
-    let schema = schema();
-    let mut page = "# Configuration\n\nEvery key, as `adit schema -o markdown` writes them. Durations are `90s`, `60m`, `1h30m`; 0 means never.\n".to_owned();
-    let mut waiting = vec![(String::new(), &schema)];
-    while let Some((path, object)) = waiting.pop() {
-        page += &match path.as_str() {
-            "" => "\n## The file\n".to_owned(),
-            path => format!("\n## `{path}`\n"),
-        };
-        if let Some(about) = object["description"].as_str().filter(|_| !path.is_empty()) {
-            page += &format!("\n{about}\n");
-        }
-        page += "\n| key | value | |\n|---|---|---|\n";
-        let mut below = Vec::new();
-        for (key, value) in object["properties"].as_object().into_iter().flatten() {
-            let (kind, inner, step) = kind(&schema, value);
-            let about = value["description"].as_str().or_else(|| inner.and_then(|inner| inner["description"].as_str()));
-            let needed = object["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
-            let needed = if needed { "**Required.** " } else { "" };
-            page += &format!(
-                "| `{key}` | {kind} | {needed}{} |\n",
-                about.unwrap_or("").replace('|', "\\|").replace('\n', " ")
-            );
-            if let Some(inner) = inner {
-                let dot = if path.is_empty() { "" } else { "." };
-                below.push((format!("{path}{dot}{key}{step}"), inner));
-            }
-        }
-        // In the order of the table.
-        waiting.extend(below.into_iter().rev());
-    }
-    page
-}
-
-/// Returns what a value is in words, and the object in it, with how its path goes on.
-fn kind<'s>(
-    root: &'s serde_json::Value,
-    value: &'s serde_json::Value,
-) -> (String, Option<&'s serde_json::Value>, &'static str) {
-    let value = resolved(root, value);
-    if let Some(choices) = value["enum"].as_array() {
-        let choices: Vec<String> =
-            choices.iter().filter_map(|choice| Some(format!("`{}`", choice.as_str()?))).collect();
-        return (choices.join(", "), None, "");
-    }
-    if value["properties"].is_object() {
-        return ("keys below".to_owned(), Some(value), "");
-    }
-    if value["additionalProperties"].is_object() {
-        let (inner, object, _) = kind(root, &value["additionalProperties"]);
-        return (format!("by name: {inner}"), object, ".*");
-    }
-    let types: Vec<&str> = match &value["type"] {
-        serde_json::Value::String(one) => vec![one],
-        serde_json::Value::Array(several) => several.iter().filter_map(|kind| kind.as_str()).collect(),
-        _ => Vec::new(),
-    };
-    if types.contains(&"array") {
-        let (inner, object, _) = kind(root, &value["items"]);
-        return (format!("list of: {inner}"), object, "[]");
-    }
-    let shown = types.into_iter().find(|kind| *kind != "null");
-    match (shown, value["description"].as_str()) {
-        (Some("string"), _) => ("text".to_owned(), None, ""),
-        (Some("boolean"), _) => ("`true` or `false`".to_owned(), None, ""),
-        (Some("integer"), _) => ("number".to_owned(), None, ""),
-        (_, Some(about)) => (about.replace('|', "\\|"), None, ""),
-        _ => ("text".to_owned(), None, ""),
-    }
-}
-
-/// Follows a reference, and leaves out that there may be nothing.
-fn resolved<'s>(root: &'s serde_json::Value, value: &'s serde_json::Value) -> &'s serde_json::Value {
-    if let Some(name) = value["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
-        return resolved(root, &root["$defs"][name]);
-    }
-    let choice = value["anyOf"].as_array().and_then(|all| all.iter().find(|choice| choice["type"] != "null"));
-    choice.map_or(value, |choice| resolved(root, choice))
-}
-
 /// The configuration of adit.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -148,13 +67,15 @@ enum Dynamic {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Http {
-    /// Default: 127.0.0.1:8989, and [::1] with it.
+    /// The address. Default: 127.0.0.1:8989, and [::1] with it.
     listen: Option<String>,
     /// Close a tunnel after this long without a connection. 0: never. Default: 60m.
     idle_timeout: Option<GoDuration>,
+    /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
     /// Addresses and networks of proxies whose PROXY headers are believed.
     trusted_proxies: Option<Vec<String>>,
+    /// Where hosts lead.
     k8s: Option<HttpK8s>,
 }
 
@@ -177,17 +98,21 @@ struct HttpRoute {
     context: Option<String>,
     /// Default: the context's namespace.
     namespace: Option<String>,
+    /// The Service. One of service and pod, or via.
     service: Option<String>,
+    /// The pod.
     pod: Option<String>,
     /// A number or name. Default: the only one, or the one that a browser would mean.
     port: Option<Port>,
     /// What the backend speaks. Default: told by the port's appProtocol, name and number.
     scheme: Option<Scheme>,
+    /// Default: that of http.
     idle_timeout: Option<GoDuration>,
     /// The pod to go through, to a target that only the cluster can reach.
     via: Option<Via>,
     /// Where to go on to from there.
     target: Option<JumpTarget>,
+    /// What carries the bytes in the pod of via; auto takes what is there. Default: auto.
     method: Option<JumpMethod>,
     /// Verify the certificate of an https backend. Default: false; true with a ca.
     verify: Option<bool>,
@@ -212,16 +137,22 @@ struct HttpRoute {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Headers {
+    /// Headers that a request gets, by name.
     set: Option<std::collections::BTreeMap<String, String>>,
+    /// Headers that are taken from a request.
     remove: Option<Vec<String>>,
+    /// The same, written out.
     request: Option<HeaderRules>,
+    /// What happens to the headers of a response.
     response: Option<HeaderRules>,
 }
 
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HeaderRules {
+    /// Headers that it gets, by name.
     set: Option<std::collections::BTreeMap<String, String>>,
+    /// Headers that are taken from it.
     remove: Option<Vec<String>>,
 }
 
@@ -245,14 +176,17 @@ enum ProxyProtocol {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Sni {
+    /// The address: 127.0.0.1:19000.
     listen: String,
-    /// Default: 10m.
+    /// Stop a command this long after its last connection. 0: never. Default: 10m.
     idle_timeout: Option<GoDuration>,
     /// How long a command may take until it listens. Default: 15s.
     startup_timeout: Option<GoDuration>,
     /// The local ports that are lent to commands. Default: 20000-20999.
     port_range: Option<String>,
+    /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
+    /// Addresses and networks of proxies whose PROXY headers are believed.
     trusted_proxies: Option<Vec<String>>,
     /// Whether a reload may bring new commands. Counts as first started. Default: false.
     allow_commands: Option<bool>,
@@ -265,10 +199,11 @@ struct Sni {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Cloudflared {
-    /// Default: cloudflared, looked for in PATH.
+    /// The program. Default: cloudflared, looked for in PATH.
     path: Option<String>,
     /// The variable of our environment that has the id of the service token.
     service_token_id_env: Option<String>,
+    /// The variable of our environment that has its secret.
     service_token_secret_env: Option<String>,
 }
 
@@ -276,11 +211,15 @@ struct Cloudflared {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SniRoute {
+    /// Through `cloudflared access tcp`.
     cloudflared: Option<SniCloudflared>,
+    /// Through any program.
     command: Option<Command>,
+    /// To a Service or a pod.
     k8s: Option<SniK8s>,
     /// Tell the backend who the client is, by a PROXY header of this version.
     send_proxy: Option<SendProxy>,
+    /// Default: that of sni.
     idle_timeout: Option<GoDuration>,
 }
 
@@ -303,7 +242,7 @@ struct SniCloudflared {
 struct Command {
     /// The program and its arguments; {port} stands for the port that it is to listen on.
     run: Vec<String>,
-    /// Default: listen.
+    /// Whether it listens on {port}, or serves one connection over its standard input and output. Default: listen.
     mode: Option<CommandMode>,
     /// Variables that are set for it.
     env: Option<std::collections::BTreeMap<String, String>>,
@@ -321,10 +260,15 @@ enum CommandMode {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SniK8s {
+    /// Default: the current context.
     context: Option<String>,
+    /// Default: the context's namespace.
     namespace: Option<String>,
+    /// The Service. One of service and pod.
     service: Option<String>,
+    /// The pod.
     pod: Option<String>,
+    /// A number or name. Default: the only one.
     port: Option<Port>,
 }
 
@@ -336,13 +280,13 @@ struct Expose {
     port: u16,
     /// The relay: a host, with :7835 unless it is another port.
     to: String,
-    /// Default: the secret is in $ADIT_SECRET.
+    /// The file with the secret that the relay knows. Default: $ADIT_SECRET has it.
     secret_file: Option<String>,
     /// Take the relay only by this fingerprint: sha256:...
     fingerprint: Option<String>,
     /// Take the relay only by a certificate of these authorities, a PEM file.
     ca: Option<String>,
-    /// Default: 127.0.0.1.
+    /// Where the local service is. Default: 127.0.0.1.
     local_host: Option<String>,
     /// The public port that is wanted. Default: any.
     public_port: Option<u16>,
@@ -362,18 +306,22 @@ struct Admin {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Tcp {
+    /// Close a tunnel after this long without a connection. 0: never. Default: 60m.
     idle_timeout: Option<GoDuration>,
+    /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
+    /// Addresses and networks of proxies whose PROXY headers are believed.
     trusted_proxies: Option<Vec<String>>,
+    /// Where local ports lead.
     k8s: Option<TcpK8s>,
 }
 
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TcpK8s {
-    /// Default: that of http.
+    /// Kubeconfig files. Default: those of http.
     kubeconfig: Option<String>,
-    /// By local port.
+    /// By local port: Services and pods.
     routes: Option<std::collections::BTreeMap<String, TcpRoute>>,
     /// By local port: hosts that only the cluster can reach, through a pod.
     jump: Option<std::collections::BTreeMap<String, Jump>>,
@@ -383,23 +331,33 @@ struct TcpK8s {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TcpRoute {
+    /// Default: the current context.
     context: Option<String>,
+    /// Default: the context's namespace.
     namespace: Option<String>,
+    /// The Service. One of service and pod.
     service: Option<String>,
+    /// The pod.
     pod: Option<String>,
+    /// A number or name. Default: the only one.
     port: Option<Port>,
     /// The address to listen on. Default: 127.0.0.1.
     listen: Option<String>,
+    /// Default: that of tcp.
     idle_timeout: Option<GoDuration>,
 }
 
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Jump {
+    /// Default: the current context.
     context: Option<String>,
+    /// Default: the context's namespace.
     namespace: Option<String>,
     via: Via,
+    /// Where to go on to from there.
     target: JumpTarget,
+    /// What carries the bytes in the pod; auto takes what is there. Default: auto.
     method: Option<JumpMethod>,
 }
 
@@ -407,9 +365,13 @@ struct Jump {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Via {
+    /// Any ready pod of this Service.
     service: Option<String>,
+    /// This pod.
     pod: Option<String>,
+    /// Default: the one that kubectl would take.
     container: Option<String>,
+    /// How the pod is made where it does not exist.
     create: Option<Create>,
 }
 
@@ -417,15 +379,20 @@ struct Via {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
+    /// An image with socat or nc.
     image: String,
+    /// What keeps it running. Default: sleep for a day.
     command: Option<Vec<String>>,
+    /// How long it may take until it is Ready. Default: 60s.
     timeout: Option<GoDuration>,
 }
 
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct JumpTarget {
+    /// A name or an address, as the pod sees it.
     host: String,
+    /// Its port.
     port: u16,
 }
 
@@ -477,12 +444,6 @@ mod tests {
 
     use super::*;
     use crate::config::validate;
-
-    #[test]
-    fn the_page_of_keys_is_that_of_the_schema() {
-        let page = include_str!("../../docs/configuration.md");
-        assert_eq!(page, markdown(), "adit schema -o markdown > docs/configuration.md");
-    }
 
     #[test]
     fn the_schema_has_the_keys_that_are_read_and_no_others() {
