@@ -353,19 +353,9 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
 
 /// Returns what the client of a relay is told.
 fn relay_client(expose: &Expose) -> io::Result<relay::client::Options> {
-    let keys = match &expose.secret_file {
-        Some(file) => relay::auth::read_keys(file)?,
-        None => {
-            let secret = std::env::var(relay::auth::SECRET).unwrap_or_default();
-            relay::auth::parse_keys(&secret).map_err(io::Error::other)?
-        }
-    };
+    let keys = relay::auth::load(expose.secret_file.as_deref())?;
     let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
-    let trust = match (&expose.fingerprint, &expose.ca) {
-        (Some(fingerprint), _) => Trust::Fingerprint(fingerprint.clone()),
-        (None, Some(ca)) => Trust::Authority(ca.clone()),
-        (None, None) => Trust::Secret,
-    };
+    let trust = Trust::of(expose.fingerprint.as_ref(), expose.ca.as_ref());
     let kind = if expose.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
     let name = expose.name.clone().unwrap_or_default();
     let tunnels = vec![Wanted { local_port: expose.local_port, kind, port: expose.public_port, name }];

@@ -19,6 +19,7 @@ pub mod wire;
 pub mod drain;
 pub mod metrics;
 pub mod telemetry;
+pub mod tls;
 
 pub mod config;
 pub mod routing;

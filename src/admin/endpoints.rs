@@ -8,22 +8,17 @@
 //! | `GET /status` | what `adit status -o json` prints; the Unix socket only |
 //! | `POST /stop?TUNNEL` | stops a tunnel; the Unix socket only |
 
-use std::{convert::Infallible, time::Duration};
-
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    http::{JSON, TEXT, respond, serve_one},
+    status::Source,
 };
-
-use super::status::Source;
 use crate::{guard::origin::is_of_this_machine, metrics};
-
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Who can send a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +31,10 @@ pub enum Reach {
 
 /// Answers one request.
 pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, source: Source, reach: Reach) {
-    let service = service_fn(move |request| {
-        let response = answer(&source, &request, reach);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    // What goes wrong on it is the caller's to tell.
-    let _ =
-        timeout(ANSWER_WITHIN, http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service))
-            .await;
+    serve_one(stream, |request| answer(&source, request, reach)).await;
 }
 
 fn answer(source: &Source, request: &Request<Incoming>, reach: Reach) -> Response<Full<Bytes>> {
-    const TEXT: &str = "text/plain; charset=utf-8";
     if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
@@ -57,7 +44,7 @@ fn answer(source: &Source, request: &Request<Incoming>, reach: Reach) -> Respons
         (&Method::GET, "/readyz", _) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics", _) => respond(StatusCode::OK, metrics::CONTENT_TYPE, source.metrics()),
         (&Method::GET, "/status", Reach::Owner) => match serde_json::to_vec(&source.status()) {
-            Ok(body) => respond(StatusCode::OK, "application/json", body),
+            Ok(body) => respond(StatusCode::OK, JSON, body),
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
         },
         (&Method::POST, "/stop", Reach::Owner) => {
@@ -67,11 +54,4 @@ fn answer(source: &Source, request: &Request<Incoming>, reach: Reach) -> Respons
         }
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
 }

@@ -11,8 +11,9 @@ use kube::{
 
 use super::{
     Globals, local,
+    place::Place,
     report::{CliError, print},
-    routes, server,
+    server,
     up::{self, Signals},
 };
 use crate::{
@@ -70,12 +71,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 
 async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let mut signals = Signals::new()?;
-    let (clusters, router) = super::router(globals.load()?);
-    let context = routes::context(&router)?;
-    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
-    let cluster = clusters.get(&id).await?;
-    let default = routes::namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
-    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
+    let Place { clusters, id, cluster, namespace, .. } = Place::find(globals).await?;
+    let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port)?;
     let (service, namespace) = args.service.split_once('.').unwrap_or((&args.service, &namespace.0));
     let name = format!("{service}.{namespace}:{}", if port == 0 { local_port } else { port });

@@ -6,15 +6,10 @@ use clap::Subcommand;
 
 use super::{
     Globals, Output,
+    place::Place,
     report::{CliError, print, table},
-    routes,
 };
-use crate::{
-    backend::exec::jump_pod::{self, Created},
-    config::Namespace,
-    k8s::client::Cluster,
-    routing::ClusterId,
-};
+use crate::backend::exec::jump_pod::{self, Created};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -37,16 +32,12 @@ enum Command {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (clusters, router) = super::router(globals.load()?);
-    let context = routes::context(&router)?;
-    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
-    let cluster: std::sync::Arc<Cluster> = clusters.get(&id).await?;
-    let default = routes::namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
-    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
-    let pods = jump_pod::list(&cluster, (!args.all_namespaces).then_some(&namespace)).await?;
+    let place = Place::find(globals).await?;
+    let (context, namespace, cluster) = (place.context(), &place.namespace, &place.cluster);
+    let pods = jump_pod::list(cluster, (!args.all_namespaces).then_some(namespace)).await?;
     if let Command::Clean = args.command {
         for pod in &pods {
-            jump_pod::delete(&cluster, pod).await?;
+            jump_pod::delete(cluster, pod).await?;
         }
     }
     match args.output {

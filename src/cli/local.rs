@@ -9,9 +9,9 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
+    config::names::relay_address,
     drain::Drain,
     relay::{
-        self,
         client::{self, Direct, Fatal, Options, Wanted},
         tls::Trust,
     },
@@ -116,19 +116,11 @@ fn options(args: &Args) -> Result<Options, CliError> {
     if let Some(name) = &args.name {
         (tunnels[0].kind, tunnels[0].name) = (Kind::Http, name.clone());
     }
-    let (host, port) = match args.to.rsplit_once(':') {
-        // An IPv6 address without brackets has no port.
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            let port = port.parse().map_err(|_| CliError::usage(format!("--to: {port:?} is not a port")))?;
-            (host.to_owned(), port)
-        }
-        _ => (args.to.clone(), relay::PORT),
-    };
-    let trust = match (&args.fingerprint, &args.ca) {
-        (Some(fingerprint), _) => Trust::Fingerprint(fingerprint.clone()),
-        (None, Some(ca)) => Trust::Authority(ca.clone()),
-        (None, None) => Trust::Secret,
-    };
+    let (host, port) = relay_address(&args.to).ok_or_else(|| {
+        CliError::usage(format!("--to: {:?} is not a relay", args.to))
+            .hint(Some("write relay.example.com, or relay.example.com:7835"))
+    })?;
+    let trust = Trust::of(args.fingerprint.as_ref(), args.ca.as_ref());
     let local_host = args.local_host.clone();
     Ok(Options { dial: Arc::new(Direct { host, port }), key: key.name, secret: key.secret, trust, local_host, tunnels })
 }

@@ -7,6 +7,7 @@ pub mod expose;
 pub mod init;
 pub mod jump;
 pub mod local;
+mod place;
 pub mod report;
 pub mod routes;
 pub mod schema;

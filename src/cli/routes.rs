@@ -4,16 +4,17 @@ use std::io;
 
 use super::{
     Globals, Output,
+    place::Place,
     report::{CliError, print, table},
 };
 use crate::{
-    config::{ContextName, Namespace, PortRef, Workload},
+    config::{Namespace, PortRef, Workload},
     k8s::{
         ServicePort,
         list::{self, Listed},
         resolve::choose_port,
     },
-    routing::{ClusterId, Router, hostname::DynamicName},
+    routing::{Router, hostname::DynamicName},
 };
 
 #[derive(Debug, clap::Args)]
@@ -37,16 +38,11 @@ struct Row {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (clusters, router) = super::router(globals.load()?);
-    let port = router.config.http.listen.first().map_or(0, std::net::SocketAddr::port);
-    let mut rows: Vec<Row> = static_routes(&router, port);
-    let context = context(&router)?;
-    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
-    let cluster = clusters.get(&id).await?;
-    let default = namespace_of(&router, &context).unwrap_or_else(|| cluster.namespace.clone());
-    let namespace = globals.namespace.clone().map(Namespace).unwrap_or(default);
-    let services = list::services(&cluster, (!args.all_namespaces).then_some(&namespace)).await?;
-    let named = named_context(&router, &context);
+    let place = Place::find(globals).await?;
+    let (context, namespace, port) = (place.context(), &place.namespace, place.listener());
+    let services = list::services(&place.cluster, (!args.all_namespaces).then_some(namespace)).await?;
+    let mut rows: Vec<Row> = static_routes(&place.router, port);
+    let named = place.named_context();
     rows.extend(services.iter().flat_map(|service| service_rows(service, named.as_deref(), port)));
     match args.output {
         Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
@@ -111,30 +107,4 @@ pub fn service_url(
         port: port.map_or(PortRef::Auto, PortRef::Number),
     };
     format!("http://{name}:{listener}/")
-}
-
-/// Returns the context that is meant where none is said.
-pub fn context(router: &Router) -> Result<ContextName, CliError> {
-    let contexts = &router.http_contexts;
-    router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {
-        Some(problem) => CliError::new("cannot read the kubeconfig")
-            .cause(Some(problem))
-            .hint(Some("set $KUBECONFIG, or use --kubeconfig")),
-        None => CliError::new("the kubeconfig has no current context")
-            .hint(Some("kubectl config use-context NAME, or use --context")),
-    })
-}
-
-/// Returns how a hostname has to name the context. None: it is the one that names without a context mean.
-pub fn named_context(router: &Router, context: &ContextName) -> Option<String> {
-    if router.http_contexts.current.as_ref() == Some(context) {
-        return None;
-    }
-    let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *context).map(|(alias, _)| alias.clone());
-    Some(alias.unwrap_or_else(|| context.to_string()))
-}
-
-/// Returns the namespace that the alias of a context gives.
-pub fn namespace_of(router: &Router, context: &ContextName) -> Option<Namespace> {
-    router.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
 }

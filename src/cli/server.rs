@@ -10,8 +10,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::BytesMut;
 use clap::Subcommand;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
@@ -28,6 +32,7 @@ use crate::{
         http::{HttpFrontend, HttpVersion},
     },
     io::{BoxedIo, accept, prefixed::Prefixed},
+    listener::mux::{SILENCE, first_bytes},
     metrics::Metrics,
     relay::{
         self,
@@ -40,14 +45,11 @@ use crate::{
     routing::{Contexts, Route, Router, SharedRouter, Target},
     telemetry,
     tunnel::Manager,
-    wire::sniff::{Protocol, Sniff, sniff},
+    wire::sniff::Protocol,
 };
 
 /// How long streams may go on after the first signal.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// How long a visitor may take for its first bytes.
-const SILENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -128,7 +130,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     up::raise_descriptor_limit();
     let control = match globals.listen.as_deref() {
-        None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, relay::PORT)),
+        None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, defaults::RELAY_PORT)),
         Some(address) => address.parse().map_err(|_| {
             CliError::usage(format!("--listen: {address:?} is not an address with a port"))
                 .hint(Some("write 0.0.0.0:7835"))
@@ -137,17 +139,13 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     up::runtime()?.block_on(serve(control, args.serve))
 }
 
-/// Returns the keys of a file, else the secret of the environment.
+/// Returns the keys of a file, else those of the environment.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
-    let hint = Some("'adit server genkey > FILE' makes a secret; name it with --secret-file, or set ADIT_SECRET");
-    match (file, std::env::var(auth::SECRET)) {
-        (Some(file), _) => auth::read_keys(file).map_err(|error| {
-            CliError::usage(format!("--secret-file {}", file.display())).cause(Some(error)).hint(hint)
-        }),
-        (None, Ok(secret)) => auth::parse_keys(&secret)
-            .map_err(|problem| CliError::usage(format!("{}: {problem}", auth::SECRET)).hint(hint)),
-        (None, Err(_)) => Err(CliError::usage("there is no secret").hint(hint)),
-    }
+    auth::load(file.map(PathBuf::as_path)).map_err(|error| {
+        CliError::usage("there is no secret")
+            .cause(Some(error))
+            .hint(Some("'adit server genkey > FILE' makes one; name it with --secret-file, or set ADIT_SECRET"))
+    })
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
@@ -279,33 +277,28 @@ async fn serve_http(
 }
 
 async fn visit(
-    stream: TcpStream,
+    mut stream: TcpStream,
     connection: Connection,
     front: Arc<HttpFrontend>,
     https: Option<Arc<rustls::ServerConfig>>,
     drain: Drain,
 ) {
-    use tokio::{io::AsyncReadExt, time::timeout};
-    let Some(https) = https else {
-        let mut stream = stream;
-        let mut received = bytes::BytesMut::with_capacity(1024);
-        let version = loop {
-            match sniff(&received) {
-                Sniff::Is(Protocol::Http1) => break HttpVersion::Http1,
-                Sniff::Is(Protocol::Http2) => break HttpVersion::Http2,
-                Sniff::NeedMore => {}
-                _ => return,
-            }
-            if !matches!(timeout(SILENCE, stream.read_buf(&mut received)).await, Ok(Ok(count)) if count > 0) {
-                return;
-            }
-        };
-        let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
-        return front.serve(stream, version, connection, false, drain).await;
-    };
-    if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(stream)).await {
-        let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
-        front.serve(Box::new(tls), version, connection, true, drain).await;
+    if let Some(https) = https {
+        if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(stream)).await {
+            let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+            front.serve(Box::new(tls), version, connection, true, drain).await;
+        }
+        return;
     }
+    let Ok(Ok((received, protocol))) = timeout(SILENCE, first_bytes(&mut stream, BytesMut::new())).await else {
+        return;
+    };
+    let version = match protocol {
+        Some(Protocol::Http1) => HttpVersion::Http1,
+        Some(Protocol::Http2) => HttpVersion::Http2,
+        _ => return,
+    };
+    let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+    front.serve(stream, version, connection, false, drain).await;
 }

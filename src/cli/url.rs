@@ -2,13 +2,13 @@
 
 use super::{
     Globals,
+    place::Place,
     report::{CliError, print},
     routes,
 };
 use crate::{
     config::{Namespace, PortRef, Workload},
     k8s::resolve,
-    routing::ClusterId,
 };
 
 #[derive(Debug, clap::Args)]
@@ -19,24 +19,19 @@ pub struct Args {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (clusters, router) = super::router(globals.load()?);
-    let context = routes::context(&router)?;
-    let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context.clone() };
-    let cluster = clusters.get(&id).await?;
+    let place = Place::find(globals).await?;
     let (name, port) = match args.service.split_once(':') {
         Some((name, port)) => (name, port_ref(port)?),
         None => (args.service.as_str(), PortRef::Auto),
     };
-    let default = || globals.namespace.clone().map(Namespace).or_else(|| routes::namespace_of(&router, &context));
     let (service, namespace) = match name.split_once('.') {
         Some((service, namespace)) => (service, Namespace(namespace.to_owned())),
-        None => (name, default().unwrap_or_else(|| cluster.namespace.clone())),
+        None => (name, place.namespace.clone()),
     };
-    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.to_owned()), &port).await?;
-    let listener = router.config.http.listen.first().map_or(0, std::net::SocketAddr::port);
+    let resolved = resolve::resolve(&place.cluster, &namespace, &Workload::Service(service.to_owned()), &port).await?;
     let number = (port != PortRef::Auto).then_some(resolved.port.number);
-    let named = routes::named_context(&router, &context);
-    print(&format!("{}\n", routes::service_url(&namespace, service, number, named.as_deref(), listener)))
+    let named = place.named_context();
+    print(&format!("{}\n", routes::service_url(&namespace, service, number, named.as_deref(), place.listener())))
 }
 
 fn port_ref(text: &str) -> Result<PortRef, CliError> {

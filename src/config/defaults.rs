@@ -10,6 +10,8 @@ use std::{
 use super::{Config, Http, KubeconfigPaths, Tcp};
 
 pub const PORT: u16 = 8989;
+/// Where a relay takes its clients.
+pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 pub const DYNAMIC_HOST: &str = "k8s.localhost";
 

@@ -24,7 +24,7 @@ use super::{
     HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute,
     TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{is_host, is_image, is_label, is_port_name, parse_duration, similar},
+    names::{is_host, is_image, is_label, is_port_name, parse_duration, relay_address, similar},
     problem::{LoadError, Problem},
 };
 
@@ -93,9 +93,6 @@ pub(super) const JUMP: &[&str] = &["context", "namespace", "via", "target", "met
 pub(super) const VIA: &[&str] = &["service", "pod", "container", "create"];
 pub(super) const CREATE: &[&str] = &["image", "command", "timeout"];
 pub(super) const TARGET: &[&str] = &["host", "port"];
-
-/// Where a relay listens.
-const RELAY_PORT: u16 = 7835;
 
 /// Loads a file.
 ///

@@ -85,15 +85,15 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
             read_some(stream, &mut received).await?;
         }
     }
-    let mut parsed = 0;
+    let mut worth_a_look = 0;
     loop {
         // Its records say how much is missing: it is not looked at again for each byte of a slow client.
-        if received.len() >= parsed
+        if received.len() >= worth_a_look
             && let Parse::Hello(hello) = client_hello::parse(&received)?
         {
             return Ok(Greeting { hello, bytes: received.freeze(), is_postgres });
         }
-        parsed = received.len().max(client_hello::missing_to(&received));
+        worth_a_look = received.len().max(client_hello::missing_to(&received));
         read_some(stream, &mut received).await?;
     }
 }
@@ -108,25 +108,21 @@ async fn read_some(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), 
 
 /// Ends a connection with a fatal alert: what a TLS client understands before there is TLS.
 pub async fn alert(stream: &mut BoxedIo, description: u8) {
-    let record = [0x15, 3, 3, 0, 2, 2, description];
-    // It may be gone already.
-    let _ = timeout(HANDSHAKE_TIMEOUT, async {
-        stream.write_all(&record).await?;
-        stream.shutdown().await?;
-        let mut rest = [0; 1024];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok::<_, io::Error>(())
-    })
-    .await;
+    end_with(stream, &[0x15, 3, 3, 0, 2, 2, description]).await;
 }
 
 /// Ends a connection with an ErrorResponse.
 pub async fn refuse_plain_postgres(stream: &mut BoxedIo) {
     let message = "adit has to know which server is meant, and only TLS says so";
     let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
-    let response = postgres::fatal("08004", message, hint);
+    end_with(stream, &postgres::fatal("08004", message, hint)).await;
+}
+
+/// Sends the last bytes, and reads on until the client has seen them: closing over unread bytes would be a reset.
+async fn end_with(stream: &mut BoxedIo, last: &[u8]) {
+    // It may be gone already.
     let _ = timeout(HANDSHAKE_TIMEOUT, async {
-        stream.write_all(&response).await?;
+        stream.write_all(last).await?;
         stream.shutdown().await?;
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}

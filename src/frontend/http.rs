@@ -3,6 +3,7 @@
 pub mod access;
 pub mod error_page;
 pub mod headers;
+mod pages;
 pub mod rewrite;
 pub mod upgrade;
 pub mod upstream;
@@ -31,10 +32,10 @@ use self::{
     headers::{Hop, Identity},
     rewrite::Names,
     upgrade::Asked,
-    upstream::{Body, RequestError, Upstreams},
+    upstream::{Body, Upstreams},
 };
 use crate::{
-    config::{PortRef, Scheme, Workload},
+    config::Scheme,
     drain::Drain,
     frontend::Connection,
     guard::{
@@ -43,13 +44,10 @@ use crate::{
     },
     io::BoxedIo,
     metrics::Metrics,
-    routing::{Route, RouteError, SharedRouter, hostname::DynamicName, table},
-    tunnel::{Endpoint, Manager, OpenError},
+    routing::{Route, RouteError, SharedRouter, table},
+    tunnel::{Endpoint, Manager},
     wire::http1::Refusal,
 };
-
-/// How many names an index shows.
-const MOST_LINKS: usize = 100;
 
 /// How much of a body that nobody wants is read, and for how long.
 const MOST_UNWANTED: usize = 64 * 1024;
@@ -82,7 +80,7 @@ struct Admitted {
 
 /// How a request came.
 #[derive(Clone)]
-struct Origin {
+struct Arrival {
     connection: Connection,
     /// The client's bytes came through TLS that we ended.
     tls: bool,
@@ -112,11 +110,11 @@ impl HttpFrontend {
         let metrics = self.metrics.clone();
         let _open = metrics.http_connections.open();
         let gate = (version == HttpVersion::Http1).then(Arc::<Gate>::default);
-        let origin = Origin { connection, tls, drain: drain.clone(), gate: gate.clone() };
+        let arrival = Arrival { connection, tls, drain: drain.clone(), gate: gate.clone() };
         let service = service_fn(move |request: Request<Incoming>| {
-            let (this, origin) = (self.clone(), origin.clone());
+            let (this, arrival) = (self.clone(), arrival.clone());
             // On the heap, so that a connection without a request does not hold the room for one.
-            Box::pin(async move { Ok::<_, Infallible>(this.answer(request, origin).await) })
+            Box::pin(async move { Ok::<_, Infallible>(this.answer(request, arrival).await) })
         });
         // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2.
         let served = match gate {
@@ -128,18 +126,18 @@ impl HttpFrontend {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, origin: Origin) -> Response<Body> {
-        let busy = origin.gate.as_ref().map(Gate::busy);
-        let mut access = Access::start(&request, origin.connection.id, self.metrics.clone());
+    async fn answer(&self, request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
+        let busy = arrival.gate.as_ref().map(Gate::busy);
+        let mut access = Access::start(&request, arrival.connection.id, self.metrics.clone());
         let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
         let is_refused = request.method().as_str() == REFUSED;
-        let admitted = match (is_refused, &origin.gate) {
-            (true, Some(gate)) => Err(refused_page(gate.refused())),
+        let admitted = match (is_refused, &arrival.gate) {
+            (true, Some(gate)) => Err(pages::refused(gate.refused())),
             _ => self.admit(&request, &mut access),
         };
         let answered = match admitted {
-            Ok(admitted) => self.proxy(request, admitted, &origin, &mut access, &busy).await,
+            Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy).await,
             Err(page) => {
                 if version == Version::HTTP_2 {
                     read_out(request.into_body()).await;
@@ -150,8 +148,8 @@ impl HttpFrontend {
         let response = answered.unwrap_or_else(|page| {
             let page_code = page.code;
             access.error = Some(page_code);
-            let port = origin.connection.local.port();
-            let (mut parts, body) = page.into_response(&request_headers, port, origin.tls).into_parts();
+            let port = arrival.connection.local.port();
+            let (mut parts, body) = page.into_response(&request_headers, port, arrival.tls).into_parts();
             access.status = parts.status;
             if (is_refused || page_code == "ambiguous") && version < Version::HTTP_2 {
                 // Where one reader sees the end of such a request another sees the start of the next one.
@@ -161,7 +159,7 @@ impl HttpFrontend {
             let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
             Response::from_parts(parts, Tracked::new(body, access).keeping(busy).boxed_unsync())
         });
-        if let Some(gate) = origin.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
+        if let Some(gate) = arrival.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
             gate.answered_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
         response
@@ -173,17 +171,19 @@ impl HttpFrontend {
         access.host.clone_from(&authority);
         let host = table::normalise(&authority);
         if self.identity.is_loop(request.headers()) {
-            return Err(loop_page(&host));
+            return Err(pages::in_a_circle(&host));
         }
         let route = match self.router.load().http(&host) {
             Ok(route) => route,
-            Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => return Err(self.index()),
-            Err(error) => return Err(self.route_page(&error)),
+            Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => {
+                return Err(pages::index(&self.router.load()));
+            }
+            Err(error) => return Err(pages::of_route(&self.router.load(), &error)),
         };
         access.route = Some(route.name.clone());
         let switches = upgrade::asked_protocol(request).is_some();
         origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
-            .map_err(|foreign| foreign_page(&foreign, &host))?;
+            .map_err(|foreign| pages::foreign(&foreign, &host))?;
         Ok(Admitted { route, authority, host })
     }
 
@@ -191,7 +191,7 @@ impl HttpFrontend {
         &self,
         mut request: Request<Incoming>,
         Admitted { route, authority, host }: Admitted,
-        origin: &Origin,
+        arrival: &Arrival,
         access: &mut Access,
         busy: &Option<Busy>,
     ) -> Result<Response<Body>, Page> {
@@ -199,7 +199,7 @@ impl HttpFrontend {
             .tunnels
             .acquire(&route.target, route.idle_timeout)
             .await
-            .map_err(|error| open_page(&error, &host, &route))?;
+            .map_err(|error| pages::unopened(&error, &host, &route))?;
         let endpoint = lease.endpoint();
         let scheme = route.options.scheme.unwrap_or_else(|| scheme_of(&endpoint));
         let server_name = route.options.tls.server_name.as_deref();
@@ -213,16 +213,11 @@ impl HttpFrontend {
         let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
-        let (peer, local) = (origin.connection.peer, origin.connection.local);
-        headers::set_forwarded(headers, Hop { peer, local, host: &authority, tls: origin.tls });
+        let (peer, local) = (arrival.connection.peer, arrival.connection.local);
+        headers::set_forwarded(headers, Hop { peer, local, host: &authority, tls: arrival.tls });
         self.identity.mark(headers, version);
-        match &names {
-            Some(names) if route.options.rewrite_host => names.into_request(headers),
-            // Where the target names the host (HTTP/2, absolute form), that is the one (RFC 9112, section 3.2.2).
-            _ if version == Version::HTTP_2 => {
-                drop(HeaderValue::from_str(&authority).map(|host| headers.insert(HOST, host)))
-            }
-            _ => {}
+        if let Some(names) = names.as_ref().filter(|_| route.options.rewrite_host) {
+            names.into_request(headers);
         }
         headers::apply(&route.options.request_headers, headers);
         if let Some(asked) = &asked {
@@ -230,8 +225,8 @@ impl HttpFrontend {
         }
         let sent = self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some()).await;
         let (mut response, returning) = sent.map_err(|error| {
-            lease.note_error(&describe(&error));
-            request_page(&error, &host, &route)
+            lease.note_error(&pages::describe(&error));
+            pages::unanswered(&error, &host, &route)
         })?;
 
         access.answered(response.status());
@@ -240,7 +235,7 @@ impl HttpFrontend {
         let (mut parts, body) = response.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
         if let Some(names) = names.filter(|_| route.options.rewrite_location) {
-            names.out_of_response(&mut parts.headers, &authority, origin.tls);
+            names.out_of_response(&mut parts.headers, &authority, arrival.tls);
         }
         headers::apply(&route.options.response_headers, &mut parts.headers);
         match (asked, switched) {
@@ -250,7 +245,7 @@ impl HttpFrontend {
                     // What 101 is in HTTP/1.1 (RFC 8441, section 5).
                     parts.status = StatusCode::OK;
                 }
-                asked.join(backend, lease, &origin.drain);
+                asked.join(backend, lease, &arrival.drain);
                 let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
                 return Ok(Response::from_parts(parts, empty));
             }
@@ -265,43 +260,6 @@ impl HttpFrontend {
         let tracked = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), access.take());
         let body = tracked.holding(lease, returning).keeping(busy.as_ref().map(Busy::another));
         Ok(Response::from_parts(parts, body.boxed_unsync()))
-    }
-
-    fn route_page(&self, error: &RouteError) -> Page {
-        let mut page = Page::of_route(error);
-        let index = self.index();
-        if matches!(error, RouteError::Unknown { .. }) {
-            page.links.extend(
-                index.links.into_iter().filter(|link| !page.links.contains(link)).take(MOST_LINKS).collect::<Vec<_>>(),
-            );
-        }
-        page
-    }
-
-    /// Returns the page of adit's own names: what can be reached, and how.
-    fn index(&self) -> Page {
-        let router = self.router.load();
-        let mut page = Page::new(StatusCode::OK, "index", "adit is running");
-        page.cause = Some(match &router.http_contexts.current {
-            Some(context) => format!(
-                "Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."
-            ),
-            None => router
-                .http_contexts
-                .problem
-                .clone()
-                .unwrap_or_else(|| "The kubeconfig has no current context.".to_owned()),
-        });
-        page.links = router
-            .config
-            .http
-            .routes
-            .keys()
-            .filter(|host| !host.starts_with('*'))
-            .take(MOST_LINKS)
-            .map(|host| (host.clone(), host.clone()))
-            .collect();
-        page
     }
 }
 
@@ -361,7 +319,7 @@ where
 
 /// Returns whom a request is for: the authority of its target, else its Host header.
 fn authority<B>(request: &Request<B>) -> Result<String, Page> {
-    let refuse = |refusal: Refusal| Err(refused_page(Some(Refused::Ambiguous(refusal))));
+    let refuse = |refusal: Refusal| Err(pages::refused(Some(Refused::Ambiguous(refusal))));
     // Over HTTP/2 it may be an extended one.
     if request.method() == Method::CONNECT && upgrade::asked_protocol(request).is_none() {
         return refuse(Refusal::Connect);
@@ -380,35 +338,6 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
         (Some(authority), None) => Ok(authority.to_string()),
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
         _ => Err(Page::new(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is")),
-    }
-}
-
-/// Returns the page for a request that was refused for what it looks like.
-fn refused_page(refused: Option<Refused>) -> Page {
-    let (status, code) = match refused {
-        Some(Refused::Slow) => (StatusCode::REQUEST_TIMEOUT, "slow"),
-        Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
-        Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),
-        Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, "connect"),
-        _ => (StatusCode::BAD_REQUEST, "ambiguous"),
-    };
-    let title = refused.map_or_else(|| "the request was refused".to_owned(), |refused| refused.to_string());
-    Page::new(status, code, title)
-}
-
-fn loop_page(host: &str) -> Page {
-    Page {
-        cause: Some("its Via header says that it has been through this adit before".to_owned()),
-        hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
-        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "the request goes in a circle")
-    }
-}
-
-fn foreign_page(foreign: &origin::Foreign, host: &str) -> Page {
-    Page {
-        cause: Some("pages of other sites may read through adit, but not change anything".to_owned()),
-        hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
-        ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
     }
 }
 
@@ -432,57 +361,6 @@ pub(super) fn told_scheme(endpoint: &Endpoint) -> Option<Scheme> {
         by_name(&protocol.to_ascii_lowercase().trim_start_matches("kubernetes.io/").replace("http/2", "h2c"))
     });
     of_protocol.or_else(|| endpoint.port.name.as_deref().and_then(by_name))
-}
-
-/// Returns the page for a target that cannot be reached; its links lead to names that can say the port.
-pub(super) fn open_page(error: &OpenError, host: &str, route: &Route) -> Page {
-    let mut page = Page::of_open(error, host);
-    // A static name has no place for a port: the dynamic one of the same target has.
-    if !error.ports().is_empty()
-        && let Some(target) = route.target.pods()
-        && let Workload::Service(_) = target.workload
-    {
-        let base = DynamicName {
-            context: None,
-            namespace: target.namespace.clone(),
-            workload: target.workload.clone(),
-            port: PortRef::Auto,
-        };
-        if !host.ends_with(&base.to_string()) && !host.ends_with(".cx.localhost") {
-            page.links =
-                error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
-        }
-    }
-    page
-}
-
-fn request_page(error: &RequestError, host: &str, route: &Route) -> Page {
-    match (error, error.fault()) {
-        (RequestError::Open(error), _) => open_page(error, host, route),
-        (RequestError::Client(_), _) => Page::new(StatusCode::BAD_REQUEST, "body", "the body did not come to its end"),
-        (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
-        (RequestError::Tls(error), None) => Page {
-            cause: Some(error.to_string()),
-            hint: Some("is the backend https? set scheme: http, https or h2c for the route".to_owned()),
-            ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
-        },
-        (RequestError::Failed(_), None) => Page {
-            cause: Some(describe(error)),
-            ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
-        },
-    }
-}
-
-fn describe(error: &RequestError) -> String {
-    match error {
-        RequestError::Open(error) => error.to_string(),
-        RequestError::Tls(error) => format!("TLS: {error}"),
-        RequestError::Client(error) => format!("the request's body did not come to its end: {error}"),
-        RequestError::Failed(error) => match std::error::Error::source(error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! PostgreSQL by name: the server name of a client's TLS leads to a Service, on the listener that HTTP has.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
@@ -112,11 +112,7 @@ where
     }
     let end = splice(client, backend).await;
     if let Some((Side::Backend, error)) = &end.broken {
-        note(lease, error);
+        lease.note_error(error);
     }
     info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
-}
-
-fn note(lease: &Lease, error: &io::Error) {
-    lease.note_error(error);
 }

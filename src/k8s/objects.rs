@@ -1,5 +1,5 @@
 //! The objects of the API, as far as adit reads them. Those of k8s-openapi have every field that there is, and the code to
-//! read them all would be a fifth of the program.
+//! read them all would be a tenth of the program.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -56,7 +56,6 @@ pub struct Condition {
     pub type_: String,
     pub status: String,
     pub reason: Option<String>,
-    pub message: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -76,7 +75,6 @@ pub struct ContainerState {
 #[serde(default)]
 pub struct Waiting {
     pub reason: Option<String>,
-    pub message: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a client may stay silent at first. Browsers open connections that they may never use.
-const SILENCE: Duration = Duration::from_secs(10);
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 72\r\nRetry-After: 1\r\nConnection: close\r\nX-Adit-Error: out-of-descriptors\r\n\r\n\
@@ -107,8 +107,11 @@ impl Mux {
     }
 }
 
-/// Reads until the protocol is known. None: it is not one of ours.
-async fn first_bytes(stream: &mut TcpStream, mut received: BytesMut) -> io::Result<(BytesMut, Option<Protocol>)> {
+/// Reads until the protocol is known; `received`: what was read already. None: it is not one of ours.
+///
+/// # Errors
+/// The client ends its connection before, or it breaks.
+pub async fn first_bytes(stream: &mut TcpStream, mut received: BytesMut) -> io::Result<(BytesMut, Option<Protocol>)> {
     loop {
         if received.is_empty() || sniff(&received) == Sniff::NeedMore {
             // No buffer is held for a client that says nothing.

@@ -1,58 +1,43 @@
 //! What a relay tells of itself, on loopback: `/healthz`, `/readyz`, `/metrics`, and a page of its tunnels.
 
-use std::{convert::Infallible, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{sync::Arc, sync::atomic::Ordering};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::timeout,
-};
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::server::Server;
 use crate::{
+    admin::http::{HTML, TEXT, respond, serve_one},
     drain::Drain,
     guard::origin::is_of_this_machine,
     io::accept,
     metrics::{self, Exposition},
 };
 
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-
 /// Answers until the drain is cut.
 pub async fn serve(listener: TcpListener, server: Arc<Server>, drain: Drain) {
     let serve = |stream: TcpStream, _| {
         let server = server.clone();
-        drain.spawn(async move {
-            let service = service_fn(move |request| {
-                let response = answer(&server, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            // What goes wrong on it is the caller's to tell.
-            let _ = timeout(ANSWER_WITHIN, connection).await;
-        });
+        drain.spawn(async move { serve_one(stream, |request| answer(&server, request)).await });
     };
     match accept::accept(&listener, 1, serve, |_| async {}).await {}
 }
 
 fn answer(server: &Server, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, kind, body) = match (is_of_this_machine(request.headers()), request.method(), request.uri().path()) {
-        (false, ..) => (StatusCode::FORBIDDEN, "text/plain", "this is for programs of this machine\n".to_owned()),
-        (_, &Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
-        (_, &Method::GET, "/readyz") if server.is_ready() => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
-        (_, &Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "stopping\n".to_owned()),
-        (_, &Method::GET, "/metrics") => (StatusCode::OK, metrics::CONTENT_TYPE, counters(server)),
-        (_, &Method::GET, "/") => (StatusCode::OK, "text/html; charset=utf-8", page(server)),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /, /healthz, /readyz and /metrics\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+    if !is_of_this_machine(request.headers()) {
+        return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
+    }
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/healthz") => respond(StatusCode::OK, TEXT, "ok\n"),
+        (&Method::GET, "/readyz") if server.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
+        (&Method::GET, "/readyz") => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
+        (&Method::GET, "/metrics") => respond(StatusCode::OK, metrics::CONTENT_TYPE, counters(server)),
+        (&Method::GET, "/") => respond(StatusCode::OK, HTML, page(server)),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /, /healthz, /readyz and /metrics\n"),
+    }
 }
 
 fn counters(server: &Server) -> String {

@@ -20,6 +20,3 @@ pub mod server;
 pub mod tls;
 
 pub use crate::wire::relay::Kind;
-
-/// The port that a relay listens on where none is given.
-pub const PORT: u16 = 7835;

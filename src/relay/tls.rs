@@ -1,22 +1,22 @@
 //! TLS 1.3 between a relay and its clients.
 
 use std::{
-    fmt::Write as _,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    ClientConfig, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer},
     version::TLS13,
 };
-use sha2::{Digest as _, Sha256};
 
-use crate::wire::relay::Digest;
+use crate::{
+    tls::{self, Pinned},
+    wire::relay::Digest,
+};
 
 /// The name of the protocol within TLS.
 const ALPN: &[u8] = b"adit-relay/2";
@@ -46,18 +46,12 @@ impl Identity {
     /// # Errors
     /// One cannot be read, or is not what it should be.
     pub fn read(chain: &Path, key: &Path) -> io::Result<Self> {
-        let of = |path: &Path, error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
-        let read = CertificateDer::pem_file_iter(chain).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let certificates = read.map_err(|error| of(chain, &error))?;
-        if certificates.is_empty() {
-            return Err(of(chain, &"there is no certificate in it"));
-        }
-        Ok(Self { chain: certificates, key: PrivateKeyDer::from_pem_file(key).map_err(|error| of(key, &error))? })
+        Ok(Self { chain: tls::certificates(chain)?, key: tls::private_key(key)? })
     }
 
     /// Returns what a client can know the certificate by: `sha256:` and 64 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        fingerprint(&self.chain[0])
+        tls::fingerprint(&self.chain[0])
     }
 
     /// Returns the configuration of a server. `protocols`: by ALPN.
@@ -90,13 +84,6 @@ impl Identity {
     }
 }
 
-fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate.as_ref()).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// How a client knows the relay, beside the secret that both have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
@@ -109,6 +96,17 @@ pub enum Trust {
     Authority(PathBuf),
 }
 
+impl Trust {
+    /// Returns what the keys `fingerprint` and `ca` mean together.
+    pub fn of(fingerprint: Option<&String>, ca: Option<&PathBuf>) -> Self {
+        match (fingerprint, ca) {
+            (Some(fingerprint), _) => Self::Fingerprint(fingerprint.clone()),
+            (None, Some(ca)) => Self::Authority(ca.clone()),
+            (None, None) => Self::Secret,
+        }
+    }
+}
+
 /// Returns the configuration of a client.
 ///
 /// # Errors
@@ -118,21 +116,10 @@ pub fn client_config(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
     let builder = builder.map_err(io::Error::other)?;
     let builder = match trust {
-        Trust::Authority(path) => {
-            let mut roots = RootCertStore::empty();
-            let of = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| of(&error))? {
-                let certificate = certificate.map_err(|error| of(&error))?;
-                roots.add(certificate).map_err(|error| of(&error))?;
-            }
-            builder.with_root_certificates(roots)
-        }
-        Trust::Secret => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { wanted: None, provider }))
-        }
+        Trust::Authority(path) => builder.with_root_certificates(tls::authorities(path)?),
+        Trust::Secret => builder.dangerous().with_custom_certificate_verifier(Pinned::to_nothing(provider)),
         Trust::Fingerprint(wanted) => {
-            let wanted = Some(wanted.to_ascii_lowercase());
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { wanted, provider }))
+            builder.dangerous().with_custom_certificate_verifier(Pinned::to(wanted, provider))
         }
     };
     let mut config = builder.with_no_client_auth();
@@ -146,52 +133,4 @@ pub fn client_config(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
 /// The handshake is not complete.
 pub fn exporter<Data>(connection: &rustls::ConnectionCommon<Data>) -> io::Result<Digest> {
     connection.export_keying_material([0; 32], EXPORTER, None).map_err(io::Error::other)
-}
-
-/// Takes a certificate by its fingerprint, or, where none is given, any.
-#[derive(Debug)]
-struct Pinned {
-    wanted: Option<String>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.wanted {
-            Some(wanted) if *wanted != fingerprint(certificate) => Err(rustls::Error::General(format!(
-                "the relay's certificate is {}, and not the one that is expected",
-                fingerprint(certificate)
-            ))),
-            _ => Ok(ServerCertVerified::assertion()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -67,9 +67,10 @@ pub fn parse(bytes: &[u8]) -> Result<Parse, HelloError> {
 
 /// Returns how many bytes there have to be before the ClientHello can be whole, as far as its headers say so far.
 pub fn missing_to(bytes: &[u8]) -> usize {
-    let (mut at, mut message) = (0, 0);
+    let (mut at, mut message, mut headers) = (0, 0, 0);
     while let Some([_, _, _, high, low]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
+        headers += 5;
         // The length of the message is in its first four bytes, which lie in the first record but for hostile clients.
         if at == 0
             && let Some([_, a, b, c]) = bytes.get(5..).and_then(|rest| rest.first_chunk())
@@ -78,7 +79,7 @@ pub fn missing_to(bytes: &[u8]) -> usize {
             message = 4 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c));
         }
         if length == 0 || at + 5 + length > bytes.len() {
-            return bytes.len().max((at + 5 + length).min(message + 5)).min(LONGEST);
+            return bytes.len().max((at + 5 + length).min(message + headers)).min(LONGEST);
         }
         at += 5 + length;
     }
@@ -263,6 +264,22 @@ mod tests {
             let Ok(Parse::Hello(found)) = parse(&bytes) else { panic!("record {record}: not parsed") };
             assert_eq!(found.server_name, ServerName::Name("web.shop.localhost".into()));
             assert_eq!(found.alpn, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_never_more_than_the_rest_of_the_hello() {
+        let extensions = [(21, vec![0; 900]), sni(b"web.shop.localhost")];
+        for (record, most_looks) in [(1, usize::MAX), (2, usize::MAX), (5, usize::MAX), (100, 100), (16384, 10)] {
+            let bytes = hello(&extensions, record);
+            let (mut looks, mut worth_a_look) = (0, 0);
+            for end in 0..bytes.len() {
+                let missing_to = missing_to(&bytes[..end]);
+                assert!(missing_to <= bytes.len(), "record {record}, byte {end}: {missing_to} of {}", bytes.len());
+                looks += usize::from(end >= worth_a_look);
+                worth_a_look = worth_a_look.max(missing_to);
+            }
+            assert!(looks <= most_looks, "record {record}: parsed {looks} times");
         }
     }
 

@@ -18,16 +18,8 @@ impl Walk {
             let public_port = self.field(&map, "public_port", port).unwrap_or(0);
             let to = self.required(&map, node, "to", |walk, node| {
                 let text = walk.text(node)?;
-                let (host, port) = match text.rsplit_once(':') {
-                    Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
-                    _ => (text.as_str(), Some(RELAY_PORT)),
-                };
-                let plain = host.trim_matches(['[', ']']);
-                let is_known = plain.parse::<IpAddr>().is_ok() || is_host(&plain.to_ascii_lowercase());
-                match port.filter(|port| is_known && *port > 0) {
-                    Some(port) => Some((plain.to_owned(), port)),
-                    None => walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")),
-                }
+                relay_address(&text)
+                    .or_else(|| walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")))
             });
             let expose = Expose {
                 to: to?,

@@ -25,7 +25,7 @@ use crate::{
     backend::{Backend, CloseReason, Placement, Session, SessionGauges},
     config::{ContextName, validate},
     routing::{Contexts, Router, Target},
-    tunnel::{ServicePort, StreamFault},
+    tunnel::{OpenError, ServicePort, StreamFault},
 };
 
 mod differential;

@@ -8,14 +8,12 @@ use std::{
     time::SystemTime,
 };
 
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
-use crate::config::BackendTls;
+use crate::{
+    config::BackendTls,
+    tls::{self, Pinned},
+};
 
 /// The client configurations that requests to backends share, so that sessions are resumed.
 #[derive(Default)]
@@ -55,89 +53,36 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-fn make(tls: &BackendTls, http1: bool) -> io::Result<ClientConfig> {
+fn make(options: &BackendTls, http1: bool) -> io::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
-    let builder = if tls.verify {
-        let mut roots = RootCertStore::empty();
-        match &tls.ca {
-            Some(path) => {
-                for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(|error| of_file(path, error))?;
-                }
+    let builder = if options.verify {
+        let roots = match &options.ca {
+            Some(path) => tls::authorities(path)?,
+            None => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                roots
             }
-            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-        }
+        };
         if roots.is_empty() {
             return Err(io::Error::other("there are no root certificates to verify the backend with"));
         }
         builder.with_root_certificates(roots)
     } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        // The way to the pod is authenticated by the API server; what pods present is rarely made out to a name that a
+        // laptop knows.
+        builder.dangerous().with_custom_certificate_verifier(Pinned::to_nothing(provider))
     };
-    let mut config = match &tls.client_cert {
+    let mut config = match &options.client_cert {
         Some((chain, key_file)) => {
-            let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| of_file(key_file, error))?;
-            let chain = certificates(chain)?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| of_file(key_file, error))?
+            let (chain, key) = (tls::certificates(chain)?, tls::private_key(key_file)?);
+            builder.with_client_auth_cert(chain, key).map_err(|error| tls::of_file(key_file, error))?
         }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = if http1 { vec![b"http/1.1".to_vec()] } else { vec![b"h2".to_vec(), b"http/1.1".to_vec()] };
     Ok(config)
-}
-
-fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = read.map_err(|error| of_file(path, error))?;
-    match certificates.is_empty() {
-        true => Err(of_file(path, "there is no certificate in it")),
-        false => Ok(certificates),
-    }
-}
-
-fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(format!("{}: {error}", path.display()))
-}
-
-/// Takes any certificate. The way to the pod is authenticated by the API server; what pods present is rarely made out to
-/// a name that a laptop knows.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,0 +1,134 @@
+//! What is said where no pod answers: a page for each reason.
+
+use http::StatusCode;
+
+use super::{error_page::Page, upstream::RequestError};
+use crate::{
+    config::{PortRef, Workload},
+    guard::{normaliser::Refused, origin::Foreign},
+    routing::{Route, RouteError, Router, hostname::DynamicName},
+    tunnel::OpenError,
+    wire::http1::Refusal,
+};
+
+/// How many names an index shows.
+const MOST_LINKS: usize = 100;
+
+/// Returns the page for a name that leads nowhere, with links to those that do.
+pub fn of_route(router: &Router, error: &RouteError) -> Page {
+    let mut page = Page::of_route(error);
+    let index = index(router);
+    if matches!(error, RouteError::Unknown { .. }) {
+        page.links.extend(
+            index.links.into_iter().filter(|link| !page.links.contains(link)).take(MOST_LINKS).collect::<Vec<_>>(),
+        );
+    }
+    page
+}
+
+/// Returns the page of adit's own names: what can be reached, and how.
+pub fn index(router: &Router) -> Page {
+    let mut page = Page::new(StatusCode::OK, "index", "adit is running");
+    page.cause = Some(match &router.http_contexts.current {
+        Some(context) => format!(
+            "Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."
+        ),
+        None => {
+            router.http_contexts.problem.clone().unwrap_or_else(|| "The kubeconfig has no current context.".to_owned())
+        }
+    });
+    page.links = router
+        .config
+        .http
+        .routes
+        .keys()
+        .filter(|host| !host.starts_with('*'))
+        .take(MOST_LINKS)
+        .map(|host| (host.clone(), host.clone()))
+        .collect();
+    page
+}
+
+/// Returns the page for a request that was refused for what it looks like.
+pub fn refused(refused: Option<Refused>) -> Page {
+    let (status, code) = match refused {
+        Some(Refused::Slow) => (StatusCode::REQUEST_TIMEOUT, "slow"),
+        Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
+        Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),
+        Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, "connect"),
+        _ => (StatusCode::BAD_REQUEST, "ambiguous"),
+    };
+    let title = refused.map_or_else(|| "the request was refused".to_owned(), |refused| refused.to_string());
+    Page::new(status, code, title)
+}
+
+/// Returns the page for a request that has been here before.
+pub fn in_a_circle(host: &str) -> Page {
+    Page {
+        cause: Some("its Via header says that it has been through this adit before".to_owned()),
+        hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
+        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "the request goes in a circle")
+    }
+}
+
+/// Returns the page for a request that a page of another site has sent.
+pub fn foreign(foreign: &Foreign, host: &str) -> Page {
+    Page {
+        cause: Some("pages of other sites may read through adit, but not change anything".to_owned()),
+        hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
+        ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
+    }
+}
+
+/// Returns the page for a target that cannot be reached; its links lead to names that can say the port.
+pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
+    let mut page = Page::of_open(error, host);
+    // A static name has no place for a port: the dynamic one of the same target has.
+    if !error.ports().is_empty()
+        && let Some(target) = route.target.pods()
+        && let Workload::Service(_) = target.workload
+    {
+        let base = DynamicName {
+            context: None,
+            namespace: target.namespace.clone(),
+            workload: target.workload.clone(),
+            port: PortRef::Auto,
+        };
+        if !host.ends_with(&base.to_string()) && !host.ends_with(".cx.localhost") {
+            page.links =
+                error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
+        }
+    }
+    page
+}
+
+/// Returns the page for a request that the pod did not answer.
+pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
+    match (error, error.fault()) {
+        (RequestError::Open(error), _) => unopened(error, host, route),
+        (RequestError::Client(_), _) => Page::new(StatusCode::BAD_REQUEST, "body", "the body did not come to its end"),
+        (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
+        (RequestError::Tls(error), None) => Page {
+            cause: Some(error.to_string()),
+            hint: Some("is the backend https? set scheme: http, https or h2c for the route".to_owned()),
+            ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
+        },
+        (RequestError::Failed(_), None) => Page {
+            cause: Some(describe(error)),
+            ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
+        },
+    }
+}
+
+/// Returns an error with its cause.
+pub fn describe(error: &RequestError) -> String {
+    match error {
+        RequestError::Open(error) => error.to_string(),
+        RequestError::Tls(error) => format!("TLS: {error}"),
+        RequestError::Client(error) => format!("the request's body did not come to its end: {error}"),
+        RequestError::Failed(error) => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}

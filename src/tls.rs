@@ -1,0 +1,116 @@
+//! What the ends of TLS share: certificates from PEM files, and how a server is known by something else than its name.
+
+use std::{fmt::Write as _, io, path::Path, sync::Arc};
+
+use rustls::{
+    DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+};
+use sha2::{Digest as _, Sha256};
+
+/// Reads the certificates of a PEM file, at least one.
+///
+/// # Errors
+/// The file cannot be read, or there is none in it.
+pub fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = read.map_err(|error| of_file(path, error))?;
+    match certificates.is_empty() {
+        true => Err(of_file(path, "there is no certificate in it")),
+        false => Ok(certificates),
+    }
+}
+
+/// Reads the private key of a PEM file.
+///
+/// # Errors
+/// The file cannot be read, or there is none in it.
+pub fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| of_file(path, error))
+}
+
+/// Reads the authorities of a PEM file.
+///
+/// # Errors
+/// See [`certificates`].
+pub fn authorities(path: &Path) -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| of_file(path, error))?;
+    }
+    Ok(roots)
+}
+
+/// Returns an error that names the file.
+pub fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
+}
+
+/// Returns what a certificate can be known by: `sha256:` and 64 hexadecimal digits.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    Sha256::digest(certificate.as_ref()).iter().fold("sha256:".to_owned(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Takes a certificate by its fingerprint, or, where none is given, any; never by its name or its authority.
+#[derive(Debug)]
+pub struct Pinned {
+    fingerprint: Option<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pinned {
+    pub fn to(fingerprint: &str, provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self { fingerprint: Some(fingerprint.to_ascii_lowercase()), provider })
+    }
+
+    /// For where the server is known otherwise.
+    pub fn to_nothing(provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self { fingerprint: None, provider })
+    }
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.fingerprint {
+            Some(wanted) if *wanted != fingerprint(certificate) => Err(rustls::Error::General(format!(
+                "the server's certificate is {}, and not the one that is expected",
+                fingerprint(certificate)
+            ))),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
