@@ -2,6 +2,7 @@
 //!
 //! Each connection is one `exec`. Which program there is, is found out before the first byte of a client is sent.
 
+pub mod framing;
 pub mod jump_pod;
 pub mod stream;
 
@@ -157,7 +158,7 @@ struct Way {
 impl Way {
     async fn exec(&self, command: &[String]) -> Result<ExecStream, UpgradeError> {
         let container = self.jump.container.as_deref();
-        let executed = upgrade::exec(&self.cluster, &self.namespace, &self.pod.name, container, command).await?;
+        let executed = upgrade::exec::exec(&self.cluster, &self.namespace, &self.pod.name, container, command).await?;
         let target = match self.jump.host.contains(':') {
             true => format!("[{}]:{}", self.jump.host, self.jump.port),
             false => format!("{}:{}", self.jump.host, self.jump.port),

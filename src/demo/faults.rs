@@ -48,6 +48,7 @@ struct Rules {
     era: Era,
     hangs_up: bool,
     only_channels: bool,
+    no_websocket: bool,
     is_frozen: bool,
     wedges: bool,
 }
@@ -99,6 +100,11 @@ impl Faults {
     /// A gateway in front takes no other upgrade than to `v4.channel.k8s.io`, and answers others with 400.
     pub fn only_channels(&self, on: bool) {
         self.rules.send_modify(|rules| rules.only_channels = on);
+    }
+
+    /// A gateway in front takes no upgrade to WebSocket, and answers them with 400.
+    pub fn no_websocket(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.no_websocket = on);
     }
 
     /// Requests for an upgrade get no answer: the connection is closed.
@@ -160,6 +166,10 @@ impl Faults {
 
     pub(super) fn current_era(&self) -> Era {
         self.rules.borrow().era
+    }
+
+    pub(super) fn takes_no_websocket(&self) -> bool {
+        self.rules.borrow().no_websocket
     }
 
     pub(super) fn takes_only_channels(&self) -> bool {

@@ -24,6 +24,7 @@ pub mod shell;
 pub mod streams;
 pub mod table;
 pub mod tasks;
+pub mod upgrades;
 pub mod workloads;
 pub mod world;
 

@@ -71,6 +71,8 @@ pub struct Cluster {
     pub proxied: bool,
     /// What the servers behind this context take; learned by the first upgrade.
     pub envelope: Mutex<Option<super::upgrade::Envelope>>,
+    /// Whether an exec got through by SPDY, and not by a WebSocket.
+    pub exec_over_spdy: AtomicBool,
     is_told_of_no_watch: AtomicBool,
     authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
     /// Whether tokens expire and are renewed.
@@ -196,6 +198,7 @@ impl Cluster {
             tls: is_https.then(|| Arc::new(tls)),
             tls_server_name: server_name,
             envelope: Mutex::new(None),
+            exec_over_spdy: AtomicBool::new(false),
             authorize,
             is_refreshed,
             context,

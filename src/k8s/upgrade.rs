@@ -12,6 +12,7 @@
 //! other one is tried, once, and what worked is remembered for the context. Channels are the last resort: behind a
 //! gateway that lets nothing else through, or with servers up to 1.30 behind one that knows no SPDY.
 
+pub mod exec;
 pub mod websocket;
 
 use std::{io, time::Duration};
@@ -19,7 +20,6 @@ use std::{io, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
 use http::HeaderMap;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
@@ -100,9 +100,6 @@ const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
-/// v5 can close stdin alone.
-const EXEC_PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
-
 /// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
 pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
     let connect = async {
@@ -152,7 +149,7 @@ pub async fn port_forward(
                 return Ok(Upgraded { io, envelope: other });
             }
         }
-        Err(refusal.into_error(cluster, namespace, first))
+        Err(refusal.into_error(cluster, namespace, first.name()))
     };
     match timeout(UPGRADE_TIMEOUT, upgrade).await {
         Ok(Ok(upgraded)) => {
@@ -186,12 +183,12 @@ impl Refusal {
         self.status == 403 && self.message.contains("User \"")
     }
 
-    fn into_error(self, cluster: &Cluster, namespace: &Namespace, envelope: Envelope) -> UpgradeError {
+    fn into_error(self, cluster: &Cluster, namespace: &Namespace, way: &str) -> UpgradeError {
         match self.status {
             404 => UpgradeError::PodGone(self.message),
             403 if !self.is_denial() => UpgradeError::Cluster(ClusterError::Protocol {
                 context: cluster.context.clone(),
-                reason: format!("the upgrade to {} was refused (403): {}", envelope.name(), self.message),
+                reason: format!("the upgrade to {way} was refused (403): {}", self.message),
             }),
             status => UpgradeError::Cluster(cluster.refusal(status, &self.message, namespace)),
         }
@@ -260,70 +257,23 @@ async fn exchange(
     }
 }
 
-/// The channels of an exec: 0 stdin, 1 stdout, 2 stderr, 3 status.
-pub struct Executed {
-    pub io: BoxedIo,
-    /// Whether a channel can be closed alone (`v5.channel.k8s.io`).
-    pub closes_channels: bool,
-}
-
-/// Runs a command in a container of a pod, without a terminal. None: the pod's default container.
-pub async fn exec(
-    cluster: &Cluster,
-    namespace: &Namespace,
-    pod: &str,
-    container: Option<&str>,
-    command: &[String],
-) -> Result<Executed, UpgradeError> {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let mut query = "stdin=true&stdout=true&stderr=true".to_owned();
-    for word in command {
-        query += &format!("&command={}", encode(word));
-    }
-    if let Some(container) = container {
-        query += &format!("&container={}", encode(container));
-    }
-    let prefix = cluster.server.path().trim_end_matches('/');
-    let path = format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}");
-    let upgrade = async {
-        let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-        let key = STANDARD.encode(rand_bytes::<16>());
-        let request = websocket_request(cluster, &path, EXEC_PROTOCOLS, &headers, &key);
-        let (answer, mut io, received) = exchange(cluster, &request, None).await?;
-        let protocol = answer.websocket_protocol.as_deref().unwrap_or_default();
-        let is_known = EXEC_PROTOCOLS.split(", ").any(|known| known == protocol);
-        if answer.status != 101 || !is_known || answer.accept.as_deref() != Some(&accept_key(&key)) {
-            let message = read_refusal(&mut io, received, answer.length).await;
-            return Err(Refusal { status: answer.status, message }.into_error(cluster, namespace, Envelope::Channels));
-        }
-        let closes_channels = protocol != CHANNELS_PROTOCOL;
-        Ok(Executed { io: Box::new(Prefixed::new(received.freeze(), io)), closes_channels })
-    };
-    match timeout(UPGRADE_TIMEOUT, upgrade).await {
-        Ok(executed) => executed,
-        Err(_) => Err(UpgradeError::Cluster(ClusterError::TimedOut {
-            context: cluster.context.clone(),
-            doing: format!("running a command in pod {namespace}/{pod}"),
-            after: UPGRADE_TIMEOUT,
-        })),
-    }
-}
-
 fn request(cluster: &Cluster, path: &str, port: u16, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
     match envelope {
-        Envelope::Spdy => {
-            let head = format!(
-                "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-                 X-Stream-Protocol-Version: {PROTOCOL}\r\nContent-Length: 0\r\n",
-                host(cluster)
-            );
-            with_headers(head, headers)
-        }
+        Envelope::Spdy => spdy_request(cluster, path, PROTOCOL, headers),
         Envelope::WebSocket => websocket_request(cluster, path, TUNNEL_PROTOCOL, headers, key),
         Envelope::Channels => {
             websocket_request(cluster, &format!("{path}?ports={port}"), CHANNELS_PROTOCOL, headers, key)
         }
     }
+}
+
+fn spdy_request(cluster: &Cluster, path: &str, protocol: &str, headers: &HeaderMap) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+         X-Stream-Protocol-Version: {protocol}\r\nContent-Length: 0\r\n",
+        host(cluster)
+    );
+    with_headers(head, headers)
 }
 
 fn websocket_request(cluster: &Cluster, path: &str, protocols: &str, headers: &HeaderMap, key: &str) -> Vec<u8> {

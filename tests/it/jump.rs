@@ -37,6 +37,36 @@ async fn bytes_pass_through_each_program_both_ways() {
 }
 
 #[tokio::test]
+async fn where_nothing_lets_a_websocket_through_spdy_is_taken() {
+    for method in ["socat", "nc", "auto"] {
+        let app =
+            app(&format!("via: {{pod: tools-0}}, target: {{host: tools.shop, port: 7000}}, method: {method}")).await;
+        app.demo.faults().no_websocket(true);
+        for _ in 0..2 {
+            let (mut read, mut write) = TcpStream::connect(app.tcp[0]).await.unwrap().into_split();
+            let sent: Vec<u8> = (0..500_000u32).map(|number| (number * 31 % 251) as u8).collect();
+            let mut received = Vec::new();
+            let write_all = async {
+                write.write_all(&sent).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let ((), read) = tokio::join!(write_all, timeout(PATIENCE, read.read_to_end(&mut received)));
+            read.expect("it ends").unwrap();
+            assert!(received == sent, "{method}: {} of {} bytes", received.len(), sent.len());
+        }
+        app.finish().await;
+    }
+    let app = app("via: {pod: tools-0}, target: {host: tools.shop, port: 9}").await;
+    app.demo.faults().no_websocket(true);
+    let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+    assert!(
+        timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap().is_err(),
+        "what the program says is known here too"
+    );
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_target_that_refuses_resets_the_client_with_what_the_program_said() {
     let app = app("via: {pod: tools-0}, target: {host: tools.shop, port: 9}").await;
     let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();

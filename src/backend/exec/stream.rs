@@ -16,23 +16,12 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use super::framing::{Channel, Event, Framing};
 use crate::{
     backend::{SessionGauges, StreamFault},
     io::BoxedIo,
-    k8s::{
-        client::printable,
-        upgrade::{Executed, websocket::Masks},
-    },
-    wire::websocket::{Event, Opcode, Parser, Role, put_frame},
+    k8s::{client::printable, upgrade::exec::Executed},
 };
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-
-/// Closes the channel that follows it (`v5.channel.k8s.io`).
-const CLOSE: u8 = 255;
 
 /// How much is read from the connection at a time, and how much a write takes.
 const PIECE: usize = 64 * 1024;
@@ -48,19 +37,17 @@ const QUIET: Duration = Duration::from_secs(30);
 
 pub struct ExecStream {
     inner: BoxedIo,
-    closes_channels: bool,
+    framing: Framing,
     target: String,
     pod: String,
     gauges: Option<Arc<SessionGauges>>,
-    parser: Parser,
     received: BytesMut,
-    /// Of the message that is being read; None: its first byte has not come.
-    channel: Option<u8>,
     payload: Bytes,
     stderr: Vec<u8>,
     status: Vec<u8>,
     unsent: BytesMut,
-    masks: Masks,
+    /// Some of it does not wait for a write.
+    is_urgent: bool,
     ended: bool,
     shut_down: Option<Instant>,
     last_read: Option<Instant>,
@@ -71,20 +58,20 @@ pub struct ExecStream {
 impl ExecStream {
     /// `target` and `pod` are for the error.
     pub fn new(executed: Executed, target: String, pod: String) -> Self {
+        let mut unsent = BytesMut::new();
+        let framing = Framing::new(executed.protocol, &mut unsent);
         Self {
             inner: executed.io,
-            closes_channels: executed.closes_channels,
+            framing,
             target,
             pod,
             gauges: None,
-            parser: Parser::new(Role::Client),
             received: BytesMut::new(),
-            channel: None,
             payload: Bytes::new(),
             stderr: Vec::new(),
             status: Vec::new(),
-            unsent: BytesMut::new(),
-            masks: Masks::new(),
+            is_urgent: !unsent.is_empty(),
+            unsent,
             ended: false,
             shut_down: None,
             last_read: None,
@@ -120,11 +107,6 @@ impl ExecStream {
         Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
     }
 
-    fn put(&mut self, opcode: Opcode, message: &[u8]) {
-        let mask = self.masks.next();
-        put_frame(&mut self.unsent, opcode, message, Some(mask));
-    }
-
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let count = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.unsent))?;
@@ -136,28 +118,20 @@ impl ExecStream {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Takes a piece of a message.
-    fn take(&mut self, mut payload: Bytes, last: bool) {
-        let channel = match self.channel {
-            Some(channel) => channel,
-            None if payload.is_empty() => return,
-            None => payload.split_to(1)[0],
-        };
-        self.channel = (!last).then_some(channel);
+    /// Takes a piece of what a channel says.
+    fn take(&mut self, channel: Channel, payload: Bytes) {
         let kept = match channel {
-            STDOUT => return self.payload = payload,
-            STDERR => &mut self.stderr,
-            STATUS => &mut self.status,
-            _ => return,
+            Channel::Stdin => return,
+            Channel::Stdout => return self.payload = payload,
+            Channel::Stderr => &mut self.stderr,
+            Channel::Status => &mut self.status,
         };
         let room = LONGEST_REPORT - kept.len();
         kept.extend_from_slice(&payload[..payload.len().min(room)]);
-        // Behind the status nothing comes.
-        self.ended |= channel == STATUS && last;
     }
 
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
-        let Some(shut_down) = self.shut_down.filter(|_| !self.close_sent && !self.closes_channels) else { return };
+        let Some(shut_down) = self.shut_down.filter(|_| !self.close_sent && !self.framing.ends_stdin()) else { return };
         let deadline = self.last_read.map_or(shut_down, |at| at.max(shut_down)) + QUIET;
         let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if hold.deadline() != deadline {
@@ -165,7 +139,7 @@ impl ExecStream {
         }
         if hold.as_mut().poll(cx).is_ready() {
             self.close_sent = true;
-            self.put(Opcode::Close, &1000u16.to_be_bytes());
+            self.framing.put_close(&mut self.unsent);
             // An error shows in the read that follows.
             let _ = self.poll_send(cx);
         }
@@ -194,16 +168,17 @@ impl AsyncRead for ExecStream {
             if this.ended {
                 return Poll::Ready(this.fault().map_or(Ok(()), |fault| Err(fault.into())));
             }
-            match this.parser.next(&mut this.received) {
-                Ok(Some(Event::Data { payload, last })) => this.take(payload, last),
-                Ok(Some(Event::Ping(payload))) => {
-                    this.put(Opcode::Pong, &payload);
-                    // The answer leaves now or with the next write; an error shows there as well.
-                    let _ = this.poll_send(cx);
-                }
-                Ok(Some(Event::Pong)) => {}
-                Ok(Some(Event::Close(_))) => this.ended = true,
-                Ok(None) => {
+            let unsent = this.unsent.len();
+            let event = this.framing.next(&mut this.received, &mut this.unsent)?;
+            this.is_urgent |= this.unsent.len() > unsent;
+            match event {
+                Some(Event::Data(channel, payload)) => this.take(channel, payload),
+                Some(Event::Ended) => this.ended = true,
+                None => {
+                    // What the protocol demands leaves now or with the next write; an error shows there as well.
+                    if this.is_urgent && this.poll_send(cx).is_ready() {
+                        this.is_urgent = false;
+                    }
                     this.received.reserve(PIECE);
                     match poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.received)? {
                         Poll::Ready(0) if this.status.is_empty() => {
@@ -218,7 +193,6 @@ impl AsyncRead for ExecStream {
                         }
                     }
                 }
-                Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
             }
         }
     }
@@ -233,10 +207,8 @@ impl AsyncWrite for ExecStream {
             ready!(self.poll_send(cx))?;
         }
         let piece = &buf[..buf.len().min(PIECE)];
-        let mut message = BytesMut::with_capacity(1 + piece.len());
-        message.extend_from_slice(&[STDIN]);
-        message.extend_from_slice(piece);
-        self.put(Opcode::Binary, &message);
+        let this = &mut *self;
+        this.framing.put_stdin(piece, &mut this.unsent);
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
             return Poll::Ready(Err(error));
         }
@@ -250,9 +222,8 @@ impl AsyncWrite for ExecStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.shut_down.is_none() {
             self.shut_down = Some(Instant::now());
-            if self.closes_channels {
-                self.put(Opcode::Binary, &[CLOSE, STDIN]);
-            }
+            let this = &mut *self;
+            this.framing.put_end_of_stdin(&mut this.unsent);
         }
         ready!(self.poll_send(cx))?;
         // A reader that waits already has to set the timer, in this task or in another.
