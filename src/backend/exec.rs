@@ -4,6 +4,7 @@
 
 pub mod framing;
 pub mod jump_pod;
+pub mod program;
 pub mod stream;
 
 use std::{
@@ -19,7 +20,10 @@ use futures::future::BoxFuture;
 use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
 use tracing::debug;
 
-use self::stream::ExecStream;
+use self::{
+    program::{Nc, Program},
+    stream::ExecStream,
+};
 use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Jump, JumpMethod, Namespace, PortRef, Workload},
@@ -34,47 +38,11 @@ use crate::{
     routing::PodTarget,
 };
 
-/// How long the program in the pod may try to connect.
-const CONNECT_SECONDS: u32 = 10;
-
 /// A program that is asked whether it is there answers at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The program that a pod has, by pod UID and container.
-type Programs = Mutex<HashMap<(String, Option<String>), Program>>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Program {
-    Socat,
-    Nc,
-}
-
-impl Program {
-    /// Returns the command that joins its standard streams to a connection. Nothing passes a shell.
-    fn command(self, host: &str, port: u16) -> Vec<String> {
-        let words = match self {
-            Self::Socat => {
-                let address = match host.contains(':') {
-                    true => format!("TCP6:[{host}]:{port},connect-timeout={CONNECT_SECONDS}"),
-                    false => format!("TCP:{host}:{port},connect-timeout={CONNECT_SECONDS}"),
-                };
-                // After one direction has ended, the other may take its time.
-                vec!["socat".to_owned(), "-t".to_owned(), "86400".to_owned(), "-".to_owned(), address]
-            }
-            Self::Nc => vec!["nc".to_owned(), host.to_owned(), port.to_string()],
-        };
-        debug_assert!(words.iter().all(|word| !word.is_empty()));
-        words
-    }
-
-    /// Returns a command that ends at once, whatever it says, where the program is there.
-    fn probe(self) -> [String; 2] {
-        match self {
-            Self::Socat => ["socat".to_owned(), "-V".to_owned()],
-            Self::Nc => ["nc".to_owned(), "-h".to_owned()],
-        }
-    }
-}
+/// The program that is gone through, by pod UID, container, and what is configured.
+type Programs = Mutex<HashMap<(String, Option<String>, JumpMethod), Program>>;
 
 /// The backend of jump hosts.
 pub struct Exec {
@@ -111,10 +79,7 @@ impl Exec {
             pod: way.pod.name.clone(),
             container_port: way.jump.port,
             port: ServicePort { number: way.jump.port, name: None, app_protocol: None },
-            protocol: match program {
-                Program::Socat => "exec of socat",
-                Program::Nc => "exec of nc",
-            },
+            protocol: program.name(),
         };
         let placement = Placement::new(&way.pod.name);
         let closed = watch::Sender::new(None);
@@ -168,16 +133,19 @@ impl Way {
 
     /// Returns the program to go through: the one that is configured, else the first that the container has.
     async fn program(&self, known: &Programs) -> Result<Program, OpenError> {
-        let key = (self.pod.uid.clone(), self.jump.container.clone());
+        let key = (self.pod.uid.clone(), self.jump.container.clone(), self.jump.method);
         let remembered = known.lock().expect("no panic while the lock is held").get(&key).copied();
-        match (self.jump.method, remembered) {
-            (JumpMethod::Socat, _) => return Ok(Program::Socat),
-            (JumpMethod::Nc, _) => return Ok(Program::Nc),
-            (JumpMethod::Auto, Some(program)) => return Ok(program),
-            (JumpMethod::Auto, None) => {}
+        if let Some(program) = remembered {
+            return Ok(program);
         }
-        for program in [Program::Socat, Program::Nc] {
-            if self.has(program).await? {
+        let wanted = match self.jump.method {
+            // There is one of its kind: it tells itself when it is missing.
+            JumpMethod::Socat => return Ok(Program::Socat),
+            JumpMethod::Nc => &["nc"][..],
+            JumpMethod::Auto => &["socat", "nc"],
+        };
+        for name in wanted {
+            if let Some(program) = self.probe(name).await? {
                 known.lock().expect("no panic while the lock is held").insert(key, program);
                 return Ok(program);
             }
@@ -185,7 +153,7 @@ impl Way {
         Err(ClusterError::Unsupported {
             what: format!("pod {}/{}", self.namespace, self.pod.name),
             context: self.cluster.context.clone(),
-            why: "its container has neither socat nor nc".to_owned(),
+            why: format!("its container has no {}", wanted.join(" and no ")),
             hint: Some(
                 "go through a pod that has one, or let adit create it: via: {pod: NAME, create: {image: IMAGE}}"
                     .to_owned(),
@@ -194,17 +162,26 @@ impl Way {
         .into())
     }
 
-    async fn has(&self, program: Program) -> Result<bool, OpenError> {
-        let mut stream = match self.exec(&program.probe()).await {
+    /// Asks whether the container has a program, by a command that ends at once whatever it says.
+    async fn probe(&self, name: &str) -> Result<Option<Program>, OpenError> {
+        let help = if name == "socat" { "-V" } else { "-h" };
+        let mut stream = match self.exec(&[name.to_owned(), help.to_owned()]).await {
             Ok(stream) => stream,
             Err(UpgradeError::Cluster(error)) => return Err(error.into()),
             Err(UpgradeError::PodGone(cause)) => return Err(self.gone(cause)),
         };
         let mut said = Vec::new();
         let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
-        debug!(pod = self.pod.name, ?program, ?ended, "probed");
+        debug!(pod = self.pod.name, name, ?ended, "probed");
         // Help may end with any code; that there is no such program is said by the runtime.
-        Ok(!matches!(ended, Ok(Err(_))) || !stream.is_without_program())
+        if matches!(ended, Ok(Err(_))) && stream.is_without_program() {
+            return Ok(None);
+        }
+        if name == "socat" {
+            return Ok(Some(Program::Socat));
+        }
+        said.extend_from_slice(stream.stderr());
+        Ok(Some(Program::Nc(Nc::of_help(&String::from_utf8_lossy(&said)))))
     }
 
     fn gone(&self, cause: String) -> OpenError {
@@ -232,7 +209,12 @@ impl JumpSession {
     async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
         let jump = &self.way.jump;
         match self.way.exec(&self.program.command(&jump.host, jump.port)).await {
-            Ok(stream) => Ok((Box::new(stream.counted(self.gauges.clone())), self.placement.clone())),
+            Ok(mut stream) => {
+                if let Program::Nc(Nc { announces: true, .. }) = self.program {
+                    stream.expect_announcement();
+                }
+                Ok((Box::new(stream.counted(self.gauges.clone())), self.placement.clone()))
+            }
             Err(error) => {
                 let (fault, reason) = match error {
                     UpgradeError::PodGone(detail) => {
@@ -272,20 +254,5 @@ impl Session for JumpSession {
 
     fn gauges(&self) -> &SessionGauges {
         &self.gauges
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_of_every_kind_become_words_that_no_shell_sees() {
-        assert_eq!(
-            Program::Socat.command("db.internal", 5432).last().unwrap(),
-            "TCP:db.internal:5432,connect-timeout=10"
-        );
-        assert_eq!(Program::Socat.command("fd00::1", 80).last().unwrap(), "TCP6:[fd00::1]:80,connect-timeout=10");
-        assert_eq!(Program::Nc.command("10.0.0.5", 3306), ["nc", "10.0.0.5", "3306"]);
     }
 }

@@ -60,13 +60,14 @@ fn echoed(port: u16, sent: &[u8]) -> Vec<u8> {
 #[test]
 fn sixty_four_mib_and_a_hundred_connections_come_back_unchanged() {
     let _world = Adit::plain();
-    let local = free_port();
+    let (local, by_nc, echo) = (free_port(), free_port(), address("echo"));
     let _adit = Adit::start(&format!(
-        "http: {{listen: \"@HTTP@\"}}\ntcp:\n  k8s:\n    jump:\n      {local}: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {}, port: 7000}}}}",
-        address("echo")
+        "http: {{listen: \"@HTTP@\"}}\ntcp:\n  k8s:\n    jump:\n      {local}: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {echo}, port: 7000}}}}\n      \
+         {by_nc}: {{namespace: {NAMESPACE}, via: {{service: web}}, target: {{host: {echo}, port: 7000}}, method: nc}}"
     ));
     let sent: Vec<u8> = (0..16u32 << 20).flat_map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     assert!(echoed(local, &sent) == sent, "64 MiB");
+    assert!(echoed(by_nc, &sent[..8 << 20]) == sent[..8 << 20], "8 MiB by nc, and the end after it");
     thread::scope(|scope| {
         for number in 0..100usize {
             let piece = &sent[number * 1000..number * 1000 + 50_000];

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::framing::{Channel, Event, Framing};
+use super::{
+    framing::{Channel, Event, Framing},
+    program::{CONNECT_SECONDS, is_announcement},
+};
 use crate::{
     backend::{SessionGauges, StreamFault},
     io::BoxedIo,
@@ -53,6 +56,8 @@ pub struct ExecStream {
     last_read: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
     close_sent: bool,
+    /// Until when the program has to have said that it is connected.
+    connected_by: Option<Pin<Box<Sleep>>>,
 }
 
 impl ExecStream {
@@ -77,7 +82,19 @@ impl ExecStream {
             last_read: None,
             hold: None,
             close_sent: false,
+            connected_by: None,
         }
+    }
+
+    /// The program says when it is connected: where it says nothing in time, reading fails.
+    pub fn expect_announcement(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(CONNECT_SECONDS.into());
+        self.connected_by = Some(Box::pin(sleep_until(deadline)));
+    }
+
+    /// Returns what the program has complained of so far.
+    pub fn stderr(&self) -> &[u8] {
+        &self.stderr
     }
 
     /// Counts it while it lives.
@@ -101,7 +118,9 @@ impl ExecStream {
         if status["status"] != "Failure" {
             return None;
         }
-        let said = printable(&String::from_utf8_lossy(&self.stderr));
+        let said = String::from_utf8_lossy(&self.stderr);
+        let complaints: Vec<&str> = said.lines().filter(|line| !is_announcement(line.trim_end())).collect();
+        let said = printable(&complaints.join("\n"));
         let message = status["message"].as_str().map(printable).unwrap_or_default();
         let detail = if said.is_empty() { message } else { said };
         Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
@@ -120,6 +139,10 @@ impl ExecStream {
 
     /// Takes a piece of what a channel says.
     fn take(&mut self, channel: Channel, payload: Bytes) {
+        // Whatever it says: it does not wait for an answer any more. Nodes begin with an empty message.
+        if !payload.is_empty() {
+            self.connected_by = None;
+        }
         let kept = match channel {
             Channel::Stdin => return,
             Channel::Stdout => return self.payload = payload,
@@ -188,6 +211,13 @@ impl AsyncRead for ExecStream {
                         Poll::Ready(0) => this.ended = true,
                         Poll::Ready(_) => {}
                         Poll::Pending => {
+                            if let Some(connected_by) = &mut this.connected_by
+                                && connected_by.as_mut().poll(cx).is_ready()
+                            {
+                                let (target, pod) = (this.target.clone(), this.pod.clone());
+                                let detail = format!("no answer within {CONNECT_SECONDS} s");
+                                return Poll::Ready(Err(StreamFault::Jump { target, pod, detail }.into()));
+                            }
                             this.poll_hold(cx);
                             return Poll::Pending;
                         }
