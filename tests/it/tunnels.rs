@@ -216,6 +216,20 @@ async fn a_kubelet_that_restarts_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_crowd_that_comes_at_once_is_served() {
+    let (app, address) = app(7000).await;
+    for _ in 0..2 {
+        let crowd = (0..400u32).map(|number| async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&number.to_be_bytes()).await.unwrap();
+            assert_eq!(timeout(PATIENCE, stream.read_u32()).await.expect("an answer").unwrap(), number);
+        });
+        futures::future::join_all(crowd).await;
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_gateway_that_knows_no_spdy_is_passed_by_channels() {
     let (app, address) = app(7000).await;
     app.demo.faults().only_channels(true);

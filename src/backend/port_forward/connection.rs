@@ -4,17 +4,17 @@
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
 //! the wire, so the queues are bounded here: see [`STREAM_QUEUE`] and [`CONNECTION_QUEUE`].
 
+mod state;
+
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    task::Waker,
     time::{Duration, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::Notify,
@@ -23,21 +23,13 @@ use tokio::{
 };
 use tracing::debug;
 
+pub(super) use self::state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream, classify};
 use super::stream::MuxStream;
 use crate::{
     backend::{SessionGauges, StreamFault},
     io::BoxedIo,
-    wire::spdy::{
-        frame::{self, Frame, Parser},
-        session::{LANES, Pair, Session, lane_of},
-    },
+    wire::spdy::frame::{self, Frame, Parser},
 };
-
-/// How much a stream may have on its way out before its writer waits.
-pub(super) const OUTBOX: usize = 256 * 1024;
-
-/// What one write to the socket carries at most: large enough to be cheap, small enough that a new request waits little.
-const BATCH: usize = 128 * 1024;
 
 const READ: usize = 64 * 1024;
 
@@ -47,9 +39,6 @@ const STREAM_QUEUE: usize = 1024 * 1024;
 /// While streams share a connection, reading goes on until this much waits; then the slowest is reset.
 const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
 
-/// Error texts of nodes are under 300 bytes.
-pub(super) const LONGEST_REPORT: usize = 4 * 1024;
-
 /// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
 /// asked after 10 s, and believed dead when nothing at all has come 5 s later.
 const QUIET: Duration = Duration::from_secs(10);
@@ -58,12 +47,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not. After this time the
 /// connection takes no new streams.
 const PROBE: Duration = Duration::from_secs(1);
-
-/// New streams are kept off a lane that has not answered for this long.
-const SLOW_LANE: Duration = Duration::from_millis(100);
-
-/// A laptop that slept for longer than this may have lost its connections.
-const SLEPT: Duration = Duration::from_secs(5);
 
 /// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
 const BUSY: u64 = 1024 * 1024;
@@ -116,64 +99,6 @@ pub(super) struct Shared {
     is_paused: AtomicBool,
 }
 
-#[derive(Default)]
-pub(super) struct State {
-    session: Session,
-    /// Control frames to send, before any data.
-    control: BytesMut,
-    /// By the id of the data stream.
-    pub(super) streams: HashMap<u32, Stream>,
-    /// Streams with something to send, in turn.
-    ready: VecDeque<u32>,
-    queued: usize,
-    retired: bool,
-    /// When a stream was last opened or ended.
-    last_open: Option<Instant>,
-    /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
-    asked_at: [Option<Instant>; LANES],
-    /// A worker may hang, or the connection may be lost, and is being asked.
-    is_suspicious: bool,
-    /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
-    heard: Option<(Instant, SystemTime)>,
-    /// Why every stream on it has failed.
-    dead: Option<StreamFault>,
-    /// [`Shared::die`] was called.
-    is_over: bool,
-}
-
-/// One forwarded connection.
-#[derive(Default)]
-pub(super) struct Stream {
-    pub(super) inbox: VecDeque<Bytes>,
-    pub(super) inbox_bytes: usize,
-    pub(super) reader: Option<Waker>,
-    /// The pod's direction has ended.
-    pub(super) pod_ended: bool,
-    report: Vec<u8>,
-    report_ended: bool,
-    was_reset: bool,
-    pub(super) outbox: BytesMut,
-    pub(super) writer: Option<Waker>,
-    pub(super) fin: Fin,
-    is_ready: bool,
-    /// Nobody reads any more: what comes is discarded.
-    dropped: bool,
-    /// Bytes were sent and none came back since: the pod may not have read them.
-    pub(super) unanswered: bool,
-    pub(super) ever_wrote: bool,
-    pub(super) last_received: Option<Instant>,
-    transferred: u64,
-}
-
-/// The end of our direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Fin {
-    #[default]
-    Open,
-    Queued,
-    Sent,
-}
-
 impl Connection {
     /// Starts the tasks of an upgraded connection. `fate` is told when the pod is found gone.
     pub fn start(io: BoxedIo, port: u16, fate: Arc<Fate>) -> Arc<Self> {
@@ -196,25 +121,17 @@ impl Connection {
     /// # Errors
     /// The connection takes no new streams.
     pub fn open(self: &Arc<Self>) -> Result<BoxedIo, Opening> {
-        let id = {
+        let number = {
             let mut state = self.shared.lock();
-            if state.dead.is_some() || state.retired {
+            if state.dead.is_some() || state.retired || state.session.is_exhausted() {
                 return Err(Opening::Retired);
             }
-            let state = &mut *state;
-            let lane = state.best_lane(Instant::now());
-            let Some(pair) = state.session.open(self.shared.port, lane, &mut state.control) else {
-                state.retired = true;
-                return Err(Opening::Retired);
-            };
-            state.streams.insert(pair.data, Stream::default());
-            state.last_open = Some(Instant::now());
-            pair.data
+            state.add_stream()
         };
         self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
         // A server that speaks first is not kept waiting for our first byte.
         self.shared.write.notify_one();
-        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), id)))
+        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number)))
     }
 
     pub fn opening(&self) -> Opening {
@@ -272,13 +189,14 @@ impl Shared {
         self.state.lock().expect("no panic while the lock is held")
     }
 
-    /// Puts a stream into the writer's queue.
-    pub(super) fn wake_writer(&self, state: &mut State, id: u32) {
-        if let Some(stream) = state.streams.get_mut(&id)
+    /// Puts a stream into the writer's queue. One that the node is not told of yet is there already.
+    pub(super) fn wake_writer(&self, state: &mut State, number: u64) {
+        if let Some(stream) = state.streams.get_mut(&number)
             && !stream.is_ready
+            && stream.pair.is_some()
         {
             stream.is_ready = true;
-            state.ready.push_back(id);
+            state.ready.push_back(number);
             self.write.notify_one();
         }
     }
@@ -292,19 +210,19 @@ impl Shared {
     }
 
     /// Takes note that a stream's handle is gone: our direction ends now, and what still comes is discarded.
-    pub(super) fn dropped(&self, id: u32) {
+    pub(super) fn dropped(&self, number: u64) {
         self.fate.gauges.streams.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
         state.last_open = Some(Instant::now());
-        let Some(stream) = state.streams.get_mut(&id) else { return };
+        let Some(stream) = state.streams.get_mut(&number) else { return };
         stream.dropped = true;
         stream.reader = None;
         stream.writer = None;
         stream.outbox.clear();
         let discarded = std::mem::take(&mut stream.inbox_bytes);
         stream.inbox.clear();
-        let is_over = stream.is_over();
+        let is_over = stream.is_over() || stream.pair.is_none();
         // A transfer that is cut off would go on for a second at full speed: its connection ends with it.
         if !is_over && !stream.pod_ended && stream.transferred >= BUSY && state.streams.len() == 1 {
             state.retired = true;
@@ -314,12 +232,12 @@ impl Shared {
         }
         self.taken(state, discarded);
         if is_over {
-            state.streams.remove(&id);
-        } else if let Some(stream) = state.streams.get_mut(&id)
+            state.remove_stream(number);
+        } else if let Some(stream) = state.streams.get_mut(&number)
             && stream.fin == Fin::Open
         {
             stream.fin = Fin::Queued;
-            self.wake_writer(state, id);
+            self.wake_writer(state, number);
         }
     }
 
@@ -341,147 +259,12 @@ impl Shared {
     }
 }
 
-impl State {
-    pub(super) fn fault(&self) -> Option<&StreamFault> {
-        self.dead.as_ref()
-    }
-
-    /// Appends what is to be sent next: control frames, then one frame of each ready stream in turn, as far as their
-    /// lanes have room.
-    fn fill(&mut self, batch: &mut BytesMut) {
-        batch.unsplit(self.control.split());
-        let mut held_up = 0;
-        while batch.len() < BATCH && held_up < self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { break };
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if !self.session.has_room(id) {
-                self.ready.push_back(id);
-                held_up += 1;
-                continue;
-            }
-            held_up = 0;
-            stream.is_ready = false;
-            let length = stream.outbox.len().min(frame::LONGEST_DATA);
-            let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
-            if length > 0 || is_last {
-                frame::put_data_header(batch, id, length, is_last);
-                batch.extend_from_slice(&stream.outbox.split_to(length));
-                self.session.sent(id);
-            }
-            stream.transferred += length as u64;
-            if is_last {
-                stream.fin = Fin::Sent;
-            }
-            if !stream.outbox.is_empty() {
-                stream.is_ready = true;
-                self.ready.push_back(id);
-            } else {
-                // What an idle connection holds is what counts when there are thousands.
-                stream.outbox = BytesMut::new();
-            }
-            if let Some(waker) = stream.writer.take() {
-                waker.wake();
-            }
-            if self.session.wants_to_ask() {
-                batch.unsplit(self.control.split());
-                self.ping();
-                batch.unsplit(self.control.split());
-            }
-        }
-    }
-
-    fn has_only_slow_lanes(&self) -> bool {
-        self.asked_at.iter().all(|at| at.is_some_and(|at| at.elapsed() >= SLOW_LANE))
-    }
-
-    /// Returns the lane with the fewest streams, of those that answer.
-    fn best_lane(&self, now: Instant) -> usize {
-        let mut streams = [0usize; LANES];
-        for id in self.streams.keys() {
-            streams[lane_of(*id)] += 1;
-        }
-        let is_slow = |lane: usize| self.asked_at[lane].is_some_and(|at| now.duration_since(at) >= SLOW_LANE);
-        (0..LANES).min_by_key(|lane| (is_slow(*lane), streams[*lane], self.session.unacknowledged(*lane))).unwrap_or(0)
-    }
-
-    /// Asks every worker of the node for an answer.
-    fn ping(&mut self) {
-        self.session.ping_every_lane(&mut self.control);
-        let now = Instant::now();
-        for at in &mut self.asked_at {
-            at.get_or_insert(now);
-        }
-    }
-
-    /// Returns whether more time has passed since something came than the timers know of.
-    fn has_slept(&self) -> bool {
-        self.heard.is_some_and(|(at, wall)| {
-            wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.dead.is_none()
-        })
-    }
-
-    /// Takes a PING; returns whether it lets a lane go on.
-    fn on_ping(&mut self, id: u32, now: Instant) -> bool {
-        let Some(lane) = self.session.on_ping(id, &mut self.control) else { return false };
-        self.asked_at[lane] = (self.session.questions(lane) > 0).then_some(now);
-        if self.asked_at.iter().all(Option::is_none) {
-            self.is_suspicious = false;
-        }
-        !self.ready.is_empty()
-    }
-}
-
-impl Stream {
-    fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            waker.wake();
-        }
-    }
-
-    /// Returns whether nothing more can come: the error stream ends after the data stream.
-    fn is_over(&self) -> bool {
-        self.was_reset || (self.pod_ended && self.report_ended)
-    }
-
-    /// Returns how the stream has ended, once its inbox is empty. None: it has not.
-    pub(super) fn end(&self, port: u16) -> Option<Result<(), StreamFault>> {
-        if !self.is_over() {
-            return None;
-        }
-        Some(match (self.report.is_empty(), self.was_reset) {
-            (false, _) => Err(classify(&String::from_utf8_lossy(&self.report), port)),
-            (true, true) => Err(StreamFault::Reset),
-            (true, false) => Ok(()),
-        })
-    }
-}
-
-/// Returns what a node's error text means.
-pub(super) fn classify(text: &str, port: u16) -> StreamFault {
-    let detail: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
-    let has = |part: &str| detail.contains(part);
-    if has("connection refused") {
-        StreamFault::Refused { port }
-    } else if has("reset by peer") || has("broken pipe") {
-        StreamFault::Reset
-    } else if (has("network namespace") && has("closed"))
-        || has("failed to find sandbox")
-        || has("not found")
-        || has("does not exist")
-    {
-        StreamFault::PodGone { detail }
-    } else {
-        StreamFault::Other { detail }
-    }
-}
-
 async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
     let mut batch = BytesMut::new();
     loop {
         let is_dead = {
             let mut state = shared.lock();
-            state.fill(&mut batch);
+            state.fill(&mut batch, shared.port);
             state.dead.is_some()
         };
         if is_dead {
@@ -592,9 +375,8 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
             }
             Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
         };
-        let is_data = state.streams.contains_key(&id);
-        let pair = if is_data { Pair::of_data(id) } else { Pair::of_error(id) };
-        let Some(stream) = state.streams.get_mut(&pair.data) else { continue };
+        let Some((number, is_data)) = state.stream_of(id) else { continue };
+        let Some(stream) = state.streams.get_mut(&number) else { continue };
         match frame {
             Frame::Data { payload, fin, .. } if is_data => {
                 if !payload.is_empty() {
@@ -619,21 +401,21 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
         }
         stream.wake();
         if stream.is_over() {
-            on_end(shared, state, pair.data);
+            on_end(shared, state, number);
         }
     }
     Ok(())
 }
 
 /// Draws conclusions from the end of a stream.
-fn on_end(shared: &Shared, state: &mut State, id: u32) {
-    let Some(stream) = state.streams.get_mut(&id) else { return };
+fn on_end(shared: &Shared, state: &mut State, number: u64) {
+    let Some(stream) = state.streams.get_mut(&number) else { return };
     let end = stream.end(shared.port);
     // Bytes for a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21): are
     // all of them still there?
     let is_suspicious = stream.unanswered || !stream.outbox.is_empty();
     if stream.dropped {
-        state.streams.remove(&id);
+        state.remove_stream(number);
     }
     if let Some(Err(StreamFault::PodGone { .. })) = end {
         state.retired = true;
@@ -659,11 +441,13 @@ async fn wait_for_readers(shared: &Shared) {
             let is_full = match fullest {
                 None => false,
                 Some((_, stream)) if alone => stream.inbox_bytes > STREAM_QUEUE,
-                Some((id, stream)) if state.queued > CONNECTION_QUEUE => {
+                Some((_, stream)) if state.queued > CONNECTION_QUEUE => {
                     // Its reader is told: bytes are missing at the end of what it has.
                     stream.was_reset = true;
                     stream.wake();
-                    frame::put_rst_stream(&mut state.control, *id, frame::reset::CANCEL);
+                    if let Some(pair) = stream.pair {
+                        frame::put_rst_stream(&mut state.control, pair.data, frame::reset::CANCEL);
+                    }
                     state.queued -= std::mem::take(&mut stream.inbox_bytes);
                     stream.inbox.clear();
                     false

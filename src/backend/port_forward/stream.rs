@@ -30,15 +30,15 @@ pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 pub struct MuxStream {
     _connection: Arc<Connection>,
     shared: Arc<Shared>,
-    id: u32,
+    number: u64,
     /// When `shutdown` was called.
     shut_down: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
 }
 
 impl MuxStream {
-    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, id: u32) -> Self {
-        Self { _connection: connection, shared, id, shut_down: None, hold: None }
+    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64) -> Self {
+        Self { _connection: connection, shared, number, shut_down: None, hold: None }
     }
 
     /// Sends the end that was held back, once the pod has been silent for long enough.
@@ -46,7 +46,7 @@ impl MuxStream {
         let Some(shut_down) = self.shut_down else { return };
         let deadline = {
             let state = self.shared.lock();
-            let Some(stream) = state.streams.get(&self.id).filter(|stream| stream.fin == Fin::Open) else {
+            let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
                 self.hold = None;
                 return;
             };
@@ -59,10 +59,10 @@ impl MuxStream {
         if hold.as_mut().poll(cx).is_ready() {
             self.hold = None;
             let mut state = self.shared.lock();
-            if let Some(stream) = state.streams.get_mut(&self.id) {
+            if let Some(stream) = state.streams.get_mut(&self.number) {
                 stream.fin = Fin::Queued;
             }
-            self.shared.wake_writer(&mut state, self.id);
+            self.shared.wake_writer(&mut state, self.number);
         }
     }
 }
@@ -84,7 +84,7 @@ impl AsyncRead for MuxStream {
         {
             let mut state = self.shared.lock();
             let fault = state.fault().cloned();
-            let Some(stream) = state.streams.get_mut(&self.id) else {
+            let Some(stream) = state.streams.get_mut(&self.number) else {
                 return Poll::Ready(Err(fault.unwrap_or_else(gone).into()));
             };
             let mut taken = 0;
@@ -121,7 +121,7 @@ impl AsyncWrite for MuxStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         let fault = state.fault().cloned();
-        let Some(stream) = state.streams.get_mut(&self.id) else {
+        let Some(stream) = state.streams.get_mut(&self.number) else {
             return Poll::Ready(Err(fault.unwrap_or_else(gone).into()));
         };
         if let Some(end) = stream.end(self.shared.port) {
@@ -142,7 +142,7 @@ impl AsyncWrite for MuxStream {
         stream.outbox.extend_from_slice(&buf[..count]);
         stream.unanswered = true;
         stream.ever_wrote = true;
-        self.shared.wake_writer(&mut state, self.id);
+        self.shared.wake_writer(&mut state, self.number);
         Poll::Ready(Ok(count))
     }
 
@@ -155,7 +155,7 @@ impl AsyncWrite for MuxStream {
         if self.shut_down.is_none() {
             self.shut_down = Some(Instant::now());
             // A reader that waits already has to set the timer.
-            let reader = self.shared.lock().streams.get_mut(&self.id).and_then(|stream| stream.reader.take());
+            let reader = self.shared.lock().streams.get_mut(&self.number).and_then(|stream| stream.reader.take());
             if let Some(reader) = reader {
                 reader.wake();
             }
@@ -166,6 +166,6 @@ impl AsyncWrite for MuxStream {
 
 impl Drop for MuxStream {
     fn drop(&mut self) {
-        self.shared.dropped(self.id);
+        self.shared.dropped(self.number);
     }
 }

@@ -21,12 +21,15 @@ pub const LANES: usize = 5;
 /// Between the error and the data stream of a pair: the next odd id on the same lane.
 const PAIR_GAP: u32 = 2 * LANES as u32;
 
-/// Ids have 31 bits. What is left above is for the pairs that are being opened.
-const LAST_ID: u32 = 0x7fff_ff00;
+/// Ids have 31 bits. What is left above is for the pairs that are about to be opened.
+const LAST_ID: u32 = 0x7fff_0000;
 
 /// How many frames of data a lane may be ahead of what was acknowledged. The rest of the node's queue of 50 is for the
 /// frames that open and end streams, and for PINGs.
 pub const WINDOW: u32 = 36;
+
+/// How many frames open a pair.
+const OPENING: u32 = 3;
 
 /// After this many frames on one lane, all lanes are asked.
 const ASK_AFTER: u32 = 9;
@@ -120,7 +123,8 @@ impl Session {
         self.syn(pair.error, "error", &port, &request, out);
         frame::put_data_header(out, pair.error, 0, true);
         self.syn(pair.data, "data", &port, &request, out);
-        self.lanes[pair.lane()].sent += 3;
+        let lane = &mut self.lanes[pair.lane()];
+        lane.sent = lane.sent.wrapping_add(OPENING);
         Some(pair)
     }
 
@@ -142,6 +146,12 @@ impl Session {
     pub fn has_room(&self, id: u32) -> bool {
         let lane = &self.lanes[lane_of(id)];
         lane.unacknowledged() < WINDOW || (lane.questions == 0 && !self.can_ask())
+    }
+
+    /// Returns whether what opens a stream may be sent on a lane now, and a frame of data with it.
+    pub fn has_room_to_open(&self, lane: usize) -> bool {
+        let lane = &self.lanes[lane];
+        lane.unacknowledged() + OPENING <= WINDOW || (lane.questions == 0 && !self.can_ask())
     }
 
     /// Takes note of a frame of a stream that is sent.

@@ -1,12 +1,19 @@
-use std::time::Duration;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::{advance, timeout},
 };
 
 use super::*;
-use crate::wire::spdy::headers::Decoder;
+use crate::wire::spdy::{
+    headers::Decoder,
+    session::{LANES, Pair, lane_of},
+};
 
 /// A node that does what its test says.
 struct Node {
@@ -210,6 +217,68 @@ async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
     assert_eq!(connection.opening(), Opening::Open, "it has answered");
 }
 
+/// A node's worker has a queue of 50 frames; a full one stops everything on the connection.
+const QUEUE: usize = 50;
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
+    const CROWD: usize = 400;
+    let (connection, mut node, _) = Node::new();
+    let mut streams = Vec::new();
+    for number in 0..CROWD {
+        let mut stream = connection.open().unwrap();
+        stream.write_all(&(number as u32).to_be_bytes()).await.unwrap();
+        streams.push(stream);
+    }
+    let serving = async {
+        let (mut queued, mut pings, mut last_id, mut answered) = ([0; LANES], 0, 0, 0);
+        while answered < CROWD {
+            match node.frame().await {
+                Frame::SynStream { id, .. } => {
+                    assert!(id > last_id, "ids increase");
+                    last_id = id;
+                    queued[lane_of(id)] += 1;
+                }
+                Frame::Data { id, payload, .. } => {
+                    queued[lane_of(id)] += 1;
+                    if !payload.is_empty() {
+                        node.send(id, &payload, false).await;
+                        answered += 1;
+                    }
+                }
+                Frame::Ping { id } => {
+                    // It has taken what was in the queue before it.
+                    tokio::time::sleep(Duration::from_micros(200)).await;
+                    queued[pings % LANES] = 0;
+                    pings += 1;
+                    let mut out = BytesMut::new();
+                    frame::put_ping(&mut out, id);
+                    node.stream.write_all(&out).await.unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            assert!(queued.iter().all(|queued| *queued < QUEUE), "{queued:?}");
+        }
+    };
+    let asking = async {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            assert_eq!(stream.read_u32().await.unwrap(), number as u32);
+        }
+    };
+    timeout(Duration::from_secs(1), async { tokio::join!(serving, asking) }).await.expect("nobody waits for long");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
+    let (connection, mut node, _) = Node::new();
+    drop(connection.open().unwrap());
+    let mut stream = connection.open().unwrap();
+    stream.write_all(b"next").await.unwrap();
+    let pair = node.accept().await;
+    assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"next"), fin: false });
+    assert_eq!(connection.streams(), 1);
+}
+
 /// Numbers that look random and are the same each time (Steele, Lea, Flood: SplitMix64).
 struct Random(u64);
 
@@ -340,7 +409,14 @@ async fn in_any_order_of_events_the_bytes_that_go_in_come_out() {
         let mut random = Random(seed ^ 0xabcd);
         for _ in 0..9 {
             let Ok(stream) = connection.open() else { break };
-            let id = *connection.shared.lock().streams.keys().max().unwrap();
+            let number = *connection.shared.lock().streams.keys().max().unwrap();
+            let pair = loop {
+                if let Some(pair) = connection.shared.lock().streams[&number].pair {
+                    break pair;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            let id = pair.data;
             let (pieces, pause) = (20 + random.below(60), random.below(4) as u64);
             let (mut read, mut write) = tokio::io::split(stream);
             let mut random = Random(seed ^ u64::from(id) << 8);

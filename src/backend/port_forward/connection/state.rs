@@ -1,0 +1,290 @@
+//! What the tasks and the streams of an upgraded connection share: who has something to send, what has come for whom,
+//! and which of the node's workers answer.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::Waker,
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use crate::{
+    backend::StreamFault,
+    wire::spdy::{
+        frame,
+        session::{LANES, Pair, Session},
+    },
+};
+
+/// How much a stream may have on its way out before its writer waits.
+pub const OUTBOX: usize = 256 * 1024;
+
+/// What one write to the socket carries at most: large enough to be cheap, small enough that a new request waits little.
+const BATCH: usize = 128 * 1024;
+
+/// Error texts of nodes are under 300 bytes.
+pub const LONGEST_REPORT: usize = 4 * 1024;
+
+/// New streams are kept off a lane that has not answered for this long.
+const SLOW_LANE: Duration = Duration::from_millis(100);
+
+/// A laptop that slept for longer than this may have lost its connections.
+const SLEPT: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+pub struct State {
+    pub session: Session,
+    /// Control frames to send, before any data.
+    pub control: BytesMut,
+    /// By a number that is ours: a stream has its ids once the node is told of it.
+    pub streams: HashMap<u64, Stream>,
+    last_stream: u64,
+    /// The stream that the id of a data stream stands for.
+    by_id: HashMap<u32, u64>,
+    /// Streams that the node is not told of yet, in turn.
+    unopened: VecDeque<u64>,
+    /// How many streams each lane has.
+    on_lane: [usize; LANES],
+    /// Streams with something to send, in turn.
+    pub ready: VecDeque<u64>,
+    pub queued: usize,
+    pub retired: bool,
+    /// When a stream was last opened or ended.
+    pub last_open: Option<Instant>,
+    /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
+    pub asked_at: [Option<Instant>; LANES],
+    /// A worker may hang, or the connection may be lost, and is being asked.
+    pub is_suspicious: bool,
+    /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
+    pub heard: Option<(Instant, SystemTime)>,
+    /// Why every stream on it has failed.
+    pub dead: Option<StreamFault>,
+    /// [`Shared::die`] was called.
+    pub is_over: bool,
+}
+
+/// One forwarded connection.
+#[derive(Default)]
+pub struct Stream {
+    /// None: the node is not told of it yet.
+    pub pair: Option<Pair>,
+    pub inbox: VecDeque<Bytes>,
+    pub inbox_bytes: usize,
+    pub reader: Option<Waker>,
+    /// The pod's direction has ended.
+    pub pod_ended: bool,
+    pub report: Vec<u8>,
+    pub report_ended: bool,
+    pub was_reset: bool,
+    pub outbox: BytesMut,
+    pub writer: Option<Waker>,
+    pub fin: Fin,
+    pub is_ready: bool,
+    /// Nobody reads any more: what comes is discarded.
+    pub dropped: bool,
+    /// Bytes were sent and none came back since: the pod may not have read them.
+    pub unanswered: bool,
+    pub ever_wrote: bool,
+    pub last_received: Option<Instant>,
+    pub transferred: u64,
+}
+
+/// The end of our direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fin {
+    #[default]
+    Open,
+    Queued,
+    Sent,
+}
+
+impl State {
+    pub fn fault(&self) -> Option<&StreamFault> {
+        self.dead.as_ref()
+    }
+
+    /// Takes a new stream; the node is told of it by the next [`fill`](Self::fill) that finds a lane with room.
+    pub fn add_stream(&mut self) -> u64 {
+        self.last_stream += 1;
+        self.streams.insert(self.last_stream, Stream::default());
+        self.unopened.push_back(self.last_stream);
+        self.last_open = Some(Instant::now());
+        self.last_stream
+    }
+
+    pub fn remove_stream(&mut self, number: u64) {
+        if let Some(Stream { pair: Some(pair), .. }) = self.streams.remove(&number) {
+            self.by_id.remove(&pair.data);
+            self.on_lane[pair.lane()] -= 1;
+        }
+    }
+
+    /// Returns the stream that an id stands for, and whether it is the id of its data.
+    pub fn stream_of(&self, id: u32) -> Option<(u64, bool)> {
+        let of_data = self.by_id.get(&id).map(|number| (*number, true));
+        of_data.or_else(|| self.by_id.get(&Pair::of_error(id).data).map(|number| (*number, false)))
+    }
+
+    /// Returns whether there is something for [`fill`](Self::fill) to do.
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.unopened.is_empty()
+    }
+
+    /// Appends what is to be sent next: control frames, what opens streams, then one frame of each ready stream in turn,
+    /// as far as their lanes have room.
+    pub fn fill(&mut self, batch: &mut BytesMut, port: u16) {
+        batch.unsplit(self.control.split());
+        self.open_streams(batch, port);
+        let mut held_up = 0;
+        while batch.len() < BATCH && held_up < self.ready.len() {
+            let Some(number) = self.ready.pop_front() else { break };
+            let Some(stream) = self.streams.get_mut(&number) else { continue };
+            let Some(pair) = stream.pair else { continue };
+            if !self.session.has_room(pair.data) {
+                self.ready.push_back(number);
+                held_up += 1;
+                continue;
+            }
+            held_up = 0;
+            stream.is_ready = false;
+            let length = stream.outbox.len().min(frame::LONGEST_DATA);
+            let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
+            if length > 0 || is_last {
+                frame::put_data_header(batch, pair.data, length, is_last);
+                batch.extend_from_slice(&stream.outbox.split_to(length));
+                self.session.sent(pair.data);
+            }
+            stream.transferred += length as u64;
+            if is_last {
+                stream.fin = Fin::Sent;
+            }
+            if !stream.outbox.is_empty() {
+                stream.is_ready = true;
+                self.ready.push_back(number);
+            } else {
+                // What an idle connection holds is what counts when there are thousands.
+                stream.outbox = BytesMut::new();
+            }
+            if let Some(waker) = stream.writer.take() {
+                waker.wake();
+            }
+            self.ask_where_due(batch);
+        }
+    }
+
+    /// Tells the node of streams that wait for it, each on the best lane, while there is one with room.
+    fn open_streams(&mut self, batch: &mut BytesMut, port: u16) {
+        while let Some(number) = self.unopened.front().copied() {
+            let Some(lane) = self.best_lane(Instant::now()) else { return };
+            self.unopened.pop_front();
+            // It may have left already.
+            let Some(stream) = self.streams.get_mut(&number) else { continue };
+            let Some(pair) = self.session.open(port, lane, batch) else {
+                self.retired = true;
+                stream.was_reset = true;
+                stream.wake();
+                continue;
+            };
+            stream.pair = Some(pair);
+            self.by_id.insert(pair.data, number);
+            self.on_lane[lane] += 1;
+            if !stream.outbox.is_empty() || stream.fin == Fin::Queued {
+                stream.is_ready = true;
+                self.ready.push_back(number);
+            }
+            self.ask_where_due(batch);
+        }
+    }
+
+    fn ask_where_due(&mut self, batch: &mut BytesMut) {
+        if self.session.wants_to_ask() {
+            self.ping();
+            batch.unsplit(self.control.split());
+        }
+    }
+
+    pub fn has_only_slow_lanes(&self) -> bool {
+        self.asked_at.iter().all(|at| at.is_some_and(|at| at.elapsed() >= SLOW_LANE))
+    }
+
+    /// Returns the lane with the fewest streams, of those with room, and if possible of those that answer.
+    fn best_lane(&self, now: Instant) -> Option<usize> {
+        let is_slow = |lane: usize| self.asked_at[lane].is_some_and(|at| now.duration_since(at) >= SLOW_LANE);
+        (0..LANES)
+            .filter(|lane| self.session.has_room_to_open(*lane))
+            .min_by_key(|lane| (is_slow(*lane), self.on_lane[*lane], self.session.unacknowledged(*lane)))
+    }
+
+    /// Asks every worker of the node for an answer.
+    pub fn ping(&mut self) {
+        self.session.ping_every_lane(&mut self.control);
+        let now = Instant::now();
+        for at in &mut self.asked_at {
+            at.get_or_insert(now);
+        }
+    }
+
+    /// Returns whether more time has passed since something came than the timers know of.
+    pub fn has_slept(&self) -> bool {
+        self.heard.is_some_and(|(at, wall)| {
+            wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.dead.is_none()
+        })
+    }
+
+    /// Takes a PING; returns whether it lets a lane go on.
+    pub fn on_ping(&mut self, id: u32, now: Instant) -> bool {
+        let Some(lane) = self.session.on_ping(id, &mut self.control) else { return false };
+        self.asked_at[lane] = (self.session.questions(lane) > 0).then_some(now);
+        if self.asked_at.iter().all(Option::is_none) {
+            self.is_suspicious = false;
+        }
+        self.has_work()
+    }
+}
+
+impl Stream {
+    pub fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// Returns whether nothing more can come: the error stream ends after the data stream.
+    pub fn is_over(&self) -> bool {
+        self.was_reset || (self.pod_ended && self.report_ended)
+    }
+
+    /// Returns how the stream has ended, once its inbox is empty. None: it has not.
+    pub fn end(&self, port: u16) -> Option<Result<(), StreamFault>> {
+        if !self.is_over() {
+            return None;
+        }
+        Some(match (self.report.is_empty(), self.was_reset) {
+            (false, _) => Err(classify(&String::from_utf8_lossy(&self.report), port)),
+            (true, true) => Err(StreamFault::Reset),
+            (true, false) => Ok(()),
+        })
+    }
+}
+
+/// Returns what a node's error text means.
+pub fn classify(text: &str, port: u16) -> StreamFault {
+    let detail: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
+    let has = |part: &str| detail.contains(part);
+    if has("connection refused") {
+        StreamFault::Refused { port }
+    } else if has("reset by peer") || has("broken pipe") {
+        StreamFault::Reset
+    } else if (has("network namespace") && has("closed"))
+        || has("failed to find sandbox")
+        || has("not found")
+        || has("does not exist")
+    {
+        StreamFault::PodGone { detail }
+    } else {
+        StreamFault::Other { detail }
+    }
+}
