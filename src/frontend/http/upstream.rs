@@ -41,7 +41,7 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 const IDLE: Duration = Duration::from_secs(4);
 
 /// How many unused connections to one target are kept: each is a connection into a pod.
-const MOST_IDLE: usize = 128;
+const MOST_IDLE: usize = 512;
 
 /// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
 const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
@@ -288,21 +288,26 @@ impl Upstreams {
                     pool.h2.remove(key);
                 }
                 let all = pool.idle.get_mut(key)?;
-                // The last one used is the one most likely to be alive.
-                let idle = all.pop();
+                // The last one used is the one most likely to be alive; one whose answer has been read to the end just now
+                // needs a moment in another task, the one that has had the most of it the least.
+                let ready = all.iter().rposition(|idle| idle.sender.is_ready());
+                let idle = all.remove(ready.unwrap_or(0));
                 if all.is_empty() {
                     pool.idle.remove(key);
                 }
-                idle?
+                idle
             };
             if idle.placement.is_leaving() || idle.sender.is_closed() {
                 continue;
             }
-            // Its answer has been read to the end just now, in another task.
-            let is_ready =
-                idle.sender.is_ready() || timeout(BREATH, idle.sender.ready()).await.is_ok_and(|ready| ready.is_ok());
-            if is_ready {
-                return Some((Sender::H1(idle.sender), idle.placement));
+            match timeout(BREATH, idle.sender.ready()).await {
+                Ok(Ok(())) => return Some((Sender::H1(idle.sender), idle.placement)),
+                Ok(Err(_)) => {}
+                // The machine is busy: it is for another request.
+                Err(_) => {
+                    self.lock().idle.entry(key.clone()).or_default().push(idle);
+                    return None;
+                }
             }
         }
     }
