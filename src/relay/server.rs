@@ -174,7 +174,6 @@ impl Server {
                 };
                 let is_proven = transcript.is_proven(&secret, Role::Client, &proof);
                 let Some(key) = known.filter(|_| is_proven) else {
-                    self.counters.rejected.fetch_add(1, Ordering::Relaxed);
                     info!(%peer, key = transcript.key, "relay: rejected: wrong secret");
                     return self.reject(&mut reader, "the secret is not the one of this relay").await;
                 };
@@ -216,7 +215,6 @@ impl Server {
             Frame::Handshake { version: 1, secret } => {
                 let key = self.options.keys.iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
                 let Some(key) = key else {
-                    self.counters.rejected.fetch_add(1, Ordering::Relaxed);
                     info!(%peer, "relay: rejected: wrong secret");
                     return self.reject(&mut reader, "the secret is not the one of this relay").await;
                 };
@@ -250,6 +248,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
         conversation::send(reader.get_mut(), &[Frame::Reject { reason: reason.to_owned() }]).await?;
         // What it sent meanwhile must not turn our close into a reset.
         let _ = timeout(Duration::from_secs(1), async { while reader.next().await.is_ok() {} }).await;

@@ -301,6 +301,7 @@ async fn version_1_is_served_where_it_is_allowed() {
     let mut refused = TcpStream::connect(closed.address).await.unwrap();
     put(&mut refused, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
     assert!(matches!(frame(&mut refused).await, Frame::Reject { .. }));
+    assert_eq!(closed.server.counters.rejected.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
