@@ -5,10 +5,11 @@ pub mod error_page;
 pub mod headers;
 mod pages;
 pub mod rewrite;
+mod unread;
 pub mod upgrade;
 pub mod upstream;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use http::{
@@ -22,7 +23,6 @@ use hyper::{
     service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::timeout;
 use tower::BoxError;
 use tracing::debug;
 
@@ -31,6 +31,7 @@ use self::{
     error_page::Page,
     headers::{Hop, Identity},
     rewrite::Names,
+    unread::Rest,
     upgrade::Asked,
     upstream::{Body, Upstreams},
 };
@@ -48,10 +49,6 @@ use crate::{
     tunnel::{Endpoint, Manager},
     wire::http1::Refusal,
 };
-
-/// How much of a body that nobody wants is read, and for how long.
-const MOST_UNWANTED: usize = 64 * 1024;
-const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
 /// Serves HTTP/1.1 and HTTP/2 clients, a route and a tunnel per request.
 pub struct HttpFrontend {
@@ -127,7 +124,7 @@ impl HttpFrontend {
     }
 
     async fn answer(&self, request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
-        let busy = arrival.gate.as_ref().map(Gate::busy);
+        let (busy, rest) = (arrival.gate.as_ref().map(Gate::busy), Rest::default());
         let mut access = Access::start(&request, arrival.connection.id, self.metrics.clone());
         let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
@@ -137,10 +134,10 @@ impl HttpFrontend {
             _ => self.admit(&request, &mut access),
         };
         let answered = match admitted {
-            Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy).await,
+            Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy, &rest).await,
             Err(page) => {
                 if version == Version::HTTP_2 {
-                    read_out(request.into_body()).await;
+                    rest.of_unwanted(request.into_body()).await;
                 }
                 Err(page)
             }
@@ -162,7 +159,10 @@ impl HttpFrontend {
         if let Some(gate) = arrival.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
             gate.answered_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
-        response
+        match version {
+            Version::HTTP_2 => response.map(|body| rest.kept_by(body)),
+            _ => response,
+        }
     }
 
     /// Decides whether a request may go on, and where to, before anything is asked of a cluster.
@@ -194,6 +194,7 @@ impl HttpFrontend {
         arrival: &Arrival,
         access: &mut Access,
         busy: &Option<Busy>,
+        rest: &Rest,
     ) -> Result<Response<Body>, Page> {
         let lease = self
             .tunnels
@@ -210,7 +211,10 @@ impl HttpFrontend {
 
         let asked = Asked::of(&mut request);
         let version = request.version();
-        let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+        let mut request = request.map(|body| match version {
+            Version::HTTP_2 => rest.of(body).boxed_unsync(),
+            _ => body.map_err(BoxError::from).boxed_unsync(),
+        });
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
         let (peer, local) = (arrival.connection.peer, arrival.connection.local);
@@ -261,22 +265,6 @@ impl HttpFrontend {
         let body = tracked.holding(lease, returning).keeping(busy.as_ref().map(Busy::another));
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
-}
-
-/// Takes what comes of a body that nobody wants, for a moment: what is wrong with the rest of its stream is told instead of
-/// the answer (RFC 9113, section 8.1).
-async fn read_out(mut body: Incoming) {
-    let reading = async {
-        let mut length = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            length += frame.data_ref().map_or(0, Bytes::len);
-            if length > MOST_UNWANTED {
-                return;
-            }
-        }
-    };
-    // The client has more to say, and will be told when it has.
-    let _ = timeout(UNWANTED_TIME, reading).await;
 }
 
 async fn serve_http1<S>(stream: Normaliser<BoxedIo>, service: S, drain: Drain) -> hyper::Result<()>

@@ -262,6 +262,37 @@ async fn an_offer_to_switch_to_h2c_is_not_passed_on() {
 }
 
 #[tokio::test]
+async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer_and_without_an_error() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    for speaks in [Scheme::H2c, Scheme::Http] {
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(empty())) }));
+        let mut stream = world.connect(HttpVersion::Http2);
+        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        // POST http://web.localhost/, and the first of many bytes.
+        let block = b"\x83\x86\x84\x41\x0dweb.localhost";
+        sent.extend([0, 0, block.len() as u8, HEADERS, 4, 0, 0, 0, 1]);
+        sent.extend(block);
+        sent.extend(b"\0\0\x03\0\0\0\0\0\x01abc");
+        stream.write_all(&sent).await.unwrap();
+        let mut of_stream = Vec::new();
+        while of_stream.last() != Some(&(RST_STREAM, 0)) {
+            let mut head = [0; 9];
+            timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("the stream ends").unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+            match (head[3], head[8]) {
+                (HEADERS, 1) => of_stream.push((HEADERS, head[4] & 1)),
+                (RST_STREAM, 1) => of_stream.push((RST_STREAM, payload[3])),
+                _ => {}
+            }
+            assert!(of_stream.len() <= 2, "{of_stream:?}");
+        }
+        assert_eq!(of_stream, [(HEADERS, 1), (RST_STREAM, 0)], "{speaks:?}: the whole answer, then NO_ERROR");
+    }
+}
+
+#[tokio::test]
 async fn trailers_pass_both_ways_between_http2_and_http2() {
     let world = World::new(Scheme::H2c, with_trailers);
     let sent = HeaderMap::from_iter([(HeaderName::from_static("checksum"), HeaderValue::from_static("7"))]);
