@@ -1,5 +1,7 @@
 //! `adit expose`: a Service inside the cluster that leads to a port of this machine, through a relay in the cluster.
 
+mod create;
+
 use std::{io, path::PathBuf, process::ExitCode, sync::Arc, sync::Mutex};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -36,6 +38,7 @@ use crate::{
 /// What finds the relays, and where their secret is.
 const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
 const KEYS: &str = "adit/keys";
+/// On a relay's pod: the namespace that it makes Services in, or `true` for all.
 const EXPOSES: &str = "adit/exposes";
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +58,12 @@ pub struct Args {
     /// Look for the relay in this namespace alone
     #[arg(long, value_name = "NAME")]
     relay_namespace: Option<String>,
+    /// Make a relay where there is none, in the Service's namespace; it goes by itself after a day
+    #[arg(long, requires = "image")]
+    create: bool,
+    /// The image of adit for the relay that is made
+    #[arg(long, value_name = "IMAGE", requires = "create")]
+    image: Option<String>,
     /// Read the secret from this file [default: the Secret that the relay names]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -79,13 +88,21 @@ async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
     let relay_namespace = args.relay_namespace.map(Namespace);
-    let relay = find(&cluster, relay_namespace.as_ref()).await?;
+    let for_namespace = Namespace(namespace.to_owned());
+    let relay = match (find(&cluster, relay_namespace.as_ref(), &for_namespace).await?, &args.image) {
+        (None, Some(image)) => {
+            create::ensure(&cluster, &for_namespace, image).await?;
+            find(&cluster, Some(&for_namespace), &for_namespace).await?
+        }
+        (found, _) => found,
+    };
+    let relay = relay.ok_or_else(|| no_relay(&cluster))?;
     let key = match &args.secret_file {
         Some(file) => server::keys(Some(file))?.remove(0),
         None => secret(&cluster, &relay).await?,
     };
     let kind = if args.replace { Kind::ReplacedService } else { Kind::Service };
-    let dial = InCluster { id, cluster, manager, relay_namespace, pod: Mutex::new(relay.target) };
+    let dial = InCluster { id, cluster, manager, relay_namespace, for_namespace, pod: Mutex::new(relay.target) };
     let options = Options {
         dial: Arc::new(dial),
         key: key.name,
@@ -99,11 +116,8 @@ async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         // Who does not listen any more misses nothing else.
         let _ = print(&shown);
     };
-    tokio::select! {
-        ended = client::run(options, drain.clone(), opened) => ended.map_err(local::told)?,
-        () = signals.next() => {}
-    }
-    drain.finish(std::time::Duration::from_secs(3)).await;
+    local::serve(options, opened, &mut signals).await?;
+    drain.finish(std::time::Duration::from_secs(1)).await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,7 +127,12 @@ struct Relay {
     keys: Option<String>,
 }
 
-async fn find(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Relay, CliError> {
+/// Looks for a ready relay that makes Services in `for_namespace`: in one namespace, or in all.
+async fn find(
+    cluster: &Cluster,
+    namespace: Option<&Namespace>,
+    for_namespace: &Namespace,
+) -> Result<Option<Relay>, CliError> {
     let api: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
         None => Api::all(cluster.client.clone()),
@@ -125,15 +144,21 @@ async fn find(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Relay,
             .hint(Some("where pods of all namespaces may not be listed, say which: --relay-namespace NAME"))
     })?;
     let found = listed.into_iter().find(|pod| {
-        pods::is_ready(pod) && pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(EXPOSES))
+        let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
+        pods::is_ready(pod) && exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
     });
-    let pod = found.ok_or_else(|| {
-        CliError::new(format!("no relay that exposes is ready in context {}", cluster.context))
-            .hint(Some("helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true"))
-    })?;
-    let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
-    let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
-    Ok(Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys })
+    Ok(found.map(|pod| {
+        let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
+        let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+        Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys }
+    }))
+}
+
+fn no_relay(cluster: &Cluster) -> CliError {
+    CliError::new(format!("no relay that exposes is ready in context {}", cluster.context)).hint(Some(
+        "make one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true; or one for \
+         this namespace: --create --image IMAGE",
+    ))
 }
 
 async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
@@ -156,6 +181,8 @@ struct InCluster {
     cluster: Arc<Cluster>,
     manager: Manager,
     relay_namespace: Option<Namespace>,
+    /// Where the Service is.
+    for_namespace: Namespace,
     /// The relay that the control connection leads to.
     pod: Mutex<(Namespace, String)>,
 }
@@ -165,7 +192,9 @@ impl Dial for InCluster {
         Box::pin(async move {
             if purpose == Purpose::Control {
                 // It may have moved.
-                let relay = find(&self.cluster, self.relay_namespace.as_ref()).await.map_err(io::Error::other)?;
+                let found = find(&self.cluster, self.relay_namespace.as_ref(), &self.for_namespace).await;
+                let found = found.map_err(io::Error::other)?;
+                let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
                 *self.pod.lock().expect("no panic while the lock is held") = relay.target;
             }
             let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();

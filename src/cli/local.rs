@@ -1,6 +1,6 @@
 //! `adit local`: ports of this machine, made reachable through a relay.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use super::{
     Globals, Output,
@@ -18,6 +18,9 @@ use crate::{
     telemetry,
     wire::relay::Kind,
 };
+
+/// How long goodbyes, and streams that are open, may take.
+const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -56,7 +59,6 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     up::raise_descriptor_limit();
     up::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        let drain = Drain::new();
         let is_json = args.output == Some(Output::Json);
         let local_host = options.local_host.clone();
         let opened = move |open: &[client::Open]| {
@@ -69,13 +71,25 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             // Who does not listen any more misses nothing else.
             let _ = print(&text);
         };
-        tokio::select! {
-            ended = client::run(options, drain.clone(), opened) => ended.map_err(told)?,
-            () = signals.next() => {}
-        }
-        drain.finish(std::time::Duration::from_secs(2)).await;
+        serve(options, opened, &mut signals).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Runs a client until it gives up or the user ends it: then it says goodbye, so that what it had is free at once.
+pub async fn serve(options: Options, opened: impl Fn(&[client::Open]), signals: &mut Signals) -> Result<(), CliError> {
+    let drain = Drain::new();
+    let mut running = std::pin::pin!(client::run(options, drain.clone(), opened));
+    tokio::select! {
+        ended = &mut running => ended.map_err(told)?,
+        () = signals.next() => {
+            drain.start();
+            // A relay that does not take it is not waited for.
+            let _ = tokio::time::timeout(GRACE, running).await;
+        }
+    }
+    drain.finish(GRACE).await;
+    Ok(())
 }
 
 /// Returns a local port, and the one behind a colon, 0 where there is none.
@@ -91,7 +105,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), CliError> {
 }
 
 /// Returns the error of a client that has given up.
-pub fn told(error: Fatal) -> CliError {
+fn told(error: Fatal) -> CliError {
     let hint = match &error {
         Fatal::Rejected { .. } | Fatal::Stranger { .. } => {
             Some("both ends need the same secret: --secret-file, or ADIT_SECRET".to_owned())

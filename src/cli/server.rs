@@ -99,9 +99,10 @@ struct Serve {
     /// Serve version 1 too: the secret and every byte cross the network in the clear
     #[arg(long)]
     allow_v1: bool,
-    /// Let clients make Services of the cluster that this runs in (POD_NAME, POD_NAMESPACE, POD_UID and POD_IP say where)
-    #[arg(long)]
-    register: bool,
+    /// Let clients make Services of the cluster that this runs in, or of one namespace of it (POD_NAME, POD_NAMESPACE, POD_UID
+    /// and POD_IP say where that is)
+    #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, require_equals = true)]
+    register: Option<Option<String>>,
     /// Tunnels of one key
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().tunnels_per_key)]
     max_tunnels: usize,
@@ -188,9 +189,9 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
         registrar: None,
     };
     let drain = Drain::new();
-    if args.register {
-        let registrar =
-            InCluster::new().map_err(|problem| CliError::new("Services cannot be made").cause(Some(problem)))?;
+    if let Some(namespace) = args.register {
+        let registrar = InCluster::new(namespace)
+            .map_err(|problem| CliError::new("Services cannot be made").cause(Some(problem)))?;
         drain.spawn(until_drained(registrar.clone().sweep(), drain.clone()));
         options.registrar = Some(registrar);
     }

@@ -83,13 +83,17 @@ struct Own {
 pub struct InCluster {
     client: Client,
     own: Own,
+    /// Where Services may be made. None: in every namespace.
+    namespace: Option<String>,
     live: std::sync::Mutex<HashSet<(String, String)>>,
 }
 
 impl InCluster {
+    /// `namespace`: where Services may be made. None: in every one.
+    ///
     /// # Errors
     /// In words: this is no pod, or it does not know who it is.
-    pub fn new() -> Result<Arc<Self>, String> {
+    pub fn new(namespace: Option<String>) -> Result<Arc<Self>, String> {
         let variable =
             |name: &str| env::var(name).map_err(|_| format!("${name} is not set: the chart sets it (expose.enabled)"));
         let own = Own {
@@ -101,7 +105,7 @@ impl InCluster {
         let config =
             kube::Config::incluster().map_err(|error| format!("this is no pod with a service account: {error}"))?;
         let client = Client::try_from(config).map_err(|error| error.to_string())?;
-        Ok(Arc::new(Self { client, own, live: Default::default() }))
+        Ok(Arc::new(Self { client, own, namespace, live: Default::default() }))
     }
 
     fn api(&self, group: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
@@ -133,6 +137,9 @@ impl InCluster {
     }
 
     async fn try_register(&self, wanted: &Registration, target_port: u16) -> Result<(), String> {
+        if let Some(own) = self.namespace.as_ref().filter(|own| **own != wanted.namespace) {
+            return Err(format!("this relay makes Services in namespace {own} alone"));
+        }
         let services = self.services(&wanted.namespace);
         let words = |error: kube::Error| error.to_string();
         let found = services.get_opt(&wanted.service).await.map_err(words)?;
@@ -252,7 +259,8 @@ impl InCluster {
     pub async fn sweep(self: Arc<Self>) {
         let started = Instant::now();
         loop {
-            let exposed = self.api("", "Service", None).list(&ListParams::default().labels(EXPOSED)).await;
+            let exposed =
+                self.api("", "Service", self.namespace.as_deref()).list(&ListParams::default().labels(EXPOSED)).await;
             match exposed {
                 Ok(exposed) => {
                     for service in exposed {
