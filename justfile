@@ -54,6 +54,19 @@ h2spec port:
     h2spec --host 127.0.0.1 --port {{port}} --path /
     h2spec --host 127.0.0.1 --port {{port}} --path / --tls --insecure
 
+# gRPC's own interoperability suite, through a running adit, to a name that leads to its server and resolves here (needs Go)
+grpc-interop host port:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT; cd "$folder"
+    go mod init interop 2>/dev/null && go get google.golang.org/grpc/interop/client@latest 2>/dev/null
+    go build -o client google.golang.org/grpc/interop/client
+    for case in empty_unary large_unary client_streaming server_streaming ping_pong empty_stream timeout_on_sleeping_server \
+      cancel_after_begin cancel_after_first_response status_code_and_message special_status_message custom_metadata \
+      unimplemented_method unimplemented_service; do
+      ./client --server_host={{host}} --server_port={{port}} --test_case="$case" 2>/dev/null && echo "$case ok" || { echo "$case FAILED"; exit 1; }
+    done
+
 # The demo, from source
 demo:
     cargo run --release -- demo

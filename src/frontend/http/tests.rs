@@ -83,7 +83,7 @@ async fn serve_pod(pod: Arc<Pod>, stream: DuplexStream) {
     });
     // How a connection ends is the matter of the front, which the tests look at.
     let _ = match pod.speaks {
-        Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).await,
+        Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
         Scheme::H2c => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
         Scheme::Https => {
             let acceptor = TlsAcceptor::from(pod.certs.clone().server_config(&[b"h2", b"http/1.1"]).unwrap());
@@ -246,6 +246,65 @@ async fn cookies_that_http2_splits_are_one_field_for_http1() {
     let shown = text(response).await;
     assert!(shown.contains("cookie: a=1; b=2; c=3\n"), "{shown}");
     assert_eq!(shown.matches("cookie").count(), 1, "{shown}");
+}
+
+/// Switches the protocol, and sends back what comes.
+fn switch_and_echo(mut request: Request<Incoming>) -> Answered {
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrading.await.unwrap()));
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    Box::pin(async { Ok(response) })
+}
+
+#[tokio::test]
+async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
+    let world = World::new(Scheme::Http, switch_and_echo);
+    let mut frames = Vec::new();
+    // Every first byte (FIN, reserved bits, opcode), masked or not, with lengths in each form, and in the wrong one.
+    for first in 0..=255u8 {
+        frames.extend([first, 0]);
+        frames.extend([first, 0x85, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        frames.extend([first, 126, 0, 3, 1, 2, 3]);
+        frames.extend([first, 127, 0, 0, 0, 0, 0, 0, 0, 1, 9]);
+    }
+    for code in [0, 999, 1000, 1001, 1005, 1006, 1012, 2999, 3000, 4999, 65535u16] {
+        frames.extend([0x88, 2]);
+        frames.extend(code.to_be_bytes());
+    }
+    frames.extend([0x88, 1, 3]);
+    // A text that is no UTF-8, then a message of 16 MiB in fragments.
+    frames.extend([0x81, 3, 0xff, 0xfe, 0xfd]);
+    for fragment in 0..256u32 {
+        let first = if fragment == 0 { 0x02 } else { u8::from(fragment == 255) << 7 };
+        frames.extend([first, 127]);
+        frames.extend(65536u64.to_be_bytes());
+        frames.extend((0..65536u32).map(|at| (at.wrapping_mul(31) ^ fragment) as u8));
+    }
+    let mut stream = world.connect(HttpVersion::Http1);
+    let head = "GET /ws HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut back = Vec::new();
+    let sending = async {
+        write.write_all(&frames).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let ((), read) = tokio::join!(sending, timeout(PATIENCE, read.read_to_end(&mut back)));
+    read.expect("it ends").unwrap();
+    assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
 }
 
 #[tokio::test]
