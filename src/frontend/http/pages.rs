@@ -1,5 +1,7 @@
 //! What is said where no pod answers: a page for each reason.
 
+use std::io;
+
 use http::StatusCode;
 
 use super::{error_page::Page, upstream::RequestError};
@@ -110,7 +112,13 @@ pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
         (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Tls(error), None) => Page {
             cause: Some(error.to_string()),
-            hint: Some("is the backend https? set scheme: http, https or h2c for the route".to_owned()),
+            hint: Some(
+                match is_about_the_certificate(error) {
+                    true => "the route's ca and server_name say what is expected; verify: false takes any certificate",
+                    false => "is the backend https? set scheme: http, https or h2c for the route",
+                }
+                .to_owned(),
+            ),
             ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
         },
         (RequestError::Failed(_), None) => Page {
@@ -131,4 +139,9 @@ pub fn describe(error: &RequestError) -> String {
             None => error.to_string(),
         },
     }
+}
+
+fn is_about_the_certificate(error: &io::Error) -> bool {
+    let of_tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(of_tls, Some(rustls::Error::InvalidCertificate(_)))
 }
