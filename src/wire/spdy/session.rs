@@ -187,8 +187,14 @@ impl Session {
         }
     }
 
-    /// Takes a PING of the server's: the answer to one of ours, whose lane is returned, or a question to be answered.
-    pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) -> Option<usize> {
+    /// Returns how often all lanes have been asked.
+    pub fn asks(&self) -> u32 {
+        self.pings_sent / LANES as u32
+    }
+
+    /// Takes a PING of the server's: a question to be answered, or the answer to one of ours: then its lane is returned, and
+    /// what [`asks`](Self::asks) was before it was asked.
+    pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) -> Option<(usize, u32)> {
         if id.is_multiple_of(2) {
             frame::put_ping(out, id);
             return None;
@@ -198,7 +204,7 @@ impl Session {
         let lane = &mut self.lanes[question.lane];
         lane.acknowledged = question.sent;
         lane.questions = lane.questions.saturating_sub(1);
-        Some(question.lane)
+        Some((question.lane, id / 2 / LANES as u32))
     }
 
     /// Returns how many PINGs are on their way through a lane.
@@ -286,9 +292,9 @@ mod tests {
         session.sent(pair.data);
         let ids = pings(&mut out);
         assert_eq!((ids.len(), session.unacknowledged(2)), (LANES, 14));
-        assert_eq!(session.on_ping(ids[0], &mut out), Some(0));
+        assert_eq!(session.on_ping(ids[0], &mut out), Some((0, 0)));
         assert_eq!(session.unacknowledged(2), 14, "another lane's answer says nothing of this one");
-        assert_eq!(session.on_ping(ids[2], &mut out), Some(2));
+        assert_eq!(session.on_ping(ids[2], &mut out), Some((2, 0)));
         assert_eq!((session.unacknowledged(2), session.questions(2)), (1, 0));
         assert_eq!(session.on_ping(ids[2], &mut out), None, "once");
         session.on_ping(2, &mut out);
@@ -312,7 +318,7 @@ mod tests {
                 session.ping_every_lane(&mut out);
                 in_queue += 1;
                 for (lane, id) in pings(&mut out).into_iter().enumerate().filter(|(lane, _)| *lane != 0) {
-                    assert_eq!(session.on_ping(id, &mut BytesMut::new()), Some(lane));
+                    assert_eq!(session.on_ping(id, &mut BytesMut::new()).map(|(lane, _)| lane), Some(lane));
                 }
             }
         }

@@ -27,8 +27,17 @@ const BATCH: usize = 128 * 1024;
 /// Error texts of nodes are under 300 bytes.
 pub const LONGEST_REPORT: usize = 4 * 1024;
 
+/// The most data in one frame. A node takes so many frames ahead, whatever their length: on a long way longer ones have to
+/// fill it, and where it is short nobody waits behind them.
+const FRAME: usize = frame::LONGEST_DATA;
+const FRAME_ON_LONG_WAY: usize = OUTBOX;
+const LONG_WAY: Duration = Duration::from_millis(5);
+
 /// New streams are kept off a lane that has not answered for this long.
 const SLOW_LANE: Duration = Duration::from_millis(100);
+
+/// More than can be unanswered at a time.
+const MOST_ASKS: usize = 16;
 
 /// A laptop that slept for longer than this may have lost its connections.
 const SLEPT: Duration = Duration::from_secs(5);
@@ -55,6 +64,10 @@ pub struct State {
     pub last_open: Option<Instant>,
     /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
     pub asked_at: [Option<Instant>; LANES],
+    /// When all lanes were asked, by how often that had been done before.
+    asks: VecDeque<(u32, Instant)>,
+    /// The shortest time in which a lane has answered.
+    round_trip: Option<Duration>,
     /// A worker may hang, or the connection may be lost, and is being asked.
     pub is_suspicious: bool,
     /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
@@ -149,7 +162,8 @@ impl State {
             }
             held_up = 0;
             stream.is_ready = false;
-            let length = stream.outbox.len().min(frame::LONGEST_DATA);
+            let longest = if self.round_trip.is_some_and(|time| time >= LONG_WAY) { FRAME_ON_LONG_WAY } else { FRAME };
+            let length = stream.outbox.len().min(longest);
             let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
             if length > 0 || is_last {
                 frame::put_data_header(batch, pair.data, length, is_last);
@@ -219,8 +233,12 @@ impl State {
 
     /// Asks every worker of the node for an answer.
     pub fn ping(&mut self) {
-        self.session.ping_every_lane(&mut self.control);
         let now = Instant::now();
+        self.asks.push_back((self.session.asks(), now));
+        if self.asks.len() > MOST_ASKS {
+            self.asks.pop_front();
+        }
+        self.session.ping_every_lane(&mut self.control);
         for at in &mut self.asked_at {
             at.get_or_insert(now);
         }
@@ -235,7 +253,11 @@ impl State {
 
     /// Takes a PING; returns whether it lets a lane go on.
     pub fn on_ping(&mut self, id: u32, now: Instant) -> bool {
-        let Some(lane) = self.session.on_ping(id, &mut self.control) else { return false };
+        let Some((lane, ask)) = self.session.on_ping(id, &mut self.control) else { return false };
+        if let Some((_, asked)) = self.asks.iter().find(|(number, _)| *number == ask) {
+            let took = now.duration_since(*asked);
+            self.round_trip = Some(self.round_trip.map_or(took, |shortest| shortest.min(took)));
+        }
         self.asked_at[lane] = (self.session.questions(lane) > 0).then_some(now);
         if self.asked_at.iter().all(Option::is_none) {
             self.is_suspicious = false;

@@ -269,6 +269,43 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
+    for (answers_after, longest_expected) in
+        [(Duration::from_micros(300), 64 * 1024), (Duration::from_millis(20), OUTBOX)]
+    {
+        let (connection, mut node, _) = Node::new();
+        let mut stream = connection.open().unwrap();
+        let sent = tokio::spawn(async move {
+            stream.write_all(&vec![7; 8 << 20]).await.unwrap();
+            stream
+        });
+        let (mut received, mut length, mut longest) = (0, 0, 0);
+        while received < 8 << 20 {
+            match node.frame().await {
+                Frame::Data { payload, .. } => {
+                    received += payload.len();
+                    length += payload.len();
+                    if !node.parser.is_within_data() {
+                        longest = longest.max(std::mem::take(&mut length));
+                    }
+                }
+                Frame::Ping { id } => {
+                    if ((id / 2) as usize).is_multiple_of(LANES) {
+                        tokio::time::sleep(answers_after).await;
+                    }
+                    let mut out = BytesMut::new();
+                    frame::put_ping(&mut out, id);
+                    node.stream.write_all(&out).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(longest, longest_expected, "answers after {answers_after:?}");
+        drop(sent.await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
     let (connection, mut node, _) = Node::new();
     drop(connection.open().unwrap());
