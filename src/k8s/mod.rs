@@ -7,6 +7,7 @@ pub mod exec_path;
 pub mod kubeconfig;
 pub mod list;
 pub mod objects;
+pub mod own_pod;
 pub mod pods;
 pub mod resolve;
 pub mod upgrade;

@@ -151,3 +151,37 @@ fn a_pod_is_created_where_it_is_asked_for_and_cleaned_up() {
     assert!(cleaned.contains("deleted adit-e2e/jump-nc"), "{cleaned}");
     assert!(kubectl(&["-n", NAMESPACE, "get", "pod", "data", "-o", "name"]).contains("data"));
 }
+
+#[test]
+fn a_pod_that_has_ended_is_made_again_where_it_is_ours() {
+    // Where no other test cleans up.
+    const ELSEWHERE: &str = "default";
+    let _world = Adit::plain();
+    for (name, manager) in [("jump-ended", "adit"), ("jump-of-others", "somebody")] {
+        kubectl(&["-n", ELSEWHERE, "delete", "pod", name, "--ignore-not-found", "--now"]);
+        let labels = format!("app.kubernetes.io/name=adit-jump,app.kubernetes.io/managed-by={manager}");
+        let image = ["--image", "localhost/socat:1", "--image-pull-policy", "IfNotPresent"];
+        let rest = ["--restart", "Never", "--labels", &labels, "--command", "--", "sh", "-c", "true"];
+        kubectl(&[&["-n", ELSEWHERE, "run", name], &image[..], &rest[..]].concat());
+        let pod = format!("pod/{name}");
+        kubectl(&["-n", ELSEWHERE, "wait", "--for", "jsonpath={.status.phase}=Succeeded", "--timeout", "30s", &pod]);
+    }
+    let (ours, others, echo) = (free_port(), free_port(), address("echo"));
+    let via = |port: u16, pod: &str| {
+        format!(
+            "      {port}: {{namespace: {ELSEWHERE}, via: {{pod: {pod}, create: {{image: \"localhost/socat:1\", timeout: 8s}}}}, target: {{host: {echo}, port: 7000}}}}\n"
+        )
+    };
+    let _adit = Adit::start(&format!(
+        "http: {{listen: \"@HTTP@\"}}\ntcp:\n  k8s:\n    jump:\n{}{}",
+        via(ours, "jump-ended"),
+        via(others, "jump-of-others")
+    ));
+    assert_eq!(echoed(ours, b"through a new one"), b"through a new one");
+    let mut refused = TcpStream::connect(("127.0.0.1", others)).expect("a connection");
+    refused.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+    assert!(!matches!(refused.read(&mut [0]), Ok(1..)));
+    let phase = kubectl(&["-n", ELSEWHERE, "get", "pod", "jump-of-others", "-o", "jsonpath={.status.phase}"]);
+    assert_eq!(phase, "Succeeded", "what others have made is left alone");
+    kubectl(&["-n", ELSEWHERE, "delete", "pod", "jump-ended", "jump-of-others", "--wait=false"]);
+}

@@ -7,14 +7,13 @@ use kube::{
     api::{ApiResource, DynamicObject, GroupVersionKind, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use super::{EXPOSES, KEYS};
 use crate::{
     cli::report::CliError,
     config::{Namespace, defaults::RELAY_PORT},
-    k8s::{client::Cluster, objects::Pod, pods},
+    k8s::{client::Cluster, own_pod},
     relay::auth,
 };
 
@@ -23,35 +22,20 @@ const NAME: &str = "adit-relay";
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// How long the pod may take until it is ready, and how often it is looked at.
+/// How long the pod may take until it is ready.
 const TIMEOUT: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// A relay that was forgotten ends after this long.
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes what of the relay is not there yet, and waits until it is ready.
 ///
 /// # Errors
 /// An object may not be made, or the pod is not ready in time; the error tells its state.
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Result<(), CliError> {
-    for (group, kind, object) in objects(&namespace.0, image)? {
-        make(cluster, namespace, group, kind, object).await?;
+    for (group, kind, object) in beside(&namespace.0)? {
+        let object = named(group, kind, object)?;
+        make(cluster, namespace, group, kind, &object).await?;
     }
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
-    let until = Instant::now() + TIMEOUT;
-    loop {
-        let pod = api.get(NAME).await.map_err(|error| failed("looking up", "Pod", namespace, error))?;
-        if pods::is_ready(&pod) {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            let (why, context) = (pods::why_not_ready(&pod), &cluster.context);
-            return Err(CliError::new(format!("the relay is not ready after {} s ({why})", TIMEOUT.as_secs()))
-                .hint(Some(format!("kubectl --context {context} -n {namespace} describe pod {NAME}"))));
-        }
-        sleep(PAUSE).await;
-    }
+    let pod = named("", "Pod", pod(&namespace.0, image))?;
+    Ok(own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT).await?)
 }
 
 /// Makes an object; one that is there already is left as it is.
@@ -60,32 +44,40 @@ async fn make(
     namespace: &Namespace,
     group: &str,
     kind: &str,
-    mut object: Value,
+    object: &DynamicObject,
 ) -> Result<(), CliError> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind));
-    object["apiVersion"] = json!(resource.api_version);
-    object["kind"] = json!(kind);
-    object["metadata"]["name"] = json!(NAME);
-    object["metadata"]["labels"] = json!({"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "adit"});
-    let object: DynamicObject = serde_json::from_value(object)
-        .map_err(|error| CliError::new(format!("the {kind} is not what it should be: {error}")))?;
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource);
-    match api.create(&PostParams::default(), &object).await {
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource(group, kind));
+    match api.create(&PostParams::default(), object).await {
         Ok(_) => info!(kind, %namespace, name = NAME, "made"),
         Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => return Err(failed("making", kind, namespace, error)),
+        Err(error) => return Err(failed(kind, namespace, error)),
     }
     Ok(())
 }
 
-fn failed(doing: &str, kind: &str, namespace: &Namespace, error: kube::Error) -> CliError {
-    CliError::new(format!("{doing} {kind} {namespace}/{NAME} failed"))
+fn resource(group: &str, kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind))
+}
+
+/// Returns an object with our name and labels.
+fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, CliError> {
+    let (managed_by, adit) = own_pod::MANAGED_BY;
+    object["apiVersion"] = json!(resource(group, kind).api_version);
+    object["kind"] = json!(kind);
+    object["metadata"]["name"] = json!(NAME);
+    object["metadata"]["labels"] = json!({"app.kubernetes.io/name": NAME, managed_by: adit});
+    serde_json::from_value(object)
+        .map_err(|error| CliError::new(format!("the {kind} is not what it should be: {error}")))
+}
+
+fn failed(kind: &str, namespace: &Namespace, error: kube::Error) -> CliError {
+    CliError::new(format!("making {kind} {namespace}/{NAME} failed"))
         .cause(Some(error))
         .hint(Some("somebody with more rights can make one for all: helm install relay charts/adit"))
 }
 
-/// Returns what a relay consists of, each with its group and kind, in the order in which one needs the other.
-fn objects(namespace: &str, image: &str) -> Result<[(&'static str, &'static str, Value); 5], CliError> {
+/// Returns what a relay's pod needs, each with its group and kind.
+fn beside(namespace: &str) -> Result<[(&'static str, &'static str, Value); 4], CliError> {
     let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
     let rules = [
         rule("", "services", &["get", "list", "create", "patch", "delete"]),
@@ -103,7 +95,6 @@ fn objects(namespace: &str, image: &str) -> Result<[(&'static str, &'static str,
         ("", "ServiceAccount", json!({"metadata": {}, "automountServiceAccountToken": false})),
         (RBAC, "Role", json!({"metadata": {}, "rules": rules})),
         (RBAC, "RoleBinding", binding),
-        ("", "Pod", pod(namespace, image)),
     ])
 }
 
@@ -113,7 +104,7 @@ fn pod(namespace: &str, image: &str) -> Value {
         "metadata": {"annotations": {KEYS: NAME, EXPOSES: namespace}},
         "spec": {
             "serviceAccountName": NAME, "automountServiceAccountToken": true, "enableServiceLinks": false,
-            "activeDeadlineSeconds": LIFETIME.as_secs(), "terminationGracePeriodSeconds": 20,
+            "activeDeadlineSeconds": own_pod::LIFETIME.as_secs(), "terminationGracePeriodSeconds": 20,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532,
                 "seccompProfile": {"type": "RuntimeDefault"}
@@ -147,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_relay_has_the_rights_of_its_namespace_alone_and_is_found_as_one() {
-        let objects = objects("shop", "registry/adit:1").unwrap();
-        assert!(objects.iter().all(|(_, kind, _)| !kind.starts_with("Cluster")));
-        let [(_, _, secret), .., (_, _, pod)] = &objects;
+        let beside = beside("shop").unwrap();
+        assert!(beside.iter().all(|(_, kind, _)| !kind.starts_with("Cluster")));
+        let ((_, _, secret), pod) = (&beside[0], pod("shop", "registry/adit:1"));
         assert!(auth::parse_keys(secret["stringData"]["keys"].as_str().unwrap()).is_ok());
         assert_eq!(pod["metadata"]["annotations"][EXPOSES], "shop");
         assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], pod["metadata"]["annotations"][KEYS]);

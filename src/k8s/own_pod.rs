@@ -1,0 +1,119 @@
+//! Pods that adit makes: by whoever needs one first, waited for by the others, and made again once they have ended.
+
+use std::time::Duration;
+
+use kube::{
+    Api,
+    api::{ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions},
+};
+use tokio::time::{Instant, sleep};
+use tracing::info;
+
+use crate::{
+    config::Namespace,
+    k8s::{
+        ClusterError,
+        client::{AskError, Cluster},
+        objects::Pod,
+        pods,
+    },
+};
+
+/// On everything that adit makes. Nothing else is ever deleted.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "adit");
+
+/// A pod that was forgotten ends by itself after this long.
+pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// How often a pod that starts is looked at.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Makes the pod `name` where there is none, or where the one that adit has made has ended, and waits until it is ready.
+///
+/// # Errors
+/// It may not be made, or is not ready `within` that time; the error tells its state.
+pub async fn ensure(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    name: &str,
+    pod: &DynamicObject,
+    within: Duration,
+) -> Result<(), ClusterError> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let what = format!("pod {namespace}/{name}");
+    let until = Instant::now() + within;
+    loop {
+        let cause = match cluster.ask(&format!("looking up {what}"), namespace, api.get(name)).await {
+            Ok(found) if pods::is_ready(&found) => return Ok(()),
+            Ok(found) => {
+                if has_ended(&found) && is_ours(&found) {
+                    delete(cluster, namespace, name, &found).await?;
+                }
+                pods::why_not_ready(&found)
+            }
+            Err(AskError::NotFound) => {
+                make(cluster, namespace, name, pod).await?;
+                "it has been made just now".to_owned()
+            }
+            Err(AskError::Failed(error)) => return Err(error),
+        };
+        if Instant::now() >= until {
+            return Err(ClusterError::NotReady {
+                what,
+                context: cluster.context.clone(),
+                cause: format!("the pod is not ready after {} s ({cause})", within.as_secs()),
+                hint: format!("kubectl --context {} -n {namespace} describe pod {name}", cluster.context),
+            });
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Makes the pod, unless somebody else has meanwhile.
+async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &DynamicObject) -> Result<(), ClusterError> {
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), &namespace.0, &ApiResource::erase::<Pod>(&()));
+    let answer = async {
+        match api.create(&PostParams::default(), pod).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            made => made.map(|_| info!(pod = name, %namespace, "made a pod")),
+        }
+    };
+    let what = format!("pod {namespace}/{name}");
+    match cluster.ask(&format!("creating {what}"), namespace, answer).await {
+        Ok(()) => Ok(()),
+        Err(AskError::Failed(error)) => Err(error),
+        Err(AskError::NotFound) => {
+            let hint =
+                format!("there is no namespace {namespace}: kubectl --context {} get namespaces", cluster.context);
+            Err(ClusterError::NotFound { what, context: cluster.context.clone(), near: Vec::new(), hint: Some(hint) })
+        }
+    }
+}
+
+/// Deletes this very pod; one that is gone already, or is another one by now, is no error.
+async fn delete(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Pod) -> Result<(), ClusterError> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    let this_one = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let answer = async {
+        match api.delete(name, &this_one).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            deleted => deleted.map(|_| info!(pod = name, %namespace, "deleted a pod of ours that had ended")),
+        }
+    };
+    match cluster.ask(&format!("deleting pod {namespace}/{name}"), namespace, answer).await {
+        Ok(()) | Err(AskError::NotFound) => Ok(()),
+        Err(AskError::Failed(error)) => Err(error),
+    }
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    let (label, value) = MANAGED_BY;
+    pod.metadata.labels.as_ref().and_then(|labels| labels.get(label)).is_some_and(|found| found == value)
+}
