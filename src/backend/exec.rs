@@ -27,7 +27,7 @@ use self::{
 use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Jump, JumpMethod, Namespace, PortRef, Workload},
-    io::BoxedIo,
+    io::{BoxedIo, held::Held},
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
@@ -213,7 +213,8 @@ impl JumpSession {
                 if let Program::Nc(Nc { announces: true, .. }) = self.program {
                     stream.expect_announcement();
                 }
-                Ok((Box::new(stream.counted(self.gauges.clone())), self.placement.clone()))
+                let counted = (self.gauges.count_stream(), self.gauges.count_connection());
+                Ok((Box::new(Held::new(stream, counted)), self.placement.clone()))
             }
             Err(error) => {
                 let (fault, reason) = match error {

@@ -125,21 +125,31 @@ pub struct Endpoint {
     pub protocol: &'static str,
 }
 
-/// One of the streams that are open, until it is dropped.
+/// One of the streams, or of the upgraded connections, that are open: until it is dropped.
 #[derive(Debug)]
-pub struct StreamCount(Arc<SessionGauges>);
+pub struct Counted {
+    gauges: Arc<SessionGauges>,
+    of: fn(&SessionGauges) -> &AtomicU64,
+}
 
 impl SessionGauges {
-    /// Counts a stream that has no connection of its own.
-    pub fn count_stream(self: &Arc<Self>) -> StreamCount {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        StreamCount(self.clone())
+    pub fn count_stream(self: &Arc<Self>) -> Counted {
+        self.count(|gauges| &gauges.streams)
+    }
+
+    pub fn count_connection(self: &Arc<Self>) -> Counted {
+        self.count(|gauges| &gauges.connections)
+    }
+
+    fn count(self: &Arc<Self>, of: fn(&SessionGauges) -> &AtomicU64) -> Counted {
+        of(self).fetch_add(1, Ordering::Relaxed);
+        Counted { gauges: self.clone(), of }
     }
 }
 
-impl Drop for StreamCount {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        (self.of)(&self.gauges).fetch_sub(1, Ordering::Relaxed);
     }
 }
 

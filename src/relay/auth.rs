@@ -64,18 +64,6 @@ pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
     parse_keys(&fs::read_to_string(path)?).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))
 }
 
-/// Returns the keys of a file, else those of the environment, [`SECRET`]; at least one.
-///
-/// # Errors
-/// There are none, or they are not understood; the message names where they were looked for.
-pub fn load(file: Option<&Path>) -> io::Result<Vec<Key>> {
-    let Some(file) = file else {
-        let secret = std::env::var(SECRET).map_err(|_| io::Error::other(format!("{SECRET} is not set")))?;
-        return parse_keys(&secret).map_err(|problem| io::Error::other(format!("{SECRET}: {problem}")));
-    };
-    read_keys(file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
-}
-
 /// Does the same for the content of such a file.
 pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
     let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -112,6 +100,18 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
         true => Err("there is no secret in it: 'adit server genkey' makes one".to_owned()),
         false => Ok(keys),
     }
+}
+
+/// Returns the keys of a file, else those of the environment, [`SECRET`]; at least one.
+///
+/// # Errors
+/// There are none, or they are not understood; the message names where they were looked for.
+pub fn load(file: Option<&Path>) -> io::Result<Vec<Key>> {
+    let Some(file) = file else {
+        let secret = std::env::var(SECRET).map_err(|_| io::Error::other(format!("{SECRET} is not set")))?;
+        return parse_keys(&secret).map_err(|problem| io::Error::other(format!("{SECRET}: {problem}")));
+    };
+    read_keys(file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
 }
 
 /// Returns a range of ports: `8080`, or `10000-60000`.

@@ -4,7 +4,6 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use super::{
     program::{CONNECT_SECONDS, is_announcement},
 };
 use crate::{
-    backend::{SessionGauges, StreamFault},
+    backend::StreamFault,
     io::BoxedIo,
     k8s::{client::printable, upgrade::exec::Executed},
 };
@@ -43,7 +42,6 @@ pub struct ExecStream {
     framing: Framing,
     target: String,
     pod: String,
-    gauges: Option<Arc<SessionGauges>>,
     received: BytesMut,
     payload: Bytes,
     stderr: Vec<u8>,
@@ -70,7 +68,6 @@ impl ExecStream {
             framing,
             target,
             pod,
-            gauges: None,
             received: BytesMut::new(),
             payload: Bytes::new(),
             stderr: Vec::new(),
@@ -95,14 +92,6 @@ impl ExecStream {
     /// Returns what the program has complained of so far.
     pub fn stderr(&self) -> &[u8] {
         &self.stderr
-    }
-
-    /// Counts it while it lives.
-    pub fn counted(mut self, gauges: Arc<SessionGauges>) -> Self {
-        gauges.streams.fetch_add(1, Ordering::Relaxed);
-        gauges.connections.fetch_add(1, Ordering::Relaxed);
-        self.gauges = Some(gauges);
-        self
     }
 
     /// Returns whether it ended because the container has no such program.
@@ -165,15 +154,6 @@ impl ExecStream {
             self.framing.put_close(&mut self.unsent);
             // An error shows in the read that follows.
             let _ = self.poll_send(cx);
-        }
-    }
-}
-
-impl Drop for ExecStream {
-    fn drop(&mut self) {
-        if let Some(gauges) = &self.gauges {
-            gauges.streams.fetch_sub(1, Ordering::Relaxed);
-            gauges.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -50,13 +50,14 @@ impl Walk {
         parse_duration(&text).or_else(|| self.wrong(node, "a duration", Some("write 90s, 60m or 1h30m; 0 means never")))
     }
 
-    pub(super) fn label(&mut self, node: &Node) -> Option<String> {
+    /// A text that `is` what it should be: `wanted`, in words.
+    fn word(&mut self, node: &Node, is: fn(&str) -> bool, wanted: &str) -> Option<String> {
         let text = self.text(node)?;
-        if is_label(&text) {
-            Some(text)
-        } else {
-            self.wrong(node, "a name of lower-case letters, digits and hyphens", None)
-        }
+        if is(&text) { Some(text) } else { self.wrong(node, wanted, None) }
+    }
+
+    pub(super) fn label(&mut self, node: &Node) -> Option<String> {
+        self.word(node, is_label, "a name of lower-case letters, digits and hyphens")
     }
 
     pub(super) fn namespace(&mut self, node: &Node) -> Option<Namespace> {
@@ -64,12 +65,7 @@ impl Walk {
     }
 
     pub(super) fn pod_name(&mut self, node: &Node) -> Option<String> {
-        let text = self.text(node)?;
-        if is_host(&text) {
-            Some(text)
-        } else {
-            self.wrong(node, "a name of lower-case letters, digits, hyphens and dots", None)
-        }
+        self.word(node, is_host, "a name of lower-case letters, digits, hyphens and dots")
     }
 
     pub(super) fn host(&mut self, node: &Node) -> Option<String> {
