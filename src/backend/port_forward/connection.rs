@@ -2,25 +2,17 @@
 //!
 //! Streams append to their own buffers; the writer takes a frame of each in turn and sends the lot in one write. The
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
-//! the wire, so the queues are bounded here: see [`STREAM_QUEUE`] and [`CONNECTION_QUEUE`].
+//! the wire, so the queues are bounded by the reader.
 
 mod state;
+mod tasks;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, SystemTime},
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
 };
 
-use bytes::BytesMut;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::Notify,
-    task::JoinHandle,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tracing::debug;
 
 pub(super) use self::state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream, classify};
@@ -28,25 +20,7 @@ use super::stream::MuxStream;
 use crate::{
     backend::{SessionGauges, StreamFault},
     io::BoxedIo,
-    wire::spdy::frame::{self, Frame, Parser},
 };
-
-const READ: usize = 64 * 1024;
-
-/// A stream that has its connection to itself is not read further while this much waits for its reader.
-const STREAM_QUEUE: usize = 1024 * 1024;
-
-/// While streams share a connection, reading goes on until this much waits; then the slowest is reset.
-const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
-
-/// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
-/// asked after 10 s, and believed dead when nothing at all has come 5 s later.
-const QUIET: Duration = Duration::from_secs(10);
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-
-/// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not. After this time the
-/// connection takes no new streams.
-const PROBE: Duration = Duration::from_secs(1);
 
 /// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
 const BUSY: u64 = 1024 * 1024;
@@ -112,7 +86,8 @@ impl Connection {
             is_paused: AtomicBool::new(false),
         });
         let (reader, writer) = tokio::io::split(io);
-        let tasks = [tokio::spawn(write(shared.clone(), writer)), tokio::spawn(read(shared.clone(), reader))];
+        let tasks =
+            [tokio::spawn(tasks::write(shared.clone(), writer)), tokio::spawn(tasks::read(shared.clone(), reader))];
         Arc::new(Self { shared, started: Instant::now(), tasks })
     }
 
@@ -256,216 +231,6 @@ impl Shared {
         drop(state);
         self.write.notify_one();
         self.fate.gauges.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
-    let mut batch = BytesMut::new();
-    loop {
-        let is_dead = {
-            let mut state = shared.lock();
-            state.fill(&mut batch, shared.port);
-            state.dead.is_some()
-        };
-        if is_dead {
-            break;
-        }
-        if batch.is_empty() {
-            batch = BytesMut::new();
-            shared.write.notified().await;
-            // Whoever else has something to say at this moment says it first: one write instead of many.
-            tokio::task::yield_now().await;
-            continue;
-        }
-        let written = async {
-            io.write_all(&batch).await?;
-            io.flush().await
-        };
-        if let Err(error) = written.await {
-            shared.die(StreamFault::Lost { detail: error.to_string() });
-            break;
-        }
-        batch.clear();
-    }
-    // The reader ends with the connection; an error here means that it has ended already.
-    let _ = io.shutdown().await;
-}
-
-async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
-    let mut parser = Parser::default();
-    let mut input = BytesMut::new();
-    let mut last_inbound = Instant::now();
-    let fault = loop {
-        let deadline = {
-            let mut state = shared.lock();
-            if let Some(fault) = &state.dead {
-                break fault.clone();
-            }
-            match next_check(&mut state, last_inbound) {
-                Ok(deadline) => deadline,
-                Err(fault) => break fault,
-            }
-        };
-        shared.write.notify_one();
-        if input.is_empty() {
-            // The buffer is given back while the connection is idle, and otherwise shared with the queues.
-            input.reserve(READ);
-        }
-        match timeout_at(deadline, io.read_buf(&mut input)).await {
-            Err(_) => continue,
-            Ok(Ok(0)) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
-            Ok(Err(error)) => break StreamFault::Lost { detail: error.to_string() },
-            Ok(Ok(_)) => last_inbound = Instant::now(),
-        }
-        if let Err(error) = dispatch(&shared, &mut parser, &mut input) {
-            break StreamFault::Lost { detail: error.to_string() };
-        }
-        wait_for_readers(&shared).await;
-    };
-    shared.die(fault);
-}
-
-/// Asks where something is suspicious or silent, and returns when to look again.
-fn next_check(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
-    let now = Instant::now();
-    let oldest = state.asked_at.iter().flatten().min().copied();
-    if !state.retired
-        && let Some(oldest) = oldest
-    {
-        if now < oldest + PROBE {
-            return Ok(oldest + PROBE);
-        }
-        // Held up by a pod that does not read, or for good by bytes that nobody will read.
-        debug!("a worker of the node hangs: the upgraded connection takes no new streams");
-        state.retired = true;
-    }
-    let silent_until = last_inbound + if oldest.is_some() { QUIET + ANSWER_WITHIN } else { QUIET };
-    if now < silent_until {
-        return Ok(silent_until);
-    }
-    if state.asked_at.iter().all(Option::is_some) {
-        return Err(StreamFault::Lost { detail: "no answer for 15 s".to_owned() });
-    }
-    if oldest.is_some() {
-        // Some workers hang, and those that do not have answered all: they are not asked again and again.
-        return Ok(now + QUIET);
-    }
-    state.ping();
-    Ok(now + ANSWER_WITHIN)
-}
-
-/// Takes what has come, and wakes those who wait for it.
-fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Result<(), frame::FrameError> {
-    let now = Instant::now();
-    let mut state = shared.lock();
-    let state = &mut *state;
-    state.heard = Some((now, SystemTime::now()));
-    while let Some(frame) = parser.next(input)? {
-        let id = match frame {
-            Frame::Data { id, .. } | Frame::RstStream { id, .. } => id,
-            Frame::Ping { id } => {
-                if state.on_ping(id, now) {
-                    shared.write.notify_one();
-                }
-                continue;
-            }
-            Frame::GoAway { .. } => {
-                state.retired = true;
-                continue;
-            }
-            Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
-        };
-        let Some((number, is_data)) = state.stream_of(id) else { continue };
-        let Some(stream) = state.streams.get_mut(&number) else { continue };
-        match frame {
-            Frame::Data { payload, fin, .. } if is_data => {
-                if !payload.is_empty() {
-                    stream.unanswered = false;
-                    stream.last_received = Some(now);
-                    stream.transferred += payload.len() as u64;
-                    if !stream.dropped {
-                        stream.inbox_bytes += payload.len();
-                        state.queued += payload.len();
-                        stream.inbox.push_back(payload);
-                    }
-                }
-                stream.pod_ended |= fin;
-            }
-            Frame::Data { payload, fin, .. } => {
-                let room = LONGEST_REPORT - stream.report.len();
-                stream.report.extend_from_slice(&payload[..payload.len().min(room)]);
-                stream.report_ended |= fin;
-            }
-            _ if is_data => stream.was_reset = true,
-            _ => stream.report_ended = true,
-        }
-        stream.wake();
-        if stream.is_over() {
-            on_end(shared, state, number);
-        }
-    }
-    Ok(())
-}
-
-/// Draws conclusions from the end of a stream.
-fn on_end(shared: &Shared, state: &mut State, number: u64) {
-    let Some(stream) = state.streams.get_mut(&number) else { return };
-    let end = stream.end(shared.port);
-    // Bytes for a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21): are
-    // all of them still there?
-    let is_suspicious = stream.unanswered || !stream.outbox.is_empty();
-    if stream.dropped {
-        state.remove_stream(number);
-    }
-    if let Some(Err(StreamFault::PodGone { .. })) = end {
-        state.retired = true;
-        shared.fate.pod_gone();
-    }
-    if is_suspicious && !state.retired {
-        // What is on its way may have been sent before the end.
-        if !state.is_suspicious || state.asked_at.iter().any(Option::is_none) {
-            state.ping();
-        }
-        state.is_suspicious = true;
-    }
-}
-
-/// Waits while there is more to be read by others than may be queued.
-async fn wait_for_readers(shared: &Shared) {
-    loop {
-        {
-            let mut state = shared.lock();
-            let state = &mut *state;
-            let alone = state.streams.len() == 1;
-            let fullest = state.streams.iter_mut().max_by_key(|(_, stream)| stream.inbox_bytes);
-            let is_full = match fullest {
-                None => false,
-                Some((_, stream)) if alone => stream.inbox_bytes > STREAM_QUEUE,
-                Some((_, stream)) if state.queued > CONNECTION_QUEUE => {
-                    // Its reader is told: bytes are missing at the end of what it has.
-                    stream.was_reset = true;
-                    stream.wake();
-                    if let Some(pair) = stream.pair {
-                        frame::put_rst_stream(&mut state.control, pair.data, frame::reset::CANCEL);
-                    }
-                    state.queued -= std::mem::take(&mut stream.inbox_bytes);
-                    stream.inbox.clear();
-                    false
-                }
-                Some((_, stream)) => {
-                    if stream.inbox_bytes > STREAM_QUEUE {
-                        // The others go on; new streams go elsewhere.
-                        state.retired = true;
-                    }
-                    false
-                }
-            };
-            shared.is_paused.store(is_full, Ordering::Relaxed);
-            if !is_full || state.dead.is_some() {
-                return;
-            }
-        }
-        shared.read.notified().await;
     }
 }
 

@@ -1,0 +1,106 @@
+//! What happens to a stream: it is switched to another protocol, or let go before its end.
+
+use super::*;
+
+/// Switches the protocol, and sends back what comes.
+fn switch_and_echo(mut request: Request<Incoming>) -> Answered {
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrading.await.unwrap()));
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    Box::pin(async { Ok(response) })
+}
+
+#[tokio::test]
+async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
+    let world = World::new(Scheme::Http, switch_and_echo);
+    let mut frames = Vec::new();
+    // Every first byte (FIN, reserved bits, opcode), masked or not, with lengths in each form, and in the wrong one.
+    for first in 0..=255u8 {
+        frames.extend([first, 0]);
+        frames.extend([first, 0x85, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        frames.extend([first, 126, 0, 3, 1, 2, 3]);
+        frames.extend([first, 127, 0, 0, 0, 0, 0, 0, 0, 1, 9]);
+    }
+    for code in [0, 999, 1000, 1001, 1005, 1006, 1012, 2999, 3000, 4999, 65535u16] {
+        frames.extend([0x88, 2]);
+        frames.extend(code.to_be_bytes());
+    }
+    frames.extend([0x88, 1, 3]);
+    // A text that is no UTF-8, then a message of 16 MiB in fragments.
+    frames.extend([0x81, 3, 0xff, 0xfe, 0xfd]);
+    for fragment in 0..256u32 {
+        let first = if fragment == 0 { 0x02 } else { u8::from(fragment == 255) << 7 };
+        frames.extend([first, 127]);
+        frames.extend(65536u64.to_be_bytes());
+        frames.extend((0..65536u32).map(|at| (at.wrapping_mul(31) ^ fragment) as u8));
+    }
+    let mut stream = world.connect(HttpVersion::Http1);
+    let head = "GET /ws HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut back = Vec::new();
+    let sending = async {
+        write.write_all(&frames).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let ((), read) = tokio::join!(sending, timeout(PATIENCE, read.read_to_end(&mut back)));
+    read.expect("it ends").unwrap();
+    assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
+}
+
+#[tokio::test]
+async fn an_offer_to_switch_to_h2c_is_not_passed_on() {
+    let world = World::new(Scheme::Http, show_headers);
+    let answer = world
+        .exchange(
+            "GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n",
+        )
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let (_, shown) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!shown.contains("upgrade") && !shown.contains("http2-settings"), "{shown}");
+}
+
+#[tokio::test]
+async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer_and_without_an_error() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    for speaks in [Scheme::H2c, Scheme::Http] {
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(empty())) }));
+        let mut stream = world.connect(HttpVersion::Http2);
+        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        // POST http://web.localhost/, and the first of many bytes.
+        let block = b"\x83\x86\x84\x41\x0dweb.localhost";
+        sent.extend([0, 0, block.len() as u8, HEADERS, 4, 0, 0, 0, 1]);
+        sent.extend(block);
+        sent.extend(b"\0\0\x03\0\0\0\0\0\x01abc");
+        stream.write_all(&sent).await.unwrap();
+        let mut of_stream = Vec::new();
+        while of_stream.last() != Some(&(RST_STREAM, 0)) {
+            let mut head = [0; 9];
+            timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("the stream ends").unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            stream.read_exact(&mut payload).await.unwrap();
+            match (head[3], head[8]) {
+                (HEADERS, 1) => of_stream.push((HEADERS, head[4] & 1)),
+                (RST_STREAM, 1) => of_stream.push((RST_STREAM, payload[3])),
+                _ => {}
+            }
+            assert!(of_stream.len() <= 2, "{of_stream:?}");
+        }
+        assert_eq!(of_stream, [(HEADERS, 1), (RST_STREAM, 0)], "{speaks:?}: the whole answer, then NO_ERROR");
+    }
+}
