@@ -31,7 +31,7 @@ use crate::{
         Connection,
         http::{HttpFrontend, HttpVersion},
     },
-    io::{BoxedIo, accept, prefixed::Prefixed},
+    io::{BoxedIo, accept, prefixed::Prefixed, read_ahead::ReadAhead},
     listener::mux::{SILENCE, first_bytes},
     metrics::Metrics,
     relay::{
@@ -285,7 +285,7 @@ async fn visit(
     drain: Drain,
 ) {
     if let Some(https) = https {
-        if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(stream)).await {
+        if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(ReadAhead::new(stream))).await {
             let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
             front.serve(Box::new(tls), version, connection, true, drain).await;

@@ -18,6 +18,7 @@ use crate::{
     io::{
         BoxedIo,
         prefixed::Prefixed,
+        read_ahead::ReadAhead,
         splice::{Side, splice},
     },
     routing::SharedRouter,
@@ -85,7 +86,8 @@ impl PostgresFrontend {
             }
             // It speaks plaintext from here on.
             Ok(false) => {
-                let accept = TlsAcceptor::from(self.server.clone()).accept(Prefixed::new(greeting.bytes, stream));
+                let stream = ReadAhead::new(Prefixed::new(greeting.bytes, stream));
+                let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
                 match timeout(HANDSHAKE_TIMEOUT, accept).await {
                     Ok(Ok(mut client)) => {
                         join(&mut client, &mut backend, Bytes::new(), &lease, name, connection).await;

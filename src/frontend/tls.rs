@@ -24,7 +24,7 @@ use crate::{
     config::Scheme,
     drain::Drain,
     frontend::Connection,
-    io::{BoxedIo, prefixed::Prefixed, splice::splice},
+    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead, splice::splice},
     metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager},
@@ -121,7 +121,7 @@ impl TlsFrontend {
     }
 
     async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Connection, drain: Drain) {
-        let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
+        let accept = TlsAcceptor::from(self.server.clone()).accept(ReadAhead::new(stream));
         let tls = match timeout(HANDSHAKE_TIMEOUT, accept).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod held;
 pub mod prefixed;
+pub mod read_ahead;
 pub mod splice;
 
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -15,11 +15,15 @@ use tokio::{
     time::timeout,
 };
 
-/// What is read at a time. It is on the stack: a connection that is idle, or whose reader keeps up, holds no buffer.
-const CHUNK: usize = 16 * 1024;
+/// What is read before it is written. It is on the stack: a connection that is idle, or whose reader keeps up, holds no
+/// buffer.
+const CHUNK: usize = 64 * 1024;
+
+/// With less room than this in a chunk, a record of TLS, it is written before more is read.
+const ROOM: usize = 16 * 1024;
 
 /// After this many chunks in a row other tasks get their turn.
-const TURNS: usize = 16;
+const TURNS: usize = 4;
 
 /// How long the client may go on after the backend has ended. What it sends leads nowhere, but closing over bytes
 /// that nobody read is a reset, which can overtake the end of the backend's answer.
@@ -90,6 +94,8 @@ struct Direction {
     rest: Bytes,
     count: u64,
     needs_flush: bool,
+    /// How the reader broke, to be told when what came before is written.
+    broken: Option<io::Error>,
     stage: Stage,
 }
 
@@ -146,23 +152,31 @@ impl Direction {
             if self.stage == Stage::Ending {
                 return Pin::new(&mut *writer).poll_shutdown(cx).map_err(Failure::Write);
             }
+            if let Some(error) = self.broken.take() {
+                return Poll::Ready(Err(Failure::Read(error)));
+            }
             let mut chunk = [MaybeUninit::<u8>::uninit(); CHUNK];
             let mut read = ReadBuf::uninit(&mut chunk);
-            match Pin::new(&mut *reader).poll_read(cx, &mut read) {
-                Poll::Pending => {
-                    if self.needs_flush {
-                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Failure::Write)?;
-                        self.needs_flush = false;
-                    }
-                    return Poll::Pending;
+            while read.remaining() >= ROOM {
+                let before = read.filled().len();
+                match Pin::new(&mut *reader).poll_read(cx, &mut read) {
+                    Poll::Pending => break,
+                    Poll::Ready(Err(error)) => self.broken = Some(error),
+                    Poll::Ready(Ok(())) if read.filled().len() == before => self.stage = Stage::Ending,
+                    Poll::Ready(Ok(())) => continue,
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Read(error))),
-                Poll::Ready(Ok(())) => {}
+                break;
             }
             let filled = read.filled();
             if filled.is_empty() {
-                self.stage = Stage::Ending;
-                continue;
+                if self.broken.is_some() || self.stage == Stage::Ending {
+                    continue;
+                }
+                if self.needs_flush {
+                    ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Failure::Write)?;
+                    self.needs_flush = false;
+                }
+                return Poll::Pending;
             }
             self.count += filled.len() as u64;
             match Pin::new(&mut *writer).poll_write(cx, filled) {

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use self::websocket::WebSocketIo;
 use crate::{
     config::Namespace,
-    io::{BoxedIo, prefixed::Prefixed},
+    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
     k8s::{
         ClusterError,
         client::{Cluster, printable},
@@ -106,7 +106,7 @@ pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
         let tcp = cluster.dialer.connect(cluster.server.clone()).await.map_err(|error| cluster.unreachable(&*error))?;
         match (&cluster.tls, &cluster.tls_server_name) {
             (Some(tls), Some(name)) => {
-                let tls = TlsConnector::from(tls.clone()).connect(name.clone(), tcp).await;
+                let tls = TlsConnector::from(tls.clone()).connect(name.clone(), ReadAhead::new(tcp)).await;
                 Ok(Box::new(tls.map_err(|error| cluster.unreachable(&error))?) as BoxedIo)
             }
             _ => Ok(tcp),

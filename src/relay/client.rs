@@ -27,6 +27,7 @@ use crate::{
     io::{
         BoxedIo,
         prefixed::Prefixed,
+        read_ahead::ReadAhead,
         splice::{Side, splice},
     },
     wire::relay::{Frame, Kind, Token},
@@ -199,8 +200,8 @@ struct Client {
 }
 
 impl Client {
-    async fn dial(&self, purpose: Purpose) -> io::Result<TlsStream<BoxedIo>> {
-        let stream = timeout(STEP, self.options.dial.dial(purpose)).await??;
+    async fn dial(&self, purpose: Purpose) -> io::Result<TlsStream<ReadAhead<BoxedIo>>> {
+        let stream = ReadAhead::new(timeout(STEP, self.options.dial.dial(purpose)).await??);
         let name = ServerName::try_from(self.options.dial.host());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         timeout(STEP, TlsConnector::from(self.config.clone()).connect(name, stream)).await?
@@ -359,7 +360,7 @@ impl Client {
         info!(target: "adit::access", peer, local = wanted.local_port, up = end.up, down = end.down, broken = ?end.broken, "relayed connection");
     }
 
-    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<BoxedIo>>, Over> {
+    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<ReadAhead<BoxedIo>>>, Over> {
         let tls = self.dial(Purpose::Stream).await?;
         let proof = auth::claim(&self.options.secret, &session, &stream, &tls::exporter(tls.get_ref().1)?);
         let mut reader = Reader::new(tls, BytesMut::new());

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::accept,
+    io::{accept, read_ahead::ReadAhead},
     wire::relay::{Frame, Kind, Token},
 };
 
@@ -145,7 +145,7 @@ impl Server {
             (0, _) => Err(Over::Closed),
             // A TLS record with a handshake.
             (_, 0x16) => {
-                let accepting = TlsAcceptor::from(self.tls.clone()).accept(stream);
+                let accepting = TlsAcceptor::from(self.tls.clone()).accept(ReadAhead::new(stream));
                 let tls = timeout(STEP, accepting).await.map_err(|_| Over::Silent(STEP))??;
                 self.greet_v2(tls, peer, permit).await
             }
@@ -155,7 +155,7 @@ impl Server {
 
     async fn greet_v2(
         self: Arc<Self>,
-        tls: TlsStream<TcpStream>,
+        tls: TlsStream<ReadAhead<TcpStream>>,
         peer: SocketAddr,
         permit: OwnedSemaphorePermit,
     ) -> Result<(), Over> {
