@@ -50,7 +50,10 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
         let mut asked_for = false;
         tokio::select! {
             () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
-            Some(()) = events.recv(), if is_watching => settle(&mut events).await,
+            Some(()) = events.recv(), if is_watching => tokio::select! {
+                () = settle(&mut events) => {}
+                Some(()) = look_again.recv() => asked_for = true,
+            },
             Some(()) = look_again.recv() => asked_for = true,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
@@ -257,5 +260,16 @@ mod tests {
         watched.look_again.send(()).await.unwrap();
         watched.next().await.unwrap();
         assert!(watched.changes.borrow().as_ref().unwrap().asked_for, "what is asked for is told in any case");
+    }
+
+    #[tokio::test]
+    async fn who_asks_does_not_wait_until_the_file_is_at_rest() {
+        let mut watched =
+            Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap()).await;
+        fs::write(watched.file(), "verbose: true\n").unwrap();
+        sleep(DEBOUNCE / 5).await;
+        watched.look_again.send(()).await.unwrap();
+        assert!(watched.next().await.unwrap().verbose);
+        assert!(watched.changes.borrow().as_ref().unwrap().asked_for);
     }
 }
