@@ -1,9 +1,10 @@
-//! Connections to the pod, pooled.
+//! Requests to the pod: on which connection, and what is done where one fails.
+
+pub mod pool;
 
 use std::{
-    collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -20,28 +21,22 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::BoxError;
 
+use self::pool::{Key, Pool, Returning, Sender};
 use super::super::tls::backend::ClientConfigs;
 use crate::{
-    config::{BackendTls, Scheme},
+    config::Scheme,
     drain::Drain,
     io::BoxedIo,
     metrics::Metrics,
-    routing::{Route, Target},
+    routing::Route,
     tunnel::{Lease, OpenError, Placement, StreamFault},
 };
 
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
-
-/// How long an unused connection is kept. Node.js closes after 5 s, the shortest of the common servers: a request
-/// must not meet a connection that is just being closed.
-const IDLE: Duration = Duration::from_secs(4);
-
-/// How many unused connections to one target are kept: each is a connection into a pod.
-const MOST_IDLE: usize = 512;
 
 /// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
 const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
@@ -52,19 +47,7 @@ const MOST_USED: usize = 2;
 /// A body of up to this size is kept, so that the request can be repeated.
 const LONGEST_KEPT: u64 = 64 * 1024;
 
-/// A connection whose answer has just been read needs a moment until it takes the next request.
-const BREATH: Duration = Duration::from_millis(2);
-
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What connections are shared by.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    target: Target,
-    scheme: Scheme,
-    /// For https: the name that is asked for, and how.
-    tls: Option<(String, BackendTls)>,
-}
 
 /// Why there is no response.
 pub enum RequestError {
@@ -95,52 +78,10 @@ impl RequestError {
 
 /// The connections of one HTTP frontend to all its backends.
 pub struct Upstreams {
-    pool: Mutex<Pool>,
+    pool: Arc<Pool>,
     tls: ClientConfigs,
     metrics: Arc<Metrics>,
     drain: Drain,
-}
-
-#[derive(Default)]
-struct Pool {
-    /// By age, the oldest first.
-    idle: HashMap<Key, Vec<Idle>>,
-    /// One connection per backend serves all requests.
-    h2: HashMap<Key, (http2::SendRequest<Body>, Placement)>,
-    /// Whether a task closes what is unused for too long.
-    is_reaped: bool,
-}
-
-struct Idle {
-    sender: http1::SendRequest<Body>,
-    placement: Placement,
-    since: Instant,
-}
-
-enum Sender {
-    H1(http1::SendRequest<Body>),
-    H2(http2::SendRequest<Body>),
-}
-
-/// Gives a connection back when it is dropped: with the end of the response's body.
-pub struct Returning {
-    upstreams: Arc<Upstreams>,
-    key: Key,
-    sender: Option<http1::SendRequest<Body>>,
-    placement: Placement,
-}
-
-impl Drop for Returning {
-    fn drop(&mut self) {
-        if let Some(sender) = self.sender.take()
-            && !sender.is_closed()
-            && !self.placement.is_leaving()
-            && !self.upstreams.drain.is_draining()
-        {
-            let idle = Idle { sender, placement: self.placement.clone(), since: Instant::now() };
-            self.upstreams.keep(self.key.clone(), idle);
-        }
-    }
 }
 
 /// A request, and what is needed to send it again.
@@ -182,7 +123,8 @@ impl Repeatable {
 
 impl Upstreams {
     pub fn new(metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
-        Arc::new(Self { pool: Mutex::default(), tls: ClientConfigs::default(), metrics, drain })
+        let pool = Pool::new(drain.clone());
+        Arc::new(Self { pool, tls: ClientConfigs::default(), metrics, drain })
     }
 
     /// Sends a request and returns the head of the response, with what has to be kept until its body has ended.
@@ -222,14 +164,15 @@ impl Upstreams {
                 return Err(RequestError::Tls(io::ErrorKind::NotConnected.into()));
             };
             let may_share = repeatable.is_some() || (scheme == Scheme::H2c && !is_upgrade);
-            let pooled = if may_share && used < MOST_USED { self.take(&key).await } else { None };
+            let pooled = if may_share && used < MOST_USED { self.pool.take(&key).await } else { None };
             let is_pooled = pooled.is_some();
             let (mut sender, placement) = match pooled {
                 Some(pooled) => pooled,
                 None => self.connect(&key, lease, is_upgrade).await?,
             };
             let (error, unsent) = match send_on(&mut sender, scheme, next).await {
-                Ok(response) => return Ok((response, self.returning(key, sender, placement, is_upgrade))),
+                Ok(response) if is_upgrade => return Ok((response, None)),
+                Ok(response) => return Ok((response, self.pool.returning(key, sender, placement))),
                 Err(failed) => failed,
             };
             let error = RequestError::Failed(error);
@@ -238,7 +181,7 @@ impl Upstreams {
                 return Err(error);
             }
             // What ended one connection has ended the others like it.
-            self.forget(&key);
+            self.pool.forget(&key);
             once = unsent.filter(|_| is_pooled);
             match (once.is_some() || repeatable.is_some(), is_pooled, pauses.as_slice().first()) {
                 (true, true, _) => {
@@ -253,102 +196,6 @@ impl Upstreams {
                 _ => return Err(error),
             }
         }
-    }
-
-    fn returning(
-        self: &Arc<Self>,
-        key: Key,
-        sender: Sender,
-        placement: Placement,
-        is_upgrade: bool,
-    ) -> Option<Returning> {
-        match sender {
-            Sender::H1(sender) if !is_upgrade => {
-                Some(Returning { upstreams: self.clone(), key, sender: Some(sender), placement })
-            }
-            _ => None,
-        }
-    }
-
-    /// Drops the unused connections.
-    fn forget(&self, key: &Key) {
-        let mut pool = self.lock();
-        pool.idle.remove(key);
-        pool.h2.remove(key);
-    }
-
-    async fn take(&self, key: &Key) -> Option<(Sender, Placement)> {
-        loop {
-            let mut idle = {
-                let mut pool = self.lock();
-                if let Some((sender, placement)) = pool.h2.get(key) {
-                    if !sender.is_closed() && !placement.is_leaving() {
-                        return Some((Sender::H2(sender.clone()), placement.clone()));
-                    }
-                    pool.h2.remove(key);
-                }
-                let all = pool.idle.get_mut(key)?;
-                // The last one used is the one most likely to be alive; one whose answer has been read to the end just now
-                // needs a moment in another task, the one that has had the most of it the least.
-                let ready = all.iter().rposition(|idle| idle.sender.is_ready());
-                let idle = all.remove(ready.unwrap_or(0));
-                if all.is_empty() {
-                    pool.idle.remove(key);
-                }
-                idle
-            };
-            if idle.placement.is_leaving() || idle.sender.is_closed() {
-                continue;
-            }
-            match timeout(BREATH, idle.sender.ready()).await {
-                Ok(Ok(())) => return Some((Sender::H1(idle.sender), idle.placement)),
-                Ok(Err(_)) => {}
-                // The machine is busy: it is for another request.
-                Err(_) => {
-                    self.lock().idle.entry(key.clone()).or_default().push(idle);
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// Keeps a connection for the next request.
-    fn keep(self: &Arc<Self>, key: Key, idle: Idle) {
-        let mut pool = self.lock();
-        let all = pool.idle.entry(key).or_default();
-        if all.len() < MOST_IDLE {
-            all.push(idle);
-        }
-        if !std::mem::replace(&mut pool.is_reaped, true) {
-            let this = self.clone();
-            self.drain.spawn(async move { this.reap().await });
-        }
-    }
-
-    /// Closes what is unused for too long, until there is nothing left.
-    async fn reap(&self) {
-        loop {
-            tokio::select! {
-                () = sleep(IDLE / 4) => {}
-                () = self.drain.started() => {}
-            }
-            let is_draining = self.drain.is_draining();
-            let mut pool = self.lock();
-            pool.idle.retain(|_, all| {
-                let is_kept = |idle: &Idle| idle.since.elapsed() < IDLE && !idle.placement.is_leaving();
-                all.retain(|idle| is_kept(idle) && !idle.sender.is_closed() && !is_draining);
-                !all.is_empty()
-            });
-            pool.h2.retain(|_, (sender, placement)| !sender.is_closed() && !placement.is_leaving() && !is_draining);
-            if pool.idle.is_empty() && pool.h2.is_empty() {
-                pool.is_reaped = false;
-                return;
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().expect("no panic while the lock is held")
     }
 
     async fn connect(&self, key: &Key, lease: &Lease, is_upgrade: bool) -> Result<(Sender, Placement), RequestError> {
@@ -393,7 +240,7 @@ impl Upstreams {
         builder.timer(TokioTimer::new()).adaptive_window(true).keep_alive_interval(Some(Duration::from_secs(20)));
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(RequestError::Failed)?;
         self.drain.spawn(async move { drop(connection.await) });
-        self.lock().h2.insert(key.clone(), (sender.clone(), placement.clone()));
+        self.pool.share(key.clone(), sender.clone(), placement.clone());
         Ok(Sender::H2(sender))
     }
 }
