@@ -12,7 +12,7 @@ use crate::{
     k8s::{
         ServicePort,
         list::{self, Listed},
-        resolve::choose_port,
+        ports::choose_port,
     },
     routing::{Router, hostname::DynamicName},
 };

@@ -7,6 +7,7 @@ pub mod defaults;
 pub mod diff;
 pub mod file;
 pub mod names;
+pub mod near;
 pub mod problem;
 pub mod reference;
 pub mod schema;

@@ -24,7 +24,8 @@ use super::{
     HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute,
     TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{is_host, is_image, is_label, is_port_name, parse_duration, relay_address, similar},
+    names::{is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
+    near::near,
     problem::{LoadError, Problem},
 };
 
@@ -273,11 +274,7 @@ impl Walk {
                     map.insert(key.name.as_str(), value);
                 }
             } else {
-                let near = known
-                    .iter()
-                    .filter(|other| similar(&key.name, other))
-                    .min_by_key(|other| other.len().abs_diff(key.name.len()));
-                let hint = match near {
+                let hint = match near(&key.name, known, |known| known).first() {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!("the keys here are {}", known.join(", ")),
                 };

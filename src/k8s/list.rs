@@ -8,7 +8,7 @@ use crate::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
         objects::Service,
-        resolve,
+        ports,
     },
 };
 
@@ -54,7 +54,7 @@ fn listed(service: Service) -> Option<Listed> {
     let spec = service.spec?;
     let has_pods = spec.type_.as_deref() != Some("ExternalName")
         && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
-    let ports = resolve::tcp_ports(&spec);
+    let ports = ports::tcp_ports(&spec);
     (has_pods && !ports.is_empty()).then_some(Listed {
         namespace: Namespace(service.metadata.namespace?),
         name: service.metadata.name?,

@@ -9,6 +9,7 @@ pub mod list;
 pub mod objects;
 pub mod own_pod;
 pub mod pods;
+pub mod ports;
 pub mod resolve;
 pub mod upgrade;
 pub mod watch;

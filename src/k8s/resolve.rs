@@ -8,14 +8,13 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    config::{Namespace, PortRef, Workload},
+    config::{Namespace, PortRef, Workload, near::near},
     k8s::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
-        objects::{
-            EndpointSlice, Namespace as NamespaceObject, Pod, Service, ServicePort as ServicePortObject, ServiceSpec,
-        },
+        objects::{EndpointSlice, Namespace as NamespaceObject, Pod, Service, ServiceSpec},
         pods,
+        ports::{choose_port, tcp_ports},
     },
 };
 
@@ -239,7 +238,7 @@ impl Lookup<'_> {
         let names: Vec<String> = listed
             .map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect())
             .unwrap_or_default();
-        let near = near(name, names.iter().map(String::as_str));
+        let near = near(name, names.iter().cloned(), |name| name);
         let context = self.cluster.context.clone();
         if names.is_empty() && self.namespace_is_missing().await {
             let hint =
@@ -258,42 +257,6 @@ impl Lookup<'_> {
 
     fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(&self) -> Api<K> {
         Api::namespaced(self.cluster.client.clone(), &self.namespace.0)
-    }
-}
-
-/// Returns the TCP ports of a Service.
-pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
-    let is_tcp = |port: &&ServicePortObject| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-    spec.ports
-        .iter()
-        .flatten()
-        .filter(is_tcp)
-        .filter_map(|port| {
-            Some(ServicePort {
-                number: u16::try_from(port.port).ok()?,
-                name: port.name.clone(),
-                app_protocol: port.app_protocol.clone(),
-            })
-        })
-        .collect()
-}
-
-/// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.
-pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
-    match wanted {
-        PortRef::Number(number) => ports.iter().find(|port| port.number == *number),
-        PortRef::Name(name) => ports.iter().find(|port| port.name.as_deref() == Some(name)),
-        PortRef::Auto => match ports {
-            [only] => Some(only),
-            several => {
-                let named = |name: &&str| several.iter().find(|port| port.name.as_deref() == Some(*name));
-                let numbered = |number: &u16| several.iter().find(|port| port.number == *number);
-                ["http", "web", "https", "grpc"]
-                    .iter()
-                    .find_map(named)
-                    .or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
-            }
-        },
     }
 }
 
@@ -347,60 +310,11 @@ fn describe(all: &[Pod]) -> String {
     format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", "))
 }
 
-/// Returns up to three names that are like `name`, the likest first.
-fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(usize, &str)> = names
-        .filter_map(|other| {
-            let distance = distance(name, other);
-            let close = distance <= 2.max(name.len() / 3) || (name.len() > 2 && other.contains(name));
-            close.then_some((distance, other))
-        })
-        .collect();
-    scored.sort_unstable();
-    scored.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
-}
-
-/// Returns how many letters have to be changed, added or left out (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(from != *to)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn port(number: u16, name: Option<&str>) -> ServicePort {
-        ServicePort { number, name: name.map(str::to_owned), app_protocol: None }
-    }
-
-    #[test]
-    fn without_a_port_the_one_that_a_browser_means_is_chosen() {
-        let auto = |ports: &[ServicePort]| choose_port(ports, &PortRef::Auto).map(|port| port.number);
-        assert_eq!(auto(&[port(5432, None)]), Some(5432));
-        assert_eq!(auto(&[port(9090, Some("metrics")), port(8000, Some("web")), port(80, Some("x"))]), Some(8000));
-        assert_eq!(auto(&[port(9090, Some("metrics")), port(3000, Some("x")), port(443, Some("y"))]), Some(443));
-        assert_eq!(auto(&[port(6379, Some("redis")), port(3306, Some("mysql"))]), None);
-        assert_eq!(auto(&[]), None);
-    }
-
-    #[test]
-    fn an_unknown_port_is_not_taken_for_a_container_port() {
-        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Number(8080)), None);
-        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Name("grpc".into())), None);
-    }
 
     fn slice(value: serde_json::Value) -> EndpointSlice {
         serde_json::from_value(value).unwrap()
@@ -440,11 +354,5 @@ mod tests {
         let (found, others) = ready_pods(&slices, None, None);
         assert_eq!(found.len(), 1);
         assert!(others);
-    }
-
-    #[test]
-    fn names_that_are_like_it_are_suggested() {
-        assert_eq!(near("argo", ["argocd-server", "postgres", "argo-x"].into_iter()), ["argo-x", "argocd-server"]);
-        assert_eq!(near("wbe", ["web", "redis"].into_iter()), ["web"]);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use crate::config::near;
+
 /// Returns a host in the form that routes are kept in: without port and trailing dot, lower case.
 ///
 /// Takes Host headers (`Web.Localhost:8989`), SNI, and IPv6 literals (`[::1]:8989`, `::1`).
@@ -31,20 +33,11 @@ pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t s
 
 /// Returns up to three keys that look like `host`, the likest first.
 pub fn near<T>(routes: &BTreeMap<String, T>, host: &str) -> Vec<String> {
-    let first = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
-    let wanted = first(host);
-    let mut scored: Vec<(usize, &str)> = routes
-        .keys()
-        .filter(|key| !key.starts_with("*."))
-        .filter_map(|key| {
-            let label = first(key);
-            let common = label.chars().zip(wanted.chars()).take_while(|(a, b)| a == b).count();
-            (common >= 2.min(wanted.len()) && common > 0)
-                .then_some((label.len().max(wanted.len()) - common, key.as_str()))
-        })
-        .collect();
-    scored.sort_unstable();
-    scored.into_iter().take(3).map(|(_, key)| key.to_owned()).collect()
+    fn first(name: &str) -> &str {
+        name.split('.').next().unwrap_or_default()
+    }
+    let keys = routes.keys().filter(|key| !key.starts_with("*."));
+    near::near(first(host), keys, |key| first(key.as_str())).into_iter().cloned().collect()
 }
 
 #[cfg(test)]
