@@ -1,10 +1,12 @@
 //! An embedded Kubernetes API server: as much of it as adit and kubectl need.
 
+mod collections;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use futures::StreamExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -19,17 +21,17 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use self::collections::{list, wants_table, watch};
 use super::{
     Node, VERSION,
     access::{Tokens, User},
     faults::Era,
     kinds::{self, Kind},
     process::Process,
-    selector::Selector,
     table::table,
     upgrades::{execs, port_forwards},
-    world::Change,
 };
+
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What is sent to it: a scale, a question, the options of a deletion.
@@ -260,116 +262,6 @@ async fn may(request: Request<Incoming>, node: &Node, user: User) -> Response<Bo
     json_body(StatusCode::CREATED, &answer)
 }
 
-fn selector(request: &Request<Incoming>) -> Result<Selector, Box<Response<Body>>> {
-    let (labels, fields) = (query(request, "labelSelector"), query(request, "fieldSelector"));
-    Selector::parse(labels.as_deref(), fields.as_deref())
-        .map_err(|error| Box::new(status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string())))
-}
-
-fn list(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -> Response<Body> {
-    let selector = match selector(request) {
-        Ok(selector) => selector,
-        Err(response) => return *response,
-    };
-    let (mut objects, version) = node.world.list(resource.kind.plural, resource.namespace);
-    objects.retain(|object| selector.matches(object));
-    let version = version.to_string();
-    if wants_table(request.headers()) {
-        return ok(&table(resource.kind, objects.iter().map(|object| &**object), &version));
-    }
-    let kind = format!("{}List", resource.kind.name);
-    let objects: Vec<&Value> = objects.iter().map(|object| &**object).collect();
-    ok(
-        &json!({"kind": kind, "apiVersion": resource.kind.api_version(), "metadata": {"resourceVersion": version}, "items": objects}),
-    )
-}
-
-/// Streams what changes after a version; without one, what there is comes first.
-fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<Node>) -> Response<Body> {
-    let selector = match selector(request) {
-        Ok(selector) => selector,
-        Err(response) => return *response,
-    };
-    let (plural, namespace) = (resource.kind.plural, resource.namespace.map(str::to_owned));
-    let from = query(request, "resourceVersion")
-        .and_then(|version| version.parse::<u64>().ok())
-        .filter(|version| *version > 0);
-    let (first, from) = match from {
-        Some(version) => (Vec::new(), version),
-        None => node.world.list(plural, namespace.as_deref()),
-    };
-    let as_table = wants_table(request.headers());
-    let kind = resource.kind;
-    let line = move |event: &str, object: &Value| {
-        let object =
-            if as_table { table(kind, [object], text(&object["metadata"]["resourceVersion"])) } else { object.clone() };
-        Bytes::from(format!("{}\n", json!({"type": event, "object": object})))
-    };
-    let mut before: Vec<Bytes> =
-        first.iter().filter(|object| selector.matches(object)).map(|object| line("ADDED", object)).collect();
-    if query(request, "sendInitialEvents").as_deref() == Some("true") {
-        // Tells where what there was ends (KEP-3157).
-        let metadata =
-            json!({"resourceVersion": from.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
-        let object = json!({"kind": kind.name, "apiVersion": kind.api_version(), "metadata": metadata});
-        before.push(Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
-    }
-    let later = changes(node.clone(), from).map(move |changes| match changes {
-        Some(changes) => {
-            let is_ours = |change: &&Change| {
-                let object = change.after.as_ref().or(change.before.as_ref());
-                change.plural == plural
-                    && object.is_some_and(|object| namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str()))
-            };
-            changes.iter().filter(is_ours).filter_map(|change| event(change, &selector).map(|(event, object)| line(event, object))).collect::<Vec<_>>().concat().into()
-        }
-        None => Bytes::from(format!(
-            "{}\n",
-            json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old resource version"}})
-        )),
-    });
-    let seconds = query(request, "timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(3600);
-    let of_watch = node.clone();
-    let end = async move {
-        tokio::select! {
-            () = sleep(Duration::from_secs(seconds)) => {}
-            () = of_watch.faults.watches_are_ended() => {}
-        }
-    };
-    let lines = futures::stream::iter(before).chain(later).filter(|line| std::future::ready(!line.is_empty()));
-    let lines = lines.take_until(Box::pin(end)).map(|line| Ok(Frame::data(line)));
-    respond(StatusCode::OK, "application/json", StreamBody::new(lines).boxed_unsync())
-}
-
-/// Returns what happens to those who see only what a selector takes: an object that no longer matches is gone to them.
-fn event<'c>(change: &'c Change, selector: &Selector) -> Option<(&'static str, &'c Value)> {
-    let matching = |object: &'c Option<Arc<Value>>| object.as_deref().filter(|object| selector.matches(object));
-    match (matching(&change.before), matching(&change.after)) {
-        (None, Some(after)) => Some(("ADDED", after)),
-        (Some(_), Some(after)) => Some(("MODIFIED", after)),
-        (Some(before), None) => Some(("DELETED", change.after.as_deref().unwrap_or(before))),
-        (None, None) => None,
-    }
-}
-
-/// Yields the changes after `from`, as they come; None and the end when they are no longer known.
-fn changes(node: Arc<Node>, from: u64) -> impl Stream<Item = Option<Vec<Change>>> {
-    let versions = node.world.versions();
-    futures::stream::unfold(Some((node, versions, from)), |state| async move {
-        let (node, mut versions, from) = state?;
-        loop {
-            versions.mark_unchanged();
-            match node.world.changes_after(from) {
-                Err(_) => return Some((None, None)),
-                Ok((changes, next)) if !changes.is_empty() => {
-                    return Some((Some(changes), Some((node, versions, next))));
-                }
-                Ok(_) => versions.changed().await.ok()?,
-            }
-        }
-    })
-}
-
 async fn delete_pod(pod: &Value, request: Request<Incoming>, node: &Node) -> Response<Body> {
     let (namespace, name) = (text(&pod["metadata"]["namespace"]).to_owned(), text(&pod["metadata"]["name"]).to_owned());
     let from_query = query(&request, "gracePeriodSeconds").and_then(|seconds| seconds.parse::<u64>().ok());
@@ -435,13 +327,6 @@ pub(super) fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
         |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let pairs = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| decode(value)).collect()
-}
-
-fn wants_table(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("as=Table"))
 }
 
 /// Reads a JSON body. What is none is null.
