@@ -25,9 +25,17 @@ test:
 e2e:
     cargo test --features e2e --test e2e -- --test-threads 4
 
+# A thousand reloads under load, a thousand slow clients
+endurance:
+    cargo test --test it endurance:: -- --ignored --test-threads 1
+
 # What happens when parts of the cluster restart or hang; $1 is the program that does that to them
 e2e-faults cluster:
     ADIT_E2E_CLUSTER={{cluster}} cargo test --features e2e --test e2e -- --ignored --test-threads 1
+
+# What people see, in the Chromium of the PATH (or of ADIT_CHROMIUM)
+browser:
+    cargo test --features browser --test it browser:: -- --test-threads 1
 
 # adit beside kubectl, on the cluster that KUBECONFIG names: just bench-peers [--rounds 3] [--round-trip 20]
 bench-peers *options:

@@ -160,6 +160,18 @@ fn a_container_that_is_killed() {
     });
 }
 
+#[test]
+fn a_pod_of_a_stateful_set_that_is_replaced() {
+    let uid = || kubectl(&["-n", NAMESPACE, "get", "pod", "only-0", "-o", "jsonpath={.metadata.uid}"]);
+    // There is no other: who comes meanwhile waits for it.
+    gets_under_load("replaced", ("only", 1), || {
+        let before = uid();
+        kubectl(&["-n", NAMESPACE, "delete", "pod", "only-0"]);
+        await_ready_pods("only", 1);
+        assert_ne!(uid(), before);
+    });
+}
+
 /// Runs the program that restarts the parts of the cluster.
 fn cluster(arguments: &[&str]) {
     let program = std::env::var("ADIT_E2E_CLUSTER").expect("ADIT_E2E_CLUSTER names the cluster's program");
@@ -170,36 +182,36 @@ fn cluster(arguments: &[&str]) {
 #[ignore = "breaks the cluster for all others"]
 fn a_kubelet_that_restarts() {
     // psql's session ends with it: it is not asked here.
-    gets_under_load("kubelet", || cluster(&["restart", "kubelet"]));
+    gets_under_load("kubelet", ("busy", 2), || cluster(&["restart", "kubelet"]));
 }
 
 #[test]
 #[ignore = "breaks the cluster for all others"]
 fn a_container_runtime_that_restarts() {
-    gets_under_load("containerd", || cluster(&["restart", "containerd"]));
+    gets_under_load("containerd", ("busy", 2), || cluster(&["restart", "containerd"]));
 }
 
 #[test]
 #[ignore = "breaks the cluster for all others"]
 fn an_api_server_that_restarts() {
-    gets_under_load("api", || cluster(&["restart", "kube-apiserver"]));
+    gets_under_load("api", ("busy", 2), || cluster(&["restart", "kube-apiserver"]));
 }
 
 #[test]
 #[ignore = "breaks the cluster for all others"]
 fn an_api_server_that_hangs_for_ten_seconds() {
-    gets_under_load("hangs", || {
+    gets_under_load("hangs", ("busy", 2), || {
         cluster(&["signal", "STOP", "kube-apiserver"]);
         thread::sleep(Duration::from_secs(10));
         cluster(&["signal", "CONT", "kube-apiserver"]);
     });
 }
 
-/// Runs `change`, which cuts every connection, while GETs are sent.
-fn gets_under_load(name: &str, change: impl FnOnce()) {
+/// Runs `change` while GETs are sent to an app with so many pods.
+fn gets_under_load(name: &str, (app, pods): (&str, usize), change: impl FnOnce()) {
     let adit = Adit::plain();
-    await_ready_pods("busy", 2);
-    let host = adit.host("busy");
+    await_ready_pods(app, pods);
+    let host = adit.host(app);
     let (stop, count, failed) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..3 {

@@ -35,7 +35,7 @@ static WORLD: LazyLock<()> = LazyLock::new(|| {
     let file = folder.path().join("world.yaml");
     fs::write(&file, manifests).expect("the manifests are written");
     kubectl(&["apply", "-f", file.to_str().expect("a path in UTF-8")]);
-    for what in ["deployment/web", "deployment/victim", "deployment/busy", "statefulset/postgres"] {
+    for what in ["deployment/web", "deployment/victim", "deployment/busy", "statefulset/postgres", "statefulset/only"] {
         kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]);
     }
     kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/data", "pod/echo", "--timeout=120s"]);

@@ -1,9 +1,12 @@
 //! The integration suite: whole app, real sockets, the demo API server as the cluster.
 
+#[cfg(feature = "browser")]
+mod browser;
 mod cli;
 mod config;
 mod corpus;
 mod demo;
+mod endurance;
 mod front;
 mod http;
 mod jump;

@@ -22,16 +22,16 @@ use tokio::{
 use crate::support::{PATIENCE, eventually};
 
 /// adit as a process with a home folder of its own, in front of a demo cluster in this one.
-struct Process {
+pub struct Process {
     demo: Demo,
     home: TempDir,
     child: Child,
-    http: SocketAddr,
+    pub http: SocketAddr,
     log: Arc<Mutex<String>>,
 }
 
 impl Process {
-    async fn start(config: &str, arguments: &[&str]) -> Self {
+    pub async fn start(config: &str, arguments: &[&str]) -> Self {
         Self::start_with(config, arguments, "exec \"$@\"").await
     }
 
@@ -60,7 +60,7 @@ impl Process {
         Self { demo, home, child, http, log }
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.home.path().join("config.yaml")
     }
 
@@ -72,7 +72,14 @@ impl Process {
         eventually(text, || async { self.log().contains(text) }).await;
     }
 
-    async fn signal(&self, name: &str) {
+    /// Waits for a text behind so many bytes of the log, and returns how many there are up to it.
+    pub async fn logs_after(&self, from: usize, text: &str) -> usize {
+        let found = || self.log.lock().unwrap()[from..].find(text).map(|at| from + at + text.len());
+        eventually(text, || async { found().is_some() }).await;
+        found().expect("it was there")
+    }
+
+    pub async fn signal(&self, name: &str) {
         let id = self.child.id().expect("it runs").to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
     }
