@@ -26,6 +26,11 @@ pub(super) const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
 pub(super) const HOLD_ANSWERED: Duration = Duration::from_secs(5);
 pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 
+/// With more ends than this held back on one connection, each answered one is held for less: most are of clients that are
+/// gone, and a server has a connection for each.
+pub(super) const CROWD: usize = 16;
+pub(super) const HOLD_IN_A_CROWD: Duration = Duration::from_secs(1);
+
 /// A stream on an upgraded connection, which lives as long as its last stream.
 pub struct MuxStream {
     _connection: Arc<Connection>,
@@ -50,7 +55,7 @@ impl MuxStream {
                 self.hold = None;
                 return;
             };
-            stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream)
+            stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream, state.held)
         };
         let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if hold.deadline() != deadline {
@@ -59,18 +64,18 @@ impl MuxStream {
         if hold.as_mut().poll(cx).is_ready() {
             self.hold = None;
             let mut state = self.shared.lock();
-            if let Some(stream) = state.streams.get_mut(&self.number) {
-                stream.fin = Fin::Queued;
-            }
+            state.release(self.number);
             self.shared.wake_writer(&mut state, self.number);
         }
     }
 }
 
-fn quiet_time(stream: &Stream) -> Duration {
+/// `held`: how many ends are held back on the connection.
+fn quiet_time(stream: &Stream, held: usize) -> Duration {
     match (stream.ever_wrote, stream.unanswered) {
         (false, _) => HOLD_UNUSED,
         (true, true) => HOLD_UNANSWERED,
+        (true, false) if held > CROWD => HOLD_IN_A_CROWD,
         (true, false) => HOLD_ANSWERED,
     }
 }
@@ -155,7 +160,7 @@ impl AsyncWrite for MuxStream {
         if self.shut_down.is_none() {
             self.shut_down = Some(Instant::now());
             // A reader that waits already has to set the timer.
-            let reader = self.shared.lock().streams.get_mut(&self.number).and_then(|stream| stream.reader.take());
+            let reader = self.shared.lock().hold(self.number);
             if let Some(reader) = reader {
                 reader.wake();
             }

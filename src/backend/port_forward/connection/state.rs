@@ -58,6 +58,8 @@ pub struct State {
     on_lane: [usize; LANES],
     /// Streams with something to send, in turn.
     pub ready: VecDeque<u64>,
+    /// How many streams have an end of ours that is held back.
+    pub held: usize,
     pub queued: usize,
     pub retired: bool,
     /// When a stream was last opened or ended.
@@ -94,6 +96,8 @@ pub struct Stream {
     pub outbox: BytesMut,
     pub writer: Option<Waker>,
     pub fin: Fin,
+    /// Our direction has ended, and the node is not told yet.
+    is_held: bool,
     pub is_ready: bool,
     /// Nobody reads any more: what comes is discarded.
     pub dropped: bool,
@@ -128,9 +132,26 @@ impl State {
     }
 
     pub fn remove_stream(&mut self, number: u64) {
-        if let Some(Stream { pair: Some(pair), .. }) = self.streams.remove(&number) {
+        let Some(stream) = self.streams.remove(&number) else { return };
+        self.held -= usize::from(stream.is_held);
+        if let Some(pair) = stream.pair {
             self.by_id.remove(&pair.data);
             self.on_lane[pair.lane()] -= 1;
+        }
+    }
+
+    /// Holds the end of our direction of a stream back; returns the reader that has to see to it.
+    pub fn hold(&mut self, number: u64) -> Option<Waker> {
+        let stream = self.streams.get_mut(&number)?;
+        self.held += usize::from(!std::mem::replace(&mut stream.is_held, true));
+        stream.reader.take()
+    }
+
+    /// Lets the end of our direction go to the node.
+    pub fn release(&mut self, number: u64) {
+        if let Some(stream) = self.streams.get_mut(&number) {
+            stream.fin = Fin::Queued;
+            self.held -= usize::from(std::mem::take(&mut stream.is_held));
         }
     }
 

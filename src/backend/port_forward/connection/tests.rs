@@ -6,7 +6,11 @@ use tokio::{
     time::{advance, timeout},
 };
 
-use super::{tasks::PROBE, *};
+use super::{
+    super::stream::{CROWD, HOLD_ANSWERED, HOLD_IN_A_CROWD},
+    tasks::PROBE,
+    *,
+};
 use crate::wire::spdy::{
     frame::{self, Frame, Parser},
     headers::Decoder,
@@ -152,6 +156,43 @@ async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_ends_of_a_crowd_of_clients_are_held_back_for_less() {
+    let half_are_told_after = async |clients: usize| {
+        let (connection, mut node, _) = Node::new();
+        for _ in 0..clients {
+            let mut stream = connection.open().unwrap();
+            stream.write_all(b"?").await.unwrap();
+            tokio::spawn(async move {
+                stream.read_u8().await.unwrap();
+                stream.shutdown().await.unwrap();
+                // It ends with the node.
+                let _ = stream.read_u8().await;
+            });
+        }
+        let (mut started, mut answered, mut ended) = (Instant::now(), 0, 0);
+        while ended < clients / 2 {
+            match node.frame().await {
+                Frame::Data { id, payload, .. } if !payload.is_empty() => {
+                    node.send(id, b"!", false).await;
+                    (started, answered) = (Instant::now(), answered + 1);
+                }
+                Frame::Data { fin: true, .. } => ended += usize::from(answered == clients),
+                Frame::Ping { id } => {
+                    let mut out = BytesMut::new();
+                    frame::put_ping(&mut out, id);
+                    node.stream.write_all(&out).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+        started.elapsed()
+    };
+    let (few, many) = (half_are_told_after(2).await, half_are_told_after(2 * CROWD).await);
+    assert!(few >= HOLD_ANSWERED, "{few:?}");
+    assert!((HOLD_IN_A_CROWD..HOLD_ANSWERED).contains(&many), "{many:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
     let (connection, mut node, _) = Node::new();
     let mut stream = connection.open().unwrap();
@@ -222,17 +263,17 @@ const QUEUE: usize = 50;
 
 #[tokio::test(start_paused = true)]
 async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
-    const CROWD: usize = 400;
+    const CLIENTS: usize = 400;
     let (connection, mut node, _) = Node::new();
     let mut streams = Vec::new();
-    for number in 0..CROWD {
+    for number in 0..CLIENTS {
         let mut stream = connection.open().unwrap();
         stream.write_all(&(number as u32).to_be_bytes()).await.unwrap();
         streams.push(stream);
     }
     let serving = async {
         let (mut queued, mut pings, mut last_id, mut answered) = ([0; LANES], 0, 0, 0);
-        while answered < CROWD {
+        while answered < CLIENTS {
             match node.frame().await {
                 Frame::SynStream { id, .. } => {
                     assert!(id > last_id, "ids increase");
