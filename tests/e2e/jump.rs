@@ -71,7 +71,10 @@ fn sixty_four_mib_and_a_hundred_connections_come_back_unchanged() {
     thread::scope(|scope| {
         for number in 0..100usize {
             let piece = &sent[number * 1000..number * 1000 + 50_000];
-            scope.spawn(move || assert!(echoed(local, piece) == piece, "connection {number}"));
+            scope.spawn(move || {
+                let back = echoed(local, piece);
+                assert!(back == piece, "connection {number}: {} of {} bytes", back.len(), piece.len());
+            });
         }
     });
 }

@@ -211,7 +211,7 @@ impl Shared {
         } else if let Some(stream) = state.streams.get_mut(&number)
             && stream.fin == Fin::Open
         {
-            stream.fin = Fin::Queued;
+            state.release(number);
             self.wake_writer(state, number);
         }
     }

@@ -106,6 +106,7 @@ impl AsyncRead for MuxStream {
             }
             if taken > 0 {
                 stream.inbox_bytes -= taken;
+                stream.last_taken = Some(Instant::now());
                 self.shared.taken(&mut state, taken);
                 return Poll::Ready(Ok(()));
             }

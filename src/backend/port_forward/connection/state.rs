@@ -105,6 +105,8 @@ pub struct Stream {
     pub unanswered: bool,
     pub ever_wrote: bool,
     pub last_received: Option<Instant>,
+    /// When its reader last took something.
+    pub last_taken: Option<Instant>,
     pub transferred: u64,
 }
 
@@ -292,6 +294,11 @@ impl Stream {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
         }
+    }
+
+    /// Returns whether somebody may wait for what comes.
+    pub fn has_client(&self) -> bool {
+        !self.dropped && (!self.is_held || self.unanswered || self.inbox_bytes > 0)
     }
 
     /// Returns whether nothing more can come: the error stream ends after the data stream.

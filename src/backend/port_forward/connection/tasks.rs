@@ -24,8 +24,15 @@ const READ: usize = 64 * 1024;
 /// A stream that has its connection to itself is not read further while this much waits for its reader.
 const STREAM_QUEUE: usize = 1024 * 1024;
 
-/// While streams share a connection, reading goes on until this much waits; then the slowest is reset.
+/// While streams share a connection, reading goes on until this much waits: then all wait for the slowest reader. Where
+/// one of the others waits for an answer, there is room for what is on its way before it.
 const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
+const CONNECTION_QUEUE_IN_NEED: usize = 2 * CONNECTION_QUEUE;
+
+/// A reader that takes nothing for this long while the others wait for it is reset: the first where one of them has asked
+/// something of its pod. Who reads slowly takes something again and again.
+const STALLED: Duration = Duration::from_secs(1);
+const STALLED_UNNOTICED: Duration = Duration::from_secs(30);
 
 /// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
 /// asked after 10 s, and believed dead when nothing at all has come 5 s later.
@@ -97,7 +104,10 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
         if let Err(error) = dispatch(&shared, &mut parser, &mut input) {
             break StreamFault::Lost { detail: error.to_string() };
         }
-        wait_for_readers(&shared).await;
+        if wait_for_readers(&shared).await {
+            // What came meanwhile is still to be read.
+            last_inbound = Instant::now();
+        }
     };
     shared.die(fault);
 }
@@ -207,41 +217,60 @@ fn on_end(shared: &Shared, state: &mut State, number: u64) {
     }
 }
 
-/// Waits while there is more to be read by others than may be queued.
-async fn wait_for_readers(shared: &Shared) {
+/// Waits while there is more to be read by others than may be queued. Returns whether it has waited.
+async fn wait_for_readers(shared: &Shared) -> bool {
+    let since = Instant::now();
+    let mut has_waited = false;
     loop {
         {
             let mut state = shared.lock();
-            let state = &mut *state;
-            let alone = state.streams.len() == 1;
-            let fullest = state.streams.iter_mut().max_by_key(|(_, stream)| stream.inbox_bytes);
-            let is_full = match fullest {
-                None => false,
-                Some((_, stream)) if alone => stream.inbox_bytes > STREAM_QUEUE,
-                Some((_, stream)) if state.queued > CONNECTION_QUEUE => {
-                    // Its reader is told: bytes are missing at the end of what it has.
-                    stream.was_reset = true;
-                    stream.wake();
-                    if let Some(pair) = stream.pair {
-                        frame::put_rst_stream(&mut state.control, pair.data, frame::reset::CANCEL);
-                    }
-                    state.queued -= std::mem::take(&mut stream.inbox_bytes);
-                    stream.inbox.clear();
-                    false
-                }
-                Some((_, stream)) => {
-                    if stream.inbox_bytes > STREAM_QUEUE {
-                        // The others go on; new streams go elsewhere.
-                        state.retired = true;
-                    }
-                    false
-                }
-            };
-            shared.is_paused.store(is_full, Ordering::Relaxed);
-            if !is_full || state.dead.is_some() {
-                return;
+            let has_room = state.dead.is_some() || has_room(&mut state, since);
+            shared.is_paused.store(!has_room, Ordering::Relaxed);
+            if has_room {
+                return has_waited;
             }
         }
-        shared.read.notified().await;
+        has_waited = true;
+        // Somebody may begin to wait for an answer meanwhile.
+        let _ = timeout_at(Instant::now() + STALLED, shared.read.notified()).await;
     }
+}
+
+/// Returns whether more may be read; resets a reader that has stopped the others for too long. `since`: when nothing was
+/// read any more.
+fn has_room(state: &mut State, since: Instant) -> bool {
+    if state.queued <= STREAM_QUEUE {
+        return true;
+    }
+    let Some((fullest, _)) = state.streams.iter().max_by_key(|(_, stream)| stream.inbox_bytes) else { return true };
+    let fullest = *fullest;
+    let others = state.streams.iter().filter(|(number, other)| **number != fullest && other.has_client());
+    let (mut has_others, mut is_waited_for) = (false, false);
+    for (_, other) in others {
+        has_others = true;
+        is_waited_for |= other.unanswered;
+    }
+    let Some(stream) = state.streams.get_mut(&fullest) else { return true };
+    if !has_others {
+        return stream.inbox_bytes <= STREAM_QUEUE;
+    }
+    // New streams go elsewhere.
+    state.retired |= stream.inbox_bytes > STREAM_QUEUE;
+    if state.queued <= if is_waited_for { CONNECTION_QUEUE_IN_NEED } else { CONNECTION_QUEUE } {
+        return true;
+    }
+    let stopped = stream.last_taken.map_or(since, |at| at.max(since)).elapsed();
+    if stopped < if is_waited_for { STALLED } else { STALLED_UNNOTICED } {
+        return false;
+    }
+    debug!("a reader that takes nothing is reset: others on its connection wait");
+    // Its reader is told: bytes are missing at the end of what it has.
+    stream.was_reset = true;
+    stream.wake();
+    if let Some(pair) = stream.pair {
+        frame::put_rst_stream(&mut state.control, pair.data, frame::reset::CANCEL);
+    }
+    state.queued -= std::mem::take(&mut stream.inbox_bytes);
+    stream.inbox.clear();
+    true
 }

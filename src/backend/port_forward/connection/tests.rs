@@ -356,3 +356,78 @@ async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
     assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"next"), fin: false });
     assert_eq!(connection.streams(), 1);
 }
+
+/// Answers each byte of `asking` with one, and sends `total` bytes to `reading` in between.
+async fn serve_both(node: &mut Node, reading: Pair, asking: Pair, mut left: usize) {
+    let piece = vec![7; 64 * 1024];
+    loop {
+        tokio::select! {
+            biased;
+            frame = node.frame() => match frame {
+                Frame::Data { id, payload, .. } if id == asking.data && !payload.is_empty() => node.send(id, b"!", false).await,
+                Frame::Ping { id } => {
+                    let mut out = BytesMut::new();
+                    frame::put_ping(&mut out, id);
+                    node.stream.write_all(&out).await.unwrap();
+                }
+                Frame::RstStream { id, .. } if id == reading.data => left = 0,
+                _ => {}
+            },
+            () = std::future::ready(()), if left > 0 => {
+                node.send(reading.data, &piece, false).await;
+                left = left.saturating_sub(piece.len());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_gets_every_byte_though_others_are_on_the_connection() {
+    const TOTAL: usize = 80 * 1024 * 1024;
+    let (connection, mut node, _) = Node::new();
+    let mut slow = connection.open().unwrap();
+    let slow_pair = node.accept().await;
+    let mut other = connection.open().unwrap();
+    let other_pair = node.accept().await;
+    tokio::spawn(async move { serve_both(&mut node, slow_pair, other_pair, TOTAL).await });
+    let reading = tokio::spawn(async move {
+        let (mut read, mut piece) = (0, vec![0; 256 * 1024]);
+        while read < TOTAL {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            read += slow.read(&mut piece).await.expect("it is not reset");
+        }
+    });
+    let mut asked = 0;
+    while !reading.is_finished() {
+        other.write_all(b"?").await.unwrap();
+        other.read_exact(&mut [0; 1]).await.unwrap();
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    reading.await.unwrap();
+    assert!(asked > 10, "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_at_all_stops_the_others_for_a_moment_only() {
+    let (connection, mut node, _) = Node::new();
+    let mut stalled = connection.open().unwrap();
+    let stalled_pair = node.accept().await;
+    let mut other = connection.open().unwrap();
+    let other_pair = node.accept().await;
+    tokio::spawn(async move { serve_both(&mut node, stalled_pair, other_pair, 100 * 1024 * 1024).await });
+    for _ in 0..2 {
+        let started = Instant::now();
+        other.write_all(b"?").await.unwrap();
+        other.read_exact(&mut [0; 1]).await.unwrap();
+        assert!(started.elapsed() <= Duration::from_secs(3), "{:?}", started.elapsed());
+        tokio::time::sleep(Duration::from_secs(40)).await;
+    }
+    let error = loop {
+        match stalled.read(&mut [0; 65536]).await {
+            Ok(count) => assert!(count > 0, "an end would look like all there is"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(StreamFault::of(&error), Some(&StreamFault::Reset));
+}
