@@ -26,6 +26,11 @@ fn config() {
 }
 
 #[test]
+fn exec_frames() {
+    replay("exec_frames", checks::exec_frames::check);
+}
+
+#[test]
 fn hostname() {
     replay("hostname", checks::hostname::check);
 }

@@ -2,6 +2,7 @@
 
 pub mod client_hello;
 pub mod config;
+pub mod exec_frames;
 pub mod hostname;
 pub mod http1;
 pub mod postgres;
