@@ -28,7 +28,7 @@ pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 
 /// With more ends than this held back on one connection, each answered one is held for less: most are of clients that are
 /// gone, and a server has a connection for each.
-pub(super) const CROWD: usize = 16;
+pub(super) const CROWD: usize = 64;
 pub(super) const HOLD_IN_A_CROWD: Duration = Duration::from_secs(1);
 
 /// A stream on an upgraded connection, which lives as long as its last stream.
