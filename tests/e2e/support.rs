@@ -1,13 +1,14 @@
 //! The world in the cluster, and a running adit beside it.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::Read,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::LazyLock,
+    sync::{LazyLock, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -96,9 +97,17 @@ pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> b
     }
 }
 
-/// Returns a port of 127.0.0.1 that nothing listened on a moment ago.
+/// Returns a port of 127.0.0.1 that nothing listened on a moment ago, and that no other test was given.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let next = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let mut given = GIVEN.lock().expect("no panic while the lock is held");
+    loop {
+        let port = next().port();
+        if given.insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A running adit with a configuration of its own. Stopped on drop; [`Adit::finish`] also checks how it ended.
