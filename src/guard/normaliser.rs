@@ -4,26 +4,26 @@
 //! length or chunk by chunk; then the next head is looked at. In place of a head that is refused the server gets a request of the
 //! method [`REFUSED`], which no client can send, so that its answer comes in its turn, behind those of the requests before it.
 
+mod gate;
+
 use std::{
     future::Future,
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
-use futures::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
+pub use self::gate::{Busy, Gate, Refused};
+use self::gate::{HTTP, WAITING};
 use crate::wire::http1::{self, Framing, Piece, Refusal};
 
 /// Longer than any method that is taken for HTTP when a connection is sniffed.
@@ -46,80 +46,6 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What is read at a time where bytes are looked at.
 const CHUNK: usize = 8 * 1024;
-
-/// Why a request was refused before the server saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error(transparent)]
-    Ambiguous(#[from] Refusal),
-    #[error("the rest of the request's headers did not come within {} s", HEAD_STALL.as_secs())]
-    Slow,
-}
-
-/// What the server tells the normaliser of one connection.
-#[derive(Default)]
-pub struct Gate {
-    /// [`WAITING`], [`HTTP`] or [`SWITCHED`].
-    after_upgrade: AtomicU8,
-    server: AtomicWaker,
-    busy: AtomicUsize,
-    /// Heads that were let through and are not being answered yet.
-    let_through: AtomicUsize,
-    refused: OnceLock<Refused>,
-}
-
-const WAITING: u8 = 0;
-const HTTP: u8 = 1;
-const SWITCHED: u8 = 2;
-
-/// A request that is being answered, until this is dropped.
-pub struct Busy(Arc<Gate>);
-
-impl Busy {
-    /// Returns one more for the same connection.
-    pub fn another(&self) -> Self {
-        self.0.another()
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.server.wake();
-        }
-    }
-}
-
-impl Gate {
-    /// Says that a request is being answered.
-    pub fn busy(self: &Arc<Self>) -> Busy {
-        let busy = self.another();
-        let less = |heads: usize| heads.checked_sub(1);
-        // There is none where the answer is to something else than a head.
-        let _ = self.let_through.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        busy
-    }
-
-    fn another(self: &Arc<Self>) -> Busy {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(self.clone())
-    }
-
-    /// Says how a request with an Upgrade header was answered: whether what follows is still HTTP.
-    pub fn answered_upgrade(&self, switched: bool) {
-        self.after_upgrade.store(if switched { SWITCHED } else { HTTP }, Ordering::Release);
-        self.server.wake();
-    }
-
-    /// Returns why the request of the method [`REFUSED`] is one.
-    pub fn refused(&self) -> Option<Refused> {
-        self.refused.get().copied()
-    }
-
-    fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire) > 0 || self.let_through.load(Ordering::Relaxed) > 0
-    }
-}
 
 /// A client's connection, for the HTTP/1 server.
 pub struct Normaliser<T> {

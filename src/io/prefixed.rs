@@ -24,18 +24,23 @@ impl<T> Prefixed<T> {
     }
 }
 
+/// Moves what fits of `rest` into `buf`.
+pub(super) fn take(rest: &mut Bytes, buf: &mut ReadBuf<'_>) {
+    let count = rest.len().min(buf.remaining());
+    buf.put_slice(&rest[..count]);
+    rest.advance(count);
+    if rest.is_empty() {
+        // It was cut out of a read buffer, which need not live as long as the connection.
+        *rest = Bytes::new();
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.prefix.is_empty() {
             return Pin::new(&mut self.inner).poll_read(cx, buf);
         }
-        let count = self.prefix.len().min(buf.remaining());
-        buf.put_slice(&self.prefix[..count]);
-        self.prefix.advance(count);
-        if self.prefix.is_empty() {
-            // The prefix was cut out of a read buffer, which need not live as long as the connection.
-            self.prefix = Bytes::new();
-        }
+        take(&mut self.prefix, buf);
         Poll::Ready(Ok(()))
     }
 }

@@ -6,11 +6,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::held::write_through;
+use super::{held::write_through, prefixed::take};
 
 /// What is asked for at a time: four records of TLS.
 const CHUNK: usize = 64 * 1024;
@@ -21,12 +21,12 @@ const CHUNK: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct ReadAhead<T> {
     inner: T,
-    rest: BytesMut,
+    rest: Bytes,
 }
 
 impl<T> ReadAhead<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner, rest: BytesMut::new() }
+        Self { inner, rest: Bytes::new() }
     }
 }
 
@@ -36,14 +36,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
         if this.rest.is_empty() {
             let mut chunk = BytesMut::with_capacity(CHUNK);
             ready!(poll_read_buf(Pin::new(&mut this.inner), cx, &mut chunk))?;
-            this.rest = chunk;
+            this.rest = chunk.freeze();
         }
-        let count = this.rest.len().min(buf.remaining());
-        buf.put_slice(&this.rest[..count]);
-        this.rest.advance(count);
-        if this.rest.is_empty() {
-            this.rest = BytesMut::new();
-        }
+        take(&mut this.rest, buf);
         Poll::Ready(Ok(()))
     }
 }
@@ -74,7 +69,7 @@ mod tests {
             }
         }
         assert!(received == sent);
-        assert_eq!(stream.rest.capacity(), 0, "an idle stream holds no buffer");
+        assert!(!stream.rest.is_unique(), "an idle stream holds no buffer");
     }
 
     #[tokio::test]

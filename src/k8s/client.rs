@@ -1,5 +1,7 @@
 //! Clients for the contexts of a kubeconfig.
 
+mod failure;
+
 use std::{
     collections::HashMap,
     future::Future,
@@ -18,6 +20,8 @@ use rustls::pki_types::ServerName;
 use tokio::{runtime::Handle, sync::OnceCell, time::timeout};
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 
+pub use self::failure::printable;
+use self::failure::{auth_error, sign_in_error};
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
     k8s::{
@@ -262,59 +266,6 @@ impl Cluster {
             })),
         }
     }
-
-    fn translate(&self, namespace: &Namespace, error: kube::Error) -> ClusterError {
-        let context = self.context.clone();
-        match error {
-            kube::Error::Api(status) => self.refusal(status.code, &status.message, namespace),
-            kube::Error::Auth(error) => auth_error(&context, &error),
-            kube::Error::Service(error) => match error.downcast::<AuthError>() {
-                Ok(error) => auth_error(&context, &error),
-                Err(error) => self.unreachable(&*error),
-            },
-            kube::Error::HyperError(error) => self.unreachable(&error),
-            other => ClusterError::Protocol { context, reason: other.to_string() },
-        }
-    }
-
-    /// Returns what a status code and the message of a Status object mean.
-    pub fn refusal(&self, code: u16, message: &str, namespace: &Namespace) -> ClusterError {
-        let context = self.context.clone();
-        match code {
-            401 => ClusterError::Credentials {
-                reason: "the API server does not accept the credentials (401)".to_owned(),
-                hint: Some(format!("kubectl --context {context} auth whoami")),
-                context,
-            },
-            403 => match Denial::of(message) {
-                Some(denial) => ClusterError::Forbidden {
-                    user: denial.user,
-                    verb: denial.verb,
-                    resource: denial.resource,
-                    namespace: namespace.clone(),
-                    context,
-                },
-                None => ClusterError::Protocol { context, reason: format!("403: {message}") },
-            },
-            429 | 500..=599 => ClusterError::Unavailable { context, reason: format!("{code}: {}", printable(message)) },
-            code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
-        }
-    }
-
-    /// Returns that the server could not be spoken to, with the innermost reasons.
-    pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            // An outer error often repeats the inner one's text.
-            let text = inner.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            source = inner.source();
-        }
-        ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
-    }
 }
 
 /// Why the API server gave no answer to use.
@@ -323,59 +274,6 @@ pub enum AskError {
     /// 404: the caller knows what it asked for.
     NotFound,
     Failed(ClusterError),
-}
-
-/// Who may not do what, from the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
-#[derive(Debug, PartialEq, Eq)]
-struct Denial {
-    user: String,
-    verb: String,
-    resource: String,
-}
-
-impl Denial {
-    fn of(message: &str) -> Option<Self> {
-        let (_, rest) = message.split_once("User \"")?;
-        let (user, rest) = rest.split_once("\" cannot ")?;
-        let (verb, rest) = rest.split_once(" resource \"")?;
-        let (resource, _) = rest.split_once('"')?;
-        Some(Self { user: printable(user), verb: printable(verb), resource: printable(resource) })
-    }
-}
-
-fn sign_in_error(context: &ContextName, error: kube::Error) -> ClusterError {
-    match error {
-        kube::Error::Auth(error) => auth_error(context, &error),
-        other => ClusterError::Credentials { context: context.clone(), reason: other.to_string(), hint: None },
-    }
-}
-
-fn auth_error(context: &ContextName, error: &AuthError) -> ClusterError {
-    let reason = match error {
-        AuthError::AuthExecRun { cmd, out } => {
-            let program = cmd.split('"').nth(1).unwrap_or(cmd).rsplit('/').next().unwrap_or(cmd);
-            let said = String::from_utf8_lossy(&out.stderr);
-            let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-            let last = printable(&lines[lines.len().saturating_sub(3)..].join(" / "));
-            format!("'{program}' failed ({}): {last}", out.status)
-        }
-        AuthError::AuthExecStart(error) => format!("the credential plugin does not start: {error}"),
-        other => printable(&other.to_string()),
-    };
-    ClusterError::Credentials {
-        context: context.clone(),
-        reason,
-        hint: Some(format!("kubectl --context {context} auth whoami")),
-    }
-}
-
-/// Returns text of others without control characters: it may end in a terminal.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|character| if character.is_control() { ' ' } else { character })
-        .collect::<String>()
-        .trim()
-        .to_owned()
 }
 
 /// Lets a service that is `Clone` but not `Sync` be shared.
@@ -410,23 +308,5 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = self.0.lock().expect("no panic while the lock is held").clone();
         Box::pin(async move { service.oneshot(request).await.map_err(Into::into) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_message_of_a_403_tells_who_may_not_do_what() {
-        let message = "pods \"web-1\" is forbidden: User \"ana\" cannot create resource \"pods/portforward\" in API group \"\" in the namespace \"shop\"";
-        let wanted = Denial { user: "ana".into(), verb: "create".into(), resource: "pods/portforward".into() };
-        assert_eq!(Denial::of(message), Some(wanted));
-        assert_eq!(Denial::of("no"), None);
-    }
-
-    #[test]
-    fn escapes_in_the_text_of_others_do_not_reach_a_terminal() {
-        assert_eq!(printable("a\x1b[31mb\r\nc\n"), "a [31mb  c");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Streams append to their own buffers; the writer takes a frame of each in turn and sends the lot in one write. The
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
-//! the wire, so the queues are bounded by the reader.
+//! the wire, so the queues are bounded: see `wait_for_readers`.
 
 mod state;
 mod tasks;

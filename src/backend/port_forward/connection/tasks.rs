@@ -29,8 +29,8 @@ const STREAM_QUEUE: usize = 1024 * 1024;
 const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
 const CONNECTION_QUEUE_IN_NEED: usize = 2 * CONNECTION_QUEUE;
 
-/// A reader that takes nothing for this long while the others wait for it is reset: the first where one of them has asked
-/// something of its pod. Who reads slowly takes something again and again.
+/// A reader that takes nothing while the others wait for it is reset: after a second where one of them has asked something
+/// of its pod, later where none has. Who reads slowly takes something again and again.
 const STALLED: Duration = Duration::from_secs(1);
 const STALLED_UNNOTICED: Duration = Duration::from_secs(30);
 

@@ -6,11 +6,7 @@ use tokio::{
     time::{advance, timeout},
 };
 
-use super::{
-    super::stream::{CROWD, HOLD_ANSWERED, HOLD_IN_A_CROWD},
-    tasks::PROBE,
-    *,
-};
+use super::{tasks::PROBE, *};
 use crate::wire::spdy::{
     frame::{self, Frame, Parser},
     headers::Decoder,
@@ -18,6 +14,7 @@ use crate::wire::spdy::{
 };
 
 mod model;
+mod sharing;
 
 /// A node that does what its test says.
 struct Node {
@@ -65,6 +62,18 @@ impl Node {
         self.stream.write_all(&out).await.unwrap();
     }
 
+    /// Opens a stream and takes it.
+    async fn open(&mut self, connection: &Arc<Connection>) -> (BoxedIo, Pair) {
+        let stream = connection.open().unwrap();
+        (stream, self.accept().await)
+    }
+
+    async fn pong(&mut self, id: u32) {
+        let mut out = BytesMut::new();
+        frame::put_ping(&mut out, id);
+        self.stream.write_all(&out).await.unwrap();
+    }
+
     async fn end(&mut self, pair: Pair, report: &str) {
         self.send(pair.data, b"", true).await;
         if !report.is_empty() {
@@ -97,8 +106,7 @@ async fn the_text_behind_the_end_of_the_data_decides_how_it_ended() {
         ("read: connection reset by peer", StreamFault::Reset),
     ] {
         let (connection, mut node, _) = Node::new();
-        let mut stream = connection.open().unwrap();
-        let pair = node.accept().await;
+        let (mut stream, pair) = node.open(&connection).await;
         node.end(pair, text).await;
         let error = stream.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(StreamFault::of(&error), Some(&wanted));
@@ -108,10 +116,8 @@ async fn the_text_behind_the_end_of_the_data_decides_how_it_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
     let (connection, mut node, fate) = Node::new();
-    let mut first = connection.open().unwrap();
-    let first_pair = node.accept().await;
-    let mut second = connection.open().unwrap();
-    let second_pair = node.accept().await;
+    let (mut first, first_pair) = node.open(&connection).await;
+    let (mut second, second_pair) = node.open(&connection).await;
     node.end(second_pair, "network namespace for sandbox \"x\" is closed").await;
     assert!(matches!(StreamFault::of(&second.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::PodGone { .. })));
     assert!(fate.is_gone());
@@ -156,43 +162,6 @@ async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_ends_of_a_crowd_of_clients_are_held_back_for_less() {
-    let half_are_told_after = async |clients: usize| {
-        let (connection, mut node, _) = Node::new();
-        for _ in 0..clients {
-            let mut stream = connection.open().unwrap();
-            stream.write_all(b"?").await.unwrap();
-            tokio::spawn(async move {
-                stream.read_u8().await.unwrap();
-                stream.shutdown().await.unwrap();
-                // It ends with the node.
-                let _ = stream.read_u8().await;
-            });
-        }
-        let (mut started, mut answered, mut ended) = (Instant::now(), 0, 0);
-        while ended < clients / 2 {
-            match node.frame().await {
-                Frame::Data { id, payload, .. } if !payload.is_empty() => {
-                    node.send(id, b"!", false).await;
-                    (started, answered) = (Instant::now(), answered + 1);
-                }
-                Frame::Data { fin: true, .. } => ended += usize::from(answered == clients),
-                Frame::Ping { id } => {
-                    let mut out = BytesMut::new();
-                    frame::put_ping(&mut out, id);
-                    node.stream.write_all(&out).await.unwrap();
-                }
-                _ => {}
-            }
-        }
-        started.elapsed()
-    };
-    let (few, many) = (half_are_told_after(2).await, half_are_told_after(2 * CROWD).await);
-    assert!(few >= HOLD_ANSWERED, "{few:?}");
-    assert!((HOLD_IN_A_CROWD..HOLD_ANSWERED).contains(&many), "{many:?}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
     let (connection, mut node, _) = Node::new();
     let mut stream = connection.open().unwrap();
@@ -213,9 +182,7 @@ async fn a_connection_that_answers_lives_on() {
     for _ in 0..3 {
         for _ in 0..5 {
             let Frame::Ping { id } = node.frame().await else { panic!("no PING") };
-            let mut out = BytesMut::new();
-            frame::put_ping(&mut out, id);
-            node.stream.write_all(&out).await.unwrap();
+            node.pong(id).await;
         }
     }
     assert!(!fate.is_gone());
@@ -240,8 +207,7 @@ async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
     let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open().unwrap();
-    let pair = node.accept().await;
+    let (mut stream, pair) = node.open(&connection).await;
     node.send(pair.data, b"hello", false).await;
     stream.read_exact(&mut [0; 5]).await.unwrap();
     assert_eq!(connection.opening(), Opening::Open);
@@ -250,9 +216,7 @@ async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
     assert_eq!(connection.opening(), Opening::Doubtful);
     for _ in 0..LANES {
         let Frame::Ping { id } = node.frame().await else { panic!("no PING") };
-        let mut out = BytesMut::new();
-        frame::put_ping(&mut out, id);
-        node.stream.write_all(&out).await.unwrap();
+        node.pong(id).await;
     }
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(connection.opening(), Opening::Open, "it has answered");
@@ -260,54 +224,6 @@ async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
 
 /// A node's worker has a queue of 50 frames; a full one stops everything on the connection.
 const QUEUE: usize = 50;
-
-#[tokio::test(start_paused = true)]
-async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
-    const CLIENTS: usize = 400;
-    let (connection, mut node, _) = Node::new();
-    let mut streams = Vec::new();
-    for number in 0..CLIENTS {
-        let mut stream = connection.open().unwrap();
-        stream.write_all(&(number as u32).to_be_bytes()).await.unwrap();
-        streams.push(stream);
-    }
-    let serving = async {
-        let (mut queued, mut pings, mut last_id, mut answered) = ([0; LANES], 0, 0, 0);
-        while answered < CLIENTS {
-            match node.frame().await {
-                Frame::SynStream { id, .. } => {
-                    assert!(id > last_id, "ids increase");
-                    last_id = id;
-                    queued[lane_of(id)] += 1;
-                }
-                Frame::Data { id, payload, .. } => {
-                    queued[lane_of(id)] += 1;
-                    if !payload.is_empty() {
-                        node.send(id, &payload, false).await;
-                        answered += 1;
-                    }
-                }
-                Frame::Ping { id } => {
-                    // It has taken what was in the queue before it.
-                    tokio::time::sleep(Duration::from_micros(200)).await;
-                    queued[pings % LANES] = 0;
-                    pings += 1;
-                    let mut out = BytesMut::new();
-                    frame::put_ping(&mut out, id);
-                    node.stream.write_all(&out).await.unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
-            assert!(queued.iter().all(|queued| *queued < QUEUE), "{queued:?}");
-        }
-    };
-    let asking = async {
-        for (number, stream) in streams.iter_mut().enumerate() {
-            assert_eq!(stream.read_u32().await.unwrap(), number as u32);
-        }
-    };
-    timeout(Duration::from_secs(1), async { tokio::join!(serving, asking) }).await.expect("nobody waits for long");
-}
 
 #[tokio::test(start_paused = true)]
 async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
@@ -334,9 +250,7 @@ async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
                     if ((id / 2) as usize).is_multiple_of(LANES) {
                         tokio::time::sleep(answers_after).await;
                     }
-                    let mut out = BytesMut::new();
-                    frame::put_ping(&mut out, id);
-                    node.stream.write_all(&out).await.unwrap();
+                    node.pong(id).await;
                 }
                 _ => {}
             }
@@ -355,79 +269,4 @@ async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
     let pair = node.accept().await;
     assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"next"), fin: false });
     assert_eq!(connection.streams(), 1);
-}
-
-/// Answers each byte of `asking` with one, and sends `total` bytes to `reading` in between.
-async fn serve_both(node: &mut Node, reading: Pair, asking: Pair, mut left: usize) {
-    let piece = vec![7; 64 * 1024];
-    loop {
-        tokio::select! {
-            biased;
-            frame = node.frame() => match frame {
-                Frame::Data { id, payload, .. } if id == asking.data && !payload.is_empty() => node.send(id, b"!", false).await,
-                Frame::Ping { id } => {
-                    let mut out = BytesMut::new();
-                    frame::put_ping(&mut out, id);
-                    node.stream.write_all(&out).await.unwrap();
-                }
-                Frame::RstStream { id, .. } if id == reading.data => left = 0,
-                _ => {}
-            },
-            () = std::future::ready(()), if left > 0 => {
-                node.send(reading.data, &piece, false).await;
-                left = left.saturating_sub(piece.len());
-            }
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_reads_slowly_gets_every_byte_though_others_are_on_the_connection() {
-    const TOTAL: usize = 80 * 1024 * 1024;
-    let (connection, mut node, _) = Node::new();
-    let mut slow = connection.open().unwrap();
-    let slow_pair = node.accept().await;
-    let mut other = connection.open().unwrap();
-    let other_pair = node.accept().await;
-    tokio::spawn(async move { serve_both(&mut node, slow_pair, other_pair, TOTAL).await });
-    let reading = tokio::spawn(async move {
-        let (mut read, mut piece) = (0, vec![0; 256 * 1024]);
-        while read < TOTAL {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            read += slow.read(&mut piece).await.expect("it is not reset");
-        }
-    });
-    let mut asked = 0;
-    while !reading.is_finished() {
-        other.write_all(b"?").await.unwrap();
-        other.read_exact(&mut [0; 1]).await.unwrap();
-        asked += 1;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    reading.await.unwrap();
-    assert!(asked > 10, "{asked}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_does_not_read_at_all_stops_the_others_for_a_moment_only() {
-    let (connection, mut node, _) = Node::new();
-    let mut stalled = connection.open().unwrap();
-    let stalled_pair = node.accept().await;
-    let mut other = connection.open().unwrap();
-    let other_pair = node.accept().await;
-    tokio::spawn(async move { serve_both(&mut node, stalled_pair, other_pair, 100 * 1024 * 1024).await });
-    for _ in 0..2 {
-        let started = Instant::now();
-        other.write_all(b"?").await.unwrap();
-        other.read_exact(&mut [0; 1]).await.unwrap();
-        assert!(started.elapsed() <= Duration::from_secs(3), "{:?}", started.elapsed());
-        tokio::time::sleep(Duration::from_secs(40)).await;
-    }
-    let error = loop {
-        match stalled.read(&mut [0; 65536]).await {
-            Ok(count) => assert!(count > 0, "an end would look like all there is"),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(StreamFault::of(&error), Some(&StreamFault::Reset));
 }

@@ -1,0 +1,234 @@
+//! The program in service: it follows its files, and applies what changes.
+
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::{App, now, route};
+use crate::{
+    admin::status::Source,
+    config::{
+        Config, Expose, SniBackend,
+        diff::Diff,
+        watch::{self as files, Reload},
+    },
+    drain::Drain,
+    k8s::client::Clusters,
+    listener::ports::{Kind, Ports},
+    relay::{
+        self,
+        client::{Direct, Open, Wanted},
+        tls::Trust,
+    },
+    routing::{SharedRouter, Target},
+    tunnel::Manager,
+};
+
+/// The program in service.
+pub struct Running {
+    pub app: App,
+    pub clusters: Arc<Clusters>,
+    pub tunnels: Manager,
+    pub router: SharedRouter,
+    pub ports: Ports,
+    pub source: Source,
+    /// What the file said as first started.
+    pub allow_commands: bool,
+    /// The clients of relays that run, with what ends each.
+    pub exposed: BTreeMap<Expose, Drain>,
+}
+
+impl Running {
+    /// Starts and ends the clients of relays, so that they are those of the configuration.
+    pub fn expose(&mut self, drain: &Drain) {
+        let wanted = self.router.load().config.expose.clone();
+        self.exposed.retain(|expose, client| {
+            let is_wanted = wanted.contains(expose);
+            if !is_wanted {
+                client.start();
+            }
+            is_wanted
+        });
+        for expose in wanted {
+            if self.exposed.contains_key(&expose) {
+                continue;
+            }
+            let client = drain.child();
+            let (of_client, to) = (client.clone(), format!("{}:{}", expose.to.0, expose.to.1));
+            let options = relay_client(&expose);
+            drain.spawn(async move {
+                let opened = |open: &[Open]| {
+                    open.iter().for_each(|open| info!(public = open.public, local = open.local_port, "exposed"))
+                };
+                let ended = match options {
+                    Ok(options) => {
+                        relay::client::run(options, of_client, opened).await.map_err(|error| error.to_string())
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Err(error) = ended {
+                    warn!(relay = to, error, "not exposed");
+                }
+            });
+            self.exposed.insert(expose, client);
+        }
+    }
+
+    /// Applies changes of the configuration and of the kubeconfig until the drain starts.
+    pub async fn follow(&mut self, drain: &Drain) {
+        let (changes_tx, mut changes) = watch::channel::<Option<Reload>>(None);
+        let (look_again_tx, look_again) = mpsc::channel(1);
+        if let Some(file) = self.app.file.clone() {
+            drain.spawn(files::run(file, changes_tx, look_again));
+            hang_up(look_again_tx, drain);
+        }
+        let (touched_tx, mut touched) = mpsc::channel(1);
+        let mut watched = self.kubeconfigs();
+        drain.spawn(files::touched(watched.clone(), touched_tx));
+        let mut is_followed = self.app.file.is_some();
+        loop {
+            tokio::select! {
+                changed = changes.changed(), if is_followed => match changed {
+                    Ok(()) => {
+                        let reload = changes.borrow_and_update().clone();
+                        match reload {
+                            Some(Reload { config: Ok(config), asked_for }) => {
+                                self.reload((*config).clone(), asked_for).await;
+                                self.expose(drain);
+                            }
+                            Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
+                            None => {}
+                        }
+                    }
+                    Err(_) => is_followed = false,
+                },
+                Some(()) = touched.recv() => {
+                    info!("kubeconfig changed");
+                    self.reroute(self.router.load().config.clone());
+                }
+                () = drain.started() => return,
+            }
+            if self.kubeconfigs() != watched {
+                watched = self.kubeconfigs();
+                let (touched_tx, next) = mpsc::channel(1);
+                // The watcher of the old files ends with its receiver.
+                touched = next;
+                drain.spawn(files::touched(watched.clone(), touched_tx));
+            }
+        }
+    }
+
+    fn kubeconfigs(&self) -> Vec<PathBuf> {
+        let config = &self.router.load().config;
+        let mut paths = config.http.kubeconfig.0.clone();
+        paths.extend(config.tcp.kubeconfig.0.iter().filter(|path| !config.http.kubeconfig.0.contains(path)).cloned());
+        paths
+    }
+
+    async fn reload(&mut self, mut config: Config, asked_for: bool) {
+        self.app.overrides.apply(&mut config);
+        let old = self.router.load().config.clone();
+        if config == *old {
+            return self.source.update(|facts| facts.rejected = None);
+        }
+        if !old.auto_reload && !asked_for {
+            info!("the configuration file changed, and auto_reload_config is false: SIGHUP or a restart applies it");
+            return;
+        }
+        let news = new_commands(&old, &config);
+        if !news.is_empty() && !self.allow_commands {
+            let reason = format!(
+                "it brings commands to run ({}), and sni.allow_commands was not set when adit started: restart adit to run them",
+                news.join("; ")
+            );
+            return self.reject(&reason);
+        }
+        if let Err(error) = self.ports.change(&config).await {
+            return self.reject(&error.to_string());
+        }
+        let diff = Diff::between(&old, &config);
+        if let Some(verbosity) = &self.app.verbosity {
+            verbosity.set(config.verbose);
+        }
+        self.clusters.set_exec_path(&config.exec_path);
+        self.reroute(Arc::new(config));
+        self.source.update(|facts| (facts.loaded_at, facts.rejected) = (now(), None));
+        self.tell_facts();
+        info!(changed = ?diff.routes, "config reloaded");
+    }
+
+    /// Gives names their new meaning, and lets tunnels that none leads to any more finish.
+    fn reroute(&self, config: Arc<Config>) {
+        self.router.store(Arc::new(route(&self.clusters, config)));
+        let router = self.router.load();
+        self.tunnels.retain(|target| router.leads_to(target));
+        self.tell_facts();
+    }
+
+    fn reject(&self, reason: &str) {
+        let loaded_at = self.source.status().facts.loaded_at;
+        warn!("config not reloaded: {reason}; still using the config from {loaded_at}");
+        self.source.update(|facts| facts.rejected = Some(reason.to_owned()));
+    }
+
+    pub fn tell_facts(&self) {
+        let router = self.router.load();
+        let context = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+        self.source.update(|facts| {
+            facts.config.clone_from(&router.config.source);
+            facts.http = self.ports.addresses(Kind::Http);
+            facts.tcp = self.ports.addresses(Kind::Tcp);
+            facts.context = context.map(ToString::to_string);
+        });
+    }
+}
+
+/// Returns what the client of a relay is told.
+fn relay_client(expose: &Expose) -> io::Result<relay::client::Options> {
+    let keys = relay::auth::load(expose.secret_file.as_deref())?;
+    let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
+    let trust = Trust::of(expose.fingerprint.as_ref(), expose.ca.as_ref());
+    let kind = if expose.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
+    let name = expose.name.clone().unwrap_or_default();
+    let tunnels = vec![Wanted { local_port: expose.local_port, kind, port: expose.public_port, name }];
+    let dial = Arc::new(Direct { host: expose.to.0.clone(), port: expose.to.1 });
+    let local_host = expose.local_host.clone();
+    Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
+}
+
+/// Returns the commands of `new` that `old` would not run, as they may be shown.
+fn new_commands(old: &Config, new: &Config) -> Vec<String> {
+    let commands = |config: &Config| -> Vec<Target> {
+        let routes = config.sni.iter().flat_map(|sni| sni.routes.values());
+        let commands = routes.filter_map(|route| match &route.backend {
+            SniBackend::Command(command) => Some(Target::Command(command.clone())),
+            SniBackend::Kubernetes(_) => None,
+        });
+        commands.collect()
+    };
+    let known = commands(old);
+    commands(new).iter().filter(|command| !known.contains(command)).map(ToString::to_string).collect()
+}
+
+/// SIGHUP asks for a look at the configuration file, whatever `auto_reload_config` says.
+fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::hangup()) {
+        Ok(mut hang_ups) => {
+            let ended = drain.clone();
+            drain.spawn(async move {
+                loop {
+                    tokio::select! {
+                        Some(()) = hang_ups.recv() => {
+                            // One that waits already will do.
+                            let _ = look_again.try_send(());
+                        }
+                        () = ended.started() => return,
+                    }
+                }
+            });
+        }
+        Err(error) => debug!(%error, "SIGHUP is not taken"),
+    }
+}
