@@ -16,10 +16,10 @@ use tokio::{
 };
 
 /// What is read before it is written. It is on the stack: a connection that is idle, or whose reader keeps up, holds no
-/// buffer.
-const CHUNK: usize = 64 * 1024;
+/// buffer. Four records of TLS, less what a layer between may put before it: a few bytes more would be a record of their own.
+const CHUNK: usize = 64 * 1024 - 4;
 
-/// With less room than this in a chunk, a record of TLS, it is written before more is read.
+/// With less room than a record of TLS in a chunk, it is written before more is read.
 const ROOM: usize = 16 * 1024;
 
 /// After this many chunks in a row other tasks get their turn.

@@ -1,4 +1,6 @@
-//! The client of a relay: it keeps the control connection, and serves each visitor with a connection of its own.
+//! The client of a relay: it keeps the control connection, and the tunnels open.
+
+mod visitors;
 
 use std::{
     io,
@@ -6,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use futures::future::BoxFuture;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
     auth::{self, Role, Transcript},
@@ -24,21 +25,13 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::{
-        BoxedIo,
-        prefixed::Prefixed,
-        read_ahead::ReadAhead,
-        splice::{Side, splice},
-    },
+    io::{BoxedIo, read_ahead::ReadAhead},
     wire::relay::{Frame, Kind, Token},
 };
 
 /// Between two attempts to reach the relay.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// How long the local service may take to answer a connection.
-const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 const MOST_FRAMES: usize = 1024;
 
@@ -192,6 +185,9 @@ pub async fn run(options: Options, drain: Drain, opened: impl Fn(&[Open])) -> Re
     }
 }
 
+/// A connection to the relay.
+type Connection = TlsStream<ReadAhead<BoxedIo>>;
+
 struct Client {
     options: Options,
     config: Arc<ClientConfig>,
@@ -200,7 +196,7 @@ struct Client {
 }
 
 impl Client {
-    async fn dial(&self, purpose: Purpose) -> io::Result<TlsStream<ReadAhead<BoxedIo>>> {
+    async fn dial(&self, purpose: Purpose) -> io::Result<Connection> {
         let stream = ReadAhead::new(timeout(STEP, self.options.dial.dial(purpose)).await??);
         let name = ServerName::try_from(self.options.dial.host());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
@@ -222,21 +218,21 @@ impl Client {
         was_open: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
         let shown = || self.options.dial.name();
-        let tls = tokio::select! {
+        let mut tls = tokio::select! {
             dialled = self.dial(Purpose::Control) => dialled?,
             () = self.drain.started() => return Err(Ended::Drained),
         };
         let exporter = tls::exporter(tls.get_ref().1)?;
-        let mut reader = Reader::new(tls, BytesMut::new());
+
         let given = self.given.lock().expect("no panic while the lock is held").clone();
         let is_first = given.is_empty();
         let first_port =
             given.first().map_or(self.options.tunnels.first().map_or(0, |tunnel| tunnel.port), |given| given.port);
         let (nonce, key) = (auth::random()?, self.options.key.clone());
         let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
-        conversation::send(reader.get_mut(), &[hello]).await?;
+        conversation::send(&mut tls, &[hello]).await?;
         let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason });
-        let (server, proof) = match reader.step().await? {
+        let (server, proof) = match conversation::step(&mut tls).await? {
             Frame::Challenge { nonce, proof } => (nonce, proof),
             Frame::Reject { reason } => return Err(rejected(reason)),
             other => return Err(Over::Unexpected(conversation::name(&other)).into()),
@@ -246,8 +242,8 @@ impl Client {
             return Err(Ended::Fatal(Fatal::Stranger { to: shown() }));
         }
         let proof = transcript.proof(&self.options.secret, Role::Client);
-        conversation::send(reader.get_mut(), &[Frame::Proof { proof }]).await?;
-        let (session, _heartbeat) = match reader.step().await? {
+        conversation::send(&mut tls, &[Frame::Proof { proof }]).await?;
+        let (session, _heartbeat) = match conversation::step(&mut tls).await? {
             Frame::Welcome { session, heartbeat } => (session, heartbeat),
             Frame::Reject { reason } => return Err(rejected(reason)),
             other => return Err(Over::Unexpected(conversation::name(&other)).into()),
@@ -258,11 +254,10 @@ impl Client {
             let name = if given.name.is_empty() { wanted.name.clone() } else { given.name };
             Frame::Open { tunnel: at as u32, kind: wanted.kind, port, resume: given.resume, name }
         });
-        conversation::send(reader.get_mut(), &wanted.collect::<Vec<_>>()).await?;
+        conversation::send(&mut tls, &wanted.collect::<Vec<_>>()).await?;
 
-        let (inner, received) = reader.into_parts();
-        let (read, mut write) = tokio::io::split(inner);
-        let mut reader = Reader::new(read, BytesMut::from(&received[..]));
+        let (read, mut write) = tokio::io::split(tls);
+        let mut reader = Reader::new(read);
         let (frames, mut waiting) = mpsc::channel::<Frame>(MOST_FRAMES);
         let mut open: Vec<Option<(Open, Given)>> = vec![None; self.options.tunnels.len()];
         let mut heard = Instant::now();
@@ -305,7 +300,7 @@ impl Client {
                         }
                         Frame::Incoming { tunnel, stream, peer } => {
                             let (this, frames) = (self.clone(), frames.clone());
-                            self.drain.spawn(async move { this.serve(tunnel, session, stream, &peer, frames).await });
+                            self.drain.spawn(async move { this.serve(tunnel, session, stream, peer, frames).await });
                         }
                         Frame::Ping { cookie } => drop(frames.try_send(Frame::Pong { cookie })),
                         Frame::Pong { .. } => {}
@@ -326,52 +321,6 @@ impl Client {
                     return Err(Ended::Drained);
                 }
             }
-        }
-    }
-
-    /// Serves one visitor.
-    async fn serve(&self, tunnel: u32, session: Token, stream: Token, peer: &str, frames: mpsc::Sender<Frame>) {
-        let Some(wanted) = self.options.tunnels.get(tunnel as usize) else { return };
-        let local = (self.options.local_host.trim_matches(['[', ']']), wanted.local_port);
-        let connecting = async { timeout(LOCAL_TIMEOUT, TcpStream::connect(local)).await? };
-        // A visitor of a service that is down is told so before its stream exists.
-        let mut local = match connecting.await {
-            Ok(local) => local,
-            Err(error) => {
-                let port = wanted.local_port;
-                warn!(%peer, %error, "no local service on {}:{port}: the visitor is turned away", self.options.local_host);
-                let reason = format!("nothing answers on port {port}: {error}");
-                // The relay's own time-out would tell the visitor later.
-                let _ = frames.send(Frame::Decline { stream, reason }).await;
-                return;
-            }
-        };
-        // It fails only on a socket that is closed already.
-        let _ = local.set_nodelay(true);
-        let mut remote = match self.claim(session, stream).await {
-            Ok(remote) => remote,
-            Err(error) => return debug!(%peer, %error, "a visitor's stream was not opened"),
-        };
-        let end = splice(&mut remote, &mut local).await;
-        if let Some((Side::Client, _)) = &end.broken {
-            // The service must not take what it has for all there was.
-            let _ = socket2::SockRef::from(&local).set_linger(Some(Duration::ZERO));
-        }
-        info!(target: "adit::access", peer, local = wanted.local_port, up = end.up, down = end.down, broken = ?end.broken, "relayed connection");
-    }
-
-    async fn claim(&self, session: Token, stream: Token) -> Result<Prefixed<TlsStream<ReadAhead<BoxedIo>>>, Over> {
-        let tls = self.dial(Purpose::Stream).await?;
-        let proof = auth::claim(&self.options.secret, &session, &stream, &tls::exporter(tls.get_ref().1)?);
-        let mut reader = Reader::new(tls, BytesMut::new());
-        conversation::send(reader.get_mut(), &[Frame::Claim { session, stream, proof }]).await?;
-        match reader.step().await? {
-            Frame::StreamAccept => {
-                let (inner, rest) = reader.into_parts();
-                Ok(Prefixed::new(rest, inner))
-            }
-            Frame::StreamReject { reason } => Err(Over::Rejected(reason)),
-            other => Err(Over::Unexpected(conversation::name(&other))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
@@ -35,15 +35,15 @@ pub enum Over {
     Io(#[from] io::Error),
 }
 
-/// Reads frames, and keeps what comes behind them.
+/// Reads the frames of a control connection.
 pub struct Reader<R> {
     inner: R,
     received: BytesMut,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    pub fn new(inner: R, received: BytesMut) -> Self {
-        Self { inner, received }
+    pub fn new(inner: R) -> Self {
+        Self { inner, received: BytesMut::new() }
     }
 
     /// Returns the next frame. Cancel-safe.
@@ -58,20 +58,27 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
         }
     }
+}
 
-    /// Returns the next frame of a handshake.
-    pub async fn step(&mut self) -> Result<Frame, Over> {
-        timeout(STEP, self.next()).await.map_err(|_| Over::Silent(STEP))?
+/// Returns the next frame, and reads nothing behind it. Not cancel-safe.
+pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
+    let mut received = BytesMut::new();
+    loop {
+        if let Some(frame) = Frame::take(&mut received)? {
+            return Ok(frame);
+        }
+        let missing = Frame::length(&received)? - received.len();
+        // Its sender may not have said who he is: there is no more room than he has filled.
+        received.reserve(missing.min(1024));
+        if (&mut *from).take(missing as u64).read_buf(&mut received).await? == 0 {
+            return Err(Over::Closed);
+        }
     }
+}
 
-    /// Returns the connection, and what was read of it behind the last frame.
-    pub fn into_parts(self) -> (R, Bytes) {
-        (self.inner, self.received.freeze())
-    }
-
-    pub fn get_mut(&mut self) -> &mut R {
-        &mut self.inner
-    }
+/// Returns the next frame of a handshake.
+pub async fn step(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
+    timeout(STEP, receive(from)).await.map_err(|_| Over::Silent(STEP))?
 }
 
 /// Writes frames in one go.
@@ -106,6 +113,7 @@ pub fn name(frame: &Frame) -> &'static str {
         Frame::Incoming { .. } => "Incoming",
         Frame::Decline { .. } => "Decline",
         Frame::Claim { .. } => "Claim",
+        Frame::Start { .. } => "Start",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
         Frame::Goodbye { .. } => "Goodbye",

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! visitor --> public port, or name.domain --> server --(Incoming)--> client        on the control connection
-//!                                             server <--(Claim)----- client        a connection of its own
-//!             raw bytes  <------------------> server <-------------> client <----> local port
+//!                                             server <--(Claim)----- client        a connection for the visitor
+//!             bytes      <------------------> server <-------------> client <----> local port
+//! the next one                                server --(Start)-----> client        on the same connection
 //! ```
 //!
-//! The client dials for everything, so that it may sit behind any NAT. Each stream is a connection of its own, with the flow
-//! control of TCP. `docs/relay-protocol.md` describes the protocol.
+//! The client dials for everything, so that it may sit behind any NAT. A connection carries one stream at a time, with
+//! the flow control of TCP. `docs/relay-protocol.md` describes the protocol.
 
 pub mod admin;
 pub mod auth;
 pub mod backend;
+pub mod carrier;
 pub mod client;
 pub mod conversation;
 pub mod ports;

@@ -1,5 +1,7 @@
 //! The relay: what it is told, and the control connections of its clients.
 
+mod greeting;
+mod idle;
 pub mod options;
 pub mod tunnels;
 mod visitors;
@@ -12,36 +14,33 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use bytes::BytesMut;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, interval, timeout},
+    sync::{Semaphore, mpsc},
+    time::{Instant, interval},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 pub use self::options::{Limits, Options};
 use self::{
+    idle::Idle,
     tunnels::Tunnel,
     visitors::{Pending, StreamName},
 };
 use super::{
-    auth::{self, Key, Role, Transcript},
-    conversation::{self, DEAD, HEARTBEAT, Over, Reader, STEP},
+    auth::{self, Key},
+    conversation::{self, DEAD, HEARTBEAT, Over, Reader},
     ports::Ports,
-    tls,
 };
 use crate::{
     drain::Drain,
-    io::{accept, read_ahead::ReadAhead},
-    wire::relay::{Frame, Kind, Token},
+    io::accept,
+    wire::relay::{Frame, Token},
 };
 
 /// How many frames may wait for a client that does not read.
@@ -89,6 +88,7 @@ struct Session {
     is_v1: bool,
     peer: SocketAddr,
     frames: mpsc::Sender<Frame>,
+    idle: Idle,
     gone: CancellationToken,
 }
 
@@ -133,128 +133,6 @@ impl Server {
         }
     }
 
-    async fn greet(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
-        let mut first = [0];
-        let count = timeout(STEP, stream.peek(&mut first)).await.map_err(|_| Over::Silent(STEP))??;
-        match (count, first[0]) {
-            (0, _) => Err(Over::Closed),
-            // A TLS record with a handshake.
-            (_, 0x16) => {
-                let accepting = TlsAcceptor::from(self.tls.clone()).accept(ReadAhead::new(stream));
-                let tls = timeout(STEP, accepting).await.map_err(|_| Over::Silent(STEP))??;
-                self.greet_v2(tls, peer, permit).await
-            }
-            _ => self.greet_v1(stream, peer, permit).await,
-        }
-    }
-
-    async fn greet_v2(
-        self: Arc<Self>,
-        tls: TlsStream<ReadAhead<TcpStream>>,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
-        let exporter = tls::exporter(tls.get_ref().1)?;
-        let mut reader = Reader::new(tls, BytesMut::new());
-        match reader.step().await? {
-            Frame::Hello { version: 2, nonce, port, key } => {
-                let known = self.options.keys.iter().find(|known| known.name == key).cloned();
-                let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
-                // Whether there is such a key is not told: its proof is that of a secret that nobody has.
-                let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
-                let proof = transcript.proof(&secret, Role::Server);
-                conversation::send(reader.get_mut(), &[Frame::Challenge { nonce: transcript.server, proof }]).await?;
-                let Frame::Proof { proof } = reader.step().await? else {
-                    return Err(Over::Unexpected("another frame"));
-                };
-                let is_proven = transcript.is_proven(&secret, Role::Client, &proof);
-                let Some(key) = known.filter(|_| is_proven) else {
-                    info!(%peer, key = transcript.key, "relay: rejected: wrong secret");
-                    return self.reject(&mut reader, "the secret is not the one of this relay").await;
-                };
-                let (session, frames) = self.new_session(key, peer, false)?;
-                let heartbeat = HEARTBEAT.as_secs() as u16;
-                conversation::send(reader.get_mut(), &[Frame::Welcome { session: session.token, heartbeat }]).await?;
-                drop(permit);
-                self.converse(reader, session, frames).await
-            }
-            Frame::Hello { version, .. } => {
-                self.reject(&mut reader, &format!("version {version} is not served here: 2 is")).await
-            }
-            Frame::Claim { session, stream, proof } => {
-                let is_ours = {
-                    let state = self.state();
-                    state.sessions.get(&session).is_some_and(|known| {
-                        !known.is_v1 && auth::is_claimed(&known.key.secret, &session, &stream, &exporter, &proof)
-                    })
-                };
-                self.join(reader, StreamName::V2(stream), is_ours.then_some(session), permit).await
-            }
-            other => Err(Over::Unexpected(conversation::name(&other))),
-        }
-    }
-
-    async fn greet_v1(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
-        // It fails only on a socket that is closed already.
-        let _ = stream.set_nodelay(true);
-        let mut reader = Reader::new(stream, BytesMut::new());
-        if !self.options.allow_v1 {
-            return self.reject(&mut reader, "this relay serves version 2 alone, within TLS").await;
-        }
-        match reader.step().await? {
-            Frame::Handshake { version: 1, secret } => {
-                let key = self.options.keys.iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
-                let Some(key) = key else {
-                    info!(%peer, "relay: rejected: wrong secret");
-                    return self.reject(&mut reader, "the secret is not the one of this relay").await;
-                };
-                let host = reader.get_mut().local_addr()?.ip().to_string();
-                let (session, frames) = self.new_session(key, peer, true)?;
-                drop(permit);
-                match self.open(&session, 0, Kind::Tcp, 0, "", [0; 16]).await {
-                    Ok(tunnel) => {
-                        conversation::send(reader.get_mut(), &[Frame::Accept { port: tunnel.port, host }]).await?;
-                        self.converse(reader, session, frames).await
-                    }
-                    Err(reason) => {
-                        self.forget(&session, true);
-                        self.reject(&mut reader, &reason).await
-                    }
-                }
-            }
-            Frame::Handshake { version, .. } => {
-                self.reject(&mut reader, &format!("version {version} is not served here: 1 and 2 are")).await
-            }
-            Frame::StreamHandshake { stream } => {
-                let name = StreamName::V1(stream);
-                let session = self.state().pending.get(&name).map(|pending| pending.session);
-                self.join(reader, name, session, permit).await
-            }
-            other => Err(Over::Unexpected(conversation::name(&other))),
-        }
-    }
-
-    async fn reject<S>(&self, reader: &mut Reader<S>, reason: &str) -> Result<(), Over>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
-        conversation::send(reader.get_mut(), &[Frame::Reject { reason: reason.to_owned() }]).await?;
-        // What it sent meanwhile must not turn our close into a reset.
-        let _ = timeout(Duration::from_secs(1), async { while reader.next().await.is_ok() {} }).await;
-        Ok(())
-    }
-
     fn new_session(
         &self,
         key: Key,
@@ -263,7 +141,8 @@ impl Server {
     ) -> io::Result<(Arc<Session>, mpsc::Receiver<Frame>)> {
         let (frames_tx, frames) = mpsc::channel(MOST_FRAMES);
         let token = auth::random()?;
-        let session = Session { token, key, is_v1, peer, frames: frames_tx, gone: CancellationToken::new() };
+        let session =
+            Session { token, key, is_v1, peer, frames: frames_tx, idle: Idle::new(), gone: CancellationToken::new() };
         let session = Arc::new(session);
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         self.state().sessions.insert(token, session.clone());
@@ -274,16 +153,15 @@ impl Server {
     /// Follows a control connection to its end.
     async fn converse<S>(
         self: Arc<Self>,
-        reader: Reader<S>,
+        connection: S,
         session: Arc<Session>,
         mut frames: mpsc::Receiver<Frame>,
     ) -> Result<(), Over>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (inner, received) = reader.into_parts();
-        let (read, mut write) = tokio::io::split(inner);
-        let mut reader = Reader::new(read, BytesMut::from(&received[..]));
+        let (read, mut write) = tokio::io::split(connection);
+        let mut reader = Reader::new(read);
         let writing = async {
             while let Some(frame) = frames.recv().await {
                 let mut all = vec![frame];
@@ -315,6 +193,7 @@ impl Server {
                         }
                         // A full queue is one that will be found dead.
                         let _ = session.frames.try_send(Frame::Ping { cookie: 0 });
+                        session.idle.sweep();
                     }
                     () = self.drain.started(), if !has_said_goodbye => {
                         has_said_goodbye = true;

@@ -9,6 +9,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// The longest payload.
 pub const LONGEST: usize = 64 * 1024;
 
+/// Type and length.
+const HEADER: usize = 5;
+
 /// A random name of a stream, a session or a promise; nobody can guess it.
 pub type Token = [u8; 16];
 
@@ -31,7 +34,7 @@ pub enum Kind {
     ReplacedService,
 }
 
-/// A message. The first seven are version 1, and those about streams end with raw bytes behind them.
+/// A message. The first seven are version 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// Opens a control connection of version 1.
@@ -118,6 +121,11 @@ pub enum Frame {
         stream: Token,
         proof: Digest,
     },
+    /// Somebody has connected: a connection that has carried a stream before is to carry his.
+    Start {
+        tunnel: u32,
+        peer: String,
+    },
     Ping {
         cookie: u64,
     },
@@ -147,21 +155,32 @@ impl Frame {
     /// # Errors
     /// There is none, or one that is not known. What comes behind it cannot be read either.
     pub fn take(input: &mut BytesMut) -> Result<Option<Self>, RelayError> {
-        let Some(header) = input.first_chunk::<5>() else { return Ok(None) };
-        let (kind, length) = (header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
-        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1d) {
-            return Err(RelayError::Type(kind));
-        }
-        let Some(length) = usize::try_from(length).ok().filter(|length| *length <= LONGEST) else {
-            return Err(RelayError::TooLong(length));
-        };
-        if input.len() < 5 + length {
+        let length = Self::length(input)?;
+        if input.len() < length {
             return Ok(None);
         }
-        input.advance(5);
-        let mut payload = Payload(input.split_to(length).freeze());
+        let mut frame = input.split_to(length).freeze();
+        let kind = frame[0];
+        frame.advance(HEADER);
+        let mut payload = Payload(frame);
         let frame = payload.read(kind).filter(|_| payload.0.is_empty());
         frame.map(Some).ok_or(RelayError::Payload(kind))
+    }
+
+    /// Returns how long the first frame of `input` is, as far as that can be told: at least its header.
+    ///
+    /// # Errors
+    /// See [`take`](Self::take).
+    pub fn length(input: &[u8]) -> Result<usize, RelayError> {
+        let Some(header) = input.first_chunk::<HEADER>() else { return Ok(HEADER) };
+        let (kind, length) = (header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
+        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1e) {
+            return Err(RelayError::Type(kind));
+        }
+        match usize::try_from(length) {
+            Ok(length) if length <= LONGEST => Ok(HEADER + length),
+            _ => Err(RelayError::TooLong(length)),
+        }
     }
 
     /// Appends the frame to `out`. Texts that are too long are cut.
@@ -256,6 +275,10 @@ impl Frame {
                 to.extend_from_slice(stream);
                 text(to, reason, 0x1d)
             }
+            Self::Start { tunnel, peer } => {
+                to.put_u32(*tunnel);
+                text(to, peer, 0x1e)
+            }
         }
     }
 }
@@ -310,6 +333,7 @@ impl Payload {
             0x1b => Frame::Pong { cookie: u64::from_be_bytes(self.array()?) },
             0x1c => Frame::Goodbye { reason: self.text()? },
             0x1d => Frame::Decline { stream: self.array()?, reason: self.text()? },
+            0x1e => Frame::Start { tunnel: self.u32()?, peer: self.text()? },
             _ => return None,
         })
     }

@@ -16,6 +16,11 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
+fn carrier() {
+    replay("carrier", checks::carrier::check);
+}
+
+#[test]
 fn client_hello() {
     replay("client_hello", checks::client_hello::check);
 }

@@ -1,4 +1,6 @@
-//! Reverse tunnels: a relay, clients, visitors.
+//! Reverse tunnels: a relay, its clients, and who is none.
+
+mod streams;
 
 use std::{
     net::SocketAddr,
@@ -139,46 +141,6 @@ async fn put(stream: &mut (impl AsyncWriteExt + Unpin), frame: Frame) {
     frame.put(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
-}
-
-#[tokio::test]
-async fn two_hundred_streams_do_not_mix_and_both_directions_end_alone() {
-    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
-    let (local, _) = echo().await;
-    let (mut rx, _running) = start(relay.client(local, 0), &drain);
-    let public = opened(&mut rx).await;
-    let streams = (0..200u32).map(|number| async move {
-        let mut stream = TcpStream::connect(public).await.unwrap();
-        let sent: Vec<u8> = (0..20_000u32).flat_map(|at| (at.wrapping_mul(number + 1)).to_be_bytes()).collect();
-        let wanted = Sha256::digest(&sent);
-        let (mut read, mut write) = stream.split();
-        let writing = async {
-            write.write_all(&sent).await.unwrap();
-            write.shutdown().await.unwrap();
-        };
-        let mut back = Vec::new();
-        let (_, read) = tokio::join!(writing, read.read_to_end(&mut back));
-        read.unwrap();
-        assert_eq!(Sha256::digest(&back), wanted, "stream {number}");
-    });
-    timeout(2 * PATIENCE, futures::future::join_all(streams)).await.expect("in time");
-    eventually("nothing is left", || async { relay.server.snapshot()[0].streams == 0 }).await;
-    drain.finish(Duration::from_secs(5)).await;
-    eventually("a clean goodbye frees the port", || async { relay.server.snapshot().is_empty() }).await;
-}
-
-#[tokio::test]
-async fn a_service_that_is_down_fails_each_visitor_and_no_tunnel() {
-    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let (mut rx, _running) = start(relay.client(closed.port(), 0), &drain);
-    let public = opened(&mut rx).await;
-    for _ in 0..3 {
-        let mut visitor = TcpStream::connect(public).await.unwrap();
-        let error = timeout(PATIENCE, visitor.read_u8()).await.expect("soon").unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    }
-    assert_eq!(relay.server.snapshot().len(), 1);
 }
 
 #[tokio::test]

@@ -222,6 +222,7 @@ impl Server {
 
     pub(super) fn forget(&self, session: &Session, is_clean: bool) {
         session.gone.cancel();
+        session.idle.close();
         let tunnels: Vec<_> = {
             let mut state = self.state();
             state.sessions.remove(&session.token);

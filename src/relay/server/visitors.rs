@@ -9,9 +9,9 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::oneshot,
     time::timeout,
 };
 use tracing::debug;
@@ -21,12 +21,11 @@ use crate::{
     io::{
         BoxedIo, accept,
         held::Held,
-        prefixed::Prefixed,
         splice::{Side, splice},
     },
     relay::{
         auth,
-        conversation::{self, Over, Reader},
+        conversation::{self, Over},
     },
     wire::relay::{Frame, Token, Uuid},
 };
@@ -74,12 +73,15 @@ impl Server {
         let end = splice(&mut visitor, &mut stream).await;
         self.counters.up.fetch_add(end.up, Ordering::Relaxed);
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
-        if let Some((Side::Backend, _)) = end.broken {
-            let _ = SockRef::from(&visitor).set_linger(Some(Duration::ZERO));
+        match end.broken {
+            Some((Side::Backend, _)) => drop(SockRef::from(&visitor).set_linger(Some(Duration::ZERO))),
+            Some((Side::Client, _)) => {}
+            // Where the service ended first, it has not heard of the visitor's end. It may be gone.
+            None => drop(stream.shutdown().await),
         }
     }
 
-    /// Asks the client of a tunnel for a connection, and waits for it.
+    /// Gets a stream to the client of a tunnel: on a connection that is there, else on one that it is asked for.
     ///
     /// # Errors
     /// In words: there are too many, or the client does not come, or says why it cannot.
@@ -101,6 +103,9 @@ impl Server {
             return Err(format!("the tunnel has {} streams", limits.streams_per_tunnel));
         }
         let waiting = Waiting::new(tunnel, limits.pending_per_tunnel)?;
+        if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
+            return Ok(Box::new(Held::new(answer?, StreamCount::new(tunnel))));
+        }
         let (name, frame) = if tunnel.session.is_v1 {
             let stream = new_uuid().map_err(|error| error.to_string())?;
             (StreamName::V1(stream), Frame::Connect { stream })
@@ -118,32 +123,27 @@ impl Server {
         Ok(Box::new(Held::new(stream, StreamCount::new(tunnel))))
     }
 
-    /// Gives the connection of a client to the visitor that waits for it.
+    /// Finds the visitor that a client has come for, and tells the client.
     pub(super) async fn join<S>(
-        self: Arc<Self>,
-        mut reader: Reader<S>,
+        &self,
+        connection: &mut S,
         name: StreamName,
         session: Option<Token>,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over>
+    ) -> Result<Option<Pending>, Over>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncWrite + Unpin,
     {
         let pending = {
             let mut state = self.state();
             let is_theirs = state.pending.get(&name).is_some_and(|pending| Some(pending.session) == session);
             if is_theirs { state.pending.remove(&name) } else { None }
         };
-        let Some(pending) = pending else {
-            let reason = "nobody waits for this stream".to_owned();
-            return conversation::send(reader.get_mut(), &[Frame::StreamReject { reason }]).await;
+        let answer = match &pending {
+            Some(_) => Frame::StreamAccept,
+            None => Frame::StreamReject { reason: "nobody waits for this stream".to_owned() },
         };
-        conversation::send(reader.get_mut(), &[Frame::StreamAccept]).await?;
-        drop(permit);
-        let (inner, rest) = reader.into_parts();
-        // The visitor may have gone: the client sees the end of its stream.
-        let _ = pending.to.send(Ok(Box::new(Prefixed::new(rest, inner))));
-        Ok(())
+        conversation::send(connection, &[answer]).await?;
+        Ok(pending)
     }
 }
 

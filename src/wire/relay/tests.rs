@@ -22,6 +22,7 @@ fn all() -> Vec<Frame> {
         Frame::Incoming { tunnel: 7, stream: [8; 16], peer: "192.0.2.1:5".into() },
         Frame::Decline { stream: [8; 16], reason: reason.clone() },
         Frame::Claim { session: [5; 16], stream: [8; 16], proof: [9; 32] },
+        Frame::Start { tunnel: 7, peer: "192.0.2.1:5".into() },
         Frame::Ping { cookie: 1 },
         Frame::Pong { cookie: u64::MAX },
         Frame::Goodbye { reason },

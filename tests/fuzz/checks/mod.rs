@@ -1,5 +1,6 @@
 //! What must hold for every input; run by the fuzz targets, and by the suite over their corpus.
 
+pub mod carrier;
 pub mod client_hello;
 pub mod config;
 pub mod exec_frames;

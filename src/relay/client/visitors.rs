@@ -1,0 +1,133 @@
+//! The visitors of a client's tunnels: each gets a connection to the local service, and one to the relay, which serves others
+//! after him.
+
+use std::{io, time::Duration};
+
+use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tracing::{debug, info, warn};
+
+use super::{Client, Connection, Purpose};
+use crate::{
+    io::splice::{Side, splice},
+    relay::{
+        auth,
+        carrier::Carrier,
+        conversation::{self, Over},
+        tls,
+    },
+    wire::relay::{Frame, Token},
+};
+
+/// How long the local service may take to answer a connection.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection waits for its next visitor. The relay closes it long before that; if it does not, it is gone.
+const LONGEST_WAIT: Duration = Duration::from_secs(90);
+
+/// A visitor, and the local service's end of his stream.
+struct Visit {
+    peer: String,
+    local_port: u16,
+    local: TcpStream,
+}
+
+impl Client {
+    /// Serves a visitor, and those that the relay sends after him on the same connection.
+    pub(super) async fn serve(
+        &self,
+        tunnel: u32,
+        session: Token,
+        stream: Token,
+        peer: String,
+        frames: mpsc::Sender<Frame>,
+    ) {
+        // A visitor of a service that is down is told so before his stream exists.
+        let mut visit = match self.receive(tunnel, peer).await {
+            Ok(visit) => visit,
+            // The relay's own time-out would tell him later.
+            Err(reason) => return drop(frames.send(Frame::Decline { stream, reason }).await),
+        };
+        let mut connection = match self.claim(session, stream).await {
+            Ok(connection) => connection,
+            Err(error) => return debug!(peer = visit.peer, %error, "a visitor's stream was not opened"),
+        };
+        while let Some(ended) = carry(connection, visit).await {
+            connection = ended;
+            visit = tokio::select! {
+                next = self.next(&mut connection) => match next {
+                    Ok(visit) => visit,
+                    Err(_) => return,
+                },
+                () = self.drain.started() => return,
+            };
+        }
+    }
+
+    /// Connects a visitor of a tunnel with the local service.
+    ///
+    /// # Errors
+    /// In words: it does not answer.
+    async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, String> {
+        let wanted = self.options.tunnels.get(tunnel as usize).ok_or("there is no such tunnel")?;
+        let local_port = wanted.local_port;
+        let address = (self.options.local_host.trim_matches(['[', ']']), local_port);
+        let connecting = async { timeout(LOCAL_TIMEOUT, TcpStream::connect(address)).await? };
+        match connecting.await {
+            Ok(local) => {
+                // It fails only on a socket that is closed already.
+                let _ = local.set_nodelay(true);
+                Ok(Visit { peer, local_port, local })
+            }
+            Err(error) => {
+                let host = &self.options.local_host;
+                warn!(%peer, %error, "no local service on {host}:{local_port}: the visitor is turned away");
+                Err(format!("nothing answers on port {local_port}: {error}"))
+            }
+        }
+    }
+
+    /// Opens the connection that a visitor waits for.
+    async fn claim(&self, session: Token, stream: Token) -> Result<Connection, Over> {
+        let mut connection = self.dial(Purpose::Stream).await?;
+        let exporter = tls::exporter(connection.get_ref().1)?;
+        let proof = auth::claim(&self.options.secret, &session, &stream, &exporter);
+        conversation::send(&mut connection, &[Frame::Claim { session, stream, proof }]).await?;
+        match conversation::step(&mut connection).await? {
+            Frame::StreamAccept => Ok(connection),
+            Frame::StreamReject { reason } => Err(Over::Rejected(reason)),
+            other => Err(Over::Unexpected(conversation::name(&other))),
+        }
+    }
+
+    /// Waits for the next visitor of a connection.
+    async fn next(&self, connection: &mut Connection) -> Result<Visit, Over> {
+        loop {
+            let waiting = timeout(LONGEST_WAIT, conversation::receive(connection));
+            let (tunnel, peer) = match waiting.await.map_err(|_| Over::Silent(LONGEST_WAIT))?? {
+                Frame::Start { tunnel, peer } => (tunnel, peer),
+                other => return Err(Over::Unexpected(conversation::name(&other))),
+            };
+            match self.receive(tunnel, peer).await {
+                Ok(visit) => {
+                    conversation::send(connection, &[Frame::StreamAccept]).await?;
+                    return Ok(visit);
+                }
+                Err(reason) => conversation::send(connection, &[Frame::StreamReject { reason }]).await?,
+            }
+        }
+    }
+}
+
+/// Carries a visitor's bytes. Returns the connection if it can be used again.
+async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
+    let Visit { peer, local_port, mut local } = visit;
+    let mut stream = Carrier::new(connection);
+    let end = splice(&mut stream, &mut local).await;
+    if let Some((Side::Client, _)) = &end.broken {
+        // The service must not take what it has for all there was.
+        let _ = socket2::SockRef::from(&local).set_linger(Some(Duration::ZERO));
+    }
+    let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
+    info!(target: "adit::access", peer, local = local_port, up = end.up, down = end.down, ?broken, "relayed connection");
+    stream.into_inner()
+}

@@ -1,0 +1,163 @@
+//! What a connection of a client says first: who it is, or which visitor it is for.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::info;
+
+use super::{
+    Server,
+    idle::{Connection, Lent},
+    visitors::StreamName,
+};
+use crate::{
+    io::read_ahead::ReadAhead,
+    relay::{
+        auth::{self, Role, Transcript},
+        conversation::{self, HEARTBEAT, Over, STEP},
+        tls,
+    },
+    wire::relay::{Frame, Kind},
+};
+
+impl Server {
+    pub(super) async fn greet(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Over> {
+        let mut first = [0];
+        let count = timeout(STEP, stream.peek(&mut first)).await.map_err(|_| Over::Silent(STEP))??;
+        match (count, first[0]) {
+            (0, _) => Err(Over::Closed),
+            // A TLS record with a handshake.
+            (_, 0x16) => {
+                let accepting = TlsAcceptor::from(self.tls.clone()).accept(ReadAhead::new(stream));
+                let tls = timeout(STEP, accepting).await.map_err(|_| Over::Silent(STEP))??;
+                self.greet_v2(tls, peer, permit).await
+            }
+            _ => self.greet_v1(stream, peer, permit).await,
+        }
+    }
+
+    async fn greet_v2(
+        self: Arc<Self>,
+        mut tls: Connection,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Over> {
+        let exporter = tls::exporter(tls.get_ref().1)?;
+        match conversation::step(&mut tls).await? {
+            Frame::Hello { version: 2, nonce, port, key } => {
+                let known = self.options.keys.iter().find(|known| known.name == key).cloned();
+                let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
+                // Whether there is such a key is not told: its proof is that of a secret that nobody has.
+                let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
+                let proof = transcript.proof(&secret, Role::Server);
+                conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server, proof }]).await?;
+                let Frame::Proof { proof } = conversation::step(&mut tls).await? else {
+                    return Err(Over::Unexpected("another frame"));
+                };
+                let is_proven = transcript.is_proven(&secret, Role::Client, &proof);
+                let Some(key) = known.filter(|_| is_proven) else {
+                    info!(%peer, key = transcript.key, "relay: rejected: wrong secret");
+                    return self.reject(&mut tls, "the secret is not the one of this relay").await;
+                };
+                let (session, frames) = self.new_session(key, peer, false)?;
+                let heartbeat = HEARTBEAT.as_secs() as u16;
+                conversation::send(&mut tls, &[Frame::Welcome { session: session.token, heartbeat }]).await?;
+                drop(permit);
+                self.converse(tls, session, frames).await
+            }
+            Frame::Hello { version, .. } => {
+                self.reject(&mut tls, &format!("version {version} is not served here: 2 is")).await
+            }
+            Frame::Claim { session, stream, proof } => {
+                let session = self.state().sessions.get(&session).cloned().filter(|known| {
+                    !known.is_v1 && auth::is_claimed(&known.key.secret, &session, &stream, &exporter, &proof)
+                });
+                let token = session.as_ref().map(|session| session.token);
+                let pending = self.join(&mut tls, StreamName::V2(stream), token).await?;
+                drop(permit);
+                if let (Some(pending), Some(session)) = (pending, session) {
+                    // The visitor may have gone: the client sees the end of its stream.
+                    let _ = pending.to.send(Ok(Box::new(Lent::new(tls, session))));
+                }
+                Ok(())
+            }
+            other => Err(Over::Unexpected(conversation::name(&other))),
+        }
+    }
+
+    async fn greet_v1(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Over> {
+        // It fails only on a socket that is closed already.
+        let _ = stream.set_nodelay(true);
+        if !self.options.allow_v1 {
+            return self.reject(&mut stream, "this relay serves version 2 alone, within TLS").await;
+        }
+        match conversation::step(&mut stream).await? {
+            Frame::Handshake { version: 1, secret } => {
+                let key = self.options.keys.iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
+                let Some(key) = key else {
+                    info!(%peer, "relay: rejected: wrong secret");
+                    return self.reject(&mut stream, "the secret is not the one of this relay").await;
+                };
+                let host = stream.local_addr()?.ip().to_string();
+                let (session, frames) = self.new_session(key, peer, true)?;
+                drop(permit);
+                match self.open(&session, 0, Kind::Tcp, 0, "", [0; 16]).await {
+                    Ok(tunnel) => {
+                        conversation::send(&mut stream, &[Frame::Accept { port: tunnel.port, host }]).await?;
+                        self.converse(stream, session, frames).await
+                    }
+                    Err(reason) => {
+                        self.forget(&session, true);
+                        self.reject(&mut stream, &reason).await
+                    }
+                }
+            }
+            Frame::Handshake { version, .. } => {
+                self.reject(&mut stream, &format!("version {version} is not served here: 1 and 2 are")).await
+            }
+            Frame::StreamHandshake { stream: uuid } => {
+                let name = StreamName::V1(uuid);
+                let session = self.state().pending.get(&name).map(|pending| pending.session);
+                let pending = self.join(&mut stream, name, session).await?;
+                drop(permit);
+                if let Some(pending) = pending {
+                    let _ = pending.to.send(Ok(Box::new(stream)));
+                }
+                Ok(())
+            }
+            other => Err(Over::Unexpected(conversation::name(&other))),
+        }
+    }
+
+    async fn reject<S>(&self, connection: &mut S, reason: &str) -> Result<(), Over>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+        conversation::send(connection, &[Frame::Reject { reason: reason.to_owned() }]).await?;
+        // What it sent meanwhile must not turn our close into a reset.
+        let _ =
+            timeout(Duration::from_secs(1), async { while conversation::receive(connection).await.is_ok() {} }).await;
+        Ok(())
+    }
+}

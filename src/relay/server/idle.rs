@@ -1,0 +1,153 @@
+//! Connections of a client that have carried a stream, and are there for the next visitor.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::server::TlsStream;
+
+use super::Session;
+use crate::{
+    io::{BoxedIo, read_ahead::ReadAhead},
+    relay::{carrier::Carrier, conversation},
+    wire::relay::Frame,
+};
+
+/// A connection of a client.
+pub(super) type Connection = TlsStream<ReadAhead<TcpStream>>;
+
+/// How long a connection waits for a visitor. Less than what a NAT on the way forgets it after.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How many of one client wait.
+const MOST: usize = 64;
+
+/// A client that does not answer on a connection by now has perhaps lost it: he is asked for another.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Those of one client; None when it is gone.
+pub(super) struct Idle(Mutex<Option<Vec<(Connection, Instant)>>>);
+
+impl Idle {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Some(Vec::new())))
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut Vec<(Connection, Instant)>) -> R) -> Option<R> {
+        self.0.lock().expect("no panic while the lock is held").as_mut().map(change)
+    }
+
+    fn put(&self, connection: Connection) {
+        self.with(|waiting| {
+            if waiting.len() < MOST {
+                waiting.push((connection, Instant::now()));
+            }
+        });
+    }
+
+    /// Takes the one that waits least, as long as its client has not closed it.
+    fn take(&self) -> Option<Connection> {
+        self.with(|waiting| {
+            while let Some((mut connection, _)) = waiting.pop() {
+                if is_silent(&mut connection) {
+                    return Some(connection);
+                }
+            }
+            None
+        })?
+    }
+
+    /// Closes those that have waited for long.
+    pub(super) fn sweep(&self) {
+        self.with(|waiting| waiting.retain(|(_, since)| since.elapsed() < LONGEST_WAIT));
+    }
+
+    /// Closes all, now and later.
+    pub(super) fn close(&self) {
+        drop(self.0.lock().expect("no panic while the lock is held").take());
+    }
+}
+
+/// Between two streams a client says nothing: what can be read is the end.
+fn is_silent(connection: &mut Connection) -> bool {
+    let mut byte = [0];
+    let polled = Pin::new(connection).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte));
+    polled.is_pending()
+}
+
+impl Session {
+    /// Gives a visitor a connection that is there. None: there is none that the client answers on, and it has not heard of him.
+    ///
+    /// # Errors
+    /// In words: the client's service is down.
+    pub(super) async fn start(self: &Arc<Self>, tunnel: u32, peer: SocketAddr) -> Option<Result<BoxedIo, String>> {
+        let mut connection = self.idle.take()?;
+        let asking = async {
+            let start = Frame::Start { tunnel, peer: peer.to_string() };
+            conversation::send(&mut connection, &[start]).await?;
+            conversation::receive(&mut connection).await
+        };
+        match timeout(ANSWER, asking).await {
+            Ok(Ok(Frame::StreamAccept)) => Some(Ok(Box::new(Lent::new(connection, self.clone())))),
+            Ok(Ok(Frame::StreamReject { reason })) => {
+                self.idle.put(connection);
+                Some(Err(reason))
+            }
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// A visitor's stream, over a connection that the next one gets if both directions end.
+pub(super) struct Lent {
+    stream: Option<Carrier<Connection>>,
+    session: Arc<Session>,
+}
+
+impl Lent {
+    pub(super) fn new(connection: Connection, session: Arc<Session>) -> Self {
+        Self { stream: Some(Carrier::new(connection)), session }
+    }
+
+    fn stream(&mut self) -> Pin<&mut Carrier<Connection>> {
+        Pin::new(self.stream.as_mut().expect("it is taken at the end alone"))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.stream.take().and_then(Carrier::into_inner) {
+            self.session.idle.put(connection);
+        }
+    }
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Lent {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_shutdown(cx)
+    }
+}

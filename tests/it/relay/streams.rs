@@ -1,0 +1,212 @@
+//! What visitors send and get.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Mutex, atomic::AtomicBool},
+    task::{Context, Poll},
+};
+
+use adit::{
+    io::BoxedIo,
+    relay::client::{Dial, Purpose},
+};
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::*;
+
+#[tokio::test]
+async fn two_hundred_streams_do_not_mix_and_both_directions_end_alone() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, _) = echo().await;
+    let (mut rx, _running) = start(relay.client(local, 0), &drain);
+    let public = opened(&mut rx).await;
+    let streams = (0..200u32).map(|number| async move {
+        let mut stream = TcpStream::connect(public).await.unwrap();
+        let sent: Vec<u8> = (0..20_000u32).flat_map(|at| (at.wrapping_mul(number + 1)).to_be_bytes()).collect();
+        let wanted = Sha256::digest(&sent);
+        let (mut read, mut write) = stream.split();
+        let writing = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (_, read) = tokio::join!(writing, read.read_to_end(&mut back));
+        read.unwrap();
+        assert_eq!(Sha256::digest(&back), wanted, "stream {number}");
+    });
+    timeout(2 * PATIENCE, futures::future::join_all(streams)).await.expect("in time");
+    eventually("nothing is left", || async { relay.server.snapshot()[0].streams == 0 }).await;
+    drain.finish(Duration::from_secs(5)).await;
+    eventually("a clean goodbye frees the port", || async { relay.server.snapshot().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_down_fails_each_visitor_and_no_tunnel() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (mut rx, _running) = start(relay.client(closed.port(), 0), &drain);
+    let public = opened(&mut rx).await;
+    for _ in 0..3 {
+        let mut visitor = TcpStream::connect(public).await.unwrap();
+        let error = timeout(PATIENCE, visitor.read_u8()).await.expect("soon").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(relay.server.snapshot().len(), 1);
+}
+
+/// Counts the connections for visitors, and takes those that there are from the network when it is told to.
+struct Watched {
+    inner: Arc<dyn Dial>,
+    count: AtomicUsize,
+    is_cut: Mutex<Arc<AtomicBool>>,
+}
+
+impl Watched {
+    fn over(inner: Arc<dyn Dial>) -> Arc<Self> {
+        Arc::new(Self { inner, count: AtomicUsize::new(0), is_cut: Mutex::default() })
+    }
+
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn cut(&self) {
+        std::mem::take(&mut *self.is_cut.lock().unwrap()).store(true, Ordering::Relaxed);
+    }
+}
+
+impl Dial for Watched {
+    fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
+        Box::pin(async move {
+            let inner = self.inner.dial(purpose).await?;
+            if purpose == Purpose::Control {
+                return Ok(inner);
+            }
+            self.count.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Cuttable { inner, is_cut: self.is_cut.lock().unwrap().clone() }) as BoxedIo)
+        })
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn host(&self) -> String {
+        self.inner.host()
+    }
+}
+
+/// Once cut, nothing comes any more, and what is sent goes nowhere.
+struct Cuttable {
+    inner: BoxedIo,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Cuttable {
+    fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
+    }
+}
+
+impl AsyncRead for Cuttable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if self.is_cut() {
+            buf.set_filled(before);
+            return Poll::Pending;
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Cuttable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.is_cut() {
+            true => Poll::Ready(Ok(buf.len())),
+            false => Pin::new(&mut self.inner).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Sends a text, ends, and returns what comes back.
+async fn visit(public: SocketAddr, text: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(public).await?;
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut back = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut back)).await.expect("in time")?;
+    Ok(back)
+}
+
+#[tokio::test]
+async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, services) = echo().await;
+    let mut options = relay.client(local, 0);
+    let watched = Watched::over(options.dial.clone());
+    options.dial = watched.clone();
+    let (mut rx, _running) = start(options, &drain);
+    let public = opened(&mut rx).await;
+    let nobody = || async { relay.server.snapshot()[0].streams == 0 };
+    for number in 0..20 {
+        let text = format!("visitor {number}");
+        assert_eq!(visit(public, &text).await.unwrap(), text);
+        eventually("he is gone", nobody).await;
+    }
+    assert_eq!(watched.count(), 1);
+    assert_eq!(services.load(Ordering::Relaxed), 20, "the service sees each of them");
+
+    // One that is reset leaves nothing to the next.
+    let mut rude = TcpStream::connect(public).await.unwrap();
+    rude.write_all(b"half a ques").await.unwrap();
+    rude.read_exact(&mut [0; 4]).await.unwrap();
+    rude.set_zero_linger().unwrap();
+    drop(rude);
+    eventually("he is gone", nobody).await;
+    assert_eq!(visit(public, "polite").await.unwrap(), "polite");
+    assert_eq!(watched.count(), 2);
+
+    // A connection that is lost without a word costs the next one a second, and nobody his bytes.
+    eventually("he is gone", nobody).await;
+    watched.cut();
+    assert_eq!(visit(public, "patient").await.unwrap(), "patient");
+    assert_eq!(watched.count(), 3);
+}
+
+#[tokio::test]
+async fn a_service_that_comes_and_goes_is_found_again_on_the_same_connection() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let local = listener.local_addr().unwrap();
+    let serve = |listener: TcpListener| async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+    };
+    let mut options = relay.client(local.port(), 0);
+    let watched = Watched::over(options.dial.clone());
+    options.dial = watched.clone();
+    let (mut rx, _running) = start(options, &drain);
+    let public = opened(&mut rx).await;
+    let nobody = || async { relay.server.snapshot()[0].streams == 0 };
+
+    tokio::join!(serve(listener), async { assert_eq!(visit(public, "first").await.unwrap(), "first") });
+    eventually("he is gone", nobody).await;
+    assert_eq!(visit(public, "nobody there").await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let listener = TcpListener::bind(local).await.unwrap();
+    tokio::join!(serve(listener), async { assert_eq!(visit(public, "again").await.unwrap(), "again") });
+    assert_eq!(watched.count(), 1);
+}
