@@ -3,6 +3,7 @@
 pub mod access;
 pub mod error_page;
 pub mod headers;
+mod interim;
 mod pages;
 pub mod rewrite;
 mod unread;
@@ -30,6 +31,7 @@ use self::{
     access::{Access, Tracked},
     error_page::Page,
     headers::{Hop, Identity},
+    interim::Interim,
     rewrite::Names,
     unread::Rest,
     upgrade::Asked,
@@ -227,7 +229,8 @@ impl HttpFrontend {
         if let Some(asked) = &asked {
             asked.into_http1(&mut request);
         }
-        let sent = self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some()).await;
+        let interim = Interim::of(&mut request, version, arrival.gate.as_ref());
+        let sent = interim.beside(self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some())).await;
         let (mut response, returning) = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));
             pages::unanswered(&error, &host, &route)

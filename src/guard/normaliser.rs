@@ -53,6 +53,8 @@ pub struct Normaliser<T> {
     gate: Arc<Gate>,
     /// Read and not passed on yet.
     pending: BytesMut,
+    /// Of an interim response, on its way to the client.
+    interim: BytesMut,
     /// How much of `pending` was searched for the end of a head.
     searched: usize,
     /// How many bytes pass before there is something to look at.
@@ -92,6 +94,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             inner,
             gate,
             pending: BytesMut::new(),
+            interim: BytesMut::new(),
             searched: 0,
             pass: 0,
             next: Next::Head,
@@ -316,6 +319,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_interim(cx))?;
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.note_write(&written);
         written
@@ -326,6 +330,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_interim(cx))?;
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.note_write(&written);
         written
@@ -335,7 +340,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
         self.inner.is_write_vectored()
     }
 
+    /// What the server has written before is out, and it has not begun with the answer: here interim responses belong.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_interim(cx))?;
+        self.interim = self.gate.take_interim();
+        ready!(self.poll_interim(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -366,7 +375,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
     }
 }
 
-impl<T> Normaliser<T> {
+impl<T: AsyncWrite + Unpin> Normaliser<T> {
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.interim))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.interim.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Only an end of the client makes it worth the look at the clock.
     fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
         if self.client_ended && matches!(written, Poll::Ready(Ok(_))) {

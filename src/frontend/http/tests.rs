@@ -28,17 +28,22 @@ use crate::{
     tunnel::{OpenError, ServicePort, StreamFault},
 };
 
+mod around;
 mod differential;
+mod grpc;
 mod streams;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answered = BoxFuture<'static, io::Result<Response<Body>>>;
 
-/// A pod that answers every request with `answer`.
+/// What becomes of the connections of a pod.
+type Serve = Box<dyn Fn(Arc<Pod>, DuplexStream) + Send + Sync>;
+
+/// A pod, and what it has seen.
 struct Pod {
     speaks: Scheme,
-    answer: Box<dyn Fn(Request<Incoming>) -> Answered + Send + Sync>,
+    serve: Serve,
     connections: AtomicUsize,
     requests: AtomicUsize,
     endpoint: Endpoint,
@@ -59,7 +64,7 @@ impl Session for Shared {
     fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
-        tokio::spawn(serve_pod(self.0.clone(), far));
+        (self.0.serve)(self.0.clone(), far);
         Box::pin(async { Ok((Box::new(near) as BoxedIo, Placement::new("web-0"))) })
     }
 
@@ -76,11 +81,14 @@ impl Session for Shared {
     }
 }
 
-async fn serve_pod(pod: Arc<Pod>, stream: DuplexStream) {
+async fn serve_pod<A>(pod: Arc<Pod>, stream: DuplexStream, answer: Arc<A>)
+where
+    A: Fn(Request<Incoming>) -> Answered + Send + Sync + 'static,
+{
     let counting = pod.clone();
     let service = service_fn(move |request| {
         counting.requests.fetch_add(1, Ordering::SeqCst);
-        (counting.answer)(request)
+        answer(request)
     });
     // How a connection ends is the matter of the front, which the tests look at.
     let _ = match pod.speaks {
@@ -103,7 +111,13 @@ struct World {
 }
 
 impl World {
+    /// The pod answers each request with `answer`.
     fn new(speaks: Scheme, answer: impl Fn(Request<Incoming>) -> Answered + Send + Sync + 'static) -> Self {
+        let answer = Arc::new(answer);
+        Self::over(speaks, Box::new(move |pod, stream| drop(tokio::spawn(serve_pod(pod, stream, answer.clone())))))
+    }
+
+    fn over(speaks: Scheme, serve: Serve) -> Self {
         let scheme = match speaks {
             Scheme::Http => "http",
             Scheme::Https => "https",
@@ -121,7 +135,7 @@ impl World {
         let port = ServicePort { number: 80, name: None, app_protocol: None };
         let pod = Arc::new(Pod {
             speaks,
-            answer: Box::new(answer),
+            serve,
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             endpoint: Endpoint { pod: "web-0".into(), container_port: 80, port, protocol: "test" },
@@ -203,19 +217,6 @@ fn show_headers(request: Request<Incoming>) -> Answered {
     Box::pin(async move { Ok(Response::new(full(lines.concat()))) })
 }
 
-/// Reads the request to its end and answers with its trailers and trailers of its own.
-fn with_trailers(request: Request<Incoming>) -> Answered {
-    Box::pin(async move {
-        let collected = request.into_body().collect().await.map_err(io::Error::other)?;
-        let mut trailers = collected.trailers().cloned().unwrap_or_default();
-        trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        let frames = [Ok(Frame::data(collected.to_bytes())), Ok(Frame::trailers(trailers))];
-        let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
-        response.headers_mut().insert(http::header::TRAILER, HeaderValue::from_static("grpc-status"));
-        Ok(response)
-    })
-}
-
 fn break_off(_: Request<Incoming>) -> Answered {
     Box::pin(async { Err(io::ErrorKind::BrokenPipe.into()) })
 }
@@ -247,28 +248,6 @@ async fn cookies_that_http2_splits_are_one_field_for_http1() {
     let shown = text(response).await;
     assert!(shown.contains("cookie: a=1; b=2; c=3\n"), "{shown}");
     assert_eq!(shown.matches("cookie").count(), 1, "{shown}");
-}
-
-#[tokio::test]
-async fn trailers_pass_both_ways_between_http2_and_http2() {
-    let world = World::new(Scheme::H2c, with_trailers);
-    let sent = HeaderMap::from_iter([(HeaderName::from_static("checksum"), HeaderValue::from_static("7"))]);
-    let frames = [Ok(Frame::data(Bytes::from_static(b"hello"))), Ok(Frame::trailers(sent))];
-    let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
-    let request = Request::post("http://web.localhost/").header("te", "trailers").body(body).unwrap();
-    let response = world.http2().await.send_request(request).await.unwrap();
-    let collected = response.into_body().collect().await.unwrap();
-    let trailers = collected.trailers().expect("trailers").clone();
-    assert_eq!((trailers["checksum"].as_bytes(), trailers["grpc-status"].as_bytes()), (&b"7"[..], &b"0"[..]));
-    assert_eq!(collected.to_bytes(), "hello");
-}
-
-#[tokio::test]
-async fn trailers_pass_from_http1_to_http1() {
-    let world = World::new(Scheme::Http, with_trailers);
-    let answer =
-        world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n").await;
-    assert!(answer.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
 }
 
 #[tokio::test]

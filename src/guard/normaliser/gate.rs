@@ -1,10 +1,11 @@
 //! What the server and the normaliser of one connection tell each other.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc, Mutex, MutexGuard, OnceLock,
     atomic::{AtomicU8, AtomicUsize, Ordering},
 };
 
+use bytes::BytesMut;
 use futures::task::AtomicWaker;
 
 use super::HEAD_STALL;
@@ -29,7 +30,21 @@ pub struct Gate {
     /// Heads that were let through and are not being answered yet.
     pub(super) let_through: AtomicUsize,
     pub(super) refused: OnceLock<Refused>,
+    interim: Mutex<Interim>,
+    /// Woken when there is an interim response for the request that is being answered.
+    pub interim_said: AtomicWaker,
 }
+
+/// Interim responses that the client has not got yet.
+#[derive(Default)]
+struct Interim {
+    /// Of which request of the connection.
+    number: u64,
+    heads: BytesMut,
+}
+
+/// How much waits for a client that does not read; the rest is left out.
+const LONGEST_INTERIM: usize = 64 * 1024;
 
 pub(super) const WAITING: u8 = 0;
 pub(super) const HTTP: u8 = 1;
@@ -77,6 +92,41 @@ impl Gate {
     /// Returns why the request of the method [`REFUSED`] is one.
     pub fn refused(&self) -> Option<Refused> {
         self.refused.get().copied()
+    }
+
+    fn interim(&self) -> MutexGuard<'_, Interim> {
+        self.interim.lock().expect("no panic while the lock is held")
+    }
+
+    /// Begins with the interim responses of the next request, and returns its number.
+    pub fn hear_interim(&self) -> u64 {
+        let mut interim = self.interim();
+        interim.heads.clear();
+        interim.number += 1;
+        interim.number
+    }
+
+    /// Has the head of an interim response sent before the answer to the request `number`, if that has not been answered.
+    pub fn tell_interim(&self, number: u64, head: &[u8]) {
+        let mut interim = self.interim();
+        if interim.number == number && interim.heads.len() + head.len() <= LONGEST_INTERIM {
+            interim.heads.extend_from_slice(head);
+            drop(interim);
+            self.interim_said.wake();
+        }
+    }
+
+    /// Says that the request `number` is answered: what was not sent by now belongs nowhere.
+    pub fn forget_interim(&self, number: u64) {
+        let mut interim = self.interim();
+        if interim.number == number {
+            (interim.number, interim.heads) = (number + 1, BytesMut::new());
+        }
+    }
+
+    /// Takes what is to be sent; the server has flushed what belongs before it.
+    pub(super) fn take_interim(&self) -> BytesMut {
+        std::mem::take(&mut self.interim().heads)
     }
 
     pub(super) fn is_busy(&self) -> bool {

@@ -1,0 +1,59 @@
+//! Interim responses of the pod (RFC 9110, section 15.2), 103 Early Hints among them, to clients of HTTP/1.1.
+//!
+//! 100 is not among them: the server sends its own when the body is wanted. HTTP/2 clients get none.
+
+use std::{future::poll_fn, pin::pin, sync::Arc};
+
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_LENGTH};
+use hyper::ext::on_informational;
+
+use super::headers;
+use crate::guard::normaliser::Gate;
+
+/// What the pod says of one request before it answers.
+pub struct Interim(Option<(Arc<Gate>, u64)>);
+
+impl Interim {
+    /// Listens to what is said of a request. `version`: the client's. `gate`: of his connection, where that is of HTTP/1.
+    pub fn of<B>(request: &mut Request<B>, version: Version, gate: Option<&Arc<Gate>>) -> Self {
+        let Some(gate) = gate.filter(|_| version == Version::HTTP_11) else { return Self(None) };
+        let (gate, number) = (gate.clone(), gate.hear_interim());
+        let telling = gate.clone();
+        on_informational(request, move |response| {
+            if response.status() != StatusCode::CONTINUE {
+                telling.tell_interim(number, &head(response.status(), response.headers()));
+            }
+        });
+        Self(Some((gate, number)))
+    }
+
+    /// Lets the client have it while the request goes on.
+    pub async fn beside<F: Future>(self, sending: F) -> F::Output {
+        let Some((gate, number)) = self.0 else { return sending.await };
+        let mut sending = pin!(sending);
+        let sent = poll_fn(|cx| {
+            // The server's task is woken: it flushes, and that is when the client gets it.
+            gate.interim_said.register(cx.waker());
+            sending.as_mut().poll(cx)
+        })
+        .await;
+        gate.forget_interim(number);
+        sent
+    }
+}
+
+fn head(status: StatusCode, headers: &HeaderMap) -> BytesMut {
+    let mut headers = headers.clone();
+    headers::remove_hop_by_hop(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    let mut head = BytesMut::new();
+    head.put_slice(format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).as_bytes());
+    for (name, value) in &headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.put_slice(part);
+        }
+    }
+    head.put_slice(b"\r\n");
+    head
+}
