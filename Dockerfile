@@ -3,7 +3,8 @@ ARG RUST_VERSION=1.95
 FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-bookworm AS build
 ARG TARGETARCH=amd64
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates musl-tools gcc-aarch64-linux-gnu gcc-x86-64-linux-gnu \
+ && apt-get install -y --no-install-recommends ca-certificates musl-tools \
+      gcc-x86-64-linux-gnu libc6-dev-amd64-cross gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .

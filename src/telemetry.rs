@@ -1,4 +1,4 @@
-//! Logging: format, filter, colour.
+//! Logging: format, filter, colour, and errors in words.
 
 use std::io::IsTerminal;
 
@@ -54,6 +54,21 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     Verbosity { handle: (!is_fixed).then_some(handle) }
+}
+
+/// Returns an error in words, with what it comes from.
+pub fn reasons(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut reasons = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        // An outer error often repeats the inner one's text.
+        let text = inner.to_string();
+        if !reasons.contains(&text) {
+            reasons = format!("{reasons}: {text}");
+        }
+        source = inner.source();
+    }
+    reasons
 }
 
 #[cfg(test)]

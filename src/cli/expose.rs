@@ -89,10 +89,10 @@ async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
     let relay_namespace = args.relay_namespace.map(Namespace);
     let for_namespace = Namespace(namespace.to_owned());
-    let relay = match (find(&cluster, relay_namespace.as_ref(), &for_namespace).await?, &args.image) {
+    let relay = match (find(&cluster, relay_namespace.as_ref(), &for_namespace, None).await?, &args.image) {
         (None, Some(image)) => {
             create::ensure(&cluster, &for_namespace, image).await?;
-            find(&cluster, Some(&for_namespace), &for_namespace).await?
+            find(&cluster, Some(&for_namespace), &for_namespace, None).await?
         }
         (found, _) => found,
     };
@@ -127,11 +127,13 @@ struct Relay {
     keys: Option<String>,
 }
 
-/// Looks for a ready relay that makes Services in `for_namespace`: in one namespace, or in all.
+/// Looks for a ready relay that makes Services in `for_namespace`: in one namespace, or in all. Of several it is `before`, which
+/// keeps what it was told, or any, so that clients are spread over them.
 async fn find(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
     for_namespace: &Namespace,
+    before: Option<&(Namespace, String)>,
 ) -> Result<Option<Relay>, CliError> {
     let api: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
@@ -140,18 +142,25 @@ async fn find(
     let listed = api.list(&ListParams::default().labels(RELAYS)).await;
     let listed = listed.map_err(|error| {
         CliError::new("the relay cannot be looked for")
-            .cause(Some(error))
+            .cause(Some(telemetry::reasons(&error)))
             .hint(Some("where pods of all namespaces may not be listed, say which: --relay-namespace NAME"))
     })?;
-    let found = listed.into_iter().find(|pod| {
+    let exposes = |pod: &Pod| {
         let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
-        pods::is_ready(pod) && exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
-    });
-    Ok(found.map(|pod| {
-        let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
-        let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
-        Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys }
-    }))
+        exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
+    };
+    let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
+    let mut relays: Vec<Relay> = ready
+        .map(|pod| {
+            let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
+            let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+            Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys }
+        })
+        .collect();
+    let same = relays.iter().position(|relay| Some(&relay.target) == before);
+    let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len().max(1);
+    let chosen = same.unwrap_or_else(any);
+    Ok((chosen < relays.len()).then(|| relays.swap_remove(chosen)))
 }
 
 fn no_relay(cluster: &Cluster) -> CliError {
@@ -168,7 +177,9 @@ async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &relay.target.0.0, &resource);
     let secret = api.get(name).await.map_err(|error| {
-        CliError::new(format!("Secret {}/{name} cannot be read", relay.target.0)).cause(Some(error)).hint(hint)
+        CliError::new(format!("Secret {}/{name} cannot be read", relay.target.0))
+            .cause(Some(telemetry::reasons(&error)))
+            .hint(hint)
     })?;
     let keys = secret.data["data"]["keys"].as_str().and_then(|keys| BASE64_STANDARD.decode(keys).ok());
     let keys = keys.and_then(|keys| String::from_utf8(keys).ok()).unwrap_or_default();
@@ -192,7 +203,9 @@ impl Dial for InCluster {
         Box::pin(async move {
             if purpose == Purpose::Control {
                 // It may have moved.
-                let found = find(&self.cluster, self.relay_namespace.as_ref(), &self.for_namespace).await;
+                let before = self.pod.lock().expect("no panic while the lock is held").clone();
+                let namespace = self.relay_namespace.as_ref();
+                let found = find(&self.cluster, namespace, &self.for_namespace, Some(&before)).await;
                 let found = found.map_err(io::Error::other)?;
                 let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
                 *self.pod.lock().expect("no panic while the lock is held") = relay.target;

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use crate::telemetry::reasons;
+
 /// On every Service that a relay serves.
 const EXPOSED: &str = "adit/exposed";
 
@@ -141,7 +143,7 @@ impl InCluster {
             return Err(format!("this relay makes Services in namespace {own} alone"));
         }
         let services = self.services(&wanted.namespace);
-        let words = |error: kube::Error| error.to_string();
+        let words = |error: kube::Error| reasons(&error);
         let found = services.get_opt(&wanted.service).await.map_err(words)?;
         let port_name = match &found {
             None => {
@@ -208,7 +210,7 @@ impl InCluster {
             change["spec"] = json!({"selector": null});
         }
         let services = self.services(&wanted.namespace);
-        let words = |error: kube::Error| error.to_string();
+        let words = |error: kube::Error| reasons(&error);
         services.patch(&wanted.service, &PatchParams::default(), &Patch::Merge(&change)).await.map_err(words)?;
         // What the controller has made of the selector stays when that goes, and would be served beside ours.
         let of_service =
@@ -240,7 +242,7 @@ impl InCluster {
     /// Puts a Service back as it was, or away.
     async fn put_back(&self, namespace: &str, name: &str) -> Result<(), String> {
         let services = self.services(namespace);
-        let words = |error: kube::Error| error.to_string();
+        let words = |error: kube::Error| reasons(&error);
         let Some(service) = services.get_opt(name).await.map_err(words)? else { return Ok(()) };
         if !service.labels().contains_key(EXPOSED) {
             return Ok(());
@@ -276,7 +278,7 @@ impl InCluster {
                         }
                     }
                 }
-                Err(error) => warn!(%error, "Services are not swept"),
+                Err(error) => warn!(error = reasons(&error), "Services are not swept"),
             }
             sleep(SWEEP_EVERY).await;
         }
@@ -311,7 +313,7 @@ fn slice_name(service: &str) -> String {
 async fn delete(api: &Api<DynamicObject>, name: &str) -> Result<(), String> {
     match api.delete(name, &DeleteParams::default()).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        deleted => deleted.map(drop).map_err(|error| error.to_string()),
+        deleted => deleted.map(drop).map_err(|error| reasons(&error)),
     }
 }
 

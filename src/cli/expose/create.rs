@@ -72,7 +72,7 @@ fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, Cl
 
 fn failed(kind: &str, namespace: &Namespace, error: kube::Error) -> CliError {
     CliError::new(format!("making {kind} {namespace}/{NAME} failed"))
-        .cause(Some(error))
+        .cause(Some(crate::telemetry::reasons(&error)))
         .hint(Some("somebody with more rights can make one for all: helm install relay charts/adit"))
 }
 

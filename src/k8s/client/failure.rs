@@ -6,6 +6,7 @@ use super::Cluster;
 use crate::{
     config::{ContextName, Namespace},
     k8s::ClusterError,
+    telemetry::reasons,
 };
 
 impl Cluster {
@@ -50,16 +51,7 @@ impl Cluster {
 
     /// Returns that the server could not be spoken to, with the innermost reasons.
     pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            // An outer error often repeats the inner one's text.
-            let text = inner.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            source = inner.source();
-        }
+        let reason = reasons(error);
         ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
     }
 }
