@@ -32,7 +32,7 @@ use self::{
 use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Command, CommandMode},
-    io::{BoxedIo, held::Held},
+    io::{BoxedIo, abandoned::Ends, held::Held},
 };
 
 /// How often it is looked whether a command listens.
@@ -148,7 +148,7 @@ struct ListenSession {
 }
 
 impl Session for ListenSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             let port = self.port.number();
             let connected = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
@@ -188,7 +188,7 @@ struct StdioSession {
 }
 
 impl Session for StdioSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             let stream = process::stream(&self.command, &self.program, self.supervisor.as_deref())
                 .map_err(|error| StreamFault::Other { detail: error.to_string() })?;
@@ -247,8 +247,8 @@ mod tests {
     #[tokio::test]
     async fn a_process_for_each_connection_speaks_over_its_standard_streams() {
         let session = Commands::new(None).open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();
-        let (mut one, _) = session.connect().await.unwrap();
-        let (mut other, _) = session.connect().await.unwrap();
+        let (mut one, _) = session.connect(None).await.unwrap();
+        let (mut other, _) = session.connect(None).await.unwrap();
         one.write_all(b"one").await.unwrap();
         other.write_all(b"other").await.unwrap();
         one.shutdown().await.unwrap();
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!((back.as_str(), session.gauges().streams.load(Ordering::Relaxed)), ("one", 2));
         let failing =
             Commands::new(None).open(&command(&["sh", "-c", "echo no >&2; exit 1"], CommandMode::Stdio)).await;
-        let (mut stream, _) = failing.unwrap().connect().await.unwrap();
+        let (mut stream, _) = failing.unwrap().connect(None).await.unwrap();
         assert!(stream.read_to_string(&mut back).await.unwrap_err().to_string().contains("no"));
     }
 }

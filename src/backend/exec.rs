@@ -27,7 +27,7 @@ use self::{
 use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
 use crate::{
     config::{Jump, JumpMethod, Namespace, PortRef, Workload},
-    io::{BoxedIo, held::Held},
+    io::{BoxedIo, abandoned::Ends, held::Held},
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
@@ -235,7 +235,7 @@ impl JumpSession {
 }
 
 impl Session for JumpSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(self.open_stream())
     }
 

@@ -19,7 +19,11 @@ use std::{
 
 use futures::future::BoxFuture;
 
-use crate::{io::BoxedIo, k8s::client::Clusters, routing::Target};
+use crate::{
+    io::{BoxedIo, abandoned::Ends},
+    k8s::client::Clusters,
+    routing::Target,
+};
 
 /// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
 pub trait Backend: Send + Sync + 'static {
@@ -65,11 +69,11 @@ impl Backend for Backends {
 /// A way to the endpoints of a target, over which many streams go.
 pub trait Session: Send + Sync + 'static {
     /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
-    /// refuses shows as a read error that carries a [`StreamFault`].
+    /// refuses shows as a read error that carries a [`StreamFault`]. `client`: for whom, where it can be found out when he is gone.
     ///
     /// # Errors
     /// The session cannot take a new stream; another session may.
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>>;
+    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>>;
 
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;

@@ -215,7 +215,7 @@ impl Dial for InCluster {
             let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
             let idle = std::time::Duration::from_secs(60);
             let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), idle).await.map_err(io::Error::other)?;
-            lease.connect().await.map_err(io::Error::other)
+            lease.connect(None).await.map_err(io::Error::other)
         })
     }
 

@@ -267,7 +267,7 @@ async fn serve_http(
     let serve = |stream: TcpStream, peer: SocketAddr| {
         id += 1;
         let local = stream.local_addr().unwrap_or(peer);
-        let connection = Connection { id, peer, local };
+        let connection = Connection { id, peer, local, ends: None };
         let (front, https, of_connection) = (front.clone(), https.clone(), drain.clone());
         drain.spawn(async move { visit(stream, connection, front, https, of_connection).await });
     };

@@ -10,6 +10,8 @@ pub mod tls;
 
 use std::net::SocketAddr;
 
+use crate::io::abandoned::Ends;
+
 /// What is known of an accepted connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
@@ -17,4 +19,6 @@ pub struct Connection {
     pub id: u64,
     pub peer: SocketAddr,
     pub local: SocketAddr,
+    /// Those of the socket itself, where the client is on this machine.
+    pub ends: Option<Ends>,
 }

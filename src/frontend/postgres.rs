@@ -69,7 +69,7 @@ impl PostgresFrontend {
         };
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let backend = lease.connect().await?;
+            let backend = lease.connect(connection.ends).await?;
             Ok::<_, crate::tunnel::OpenError>((lease, backend))
         };
         let (lease, mut backend) = match reached.await {

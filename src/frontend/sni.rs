@@ -87,7 +87,7 @@ impl SniFrontend {
         })?;
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let backend = lease.connect().await?;
+            let backend = lease.connect(connection.ends).await?;
             Ok::<(Lease, BoxedIo), OpenError>((lease, backend))
         };
         let (lease, mut backend) = reached.await.map_err(|error| {

@@ -69,7 +69,7 @@ impl TcpFrontend {
         };
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let stream = lease.connect().await?;
+            let stream = lease.connect(connection.ends).await?;
             Ok::<_, crate::tunnel::OpenError>((lease, stream))
         };
         // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.

@@ -24,7 +24,7 @@ use crate::{
     config::Scheme,
     drain::Drain,
     frontend::Connection,
-    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead, splice::splice},
+    io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead, splice::splice},
     metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager},
@@ -88,7 +88,7 @@ impl TlsFrontend {
             drop(lease);
             return self.terminate(Prefixed::new(received, stream), connection, drain).await;
         }
-        match greet(&lease, &received, speaks_tls.is_none()).await {
+        match greet(&lease, connection.ends, &received, speaks_tls.is_none()).await {
             Ok(Some(backend)) => pass_through(stream, backend, lease, &name, connection).await,
             no_stream => {
                 if let Err(error) = no_stream {
@@ -138,8 +138,8 @@ impl TlsFrontend {
 /// Opens a stream to the backend, sends it the ClientHello, and waits for its first byte. None: there is none, because
 /// the port refuses or the pod is gone; or `ask` is set and it is neither a handshake nor an alert (RFC 8446, section
 /// 5.1), so that TLS is not spoken there. The client has seen nothing yet, and can still be told in a page.
-async fn greet(lease: &Lease, hello: &Bytes, ask: bool) -> io::Result<Option<BoxedIo>> {
-    let mut backend = lease.connect().await.map_err(io::Error::other)?;
+async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, ask: bool) -> io::Result<Option<BoxedIo>> {
+    let mut backend = lease.connect(client).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;
     let mut first = BytesMut::with_capacity(16 * 1024);
     Ok(match timeout(FIRST_BYTE_TIMEOUT, backend.read_buf(&mut first)).await {

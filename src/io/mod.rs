@@ -1,5 +1,6 @@
 //! Byte streams. Knows no protocol.
 
+pub mod abandoned;
 pub mod accept;
 pub mod held;
 pub mod prefixed;

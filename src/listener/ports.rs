@@ -22,7 +22,7 @@ use crate::{
     config::Config,
     drain::Drain,
     frontend::{Connection, sni::SniFrontend, tcp::TcpFrontend},
-    io::accept,
+    io::{abandoned::Ends, accept},
 };
 
 /// A socket that could not be bound.
@@ -179,11 +179,8 @@ impl Ports {
                     &listener,
                     kind.spare(),
                     |stream, peer| {
-                        let connection = Connection {
-                            id: next.fetch_add(1, Ordering::Relaxed),
-                            peer,
-                            local: stream.local_addr().unwrap_or(local),
-                        };
+                        let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
+                        let connection = Connection { id, peer, local, ends: Ends::between(peer, local) };
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         all.spawn(async move {
                             match kind {

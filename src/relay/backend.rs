@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::server::{Server, tunnels::Tunnel};
 use crate::{
     backend::{Backend, CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault},
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
     routing::Target,
 };
 
@@ -76,7 +76,7 @@ struct RelayedSession {
 }
 
 impl Session for RelayedSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, self.tunnel.client()).await;
             // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::{Endpoint, OpenError, Placement},
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
 };
 
 /// While one is held, or bytes flow, the tunnel is not idle.
@@ -52,14 +52,20 @@ impl Lease {
     ///
     /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
     /// so that a pod that certainly saw none of them can be replaced behind it.
-    pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
-        self.connect_placed().await.map(|(stream, _)| stream)
+    ///
+    /// `client`: for whom, so that the pod learns at once when he is gone.
+    pub async fn connect(&self, client: Option<Ends>) -> Result<BoxedIo, OpenError> {
+        self.stream(client).await.map(|(stream, _)| stream)
     }
 
     /// Does the same for streams that are kept for later use, and tells where it leads.
     pub async fn connect_placed(&self) -> Result<(BoxedIo, Placement), OpenError> {
-        let (inner, placement, running) = connect(&self.hold.0, None, Instant::now() + BUDGET).await?;
-        Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)), placement))
+        self.stream(None).await
+    }
+
+    async fn stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
+        let (inner, placement, running) = connect(&self.hold.0, None, client, Instant::now() + BUDGET).await?;
+        Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running, client)), placement))
     }
 
     /// Returns what was reached when the lease was taken, or what is reached now: another pod after a restart.
@@ -124,13 +130,14 @@ pub(super) async fn running(
 pub(super) async fn connect(
     tunnel: &Tunnel,
     avoid: Option<Arc<Running>>,
+    client: Option<Ends>,
     deadline: Instant,
 ) -> Result<(BoxedIo, Placement, Arc<Running>), OpenError> {
     let mut avoid = avoid;
     loop {
         let running = running(tunnel, avoid.as_ref(), deadline).await?;
         // A session may dial for this, and a network that swallows packets tells nothing for long.
-        let Ok(connected) = timeout_at(deadline, running.session.connect()).await else {
+        let Ok(connected) = timeout_at(deadline, running.session.connect(client)).await else {
             return Err(OpenError::TimedOut { after: BUDGET });
         };
         match connected {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     backend::{OpenError, StreamFault},
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
 };
 
 /// What is kept of the first bytes, so that they can be sent again.
@@ -46,6 +46,7 @@ pub(super) struct TunnelStream {
     tunnel: Arc<Tunnel>,
     inner: BoxedIo,
     running: Arc<Running>,
+    client: Option<Ends>,
     /// What was written so far. None: it can no longer be moved.
     kept: Option<BytesMut>,
     /// How much of `kept` the present stream has not been given yet.
@@ -78,12 +79,13 @@ enum Half {
 }
 
 impl TunnelStream {
-    pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>) -> Self {
+    pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>, client: Option<Ends>) -> Self {
         let stopped = [(), ()].map(|()| Box::pin(tunnel.stop.clone().cancelled_owned()));
         Self {
             tunnel,
             inner,
             running,
+            client,
             kept: Some(BytesMut::new()),
             unsent: 0,
             answered: false,
@@ -117,13 +119,13 @@ impl TunnelStream {
         }
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
-        let deadline = self.opened + BUDGET;
+        let (client, deadline) = (self.client, self.opened + BUDGET);
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         self.moving = Some(Box::pin(async move {
             if is_refused {
                 sleep(REFUSED_PAUSE).await;
             }
-            let (stream, _, running) = connect(&hold.0, None, deadline).await?;
+            let (stream, _, running) = connect(&hold.0, None, client, deadline).await?;
             Ok((stream, running))
         }));
         Ok(())

@@ -21,7 +21,7 @@ use crate::{
     backend::{Backend, CloseReason, Placement, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
     k8s::ClusterError,
     routing::{ClusterId, PodTarget, Target},
 };
@@ -76,7 +76,7 @@ impl Backend for Shared {
 }
 
 impl Session for ScriptedSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             if self.backend.stalls.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
@@ -195,7 +195,7 @@ async fn what_does_not_exist_is_asked_for_once_in_five_seconds() {
 async fn a_tunnel_is_idle_after_its_last_lease_and_its_last_byte() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect().await.unwrap();
+    let mut stream = lease.connect(None).await.unwrap();
     sleep(IDLE * 3).await;
     assert_eq!(manager.snapshot()[0].state, "running", "a lease is use");
     drop(lease);
@@ -223,7 +223,7 @@ async fn a_lost_session_is_opened_again_for_who_holds_a_lease() {
     assert_eq!(lease.endpoint().pod, "pod-1");
     backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
     sleep(Duration::from_millis(10)).await;
-    lease.connect().await.unwrap();
+    lease.connect(None).await.unwrap();
     assert_eq!(lease.endpoint().pod, "pod-2");
 }
 
@@ -231,7 +231,7 @@ async fn a_lost_session_is_opened_again_for_who_holds_a_lease() {
 async fn a_stream_to_a_pod_that_is_gone_is_moved_with_its_bytes_once() {
     let (manager, backend, _) = manager(Scripted { gone_streams: AtomicUsize::new(1), ..Scripted::default() });
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect().await.unwrap();
+    let mut stream = lease.connect(None).await.unwrap();
     stream.write_all(b"question").await.unwrap();
     let pods = backend.clone();
     let answering = tokio::spawn(async move {
@@ -263,7 +263,7 @@ async fn a_stream_to_a_pod_that_is_gone_is_moved_with_its_bytes_once() {
 async fn a_stopped_tunnel_ends_its_streams_and_is_made_again() {
     let (manager, ..) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect().await.unwrap();
+    let mut stream = lease.connect(None).await.unwrap();
     assert!(manager.stop("c/n/s:80") && !manager.stop("c/n/other:80"));
     assert!(stream.read(&mut [0; 1]).await.is_err());
     sleep(Duration::from_millis(1)).await;
@@ -331,7 +331,7 @@ async fn a_session_that_gives_no_stream_is_not_waited_for_for_ever() {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     backend.stalls.store(true, Ordering::SeqCst);
     let started = Instant::now();
-    let connected = tokio::time::timeout(IDLE, lease.connect()).await.expect("it ends with the budget");
+    let connected = tokio::time::timeout(IDLE, lease.connect(None)).await.expect("it ends with the budget");
     assert_eq!(connected.err(), Some(OpenError::TimedOut { after: BUDGET }));
     assert!((9..=11).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
 }
@@ -369,7 +369,7 @@ async fn a_lease_never_finds_its_tunnel_closed_as_idle() {
             let target = target("s");
             while Instant::now() < until {
                 let lease = manager.acquire(&target, Duration::from_millis(1)).await.unwrap();
-                drop(lease.connect().await.unwrap());
+                drop(lease.connect(None).await.unwrap());
                 drop(lease);
                 sleep(Duration::from_millis(1)).await;
             }

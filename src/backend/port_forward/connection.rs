@@ -19,7 +19,7 @@ pub(super) use self::state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream, classif
 use super::stream::MuxStream;
 use crate::{
     backend::{SessionGauges, StreamFault},
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
 };
 
 /// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
@@ -91,11 +91,11 @@ impl Connection {
         Arc::new(Self { shared, started: Instant::now(), tasks })
     }
 
-    /// Opens a stream, without waiting for the network.
+    /// Opens a stream, without waiting for the network. `client`: for whom.
     ///
     /// # Errors
     /// The connection takes no new streams.
-    pub fn open(self: &Arc<Self>) -> Result<BoxedIo, Opening> {
+    pub fn open(self: &Arc<Self>, client: Option<Ends>) -> Result<BoxedIo, Opening> {
         let number = {
             let mut state = self.shared.lock();
             if state.dead.is_some() || state.retired || state.session.is_exhausted() {
@@ -106,7 +106,7 @@ impl Connection {
         self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
         // A server that speaks first is not kept waiting for our first byte.
         self.shared.write.notify_one();
-        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number)))
+        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number, client)))
     }
 
     pub fn opening(&self) -> Opening {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backend::{Placement, SessionGauges, StreamFault},
     config::Namespace,
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
     k8s::{
         ClusterError,
         client::Cluster,
@@ -131,34 +131,34 @@ impl PodPool {
     }
 
     /// Opens a stream, on a new connection where none takes it.
-    pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
+    pub async fn open(self: &Arc<Self>, client: Option<Ends>) -> Result<BoxedIo, StreamFault> {
         if self.uses_channels() {
             let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
             let dialled = match spare {
                 Some(io) => Dialled::Channel(io),
                 None => self.dial().await?,
             };
-            return self.stream_on(dialled);
+            return self.stream_on(dialled, client);
         }
-        if let Some(stream) = self.open_on_existing() {
+        if let Some(stream) = self.open_on_existing(client) {
             return Ok(stream);
         }
         let _turn = self.dialling.lock().await;
-        if let Some(stream) = self.open_on_existing() {
+        if let Some(stream) = self.open_on_existing(client) {
             return Ok(stream);
         }
         let dialled = self.dial().await?;
-        self.stream_on(dialled)
+        self.stream_on(dialled, client)
     }
 
-    fn stream_on(&self, dialled: Dialled) -> Result<BoxedIo, StreamFault> {
+    fn stream_on(&self, dialled: Dialled, client: Option<Ends>) -> Result<BoxedIo, StreamFault> {
         match dialled {
             Dialled::Channel(io) => {
                 Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.channels.streams.clone())))
             }
             Dialled::Connection(connection) => {
                 let broke = |_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() };
-                let stream = connection.open().map_err(broke)?;
+                let stream = connection.open(client).map_err(broke)?;
                 self.lock().push(connection);
                 Ok(stream)
             }
@@ -170,7 +170,7 @@ impl PodPool {
     }
 
     /// Opens a stream on the connection that has the most room, and lets the pool grow when that is little.
-    fn open_on_existing(self: &Arc<Self>) -> Option<BoxedIo> {
+    fn open_on_existing(self: &Arc<Self>, client: Option<Ends>) -> Option<BoxedIo> {
         let (stream, should_grow) = {
             let mut connections = self.lock();
             connections.retain(|connection| !connection.is_finished());
@@ -180,7 +180,7 @@ impl PodPool {
             // One that is warm is there before it is needed; whoever comes once does not need it.
             let wants_warm = connections.len() == 1 && self.opened.fetch_add(1, Ordering::Relaxed) > 0;
             let usable = connections.iter().filter(|connection| connection.opening() != Opening::Retired).count();
-            (best.open().ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
+            (best.open(client).ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
         };
         if should_grow {
             self.grow();

@@ -20,7 +20,7 @@ use super::pool::{PodPool, SHRINK_AFTER};
 use crate::{
     backend::{CloseReason, Endpoint, Placement, Session, SessionGauges, StreamFault},
     config::Namespace,
-    io::BoxedIo,
+    io::{BoxedIo, abandoned::Ends},
     k8s::{
         client::Cluster,
         resolve::{ReadyPod, Resolution},
@@ -95,7 +95,7 @@ impl TargetSession {
         Self { shared, endpoint, tasks: [follow, shrink] }
     }
 
-    async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
+    async fn open_stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), StreamFault> {
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
@@ -109,7 +109,7 @@ impl TargetSession {
                 }
                 break;
             };
-            match pool.open().await {
+            match pool.open(client).await {
                 Ok(stream) => return Ok((stream, pool.placement())),
                 Err(fault) => {
                     if matches!(fault, StreamFault::PodGone { .. }) {
@@ -206,8 +206,8 @@ impl Shared {
 }
 
 impl Session for TargetSession {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
-        Box::pin(self.open_stream())
+    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+        Box::pin(self.open_stream(client))
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::connection::{Connection, Fin, OUTBOX, Shared, Stream};
-use crate::backend::StreamFault;
+use crate::{backend::StreamFault, io::abandoned::Ends};
 
 /// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
 /// our end on it gives the pod's reply 1.0 s and then closes both. So the end is told late: when the pod has not
@@ -31,42 +31,75 @@ pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 pub(super) const CROWD: usize = 64;
 pub(super) const HOLD_IN_A_CROWD: Duration = Duration::from_secs(1);
 
+/// When it is looked whether the client is gone, after its end has come: a program may end its direction first, and close later.
+const LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(200)];
+/// Between two looks after these.
+const LATER: Duration = Duration::from_secs(1);
+
 /// A stream on an upgraded connection, which lives as long as its last stream.
 pub struct MuxStream {
     _connection: Arc<Connection>,
     shared: Arc<Shared>,
     number: u64,
+    /// For whom.
+    client: Option<Ends>,
+    looks: usize,
     /// When `shutdown` was called.
     shut_down: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
 }
 
 impl MuxStream {
-    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64) -> Self {
-        Self { _connection: connection, shared, number, shut_down: None, hold: None }
+    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64, client: Option<Ends>) -> Self {
+        Self { _connection: connection, shared, number, client, looks: 0, shut_down: None, hold: None }
     }
 
-    /// Sends the end that was held back, once the pod has been silent for long enough.
+    /// Returns when to look next whether the client is gone.
+    fn next_look(&self, shut_down: Instant) -> Option<Instant> {
+        self.client?;
+        Some(match LOOKS.get(self.looks) {
+            Some(after) => shut_down + *after,
+            None => shut_down + LATER * (self.looks - LOOKS.len() + 1) as u32,
+        })
+    }
+
+    /// Sends the end that was held back, once the pod has been silent for long enough or the client is gone.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down else { return };
-        let deadline = {
-            let state = self.shared.lock();
-            let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
-                self.hold = None;
-                return;
+        loop {
+            let quiet_until = {
+                let state = self.shared.lock();
+                let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
+                    self.hold = None;
+                    return;
+                };
+                stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream, state.held)
             };
-            stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream, state.held)
-        };
-        let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if hold.deadline() != deadline {
-            hold.as_mut().reset(deadline);
+            let (look, now) = (self.next_look(shut_down), Instant::now());
+            if look.is_some_and(|at| at <= now) {
+                self.looks += 1;
+                if self.client.is_some_and(Ends::are_abandoned) {
+                    break;
+                }
+                continue;
+            }
+            if quiet_until <= now {
+                break;
+            }
+            let until = look.map_or(quiet_until, |at| at.min(quiet_until));
+            let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            if hold.deadline() != until {
+                hold.as_mut().reset(until);
+            }
+            if hold.as_mut().poll(cx).is_pending() {
+                return;
+            }
         }
-        if hold.as_mut().poll(cx).is_ready() {
-            self.hold = None;
-            let mut state = self.shared.lock();
-            state.release(self.number);
-            self.shared.wake_writer(&mut state, self.number);
-        }
+        self.hold = None;
+        let mut state = self.shared.lock();
+        state.release(self.number);
+        self.shared.wake_writer(&mut state, self.number);
     }
 }
 

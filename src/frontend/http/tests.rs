@@ -24,6 +24,7 @@ use super::{super::tls::certs::Certs, *};
 use crate::{
     backend::{Backend, CloseReason, Placement, Session, SessionGauges},
     config::{ContextName, validate},
+    io::abandoned::Ends,
     routing::{Contexts, Router, Target},
     tunnel::{OpenError, ServicePort, StreamFault},
 };
@@ -61,7 +62,7 @@ impl Backend for Shared {
 }
 
 impl Session for Shared {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
         (self.0.serve)(self.0.clone(), far);
@@ -152,7 +153,7 @@ impl World {
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
         let address = "127.0.0.1:8989".parse().unwrap();
-        let connection = Connection { id: 1, peer: address, local: address };
+        let connection = Connection { id: 1, peer: address, local: address, ends: None };
         self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
         near
     }

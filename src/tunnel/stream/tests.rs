@@ -148,7 +148,7 @@ impl Backend for Pod {
 }
 
 impl Session for Streams {
-    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
         Box::pin(async move {
             self.connects.fetch_add(1, Ordering::SeqCst);
             let next = self.streams.lock().unwrap().pop_front();
@@ -193,7 +193,7 @@ async fn stream<const N: usize>(streams: [BoxedIo; N]) -> (BoxedIo, Around) {
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Pod { streams, connects: connects.clone() }), drain.clone());
     let lease = manager.acquire(&target(), LATE).await.unwrap();
-    let stream = lease.connect().await.unwrap();
+    let stream = lease.connect(None).await.unwrap();
     (stream, Around { connects, manager, drain, _lease: lease })
 }
 

@@ -16,6 +16,8 @@ use crate::wire::spdy::{
 mod model;
 mod sharing;
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A node that does what its test says.
 struct Node {
     stream: DuplexStream,
@@ -64,7 +66,7 @@ impl Node {
 
     /// Opens a stream and takes it.
     async fn open(&mut self, connection: &Arc<Connection>) -> (BoxedIo, Pair) {
-        let stream = connection.open().unwrap();
+        let stream = connection.open(None).unwrap();
         (stream, self.accept().await)
     }
 
@@ -86,7 +88,7 @@ impl Node {
 #[tokio::test(start_paused = true)]
 async fn a_stream_opens_without_waiting_and_ends_when_both_have() {
     let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open().unwrap();
+    let mut stream = connection.open(None).unwrap();
     stream.write_all(b"question").await.unwrap();
     let pair = node.accept().await;
     assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"question"), fin: false });
@@ -121,7 +123,7 @@ async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
     node.end(second_pair, "network namespace for sandbox \"x\" is closed").await;
     assert!(matches!(StreamFault::of(&second.read(&mut [0; 8]).await.unwrap_err()), Some(StreamFault::PodGone { .. })));
     assert!(fate.is_gone());
-    assert_eq!(connection.open().err(), Some(Opening::Retired));
+    assert_eq!(connection.open(None).err(), Some(Opening::Retired));
     node.send(first_pair.data, b"still here", false).await;
     let mut word = [0; 10];
     first.read_exact(&mut word).await.unwrap();
@@ -131,7 +133,7 @@ async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
 #[tokio::test(start_paused = true)]
 async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() {
     let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open().unwrap();
+    let mut stream = connection.open(None).unwrap();
     stream.write_all(b"?").await.unwrap();
     let pair = node.accept().await;
     node.frame().await;
@@ -164,7 +166,7 @@ async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
     let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open().unwrap();
+    let mut stream = connection.open(None).unwrap();
     node.accept().await;
     advance(Duration::from_secs(10)).await;
     for _ in 0..5 {
@@ -177,7 +179,7 @@ async fn a_silent_connection_is_asked_and_dies_without_an_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_answers_lives_on() {
     let (connection, mut node, fate) = Node::new();
-    let _stream = connection.open().unwrap();
+    let _stream = connection.open(None).unwrap();
     node.accept().await;
     for _ in 0..3 {
         for _ in 0..5 {
@@ -192,7 +194,7 @@ async fn a_connection_that_answers_lives_on() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
     let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open().unwrap();
+    let mut stream = connection.open(None).unwrap();
     stream.write_all(b"an upload that nobody reads").await.unwrap();
     let pair = node.accept().await;
     node.frame().await;
@@ -231,7 +233,7 @@ async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
         [(Duration::from_micros(300), 64 * 1024), (Duration::from_millis(20), OUTBOX)]
     {
         let (connection, mut node, _) = Node::new();
-        let mut stream = connection.open().unwrap();
+        let mut stream = connection.open(None).unwrap();
         let sent = tokio::spawn(async move {
             stream.write_all(&vec![7; 8 << 20]).await.unwrap();
             stream
@@ -263,10 +265,50 @@ async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
 #[tokio::test(start_paused = true)]
 async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
     let (connection, mut node, _) = Node::new();
-    drop(connection.open().unwrap());
-    let mut stream = connection.open().unwrap();
+    drop(connection.open(None).unwrap());
+    let mut stream = connection.open(None).unwrap();
     stream.write_all(b"next").await.unwrap();
     let pair = node.accept().await;
     assert_eq!(node.frame().await, Frame::Data { id: pair.data, payload: Bytes::from_static(b"next"), fin: false });
     assert_eq!(connection.streams(), 1);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_pod_learns_at_once_of_a_client_that_is_gone_and_late_of_one_that_listens() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    for waits in [true, false] {
+        let (connection, mut node, _) = Node::new();
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (_front, peer) = listener.accept().await.unwrap();
+        let mut stream = connection.open(Ends::between(peer, address)).unwrap();
+        let pair = node.accept().await;
+        client.shutdown().await.unwrap();
+        let kept = waits.then_some(client);
+        stream.write_all(b"question").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let reading = tokio::spawn(async move { stream.read_u8().await.map(|_| ()) });
+        let mut asked = Vec::new();
+        let mut has_ended = false;
+        while !has_ended && asked.len() < 8 {
+            let Ok(Frame::Data { payload, fin, .. }) = timeout(PATIENCE, node.frame()).await else { panic!("no data") };
+            asked.extend_from_slice(&payload);
+            has_ended = fin;
+        }
+        assert_eq!(asked, b"question");
+        if let Some(client) = kept {
+            assert!(
+                !has_ended && timeout(Duration::from_millis(300), node.frame()).await.is_err(),
+                "it may be answered"
+            );
+            drop(client);
+        }
+        if !has_ended {
+            let end = Frame::Data { id: pair.data, payload: Bytes::new(), fin: true };
+            assert_eq!(timeout(PATIENCE, node.frame()).await.expect("it is gone"), end);
+        }
+        node.end(pair, "").await;
+        assert!(reading.await.unwrap().is_err());
+    }
 }

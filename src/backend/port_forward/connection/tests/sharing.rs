@@ -11,7 +11,7 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
     let (connection, mut node, _) = Node::new();
     let mut streams = Vec::new();
     for number in 0..CLIENTS {
-        let mut stream = connection.open().unwrap();
+        let mut stream = connection.open(None).unwrap();
         stream.write_all(&(number as u32).to_be_bytes()).await.unwrap();
         streams.push(stream);
     }
@@ -56,7 +56,7 @@ async fn the_ends_of_a_crowd_of_clients_are_held_back_for_less() {
     let half_are_told_after = async |clients: usize| {
         let (connection, mut node, _) = Node::new();
         for _ in 0..clients {
-            let mut stream = connection.open().unwrap();
+            let mut stream = connection.open(None).unwrap();
             stream.write_all(b"?").await.unwrap();
             tokio::spawn(async move {
                 stream.read_u8().await.unwrap();

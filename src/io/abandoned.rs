@@ -1,0 +1,176 @@
+//! Whether a client that has ended its direction still reads.
+//!
+//! TCP does not tell: a program that has closed its socket and one that has ended its direction and waits for the answer
+//! both sent a FIN. Where the program is on this machine the kernel knows: a socket that was closed has no inode.
+
+use std::net::SocketAddr;
+
+/// The two ends of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    client: SocketAddr,
+    ours: SocketAddr,
+}
+
+impl Ends {
+    /// Returns those of a connection between `client` and `ours`. None: the client is on another machine, or the system is not
+    /// Linux, so that it cannot be told what becomes of it.
+    pub fn between(client: SocketAddr, ours: SocketAddr) -> Option<Self> {
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let (client, ours) = (plain(client), plain(ours));
+        let is_here = client.ip() == ours.ip() || (client.ip().is_loopback() && ours.ip().is_loopback());
+        (cfg!(target_os = "linux") && is_here).then_some(Self { client, ours })
+    }
+
+    /// Returns whether no program has the client's socket any more. False where it cannot be told.
+    pub fn are_abandoned(self) -> bool {
+        is_open(self).is_ok_and(|is_open| !is_open)
+    }
+}
+
+#[cfg(target_os = "linux")]
+use sock_diag::is_open;
+
+#[cfg(not(target_os = "linux"))]
+fn is_open(_: Ends) -> std::io::Result<bool> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+/// Netlink's socket diagnosis (sock_diag(7)), for one socket.
+#[cfg(target_os = "linux")]
+mod sock_diag {
+    use std::{cell::OnceCell, io, net::IpAddr, os::fd::OwnedFd};
+
+    use super::Ends;
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+    /// `SOCK_DIAG_BY_FAMILY`, `NLMSG_ERROR`, `NLM_F_REQUEST`, `IPPROTO_TCP`.
+    const BY_FAMILY: u16 = 20;
+    const ERROR: u16 = 2;
+    const REQUEST: u16 = 1;
+    const TCP: u8 = 6;
+
+    /// `TCP_LISTEN`: what is found where there is no connection, and somebody listens on its port.
+    const LISTEN: u8 = 10;
+
+    /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+    const ASKED: usize = 16 + 56;
+
+    /// Where in the answer the state and the inode of `struct inet_diag_msg` are.
+    const STATE: usize = 16 + 1;
+    const INODE: usize = 16 + 68;
+
+    thread_local! {
+        static SOCKET: OnceCell<io::Result<OwnedFd>> = const { OnceCell::new() };
+    }
+
+    fn open() -> io::Result<OwnedFd> {
+        let (flags, protocol) = (SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, netlink::SOCK_DIAG);
+        Ok(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(protocol))?)
+    }
+
+    /// Returns whether a program has the client's socket.
+    pub fn is_open(ends: Ends) -> io::Result<bool> {
+        SOCKET.with(|socket| {
+            let socket = socket.get_or_init(open).as_ref().map_err(|error| io::Error::from(error.kind()))?;
+            send(socket, &request(ends), SendFlags::empty())?;
+            // The kernel answers before it returns from that.
+            let mut answer = [0; 512];
+            let (count, _) = recv(socket, &mut answer, RecvFlags::empty())?;
+            told(&answer[..count])
+        })
+    }
+
+    fn request(Ends { client, ours }: Ends) -> [u8; ASKED] {
+        let mut request = [0; ASKED];
+        let mut at = 0;
+        let mut put = |bytes: &[u8], width: usize| {
+            request[at..at + bytes.len()].copy_from_slice(bytes);
+            at += width;
+        };
+        put(&(ASKED as u32).to_ne_bytes(), 4);
+        put(&BY_FAMILY.to_ne_bytes(), 2);
+        put(&REQUEST.to_ne_bytes(), 2);
+        // Sequence and port: one question is open at a time.
+        put(&[], 8);
+        let family = if client.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        put(&[family.as_raw() as u8, TCP, 0, 0], 4);
+        // All states.
+        put(&u32::MAX.to_ne_bytes(), 4);
+        put(&client.port().to_be_bytes(), 2);
+        put(&ours.port().to_be_bytes(), 2);
+        for address in [client.ip(), ours.ip()] {
+            match address {
+                IpAddr::V4(address) => put(&address.octets(), 16),
+                IpAddr::V6(address) => put(&address.octets(), 16),
+            }
+        }
+        // Any interface, any cookie.
+        put(&[], 4);
+        put(&[0xff; 8], 8);
+        request
+    }
+
+    fn told(answer: &[u8]) -> io::Result<bool> {
+        let number = |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+        let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+        match (kind, number(16)) {
+            (Some(BY_FAMILY), Some(_)) => {
+                let (state, inode) = (answer.get(STATE).copied(), number(INODE));
+                Ok(state != Some(LISTEN) && inode.is_some_and(|inode| inode != 0))
+            }
+            (Some(ERROR), Some(error)) => match io::Error::from_raw_os_error((error as i32).wrapping_neg()) {
+                // It is gone altogether.
+                error if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                error => Err(error),
+            },
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::{sleep, timeout},
+    };
+
+    use super::*;
+
+    async fn ends_are_told_apart(listen: &str, connect: &str) {
+        let listener = TcpListener::bind(listen).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect((connect, port)).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let ends =
+            Ends::between(server.peer_addr().unwrap(), server.local_addr().unwrap()).expect("it is on this machine");
+        client.shutdown().await.unwrap();
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+        assert!(!ends.are_abandoned(), "it may still read");
+        drop(client);
+        let abandoned = async {
+            while !ends.are_abandoned() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), abandoned).await.expect("it is closed");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_closed_is_told_from_one_that_waits_for_its_answer() {
+        ends_are_told_apart("127.0.0.1:0", "127.0.0.1").await;
+        ends_are_told_apart("[::1]:0", "::1").await;
+        // A socket of both families.
+        ends_are_told_apart("[::]:0", "127.0.0.1").await;
+    }
+
+    #[test]
+    fn a_client_of_another_machine_is_not_looked_for() {
+        let (client, ours) = ("192.0.2.7:50000".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+        assert_eq!(Ends::between(client, ours), None);
+    }
+}
