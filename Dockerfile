@@ -1,7 +1,9 @@
-# A static binary on nothing else: docker build --build-arg TARGETARCH=amd64 -t adit .
+# A static binary on nothing else: docker build -t adit .
+# For the other processor: --platform linux/arm64, or linux/amd64. Where the builder knows no platforms: --build-arg TARGETARCH=arm64.
 ARG RUST_VERSION=1.95
 FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-bookworm AS build
-ARG TARGETARCH=amd64
+# Set by builders that know platforms; a default here would hide what they say.
+ARG TARGETARCH
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates musl-tools \
       gcc-x86-64-linux-gnu libc6-dev-amd64-cross gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
@@ -10,7 +12,7 @@ WORKDIR /src
 COPY . .
 # ring has C and assembly of its own; the rest is Rust.
 RUN set -eu; \
-    case "$TARGETARCH" in \
+    case "${TARGETARCH:=$(dpkg --print-architecture)}" in \
       amd64) target=x86_64-unknown-linux-musl; gcc=x86_64-linux-gnu-gcc ;; \
       arm64) target=aarch64-unknown-linux-musl; gcc=aarch64-linux-gnu-gcc ;; \
       *) echo "TARGETARCH is amd64 or arm64, not $TARGETARCH" >&2; exit 1 ;; \
