@@ -41,8 +41,9 @@ fn is_open(_: Ends) -> std::io::Result<bool> {
 mod sock_diag {
     use std::{cell::OnceCell, io, net::IpAddr, os::fd::OwnedFd};
 
-    use super::Ends;
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+    use super::Ends;
 
     /// `SOCK_DIAG_BY_FAMILY`, `NLMSG_ERROR`, `NLM_F_REQUEST`, `IPPROTO_TCP`.
     const BY_FAMILY: u16 = 20;
@@ -60,6 +61,7 @@ mod sock_diag {
     const STATE: usize = 16 + 1;
     const INODE: usize = 16 + 68;
 
+    // A handle of each worker, without anything of an App.
     thread_local! {
         static SOCKET: OnceCell<io::Result<OwnedFd>> = const { OnceCell::new() };
     }
@@ -119,11 +121,8 @@ mod sock_diag {
                 let (state, inode) = (answer.get(STATE).copied(), number(INODE));
                 Ok(state != Some(LISTEN) && inode.is_some_and(|inode| inode != 0))
             }
-            (Some(ERROR), Some(error)) => match io::Error::from_raw_os_error((error as i32).wrapping_neg()) {
-                // It is gone altogether.
-                error if error.kind() == io::ErrorKind::NotFound => Ok(false),
-                error => Err(error),
-            },
+            // One that is not found at all may be in another network namespace.
+            (Some(ERROR), Some(error)) => Err(io::Error::from_raw_os_error((error as i32).wrapping_neg())),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
