@@ -3,10 +3,10 @@
 pub mod access;
 pub mod error_page;
 pub mod headers;
+mod http2;
 mod interim;
 mod pages;
 pub mod rewrite;
-mod unread;
 pub mod upgrade;
 pub mod upstream;
 
@@ -20,10 +20,10 @@ use http::{
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
-    server::conn::{http1, http2},
+    server::conn::http1,
     service::{Service, service_fn},
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tower::BoxError;
 use tracing::debug;
 
@@ -33,7 +33,6 @@ use self::{
     headers::{Hop, Identity},
     interim::Interim,
     rewrite::Names,
-    unread::Rest,
     upgrade::Asked,
     upstream::{Body, Upstreams},
 };
@@ -110,23 +109,29 @@ impl HttpFrontend {
         let _open = metrics.http_connections.open();
         let gate = (version == HttpVersion::Http1).then(Arc::<Gate>::default);
         let arrival = Arrival { connection, tls, drain: drain.clone(), gate: gate.clone() };
-        let service = service_fn(move |request: Request<Incoming>| {
+        let answer = move |request: Request<Body>| {
             let (this, arrival) = (self.clone(), arrival.clone());
-            // On the heap, so that a connection without a request does not hold the room for one.
-            Box::pin(async move { Ok::<_, Infallible>(this.answer(request, arrival).await) })
-        });
+            async move { this.answer(request, arrival).await }
+        };
         // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2.
-        let served = match gate {
-            Some(gate) => Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await,
-            None => Box::pin(serve_http2(stream, service, drain)).await,
+        let served: Result<(), BoxError> = match gate {
+            Some(gate) => {
+                let service = service_fn(|request: Request<Incoming>| {
+                    let answering = answer(request.map(|body| body.map_err(BoxError::from).boxed_unsync()));
+                    // On the heap, so that a connection without a request does not hold the room for one.
+                    Box::pin(async move { Ok::<_, Infallible>(answering.await) })
+                });
+                Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await.map_err(Into::into)
+            }
+            None => Box::pin(http2::server::serve(stream, answer, drain)).await.map_err(Into::into),
         };
         if let Err(error) = served {
             debug!(connection = connection.id, peer = %connection.peer, %error, "http connection ended");
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
-        let (busy, rest) = (arrival.gate.as_ref().map(Gate::busy), Rest::default());
+    async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
+        let busy = arrival.gate.as_ref().map(Gate::busy);
         let mut access = Access::start(&request, arrival.connection.id, self.metrics.clone());
         let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
@@ -136,10 +141,10 @@ impl HttpFrontend {
             _ => self.admit(&request, &mut access),
         };
         let answered = match admitted {
-            Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy, &rest).await,
+            Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy).await,
             Err(page) => {
                 if version == Version::HTTP_2 {
-                    rest.of_unwanted(request.into_body()).await;
+                    http2::glance_at(request.into_body()).await;
                 }
                 Err(page)
             }
@@ -161,14 +166,11 @@ impl HttpFrontend {
         if let Some(gate) = arrival.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
             gate.answered_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
-        match version {
-            Version::HTTP_2 => response.map(|body| rest.kept_by(body)),
-            _ => response,
-        }
+        response
     }
 
     /// Decides whether a request may go on, and where to, before anything is asked of a cluster.
-    fn admit(&self, request: &Request<Incoming>, access: &mut Access) -> Result<Admitted, Page> {
+    fn admit(&self, request: &Request<Body>, access: &mut Access) -> Result<Admitted, Page> {
         let authority = authority(request)?;
         access.host.clone_from(&authority);
         let host = table::normalise(&authority);
@@ -191,12 +193,11 @@ impl HttpFrontend {
 
     async fn proxy(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         Admitted { route, authority, host }: Admitted,
         arrival: &Arrival,
         access: &mut Access,
         busy: &Option<Busy>,
-        rest: &Rest,
     ) -> Result<Response<Body>, Page> {
         let lease = self
             .tunnels
@@ -213,10 +214,6 @@ impl HttpFrontend {
 
         let asked = Asked::of(&mut request);
         let version = request.version();
-        let mut request = request.map(|body| match version {
-            Version::HTTP_2 => rest.of(body).boxed_unsync(),
-            _ => body.map_err(BoxError::from).boxed_unsync(),
-        });
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
         let (peer, local) = (arrival.connection.peer, arrival.connection.local);
@@ -256,6 +253,11 @@ impl HttpFrontend {
                 let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
                 return Ok(Response::from_parts(parts, empty));
             }
+            (_, Some(_)) => {
+                let cause = Some("it answered 101 without being asked to switch, or does not say to what".to_owned());
+                let title = format!("no answer from {}", route.target);
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "switched", title) });
+            }
             // A success would tell the client that there is a tunnel now.
             (Some(asked), None) if asked.is_extended() && parts.status.is_success() => {
                 let cause = Some(format!("it answered {} to a request to switch the protocol", parts.status));
@@ -264,7 +266,7 @@ impl HttpFrontend {
             }
             _ => {}
         }
-        let tracked = Tracked::new(body.map_err(BoxError::from).boxed_unsync(), access.take());
+        let tracked = Tracked::new(body, access.take());
         let body = tracked.holding(lease, returning).keeping(busy.as_ref().map(Busy::another));
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
@@ -278,27 +280,6 @@ where
     // The normaliser knows how long a client may take for what.
     builder.header_read_timeout(None).preserve_header_case(true);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    tokio::select! {
-        served = serving.as_mut() => served,
-        () = drain.started() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    }
-}
-
-async fn serve_http2<S>(stream: BoxedIo, service: S, drain: Drain) -> hyper::Result<()>
-where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
-{
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .adaptive_window(true)
-        .max_concurrent_streams(250)
-        .max_header_list_size(64 * 1024)
-        .enable_connect_protocol();
-    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         served = serving.as_mut() => served,
         () = drain.started() => {

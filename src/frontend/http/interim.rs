@@ -1,30 +1,46 @@
-//! Interim responses of the pod (RFC 9110, section 15.2), 103 Early Hints among them, to clients of HTTP/1.1.
+//! Interim responses of the pod (RFC 9110, section 15.2), 103 Early Hints among them.
 //!
-//! 100 is not among them: the server sends its own when the body is wanted. HTTP/2 clients get none.
+//! 100 is not among them: the server sends its own when the body is wanted.
 
 use std::{future::poll_fn, pin::pin, sync::Arc};
 
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_LENGTH};
-use hyper::ext::on_informational;
 
-use super::headers;
+use super::{headers, http2::server::InterimSender};
 use crate::guard::normaliser::Gate;
 
-/// What the pod says of one request before it answers.
+/// Is told what the pod says of a request before it answers; an extension of that request.
+#[derive(Clone)]
+pub struct Listener(Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>);
+
+impl Listener {
+    pub fn tell(&self, status: StatusCode, headers: &HeaderMap) {
+        if status == StatusCode::CONTINUE {
+            return;
+        }
+        let mut headers = headers.clone();
+        headers::remove_hop_by_hop(&mut headers);
+        headers.remove(CONTENT_LENGTH);
+        (self.0)(status, headers);
+    }
+}
+
+/// What is said of one request, on its way to a client of HTTP/1.1. None: nothing is, or another way.
 pub struct Interim(Option<(Arc<Gate>, u64)>);
 
 impl Interim {
-    /// Listens to what is said of a request. `version`: the client's. `gate`: of his connection, where that is of HTTP/1.
+    /// Puts a listener into the request. `version`: the client's. `gate`: of his connection, where that is of HTTP/1.
     pub fn of<B>(request: &mut Request<B>, version: Version, gate: Option<&Arc<Gate>>) -> Self {
+        if let Some(client) = request.extensions_mut().remove::<InterimSender>() {
+            request.extensions_mut().insert(Listener(Arc::new(move |status, headers| client.send(status, headers))));
+        }
         let Some(gate) = gate.filter(|_| version == Version::HTTP_11) else { return Self(None) };
         let (gate, number) = (gate.clone(), gate.hear_interim());
         let telling = gate.clone();
-        on_informational(request, move |response| {
-            if response.status() != StatusCode::CONTINUE {
-                telling.tell_interim(number, &head(response.status(), response.headers()));
-            }
-        });
+        request.extensions_mut().insert(Listener(Arc::new(move |status, headers| {
+            telling.tell_interim(number, &head(status, &headers));
+        })));
         Self(Some((gate, number)))
     }
 
@@ -44,12 +60,9 @@ impl Interim {
 }
 
 fn head(status: StatusCode, headers: &HeaderMap) -> BytesMut {
-    let mut headers = headers.clone();
-    headers::remove_hop_by_hop(&mut headers);
-    headers.remove(CONTENT_LENGTH);
     let mut head = BytesMut::new();
     head.put_slice(format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).as_bytes());
-    for (name, value) in &headers {
+    for (name, value) in headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.put_slice(part);
         }

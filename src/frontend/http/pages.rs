@@ -121,7 +121,7 @@ pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
             ),
             ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
         },
-        (RequestError::Failed(_), None) => Page {
+        (RequestError::Http1(_) | RequestError::Http2(_), None) => Page {
             cause: Some(describe(error)),
             ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
         },
@@ -134,10 +134,11 @@ pub fn describe(error: &RequestError) -> String {
         RequestError::Open(error) => error.to_string(),
         RequestError::Tls(error) => format!("TLS: {error}"),
         RequestError::Client(error) => format!("the request's body did not come to its end: {error}"),
-        RequestError::Failed(error) => match std::error::Error::source(error) {
+        RequestError::Http1(error) => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         },
+        RequestError::Http2(error) => error.to_string(),
     }
 }
 

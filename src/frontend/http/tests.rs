@@ -13,7 +13,8 @@ use std::{
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{Empty, StreamBody};
-use hyper::{body::Frame, client::conn};
+use hyper::{body::Frame, client::conn, server::conn::http2};
+use hyper_util::rt::TokioExecutor;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::timeout,

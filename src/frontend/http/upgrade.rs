@@ -8,19 +8,27 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use futures::TryFutureExt;
+use h2::ext::Protocol;
 use http::{
     HeaderMap, HeaderValue, Method, Request,
-    header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
 };
-use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
+use tower::BoxError;
 use tracing::debug;
 
-use super::headers;
+use super::{
+    headers,
+    http2::{Tunnel, server::Switching},
+};
 use crate::{
     drain::Drain,
-    io::{held::write_through, splice::splice},
+    io::{BoxedIo, held::write_through, splice::splice},
     tunnel::Lease,
     wire::websocket::Boundary,
 };
@@ -33,14 +41,33 @@ pub struct Asked {
     protocol: HeaderValue,
     /// It came over HTTP/2, where it is an extended CONNECT (RFC 8441).
     is_extended: bool,
-    client: hyper::upgrade::OnUpgrade,
+    client: Client,
+}
+
+/// How the client's connection is had once the request is answered.
+enum Client {
+    Http1(hyper::upgrade::OnUpgrade),
+    Http2(oneshot::Receiver<Tunnel>),
+}
+
+impl Client {
+    async fn switched(self) -> Result<BoxedIo, BoxError> {
+        Ok(match self {
+            Self::Http1(upgrading) => Box::new(TokioIo::new(upgrading.await?)),
+            Self::Http2(opening) => Box::new(opening.await?),
+        })
+    }
 }
 
 impl Asked {
     /// Returns what a request asks for. None: it is a plain request.
     pub fn of<B>(request: &mut Request<B>) -> Option<Self> {
         let (protocol, is_extended) = asked_protocol(request)?;
-        Some(Self { protocol, is_extended, client: hyper::upgrade::on(request) })
+        let client = match request.extensions_mut().remove::<Switching>() {
+            Some(switching) => Client::Http2(switching.take()?),
+            None => Client::Http1(hyper::upgrade::on(request)),
+        };
+        Some(Self { protocol, is_extended, client })
     }
 
     /// Makes the request one that a backend of HTTP/1.1 understands; what is about the client's connection was removed.
@@ -55,6 +82,8 @@ impl Asked {
             if let Ok(key) = HeaderValue::from_str(&key) {
                 headers.insert(SEC_WEBSOCKET_KEY, key);
             }
+            // What follows is no body.
+            headers.remove(CONTENT_LENGTH);
             *request.method_mut() = Method::GET;
             request.extensions_mut().remove::<Protocol>();
         }
@@ -79,11 +108,12 @@ impl Asked {
         let is_websocket = self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
         let ended = drain.clone();
         drain.spawn(async move {
-            let (client, backend) = match tokio::try_join!(self.client, backend) {
+            let (mut client, backend) = match tokio::try_join!(self.client.switched(), backend.map_err(BoxError::from))
+            {
                 Ok(both) => both,
-                Err(error) => return debug!(%error, "upgrade not completed"),
+                Err(error) => return debug!(error, "upgrade not completed"),
             };
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            let mut backend = TokioIo::new(backend);
             let end = if is_websocket {
                 splice(&mut client, &mut Farewell::new(backend, ended)).await
             } else {

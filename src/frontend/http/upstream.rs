@@ -15,18 +15,15 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
-use hyper::{
-    body::{Body as _, Incoming},
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{body::Body as _, client::conn::http1, ext::on_informational};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::BoxError;
 
 use self::pool::{Key, Pool, Returning, Sender};
-use super::super::tls::backend::ClientConfigs;
+use super::{super::tls::backend::ClientConfigs, http2, interim::Listener};
 use crate::{
     config::Scheme,
     drain::Drain,
@@ -53,7 +50,8 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum RequestError {
     Open(OpenError),
     Tls(io::Error),
-    Failed(hyper::Error),
+    Http1(hyper::Error),
+    Http2(h2::Error),
     /// The client did not send its body to the end.
     Client(BoxError),
 }
@@ -64,7 +62,8 @@ impl RequestError {
         let mut source: Option<&(dyn std::error::Error + 'static)> = match self {
             Self::Open(_) | Self::Client(_) => None,
             Self::Tls(error) => Some(error),
-            Self::Failed(error) => Some(error),
+            Self::Http1(error) => Some(error),
+            Self::Http2(error) => error.get_io().map(|error| error as _),
         };
         while let Some(error) = source {
             if let Some(fault) = error.downcast_ref::<io::Error>().and_then(StreamFault::of) {
@@ -141,7 +140,7 @@ impl Upstreams {
         host: &str,
         request: Request<Body>,
         is_upgrade: bool,
-    ) -> Result<(Response<Incoming>, Option<Returning>), RequestError> {
+    ) -> Result<(Response<Body>, Option<Returning>), RequestError> {
         let key = Key {
             target: route.target.clone(),
             scheme,
@@ -175,7 +174,6 @@ impl Upstreams {
                 Ok(response) => return Ok((response, self.pool.returning(key, sender, placement))),
                 Err(failed) => failed,
             };
-            let error = RequestError::Failed(error);
             // The tunnel has tried this for as long as it may help.
             if error.fault().is_some_and(StreamFault::never_reached_the_pod) {
                 return Err(error);
@@ -230,15 +228,12 @@ impl Upstreams {
                 .preserve_header_case(true)
                 .handshake(TokioIo::new(stream))
                 .await
-                .map_err(RequestError::Failed)?;
+                .map_err(RequestError::Http1)?;
             // What goes wrong on the connection is told to the request on it.
             self.drain.spawn(async move { drop(connection.with_upgrades().await) });
             return Ok(Sender::H1(sender));
         }
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        // Downloads over a 50 ms way need a window of more than the default 64 KiB.
-        builder.timer(TokioTimer::new()).adaptive_window(true).keep_alive_interval(Some(Duration::from_secs(20)));
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(RequestError::Failed)?;
+        let (sender, connection) = http2::client::handshake(stream).await.map_err(RequestError::Http2)?;
         self.drain.spawn(async move { drop(connection.await) });
         self.pool.share(key.clone(), sender.clone(), placement.clone());
         Ok(Sender::H2(sender))
@@ -250,21 +245,24 @@ async fn send_on(
     sender: &mut Sender,
     scheme: Scheme,
     mut request: Request<Body>,
-) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
-    let sent = match sender {
+) -> Result<Response<Body>, (RequestError, Option<Request<Body>>)> {
+    match sender {
         Sender::H1(sender) => {
             to_http1(&mut request);
-            sender.try_send_request(request).await
+            if let Some(listener) = request.extensions_mut().remove::<Listener>() {
+                on_informational(&mut request, move |response| listener.tell(response.status(), response.headers()));
+            }
+            let sent = sender.try_send_request(request).await.map_err(|mut error| {
+                let unsent = error.take_message();
+                (RequestError::Http1(error.into_error()), unsent)
+            })?;
+            Ok(sent.map(|body| body.map_err(BoxError::from).boxed_unsync()))
         }
         Sender::H2(sender) => {
             to_http2(&mut request, scheme);
-            sender.try_send_request(request).await
+            sender.send(request).await.map_err(|(error, unsent)| (RequestError::Http2(error), unsent))
         }
-    };
-    sent.map_err(|mut error| {
-        let unsent = error.take_message();
-        (error.into_error(), unsent)
-    })
+    }
 }
 
 /// Origin-form, with the authority in Host (RFC 9112, section 3.2), and with one Cookie field: browsers split it over

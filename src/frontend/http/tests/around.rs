@@ -1,5 +1,7 @@
 //! What comes before an answer and behind it: interim responses, trailers.
 
+use tokio::sync::Notify;
+
 use super::*;
 
 /// Reads the request to its end and answers with its trailers and trailers of its own.
@@ -37,27 +39,51 @@ async fn trailers_pass_from_http1_to_http1() {
     assert!(answer.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
 }
 
-/// Hints, and answers when it is told to; the tasks of its connections go on until the client has gone.
-fn hinting(go: Arc<tokio::sync::Notify>) -> World {
-    let serve = move |_, mut stream: DuplexStream| {
+const HINTS: [&str; 2] = ["</a.css>; rel=preload", "</b.css>; rel=preload"];
+
+/// A pod that hints, and answers when it is told to; the tasks of its connections go on until the client has gone.
+fn hinting(speaks: Scheme, go: Arc<Notify>) -> World {
+    World::over(
+        speaks,
+        Box::new(move |_, stream: DuplexStream| {
+            let go = go.clone();
+            match speaks {
+                Scheme::H2c => drop(tokio::spawn(hint_over_http2(stream, go))),
+                _ => drop(tokio::spawn(hint_over_http1(stream, go))),
+            }
+        }),
+    )
+}
+
+async fn hint_over_http1(mut stream: DuplexStream, go: Arc<Notify>) {
+    let mut asked = Vec::new();
+    while let Ok(byte) = stream.read_u8().await {
+        asked.push(byte);
+        if asked.ends_with(b"\r\n\r\n") {
+            asked.clear();
+            for hint in HINTS {
+                let head = "HTTP/1.1 103 Early Hints\r\nConnection: X-Hop\r\nX-Hop: 1\r\nLink: ";
+                stream.write_all(format!("{head}{hint}\r\n\r\n").as_bytes()).await.unwrap();
+            }
+            go.notified().await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        }
+    }
+}
+
+async fn hint_over_http2(stream: DuplexStream, go: Arc<Notify>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        for hint in HINTS {
+            respond.send_informational(Response::builder().status(103).header("link", hint).body(()).unwrap()).unwrap();
+        }
         let go = go.clone();
         tokio::spawn(async move {
-            let mut asked = Vec::new();
-            while let Ok(byte) = stream.read_u8().await {
-                asked.push(byte);
-                if asked.ends_with(b"\r\n\r\n") {
-                    asked.clear();
-                    for hint in ["</a.css>; rel=preload", "</b.css>; rel=preload"] {
-                        let head = "HTTP/1.1 103 Early Hints\r\nConnection: X-Hop\r\nX-Hop: 1\r\nLink: ";
-                        stream.write_all(format!("{head}{hint}\r\n\r\n").as_bytes()).await.unwrap();
-                    }
-                    go.notified().await;
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-                }
-            }
+            go.notified().await;
+            let head = Response::builder().header("content-length", 2).body(()).unwrap();
+            respond.send_response(head, false).unwrap().send_data("ok".into(), true).unwrap();
         });
-    };
-    World::over(Scheme::Http, Box::new(serve))
+    }
 }
 
 async fn until(stream: &mut DuplexStream, end: &str) -> String {
@@ -71,30 +97,85 @@ async fn until(stream: &mut DuplexStream, end: &str) -> String {
 
 #[tokio::test]
 async fn interim_responses_come_before_the_answer_in_the_order_of_the_requests() {
-    let go = Arc::new(tokio::sync::Notify::new());
-    let world = hinting(go.clone());
-    let mut stream = world.connect(HttpVersion::Http1);
-    let request = "GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
-    stream.write_all(request.repeat(3).as_bytes()).await.unwrap();
-    for _ in 0..3 {
-        // The pod does not answer before both have come.
-        let hints = until(&mut stream, "link: </b.css>; rel=preload\r\n\r\n").await;
-        let hint = |name: &str| format!("HTTP/1.1 103 Early Hints\r\nlink: </{name}.css>; rel=preload\r\n\r\n");
-        assert_eq!(hints, hint("a") + &hint("b"));
-        go.notify_one();
-        let answer = until(&mut stream, "\r\n\r\nok").await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let go = Arc::new(Notify::new());
+        let world = hinting(speaks, go.clone());
+        let mut stream = world.connect(HttpVersion::Http1);
+        let request = "GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
+        stream.write_all(request.repeat(3).as_bytes()).await.unwrap();
+        for _ in 0..3 {
+            // The pod does not answer before both have come.
+            let hints = until(&mut stream, "link: </b.css>; rel=preload\r\n\r\n").await;
+            let hint = |link: &str| format!("HTTP/1.1 103 Early Hints\r\nlink: {link}\r\n\r\n");
+            assert_eq!(hints, hint(HINTS[0]) + &hint(HINTS[1]), "{speaks:?}");
+            go.notify_one();
+            let answer = until(&mut stream, "ok").await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{speaks:?}: {answer}");
+        }
+    }
+}
+
+/// Begins with HTTP/2 as one who is told of interim responses.
+async fn hinted_client(world: &World) -> h2::client::SendRequest<Bytes> {
+    let (sender, connection) = h2::client::handshake(world.connect(HttpVersion::Http2)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn next_interim(response: &mut h2::client::ResponseFuture) -> Option<Response<()>> {
+    let next = std::future::poll_fn(|cx| response.poll_informational(cx));
+    timeout(PATIENCE, next).await.expect("it comes").transpose().unwrap()
+}
+
+#[tokio::test]
+async fn interim_responses_come_over_http2_on_the_stream_of_their_request() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let go = Arc::new(Notify::new());
+        let world = hinting(speaks, go.clone());
+        let mut sender = hinted_client(&world).await;
+        let request = || Request::get("http://web.localhost/").version(Version::HTTP_2).body(()).unwrap();
+        let (mut one, _) = sender.send_request(request(), true).unwrap();
+        let (mut other, _) = sender.send_request(request(), true).unwrap();
+        for response in [&mut other, &mut one] {
+            for hint in HINTS {
+                let interim = next_interim(response).await.expect("a hint");
+                assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (103, &hint.parse().unwrap()));
+                assert_eq!(interim.headers().len(), 1, "{speaks:?}: {:?}", interim.headers());
+            }
+            go.notify_one();
+        }
+        for response in [one, other] {
+            let mut body = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "ok", "{speaks:?}");
+        }
     }
 }
 
 #[tokio::test]
 async fn who_knows_no_interim_responses_gets_none() {
-    let go = Arc::new(tokio::sync::Notify::new());
-    let world = hinting(go.clone());
+    let go = Arc::new(Notify::new());
+    let world = hinting(Scheme::Http, go.clone());
     go.notify_one();
     let answer = world.exchange("GET / HTTP/1.0\r\nHost: web.localhost\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.") && answer.contains(" 200 OK\r\n") && answer.ends_with("ok"), "{answer}");
     go.notify_one();
     let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
     assert_eq!((response.status(), text(response).await.as_str()), (StatusCode::OK, "ok"));
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_waits_to_be_asked_for_its_body_is_asked() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let world = World::new(speaks, |request| {
+            Box::pin(async { Ok(Response::new(request.into_body().map_err(BoxError::from).boxed_unsync())) })
+        });
+        let mut sender = hinted_client(&world).await;
+        let request = Request::put("http://web.localhost/").header("expect", "100-continue").version(Version::HTTP_2);
+        let (mut response, mut sending) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        let asked = next_interim(&mut response).await.expect("an interim response");
+        assert_eq!(asked.status(), StatusCode::CONTINUE, "{speaks:?}");
+        sending.send_data("hello".into(), true).unwrap();
+        let mut body = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "hello", "{speaks:?}");
+    }
 }

@@ -75,6 +75,24 @@ async fn an_offer_to_switch_to_h2c_is_not_passed_on() {
 }
 
 #[tokio::test]
+async fn a_pod_that_switches_unasked_has_not_answered() {
+    let serve = |_, mut stream: DuplexStream| {
+        tokio::spawn(async move {
+            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: surprise\r\n\r\n";
+            stream.read_u8().await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await
+        });
+    };
+    let world = World::over(Scheme::Http, Box::new(serve));
+    let answer = world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("x-adit-error: switched"), "{answer}");
+    let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
+    let code = response.headers()["x-adit-error"].to_str().unwrap();
+    assert_eq!((response.status(), code), (StatusCode::BAD_GATEWAY, "switched"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer_and_without_an_error() {
     const HEADERS: u8 = 1;
     const RST_STREAM: u8 = 3;
@@ -102,5 +120,27 @@ async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer
             assert!(of_stream.len() <= 2, "{of_stream:?}");
         }
         assert_eq!(of_stream, [(HEADERS, 1), (RST_STREAM, 0)], "{speaks:?}: the whole answer, then NO_ERROR");
+    }
+}
+
+#[tokio::test]
+async fn the_short_rest_of_an_upload_over_http2_is_taken_behind_the_answer() {
+    for speaks in [Scheme::H2c, Scheme::Http] {
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(full("no"))) }));
+        let (mut sender, connection) = h2::client::handshake(world.connect(HttpVersion::Http2)).await.unwrap();
+        tokio::spawn(connection);
+        let mut left = 1024 * 1024;
+        let request = Request::post("http://web.localhost/").version(Version::HTTP_2).header("content-length", left);
+        let (response, mut sending) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        let mut answer = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+        assert_eq!(answer.data().await.unwrap().unwrap(), "no", "{speaks:?}");
+        assert!(answer.data().await.is_none(), "{speaks:?}");
+        while left > 0 {
+            sending.reserve_capacity(left);
+            let room = std::future::poll_fn(|cx| sending.poll_capacity(cx));
+            let room = timeout(PATIENCE, room).await.expect("there is room").expect("it is wanted").unwrap();
+            sending.send_data(vec![0; room].into(), room == left).unwrap();
+            left -= room;
+        }
     }
 }

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Body;
+use super::{super::http2, Body};
 use crate::{
     config::{BackendTls, Scheme},
     drain::Drain,
@@ -39,7 +39,7 @@ pub struct Key {
 /// The sending end of a connection.
 pub enum Sender {
     H1(http1::SendRequest<Body>),
-    H2(http2::SendRequest<Body>),
+    H2(http2::client::Sender),
 }
 
 /// The connections that can take a request.
@@ -53,7 +53,7 @@ struct State {
     /// By age, the oldest first.
     idle: HashMap<Key, Vec<Idle>>,
     /// One connection per backend serves all requests.
-    h2: HashMap<Key, (http2::SendRequest<Body>, Placement)>,
+    h2: HashMap<Key, (http2::client::Sender, Placement)>,
     /// Whether a task closes what is unused for too long.
     is_reaped: bool,
 }
@@ -74,7 +74,7 @@ impl Pool {
         loop {
             let mut idle = {
                 let mut state = self.lock();
-                if let Some((sender, placement)) = state.h2.get(key) {
+                if let Some((sender, placement)) = state.h2.get_mut(key) {
                     if !sender.is_closed() && !placement.is_leaving() {
                         return Some((Sender::H2(sender.clone()), placement.clone()));
                     }
@@ -106,7 +106,7 @@ impl Pool {
     }
 
     /// Lets other requests share a connection.
-    pub fn share(&self, key: Key, sender: http2::SendRequest<Body>, placement: Placement) {
+    pub fn share(&self, key: Key, sender: http2::client::Sender, placement: Placement) {
         self.lock().h2.insert(key, (sender, placement));
     }
 

@@ -1,0 +1,149 @@
+//! Pods that speak HTTP/2.
+//!
+//! No PINGs: a tunnel that is dead is found below, and servers of gRPC end a connection that has many of them.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use http::{Request, Response, header::CONTENT_LENGTH};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::task::AbortHandle;
+use tower::BoxError;
+use tracing::debug;
+
+use super::{CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, send_body};
+use crate::{
+    frontend::http::{headers, interim::Listener, upstream::Body},
+    io::BoxedIo,
+};
+
+/// Sends requests on one connection; clones share it.
+#[derive(Clone)]
+pub struct Sender(SendRequest<Bytes>);
+
+/// Begins with a connection; the future carries it to its end.
+pub async fn handshake(
+    stream: BoxedIo,
+) -> Result<(Sender, impl Future<Output = Result<(), h2::Error>> + Send), h2::Error> {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(LONGEST_HEAD)
+        .enable_push(false);
+    let (sender, connection) = builder.handshake(stream).await?;
+    Ok((Sender(sender), connection))
+}
+
+impl Sender {
+    /// Returns whether the connection takes no more requests.
+    pub fn is_closed(&mut self) -> bool {
+        // A handle that sends nothing waits for nothing: it is ready, or the connection is not.
+        matches!(self.0.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+    }
+
+    /// Sends a request; gives it back where it certainly did not leave.
+    ///
+    /// Interim responses go to the [`Listener`] in the request's extensions.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, (h2::Error, Option<Request<Body>>)> {
+        if let Err(error) = poll_fn(|cx| self.0.poll_ready(cx)).await {
+            return Err((error, Some(request)));
+        }
+        let (mut parts, body) = request.into_parts();
+        headers::remove_hop_by_hop(&mut parts.headers);
+        let listener = parts.extensions.remove::<Listener>();
+        let is_empty = body.is_end_stream();
+        if let Some(length) = body.size_hint().exact().filter(|_| !is_empty) {
+            parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        let sent = self.0.send_request(Request::from_parts(parts, ()), is_empty);
+        let (mut response, stream) = sent.map_err(|error| (error, None))?;
+        let sending = (!is_empty).then(|| {
+            let sending = tokio::spawn(async move {
+                if let Err(error) = send_body(stream, body).await {
+                    debug!(error, "request not sent to its end");
+                }
+            });
+            Sending(Some(sending.abort_handle()))
+        });
+        let answered = poll_fn(|cx| poll_answer(&mut response, listener.as_ref(), cx)).await;
+        let (parts, received) = answered.map_err(|error| (error, None))?.into_parts();
+        let received = Received::new(received, &parts.headers);
+        let body = match sending {
+            Some(sending) => Answer::new(received, sending).boxed_unsync(),
+            None => received.boxed_unsync(),
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+fn poll_answer(
+    response: &mut ResponseFuture,
+    listener: Option<&Listener>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<h2::RecvStream>, h2::Error>> {
+    // What follows is the answer only when it says so: asked for that, h2 throws away what comes before.
+    while let Some(interim) = ready!(response.poll_informational(cx)).transpose()? {
+        if let Some(listener) = listener {
+            listener.tell(interim.status(), interim.headers());
+        }
+    }
+    Pin::new(response).poll(cx)
+}
+
+/// Ends the sending of a request's body when it is dropped.
+struct Sending(Option<AbortHandle>);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// The body of an answer; where it is dropped before its end the request is over, too.
+struct Answer {
+    received: Received,
+    sending: Sending,
+}
+
+impl Answer {
+    fn new(received: Received, sending: Sending) -> Self {
+        let mut answer = Self { received, sending };
+        answer.note_end();
+        answer
+    }
+
+    /// The pod has said everything, and may still want what the client sends.
+    fn note_end(&mut self) {
+        if self.received.is_end_stream() {
+            self.sending.0 = None;
+        }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.received).poll_frame(cx);
+        self.note_end();
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.received.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.received.size_hint()
+    }
+}

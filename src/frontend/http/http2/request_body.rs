@@ -1,0 +1,112 @@
+//! The body of a client's request, and what becomes of it where nobody reads it to its end.
+//!
+//! A server may have the rest of an upload left out: once its answer has ended it resets the stream with NO_ERROR, and a
+//! client takes the answer (RFC 9113, section 8.1). Before that end it would be CANCEL, which clients report as a failure. So the
+//! rest is kept until the answer has ended. A short one is read then: curl 7.88 loses an answer that a reset follows.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::{sync::oneshot, time::timeout};
+use tower::BoxError;
+
+use super::{Received, STREAM_WINDOW, server::InterimSender};
+use crate::frontend::http::upstream::Body;
+
+/// How long the client may take for a short rest, when its answer is there. Short is what it can send without being told of
+/// more room: clients that have their answer do not all listen.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How much of a body that nobody wants is read before the answer, and for how long: what is wrong with the rest of its
+/// stream is told instead of the answer.
+const MOST_UNWANTED: usize = 64 * 1024;
+const UNWANTED_TIME: Duration = Duration::from_millis(50);
+
+/// A body that is given back when it is dropped before its end.
+pub struct RequestBody {
+    /// None: it has ended.
+    received: Option<Received>,
+    back: Option<oneshot::Sender<Received>>,
+    /// Who waits to be asked for it (RFC 9110, section 10.1.1).
+    asked: Option<InterimSender>,
+}
+
+/// What comes back of a [`RequestBody`].
+pub struct Rest(oneshot::Receiver<Received>);
+
+impl RequestBody {
+    pub(super) fn new(received: Received, asked: Option<InterimSender>) -> (Self, Rest) {
+        let (back, rest) = oneshot::channel();
+        (Self { received: Some(received), back: Some(back), asked }, Rest(rest))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(received) = &mut self.received else { return Poll::Ready(None) };
+        let polled = Pin::new(received).poll_frame(cx);
+        if let Poll::Ready(None | Some(Err(_))) = polled {
+            self.received = None;
+        }
+        if let Some(client) = self.asked.take().filter(|_| polled.is_pending()) {
+            client.send(StatusCode::CONTINUE, HeaderMap::new());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.received.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.received.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let (Some(received), Some(back)) = (self.received.take(), self.back.take()) {
+            // Nobody waits for it where the client has gone, or has had the time that it gets.
+            let _ = back.send(received);
+        }
+    }
+}
+
+impl Rest {
+    /// Reads a short rest, once the backend wants no more. The stream is reset where the client is not done then.
+    pub(super) async fn read(self) {
+        let reading = async {
+            let Ok(mut received) = self.0.await else { return };
+            if received.left.is_some_and(|left| left <= STREAM_WINDOW.into()) {
+                while let Some(Ok(_)) = received.frame().await {}
+            }
+        };
+        // Who takes longer is told that it is not wanted.
+        let _ = timeout(LINGER, reading).await;
+    }
+}
+
+/// Reads a body that nobody wants, for a moment.
+pub async fn glance_at(mut body: Body) {
+    let reading = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, Bytes::len);
+            if length > MOST_UNWANTED {
+                return;
+            }
+        }
+    };
+    // The client has more to say, and will be told when it has.
+    let _ = timeout(UNWANTED_TIME, reading).await;
+}

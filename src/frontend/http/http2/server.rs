@@ -1,0 +1,201 @@
+//! Clients that speak HTTP/2.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, SendResponse},
+};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, DATE, EXPECT},
+};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Body as HttpBody;
+use tokio::sync::{mpsc, oneshot};
+use tower::BoxError;
+use tracing::debug;
+
+use super::{
+    CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
+    request_body::{RequestBody, Rest},
+    send_body,
+};
+use crate::{
+    drain::Drain,
+    frontend::http::{headers, upstream::Body},
+    io::BoxedIo,
+};
+
+/// How many requests one connection may have open; nginx takes 128, Envoy 100.
+const MOST_STREAMS: u32 = 250;
+
+/// How many interim responses to one request may wait to be sent; those beyond are left out.
+const MOST_INTERIM: usize = 16;
+
+/// Sends interim responses to the client; an extension of each request.
+#[derive(Clone)]
+pub struct InterimSender(mpsc::Sender<Response<()>>);
+
+impl InterimSender {
+    pub fn send(&self, status: StatusCode, headers: HeaderMap) {
+        let mut response = Response::new(());
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        // The request is answered, or more than the client can use has been said.
+        let _ = self.0.try_send(response);
+    }
+}
+
+/// Where the bytes of an extended CONNECT come out when it is answered with success; an extension of such a request.
+#[derive(Clone)]
+pub struct Switching(Arc<Mutex<Option<oneshot::Receiver<Tunnel>>>>);
+
+impl Switching {
+    /// Returns what becomes the tunnel. None: it is taken.
+    pub fn take(&self) -> Option<oneshot::Receiver<Tunnel>> {
+        self.0.lock().expect("no panic while the lock is held").take()
+    }
+}
+
+/// One request of a client.
+struct Stream {
+    respond: SendResponse<Bytes>,
+    interim: mpsc::Receiver<Response<()>>,
+    /// For a CONNECT: what the client sends, and who waits for it.
+    switching: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
+    /// What is not read of the request's body; None where there is none.
+    rest: Option<Rest>,
+}
+
+/// Serves a connection until it ends, or, in a drain, until its requests in progress are answered.
+pub async fn serve<F, A>(stream: BoxedIo, answer: F, drain: Drain) -> Result<(), h2::Error>
+where
+    F: Fn(Request<Body>) -> A,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(LONGEST_HEAD)
+        .enable_connect_protocol();
+    let mut connection = builder.handshake(stream).await?;
+    let mut is_draining = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            () = drain.started(), if !is_draining => {
+                connection.graceful_shutdown();
+                is_draining = true;
+                continue;
+            }
+        };
+        let Some(accepted) = accepted else { return Ok(()) };
+        let (request, respond) = accepted?;
+        let (request, stream) = Stream::of(request, respond);
+        tokio::spawn(stream.answer(answer(request)));
+    }
+}
+
+impl Stream {
+    fn of(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> (Request<Body>, Self) {
+        let (interim_sender, interim) = mpsc::channel(MOST_INTERIM);
+        let interim_sender = InterimSender(interim_sender);
+        let (mut parts, received) = request.into_parts();
+        parts.extensions.insert(interim_sender.clone());
+        let (mut switching, mut rest) = (None, None);
+        let body = if parts.method == Method::CONNECT {
+            let (sender, receiver) = oneshot::channel();
+            parts.extensions.insert(Switching(Arc::new(Mutex::new(Some(receiver)))));
+            switching = Some((received, sender));
+            empty()
+        } else if received.is_end_stream() {
+            empty()
+        } else {
+            let is_expected = parts.headers.get(EXPECT).is_some_and(|what| what.as_bytes() == b"100-continue");
+            let received = Received::new(received, &parts.headers);
+            let (body, kept) = RequestBody::new(received, is_expected.then_some(interim_sender));
+            rest = Some(kept);
+            body.boxed_unsync()
+        };
+        (Request::from_parts(parts, body), Self { respond, interim, switching, rest })
+    }
+
+    async fn answer(mut self, answering: impl Future<Output = Response<Body>>) {
+        // A client that has reset the stream wants no answer.
+        let Some(response) = self.wait_for(pin!(answering)).await else { return };
+        if let Err(error) = self.send(response).await {
+            return debug!(error, "HTTP/2 stream broken");
+        }
+        if let Some(rest) = self.rest {
+            rest.read().await;
+        }
+    }
+
+    /// Waits for the answer and sends what is said before it. None: the client has reset the stream.
+    async fn wait_for(
+        &mut self,
+        mut answering: Pin<&mut impl Future<Output = Response<Body>>>,
+    ) -> Option<Response<Body>> {
+        poll_fn(|cx| {
+            self.poll_interim(cx);
+            if let Poll::Ready(response) = answering.as_mut().poll(cx) {
+                // Some may have been said since.
+                self.poll_interim(cx);
+                return Poll::Ready(Some(response));
+            }
+            self.respond.poll_reset(cx).map(|_| None)
+        })
+        .await
+    }
+
+    fn poll_interim(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(response)) = self.interim.poll_recv(cx) {
+            if let Err(error) = self.respond.send_informational(response) {
+                debug!(%error, "interim response not sent");
+            }
+        }
+    }
+
+    async fn send(&mut self, response: Response<Body>) -> Result<(), BoxError> {
+        let (mut parts, body) = response.into_parts();
+        // A route may set any; h2 refuses those that are not of HTTP/2.
+        headers::remove_hop_by_hop(&mut parts.headers);
+        if !parts.headers.contains_key(DATE)
+            && let Ok(now) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now()))
+        {
+            parts.headers.insert(DATE, now);
+        }
+        let switching = self.switching.take_if(|_| parts.status.is_success());
+        let is_empty = switching.is_none() && body.is_end_stream();
+        if let Some(length) = body.size_hint().exact().filter(|_| switching.is_none() && !is_empty) {
+            parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        let sending = match self.respond.send_response(Response::from_parts(parts, ()), is_empty) {
+            Ok(sending) => sending,
+            Err(error) => {
+                self.respond.send_reset(Reason::INTERNAL_ERROR);
+                return Err(error.into());
+            }
+        };
+        match switching {
+            // Where nobody waits any more it is reset by being dropped.
+            Some((receiving, waiting)) => drop(waiting.send(Tunnel::new(receiving, sending))),
+            None if is_empty => {}
+            None => send_body(sending, body).await?,
+        }
+        Ok(())
+    }
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
