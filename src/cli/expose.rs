@@ -157,10 +157,12 @@ async fn find(
             Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys }
         })
         .collect();
+    if relays.is_empty() {
+        return Ok(None);
+    }
     let same = relays.iter().position(|relay| Some(&relay.target) == before);
-    let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len().max(1);
-    let chosen = same.unwrap_or_else(any);
-    Ok((chosen < relays.len()).then(|| relays.swap_remove(chosen)))
+    let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
+    Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
 }
 
 fn no_relay(cluster: &Cluster) -> CliError {

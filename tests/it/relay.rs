@@ -16,16 +16,17 @@ use adit::{
     relay::{
         auth::{self, Key, Role, Transcript},
         client::{self, Direct, Fatal, Open, Wanted},
+        conversation::{receive, send},
         server::{Limits, Options, Server},
         tls::{self, Identity, Trust},
     },
     wire::relay::{Frame, Kind},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::timeout,
@@ -123,24 +124,8 @@ async fn echo() -> (u16, Arc<AtomicUsize>) {
     (port, count)
 }
 
-async fn frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Frame {
-    let mut received = BytesMut::new();
-    let reading = async {
-        loop {
-            if let Some(frame) = Frame::take(&mut received).expect("a frame") {
-                return frame;
-            }
-            assert!(stream.read_buf(&mut received).await.unwrap() > 0, "it was closed");
-        }
-    };
-    timeout(PATIENCE, reading).await.expect("a frame in time")
-}
-
-async fn put(stream: &mut (impl AsyncWriteExt + Unpin), frame: Frame) {
-    let mut bytes = BytesMut::new();
-    frame.put(&mut bytes);
-    stream.write_all(&bytes).await.unwrap();
-    stream.flush().await.unwrap();
+async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Frame {
+    timeout(PATIENCE, receive(stream)).await.expect("a frame in time").expect("a frame")
 }
 
 #[tokio::test]
@@ -187,26 +172,26 @@ async fn what_would_not_help_is_not_tried_again() {
 async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
     let relay = Relay::start(|_| {}).await;
     let (mut good, exporter) = relay.dial().await;
-    put(&mut good, Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }).await;
+    send(&mut good, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }]).await.unwrap();
     let Frame::Challenge { nonce, proof } = frame(&mut good).await else { panic!("no challenge") };
     let transcript = Transcript { key: "default".into(), port: 0, client: [1; 32], server: nonce, exporter };
     assert!(transcript.is_proven(SECRET, Role::Server, &proof));
     // Reflected: what the relay has said is no proof of ours.
-    put(&mut good, Frame::Proof { proof }).await;
+    send(&mut good, &[Frame::Proof { proof }]).await.unwrap();
     assert!(matches!(frame(&mut good).await, Frame::Reject { .. }));
     // Replayed: what was right there is wrong here.
     let right = transcript.proof(SECRET, Role::Client);
     for _ in 0..50 {
         let (mut other, _) = relay.dial().await;
-        put(&mut other, Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }).await;
+        send(&mut other, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }]).await.unwrap();
         assert!(matches!(frame(&mut other).await, Frame::Challenge { .. }));
-        put(&mut other, Frame::Proof { proof: right }).await;
+        send(&mut other, &[Frame::Proof { proof: right }]).await.unwrap();
         assert!(matches!(frame(&mut other).await, Frame::Reject { .. }));
     }
     // Streams that were guessed.
     let (mut guessed, exporter) = relay.dial().await;
     let proof = auth::claim(SECRET, &[7; 16], &[8; 16], &exporter);
-    put(&mut guessed, Frame::Claim { session: [7; 16], stream: [8; 16], proof }).await;
+    send(&mut guessed, &[Frame::Claim { session: [7; 16], stream: [8; 16], proof }]).await.unwrap();
     assert!(matches!(frame(&mut guessed).await, Frame::StreamReject { .. }));
     assert!(relay.server.snapshot().is_empty());
     // And one who has it is served as before.
@@ -238,13 +223,15 @@ async fn silent_and_slow_peers_do_not_keep_others_out() {
 async fn version_1_is_served_where_it_is_allowed() {
     let relay = Relay::start(|options| options.allow_v1 = true).await;
     let mut control = TcpStream::connect(relay.address).await.unwrap();
-    put(&mut control, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
+    send(&mut control, &[Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }])
+        .await
+        .unwrap();
     let Frame::Accept { port, .. } = frame(&mut control).await else { panic!("not accepted") };
     let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     visitor.write_all(b"hello").await.unwrap();
     let Frame::Connect { stream } = frame(&mut control).await else { panic!("no visitor") };
     let mut joined = TcpStream::connect(relay.address).await.unwrap();
-    put(&mut joined, Frame::StreamHandshake { stream }).await;
+    send(&mut joined, &[Frame::StreamHandshake { stream }]).await.unwrap();
     let mut accepted = [0; 5];
     joined.read_exact(&mut accepted).await.unwrap();
     assert_eq!(&accepted, b"\x06\0\0\0\0");
@@ -253,15 +240,17 @@ async fn version_1_is_served_where_it_is_allowed() {
     assert_eq!(&said, b"hello");
     // A stream is there once.
     let mut again = TcpStream::connect(relay.address).await.unwrap();
-    put(&mut again, Frame::StreamHandshake { stream }).await;
+    send(&mut again, &[Frame::StreamHandshake { stream }]).await.unwrap();
     assert!(matches!(frame(&mut again).await, Frame::StreamReject { .. }));
     let mut wrong = TcpStream::connect(relay.address).await.unwrap();
-    put(&mut wrong, Frame::Handshake { version: 1, secret: Bytes::from_static(b"wrong") }).await;
+    send(&mut wrong, &[Frame::Handshake { version: 1, secret: Bytes::from_static(b"wrong") }]).await.unwrap();
     assert!(matches!(frame(&mut wrong).await, Frame::Reject { .. }));
 
     let closed = Relay::start(|_| {}).await;
     let mut refused = TcpStream::connect(closed.address).await.unwrap();
-    put(&mut refused, Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }).await;
+    send(&mut refused, &[Frame::Handshake { version: 1, secret: Bytes::from_static(SECRET.as_bytes()) }])
+        .await
+        .unwrap();
     assert!(matches!(frame(&mut refused).await, Frame::Reject { .. }));
     assert_eq!(closed.server.counters.rejected.load(Ordering::Relaxed), 1);
 }
@@ -274,7 +263,7 @@ async fn the_second_connection_of_a_client_costs_no_signature() {
         let stream = TcpStream::connect(relay.address).await.unwrap();
         let mut stream = connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap();
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(wanted));
-        put(&mut stream, Frame::Claim { session: [7; 16], stream: [8; 16], proof: [9; 32] }).await;
+        send(&mut stream, &[Frame::Claim { session: [7; 16], stream: [8; 16], proof: [9; 32] }]).await.unwrap();
         // The ticket for the next one comes before the answer.
         assert!(matches!(frame(&mut stream).await, Frame::StreamReject { .. }));
     }
