@@ -12,7 +12,12 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::JoinHandle,
+    time::{Duration, Instant, sleep},
+};
 use tracing::debug;
 
 pub(super) use self::state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream, classify};
@@ -22,8 +27,8 @@ use crate::{
     io::{BoxedIo, abandoned::Ends},
 };
 
-/// A stream that has moved this much in the last moments is a transfer, beside which others would wait.
-const BUSY: u64 = 1024 * 1024;
+/// The end of a stream that nobody uses any more waits this long for something to go with: often the next client follows.
+const SOON: Duration = Duration::from_millis(10);
 
 /// An upgraded connection. Dropping the last handle closes it.
 pub struct Connection {
@@ -134,7 +139,7 @@ impl Connection {
 
     /// Returns whether a stream on it moves much data.
     pub fn is_busy(&self) -> bool {
-        self.shared.lock().streams.values().any(|stream| stream.transferred >= BUSY)
+        self.shared.lock().transfers > 0
     }
 
     /// Returns since when it has had no stream. None: it has some.
@@ -164,16 +169,22 @@ impl Shared {
         self.state.lock().expect("no panic while the lock is held")
     }
 
-    /// Puts a stream into the writer's queue. One that the node is not told of yet is there already.
+    /// Has the writer send what a stream has to say.
     pub(super) fn wake_writer(&self, state: &mut State, number: u64) {
-        if let Some(stream) = state.streams.get_mut(&number)
-            && !stream.is_ready
-            && stream.pair.is_some()
-        {
-            stream.is_ready = true;
-            state.ready.push_back(number);
+        if self.queue(state, number) {
             self.write.notify_one();
         }
+    }
+
+    /// Puts a stream into the writer's queue. False: it is there, as one is that the node is not told of yet.
+    fn queue(&self, state: &mut State, number: u64) -> bool {
+        let Some(stream) = state.streams.get_mut(&number).filter(|stream| !stream.is_ready && stream.pair.is_some())
+        else {
+            return false;
+        };
+        stream.is_ready = true;
+        state.ready.push_back(number);
+        true
     }
 
     /// Takes note that a reader has taken `count` bytes of its queue.
@@ -185,7 +196,7 @@ impl Shared {
     }
 
     /// Takes note that a stream's handle is gone: our direction ends now, and what still comes is discarded.
-    pub(super) fn dropped(&self, number: u64) {
+    pub(super) fn dropped(self: &Arc<Self>, number: u64) {
         self.fate.gauges.streams.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
@@ -199,7 +210,7 @@ impl Shared {
         stream.inbox.clear();
         let is_over = stream.is_over() || stream.pair.is_none();
         // A transfer that is cut off would go on for a second at full speed: its connection ends with it.
-        if !is_over && !stream.pod_ended && stream.transferred >= BUSY && state.streams.len() == 1 {
+        if !is_over && !stream.pod_ended && stream.is_transfer() && state.streams.len() == 1 {
             state.retired = true;
             state.dead.get_or_insert_with(|| StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
             self.write.notify_one();
@@ -212,7 +223,22 @@ impl Shared {
             && stream.fin == Fin::Open
         {
             state.release(number);
-            self.wake_writer(state, number);
+            if self.queue(state, number) {
+                self.wake_writer_soon(state);
+            }
+        }
+    }
+
+    /// Wakes the writer, unless others have woken it within a moment.
+    fn wake_writer_soon(self: &Arc<Self>, state: &mut State) {
+        let Ok(runtime) = Handle::try_current() else { return self.write.notify_one() };
+        if !std::mem::replace(&mut state.is_soon_woken, true) {
+            let this = self.clone();
+            runtime.spawn(async move {
+                sleep(SOON).await;
+                this.lock().is_soon_woken = false;
+                this.write.notify_one();
+            });
         }
     }
 

@@ -45,6 +45,8 @@ pub struct MuxStream {
     /// For whom.
     client: Option<Ends>,
     looks: usize,
+    /// The client is gone and has had its answer: there is nothing to wait for.
+    is_abandoned: bool,
     /// When `shutdown` was called.
     shut_down: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
@@ -52,7 +54,16 @@ pub struct MuxStream {
 
 impl MuxStream {
     pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64, client: Option<Ends>) -> Self {
-        Self { _connection: connection, shared, number, client, looks: 0, shut_down: None, hold: None }
+        Self {
+            _connection: connection,
+            shared,
+            number,
+            client,
+            looks: 0,
+            is_abandoned: false,
+            shut_down: None,
+            hold: None,
+        }
     }
 
     /// Returns when to look next whether the client is gone.
@@ -64,10 +75,11 @@ impl MuxStream {
         })
     }
 
-    /// Sends the end that was held back, once the pod has been silent for long enough or the client is gone.
+    /// Sends the end that was held back, once the pod has been silent for long enough or the client is gone. Where nobody
+    /// wants anything any more, it goes with the stream.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down else { return };
-        loop {
+        let is_gone = loop {
             let quiet_until = {
                 let state = self.shared.lock();
                 let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
@@ -80,12 +92,12 @@ impl MuxStream {
             if look.is_some_and(|at| at <= now) {
                 self.looks += 1;
                 if self.client.is_some_and(Ends::are_abandoned) {
-                    break;
+                    break true;
                 }
                 continue;
             }
             if quiet_until <= now {
-                break;
+                break false;
             }
             let until = look.map_or(quiet_until, |at| at.min(quiet_until));
             let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -95,11 +107,15 @@ impl MuxStream {
             if hold.as_mut().poll(cx).is_pending() {
                 return;
             }
-        }
+        };
         self.hold = None;
         let mut state = self.shared.lock();
-        state.release(self.number);
-        self.shared.wake_writer(&mut state, self.number);
+        let stream = state.streams.get(&self.number);
+        self.is_abandoned = is_gone && stream.is_some_and(|stream| !stream.unanswered && stream.outbox.is_empty());
+        if !self.is_abandoned {
+            state.release(self.number);
+            self.shared.wake_writer(&mut state, self.number);
+        }
     }
 }
 
@@ -152,7 +168,7 @@ impl AsyncRead for MuxStream {
             stream.reader = Some(cx.waker().clone());
         }
         self.poll_hold(cx);
-        Poll::Pending
+        if self.is_abandoned { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 

@@ -32,7 +32,7 @@ pub const WINDOW: u32 = 36;
 const OPENING: u32 = 3;
 
 /// After this many frames on one lane, all lanes are asked.
-const ASK_AFTER: u32 = 9;
+const ASK_AFTER: u32 = 18;
 
 /// A lane with this many PINGs in its queue is held up. More of them would fill it.
 const MOST_QUESTIONS: u32 = 6;

@@ -24,6 +24,9 @@ pub const OUTBOX: usize = 256 * 1024;
 /// What one write to the socket carries at most: large enough to be cheap, small enough that a new request waits little.
 const BATCH: usize = 128 * 1024;
 
+/// A stream that has moved this much is a transfer, beside which others would wait.
+const TRANSFER: u64 = 1024 * 1024;
+
 /// Error texts of nodes are under 300 bytes.
 pub const LONGEST_REPORT: usize = 4 * 1024;
 
@@ -58,10 +61,14 @@ pub struct State {
     on_lane: [usize; LANES],
     /// Streams with something to send, in turn.
     pub ready: VecDeque<u64>,
+    /// How many streams are transfers.
+    pub transfers: usize,
     /// How many streams have an end of ours that is held back.
     pub held: usize,
     pub queued: usize,
     pub retired: bool,
+    /// The writer is woken in a moment, by a task of its own.
+    pub is_soon_woken: bool,
     /// When a stream was last opened or ended.
     pub last_open: Option<Instant>,
     /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
@@ -107,7 +114,7 @@ pub struct Stream {
     pub last_received: Option<Instant>,
     /// When its reader last took something.
     pub last_taken: Option<Instant>,
-    pub transferred: u64,
+    transferred: u64,
 }
 
 /// The end of our direction.
@@ -136,6 +143,7 @@ impl State {
     pub fn remove_stream(&mut self, number: u64) {
         let Some(stream) = self.streams.remove(&number) else { return };
         self.held -= usize::from(stream.is_held);
+        self.transfers -= usize::from(stream.is_transfer());
         if let Some(pair) = stream.pair {
             self.by_id.remove(&pair.data);
             self.on_lane[pair.lane()] -= 1;
@@ -193,7 +201,7 @@ impl State {
                 batch.extend_from_slice(&stream.outbox.split_to(length));
                 self.session.sent(pair.data);
             }
-            stream.transferred += length as u64;
+            stream.count(length, &mut self.transfers);
             if is_last {
                 stream.fin = Fin::Sent;
             }
@@ -290,6 +298,18 @@ impl State {
 }
 
 impl Stream {
+    /// Returns whether others would wait beside it: it has moved much data.
+    pub fn is_transfer(&self) -> bool {
+        self.transferred >= TRANSFER
+    }
+
+    /// Takes note that bytes have gone or come; `transfers`: how many of the streams are.
+    pub fn count(&mut self, bytes: usize, transfers: &mut usize) {
+        let was_transfer = self.is_transfer();
+        self.transferred += bytes as u64;
+        *transfers += usize::from(self.is_transfer() && !was_transfer);
+    }
+
     pub fn wake(&mut self) {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();

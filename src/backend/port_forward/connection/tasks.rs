@@ -85,12 +85,15 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             if let Some(fault) = &state.dead {
                 break fault.clone();
             }
-            match next_check(&mut state, last_inbound) {
+            let deadline = match next_check(&mut state, last_inbound) {
                 Ok(deadline) => deadline,
                 Err(fault) => break fault,
+            };
+            if !state.control.is_empty() {
+                shared.write.notify_one();
             }
+            deadline
         };
-        shared.write.notify_one();
         if input.is_empty() {
             // The buffer is given back while the connection is idle, and otherwise shared with the queues.
             input.reserve(READ);
@@ -169,7 +172,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
                 if !payload.is_empty() {
                     stream.unanswered = false;
                     stream.last_received = Some(now);
-                    stream.transferred += payload.len() as u64;
+                    stream.count(payload.len(), &mut state.transfers);
                     if !stream.dropped {
                         stream.inbox_bytes += payload.len();
                         state.queued += payload.len();

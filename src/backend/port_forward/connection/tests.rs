@@ -263,6 +263,23 @@ async fn on_a_long_way_an_upload_is_sent_in_longer_frames() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_a_stream_that_nobody_uses_goes_with_what_comes_next() {
+    let (connection, mut node, _) = Node::new();
+    let (first, first_pair) = node.open(&connection).await;
+    let since = Instant::now();
+    drop(first);
+    let mut second = connection.open(None).unwrap();
+    second.write_all(b"next").await.unwrap();
+    let second_pair = node.accept().await;
+    assert_eq!(node.frame().await, Frame::Data { id: first_pair.data, payload: Bytes::new(), fin: true });
+    let next = Frame::Data { id: second_pair.data, payload: Bytes::from_static(b"next"), fin: false };
+    assert_eq!((node.frame().await, since.elapsed()), (next, Duration::ZERO));
+    drop(second);
+    assert_eq!(node.frame().await, Frame::Data { id: second_pair.data, payload: Bytes::new(), fin: true });
+    assert!(since.elapsed() <= SOON + Duration::from_millis(1), "or in a moment: {:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_before_the_node_was_told_is_not_heard_of() {
     let (connection, mut node, _) = Node::new();
     drop(connection.open(None).unwrap());
@@ -311,4 +328,27 @@ async fn a_pod_learns_at_once_of_a_client_that_is_gone_and_late_of_one_that_list
         node.end(pair, "").await;
         assert!(reading.await.unwrap().is_err());
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn for_a_client_that_is_gone_with_its_answer_nothing_is_waited_for() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connection, mut node, _) = Node::new();
+    let client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (_front, peer) = listener.accept().await.unwrap();
+    let mut stream = connection.open(Ends::between(peer, address)).unwrap();
+    stream.write_all(b"question").await.unwrap();
+    let pair = node.accept().await;
+    node.frame().await;
+    node.send(pair.data, b"answer", false).await;
+    stream.read_exact(&mut [0; 6]).await.unwrap();
+    drop(client);
+    stream.shutdown().await.unwrap();
+    let rest = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is over").unwrap();
+    assert_eq!(rest, 0);
+    drop(stream);
+    let end = Frame::Data { id: pair.data, payload: Bytes::new(), fin: true };
+    assert_eq!(timeout(PATIENCE, node.frame()).await.expect("the pod is told"), end);
 }
