@@ -267,7 +267,7 @@ async fn serve_http(
     let serve = |stream: TcpStream, peer: SocketAddr| {
         id += 1;
         let local = stream.local_addr().unwrap_or(peer);
-        let connection = Connection { id, peer, local, ends: None };
+        let connection = Arc::new(Connection { id, peer, local, ends: None });
         let (front, https, of_connection) = (front.clone(), https.clone(), drain.clone());
         drain.spawn(async move { visit(stream, connection, front, https, of_connection).await });
     };
@@ -279,7 +279,7 @@ async fn serve_http(
 
 async fn visit(
     mut stream: TcpStream,
-    connection: Connection,
+    connection: Arc<Connection>,
     front: Arc<HttpFrontend>,
     https: Option<Arc<rustls::ServerConfig>>,
     drain: Drain,

@@ -79,7 +79,7 @@ struct Admitted {
 /// How a request came.
 #[derive(Clone)]
 struct Arrival {
-    connection: Connection,
+    connection: Arc<Connection>,
     /// The client's bytes came through TLS that we ended.
     tls: bool,
     drain: Drain,
@@ -101,29 +101,34 @@ impl HttpFrontend {
         self: Arc<Self>,
         stream: BoxedIo,
         version: HttpVersion,
-        connection: Connection,
+        connection: Arc<Connection>,
         tls: bool,
         drain: Drain,
     ) {
         let metrics = self.metrics.clone();
         let _open = metrics.http_connections.open();
         let gate = (version == HttpVersion::Http1).then(Arc::<Gate>::default);
-        let arrival = Arrival { connection, tls, drain: drain.clone(), gate: gate.clone() };
-        let answer = move |request: Request<Body>| {
-            let (this, arrival) = (self.clone(), arrival.clone());
-            async move { this.answer(request, arrival).await }
-        };
-        // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2.
-        let served: Result<(), BoxError> = match gate {
+        let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone() };
+        // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2, nor for a request.
+        let served = match gate {
             Some(gate) => {
-                let service = service_fn(|request: Request<Incoming>| {
-                    let answering = answer(request.map(|body| body.map_err(BoxError::from).boxed_unsync()));
-                    // On the heap, so that a connection without a request does not hold the room for one.
-                    Box::pin(async move { Ok::<_, Infallible>(answering.await) })
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (this, arrival) = (self.clone(), arrival.clone());
+                    let answering = async move {
+                        let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+                        Ok::<_, Infallible>(this.answer(request, arrival).await)
+                    };
+                    Box::pin(answering)
                 });
-                Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await.map_err(Into::into)
+                Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await.map_err(BoxError::from)
             }
-            None => Box::pin(http2::server::serve(stream, answer, drain)).await.map_err(Into::into),
+            None => {
+                let answer = move |request| {
+                    let (this, arrival) = (self.clone(), arrival.clone());
+                    async move { this.answer(request, arrival).await }
+                };
+                Box::pin(http2::server::serve(stream, answer, drain)).await.map_err(BoxError::from)
+            }
         };
         if let Err(error) = served {
             debug!(connection = connection.id, peer = %connection.peer, %error, "http connection ended");

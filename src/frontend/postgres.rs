@@ -43,7 +43,7 @@ impl PostgresFrontend {
     }
 
     /// Serves one connection, whose first bytes are `received`.
-    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, received: BytesMut, connection: Connection) {
+    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, received: BytesMut, connection: Arc<Connection>) {
         match greeting::read(&mut stream, received).await {
             Ok(greeting) => self.serve_greeted(stream, greeting, connection).await,
             Err(GreetingError::PlainPostgres) => {
@@ -55,7 +55,7 @@ impl PostgresFrontend {
     }
 
     /// Serves a client that has said whom it wants.
-    pub async fn serve_greeted(&self, mut stream: BoxedIo, greeting: Greeting, connection: Connection) {
+    pub async fn serve_greeted(&self, mut stream: BoxedIo, greeting: Greeting, connection: Arc<Connection>) {
         let ServerName::Name(name) = &greeting.hello.server_name else {
             info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without a server name");
             return greeting::alert(&mut stream, UNRECOGNIZED_NAME).await;
@@ -105,8 +105,14 @@ impl PostgresFrontend {
     }
 }
 
-async fn join<C>(client: &mut C, backend: &mut BoxedIo, first: Bytes, lease: &Lease, name: &str, connection: Connection)
-where
+async fn join<C>(
+    client: &mut C,
+    backend: &mut BoxedIo,
+    first: Bytes,
+    lease: &Lease,
+    name: &str,
+    connection: Arc<Connection>,
+) where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     if let Err(error) = backend.write_all(&first).await {

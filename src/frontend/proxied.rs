@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -34,9 +35,9 @@ pub enum ProxiedError {
 pub async fn accept(
     stream: &mut TcpStream,
     policy: &ProxyProtocol,
-    connection: Connection,
-) -> Result<(Connection, BytesMut), ProxiedError> {
-    let ProxyProtocol::Require(trusted) = policy else { return Ok((connection, BytesMut::new())) };
+    connection: &Arc<Connection>,
+) -> Result<(Arc<Connection>, BytesMut), ProxiedError> {
+    let ProxyProtocol::Require(trusted) = policy else { return Ok((connection.clone(), BytesMut::new())) };
     let peer = connection.peer.ip().to_canonical();
     if !trusted.iter().any(|network| contains(*network, peer)) {
         return Err(ProxiedError::NotTrusted(peer));
@@ -55,7 +56,7 @@ pub async fn accept(
     };
     let (addresses, rest) = timeout(TIMEOUT, reading).await.map_err(|_| ProxiedError::TimedOut)??;
     let peer = addresses.map_or(connection.peer, |(source, _): (SocketAddr, SocketAddr)| source);
-    Ok((Connection { peer, ..connection }, rest))
+    Ok((Arc::new(Connection { peer, ..**connection }), rest))
 }
 
 fn contains((network, prefix): (IpAddr, u8), ip: IpAddr) -> bool {

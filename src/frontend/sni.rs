@@ -36,13 +36,13 @@ impl SniFrontend {
     }
 
     /// Serves one connection until both sides have ended.
-    pub async fn serve(self: Arc<Self>, mut stream: TcpStream, connection: Connection) {
+    pub async fn serve(self: Arc<Self>, mut stream: TcpStream, connection: Arc<Connection>) {
         let metrics = self.metrics.clone();
         let _open = metrics.sni_connections.open();
         let router = self.router.load_full();
         let off = ProxyProtocol::Off;
         let policy = router.config.sni.as_ref().map_or(&off, |sni| &sni.proxy_protocol);
-        let proxied = proxied::accept(&mut stream, policy, connection).await;
+        let proxied = proxied::accept(&mut stream, policy, &connection).await;
         let (connection, received) = match proxied {
             Ok(proxied) => proxied,
             Err(error) => {
@@ -65,7 +65,7 @@ impl SniFrontend {
                 };
             }
         };
-        if let Err((description, error)) = self.lead(&mut stream, greeting, connection).await {
+        if let Err((description, error)) = self.lead(&mut stream, greeting, &connection).await {
             self.count();
             info!(connection = connection.id, peer = %connection.peer, error, "sni: refused");
             greeting::alert(&mut stream, description).await;
@@ -77,7 +77,12 @@ impl SniFrontend {
     }
 
     /// Leads a client to its backend and moves its bytes. Until then an error is a TLS alert.
-    async fn lead(&self, stream: &mut BoxedIo, greeting: Greeting, connection: Connection) -> Result<(), (u8, String)> {
+    async fn lead(
+        &self,
+        stream: &mut BoxedIo,
+        greeting: Greeting,
+        connection: &Connection,
+    ) -> Result<(), (u8, String)> {
         let ServerName::Name(name) = &greeting.hello.server_name else {
             return Err((UNRECOGNIZED_NAME, "the ClientHello has no server name".to_owned()));
         };

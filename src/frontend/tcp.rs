@@ -45,13 +45,13 @@ impl TcpFrontend {
         self: Arc<Self>,
         mut client: TcpStream,
         listener: SocketAddr,
-        connection: Connection,
+        connection: Arc<Connection>,
         _drain: Drain,
     ) {
         let started = Instant::now();
         let _open = self.metrics.tcp_connections.open();
         let router = self.router.load_full();
-        let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, connection).await;
+        let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, &connection).await;
         let (connection, received) = match proxied {
             Ok(proxied) => proxied,
             Err(error) => {

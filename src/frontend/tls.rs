@@ -64,7 +64,13 @@ impl TlsFrontend {
     ///
     /// A name that leads to a TLS backend is passed through. All else is ended here, behind a certificate minted
     /// for the name: a plain http backend is proxied, and an error becomes a page that a browser can show.
-    pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, received: BytesMut, connection: Connection, drain: Drain) {
+    pub async fn serve(
+        self: Arc<Self>,
+        mut stream: BoxedIo,
+        received: BytesMut,
+        connection: Arc<Connection>,
+        drain: Drain,
+    ) {
         let metrics = self.metrics.clone();
         let _open = metrics.tls_connections.open();
         let greeting = match greeting::read(&mut stream, received).await {
@@ -120,7 +126,7 @@ impl TlsFrontend {
         self.postgres.clone()
     }
 
-    async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Connection, drain: Drain) {
+    async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Arc<Connection>, drain: Drain) {
         let accept = TlsAcceptor::from(self.server.clone()).accept(ReadAhead::new(stream));
         let tls = match timeout(HANDSHAKE_TIMEOUT, accept).await {
             Ok(Ok(tls)) => tls,
@@ -152,7 +158,13 @@ async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, ask: bool) ->
     })
 }
 
-async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, name: &str, connection: Connection) {
+async fn pass_through(
+    mut client: BoxedIo,
+    mut backend: BoxedIo,
+    lease: Lease,
+    name: &str,
+    connection: Arc<Connection>,
+) {
     let end = splice(&mut client, &mut backend).await;
     if let Some((_, error)) = &end.broken {
         lease.note_error(error);

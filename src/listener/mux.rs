@@ -62,10 +62,10 @@ impl Mux {
     }
 
     /// Serves one accepted connection.
-    pub async fn serve(&self, mut stream: TcpStream, connection: Connection, drain: Drain) {
+    pub async fn serve(&self, mut stream: TcpStream, connection: Arc<Connection>, drain: Drain) {
         let router = self.router.load_full();
         let (connection, received) =
-            match proxied::accept(&mut stream, &router.config.http.proxy_protocol, connection).await {
+            match proxied::accept(&mut stream, &router.config.http.proxy_protocol, &connection).await {
                 Ok(proxied) => proxied,
                 Err(error) => return info!(connection = connection.id, peer = %connection.peer, %error, "closed"),
             };

@@ -180,7 +180,7 @@ impl Ports {
                     kind.spare(),
                     |stream, peer| {
                         let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
-                        let connection = Connection { id, peer, local, ends: Ends::between(peer, local) };
+                        let connection = Arc::new(Connection { id, peer, local, ends: Ends::between(peer, local) });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         all.spawn(async move {
                             match kind {

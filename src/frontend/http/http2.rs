@@ -2,6 +2,7 @@
 //! interim responses, which pass in both places.
 
 pub mod client;
+mod flood;
 mod request_body;
 pub mod server;
 mod tunnel;

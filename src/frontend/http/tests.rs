@@ -32,6 +32,7 @@ use crate::{
 
 mod around;
 mod differential;
+mod floods;
 mod grpc;
 mod streams;
 
@@ -154,7 +155,7 @@ impl World {
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
         let address = "127.0.0.1:8989".parse().unwrap();
-        let connection = Connection { id: 1, peer: address, local: address, ends: None };
+        let connection = Arc::new(Connection { id: 1, peer: address, local: address, ends: None });
         self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
         near
     }

@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::{
     CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
+    flood::Patient,
     request_body::{RequestBody, Rest},
     send_body,
 };
@@ -87,7 +88,7 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
         .enable_connect_protocol();
-    let mut connection = builder.handshake(stream).await?;
+    let mut connection = builder.handshake(Patient::new(stream)).await?;
     let mut is_draining = false;
     loop {
         let accepted = tokio::select! {
