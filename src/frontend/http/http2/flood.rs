@@ -39,13 +39,19 @@ pub struct Patient<T> {
     sent: Frames,
     credit: u64,
     credited: Instant,
+    last_answer: Option<Instant>,
 }
 
 impl<T> Patient<T> {
     /// `inner`: from the connection preface on.
     pub fn new(inner: T) -> Self {
         let received = Frames { left: PREFACE, ..Frames::default() };
-        Self { inner, received, sent: Frames::default(), credit: CREDIT, credited: Instant::now() }
+        Self { inner, received, sent: Frames::default(), credit: CREDIT, credited: Instant::now(), last_answer: None }
+    }
+
+    /// Returns when something of an answer was sent last.
+    pub fn last_answer(&self) -> Option<Instant> {
+        self.last_answer
     }
 
     fn charge(&mut self, frames: u64) -> io::Result<()> {
@@ -66,7 +72,10 @@ impl<T> Patient<T> {
     fn earn(&mut self, sent: &[u8]) {
         let mut answers = 0;
         self.sent.pass(sent, |kind, _, _| answers += u64::from(matches!(kind, DATA | HEADERS)));
-        self.credit = (self.credit + answers).min(CREDIT);
+        if answers > 0 {
+            self.credit = (self.credit + answers).min(CREDIT);
+            self.last_answer = Some(Instant::now());
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -19,7 +19,11 @@ use http::{
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Body as HttpBody;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{copy, sink},
+    sync::{mpsc, oneshot},
+    time::timeout_at,
+};
 use tower::BoxError;
 use tracing::debug;
 
@@ -37,6 +41,9 @@ use crate::{
 
 /// How many requests one connection may have open; nginx takes 128, Envoy 100.
 const MOST_STREAMS: u32 = 250;
+
+/// How long the client may go on behind the last answer of its connection.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How many interim responses to one request may wait to be sent; those beyond are left out.
 const MOST_INTERIM: usize = 16;
@@ -81,6 +88,20 @@ where
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Response<Body>> + Send + 'static,
 {
+    let mut stream = Patient::new(stream);
+    serve_streams(&mut stream, answer, drain).await?;
+    // It may still tell of room in its windows. Closing over that would be a reset, which overtakes the end of an answer.
+    if let Some(answered) = stream.last_answer() {
+        let _ = timeout_at(answered + LINGER, copy(&mut stream, &mut sink())).await;
+    }
+    Ok(())
+}
+
+async fn serve_streams<F, A>(stream: &mut Patient<BoxedIo>, answer: F, drain: Drain) -> Result<(), h2::Error>
+where
+    F: Fn(Request<Body>) -> A,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -88,7 +109,7 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
         .enable_connect_protocol();
-    let mut connection = builder.handshake(Patient::new(stream)).await?;
+    let mut connection = builder.handshake(stream).await?;
     let mut is_draining = false;
     loop {
         let accepted = tokio::select! {

@@ -144,3 +144,34 @@ async fn the_short_rest_of_an_upload_over_http2_is_taken_behind_the_answer() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
+    let world = World::new(Scheme::Http, |_| Box::pin(async { Ok(Response::new(full("the last answer"))) }));
+    let mut stream = world.connect(HttpVersion::Http2);
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    // GET http://web.localhost/.
+    let block = b"\x82\x86\x84\x41\x0dweb.localhost";
+    sent.extend([0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1]);
+    sent.extend(block);
+    stream.write_all(&sent).await.unwrap();
+    let mut received = Vec::new();
+    while !received.ends_with(b"the last answer") {
+        timeout(PATIENCE, stream.read_buf(&mut received)).await.expect("it is answered").unwrap();
+    }
+    world.drain.start();
+    // The answer to the PING of a graceful end.
+    let mut frame = [0; 17];
+    loop {
+        timeout(PATIENCE, stream.read_exact(&mut frame[..9])).await.expect("a frame").unwrap();
+        let length = usize::from(frame[2]);
+        stream.read_exact(&mut frame[9..][..length.min(8)]).await.unwrap();
+        if frame[3] == 6 {
+            frame[4] = 1;
+            stream.write_all(&frame).await.unwrap();
+            break;
+        }
+    }
+    timeout(PATIENCE, stream.read_to_end(&mut received)).await.expect("its direction ends").unwrap();
+    stream.write_all(b"\0\0\x04\x08\0\0\0\0\0\0\0\xff\xff").await.expect("it is not closed over");
+}
