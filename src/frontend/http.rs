@@ -17,7 +17,7 @@ use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, HOST, UPGRADE},
 };
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -34,7 +34,7 @@ use self::{
     interim::Interim,
     rewrite::Names,
     upgrade::Asked,
-    upstream::{Body, Upstreams},
+    upstream::{Body, Upstreams, body_of},
 };
 use crate::{
     config::Scheme,
@@ -165,8 +165,7 @@ impl HttpFrontend {
                 parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             let body = if is_head { Bytes::new() } else { body };
-            let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-            Response::from_parts(parts, Tracked::new(body, access).keeping(busy).boxed_unsync())
+            Response::from_parts(parts, Tracked::new(body_of(body), access).keeping(busy).boxed_unsync())
         });
         if let Some(gate) = arrival.gate.filter(|_| request_headers.contains_key(UPGRADE)) {
             gate.answered_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
@@ -255,8 +254,7 @@ impl HttpFrontend {
                     parts.status = StatusCode::OK;
                 }
                 asked.join(backend, lease, &arrival.drain);
-                let empty = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
-                return Ok(Response::from_parts(parts, empty));
+                return Ok(Response::from_parts(parts, body_of("")));
             }
             (_, Some(_)) => {
                 let cause = Some("it answered 101 without being asked to switch, or does not say to what".to_owned());

@@ -12,7 +12,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body_util::{Empty, StreamBody};
+use http_body_util::StreamBody;
 use hyper::{body::Frame, client::conn, server::conn::http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::{
@@ -33,6 +33,7 @@ use crate::{
 mod around;
 mod differential;
 mod floods;
+mod frames;
 mod grpc;
 mod streams;
 
@@ -196,16 +197,8 @@ impl World {
     }
 }
 
-fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-fn full(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
-}
-
 fn get(uri: &str) -> Request<Body> {
-    Request::get(uri).header(HOST, "web.localhost").body(empty()).unwrap()
+    Request::get(uri).header(HOST, "web.localhost").body(body_of("")).unwrap()
 }
 
 async fn text(response: Response<Incoming>) -> String {
@@ -217,7 +210,7 @@ async fn text(response: Response<Incoming>) -> String {
 fn show_headers(request: Request<Incoming>) -> Answered {
     let lines: Vec<String> =
         request.headers().iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
-    Box::pin(async move { Ok(Response::new(full(lines.concat()))) })
+    Box::pin(async move { Ok(Response::new(body_of(lines.concat()))) })
 }
 
 fn break_off(_: Request<Incoming>) -> Answered {
@@ -247,7 +240,7 @@ async fn framings_that_could_be_read_in_two_ways_are_refused() {
 async fn cookies_that_http2_splits_are_one_field_for_http1() {
     let world = World::new(Scheme::Http, show_headers);
     let request = Request::get("http://web.localhost/").header("cookie", "a=1").header("cookie", "b=2; c=3");
-    let response = world.http2().await.send_request(request.body(empty()).unwrap()).await.unwrap();
+    let response = world.http2().await.send_request(request.body(body_of("")).unwrap()).await.unwrap();
     let shown = text(response).await;
     assert!(shown.contains("cookie: a=1; b=2; c=3\n"), "{shown}");
     assert_eq!(shown.matches("cookie").count(), 1, "{shown}");
@@ -256,7 +249,7 @@ async fn cookies_that_http2_splits_are_one_field_for_http1() {
 #[tokio::test]
 async fn a_post_whose_fate_is_unknown_is_sent_once() {
     let world = World::new(Scheme::Http, break_off);
-    let request = Request::post("/").header(HOST, "web.localhost").body(full("order")).unwrap();
+    let request = Request::post("/").header(HOST, "web.localhost").body(body_of("order")).unwrap();
     let response = world.http1().await.send_request(request).await.unwrap();
     assert_eq!((response.status(), world.seen()), (StatusCode::BAD_GATEWAY, 1));
 }
@@ -267,7 +260,8 @@ async fn a_get_shares_a_connection_behind_tls_and_a_post_has_its_own() {
     let mut client = world.http1().await;
     for (method, connections) in [("GET", 1), ("GET", 1), ("POST", 2), ("POST", 3)] {
         client.ready().await.unwrap();
-        let request = Request::builder().method(method).uri("/").header(HOST, "web.localhost").body(full("")).unwrap();
+        let request =
+            Request::builder().method(method).uri("/").header(HOST, "web.localhost").body(body_of("")).unwrap();
         let response = client.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         text(response).await;
@@ -282,7 +276,7 @@ async fn answers_without_a_body_pass_with_what_they_say_of_it() {
             let status = if request.uri().path() == "/304" { 304 } else { 200 };
             let has_body = request.method() != Method::HEAD && status != 304;
             let response = Response::builder().status(status).header("content-length", "5").header("etag", "\"e\"");
-            Ok(response.body(if has_body { full("hello") } else { empty() }).unwrap())
+            Ok(response.body(if has_body { body_of("hello") } else { body_of("") }).unwrap())
         })
     });
     let mut client = world.http1().await;
@@ -291,7 +285,8 @@ async fn answers_without_a_body_pass_with_what_they_say_of_it() {
         [("HEAD", "/", Some("5"), ""), ("GET", "/304", None, ""), ("GET", "/", Some("5"), "hello")]
     {
         client.ready().await.unwrap();
-        let request = Request::builder().method(method).uri(path).header(HOST, "web.localhost").body(empty()).unwrap();
+        let request =
+            Request::builder().method(method).uri(path).header(HOST, "web.localhost").body(body_of("")).unwrap();
         let response = client.send_request(request).await.unwrap();
         let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap());
         assert_eq!((header("content-length"), header("etag")), (length, Some("\"e\"")), "{method} {path}");
@@ -326,7 +321,7 @@ async fn a_drain_lets_the_request_in_progress_finish_and_closes() {
     let world = World::new(Scheme::Http, |_| {
         Box::pin(async {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            Ok(Response::new(full("done")))
+            Ok(Response::new(body_of("done")))
         })
     });
     let mut client = world.http1().await;

@@ -14,7 +14,7 @@ use http::{
     header::{COOKIE, HOST},
     uri::PathAndQuery,
 };
-use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Body as _, client::conn::http1, ext::on_informational};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -34,6 +34,11 @@ use crate::{
 };
 
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Returns a body that is here already; no bytes are an empty one.
+pub fn body_of(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
 
 /// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
 const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
@@ -107,11 +112,7 @@ impl Repeatable {
     }
 
     fn request(&self) -> Request<Body> {
-        let body = match self.body.is_empty() {
-            true => Empty::new().map_err(|never| match never {}).boxed_unsync(),
-            false => Full::new(self.body.clone()).map_err(|never| match never {}).boxed_unsync(),
-        };
-        let mut request = Request::new(body);
+        let mut request = Request::new(body_of(self.body.clone()));
         request.method_mut().clone_from(self.head.method());
         request.uri_mut().clone_from(self.head.uri());
         request.headers_mut().clone_from(self.head.headers());

@@ -147,3 +147,37 @@ impl HttpBody for Answer {
         self.received.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use futures::stream;
+    use http_body_util::StreamBody;
+    use tokio::{io::duplex, time::timeout};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn a_request_ends_with_the_answer_that_nobody_wants() {
+        let (near, far) = duplex(64 * 1024);
+        let (mut sender, connection) = handshake(Box::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        let pod = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(far).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let _answer = respond.send_response(Response::new(()), false).unwrap();
+            tokio::spawn(async move { while connection.accept().await.is_some() {} });
+            request.into_body().data().await
+        });
+        let endless = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let body = StreamBody::new(endless).map_err(|never| match never {}).boxed_unsync();
+        let request = Request::post("http://web.localhost/").body(body).unwrap();
+        let answer = sender.send(request).await.map_err(|(error, _)| error).unwrap();
+        drop(answer);
+        let read = timeout(PATIENCE, pod).await.expect("the pod is told").unwrap();
+        assert!(read.expect("not the end of a whole body").is_err());
+    }
+}

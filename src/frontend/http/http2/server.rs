@@ -17,7 +17,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{CONTENT_LENGTH, DATE, EXPECT},
 };
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Body as HttpBody;
 use tokio::{
     io::{copy, sink},
@@ -35,7 +35,10 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    frontend::http::{headers, upstream::Body},
+    frontend::http::{
+        headers,
+        upstream::{Body, body_of},
+    },
     io::BoxedIo,
 };
 
@@ -138,9 +141,9 @@ impl Stream {
             let (sender, receiver) = oneshot::channel();
             parts.extensions.insert(Switching(Arc::new(Mutex::new(Some(receiver)))));
             switching = Some((received, sender));
-            empty()
+            body_of("")
         } else if received.is_end_stream() {
-            empty()
+            body_of("")
         } else {
             let is_expected = parts.headers.get(EXPECT).is_some_and(|what| what.as_bytes() == b"100-continue");
             let received = Received::new(received, &parts.headers);
@@ -216,8 +219,4 @@ impl Stream {
         }
         Ok(())
     }
-}
-
-fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

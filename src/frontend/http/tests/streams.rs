@@ -1,6 +1,6 @@
 //! What happens to a stream: it is switched to another protocol, or let go before its end.
 
-use super::*;
+use super::{frames::*, *};
 
 /// Switches the protocol, and sends back what comes.
 fn switch_and_echo(mut request: Request<Incoming>) -> Answered {
@@ -10,7 +10,7 @@ fn switch_and_echo(mut request: Request<Incoming>) -> Answered {
         tokio::io::copy(&mut read, &mut write).await.unwrap();
         write.shutdown().await.unwrap();
     });
-    let mut response = Response::new(empty());
+    let mut response = Response::new(body_of(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -94,39 +94,30 @@ async fn a_pod_that_switches_unasked_has_not_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer_and_without_an_error() {
-    const HEADERS: u8 = 1;
-    const RST_STREAM: u8 = 3;
     for speaks in [Scheme::H2c, Scheme::Http] {
-        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(empty())) }));
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(body_of(""))) }));
         let mut stream = world.connect(HttpVersion::Http2);
-        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-        // POST http://web.localhost/, and the first of many bytes.
-        let block = b"\x83\x86\x84\x41\x0dweb.localhost";
-        sent.extend([0, 0, block.len() as u8, HEADERS, 4, 0, 0, 0, 1]);
-        sent.extend(block);
-        sent.extend(b"\0\0\x03\0\0\0\0\0\x01abc");
+        // The first of many bytes.
+        let sent = [preface(), frame(HEADERS, END_HEADERS, 1, POST), frame(DATA, 0, 1, b"abc")].concat();
         stream.write_all(&sent).await.unwrap();
         let mut of_stream = Vec::new();
         while of_stream.last() != Some(&(RST_STREAM, 0)) {
-            let mut head = [0; 9];
-            timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("the stream ends").unwrap();
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            stream.read_exact(&mut payload).await.unwrap();
-            match (head[3], head[8]) {
-                (HEADERS, 1) => of_stream.push((HEADERS, head[4] & 1)),
-                (RST_STREAM, 1) => of_stream.push((RST_STREAM, payload[3])),
+            let received = receive(&mut stream).await;
+            match (received.kind, received.stream) {
+                (HEADERS, 1) => of_stream.push((HEADERS, received.flags & END_STREAM)),
+                (RST_STREAM, 1) => of_stream.push((RST_STREAM, received.payload[3])),
                 _ => {}
             }
             assert!(of_stream.len() <= 2, "{of_stream:?}");
         }
-        assert_eq!(of_stream, [(HEADERS, 1), (RST_STREAM, 0)], "{speaks:?}: the whole answer, then NO_ERROR");
+        assert_eq!(of_stream, [(HEADERS, END_STREAM), (RST_STREAM, 0)], "{speaks:?}: the whole answer, then NO_ERROR");
     }
 }
 
 #[tokio::test]
 async fn the_short_rest_of_an_upload_over_http2_is_taken_behind_the_answer() {
     for speaks in [Scheme::H2c, Scheme::Http] {
-        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(full("no"))) }));
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(body_of("no"))) }));
         let (mut sender, connection) = h2::client::handshake(world.connect(HttpVersion::Http2)).await.unwrap();
         tokio::spawn(connection);
         let mut left = 1024 * 1024;
@@ -147,13 +138,9 @@ async fn the_short_rest_of_an_upload_over_http2_is_taken_behind_the_answer() {
 
 #[tokio::test]
 async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
-    let world = World::new(Scheme::Http, |_| Box::pin(async { Ok(Response::new(full("the last answer"))) }));
+    let world = World::new(Scheme::Http, |_| Box::pin(async { Ok(Response::new(body_of("the last answer"))) }));
     let mut stream = world.connect(HttpVersion::Http2);
-    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    // GET http://web.localhost/.
-    let block = b"\x82\x86\x84\x41\x0dweb.localhost";
-    sent.extend([0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1]);
-    sent.extend(block);
+    let sent = [preface(), frame(HEADERS, END_HEADERS | END_STREAM, 1, GET)].concat();
     stream.write_all(&sent).await.unwrap();
     let mut received = Vec::new();
     while !received.ends_with(b"the last answer") {
@@ -161,17 +148,13 @@ async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
     }
     world.drain.start();
     // The answer to the PING of a graceful end.
-    let mut frame = [0; 17];
-    loop {
-        timeout(PATIENCE, stream.read_exact(&mut frame[..9])).await.expect("a frame").unwrap();
-        let length = usize::from(frame[2]);
-        stream.read_exact(&mut frame[9..][..length.min(8)]).await.unwrap();
-        if frame[3] == 6 {
-            frame[4] = 1;
-            stream.write_all(&frame).await.unwrap();
-            break;
+    let ping = loop {
+        let received = receive(&mut stream).await;
+        if received.kind == PING {
+            break received.payload;
         }
-    }
+    };
+    stream.write_all(&frame(PING, ACK, 0, &ping)).await.unwrap();
     timeout(PATIENCE, stream.read_to_end(&mut received)).await.expect("its direction ends").unwrap();
-    stream.write_all(b"\0\0\x04\x08\0\0\0\0\0\0\0\xff\xff").await.expect("it is not closed over");
+    stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0xff, 0xff])).await.expect("it is not closed over");
 }
