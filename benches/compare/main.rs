@@ -39,6 +39,9 @@ const ROWS: &[(&str, &str)] = &[
     ("probes beside 20 stalled ones", "of 10"),
 ];
 
+/// How often each way is measured in a round: one of them takes half a second, and says little.
+const TRANSFERS: usize = 3;
+
 type Column = BTreeMap<usize, Vec<f64>>;
 
 struct Options {
@@ -72,7 +75,7 @@ fn usage() -> ! {
 fn main() -> Result<()> {
     let options = options();
     apply_world()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let way = Way::make(options.round_trip).await?;
         let mut table: BTreeMap<Kind, Column> = BTreeMap::new();
@@ -139,8 +142,10 @@ async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) 
     if let (Some(before), Some(after)) = (before, peer.cpu()) {
         note(7, (after - before).as_secs_f64() * 1e6 / many.count() as f64);
     }
-    note(8, load.download().await?);
-    note(9, load.upload().await?);
+    for _ in 0..TRANSFERS {
+        note(8, load.download().await?);
+        note(9, load.upload().await?);
+    }
     drop(peer);
 
     // What idles and what stalls, in a process that has done nothing else.

@@ -167,7 +167,7 @@ fn duration() -> Result<Duration> {
     Ok(Duration::from_secs(number.parse::<u64>()? * seconds))
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let time = duration()?;
     let demo = Arc::new(Demo::start().await?);

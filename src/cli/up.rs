@@ -51,9 +51,10 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Returns the runtime that serves: two threads move as many bytes as a laptop's API server can take.
+/// Returns the runtime that serves. One thread moves more bytes than a cluster's API server takes, and wakes no other
+/// to do it.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Raises the limit of descriptors to what the system allows without asking: each connection is one, and shells start

@@ -358,8 +358,8 @@ async fn names_that_lead_somewhere_are_not_limited() {
     assert_eq!(manager.snapshot().len(), 1000);
 }
 
-/// Real time and threads: the moment at which a tunnel goes idle meets that at which it is wanted.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+/// In real time: the moment at which a tunnel goes idle meets that at which it is wanted.
+#[tokio::test]
 async fn a_lease_never_finds_its_tunnel_closed_as_idle() {
     let (manager, backend, _) = manager(Scripted::default());
     let until = Instant::now() + Duration::from_secs(2);

@@ -102,7 +102,7 @@ fn a_missing_kubeconfig_is_told_with_what_to_do() {
     assert!(text(&output.stderr).contains("cannot read the kubeconfig"), "{}", text(&output.stderr));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn routes_and_urls_lead_to_services() {
     let demo = Demo::start().await.unwrap();
     let (home, kubeconfig) = (tempfile::tempdir().unwrap(), demo.kubeconfig());

@@ -77,7 +77,7 @@ fn config(round: usize) -> String {
     )
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 #[ignore = "takes a minute"]
 async fn a_thousand_reloads_fail_no_read() {
     let adit = Process::start(&config(0), &[]).await;
@@ -103,7 +103,7 @@ async fn a_thousand_reloads_fail_no_read() {
     assert!(reads.load(Ordering::Relaxed) > RELOADS, "there was load");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 #[ignore = "takes a minute"]
 async fn a_thousand_slow_clients_keep_nobody_out() {
     let adit = Process::start(&config(0), &[]).await;

@@ -33,7 +33,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn pods_and_services_are_listed() {
     let demo = Demo::start().await.unwrap();
     let output = run(kubectl(&demo, &["get", "pods,svc", "-A"])).await;
@@ -47,7 +47,7 @@ async fn pods_and_services_are_listed() {
     assert!(text(&output.stderr).contains("User \"nobody\" cannot list resource \"pods\""), "{}", text(&output.stderr));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn exec_passes_output_input_and_exit_codes() {
     let demo = Demo::start().await.unwrap();
     let output = run(kubectl(&demo, &["exec", "tools-0", "--", "echo", "hello"])).await;
@@ -66,7 +66,7 @@ async fn exec_passes_output_input_and_exit_codes() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn pods_are_scaled_deleted_and_waited_for() {
     let demo = Demo::start().await.unwrap();
     for (arguments, wanted) in [
@@ -86,7 +86,7 @@ async fn pods_are_scaled_deleted_and_waited_for() {
     assert_eq!(text(&output.stdout), "no\n");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn port_forward_works_in_both_envelopes() {
     for websockets in ["true", "false"] {
         let demo = Demo::start().await.unwrap();
