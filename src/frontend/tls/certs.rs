@@ -17,6 +17,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use tracing::warn;
 
 /// How long a certificate is valid, and how long before its end another one is minted.
 const VALID: Duration = Duration::from_secs(24 * 60 * 60);
@@ -31,33 +32,28 @@ const MOST: usize = 1000;
 /// The name for clients that give none.
 const NAMELESS: &str = "adit.localhost";
 
-/// A certificate authority of this process, with the certificates that it has made.
-pub struct Certs {
-    issuer: Issuer<'static, KeyPair>,
-    authority: CertificateDer<'static>,
-    /// One key serves all leaves: making one costs more than signing a certificate.
-    key: KeyPair,
-    made: Mutex<HashMap<String, (Instant, Arc<CertifiedKey>)>>,
+/// The certificates of this process, and the authority that signs them.
+#[derive(Default)]
+pub struct Certs(Mutex<Minted>);
+
+#[derive(Default)]
+struct Minted {
+    /// Made for the first certificate: who speaks no TLS pays nothing for it.
+    authority: Option<Authority>,
+    /// By name, with the time at which they were made.
+    certificates: HashMap<String, (Instant, Arc<CertifiedKey>)>,
 }
 
-impl Certs {
-    /// # Errors
-    /// The system gives no random numbers for the keys.
-    pub fn new() -> io::Result<Self> {
-        let mut params = CertificateParams::new(Vec::<String>::new()).map_err(io::Error::other)?;
-        params.distinguished_name.push(DnType::CommonName, "adit (this process)");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().map_err(io::Error::other)?;
-        let authority = params.self_signed(&key).map_err(io::Error::other)?.der().clone();
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-            authority,
-            key: KeyPair::generate().map_err(io::Error::other)?,
-            made: Mutex::default(),
-        })
-    }
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    /// One key serves all leaves: making one costs more than signing a certificate.
+    key: KeyPair,
+}
 
+type MintError = Box<dyn std::error::Error>;
+
+impl Certs {
     /// Returns the server's configuration for connections that we end. `protocols`: by ALPN, the one we like best first.
     pub fn server_config(self: Arc<Self>, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -68,26 +64,42 @@ impl Certs {
     }
 
     /// Returns a certificate for a name, which was checked to be a DNS name.
-    fn get(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+    fn get(&self, name: &str) -> Result<Arc<CertifiedKey>, MintError> {
         let now = Instant::now();
-        let mut made = self.made.lock().expect("no panic while the lock is held");
-        if let Some((since, certificate)) = made.get(name)
+        let Minted { authority, certificates } = &mut *self.0.lock().expect("no panic while the lock is held");
+        if let Some((since, certificate)) = certificates.get(name)
             && now.duration_since(*since) < VALID - RENEW_BEFORE
         {
-            return Some(certificate.clone());
+            return Ok(certificate.clone());
         }
-        let certificate = Arc::new(self.mint(name).ok()?);
-        if made.len() >= MOST {
-            made.retain(|_, (since, _)| now.duration_since(*since) < VALID / 2);
-            if made.len() >= MOST {
-                made.clear();
+        let authority = match authority {
+            Some(authority) => authority,
+            None => authority.insert(Authority::new()?),
+        };
+        let certificate = Arc::new(authority.mint(name)?);
+        if certificates.len() >= MOST {
+            certificates.retain(|_, (since, _)| now.duration_since(*since) < VALID / 2);
+            if certificates.len() >= MOST {
+                certificates.clear();
             }
         }
-        made.insert(name.to_owned(), (now, certificate.clone()));
-        Some(certificate)
+        certificates.insert(name.to_owned(), (now, certificate.clone()));
+        Ok(certificate)
+    }
+}
+
+impl Authority {
+    fn new() -> Result<Self, rcgen::Error> {
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.distinguished_name.push(DnType::CommonName, "adit (this process)");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Self { issuer: Issuer::new(params, key), certificate, key: KeyPair::generate()? })
     }
 
-    fn mint(&self, name: &str) -> Result<CertifiedKey, Box<dyn std::error::Error>> {
+    fn mint(&self, name: &str) -> Result<CertifiedKey, MintError> {
         let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -98,7 +110,7 @@ impl Certs {
         let leaf = params.signed_by(&self.key, &self.issuer)?.der().clone();
         let key = PrivateKeyDer::try_from(self.key.serialize_der())?;
         let key = ring::sign::any_supported_type(&key)?;
-        Ok(CertifiedKey::new(vec![leaf, self.authority.clone()], key))
+        Ok(CertifiedKey::new(vec![leaf, self.certificate.clone()], key))
     }
 }
 
@@ -113,7 +125,8 @@ impl std::fmt::Debug for Resolver {
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls hands on only valid DNS names.
-        self.0.get(&hello.server_name().unwrap_or(NAMELESS).to_ascii_lowercase())
+        let name = hello.server_name().unwrap_or(NAMELESS).to_ascii_lowercase();
+        self.0.get(&name).inspect_err(|error| warn!(name, %error, "no certificate could be made")).ok()
     }
 }
 
@@ -123,13 +136,13 @@ mod tests {
 
     #[test]
     fn a_name_keeps_its_certificate_and_names_are_bounded() {
-        let certs = Certs::new().unwrap();
+        let certs = Certs::default();
         let first = certs.get("a.localhost").unwrap();
         assert!(Arc::ptr_eq(&first, &certs.get("a.localhost").unwrap()));
         assert!(!Arc::ptr_eq(&first, &certs.get("b.localhost").unwrap()));
         for number in 0..MOST {
             certs.get(&format!("{number}.localhost")).unwrap();
         }
-        assert!(certs.made.lock().unwrap().len() <= MOST);
+        assert!(certs.0.lock().unwrap().certificates.len() <= MOST);
     }
 }
