@@ -201,6 +201,11 @@ impl Shared {
         let mut state = self.lock();
         let state = &mut *state;
         state.last_open = Some(Instant::now());
+        let is_over = state.streams.get(&number).is_none_or(|stream| stream.is_over() || stream.pair.is_none());
+        if !is_over && state.is_on_its_way(number) {
+            state.doubt_lanes();
+            self.write.notify_one();
+        }
         let Some(stream) = state.streams.get_mut(&number) else { return };
         stream.dropped = true;
         stream.reader = None;
@@ -208,7 +213,6 @@ impl Shared {
         stream.outbox.clear();
         let discarded = std::mem::take(&mut stream.inbox_bytes);
         stream.inbox.clear();
-        let is_over = stream.is_over() || stream.pair.is_none();
         // A transfer that is cut off would go on for a second at full speed: its connection ends with it.
         if !is_over && !stream.pod_ended && stream.is_transfer() && state.streams.len() == 1 {
             state.retired = true;

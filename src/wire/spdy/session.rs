@@ -170,7 +170,8 @@ impl Session {
         self.can_ask() && self.lanes.iter().any(|lane| lane.sent.wrapping_sub(lane.asked) >= ASK_AFTER)
     }
 
-    fn can_ask(&self) -> bool {
+    /// Returns whether there is room for more PINGs in the queue of every lane.
+    pub fn can_ask(&self) -> bool {
         self.lanes.iter().all(|lane| lane.questions < MOST_QUESTIONS)
     }
 

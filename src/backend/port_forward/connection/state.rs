@@ -111,6 +111,8 @@ pub struct Stream {
     /// Bytes were sent and none came back since: the pod may not have read them.
     pub unanswered: bool,
     pub ever_wrote: bool,
+    /// How many bytes were put into frames.
+    sent: u64,
     pub last_received: Option<Instant>,
     /// When its reader last took something.
     pub last_taken: Option<Instant>,
@@ -202,6 +204,7 @@ impl State {
                 self.session.sent(pair.data);
             }
             stream.count(length, &mut self.transfers);
+            stream.sent += length as u64;
             if is_last {
                 stream.fin = Fin::Sent;
             }
@@ -248,6 +251,27 @@ impl State {
             self.ping();
             batch.unsplit(self.control.split());
         }
+    }
+
+    /// Returns whether an upload may be in the queue of its lane, though its pod has answered. What fits into one frame has
+    /// been read by a pod that answers.
+    pub fn is_on_its_way(&self, number: u64) -> bool {
+        let upload = self.streams.get(&number).filter(|stream| stream.sent > FRAME as u64);
+        let pair = upload.and_then(|stream| stream.pair);
+        pair.is_some_and(|pair| self.session.unacknowledged(pair.lane()) > 0)
+    }
+
+    /// Asks every worker of the node for an answer. Until all have come the connection should take no new stream: bytes for
+    /// a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21).
+    pub fn doubt_lanes(&mut self) {
+        if self.retired {
+            return;
+        }
+        // What is on its way may have been sent before the cause.
+        if self.session.can_ask() && (!self.is_suspicious || self.asked_at.iter().any(Option::is_none)) {
+            self.ping();
+        }
+        self.is_suspicious = true;
     }
 
     pub fn has_only_slow_lanes(&self) -> bool {

@@ -201,22 +201,17 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
 fn on_end(shared: &Shared, state: &mut State, number: u64) {
     let Some(stream) = state.streams.get_mut(&number) else { return };
     let end = stream.end(shared.port);
-    // Bytes for a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21): are
-    // all of them still there?
-    let is_suspicious = stream.unanswered || !stream.outbox.is_empty();
-    if stream.dropped {
-        state.remove_stream(number);
-    }
+    let is_unread = stream.unanswered || !stream.outbox.is_empty();
+    let is_dropped = stream.dropped;
     if let Some(Err(StreamFault::PodGone { .. })) = end {
         state.retired = true;
         shared.fate.pod_gone();
     }
-    if is_suspicious && !state.retired {
-        // What is on its way may have been sent before the end.
-        if !state.is_suspicious || state.asked_at.iter().any(Option::is_none) {
-            state.ping();
-        }
-        state.is_suspicious = true;
+    if is_unread || state.is_on_its_way(number) {
+        state.doubt_lanes();
+    }
+    if is_dropped {
+        state.remove_stream(number);
     }
 }
 

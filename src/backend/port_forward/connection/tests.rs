@@ -207,6 +207,42 @@ async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn behind_an_upload_that_was_answered_early_nothing_is_opened_until_all_workers_have_answered() {
+    for has_ended in [false, true] {
+        let (connection, mut node, _) = Node::new();
+        let _other = node.open(&connection).await;
+        let (mut upload, pair) = node.open(&connection).await;
+        upload.write_all(&[0; 100_000]).await.unwrap();
+        let mut left = 100_000;
+        while left > 0 {
+            let Frame::Data { payload, .. } = node.frame().await else { panic!("no data") };
+            left -= payload.len();
+        }
+        node.send(pair.data, b"413", false).await;
+        upload.read_exact(&mut [0; 3]).await.unwrap();
+        assert_eq!(connection.opening(), Opening::Open);
+        if has_ended {
+            node.end(pair, "").await;
+            assert_eq!(upload.read(&mut [0; 8]).await.unwrap(), 0);
+        }
+        drop(upload);
+        assert_eq!(connection.opening(), Opening::Doubtful, "{has_ended}");
+        let mut asked = Vec::new();
+        while asked.len() < LANES {
+            if let Frame::Ping { id } = node.frame().await {
+                asked.push(id);
+            }
+        }
+        for id in asked {
+            assert_eq!(connection.opening(), Opening::Doubtful, "{has_ended}");
+            node.pong(id).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(connection.opening(), Opening::Open, "{has_ended}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
     let (connection, mut node, _) = Node::new();
     let (mut stream, pair) = node.open(&connection).await;
