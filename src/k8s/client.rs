@@ -135,9 +135,14 @@ impl Cluster {
         }
     }
 
-    fn build(context: ContextName, config: kube::Config) -> Result<Self, ClusterError> {
+    fn build(context: ContextName, mut config: kube::Config) -> Result<Self, ClusterError> {
         let failed = |error: kube::Error| sign_in_error(&context, error);
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
+        let auth = config.auth_layer().map_err(failed)?;
+        if auth.is_some() {
+            // A plugin that gives a token has no certificate: it need not be run again to be asked for one.
+            config.auth_info.exec = None;
+        }
         let mut tls = config.rustls_client_config().map_err(failed)?;
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
         let server_name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
@@ -158,7 +163,6 @@ impl Cluster {
                 .http2_keep_alive_timeout(Duration::from_secs(5))
                 .build::<_, Body>(https.clone())
         };
-        let auth = config.auth_layer().map_err(failed)?;
         let headers = config.extra_headers_layer().map_err(failed)?;
         let client = |idle: Duration| {
             let service = ServiceBuilder::new()
@@ -308,5 +312,40 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = self.0.lock().expect("no panic while the lock is held").clone();
         Box::pin(async move { service.oneshot(request).await.map_err(Into::into) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_plugin_that_gives_a_token_is_run_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, runs) = (folder.path().join("config"), folder.path().join("runs"));
+        let credential = json!({
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {"token": "secret", "expirationTimestamp": "2999-01-01T00:00:00Z"},
+        });
+        let script = format!("echo run >> '{}'; echo '{credential}'", runs.display());
+        let exec = json!({"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script]});
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {"exec": exec}}],
+            "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let paths: Vec<PathBuf> = vec![path];
+        let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: ContextName("one".into()) };
+        let cluster = Cluster::make(&id, ExecPath::new(&[])).await.unwrap();
+        assert_eq!(cluster.auth_headers().await.unwrap()["authorization"], "Bearer secret");
+        assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
     }
 }
