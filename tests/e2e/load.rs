@@ -24,6 +24,15 @@ fn time() -> Duration {
 /// These tests take turns: each needs both pods.
 static BUSY: Mutex<()> = Mutex::new(());
 
+/// Stops the load when it is dropped: where a change fails, too.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Sends one request on a connection of its own.
 fn request(port: u16, request: &str) -> Result<String, String> {
     let exchange = || {
@@ -88,10 +97,11 @@ fn under_load(name: &str, change: impl FnOnce()) {
                 thread::sleep(Duration::from_millis(20));
             }
         });
+        let stopping = Stopping(&stop);
         thread::sleep(Duration::from_secs(1));
         change();
         thread::sleep(Duration::from_secs(2));
-        stop.store(true, Ordering::SeqCst);
+        drop(stopping);
     });
     session.write_all(b"select 'after';\n").expect("psql lives");
     drop(session);
@@ -226,10 +236,11 @@ fn gets_under_load(name: &str, (app, pods): (&str, usize), change: impl FnOnce()
                 }
             });
         }
+        let stopping = Stopping(&stop);
         thread::sleep(Duration::from_secs(1));
         change();
         thread::sleep(Duration::from_secs(6));
-        stop.store(true, Ordering::SeqCst);
+        drop(stopping);
     });
     let failed = failed.into_inner().unwrap();
     assert!(
