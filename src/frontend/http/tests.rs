@@ -276,7 +276,7 @@ async fn answers_without_a_body_pass_with_what_they_say_of_it() {
             let status = if request.uri().path() == "/304" { 304 } else { 200 };
             let has_body = request.method() != Method::HEAD && status != 304;
             let response = Response::builder().status(status).header("content-length", "5").header("etag", "\"e\"");
-            Ok(response.body(if has_body { body_of("hello") } else { body_of("") }).unwrap())
+            Ok(response.body(body_of(if has_body { "hello" } else { "" })).unwrap())
         })
     });
     let mut client = world.http1().await;
