@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     io::{BoxedIo, abandoned::Ends},
@@ -95,20 +96,28 @@ pub trait Session: Send + Sync + 'static {
 pub struct Placement {
     pod: Arc<str>,
     is_leaving: Arc<AtomicBool>,
+    /// Cancelled when the session takes no new streams any more.
+    session: CancellationToken,
 }
 
 impl Placement {
     pub fn new(pod: &str) -> Self {
-        Self { pod: pod.into(), is_leaving: Arc::default() }
+        Self { pod: pod.into(), is_leaving: Arc::default(), session: CancellationToken::new() }
+    }
+
+    /// Ties the placement to its session: once `session` is cancelled, nothing new is led there.
+    pub fn of_session(self, session: CancellationToken) -> Self {
+        Self { session, ..self }
     }
 
     pub fn pod(&self) -> &str {
         &self.pod
     }
 
-    /// Returns whether the pod is terminating, not ready or gone, so that what is kept for later use is of no use.
+    /// Returns whether the pod is terminating, not ready or gone, or the session has ended, so that what is kept for later
+    /// use is of no use.
     pub fn is_leaving(&self) -> bool {
-        self.is_leaving.load(Ordering::Relaxed)
+        self.is_leaving.load(Ordering::Relaxed) || self.session.is_cancelled()
     }
 
     pub fn leave(&self) {

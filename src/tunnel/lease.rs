@@ -144,7 +144,7 @@ pub(super) async fn connect(
             Ok((stream, placement)) => {
                 tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);
                 tunnel.usage.touch();
-                return Ok((stream, placement, running));
+                return Ok((stream, placement.of_session(running.replaced.clone()), running));
             }
             Err(fault) => {
                 tunnel.note_error(&fault);

@@ -32,7 +32,7 @@ pub(super) struct Tunnel {
     pub changed: Notify,
     /// Somebody wants another attempt of a tunnel that has failed.
     pub wanted: Notify,
-    /// Ends the tunnel and its streams.
+    /// Ends the tunnel and its streams; cancelled when the tunnel is over, whatever ended it.
     pub stop: CancellationToken,
     /// Ends the tunnel with its last lease.
     pub retired: CancellationToken,
@@ -60,6 +60,8 @@ pub(super) enum View {
 pub(super) struct Running {
     pub session: Box<dyn Session>,
     pub endpoint: Arc<Endpoint>,
+    /// Cancelled when another session takes its place, or the tunnel is over.
+    pub replaced: CancellationToken,
 }
 
 /// Counters of a tunnel.
@@ -186,7 +188,9 @@ pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>) {
         let event = match &action {
             Action::Close => break,
             Action::Open { after } => {
-                running = None;
+                if let Some(before) = running.take() {
+                    before.replaced.cancel();
+                }
                 open(&tunnel, &*backend, *after, &drain, &mut running).await
             }
             Action::Wait => match &state {
@@ -201,6 +205,8 @@ pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>) {
         (state, action) = state.on(event, Instant::now());
         tunnel.view.send_replace(view(&state, &running, &tunnel));
     }
+    // A connection that is kept for later requests holds no lease: it ends here, and with it the session that it uses.
+    tunnel.stop.cancel();
     tunnel.view.send_replace(View::Over);
 }
 
@@ -242,7 +248,7 @@ async fn open(
         Ok(session) => {
             let endpoint = Arc::new(session.endpoint().clone());
             info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
-            *running = Some(Arc::new(Running { session, endpoint }));
+            *running = Some(Arc::new(Running { session, endpoint, replaced: tunnel.stop.child_token() }));
             tunnel.usage.touch();
             tunnel.usage.opens.fetch_add(1, Ordering::Relaxed);
             Event::Opened

@@ -282,6 +282,52 @@ async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
     assert!(manager.snapshot().is_empty());
 }
 
+/// A connection that is kept for later requests holds no lease, and somebody reads it.
+async fn kept_connection(manager: &Manager) -> (tokio::task::JoinHandle<std::io::Result<usize>>, Placement) {
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let (mut stream, placement) = lease.connect_placed().await.unwrap();
+    assert!(!placement.is_leaving());
+    (tokio::spawn(async move { stream.read(&mut [0; 1]).await }), placement)
+}
+
+type EndedBy = fn(&Manager, &Scripted);
+
+#[tokio::test(start_paused = true)]
+async fn nothing_outlives_its_tunnel() {
+    let ends: [(&str, EndedBy); 4] = [
+        ("idle", |_, _| {}),
+        ("stopped", |manager, _| assert!(manager.stop("c/n/s:80"))),
+        ("no route leads to it", |manager, _| manager.retain(|_| false)),
+        ("lost while nobody uses it", |_, backend| {
+            backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
+        }),
+    ];
+    for (why, end) in ends {
+        let (manager, backend, _) = manager(Scripted::default());
+        let (reading, placement) = kept_connection(&manager).await;
+        end(&manager, &backend);
+        let read = tokio::time::timeout(IDLE * 2, reading).await.unwrap_or_else(|_| panic!("it ends: {why}"));
+        assert!(read.unwrap().is_err(), "{why}");
+        assert!(placement.is_leaving(), "{why}");
+        sleep(Duration::from_millis(1)).await;
+        assert!(backend.sessions.lock().unwrap()[0].is_closed(), "the session is dropped: {why}");
+        assert!(manager.snapshot().is_empty(), "{why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_of_a_session_that_was_replaced_takes_no_new_requests() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let (reading, placement) = kept_connection(&manager).await;
+    backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
+    sleep(Duration::from_millis(10)).await;
+    assert!(placement.is_leaving(), "the next request goes over the next session");
+    assert!(!reading.is_finished(), "those that are open live on");
+    drop(lease);
+    assert!(reading.await.unwrap().is_err(), "until the tunnel is over");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_that_starts_in_a_drain_does_not_stay() {
     let (manager, _, drain) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
