@@ -33,8 +33,11 @@ pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
 /// when these are closed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long no byte may come in the middle of a head, and of a body.
-const HEAD_STALL: Duration = Duration::from_secs(10);
+/// How long a whole head may take from its first byte. A limit per byte would let a client that sends one now and then hold a
+/// connection for days; nginx and Go's servers limit the whole as well.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// How long no byte may come in the middle of a body.
 const BODY_STALL: Duration = Duration::from_secs(60);
 
 /// A client that has ended its direction may still want its answer, or may be gone: the two look the same. It is taken for gone
@@ -47,6 +50,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What is read at a time where bytes are looked at.
 const CHUNK: usize = 8 * 1024;
 
+/// The most that is held of what a client has sent: a head that is not whole, and what was read behind it.
+pub const MOST_HELD: usize = http1::LONGEST_HEAD + CHUNK;
+
 /// A client's connection, for the HTTP/1 server.
 pub struct Normaliser<T> {
     inner: T,
@@ -57,6 +63,10 @@ pub struct Normaliser<T> {
     interim: BytesMut,
     /// How much of `pending` was searched for the end of a head.
     searched: usize,
+    /// How many empty lines came before the head that is looked for.
+    empty_lines: usize,
+    /// When the first byte of a head came that is not whole yet.
+    head_since: Option<Instant>,
     /// How many bytes pass before there is something to look at.
     pass: u64,
     next: Next,
@@ -96,6 +106,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             pending: BytesMut::new(),
             interim: BytesMut::new(),
             searched: 0,
+            empty_lines: 0,
+            head_since: None,
             pass: 0,
             next: Next::Head,
             client_ended: false,
@@ -104,6 +116,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             timer: None,
             shut_down: false,
         }
+    }
+
+    /// Returns how many bytes of the client are held, at most [`MOST_HELD`].
+    pub fn held(&self) -> usize {
+        self.pending.len()
     }
 
     /// Lets what is at the front of `pending` be looked at, until there are bytes that pass or more are needed.
@@ -150,12 +167,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
     }
 
     fn head(&mut self) -> Result<Option<()>, Refusal> {
-        let Some((blank, length)) = http1::head_end(&self.pending, self.searched)? else {
-            self.searched = self.pending.len();
+        if self.searched == 0 {
+            self.leave_out_empty_lines()?;
+        }
+        let Some(length) = http1::head_end(&self.pending, self.searched)? else {
+            // A lone CR may be the first half of one more empty line.
+            self.searched = if self.pending[..] == *b"\r" { 0 } else { self.pending.len() };
+            if !self.pending.is_empty() {
+                self.head_since.get_or_insert_with(Instant::now);
+            }
             return Ok(None);
         };
-        self.pending.advance(blank);
-        self.searched = 0;
+        (self.searched, self.empty_lines, self.head_since) = (0, 0, None);
         let head = http1::check_head(&self.pending[..length])?;
         self.gate.let_through.fetch_add(1, Ordering::Relaxed);
         (self.pass, self.next) = match head.framing {
@@ -163,6 +186,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             Framing::Chunked => (length as u64, Next::Chunk { has_upgrade: head.has_upgrade }),
         };
         Ok(Some(()))
+    }
+
+    /// Drops the empty lines before a request line at once, so that they take neither room nor time.
+    fn leave_out_empty_lines(&mut self) -> Result<(), Refusal> {
+        let count = http1::empty_lines(&self.pending);
+        self.pending.advance(2 * count);
+        self.empty_lines += count;
+        if self.pending.is_empty() {
+            // No buffer is held for a connection that waits.
+            (self.pending, self.head_since) = (BytesMut::new(), None);
+        }
+        if self.empty_lines > http1::MOST_EMPTY_LINES { Err(Refusal::EmptyLines) } else { Ok(()) }
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -280,10 +315,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                     Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => match this.next {
-                        Next::Head if this.pending.is_empty() && this.gate.is_busy() => return Poll::Pending,
-                        Next::Head if this.pending.is_empty() => return this.poll_stalled(cx, IDLE).map(Ok),
+                        Next::Head if this.pending.is_empty() => {
+                            // The server does not ask again by itself when the answer has ended: without this, the time
+                            // of an idle connection would never begin.
+                            this.gate.server.register(cx.waker());
+                            if this.gate.is_busy() {
+                                this.since = None;
+                                return Poll::Pending;
+                            }
+                            return this.poll_stalled(cx, IDLE).map(Ok);
+                        }
                         Next::Head => {
-                            ready!(this.poll_stalled(cx, HEAD_STALL));
+                            let since = *this.head_since.get_or_insert_with(Instant::now);
+                            ready!(this.poll_waited(cx, since, HEAD));
                             this.refuse(Refused::Slow);
                         }
                         _ => {

@@ -9,6 +9,9 @@ pub const LONGEST_HEAD: usize = 64 * 1024;
 /// The most header lines of a head.
 pub const MOST_HEADERS: usize = 100;
 
+/// The most empty lines before a request line. Old clients send one behind a body (RFC 9112, section 2.2).
+pub const MOST_EMPTY_LINES: usize = 4;
+
 /// The longest chunk-size line, extensions included, and the longest trailer section.
 const LONGEST_CHUNK_LINE: usize = 4 * 1024;
 const LONGEST_TRAILERS: usize = 16 * 1024;
@@ -65,25 +68,32 @@ pub enum Refusal {
     LengthAndCoding,
     #[error("the headers are longer than {} KiB, or more than {MOST_HEADERS}", LONGEST_HEAD / 1024)]
     TooLarge,
+    #[error("there are more than {MOST_EMPTY_LINES} empty lines before the request line")]
+    EmptyLines,
 }
 
-/// Returns the length of the first head in `bytes`, its empty line included, and how many bytes of empty lines before it
-/// are to be left out (RFC 9112, section 2.2). None: its end has not come.
+/// Returns how many empty lines `bytes` starts with. Each is 2 bytes, and a server leaves them out before a request line
+/// (RFC 9112, section 2.2).
+pub fn empty_lines(bytes: &[u8]) -> usize {
+    bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count()
+}
+
+/// Returns the length of the head that `bytes` starts with, its empty line included. None: its end has not come.
+///
+/// `searched`: how many bytes an earlier call has searched already.
 ///
 /// # Errors
 /// It is too long, or a line of it ends as no line must.
-pub fn head_end(bytes: &[u8], searched: usize) -> Result<Option<(usize, usize)>, Refusal> {
-    let blank = bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count() * 2;
-    let line = &bytes[blank..];
+pub fn head_end(bytes: &[u8], searched: usize) -> Result<Option<usize>, Refusal> {
     // The end may lie over the seam between what was searched and what is new.
-    let from = searched.saturating_sub(blank + 3).min(line.len());
-    let end = line[from..].windows(4).position(|window| window == b"\r\n\r\n").map(|at| from + at + 4);
+    let from = searched.saturating_sub(3).min(bytes.len());
+    let end = bytes[from..].windows(4).position(|window| window == b"\r\n\r\n").map(|at| from + at + 4);
     match end {
-        Some(end) if end <= LONGEST_HEAD => Ok(Some((blank, end))),
+        Some(end) if end <= LONGEST_HEAD => Ok(Some(end)),
         Some(_) => Err(Refusal::TooLarge),
-        None if line.len() > LONGEST_HEAD => Err(Refusal::TooLarge),
+        None if bytes.len() > LONGEST_HEAD => Err(Refusal::TooLarge),
         // A head that uses bare LFs would never end for a strict reader.
-        None if line[from..].windows(2).any(|window| window == b"\n\n" || window == b"\n\r") && has_bare_lf(line) => {
+        None if bytes[from..].windows(2).any(|window| window == b"\n\n" || window == b"\n\r") && has_bare_lf(bytes) => {
             Err(Refusal::LineEnd)
         }
         None => Ok(None),
@@ -292,8 +302,8 @@ mod tests {
     fn check(head: &str) -> Result<Head, Refusal> {
         let bytes = head.as_bytes();
         for end in 0..=bytes.len() {
-            if let Some((blank, length)) = head_end(&bytes[..end], end.saturating_sub(1))? {
-                return check_head(&bytes[blank..blank + length]);
+            if let Some(length) = head_end(&bytes[..end], end.saturating_sub(1))? {
+                return check_head(&bytes[..length]);
             }
         }
         panic!("{head:?} has no end");
@@ -303,7 +313,7 @@ mod tests {
     fn plain_requests_are_taken() {
         let length = |length| Ok(Head { framing: Framing::Length(length), has_upgrade: false });
         assert_eq!(check("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), length(0));
-        assert_eq!(check("\r\nGET /x?a=%20&b=c HTTP/1.0\r\n\r\n"), length(0));
+        assert_eq!(check("GET /x?a=%20&b=c HTTP/1.0\r\n\r\n"), length(0));
         assert_eq!(check("OPTIONS * HTTP/1.1\r\nhost:a.localhost:8989\r\nX-Empty:\r\n\r\n"), length(0));
         assert_eq!(check("POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: \t 007 \r\n\r\n1234567"), length(7));
         assert_eq!(
@@ -366,6 +376,15 @@ mod tests {
         let many = "X: y\r\n".repeat(MOST_HEADERS);
         assert_eq!(with(many.trim_end()), Err(Refusal::TooLarge));
         assert_eq!(head_end(&vec![b'a'; LONGEST_HEAD + 1], 0), Err(Refusal::TooLarge));
+    }
+
+    #[test]
+    fn empty_lines_are_counted_and_half_ones_are_not() {
+        for (bytes, count) in
+            [(&b""[..], 0), (b"\r", 0), (b"\r\n", 1), (b"\r\n\r", 1), (b"\r\n\r\nGET", 2), (b"\n\r\n", 0), (b"\rG", 0)]
+        {
+            assert_eq!(empty_lines(bytes), count, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Tells protocols apart by their first bytes.
 
-use super::{http1::is_token, postgres};
+use super::{
+    http1::{MOST_EMPTY_LINES, is_token},
+    postgres,
+};
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     }
     // Empty lines before a request line are to be ignored by a robust server (RFC 9112, section 2.2).
     let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-    if blank > 4 {
+    if blank > 2 * MOST_EMPTY_LINES {
         return Sniff::Unknown;
     }
     let line = &bytes[blank..];

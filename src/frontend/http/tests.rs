@@ -35,6 +35,7 @@ mod differential;
 mod floods;
 mod frames;
 mod grpc;
+mod lives;
 mod streams;
 
 const PATIENCE: Duration = Duration::from_secs(10);

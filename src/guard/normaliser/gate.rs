@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::BytesMut;
 use futures::task::AtomicWaker;
 
-use super::HEAD_STALL;
+use super::HEAD;
 use crate::wire::http1::Refusal;
 
 /// Why a request was refused before the server saw it.
@@ -16,7 +16,7 @@ use crate::wire::http1::Refusal;
 pub enum Refused {
     #[error(transparent)]
     Ambiguous(#[from] Refusal),
-    #[error("the rest of the request's headers did not come within {} s", HEAD_STALL.as_secs())]
+    #[error("the request's headers were not complete {} s after their first byte", HEAD.as_secs())]
     Slow,
 }
 

@@ -52,23 +52,98 @@ async fn what_follows_an_upgrade_waits_for_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stall_ends_a_request_and_progress_does_not() {
+async fn a_head_has_its_time_whatever_drips() {
     let gate: Arc<Gate> = Arc::default();
     let (mut client, server) = duplex(64);
+    let began = Instant::now();
     let writing = tokio::spawn(async move {
-        for byte in b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET" {
-            tokio::time::sleep(Duration::from_secs(9)).await;
-            client.write_all(&[*byte]).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if client.write_all(b"G").await.is_err() {
+                break;
+            }
         }
         client
     });
+    let mut server = Normaliser::new(server, gate.clone());
+    server.read_exact(&mut [0; 27]).await.unwrap();
     let mut passed = String::new();
-    Normaliser::new(server, gate.clone()).read_to_string(&mut passed).await.unwrap();
-    assert!(passed.starts_with("GET / HTTP/1.1\r\nHost: a\r\n\r\nADIT-REFUSED"), "{passed}");
+    server.read_to_string(&mut passed).await.unwrap();
+    assert!(passed.starts_with("ADIT-REFUSED"), "{passed}");
     assert_eq!(gate.refused(), Some(Refused::Slow));
+    // The answer to what stands there is waited for.
+    assert!(began.elapsed() <= Duration::from_secs(1) + HEAD + QUIET, "{:?}", began.elapsed());
+    drop(server);
     drop(writing.await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_comes_within_its_time_passes() {
+    let (mut client, server) = duplex(64);
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    tokio::spawn(async move {
+        for byte in request {
+            client.write_all(&[*byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        client
+    });
+    let mut passed = [0; 27];
+    Normaliser::new(server, Arc::default()).read_exact(&mut passed).await.unwrap();
+    assert_eq!(&passed, request);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_an_error() {
     let body = passed_slowly(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx").await;
     assert_eq!(body.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_lines_are_left_out_a_few_times_and_never_held() {
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let few = format!("{}{request}\r\n{request}", "\r\n".repeat(http1::MOST_EMPTY_LINES));
+    assert_eq!(passed(few.as_bytes(), Arc::default()).await.unwrap(), format!("{request}{request}").as_bytes());
+
+    for (size, sent) in [(1, "\r\n".repeat(50)), (4096, "\r\n".repeat(1 << 20))] {
+        let gate: Arc<Gate> = Arc::default();
+        let (mut client, server) = duplex(size);
+        let writing = tokio::spawn(async move {
+            client.write_all(request.as_bytes()).await.unwrap();
+            let _ = client.write_all(sent.as_bytes()).await;
+            client
+        });
+        let mut server = Normaliser::new(server, gate.clone());
+        server.read_exact(&mut [0; 27]).await.unwrap();
+        let mut stand_in = [0; 12];
+        server.read_exact(&mut stand_in).await.unwrap();
+        assert_eq!(&stand_in, b"ADIT-REFUSED");
+        assert_eq!(gate.refused(), Some(Refused::Ambiguous(Refusal::EmptyLines)));
+        assert!(server.held() <= 2 * CHUNK, "{} bytes are held", server.held());
+        drop(server);
+        drop(writing.await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
+    let gate: Arc<Gate> = Arc::default();
+    let (mut client, server) = duplex(1 << 16);
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut server = Normaliser::new(server, gate.clone());
+    server.read_exact(&mut [0; 27]).await.unwrap();
+    let busy = gate.busy();
+    // The server asks once while it answers, and then only when it is woken.
+    let reading = tokio::spawn(async move { (server.read(&mut [0; 1]).await.unwrap(), Instant::now()) });
+    tokio::time::sleep(3 * IDLE).await;
+    assert!(!reading.is_finished(), "an answer in progress is no idleness");
+    let answered = Instant::now();
+    drop(busy);
+    let (count, ended) = tokio::time::timeout(2 * IDLE, reading).await.expect("an end").unwrap();
+    assert_eq!(count, 0);
+    assert!((IDLE..IDLE + Duration::from_secs(1)).contains(&(ended - answered)), "{:?}", ended - answered);
+    drop(client);
 }
 
 async fn passed_slowly(sent: &[u8]) -> io::Result<Vec<u8>> {

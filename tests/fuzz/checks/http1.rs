@@ -1,17 +1,36 @@
-use adit::wire::http1::{Piece, check_head, chunk, head_end};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use adit::{
+    guard::normaliser::{MOST_HELD, Normaliser},
+    wire::http1::{Piece, check_head, chunk, empty_lines, head_end},
+};
+use tokio::io::{AsyncRead, ReadBuf, join, sink};
 
 /// Panics where `data` makes the reader of heads or chunks break what it promises: what it finds lies within the bytes, and does not
-/// depend on how they were split.
+/// depend on how they were split. Nor may a client have more held than a head and one read.
 pub fn check(data: &[u8]) {
-    let mut at_once = head_end(data, 0);
-    if let Ok(Some((blank, length))) = at_once {
-        assert!(blank + length <= data.len());
+    check_heads(&data[2 * empty_lines(data)..]);
+    if let Ok(Piece::Last(length)) = chunk(data) {
+        assert!(length <= data.len());
+    }
+    if let Some((step, sent)) = data.split_first() {
+        check_held(sent, usize::from(*step) * 64 + 1);
+    }
+}
+
+fn check_heads(data: &[u8]) {
+    let at_once = head_end(data, 0);
+    if let Ok(Some(length)) = at_once {
+        assert!(length <= data.len());
         // A strict head has no line that a lenient reader would end elsewhere.
-        if check_head(&data[blank..blank + length]).is_ok() {
-            let head = &data[blank..blank + length];
+        if check_head(&data[..length]).is_ok() {
+            let head = &data[..length];
             assert!(head.windows(2).all(|pair| (pair[0] == b'\r') == (pair[1] == b'\n')));
         }
-        at_once = Ok(Some((blank, length)));
     }
     let split = (0..=data.len().min(512))
         .map(|end| head_end(&data[..end], end.saturating_sub(1)))
@@ -19,7 +38,37 @@ pub fn check(data: &[u8]) {
     if let (Ok(Some(whole)), Some(Ok(Some(part)))) = (at_once, split) {
         assert_eq!(whole, part);
     }
-    if let Ok(Piece::Last(length)) = chunk(data) {
-        assert!(length <= data.len());
+}
+
+/// A client that sends `step` bytes at a time.
+struct Steps<'a> {
+    left: &'a [u8],
+    step: usize,
+}
+
+impl AsyncRead for Steps<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let (now, later) = self.left.split_at(self.step.min(buf.remaining()).min(self.left.len()));
+        buf.put_slice(now);
+        self.left = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn check_held(sent: &[u8], step: usize) {
+    // Its clock is asked, and nothing waits.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without sockets");
+    let _entered = runtime.enter();
+    let mut server = Normaliser::new(join(Steps { left: sent, step }, sink()), Arc::default());
+    let (mut room, mut cx) = ([0; 512], Context::from_waker(Waker::noop()));
+    loop {
+        let mut buf = ReadBuf::new(&mut room);
+        let read = Pin::new(&mut server).poll_read(&mut cx, &mut buf);
+        assert!(server.held() <= MOST_HELD, "{} bytes are held", server.held());
+        match read {
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+            _ => return,
+        }
     }
 }
