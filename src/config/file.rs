@@ -82,6 +82,14 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     }
 }
 
+/// Returns the documents of a YAML file of others, e.g. a kubeconfig, as plain values.
+///
+/// # Errors
+/// It is no YAML: what the parser says, with line and column.
+pub fn documents(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    serde_saphyr::from_multiple(text).map_err(|error| error.to_string())
+}
+
 struct Builder<'a> {
     events: Peekable<Parser<'a, serde_saphyr::granit_parser::StrInput<'a>>>,
     anchors: HashMap<usize, Node>,

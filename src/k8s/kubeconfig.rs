@@ -1,8 +1,10 @@
 //! Kubeconfig files: read, merged, and prepared for use.
 
+mod load;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::SystemTime,
 };
@@ -11,7 +13,11 @@ use kube::config::{ExecConfig, ExecInteractiveMode, KubeConfigOptions, Kubeconfi
 
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
-    k8s::{ClusterError, exec_path::ExecPath},
+    k8s::{
+        ClusterError,
+        exec_path::ExecPath,
+        proxy::{self, Environment},
+    },
     routing::{ClusterId, Contexts},
 };
 
@@ -70,7 +76,7 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
 fn read(paths: &KubeconfigPaths) -> Result<Kubeconfig, String> {
     let mut merged: Option<Kubeconfig> = None;
     for path in paths.0.iter().filter(|path| path.exists()) {
-        let next = Kubeconfig::read_from(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let next = load::file(path).map_err(|reason| format!("{}: {reason}", path.display()))?;
         merged = Some(match merged {
             None => next,
             Some(before) => before.merge(next).map_err(|error| format!("{}: {error}", path.display()))?,
@@ -90,33 +96,44 @@ pub async fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<kube::Config, 
         let known = kubeconfig.contexts.into_iter().map(|named| ContextName(named.name)).collect();
         return Err(ClusterError::UnknownContext { context: id.context.clone(), known });
     };
-    let user = context.context.as_ref().and_then(|context| context.user.clone());
-    let folder = id.kubeconfig.0.iter().find_map(|path| path.parent()).unwrap_or(Path::new("."));
+    let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {}: {reason}", id.context) };
+    let Some(context) = &context.context else {
+        return Err(unusable("it names no cluster, or a part of it does not parse".to_owned()));
+    };
+    let user = context.user.clone();
+    let cluster = kubeconfig.clusters.iter_mut().find(|named| named.name == context.cluster);
+    let Some(cluster) = cluster.and_then(|named| named.cluster.as_mut()) else {
+        return Err(unusable(format!("no file has a usable cluster \"{}\"", context.cluster)));
+    };
+    // kube compares NO_PROXY with the proxy's own address, and lets it overrule `proxy-url`.
+    let proxy = cluster.proxy_url.take();
     for named in kubeconfig.auth_infos.iter_mut().filter(|named| Some(&named.name) == user.as_ref()) {
         if let Some(exec) = named.auth_info.as_mut().and_then(|info| info.exec.as_mut()) {
-            find_plugin(exec, exec_path, folder, &id.context)?;
+            find_plugin(exec, exec_path, &id.context)?;
         }
     }
     let options = KubeConfigOptions { context: Some(id.context.0.clone()), ..KubeConfigOptions::default() };
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    config.map_err(|error| ClusterError::Kubeconfig { reason: format!("context {}: {error}", id.context) })
+    let mut config = config.map_err(|error| unusable(error.to_string()))?;
+    config.proxy_url = match proxy {
+        Some(proxy) => {
+            Some(proxy::parse(&proxy).map_err(|reason| unusable(format!("proxy-url is {proxy:?}: {reason}")))?)
+        }
+        None => Environment::of_process().proxy_for(&config.cluster_url).map_err(unusable)?,
+    };
+    Ok(config)
 }
 
 /// Rewrites a plugin's command to the file that it stands for, and gives it the PATH that it was found on.
-fn find_plugin(
-    exec: &mut ExecConfig,
-    exec_path: &ExecPath,
-    folder: &Path,
-    context: &ContextName,
-) -> Result<(), ClusterError> {
+fn find_plugin(exec: &mut ExecConfig, exec_path: &ExecPath, context: &ContextName) -> Result<(), ClusterError> {
     let Some(command) = exec.command.clone() else {
         return Err(ClusterError::Kubeconfig {
             reason: format!("the user of context {context} has an exec plugin without a command"),
         });
     };
-    // A name with a slash is a path, relative to the kubeconfig's folder, as in client-go.
+    // A name with a slash is a path; a relative one has been resolved where its file was read.
     let found = match command.contains('/') {
-        true => Some(folder.join(&command)).filter(|file| file.exists()),
+        true => Some(PathBuf::from(&command)).filter(|file| file.exists()),
         false => exec_path.find(&command),
     };
     let Some(found) = found else {

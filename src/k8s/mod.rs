@@ -10,6 +10,7 @@ pub mod objects;
 pub mod own_pod;
 pub mod pods;
 pub mod ports;
+pub mod proxy;
 pub mod resolve;
 pub mod upgrade;
 pub mod watch;

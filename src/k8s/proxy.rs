@@ -1,0 +1,188 @@
+//! Which proxy the environment names for a server, by the rules that kubectl follows.
+//!
+//! The rules are those of Go's `golang.org/x/net/http/httpproxy`: NO_PROXY is compared with the server, and loopback is
+//! never reached through a proxy of the environment. A kubeconfig's `proxy-url` comes before all of this.
+
+use std::net::IpAddr;
+
+use http::Uri;
+use ipnet::IpNet;
+
+/// The proxy variables of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// HTTPS_PROXY, else https_proxy: for `https://` servers.
+    pub https: Option<String>,
+    /// HTTP_PROXY, else http_proxy: for `http://` servers.
+    pub http: Option<String>,
+    /// NO_PROXY, else no_proxy.
+    pub none: Option<String>,
+}
+
+impl Environment {
+    /// Reads the variables of this process. An empty one counts as unset.
+    pub fn of_process() -> Self {
+        let read = |upper: &str, lower: &str| {
+            [upper, lower].iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.is_empty())
+        };
+        Self {
+            https: read("HTTPS_PROXY", "https_proxy"),
+            http: read("HTTP_PROXY", "http_proxy"),
+            none: read("NO_PROXY", "no_proxy"),
+        }
+    }
+
+    /// Returns the proxy for `server`, e.g. `https://10.0.0.1:6443`. None: connect directly.
+    ///
+    /// # Errors
+    /// The variable's value is no URL; the text names the variable and the value.
+    pub fn proxy_for(&self, server: &Uri) -> Result<Option<Uri>, String> {
+        let (variable, proxy, port) = match server.scheme_str() {
+            Some("http") => ("HTTP_PROXY", &self.http, 80),
+            _ => ("HTTPS_PROXY", &self.https, 443),
+        };
+        let Some(proxy) = proxy else { return Ok(None) };
+        let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+        if self.bypasses(host, server.port_u16().unwrap_or(port)) {
+            return Ok(None);
+        }
+        parse(proxy).map(Some).map_err(|reason| format!("{variable} is {proxy:?}: {reason}"))
+    }
+
+    fn bypasses(&self, host: &str, port: u16) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let address = host.parse::<IpAddr>().ok();
+        if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
+            return true;
+        }
+        let entries = self.none.as_deref().unwrap_or_default().split(',');
+        entries.map(|entry| entry.trim().to_ascii_lowercase()).any(|entry| covers(&entry, &host, address, port))
+    }
+}
+
+/// Returns whether an entry of NO_PROXY covers a host. An entry that does not parse covers nothing.
+fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
+    if entry.is_empty() {
+        return false;
+    }
+    if entry == "*" {
+        return true;
+    }
+    if let Ok(network) = entry.parse::<IpNet>() {
+        return address.is_some_and(|address| network.contains(&address));
+    }
+    let (name, only) = split_port(entry);
+    if only.is_some_and(|only| only != port) || name.is_empty() {
+        return false;
+    }
+    if let Ok(wanted) = name.parse::<IpAddr>() {
+        return address == Some(wanted);
+    }
+    // `*.example.com` and `.example.com` mean the names below; `example.com` means itself as well.
+    let below = name.strip_prefix('*').unwrap_or(name);
+    match below.strip_prefix('.') {
+        Some(suffix) => host.strip_suffix(suffix).is_some_and(|front| front.ends_with('.')),
+        None => host == below || host.strip_suffix(below).is_some_and(|front| front.ends_with('.')),
+    }
+}
+
+/// Splits `name:port`, `address:port` and `[address]:port`; an IPv6 address alone has no port.
+fn split_port(entry: &str) -> (&str, Option<u16>) {
+    if let Some(inner) = entry.strip_prefix('[') {
+        return match inner.split_once(']') {
+            Some((address, rest)) => (address, rest.strip_prefix(':').and_then(|port| port.parse().ok())),
+            None => (entry, None),
+        };
+    }
+    match entry.split_once(':') {
+        Some((name, port)) if !port.contains(':') => match port.parse() {
+            Ok(port) => (name, Some(port)),
+            // A port that is no number: the whole entry is passed over.
+            Err(_) => ("", None),
+        },
+        _ => (entry, None),
+    }
+}
+
+/// Parses the URL of a proxy. One without a scheme is an `http` proxy.
+///
+/// # Errors
+/// It is no URL, or has no host.
+pub fn parse(text: &str) -> Result<Uri, String> {
+    let text = text.trim();
+    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    match whole.parse::<Uri>() {
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
+        _ => Err("it is not the URL of a proxy, e.g. http://proxy.example.com:3128".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(https: &str, none: &str, server: &str) -> Option<String> {
+        let of = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let environment = Environment { https: of(https), http: of("http://plain:1"), none: of(none) };
+        environment.proxy_for(&server.parse().unwrap()).unwrap().map(|uri| uri.to_string())
+    }
+
+    #[test]
+    fn loopback_is_never_reached_through_a_proxy_of_the_environment() {
+        for server in [
+            "https://127.0.0.1:6443",
+            "https://127.9.9.9",
+            "https://localhost:6443",
+            "https://[::1]:6443",
+            "http://localhost",
+        ] {
+            assert_eq!(chosen("http://proxy:3128", "", server), None, "{server}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_compared_with_each_form_of_no_proxy() {
+        let cases = [
+            ("", "https://api.example.com:6443", true),
+            ("api.example.com", "https://api.example.com:6443", false),
+            ("API.Example.COM", "https://api.example.com:6443", false),
+            ("example.com", "https://api.example.com:6443", false),
+            ("example.com", "https://example.com", false),
+            ("example.com", "https://notexample.com", true),
+            (".example.com", "https://api.example.com:6443", false),
+            (".example.com", "https://example.com", true),
+            ("*.example.com", "https://api.example.com", false),
+            ("*.example.com", "https://example.com", true),
+            ("*", "https://api.example.com", false),
+            ("api.example.com:6443", "https://api.example.com:6443", false),
+            ("api.example.com:6443", "https://api.example.com:7443", true),
+            ("api.example.com:443", "https://api.example.com", false),
+            ("10.0.0.1", "https://10.0.0.1:6443", false),
+            ("10.0.0.1:6443", "https://10.0.0.1:6443", false),
+            ("10.0.0.1:6444", "https://10.0.0.1:6443", true),
+            ("10.0.0.0/8", "https://10.200.0.1:6443", false),
+            ("10.0.0.0/8", "https://11.0.0.1:6443", true),
+            ("10.0.0.0/99,10.0.0.1", "https://10.0.0.1", false),
+            ("10.0.0.0/99", "https://10.0.0.1", true),
+            ("fd00::/8", "https://[fd00::1]:6443", false),
+            ("fd00::1", "https://[fd00::1]:6443", false),
+            ("[fd00::1]:6443", "https://[fd00::1]:6443", false),
+            ("api.example.com:port", "https://api.example.com", true),
+            (" a.test , b.test ", "https://b.test", false),
+            ("proxy", "https://api.example.com", true),
+        ];
+        for (none, server, proxied) in cases {
+            assert_eq!(chosen("http://proxy:3128", none, server).is_some(), proxied, "{none:?} for {server}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_of_the_server_chooses_the_variable_and_a_proxy_needs_no_scheme() {
+        assert_eq!(chosen("proxy:3128", "", "https://a.test").as_deref(), Some("http://proxy:3128/"));
+        assert_eq!(chosen("", "", "https://a.test"), None);
+        assert_eq!(chosen("proxy:3128", "", "http://a.test").as_deref(), Some("http://plain:1/"));
+        let broken = Environment { https: Some("http://".into()), ..Environment::default() };
+        let problem = broken.proxy_for(&"https://a.test".parse().unwrap()).unwrap_err();
+        assert!(problem.starts_with("HTTPS_PROXY is \"http://\": it is not the URL of a proxy"), "{problem}");
+    }
+}
