@@ -127,7 +127,7 @@ impl HttpFrontend {
                     let (this, arrival) = (self.clone(), arrival.clone());
                     async move { this.answer(request, arrival).await }
                 };
-                Box::pin(http2::server::serve(stream, answer, drain)).await.map_err(BoxError::from)
+                Box::pin(http2::server::serve(stream, answer, drain)).await
             }
         };
         if let Err(error) = served {

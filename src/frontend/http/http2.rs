@@ -3,6 +3,7 @@
 
 pub mod client;
 mod flood;
+mod keepalive;
 mod request_body;
 pub mod server;
 mod tunnel;

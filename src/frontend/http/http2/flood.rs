@@ -15,6 +15,8 @@ use tokio::{
     time::Instant,
 };
 
+use super::keepalive::Activity;
+
 /// The most that a connection has, and what it begins with; and what it earns in a second.
 const CREDIT: u64 = 4_000;
 const EARNED: u64 = 100;
@@ -39,19 +41,20 @@ pub struct Patient<T> {
     sent: Frames,
     credit: u64,
     credited: Instant,
-    last_answer: Option<Instant>,
+    activity: Activity,
 }
 
 impl<T> Patient<T> {
     /// `inner`: from the connection preface on.
     pub fn new(inner: T) -> Self {
         let received = Frames { left: PREFACE, ..Frames::default() };
-        Self { inner, received, sent: Frames::default(), credit: CREDIT, credited: Instant::now(), last_answer: None }
+        let (credited, activity) = (Instant::now(), Activity::new());
+        Self { inner, received, sent: Frames::default(), credit: CREDIT, credited, activity }
     }
 
-    /// Returns when something of an answer was sent last.
-    pub fn last_answer(&self) -> Option<Instant> {
-        self.last_answer
+    /// Returns when something passed last.
+    pub fn activity(&self) -> Activity {
+        self.activity.clone()
     }
 
     fn charge(&mut self, frames: u64) -> io::Result<()> {
@@ -74,8 +77,9 @@ impl<T> Patient<T> {
         self.sent.pass(sent, |kind, _, _| answers += u64::from(matches!(kind, DATA | HEADERS)));
         if answers > 0 {
             self.credit = (self.credit + answers).min(CREDIT);
-            self.last_answer = Some(Instant::now());
+            self.activity.note_answer();
         }
+        self.activity.note_written();
     }
 }
 
@@ -112,6 +116,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
         let this = &mut *self;
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        this.activity.note_read();
         let mut idle = 0;
         this.received.pass(&buf.filled()[before..], |kind, flags, length| {
             idle += u64::from(match kind {

@@ -5,16 +5,21 @@
 //! rest is kept until the answer has ended. A short one is read then: curl 7.88 loses an answer that a reset follows.
 
 use std::{
+    future::Future,
+    io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Sleep, sleep, timeout},
+};
 use tower::BoxError;
 
 use super::{Received, STREAM_WINDOW, server::InterimSender};
@@ -29,6 +34,9 @@ const LINGER: Duration = Duration::from_secs(5);
 const MOST_UNWANTED: usize = 64 * 1024;
 const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
+/// How long no byte of a body may come, as with HTTP/1.
+const STALL: Duration = Duration::from_secs(60);
+
 /// A body that is given back when it is dropped before its end.
 pub struct RequestBody {
     /// None: it has ended.
@@ -36,15 +44,28 @@ pub struct RequestBody {
     back: Option<oneshot::Sender<Received>>,
     /// Who waits to be asked for it (RFC 9110, section 10.1.1).
     asked: Option<InterimSender>,
+    /// Messages of a conversation, which may be far apart: gRPC and Connect.
+    is_conversation: bool,
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 /// What comes back of a [`RequestBody`].
 pub struct Rest(oneshot::Receiver<Received>);
 
 impl RequestBody {
-    pub(super) fn new(received: Received, asked: Option<InterimSender>) -> (Self, Rest) {
+    pub(super) fn new(received: Received, headers: &HeaderMap, asked: Option<InterimSender>) -> (Self, Rest) {
         let (back, rest) = oneshot::channel();
-        (Self { received: Some(received), back: Some(back), asked }, Rest(rest))
+        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes).to_ascii_lowercase();
+        let is_conversation = [&b"application/grpc"[..], b"application/connect+"].iter().any(|of| kind.starts_with(of));
+        (Self { received: Some(received), back: Some(back), asked, is_conversation, stalled: None }, Rest(rest))
+    }
+
+    /// Ready when the client has sent nothing for too long. h2 has room for it: all that came is with the reader.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_conversation {
+            return Poll::Pending;
+        }
+        self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL))).as_mut().poll(cx)
     }
 }
 
@@ -61,7 +82,15 @@ impl HttpBody for RequestBody {
         if let Some(client) = self.asked.take().filter(|_| polled.is_pending()) {
             client.send(StatusCode::CONTINUE, HeaderMap::new());
         }
-        polled
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        ready!(self.poll_stalled(cx));
+        // The stream is reset with it.
+        self.received = None;
+        let error = io::Error::new(io::ErrorKind::TimedOut, "the rest of the request's body did not come");
+        Poll::Ready(Some(Err(error.into())))
     }
 
     fn is_end_stream(&self) -> bool {

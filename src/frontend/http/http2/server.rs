@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -22,14 +23,16 @@ use hyper::body::Body as HttpBody;
 use tokio::{
     io::{copy, sink},
     sync::{mpsc, oneshot},
-    time::timeout_at,
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::BoxError;
 use tracing::debug;
 
 use super::{
     CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
     flood::Patient,
+    keepalive::{self, Activity},
     request_body::{RequestBody, Rest},
     send_body,
 };
@@ -47,6 +50,10 @@ const MOST_STREAMS: u32 = 250;
 
 /// How long the client may go on behind the last answer of its connection.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the connection preface may take, and how long a connection may wait for its next request.
+const PREFACE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(60);
 
 /// How many interim responses to one request may wait to be sent; those beyond are left out.
 const MOST_INTERIM: usize = 16;
@@ -80,27 +87,36 @@ struct Stream {
     respond: SendResponse<Bytes>,
     interim: mpsc::Receiver<Response<()>>,
     /// For a CONNECT: what the client sends, and who waits for it.
-    switching: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
+    switching: Option<(RecvStream, oneshot::Sender<Tunnel>, TaskTrackerToken)>,
     /// What is not read of the request's body; None where there is none.
     rest: Option<Rest>,
 }
 
 /// Serves a connection until it ends, or, in a drain, until its requests in progress are answered.
-pub async fn serve<F, A>(stream: BoxedIo, answer: F, drain: Drain) -> Result<(), h2::Error>
+///
+/// # Errors
+/// The connection breaks, the client breaks the protocol, or it is silent: before its preface, or to a PING.
+pub async fn serve<F, A>(stream: BoxedIo, answer: F, drain: Drain) -> Result<(), BoxError>
 where
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut stream = Patient::new(stream);
-    serve_streams(&mut stream, answer, drain).await?;
+    let activity = stream.activity();
+    serve_streams(&mut stream, &activity, answer, drain).await?;
     // It may still tell of room in its windows. Closing over that would be a reset, which overtakes the end of an answer.
-    if let Some(answered) = stream.last_answer() {
+    if let Some(answered) = activity.last_answer() {
         let _ = timeout_at(answered + LINGER, copy(&mut stream, &mut sink())).await;
     }
     Ok(())
 }
 
-async fn serve_streams<F, A>(stream: &mut Patient<BoxedIo>, answer: F, drain: Drain) -> Result<(), h2::Error>
+async fn serve_streams<F, A>(
+    stream: &mut Patient<BoxedIo>,
+    activity: &Activity,
+    answer: F,
+    drain: Drain,
+) -> Result<(), BoxError>
 where
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Response<Body>> + Send + 'static,
@@ -112,26 +128,60 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
         .enable_connect_protocol();
-    let mut connection = builder.handshake(stream).await?;
-    let mut is_draining = false;
+    let mut connection = tokio::select! {
+        connection = timeout(PREFACE, builder.handshake(stream)) => {
+            connection.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the preface of HTTP/2 did not come"))??
+        }
+        // A connection without its preface has nothing in progress.
+        () = drain.started() => return Ok(()),
+    };
+    let pings = connection.ping_pong().expect("they are taken once");
+    let mut gone = pin!(keepalive::until_gone(pings, activity.clone()));
+    // Closed, so that it can be waited for; streams come all the same.
+    let streams = TaskTracker::new();
+    streams.close();
+    let mut is_closing = false;
+    let mut idle_since = Instant::now();
     loop {
+        let is_idle = streams.is_empty();
+        let since = activity.last_answer().map_or(idle_since, |answer| answer.max(idle_since));
+        let idle_until = since + if is_closing { LINGER } else { IDLE };
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            () = drain.started(), if !is_draining => {
+            () = drain.started(), if !is_closing => {
                 connection.graceful_shutdown();
-                is_draining = true;
+                (is_closing, idle_since) = (true, Instant::now());
                 continue;
+            }
+            () = streams.wait(), if !is_idle => {
+                idle_since = Instant::now();
+                continue;
+            }
+            () = sleep_until(idle_until), if is_idle => {
+                // The end of an answer may have been sent meanwhile.
+                if activity.last_answer().is_some_and(|answer| answer > since) {
+                    continue;
+                }
+                if is_closing {
+                    return Ok(());
+                }
+                connection.graceful_shutdown();
+                (is_closing, idle_since) = (true, Instant::now());
+                continue;
+            }
+            () = gone.as_mut() => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not answer a PING").into());
             }
         };
         let Some(accepted) = accepted else { return Ok(()) };
         let (request, respond) = accepted?;
-        let (request, stream) = Stream::of(request, respond);
-        tokio::spawn(stream.answer(answer(request)));
+        let (request, stream) = Stream::of(request, respond, streams.token());
+        streams.spawn(stream.answer(answer(request)));
     }
 }
 
 impl Stream {
-    fn of(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> (Request<Body>, Self) {
+    fn of(request: Request<RecvStream>, respond: SendResponse<Bytes>, open: TaskTrackerToken) -> (Request<Body>, Self) {
         let (interim_sender, interim) = mpsc::channel(MOST_INTERIM);
         let interim_sender = InterimSender(interim_sender);
         let (mut parts, received) = request.into_parts();
@@ -140,14 +190,14 @@ impl Stream {
         let body = if parts.method == Method::CONNECT {
             let (sender, receiver) = oneshot::channel();
             parts.extensions.insert(Switching(Arc::new(Mutex::new(Some(receiver)))));
-            switching = Some((received, sender));
+            switching = Some((received, sender, open));
             body_of("")
         } else if received.is_end_stream() {
             body_of("")
         } else {
             let is_expected = parts.headers.get(EXPECT).is_some_and(|what| what.as_bytes() == b"100-continue");
             let received = Received::new(received, &parts.headers);
-            let (body, kept) = RequestBody::new(received, is_expected.then_some(interim_sender));
+            let (body, kept) = RequestBody::new(received, &parts.headers, is_expected.then_some(interim_sender));
             rest = Some(kept);
             body.boxed_unsync()
         };
@@ -213,7 +263,7 @@ impl Stream {
         };
         match switching {
             // Where nobody waits any more it is reset by being dropped.
-            Some((receiving, waiting)) => drop(waiting.send(Tunnel::new(receiving, sending))),
+            Some((receiving, waiting, open)) => drop(waiting.send(Tunnel::new(receiving, sending, open))),
             None if is_empty => {}
             None => send_body(sending, body).await?,
         }

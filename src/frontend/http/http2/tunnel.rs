@@ -9,6 +9,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// A stream of HTTP/2 as a connection.
 pub struct Tunnel {
@@ -17,11 +18,13 @@ pub struct Tunnel {
     /// What has come and was not read.
     read: Bytes,
     is_shut: bool,
+    /// Keeps the connection from being idle.
+    _open: TaskTrackerToken,
 }
 
 impl Tunnel {
-    pub(super) fn new(receiving: RecvStream, sending: SendStream<Bytes>) -> Self {
-        Self { receiving, sending, read: Bytes::new(), is_shut: false }
+    pub(super) fn new(receiving: RecvStream, sending: SendStream<Bytes>, open: TaskTrackerToken) -> Self {
+        Self { receiving, sending, read: Bytes::new(), is_shut: false, _open: open }
     }
 }
 

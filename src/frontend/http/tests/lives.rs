@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::*;
+use super::{frames::*, *};
 
 /// Longer than any limit of a connection.
 const LONG: Duration = Duration::from_secs(600);
@@ -80,4 +80,90 @@ async fn empty_lines_without_end_are_refused() {
     let mut answers = String::new();
     let _ = timeout(LONG, read.read_to_string(&mut answers)).await.expect("the front closes");
     assert!(answers.starts_with("HTTP/1.1 404 ") && answers.contains("HTTP/1.1 400 "), "{answers}");
+}
+
+/// Answers each PING, and returns when the front has closed, with how long that took.
+async fn answer_pings(mut stream: DuplexStream) -> Duration {
+    let began = Instant::now();
+    loop {
+        let mut head = [0; 9];
+        if timeout(LONG, stream.read_exact(&mut head)).await.expect("the front closes").is_err() {
+            return began.elapsed();
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if (head[3], head[4] & ACK) == (PING, 0) {
+            // The front may have closed meanwhile.
+            let _ = stream.write_all(&frame(PING, ACK, 0, &payload)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preface_of_http2_has_a_deadline() {
+    let world = World::new(Scheme::Http, show_headers);
+    for begin in [&b""[..], &preface()[..10]] {
+        let mut stream = world.connect(HttpVersion::Http2);
+        stream.write_all(begin).await.unwrap();
+        let closed = until_closed(&mut stream).await;
+        assert!(seconds(9, 11).contains(&closed), "{closed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_http2_that_answers_no_ping_is_gone() {
+    let world = World::new(Scheme::Http, |_| Box::pin(std::future::pending()));
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, GET);
+    for begin in [preface()[..24].to_vec(), preface(), [preface(), request].concat()] {
+        let mut stream = world.connect(HttpVersion::Http2);
+        stream.write_all(&begin).await.unwrap();
+        let closed = until_closed(&mut stream).await;
+        assert!(seconds(44, 46).contains(&closed), "{closed:?}");
+    }
+    assert_eq!(world.leases(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_of_http2_is_closed_after_a_minute() {
+    let world = World::new(Scheme::Http, show_headers);
+    for (begin, from) in [(vec![], 60), (frame(HEADERS, END_HEADERS | END_STREAM, 1, GET), 60)] {
+        let mut stream = world.connect(HttpVersion::Http2);
+        stream.write_all(&[preface(), begin].concat()).await.unwrap();
+        let closed = answer_pings(stream).await;
+        assert!(seconds(from - 1, from + 4).contains(&closed), "{closed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_takes_minutes_over_http2_comes_to_a_client_that_answers_pings() {
+    let world = World::new(Scheme::Http, |_| {
+        Box::pin(async {
+            tokio::time::sleep(LONG / 2).await;
+            Ok(Response::new(body_of("at last")))
+        })
+    });
+    let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
+    assert_eq!(text(response).await, "at last");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_over_http2_that_stalls_ends_its_request() {
+    let world = World::new(Scheme::Http, |request: Request<Incoming>| {
+        Box::pin(async move {
+            request.into_body().collect().await.map_err(io::Error::other)?;
+            Ok(Response::new(body_of("all of it")))
+        })
+    });
+    let body = || {
+        let first = futures::stream::iter([Ok(Frame::data(Bytes::from_static(b"x")))]);
+        StreamBody::new(futures::StreamExt::chain(first, futures::stream::pending())).boxed_unsync()
+    };
+    let mut client = world.http2().await;
+    let began = Instant::now();
+    let response = client.send_request(Request::post("http://web.localhost/").body(body()).unwrap()).await.unwrap();
+    assert!(!response.status().is_success(), "{}", response.status());
+    assert!(seconds(59, 62).contains(&began.elapsed()), "{:?}", began.elapsed());
+    // The messages of a call may be far apart.
+    let call = Request::post("http://web.localhost/").header("content-type", "application/grpc").body(body()).unwrap();
+    assert!(timeout(LONG, client.send_request(call)).await.is_err());
 }

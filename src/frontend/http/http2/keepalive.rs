@@ -1,0 +1,97 @@
+//! Notices that the client of an HTTP/2 connection is gone, by PING (RFC 9113, section 6.7).
+
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use h2::{Ping, PingPong};
+use tokio::time::{Instant, sleep_until};
+
+/// After this long without a byte from the client, it gets a PING. gRPC clients are asked as often by Envoy and linkerd.
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// The client is gone when no byte passed in either direction for this long after a PING. An answer that drains over a slow
+/// link is progress: the PING waits behind it.
+pub const ANSWER: Duration = Duration::from_secs(15);
+
+/// When something passed on a connection last. Clones share it.
+#[derive(Clone)]
+pub struct Activity(Arc<Mutex<Times>>);
+
+#[derive(Clone, Copy)]
+struct Times {
+    read: Instant,
+    written: Instant,
+    answer: Option<Instant>,
+}
+
+impl Activity {
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self(Arc::new(Mutex::new(Times { read: now, written: now, answer: None })))
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.0.lock().expect("no panic while the lock is held")
+    }
+
+    pub fn note_read(&self) {
+        self.times().read = Instant::now();
+    }
+
+    pub fn note_written(&self) {
+        self.times().written = Instant::now();
+    }
+
+    pub fn note_answer(&self) {
+        self.times().answer = Some(Instant::now());
+    }
+
+    /// Returns when headers or data of an answer were sent last. None: there was no answer.
+    pub fn last_answer(&self) -> Option<Instant> {
+        self.times().answer
+    }
+
+    fn last_read(&self) -> Instant {
+        self.times().read
+    }
+
+    fn last_byte(&self) -> Instant {
+        let times = *self.times();
+        times.read.max(times.written)
+    }
+}
+
+/// Sends a PING whenever the client is silent, and returns when the client is gone.
+///
+/// `pings`: of a connection that is polled meanwhile.
+pub async fn until_gone(mut pings: PingPong, activity: Activity) {
+    loop {
+        let read = activity.last_read();
+        sleep_until(read + SILENCE).await;
+        if activity.last_read() != read {
+            continue;
+        }
+        if pings.send_ping(Ping::opaque()).is_err() {
+            // The connection has ended, which its own poll tells.
+            return std::future::pending().await;
+        }
+        let asked = Instant::now();
+        loop {
+            let until = activity.last_byte().max(asked) + ANSWER;
+            tokio::select! {
+                pong = poll_fn(|cx| pings.poll_pong(cx)) => match pong {
+                    Ok(_) => break,
+                    Err(_) => return std::future::pending().await,
+                },
+                () = sleep_until(until) => {
+                    if activity.last_byte().max(asked) + ANSWER <= Instant::now() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
