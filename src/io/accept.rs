@@ -3,7 +3,7 @@
 use std::{fs::File, future::Future, io, net::SocketAddr, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
@@ -16,6 +16,11 @@ const BACKLOG: i32 = 4096;
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// TCP keep-alive of accepted connections: a client that vanished behind a NAT or with its VPN is noticed after
+/// 20 s + 3 * 10 s, and holds its stream no longer.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(20)).with_interval(Duration::from_secs(10)).with_retries(3);
 
 const WARN_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,8 +67,9 @@ pub async fn accept<F: Future<Output = ()>>(
         let error = match accepted {
             Ok((stream, peer)) => {
                 pause = PAUSE;
-                // It fails only on a socket that is closed already.
+                // They fail only on a socket that is closed already.
                 let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 serve(stream, peer);
                 continue;
             }
@@ -96,4 +102,26 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 /// EMFILE or ENFILE.
 fn is_about_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_have_keepalive() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted_tx, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        let serve = |stream, _| accepted_tx.send(stream).unwrap();
+        let stream = tokio::select! {
+            never = accept(&listener, 0, serve, |_| async {}) => match never {},
+            stream = accepted.recv() => stream.unwrap(),
+        };
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
+        drop(client);
+    }
 }
