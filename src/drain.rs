@@ -1,6 +1,6 @@
 //! Graceful end: stop accepting, let finish, then cut.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,9 +14,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// dropped where they wait. Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    tracker: TaskTracker,
+    /// Of this drain, then of those that it is a child of: each counts the task.
+    trackers: Trackers,
     draining: CancellationToken,
     cut: CancellationToken,
+}
+
+/// The tasks of a drain. Those of its children are among them.
+#[derive(Clone, Debug, Default)]
+struct Trackers {
+    own: TaskTracker,
+    parents: Arc<[TaskTracker]>,
 }
 
 impl Drain {
@@ -31,7 +39,9 @@ impl Drain {
         F: Future<Output = ()> + Send + 'static,
     {
         let cut = self.cut.clone();
-        self.tracker.spawn(async move {
+        let counted: Vec<_> = self.trackers.parents.iter().map(TaskTracker::token).collect();
+        self.trackers.own.spawn(async move {
+            let _counted = counted;
             tokio::select! {
                 () = task => {}
                 () = cut.cancelled() => {}
@@ -40,9 +50,12 @@ impl Drain {
     }
 
     /// Returns a drain that starts and cuts with this one, but can also be started, cut and waited for
-    /// alone: a removed listener ends its own connections, not everybody's.
+    /// alone: a removed listener ends its own connections, not everybody's. [`finish`](Self::finish) of this one waits
+    /// for the tasks of both.
     pub fn child(&self) -> Self {
-        Self { tracker: TaskTracker::new(), draining: self.draining.child_token(), cut: self.cut.child_token() }
+        let parents = self.trackers.parents.iter().chain([&self.trackers.own]).cloned().collect();
+        let trackers = Trackers { own: TaskTracker::new(), parents };
+        Self { trackers, draining: self.draining.child_token(), cut: self.cut.child_token() }
     }
 
     /// Asks every task to finish what it does and take nothing new.
@@ -71,13 +84,13 @@ impl Drain {
     /// Returns how many were cut.
     pub async fn finish(&self, grace: Duration) -> usize {
         self.start();
-        self.tracker.close();
-        if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
+        self.trackers.own.close();
+        if tokio::time::timeout(grace, self.trackers.own.wait()).await.is_ok() {
             return 0;
         }
-        let left = self.tracker.len();
+        let left = self.trackers.own.len();
         self.cut();
-        self.tracker.wait().await;
+        self.trackers.own.wait().await;
         left
     }
 }
@@ -99,6 +112,21 @@ mod tests {
         drain.spawn(std::future::pending());
         drain.spawn(std::future::pending());
         assert_eq!(drain.finish(Duration::from_secs(10)).await, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_of_children_have_the_grace_and_are_counted() {
+        let parent = Drain::new();
+        let (child, grandchild) = (parent.child(), parent.child().child());
+        let began = tokio::time::Instant::now();
+        child.spawn(tokio::time::sleep(Duration::from_secs(3)));
+        assert_eq!(parent.finish(Duration::from_secs(10)).await, 0);
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        child.spawn(std::future::pending());
+        grandchild.spawn(std::future::pending());
+        parent.spawn(std::future::pending());
+        assert_eq!(parent.finish(Duration::from_secs(10)).await, 3);
+        assert_eq!(child.finish(Duration::from_secs(10)).await, 0);
     }
 
     #[tokio::test]
