@@ -24,7 +24,7 @@ pub struct Args {}
 pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     let overrides = globals.overrides()?;
-    up::runtime()?.block_on(async {
+    up::run_to_end(async {
         let signals = Signals::new()?;
         let demo =
             Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;

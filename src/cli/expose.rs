@@ -75,7 +75,7 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     up::raise_descriptor_limit();
-    up::runtime()?.block_on(serve(globals, args))
+    up::run_to_end(serve(globals, args))
 }
 
 async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {

@@ -57,7 +57,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let options = options(&args)?;
     telemetry::init(globals.format(), globals.verbose);
     up::raise_descriptor_limit();
-    up::runtime()?.block_on(async {
+    up::run_to_end(async {
         let mut signals = Signals::new()?;
         let is_json = args.output == Some(Output::Json);
         let local_host = options.local_host.clone();

@@ -137,7 +137,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 .hint(Some("write 0.0.0.0:7835"))
         })?,
     };
-    up::runtime()?.block_on(serve(control, args.serve))
+    up::run_to_end(serve(control, args.serve))
 }
 
 /// Returns the keys of a file, else those of the environment.

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs::File,
+    future::Future,
     io::{self, IsTerminal},
     net::SocketAddr,
     process::ExitCode,
@@ -42,7 +43,7 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
         supervisor: std::env::current_exe().ok(),
         admin: true,
     };
-    runtime()?.block_on(async {
+    run_to_end(async {
         // Before the first socket: whoever sees one may send a signal.
         let signals = Signals::new()?;
         let bound = bind(app, config)?;
@@ -53,8 +54,17 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
 
 /// Returns the runtime that serves. One thread moves more bytes than a cluster's API server takes, and wakes no other
 /// to do it.
-pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Runs `main` to its end, and waits for nothing else: a name that is being resolved, or a credential plugin that ignores
+/// signals, blocks a thread for as long as it likes.
+pub fn run_to_end<T>(main: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(main);
+    runtime.shutdown_background();
+    ended
 }
 
 /// Raises the limit of descriptors to what the system allows without asking: each connection is one, and shells start
@@ -169,4 +179,24 @@ fn banner(bound: &Bound) -> String {
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_blocks_does_not_hold_up_the_end() {
+        let (ended_tx, ended) = std::sync::mpsc::channel::<()>();
+        let (tell_tx, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let main = run_to_end(async move {
+                tokio::task::spawn_blocking(move || ended.recv());
+                Ok(7)
+            });
+            tell_tx.send(main.ok())
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Some(7)));
+        drop(ended_tx);
+    }
 }
