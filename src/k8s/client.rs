@@ -49,7 +49,6 @@ pub struct Clusters {
     made: Mutex<HashMap<ClusterId, Entry>>,
 }
 
-#[derive(Clone)]
 struct Entry {
     files: Fingerprint,
     cluster: Arc<OnceCell<Arc<Cluster>>>,
@@ -103,13 +102,23 @@ impl Clusters {
     /// come at the same time share one sign-in.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
         let files = Fingerprint::of(&id.kubeconfig);
-        let entry = {
+        let made = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
             made.retain(|other, entry| other.kubeconfig != id.kubeconfig || entry.files == files);
-            made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() }).clone()
+            made.get(id).and_then(|entry| entry.cluster.get().cloned())
         };
+        if let Some(cluster) = made {
+            return Ok(cluster);
+        }
         let exec_path = self.exec_path.lock().expect("no panic while the lock is held").clone();
-        entry.cluster.get_or_try_init(|| Cluster::make(id, exec_path)).await.cloned()
+        // Loads before it keeps an entry: made-up context names in hostnames must not fill the map.
+        let config = kubeconfig::load(id, &exec_path).await?;
+        let cluster = {
+            let mut made = self.made.lock().expect("no panic while the lock is held");
+            let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
+            entry.cluster.clone()
+        };
+        cluster.get_or_try_init(|| Cluster::make(id, config)).await.cloned()
     }
 
     /// Forgets a cluster whose credentials were refused, so that the next use signs in again.
@@ -119,8 +128,7 @@ impl Clusters {
 }
 
 impl Cluster {
-    async fn make(id: &ClusterId, exec_path: ExecPath) -> Result<Arc<Self>, ClusterError> {
-        let config = kubeconfig::load(id, &exec_path).await?;
+    async fn make(id: &ClusterId, config: kube::Config) -> Result<Arc<Self>, ClusterError> {
         let context = id.context.clone();
         // kube runs the credential plugin while it builds these, and blocks.
         let sign_in = tokio::task::spawn_blocking(move || Self::build(context, config));
@@ -344,8 +352,29 @@ mod tests {
         fs::write(&path, kubeconfig.to_string()).unwrap();
         let paths: Vec<PathBuf> = vec![path];
         let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: ContextName("one".into()) };
-        let cluster = Cluster::make(&id, ExecPath::new(&[])).await.unwrap();
+        let cluster = Clusters::new(&[]).get(&id).await.unwrap();
         assert_eq!(cluster.auth_headers().await.unwrap()["authorization"], "Bearer secret");
         assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
+    }
+
+    #[tokio::test]
+    async fn a_context_that_does_not_exist_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "contexts": [{"name": "one", "context": {"cluster": "c"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let kubeconfig = Arc::new(KubeconfigPaths(vec![path]));
+        let id = |context: &str| ClusterId { kubeconfig: kubeconfig.clone(), context: ContextName(context.into()) };
+        let clusters = Clusters::new(&[]);
+        for name in ["two", "three"] {
+            let refused = clusters.get(&id(name)).await.err().unwrap();
+            assert!(matches!(refused, ClusterError::UnknownContext { .. }), "{refused}");
+        }
+        assert!(clusters.made.lock().unwrap().is_empty());
     }
 }
