@@ -300,7 +300,10 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
         return refuse(Refusal::Connect);
     }
     let mut hosts = request.headers().get_all(HOST).iter();
-    let host = hosts.next().and_then(|host| host.to_str().ok());
+    let host = match hosts.next().map(HeaderValue::to_str).transpose() {
+        Ok(host) => host,
+        Err(_) => return refuse(Refusal::Host),
+    };
     if hosts.next().is_some() {
         return refuse(Refusal::TwoHosts);
     }

@@ -1,6 +1,6 @@
 //! Stands before the HTTP/1 server: what can be read in two ways does not get to it, and a client that stalls or goes away is noticed.
 //!
-//! Bytes pass unchanged. A head is let through once it is whole and there is one way to read it; then its body passes, by its
+//! Bytes pass unchanged, but for characters of a target that have to be percent-encoded. A head is let through once it is whole and there is one way to read it; then its body passes, by its
 //! length or chunk by chunk; then the next head is looked at. In place of a head that is refused the server gets a request of the
 //! method [`REFUSED`], which no client can send, so that its answer comes in its turn, behind those of the requests before it.
 
@@ -51,7 +51,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const CHUNK: usize = 8 * 1024;
 
 /// The most that is held of what a client has sent: a head that is not whole, and what was read behind it.
-pub const MOST_HELD: usize = http1::LONGEST_HEAD + CHUNK;
+pub const MOST_HELD: usize = http1::LONGEST_HEAD + http1::LONGEST_TARGET + CHUNK;
 
 /// A client's connection, for the HTTP/1 server.
 pub struct Normaliser<T> {
@@ -180,6 +180,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
         };
         (self.searched, self.empty_lines, self.head_since) = (0, 0, None);
         let head = http1::check_head(&self.pending[..length])?;
+        let mut length = length;
+        if let Some(encoded) = http1::encode_target(&self.pending[..length])? {
+            let rest = self.pending.split_off(length);
+            length = encoded.len();
+            self.pending = BytesMut::from(&encoded[..]);
+            self.pending.unsplit(rest);
+        }
         self.gate.let_through.fetch_add(1, Ordering::Relaxed);
         (self.pass, self.next) = match head.framing {
             Framing::Length(body) => ((length as u64).saturating_add(body), Next::after(head.has_upgrade)),

@@ -4,7 +4,10 @@
 //! What two readers could take for two different requests is refused here, before anything that is lenient sees it.
 
 /// The longest head that is read, its last empty line included.
-pub const LONGEST_HEAD: usize = 64 * 1024;
+pub const LONGEST_HEAD: usize = 256 * 1024;
+
+/// The longest target; no reader of URIs takes more.
+pub const LONGEST_TARGET: usize = 64 * 1024 - 2;
 
 /// The most header lines of a head.
 pub const MOST_HEADERS: usize = 100;
@@ -44,6 +47,8 @@ pub enum Refusal {
     Version,
     #[error("the target has characters that must be percent-encoded, or a fragment")]
     Target,
+    #[error("the target is longer than {LONGEST_TARGET} bytes")]
+    TargetTooLong,
     #[error("adit is no forward proxy: CONNECT is not taken")]
     Connect,
     #[error("a line ends with a bare LF or has a bare CR")]
@@ -216,10 +221,57 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
                 || target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"https://"))
         }
     };
-    if !is_form || target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f || *byte == b'#') {
+    if !is_form || target.iter().any(|byte| !(b'!'..=b'~').contains(byte) || *byte == b'#') {
         return Err(Refusal::Target);
     }
+    if target.len() > LONGEST_TARGET {
+        return Err(Refusal::TargetTooLong);
+    }
     Ok(is_http10)
+}
+
+/// Percent-encodes what a target of a checked head may not have and clients send nevertheless: `"`, `<` and `>`, in the path
+/// also `` ` ``, `{` and `}`. Browsers encode the same (WHATWG URL, path and query percent-encode sets). None: there is
+/// nothing to encode.
+///
+/// # Errors
+/// The host of an absolute target has such a character, or the target becomes too long.
+pub fn encode_target(head: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    let line = head.iter().position(|byte| *byte == b'\r').unwrap_or(head.len());
+    let Some(start) = head[..line].iter().position(|byte| *byte == b' ').map(|at| at + 1) else { return Ok(None) };
+    let end = head[start..line].iter().position(|byte| *byte == b' ').map_or(line, |at| start + at);
+    let target = &head[start..end];
+    if !target.iter().any(|byte| is_odd(*byte)) {
+        return Ok(None);
+    }
+    let authority = match target.windows(3).position(|window| window == b"://").filter(|_| target[0] != b'/') {
+        Some(at) => at + 3,
+        None => 0,
+    };
+    let path = target[authority..].iter().position(|byte| matches!(byte, b'/' | b'?')).map(|at| authority + at);
+    let path = path.unwrap_or(target.len());
+    if target[..path].iter().any(|byte| is_odd(*byte)) {
+        return Err(Refusal::Target);
+    }
+    let mut encoded = head[..start + path].to_vec();
+    let mut is_query = false;
+    for byte in &target[path..] {
+        is_query |= *byte == b'?';
+        if is_odd(*byte) && !(is_query && matches!(byte, b'`' | b'{' | b'}')) {
+            encoded.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        } else {
+            encoded.push(*byte);
+        }
+    }
+    if encoded.len() - start > LONGEST_TARGET {
+        return Err(Refusal::TargetTooLong);
+    }
+    encoded.extend_from_slice(&head[end..]);
+    Ok(Some(encoded))
+}
+
+fn is_odd(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'`' | b'{' | b'}')
 }
 
 /// A piece of a chunked body (RFC 9112, section 7.1).
@@ -364,6 +416,8 @@ mod tests {
             ("GET / http/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
             ("GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET /#x HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET /?\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Connect),
@@ -376,6 +430,31 @@ mod tests {
         let many = "X: y\r\n".repeat(MOST_HEADERS);
         assert_eq!(with(many.trim_end()), Err(Refusal::TooLarge));
         assert_eq!(head_end(&vec![b'a'; LONGEST_HEAD + 1], 0), Err(Refusal::TooLarge));
+    }
+
+    #[test]
+    fn odd_characters_of_a_target_are_encoded() {
+        for (target, encoded) in [
+            ("/a", None),
+            ("/a?x=[|y|]^\\{b}`", None),
+            (r#"/q?query=up{job="x"}"#, Some("/q?query=up{job=%22x%22}")),
+            ("/{a}/`b`/<c>?<d>", Some("/%7Ba%7D/%60b%60/%3Cc%3E?%3Cd%3E")),
+            (r#"http://a?"b""#, Some("http://a?%22b%22")),
+            (r#"/?u=http://"b""#, Some("/?u=http://%22b%22")),
+        ] {
+            let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {{a}}\r\nX: \"<>\r\n\r\n").into_bytes();
+            let found = encode_target(&head(target)).unwrap();
+            let wanted = encoded.map(head);
+            // What need not be encoded stays; the head as it is means the same.
+            assert_eq!(
+                found.as_deref().unwrap_or(&head(target)),
+                wanted.as_deref().unwrap_or(&head(target)),
+                "{target}"
+            );
+        }
+        assert_eq!(encode_target(b"GET http://a\"b/ HTTP/1.1\r\n\r\n"), Err(Refusal::Target));
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "\"".repeat(30_000));
+        assert_eq!(encode_target(long.as_bytes()), Err(Refusal::TargetTooLong));
     }
 
     #[test]

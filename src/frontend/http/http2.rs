@@ -31,7 +31,10 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
 /// The longest head that is taken, by the rule of RFC 9113, section 6.5.2.
-const LONGEST_HEAD: u32 = 64 * 1024;
+const LONGEST_HEAD: u32 = 256 * 1024;
+
+/// The same for the answers of pods: 256 KiB as HTTP/1.1 counts them, which leaves 32 bytes of each header out.
+const LONGEST_ANSWER_HEAD: u32 = 512 * 1024;
 
 /// The body of a message that comes in.
 struct Received {

@@ -56,6 +56,7 @@ pub fn refused(refused: Option<Refused>) -> Page {
     let (status, code) = match refused {
         Some(Refused::Slow) => (StatusCode::REQUEST_TIMEOUT, "slow"),
         Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
+        Some(Refused::Ambiguous(Refusal::TargetTooLong)) => (StatusCode::URI_TOO_LONG, "target-too-long"),
         Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),
         Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, "connect"),
         _ => (StatusCode::BAD_REQUEST, "ambiguous"),
@@ -108,7 +109,10 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
 pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
     match (error, error.fault()) {
         (RequestError::Open(error), _) => unopened(error, host, route),
-        (RequestError::Client(_), _) => Page::new(StatusCode::BAD_REQUEST, "body", "the body did not come to its end"),
+        (RequestError::Client(cause), _) => Page {
+            cause: Some(cause.clone()),
+            ..Page::new(StatusCode::BAD_REQUEST, "body", "the request's body is not complete")
+        },
         (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Tls(error), None) => Page {
             cause: Some(error.to_string()),
@@ -133,7 +137,7 @@ pub fn describe(error: &RequestError) -> String {
     match error {
         RequestError::Open(error) => error.to_string(),
         RequestError::Tls(error) => format!("TLS: {error}"),
-        RequestError::Client(error) => format!("the request's body did not come to its end: {error}"),
+        RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::Http1(error) => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),

@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod around;
+mod backends;
 mod differential;
 mod floods;
 mod frames;

@@ -1,6 +1,8 @@
 //! Requests to the pod: on which connection, and what is done where one fails.
 
+mod heard;
 pub mod pool;
+mod retry;
 
 use std::{
     io,
@@ -11,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version,
-    header::{COOKIE, HOST},
+    header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING},
     uri::PathAndQuery,
 };
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
@@ -22,7 +24,11 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::BoxError;
 
-use self::pool::{Key, Pool, Returning, Sender};
+use self::{
+    heard::{Broken, Heard, innermost},
+    pool::{H1, Key, Pool, Returning, Sender},
+    retry::{Attempt, Attempts, Outcome},
+};
 use super::{super::tls::backend::ClientConfigs, http2, interim::Listener};
 use crate::{
     config::Scheme,
@@ -40,14 +46,15 @@ pub fn body_of(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Milliseconds between the attempts of a request that may be repeated; a pod that is replaced takes about a second to say so.
-const PAUSES: [u64; 5] = [50, 100, 200, 400, 800];
-
-/// How often a connection that was used before is tried for one request, before a new one is made.
-const MOST_USED: usize = 2;
-
 /// A body of up to this size is kept, so that the request can be repeated.
 const LONGEST_KEPT: u64 = 64 * 1024;
+
+/// The most header lines of an answer.
+const MOST_HEADERS: usize = 2_000;
+
+/// How long a request waits for an answer before idle connections to the same target are closed. A server that serves one
+/// connection at a time does not see the next one before that.
+const ALONE: Duration = Duration::from_millis(100);
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,8 +64,8 @@ pub enum RequestError {
     Tls(io::Error),
     Http1(hyper::Error),
     Http2(h2::Error),
-    /// The client did not send its body to the end.
-    Client(BoxError),
+    /// The client did not send its body to the end; why.
+    Client(String),
 }
 
 impl RequestError {
@@ -106,7 +113,7 @@ impl Repeatable {
         let (parts, body) = request.into_parts();
         let body = match body.is_end_stream() {
             true => Bytes::new(),
-            false => body.collect().await.map_err(RequestError::Client)?.to_bytes(),
+            false => body.collect().await.map_err(|error| RequestError::Client(innermost(&*error)))?.to_bytes(),
         };
         Ok(Ok(Self { head: Request::from_parts(parts, ()), body }))
     }
@@ -129,10 +136,8 @@ impl Upstreams {
 
     /// Sends a request and returns the head of the response, with what has to be kept until its body has ended.
     ///
-    /// What certainly did not leave is sent again, whatever its method. A request that may be repeated is sent again
-    /// when its connection ended without a byte of an answer: a pod that is stopped ends its connections, and ours
-    /// learns of it up to a second later. Others get a connection of their own, so that they meet none that is just
-    /// ending; none of them is sent twice.
+    /// What is sent again is the matter of [`retry`]. A request that may be repeated takes a connection that was used
+    /// before; others get a connection of their own, so that they meet none that is just ending.
     pub async fn send(
         self: &Arc<Self>,
         route: &Route,
@@ -158,41 +163,62 @@ impl Upstreams {
                 Err(request) => (None, Some(request)),
             },
         };
-        let (mut pauses, mut used) = (PAUSES.iter(), 0);
+        let is_idempotent = repeatable.is_some();
+        let broken = Broken::default();
+        once = once.map(|request| request.map(|body| broken.watch(body)));
+        let mut attempts = Attempts::default();
         loop {
             let Some(next) = once.take().or_else(|| repeatable.as_ref().map(Repeatable::request)) else {
                 return Err(RequestError::Tls(io::ErrorKind::NotConnected.into()));
             };
             let may_share = repeatable.is_some() || (scheme == Scheme::H2c && !is_upgrade);
-            let pooled = if may_share && used < MOST_USED { self.pool.take(&key).await } else { None };
-            let is_pooled = pooled.is_some();
+            let pooled = if may_share && attempts.may_use_again() { self.pool.take(&key).await } else { None };
+            let was_used = pooled.is_some();
             let (mut sender, placement) = match pooled {
                 Some(pooled) => pooled,
                 None => self.connect(&key, lease, is_upgrade).await?,
             };
-            let (error, unsent) = match send_on(&mut sender, scheme, next).await {
+            let sending = send_on(&mut sender, scheme, next);
+            let sent = match was_used {
+                true => sending.await,
+                false => self.beside_idle(&key, sending).await,
+            };
+            let failed = match sent {
                 Ok(response) if is_upgrade => return Ok((response, None)),
                 Ok(response) => return Ok((response, self.pool.returning(key, sender, placement))),
-                Err(failed) => failed,
+                Err(failed) => *failed,
             };
-            // The tunnel has tried this for as long as it may help.
-            if error.fault().is_some_and(StreamFault::never_reached_the_pod) {
-                return Err(error);
+            if let Some(cause) = broken.cause() {
+                return Err(RequestError::Client(cause));
             }
-            // What ended one connection has ended the others like it.
-            self.pool.forget(&key);
-            once = unsent.filter(|_| is_pooled);
-            match (once.is_some() || repeatable.is_some(), is_pooled, pauses.as_slice().first()) {
-                (true, true, _) => {
+            // The tunnel has tried this for as long as it may help.
+            if failed.error.fault().is_some_and(StreamFault::never_reached_the_pod) {
+                return Err(failed.error);
+            }
+            if !failed.is_of_stream {
+                // What ended one connection has ended the others like it.
+                self.pool.forget(&key);
+            }
+            once = failed.unsent;
+            let is_kept = once.is_some() || repeatable.is_some();
+            match attempts.again(Attempt { outcome: failed.outcome, is_kept, is_idempotent, was_used }) {
+                Some(pause) => {
                     self.metrics.retries.fetch_add(1, Ordering::Relaxed);
-                    used += 1;
+                    sleep(pause).await;
                 }
-                (true, false, Some(pause)) => {
-                    self.metrics.retries.fetch_add(1, Ordering::Relaxed);
-                    sleep(Duration::from_millis(*pause)).await;
-                    pauses.next();
-                }
-                _ => return Err(error),
+                None => return Err(failed.error),
+            }
+        }
+    }
+
+    /// Waits for an answer on a new connection; while there is none, idle connections to the same target are closed.
+    async fn beside_idle<F: Future>(&self, key: &Key, sending: F) -> F::Output {
+        let mut sending = std::pin::pin!(sending);
+        loop {
+            match timeout(ALONE, sending.as_mut()).await {
+                Ok(sent) => return sent,
+                // Those in steady use are not idle for as long.
+                Err(_) => self.pool.close_idle(&key.target, ALONE),
             }
         }
     }
@@ -225,14 +251,18 @@ impl Upstreams {
     ) -> Result<Sender, RequestError> {
         if !is_h2 {
             let builder = &mut http1::Builder::new();
+            let heard = Heard::default();
+            // Browsers take both: many headers, and a space before the colon.
             let (sender, connection) = builder
                 .preserve_header_case(true)
-                .handshake(TokioIo::new(stream))
+                .max_headers(MOST_HEADERS)
+                .allow_spaces_after_header_name_in_responses(true)
+                .handshake(TokioIo::new(heard.on(stream)))
                 .await
                 .map_err(RequestError::Http1)?;
             // What goes wrong on the connection is told to the request on it.
             self.drain.spawn(async move { drop(connection.with_upgrades().await) });
-            return Ok(Sender::H1(sender));
+            return Ok(Sender::H1(H1 { sender, heard }));
         }
         let (sender, connection) = http2::client::handshake(stream).await.map_err(RequestError::Http2)?;
         self.drain.spawn(async move { drop(connection.await) });
@@ -241,27 +271,47 @@ impl Upstreams {
     }
 }
 
-/// Sends a request; gives it back where it certainly did not leave.
+/// An attempt that failed.
+struct Failed {
+    error: RequestError,
+    outcome: Outcome,
+    /// The request, where it certainly did not leave.
+    unsent: Option<Request<Body>>,
+    /// The connection goes on.
+    is_of_stream: bool,
+}
+
 async fn send_on(
     sender: &mut Sender,
     scheme: Scheme,
     mut request: Request<Body>,
-) -> Result<Response<Body>, (RequestError, Option<Request<Body>>)> {
+) -> Result<Response<Body>, Box<Failed>> {
     match sender {
-        Sender::H1(sender) => {
+        Sender::H1(H1 { sender, heard }) => {
             to_http1(&mut request);
             if let Some(listener) = request.extensions_mut().remove::<Listener>() {
                 on_informational(&mut request, move |response| listener.tell(response.status(), response.headers()));
             }
+            heard.forget();
             let sent = sender.try_send_request(request).await.map_err(|mut error| {
                 let unsent = error.take_message();
-                (RequestError::Http1(error.into_error()), unsent)
+                let outcome = match (&unsent, heard.anything()) {
+                    (Some(_), _) => Outcome::NotSent,
+                    (None, false) => Outcome::Unanswered,
+                    (None, true) => Outcome::Answered,
+                };
+                let error = RequestError::Http1(error.into_error());
+                Box::new(Failed { error, outcome, unsent, is_of_stream: false })
             })?;
             Ok(sent.map(|body| body.map_err(BoxError::from).boxed_unsync()))
         }
         Sender::H2(sender) => {
             to_http2(&mut request, scheme);
-            sender.send(request).await.map_err(|(error, unsent)| (RequestError::Http2(error), unsent))
+            sender.send(request).await.map_err(|(error, unsent)| {
+                let outcome = if unsent.is_some() { Outcome::NotSent } else { Outcome::of_http2(&error) };
+                let is_of_stream = error.is_reset();
+                Box::new(Failed { error: RequestError::Http2(error), outcome, unsent, is_of_stream })
+            })
         }
     }
 }
@@ -280,6 +330,11 @@ fn to_http1(request: &mut Request<Body>) {
         if let Ok(joined) = HeaderValue::from_bytes(&pairs.join(&b"; "[..])) {
             request.headers_mut().insert(COOKIE, joined);
         }
+    }
+    let has_length = request.headers().contains_key(CONTENT_LENGTH) || request.body().size_hint().exact().is_some();
+    if !request.body().is_end_stream() && !has_length {
+        // hyper takes a GET or HEAD whose length is unknown for one without a body, unless this is said.
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = origin_form(request.uri());

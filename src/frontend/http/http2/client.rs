@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tower::BoxError;
 use tracing::debug;
 
-use super::{CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, send_body};
+use super::{CONNECTION_WINDOW, LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW, send_body};
 use crate::{
     frontend::http::{headers, interim::Listener, upstream::Body},
     io::BoxedIo,
@@ -35,7 +35,7 @@ pub async fn handshake(
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(LONGEST_HEAD)
+        .max_header_list_size(LONGEST_ANSWER_HEAD)
         .enable_push(false);
     let (sender, connection) = builder.handshake(stream).await?;
     Ok((Sender(sender), connection))

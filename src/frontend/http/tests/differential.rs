@@ -150,6 +150,9 @@ fn ambiguous() -> Vec<Vec<u8>> {
         "GET /a#b HTTP/1.1",
         "GET /\u{1}a HTTP/1.1",
         "GET /\u{7f} HTTP/1.1",
+        "GET /\u{e9} HTTP/1.1",
+        "GET /?\u{e9} HTTP/1.1",
+        "GET http://a\"b/ HTTP/1.1",
         "GET ftp://web.localhost/ HTTP/1.1",
         "GET web.localhost:80 HTTP/1.1",
         "CONNECT web.localhost:80 HTTP/1.1",
@@ -254,7 +257,7 @@ async fn all_that_is_valid_arrives_as_it_was_sent() {
         "/~u/(x)!$&'*+,;=:@",
         "/a?[x]=|y|",
         "/a?q=http://b/c?d",
-        "/\u{e9}",
+        "/a?{b}`^c",
     ];
     for target in targets {
         all.push(("GET".to_owned(), target, Vec::new(), Vec::new(), Vec::new()));
@@ -316,6 +319,10 @@ async fn all_that_is_valid_arrives_as_it_was_sent() {
     for body in ["", "x", "GET / HTTP/1.1\r\nHost: other\r\n\r\n", "\r\n\r\n"] {
         let headers = vec![("content-length", body.len().to_string().into_bytes())];
         all.push(("PUT".to_owned(), "/l", headers, body.into(), body.into()));
+    }
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
+        let (headers, sent) = chunked("5\r\nhello\r\n0\r\n\r\n");
+        all.push((method.to_owned(), "/m", headers, sent, "hello".into()));
     }
     for (method, target, headers, sent, body) in all {
         let mut request = format!("{method} {target} HTTP/1.1\r\nHost: web.localhost\r\n").into_bytes();

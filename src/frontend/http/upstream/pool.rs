@@ -9,7 +9,7 @@ use std::{
 use hyper::client::conn::http1;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{super::http2, Body};
+use super::{super::http2, Body, heard::Heard};
 use crate::{
     config::{BackendTls, Scheme},
     drain::Drain,
@@ -38,8 +38,14 @@ pub struct Key {
 
 /// The sending end of a connection.
 pub enum Sender {
-    H1(http1::SendRequest<Body>),
+    H1(H1),
     H2(http2::client::Sender),
+}
+
+/// A connection that serves one request at a time.
+pub struct H1 {
+    pub sender: http1::SendRequest<Body>,
+    pub heard: Heard,
 }
 
 /// The connections that can take a request.
@@ -59,7 +65,7 @@ struct State {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Body>,
+    connection: H1,
     placement: Placement,
     since: Instant,
 }
@@ -83,18 +89,18 @@ impl Pool {
                 let all = state.idle.get_mut(key)?;
                 // The last one used is the one most likely to be alive; one whose answer has been read to the end just now
                 // needs a moment in another task, the one that has had the most of it the least.
-                let ready = all.iter().rposition(|idle| idle.sender.is_ready());
+                let ready = all.iter().rposition(|idle| idle.connection.sender.is_ready());
                 let idle = all.remove(ready.unwrap_or(0));
                 if all.is_empty() {
                     state.idle.remove(key);
                 }
                 idle
             };
-            if idle.placement.is_leaving() || idle.sender.is_closed() {
+            if idle.placement.is_leaving() || idle.connection.sender.is_closed() {
                 continue;
             }
-            match timeout(BREATH, idle.sender.ready()).await {
-                Ok(Ok(())) => return Some((Sender::H1(idle.sender), idle.placement)),
+            match timeout(BREATH, idle.connection.sender.ready()).await {
+                Ok(Ok(())) => return Some((Sender::H1(idle.connection), idle.placement)),
                 Ok(Err(_)) => {}
                 // The machine is busy: it is for another request.
                 Err(_) => {
@@ -113,7 +119,7 @@ impl Pool {
     /// Returns what gives a connection back that serves one request at a time.
     pub fn returning(self: &Arc<Self>, key: Key, sender: Sender, placement: Placement) -> Option<Returning> {
         match sender {
-            Sender::H1(sender) => Some(Returning { pool: self.clone(), key, sender: Some(sender), placement }),
+            Sender::H1(h1) => Some(Returning { pool: self.clone(), key, connection: Some(h1), placement }),
             Sender::H2(_) => None,
         }
     }
@@ -123,6 +129,16 @@ impl Pool {
         let mut state = self.lock();
         state.idle.remove(key);
         state.h2.remove(key);
+    }
+
+    /// Closes the connections to a target that have been idle for at least `idle`.
+    pub fn close_idle(&self, target: &Target, idle: Duration) {
+        self.lock().idle.retain(|key, all| {
+            if key.target == *target {
+                all.retain(|unused| unused.since.elapsed() < idle);
+            }
+            !all.is_empty()
+        });
     }
 
     /// Keeps a connection for the next request.
@@ -149,7 +165,7 @@ impl Pool {
             let mut state = self.lock();
             state.idle.retain(|_, all| {
                 let is_kept = |idle: &Idle| idle.since.elapsed() < IDLE && !idle.placement.is_leaving();
-                all.retain(|idle| is_kept(idle) && !idle.sender.is_closed() && !is_draining);
+                all.retain(|idle| is_kept(idle) && !idle.connection.sender.is_closed() && !is_draining);
                 !all.is_empty()
             });
             state.h2.retain(|_, (sender, placement)| !sender.is_closed() && !placement.is_leaving() && !is_draining);
@@ -169,18 +185,18 @@ impl Pool {
 pub struct Returning {
     pool: Arc<Pool>,
     key: Key,
-    sender: Option<http1::SendRequest<Body>>,
+    connection: Option<H1>,
     placement: Placement,
 }
 
 impl Drop for Returning {
     fn drop(&mut self) {
-        if let Some(sender) = self.sender.take()
-            && !sender.is_closed()
+        if let Some(connection) = self.connection.take()
+            && !connection.sender.is_closed()
             && !self.placement.is_leaving()
             && !self.pool.drain.is_draining()
         {
-            let idle = Idle { sender, placement: self.placement.clone(), since: Instant::now() };
+            let idle = Idle { connection, placement: self.placement.clone(), since: Instant::now() };
             self.pool.keep(self.key.clone(), idle);
         }
     }
