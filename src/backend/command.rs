@@ -13,6 +13,7 @@ pub mod supervisor;
 
 use std::{
     collections::HashMap,
+    io,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -22,18 +23,24 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep},
+    sync::watch,
+    time::{Instant, sleep, timeout},
 };
 
 use self::{
     ports::{Lent, PortPool},
     process::Process,
 };
-use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
+use super::{
+    CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault,
+};
 use crate::{
     config::{Command, CommandMode},
     io::{BoxedIo, abandoned::Ends, held::Held},
 };
+
+/// A process whose port is closed may have died just now: so long its end is waited for, which says more.
+const DYING: Duration = Duration::from_millis(200);
 
 /// How often it is looked whether a command listens.
 const LOOK_EVERY: Duration = Duration::from_millis(40);
@@ -117,7 +124,7 @@ impl Commands {
             sleep(LOOK_EVERY).await;
         }
         let endpoint = endpoint(port.number());
-        Ok(Box::new(ListenSession { process, port, endpoint, placement, gauges }))
+        Ok(Box::new(ListenSession { process, port, endpoint, placement, gauges, refuses: watch::Sender::new(None) }))
     }
 
     /// Waits before a command that keeps ending is started again.
@@ -145,18 +152,38 @@ struct ListenSession {
     endpoint: Endpoint,
     placement: Placement,
     gauges: Arc<SessionGauges>,
+    /// Set when its port refused a connection.
+    refuses: watch::Sender<Option<CloseReason>>,
+}
+
+impl ListenSession {
+    fn over(&self, how: String) -> CloseReason {
+        CloseReason::Command { detail: format!("{}: {how}", self.endpoint.pod) }
+    }
 }
 
 impl Session for ListenSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let port = self.port.number();
             let connected = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
                 Err(_) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await,
                 connected => connected,
             };
-            let stream =
-                connected.map_err(|error| StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") })?;
+            let stream = match connected {
+                Ok(stream) => stream,
+                // It lives and listens no more: another one is started. This one ends with its last stream.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let refuses = || self.process.with_last_words(&format!("it refuses connections on port {port}"));
+                    let reason = timeout(DYING, self.process.ended()).await.unwrap_or_else(|_| refuses());
+                    let reason = self.over(reason);
+                    self.refuses.send_replace(Some(reason.clone()));
+                    return Err(ConnectError::Over(reason));
+                }
+                Err(error) => {
+                    return Err(StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") }.into());
+                }
+            };
             // It fails only on a socket that is closed already.
             let _ = stream.set_nodelay(true);
             let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
@@ -165,7 +192,13 @@ impl Session for ListenSession {
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
-        Box::pin(async move { CloseReason::Lost { detail: self.process.ended().await } })
+        let mut refuses = self.refuses.subscribe();
+        Box::pin(async move {
+            tokio::select! {
+                how = self.process.ended() => self.over(how),
+                Ok(reason) = refuses.wait_for(Option::is_some) => reason.clone().unwrap_or_else(|| self.over(String::new())),
+            }
+        })
     }
 
     fn endpoint(&self) -> &Endpoint {
@@ -188,10 +221,13 @@ struct StdioSession {
 }
 
 impl Session for StdioSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
-            let stream = process::stream(&self.command, &self.program, self.supervisor.as_deref())
-                .map_err(|error| StreamFault::Other { detail: error.to_string() })?;
+            let stream =
+                process::stream(&self.command, &self.program, self.supervisor.as_deref()).map_err(|error| {
+                    let cause = error.cause().unwrap_or_default();
+                    StreamFault::Other { detail: format!("{error}: {cause}") }
+                })?;
             let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
             Ok((stream, self.placement.clone()))
         })

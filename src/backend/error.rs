@@ -10,7 +10,7 @@ pub enum OpenError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     /// Nothing could be opened within the time that a caller waits.
-    #[error("no connection within {} s", after.as_secs())]
+    #[error("no connection within {} s", after.as_secs_f32().round())]
     TimedOut { after: Duration },
     /// A command that leads to the backend is of no use.
     #[error("{what}")]
@@ -18,6 +18,12 @@ pub enum OpenError {
     /// More names that were never used before than is plausible for one person.
     #[error("too many new names in a short time")]
     TooManyNew,
+    /// The tunnel runs, and gives no stream.
+    #[error(transparent)]
+    Stream(#[from] StreamFault),
+    /// No client of the relay offers what the target names: it has just gone.
+    #[error("no client offers {name:?} at the moment")]
+    NoClient { name: String },
     /// adit is shutting down, or the tunnel was stopped by hand or by a reload.
     #[error("the tunnel was stopped")]
     Stopped,
@@ -81,6 +87,17 @@ impl From<StreamFault> for io::Error {
     }
 }
 
+/// Why a session gave no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// This attempt failed, and the session takes others. Its caller is told at once.
+    #[error(transparent)]
+    Retry(#[from] StreamFault),
+    /// The session takes no new streams: [`Session::closed`](super::Session::closed) has resolved. Another session may.
+    #[error(transparent)]
+    Over(CloseReason),
+}
+
 /// Why a session takes no new streams.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
@@ -88,6 +105,22 @@ pub enum CloseReason {
     PodGone { detail: String },
     #[error("lost the connection to the cluster: {detail}")]
     Lost { detail: String },
+    /// The command that leads to the backend is of no use any more. It is started again once for a caller.
+    #[error("{detail}")]
+    Command { detail: String },
+    /// The client of the relay is gone.
+    #[error("the client is gone")]
+    ClientGone,
+}
+
+impl From<CloseReason> for StreamFault {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::PodGone { detail } => Self::PodGone { detail },
+            CloseReason::Lost { detail } => Self::Lost { detail },
+            CloseReason::Command { .. } | CloseReason::ClientGone => Self::Other { detail: reason.to_string() },
+        }
+    }
 }
 
 impl OpenError {
@@ -98,6 +131,8 @@ impl OpenError {
             Self::TimedOut { .. } => "timeout",
             Self::Command { .. } => "command",
             Self::TooManyNew => "too-many-names",
+            Self::Stream(_) => "no-stream",
+            Self::NoClient { .. } => "no-client",
             Self::Stopped => "stopped",
         }
     }
@@ -130,6 +165,7 @@ impl OpenError {
             Self::Cluster(error) => error.hint(),
             Self::Command { hint, .. } => hint.clone(),
             Self::TooManyNew => Some("try again in a second".to_owned()),
+            Self::NoClient { .. } => Some("does 'adit local --name NAME' run?".to_owned()),
             _ => None,
         }
     }

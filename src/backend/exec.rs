@@ -24,7 +24,7 @@ use self::{
     program::{Nc, Program},
     stream::ExecStream,
 };
-use super::{CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault};
+use super::{CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges};
 use crate::{
     config::{Jump, JumpMethod, Namespace, PortRef, Workload},
     io::{BoxedIo, abandoned::Ends, held::Held},
@@ -206,7 +206,7 @@ struct JumpSession {
 }
 
 impl JumpSession {
-    async fn open_stream(&self) -> Result<(BoxedIo, Placement), StreamFault> {
+    async fn open_stream(&self) -> Result<(BoxedIo, Placement), ConnectError> {
         let jump = &self.way.jump;
         match self.way.exec(&self.program.command(&jump.host, jump.port)).await {
             Ok(mut stream) => {
@@ -217,25 +217,20 @@ impl JumpSession {
                 Ok((Box::new(Held::new(stream, counted)), self.placement.clone()))
             }
             Err(error) => {
-                let (fault, reason) = match error {
-                    UpgradeError::PodGone(detail) => {
-                        (StreamFault::PodGone { detail: detail.clone() }, CloseReason::PodGone { detail })
-                    }
-                    UpgradeError::Cluster(error) => {
-                        let detail = error.to_string();
-                        (StreamFault::Lost { detail: detail.clone() }, CloseReason::Lost { detail })
-                    }
+                let reason = match error {
+                    UpgradeError::PodGone(detail) => CloseReason::PodGone { detail },
+                    UpgradeError::Cluster(error) => CloseReason::Lost { detail: error.to_string() },
                 };
                 self.placement.leave();
-                self.closed.send_replace(Some(reason));
-                Err(fault)
+                self.closed.send_replace(Some(reason.clone()));
+                Err(ConnectError::Over(reason))
             }
         }
     }
 }
 
 impl Session for JumpSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(self.open_stream())
     }
 

@@ -5,7 +5,7 @@ pub mod error;
 pub mod exec;
 pub mod port_forward;
 
-pub use error::{Blame, CloseReason, OpenError, StreamFault};
+pub use error::{Blame, CloseReason, ConnectError, OpenError, StreamFault};
 
 pub use crate::k8s::ServicePort;
 
@@ -62,7 +62,7 @@ impl Backend for Backends {
             },
             Target::Command(command) => Box::pin(self.commands.open(command)),
             // A relay has a backend of its own for these.
-            Target::Relayed(_) => Box::pin(async { Err(OpenError::Stopped) }),
+            Target::Relayed(name) => Box::pin(async { Err(OpenError::NoClient { name: name.to_string() }) }),
         }
     }
 }
@@ -70,11 +70,11 @@ impl Backend for Backends {
 /// A way to the endpoints of a target, over which many streams go.
 pub trait Session: Send + Sync + 'static {
     /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
-    /// refuses shows as a read error that carries a [`StreamFault`]. `client`: for whom, where it can be found out when he is gone.
+    /// refuses shows as a read error that carries a [`StreamFault`]. `client`: for whom, where it can be found out when it is gone.
     ///
     /// # Errors
-    /// The session cannot take a new stream; another session may.
-    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>>;
+    /// [`ConnectError`] says whether the session takes other streams.
+    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>>;
 
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;

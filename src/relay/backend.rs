@@ -1,18 +1,15 @@
 //! HTTP tunnels of a relay as a backend of the HTTP front.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::server::{Server, tunnels::Tunnel};
 use crate::{
-    backend::{Backend, CloseReason, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault},
+    backend::{
+        Backend, CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges,
+        StreamFault,
+    },
     io::{BoxedIo, abandoned::Ends},
     routing::Target,
 };
@@ -23,8 +20,9 @@ pub struct Relayed(pub Arc<Server>);
 impl Backend for Relayed {
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
         Box::pin(async move {
-            let Target::Relayed(name) = target else { return Err(OpenError::Stopped) };
-            let tunnel = self.0.tunnel(name).ok_or(OpenError::Stopped)?;
+            let no_client = || OpenError::NoClient { name: target.to_string() };
+            let Target::Relayed(name) = target else { return Err(no_client()) };
+            let tunnel = self.0.tunnel(name).ok_or_else(no_client)?;
             let endpoint = Endpoint {
                 pod: name.to_string(),
                 container_port: 0,
@@ -38,35 +36,6 @@ impl Backend for Relayed {
     }
 }
 
-/// A stream that fails at once, with what the client said.
-struct Refusing(String);
-
-impl Refusing {
-    fn error(&self) -> io::Error {
-        StreamFault::Other { detail: self.0.clone() }.into()
-    }
-}
-
-impl AsyncRead for Refusing {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(self.error()))
-    }
-}
-
-impl AsyncWrite for Refusing {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(self.error()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 struct RelayedSession {
     server: Arc<Server>,
     tunnel: Arc<Tunnel>,
@@ -76,11 +45,11 @@ struct RelayedSession {
 }
 
 impl Session for RelayedSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, self.tunnel.client()).await;
             // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.
-            let stream = stream.unwrap_or_else(|detail| Box::new(Refusing(detail)));
+            let stream = stream.map_err(|detail| StreamFault::Other { detail })?;
             Ok((stream, self.placement.clone()))
         })
     }
@@ -88,7 +57,7 @@ impl Session for RelayedSession {
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
         Box::pin(async move {
             self.tunnel.gone().await;
-            CloseReason::Lost { detail: "the client is gone".to_owned() }
+            CloseReason::ClientGone
         })
     }
 

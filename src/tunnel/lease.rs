@@ -13,7 +13,7 @@ use super::{
     task::{Running, Tunnel, View},
 };
 use crate::{
-    backend::{Endpoint, OpenError, Placement},
+    backend::{CloseReason, ConnectError, Endpoint, OpenError, Placement, StreamFault},
     io::{BoxedIo, abandoned::Ends},
 };
 
@@ -64,7 +64,7 @@ impl Lease {
     }
 
     async fn stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
-        let (inner, placement, running) = connect(&self.hold.0, None, client, Instant::now() + BUDGET).await?;
+        let (inner, placement, running) = connect(&self.hold.0, None, client, self.hold.0.stream_deadline()).await?;
         Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running, client)), placement))
     }
 
@@ -82,12 +82,28 @@ impl Lease {
     }
 }
 
+/// Why there is no session to use.
+pub(super) enum NotRunning {
+    /// The tunnel is over; another may be made.
+    Over,
+    Failed(OpenError),
+}
+
+impl From<NotRunning> for OpenError {
+    fn from(not_running: NotRunning) -> Self {
+        match not_running {
+            NotRunning::Over => Self::Stopped,
+            NotRunning::Failed(error) => error,
+        }
+    }
+}
+
 /// Waits until the tunnel runs. `avoid`: not the session that is known to be of no use any more.
 pub(super) async fn running(
     tunnel: &Tunnel,
     avoid: Option<&Arc<Running>>,
     deadline: Instant,
-) -> Result<Arc<Running>, OpenError> {
+) -> Result<Arc<Running>, NotRunning> {
     let mut view = tunnel.view.subscribe();
     let mut last_error = None;
     let came = Instant::now();
@@ -107,10 +123,10 @@ pub(super) async fn running(
                 last_error = Some(error);
                 tunnel.wanted.notify_waiters();
             }
-            View::Failed(error, retry_at) if retry_at > Instant::now() => return Err(error),
+            View::Failed(error, retry_at) if retry_at > Instant::now() => return Err(NotRunning::Failed(error)),
             // The task starts again for whoever comes after the time.
             View::Failed(..) => tunnel.wanted.notify_waiters(),
-            View::Over => return Err(OpenError::Stopped),
+            View::Over => return Err(NotRunning::Over),
         }
         // Failed is looked at again in a moment: its task may not have been listening yet.
         let again = deadline.min(
@@ -119,9 +135,12 @@ pub(super) async fn running(
         );
         match timeout_at(again, view.changed()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(OpenError::Stopped),
+            Ok(Err(_)) => return Err(NotRunning::Over),
             Err(_) if again < deadline => {}
-            Err(_) => return Err(last_error.unwrap_or(OpenError::TimedOut { after: BUDGET })),
+            Err(_) => {
+                let error = last_error.unwrap_or(OpenError::TimedOut { after: came.elapsed() });
+                return Err(NotRunning::Failed(error));
+            }
         }
     }
 }
@@ -133,12 +152,19 @@ pub(super) async fn connect(
     client: Option<Ends>,
     deadline: Instant,
 ) -> Result<(BoxedIo, Placement, Arc<Running>), OpenError> {
-    let mut avoid = avoid;
+    let (mut avoid, mut ended) = (avoid, None);
+    let started = Instant::now();
     loop {
-        let running = running(tunnel, avoid.as_ref(), deadline).await?;
+        let running = match running(tunnel, avoid.as_ref(), deadline).await {
+            // Why the session before it ended is the cause; the time is not.
+            Err(NotRunning::Failed(OpenError::TimedOut { after })) => {
+                return Err(ended.map_or(OpenError::TimedOut { after }, |reason| StreamFault::from(reason).into()));
+            }
+            running => running?,
+        };
         // A session may dial for this, and a network that swallows packets tells nothing for long.
         let Ok(connected) = timeout_at(deadline, running.session.connect(client)).await else {
-            return Err(OpenError::TimedOut { after: BUDGET });
+            return Err(OpenError::TimedOut { after: started.elapsed() });
         };
         match connected {
             Ok((stream, placement)) => {
@@ -146,9 +172,18 @@ pub(super) async fn connect(
                 tunnel.usage.touch();
                 return Ok((stream, placement.of_session(running.replaced.clone()), running));
             }
-            Err(fault) => {
+            Err(ConnectError::Retry(fault)) => {
                 tunnel.note_error(&fault);
-                // The session that has failed closes, which its task is about to learn.
+                return Err(fault.into());
+            }
+            Err(ConnectError::Over(reason)) => {
+                tunnel.note_error(&reason);
+                // A command that was started for this caller alone is not started once more for it.
+                if ended.is_some() && matches!(reason, CloseReason::Command { .. }) {
+                    return Err(OpenError::Stream(StreamFault::from(reason)));
+                }
+                ended = Some(reason);
+                // Its task is about to learn that it has closed.
                 avoid = Some(running);
                 sleep(Duration::from_millis(1)).await;
             }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     BUDGET,
-    lease::{self, Hold, Lease},
+    lease::{self, Hold, Lease, NotRunning},
     task::{self, Tunnel, Usage, View},
 };
 use crate::{
@@ -123,10 +123,10 @@ impl Manager {
                     return Ok(Lease::new(hold, running.endpoint.clone()));
                 }
                 // It went idle just now, or was stopped by hand: another one is made.
-                Err(OpenError::Stopped) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
+                Err(NotRunning::Over) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
-                Err(error) => return Err(error),
+                Err(not_running) => return Err(not_running.into()),
             }
         }
     }

@@ -119,7 +119,7 @@ impl TunnelStream {
         }
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
-        let (client, deadline) = (self.client, self.opened + BUDGET);
+        let (client, deadline) = (self.client, self.opened + BUDGET + self.tunnel.target.startup_time());
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         self.moving = Some(Box::pin(async move {
             if is_refused {
@@ -154,7 +154,11 @@ impl TunnelStream {
             }
             Err(error) => {
                 self.kept = None;
-                Poll::Ready(Err(StreamFault::Lost { detail: error.to_string() }.into()))
+                let fault = match error {
+                    OpenError::Stream(fault) => fault,
+                    error => StreamFault::Lost { detail: error.to_string() },
+                };
+                Poll::Ready(Err(fault.into()))
             }
         }
     }

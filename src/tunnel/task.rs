@@ -16,6 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::BUDGET;
 use super::state::{Action, Event, State};
 use crate::{
     backend::{Backend, Endpoint, OpenError, Session},
@@ -155,6 +156,11 @@ impl Tunnel {
     /// Keeps the tunnel for at least this long without use. Zero: for ever.
     pub fn extend_idle_timeout(&self, timeout: Duration) {
         self.idle_timeout.fetch_max(to_millis(timeout), Ordering::Relaxed);
+    }
+
+    /// Returns until when a caller waits for a stream: a session that has to be made again needs its own time.
+    pub fn stream_deadline(&self) -> Instant {
+        Instant::now() + BUDGET + self.target.startup_time()
     }
 
     pub fn is_used(&self) -> bool {

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    backend::{Backend, CloseReason, Placement, Session, SessionGauges},
+    backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
     io::{BoxedIo, abandoned::Ends},
@@ -38,6 +38,8 @@ struct Scripted {
     sessions: Mutex<Vec<watch::Sender<Option<CloseReason>>>>,
     /// How many streams break as if their pod were gone.
     gone_streams: AtomicUsize,
+    /// What the next streams fail with. An error that ends its session also closes it.
+    refusals: Mutex<VecDeque<ConnectError>>,
     /// Whether streams take for ever to open.
     stalls: AtomicBool,
 }
@@ -76,10 +78,17 @@ impl Backend for Shared {
 }
 
 impl Session for ScriptedSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             if self.backend.stalls.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
+            }
+            let refusal = self.backend.refusals.lock().unwrap().pop_front();
+            if let Some(error) = refusal {
+                if let ConnectError::Over(reason) = &error {
+                    self.backend.sessions.lock().unwrap().last().unwrap().send_replace(Some(reason.clone()));
+                }
+                return Err(error);
             }
             if self.backend.gone_streams.load(Ordering::SeqCst) > 0 {
                 self.backend.gone_streams.fetch_sub(1, Ordering::SeqCst);
@@ -380,6 +389,62 @@ async fn a_session_that_gives_no_stream_is_not_waited_for_for_ever() {
     let connected = tokio::time::timeout(IDLE, lease.connect(None)).await.expect("it ends with the budget");
     assert_eq!(connected.err(), Some(OpenError::TimedOut { after: BUDGET }));
     assert!((9..=11).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_fails_alone_is_told_at_once_and_leaves_the_session() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let fault = StreamFault::Other { detail: "too many open files".into() };
+    backend.refusals.lock().unwrap().push_back(ConnectError::Retry(fault.clone()));
+    let started = Instant::now();
+    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stream(fault)));
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    lease.connect(None).await.unwrap();
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_over_is_replaced_for_its_caller() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let gone = || ConnectError::Over(CloseReason::PodGone { detail: "deleted".into() });
+    let command = || ConnectError::Over(CloseReason::Command { detail: "ssh: it refuses".into() });
+    for (over, opened) in [(vec![gone()], 2), (vec![gone(), gone(), gone()], 5), (vec![command()], 6)] {
+        backend.refusals.lock().unwrap().extend(over);
+        lease.connect(None).await.unwrap();
+        assert_eq!(backend.opened.load(Ordering::SeqCst), opened);
+    }
+    // A command that is of no use after a new start either is not started again and again.
+    backend.refusals.lock().unwrap().extend([command(), command()]);
+    let started = Instant::now();
+    let error = lease.connect(None).await.err().unwrap();
+    assert_eq!(error, OpenError::Stream(StreamFault::Other { detail: "ssh: it refuses".into() }));
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cause_is_told_and_not_the_time_where_sessions_keep_ending() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(1), ..Scripted::default() });
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let reason = CloseReason::Lost { detail: "the node hangs up".into() };
+    backend.refusals.lock().unwrap().extend(std::iter::repeat_n(ConnectError::Over(reason.clone()), 100));
+    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stream(StreamFault::from(reason))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_backend_is_told_once_and_asked_for_again_in_a_second() {
+    for error in [OpenError::Stopped, OpenError::NoClient { name: "web".into() }] {
+        let (manager, backend, _) =
+            manager(Scripted { answers: Mutex::new([error.clone()].into()), ..Scripted::default() });
+        let started = Instant::now();
+        assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(error.clone()));
+        assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), Some(error));
+        assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+        assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+        sleep(Duration::from_secs(1)).await;
+        manager.acquire(&target("s"), IDLE).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,12 +11,16 @@ exit 7 if $option{'--hostname'} =~ /^fails/;
 sleep 60 if $option{'--hostname'} =~ /^hangs/;
 my $listener = IO::Socket::INET->new(LocalAddr => $address, LocalPort => $port, Listen => 16, ReuseAddr => 1) or die "bind: $!";
 $SIG{CHLD} = 'IGNORE';
+# A process that lives and listens no more.
+$SIG{USR1} = sub { close $listener; sleep 1 while 1 };
 while (my $client = $listener->accept) {
     next if fork;
+    close $listener;
     # Whoever connects is told what came first, and then hears an echo.
     syswrite $client, "$option{'--hostname'} " . getppid() . "\n";
     while (sysread $client, my $bytes, 65536) {
         kill 'KILL', getppid() if $bytes =~ /^DIE/;
+        kill 'USR1', getppid() if $bytes =~ /^DEAF/;
         syswrite $client, $bytes;
     }
     exit 0;

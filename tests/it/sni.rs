@@ -1,6 +1,16 @@
 //! The SNI listener: names, commands, PROXY headers, PostgreSQL.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
 
 use adit::{
     app::{App, Overrides},
@@ -13,11 +23,14 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 
 use crate::support::{PATIENCE, eventually};
+
+/// How many apps the tests have started.
+static APPS: AtomicU16 = AtomicU16::new(0);
 
 /// adit with an SNI listener, and a stand-in for cloudflared.
 struct SniApp {
@@ -37,8 +50,11 @@ impl SniApp {
         fs::write(&stand_in, format!("#!/bin/sh\nexec perl {script} \"$@\"\n")).unwrap();
         fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
         let file = folder.path().join("config.yaml");
+        // Each app has a pool of its own: two of them must not choose the same port before a command listens there.
+        let first = 23_000 + 50 * APPS.fetch_add(1, Ordering::SeqCst);
         let text = format!(
-            "sni:\n  listen: 127.0.0.1:0\n  port_range: 23000-23999\n  cloudflared: {{path: {}}}\n{config}",
+            "sni:\n  listen: 127.0.0.1:0\n  port_range: {first}-{}\n  cloudflared: {{path: {}}}\n{config}",
+            first + 49,
             stand_in.display()
         );
         fs::write(&file, &text).unwrap();
@@ -137,6 +153,25 @@ async fn names_of_one_backend_share_a_process_that_comes_and_goes() {
     drop((one, four));
     let pid = again.split(' ').nth(1).unwrap().to_owned();
     eventually("it is stopped when nobody uses it", || async { !is_alive(&pid) }).await;
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_command_that_lives_and_listens_no_more_is_replaced() {
+    let app = SniApp::start(ROUTES).await;
+    let (first, mut one, sent) = app.greet(b"", "db1.example.com").await;
+    let mut echo = vec![0; sent.len()];
+    one.read_exact(&mut echo).await.unwrap();
+    one.get_mut().write_all(b"DEAF").await.unwrap();
+    one.read_exact(&mut [0; 4]).await.unwrap();
+    let pid = first.split(' ').nth(1).unwrap().to_owned();
+    sleep(Duration::from_millis(100)).await;
+    let started = Instant::now();
+    let (second, ..) = app.greet(b"", "db1.example.com").await;
+    assert!(second.starts_with("one.example.com ") && second != first, "{second}");
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    drop(one);
+    eventually("the first one is ended", || async { !is_alive(&pid) }).await;
     app.drain.finish(Duration::from_secs(10)).await;
 }
 

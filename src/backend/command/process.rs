@@ -127,8 +127,13 @@ impl Process {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await;
         let how = ended.ok().and_then(|end| end.clone()).unwrap_or_else(|| "it ended".to_owned());
+        self.with_last_words(&how)
+    }
+
+    /// Returns `how` with what the process said last.
+    pub fn with_last_words(&self, how: &str) -> String {
         let said = self.output.last();
-        if said.is_empty() { how } else { format!("{how}: {said}") }
+        if said.is_empty() { how.to_owned() } else { format!("{how}: {said}") }
     }
 
     /// Returns the error for a process that is of no use.

@@ -18,7 +18,7 @@ use tracing::info;
 
 use super::pool::{PodPool, SHRINK_AFTER};
 use crate::{
-    backend::{CloseReason, Endpoint, Placement, Session, SessionGauges, StreamFault},
+    backend::{CloseReason, ConnectError, Endpoint, Placement, Session, SessionGauges, StreamFault},
     config::Namespace,
     io::{BoxedIo, abandoned::Ends},
     k8s::{
@@ -95,7 +95,7 @@ impl TargetSession {
         Self { shared, endpoint, tasks: [follow, shrink] }
     }
 
-    async fn open_stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), StreamFault> {
+    async fn open_stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), ConnectError> {
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
@@ -122,8 +122,7 @@ impl TargetSession {
         }
         // Nothing is left to try: the next session looks everything up again.
         let fault = last.unwrap_or_else(|| StreamFault::PodGone { detail: "no pod is ready".to_owned() });
-        self.shared.close(&fault);
-        Err(fault)
+        Err(ConnectError::Over(self.shared.close(&fault)))
     }
 }
 
@@ -189,8 +188,8 @@ impl Shared {
         }
     }
 
-    /// The first reason counts.
-    fn close(&self, fault: &StreamFault) {
+    /// Closes the session, and returns why: the first reason counts.
+    fn close(&self, fault: &StreamFault) -> CloseReason {
         let reason = match fault {
             StreamFault::PodGone { detail } => CloseReason::PodGone { detail: detail.clone() },
             StreamFault::Lost { detail } => CloseReason::Lost { detail: detail.clone() },
@@ -198,15 +197,16 @@ impl Shared {
         };
         self.closed.send_if_modified(|closed| {
             closed.is_none() && {
-                *closed = Some(reason);
+                *closed = Some(reason.clone());
                 true
             }
         });
+        self.closed.borrow().clone().unwrap_or(reason)
     }
 }
 
 impl Session for TargetSession {
-    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(self.open_stream(client))
     }
 

@@ -108,6 +108,7 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
 /// Returns the page for a request that the pod did not answer.
 pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
     match (error, error.fault()) {
+        (RequestError::Open(OpenError::Stream(fault)), _) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Open(error), _) => unopened(error, host, route),
         (RequestError::Client(cause), _) => Page {
             cause: Some(cause.clone()),

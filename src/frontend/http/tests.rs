@@ -23,11 +23,11 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{super::tls::certs::Certs, *};
 use crate::{
-    backend::{Backend, CloseReason, Placement, Session, SessionGauges},
+    backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{ContextName, validate},
     io::abandoned::Ends,
     routing::{Contexts, Router, Target},
-    tunnel::{OpenError, ServicePort, StreamFault},
+    tunnel::{OpenError, ServicePort},
 };
 
 mod around;
@@ -67,7 +67,7 @@ impl Backend for Shared {
 }
 
 impl Session for Shared {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
         (self.0.serve)(self.0.clone(), far);

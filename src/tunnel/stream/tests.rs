@@ -17,7 +17,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    backend::{Backend, CloseReason, Endpoint, Placement, ServicePort, Session, SessionGauges},
+    backend::{Backend, CloseReason, ConnectError, Endpoint, Placement, ServicePort, Session, SessionGauges},
     config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
     drain::Drain,
     routing::{ClusterId, PodTarget, Target},
@@ -148,7 +148,7 @@ impl Backend for Pod {
 }
 
 impl Session for Streams {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), StreamFault>> {
+    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             self.connects.fetch_add(1, Ordering::SeqCst);
             let next = self.streams.lock().unwrap().pop_front();
