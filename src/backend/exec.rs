@@ -26,13 +26,14 @@ use self::{
 };
 use super::{CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges};
 use crate::{
-    config::{Jump, JumpMethod, Namespace, PortRef, Workload},
+    config::{Jump, JumpMethod, Namespace, Workload},
     io::{BoxedIo, abandoned::Ends, held::Held},
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
+        endpoints::ReadyPod,
         pods,
-        resolve::{ReadyPod, resolve},
+        resolve::resolve_pods,
         upgrade::{self, UpgradeError},
     },
     routing::PodTarget,
@@ -60,20 +61,22 @@ impl Exec {
     /// Opens a session through a pod of `target` to where `jump` goes on to.
     pub async fn open(&self, target: &PodTarget, jump: &Jump) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
-        let pods = match find(&cluster, &target.namespace, &target.workload).await {
+        let find = || resolve_pods(&cluster, &target.namespace, &target.workload);
+        let found = match find().await {
             Err(ClusterError::NotFound { .. } | ClusterError::NotReady { .. }) if jump.create.is_some() => {
                 let Workload::Pod(name) = &target.workload else { return Err(not_a_pod(&cluster, target)) };
                 jump_pod::ensure(&cluster, &target.namespace, name, jump).await?;
-                find(&cluster, &target.namespace, &target.workload).await?
+                find().await?
             }
             found => found?,
         };
+        let (namespace, pods) = (found.namespace, found.reachable.pods);
         let pod = pods[self.turn.fetch_add(1, Ordering::Relaxed) % pods.len()].clone();
         let mut jump = jump.clone();
         if jump.container.is_none() {
-            jump.container = pods::default_container(&cluster, &target.namespace, &pod.name).await;
+            jump.container = pods::default_container(&cluster, &namespace, &pod.name).await;
         }
-        let way = Way { cluster, namespace: target.namespace.clone(), pod, jump };
+        let way = Way { cluster, namespace, pod, jump };
         let program = way.program(&self.programs).await?;
         let endpoint = Endpoint {
             pod: way.pod.name.clone(),
@@ -95,21 +98,6 @@ fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
         hint: Some("name it: via: {pod: NAME, create: {...}}".to_owned()),
     }
     .into()
-}
-
-/// Returns the ready pods of the workload. The port of a Service does not matter to a program in its pods.
-async fn find(cluster: &Cluster, namespace: &Namespace, workload: &Workload) -> Result<Vec<ReadyPod>, ClusterError> {
-    let port = match workload {
-        // A pod that declares no port is one as well.
-        Workload::Pod(_) => PortRef::Number(1),
-        _ => PortRef::Auto,
-    };
-    match resolve(cluster, namespace, workload, &port).await {
-        Err(ClusterError::ChoosePort { ports, .. }) if !ports.is_empty() => {
-            Ok(resolve(cluster, namespace, workload, &PortRef::Number(ports[0].number)).await?.pods)
-        }
-        found => Ok(found?.pods),
-    }
 }
 
 /// What an exec in the pod needs.

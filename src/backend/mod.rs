@@ -87,6 +87,11 @@ pub trait Session: Send + Sync + 'static {
         vec![self.endpoint().pod.clone()]
     }
 
+    /// Returns why the pod is not ready, where it was named and is reached all the same.
+    fn not_ready(&self) -> Option<String> {
+        None
+    }
+
     /// Live numbers for `adit status`.
     fn gauges(&self) -> &SessionGauges;
 }

@@ -12,6 +12,8 @@ pub mod stream;
 
 use std::sync::Arc;
 
+use tracing::warn;
+
 use self::session::TargetSession;
 use crate::{
     backend::{OpenError, Session},
@@ -60,13 +62,15 @@ impl PortForward {
         let (resolution, dialled) = (resolved?, dialled?);
         let mut dialled = Some(dialled);
         let mut gone = String::new();
-        for pod in resolution.pods.iter().take(MOST_PODS) {
-            match upgrade::port_forward(&cluster, &target.namespace, &pod.name, pod.container_port, dialled.take())
-                .await
-            {
+        if let Some(reason) = &resolution.reachable.not_ready {
+            warn!(%target, reason, "the pod is not ready; it was named, and is reached all the same");
+        }
+        for pod in resolution.reachable.pods.iter().take(MOST_PODS) {
+            let (namespace, port) = (&resolution.namespace, pod.container_port);
+            match upgrade::port_forward(&cluster, namespace, &pod.name, port, dialled.take()).await {
                 Ok(upgraded) => {
                     let first = (pod.clone(), upgraded);
-                    return Ok(TargetSession::start(cluster, target.namespace.clone(), resolution, first));
+                    return Ok(TargetSession::start(cluster, resolution, first));
                 }
                 Err(UpgradeError::Cluster(error)) => return Err(error.into()),
                 Err(UpgradeError::PodGone(message)) => gone = message,
@@ -76,7 +80,7 @@ impl PortForward {
             what: target.to_string(),
             context: cluster.context.clone(),
             cause: gone,
-            hint: format!("kubectl --context {} -n {} get pods", cluster.context, target.namespace),
+            hint: format!("kubectl --context {} -n {} get pods", cluster.context, resolution.namespace),
         }))
     }
 }

@@ -38,6 +38,7 @@ pub const ALL: &[Kind] = &[
     Kind { subresources: SCALE, ..kind("deployments", "deployment", "Deployment", "apps", &["deploy"]) },
     Kind { subresources: SCALE, ..kind("replicasets", "replicaset", "ReplicaSet", "apps", &["rs"]) },
     Kind { subresources: SCALE, ..kind("statefulsets", "statefulset", "StatefulSet", "apps", &["sts"]) },
+    kind("endpoints", "endpoints", "Endpoints", "", &["ep"]),
     kind("endpointslices", "endpointslice", "EndpointSlice", "discovery.k8s.io", &[]),
 ];
 

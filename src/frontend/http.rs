@@ -29,7 +29,7 @@ use tracing::debug;
 
 use self::{
     access::{Access, Tracked},
-    error_page::Page,
+    error_page::{NOT_READY, Page},
     headers::{Hop, Identity},
     interim::Interim,
     rewrite::Names,
@@ -234,7 +234,7 @@ impl HttpFrontend {
         let sent = interim.beside(self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some())).await;
         let (mut response, returning) = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));
-            pages::unanswered(&error, &host, &route)
+            pages::unanswered(&error, &host, &route, lease.not_ready())
         })?;
 
         access.answered(response.status());
@@ -244,6 +244,9 @@ impl HttpFrontend {
         headers::remove_hop_by_hop(&mut parts.headers);
         if let Some(names) = names.filter(|_| route.options.rewrite_location) {
             names.out_of_response(&mut parts.headers, &authority, arrival.tls);
+        }
+        if let Some(reason) = lease.not_ready().and_then(|reason| HeaderValue::try_from(reason).ok()) {
+            parts.headers.insert(NOT_READY, reason);
         }
         headers::apply(&route.options.response_headers, &mut parts.headers);
         match (asked, switched) {

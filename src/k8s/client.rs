@@ -3,13 +3,10 @@
 mod failure;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -76,7 +73,7 @@ pub struct Cluster {
     pub envelope: Mutex<Option<super::upgrade::Envelope>>,
     /// Whether an exec got through by SPDY, and not by a WebSocket.
     pub exec_over_spdy: AtomicBool,
-    is_told_of_no_watch: AtomicBool,
+    said: Mutex<HashSet<String>>,
     authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
     /// Whether tokens expire and are renewed.
     is_refreshed: bool,
@@ -207,7 +204,7 @@ impl Cluster {
             namespace: Namespace(config.default_namespace.clone()),
             client,
             watches,
-            is_told_of_no_watch: AtomicBool::new(false),
+            said: Mutex::default(),
             proxied: config.proxy_url.is_some(),
             server: config.cluster_url,
             dialer,
@@ -221,9 +218,9 @@ impl Cluster {
         })
     }
 
-    /// Returns whether this is the first time that somebody wants to say that there is no right to watch.
-    pub(super) fn tell_once_of_no_watch(&self) -> bool {
-        !self.is_told_of_no_watch.swap(true, Ordering::Relaxed)
+    /// Returns whether nobody has asked this of `text` before: a missing permission is said once.
+    pub(super) fn is_first(&self, text: &str) -> bool {
+        self.said.lock().expect("no panic while the lock is held").insert(text.to_owned())
     }
 
     /// Returns the headers that authenticate an upgrade: Authorization, impersonation. Refreshes what has expired.

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod dial;
+pub mod endpoints;
 pub mod error;
 pub mod exec_path;
 pub mod kubeconfig;

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope, apimachinery::pkg::util::intstr::IntOrString};
 use kube::{Resource, api::ObjectMeta};
 use serde::Deserialize;
 
@@ -44,9 +44,20 @@ pub struct ContainerPort {
 pub struct PodStatus {
     pub phase: Option<String>,
     pub reason: Option<String>,
+    #[serde(rename = "podIP")]
+    pub pod_ip: Option<String>,
+    /// One of each address family.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Option<Vec<PodIp>>,
     pub conditions: Option<Vec<Condition>>,
     pub container_statuses: Option<Vec<ContainerStatus>>,
     pub init_container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    pub ip: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -67,9 +78,15 @@ pub struct ContainerStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ContainerState {
+    pub running: Option<Running>,
     pub waiting: Option<Waiting>,
     pub terminated: Option<Terminated>,
 }
+
+/// That it is there says enough.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Running {}
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -100,6 +117,26 @@ pub struct ServiceSpec {
     pub external_name: Option<String>,
     pub selector: Option<BTreeMap<String, String>>,
     pub ports: Option<Vec<ServicePort>>,
+    /// `None` (the word) for a headless Service.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
+    pub publish_not_ready_addresses: Option<bool>,
+    /// `None` (the word) or `ClientIP`.
+    pub session_affinity: Option<String>,
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    pub timeout_seconds: Option<i32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -109,6 +146,8 @@ pub struct ServicePort {
     pub port: i32,
     pub protocol: Option<String>,
     pub app_protocol: Option<String>,
+    /// The pods' port, by number or by name. None: the same number as `port`.
+    pub target_port: Option<IntOrString>,
 }
 
 /// discovery.k8s.io/v1 EndpointSlice.
@@ -124,6 +163,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Endpoint {
+    pub addresses: Vec<String>,
     pub conditions: Option<EndpointConditions>,
     pub target_ref: Option<TargetRef>,
 }
@@ -139,6 +179,7 @@ pub struct EndpointConditions {
 #[serde(default)]
 pub struct TargetRef {
     pub kind: Option<String>,
+    pub namespace: Option<String>,
     pub name: Option<String>,
     pub uid: Option<String>,
 }
@@ -148,6 +189,29 @@ pub struct TargetRef {
 pub struct EndpointPort {
     pub name: Option<String>,
     pub port: Option<i32>,
+}
+
+/// core/v1 Endpoints: what there was before EndpointSlices.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    pub metadata: ObjectMeta,
+    pub subsets: Option<Vec<EndpointSubset>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EndpointSubset {
+    pub addresses: Option<Vec<EndpointAddress>>,
+    pub not_ready_addresses: Option<Vec<EndpointAddress>>,
+    pub ports: Option<Vec<EndpointPort>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EndpointAddress {
+    pub ip: String,
+    pub target_ref: Option<TargetRef>,
 }
 
 /// core/v1 Namespace.
@@ -192,5 +256,6 @@ macro_rules! resource {
 
 resource!(Pod, NamespaceResourceScope, "", "pods");
 resource!(Service, NamespaceResourceScope, "", "services");
+resource!(Endpoints, NamespaceResourceScope, "", "endpoints");
 resource!(EndpointSlice, NamespaceResourceScope, "discovery.k8s.io", "endpointslices");
 resource!(Namespace, ClusterResourceScope, "", "namespaces");

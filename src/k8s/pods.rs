@@ -47,6 +47,17 @@ pub fn is_ready(pod: &Pod) -> bool {
         })
 }
 
+/// Returns whether something in the pod may listen: it is Running, one of its containers runs, and it is not terminating.
+pub fn runs(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten().peekable();
+    let is_running =
+        |container: &ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
+    pod.metadata.deletion_timestamp.is_none()
+        && status.phase.as_deref() == Some("Running")
+        && (containers.peek().is_none() || containers.any(is_running))
+}
+
 /// Returns the TCP ports that the pod's containers declare, those of native sidecars included: init containers that
 /// restart always (KEP-753) run beside the others.
 pub fn ports(pod: &Pod) -> Vec<ServicePort> {
@@ -125,6 +136,27 @@ mod tests {
             pod(serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
         assert!(!is_ready(&deleted));
         assert_eq!(why_not_ready(&deleted), "terminating");
+    }
+
+    #[test]
+    fn a_pod_runs_whose_container_runs_ready_or_not() {
+        let runs = |metadata: serde_json::Value, status: serde_json::Value| {
+            runs(&pod(serde_json::json!({"metadata": metadata, "status": status})))
+        };
+        let containers = |states: &[&str]| -> serde_json::Value {
+            states.iter().map(|state| serde_json::json!({"state": {*state: {}}})).collect()
+        };
+        let (alive, none) = (serde_json::json!({}), serde_json::json!({"phase": "Running"}));
+        let with = |states: &[&str]| serde_json::json!({"phase": "Running", "containerStatuses": containers(states)});
+        assert!(runs(alive.clone(), none));
+        assert!(runs(alive.clone(), with(&["running"])));
+        assert!(runs(alive.clone(), with(&["waiting", "running"])), "one of two");
+        assert!(!runs(alive.clone(), with(&["waiting"])), "between two crashes nothing listens");
+        assert!(!runs(
+            alive.clone(),
+            serde_json::json!({"phase": "Succeeded", "containerStatuses": containers(&["terminated"])})
+        ));
+        assert!(!runs(serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), with(&["running"])));
     }
 
     #[test]

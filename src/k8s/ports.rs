@@ -1,5 +1,7 @@
 //! The ports of a Service, and which one is meant.
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
 use crate::{
     config::PortRef,
     k8s::{
@@ -23,6 +25,18 @@ pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
             })
         })
         .collect()
+}
+
+/// Returns which port of the pods a port of a Service leads to: by number, or by name. `port` is one of [`tcp_ports`].
+pub fn target_port(spec: &ServiceSpec, port: &ServicePort) -> IntOrString {
+    let is_it = |object: &&ServicePortObject| {
+        object.port == i32::from(port.number) && object.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+    };
+    let target = spec.ports.iter().flatten().find(is_it).and_then(|object| object.target_port.clone());
+    match target {
+        None | Some(IntOrString::Int(0)) => IntOrString::Int(port.number.into()),
+        Some(target) => target,
+    }
 }
 
 /// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.

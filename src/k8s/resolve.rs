@@ -1,54 +1,69 @@
-//! From a Service or Pod and a port to a ready pod and its container port.
+//! From a Service or Pod and a port to pods and their container port.
+//!
+//! The slices of a Service decide, as they do in the cluster; its selector only where slices cannot be read.
+
+mod alias;
+mod failure;
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use kube::{
-    Api, Resource,
-    api::{ListParams, ObjectMeta},
-    core::PartialObjectMeta,
+    Api,
+    api::{ListParams, ObjectList},
 };
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
-use crate::{
-    config::{Namespace, PortRef, Workload, near::near},
-    k8s::{
-        ClusterError, ServicePort,
-        client::{AskError, Cluster},
-        objects::{EndpointSlice, Namespace as NamespaceObject, Pod, Service, ServiceSpec},
-        pods,
-        ports::{choose_port, tcp_ports},
-    },
+use self::alias::InCluster;
+use super::{
+    ClusterError, ServicePort,
+    client::{AskError, Cluster},
+    endpoints::{self, InSlices, PodPort, Reachable, ReadyPod},
+    objects::{EndpointSlice, Endpoints, Pod, Service, ServiceSpec},
+    pods,
+    ports::{choose_port, target_port, tcp_ports},
 };
+use crate::config::{Namespace, PortRef, Workload};
 
-/// The most names that a suggestion is looked for in.
-const MOST_NEIGHBOURS: u32 = 500;
+/// How many ExternalNames are followed, one after the other.
+const MOST_ALIASES: usize = 8;
 
-/// A pod that is ready to take a connection.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ReadyPod {
-    pub name: String,
-    /// A pod of the same name with another UID is another pod.
-    pub uid: String,
-    pub container_port: u16,
-}
+/// How many pods one answer of the API server holds, and in how many answers an address is looked for.
+const PAGE: u32 = 500;
+const MOST_PAGES: usize = 20;
+
+/// For how long a client stays with a pod where the Service does not say (core/v1, ClientIPConfig).
+const AFFINITY_SECONDS: i32 = 10_800;
 
 /// What a target means at a moment.
 #[derive(Clone, Debug)]
 pub struct Resolution {
+    /// Where the pods are: an ExternalName may lead to another namespace.
+    pub namespace: Namespace,
     /// The port that was asked for, as the Service or Pod describes it.
     pub port: ServicePort,
-    /// At least one, sorted by name.
-    pub pods: Vec<ReadyPod>,
+    /// At least one pod.
+    pub reachable: Reachable,
+    /// How long a client stays with a pod (`sessionAffinity: ClientIP`). None: each connection may lead to another.
+    pub affinity: Option<Duration>,
     /// What the pods were found in, for those who follow it.
     pub source: Source,
 }
 
-/// The objects that tell which pods are ready, and the version of what was read of them.
+/// The objects that tell which pods take connections, with the version of what was read of them.
 #[derive(Clone, Debug)]
 pub enum Source {
-    Service { name: String, pod: Option<String>, slices: Vec<EndpointSlice>, version: String },
-    Pod { name: String, version: String },
+    /// The EndpointSlices of a Service.
+    Slices { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
+    /// The Endpoints object of a Service, where there are no slices.
+    Endpoints { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
+    /// Pods by a Service's selector, where its slices cannot be read.
+    Selected { selector: String, pods: Vec<Pod>, publishes_not_ready: bool, version: String, port: PodPort },
+    /// A pod that was named.
+    Pod { name: String, version: String, container_port: u16 },
 }
 
-/// Finds the ready pods and their container port, as things stand at this moment.
+/// Finds the pods and their container port, as things stand at this moment.
 ///
 /// # Errors
 /// Whatever keeps the target from being reached, in words for the user: see [`ClusterError`].
@@ -58,301 +73,435 @@ pub async fn resolve(
     workload: &Workload,
     port: &PortRef,
 ) -> Result<Resolution, ClusterError> {
-    let lookup = Lookup { cluster, namespace };
-    match workload {
-        Workload::Service(service) => lookup.service(service, None, port).await,
-        Workload::PodOfService { pod, service } => lookup.service(service, Some(pod), port).await,
-        Workload::Pod(pod) => lookup.pod(pod, port).await,
+    follow_aliases(cluster, namespace, workload, Some(port)).await
+}
+
+/// Does the same for those who go into a pod without a port of it: [`ReadyPod::container_port`] is 0.
+pub async fn resolve_pods(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    workload: &Workload,
+) -> Result<Resolution, ClusterError> {
+    follow_aliases(cluster, namespace, workload, None).await
+}
+
+async fn follow_aliases(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    workload: &Workload,
+    port: Option<&PortRef>,
+) -> Result<Resolution, ClusterError> {
+    let (mut lookup, mut workload) = (Lookup { cluster, namespace: namespace.clone() }, workload.clone());
+    let mut port = port.cloned();
+    for _ in 0..=MOST_ALIASES {
+        let found = match &workload {
+            Workload::Service(service) => lookup.service(service, port.as_ref()).await?,
+            Workload::PodOfService { pod, service } => lookup.pod_of_service(pod, service, port.as_ref()).await?,
+            Workload::Pod(pod) => Found::Pods(Box::new(lookup.pod(pod, port.as_ref()).await?)),
+        };
+        match found {
+            Found::Pods(resolution) => return Ok(*resolution),
+            Found::Alias { to, port: through } => {
+                port = through;
+                (lookup.namespace, workload) = to.workload(workload);
+            }
+        }
     }
+    let why = format!("its ExternalName leads in a circle, or through more than {MOST_ALIASES} others");
+    Err(lookup.unsupported(&lookup.what(&workload), &why, None))
+}
+
+/// Returns what slices say, with the pods that stand behind addresses of which they do not say it.
+pub(super) async fn of_slices(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    slices: impl IntoIterator<Item = &EndpointSlice>,
+    port: &PodPort,
+) -> Result<Reachable, ClusterError> {
+    let lookup = Lookup { cluster, namespace: namespace.clone() };
+    let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, &namespace.0);
+    if !addresses.is_empty() {
+        match lookup.pods_at(&addresses).await {
+            Ok(found) => pods.extend(found),
+            // Who may not list pods still has those that the slices name.
+            Err(error @ ClusterError::Forbidden { .. }) if !pods.is_empty() => lookup.tell_once(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Reachable::ready(pods))
+}
+
+enum Found {
+    Pods(Box<Resolution>),
+    /// The Service is another name for one of this cluster.
+    Alias {
+        to: InCluster,
+        port: Option<PortRef>,
+    },
+}
+
+/// Where a Service's pods are told.
+enum Told {
+    Slices(ObjectList<EndpointSlice>),
+    Endpoints { slices: Vec<EndpointSlice>, version: String },
+    Selected(String),
 }
 
 struct Lookup<'a> {
     cluster: &'a Cluster,
-    namespace: &'a Namespace,
+    namespace: Namespace,
 }
 
 impl Lookup<'_> {
-    async fn service(&self, name: &str, pod: Option<&str>, port: &PortRef) -> Result<Resolution, ClusterError> {
+    async fn service(&self, name: &str, wanted: Option<&PortRef>) -> Result<Found, ClusterError> {
         let what = format!("service {}/{name}", self.namespace);
-        let services: Api<Service> = self.api();
-        let slices: Api<EndpointSlice> = self.api();
-        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
-        let doing = format!("looking up {what}");
         // Together: one round trip on HTTP/2.
-        let (service, slices) = tokio::join!(
-            self.cluster.ask(&doing, self.namespace, services.get(name)),
-            self.cluster.ask(&doing, self.namespace, slices.list(&of_service)),
-        );
-        let service = match service {
-            Ok(service) => service,
+        let (service, slices) = tokio::join!(self.get::<Service>(&what, name), self.slices(&what, name));
+        let spec = match service {
+            Ok(service) => service.spec.unwrap_or_default(),
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
         };
-        let (slices, version) = match slices {
-            Ok(slices) => (slices.items, slices.metadata.resource_version.unwrap_or_default()),
-            Err(AskError::Failed(error)) => return Err(error),
-            Err(AskError::NotFound) => (Vec::new(), String::new()),
+        if let Some(alias) = self.alias(&what, &spec, wanted)? {
+            return Ok(alias);
+        }
+        let told = self.told(&what, name, &spec, slices).await?;
+        let (port, pod_port) = match wanted {
+            None => (no_port(), PodPort::Any),
+            Some(wanted) => self.port_of_service(&what, &spec, &told, wanted).await?,
         };
-        let spec = service.spec.unwrap_or_default();
-        self.refuse_what_has_no_pods(&what, &spec)?;
-        let ports = tcp_ports(&spec);
-        let chosen = self.choose(&what, &ports, port)?;
-        let (pods, others) = ready_pods(&slices, chosen.name.as_deref(), pod);
-        if !pods.is_empty() {
-            let source = Source::Service { name: name.to_owned(), pod: pod.map(str::to_owned), slices, version };
-            return Ok(Resolution { port: chosen.clone(), pods, source });
+        let (reachable, source) = self.read(name, &spec, told, pod_port).await?;
+        if reachable.pods.is_empty() {
+            return Err(self.nothing_ready(&what, name, &spec, &source).await);
         }
-        match others && pod.is_none() {
-            true => Err(self.unsupported(&what, "its endpoints are addresses, not pods", None)),
-            false => Err(self.nothing_ready(&what, &spec, pod).await),
-        }
+        let (namespace, affinity) = (self.namespace.clone(), affinity(&spec));
+        Ok(Found::Pods(Box::new(Resolution { namespace, port, reachable, affinity, source })))
     }
 
-    async fn pod(&self, name: &str, port: &PortRef) -> Result<Resolution, ClusterError> {
+    /// A pod that was named is reached when it runs, on any port: those of the Service mean what they mean there.
+    async fn pod_of_service(&self, name: &str, service: &str, wanted: Option<&PortRef>) -> Result<Found, ClusterError> {
+        let (what, of_service) =
+            (format!("pod {}/{name}", self.namespace), format!("service {}/{service}", self.namespace));
+        let (pod, found) = tokio::join!(self.get::<Pod>(&what, name), self.get::<Service>(&of_service, service));
+        let spec = match found {
+            Ok(service) => service.spec.unwrap_or_default(),
+            // Who may get pods and no Services has the pod all the same, with the ports that are its own.
+            Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
+                self.tell_once(&error);
+                let pod = match pod {
+                    Ok(pod) => pod,
+                    Err(AskError::Failed(error)) => return Err(error),
+                    Err(AskError::NotFound) => return Err(self.no_such_pod(&what, &of_service, name)),
+                };
+                return self.own(what, &pod, wanted).map(|resolution| Found::Pods(Box::new(resolution)));
+            }
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::NotFound) => return Err(self.not_found::<Service>(of_service, "services", service).await),
+        };
+        if let Some(alias) = self.alias(&of_service, &spec, wanted)? {
+            return Ok(alias);
+        }
+        let pod = match pod {
+            Ok(pod) => pod,
+            Err(AskError::Failed(error)) => return Err(error),
+            // The next pod of a StatefulSet has the name of the one that went.
+            Err(AskError::NotFound) => return Err(self.no_such_pod(&what, &of_service, name)),
+        };
+        let selector = spec.selector.clone().unwrap_or_default();
+        let is_selected = endpoints::selects(&selector, &pod);
+        let slices = match is_selected {
+            true => Vec::new(),
+            false => match self.slices(&of_service, service).await {
+                Ok(slices) => slices.items,
+                Err(AskError::NotFound) => Vec::new(),
+                Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
+                    self.tell_once(&error);
+                    Vec::new()
+                }
+                Err(AskError::Failed(error)) => return Err(error),
+            },
+        };
+        let cannot_be_told = selector.is_empty() && slices.is_empty();
+        if !is_selected && !cannot_be_told && !slices.iter().any(|slice| endpoints::has_pod(slice, &pod)) {
+            return Err(self.not_of_service(&what, &of_service, &selector));
+        }
+        let of_its_service = |wanted: &PortRef| {
+            let port = choose_port(&tcp_ports(&spec), wanted)?.clone();
+            let pod_port = PodPort::OfService { name: port.name.clone(), target: target_port(&spec, &port) };
+            let number = endpoints::port_in_slices(&slices, &pod_port, &pod).or_else(|| pod_port.in_pod(&pod))?;
+            Some((port, number))
+        };
+        let resolution = match (wanted.and_then(of_its_service), wanted) {
+            (Some((port, container_port)), _) => self.named(what, &pod, port, container_port)?,
+            // Behind an address of the Service's own, a port that neither it nor the pod has is a slip of the pen.
+            (None, Some(wanted @ PortRef::Number(_)))
+                if !is_headless(&spec) && choose_port(&pods::ports(&pod), wanted).is_none() =>
+            {
+                let mut known = tcp_ports(&spec);
+                known.extend(pods::ports(&pod));
+                return Err(self.no_port(&what, &known, wanted));
+            }
+            (None, _) => self.own(what, &pod, wanted)?,
+        };
+        Ok(Found::Pods(Box::new(resolution)))
+    }
+
+    async fn pod(&self, name: &str, wanted: Option<&PortRef>) -> Result<Resolution, ClusterError> {
         let what = format!("pod {}/{name}", self.namespace);
-        let pods: Api<Pod> = self.api();
-        let pod = match self.cluster.ask(&format!("looking up {what}"), self.namespace, pods.get(name)).await {
+        let pod = match self.get::<Pod>(&what, name).await {
             Ok(pod) => pod,
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Pod>(what, "pods", name).await),
         };
-        if !pods::is_ready(&pod) {
-            return Err(ClusterError::NotReady {
-                what,
-                context: self.cluster.context.clone(),
-                cause: format!("the pod is not ready ({})", pods::why_not_ready(&pod)),
-                hint: format!("kubectl --context {} -n {} describe pod {name}", self.cluster.context, self.namespace),
-            });
-        }
-        let ports = pods::ports(&pod);
-        let port = match port {
-            // A pod may listen on ports that it does not declare.
-            PortRef::Number(number) => ports
-                .iter()
-                .find(|port| port.number == *number)
-                .cloned()
-                .unwrap_or(ServicePort { number: *number, name: None, app_protocol: None }),
-            port => self.choose(&what, &ports, port)?.clone(),
-        };
-        let ready =
-            ReadyPod { name: name.to_owned(), uid: pod.metadata.uid.unwrap_or_default(), container_port: port.number };
-        let source = Source::Pod { name: name.to_owned(), version: pod.metadata.resource_version.unwrap_or_default() };
-        Ok(Resolution { port, pods: vec![ready], source })
+        self.own(what, &pod, wanted)
     }
 
-    fn choose<'p>(
+    /// Returns a pod that was named, with a port of its own.
+    fn own(&self, what: String, pod: &Pod, wanted: Option<&PortRef>) -> Result<Resolution, ClusterError> {
+        let port = match wanted {
+            None => no_port(),
+            Some(wanted) => self.own_port(&what, &pods::ports(pod), wanted)?,
+        };
+        let container_port = port.number;
+        self.named(what, pod, port, container_port)
+    }
+
+    fn named(
+        &self,
+        what: String,
+        pod: &Pod,
+        port: ServicePort,
+        container_port: u16,
+    ) -> Result<Resolution, ClusterError> {
+        let (reachable, name) = (endpoints::named(pod, container_port), pod.metadata.name.clone().unwrap_or_default());
+        if reachable.pods.is_empty() {
+            return Err(self.does_not_run(what, pod));
+        }
+        let version = pod.metadata.resource_version.clone().unwrap_or_default();
+        let source = Source::Pod { name, version, container_port };
+        Ok(Resolution { namespace: self.namespace.clone(), port, reachable, affinity: None, source })
+    }
+
+    /// Returns the port of a pod; it may listen on ports that it does not declare.
+    fn own_port(&self, what: &str, declared: &[ServicePort], wanted: &PortRef) -> Result<ServicePort, ClusterError> {
+        match (choose_port(declared, wanted), wanted) {
+            (Some(port), _) => Ok(port.clone()),
+            (None, PortRef::Number(number)) => Ok(ServicePort { number: *number, name: None, app_protocol: None }),
+            (None, _) => Err(self.no_port(what, declared, wanted)),
+        }
+    }
+
+    async fn port_of_service(
         &self,
         what: &str,
-        ports: &'p [ServicePort],
+        spec: &ServiceSpec,
+        told: &Told,
         wanted: &PortRef,
-    ) -> Result<&'p ServicePort, ClusterError> {
-        choose_port(ports, wanted).ok_or_else(|| {
-            let (what, context, ports) = (what.to_owned(), self.cluster.context.clone(), ports.to_vec());
-            match wanted {
-                PortRef::Auto => ClusterError::ChoosePort { what, context, ports },
-                PortRef::Number(number) => ClusterError::NoSuchPort { what, context, port: number.to_string(), ports },
-                PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.clone(), ports },
+    ) -> Result<(ServicePort, PodPort), ClusterError> {
+        let ports = tcp_ports(spec);
+        if !ports.is_empty() {
+            let port = choose_port(&ports, wanted).ok_or_else(|| self.no_port(what, &ports, wanted))?;
+            let target = target_port(spec, port);
+            return Ok((port.clone(), PodPort::OfService { name: port.name.clone(), target }));
+        }
+        if spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
+            let why = "its ports are UDP or SCTP, and a port-forward carries TCP";
+            return Err(self.unsupported(what, why, None));
+        }
+        if !is_headless(spec) {
+            return Err(self.unsupported(what, "it has no ports", None));
+        }
+        // The name of a headless Service means its pods, with the ports that they have.
+        let declared = match (wanted, self.any_pod(told).await?) {
+            (PortRef::Number(_), _) | (_, None) => Vec::new(),
+            (_, Some(pod)) => pods::ports(&pod),
+        };
+        let port = self.own_port(what, &declared, wanted)?;
+        let pod_port = PodPort::Number(port.number);
+        Ok((port, pod_port))
+    }
+
+    /// Returns one of a Service's ready pods.
+    async fn any_pod(&self, told: &Told) -> Result<Option<Pod>, ClusterError> {
+        let reachable = match told {
+            Told::Slices(slices) => of_slices(self.cluster, &self.namespace, &slices.items, &PodPort::Any).await?,
+            Told::Endpoints { slices, .. } => of_slices(self.cluster, &self.namespace, slices, &PodPort::Any).await?,
+            Told::Selected(selector) => {
+                let all = self.pods_of(selector).await?;
+                return Ok(all.items.into_iter().find(pods::is_ready));
+            }
+        };
+        let Some(pod) = reachable.pods.first() else { return Ok(None) };
+        match self.get::<Pod>(&format!("pod {}/{}", self.namespace, pod.name), &pod.name).await {
+            Ok(pod) => Ok(Some(pod)),
+            Err(AskError::NotFound) => Ok(None),
+            Err(AskError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Returns what tells the Service's pods: its slices, and what there is instead where they cannot be read.
+    async fn told(
+        &self,
+        what: &str,
+        name: &str,
+        spec: &ServiceSpec,
+        slices: Result<ObjectList<EndpointSlice>, AskError>,
+    ) -> Result<Told, ClusterError> {
+        let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
+        let unread = match slices {
+            // Those of a Service with a selector come from a controller, which is always there.
+            Ok(slices) if !slices.items.is_empty() || selector.is_some() => return Ok(Told::Slices(slices)),
+            Ok(_) | Err(AskError::NotFound) => None,
+            Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => Some(error),
+            Err(AskError::Failed(error)) => return Err(error),
+        };
+        if let Some(selector) = selector {
+            if let Some(error) = &unread {
+                self.tell_once(error);
+            }
+            let terms: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            return Ok(Told::Selected(terms.join(",")));
+        }
+        match (self.get::<Endpoints>(&format!("endpoints {}/{name}", self.namespace), name).await, unread) {
+            (Ok(endpoints), _) => {
+                let version = endpoints.metadata.resource_version.clone().unwrap_or_default();
+                Ok(Told::Endpoints { slices: endpoints::as_slices(endpoints), version })
+            }
+            (Err(_), Some(unread)) => Err(unread),
+            (Err(AskError::Failed(error)), None) if !matches!(error, ClusterError::Forbidden { .. }) => Err(error),
+            (Err(_), None) => {
+                let why = "it has no selector and no EndpointSlices, so that no pods stand behind it";
+                Err(self.unsupported(what, why, Some(self.get_slices(name))))
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        name: &str,
+        spec: &ServiceSpec,
+        told: Told,
+        port: PodPort,
+    ) -> Result<(Reachable, Source), ClusterError> {
+        let service = name.to_owned();
+        Ok(match told {
+            Told::Slices(list) => {
+                let (slices, version) = (list.items, list.metadata.resource_version.unwrap_or_default());
+                let reachable = of_slices(self.cluster, &self.namespace, &slices, &port).await?;
+                (reachable, Source::Slices { service, slices, version, port })
+            }
+            Told::Endpoints { slices, version } => {
+                let reachable = of_slices(self.cluster, &self.namespace, &slices, &port).await?;
+                (reachable, Source::Endpoints { service, slices, version, port })
+            }
+            Told::Selected(selector) => {
+                let publishes_not_ready = spec.publish_not_ready_addresses == Some(true);
+                let list = self.pods_of(&selector).await?;
+                let (pods, version) = (list.items, list.metadata.resource_version.unwrap_or_default());
+                let ready = Reachable::ready(endpoints::selected(&pods, &port, publishes_not_ready));
+                (ready, Source::Selected { selector, pods, publishes_not_ready, version, port })
             }
         })
     }
 
-    fn refuse_what_has_no_pods(&self, what: &str, spec: &ServiceSpec) -> Result<(), ClusterError> {
-        if spec.type_.as_deref() == Some("ExternalName") {
-            let name = spec.external_name.as_deref().unwrap_or("?");
-            let why = format!("it is an ExternalName for {name}, outside of the cluster");
-            return Err(self.unsupported(what, &why, Some(format!("use {name} directly"))));
+    /// Returns where an ExternalName of this cluster leads. None: the Service is no ExternalName.
+    fn alias(&self, what: &str, spec: &ServiceSpec, wanted: Option<&PortRef>) -> Result<Option<Found>, ClusterError> {
+        if spec.type_.as_deref() != Some("ExternalName") {
+            return Ok(None);
         }
-        if spec.selector.as_ref().is_none_or(|selector| selector.is_empty()) {
-            let why = "it has no selector, so that no pods stand behind it";
-            return Err(self.unsupported(what, why, Some("name a pod that can reach its endpoints".to_owned())));
-        }
-        if tcp_ports(spec).is_empty() {
-            let has_ports = spec.ports.as_ref().is_some_and(|ports| !ports.is_empty());
-            let why =
-                if has_ports { "its ports are UDP or SCTP, and a port-forward carries TCP" } else { "it has no ports" };
-            return Err(self.unsupported(what, why, None));
-        }
-        Ok(())
-    }
-
-    fn unsupported(&self, what: &str, why: &str, hint: Option<String>) -> ClusterError {
-        ClusterError::Unsupported {
-            what: what.to_owned(),
-            context: self.cluster.context.clone(),
-            why: why.to_owned(),
-            hint,
+        let name = spec.external_name.as_deref().unwrap_or_default();
+        match InCluster::parse(name) {
+            Some(to) => Ok(Some(Found::Alias { to, port: wanted.map(|port| alias::port_behind(spec, port)) })),
+            None => Err(self.external(what, name)),
         }
     }
 
-    /// Tells why a Service has no ready pod, by looking at the pods that it selects.
-    async fn nothing_ready(&self, what: &str, spec: &ServiceSpec, pod: Option<&str>) -> ClusterError {
-        let selector: Vec<String> =
-            spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
-        let selector = selector.join(",");
-        let pods: Api<Pod> = self.api();
-        let listed = self
-            .cluster
-            .ask(
-                &format!("listing the pods of {what}"),
-                self.namespace,
-                pods.list(&ListParams::default().labels(&selector).limit(100)),
-            )
-            .await;
-        let cause = match listed {
-            Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
-            Ok(list) => match pod {
-                None => describe(&list.items),
-                Some(pod) => match list.items.iter().find(|found| found.metadata.name.as_deref() == Some(pod)) {
-                    Some(found) => format!("{pod} is not ready ({})", pods::why_not_ready(found)),
-                    None => format!("{pod} is not one of its pods"),
-                },
-            },
-            // The state of the pods is an extra; what counts was said by the EndpointSlices.
-            Err(_) => "its EndpointSlices name no ready pod".to_owned(),
-        };
-        ClusterError::NotReady {
-            what: what.to_owned(),
-            context: self.cluster.context.clone(),
-            cause,
-            hint: format!("kubectl --context {} -n {} get pods -l {selector}", self.cluster.context, self.namespace),
+    async fn get<K: NamespacedKind>(&self, what: &str, name: &str) -> Result<K, AskError> {
+        self.cluster.ask(&format!("looking up {what}"), &self.namespace, self.api::<K>().get(name)).await
+    }
+
+    async fn slices(&self, what: &str, service: &str) -> Result<ObjectList<EndpointSlice>, AskError> {
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let api = self.api::<EndpointSlice>();
+        self.cluster.ask(&format!("looking up {what}"), &self.namespace, api.list(&of_service)).await
+    }
+
+    async fn pods_of(&self, selector: &str) -> Result<ObjectList<Pod>, ClusterError> {
+        self.list_pods(ListParams::default().labels(selector)).await
+    }
+
+    async fn list_pods(&self, params: ListParams) -> Result<ObjectList<Pod>, ClusterError> {
+        let doing = format!("listing the pods of namespace {}", self.namespace);
+        match self.cluster.ask(&doing, &self.namespace, self.api::<Pod>().list(&params)).await {
+            Ok(list) => Ok(list),
+            Err(AskError::Failed(error)) => Err(error),
+            Err(AskError::NotFound) => {
+                let context = self.cluster.context.clone();
+                Err(ClusterError::Protocol { context, reason: format!("404 ({doing})") })
+            }
         }
     }
 
-    /// Tells that an object does not exist, with names that are like it.
-    async fn not_found<K>(&self, what: String, plural: &str, name: &str) -> ClusterError
-    where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
-    {
-        let all: Api<K> = self.api();
-        let listed = self
-            .cluster
-            .ask(
-                &format!("listing {plural}"),
-                self.namespace,
-                all.list_metadata(&ListParams::default().limit(MOST_NEIGHBOURS)),
-            )
-            .await;
-        let names: Vec<String> = listed
-            .map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect())
-            .unwrap_or_default();
-        let near = near(name, names.iter().cloned(), |name| name);
-        let context = self.cluster.context.clone();
-        if names.is_empty() && self.namespace_is_missing().await {
-            let hint =
-                Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
-            return ClusterError::NotFound { what, context, near: Vec::new(), hint };
+    /// Returns the running pods of the namespace at these addresses.
+    async fn pods_at(&self, addresses: &BTreeSet<(IpAddr, u16)>) -> Result<Vec<ReadyPod>, ClusterError> {
+        let mut params = ListParams::default().limit(PAGE);
+        let mut found = Vec::new();
+        for _ in 0..MOST_PAGES {
+            let page = self.list_pods(params.clone()).await?;
+            found.extend(endpoints::at_addresses(addresses, &page.items));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) if found.len() < addresses.len() => params = params.continue_token(&token),
+                _ => break,
+            }
         }
-        let hint = format!("kubectl --context {context} -n {} get {plural}", self.namespace);
-        ClusterError::NotFound { what, context, near, hint: Some(hint) }
+        Ok(found)
     }
 
-    async fn namespace_is_missing(&self) -> bool {
-        let namespaces: Api<NamespaceObject> = Api::all(self.cluster.client.clone());
-        let answer = namespaces.get_metadata(&self.namespace.0);
-        matches!(self.cluster.ask("looking up the namespace", self.namespace, answer).await, Err(AskError::NotFound))
+    /// Says once that something goes on without a permission.
+    fn tell_once(&self, missing: &ClusterError) {
+        if self.cluster.is_first(&missing.to_string()) {
+            warn!(%missing, hint = missing.hint(), "adit goes on without this permission");
+        }
     }
 
-    fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(&self) -> Api<K> {
+    fn api<K: NamespacedKind>(&self) -> Api<K> {
         Api::namespaced(self.cluster.client.clone(), &self.namespace.0)
     }
 }
 
-/// Returns the ready, not terminating pods of the slices that have the Service's port, all or only one, and whether
-/// there are endpoints that are no pods. A slice names its ports as the Service does, resolved to the pods' numbers.
-pub(super) fn ready_pods<'s>(
-    slices: impl IntoIterator<Item = &'s EndpointSlice>,
-    port_name: Option<&str>,
-    only: Option<&str>,
-) -> (Vec<ReadyPod>, bool) {
-    let (mut found, mut others) = (Vec::new(), false);
-    for slice in slices {
-        let port =
-            slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == port_name.unwrap_or(""));
-        let Some(container_port) = port.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            let conditions = endpoint.conditions.as_ref();
-            // An unknown readiness counts as ready (discovery/v1, EndpointConditions).
-            let ready = conditions
-                .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false));
-            let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-            match target.and_then(|target| Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))) {
-                Some((name, uid)) if ready && only.is_none_or(|only| only == name) => {
-                    found.push(ReadyPod { name, uid, container_port });
-                }
-                Some(_) => {}
-                None => others = true,
-            }
-        }
-    }
-    // A dual-stack Service has each pod once per address family.
-    found.sort();
-    found.dedup();
-    (found, others)
+/// What can be asked for in a namespace.
+trait NamespacedKind:
+    kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+    + Clone
+    + DeserializeOwned
+    + std::fmt::Debug
+{
 }
 
-/// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, a few pods at most.
-fn describe(all: &[Pod]) -> String {
-    const MOST: usize = 3;
-    let ready = all.iter().filter(|pod| pods::is_ready(pod)).count();
-    let not_ready: Vec<&Pod> = all.iter().filter(|pod| !pods::is_ready(pod)).collect();
-    let name = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
-    let mut reasons: Vec<String> = not_ready
-        .iter()
-        .take(MOST)
-        .map(|pod| format!("{}: {}", name(&pod.metadata), pods::why_not_ready(pod)))
-        .collect();
-    if not_ready.len() > MOST {
-        reasons.push(format!("and {} more", not_ready.len() - MOST));
-    }
-    format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", "))
+impl<K> NamespacedKind for K where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+{
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
+/// Returns whether the Service is a name for its pods and no more: it has no address.
+fn is_headless(spec: &ServiceSpec) -> bool {
+    spec.cluster_ip.as_deref() == Some("None")
+}
 
-    use super::*;
+/// The port of those who asked for none.
+fn no_port() -> ServicePort {
+    ServicePort { number: 0, name: None, app_protocol: None }
+}
 
-    fn slice(value: serde_json::Value) -> EndpointSlice {
-        serde_json::from_value(value).unwrap()
+/// Returns for how long a Service keeps a client with a pod.
+fn affinity(spec: &ServiceSpec) -> Option<Duration> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
     }
-
-    #[test]
-    fn named_port_resolves_to_the_container_port_of_each_slice() {
-        let endpoint = |pod: &str, conditions: serde_json::Value| json!({"addresses": ["10.0.0.1"], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "uid": "u"}});
-        let slices = [
-            slice(
-                json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8080}, {"name": "metrics", "port": 9090}], "endpoints": [
-                    endpoint("a", json!({"ready": true})),
-                    endpoint("b", json!({"ready": false})),
-                    endpoint("c", json!({"ready": false, "serving": true, "terminating": true})),
-                ]}),
-            ),
-            slice(
-                json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8081}], "endpoints": [endpoint("d", json!({}))]}),
-            ),
-        ];
-        let (found, others) = ready_pods(&slices, Some("http"), None);
-        let shown: Vec<_> = found.iter().map(|pod| (pod.name.as_str(), pod.container_port)).collect();
-        assert_eq!(shown, [("a", 8080), ("d", 8081)]);
-        assert_eq!(ready_pods(&slices, Some("http"), Some("d")).0, found[1..]);
-        assert!(!others);
-    }
-
-    #[test]
-    fn endpoints_that_are_no_pods_are_seen_and_families_counted_once() {
-        let pod = json!({"addresses": ["::1"], "targetRef": {"kind": "Pod", "name": "a", "uid": "u"}});
-        let slices = [
-            slice(
-                json!({"addressType": "IPv4", "ports": [{"name": "", "port": 80}], "endpoints": [pod, {"addresses": ["1.2.3.4"]}]}),
-            ),
-            slice(json!({"addressType": "IPv6", "ports": [{"port": 80}], "endpoints": [pod]})),
-        ];
-        let (found, others) = ready_pods(&slices, None, None);
-        assert_eq!(found.len(), 1);
-        assert!(others);
-    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
 }

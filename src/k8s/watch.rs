@@ -1,4 +1,6 @@
-//! Follows the ready pods of a target while a tunnel uses it, by watches instead of questions.
+//! Follows the pods of a target while a tunnel uses it, by watches instead of questions.
+
+mod backoff;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,67 +10,125 @@ use kube::{
     api::{ListParams, WatchEvent, WatchParams},
 };
 use serde::de::DeserializeOwned;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use self::backoff::Backoff;
 use super::{
-    client::Cluster,
-    objects::{EndpointSlice, Pod},
-    pods,
-    resolve::{ReadyPod, Source, ready_pods},
+    client::{Cluster, REQUEST_TIMEOUT},
+    endpoints::{self, PodPort, Reachable},
+    objects::{EndpointSlice, Endpoints, Pod},
+    resolve::{Source, of_slices},
 };
 use crate::config::Namespace;
 
 /// For how long an API server is asked to keep a watch. It ends some early.
 const WATCH_SECONDS: u32 = 290;
 
-/// Between attempts while the API server does not answer.
-const PAUSES: [Duration; 6] = [
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-];
+/// How much later it may end one: from then on, nobody is there who would tell a change.
+const LATE: Duration = Duration::from_secs(10);
 
 /// The code of an answer that means that a version is too old (RFC 9110, section 15.5.11: Gone).
 const GONE: u16 = 410;
 
-/// Follows `source` and tells the ready pods each time that they have changed, until it is dropped, or until there is
-/// no right to watch: then what is known stays, and the wire tells when a pod is gone.
-pub async fn follow(
-    cluster: &Cluster,
-    namespace: &Namespace,
-    source: Source,
-    port_name: Option<&str>,
-    container_port: u16,
-    tell: impl Fn(Vec<ReadyPod>),
-) {
+/// Follows `source` and tells the pods each time that they have changed, until it is dropped, or until there is
+/// no permission to watch: then what is known stays, and the wire tells when a pod is gone.
+pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, tell: impl Fn(Reachable) + Sync) {
     match source {
-        Source::Service { name, pod, slices, version } => {
-            let api: Api<EndpointSlice> = Api::namespaced(cluster.watches.clone(), &namespace.0);
-            let labels = format!("kubernetes.io/service-name={name}");
-            let (list, watch) = (ListParams::default().labels(&labels), WatchParams::default().labels(&labels));
-            let tell = |slices: &BTreeMap<String, EndpointSlice>| {
-                tell(ready_pods(slices.values(), port_name, pod.as_deref()).0);
-            };
-            objects(cluster, namespace, &api, &list, watch, (slices, version), tell).await;
+        Source::Slices { service, slices, version, port } => {
+            let of_service = Selection::labels(format!("kubernetes.io/service-name={service}"));
+            let reader = BySlices { cluster, namespace, port };
+            objects(cluster, namespace, &of_service, (slices, version), &reader, &tell).await;
         }
-        Source::Pod { name, version } => {
-            let api: Api<Pod> = Api::namespaced(cluster.watches.clone(), &namespace.0);
-            let field = format!("metadata.name={name}");
-            let (list, watch) = (ListParams::default().fields(&field), WatchParams::default().fields(&field));
-            let tell = |all: &BTreeMap<String, Pod>| {
-                let ready = all.values().filter(|pod| pods::is_ready(pod)).map(|pod| ReadyPod {
-                    name: name.clone(),
-                    uid: pod.metadata.uid.clone().unwrap_or_default(),
-                    container_port,
-                });
-                tell(ready.collect());
-            };
-            objects(cluster, namespace, &api, &list, watch, (Vec::new(), version), tell).await;
+        Source::Endpoints { service, version, port, .. } => {
+            let by_name = Selection::fields(format!("metadata.name={service}"));
+            let reader = BySlices { cluster, namespace, port };
+            objects::<Endpoints>(cluster, namespace, &by_name, (Vec::new(), version), &reader, &tell).await;
         }
+        Source::Selected { selector, pods, publishes_not_ready, version, port } => {
+            let reader = Selected { publishes_not_ready, port };
+            objects(cluster, namespace, &Selection::labels(selector), (pods, version), &reader, &tell).await;
+        }
+        Source::Pod { name, version, container_port } => {
+            let by_name = Selection::fields(format!("metadata.name={name}"));
+            objects(cluster, namespace, &by_name, (Vec::new(), version), &Named { container_port }, &tell).await;
+        }
+    }
+}
+
+/// Reads the pods that take connections from the objects that tell them.
+trait Reader<K>: Sync {
+    /// Returns None where it cannot be found out now: it will be with the next change.
+    fn read(&self, all: &BTreeMap<String, K>) -> impl Future<Output = Option<Reachable>> + Send;
+}
+
+struct BySlices<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a Namespace,
+    port: PodPort,
+}
+
+impl BySlices<'_> {
+    async fn of(&self, slices: Vec<&EndpointSlice>) -> Option<Reachable> {
+        match of_slices(self.cluster, self.namespace, slices, &self.port).await {
+            Ok(reachable) => Some(reachable),
+            Err(error) => {
+                debug!(context = %self.cluster.context, %error, "pods not looked up");
+                None
+            }
+        }
+    }
+}
+
+impl Reader<EndpointSlice> for BySlices<'_> {
+    async fn read(&self, all: &BTreeMap<String, EndpointSlice>) -> Option<Reachable> {
+        self.of(all.values().collect()).await
+    }
+}
+
+impl Reader<Endpoints> for BySlices<'_> {
+    async fn read(&self, all: &BTreeMap<String, Endpoints>) -> Option<Reachable> {
+        let slices: Vec<_> = all.values().cloned().flat_map(endpoints::as_slices).collect();
+        self.of(slices.iter().collect()).await
+    }
+}
+
+struct Selected {
+    publishes_not_ready: bool,
+    port: PodPort,
+}
+
+impl Reader<Pod> for Selected {
+    async fn read(&self, all: &BTreeMap<String, Pod>) -> Option<Reachable> {
+        Some(Reachable::ready(endpoints::selected(all.values(), &self.port, self.publishes_not_ready)))
+    }
+}
+
+struct Named {
+    container_port: u16,
+}
+
+impl Reader<Pod> for Named {
+    async fn read(&self, all: &BTreeMap<String, Pod>) -> Option<Reachable> {
+        Some(all.values().next().map(|pod| endpoints::named(pod, self.container_port)).unwrap_or_default())
+    }
+}
+
+/// Which objects of a kind are followed.
+struct Selection {
+    list: ListParams,
+    watch: WatchParams,
+}
+
+impl Selection {
+    fn labels(labels: String) -> Self {
+        let watch = WatchParams::default().labels(&labels).timeout(WATCH_SECONDS);
+        Self { list: ListParams::default().labels(&labels), watch }
+    }
+
+    fn fields(fields: String) -> Self {
+        let watch = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
+        Self { list: ListParams::default().fields(&fields), watch }
     }
 }
 
@@ -76,102 +136,117 @@ pub async fn follow(
 async fn objects<K>(
     cluster: &Cluster,
     namespace: &Namespace,
-    api: &Api<K>,
-    list: &ListParams,
-    watch: WatchParams,
+    selection: &Selection,
     known: (Vec<K>, String),
-    tell: impl Fn(&BTreeMap<String, K>),
+    reader: &impl Reader<K>,
+    tell: &(impl Fn(Reachable) + Sync),
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
 {
-    let watch = watch.timeout(WATCH_SECONDS).disable_bookmarks();
+    let api: Api<K> = Api::namespaced(cluster.watches.clone(), &namespace.0);
     let by_name = |objects: Vec<K>| -> BTreeMap<String, K> {
         objects.into_iter().filter_map(|object| Some((object.meta().name.clone()?, object))).collect()
     };
     let (mut all, mut version) = (by_name(known.0), known.1);
-    let mut pauses = PAUSES.iter().copied();
+    let mut backoff = Backoff::default();
     loop {
+        if version.is_empty() {
+            match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
+                Ok(listed) => {
+                    version = listed.metadata.resource_version.clone().unwrap_or_default();
+                    all = by_name(listed.items);
+                    reader.read(&all).await.into_iter().for_each(tell);
+                }
+                Err(error) => {
+                    debug!(context = %cluster.context, ?error, "not listed");
+                    sleep(backoff.next()).await;
+                    continue;
+                }
+            }
+        }
         // A token that has expired is renewed where that blocks nobody.
         let _ = cluster.auth_headers().await;
-        let ended = match version.is_empty() {
-            true => Ok(()),
-            false => one_watch(api, &watch, &mut version, &mut all, &tell).await,
-        };
-        match ended {
-            // It ends from time to time, and goes on where it ended.
-            Ok(()) if !version.is_empty() => {
-                pauses = PAUSES.iter().copied();
-                sleep(PAUSES[0]).await;
-                continue;
-            }
-            Ok(()) => {}
+        let started = Instant::now();
+        match one_watch(&api, &selection.watch, &mut version, &mut all, reader, tell).await {
+            Ok(Ended::InTime) => {}
+            Ok(Ended::TooOld | Ended::Silent) => version.clear(),
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                if cluster.tell_once_of_no_watch() {
-                    warn!(context = %cluster.context, %namespace, reason = status.message, "no right to watch: pods are looked up for each new session");
+                if cluster.is_first(&status.message) {
+                    warn!(context = %cluster.context, %namespace, reason = status.message, "no permission to watch: pods are looked up for each new session");
                 }
                 return;
             }
-            Err(error) => {
-                debug!(context = %cluster.context, %error, "a watch ended");
-                sleep(pauses.next().unwrap_or(PAUSES[PAUSES.len() - 1])).await;
-            }
+            Err(error) => debug!(context = %cluster.context, %error, "a watch ended"),
         }
-        match cluster.ask("listing what is watched", namespace, api.list(list)).await {
-            Ok(listed) => {
-                version = listed.metadata.resource_version.clone().unwrap_or_default();
-                all = by_name(listed.items);
-                tell(&all);
-            }
-            Err(error) => {
-                debug!(context = %cluster.context, ?error, "not listed");
-                version.clear();
-                sleep(pauses.next().unwrap_or(PAUSES[PAUSES.len() - 1])).await;
-            }
-        }
+        sleep(backoff.after(started.elapsed())).await;
     }
 }
 
-fn take_version<K: Resource>(version: &mut String, object: &K) {
-    if let Some(newer) = &object.meta().resource_version {
-        version.clone_from(newer);
-    }
+/// How a watch ended that did not break.
+enum Ended {
+    /// It goes on where it ended.
+    InTime,
+    /// What came after the version is no longer known: everything has to be listed again.
+    TooOld,
+    /// It was not ended when it was to be, so that nothing is known of what it did not tell.
+    Silent,
 }
 
-/// Follows one watch to its end. An empty version means that everything has to be listed again.
+/// Follows one watch to its end.
 async fn one_watch<K>(
     api: &Api<K>,
     params: &WatchParams,
     version: &mut String,
     all: &mut BTreeMap<String, K>,
-    tell: &impl Fn(&BTreeMap<String, K>),
-) -> kube::Result<()>
+    reader: &impl Reader<K>,
+    tell: &(impl Fn(Reachable) + Sync),
+) -> kube::Result<Ended>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
-    let events = api.watch(params, version).await?;
+    let end = Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + LATE;
+    let Ok(events) = timeout(REQUEST_TIMEOUT, api.watch(params, version)).await else { return Ok(Ended::Silent) };
+    let events = match events {
+        Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Ended::TooOld),
+        events => events?,
+    };
     futures::pin_mut!(events);
-    while let Some(event) = events.try_next().await? {
-        match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                take_version(version, &object);
+    loop {
+        let Ok(event) = timeout_at(end, events.try_next()).await else { return Ok(Ended::Silent) };
+        match event? {
+            None => return Ok(Ended::InTime),
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                take_version(version, object.meta().resource_version.as_ref());
                 if let Some(name) = object.meta().name.clone() {
                     all.insert(name, object);
                 }
             }
-            WatchEvent::Deleted(object) => {
-                take_version(version, &object);
+            Some(WatchEvent::Deleted(object)) => {
+                take_version(version, object.meta().resource_version.as_ref());
                 if let Some(name) = &object.meta().name {
                     all.remove(name);
                 }
             }
-            WatchEvent::Bookmark(_) => continue,
-            WatchEvent::Error(status) if status.code == GONE => {
-                version.clear();
-                return Ok(());
+            // Nothing has changed up to here: a quiet Service does not fall behind what the server still knows.
+            Some(WatchEvent::Bookmark(bookmark)) => {
+                take_version(version, Some(&bookmark.metadata.resource_version));
+                continue;
             }
-            WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+            Some(WatchEvent::Error(status)) if status.code == GONE => return Ok(Ended::TooOld),
+            Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status)),
         }
-        tell(all);
+        reader.read(all).await.into_iter().for_each(tell);
     }
-    Ok(())
+}
+
+fn take_version(version: &mut String, newer: Option<&String>) {
+    if let Some(newer) = newer {
+        version.clone_from(newer);
+    }
 }

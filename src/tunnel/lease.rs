@@ -76,6 +76,14 @@ impl Lease {
         }
     }
 
+    /// Returns why the pod is not ready, where it was named and is reached all the same.
+    pub fn not_ready(&self) -> Option<String> {
+        match &*self.hold.0.view.borrow() {
+            View::Running(running) => running.session.not_ready(),
+            _ => None,
+        }
+    }
+
     /// Notes how a connection of a user failed, for `adit status`.
     pub fn note_error(&self, error: &dyn std::fmt::Display) {
         self.hold.0.note_error(error);

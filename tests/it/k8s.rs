@@ -19,7 +19,7 @@ async fn a_service_means_all_its_ready_pods() {
     let demo = Demo::start().await.unwrap();
     let (shop, web) = (Namespace("shop".into()), Workload::Service("web".into()));
     let found = resolve(&*cluster(&demo).await, &shop, &web, &PortRef::Name("http".into())).await.unwrap();
-    let pods: Vec<_> = found.pods.iter().map(|pod| (pod.name.as_str(), pod.container_port)).collect();
+    let pods: Vec<_> = found.reachable.pods.iter().map(|pod| (pod.name.as_str(), pod.container_port)).collect();
     assert_eq!((found.port.number, &pods[..]), (80, &[("web-6d5f-a1", 8080), ("web-6d5f-b2", 8080)][..]));
 }
 
@@ -28,7 +28,10 @@ async fn a_pod_of_a_headless_service_is_reached_by_name() {
     let demo = Demo::start().await.unwrap();
     let workload = Workload::PodOfService { pod: "postgres-1".into(), service: "postgres".into() };
     let resolved = resolve(&*cluster(&demo).await, &Namespace("data".into()), &workload, &PortRef::Auto).await.unwrap();
-    assert_eq!((resolved.pods[0].name.as_str(), resolved.pods[0].container_port), ("postgres-1", 5432));
+    assert_eq!(
+        (resolved.reachable.pods[0].name.as_str(), resolved.reachable.pods[0].container_port),
+        ("postgres-1", 5432)
+    );
 }
 
 #[tokio::test]

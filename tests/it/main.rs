@@ -16,6 +16,7 @@ mod layers;
 mod lifecycle;
 mod process;
 mod relay;
+mod services;
 mod sni;
 mod support;
 mod tcp;

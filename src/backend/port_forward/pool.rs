@@ -22,8 +22,8 @@ use crate::{
     k8s::{
         ClusterError,
         client::Cluster,
+        endpoints::ReadyPod,
         pods,
-        resolve::ReadyPod,
         upgrade::{self, Envelope, UpgradeError, Upgraded},
     },
 };

@@ -23,7 +23,8 @@ use crate::{
     io::{BoxedIo, abandoned::Ends},
     k8s::{
         client::Cluster,
-        resolve::{ReadyPod, Resolution},
+        endpoints::{Reachable, ReadyPod},
+        resolve::Resolution,
         upgrade::Upgraded,
         watch::follow,
     },
@@ -48,16 +49,13 @@ struct Shared {
     turn: AtomicUsize,
     closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
+    /// Why the pod that was named is not ready.
+    not_ready: Mutex<Option<String>>,
 }
 
 impl TargetSession {
     /// Starts with the pod that was reached `first`; the others are reached when they are needed.
-    pub fn start(
-        cluster: Arc<Cluster>,
-        namespace: Namespace,
-        resolution: Resolution,
-        first: (ReadyPod, Upgraded),
-    ) -> Self {
+    pub fn start(cluster: Arc<Cluster>, resolution: Resolution, first: (ReadyPod, Upgraded)) -> Self {
         let (pod, upgraded) = first;
         let endpoint = Endpoint {
             pod: pod.name.clone(),
@@ -67,22 +65,22 @@ impl TargetSession {
         };
         let shared = Arc::new(Shared {
             cluster,
-            namespace,
+            namespace: resolution.namespace,
             pools: Mutex::default(),
             turn: AtomicUsize::new(0),
             closed: watch::Sender::new(None),
             gauges: Arc::default(),
+            not_ready: Mutex::default(),
         });
-        shared.change_to(resolution.pods);
+        shared.change_to(resolution.reachable);
         if let Some(pool) = shared.lock().iter().find(|pool| pool.pod() == &pod) {
             pool.adopt(upgraded);
         }
-        let (following, container_port) = (shared.clone(), pod.container_port);
-        let (source, port_name) = (resolution.source, resolution.port.name);
+        let (following, source) = (shared.clone(), resolution.source);
         let follow = tokio::spawn(async move {
             let told = following.clone();
-            let tell = |pods| told.change_to(pods);
-            follow(&following.cluster, &following.namespace, source, port_name.as_deref(), container_port, tell).await;
+            let tell = |reachable| told.change_to(reachable);
+            follow(&following.cluster, &following.namespace, source, tell).await;
         });
         let shrinking = Arc::downgrade(&shared);
         let shrink = tokio::spawn(async move {
@@ -137,8 +135,9 @@ impl Shared {
         self.pools.lock().expect("no panic while the lock is held")
     }
 
-    /// Takes the pods that are ready now: others get no new streams. Those that are open live on.
-    fn change_to(&self, ready: Vec<ReadyPod>) {
+    /// Takes the pods that take connections now: others get no new streams. Those that are open live on.
+    fn change_to(&self, Reachable { pods: ready, not_ready }: Reachable) {
+        *self.not_ready.lock().expect("no panic while the lock is held") = not_ready;
         let mut pools = self.lock();
         pools.retain(|pool| {
             let stays = ready.contains(pool.pod()) && !pool.is_gone();
@@ -226,6 +225,10 @@ impl Session for TargetSession {
 
     fn pods(&self) -> Vec<String> {
         self.shared.lock().iter().filter(|pool| pool.is_warm()).map(|pool| pool.pod().name.clone()).collect()
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        self.shared.not_ready.lock().expect("no panic while the lock is held").clone()
     }
 
     fn gauges(&self) -> &SessionGauges {

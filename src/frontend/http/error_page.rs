@@ -17,6 +17,9 @@ use crate::{
 /// The header with the stable code of an error.
 pub const ERROR_CODE: HeaderName = HeaderName::from_static("x-adit-error");
 
+/// The header of an answer of a pod that was named and is not ready: why it is not.
+pub const NOT_READY: HeaderName = HeaderName::from_static("x-adit-not-ready");
+
 /// The page brings its own style and nothing else.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

@@ -105,8 +105,17 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     page
 }
 
-/// Returns the page for a request that the pod did not answer.
-pub fn unanswered(error: &RequestError, host: &str, route: &Route) -> Page {
+/// Returns the page for a request that the pod did not answer. `not_ready`: why the pod is not ready.
+pub fn unanswered(error: &RequestError, host: &str, route: &Route, not_ready: Option<String>) -> Page {
+    let mut page = of_request(error, host, route);
+    if let Some(reason) = not_ready {
+        let note = format!("the pod is not ready ({reason})");
+        page.cause = Some(page.cause.map_or_else(|| note.clone(), |cause| format!("{cause}; {note}")));
+    }
+    page
+}
+
+fn of_request(error: &RequestError, host: &str, route: &Route) -> Page {
     match (error, error.fault()) {
         (RequestError::Open(OpenError::Stream(fault)), _) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Open(error), _) => unopened(error, host, route),

@@ -1,0 +1,213 @@
+//! Which pods stand behind a Service, and on which of their ports. Pure: from slices and pods as the API server has them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{
+    objects::{
+        Endpoint, EndpointAddress, EndpointConditions, EndpointSlice, EndpointSubset, Endpoints, Pod, TargetRef,
+    },
+    pods,
+};
+
+/// A pod that takes connections: a ready one of a Service, or one that was named and runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadyPod {
+    pub name: String,
+    /// A pod of the same name with another UID is another pod.
+    pub uid: String,
+    /// 0: no port was asked for.
+    pub container_port: u16,
+}
+
+impl ReadyPod {
+    fn of(pod: &Pod, container_port: u16) -> Option<Self> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        Some(Self { name: pod.metadata.name.clone()?, uid, container_port })
+    }
+}
+
+/// The pods that take connections at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reachable {
+    /// Sorted by name.
+    pub pods: Vec<ReadyPod>,
+    /// Why the pod is not ready, where it was named and is reached all the same.
+    pub not_ready: Option<String>,
+}
+
+impl Reachable {
+    pub fn ready(mut pods: Vec<ReadyPod>) -> Self {
+        // A dual-stack Service has each pod once per address family.
+        pods.sort();
+        pods.dedup();
+        Self { pods, not_ready: None }
+    }
+}
+
+/// Which port of the pods is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodPort {
+    /// A Service's: its slices call it by name, and `targetPort` says which it is in a pod.
+    OfService { name: Option<String>, target: IntOrString },
+    /// The pods' own.
+    Number(u16),
+    /// None was asked for: an exec needs none.
+    Any,
+}
+
+impl PodPort {
+    /// Returns the number that a slice has for it; a slice names its ports as the Service does.
+    fn in_slice(&self, slice: &EndpointSlice) -> Option<u16> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Any => Some(0),
+            Self::OfService { name, .. } => {
+                let wanted = name.as_deref().unwrap_or("");
+                let port = slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or("") == wanted)?;
+                u16::try_from(port.port?).ok()
+            }
+        }
+    }
+
+    /// Returns the number that a pod has for it. None: it declares no port of that name.
+    pub fn in_pod(&self, pod: &Pod) -> Option<u16> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Any => Some(0),
+            Self::OfService { target: IntOrString::Int(number), .. } => u16::try_from(*number).ok(),
+            Self::OfService { target: IntOrString::String(name), .. } => {
+                let ports = pods::ports(pod);
+                let named = ports.iter().find(|port| port.name.as_deref() == Some(name));
+                // A number may be written as a string.
+                named.map(|port| port.number).or_else(|| name.parse().ok())
+            }
+        }
+    }
+}
+
+/// What slices say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InSlices {
+    /// The pods that they name.
+    pub pods: Vec<ReadyPod>,
+    /// Addresses of which they do not say what stands behind them, each with the port.
+    pub addresses: BTreeSet<(IpAddr, u16)>,
+}
+
+/// Returns the ready, not terminating endpoints of the slices that have the port.
+pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: &PodPort, namespace: &str) -> InSlices {
+    let mut found = InSlices::default();
+    for slice in slices {
+        let Some(container_port) = port.in_slice(slice) else { continue };
+        for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| is_ready(endpoint)) {
+            match named_pod(endpoint.target_ref.as_ref(), namespace) {
+                Some((name, uid)) => found.pods.push(ReadyPod { name, uid, container_port }),
+                None => found.addresses.extend(
+                    endpoint.addresses.iter().filter_map(|address| Some((address.parse().ok()?, container_port))),
+                ),
+            }
+        }
+    }
+    found
+}
+
+/// Returns the port that the slices have for a pod, ready or not. None: the pod is in none of them, or has no such port.
+pub fn port_in_slices<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice>,
+    port: &PodPort,
+    pod: &Pod,
+) -> Option<u16> {
+    slices.into_iter().filter(|slice| has_pod(slice, pod)).find_map(|slice| port.in_slice(slice))
+}
+
+/// Returns whether a slice has a pod, ready or not.
+pub fn has_pod(slice: &EndpointSlice, pod: &Pod) -> bool {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    slice.endpoints.iter().flatten().any(|endpoint| match named_pod(endpoint.target_ref.as_ref(), namespace) {
+        Some((name, _)) => pod.metadata.name.as_deref() == Some(&name),
+        None => endpoint.addresses.iter().filter_map(|address| address.parse().ok()).any(|ip| has_address(pod, ip)),
+    })
+}
+
+/// An unknown readiness counts as ready (discovery/v1, EndpointConditions).
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint
+        .conditions
+        .as_ref()
+        .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false))
+}
+
+fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(String, String)> {
+    let target = target.filter(|target| {
+        target.kind.as_deref() == Some("Pod")
+            && target.namespace.as_deref().is_none_or(|other| other.is_empty() || other == namespace)
+    })?;
+    Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))
+}
+
+/// Returns the running pods that have one of the addresses. Pods on the node's network share its address: one that
+/// declares the port is taken before others.
+pub fn at_addresses(addresses: &BTreeSet<(IpAddr, u16)>, all: &[Pod]) -> Vec<ReadyPod> {
+    let at = |(address, port): &(IpAddr, u16)| {
+        let declares = |pod: &Pod| pods::ports(pod).iter().any(|declared| declared.number == *port);
+        let there = all.iter().filter(|pod| pods::runs(pod) && has_address(pod, *address));
+        there.min_by_key(|pod| (!declares(pod), pod.metadata.name.clone())).and_then(|pod| ReadyPod::of(pod, *port))
+    };
+    addresses.iter().filter_map(at).collect()
+}
+
+fn has_address(pod: &Pod, address: IpAddr) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let of_families = status.pod_ips.iter().flatten().map(|pod_ip| pod_ip.ip.as_str());
+    of_families.chain(status.pod_ip.as_deref()).any(|text| text.parse() == Ok(address))
+}
+
+/// Returns the pods of a selector that would be in the Service's slices as ready: for where the slices cannot be read.
+pub fn selected<'p>(
+    all: impl IntoIterator<Item = &'p Pod>,
+    port: &PodPort,
+    publishes_not_ready: bool,
+) -> Vec<ReadyPod> {
+    let takes = |pod: &&Pod| pods::is_ready(pod) || (publishes_not_ready && pods::runs(pod));
+    all.into_iter().filter(takes).filter_map(|pod| ReadyPod::of(pod, port.in_pod(pod)?)).collect()
+}
+
+/// Returns whether a Service's selector takes a pod. An empty one takes none.
+pub fn selects(selector: &BTreeMap<String, String>, pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// Returns a pod that was named, if it runs: it need not be ready.
+pub fn named(pod: &Pod, container_port: u16) -> Reachable {
+    if !pods::runs(pod) {
+        return Reachable::default();
+    }
+    let not_ready = (!pods::is_ready(pod)).then(|| pods::why_not_ready(pod));
+    Reachable { pods: ReadyPod::of(pod, container_port).into_iter().collect(), not_ready }
+}
+
+/// Returns an Endpoints object as the slices that say the same.
+pub fn as_slices(endpoints: Endpoints) -> Vec<EndpointSlice> {
+    let of = |addresses: Option<Vec<EndpointAddress>>, ready: bool| {
+        addresses.into_iter().flatten().map(move |address| Endpoint {
+            addresses: vec![address.ip],
+            conditions: Some(EndpointConditions { ready: Some(ready), terminating: None }),
+            target_ref: address.target_ref,
+        })
+    };
+    let slice = |EndpointSubset { addresses, not_ready_addresses, ports }| EndpointSlice {
+        endpoints: Some(of(addresses, true).chain(of(not_ready_addresses, false)).collect()),
+        ports,
+        ..EndpointSlice::default()
+    };
+    endpoints.subsets.into_iter().flatten().map(slice).collect()
+}
+
+#[cfg(test)]
+mod tests;

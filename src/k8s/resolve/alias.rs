@@ -1,0 +1,108 @@
+//! ExternalNames that mean a Service of the same cluster.
+
+use crate::{
+    config::{
+        Namespace, PortRef, Workload,
+        names::{is_host, is_label},
+    },
+    k8s::{
+        objects::ServiceSpec,
+        ports::{choose_port, tcp_ports},
+    },
+};
+
+/// The domain of nearly every cluster; nothing tells a client which another one has.
+const DOMAIN: &str = "cluster.local";
+
+/// What a name of the cluster's DNS means: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InCluster {
+    pod: Option<String>,
+    service: String,
+    namespace: Namespace,
+}
+
+impl InCluster {
+    /// Returns None for names outside of the cluster.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let name = name.strip_suffix(DOMAIN).and_then(|name| name.strip_suffix('.')).unwrap_or(&name);
+        let (rest, namespace) = name.strip_suffix(".svc")?.rsplit_once('.')?;
+        let (pod, service) = match rest.rsplit_once('.') {
+            Some((pod, service)) => (Some(pod), service),
+            None => (None, rest),
+        };
+        let is_valid = is_label(service) && is_label(namespace) && pod.is_none_or(is_host);
+        is_valid.then(|| Self {
+            pod: pod.map(str::to_owned),
+            service: service.to_owned(),
+            namespace: Namespace(namespace.to_owned()),
+        })
+    }
+
+    /// Returns the namespace and the workload that stand for `asked`: a pod that was named stays named.
+    pub fn workload(self, asked: Workload) -> (Namespace, Workload) {
+        let of_asked = match asked {
+            Workload::PodOfService { pod, .. } => Some(pod),
+            Workload::Service(_) | Workload::Pod(_) => None,
+        };
+        let workload = match self.pod.or(of_asked) {
+            Some(pod) => Workload::PodOfService { pod, service: self.service },
+            None => Workload::Service(self.service),
+        };
+        (self.namespace, workload)
+    }
+}
+
+/// Returns which port is meant behind an ExternalName: a number is the same there (the name is only a CNAME), and what
+/// the ExternalName calls a port it gives a number.
+pub fn port_behind(spec: &ServiceSpec, wanted: &PortRef) -> PortRef {
+    match (wanted, choose_port(&tcp_ports(spec), wanted)) {
+        (PortRef::Name(_), Some(port)) => PortRef::Number(port.number),
+        _ => wanted.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_cluster_are_told_from_those_outside() {
+        let shown = |name: &str| {
+            let InCluster { pod, service, namespace } = InCluster::parse(name)?;
+            Some(format!("{}/{service}/{namespace}", pod.unwrap_or_default()))
+        };
+        for (name, wanted) in [
+            ("web.shop.svc.cluster.local", Some("/web/shop")),
+            ("web.shop.svc.cluster.local.", Some("/web/shop")),
+            ("web.shop.svc", Some("/web/shop")),
+            ("Web.Shop.SVC.Cluster.Local", Some("/web/shop")),
+            ("pg-0.pg.data.svc.cluster.local", Some("pg-0/pg/data")),
+            ("svc.svc.svc", Some("/svc/svc")),
+            ("api.example.com", None),
+            ("web.shop.svc.example.com", None),
+            ("web.shop.pod.cluster.local", None),
+            ("shop.svc.cluster.local", None),
+            ("svc.cluster.local", None),
+            ("cluster.local", None),
+            (".shop.svc", None),
+            ("we_b.shop.svc", None),
+            ("", None),
+            (".", None),
+            ("192.0.2.1", None),
+        ] {
+            assert_eq!(shown(name).as_deref(), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_the_external_name_calls_something_has_a_number_behind_it() {
+        let spec: ServiceSpec =
+            serde_json::from_value(serde_json::json!({"ports": [{"name": "http", "port": 8080}]})).unwrap();
+        assert_eq!(port_behind(&spec, &PortRef::Name("http".into())), PortRef::Number(8080));
+        assert_eq!(port_behind(&spec, &PortRef::Name("other".into())), PortRef::Name("other".into()));
+        assert_eq!(port_behind(&spec, &PortRef::Number(1)), PortRef::Number(1));
+        assert_eq!(port_behind(&spec, &PortRef::Auto), PortRef::Auto);
+    }
+}

@@ -1,0 +1,190 @@
+//! Why a Service or a pod cannot be reached, in words: what is looked up only for an error.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use kube::{
+    Api,
+    api::{ListParams, ObjectMeta},
+    core::PartialObjectMeta,
+};
+
+use super::{Lookup, NamespacedKind, Source};
+use crate::{
+    config::{PortRef, Workload, near::near},
+    k8s::{
+        ClusterError, ServicePort,
+        client::AskError,
+        endpoints,
+        objects::{Namespace as NamespaceObject, Pod, ServiceSpec},
+        pods,
+    },
+};
+
+/// The most names that a suggestion is looked for in.
+const MOST_NEIGHBOURS: u32 = 500;
+
+/// How what is not a pod is reached.
+const THROUGH_A_POD: &str = "through a pod: via and target of a route in http.k8s.routes, or tcp.k8s.jump";
+
+impl Lookup<'_> {
+    pub(super) fn what(&self, workload: &Workload) -> String {
+        match workload {
+            Workload::Service(name) => format!("service {}/{name}", self.namespace),
+            Workload::Pod(name) | Workload::PodOfService { pod: name, .. } => format!("pod {}/{name}", self.namespace),
+        }
+    }
+
+    pub(super) fn unsupported(&self, what: &str, why: &str, hint: Option<String>) -> ClusterError {
+        ClusterError::Unsupported {
+            what: what.to_owned(),
+            context: self.cluster.context.clone(),
+            why: why.to_owned(),
+            hint,
+        }
+    }
+
+    pub(super) fn external(&self, what: &str, name: &str) -> ClusterError {
+        let why = format!("it is an ExternalName for {name}, outside of the cluster");
+        self.unsupported(what, &why, Some(format!("use {name} directly, or {THROUGH_A_POD}")))
+    }
+
+    pub(super) fn no_port(&self, what: &str, ports: &[ServicePort], wanted: &PortRef) -> ClusterError {
+        let (what, context, ports) = (what.to_owned(), self.cluster.context.clone(), ports.to_vec());
+        match wanted {
+            PortRef::Auto => ClusterError::ChoosePort { what, context, ports },
+            PortRef::Number(number) => ClusterError::NoSuchPort { what, context, port: number.to_string(), ports },
+            PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.clone(), ports },
+        }
+    }
+
+    pub(super) fn get_slices(&self, service: &str) -> String {
+        format!(
+            "kubectl --context {} -n {} get endpointslices -l kubernetes.io/service-name={service}",
+            self.cluster.context, self.namespace
+        )
+    }
+
+    pub(super) fn does_not_run(&self, what: String, pod: &Pod) -> ClusterError {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let hint = format!("kubectl --context {} -n {} describe pod {name}", self.cluster.context, self.namespace);
+        let cause = format!("the pod does not run ({})", pods::why_not_ready(pod));
+        ClusterError::NotReady { what, context: self.cluster.context.clone(), cause, hint }
+    }
+
+    pub(super) fn no_such_pod(&self, what: &str, of_service: &str, name: &str) -> ClusterError {
+        ClusterError::NotReady {
+            what: of_service.to_owned(),
+            context: self.cluster.context.clone(),
+            cause: format!("there is no {what} at the moment"),
+            hint: format!("kubectl --context {} -n {} get pod {name}", self.cluster.context, self.namespace),
+        }
+    }
+
+    pub(super) fn not_of_service(
+        &self,
+        what: &str,
+        of_service: &str,
+        selector: &BTreeMap<String, String>,
+    ) -> ClusterError {
+        let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let hint = (!selector.is_empty()).then(|| self.get_pods(&selector.join(",")));
+        self.unsupported(what, &format!("it is not one of the pods of {of_service}"), hint)
+    }
+
+    fn get_pods(&self, selector: &str) -> String {
+        format!("kubectl --context {} -n {} get pods -l {selector}", self.cluster.context, self.namespace)
+    }
+
+    /// Tells why a Service has no pod that takes connections.
+    pub(super) async fn nothing_ready(
+        &self,
+        what: &str,
+        name: &str,
+        spec: &ServiceSpec,
+        source: &Source,
+    ) -> ClusterError {
+        if let Source::Slices { slices, port, .. } | Source::Endpoints { slices, port, .. } = source {
+            let outside = endpoints::in_slices(slices, port, &self.namespace.0).addresses;
+            if !outside.is_empty() {
+                return self.outside(what, outside.into_iter().collect());
+            }
+        }
+        let context = self.cluster.context.clone();
+        let selector: Vec<String> =
+            spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+        if selector.is_empty() {
+            let (cause, hint) = ("its endpoints name no ready pod".to_owned(), self.get_slices(name));
+            return ClusterError::NotReady { what: what.to_owned(), context, cause, hint };
+        }
+        let selector = selector.join(",");
+        let cause = match self.list_pods(ListParams::default().labels(&selector).limit(100)).await {
+            Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
+            Ok(list) => describe(&list.items),
+            // The state of the pods is an extra; what counts was said by the EndpointSlices.
+            Err(_) => "its EndpointSlices name no ready pod".to_owned(),
+        };
+        ClusterError::NotReady { what: what.to_owned(), context, cause, hint: self.get_pods(&selector) }
+    }
+
+    pub(super) fn outside(&self, what: &str, addresses: Vec<(IpAddr, u16)>) -> ClusterError {
+        const MOST: usize = 3;
+        let mut shown: Vec<String> = addresses.iter().take(MOST).map(|(address, _)| address.to_string()).collect();
+        if addresses.len() > MOST {
+            shown.push(format!("{} more", addresses.len() - MOST));
+        }
+        let why = format!(
+            "its endpoints are addresses outside of the pods of namespace {} ({}), and these cannot be port-forwarded to",
+            self.namespace,
+            shown.join(", ")
+        );
+        self.unsupported(what, &why, Some(format!("go on to the address {THROUGH_A_POD}")))
+    }
+
+    /// Tells that an object does not exist, with names that are like it.
+    pub(super) async fn not_found<K: NamespacedKind>(&self, what: String, plural: &str, name: &str) -> ClusterError {
+        let listed = self
+            .cluster
+            .ask(
+                &format!("listing {plural}"),
+                &self.namespace,
+                self.api::<K>().list_metadata(&ListParams::default().limit(MOST_NEIGHBOURS)),
+            )
+            .await;
+        let names: Vec<String> = listed
+            .map(|list| list.items.into_iter().filter_map(|item: PartialObjectMeta<K>| item.metadata.name).collect())
+            .unwrap_or_default();
+        let near = near(name, names.iter().cloned(), |name| name);
+        let context = self.cluster.context.clone();
+        if names.is_empty() && self.namespace_is_missing().await {
+            let hint =
+                Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
+            return ClusterError::NotFound { what, context, near: Vec::new(), hint };
+        }
+        let hint = format!("kubectl --context {context} -n {} get {plural}", self.namespace);
+        ClusterError::NotFound { what, context, near, hint: Some(hint) }
+    }
+
+    async fn namespace_is_missing(&self) -> bool {
+        let namespaces: Api<NamespaceObject> = Api::all(self.cluster.client.clone());
+        let answer = namespaces.get_metadata(&self.namespace.0);
+        let answer = self.cluster.ask("looking up the namespace", &self.namespace, answer).await;
+        matches!(answer, Err(AskError::NotFound))
+    }
+}
+
+/// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, a few pods at most.
+fn describe(all: &[Pod]) -> String {
+    const MOST: usize = 3;
+    let ready = all.iter().filter(|pod| pods::is_ready(pod)).count();
+    let not_ready: Vec<&Pod> = all.iter().filter(|pod| !pods::is_ready(pod)).collect();
+    let name = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
+    let mut reasons: Vec<String> = not_ready
+        .iter()
+        .take(MOST)
+        .map(|pod| format!("{}: {}", name(&pod.metadata), pods::why_not_ready(pod)))
+        .collect();
+    if not_ready.len() > MOST {
+        reasons.push(format!("and {} more", not_ready.len() - MOST));
+    }
+    format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", "))
+}

@@ -1,0 +1,267 @@
+//! Which pods stand behind a name: slices of every origin, other names, pods by name, and few permissions.
+
+use std::sync::Arc;
+
+use adit::{
+    config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
+    demo::Demo,
+    k8s::{
+        ClusterError,
+        client::{Cluster, Clusters},
+        resolve::{Resolution, resolve, resolve_pods},
+    },
+    routing::ClusterId,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{PATIENCE, TestApp, eventually};
+
+async fn cluster(demo: &Demo) -> Arc<Cluster> {
+    let kubeconfig = Arc::new(KubeconfigPaths(vec![demo.kubeconfig()]));
+    Clusters::new(&[]).get(&ClusterId { kubeconfig, context: ContextName("demo".into()) }).await.unwrap()
+}
+
+async fn resolved(demo: &Demo, namespace: &str, workload: Workload, port: PortRef) -> Result<Resolution, ClusterError> {
+    resolve(&*cluster(demo).await, &Namespace(namespace.into()), &workload, &port).await
+}
+
+fn service(name: &str) -> Workload {
+    Workload::Service(name.into())
+}
+
+fn pod_of(pod: &str, service: &str) -> Workload {
+    Workload::PodOfService { pod: pod.into(), service: service.into() }
+}
+
+fn pods(found: Result<Resolution, ClusterError>) -> Vec<String> {
+    let found = found.unwrap();
+    found.reachable.pods.iter().map(|pod| format!("{}/{}:{}", found.namespace, pod.name, pod.container_port)).collect()
+}
+
+fn put_service(demo: &Demo, namespace: &str, name: &str, spec: Value) {
+    demo.world().put("services", json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec}));
+}
+
+fn without_selector() -> Value {
+    json!({"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}]})
+}
+
+/// A slice that somebody makes by hand.
+fn put_slice(demo: &Demo, namespace: &str, service: &str, endpoints: Value) {
+    let labels = json!({"kubernetes.io/service-name": service});
+    let ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
+    let metadata = json!({"namespace": namespace, "name": format!("{service}-by-hand"), "labels": labels});
+    let slice = json!({"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints});
+    demo.world().put("endpointslices", slice);
+}
+
+fn address_of(demo: &Demo, pod: &str) -> Value {
+    demo.world().get("pods", "shop", pod).unwrap()["status"]["podIP"].clone()
+}
+
+fn endpoint(demo: &Demo, pod: &str) -> Value {
+    let uid = demo.world().get("pods", "shop", pod).unwrap()["metadata"]["uid"].clone();
+    json!([{
+        "addresses": [address_of(demo, pod)], "conditions": {"ready": true},
+        "targetRef": {"kind": "Pod", "namespace": "shop", "name": pod, "uid": uid}
+    }])
+}
+
+fn set_ready(demo: &Demo, namespace: &str, pod: &str, is_ready: bool) {
+    let mut object = (*demo.world().get("pods", namespace, pod).unwrap()).clone();
+    let status = if is_ready { "True" } else { "False" };
+    object["status"]["conditions"] = json!([{"type": "Ready", "status": status}]);
+    object["status"]["containerStatuses"][0]["ready"] = json!(is_ready);
+    demo.world().put("pods", object);
+}
+
+/// Returns the whole answer to a GET.
+async fn answer(app: &TestApp, host: &str) -> String {
+    let mut stream = TcpStream::connect(app.http).await.unwrap();
+    let request = format!("GET /whoami HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn without_a_selector_new_connections_follow_the_slice() {
+    let app = TestApp::start("").await;
+    put_service(&app.demo, "shop", "primary", without_selector());
+    put_slice(&app.demo, "shop", "primary", endpoint(&app.demo, "web-6d5f-a1"));
+    assert_eq!(app.get("primary.shop.localhost", "/whoami").await, (200, "web-6d5f-a1\n".into()));
+    put_slice(&app.demo, "shop", "primary", endpoint(&app.demo, "web-6d5f-b2"));
+    eventually("the other pod answers", || async {
+        app.get("primary.shop.localhost", "/whoami").await == (200, "web-6d5f-b2\n".into())
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(app.get("primary.shop.localhost", "/whoami").await, (200, "web-6d5f-b2\n".into()));
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_address_without_a_target_is_a_pod_where_one_has_it() {
+    let app = TestApp::start("").await;
+    put_service(&app.demo, "shop", "by-address", without_selector());
+    let at = |pod: &str| json!([{"addresses": [address_of(&app.demo, pod)]}, {"addresses": ["192.0.2.9"]}]);
+    put_slice(&app.demo, "shop", "by-address", at("web-6d5f-a1"));
+    assert_eq!(app.get("by-address.shop.localhost", "/whoami").await, (200, "web-6d5f-a1\n".into()));
+    put_slice(&app.demo, "shop", "by-address", at("web-6d5f-b2"));
+    eventually("the other pod answers", || async {
+        app.get("by-address.shop.localhost", "/whoami").await == (200, "web-6d5f-b2\n".into())
+    })
+    .await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_address_outside_of_the_pods_is_an_error_that_says_how_it_is_reached() {
+    let demo = Demo::start().await.unwrap();
+    let error = resolved(&demo, "shop", service("mainframe"), PortRef::Auto).await.unwrap_err();
+    assert_eq!(error.code(), "unsupported");
+    assert!(error.to_string().contains("192.0.2.7"), "{error}");
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("via") && hint.contains("tcp.k8s.jump"), "{hint}");
+}
+
+#[tokio::test]
+async fn an_endpoints_object_counts_where_there_are_no_slices() {
+    let demo = Demo::start().await.unwrap();
+    put_service(&demo, "shop", "old", without_selector());
+    let address = json!({"ip": address_of(&demo, "web-6d5f-a1"), "targetRef": {"kind": "Pod", "name": "web-6d5f-a1", "uid": "u"}});
+    let subsets = json!([{"addresses": [address], "ports": [{"name": "http", "port": 8080}]}]);
+    demo.world().put("endpoints", json!({"metadata": {"namespace": "shop", "name": "old"}, "subsets": subsets}));
+    let found = resolved(&demo, "shop", service("old"), PortRef::Number(80)).await;
+    assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"]);
+    let error = resolved(&demo, "shop", service("legacy"), PortRef::Auto).await.unwrap_err();
+    assert!(error.to_string().contains("no selector and no EndpointSlices"), "{error}");
+}
+
+#[tokio::test]
+async fn an_external_name_of_this_cluster_is_followed() {
+    let app = TestApp::start("").await;
+    let external = |to: &str| json!({"type": "ExternalName", "externalName": to});
+    put_service(&app.demo, "default", "shop", external("web.shop.svc.cluster.local"));
+    put_service(&app.demo, "data", "far", external("shop.default.svc"));
+    put_service(&app.demo, "data", "first", external("postgres-0.postgres.data.svc.cluster.local."));
+    for (host, wanted) in
+        [("shop.default.localhost", 200), ("80.far.data.localhost", 200), ("81.far.data.localhost", 404)]
+    {
+        let (status, body) = app.get(host, "/whoami").await;
+        assert_eq!(status, wanted, "{host}: {body}");
+        assert!(status != 200 || body.starts_with("web-6d5f-"), "{host}: {body}");
+    }
+    let found = resolved(&app.demo, "data", service("first"), PortRef::Auto).await;
+    assert_eq!(pods(found), ["data/postgres-0:5432"]);
+    put_service(&app.demo, "data", "a", external("b.data.svc.cluster.local"));
+    put_service(&app.demo, "data", "b", external("a.data.svc.cluster.local"));
+    let error = resolved(&app.demo, "data", service("a"), PortRef::Auto).await.unwrap_err();
+    assert!(error.to_string().contains("in a circle"), "{error}");
+    let error = resolved(&app.demo, "shop", service("payments"), PortRef::Auto).await.unwrap_err();
+    assert!(error.to_string().contains("ExternalName for api.example.com"), "{error}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_named_pod_of_a_service_has_every_port() {
+    let demo = Demo::start().await.unwrap();
+    for (port, wanted) in [
+        (PortRef::Auto, "data/postgres-1:5432"),
+        (PortRef::Number(5432), "data/postgres-1:5432"),
+        (PortRef::Name("postgres".into()), "data/postgres-1:5432"),
+        (PortRef::Number(9187), "data/postgres-1:9187"),
+    ] {
+        let found = resolved(&demo, "data", pod_of("postgres-1", "postgres"), port.clone()).await;
+        assert_eq!(pods(found), [wanted], "{port:?}");
+    }
+    let found = resolved(&demo, "shop", pod_of("web-6d5f-a1", "web"), PortRef::Number(80)).await;
+    assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"], "a port of the Service means what it means there");
+    let found = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(8081)).await;
+    assert_eq!(pods(found), ["shop/tools-0:8081"], "a port that only the pod declares");
+    let wrong = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(9999)).await;
+    assert_eq!(wrong.unwrap_err().code(), "no-such-port", "and one that nobody does");
+    let wrong = resolved(&demo, "data", pod_of("postgres-1", "postgres"), PortRef::Name("http".into())).await;
+    assert_eq!(wrong.unwrap_err().code(), "no-such-port");
+    let other = resolved(&demo, "shop", pod_of("tools-0", "web"), PortRef::Auto).await.unwrap_err();
+    assert!(other.to_string().contains("not one of the pods of service shop/web"), "{other}");
+}
+
+#[tokio::test]
+async fn a_headless_service_without_ports_has_those_of_its_pods() {
+    let demo = Demo::start().await.unwrap();
+    put_service(&demo, "data", "bare", json!({"clusterIP": "None", "selector": {"app": "postgres"}}));
+    eventually("it has a slice", || async {
+        let (slices, _) = demo.world().list("endpointslices", Some("data"));
+        slices.iter().any(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "bare")
+    })
+    .await;
+    for (port, number) in
+        [(PortRef::Auto, 5432), (PortRef::Name("postgres".into()), 5432), (PortRef::Number(9187), 9187)]
+    {
+        let found = resolved(&demo, "data", service("bare"), port.clone()).await;
+        assert_eq!(pods(found), [format!("data/postgres-0:{number}"), format!("data/postgres-1:{number}")], "{port:?}");
+        let found = resolved(&demo, "data", pod_of("postgres-0", "bare"), port.clone()).await;
+        assert_eq!(pods(found), [format!("data/postgres-0:{number}")], "{port:?}");
+    }
+    let jump = resolve_pods(&*cluster(&demo).await, &Namespace("shop".into()), &service("dns")).await;
+    assert_eq!(pods(jump), ["shop/tools-0:0"], "who needs no port does not mind UDP");
+}
+
+#[tokio::test]
+async fn a_named_pod_that_is_not_ready_answers_and_the_answer_says_so() {
+    let app = TestApp::start("").await;
+    set_ready(&app.demo, "shop", "web-6d5f-a1", false);
+    for host in ["web-6d5f-a1.web.shop.localhost", "web-6d5f-a1-8080.pod.shop.ns.demo.cx.k8s.localhost"] {
+        let answer = answer(&app, host).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("web-6d5f-a1\n"), "{answer}");
+        assert!(answer.contains("x-adit-not-ready: running, not ready\r\n"), "{answer}");
+    }
+    let of_service = answer(&app, "web.shop.localhost").await;
+    assert!(of_service.ends_with("web-6d5f-b2\n"), "a Service has its ready pods: {of_service}");
+    assert!(!of_service.contains("not-ready"), "{of_service}");
+    set_ready(&app.demo, "shop", "web-6d5f-a1", true);
+    eventually("it is ready", || async { !answer(&app, "web-6d5f-a1.web.shop.localhost").await.contains("not-ready") })
+        .await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_costs_only_what_needs_it() {
+    let app = TestApp::start("").await;
+    let faults = app.demo.faults();
+    // What is enough for `kubectl port-forward svc/web`.
+    for verb in ["list", "watch"] {
+        faults.forbid(verb, "endpointslices", true);
+    }
+    set_ready(&app.demo, "shop", "web-6d5f-a1", false);
+    for _ in 0..4 {
+        assert_eq!(app.get("web.shop.localhost", "/whoami").await, (200, "web-6d5f-b2\n".into()));
+    }
+    set_ready(&app.demo, "shop", "web-6d5f-a1", true);
+    set_ready(&app.demo, "shop", "web-6d5f-b2", false);
+    eventually("the pods of the selector are followed", || async {
+        app.get("web.shop.localhost", "/whoami").await == (200, "web-6d5f-a1\n".into())
+    })
+    .await;
+    // What is enough for `kubectl port-forward pod/web-6d5f-a1`.
+    for resource in ["pods", "services"] {
+        for verb in ["list", "watch"] {
+            faults.forbid(verb, resource, true);
+        }
+    }
+    faults.forbid("get", "services", true);
+    for host in ["8080.web-6d5f-a1.web.shop.localhost", "web-6d5f-a1-8080.pod.shop.ns.demo.cx.k8s.localhost"] {
+        assert_eq!(app.get(host, "/whoami").await, (200, "web-6d5f-a1\n".into()), "{host}");
+    }
+    let (status, body) = app.get("tools.shop.localhost", "/whoami").await;
+    assert!(status == 502 && body.contains("may not get services"), "{status} {body}");
+    app.finish().await;
+}
