@@ -7,6 +7,10 @@
 //!
 //! Contexts and pods may have dots of their own, so the long form is taken apart from its end. Every name is checked
 //! before anything is asked of an API server.
+//!
+//! Namespaces may be called `cx`, or what the dynamic host starts with (`k8s`): a name that is not of the form that its
+//! end suggests is read as one of such a namespace. No name can be read both ways, as no Service is called by a number:
+//! `web.cx.localhost`, `8080.pg-0.pg.cx.localhost`, `web.k8s.localhost`.
 
 use std::fmt;
 
@@ -40,12 +44,13 @@ pub enum NameError {
 impl DynamicName {
     /// Parses a host: lower case, without port and trailing dot.
     pub fn parse(host: &str, dynamic_host: &str) -> Result<Self, NameError> {
-        if let Some(name) = host.strip_suffix(dynamic_host).and_then(|name| name.strip_suffix('.')) {
-            return Self::parse_long(name);
-        }
-        match host.strip_suffix(SHORT_SUFFIX) {
+        let short = || match host.strip_suffix(SHORT_SUFFIX) {
             Some(name) if name.contains('.') => Self::parse_short(name),
             _ => Err(NameError::NotDynamic),
+        };
+        match host.strip_suffix(dynamic_host).and_then(|name| name.strip_suffix('.')) {
+            Some(name) => Self::parse_long(name).or_else(|error| short().map_err(|_| error)),
+            None => short(),
         }
     }
 
@@ -53,17 +58,29 @@ impl DynamicName {
         let malformed = NameError::Malformed;
         let name =
             name.strip_suffix(".cx").ok_or(malformed("the long form ends with .{context}.cx and the dynamic host"))?;
-        let (name, context) =
-            name.rsplit_once(".ns.").ok_or(malformed("the long form has .{namespace}.ns. before the context"))?;
-        let (service, pod) = (name.rfind(".svc."), name.rfind(".pod."));
-        let (at, is_service) = match (service, pod) {
-            (Some(at), _) => (at, true),
-            (None, Some(at)) => (at, false),
-            (None, None) => {
-                return Err(malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod."));
+        let mut likeliest = None;
+        // From the end: a context may have `.ns.` in it, and so may a pod.
+        for (at, label) in name.rmatch_indices("ns") {
+            let (before, behind) = (&name[..at], &name[at + label.len()..]);
+            let (Some(before), Some(context)) = (before.strip_suffix('.'), behind.strip_prefix('.')) else { continue };
+            match Self::in_context(before, context) {
+                Ok(found) => return Ok(found),
+                Err(error) => _ = likeliest.get_or_insert(error),
             }
+        }
+        Err(likeliest.unwrap_or(malformed("the long form has .{namespace}.ns. before the context")))
+    }
+
+    /// Parses `{workload}-{port}.{kind}.{namespace}`.
+    fn in_context(name: &str, context: &str) -> Result<Self, NameError> {
+        let malformed = NameError::Malformed;
+        let kinds = malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod.");
+        let Some((rest, namespace)) = name.rsplit_once('.') else { return Err(kinds) };
+        let (workload, is_service) = match rest.rsplit_once('.') {
+            Some((workload, "svc")) => (workload, true),
+            Some((workload, "pod")) => (workload, false),
+            _ => return Err(kinds),
         };
-        let (workload, namespace) = (&name[..at], &name[at + ".svc.".len()..]);
         let (workload, port) =
             workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
         let port =
@@ -82,18 +99,24 @@ impl DynamicName {
     }
 
     fn parse_short(name: &str) -> Result<Self, NameError> {
+        let Some(before) = name.strip_suffix(".cx") else { return Self::of_labels(name, None) };
         let malformed = NameError::Malformed;
-        let (mut labels, context): (Vec<&str>, _) = match name.strip_suffix(".cx") {
-            None => (name.split('.').collect(), None),
-            Some(name) => {
-                let (name, context) = name.rsplit_once('.').ok_or(malformed("a context is missing before .cx"))?;
-                if !is_context(context) {
-                    return Err(malformed("the context is not one that a hostname can have: give it an alias"));
-                }
-                (name.split('.').collect(), Some(context.to_owned()))
+        let with_context = match before.rsplit_once('.') {
+            None => Err(malformed("a context is missing before .cx")),
+            Some((_, context)) if !is_context(context) => {
+                Err(malformed("the context is not one that a hostname can have: give it an alias"))
             }
+            Some((name, context)) => Self::of_labels(name, Some(context)),
         };
-        let port = match labels[0].bytes().all(|byte| byte.is_ascii_digit()) && labels.len() > 2 {
+        with_context.or_else(|error| Self::of_labels(name, None).map_err(|_| error))
+    }
+
+    /// Parses `[{port}.][{pod}.]{service}.{namespace}`.
+    fn of_labels(name: &str, context: Option<&str>) -> Result<Self, NameError> {
+        let malformed = NameError::Malformed;
+        let mut labels: Vec<&str> = name.split('.').collect();
+        let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let port = match is_number(labels[0]) && labels.len() > 2 {
             true => parse_port(labels.remove(0)).ok_or(malformed("the port is not one of 1-65535"))?,
             false => PortRef::Auto,
         };
@@ -107,6 +130,12 @@ impl DynamicName {
             }
             _ => return Err(malformed("the short form is [port.][pod.]service.namespace[.context.cx].localhost")),
         };
+        if let Workload::Service(service) | Workload::PodOfService { service, .. } = &workload
+            && is_number(service)
+        {
+            return Err(malformed("no Service is called by a number"));
+        }
+        let context = context.map(str::to_owned);
         Ok(Self { context, namespace: parse_namespace(namespace)?, workload, port })
     }
 }
@@ -226,6 +255,72 @@ mod tests {
             assert_eq!(parse(host), Ok(wanted.clone()), "{host}");
             assert_eq!(wanted.to_string(), host);
         }
+    }
+
+    #[test]
+    fn namespaces_may_be_called_as_the_grammar_calls_its_parts() {
+        let service = |name: &str| Workload::Service(name.into());
+        let pod = |pod: &str, service: &str| Workload::PodOfService { pod: pod.into(), service: service.into() };
+        for (host, wanted) in [
+            ("web.cx.localhost", name(None, "cx", service("web"), PortRef::Auto)),
+            ("8080.web.cx.localhost", name(None, "cx", service("web"), PortRef::Number(8080))),
+            ("pg-0.pg.cx.localhost", name(None, "cx", pod("pg-0", "pg"), PortRef::Auto)),
+            ("5432.pg-0.pg.cx.localhost", name(None, "cx", pod("pg-0", "pg"), PortRef::Number(5432))),
+            ("web.cx.dev.cx.localhost", name(Some("dev"), "cx", service("web"), PortRef::Auto)),
+            ("cx.cx.localhost", name(None, "cx", service("cx"), PortRef::Auto)),
+            ("cx.cx.cx.cx.localhost", name(Some("cx"), "cx", service("cx"), PortRef::Auto)),
+            ("web.shop.cx.cx.localhost", name(Some("cx"), "shop", service("web"), PortRef::Auto)),
+            ("web.k8s.localhost", name(None, "k8s", service("web"), PortRef::Auto)),
+            ("80.web.k8s.localhost", name(None, "k8s", service("web"), PortRef::Number(80))),
+            ("5432.pg-0.pg.k8s.localhost", name(None, "k8s", pod("pg-0", "pg"), PortRef::Number(5432))),
+            ("web.k8s.dev.cx.localhost", name(Some("dev"), "k8s", service("web"), PortRef::Auto)),
+            ("web.svc.localhost", name(None, "svc", service("web"), PortRef::Auto)),
+            ("svc.ns.localhost", name(None, "ns", service("svc"), PortRef::Auto)),
+            ("web-80.svc.svc.ns.c.cx.k8s.localhost", name(Some("c"), "svc", service("web"), PortRef::Number(80))),
+            ("web-80.svc.ns.ns.c.cx.k8s.localhost", name(Some("c"), "ns", service("web"), PortRef::Number(80))),
+            ("web-80.svc.pod.ns.c.cx.k8s.localhost", name(Some("c"), "pod", service("web"), PortRef::Number(80))),
+            ("web-80.svc.cx.ns.cx.cx.k8s.localhost", name(Some("cx"), "cx", service("web"), PortRef::Number(80))),
+            (
+                "web-80.svc.shop.ns.a.ns.b.cx.k8s.localhost",
+                name(Some("a.ns.b"), "shop", service("web"), PortRef::Number(80)),
+            ),
+            (
+                "my.svc.x-80.pod.shop.ns.c.cx.k8s.localhost",
+                name(Some("c"), "shop", Workload::Pod("my.svc.x".into()), PortRef::Number(80)),
+            ),
+        ] {
+            assert_eq!(parse(host), Ok(wanted), "{host}");
+        }
+    }
+
+    #[test]
+    fn every_name_that_is_written_is_read_as_what_it_was() {
+        let words = ["web", "cx", "k8s", "svc", "ns", "pod", "pg-0", "localhost"];
+        let ports = [PortRef::Auto, PortRef::Number(8080), PortRef::Name("http".into())];
+        let mut count = 0;
+        for (service, namespace) in words.iter().flat_map(|service| words.map(|namespace| (*service, namespace))) {
+            let pods = words.map(|pod| Workload::PodOfService { pod: pod.into(), service: service.into() });
+            let workloads = pods.into_iter().chain([Workload::Service(service.into()), Workload::Pod(service.into())]);
+            for workload in workloads {
+                for port in &ports {
+                    for context in [None, Some("dev"), Some("cx"), Some("a.ns.b"), Some("x.cx")] {
+                        let is_long = matches!((&workload, port), (Workload::Pod(_), _) | (_, PortRef::Name(_)))
+                            || context.is_some_and(|context| context.contains('.'));
+                        // The long form has a context and a port, and no place for a pod's Service.
+                        let is_lossy = context.is_none()
+                            || *port == PortRef::Auto
+                            || matches!(workload, Workload::PodOfService { .. });
+                        if is_long && is_lossy {
+                            continue;
+                        }
+                        let name = name(context, namespace, workload.clone(), port.clone());
+                        assert_eq!(parse(&name.to_string()), Ok(name.clone()), "{name}");
+                        count += 1;
+                    }
+                }
+            }
+        }
+        assert!(count > 4_000, "{count}");
     }
 
     #[test]
