@@ -4,6 +4,7 @@
 //! PortForward -> session (the ready pods of a target) -> pool (the connections to a pod) -> connection -> stream
 //! ```
 
+pub mod affinity;
 pub mod channel_stream;
 pub mod connection;
 pub mod pool;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use self::session::TargetSession;
+use self::{affinity::Affinities, session::TargetSession};
 use crate::{
     backend::{OpenError, Session},
     k8s::{
@@ -32,11 +33,12 @@ const MOST_PODS: usize = 3;
 /// The backend of everything that runs in a pod.
 pub struct PortForward {
     clusters: Arc<Clusters>,
+    affinities: Affinities,
 }
 
 impl PortForward {
     pub fn new(clusters: Arc<Clusters>) -> Self {
-        Self { clusters }
+        Self { clusters, affinities: Affinities::default() }
     }
 
     /// Opens a session to the ready pods of `target`.
@@ -59,7 +61,11 @@ impl PortForward {
         let look_up = resolve(&cluster, &target.namespace, &target.workload, &target.port);
         // Together: which pod it is does not matter to TCP and TLS.
         let (resolved, dialled) = tokio::join!(look_up, upgrade::dial(&cluster));
-        let (resolution, dialled) = (resolved?, dialled?);
+        let (mut resolution, dialled) = (resolved?, dialled?);
+        let affinity = resolution.affinity.map(|lasts| self.affinities.of(target, lasts));
+        if let Some(affinity) = &affinity {
+            affinity.sort(&mut resolution.reachable.pods);
+        }
         let mut dialled = Some(dialled);
         let mut gone = String::new();
         if let Some(reason) = &resolution.reachable.not_ready {
@@ -70,7 +76,7 @@ impl PortForward {
             match upgrade::port_forward(&cluster, namespace, &pod.name, port, dialled.take()).await {
                 Ok(upgraded) => {
                     let first = (pod.clone(), upgraded);
-                    return Ok(TargetSession::start(cluster, resolution, first));
+                    return Ok(TargetSession::start(cluster, resolution, affinity, first));
                 }
                 Err(UpgradeError::Cluster(error)) => return Err(error.into()),
                 Err(UpgradeError::PodGone(message)) => gone = message,

@@ -234,6 +234,40 @@ async fn a_named_pod_that_is_not_ready_answers_and_the_answer_says_so() {
 }
 
 #[tokio::test]
+async fn with_session_affinity_everybody_stays_with_one_pod_until_it_goes() {
+    let app = TestApp::start("http: {idle_timeout: 300ms}\n").await;
+    let mut service = (*app.demo.world().get("services", "shop", "web").unwrap()).clone();
+    service["spec"]["sessionAffinity"] = json!("ClientIP");
+    service["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 600}});
+    app.demo.world().put("services", service);
+    let together = |host: &'static str| {
+        let asked = (0..20).map(|_| app.get(host, "/whoami"));
+        async { futures::future::join_all(asked).await.into_iter().collect::<std::collections::BTreeSet<_>>() }
+    };
+    let first = together("web.shop.localhost").await;
+    assert_eq!(first.len(), 1, "also at a cold start: {first:?}");
+    for _ in 0..20 {
+        assert!(first.contains(&app.get("80.web.shop.localhost", "/whoami").await));
+    }
+    let opened = app.demo.faults().upgrades_seen();
+    eventually("another session has the same pod", || async {
+        assert!(first.contains(&app.get("web.shop.localhost", "/whoami").await));
+        tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        app.demo.faults().upgrades_seen() > opened
+    })
+    .await;
+    let (_, pod) = first.first().unwrap();
+    app.demo.world().terminate_pod("shop", pod.trim(), None).unwrap();
+    eventually("another pod answers", || async {
+        let (status, other) = app.get("web.shop.localhost", "/whoami").await;
+        status == 200 && other != *pod
+    })
+    .await;
+    assert_eq!(together("web.shop.localhost").await.len(), 1, "and everybody stays with that one");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_missing_permission_costs_only_what_needs_it() {
     let app = TestApp::start("").await;
     let faults = app.demo.faults();

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::info;
 
-use super::pool::{PodPool, SHRINK_AFTER};
+use super::{
+    affinity::Affinity,
+    pool::{PodPool, SHRINK_AFTER},
+};
 use crate::{
     backend::{CloseReason, ConnectError, Endpoint, Placement, Session, SessionGauges, StreamFault},
     config::Namespace,
@@ -51,11 +54,18 @@ struct Shared {
     gauges: Arc<SessionGauges>,
     /// Why the pod that was named is not ready.
     not_ready: Mutex<Option<String>>,
+    /// Which pod clients stay with.
+    affinity: Option<Arc<Affinity>>,
 }
 
 impl TargetSession {
     /// Starts with the pod that was reached `first`; the others are reached when they are needed.
-    pub fn start(cluster: Arc<Cluster>, resolution: Resolution, first: (ReadyPod, Upgraded)) -> Self {
+    pub fn start(
+        cluster: Arc<Cluster>,
+        resolution: Resolution,
+        affinity: Option<Arc<Affinity>>,
+        first: (ReadyPod, Upgraded),
+    ) -> Self {
         let (pod, upgraded) = first;
         let endpoint = Endpoint {
             pod: pod.name.clone(),
@@ -71,6 +81,7 @@ impl TargetSession {
             closed: watch::Sender::new(None),
             gauges: Arc::default(),
             not_ready: Mutex::default(),
+            affinity,
         });
         shared.change_to(resolution.reachable);
         if let Some(pool) = shared.lock().iter().find(|pool| pool.pod() == &pod) {
@@ -165,7 +176,7 @@ impl Shared {
         self.lock().retain(|pool| !Arc::ptr_eq(pool, gone));
     }
 
-    /// Returns the pod with the fewest streams. One that was not reached yet is reached in the background where
+    /// Returns the pod that clients stay with, else the one with the fewest streams. One that was not reached yet is reached in the background where
     /// another has room, so that nobody waits for it.
     fn choose(&self, tried: &[Arc<PodPool>]) -> Option<Arc<PodPool>> {
         let pools = self.lock();
@@ -174,6 +185,11 @@ impl Shared {
         let left = (0..count)
             .map(|at| &pools[(turn + at) % count])
             .filter(|pool| !pool.is_gone() && !tried.iter().any(|tried| Arc::ptr_eq(tried, pool)));
+        if let Some(affinity) = &self.affinity {
+            // No other pod is reached ahead of need.
+            let warm_first = || left.clone().min_by_key(|pool| (!pool.is_warm(), pool.streams()));
+            return affinity.keep(left.clone(), |pool| pool.pod(), warm_first).cloned();
+        }
         let fewest = left.clone().min_by_key(|pool| pool.streams())?;
         if fewest.is_warm() {
             return Some(fewest.clone());
