@@ -50,6 +50,7 @@ struct Rules {
     only_channels: bool,
     no_websocket: bool,
     is_frozen: bool,
+    cuts_watches: bool,
     wedges: bool,
 }
 
@@ -126,6 +127,11 @@ impl Faults {
     /// Ends every upgraded connection that is open now, as a restart of the API server does.
     pub fn drop_upgraded_connections(&self) {
         self.drop_upgrades.notify_waiters();
+    }
+
+    /// Watches end as soon as they are open.
+    pub fn cut_watches(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.cuts_watches = on);
     }
 
     /// Ends every watch that is open now, as API servers do after some minutes.
@@ -223,7 +229,10 @@ impl Faults {
     }
 
     pub(super) async fn watches_are_ended(&self) {
-        self.end_watches.notified().await;
+        tokio::select! {
+            () = self.end_watches.notified() => {}
+            () = self.wait_for(|rules| rules.cuts_watches) => {}
+        }
     }
 
     async fn wait_for(&self, condition: impl FnMut(&Rules) -> bool) {

@@ -1,13 +1,17 @@
 //! The Services that can be reached, for `adit routes`.
 
-use kube::{Api, api::ListParams};
+use std::collections::BTreeSet;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Resource, api::ListParams};
+use serde::de::DeserializeOwned;
 
 use crate::{
     config::Namespace,
     k8s::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
-        objects::Service,
+        objects::{Endpoint, EndpointSlice, Service, ServiceSpec},
         ports,
     },
 };
@@ -24,9 +28,31 @@ pub struct Listed {
     pub ports: Vec<ServicePort>,
 }
 
-/// Lists the Services of a namespace, or of all, that a tunnel can lead to: with a selector and a TCP port.
+/// Lists the Services of a namespace, or of all, that a tunnel can lead to: with a TCP port, and with a selector or slices
+/// that name pods.
 pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Listed>, ClusterError> {
-    let api: Api<Service> = match namespace {
+    let all: Vec<Service> = objects(cluster, namespace, "services").await?;
+    let is_by_hand = |service: &Service| {
+        let spec = service.spec.as_ref();
+        spec.is_some_and(|spec| spec.type_.as_deref() != Some("ExternalName") && !has_selector(spec))
+    };
+    let by_hand: BTreeSet<(String, String)> = match all.iter().any(is_by_hand) {
+        // Who may not list slices has the Services with a selector.
+        true => {
+            objects(cluster, namespace, "endpointslices").await.unwrap_or_default().iter().filter_map(pods_of).collect()
+        }
+        false => BTreeSet::new(),
+    };
+    let mut found: Vec<Listed> = all.into_iter().filter_map(|service| listed(service, &by_hand)).collect();
+    found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    Ok(found)
+}
+
+async fn objects<K>(cluster: &Cluster, namespace: Option<&Namespace>, plural: &str) -> Result<Vec<K>, ClusterError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let api: Api<K> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
         None => Api::all(cluster.client.clone()),
     };
@@ -34,30 +60,36 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
     let mut params = ListParams::default().limit(PAGE);
     let mut found = Vec::new();
     loop {
-        let page = match cluster.ask("listing services", &shown, api.list(&params)).await {
+        let page = match cluster.ask(&format!("listing {plural}"), &shown, api.list(&params)).await {
             Ok(page) => page,
             Err(AskError::Failed(error)) => return Err(error),
-            Err(AskError::NotFound) => break,
+            Err(AskError::NotFound) => return Ok(found),
         };
-        let next = page.metadata.continue_.filter(|token| !token.is_empty());
-        found.extend(page.items.into_iter().filter_map(listed));
-        match next {
+        found.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
-            None => break,
+            None => return Ok(found),
         }
     }
-    found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    Ok(found)
 }
 
-fn listed(service: Service) -> Option<Listed> {
-    let spec = service.spec?;
-    let has_pods = spec.type_.as_deref() != Some("ExternalName")
-        && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
+/// Returns the namespace and the Service of a slice that names pods.
+fn pods_of(slice: &EndpointSlice) -> Option<(String, String)> {
+    let is_pod =
+        |endpoint: &Endpoint| endpoint.target_ref.as_ref().is_some_and(|target| target.kind.as_deref() == Some("Pod"));
+    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
+    let names_pods = slice.endpoints.iter().flatten().any(is_pod);
+    names_pods.then_some((slice.metadata.namespace.clone()?, service.clone()))
+}
+
+fn has_selector(spec: &ServiceSpec) -> bool {
+    spec.selector.as_ref().is_some_and(|selector| !selector.is_empty())
+}
+
+/// `by_hand`: those without a selector that have pods.
+fn listed(service: Service, by_hand: &BTreeSet<(String, String)>) -> Option<Listed> {
+    let (spec, key) = (service.spec?, (service.metadata.namespace?, service.metadata.name?));
+    let has_pods = spec.type_.as_deref() != Some("ExternalName") && (has_selector(&spec) || by_hand.contains(&key));
     let ports = ports::tcp_ports(&spec);
-    (has_pods && !ports.is_empty()).then_some(Listed {
-        namespace: Namespace(service.metadata.namespace?),
-        name: service.metadata.name?,
-        ports,
-    })
+    (has_pods && !ports.is_empty()).then_some(Listed { namespace: Namespace(key.0), name: key.1, ports })
 }

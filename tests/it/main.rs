@@ -22,3 +22,4 @@ mod support;
 mod tcp;
 mod tls;
 mod tunnels;
+mod watches;

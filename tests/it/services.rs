@@ -8,6 +8,7 @@ use adit::{
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
+        list,
         resolve::{Resolution, resolve, resolve_pods},
     },
     routing::ClusterId,
@@ -105,6 +106,20 @@ async fn without_a_selector_new_connections_follow_the_slice() {
         assert_eq!(app.get("primary.shop.localhost", "/whoami").await, (200, "web-6d5f-b2\n".into()));
     }
     app.finish().await;
+}
+
+#[tokio::test]
+async fn a_service_without_a_selector_is_listed_where_its_slices_name_pods() {
+    let demo = Demo::start().await.unwrap();
+    put_service(&demo, "shop", "primary", without_selector());
+    put_slice(&demo, "shop", "primary", endpoint(&demo, "web-6d5f-a1"));
+    let names = async || -> Vec<String> {
+        let all = list::services(&*cluster(&demo).await, Some(&Namespace("shop".into()))).await.unwrap();
+        all.into_iter().map(|service| service.name).collect()
+    };
+    assert_eq!(names().await, ["broken", "primary", "queue", "tools", "web"]);
+    demo.faults().forbid("list", "endpointslices", true);
+    assert_eq!(names().await, ["broken", "queue", "tools", "web"]);
 }
 
 #[tokio::test]

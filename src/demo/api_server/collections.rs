@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::{Body, Resource, ok, query, respond, status, text};
-use crate::demo::{Node, selector::Selector, table::table, world::Change};
+use crate::demo::{Node, kinds::Kind, selector::Selector, table::table, world::Change};
 
 fn selector(request: &Request<Incoming>) -> Result<Selector, Box<Response<Body>>> {
     let (labels, fields) = (query(request, "labelSelector"), query(request, "fieldSelector"));
@@ -64,9 +64,9 @@ pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<No
         // Tells where what there was ends (KEP-3157).
         let metadata =
             json!({"resourceVersion": from.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
-        let object = json!({"kind": kind.name, "apiVersion": kind.api_version(), "metadata": metadata});
-        before.push(Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
+        before.push(bookmark(kind, &metadata));
     }
+    let bookmarks = !as_table && query(request, "allowWatchBookmarks").as_deref() == Some("true");
     let later = changes(node.clone(), from).map(move |changes| match changes {
         Some(changes) => {
             let is_ours = |change: &&Change| {
@@ -74,7 +74,16 @@ pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<No
                 change.plural == plural
                     && object.is_some_and(|object| namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str()))
             };
-            changes.iter().filter(is_ours).filter_map(|change| event(change, &selector).map(|(event, object)| line(event, object))).collect::<Vec<_>>().concat().into()
+            let events: Vec<Bytes> = changes
+                .iter()
+                .filter(is_ours)
+                .filter_map(|change| event(change, &selector).map(|(event, object)| line(event, object)))
+                .collect();
+            match (events.is_empty() && bookmarks, changes.last()) {
+                // Nothing of it is for this watch: it learns how far it has come.
+                (true, Some(last)) => bookmark(kind, &json!({"resourceVersion": last.version.to_string()})),
+                _ => events.concat().into(),
+            }
         }
         None => Bytes::from(format!(
             "{}\n",
@@ -92,6 +101,11 @@ pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<No
     let lines = futures::stream::iter(before).chain(later).filter(|line| std::future::ready(!line.is_empty()));
     let lines = lines.take_until(Box::pin(end)).map(|line| Ok(Frame::data(line)));
     respond(StatusCode::OK, "application/json", StreamBody::new(lines).boxed_unsync())
+}
+
+fn bookmark(kind: &Kind, metadata: &Value) -> Bytes {
+    let object = json!({"kind": kind.name, "apiVersion": kind.api_version(), "metadata": metadata});
+    Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
 }
 
 /// Returns what happens to those who see only what a selector takes: an object that no longer matches is gone to them.
