@@ -177,7 +177,7 @@ async fn objects<K>(
             Ok(Ended::InTime) => {}
             Ok(Ended::TooOld | Ended::Silent) => version.clear(),
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                if cluster.is_first(&status.message) {
+                if cluster.is_first(&format!("watch {} in {namespace}", K::plural(&()))) {
                     warn!(context = %cluster.context, %namespace, reason = status.message, "no permission to watch: pods are looked up for each new session");
                 }
                 return;
