@@ -82,12 +82,18 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     }
 }
 
-/// Returns the documents of a YAML file of others, e.g. a kubeconfig, as plain values.
+/// Returns the first document of a YAML file of others, e.g. a kubeconfig, as plain values. Of a key that is there twice
+/// the last one counts, as in Go. An empty file is [`serde_json::Value::Null`].
 ///
 /// # Errors
-/// It is no YAML: what the parser says, with line and column.
-pub fn documents(text: &str) -> Result<Vec<serde_json::Value>, String> {
-    serde_saphyr::from_multiple(text).map_err(|error| error.to_string())
+/// It is no YAML: where. The parser's own words would show the text around, which may be a token.
+pub fn foreign(text: &str) -> Result<serde_json::Value, String> {
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    let documents: Vec<_> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        let place = error.location().map(|at| format!(" (line {}, column {})", at.line(), at.column()));
+        format!("it is no YAML{}", place.unwrap_or_default())
+    })?;
+    Ok(documents.into_iter().next().unwrap_or_default())
 }
 
 struct Builder<'a> {

@@ -13,7 +13,7 @@ use std::{
 use http::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{AuthError, Body, ClientBuilder, ConfigExt};
-use rustls::pki_types::ServerName;
+use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use tokio::{runtime::Handle, sync::OnceCell, time::timeout};
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 
@@ -25,9 +25,10 @@ use crate::{
         ClusterError,
         dial::Dialer,
         exec_path::ExecPath,
-        kubeconfig::{self, Fingerprint},
+        kubeconfig::{self, Access, Fingerprint},
     },
     routing::{ClusterId, Contexts},
+    tls::{Pinned, bundle::Bundle, identity},
 };
 
 /// A credential plugin may open a browser and wait for a person.
@@ -109,13 +110,13 @@ impl Clusters {
         }
         let exec_path = self.exec_path.lock().expect("no panic while the lock is held").clone();
         // Loads before it keeps an entry: made-up context names in hostnames must not fill the map.
-        let config = kubeconfig::load(id, &exec_path).await?;
+        let access = kubeconfig::load(id, &exec_path)?;
         let cluster = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
             let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
             entry.cluster.clone()
         };
-        cluster.get_or_try_init(|| Cluster::make(id, config)).await.cloned()
+        cluster.get_or_try_init(|| Cluster::make(id, access)).await.cloned()
     }
 
     /// Forgets a cluster whose credentials were refused, so that the next use signs in again.
@@ -125,10 +126,10 @@ impl Clusters {
 }
 
 impl Cluster {
-    async fn make(id: &ClusterId, config: kube::Config) -> Result<Arc<Self>, ClusterError> {
+    async fn make(id: &ClusterId, access: Access) -> Result<Arc<Self>, ClusterError> {
         let context = id.context.clone();
         // kube runs the credential plugin while it builds these, and blocks.
-        let sign_in = tokio::task::spawn_blocking(move || Self::build(context, config));
+        let sign_in = tokio::task::spawn_blocking(move || Self::build(context, access));
         match timeout(SIGN_IN_TIMEOUT, sign_in).await {
             Ok(Ok(made)) => made.map(Arc::new),
             Ok(Err(panic)) => Err(ClusterError::Protocol { context: id.context.clone(), reason: panic.to_string() }),
@@ -140,18 +141,19 @@ impl Cluster {
         }
     }
 
-    fn build(context: ContextName, mut config: kube::Config) -> Result<Self, ClusterError> {
+    fn build(context: ContextName, access: Access) -> Result<Self, ClusterError> {
         let failed = |error: kube::Error| sign_in_error(&context, error);
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
+        let Access { mut config, bundle, identity, token_file } = access;
         let auth = config.auth_layer().map_err(failed)?;
         if auth.is_some() {
             // A plugin that gives a token has no certificate: it need not be run again to be asked for one.
             config.auth_info.exec = None;
         }
-        let mut tls = config.rustls_client_config().map_err(failed)?;
+        let mut tls = tls_config(&config, bundle, identity).map_err(failed)?;
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
         let server_name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
-        let server_name = server_name.map_err(|error| unusable(format!("tls-server-name: {error}")))?;
+        let server_name = server_name.map_err(|_| unusable("tls-server-name is no host name".to_owned()))?;
 
         let mut https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
         if let Some(name) = &server_name {
@@ -173,6 +175,7 @@ impl Cluster {
             let service = ServiceBuilder::new()
                 .layer(config.base_uri_layer())
                 .option_layer(auth.as_ref())
+                .option_layer(token_file.clone())
                 .layer(headers.clone())
                 .map_err(BoxError::from)
                 .service(http(idle));
@@ -186,7 +189,7 @@ impl Cluster {
             *echo.headers_mut() = request.into_parts().0.headers;
             Ok::<_, BoxError>(echo)
         });
-        let echo = headers.layer(echo);
+        let echo = ServiceBuilder::new().option_layer(token_file).layer(headers).service(echo);
         let is_refreshed = auth.is_some();
         let authorize = match auth {
             Some(auth) => BoxCloneSyncService::new(Shared::new(auth.layer(echo))),
@@ -197,7 +200,10 @@ impl Cluster {
         let is_https = config.cluster_url.scheme_str() == Some("https");
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let server_name = match server_name {
-            None if is_https => Some(ServerName::try_from(host).map_err(|error| unusable(format!("server: {error}")))?),
+            None if is_https => Some(
+                ServerName::try_from(host)
+                    .map_err(|_| unusable(format!("server is {}, which has no host name", config.cluster_url)))?,
+            ),
             name => name,
         };
         Ok(Self {
@@ -275,6 +281,30 @@ impl Cluster {
             })),
         }
     }
+}
+
+/// Returns the TLS settings for requests. kube adds the client certificate of a plugin.
+fn tls_config(
+    config: &kube::Config,
+    bundle: Option<Bundle>,
+    identity: Option<CertifiedKey>,
+) -> kube::Result<rustls::ClientConfig> {
+    let mut config = config.clone();
+    if bundle.is_some() || config.accept_invalid_certs {
+        // Else kube would load the system's CA bundle, for nothing.
+        config.root_cert = Some(Vec::new());
+    }
+    let mut tls = config.rustls_client_config()?;
+    if config.accept_invalid_certs {
+        let provider = tls.crypto_provider().clone();
+        tls.dangerous().set_certificate_verifier(Pinned::to_nothing(provider));
+    } else if let Some(bundle) = bundle {
+        tls.dangerous().set_certificate_verifier(Arc::new(bundle));
+    }
+    if let Some(identity) = identity {
+        tls.client_auth_cert_resolver = identity::resolver(identity);
+    }
+    Ok(tls)
 }
 
 /// Why the API server gave no answer to use.

@@ -1,6 +1,10 @@
 //! Kubeconfig files: read, merged, and prepared for use.
 
+mod access;
+mod check;
 mod load;
+mod merge;
+mod server;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,15 +13,14 @@ use std::{
     time::SystemTime,
 };
 
-use kube::config::{ExecConfig, ExecInteractiveMode, KubeConfigOptions, Kubeconfig};
+use kube::config::{ExecConfig, ExecInteractiveMode};
+
+pub use self::access::Access;
+use self::merge::Merged;
 
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
-    k8s::{
-        ClusterError,
-        exec_path::ExecPath,
-        proxy::{self, Environment},
-    },
+    k8s::{ClusterError, exec_path::ExecPath},
     routing::{ClusterId, Contexts},
 };
 
@@ -53,8 +56,8 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
             },
         };
     }
-    match read(paths) {
-        Ok(kubeconfig) => Contexts {
+    match Merged::read(paths) {
+        Ok(Merged { kubeconfig, .. }) => Contexts {
             kubeconfig: paths.clone(),
             current: kubeconfig.current_context.filter(|name| !name.is_empty()).map(ContextName),
             namespaces: kubeconfig
@@ -72,56 +75,16 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
     }
 }
 
-/// Reads and merges the files. One that does not exist is passed over, as kubectl does, if another one does.
-fn read(paths: &KubeconfigPaths) -> Result<Kubeconfig, String> {
-    let mut merged: Option<Kubeconfig> = None;
-    for path in paths.0.iter().filter(|path| path.exists()) {
-        let next = load::file(path).map_err(|reason| format!("{}: {reason}", path.display()))?;
-        merged = Some(match merged {
-            None => next,
-            Some(before) => before.merge(next).map_err(|error| format!("{}: {error}", path.display()))?,
-        });
-    }
-    let list = || paths.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    merged.ok_or_else(|| format!("{} does not exist", list()))
-}
-
-/// Returns what kube needs to reach a cluster, with its credential plugin found.
-pub async fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<kube::Config, ClusterError> {
+/// Returns what is needed to reach a cluster, with its credential plugin found.
+///
+/// # Errors
+/// The files have no such context, or something that it needs is missing or of no use.
+pub fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<Access, ClusterError> {
     if id.kubeconfig.0.is_empty() {
-        return kube::Config::incluster().map_err(|error| ClusterError::Kubeconfig { reason: error.to_string() });
+        return Access::in_cluster();
     }
-    let mut kubeconfig = read(&id.kubeconfig).map_err(|reason| ClusterError::Kubeconfig { reason })?;
-    let Some(context) = kubeconfig.contexts.iter().find(|named| named.name == id.context.0) else {
-        let known = kubeconfig.contexts.into_iter().map(|named| ContextName(named.name)).collect();
-        return Err(ClusterError::UnknownContext { context: id.context.clone(), known });
-    };
-    let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {}: {reason}", id.context) };
-    let Some(context) = &context.context else {
-        return Err(unusable("it names no cluster, or a part of it does not parse".to_owned()));
-    };
-    let user = context.user.clone();
-    let cluster = kubeconfig.clusters.iter_mut().find(|named| named.name == context.cluster);
-    let Some(cluster) = cluster.and_then(|named| named.cluster.as_mut()) else {
-        return Err(unusable(format!("no file has a usable cluster \"{}\"", context.cluster)));
-    };
-    // kube compares NO_PROXY with the proxy's own address, and lets it overrule `proxy-url`.
-    let proxy = cluster.proxy_url.take();
-    for named in kubeconfig.auth_infos.iter_mut().filter(|named| Some(&named.name) == user.as_ref()) {
-        if let Some(exec) = named.auth_info.as_mut().and_then(|info| info.exec.as_mut()) {
-            find_plugin(exec, exec_path, &id.context)?;
-        }
-    }
-    let options = KubeConfigOptions { context: Some(id.context.0.clone()), ..KubeConfigOptions::default() };
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    let mut config = config.map_err(|error| unusable(error.to_string()))?;
-    config.proxy_url = match proxy {
-        Some(proxy) => {
-            Some(proxy::parse(&proxy).map_err(|reason| unusable(format!("proxy-url is {proxy:?}: {reason}")))?)
-        }
-        None => Environment::of_process().proxy_for(&config.cluster_url).map_err(unusable)?,
-    };
-    Ok(config)
+    let merged = Merged::read(&id.kubeconfig).map_err(|reason| ClusterError::Kubeconfig { reason })?;
+    Access::of(&merged, &id.context, exec_path)
 }
 
 /// Rewrites a plugin's command to the file that it stands for, and gives it the PATH that it was found on.
@@ -202,16 +165,16 @@ mod tests {
         assert!(contexts(&Arc::new(KubeconfigPaths(vec![path]))).problem.unwrap().ends_with("does not exist"));
     }
 
-    #[tokio::test]
-    async fn a_missing_plugin_and_an_unknown_context_are_told() {
+    #[test]
+    fn a_missing_plugin_and_an_unknown_context_are_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
         fs::write(&path, kubeconfig("[{name: one, context: {cluster: c, user: u}}]", "one")).unwrap();
         let exec_path = ExecPath::new(&[]);
-        let missing = load(&id(vec![path.clone()], "one"), &exec_path).await.unwrap_err();
+        let missing = load(&id(vec![path.clone()], "one"), &exec_path).err().unwrap();
         assert_eq!(missing.to_string(), "cannot sign in to context one: 'no-such-plugin' was not found on PATH");
         assert_eq!(missing.hint().unwrap(), "install it, or add its folder to exec_path\nget it");
-        let unknown = load(&id(vec![path], "two"), &exec_path).await.unwrap_err();
+        let unknown = load(&id(vec![path], "two"), &exec_path).err().unwrap();
         assert_eq!(unknown.hint().unwrap(), "the contexts are one");
     }
 }

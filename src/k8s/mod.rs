@@ -13,6 +13,7 @@ pub mod pods;
 pub mod ports;
 pub mod proxy;
 pub mod resolve;
+pub mod token_file;
 pub mod upgrade;
 pub mod watch;
 

@@ -50,8 +50,8 @@ impl Environment {
     }
 
     fn bypasses(&self, host: &str, port: u16) -> bool {
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
-        let address = host.parse::<IpAddr>().ok();
+        let host = host.to_ascii_lowercase();
+        let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
         if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
             return true;
         }
@@ -62,9 +62,6 @@ impl Environment {
 
 /// Returns whether an entry of NO_PROXY covers a host. An entry that does not parse covers nothing.
 fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
-    if entry.is_empty() {
-        return false;
-    }
     if entry == "*" {
         return true;
     }
@@ -72,14 +69,17 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
         return address.is_some_and(|address| network.contains(&address));
     }
     let (name, only) = split_port(entry);
-    if only.is_some_and(|only| only != port) || name.is_empty() {
+    if name.is_empty() || only.is_some_and(|only| only != port.to_string()) {
         return false;
     }
     if let Ok(wanted) = name.parse::<IpAddr>() {
-        return address == Some(wanted);
+        return address == Some(wanted.to_canonical());
+    }
+    if address.is_some() {
+        return false;
     }
     // `*.example.com` and `.example.com` mean the names below; `example.com` means itself as well.
-    let below = name.strip_prefix('*').unwrap_or(name);
+    let below = if name.starts_with("*.") { &name[1..] } else { name };
     match below.strip_prefix('.') {
         Some(suffix) => host.strip_suffix(suffix).is_some_and(|front| front.ends_with('.')),
         None => host == below || host.strip_suffix(below).is_some_and(|front| front.ends_with('.')),
@@ -87,20 +87,24 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
 }
 
 /// Splits `name:port`, `address:port` and `[address]:port`; an IPv6 address alone has no port.
-fn split_port(entry: &str) -> (&str, Option<u16>) {
-    if let Some(inner) = entry.strip_prefix('[') {
-        return match inner.split_once(']') {
-            Some((address, rest)) => (address, rest.strip_prefix(':').and_then(|port| port.parse().ok())),
-            None => (entry, None),
-        };
-    }
-    match entry.split_once(':') {
-        Some((name, port)) if !port.contains(':') => match port.parse() {
-            Ok(port) => (name, Some(port)),
-            // A port that is no number: the whole entry is passed over.
-            Err(_) => ("", None),
-        },
+fn split_port(entry: &str) -> (&str, Option<&str>) {
+    match entry.rsplit_once(':') {
+        Some((name, port)) if name.starts_with('[') && name.ends_with(']') => (&name[1..name.len() - 1], Some(port)),
+        Some((name, port)) if !name.contains(':') && !entry.starts_with('[') => {
+            (name, (!port.is_empty()).then_some(port))
+        }
         _ => (entry, None),
+    }
+}
+
+/// Parses the `proxy-url` of a kubeconfig.
+///
+/// # Errors
+/// It is no URL, or its scheme is missing or another one than `http`, `https` or `socks5`.
+pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
+    match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        Some("http" | "https" | "socks5" | "socks5h") => parse(text),
+        _ => Err("it has to begin with http://, https:// or socks5://".to_owned()),
     }
 }
 
@@ -134,6 +138,8 @@ mod tests {
             "https://127.9.9.9",
             "https://localhost:6443",
             "https://[::1]:6443",
+            "https://[::ffff:127.0.0.1]:6443",
+            "https://LOCALHOST",
             "http://localhost",
         ] {
             assert_eq!(chosen("http://proxy:3128", "", server), None, "{server}");
@@ -166,6 +172,14 @@ mod tests {
             ("10.0.0.0/99", "https://10.0.0.1", true),
             ("fd00::/8", "https://[fd00::1]:6443", false),
             ("fd00::1", "https://[fd00::1]:6443", false),
+            ("[fd00::1]:6444", "https://[fd00::1]:6443", true),
+            ("0.0.1", "https://10.0.0.1", true),
+            (".1", "https://10.0.0.1", true),
+            ("10.0.0.1", "https://[::ffff:10.0.0.1]", false),
+            ("*example.com", "https://api.example.com", true),
+            ("*.", "https://api.example.com", true),
+            (":6443", "https://api.example.com:6443", true),
+            (",,a.test,,", "https://a.test", false),
             ("[fd00::1]:6443", "https://[fd00::1]:6443", false),
             ("api.example.com:port", "https://api.example.com", true),
             (" a.test , b.test ", "https://b.test", false),
@@ -173,6 +187,14 @@ mod tests {
         ];
         for (none, server, proxied) in cases {
             assert_eq!(chosen("http://proxy:3128", none, server).is_some(), proxied, "{none:?} for {server}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_url_needs_its_scheme() {
+        assert!(of_kubeconfig("socks5://127.0.0.1:1080").is_ok() && of_kubeconfig("HTTP://proxy:3128").is_ok());
+        for text in ["127.0.0.1:3128", "proxy", "socks4://a:1", "", "http://"] {
+            assert!(of_kubeconfig(text).is_err(), "{text:?}");
         }
     }
 

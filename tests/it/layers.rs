@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("config", &["wire"]),
     ("routing", &["wire", "config"]),
-    ("k8s", &["config", "routing", "io", "wire", "telemetry"]),
+    ("k8s", &["config", "routing", "io", "wire", "telemetry", "tls"]),
     ("backend", &["io", "wire", "config", "routing", "k8s"]),
     ("tunnel", &["io", "drain", "config", "routing", "backend"]),
     ("guard", &["io", "wire"]),

@@ -1,11 +1,11 @@
 //! One kubeconfig file, read as client-go reads it: only the entries that are used are judged.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use kube::config::Kubeconfig;
 use serde_json::{Map, Value};
 
-use crate::config::file::documents;
+use crate::config::file::foreign;
 
 /// Lists of named entries, the key of each entry's content, and those of its keys that are paths or base64.
 const ENTRIES: [(&str, &str, &[&str]); 3] = [
@@ -14,13 +14,16 @@ const ENTRIES: [(&str, &str, &[&str]); 3] = [
     ("contexts", "context", &[]),
 ];
 
-/// Reads a file. Relative paths in it are below its folder.
+/// Reads a file. Relative paths in it are below its folder. None: it does not exist.
 ///
 /// # Errors
 /// It cannot be read, or is no YAML. An entry that is incomplete or does not parse keeps its name and loses its content.
-pub(super) fn file(path: &Path) -> Result<Kubeconfig, String> {
-    let bytes = fs::read(path).map_err(|error| format!("cannot read it: {error}"))?;
-    parse(&text(&bytes)?, path.parent().unwrap_or(Path::new(".")))
+pub(super) fn file(path: &Path) -> Result<Option<Kubeconfig>, String> {
+    match fs::read(path) {
+        Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("cannot read it: {error}")),
+    }
 }
 
 /// Decodes UTF-8 and UTF-16 with a byte order mark, as PowerShell writes it.
@@ -39,26 +42,37 @@ fn text(bytes: &[u8]) -> Result<String, String> {
 }
 
 fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
-    let mut merged = Kubeconfig::default();
-    for mut document in documents(text)?.into_iter().filter(|document| !document.is_null()) {
-        let Some(root) = document.as_object_mut() else { return Err("it has no keys and values".to_owned()) };
-        drop_unset(root);
-        for (list, content, paths) in ENTRIES {
-            let Some(list) = root.get_mut(list).and_then(Value::as_array_mut) else { continue };
-            list.retain(|named| named.get("name").is_some_and(Value::is_string));
-            for named in list.iter_mut().filter_map(Value::as_object_mut) {
-                if let Some(entry) = named.get_mut(content).and_then(Value::as_object_mut) {
-                    prepare(entry, paths, folder);
-                }
-                if !is_usable(content, named) {
-                    named.remove(content);
-                }
+    let mut document = foreign(text)?;
+    if document.is_null() {
+        return Ok(Kubeconfig::default());
+    }
+    let Some(root) = document.as_object_mut() else { return Err("it has no keys and values".to_owned()) };
+    drop_unset(root);
+    // Both are the same in every kubeconfig, and need not be there.
+    for (key, wanted) in [("kind", "Config"), ("apiVersion", "v1")] {
+        match root.remove(key) {
+            Some(other) if other != wanted => return Err(format!("{key} is {other}, and has to be {wanted:?}")),
+            _ => {}
+        }
+    }
+    // The rest is for kubectl, whatever is in it.
+    root.retain(|key, _| key == "current-context" || ENTRIES.iter().any(|(list, ..)| list == key));
+    for (key, content, paths) in ENTRIES {
+        let Some(list) = root.get_mut(key) else { continue };
+        let Some(list) = list.as_array_mut() else { return Err(format!("{key} is no list")) };
+        list.retain(|named| named.get("name").is_some_and(Value::is_string));
+        for named in list.iter_mut().filter_map(Value::as_object_mut) {
+            named.retain(|key, value| key == "name" || (key == content && !value.is_null()));
+            named.entry(content).or_insert_with(|| Value::Object(Map::new()));
+            if let Some(entry) = named.get_mut(content).and_then(Value::as_object_mut) {
+                prepare(entry, paths, folder);
+            }
+            if !is_usable(content, named) {
+                named.remove(content);
             }
         }
-        let next = serde_json::from_value(document).map_err(|error| error.to_string())?;
-        merged = merged.merge(next).map_err(|error| error.to_string())?;
     }
-    Ok(merged)
+    serde_json::from_value(document).map_err(|_| "current-context is no text".to_owned())
 }
 
 /// Empty and null values mean the same as absent ones.
@@ -82,15 +96,6 @@ fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) {
     {
         *command = folder.join(&*command).to_string_lossy().into_owned();
     }
-    let has_tls = ["certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify"]
-        .iter()
-        .any(|key| entry.get(*key).is_some_and(|value| value != &Value::Bool(false)));
-    if let Some(Value::String(server)) = entry.get_mut("server")
-        && !server.contains("://")
-    {
-        // client-go: https where the entry says something about TLS, else http.
-        *server = format!("{}://{server}", if has_tls { "https" } else { "http" });
-    }
 }
 
 fn is_usable(content: &str, named: &Map<String, Value>) -> bool {
@@ -104,6 +109,8 @@ fn is_usable(content: &str, named: &Map<String, Value>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn parsed(text: &str) -> Kubeconfig {
@@ -137,14 +144,23 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_a_scheme_has_that_of_its_tls_settings() {
+    fn the_last_of_two_keys_counts_and_only_the_first_document() {
         let config = parsed(
-            "clusters:\n- {name: a, cluster: {server: 'localhost:6443', insecure-skip-tls-verify: true}}\n\
-             - {name: b, cluster: {server: 'localhost:8080'}}\n- {name: c, cluster: {server: '10.0.0.1:6443/k8s/c-1', certificate-authority: ca}}\n",
+            "current-context: a\ncurrent-context: b\nusers: [{name: u, user: {token: first, token: last}}]\n---\na: 1\n",
         );
-        let servers: Vec<_> =
-            config.clusters.iter().map(|named| named.cluster.as_ref().unwrap().server.clone().unwrap()).collect();
-        assert_eq!(servers, ["https://localhost:6443", "http://localhost:8080", "https://10.0.0.1:6443/k8s/c-1"]);
+        assert_eq!(config.current_context.as_deref(), Some("b"));
+        assert_eq!(config.auth_infos[0].auth_info.as_ref().unwrap().token.as_ref().unwrap().expose_secret(), "last");
+    }
+
+    #[test]
+    fn a_file_that_is_no_kubeconfig_is_refused_without_its_text() {
+        let refused = |text| parse(text, Path::new(".")).unwrap_err();
+        assert_eq!(refused("users:\n- {name: u, user: {token: secret\n"), "it is no YAML (line 2, column 19)");
+        assert_eq!(refused("kind: Secret\n"), "kind is \"Secret\", and has to be \"Config\"");
+        assert_eq!(refused("apiVersion: v2\n"), "apiVersion is \"v2\", and has to be \"v1\"");
+        assert_eq!(refused("users: {}\n"), "users is no list");
+        assert_eq!(refused("text"), "it has no keys and values");
+        assert_eq!(refused("current-context: 7\n"), "current-context is no text");
     }
 
     #[test]

@@ -1,0 +1,117 @@
+//! What a client proves who it is with: a chain of certificates and a private key. The server judges them, not we.
+
+use std::sync::Arc;
+
+use rustls::{
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer},
+    sign::CertifiedKey,
+};
+
+use super::{certificate::Certificate, pem};
+
+/// Why a client certificate and its key are of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    #[error("there is no certificate in PEM form in the client certificate")]
+    NoCertificate,
+    #[error("there is no private key in PEM form in the client key")]
+    NoKey,
+    #[error("the client key is encrypted: decrypt it, e.g. with 'openssl pkey -in KEY -out PLAIN'")]
+    Encrypted,
+    #[error("the client key is none that adit can use: RSA from 2048 bits on, ECDSA with P-256 or P-384, Ed25519")]
+    UnsupportedKey,
+    #[error("the client key does not belong to the client certificate")]
+    Mismatch,
+}
+
+/// Reads a chain and its key, which may be in the same file. Certificates of version 1 are taken.
+///
+/// # Errors
+/// One of them is missing or of no use, or they do not belong together.
+pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<CertifiedKey, IdentityError> {
+    let blocks = pem::blocks(chain).into_iter().filter(|(label, _)| label == "CERTIFICATE");
+    let chain: Vec<_> = blocks.map(|(_, der)| CertificateDer::from(der)).collect();
+    let leaf = chain.first().and_then(|der| Certificate::parse(der)).ok_or(IdentityError::NoCertificate)?;
+    let text = String::from_utf8_lossy(key);
+    let is_encrypted = text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED");
+    let none = if is_encrypted { IdentityError::Encrypted } else { IdentityError::NoKey };
+    let key = pem::blocks(key).into_iter().find_map(|(label, der)| private_key(&label, der)).ok_or(none)?;
+    let key = provider.key_provider.load_private_key(key).map_err(|_| IdentityError::UnsupportedKey)?;
+    // The SubjectPublicKeyInfo ends with the key's bits; what is before may be written in two ways.
+    if key.public_key().is_some_and(|public| !public.as_ref().ends_with(leaf.key)) {
+        return Err(IdentityError::Mismatch);
+    }
+    Ok(CertifiedKey::new(chain, key))
+}
+
+/// Returns the resolver that always presents this identity.
+pub fn resolver(identity: CertifiedKey) -> Arc<rustls::sign::SingleCertAndKey> {
+    Arc::new(identity.into())
+}
+
+fn private_key(label: &str, der: Vec<u8>) -> Option<PrivateKeyDer<'static>> {
+    Some(match label {
+        "PRIVATE KEY" => PrivatePkcs8KeyDer::from(der).into(),
+        "RSA PRIVATE KEY" => PrivatePkcs1KeyDer::from(der).into(),
+        "EC PRIVATE KEY" => PrivateSec1KeyDer::from(der).into(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `openssl x509 -req` without extensions: version 1, until 2126.
+    const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBNTCB2wIUPcLYTl6GTVCfvUHgA6NOHkiJIGcwCgYIKoZIzj0EAwIwHDEMMAoG\n\
+A1UEAwwDYW5hMQwwCgYDVQQKDANkZXYwIBcNMjYxMTI5MDgxMjM1WhgPMjEyNjEx\n\
+MDUwODEyMzVaMBwxDDAKBgNVBAMMA2FuYTEMMAoGA1UECgwDZGV2MFkwEwYHKoZI\n\
+zj0CAQYIKoZIzj0DAQcDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8j\n\
+nr/vJAQ7XqpLaO/CtUSdmGWmq+xkggXtSovUiWimnrAEMDAKBggqhkjOPQQDAgNJ\n\
+ADBGAiEA0GLHHccOTl6LNhMbFaxtlsIlkGx6wkb8qcJACaIVR50CIQDn2Kfz3afW\n\
+eqK8/sIS7XxA4Kdw22Y3qNzAiQAT+uJrTw==\n\
+-----END CERTIFICATE-----\n\n";
+
+    /// `openssl ecparam -genkey`, with the parameters in front.
+    const KEY: &str = "\
+-----BEGIN EC PARAMETERS-----\n\
+BggqhkjOPQMBBw==\n\
+-----END EC PARAMETERS-----\n\
+-----BEGIN EC PRIVATE KEY-----\n\
+MHcCAQEEIMWagB8qK8l2Lay7iYIE8hBcCStHzC65z1NkqO+bEls3oAoGCCqGSM49\n\
+AwEHoUQDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8jnr/vJAQ7XqpL\n\
+aO/CtUSdmGWmq+xkggXtSovUiWimnrAEMA==\n\
+-----END EC PRIVATE KEY-----\n\n";
+
+    fn read(chain: &str, key: &str) -> Result<CertifiedKey, IdentityError> {
+        from_pem(chain.as_bytes(), key.as_bytes(), &rustls::crypto::ring::default_provider())
+    }
+
+    #[test]
+    fn a_certificate_of_version_1_is_presented() {
+        assert_eq!(read(VERSION_1, KEY).unwrap().cert.len(), 1);
+        let both = format!("{KEY}{VERSION_1}");
+        assert_eq!(read(&both, &both).unwrap().cert.len(), 1);
+    }
+
+    #[test]
+    fn each_form_of_a_key_is_read_and_a_foreign_one_is_not() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap().pem();
+        assert!(read(&certificate, &key.serialize_pem()).is_ok());
+        assert_eq!(read(&certificate, KEY).unwrap_err(), IdentityError::Mismatch);
+    }
+
+    #[test]
+    fn what_is_missing_or_of_no_use_is_said() {
+        assert_eq!(read(KEY, KEY).unwrap_err(), IdentityError::NoCertificate);
+        assert_eq!(read(VERSION_1, VERSION_1).unwrap_err(), IdentityError::NoKey);
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nQUJD\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        assert_eq!(read(VERSION_1, encrypted).unwrap_err(), IdentityError::Encrypted);
+        let odd = "-----BEGIN PRIVATE KEY-----\nQUJD\n-----END PRIVATE KEY-----\n";
+        assert_eq!(read(VERSION_1, odd).unwrap_err(), IdentityError::UnsupportedKey);
+    }
+}
