@@ -1,6 +1,7 @@
 //! Clients for the contexts of a kubeconfig.
 
 mod failure;
+mod reach;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,6 +27,7 @@ use crate::{
         dial::Dialer,
         exec_path::ExecPath,
         kubeconfig::{self, Access, Fingerprint},
+        proxy,
     },
     routing::{ClusterId, Contexts},
     tls::{Pinned, bundle::Bundle, identity},
@@ -68,8 +70,8 @@ pub struct Cluster {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// The name that the API server's certificate is verified against.
     pub tls_server_name: Option<ServerName<'static>>,
-    /// Whether requests pass through a proxy.
-    pub proxied: bool,
+    /// The proxy that requests pass through, without its credentials.
+    pub proxy: Option<String>,
     /// What the servers behind this context take; learned by the first upgrade.
     pub envelope: Mutex<Option<super::upgrade::Envelope>>,
     /// Whether an exec got through by SPDY, and not by a WebSocket.
@@ -211,7 +213,7 @@ impl Cluster {
             client,
             watches,
             said: Mutex::default(),
-            proxied: config.proxy_url.is_some(),
+            proxy: config.proxy_url.as_ref().map(proxy::without_credentials),
             server: config.cluster_url,
             dialer,
             tls: is_https.then(|| Arc::new(tls)),

@@ -108,6 +108,12 @@ pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
     }
 }
 
+/// Names a proxy for people: its host and port.
+pub fn without_credentials(proxy: &Uri) -> String {
+    let authority = proxy.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()
+}
+
 /// Parses the URL of a proxy. One without a scheme is an `http` proxy.
 ///
 /// # Errors

@@ -132,7 +132,7 @@ pub async fn port_forward(
     dialled: Option<BoxedIo>,
 ) -> Result<Upgraded, UpgradeError> {
     let remembered = *cluster.envelope.lock().expect("no panic while the lock is held");
-    let first = remembered.unwrap_or(if cluster.proxied { Envelope::WebSocket } else { Envelope::Spdy });
+    let first = remembered.unwrap_or(if cluster.proxy.is_some() { Envelope::WebSocket } else { Envelope::Spdy });
     let path =
         format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
     let upgrade = async {

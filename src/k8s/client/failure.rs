@@ -2,11 +2,10 @@
 
 use kube::client::AuthError;
 
-use super::Cluster;
+use super::{Cluster, reach};
 use crate::{
     config::{ContextName, Namespace},
     k8s::ClusterError,
-    telemetry::reasons,
 };
 
 impl Cluster {
@@ -49,9 +48,9 @@ impl Cluster {
         }
     }
 
-    /// Returns that the server could not be spoken to, with the innermost reasons.
+    /// Returns that the server could not be reached, and why.
     pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
-        let reason = reasons(error);
+        let reason = reach::reason(error, &self.server, self.proxy.as_deref());
         ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
     }
 }

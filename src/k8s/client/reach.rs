@@ -1,0 +1,228 @@
+//! Why an API server could not be reached, in words that say what to look at. Pure: an error in, a text out.
+
+use std::{error::Error, io};
+
+use rustls::{AlertDescription, CertificateError};
+
+use crate::telemetry::reasons;
+
+/// Returns the reason. `server`: its URL. `proxy`: the proxy in front of it, without credentials.
+pub(super) fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
+    let chain = chain(error);
+    let host = server.host().unwrap_or_default();
+    if let Some(error) = chain.iter().find_map(|error| error.downcast_ref::<rustls::Error>()) {
+        return of_tls(error, host);
+    }
+    let texts: Vec<String> = chain.iter().map(|error| error.to_string()).collect();
+    let says = |text: &str| texts.iter().any(|said| said.contains(text));
+    let io = chain.iter().rev().find_map(|error| error.downcast_ref::<io::Error>());
+    if says("dns error") {
+        let name = proxy.map_or_else(|| host.to_owned(), |proxy| format!("the proxy {proxy}"));
+        return format!("the name of {name} is not known: check DNS and the VPN");
+    }
+    if let Some(proxy) = proxy
+        && let Some(reason) = of_proxy(&texts, io)
+    {
+        return format!("the proxy {proxy} {reason}");
+    }
+    if says("invalid HTTP version parsed") && server.scheme_str() == Some("http") {
+        return "the server speaks TLS: write https:// in front of its host in the kubeconfig".to_owned();
+    }
+    match io {
+        Some(error) => of_io(error),
+        None if says("connection closed before message completed") => "the server closed the connection".to_owned(),
+        None => reasons(error),
+    }
+}
+
+/// Returns the error and all that it comes from, also what an [`io::Error`] wraps.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
+    let mut chain = vec![error];
+    // An error that names itself as its source would never end.
+    while chain.len() < 16 {
+        let last = chain[chain.len() - 1];
+        let wrapped = last.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let next = wrapped.map(|inner| inner as &'a (dyn Error + 'static)).or_else(|| last.source());
+        match next {
+            Some(next) => chain.push(next),
+            None => break,
+        }
+    }
+    chain
+}
+
+fn of_tls(error: &rustls::Error, host: &str) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(problem) => of_certificate(problem, host),
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+                "the server wants a client certificate, and the user has none".to_owned()
+            }
+            AlertDescription::CertificateExpired => {
+                "the server says that the client certificate has expired".to_owned()
+            }
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError => "the server does not accept the client certificate".to_owned(),
+            AlertDescription::UnrecognisedName => {
+                format!("the server knows no host {host}: set tls-server-name in the kubeconfig")
+            }
+            AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
+                "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
+            }
+            alert => format!("the server ended TLS with the alert {alert:?}"),
+        },
+        rustls::Error::InvalidMessage(_) => {
+            "the server does not speak TLS: write http:// in the kubeconfig, or check its port".to_owned()
+        }
+        rustls::Error::PeerIncompatible(_) => {
+            "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
+        }
+        other => format!("TLS failed: {other}"),
+    }
+}
+
+fn of_certificate(problem: &CertificateError, host: &str) -> String {
+    match problem {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the server's certificate is not signed by the CA bundle of the kubeconfig: this is another cluster, or a \
+             proxy that looks into TLS"
+                .to_owned()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "the server's certificate has expired, or the clock of this machine is wrong".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the server's certificate is not valid yet, or the clock of this machine is wrong".to_owned()
+        }
+        CertificateError::NotValidForNameContext { presented, expected } => {
+            let names: Vec<String> = presented.iter().map(|name| plain(name)).collect();
+            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+            let expected = expected.to_str();
+            format!(
+                "the server's certificate is for {names}, and not for {expected}: set tls-server-name in the kubeconfig"
+            )
+        }
+        CertificateError::NotValidForName => {
+            format!("the server's certificate is not for {host}: set tls-server-name in the kubeconfig")
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "the server's certificate has a kind of key that adit does not know: RSA, P-256, P-384 and Ed25519 it does"
+                .to_owned()
+        }
+        CertificateError::BadEncoding => "the server's certificate cannot be read".to_owned(),
+        other => format!("the server's certificate is of no use: {other}"),
+    }
+}
+
+/// Takes the name out of `DnsName("kubernetes")`, as webpki writes it.
+fn plain(name: &str) -> String {
+    let inner = name.split_once('(').map_or(name, |(_, inner)| inner.trim_end_matches(')'));
+    inner.trim_matches('"').to_owned()
+}
+
+fn of_proxy(texts: &[String], io: Option<&io::Error>) -> Option<String> {
+    let of_proxy = texts.iter().find(|text| text.starts_with("tunnel error") || text.starts_with("SOCKS error"))?;
+    Some(if of_proxy.contains("authorization required") || of_proxy.contains("auth") {
+        "wants a user and a password: write them into its URL, http://USER:PASSWORD@HOST:PORT".to_owned()
+    } else if let Some(error) = io {
+        format!("cannot be used: {}", of_io(error))
+    } else if of_proxy.contains("unexpected end") {
+        "closed the connection without an answer".to_owned()
+    } else {
+        "refuses to connect to the server".to_owned()
+    })
+}
+
+fn of_io(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "the connection is refused: nothing listens there".to_owned(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+            "the connection was reset".to_owned()
+        }
+        io::ErrorKind::UnexpectedEof => "the connection was closed in the middle".to_owned(),
+        io::ErrorKind::TimedOut => "the connection timed out: check the VPN and the firewall".to_owned(),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            "there is no route to the server: check the network and the VPN".to_owned()
+        }
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        #[source]
+        inner: Option<io::Error>,
+    }
+
+    fn said(text: &'static str, inner: Option<io::Error>, server: &str, proxy: Option<&str>) -> String {
+        reason(&Outer { text, inner }, &server.parse().unwrap(), proxy)
+    }
+
+    fn of(error: rustls::Error) -> String {
+        said("client error (Connect)", Some(io::Error::new(io::ErrorKind::InvalidData, error)), "https://a.test", None)
+    }
+
+    #[test]
+    fn a_certificate_that_is_refused_says_what_to_change() {
+        let name = ServerName::try_from("other").unwrap().to_owned();
+        let problem = CertificateError::NotValidForNameContext {
+            expected: name,
+            presented: vec!["DnsName(\"kubernetes\")".to_owned(), "IpAddress(10.0.0.1)".to_owned()],
+        };
+        assert_eq!(
+            of(rustls::Error::InvalidCertificate(problem)),
+            "the server's certificate is for kubernetes, 10.0.0.1, and not for other: set tls-server-name in the kubeconfig"
+        );
+        let unknown = of(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(unknown.contains("CA bundle of the kubeconfig"), "{unknown}");
+        let alert = of(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
+        assert_eq!(alert, "the server wants a client certificate, and the user has none");
+    }
+
+    #[test]
+    fn no_text_of_a_library_is_in_a_reason_that_is_known() {
+        let refused = || Some(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let cases = [
+            ("tcp connect error", refused(), "https://a.test", None, "the connection is refused"),
+            ("dns error", Some(io::Error::other("x")), "https://a.test", None, "the name of a.test is not known"),
+            ("dns error", None, "https://a.test", Some("proxy:1"), "the name of the proxy proxy:1 is not known"),
+            ("tunnel error: unsuccessful", None, "https://a.test", Some("proxy:1"), "the proxy proxy:1 refuses"),
+            (
+                "tunnel error: x",
+                refused(),
+                "https://a.test",
+                Some("proxy:1"),
+                "the proxy proxy:1 cannot be used: the con",
+            ),
+            (
+                "tunnel error: proxy authorization required",
+                None,
+                "https://a.test",
+                Some("p"),
+                "the proxy p wants a user",
+            ),
+            ("invalid HTTP version parsed", None, "http://a.test", None, "the server speaks TLS: write https://"),
+        ];
+        for (text, inner, server, proxy, wanted) in cases {
+            let found = said(text, inner, server, proxy);
+            assert!(found.starts_with(wanted), "{text}: {found}");
+        }
+    }
+}
