@@ -11,6 +11,7 @@ mod front;
 mod http;
 mod jump;
 mod k8s;
+mod kubeconfigs;
 mod kubectl;
 mod layers;
 mod lifecycle;

@@ -1,0 +1,625 @@
+//! Kubeconfigs and proxies that kubectl decides, and adit has to decide the same way.
+//!
+//! Each case has the verdict in its row. Where kubectl is on PATH it is asked too, and has to agree.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use adit::{demo::Demo, tls::handshake};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Where the answer has to come from, and what adit has to say where there is none.
+enum Verdict {
+    Works,
+    Refused(&'static str),
+}
+use Verdict::{Refused, Works};
+
+/// A demo cluster, and the parts of its kubeconfig.
+struct Oracle {
+    demo: Demo,
+    folder: tempfile::TempDir,
+    bundle: String,
+    token: String,
+}
+
+impl Oracle {
+    async fn start() -> Self {
+        let demo = Demo::start().await.unwrap();
+        let written = fs::read_to_string(demo.kubeconfig()).unwrap();
+        let behind = |key: &str| {
+            let (_, rest) = written.split_once(key).expect(key);
+            rest.trim_start_matches([' ', '"']).split(['"', '}']).next().unwrap().trim().to_owned()
+        };
+        let oracle = Self {
+            bundle: behind("authority-data:"),
+            token: behind("token:"),
+            demo,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let pem = STANDARD.decode(&oracle.bundle).unwrap();
+        oracle.write("ca.crt", &pem);
+        oracle.write("token", format!("{}\n", oracle.token).as_bytes());
+        oracle.write("empty", b"");
+        let broken = b"-----BEGIN CERTIFICATE-----\nQUJDREVG\n-----END CERTIFICATE-----\n";
+        oracle.write(
+            "bundle.crt",
+            &[&broken[..], &pem, b"-----BEGIN CERTIFICATE-----\n%%\n-----END CERTIFICATE-----\n"].concat(),
+        );
+        oracle
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn port(&self) -> u16 {
+        self.demo.address().port()
+    }
+
+    /// Replaces `$SERVER`, `$HOST`, `$CA` and `$TOKEN`.
+    fn fill(&self, text: &str) -> String {
+        text.replace("$SERVER", &format!("https://127.0.0.1:{}", self.port()))
+            .replace("$HOST", &format!("127.0.0.1:{}", self.port()))
+            .replace("$PORT", &self.port().to_string())
+            .replace("$CA", &self.bundle)
+            .replace("$TOKEN", &self.token)
+    }
+
+    /// Asks kubectl, where there is one, and adit for the Services, with these files and variables.
+    async fn judge(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
+        let list = std::env::join_paths(files).unwrap();
+        let ask = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            for (name, _) in std::env::vars_os() {
+                if name.to_string_lossy().to_lowercase().ends_with("_proxy") {
+                    command.env_remove(name);
+                }
+            }
+            command.env_remove("ADIT_CONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+            command.args(arguments).stdin(Stdio::null()).env("KUBECONFIG", &list).current_dir(self.folder.path());
+            command.env("HOME", self.folder.path()).env("XDG_RUNTIME_DIR", self.folder.path());
+            command.envs(variables.iter().map(|(name, value)| (name, value)));
+            tokio::task::spawn_blocking(move || command.output())
+        };
+        let adit = ask(env!("CARGO_BIN_EXE_adit"), &["routes", "-n", "shop"]).await.unwrap().expect("adit runs");
+        let said = String::from_utf8_lossy(&adit.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{case}: {said}");
+        match verdict {
+            Works => assert!(adit.status.success(), "{case}: {said}"),
+            Refused(words) => assert!(!adit.status.success() && said.contains(words), "{case}: {said}"),
+        }
+        let arguments = ["--request-timeout=5s", "-n", "shop", "get", "services", "-o", "name"];
+        if let Ok(kubectl) = ask("kubectl", &arguments).await.unwrap() {
+            let said = String::from_utf8_lossy(&kubectl.stderr);
+            assert_eq!(kubectl.status.success(), matches!(verdict, Works), "{case}: kubectl says {said}");
+        }
+    }
+
+    async fn judge_text(&self, case: &str, text: &str, variables: &[(&str, String)], verdict: &Verdict) {
+        let path = self.write("config", self.fill(text).as_bytes());
+        self.judge(case, &[path], variables, verdict).await;
+    }
+}
+
+fn with_cluster(cluster: &str) -> String {
+    WHOLE.replace("{server: \"$SERVER\", certificate-authority-data: $CA}", cluster)
+}
+
+fn with_user(user: &str) -> String {
+    WHOLE.replace("{token: \"$TOKEN\"}", user)
+}
+
+const WHOLE: &str = "apiVersion: v1
+kind: Config
+current-context: x
+clusters:
+- {name: c, cluster: {server: \"$SERVER\", certificate-authority-data: $CA}}
+users:
+- {name: u, user: {token: \"$TOKEN\"}}
+contexts:
+- {name: x, context: {cluster: c, user: u}}
+";
+
+#[tokio::test]
+async fn a_cluster_means_what_it_means_for_kubectl() {
+    let oracle = Oracle::start().await;
+    for (cluster, verdict) in [
+        ("{server: \"$SERVER\", certificate-authority-data: $CA}", Works),
+        ("{server: \"$SERVER/\", certificate-authority-data: $CA}", Works),
+        ("{server: \"$SERVER//\", certificate-authority-data: $CA}", Works),
+        ("{server: \"HTTPS://$HOST\", certificate-authority-data: $CA}", Works),
+        ("{server: \"https://localhost:$PORT\", certificate-authority-data: $CA}", Works),
+        ("{server: \"$SERVER/?a=b\", certificate-authority-data: $CA}", Works),
+        ("{server: \"$HOST\", certificate-authority-data: $CA}", Refused("write https:// in front of its host")),
+        (
+            "{server: \"localhost:$PORT\", insecure-skip-tls-verify: true}",
+            Refused("write https:// in front of its host"),
+        ),
+        ("{server: \"http://$HOST\"}", Refused("write https:// in front of its host")),
+        ("{server: \"$HOST/a\", certificate-authority-data: $CA}", Refused("a path needs a scheme")),
+        ("{server: \" $SERVER\", certificate-authority-data: $CA}", Refused("it has to be a URL")),
+        ("{server: \"ftp://$HOST\"}", Refused("its scheme has to be https or http")),
+        ("{server: \"https://127.0.0.1:99999\"}", Refused("a port up to 65535")),
+        ("{server: \"https://127.0.0.1:1\", certificate-authority-data: $CA}", Refused("nothing listens there")),
+        ("{server: \"\", certificate-authority-data: $CA}", Refused("cluster \"c\" of")),
+        ("{server: null}", Refused("it has no server")),
+        ("{server: 7}", Refused("wrong type")),
+        ("{server: \"$SERVER\"}", Refused("not signed by the CA bundle")),
+        ("{server: \"$SERVER\", certificate-authority: ca.crt}", Works),
+        ("{server: \"$SERVER\", certificate-authority: bundle.crt}", Works),
+        ("{server: \"$SERVER\", certificate-authority: ca.crt, certificate-authority-data: \"\"}", Works),
+        ("{server: \"$SERVER\", certificate-authority: ca.crt, certificate-authority-data: null}", Works),
+        (
+            "{server: \"$SERVER\", certificate-authority: ca.crt, certificate-authority-data: $CA}",
+            Refused("remove one"),
+        ),
+        ("{server: \"$SERVER\", certificate-authority: none.crt}", Refused("none.crt: no such file")),
+        ("{server: \"$SERVER\", certificate-authority: empty}", Refused("not signed by the CA bundle")),
+        ("{server: \"$SERVER\", certificate-authority: token}", Refused("no certificate in PEM form")),
+        ("{server: \"$SERVER\", certificate-authority-data: aGFsbG8=}", Refused("no certificate in PEM form")),
+        ("{server: \"$SERVER\", certificate-authority-data: \"%%\"}", Refused("is no base64")),
+        ("{server: \"$SERVER\", certificate-authority-data: \" $CA\"}", Refused("is no base64")),
+        ("{server: \"$SERVER\", certificate-authority-data: \"$CA\\r\\n\"}", Works),
+        ("{server: \"$SERVER\", insecure-skip-tls-verify: true}", Works),
+        ("{server: \"$SERVER\", insecure-skip-tls-verify: \"true\"}", Refused("wrong type")),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, insecure-skip-tls-verify: true}",
+            Refused("remove one"),
+        ),
+        ("{server: \"$SERVER\", certificate-authority-data: $CA, tls-server-name: kubernetes}", Works),
+        ("{server: \"$SERVER\", certificate-authority-data: $CA, tls-server-name: \"\"}", Works),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, tls-server-name: other}",
+            Refused("and not for other"),
+        ),
+        ("{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"\"}", Works),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"127.0.0.1:1\"}",
+            Refused("has to begin with"),
+        ),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"socks4://a:1\"}",
+            Refused("has to begin with"),
+        ),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"http://127.0.0.1:1\"}",
+            Refused("the proxy 127.0.0.1:1"),
+        ),
+        ("{server: \"$SERVER\", certificate-authority-data: $CA, unknown: {a: [1]}}", Works),
+    ] {
+        oracle.judge_text(cluster, &with_cluster(cluster), &[], &verdict).await;
+    }
+}
+
+#[tokio::test]
+async fn a_user_means_what_it_means_for_kubectl() {
+    let oracle = Oracle::start().await;
+    let plugin = "exec: {apiVersion: client.authentication.k8s.io/v1, command: no-such-plugin, interactiveMode: Never}";
+    for (user, verdict) in [
+        ("{token: \"$TOKEN\"}".to_owned(), Works),
+        ("{token: \" $TOKEN \"}".to_owned(), Works),
+        ("{token: \"$TOKEN\\n\"}".to_owned(), Refused("the token has a line end")),
+        ("{token: wrong}".to_owned(), Refused("does not accept the credentials")),
+        ("{token: 7}".to_owned(), Refused("wrong type")),
+        ("{token: wrong, token: \"$TOKEN\"}".to_owned(), Works),
+        ("{tokenFile: token}".to_owned(), Works),
+        ("{token: wrong, tokenFile: token}".to_owned(), Works),
+        ("{token: \"$TOKEN\", tokenFile: missing}".to_owned(), Works),
+        ("{token: \"$TOKEN\", tokenFile: empty}".to_owned(), Works),
+        ("{tokenFile: missing}".to_owned(), Refused("missing: no such file")),
+        ("{tokenFile: empty}".to_owned(), Refused("empty: it is empty")),
+        ("{token: \"$TOKEN\", username: ana}".to_owned(), Refused("remove one of them")),
+        ("{tokenFile: token, username: ana, password: b}".to_owned(), Refused("remove one of them")),
+        ("{token: \"$TOKEN\", client-certificate-data: \"\", client-key-data: \"\"}".to_owned(), Works),
+        ("{token: \"$TOKEN\", client-key-data: aGFsbG8=}".to_owned(), Works),
+        ("{token: \"$TOKEN\", client-certificate-data: aGFsbG8=}".to_owned(), Refused("no client-key")),
+        (
+            "{token: \"$TOKEN\", client-certificate-data: aGFsbG8=, client-key-data: aGFsbG8=}".to_owned(),
+            Refused("no certificate in PEM form"),
+        ),
+        (
+            "{token: \"$TOKEN\", client-certificate: no.crt, client-key: no.key}".to_owned(),
+            Refused("no.crt: no such file"),
+        ),
+        (format!("{{token: \"$TOKEN\", {plugin}}}"), Works),
+        (format!("{{tokenFile: token, {plugin}}}"), Works),
+        (format!("{{{plugin}}}"), Refused("'no-such-plugin' was not found")),
+        ("{token: \"$TOKEN\", as-groups: [a]}".to_owned(), Refused("no as")),
+        ("{token: \"$TOKEN\", as-user-extra: null}".to_owned(), Works),
+        ("{Token: \"$TOKEN\"}".to_owned(), Refused("does not accept the credentials")),
+        ("null".to_owned(), Refused("does not accept the credentials")),
+    ] {
+        oracle.judge_text(&user, &with_user(&user), &[], &verdict).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_means_what_it_means_for_kubectl() {
+    let oracle = Oracle::start().await;
+    let of = |from: &str, to: &str| {
+        assert!(WHOLE.contains(from), "{from}");
+        WHOLE.replacen(from, to, 1)
+    };
+    let json = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "c", "cluster": {"server": "$SERVER", "certificate-authority-data": "$CA"}}],
+        "users": [{"name": "u", "user": {"token": "$TOKEN"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    });
+    for (case, text, verdict) in [
+        ("JSON", json.to_string(), Works),
+        ("no kind, no apiVersion", of("apiVersion: v1\nkind: Config\n", ""), Works),
+        ("another kind", of("kind: Config", "kind: Secret"), Refused("kind is \"Secret\"")),
+        ("another version", of("apiVersion: v1", "apiVersion: v2"), Refused("apiVersion is \"v2\"")),
+        ("a key twice", of("current-context: x", "current-context: z\ncurrent-context: x"), Works),
+        ("line ends of Windows", WHOLE.replace('\n', "\r\n"), Works),
+        ("a byte order mark", format!("\u{feff}{WHOLE}"), Works),
+        ("a second document", format!("{WHOLE}---\na: 1\n"), Works),
+        (
+            "anchors",
+            of(
+                "users:\n- {name: u, user: {",
+                "users:\n- {name: v, user: &a {token: \"$TOKEN\"}}\n- {name: u, user: {<<: *a, ",
+            ),
+            Works,
+        ),
+        ("half a context", of("contexts:\n", "contexts:\n- {name: half, context: {user: x}}\n"), Works),
+        ("half a cluster", of("clusters:\n", "clusters:\n- {name: half}\n- {name: none, cluster: {}}\n"), Works),
+        ("an entry without a name", of("clusters:\n", "clusters:\n- {cluster: {server: \"https://a\"}}\n"), Works),
+        ("an empty entry", of("clusters:\n", "clusters:\n- null\n"), Works),
+        (
+            "a CA bundle that nobody uses",
+            of(
+                "clusters:\n",
+                "clusters:\n- {name: z, cluster: {server: \"https://a\", certificate-authority: none}}\n",
+            ),
+            Works,
+        ),
+        (
+            "extensions",
+            of("kind: Config\n", "kind: Config\npreferences: {}\nextensions: [{name: a, extension: {b: 1}}]\n"),
+            Works,
+        ),
+        ("lists that are null", of("kind: Config\n", "kind: Config\npreferences: null\nextensions: null\n"), Works),
+        ("two users of one name", of("users:\n", "users:\n- {name: u, user: {token: a}}\n"), Refused("two users")),
+        ("a namespace that is a number", of("user: u}", "user: u, namespace: 7}"), Refused("wrong type")),
+        ("a namespace that is null", of("user: u}", "user: u, namespace: null}"), Works),
+        ("a user that is missing", of("user: u}", "user: v}"), Refused("no file has this user")),
+        ("a cluster that is missing", of("cluster: c,", "cluster: d,"), Refused("no file has the cluster \"d\"")),
+        ("a context without a cluster", of("{cluster: c, user: u}", "{user: u}"), Refused("it names no cluster")),
+        ("a context that is missing", of("current-context: x", "current-context: z"), Refused("context z is not in")),
+        ("no YAML", format!("{WHOLE}users: [\n"), Refused("it is no YAML (line ")),
+        ("text", "text".to_owned(), Refused("no keys and values")),
+    ] {
+        oracle.judge_text(case, &text, &[], &verdict).await;
+    }
+}
+
+#[tokio::test]
+async fn several_files_are_one_as_for_kubectl() {
+    let oracle = Oracle::start().await;
+    let below = oracle.folder.path().join("below");
+    fs::create_dir(&below).unwrap();
+    fs::copy(oracle.folder.path().join("ca.crt"), below.join("own.crt")).unwrap();
+    fs::copy(oracle.folder.path().join("token"), below.join("own")).unwrap();
+    let write = |name: &str, text: &str| oracle.write(name, oracle.fill(text).as_bytes());
+    let first = write(
+        "first",
+        "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nusers: [{name: w, user: {token: wrong}}]\n",
+    );
+    let second = write(
+        "below/second",
+        "current-context: z\nclusters: [{name: c, cluster: {server: \"$SERVER\", certificate-authority: own.crt}}]\nusers: [{name: u, user: {tokenFile: own}}]\n",
+    );
+    let wrong = write("wrong", "users: [{name: u, user: {token: wrong}}]\n");
+    let unset = write("unset", "current-context: ''\nusers: null\n");
+    let broken = write("broken", "users: [\n");
+    let missing = oracle.folder.path().join("missing");
+    for (case, files, verdict) in [
+        ("relative paths begin at their own file", vec![first.clone(), second.clone()], Works),
+        (
+            "files that do not exist are passed over",
+            vec![missing.clone(), first.clone(), missing, second.clone()],
+            Works,
+        ),
+        ("empty paths are passed over", vec![PathBuf::new(), first.clone(), PathBuf::new(), second.clone()], Works),
+        ("what is unset in the first is taken from the next", vec![unset, first.clone(), second.clone()], Works),
+        (
+            "the first user of a name counts",
+            vec![wrong.clone(), first.clone(), second.clone()],
+            Refused("does not accept"),
+        ),
+        ("the last user of a name does not", vec![first.clone(), second.clone(), wrong], Works),
+        ("the first current context counts", vec![second.clone(), first.clone()], Refused("context z is not in")),
+        ("a file that is no YAML spoils all", vec![first, second, broken], Refused("broken: it is no YAML")),
+    ] {
+        oracle.judge(case, &files, &[], &verdict).await;
+    }
+}
+
+/// A proxy that takes CONNECT to anywhere, leads it to one address, and counts.
+struct Proxy {
+    port: u16,
+    asked: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn start(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, asked) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+        let counted = asked.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut client = BufReader::new(client);
+                    let mut line = String::new();
+                    while client.read_line(&mut line).await? > 0 && !line.ends_with("\r\n\r\n") {}
+                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                    let mut server = TcpStream::connect(("127.0.0.1", to)).await?;
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { port, asked, task }
+    }
+
+    fn asked(&self) -> bool {
+        self.asked.swap(0, Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn proxies_are_chosen_as_by_kubectl() {
+    let oracle = Oracle::start().await;
+    let proxy = Proxy::start(oracle.port()).await;
+    let address = format!("127.0.0.1:{}", proxy.port);
+    let url = format!("http://{address}");
+    let loopback = WHOLE.to_owned();
+    let far = with_cluster(
+        "{server: \"https://api.cluster.invalid:6443\", certificate-authority-data: $CA, tls-server-name: kubernetes}",
+    );
+    let own = with_cluster(&format!("{{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"{url}\"}}"));
+    let unknown = Refused("the name of api.cluster.invalid is not known");
+    let of = |no_proxy: &str| vec![("HTTPS_PROXY", url.clone()), ("NO_PROXY", no_proxy.to_owned())];
+    for (case, text, variables, verdict, is_asked) in [
+        ("loopback goes through no proxy of the environment", &loopback, of(""), &Works, false),
+        ("another server does", &far, of(""), &Works, true),
+        ("in lower case", &far, vec![("https_proxy", url.clone())], &Works, true),
+        ("without a scheme", &far, vec![("HTTPS_PROXY", address.clone())], &Works, true),
+        ("HTTP_PROXY is for http servers", &far, vec![("HTTP_PROXY", url.clone())], &unknown, false),
+        ("NO_PROXY has the name", &far, of("api.cluster.invalid"), &unknown, false),
+        ("NO_PROXY has a name above", &far, of("other, .cluster.invalid"), &unknown, false),
+        ("NO_PROXY has name and port", &far, of("api.cluster.invalid:6443"), &unknown, false),
+        ("NO_PROXY has another port", &far, of("api.cluster.invalid:443"), &Works, true),
+        ("NO_PROXY has the proxy", &far, of("127.0.0.1,localhost"), &Works, true),
+        ("NO_PROXY has what does not parse", &far, of("10.0.0.0/99,[,:1,, *cluster.invalid"), &Works, true),
+        ("NO_PROXY has everything", &far, of("*"), &unknown, false),
+        ("proxy-url counts for loopback", &own, of("127.0.0.1,localhost,*"), &Works, true),
+    ] {
+        let _before = proxy.asked();
+        oracle.judge_text(case, text, &variables, verdict).await;
+        assert_eq!(proxy.asked(), is_asked, "{case}");
+    }
+}
+
+/// TLS of its own in front of the demo API server, which wants some client certificate where `wants` is set.
+async fn gateway(to: u16, chain: Vec<CertificateDer<'static>>, key: &KeyPair, wants: bool) -> (u16, JoinHandle<()>) {
+    let provider = Arc::new(ring::default_provider());
+    let builder =
+        rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let builder = match wants {
+        true => builder.with_client_cert_verifier(Arc::new(Anybody(provider.clone()))),
+        false => builder.with_no_client_auth(),
+    };
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut server = builder.with_single_cert(chain, key).unwrap();
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let builder =
+        rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let mut client = builder
+        .dangerous()
+        .with_custom_certificate_verifier(adit::tls::Pinned::to_nothing(provider))
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (acceptor, connector) = (acceptor.clone(), connector.clone());
+            tokio::spawn(async move {
+                let mut client = acceptor.accept(client).await?;
+                let server = TcpStream::connect(("127.0.0.1", to)).await?;
+                let mut server = connector.connect(ServerName::try_from("kubernetes").unwrap(), server).await?;
+                copy_bidirectional(&mut client, &mut server).await?;
+                io::Result::Ok(())
+            });
+        }
+    });
+    (port, task)
+}
+
+/// Takes every client certificate whose key the client has.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ClientCertVerifier for Anybody {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        handshake::verify_tls12(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        handshake::verify_tls13(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn params(name: &str, is_ca: bool) -> CertificateParams {
+    let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = if is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+    params
+}
+
+#[tokio::test]
+async fn servers_are_verified_as_by_kubectl() {
+    let oracle = Oracle::start().await;
+    let (key, other_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let authority = params("authority", true);
+    let root = authority.self_signed(&other_key).unwrap();
+    let issuer = Issuer::new(authority, other_key);
+    let self_signed = |is_ca| params("server", is_ca).self_signed(&key).unwrap();
+    let mut expired = params("server", false);
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = expired.self_signed(&key).unwrap();
+    let (own, own_ca) = (self_signed(false), self_signed(true));
+    let signed_ca = params("server", true).signed_by(&key, &issuer).unwrap();
+    for (case, served, bundle, verdict) in [
+        ("the server's own certificate", &own, &own, Works),
+        ("the server's own certificate, an authority", &own_ca, &own_ca, Works),
+        ("an authority that an authority signed", &signed_ca, &root, Works),
+        ("a certificate of somebody else", &own, &root, Refused("not signed by the CA bundle")),
+        ("one that has expired", &expired, &expired, Refused("has expired")),
+    ] {
+        let (port, task) = gateway(oracle.port(), vec![served.der().clone()], &key, false).await;
+        let bundle = STANDARD.encode(bundle.pem());
+        let cluster = format!("{{server: \"https://127.0.0.1:{port}\", certificate-authority-data: {bundle}}}");
+        oracle.judge_text(case, &with_cluster(&cluster), &[], &verdict).await;
+        task.abort();
+    }
+}
+
+/// `openssl x509 -req` without extensions: version 1, until 2126.
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBNTCB2wIUPcLYTl6GTVCfvUHgA6NOHkiJIGcwCgYIKoZIzj0EAwIwHDEMMAoG\n\
+A1UEAwwDYW5hMQwwCgYDVQQKDANkZXYwIBcNMjYxMTI5MDgxMjM1WhgPMjEyNjEx\n\
+MDUwODEyMzVaMBwxDDAKBgNVBAMMA2FuYTEMMAoGA1UECgwDZGV2MFkwEwYHKoZI\n\
+zj0CAQYIKoZIzj0DAQcDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8j\n\
+nr/vJAQ7XqpLaO/CtUSdmGWmq+xkggXtSovUiWimnrAEMDAKBggqhkjOPQQDAgNJ\n\
+ADBGAiEA0GLHHccOTl6LNhMbFaxtlsIlkGx6wkb8qcJACaIVR50CIQDn2Kfz3afW\n\
+eqK8/sIS7XxA4Kdw22Y3qNzAiQAT+uJrTw==\n\
+-----END CERTIFICATE-----\n\n";
+const KEY_OF_VERSION_1: &str = "\
+-----BEGIN EC PARAMETERS-----\n\
+BggqhkjOPQMBBw==\n\
+-----END EC PARAMETERS-----\n\
+-----BEGIN EC PRIVATE KEY-----\n\
+MHcCAQEEIMWagB8qK8l2Lay7iYIE8hBcCStHzC65z1NkqO+bEls3oAoGCCqGSM49\n\
+AwEHoUQDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8jnr/vJAQ7XqpL\n\
+aO/CtUSdmGWmq+xkggXtSovUiWimnrAEMA==\n\
+-----END EC PRIVATE KEY-----\n\n";
+
+#[tokio::test]
+async fn client_certificates_are_presented_as_by_kubectl() {
+    let oracle = Oracle::start().await;
+    let key = KeyPair::generate().unwrap();
+    let server = params("server", false).self_signed(&key).unwrap();
+    let (port, task) = gateway(oracle.port(), vec![server.der().clone()], &key, true).await;
+    let cluster = format!(
+        "{{server: \"https://127.0.0.1:{port}\", certificate-authority-data: {}}}",
+        STANDARD.encode(server.pem())
+    );
+    let text = with_cluster(&cluster);
+    let client = KeyPair::generate().unwrap();
+    let certificate = params("ana", false).self_signed(&client).unwrap().pem();
+    oracle.write("both.pem", format!("{KEY_OF_VERSION_1}{VERSION_1}").as_bytes());
+    let data = |chain: &str, key: &str| {
+        format!("client-certificate-data: {}, client-key-data: {}", STANDARD.encode(chain), STANDARD.encode(key))
+    };
+    let users = BTreeMap::from([
+        ("version 3", (data(&certificate, &client.serialize_pem()), Works)),
+        ("version 1", (data(VERSION_1, KEY_OF_VERSION_1), Works)),
+        ("both in one file", ("client-certificate: both.pem, client-key: both.pem".to_owned(), Works)),
+        ("none", ("as: ''".to_owned(), Refused("wants a client certificate"))),
+        ("another's key", (data(&certificate, KEY_OF_VERSION_1), Refused("does not belong"))),
+        ("no key", (data(&certificate, &certificate), Refused("no private key"))),
+    ]);
+    for (case, (user, verdict)) in &users {
+        let user = format!("{{token: \"$TOKEN\", {user}}}");
+        oracle.judge_text(case, &text.replace("{token: \"$TOKEN\"}", &user), &[], verdict).await;
+    }
+    task.abort();
+}
+
+#[tokio::test]
+async fn no_credentials_go_to_a_server_without_tls() {
+    let oracle = Oracle::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = std::thread::spawn(move || {
+        use std::io::Read;
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let length = stream.read(&mut head).unwrap();
+        String::from_utf8_lossy(&head[..length]).to_lowercase()
+    });
+    let path =
+        oracle.write("clear", oracle.fill(&with_cluster(&format!("{{server: \"127.0.0.1:{port}\"}}"))).as_bytes());
+    let adit = |path: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_adit")).args(["routes", "-n", "shop"]).env("KUBECONFIG", path).output()
+    };
+    let output = tokio::task::spawn_blocking(move || adit(&path)).await.unwrap().unwrap();
+    assert!(!output.status.success());
+    let heard = heard.join().unwrap();
+    assert!(heard.starts_with("get ") && !heard.contains("authorization"), "{heard}");
+}
