@@ -97,13 +97,15 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
         return Err(Malformed("a header longer than 4 KiB"));
     }
     let addresses_length = match start[13] {
+        // The specification: after LOCAL, the receiver ignores the family and the protocol.
+        _ if is_local => 0,
         0x00 => 0,
         0x11 | 0x12 => 12,
         0x21 | 0x22 => 36,
         0x31 | 0x32 => 216,
         _ => return Err(Malformed("an address family or a protocol that is not known")),
     };
-    if !is_local && length < addresses_length {
+    if length < addresses_length {
         return Err(Malformed("a header shorter than its addresses"));
     }
     let Some(body) = rest.get(..length) else { return Ok(None) };
@@ -219,6 +221,8 @@ mod tests {
         none(b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n");
         none(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0");
         none(b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x03abc");
+        none(b"\r\n\r\n\0\r\nQUIT\n\x20\x42\0\x03abc");
+        none(b"\r\n\r\n\0\r\nQUIT\n\x20\xff\0\0");
         none(b"\r\n\r\n\0\r\nQUIT\n\x21\x00\0\x04\x04\0\x01x");
     }
 
