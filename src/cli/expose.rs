@@ -27,7 +27,7 @@ use crate::{
     relay::{
         Kind,
         auth::{self, Key},
-        client::{self, Dial, Options, Purpose, Wanted},
+        client::{self, Dial, LocalEnd, Options, Purpose, Wanted},
         tls::Trust,
     },
     routing::{ClusterId, PodTarget, Target},
@@ -67,9 +67,9 @@ pub struct Args {
     /// Read the secret from this file [default: the Secret that the relay names]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Where the local service is
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    local_host: String,
+    /// The host of the local service [default: 127.0.0.1 and [::1], whichever answers]
+    #[arg(long, value_name = "HOST")]
+    local_host: Option<String>,
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
@@ -111,7 +111,8 @@ async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         local_host: args.local_host.clone(),
         tunnels: vec![Wanted { local_port, kind, port: 0, name: name.clone() }],
     };
-    let shown = format!("{name} in {context} -> {}:{local_port}\n", args.local_host);
+    let local_end = LocalEnd::new(args.local_host.as_deref(), local_port);
+    let shown = format!("{name} in {context} -> {local_end}\n");
     let opened = move |_: &[client::Open]| {
         // Who does not listen any more misses nothing else.
         let _ = print(&shown);

@@ -12,7 +12,7 @@ use crate::{
     config::names::relay_address,
     drain::Drain,
     relay::{
-        client::{self, Direct, Fatal, Options, Wanted},
+        client::{self, Direct, Fatal, LocalEnd, Options, Wanted},
         tls::Trust,
     },
     telemetry,
@@ -30,9 +30,9 @@ pub struct Args {
     /// The relay
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
-    /// Where the local service is
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    local_host: String,
+    /// The host of the local service [default: 127.0.0.1 and [::1], whichever answers]
+    #[arg(long, value_name = "HOST")]
+    local_host: Option<String>,
     /// The public port that is wanted for the first port
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
@@ -65,7 +65,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let text = match is_json {
                 true => serde_json::to_string(open).map(|json| format!("{json}\n")).unwrap_or_default(),
                 false => {
-                    open.iter().map(|open| format!("{} -> {local_host}:{}\n", open.public, open.local_port)).collect()
+                    let local = |open: &client::Open| LocalEnd::new(local_host.as_deref(), open.local_port);
+                    open.iter().map(|open| format!("{} -> {}\n", open.public, local(open))).collect()
                 }
             };
             // Who does not listen any more misses nothing else.

@@ -90,8 +90,8 @@ pub struct Expose {
     pub fingerprint: Option<String>,
     /// A PEM file of the authorities that the relay's certificate has to be of.
     pub ca: Option<PathBuf>,
-    /// Default: 127.0.0.1.
-    pub local_host: String,
+    /// None: 127.0.0.1 and `[::1]`, whichever answers.
+    pub local_host: Option<String>,
     pub local_port: u16,
     /// The public port that is wanted; 0 for any.
     pub public_port: u16,

@@ -190,7 +190,7 @@ struct Expose {
     fingerprint: Option<String>,
     /// Take the relay only by a certificate of these authorities, a PEM file.
     ca: Option<String>,
-    /// Where the local service is. Default: 127.0.0.1.
+    /// The host of the local service. Default: 127.0.0.1 and [::1], whichever answers.
     local_host: Option<String>,
     /// The public port that is wanted. Default: any.
     public_port: Option<u16>,

@@ -1,6 +1,9 @@
 //! The client of a relay: it keeps the control connection, and the tunnels open.
 
+mod local_end;
 mod visitors;
+
+pub use local_end::LocalEnd;
 
 use std::{
     io,
@@ -43,8 +46,8 @@ pub struct Options {
     pub key: String,
     pub secret: String,
     pub trust: Trust,
-    /// Where the local services are.
-    pub local_host: String,
+    /// The host of the local services. None: 127.0.0.1 and `[::1]`, whichever answers.
+    pub local_host: Option<String>,
     pub tunnels: Vec<Wanted>,
 }
 
@@ -161,7 +164,9 @@ struct Given {
 pub async fn run(options: Options, drain: Drain, opened: impl Fn(&[Open])) -> Result<(), Fatal> {
     let config = tls::client_config(&options.trust).map_err(|error| Fatal::Setup(error.to_string()))?;
     let to = options.dial.name();
-    let client = Arc::new(Client { options, config, given: Mutex::default(), drain });
+    let end = |wanted: &Wanted| LocalEnd::new(options.local_host.as_deref(), wanted.local_port);
+    let local_ends = options.tunnels.iter().map(end).collect();
+    let client = Arc::new(Client { options, local_ends, config, given: Mutex::default(), drain });
     let mut pause = FIRST_PAUSE;
     loop {
         let mut was_open = false;
@@ -190,6 +195,8 @@ type Connection = TlsStream<ReadAhead<BoxedIo>>;
 
 struct Client {
     options: Options,
+    /// One for each tunnel.
+    local_ends: Vec<LocalEnd>,
     config: Arc<ClientConfig>,
     given: Mutex<Vec<Given>>,
     drain: Drain,

@@ -76,7 +76,7 @@ impl Relay {
             key: "default".into(),
             secret: SECRET.into(),
             trust: Trust::Fingerprint(self.identity.fingerprint()),
-            local_host: "127.0.0.1".into(),
+            local_host: None,
             tunnels: vec![Wanted { local_port, kind: Kind::Tcp, port, name: String::new() }],
         }
     }
@@ -109,7 +109,11 @@ async fn opened(rx: &mut mpsc::UnboundedReceiver<Vec<Open>>) -> SocketAddr {
 
 /// A service that echoes, and counts its connections.
 async fn echo() -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    echo_on("127.0.0.1:0").await
+}
+
+async fn echo_on(address: &str) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind(address).await.unwrap();
     let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
     let counted = count.clone();
     tokio::spawn(async move {
@@ -148,6 +152,22 @@ async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
     timeout(PATIENCE, again.read_exact(&mut back)).await.unwrap().unwrap();
     assert_eq!((&back, count.load(Ordering::Relaxed)), (b"after!", 2));
     drop(relay);
+}
+
+#[tokio::test]
+async fn a_service_on_ipv6_loopback_alone_is_served_unless_another_host_is_given() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, _) = echo_on("[::1]:0").await;
+    let (mut rx, _running) = start(relay.client(local, 0), &drain);
+    let mut visitor = TcpStream::connect(opened(&mut rx).await).await.unwrap();
+    visitor.write_all(b"x").await.unwrap();
+    assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
+    let given = client::Options { local_host: Some("127.0.0.1".into()), ..relay.client(local, 0) };
+    let (mut rx, _running) = start(given, &drain);
+    let mut visitor = TcpStream::connect(opened(&mut rx).await).await.unwrap();
+    // It may be cut before or after it has written.
+    let _ = visitor.write_all(b"x").await;
+    assert!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().is_err(), "nothing else is tried");
 }
 
 #[tokio::test]

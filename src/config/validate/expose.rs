@@ -26,7 +26,7 @@ impl Walk {
                 secret_file: self.field(&map, "secret_file", Self::file),
                 fingerprint: self.field(&map, "fingerprint", Self::text),
                 ca: self.field(&map, "ca", Self::file),
-                local_host: self.field(&map, "local_host", Self::text).unwrap_or_else(|| "127.0.0.1".to_owned()),
+                local_host: self.field(&map, "local_host", Self::text),
                 local_port: local_port?,
                 public_port,
                 name: self.field(&map, "name", Self::label),

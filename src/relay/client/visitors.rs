@@ -18,16 +18,13 @@ use crate::{
     wire::relay::{Frame, Token},
 };
 
-/// How long the local service may take to answer a connection.
-const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long a connection waits for its next visitor. The relay closes it long before that; if it does not, it is gone.
 const LONGEST_WAIT: Duration = Duration::from_secs(90);
 
 /// A visitor, and the local service's end of his stream.
 struct Visit {
     peer: String,
-    local_port: u16,
+    local_end: String,
     local: TcpStream,
 }
 
@@ -68,20 +65,16 @@ impl Client {
     /// # Errors
     /// In words: it does not answer.
     async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, String> {
-        let wanted = self.options.tunnels.get(tunnel as usize).ok_or("there is no such tunnel")?;
-        let local_port = wanted.local_port;
-        let address = (self.options.local_host.trim_matches(['[', ']']), local_port);
-        let connecting = async { timeout(LOCAL_TIMEOUT, TcpStream::connect(address)).await? };
-        match connecting.await {
+        let local_end = self.local_ends.get(tunnel as usize).ok_or("there is no such tunnel")?;
+        match local_end.connect().await {
             Ok(local) => {
                 // It fails only on a socket that is closed already.
                 let _ = local.set_nodelay(true);
-                Ok(Visit { peer, local_port, local })
+                Ok(Visit { peer, local_end: local_end.to_string(), local })
             }
             Err(error) => {
-                let host = &self.options.local_host;
-                warn!(%peer, %error, "no local service on {host}:{local_port}: the visitor is turned away");
-                Err(format!("nothing answers on port {local_port}: {error}"))
+                warn!(%peer, %error, "no local service: the visitor is turned away");
+                Err(error.to_string())
             }
         }
     }
@@ -120,7 +113,7 @@ impl Client {
 
 /// Carries a visitor's bytes. Returns the connection if it can be used again.
 async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
-    let Visit { peer, local_port, mut local } = visit;
+    let Visit { peer, local_end, mut local } = visit;
     let mut stream = Carrier::new(connection);
     let end = splice(&mut stream, &mut local).await;
     if let Some((Side::Client, _)) = &end.broken {
@@ -128,6 +121,6 @@ async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
         let _ = socket2::SockRef::from(&local).set_linger(Some(Duration::ZERO));
     }
     let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
-    info!(target: "adit::access", peer, local = local_port, up = end.up, down = end.down, ?broken, "relayed connection");
+    info!(target: "adit::access", peer, local = local_end, up = end.up, down = end.down, ?broken, "relayed connection");
     stream.into_inner()
 }
