@@ -4,6 +4,7 @@
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
 //! the wire, so the queues are bounded: see `wait_for_readers`.
 
+mod report;
 mod state;
 mod tasks;
 
@@ -20,7 +21,10 @@ use tokio::{
 };
 use tracing::debug;
 
-pub(super) use self::state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream, classify};
+pub(super) use self::{
+    report::classify,
+    state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream},
+};
 use super::stream::MuxStream;
 use crate::{
     backend::{SessionGauges, StreamFault},

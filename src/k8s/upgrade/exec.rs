@@ -17,7 +17,8 @@ use crate::{
     wire::websocket::accept_key,
 };
 
-/// v5 can close stdin alone.
+/// Can close stdin alone.
+const V5_PROTOCOL: &str = "v5.channel.k8s.io";
 const PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
 /// What the streams of an exec travel in.
@@ -96,7 +97,7 @@ async fn attempt(cluster: &Cluster, path: &str, spdy: bool) -> Result<Result<Exe
         _ if answer.status != 101 => None,
         (true, Some(CHANNELS_PROTOCOL), _) => Some(ExecProtocol::Spdy),
         (false, _, Some(CHANNELS_PROTOCOL)) if is_websocket => Some(ExecProtocol::V4),
-        (false, _, Some(protocol)) if is_websocket && PROTOCOLS.starts_with(protocol) => Some(ExecProtocol::V5),
+        (false, _, Some(V5_PROTOCOL)) if is_websocket => Some(ExecProtocol::V5),
         _ => None,
     };
     let Some(protocol) = protocol else {

@@ -10,6 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use super::report::classify;
 use crate::{
     backend::StreamFault,
     wire::spdy::{
@@ -360,25 +361,5 @@ impl Stream {
             (true, true) => Err(StreamFault::Reset),
             (true, false) => Ok(()),
         })
-    }
-}
-
-/// Returns what a node's error text means.
-pub fn classify(text: &str, port: u16) -> StreamFault {
-    let detail: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
-    let has = |part: &str| detail.contains(part);
-    if has("connection refused") {
-        StreamFault::Refused { port }
-    } else if has("reset by peer") || has("broken pipe") {
-        StreamFault::Reset
-    } else if (has("network namespace") && has("closed"))
-        || has("failed to find sandbox")
-        || has("not found")
-        || has("does not exist")
-    {
-        StreamFault::PodGone { detail }
-    } else {
-        StreamFault::Other { detail }
     }
 }
