@@ -33,7 +33,7 @@ const KEPT: usize = 64 * 1024;
 /// How long a refusing port is asked again. A container that restarts in place refuses for 0.5 to 1 s; a port on which
 /// nothing listens should not look like one that is slow.
 const REFUSED_GRACE: Duration = Duration::from_secs(3);
-const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The next stream, while it is being opened.
 type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
@@ -119,11 +119,13 @@ impl TunnelStream {
         }
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
+        // A runtime that restarts refuses for seconds, and the session keeps the pod.
+        let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. });
         let (client, deadline) = (self.client, self.opened + BUDGET + self.tunnel.target.startup_time());
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         self.moving = Some(Box::pin(async move {
-            if is_refused {
-                sleep(REFUSED_PAUSE).await;
+            if pauses {
+                sleep(PAUSE).await;
             }
             let (stream, _, running) = connect(&hold.0, None, client, deadline).await?;
             Ok((stream, running))

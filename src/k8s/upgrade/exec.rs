@@ -32,6 +32,19 @@ pub enum ExecProtocol {
     Spdy,
 }
 
+impl ExecProtocol {
+    /// Returns what a server has chosen of what was offered. `named`: its `X-Stream-Protocol-Version` over SPDY, else
+    /// its `Sec-WebSocket-Protocol`.
+    fn chosen(spdy: bool, named: &str) -> Option<Self> {
+        match (spdy, named) {
+            (true, CHANNELS_PROTOCOL) => Some(Self::Spdy),
+            (false, V5_PROTOCOL) => Some(Self::V5),
+            (false, CHANNELS_PROTOCOL) => Some(Self::V4),
+            _ => None,
+        }
+    }
+}
+
 /// A program that runs, and the connection to it.
 pub struct Executed {
     pub io: BoxedIo,
@@ -92,17 +105,29 @@ async fn attempt(cluster: &Cluster, path: &str, spdy: bool) -> Result<Result<Exe
         false => websocket_request(cluster, path, PROTOCOLS, &headers, &key),
     };
     let (answer, mut io, received) = exchange(cluster, &request, None).await?;
-    let is_websocket = answer.accept.as_deref() == Some(&accept_key(&key));
-    let protocol = match (spdy, answer.stream_protocol.as_deref(), answer.websocket_protocol.as_deref()) {
-        _ if answer.status != 101 => None,
-        (true, Some(CHANNELS_PROTOCOL), _) => Some(ExecProtocol::Spdy),
-        (false, _, Some(CHANNELS_PROTOCOL)) if is_websocket => Some(ExecProtocol::V4),
-        (false, _, Some(V5_PROTOCOL)) if is_websocket => Some(ExecProtocol::V5),
-        _ => None,
-    };
+    let is_switched = answer.status == 101 && (spdy || answer.accept.as_deref() == Some(&accept_key(&key)));
+    let named = if spdy { answer.stream_protocol.as_deref() } else { answer.websocket_protocol.as_deref() };
+    let protocol = named.filter(|_| is_switched).and_then(|named| ExecProtocol::chosen(spdy, named));
     let Some(protocol) = protocol else {
         let message = read_refusal(&mut io, received, answer.length).await;
         return Ok(Err(Refusal { status: answer.status, message }));
     };
     Ok(Ok(Executed { io: Box::new(Prefixed::new(received.freeze(), io)), protocol }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subprotocol_is_one_that_was_offered_to_the_letter() {
+        let of_websocket = |named| ExecProtocol::chosen(false, named);
+        assert_eq!(of_websocket("v5.channel.k8s.io"), Some(ExecProtocol::V5));
+        assert_eq!(of_websocket("v4.channel.k8s.io"), Some(ExecProtocol::V4));
+        for other in ["", "v", "v5", "v5.channel.k8s.io, v4.channel.k8s.io", "V5.CHANNEL.K8S.IO", "v3.channel.k8s.io"] {
+            assert_eq!(of_websocket(other), None, "{other:?}");
+        }
+        assert_eq!(ExecProtocol::chosen(true, "v4.channel.k8s.io"), Some(ExecProtocol::Spdy));
+        assert_eq!(ExecProtocol::chosen(true, "v5.channel.k8s.io"), None, "over SPDY it was not offered");
+    }
 }
