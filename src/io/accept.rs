@@ -1,21 +1,37 @@
 //! Listening sockets, and accept loops that survive errors.
 
-use std::{fs::File, future::Future, io, net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures::FutureExt;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep, timeout},
+    time::{Instant, Timeout, sleep, sleep_until, timeout},
 };
 use tracing::warn;
 
 /// tokio's default of 1,024 drops SYNs when thousands connect at once; the client's retry comes a second later.
 const BACKLOG: i32 = 4096;
 
-/// After an accept that failed for want of descriptors or memory.
+/// After an accept that failed for want of open files or memory. Twenty attempts a second cost nothing, and whoever comes next is
+/// answered within 100 ms.
 const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a refused client may take for its request, and to read the answer.
+const REFUSAL: Duration = Duration::from_millis(50);
+
+/// How much of that a refused client has when others wait. A client sends its request at once, and one that has waited to be
+/// accepted has sent it already: a queue of 100 silent clients passes in a few milliseconds.
+const LEAST_REFUSAL: Duration = Duration::from_millis(1);
 
 /// TCP keep-alive of accepted connections: a client that vanished behind a NAT or with its VPN is noticed after
 /// 20 s + 3 * 10 s, and holds its stream no longer.
@@ -41,8 +57,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Hands every accepted connection to `serve`, for as long as it is polled.
 ///
-/// No error ends it: a connection that was reset before it was accepted is passed over. Where the process is out of
-/// descriptors, connections go to `refuse` on the `spare` ones that are kept for this, until some come free.
+/// No error ends it: a connection that was reset before it was accepted is passed over. Where the process has reached its
+/// open-file limit, connections go to `refuse` on the `spare` files that are kept for this, until others are closed.
 pub async fn accept<F: Future<Output = ()>>(
     listener: &TcpListener,
     spare: usize,
@@ -50,8 +66,7 @@ pub async fn accept<F: Future<Output = ()>>(
     mut refuse: impl FnMut(TcpStream) -> F,
 ) -> std::convert::Infallible {
     let mut reserve: Vec<File> = Vec::new();
-    let mut refused = FuturesUnordered::new();
-    let mut pause = PAUSE;
+    let mut refused = Refused::default();
     let mut warned: Option<Instant> = None;
     loop {
         while reserve.len() + refused.len() < spare {
@@ -62,11 +77,10 @@ pub async fn accept<F: Future<Output = ()>>(
         }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = refused.next() => continue,
+            () = refused.one_ended() => continue,
         };
         let error = match accepted {
             Ok((stream, peer)) => {
-                pause = PAUSE;
                 // They fail only on a socket that is closed already.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
@@ -80,17 +94,53 @@ pub async fn accept<F: Future<Output = ()>>(
             warned = Some(Instant::now());
             warn!(%error, "cannot accept connections: trying again");
         }
-        if is_about_descriptors(&error) && reserve.pop().is_some() {
-            if let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-                // One that says nothing cannot hold up the others.
-                refused.push(timeout(PAUSE, refuse(stream)));
-            }
-            continue;
+        if !is_about_open_files(&error) || (reserve.is_empty() && refused.len() == 0) {
+            sleep(PAUSE).await;
+        } else if reserve.pop().is_none() {
+            refused.make_room().await;
+        } else if let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            refused.push(refuse(stream));
         }
+    }
+}
+
+/// Clients that are being refused, the oldest first.
+struct Refused<F>(VecDeque<(Instant, Pin<Box<Timeout<F>>>)>);
+
+impl<F> Default for Refused<F> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<F: Future<Output = ()>> Refused<F> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn push(&mut self, refusing: F) {
+        self.0.push_back((Instant::now(), Box::pin(timeout(REFUSAL, refusing))));
+    }
+
+    /// Waits until one has ended. Never: there is none.
+    async fn one_ended(&mut self) {
+        poll_fn(|cx| self.poll_one_ended(cx)).await;
+    }
+
+    fn poll_one_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let before = self.0.len();
+        self.0.retain_mut(|(_, refusing)| refusing.as_mut().poll(cx).is_pending());
+        if self.0.len() < before { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Waits until one has ended, or closes the oldest once it has had its least time.
+    async fn make_room(&mut self) {
+        let Some(since) = self.0.front().map(|(since, _)| *since) else { return };
         tokio::select! {
-            Some(_) = refused.next() => {}
-            () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            () = self.one_ended() => return,
+            () = sleep_until(since + LEAST_REFUSAL) => {}
         }
+        self.0.pop_front();
     }
 }
 
@@ -100,7 +150,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 }
 
 /// EMFILE or ENFILE.
-fn is_about_descriptors(error: &io::Error) -> bool {
+fn is_about_open_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
 
@@ -123,5 +173,29 @@ mod tests {
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
         drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_clients_that_say_nothing_keep_no_other_waiting() {
+        let (mut refused, began) = (Refused::default(), Instant::now());
+        for _ in 0..100 {
+            while refused.len() >= 8 {
+                refused.make_room().await;
+            }
+            refused.push(std::future::pending());
+        }
+        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+        // Where nobody else waits they have their time.
+        refused.one_ended().await;
+        assert!(began.elapsed() >= REFUSAL, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_client_that_has_its_answer_makes_room_at_once() {
+        let (mut refused, began) = (Refused::default(), Instant::now());
+        refused.push(std::future::pending().boxed());
+        refused.push(std::future::ready(()).boxed());
+        refused.make_room().await;
+        assert_eq!((refused.len(), began.elapsed()), (1, Duration::ZERO));
     }
 }

@@ -65,10 +65,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns how many descriptors are kept for clients that are turned away when there are no others.
+    /// Returns how many open files are kept for clients that are refused when there are no others. The answers to a few can
+    /// be under way while the next ones are read.
     fn spare(self) -> usize {
         match self {
-            Self::Http => 4,
+            Self::Http => 8,
             Self::Tcp | Self::Sni | Self::Admin => 1,
         }
     }

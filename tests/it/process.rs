@@ -227,18 +227,23 @@ async fn log_lines_are_json_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn without_descriptors_it_goes_on_when_there_are_some_again() {
+async fn at_its_open_file_limit_it_answers_everybody_and_serves_again_when_there_are_some() {
     let process = Process::start_with("", &[], "ulimit -Sn 40; ulimit -Hn 40; exec \"$@\"").await;
+    // More than are accepted: a newcomer stands behind those in the queue of the socket.
     let mut silent = Vec::new();
-    for _ in 0..60 {
+    for _ in 0..150 {
         silent.push(TcpStream::connect(process.http).await.unwrap());
     }
+    for newcomer in ["first", "second", "third"] {
+        let (began, mut told) = (Instant::now(), String::new());
+        let mut visitor = TcpStream::connect(process.http).await.unwrap();
+        visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
+        timeout(PATIENCE, visitor.read_to_string(&mut told)).await.unwrap().unwrap();
+        assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("out-of-descriptors"), "{told}");
+        // 100 ms on a machine that is idle.
+        assert!(began.elapsed() < Duration::from_secs(1), "the {newcomer} newcomer waited {:?}", began.elapsed());
+    }
     process.logs("cannot accept").await;
-    let mut told = String::new();
-    let mut visitor = TcpStream::connect(process.http).await.unwrap();
-    visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
-    timeout(PATIENCE, visitor.read_to_string(&mut told)).await.unwrap().unwrap();
-    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("out-of-descriptors"), "{told}");
     drop(silent);
     let started = Instant::now();
     eventually("it serves again", || process.serves("web.shop.localhost")).await;
