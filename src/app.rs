@@ -16,13 +16,14 @@ use crate::{
         status::{Facts, Source},
     },
     backend::{Backend, Backends},
-    config::{Config, ContextName, KubeconfigPaths, Namespace},
+    config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
     drain::Drain,
     frontend::{http::HttpFrontend, sni::SniFrontend, tcp::TcpFrontend, tls::TlsFrontend},
     k8s::client::Clusters,
     listener::{
+        bind::{self, Kind, Sockets},
         mux::Mux,
-        ports::{Frontends, Kind, Ports, Sockets},
+        ports::{Frontends, Ports},
     },
     metrics::Metrics,
     routing::{Router, SharedRouter},
@@ -30,7 +31,7 @@ use crate::{
     tunnel::Manager,
 };
 
-pub use crate::listener::ports::BindError;
+pub use crate::listener::bind::BindError;
 
 /// What the command line says beside the file; it holds across reloads.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +65,17 @@ impl Overrides {
         }
         if let Some(listen) = &self.listen {
             config.http.listen = listen.clone();
+            for route in config.tcp.routes.values_mut() {
+                route.also = route.also.filter(|also| !listen.iter().any(|listen| overlap(*listen, *also)));
+            }
+        }
+    }
+
+    /// Names the option that asks for an address where the file does not.
+    pub fn explain(&self, error: BindError) -> BindError {
+        match (error.kind, &self.listen) {
+            (Kind::Http, Some(_)) => BindError { asked_by: "--listen".to_owned(), ..error },
+            _ => error,
         }
     }
 }
@@ -97,7 +109,7 @@ impl App {
     /// An address cannot be bound.
     pub fn bind(self, mut config: Config) -> Result<Bound, BindError> {
         self.overrides.apply(&mut config);
-        let sockets = Sockets::bind(&config, |_, _| false)?;
+        let sockets = Sockets::bind(&bind::wanted(&config), |_| None).map_err(|error| self.overrides.explain(error))?;
         let port = sockets.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.admin);
         let admin = port.and_then(|port| {
             AdminSocket::bind(port)

@@ -15,7 +15,7 @@ use crate::{
     },
     drain::Drain,
     k8s::client::Clusters,
-    listener::ports::{Kind, Ports},
+    listener::{bind::Kind, ports::Ports},
     relay::{
         self,
         client::{Direct, Open, Wanted},
@@ -144,15 +144,22 @@ impl Running {
             );
             return self.reject(&reason);
         }
-        if let Err(error) = self.ports.change(&config).await {
-            return self.reject(&error.to_string());
-        }
+        let change = match self.ports.prepare(&config).await {
+            Ok(change) => change,
+            Err(error) => {
+                let error = self.app.overrides.explain(error);
+                let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+                return self.reject(&format!("{error}{hint}"));
+            }
+        };
         let diff = Diff::between(&old, &config);
         if let Some(verbosity) = &self.app.verbosity {
             verbosity.set(config.verbose);
         }
         self.clusters.set_exec_path(&config.exec_path);
         self.reroute(Arc::new(config));
+        // A new listener's first connection finds its route.
+        self.ports.complete(change).await;
         self.source.update(|facts| (facts.loaded_at, facts.rejected) = (now(), None));
         self.tell_facts();
         info!(changed = ?diff.routes, "config reloaded");

@@ -63,7 +63,11 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
         if std::net::TcpListener::bind(address).is_ok() {
             config.tcp.routes.insert(
                 address,
-                TcpRoute { destination: destination(namespace, service, PortRef::Number(port)), idle_timeout },
+                TcpRoute {
+                    destination: destination(namespace, service, PortRef::Number(port)),
+                    also: None,
+                    idle_timeout,
+                },
             );
         }
     }

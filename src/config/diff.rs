@@ -20,7 +20,7 @@ pub struct Diff {
 impl Diff {
     pub fn between(old: &Config, new: &Config) -> Self {
         let (http_removed, http_added) = changes(old.http.listen.iter(), new.http.listen.iter());
-        let (tcp_removed, tcp_added) = changes(old.tcp.routes.keys(), new.tcp.routes.keys());
+        let (tcp_removed, tcp_added) = changes(tcp_addresses(old), tcp_addresses(new));
         let hosts = old.http.routes.keys().chain(new.http.routes.keys());
         let ports = old.tcp.routes.keys().chain(new.tcp.routes.keys());
         let changed_hosts = hosts.filter(|host| old.http.routes.get(*host) != new.http.routes.get(*host)).cloned();
@@ -28,6 +28,10 @@ impl Diff {
             ports.filter(|port| old.tcp.routes.get(*port) != new.tcp.routes.get(*port)).map(SocketAddr::to_string);
         Self { http_removed, http_added, tcp_removed, tcp_added, routes: changed_hosts.chain(changed_ports).collect() }
     }
+}
+
+fn tcp_addresses(config: &Config) -> impl Iterator<Item = &SocketAddr> {
+    config.tcp.routes.iter().flat_map(|(address, route)| [Some(address), route.also.as_ref()]).flatten()
 }
 
 fn changes<'a>(
@@ -58,7 +62,7 @@ mod tests {
         assert_eq!(diff.http_added, ["127.0.0.1:2".parse().unwrap(), "[::1]:2".parse::<SocketAddr>().unwrap()]);
         assert_eq!(
             (diff.tcp_removed, diff.tcp_added),
-            (vec!["127.0.0.1:10".parse().unwrap()], vec!["127.0.0.1:12".parse().unwrap()])
+            (crate::config::defaults::loopback(10), crate::config::defaults::loopback(12))
         );
         assert_eq!(diff.routes.into_iter().collect::<Vec<_>>(), ["127.0.0.1:10", "127.0.0.1:12", "b"]);
         assert_eq!(Diff::between(&old, &old), Diff::default());

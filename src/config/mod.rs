@@ -6,6 +6,7 @@
 pub mod defaults;
 pub mod diff;
 pub mod file;
+pub mod listen;
 pub mod names;
 pub mod near;
 pub mod problem;
@@ -203,7 +204,7 @@ pub struct Tcp {
     /// Whether a proxy in front says who the client is. Default: off.
     pub proxy_protocol: ProxyProtocol,
     pub kubeconfig: KubeconfigPaths,
-    /// By the address that is listened on; those of `tcp.k8s.jump` among them.
+    /// By the first address that is listened on; those of `tcp.k8s.jump` among them.
     pub routes: BTreeMap<SocketAddr, TcpRoute>,
 }
 
@@ -299,10 +300,21 @@ pub struct HeaderRules {
     pub remove: Vec<HeaderName>,
 }
 
+impl Tcp {
+    /// Returns the route that listens on an address, with the address that it is known by.
+    pub fn route(&self, listener: SocketAddr) -> Option<(SocketAddr, &TcpRoute)> {
+        let known_as = |(address, route): (&SocketAddr, _)| (*address, route);
+        let also = || self.routes.iter().find(|(_, route)| route.also == Some(listener));
+        self.routes.get_key_value(&listener).or_else(also).map(known_as)
+    }
+}
+
 /// A value of `tcp.k8s.routes`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpRoute {
     pub destination: Destination,
+    /// `[::1]` beside 127.0.0.1, where the machine has it. None: an address was given, or something else listens there.
+    pub also: Option<SocketAddr>,
     /// Default: [`Tcp::idle_timeout`].
     pub idle_timeout: Duration,
 }

@@ -245,7 +245,7 @@ struct TcpRoute {
     pod: Option<String>,
     /// A number or name. Default: the only one.
     port: Option<Port>,
-    /// The address to listen on. Default: 127.0.0.1.
+    /// The address to listen on. Default: 127.0.0.1, and [::1] with it.
     listen: Option<String>,
     /// Default: that of tcp.
     idle_timeout: Option<GoDuration>,

@@ -1,5 +1,6 @@
 //! From the file's tree to the configuration, with every problem named.
 
+mod claims;
 mod expose;
 mod http;
 mod sni;
@@ -140,6 +141,8 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
 #[derive(Default)]
 struct Walk {
     problems: Vec<Problem>,
+    /// Addresses, and the key that listens on each.
+    claimed: Vec<(SocketAddr, String)>,
     path: Vec<String>,
 }
 
@@ -162,6 +165,7 @@ impl Walk {
         let default_context = self.field(&map, "default_context", Self::text);
         config.default_context = default_context.map(|name| context(&config, name));
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
+        self.claim(&config.http.listen, Place::default(), "http.listen");
         self.field(&map, "tcp", |walk, node| walk.tcp(node, &mut config).then_some(()));
         self.field(&map, "sni", |walk, node| {
             config.sni = walk.sni(node, &config);
@@ -170,9 +174,14 @@ impl Walk {
         config.expose = self.field(&map, "expose", Self::exposed).unwrap_or_default();
         self.field(&map, "admin", |walk, node| {
             let map = walk.map(node, ADMIN)?;
-            config.admin.listen = walk.field(&map, "listen", Self::admin_listen);
+            config.admin.listen = walk.field(&map, "listen", |walk, node| {
+                let address = walk.admin_listen(node)?;
+                walk.claim(&[address], node.place, "admin.listen");
+                Some(address)
+            });
             Some(())
         });
+        self.settle_second_addresses(&mut config);
         config
     }
 

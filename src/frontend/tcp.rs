@@ -10,14 +10,13 @@ use tokio::{net::TcpStream, time::Instant};
 use tracing::{debug, info, warn};
 
 use crate::{
-    drain::Drain,
     frontend::{Connection, proxied},
     io::{
         prefixed::Prefixed,
         splice::{Side, splice},
     },
     metrics::Metrics,
-    routing::SharedRouter,
+    routing::{Router, SharedRouter},
     tunnel::Manager,
 };
 
@@ -39,18 +38,28 @@ impl TcpFrontend {
         reset(&client);
     }
 
-    /// Serves one connection of the route that listens on `listener`. It lives until both sides have ended: a drain
-    /// lets it go on until the cut.
-    pub async fn serve(
+    /// Serves one connection of the route that listens on `listener`, as that is when this is called: a reload before the
+    /// future is polled does not matter. The connection lives until both sides have ended: a drain lets it go on until
+    /// the cut.
+    pub fn serve(
         self: Arc<Self>,
+        client: TcpStream,
+        listener: SocketAddr,
+        connection: Arc<Connection>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let router = self.router.load_full();
+        self.serve_with(router, client, listener, connection)
+    }
+
+    async fn serve_with(
+        self: Arc<Self>,
+        router: Arc<Router>,
         mut client: TcpStream,
         listener: SocketAddr,
         connection: Arc<Connection>,
-        _drain: Drain,
     ) {
         let started = Instant::now();
         let _open = self.metrics.tcp_connections.open();
-        let router = self.router.load_full();
         let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, &connection).await;
         let (connection, received) = match proxied {
             Ok(proxied) => proxied,
@@ -59,8 +68,9 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
+        let route = router.tcp(listener);
         drop(router);
-        let route = match self.router.load().tcp(listener) {
+        let route = match route {
             Ok(route) => route,
             Err(error) => {
                 warn!(%listener, %error, hint = error.hint(), "closed: no route");

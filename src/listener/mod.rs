@@ -1,4 +1,5 @@
 //! Listeners: sockets, and what each accepted connection is handed to.
 
+pub mod bind;
 pub mod mux;
 pub mod ports;

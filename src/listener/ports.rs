@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -11,58 +10,19 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-};
-use tracing::{debug, info, warn};
+use tokio::{net::TcpStream, sync::oneshot};
+use tracing::{info, warn};
 
-use super::mux::Mux;
+use super::{
+    bind::{self, BindError, Key, Kind, Sockets, Wanted},
+    mux::Mux,
+};
 use crate::{
-    config::Config,
+    config::{Config, listen::overlap},
     drain::Drain,
     frontend::{Connection, sni::SniFrontend, tcp::TcpFrontend},
     io::{abandoned::Ends, accept},
 };
-
-/// A socket that could not be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}", reason(source))]
-pub struct BindError {
-    pub address: SocketAddr,
-    pub source: io::Error,
-}
-
-impl BindError {
-    /// Returns what to do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self.source.kind() {
-            io::ErrorKind::AddrInUse => {
-                Some("is another adit running? try 'adit status', or set http.listen".to_owned())
-            }
-            io::ErrorKind::PermissionDenied => Some("ports below 1024 need rights: use a higher one".to_owned()),
-            io::ErrorKind::AddrNotAvailable => Some("this machine does not have that address".to_owned()),
-            _ => None,
-        }
-    }
-}
-
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "the port is already in use".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-/// What accepted connections are handed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    Http,
-    Tcp,
-    Sni,
-    Admin,
-}
 
 impl Kind {
     /// Returns how many open files are kept for clients that are refused when there are no others. The answers to a few can
@@ -84,25 +44,18 @@ pub struct Frontends {
     pub admin: Box<dyn Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
-/// Returns what `config` listens on, and whether an address may be left out where the machine does not have it.
-fn wanted(config: &Config) -> impl Iterator<Item = (Kind, SocketAddr, bool)> {
-    let http = config.http.listen.iter().enumerate().map(|(at, address)| (Kind::Http, *address, at > 0));
-    let tcp = config.tcp.routes.keys().map(|address| (Kind::Tcp, *address, false));
-    let sni = config.sni.iter().flat_map(|sni| sni.listen.iter().enumerate());
-    let sni = sni.map(|(at, address)| (Kind::Sni, *address, at > 0));
-    let admin = config.admin.listen.iter().map(|address| (Kind::Admin, *address, false));
-    http.chain(tcp).chain(sni).chain(admin)
-}
-
-/// Sockets that are bound and not served yet.
-pub struct Sockets(Vec<(Kind, SocketAddr, TcpListener)>);
-
 /// The listeners in service, by kind and configured address.
 pub struct Ports {
     frontends: Arc<Frontends>,
     drain: Drain,
-    serving: BTreeMap<(Kind, SocketAddr), Serving>,
+    serving: BTreeMap<Key, Serving>,
     next_connection: Arc<AtomicU64>,
+}
+
+/// What a reload changes, ready to be served.
+pub struct Change {
+    sockets: Sockets,
+    leaving: Vec<Key>,
 }
 
 struct Serving {
@@ -110,47 +63,6 @@ struct Serving {
     drain: Drain,
     /// Ends when the socket is closed.
     closed: oneshot::Receiver<()>,
-}
-
-impl Sockets {
-    /// Binds what `config` wants and `have` does not. All or nothing; a second address for HTTP (`[::1]`) that the
-    /// machine does not have is left out.
-    pub fn bind(config: &Config, have: impl Fn(Kind, SocketAddr) -> bool) -> Result<Self, BindError> {
-        let mut sockets = Vec::new();
-        let mut first_port = None;
-        for (kind, configured, is_extra) in wanted(config) {
-            if have(kind, configured) {
-                continue;
-            }
-            // Port 0 is chosen once: both loopback addresses get the same.
-            let mut address = configured;
-            if let (true, 0, Some(port)) = (is_extra, address.port(), first_port) {
-                address.set_port(port);
-            }
-            match accept::listen(address) {
-                Ok(listener) => {
-                    if kind == Kind::Http {
-                        first_port = first_port.or_else(|| listener.local_addr().ok().map(|local| local.port()));
-                    }
-                    sockets.push((kind, configured, listener));
-                }
-                Err(error) if is_extra && error.kind() != io::ErrorKind::AddrInUse => {
-                    debug!(%address, %error, "not listening there")
-                }
-                Err(source) => return Err(BindError { address, source }),
-            }
-        }
-        Ok(Self(sockets))
-    }
-
-    /// Returns where they listen.
-    pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
-        self.0
-            .iter()
-            .filter(|(other, ..)| *other == kind)
-            .filter_map(|(_, _, listener)| listener.local_addr().ok())
-            .collect()
-    }
 }
 
 impl Ports {
@@ -165,7 +77,7 @@ impl Ports {
 
     /// Starts to accept on bound sockets.
     pub fn serve(&mut self, sockets: Sockets) {
-        for (kind, configured, listener) in sockets.0 {
+        for ((kind, configured), listener) in sockets.0 {
             let Ok(local) = listener.local_addr() else { continue };
             let drain = self.drain.child();
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
@@ -183,16 +95,13 @@ impl Ports {
                         let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
                         let connection = Arc::new(Connection { id, peer, local, ends: Ends::between(peer, local) });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
-                        all.spawn(async move {
-                            match kind {
-                                Kind::Http => frontends.mux.serve(stream, connection, drain).await,
-                                Kind::Tcp => {
-                                    Box::pin(frontends.tcp.clone().serve(stream, configured, connection, drain)).await
-                                }
-                                Kind::Sni => Box::pin(frontends.sni.clone().serve(stream, connection)).await,
-                                Kind::Admin => (frontends.admin)(stream, local).await,
-                            }
-                        });
+                        let serving: BoxFuture<'static, ()> = match kind {
+                            Kind::Http => Box::pin(async move { frontends.mux.serve(stream, connection, drain).await }),
+                            Kind::Tcp => Box::pin(frontends.tcp.clone().serve(stream, configured, connection)),
+                            Kind::Sni => Box::pin(frontends.sni.clone().serve(stream, connection)),
+                            Kind::Admin => (frontends.admin)(stream, local),
+                        };
+                        all.spawn(serving);
                     },
                     |stream| {
                         let frontends = refusing.clone();
@@ -215,48 +124,56 @@ impl Ports {
         }
     }
 
-    /// Changes to what a new configuration wants: binds what is new before it leaves what is gone, except where both
-    /// are the same port (`127.0.0.1:80` becomes `0.0.0.0:80`). Connections of a listener that is left finish what
-    /// they do.
+    /// Binds what a new configuration wants and is not served yet. A listener that has its port on the same address
+    /// (`127.0.0.1:80` becomes `0.0.0.0:80`) is left for it; all others go on as before.
     ///
     /// # Errors
     /// A new address cannot be bound: what was served before is served again.
-    pub async fn change(&mut self, config: &Config) -> Result<(), BindError> {
-        let kept: BTreeSet<_> = wanted(config).map(|(kind, address, _)| (kind, address)).collect();
-        let leaving: Vec<_> = self.serving.keys().copied().filter(|key| !kept.contains(key)).collect();
-        let sockets = match self.bind_missing(config) {
-            Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => {
-                let in_the_way: Vec<_> =
-                    leaving.iter().copied().filter(|(_, address)| address.port() == error.address.port()).collect();
-                if in_the_way.is_empty() {
-                    return Err(error);
-                }
-                for key in &in_the_way {
-                    self.leave(key).await;
-                }
-                match self.bind_missing(config) {
-                    Ok(sockets) => sockets,
-                    Err(error) => {
-                        self.restore(&in_the_way);
-                        return Err(error);
-                    }
-                }
-            }
-            bound => bound?,
-        };
-        self.serve(sockets);
-        for key in &leaving {
+    pub async fn prepare(&mut self, config: &Config) -> Result<Change, BindError> {
+        let wanted = bind::wanted(config);
+        let kept: BTreeSet<Key> = wanted.iter().map(|wanted| wanted.key).collect();
+        let leaving = |key: &Key| !kept.contains(key);
+        let overlaps = |serving: &Serving, wanted: &Wanted| overlap(serving.local, wanted.key.1);
+        let missing = wanted.into_iter().filter(|wanted| !self.serving.contains_key(&wanted.key));
+        let (blocked, free): (Vec<_>, Vec<_>) = missing
+            .partition(|wanted| self.serving.iter().any(|(key, serving)| leaving(key) && overlaps(serving, wanted)));
+        let mut sockets = Sockets::bind(&free, |key| Some(self.serving.get(key)?.local))?;
+        let in_the_way: Vec<(Key, SocketAddr)> = self
+            .serving
+            .iter()
+            .filter(|(key, serving)| leaving(key) && blocked.iter().any(|wanted| overlaps(serving, wanted)))
+            .map(|(key, serving)| (*key, serving.local))
+            .collect();
+        for (key, _) in &in_the_way {
             self.leave(key).await;
         }
-        Ok(())
+        match Sockets::bind(&blocked, |key| Some(self.serving.get(key)?.local)) {
+            Ok(more) => sockets.0.extend(more.0),
+            Err(error) => {
+                // An address that both have wanted is free again.
+                drop(sockets);
+                self.restore(&in_the_way);
+                return Err(error);
+            }
+        }
+        Ok(Change { sockets, leaving: self.serving.keys().copied().filter(leaving).collect() })
     }
 
-    fn bind_missing(&self, config: &Config) -> Result<Sockets, BindError> {
-        Sockets::bind(config, |kind, address| self.serving.contains_key(&(kind, address)))
+    /// Serves what a change has bound, and stops listening on the rest. The names of the new configuration have to have
+    /// their meaning already. Connections of a listener that is left finish what they do.
+    pub async fn complete(&mut self, change: Change) {
+        self.serve(change.sockets);
+        for serving in change.leaving.iter().filter_map(|key| self.serving.get(key)) {
+            // All at once: none of them accepts a connection that has no route any more.
+            serving.drain.start();
+        }
+        for key in &change.leaving {
+            self.leave(key).await;
+        }
     }
 
     /// Stops listening, and returns once the socket is closed.
-    async fn leave(&mut self, key: &(Kind, SocketAddr)) {
+    async fn leave(&mut self, key: &Key) {
         let Some(serving) = self.serving.remove(key) else { return };
         info!(address = %serving.local, "no longer listening");
         serving.drain.start();
@@ -264,11 +181,14 @@ impl Ports {
         let _ = serving.closed.await;
     }
 
-    fn restore(&mut self, left: &[(Kind, SocketAddr)]) {
-        for (kind, address) in left {
+    fn restore(&mut self, left: &[(Key, SocketAddr)]) {
+        for (key, address) in left {
             match accept::listen(*address) {
-                Ok(listener) => self.serve(Sockets(vec![(*kind, *address, listener)])),
-                Err(error) => warn!(%address, %error, "no longer listening there: somebody else has taken the port"),
+                Ok(listener) => {
+                    self.serve(Sockets(vec![(*key, listener)]));
+                    info!(%address, "listening again");
+                }
+                Err(error) => warn!(%address, %error, "no longer listening there: another program has taken the port"),
             }
         }
     }

@@ -96,10 +96,10 @@ impl Router {
 
     /// Returns the route of a TCP listener.
     pub fn tcp(&self, listener: SocketAddr) -> Result<Route, RouteError> {
-        let name = listener.to_string();
-        let Some(route) = self.config.tcp.routes.get(&listener) else {
-            return Err(RouteError::Unknown { host: name, near: Vec::new() });
+        let Some((address, route)) = self.config.tcp.route(listener) else {
+            return Err(RouteError::Unknown { host: listener.to_string(), near: Vec::new() });
         };
+        let name = address.to_string();
         let target = self.target(&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig, &name)?;
         let target = Target::Pods(target);
         Ok(Route { name: name.into(), target, idle_timeout: route.idle_timeout, options: Arc::default() })

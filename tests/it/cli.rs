@@ -67,7 +67,7 @@ fn a_wrong_file_is_exit_code_2_with_every_problem() {
 }
 
 #[test]
-fn a_port_in_use_is_exit_code_1_with_whom_to_ask() {
+fn a_port_in_use_is_exit_code_1_with_the_option_or_key_to_change() {
     let home = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -75,7 +75,23 @@ fn a_port_in_use_is_exit_code_1_with_whom_to_ask() {
     let shown = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{shown}");
     assert!(shown.contains(&format!("error: cannot listen on {address}: the port is already in use")), "{shown}");
-    assert!(shown.contains("hint: is another adit running?"), "{shown}");
+    assert!(
+        shown.contains("hint: is another adit running? try 'adit status', or set --listen to another port"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_tcp_route_whose_port_is_in_use_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let file = home.path().join("config.yaml");
+    std::fs::write(&file, format!("tcp: {{k8s: {{routes: {{{port}: {{service: a}}}}}}}}\n")).unwrap();
+    let output = adit(home.path(), &["--listen", "127.0.0.1:0", "--config", file.to_str().unwrap()]);
+    let shown = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains(&format!("hint: rename tcp.k8s.routes.{port} to a free port")), "{shown}");
 }
 
 #[test]

@@ -129,6 +129,11 @@ async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
+fn tcp_routes(ip: &str, ports: &[u16]) -> String {
+    let route = |port: &u16| format!("{port}: {{namespace: shop, service: web, port: 80, listen: {ip}}}");
+    format!("tcp: {{k8s: {{routes: {{{}}}}}}}\n", ports.iter().map(route).collect::<Vec<_>>().join(", "))
+}
+
 fn tcp_route(ip: &str, port: u16) -> String {
     format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80, listen: {ip}}}}}}}}}\n")
 }
@@ -171,11 +176,80 @@ async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
     eventually("the refusal is shown", || async { process.status().await.contains("config not reloaded") }).await;
     let shown = process.status().await;
     assert!(shown.contains(&format!("cannot listen on {other}: the port is already in use")), "{shown}");
+    assert!(shown.contains(&format!("rename tcp.k8s.routes.{}", other.port())), "{shown}");
     assert!(serves().await);
 
     fs::write(process.config(), "http: [not, a, map]\n").unwrap();
     eventually("the problem is shown", || async { process.status().await.contains("http: expected") }).await;
     assert!(serves().await);
+}
+
+#[tokio::test]
+async fn two_tcp_routes_can_change_their_address_at_once_and_come_back_where_that_fails() {
+    let ports = [free_port().await, free_port().await];
+    let process = Process::start(&tcp_routes("127.0.0.1", &ports), &[]).await;
+    let serve = async || {
+        for port in ports {
+            let answer = process.get(SocketAddr::from(([127, 0, 0, 1], port)), "any").await;
+            assert!(answer.is_some_and(|answer| answer.starts_with("HTTP/1.1 200")), "{port}: {}", process.log());
+        }
+    };
+    fs::write(process.config(), tcp_routes("0.0.0.0", &ports)).unwrap();
+    process.logs("config reloaded").await;
+    serve().await;
+
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let _taken = TcpListener::bind(("0.0.0.0", taken.port())).await.unwrap();
+    fs::write(process.config(), tcp_routes("127.0.0.1", &[ports[0], ports[1], taken.port()])).unwrap();
+    process.logs("config not reloaded").await;
+    assert!(!process.log().contains(&format!("listening again address=0.0.0.0:{}", taken.port())));
+    serve().await;
+}
+
+#[tokio::test]
+async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() {
+    let port = free_port().await;
+    let route = |listen: &str| {
+        format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80{listen}}}}}}}}}\n")
+    };
+    let process = Process::start(&route(""), &[]).await;
+    let serves = async |ip: &str| process.get(format!("{ip}:{port}").parse().unwrap(), "any").await.is_some();
+    assert!(serves("127.0.0.1").await && serves("[::1]").await);
+    fs::write(process.config(), route(", listen: \"::1\"")).unwrap();
+    process.logs("config reloaded").await;
+    assert!(!serves("127.0.0.1").await && serves("[::1]").await);
+    fs::write(process.config(), route(", listen: 127.0.0.1")).unwrap();
+    eventually("the other one", || async { serves("127.0.0.1").await && !serves("[::1]").await }).await;
+}
+
+#[tokio::test]
+async fn the_first_connection_of_a_new_listener_finds_its_route() {
+    // So many that a connection comes in while they are left; none that the system would give to somebody else.
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let gone: Vec<u16> = (11_000..20_000).filter(is_free).take(400).collect();
+    let process = Process::start(&tcp_routes("127.0.0.1", &gone), &[]).await;
+    for round in 0..3 {
+        let port = free_port().await;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let client = tokio::task::spawn_blocking(move || {
+            let deadline = std::time::Instant::now() + PATIENCE;
+            let mut stream = loop {
+                match std::net::TcpStream::connect(address) {
+                    Ok(stream) => break stream,
+                    Err(_) => assert!(std::time::Instant::now() < deadline, "it never listened"),
+                }
+            };
+            let mut answer = String::new();
+            std::io::Write::write_all(&mut stream, b"GET /whoami HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+            std::io::Read::read_to_string(&mut stream, &mut answer).map(|_| answer)
+        });
+        // Others are left in the same reload, and come back in the next one.
+        let mut ports = if round % 2 == 0 { Vec::new() } else { gone.clone() };
+        ports.push(port);
+        fs::write(process.config(), tcp_routes("127.0.0.1", &ports)).unwrap();
+        let answer = client.await.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}: {}", process.log()));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 }
 
 #[tokio::test]

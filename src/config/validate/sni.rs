@@ -22,7 +22,11 @@ impl Walk {
             }
             Some(())
         });
-        let listen = self.required(&map, node, "listen", Self::listen);
+        let listen = self.required(&map, node, "listen", |walk, node| {
+            let addresses = walk.listen(node)?;
+            walk.claim(&addresses, node.place, "sni.listen");
+            Some(addresses)
+        });
         let proxy_protocol = self.proxy_protocol(&map, node);
         let allow_commands = self.field(&map, "allow_commands", Self::boolean).unwrap_or(false);
         let mut routes = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! `tcp:`, its routes and jumps.
 
-use super::*;
+use super::{claims::ListenIp, *};
 
 impl Walk {
     pub(super) fn tcp(&mut self, node: &Node, config: &mut Config) -> bool {
@@ -14,20 +14,18 @@ impl Walk {
                 Some(list) => defaults::kubeconfig_paths(Some(&list)),
                 None => config.http.kubeconfig.clone(),
             };
-            let mut taken: BTreeMap<SocketAddr, String> =
-                config.http.listen.iter().map(|address| (*address, "http.listen".to_owned())).collect();
             for (key, value) in walk.field(&map, "routes", Self::entries).unwrap_or_default() {
                 walk.at_child("routes", &key.name, |walk| {
                     let port = walk.port_number(&key.name, key.place);
                     let Some(map) = walk.map(value, TCP_ROUTE) else { return };
                     let destination = walk.destination(&map, value, config);
                     let idle = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
-                    let ip = walk.field(&map, "listen", Self::listen_ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                    let ip = walk.field(&map, "listen", Self::listen_ip).unwrap_or_default();
                     let Some(port) = port else { return };
-                    let address = SocketAddr::new(ip, port);
-                    walk.claim(&mut taken, address, key.place, format!("tcp.k8s.routes.{port}"));
+                    let (address, also) = ip.on(port);
+                    walk.claim(&[address], key.place, &format!("tcp.k8s.routes.{port}"));
                     if let Some(destination) = destination {
-                        config.tcp.routes.insert(address, TcpRoute { destination, idle_timeout: idle });
+                        config.tcp.routes.insert(address, TcpRoute { destination, also, idle_timeout: idle });
                     }
                 });
             }
@@ -36,40 +34,17 @@ impl Walk {
                     let port = walk.port_number(&key.name, key.place);
                     let jump = walk.map(value, JUMP).and_then(|map| walk.jump(&map, value, config));
                     let Some(port) = port else { return };
-                    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-                    walk.claim(&mut taken, address, key.place, format!("tcp.k8s.jump.{port}"));
+                    let (address, also) = ListenIp::default().on(port);
+                    walk.claim(&[address], key.place, &format!("tcp.k8s.jump.{port}"));
                     if let Some(destination) = jump {
                         let idle_timeout = config.tcp.idle_timeout;
-                        config.tcp.routes.insert(address, TcpRoute { destination, idle_timeout });
+                        config.tcp.routes.insert(address, TcpRoute { destination, also, idle_timeout });
                     }
                 });
             }
             Some(())
         });
         true
-    }
-
-    /// Two listeners cannot share an address; one on every address takes the port from all.
-    pub(super) fn claim(
-        &mut self,
-        taken: &mut BTreeMap<SocketAddr, String>,
-        address: SocketAddr,
-        place: Place,
-        owner: String,
-    ) {
-        let clash = taken.iter().find(|(other, _)| {
-            other.port() == address.port()
-                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
-        });
-        match clash {
-            Some((_, other)) => {
-                let message = format!("port {} is used by {other} already", address.port());
-                self.problem(place, &message, Some("choose another local port"));
-            }
-            None => {
-                taken.insert(address, owner);
-            }
-        }
     }
 
     pub(super) fn jump(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {

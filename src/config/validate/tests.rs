@@ -78,6 +78,41 @@ fn clashing_ports_are_told() {
 }
 
 #[test]
+fn all_listeners_share_one_list_of_ports() {
+    let text =
+        "http: {listen: \"127.0.0.1:5432\"}\nsni: {listen: \"127.0.0.1:5432\"}\nadmin: {listen: \"127.0.0.1:5432\"}\n";
+    assert_eq!(
+        problems(text),
+        [
+            "sni.listen: port 5432 is used by http.listen already (line 2, column 15)",
+            "admin.listen: port 5432 is used by http.listen already (line 3, column 17)",
+        ]
+    );
+    assert!(load("http: {listen: \"127.0.0.1:0\"}\nsni: {listen: \"127.0.0.1:0\"}\n").is_ok(), "0 is any");
+}
+
+#[test]
+fn tcp_routes_listen_on_both_loopbacks_unless_they_say_where() {
+    let config = load(
+        "tcp:\n  k8s:\n    routes:\n      1: {service: a}\n      2: {service: a, listen: 127.0.0.1}\n      3: {service: a, listen: localhost}\n      4: {service: a, listen: \"::1\"}\n\
+         \x20     5: {service: a}\n    jump:\n      4: {via: {pod: p}, target: {host: h, port: 1}}\n      6: {via: {pod: p}, target: {host: h, port: 1}}\nadmin: {listen: \"[::1]:5\"}\n",
+    )
+    .unwrap();
+    let listens = |port: u16| {
+        let of_port = config.tcp.routes.iter().filter(|(address, _)| address.port() == port);
+        of_port.flat_map(|(address, route)| [Some(*address), route.also]).flatten().collect::<Vec<_>>()
+    };
+    let [both, one]: [fn(u16) -> Vec<SocketAddr>; 2] =
+        [defaults::loopback, |port| defaults::loopback(port)[..1].to_vec()];
+    assert_eq!([1, 2, 3].map(listens), [both(1), one(2), both(3)]);
+    assert_eq!(listens(4), both(4), "the jump is on 127.0.0.1 alone, as the route has the other one");
+    assert_eq!([5, 6].map(listens), [one(5), both(6)], "admin.listen has [::1]:5");
+    let (address, _) = config.tcp.route("[::1]:1".parse().unwrap()).unwrap();
+    assert_eq!(address, "127.0.0.1:1".parse().unwrap());
+    assert!(config.tcp.route("[::1]:2".parse().unwrap()).is_none());
+}
+
+#[test]
 fn aliases_of_contexts_stand_for_their_names() {
     let config = load("contexts:\n  prod: {name: \"arn:aws:eks:x\", namespace: shop, dynamic: deny}\ndefault_context: prod\nhttp: {k8s: {routes: {a.localhost: {context: prod, service: a}}}}\n").unwrap();
     assert_eq!(config.default_context, Some(ContextName("arn:aws:eks:x".into())));

@@ -1,6 +1,6 @@
 //! Values of one word or a few, each with what is expected in its place.
 
-use super::*;
+use super::{claims::ListenIp, *};
 
 impl Walk {
     pub(super) fn boolean(&mut self, node: &Node) -> Option<bool> {
@@ -147,11 +147,14 @@ impl Walk {
         }
     }
 
-    pub(super) fn listen_ip(&mut self, node: &Node) -> Option<IpAddr> {
+    pub(super) fn listen_ip(&mut self, node: &Node) -> Option<ListenIp> {
         let text = self.text(node)?;
-        let text = if text.eq_ignore_ascii_case("localhost") { "127.0.0.1" } else { text.trim_matches(['[', ']']) };
-        text.parse()
-            .ok()
+        if text.eq_ignore_ascii_case("localhost") {
+            return Some(ListenIp::Loopback);
+        }
+        let ip = text.trim_matches(['[', ']']).parse();
+        ip.ok()
+            .map(ListenIp::Given)
             .or_else(|| self.wrong(node, "an IP address", Some("write 127.0.0.1; the port is the route's key")))
     }
 

@@ -1,0 +1,26 @@
+//! Addresses that are listened on.
+
+use std::net::SocketAddr;
+
+/// Returns whether one socket on `a` keeps another one from `b`: the same port and address, or all addresses of the
+/// family. IPv6 sockets of ours take IPv6 only. Port 0 is a port of its own each time.
+pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_overlap_within_a_family() {
+        let overlap = |a: &str, b: &str| overlap(a.parse().unwrap(), b.parse().unwrap());
+        assert!(overlap("127.0.0.1:80", "127.0.0.1:80") && overlap("127.0.0.1:80", "0.0.0.0:80"));
+        assert!(overlap("[::]:80", "[::1]:80"));
+        assert!(!overlap("127.0.0.1:80", "127.0.0.1:81") && !overlap("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!overlap("127.0.0.1:80", "[::]:80") && !overlap("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

@@ -1,0 +1,189 @@
+//! The sockets that a configuration asks for.
+
+use std::{io, net::SocketAddr};
+
+use tokio::net::TcpListener;
+use tracing::debug;
+
+use crate::{config::Config, io::accept};
+
+/// What accepted connections are handed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Http,
+    Tcp,
+    Sni,
+    Admin,
+}
+
+/// A listener, by what it serves and the address that the configuration gives.
+pub type Key = (Kind, SocketAddr);
+
+/// A socket that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {}", reason(source))]
+pub struct BindError {
+    pub kind: Kind,
+    pub address: SocketAddr,
+    /// What asks for it: `tcp.k8s.routes.5432`, or an option.
+    pub asked_by: String,
+    pub source: io::Error,
+}
+
+impl BindError {
+    /// Returns what to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let Self { kind, address, asked_by, source } = self;
+        let port = address.port();
+        match (source.kind(), kind) {
+            (io::ErrorKind::AddrInUse, Kind::Http) => {
+                Some(format!("is another adit running? try 'adit status', or set {asked_by} to another port"))
+            }
+            (io::ErrorKind::AddrInUse, Kind::Tcp) => Some(format!(
+                "rename {asked_by} to a free port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
+            )),
+            (io::ErrorKind::AddrInUse, Kind::Sni | Kind::Admin) => Some(format!(
+                "set {asked_by} to another port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
+            )),
+            (io::ErrorKind::PermissionDenied, Kind::Tcp) => {
+                Some(format!("ports below 1024 need permission: rename {asked_by} to a higher one"))
+            }
+            (io::ErrorKind::PermissionDenied, _) => {
+                Some(format!("ports below 1024 need permission: set {asked_by} to a higher one"))
+            }
+            (io::ErrorKind::AddrNotAvailable, Kind::Tcp) => {
+                Some(format!("this machine does not have that address: change {asked_by}.listen"))
+            }
+            (io::ErrorKind::AddrNotAvailable, _) => {
+                Some(format!("this machine does not have that address: change {asked_by}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "the port is already in use".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        kind => kind.to_string(),
+    }
+}
+
+/// An address that a configuration asks for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub key: Key,
+    pub asked_by: String,
+    /// The address that this one stands beside: it has the same port, and is left out where the machine does not have it.
+    pub beside: Option<SocketAddr>,
+}
+
+/// Returns what `config` listens on: what stands beside another address comes after it.
+pub fn wanted(config: &Config) -> Vec<Wanted> {
+    let list = |kind, addresses: &[SocketAddr], asked_by: &str| -> Vec<Wanted> {
+        let one = |(at, address): (usize, &SocketAddr)| Wanted {
+            key: (kind, *address),
+            asked_by: asked_by.to_owned(),
+            beside: (at > 0).then_some(addresses[0]),
+        };
+        addresses.iter().enumerate().map(one).collect()
+    };
+    let mut all = list(Kind::Http, &config.http.listen, "http.listen");
+    let routes = || {
+        config.tcp.routes.iter().map(|(address, route)| {
+            let section = if route.destination.jump.is_some() { "jump" } else { "routes" };
+            (address, route, format!("tcp.k8s.{section}.{}", address.port()))
+        })
+    };
+    all.extend(routes().map(|(address, _, asked_by)| Wanted { key: (Kind::Tcp, *address), asked_by, beside: None }));
+    all.extend(routes().filter_map(|(address, route, asked_by)| {
+        Some(Wanted { key: (Kind::Tcp, route.also?), asked_by, beside: Some(*address) })
+    }));
+    if let Some(sni) = &config.sni {
+        all.extend(list(Kind::Sni, &sni.listen, "sni.listen"));
+    }
+    all.extend(list(Kind::Admin, config.admin.listen.as_slice(), "admin.listen"));
+    all
+}
+
+/// Sockets that are bound and not served yet.
+#[derive(Default)]
+pub struct Sockets(pub Vec<(Key, TcpListener)>);
+
+impl Sockets {
+    /// Binds all of `wanted`, or nothing. `serving`: where a listener of before has its socket.
+    pub fn bind(wanted: &[Wanted], serving: impl Fn(&Key) -> Option<SocketAddr>) -> Result<Self, BindError> {
+        let mut sockets = Self::default();
+        for Wanted { key, asked_by, beside } in wanted {
+            let (kind, mut address) = *key;
+            if let Some(first) = beside.map(|first| (kind, first)) {
+                // Port 0 is chosen once: both loopback addresses get the same.
+                let local = sockets.local(&first).or_else(|| serving(&first));
+                address.set_port(local.map_or(address.port(), |local| local.port()));
+            }
+            match accept::listen(address) {
+                Ok(listener) => sockets.0.push((*key, listener)),
+                Err(error) if beside.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
+                    debug!(%address, %error, "not listening there")
+                }
+                Err(source) => return Err(BindError { kind, address, asked_by: asked_by.clone(), source }),
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn local(&self, key: &Key) -> Option<SocketAddr> {
+        let (_, listener) = self.0.iter().find(|(other, _)| other == key)?;
+        listener.local_addr().ok()
+    }
+
+    /// Returns where they listen.
+    pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
+        let of_kind = self.0.iter().filter(|((other, _), _)| *other == kind);
+        of_kind.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::validate::parse;
+
+    fn bind(text: &str) -> Result<Sockets, BindError> {
+        Sockets::bind(&wanted(&parse(Path::new("c"), text.as_bytes()).unwrap()), |_| None)
+    }
+
+    #[tokio::test]
+    async fn each_listener_has_one_port_on_both_loopbacks() {
+        let sockets = bind("http: {listen: \"127.0.0.1:0\"}\nsni: {listen: \"127.0.0.1:0\"}\n").unwrap();
+        let [http, sni] = [Kind::Http, Kind::Sni].map(|kind| sockets.addresses(kind));
+        for pair in [&http, &sni] {
+            assert_eq!((pair.len(), pair[0].port()), (2, pair[1].port()));
+        }
+        assert_ne!(http[0].port(), sni[0].port());
+    }
+
+    #[tokio::test]
+    async fn a_busy_port_names_the_key_that_asks_for_it() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let jump = "{via: {pod: a}, target: {host: b, port: 1}}";
+        for (config, key) in [
+            (format!("http: {{listen: \"127.0.0.1:{port}\"}}"), "http.listen".to_owned()),
+            (format!("tcp: {{k8s: {{routes: {{{port}: {{service: a}}}}}}}}"), format!("tcp.k8s.routes.{port}")),
+            (format!("tcp: {{k8s: {{jump: {{{port}: {jump}}}}}}}"), format!("tcp.k8s.jump.{port}")),
+            (format!("sni: {{listen: \"127.0.0.1:{port}\"}}"), "sni.listen".to_owned()),
+            (format!("admin: {{listen: \"127.0.0.1:{port}\"}}"), "admin.listen".to_owned()),
+        ] {
+            let config =
+                if key == "http.listen" { config } else { format!("http: {{listen: \"127.0.0.1:0\"}}\n{config}") };
+            let error = bind(&config).err().unwrap();
+            assert_eq!(error.to_string(), format!("cannot listen on 127.0.0.1:{port}: the port is already in use"));
+            let hint = error.hint().unwrap();
+            assert!(hint.contains(&key) && (key == "http.listen" || !hint.contains("http.listen")), "{hint}");
+        }
+    }
+}
