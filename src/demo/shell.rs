@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{Node, network::DialError, process::Sandbox};
@@ -50,11 +50,11 @@ pub async fn run(node: &Node, sandbox: &Sandbox, command: &[String], mut stdio: 
             None => 1,
         },
         "nc" => match arguments.iter().filter(|word| !word.starts_with('-')).collect::<Vec<_>>()[..] {
-            [host, port] => connect(node, sandbox, host, port, stdio, "nc").await,
+            [host, port] => connect(node, sandbox, (host, port), stdio, Ends::AtOnce).await,
             _ => fail(&stdio.stderr, "usage: nc HOST PORT\n".to_owned(), 1).await,
         },
         "socat" => match arguments.last().and_then(|address| socat_address(address)) {
-            Some((host, port)) => connect(node, sandbox, host, port, stdio, "socat").await,
+            Some(target) => connect(node, sandbox, target, stdio, Ends::of_socat(&arguments)).await,
             None => fail(&stdio.stderr, "usage: socat - TCP:HOST:PORT\n".to_owned(), 1).await,
         },
         other => {
@@ -84,11 +84,33 @@ fn socat_address(address: &str) -> Option<(&str, &str)> {
         .then_some((host.trim_matches(['[', ']']), port))
 }
 
-async fn connect(node: &Node, from: &Sandbox, host: &str, port: &str, stdio: Stdio, program: &str) -> u8 {
+/// How a program ends once the connection has.
+#[derive(Clone, Copy)]
+enum Ends {
+    /// nc.
+    AtOnce,
+    /// socat: at the end of its input, or this long after the end of either side.
+    After {
+        wait: Duration,
+        /// `-d -d`: it reports which side has ended.
+        reports: bool,
+    },
+}
+
+impl Ends {
+    fn of_socat(arguments: &[&str]) -> Self {
+        let seconds = arguments.iter().skip_while(|word| **word != "-t").nth(1).and_then(|word| word.parse().ok());
+        let wait = Duration::from_secs_f64(seconds.unwrap_or(0.5_f64).clamp(0.0, 86_400.0));
+        Self::After { wait, reports: arguments.iter().filter(|word| **word == "-d").count() >= 2 }
+    }
+}
+
+async fn connect(node: &Node, from: &Sandbox, (host, port): (&str, &str), stdio: Stdio, ends: Ends) -> u8 {
+    let program = if matches!(ends, Ends::AtOnce) { "nc" } else { "socat" };
     let dialled = port.parse().map_err(|_| DialError::Refused).and_then(|port| node.dial_host(from, host, port));
     match dialled {
         Ok(stream) => {
-            pipe(stream, stdio).await;
+            pipe(stream, stdio, ends).await;
             0
         }
         Err(DialError::UnknownHost) => {
@@ -100,8 +122,8 @@ async fn connect(node: &Node, from: &Sandbox, host: &str, port: &str, stdio: Std
     }
 }
 
-/// Joins a connection to the standard streams until the connection has ended.
-async fn pipe(stream: DuplexStream, mut stdio: Stdio) {
+/// Joins a connection to the standard streams until the program ends.
+async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
     let (mut from, mut to) = tokio::io::split(stream);
     let up = async {
         while let Some(bytes) = stdio.stdin.recv().await {
@@ -111,7 +133,6 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio) {
         }
         // What is on the other side may still have something to say.
         let _ = to.shutdown().await;
-        std::future::pending::<()>().await;
     };
     let down = async {
         let mut buffer = vec![0; 16 * 1024];
@@ -121,9 +142,22 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio) {
             }
         }
     };
-    tokio::select! {
-        () = up => {}
-        () = down => {}
+    let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+    let is_up_over = tokio::select! {
+        () = &mut up => true,
+        () = &mut down => false,
+    };
+    match ends {
+        Ends::AtOnce if is_up_over => down.await,
+        Ends::AtOnce => {}
+        Ends::After { wait, .. } if is_up_over => drop(timeout(wait, down).await),
+        Ends::After { wait, reports } => {
+            if reports {
+                say(&stdio.stderr, "2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF\n".to_owned()).await;
+            }
+            // Nothing ends it but its input: it does not look whether the connection still takes something.
+            let _ = timeout(wait, up).await;
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::TcpListener, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::support::{PATIENCE, TestApp};
@@ -73,6 +73,21 @@ async fn a_target_that_refuses_resets_the_client_with_what_the_program_said() {
     let end = timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
     assert!(end.is_err(), "{end:?}");
     app.finish().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_server_that_answers_and_closes_is_seen() {
+    for (method, spdy_only) in [("socat", false), ("socat", true), ("nc", false), ("auto", false)] {
+        let app = app(&format!("via: {{pod: tools-0}}, target: {{host: web.shop, port: 80}}, method: {method}")).await;
+        app.demo.faults().no_websocket(spdy_only);
+        let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let started = Instant::now();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect(method).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && started.elapsed() < Duration::from_secs(2), "{method}: {answer}");
+        app.finish().await;
+    }
 }
 
 #[tokio::test]

@@ -48,8 +48,9 @@ impl Program {
                     true => format!("TCP6:[{host}]:{port},connect-timeout={CONNECT_SECONDS}"),
                     false => format!("TCP:{host}:{port},connect-timeout={CONNECT_SECONDS}"),
                 };
-                // After one direction has ended, the other may take its time.
-                vec!["socat".to_owned(), "-t".to_owned(), "86400".to_owned(), "-".to_owned(), address]
+                // After one direction has ended, the other may take its time. So socat outlives the server's end until its
+                // input ends, and `-d -d` lets it report that end (see `Reports`).
+                ["socat", "-d", "-d", "-t", "86400", "-", &address].map(str::to_owned).to_vec()
             }
             Self::Nc(nc) => {
                 let words = ["nc"].into_iter().chain(nc.options.iter().copied()).map(str::to_owned);
@@ -67,9 +68,52 @@ impl Program {
     }
 }
 
-/// Returns whether a line is the announcement of a connection, and not a complaint.
-pub fn is_announcement(line: &str) -> bool {
-    line.ends_with("succeeded!") || line.ends_with(" open")
+/// Returns what a line of a program's stderr complains of. None: it announces a connection, or is a notice of socat.
+pub fn complaint(line: &str) -> Option<&str> {
+    if line.ends_with("succeeded!") || line.ends_with(" open") {
+        return None;
+    }
+    match socat_message(line) {
+        Some(("E" | "F", message)) => Some(message),
+        Some(_) => None,
+        None => Some(line),
+    }
+}
+
+/// Takes a line of socat apart: `2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF` has the level N, a notice.
+fn socat_message(line: &str) -> Option<(&str, &str)> {
+    let (_, rest) = line.split_once(" socat[")?;
+    let (_, rest) = rest.split_once("] ")?;
+    rest.split_once(' ').filter(|(level, _)| level.len() == 1)
+}
+
+/// What socat reports on stderr, line by line as its pieces come.
+#[derive(Default)]
+pub struct Reports {
+    line: Vec<u8>,
+}
+
+impl Reports {
+    /// A line of this length is not one that is waited for.
+    const LONGEST: usize = 512;
+
+    /// Takes a piece. Returns whether it reports the end of the server's direction: the second address is at its end.
+    pub fn tell_end(&mut self, piece: &[u8]) -> bool {
+        let mut is_told = false;
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            let room = Self::LONGEST.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&part[..part.len().min(room)]);
+            if part.ends_with(b"\n") {
+                let line = String::from_utf8_lossy(&self.line);
+                is_told |= matches!(
+                    socat_message(line.trim_end()),
+                    Some(("N", message)) if message.starts_with("socket 2 ") && message.ends_with(" is at EOF")
+                );
+                self.line.clear();
+            }
+        }
+        is_told
+    }
 }
 
 #[cfg(test)]
@@ -109,16 +153,43 @@ mod tests {
     }
 
     #[test]
+    fn socat_reports_the_end_of_the_server_alone() {
+        let said = "2026/11/29 09:34:53 socat[17] N starting data transfer loop with FDs [0,1] and [5,5]\n\
+                    2026/11/29 09:34:53 socat[17] N socket 1 (fd 0) is at EOF\n\
+                    2026/11/29 09:34:53 socat[17] N socket 2 (fd 5) is at EOF\n";
+        for size in [1, 7, said.len()] {
+            let mut reports = Reports::default();
+            let ends: Vec<usize> = said
+                .as_bytes()
+                .chunks(size)
+                .enumerate()
+                .filter_map(|(at, piece)| reports.tell_end(piece).then_some(at))
+                .collect();
+            assert_eq!(ends, [said.len().div_ceil(size) - 1], "in pieces of {size}");
+        }
+        let mut reports = Reports::default();
+        assert!(!reports.tell_end(&[b'x'; 100_000]) && reports.line.len() <= Reports::LONGEST);
+        assert!(!reports.tell_end(b" socat[17] N socket 2 (fd 5) is at EOF\n"), "it is a part of a longer line");
+    }
+
+    #[test]
     fn announcements_are_told_from_complaints() {
         for line in [
             "Connection to 10.0.0.5 5432 port [tcp/postgresql] succeeded!",
             "10.0.0.5 (10.0.0.5:80) open",
             "(UNKNOWN) [10.0.0.5] 80 (http) open",
         ] {
-            assert!(is_announcement(line), "{line}");
+            assert_eq!(complaint(line), None, "{line}");
         }
+        for line in ["2026/11/29 09:35:02 socat[23] N exit(1)", "2026/11/29 09:35:02 socat[23] W ioctl: odd"] {
+            assert_eq!(complaint(line), None, "{line}");
+        }
+        assert_eq!(
+            complaint("2026/11/29 09:35:02 socat[23] E connect(5, AF=2 10.88.1.110:7199, 16): Connection refused"),
+            Some("connect(5, AF=2 10.88.1.110:7199, 16): Connection refused")
+        );
         for line in ["nc: connect to 10.0.0.5 port 1 (tcp) failed: Connection refused", "nc: timed out"] {
-            assert!(!is_announcement(line), "{line}");
+            assert_eq!(complaint(line), Some(line));
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     framing::{Channel, Event, Framing},
-    program::{CONNECT_SECONDS, is_announcement},
+    program::{CONNECT_SECONDS, Reports, complaint},
 };
 use crate::{
     backend::StreamFault,
@@ -37,6 +37,17 @@ const LONGEST_REPORT: usize = 4 * 1024;
 /// Where stdin cannot be closed alone, all is closed when the program has been silent for this long after the client's end.
 const QUIET: Duration = Duration::from_secs(30);
 
+/// The same once the server has answered the client's last byte, as for a port-forward.
+const QUIET_AFTER_ANSWER: Duration = Duration::from_millis(1_900);
+
+/// The same after the server's end, when nothing is due any more but what is on its way.
+const QUIET_AFTER_SERVER: Duration = Duration::from_millis(500);
+
+/// After the server's end, stdin ends too once the client has not written for this long: a server may end its direction
+/// first and still read. It does so within the second that a node would give a port-forward.
+const QUIET_CLIENT: Duration = Duration::from_millis(200);
+const LONGEST_AFTER_SERVER: Duration = Duration::from_secs(1);
+
 pub struct ExecStream {
     inner: BoxedIo,
     framing: Framing,
@@ -52,6 +63,10 @@ pub struct ExecStream {
     ended: bool,
     shut_down: Option<Instant>,
     last_read: Option<Instant>,
+    last_written: Option<Instant>,
+    reports: Reports,
+    /// When the program reported that the server has ended its direction.
+    server_ended: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
     close_sent: bool,
     /// Until when the program has to have said that it is connected.
@@ -77,6 +92,9 @@ impl ExecStream {
             ended: false,
             shut_down: None,
             last_read: None,
+            last_written: None,
+            reports: Reports::default(),
+            server_ended: None,
             hold: None,
             close_sent: false,
             connected_by: None,
@@ -104,11 +122,12 @@ impl ExecStream {
     /// Returns how the program ended. None: well, or without a word.
     fn fault(&self) -> Option<StreamFault> {
         let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
-        if status["status"] != "Failure" {
+        // After the server's end it can only complain that the server does not take more.
+        if status["status"] != "Failure" || self.server_ended.is_some() {
             return None;
         }
         let said = String::from_utf8_lossy(&self.stderr);
-        let complaints: Vec<&str> = said.lines().filter(|line| !is_announcement(line.trim_end())).collect();
+        let complaints: Vec<&str> = said.lines().filter_map(|line| complaint(line.trim_end())).collect();
         let said = printable(&complaints.join("\n"));
         let message = status["message"].as_str().map(printable).unwrap_or_default();
         let detail = if said.is_empty() { message } else { said };
@@ -135,26 +154,63 @@ impl ExecStream {
         let kept = match channel {
             Channel::Stdin => return,
             Channel::Stdout => return self.payload = payload,
-            Channel::Stderr => &mut self.stderr,
+            Channel::Stderr => {
+                if self.reports.tell_end(&payload) {
+                    self.server_ended.get_or_insert_with(Instant::now);
+                }
+                &mut self.stderr
+            }
             Channel::Status => &mut self.status,
         };
         let room = LONGEST_REPORT - kept.len();
         kept.extend_from_slice(&payload[..payload.len().min(room)]);
     }
 
+    /// Ends the program when it is time. It ends with its input; where that cannot end alone, with the exec.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
-        let Some(shut_down) = self.shut_down.filter(|_| !self.close_sent && !self.framing.ends_stdin()) else { return };
-        let deadline = self.last_read.map_or(shut_down, |at| at.max(shut_down)) + QUIET;
-        let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if hold.deadline() != deadline {
-            hold.as_mut().reset(deadline);
-        }
-        if hold.as_mut().poll(cx).is_ready() {
-            self.close_sent = true;
-            self.framing.put_close(&mut self.unsent);
+        while let Some(deadline) = self.next_end() {
+            let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if hold.deadline() != deadline {
+                hold.as_mut().reset(deadline);
+            }
+            if hold.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            match self.shut_down {
+                None => self.end_stdin(),
+                Some(_) => {
+                    self.close_sent = true;
+                    self.framing.put_close(&mut self.unsent);
+                }
+            }
             // An error shows in the read that follows.
             let _ = self.poll_send(cx);
         }
+    }
+
+    /// Returns when to end what comes next: stdin, then the exec. None: nothing has to be ended.
+    fn next_end(&self) -> Option<Instant> {
+        match (self.shut_down, self.server_ended) {
+            (None, Some(ended)) => {
+                let quiet = self.last_written.map_or(ended, |at| (at + QUIET_CLIENT).max(ended));
+                Some(quiet.min(ended + LONGEST_AFTER_SERVER))
+            }
+            (Some(shut_down), ended) if !self.close_sent && !self.framing.ends_stdin() => {
+                let is_answered = self.last_read > self.last_written;
+                let quiet = match (ended, is_answered) {
+                    (Some(_), _) => QUIET_AFTER_SERVER,
+                    (None, true) => QUIET_AFTER_ANSWER,
+                    (None, false) => QUIET,
+                };
+                Some(self.last_read.map_or(shut_down, |at| at.max(shut_down)) + quiet)
+            }
+            _ => None,
+        }
+    }
+
+    fn end_stdin(&mut self) {
+        self.shut_down = Some(Instant::now());
+        self.framing.put_end_of_stdin(&mut self.unsent);
     }
 }
 
@@ -219,6 +275,7 @@ impl AsyncWrite for ExecStream {
         let piece = &buf[..buf.len().min(PIECE)];
         let this = &mut *self;
         this.framing.put_stdin(piece, &mut this.unsent);
+        this.last_written = Some(Instant::now());
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
             return Poll::Ready(Err(error));
         }
@@ -231,9 +288,7 @@ impl AsyncWrite for ExecStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.shut_down.is_none() {
-            self.shut_down = Some(Instant::now());
-            let this = &mut *self;
-            this.framing.put_end_of_stdin(&mut this.unsent);
+            self.end_stdin();
         }
         ready!(self.poll_send(cx))?;
         // A reader that waits already has to set the timer, in this task or in another.
