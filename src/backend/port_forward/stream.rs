@@ -19,17 +19,14 @@ use super::connection::{Connection, Fin, OUTBOX, Shared, Stream};
 use crate::{backend::StreamFault, io::abandoned::Ends};
 
 /// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
-/// our end on it gives the pod's reply 1.0 s and then closes both. So the end is told late: when the pod has not
-/// answered what was sent it may still work on it; when it has, it may be in the middle of its answer; when nothing was
-/// ever sent, nothing is waited for.
+/// our end on it gives the pod's reply 1.0 s in all and then closes both. So the node gets the end late while the pod may
+/// still work on what was sent, and soon when nothing was ever sent.
 pub(super) const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
-pub(super) const HOLD_ANSWERED: Duration = Duration::from_secs(5);
 pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 
-/// With more ends than this held back on one connection, each answered one is held for less: most are of clients that are
-/// gone, and a server has a connection for each.
-pub(super) const CROWD: usize = 64;
-pub(super) const HOLD_IN_A_CROWD: Duration = Duration::from_secs(1);
+/// An exchange that the pod has answered is over after this silence, without the node's second: the client has its end
+/// within 2 s of the last byte, and an answer that pauses for less, however often, arrives whole.
+pub(super) const HOLD_ANSWERED: Duration = Duration::from_millis(1_900);
 
 /// When it is looked whether the client is gone, after its end has come: a program may end its direction first, and close later.
 const LOOKS: [Duration; 4] =
@@ -45,8 +42,8 @@ pub struct MuxStream {
     /// For whom.
     client: Option<Ends>,
     looks: usize,
-    /// The client is gone and has had its answer: there is nothing to wait for.
-    is_abandoned: bool,
+    /// The exchange is over for the client: the stream ends without the node.
+    is_over: bool,
     /// When `shutdown` was called.
     shut_down: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
@@ -54,16 +51,7 @@ pub struct MuxStream {
 
 impl MuxStream {
     pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64, client: Option<Ends>) -> Self {
-        Self {
-            _connection: connection,
-            shared,
-            number,
-            client,
-            looks: 0,
-            is_abandoned: false,
-            shut_down: None,
-            hold: None,
-        }
+        Self { _connection: connection, shared, number, client, looks: 0, is_over: false, shut_down: None, hold: None }
     }
 
     /// Returns when to look next whether the client is gone.
@@ -80,15 +68,21 @@ impl MuxStream {
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down else { return };
         let is_gone = loop {
+            let now = Instant::now();
             let quiet_until = {
                 let state = self.shared.lock();
                 let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
                     self.hold = None;
                     return;
                 };
-                stream.last_received.map_or(shut_down, |at| at.max(shut_down)) + quiet_time(stream, state.held)
+                let since = match stream.is_answered() && state.has_more_to_send(self.number) {
+                    // The pod answers while it reads.
+                    true => now,
+                    false => stream.last_received.map_or(shut_down, |at| at.max(shut_down)),
+                };
+                since + quiet_time(stream)
             };
-            let (look, now) = (self.next_look(shut_down), Instant::now());
+            let look = self.next_look(shut_down);
             if look.is_some_and(|at| at <= now) {
                 self.looks += 1;
                 if self.client.is_some_and(Ends::are_abandoned) {
@@ -111,21 +105,20 @@ impl MuxStream {
         self.hold = None;
         let mut state = self.shared.lock();
         let stream = state.streams.get(&self.number);
-        self.is_abandoned = is_gone && stream.is_some_and(|stream| !stream.unanswered && stream.outbox.is_empty());
-        if !self.is_abandoned {
+        self.is_over = stream
+            .is_some_and(|stream| stream.outbox.is_empty() && !stream.unanswered && (is_gone || stream.is_answered()));
+        if !self.is_over {
             state.release(self.number);
             self.shared.wake_writer(&mut state, self.number);
         }
     }
 }
 
-/// `held`: how many ends are held back on the connection.
-fn quiet_time(stream: &Stream, held: usize) -> Duration {
-    match (stream.ever_wrote, stream.unanswered) {
-        (false, _) => HOLD_UNUSED,
-        (true, true) => HOLD_UNANSWERED,
-        (true, false) if held > CROWD => HOLD_IN_A_CROWD,
-        (true, false) => HOLD_ANSWERED,
+fn quiet_time(stream: &Stream) -> Duration {
+    match (stream.is_answered(), stream.unanswered) {
+        (true, _) => HOLD_ANSWERED,
+        (false, true) => HOLD_UNANSWERED,
+        (false, false) => HOLD_UNUSED,
     }
 }
 
@@ -168,7 +161,7 @@ impl AsyncRead for MuxStream {
             stream.reader = Some(cx.waker().clone());
         }
         self.poll_hold(cx);
-        if self.is_abandoned { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if self.is_over { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 
@@ -196,7 +189,6 @@ impl AsyncWrite for MuxStream {
         let count = buf.len().min(room);
         stream.outbox.extend_from_slice(&buf[..count]);
         stream.unanswered = true;
-        stream.ever_wrote = true;
         self.shared.wake_writer(&mut state, self.number);
         Poll::Ready(Ok(count))
     }

@@ -64,8 +64,6 @@ pub struct State {
     pub ready: VecDeque<u64>,
     /// How many streams are transfers.
     pub transfers: usize,
-    /// How many streams have an end of ours that is held back.
-    pub held: usize,
     pub queued: usize,
     pub retired: bool,
     /// The writer is woken in a moment, by a task of its own.
@@ -111,7 +109,6 @@ pub struct Stream {
     pub dropped: bool,
     /// Bytes were sent and none came back since: the pod may not have read them.
     pub unanswered: bool,
-    pub ever_wrote: bool,
     /// How many bytes were put into frames.
     sent: u64,
     pub last_received: Option<Instant>,
@@ -145,7 +142,6 @@ impl State {
 
     pub fn remove_stream(&mut self, number: u64) {
         let Some(stream) = self.streams.remove(&number) else { return };
-        self.held -= usize::from(stream.is_held);
         self.transfers -= usize::from(stream.is_transfer());
         if let Some(pair) = stream.pair {
             self.by_id.remove(&pair.data);
@@ -156,7 +152,7 @@ impl State {
     /// Holds the end of our direction of a stream back; returns the reader that has to see to it.
     pub fn hold(&mut self, number: u64) -> Option<Waker> {
         let stream = self.streams.get_mut(&number)?;
-        self.held += usize::from(!std::mem::replace(&mut stream.is_held, true));
+        stream.is_held = true;
         stream.reader.take()
     }
 
@@ -164,7 +160,7 @@ impl State {
     pub fn release(&mut self, number: u64) {
         if let Some(stream) = self.streams.get_mut(&number) {
             stream.fin = Fin::Queued;
-            self.held -= usize::from(std::mem::take(&mut stream.is_held));
+            stream.is_held = false;
         }
     }
 
@@ -262,6 +258,11 @@ impl State {
         pair.is_some_and(|pair| self.session.unacknowledged(pair.lane()) > 0)
     }
 
+    /// Returns whether bytes of a stream have not reached its pod yet.
+    pub fn has_more_to_send(&self, number: u64) -> bool {
+        self.streams.get(&number).is_some_and(|stream| !stream.outbox.is_empty()) || self.is_on_its_way(number)
+    }
+
     /// Asks every worker of the node for an answer. Until all have come the connection should take no new stream: bytes for
     /// a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21).
     pub fn doubt_lanes(&mut self) {
@@ -339,6 +340,11 @@ impl Stream {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
         }
+    }
+
+    /// Returns whether the pod has sent something since our last byte.
+    pub fn is_answered(&self) -> bool {
+        self.last_received.is_some() && !self.unanswered
     }
 
     /// Returns whether somebody may wait for what comes.

@@ -3,10 +3,11 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    task::JoinHandle,
     time::{advance, timeout},
 };
 
-use super::{tasks::PROBE, *};
+use super::{super::stream::HOLD_ANSWERED, tasks::PROBE, *};
 use crate::wire::spdy::{
     frame::{self, Frame, Parser},
     headers::Decoder,
@@ -130,9 +131,8 @@ async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
     assert_eq!(&word, b"still here");
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() {
-    let (connection, mut node, _) = Node::new();
+/// Returns a stream that has asked `?` and ended its direction, and what reads the answer.
+async fn ask_and_end(connection: &Arc<Connection>, node: &mut Node) -> (Pair, JoinHandle<(String, Instant)>) {
     let mut stream = connection.open(None).unwrap();
     stream.write_all(b"?").await.unwrap();
     let pair = node.accept().await;
@@ -140,27 +140,69 @@ async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() 
     stream.shutdown().await.unwrap();
     let reading = tokio::spawn(async move {
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.map(|_| answer)
+        stream.read_to_string(&mut answer).await.unwrap();
+        (answer, Instant::now())
     });
+    (pair, reading)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clients_end_is_held_back_until_the_pod_has_answered_and_is_quiet() {
+    let (connection, mut node, _) = Node::new();
+    let (pair, reading) = ask_and_end(&connection, &mut node).await;
     assert!(
         timeout(Duration::from_secs(9), node.stream.read_buf(&mut node.input)).await.is_err(),
         "an end before the answer cuts it off"
     );
-    node.send(pair.data, b"!", false).await;
-    let mut ended_after = Duration::ZERO;
-    loop {
-        let started = Instant::now();
-        let frame = node.frame().await;
-        ended_after += started.elapsed();
-        match frame {
-            Frame::Data { id, fin: true, .. } if id == pair.data => break,
-            Frame::Ping { .. } => {}
-            other => panic!("{other:?}"),
-        }
+    for piece in 0..5 {
+        assert!(!reading.is_finished(), "an answer that pauses is cut off after {piece}");
+        node.send(pair.data, b"!", false).await;
+        tokio::time::sleep(Duration::from_millis(1_800)).await;
     }
-    assert!(ended_after >= Duration::from_secs(4), "{ended_after:?}");
+    node.send(pair.data, b".", false).await;
+    let last = Instant::now();
+    let (answer, ended) = reading.await.unwrap();
+    assert_eq!(answer, "!!!!!.");
+    assert!((HOLD_ANSWERED..=Duration::from_secs(2)).contains(&(ended - last)), "{:?}", ended - last);
+    while !matches!(node.frame().await, Frame::Data { id, fin: true, .. } if id == pair.data) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_answers_while_it_still_reads_is_not_cut_off() {
+    let (connection, mut node, _) = Node::new();
+    let mut stream = connection.open(None).unwrap();
+    stream.write_all(&vec![7; OUTBOX]).await.unwrap();
+    let pair = node.accept().await;
+    stream.shutdown().await.unwrap();
+    let mut length = 0;
+    while length < OUTBOX {
+        let Frame::Data { payload, .. } = node.frame().await else { continue };
+        length += payload.len();
+    }
+    node.send(pair.data, b"a word", false).await;
+    let reading = tokio::spawn(async move {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    });
+    // The node does not say that its worker has the upload.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!reading.is_finished());
+    node.send(pair.data, b", and the rest", false).await;
     node.end(pair, "").await;
-    assert_eq!(reading.await.unwrap().unwrap(), "!");
+    assert_eq!(reading.await.unwrap().unwrap(), "a word, and the rest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_speaks_first_to_a_client_that_only_listens_is_heard() {
+    let (connection, mut node, _) = Node::new();
+    let (mut stream, pair) = node.open(&connection).await;
+    stream.shutdown().await.unwrap();
+    node.send(pair.data, b"220 ready", false).await;
+    let started = Instant::now();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "220 ready");
+    assert!(started.elapsed() <= Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,6 @@
 //! Streams that share a connection: crowds that come and go, and readers of different speed.
 
-use super::{
-    super::super::stream::{CROWD, HOLD_ANSWERED, HOLD_IN_A_CROWD},
-    *,
-};
+use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
@@ -49,41 +46,6 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
         }
     };
     timeout(Duration::from_secs(1), async { tokio::join!(serving, asking) }).await.expect("nobody waits for long");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_ends_of_a_crowd_of_clients_are_held_back_for_less() {
-    let half_are_told_after = async |clients: usize| {
-        let (connection, mut node, _) = Node::new();
-        for _ in 0..clients {
-            let mut stream = connection.open(None).unwrap();
-            stream.write_all(b"?").await.unwrap();
-            tokio::spawn(async move {
-                stream.read_u8().await.unwrap();
-                stream.shutdown().await.unwrap();
-                // It ends with the node.
-                let _ = stream.read_u8().await;
-            });
-        }
-        let (mut started, mut answered, mut ended) = (Instant::now(), 0, 0);
-        while ended < clients / 2 {
-            match node.frame().await {
-                Frame::Data { id, payload, .. } if !payload.is_empty() => {
-                    node.send(id, b"!", false).await;
-                    (started, answered) = (Instant::now(), answered + 1);
-                }
-                Frame::Data { fin: true, .. } => ended += usize::from(answered == clients),
-                Frame::Ping { id } => {
-                    node.pong(id).await;
-                }
-                _ => {}
-            }
-        }
-        started.elapsed()
-    };
-    let (few, many) = (half_are_told_after(2).await, half_are_told_after(2 * CROWD).await);
-    assert!(few >= HOLD_ANSWERED, "{few:?}");
-    assert!((HOLD_IN_A_CROWD..HOLD_ANSWERED).contains(&many), "{many:?}");
 }
 
 /// Answers each byte of `asking` with one, and sends `total` bytes to `reading` in between.
