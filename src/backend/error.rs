@@ -56,7 +56,8 @@ pub enum StreamFault {
     /// The pod is there, and its node or container runtime cannot lead to it now: one of them restarts. It saw none of
     /// our bytes.
     #[error("the pod's node cannot be reached at the moment: {detail}")]
-    Unavailable { detail: String },
+    /// `retry_after`: how long the cluster asks to be left alone, where it says so.
+    Unavailable { detail: String, retry_after: Option<Duration> },
     /// The program in the pod could not connect to where the jump goes on to, or its connection broke.
     #[error("{target} cannot be reached from pod {pod}: {detail}")]
     Jump { target: String, pod: String, detail: String },
@@ -175,6 +176,15 @@ impl OpenError {
         match self {
             Self::Cluster(ClusterError::ChoosePort { ports, .. } | ClusterError::NoSuchPort { ports, .. }) => ports,
             _ => &[],
+        }
+    }
+
+    /// Returns how long the cluster asks to be left alone. None: it does not say.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Cluster(ClusterError::Unavailable { retry_after, .. })
+            | Self::Stream(StreamFault::Unavailable { retry_after, .. }) => *retry_after,
+            _ => None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use crate::{
         dial::Dialer,
         exec_path::ExecPath,
         kubeconfig::{self, Access, Fingerprint},
-        proxy,
+        proxy, upgrade,
     },
     routing::{ClusterId, Contexts},
     tls::{Pinned, bundle::Bundle, identity},
@@ -72,10 +72,9 @@ pub struct Cluster {
     pub tls_server_name: Option<ServerName<'static>>,
     /// The proxy that requests pass through, without its credentials.
     pub proxy: Option<String>,
-    /// What the servers behind this context take; learned by the first upgrade.
-    pub envelope: Mutex<Option<super::upgrade::Envelope>>,
-    /// Whether an exec got through by SPDY, and not by a WebSocket.
-    pub exec_over_spdy: AtomicBool,
+    /// What the servers behind this context take.
+    pub(super) port_forwards: upgrade::Memory<upgrade::Transport>,
+    pub(super) execs: upgrade::Memory<upgrade::exec::ExecTransport>,
     said: Mutex<HashSet<String>>,
     authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
     /// Whether tokens expire and are renewed.
@@ -218,8 +217,8 @@ impl Cluster {
             dialer,
             tls: is_https.then(|| Arc::new(tls)),
             tls_server_name: server_name,
-            envelope: Mutex::new(None),
-            exec_over_spdy: AtomicBool::new(false),
+            port_forwards: upgrade::Memory::default(),
+            execs: upgrade::Memory::default(),
             authorize,
             is_refreshed,
             context,

@@ -36,7 +36,11 @@ pub enum ClusterError {
     TimedOut { context: ContextName, doing: String, after: Duration },
     /// The API server says that it, the node or its container runtime cannot answer now (5xx, 429): one of them restarts.
     #[error("the cluster of context {context} is not available at the moment")]
-    Unavailable { context: ContextName, reason: String },
+    /// `retry_after`: how long it asks to be left alone, where it says so.
+    Unavailable { context: ContextName, reason: String, retry_after: Option<Duration> },
+    /// The node of a pod knows no such requests: a virtual node. `act` is `port-forwards` or `exec`.
+    #[error("the node of pod {pod} in context {context} does no {act}")]
+    NotServed { act: &'static str, pod: String, context: ContextName, reason: String },
     /// `what` is e.g. `service shop/web` or `pod shop/web-0`.
     #[error("no {what} in context {context}")]
     NotFound { what: String, context: ContextName, near: Vec<String>, hint: Option<String> },
@@ -67,6 +71,7 @@ impl ClusterError {
             Self::Unreachable { .. } => "unreachable",
             Self::TimedOut { .. } => "timeout",
             Self::Unavailable { .. } => "unavailable",
+            Self::NotServed { .. } => "not-served",
             Self::NotFound { .. } => "not-found",
             Self::NoSuchPort { .. } => "no-such-port",
             Self::ChoosePort { .. } => "choose-port",
@@ -81,6 +86,7 @@ impl ClusterError {
         match self {
             Self::NotReady { cause, .. } => Some(cause.clone()),
             Self::Unreachable { reason, .. } | Self::Unavailable { reason, .. } => Some(reason.clone()),
+            Self::NotServed { reason, .. } => Some(format!("it answers {reason}, as virtual nodes do")),
             _ => None,
         }
     }
@@ -105,6 +111,9 @@ impl ClusterError {
                 Some(format!("the ports are {}", join(ports)))
             }
             Self::NotReady { hint, .. } => Some(hint.clone()),
+            Self::NotServed { .. } => {
+                Some("go through a pod on another node: 'via' of a route, or tcp.k8s.jump".to_owned())
+            }
             Self::Kubeconfig { .. } | Self::Protocol { .. } => None,
         }
     }

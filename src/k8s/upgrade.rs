@@ -1,4 +1,4 @@
-//! The upgraded connection to a pod: two envelopes, and the choice between them.
+//! The upgraded connection to a pod: three transports, and the choice between them.
 //!
 //! | | request | answer |
 //! |---|---|---|
@@ -8,48 +8,58 @@
 //!
 //! Every server takes the raw one, with the verb `create`; from Kubernetes 1.31 on also the tunnel, with the verb `get`.
 //! Proxies and gateways often know WebSocket and not SPDY. So the raw one, which costs 5-12 % less for large
-//! transfers, is asked for first on a direct way, the tunnel on a way through a proxy. Whatever is refused, the
-//! other one is tried, once, and what worked is remembered for the context. Channels are the last resort: behind a
-//! gateway that lets nothing else through, or with servers up to 1.30 behind one that knows no SPDY.
+//! transfers, is asked for first on a direct way, the tunnel on a way through a proxy. Channels are the last resort:
+//! behind a gateway that lets nothing else through, or with servers up to 1.30 behind one that knows no SPDY. What
+//! leads from one to the next is in [`choice`]; the one that worked is remembered for the context.
 
+pub mod attempts;
+mod choice;
 pub mod exec;
+mod request;
 pub mod websocket;
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::BytesMut;
-use http::HeaderMap;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use self::websocket::WebSocketIo;
+pub use self::attempts::Memory;
+use self::{
+    attempts::Failure,
+    choice::Verdict,
+    request::{Asked, Refusal},
+    websocket::WebSocketIo,
+};
 use crate::{
     config::Namespace,
-    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
-    k8s::{
-        ClusterError,
-        client::{Cluster, printable},
-        dial::CONNECT_TIMEOUT,
-    },
-    wire::websocket::accept_key,
+    io::{BoxedIo, read_ahead::ReadAhead},
+    k8s::{ClusterError, client::Cluster, dial::CONNECT_TIMEOUT},
 };
 
-/// What SPDY frames travel in.
+/// What a port-forward travels in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Envelope {
-    /// Nothing: they follow the 101 as they are.
+pub enum Transport {
+    /// SPDY frames follow the 101 as they are.
     Spdy,
-    /// Binary WebSocket messages.
+    /// SPDY frames in binary WebSocket messages.
     WebSocket,
     /// No SPDY: a WebSocket for each connection into the pod.
     Channels,
 }
 
-impl Envelope {
+impl choice::Transport for Transport {
+    const ALL: &[Self] = &[Self::Spdy, Self::WebSocket, Self::Channels];
+
+    fn verb(self) -> &'static str {
+        if self == Self::Spdy { "create" } else { "get" }
+    }
+
+    fn name(self) -> &'static str {
+        Transport::name(self)
+    }
+}
+
+impl Transport {
     /// The name for people.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,24 +69,19 @@ impl Envelope {
         }
     }
 
-    fn websocket_protocol(self) -> &'static str {
-        if self == Self::Channels { CHANNELS_PROTOCOL } else { TUNNEL_PROTOCOL }
-    }
-
-    /// Returns what is tried after this one was refused, in order.
-    fn others(self) -> [Self; 2] {
+    fn protocol(self) -> &'static str {
         match self {
-            Self::Spdy => [Self::WebSocket, Self::Channels],
-            Self::WebSocket => [Self::Spdy, Self::Channels],
-            Self::Channels => [Self::Spdy, Self::WebSocket],
+            Self::Spdy => "portforward.k8s.io",
+            Self::WebSocket => "SPDY/3.1+portforward.k8s.io",
+            Self::Channels => CHANNELS_PROTOCOL,
         }
     }
 }
 
-/// A connection that carries SPDY frames to and from the node of a pod.
+/// A connection to the node of a pod.
 pub struct Upgraded {
     pub io: BoxedIo,
-    pub envelope: Envelope,
+    pub transport: Transport,
 }
 
 /// Why a connection was not upgraded.
@@ -90,14 +95,6 @@ pub enum UpgradeError {
 /// The API server dials the node, and the node asks its container runtime: 4-7 ms on a healthy node.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// More than any API server puts into the headers of its answer.
-const LONGEST_HEAD: usize = 16 * 1024;
-
-/// The part of a refusal's body that is read for its message.
-const LONGEST_REFUSAL: usize = 16 * 1024;
-
-const PROTOCOL: &str = "portforward.k8s.io";
-const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
@@ -123,7 +120,7 @@ pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
 }
 
 /// Upgrades a connection to the port-forward of a pod. `dialled` is one from [`dial`] where there is one already. The
-/// port is part of the request only with [`Envelope::Channels`].
+/// port is part of the request only with [`Transport::Channels`].
 pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -131,223 +128,85 @@ pub async fn port_forward(
     port: u16,
     dialled: Option<BoxedIo>,
 ) -> Result<Upgraded, UpgradeError> {
-    let remembered = *cluster.envelope.lock().expect("no panic while the lock is held");
-    let first = remembered.unwrap_or(if cluster.proxy.is_some() { Envelope::WebSocket } else { Envelope::Spdy });
+    let default = if cluster.proxy.is_some() { Transport::WebSocket } else { Transport::Spdy };
     let path =
         format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
+    let act = Act { cluster, namespace, pod, what: "port-forwards", doing: "opening a port-forward to" };
     let upgrade = async {
         let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-        let refusal = match attempt(cluster, &path, port, first, &headers, dialled).await? {
-            Ok(io) => return Ok(Upgraded { io, envelope: first }),
-            Err(refusal) => refusal,
+        let ask = |transport: Transport| match transport {
+            Transport::Spdy => Asked::spdy(cluster, &path, transport.protocol(), &headers),
+            Transport::WebSocket => Asked::websocket(cluster, &path, transport.protocol(), &headers),
+            Transport::Channels => {
+                Asked::websocket(cluster, &format!("{path}?ports={port}"), transport.protocol(), &headers)
+            }
         };
-        for other in first.others() {
-            if refusal.is_final(other) {
-                break;
-            }
-            if let Ok(io) = attempt(cluster, &path, port, other, &headers, None).await? {
-                return Ok(Upgraded { io, envelope: other });
-            }
-        }
-        Err(refusal.into_error(cluster, namespace, first.name()))
+        let takes = |transport: Transport, protocol: &str| protocol == transport.protocol();
+        let upgraded = cluster.port_forwards.upgrade(cluster, default, dialled, ask, takes).await;
+        upgraded.map_err(|failure| act.error(failure))
     };
-    match timeout(UPGRADE_TIMEOUT, upgrade).await {
-        Ok(Ok(upgraded)) => {
-            *cluster.envelope.lock().expect("no panic while the lock is held") = Some(upgraded.envelope);
-            Ok(upgraded)
-        }
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(UpgradeError::Cluster(ClusterError::TimedOut {
-            context: cluster.context.clone(),
-            doing: format!("opening a port-forward to pod {namespace}/{pod}"),
-            after: UPGRADE_TIMEOUT,
-        })),
-    }
-}
-
-/// An answer that is not the upgrade that was asked for.
-struct Refusal {
-    status: u16,
-    message: String,
-}
-
-impl Refusal {
-    /// Returns whether another envelope would get the same answer: it is about the user (the tunnel needs another verb,
-    /// channels the same as the tunnel) or the pod.
-    fn is_final(&self, next: Envelope) -> bool {
-        matches!(self.status, 401 | 404) || (self.is_denial() && next == Envelope::Channels)
-    }
-
-    /// Returns whether the user lacks a right.
-    fn is_denial(&self) -> bool {
-        self.status == 403 && self.message.contains("User \"")
-    }
-
-    fn into_error(self, cluster: &Cluster, namespace: &Namespace, way: &str) -> UpgradeError {
-        match self.status {
-            404 => UpgradeError::PodGone(self.message),
-            403 if !self.is_denial() => UpgradeError::Cluster(ClusterError::Protocol {
-                context: cluster.context.clone(),
-                reason: format!("the upgrade to {way} was refused (403): {}", self.message),
-            }),
-            status => UpgradeError::Cluster(cluster.refusal(status, &self.message, namespace)),
-        }
-    }
-}
-
-async fn attempt(
-    cluster: &Cluster,
-    path: &str,
-    port: u16,
-    envelope: Envelope,
-    headers: &HeaderMap,
-    dialled: Option<BoxedIo>,
-) -> Result<Result<BoxedIo, Refusal>, UpgradeError> {
-    let key = STANDARD.encode(rand_bytes::<16>());
-    let request = request(cluster, path, port, envelope, headers, &key);
-    let (answer, mut io, received) = exchange(cluster, &request, dialled).await?;
-    let accepted = answer.status == 101
-        && match envelope {
-            Envelope::Spdy => answer.stream_protocol.as_deref() == Some(PROTOCOL),
-            Envelope::WebSocket | Envelope::Channels => {
-                answer.websocket_protocol.as_deref() == Some(envelope.websocket_protocol())
-                    && answer.accept.as_deref() == Some(&accept_key(&key))
-            }
-        };
-    if !accepted {
-        let message = read_refusal(&mut io, received, answer.length).await;
-        return Ok(Err(Refusal { status: answer.status, message }));
-    }
-    let io = Prefixed::new(received.freeze(), io);
-    Ok(Ok(match envelope {
-        Envelope::Spdy | Envelope::Channels => Box::new(io),
-        Envelope::WebSocket => Box::new(WebSocketIo::client(io)),
-    }))
-}
-
-/// Sends a request for an upgrade, and returns the head of the answer with what came behind it.
-async fn exchange(
-    cluster: &Cluster,
-    request: &[u8],
-    dialled: Option<BoxedIo>,
-) -> Result<(Answer, BoxedIo, BytesMut), UpgradeError> {
-    let mut io = match dialled {
-        Some(io) => io,
-        None => dial(cluster).await.map_err(UpgradeError::Cluster)?,
+    let switched = act.within_time(upgrade).await?;
+    let io = match switched.transport {
+        Transport::Spdy | Transport::Channels => switched.io,
+        Transport::WebSocket => Box::new(WebSocketIo::client(switched.io)),
     };
-    let broken = |error: io::Error| UpgradeError::Cluster(cluster.unreachable(&error));
-    io.write_all(request).await.map_err(broken)?;
-    io.flush().await.map_err(broken)?;
-    let mut received = BytesMut::with_capacity(4 * 1024);
-    loop {
-        if io.read_buf(&mut received).await.map_err(broken)? == 0 {
-            return Err(broken(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection ended before the answer to the upgrade",
-            )));
+    Ok(Upgraded { io, transport: switched.transport })
+}
+
+/// An upgrade, as errors name it.
+struct Act<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a Namespace,
+    pod: &'a str,
+    /// `port-forwards`, `exec`.
+    what: &'static str,
+    /// `opening a port-forward to`.
+    doing: &'static str,
+}
+
+impl Act<'_> {
+    async fn within_time<T>(&self, upgrade: impl Future<Output = Result<T, UpgradeError>>) -> Result<T, UpgradeError> {
+        match timeout(UPGRADE_TIMEOUT, upgrade).await {
+            Ok(upgraded) => upgraded,
+            Err(_) => Err(self.error(Failure::<Transport>::Silent)),
         }
-        match Answer::parse(&mut received) {
-            Ok(Some(answer)) => return Ok((answer, io, received)),
-            Ok(None) if received.len() <= LONGEST_HEAD => {}
-            _ => {
-                let reason = "the answer to the upgrade is not HTTP".to_owned();
-                return Err(UpgradeError::Cluster(ClusterError::Protocol { context: cluster.context.clone(), reason }));
+    }
+
+    fn error<T: choice::Transport>(&self, failure: Failure<T>) -> UpgradeError {
+        let context = self.cluster.context.clone();
+        let pod = format!("{}/{}", self.namespace, self.pod);
+        UpgradeError::Cluster(match failure {
+            Failure::Cluster(error) => error,
+            Failure::Refused(_, refusal) if refusal.status == 404 && refusal.is_of_kubernetes() => {
+                return UpgradeError::PodGone(refusal.message);
             }
-        }
-    }
-}
-
-fn request(cluster: &Cluster, path: &str, port: u16, envelope: Envelope, headers: &HeaderMap, key: &str) -> Vec<u8> {
-    match envelope {
-        Envelope::Spdy => spdy_request(cluster, path, PROTOCOL, headers),
-        Envelope::WebSocket => websocket_request(cluster, path, TUNNEL_PROTOCOL, headers, key),
-        Envelope::Channels => {
-            websocket_request(cluster, &format!("{path}?ports={port}"), CHANNELS_PROTOCOL, headers, key)
-        }
-    }
-}
-
-fn spdy_request(cluster: &Cluster, path: &str, protocol: &str, headers: &HeaderMap) -> Vec<u8> {
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-         X-Stream-Protocol-Version: {protocol}\r\nContent-Length: 0\r\n",
-        host(cluster)
-    );
-    with_headers(head, headers)
-}
-
-fn websocket_request(cluster: &Cluster, path: &str, protocols: &str, headers: &HeaderMap, key: &str) -> Vec<u8> {
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocols}\r\n",
-        host(cluster)
-    );
-    with_headers(head, headers)
-}
-
-fn host(cluster: &Cluster) -> &str {
-    let host = cluster.server.authority().map(|authority| authority.as_str()).unwrap_or_default();
-    host.rsplit_once('@').map_or(host, |(_, host)| host)
-}
-
-fn with_headers(head: String, headers: &HeaderMap) -> Vec<u8> {
-    let mut request = head.into_bytes();
-    request.extend_from_slice(concat!("User-Agent: adit/", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes());
-    for (name, value) in headers {
-        request.extend_from_slice(name.as_str().as_bytes());
-        request.extend_from_slice(b": ");
-        request.extend_from_slice(value.as_bytes());
-        request.extend_from_slice(b"\r\n");
-    }
-    request.extend_from_slice(b"\r\n");
-    request
-}
-
-/// What matters of the answer's head.
-struct Answer {
-    status: u16,
-    stream_protocol: Option<String>,
-    websocket_protocol: Option<String>,
-    accept: Option<String>,
-    length: Option<usize>,
-}
-
-impl Answer {
-    /// Parses and takes the head. None: more bytes are needed.
-    fn parse(received: &mut BytesMut) -> Result<Option<Self>, httparse::Error> {
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut response = httparse::Response::new(&mut headers);
-        let httparse::Status::Complete(length) = response.parse(received)? else { return Ok(None) };
-        let header = |name: &str| {
-            let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
-            std::str::from_utf8(found.value).ok().map(|value| value.trim().to_owned())
-        };
-        let answer = Self {
-            status: response.code.unwrap_or(0),
-            stream_protocol: header("x-stream-protocol-version"),
-            websocket_protocol: header("sec-websocket-protocol"),
-            accept: header("sec-websocket-accept"),
-            length: header("content-length").and_then(|length| length.parse().ok()),
-        };
-        let _head = received.split_to(length);
-        Ok(Some(answer))
-    }
-}
-
-/// Reads the body of a refusal, and returns its message: that of a Status object, or the text as it is.
-async fn read_refusal(io: &mut BoxedIo, mut body: BytesMut, length: Option<usize>) -> String {
-    let wanted = length.unwrap_or(LONGEST_REFUSAL).min(LONGEST_REFUSAL);
-    // Without a length the body ends with the connection, or when nothing more comes.
-    while body.len() < wanted {
-        match timeout(Duration::from_millis(500), io.read_buf(&mut body)).await {
-            Ok(Ok(count)) if count > 0 => {}
-            _ => break,
-        }
-    }
-    let status: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
-    match status.as_ref().and_then(|status| status["message"].as_str()) {
-        Some(message) => printable(message),
-        None => printable(&String::from_utf8_lossy(&body)).chars().take(300).collect(),
+            Failure::Refused(_, refusal) if matches!(refusal.status, 404 | 501) => {
+                ClusterError::NotServed { act: self.what, pod, context, reason: refusal.text() }
+            }
+            Failure::Refused(transport, refusal) if refusal.verdict() == Verdict::Refused => ClusterError::Protocol {
+                reason: format!(
+                    "no upgrade to {} ({}); does a gateway in front of it pass upgrades on?",
+                    transport.name(),
+                    refusal.text()
+                ),
+                context,
+            },
+            Failure::Refused(_, Refusal { status, message, retry_after, .. }) => {
+                match self.cluster.refusal(status, &message, self.namespace) {
+                    ClusterError::Unavailable { context, reason, .. } => {
+                        ClusterError::Unavailable { context, reason, retry_after }
+                    }
+                    error => error,
+                }
+            }
+            Failure::Broken(error) if error.is_parse() => {
+                ClusterError::Protocol { reason: "its answer to an upgrade is not HTTP".to_owned(), context }
+            }
+            Failure::Broken(error) => self.cluster.unreachable(&error),
+            Failure::Silent => {
+                ClusterError::TimedOut { context, doing: format!("{} pod {pod}", self.doing), after: UPGRADE_TIMEOUT }
+            }
+        })
     }
 }
 
@@ -360,30 +219,4 @@ fn rand_bytes<const N: usize>() -> [u8; N] {
         .fill(&mut bytes)
         .expect("TLS has used the same source before");
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_head_of_an_answer_is_taken_and_what_follows_is_kept() {
-        let whole = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nx-stream-protocol-version: portforward.k8s.io\r\n\r\n\x80\x03";
-        for cut in 0..whole.len() - 2 {
-            assert!(Answer::parse(&mut BytesMut::from(&whole[..cut])).unwrap().is_none(), "byte {cut}");
-        }
-        let mut received = BytesMut::from(&whole[..]);
-        let answer = Answer::parse(&mut received).unwrap().unwrap();
-        assert_eq!((answer.status, answer.stream_protocol.as_deref()), (101, Some(PROTOCOL)));
-        assert_eq!(&received[..], b"\x80\x03");
-    }
-
-    #[tokio::test]
-    async fn the_message_of_a_status_object_is_what_a_refusal_says() {
-        let body = br#"{"kind":"Status","message":"pods \"a\" not found","code":404}"#;
-        let (mut near, far) = tokio::io::duplex(1024);
-        near.write_all(&body[5..]).await.unwrap();
-        let mut io: BoxedIo = Box::new(far);
-        assert_eq!(read_refusal(&mut io, BytesMut::from(&body[..5]), Some(body.len())).await, "pods \"a\" not found");
-    }
 }

@@ -126,8 +126,8 @@ pub(super) async fn running(
                 has_waited = true;
             }
             // Those who waited longest have given up; who came while they waited still has time.
-            View::Failed(error, retry_at) if has_waited && came.elapsed() < error.patience() => {
-                sleep_until(retry_at.min(deadline)).await;
+            View::Failed(error, retry_at) if has_waited && came.elapsed() < error.patience() && retry_at < deadline => {
+                sleep_until(retry_at).await;
                 last_error = Some(error);
                 tunnel.wanted.notify_waiters();
             }

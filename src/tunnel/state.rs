@@ -81,12 +81,13 @@ impl State {
 
             (Self::Starting { .. }, Event::Opened) => (Self::Running, Action::Wait),
             (Self::Starting { since }, Event::OpenFailed(error)) => {
-                match now.duration_since(since) < error.patience() {
-                    true => (Self::Starting { since }, Action::Open { after: PAUSE }),
+                let left_alone = error.retry_after().unwrap_or_default();
+                let pause = PAUSE.max(left_alone);
+                match now.duration_since(since) + pause.saturating_sub(PAUSE) < error.patience() {
+                    true => (Self::Starting { since }, Action::Open { after: pause }),
                     false => {
-                        let retry_at =
-                            now + if error.blame() == Blame::Asked { RETRY_AFTER_ASKED } else { RETRY_AFTER };
-                        (Self::Failed { error, retry_at }, Action::Wait)
+                        let own = if error.blame() == Blame::Asked { RETRY_AFTER_ASKED } else { RETRY_AFTER };
+                        (Self::Failed { error, retry_at: now + own.max(left_alone) }, Action::Wait)
                     }
                 }
             }
@@ -131,6 +132,25 @@ mod tests {
             hint: None,
         }
         .into()
+    }
+
+    fn away(seconds: Option<u64>) -> OpenError {
+        let retry_after = seconds.map(Duration::from_secs);
+        ClusterError::Unavailable { context: ContextName("c".into()), reason: "429".into(), retry_after }.into()
+    }
+
+    #[test]
+    fn a_cluster_that_asks_to_be_left_alone_is() {
+        let now = Instant::now();
+        let starting = State::Starting { since: now };
+        for (seconds, wanted) in [(None, PAUSE), (Some(0), PAUSE), (Some(3), Duration::from_secs(3))] {
+            let (state, action) = starting.clone().on(Event::OpenFailed(away(seconds)), now);
+            assert_eq!((state, action), (starting.clone(), Action::Open { after: wanted }));
+        }
+        // Longer than anybody waits.
+        let (state, action) = starting.on(Event::OpenFailed(away(Some(30))), now);
+        let failed = State::Failed { error: away(Some(30)), retry_at: now + Duration::from_secs(30) };
+        assert_eq!((state, action), (failed, Action::Wait));
     }
 
     #[test]

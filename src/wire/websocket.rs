@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455), for both roles: the envelope of SPDY, and of exec's channels.
+//! WebSocket frames (RFC 6455), for both roles: the transport of SPDY, and of exec's channels.
 //!
 //! ```text
 //! FIN | RSV (3) | opcode (4) | MASK | length (7, then 16 or 64 more) | masking key (32, from clients) | payload

@@ -87,7 +87,7 @@ async fn pods_are_scaled_deleted_and_waited_for() {
 }
 
 #[tokio::test]
-async fn port_forward_works_in_both_envelopes() {
+async fn port_forward_works_by_both_transports() {
     for websockets in ["true", "false"] {
         let demo = Demo::start().await.unwrap();
         let mut command = kubectl(&demo, &["port-forward", "service/web", ":80", "--address", "127.0.0.1"]);

@@ -8,6 +8,7 @@ mod corpus;
 mod demo;
 mod endurance;
 mod front;
+mod gateways;
 mod http;
 mod jump;
 mod k8s;

@@ -24,7 +24,7 @@ use crate::{
         client::Cluster,
         endpoints::ReadyPod,
         pods,
-        upgrade::{self, Envelope, UpgradeError, Upgraded},
+        upgrade::{self, Transport, UpgradeError, Upgraded},
     },
 };
 
@@ -224,14 +224,14 @@ impl PodPool {
             Ok(upgraded) => Ok(self.dialled(upgraded)),
             // A kubelet that has just restarted knows no pods for some seconds.
             Err(UpgradeError::PodGone(detail)) if self.is_still_there().await => {
-                Err(StreamFault::Unavailable { detail })
+                Err(StreamFault::Unavailable { detail, retry_after: None })
             }
             Err(UpgradeError::PodGone(detail)) => {
                 self.fate.pod_gone();
                 Err(StreamFault::PodGone { detail })
             }
-            Err(UpgradeError::Cluster(ClusterError::Unavailable { reason, .. })) => {
-                Err(StreamFault::Unavailable { detail: reason })
+            Err(UpgradeError::Cluster(ClusterError::Unavailable { reason, retry_after, .. })) => {
+                Err(StreamFault::Unavailable { detail: reason, retry_after })
             }
             Err(UpgradeError::Cluster(error)) => {
                 let detail = match error.cause() {
@@ -249,7 +249,7 @@ impl PodPool {
     }
 
     fn dialled(&self, upgraded: Upgraded) -> Dialled {
-        let is_channel = upgraded.envelope == Envelope::Channels;
+        let is_channel = upgraded.transport == Transport::Channels;
         self.channels.are_used.store(is_channel, Ordering::Relaxed);
         match is_channel {
             true => Dialled::Channel(upgraded.io),

@@ -71,7 +71,7 @@ impl TargetSession {
             pod: pod.name.clone(),
             container_port: pod.container_port,
             port: resolution.port.clone(),
-            protocol: upgraded.envelope.name(),
+            protocol: upgraded.transport.name(),
         };
         let shared = Arc::new(Shared {
             cluster,
@@ -110,13 +110,19 @@ impl TargetSession {
         let mut last = None;
         loop {
             let Some(pool) = self.shared.choose(&tried) else {
-                // Every pod was tried. A node that restarts is waited for.
-                if matches!(last, Some(StreamFault::Unavailable { .. })) && started.elapsed() < RESTART {
-                    sleep(PAUSE).await;
-                    tried.clear();
-                    continue;
+                // Every pod was tried. A node that restarts is waited for, for as long as it asks to be left alone at least.
+                match &last {
+                    Some(StreamFault::Unavailable { retry_after, .. }) => {
+                        let pause = retry_after.unwrap_or_default().max(PAUSE);
+                        if started.elapsed() + pause > RESTART {
+                            break;
+                        }
+                        sleep(pause).await;
+                        tried.clear();
+                        continue;
+                    }
+                    _ => break,
                 }
-                break;
             };
             match pool.open(client).await {
                 Ok(stream) => return Ok((stream, pool.placement())),

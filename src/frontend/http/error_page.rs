@@ -41,11 +41,14 @@ pub struct Page {
     pub links: Vec<(String, String)>,
     /// The page looks again by itself: a pod may become ready.
     pub reloads: bool,
+    /// For how many seconds the cluster asks to be left alone, where it says so.
+    pub retry_after: Option<u16>,
 }
 
 impl Page {
     pub fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
-        Self { status, code, title: title.into(), cause: None, hint: None, links: Vec::new(), reloads: false }
+        let title = title.into();
+        Self { status, code, title, cause: None, hint: None, links: Vec::new(), reloads: false, retry_after: None }
     }
 
     /// Returns the page for a name that leads nowhere.
@@ -84,6 +87,7 @@ impl Page {
             links,
             // It starts still, or waits for a pod.
             reloads: matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT),
+            retry_after: error.retry_after().map(|after| u16::try_from(after.as_secs()).unwrap_or(u16::MAX)),
             ..Self::new(status, error.code(), error.to_string())
         }
     }
@@ -133,7 +137,10 @@ impl Page {
         if self.status != StatusCode::OK {
             headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
         }
-        if self.reloads || matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        if let Some(after) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after));
+        } else if self.reloads || matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+        {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
         }
         response

@@ -43,7 +43,11 @@ impl Cluster {
                 },
                 None => ClusterError::Protocol { context, reason: format!("403: {message}") },
             },
-            429 | 500..=599 => ClusterError::Unavailable { context, reason: format!("{code}: {}", printable(message)) },
+            429 | 500..=599 => ClusterError::Unavailable {
+                context,
+                reason: format!("{code}: {}", printable(message)),
+                retry_after: None,
+            },
             code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
         }
     }

@@ -1,27 +1,34 @@
 //! Exec: a WebSocket with channels, and SPDY where nothing lets a WebSocket through.
 
-use std::sync::atomic::Ordering;
-
-use base64::{Engine, engine::general_purpose::STANDARD};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::timeout;
 
-use super::{
-    CHANNELS_PROTOCOL, Refusal, UPGRADE_TIMEOUT, UpgradeError, exchange, rand_bytes, read_refusal, spdy_request,
-    websocket_request,
-};
-use crate::{
-    config::Namespace,
-    io::{BoxedIo, prefixed::Prefixed},
-    k8s::{ClusterError, client::Cluster},
-    wire::websocket::accept_key,
-};
+use super::{Act, CHANNELS_PROTOCOL, UpgradeError, choice, request::Asked};
+use crate::{config::Namespace, io::BoxedIo, k8s::client::Cluster};
 
 /// Can close stdin alone.
 const V5_PROTOCOL: &str = "v5.channel.k8s.io";
 const PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
-/// What the streams of an exec travel in.
+/// What an exec travels in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecTransport {
+    WebSocket,
+    Spdy,
+}
+
+impl choice::Transport for ExecTransport {
+    const ALL: &[Self] = &[Self::WebSocket, Self::Spdy];
+
+    fn verb(self) -> &'static str {
+        if self == Self::Spdy { "create" } else { "get" }
+    }
+
+    fn name(self) -> &'static str {
+        if self == Self::Spdy { "spdy" } else { "websocket channels" }
+    }
+}
+
+/// How the streams of an exec are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecProtocol {
     /// A WebSocket, `v5.channel.k8s.io`: channels can be closed alone.
@@ -35,11 +42,11 @@ pub enum ExecProtocol {
 impl ExecProtocol {
     /// Returns what a server has chosen of what was offered. `named`: its `X-Stream-Protocol-Version` over SPDY, else
     /// its `Sec-WebSocket-Protocol`.
-    fn chosen(spdy: bool, named: &str) -> Option<Self> {
-        match (spdy, named) {
-            (true, CHANNELS_PROTOCOL) => Some(Self::Spdy),
-            (false, V5_PROTOCOL) => Some(Self::V5),
-            (false, CHANNELS_PROTOCOL) => Some(Self::V4),
+    fn chosen(transport: ExecTransport, named: &str) -> Option<Self> {
+        match (transport, named) {
+            (ExecTransport::Spdy, CHANNELS_PROTOCOL) => Some(Self::Spdy),
+            (ExecTransport::WebSocket, V5_PROTOCOL) => Some(Self::V5),
+            (ExecTransport::WebSocket, CHANNELS_PROTOCOL) => Some(Self::V4),
             _ => None,
         }
     }
@@ -72,47 +79,20 @@ pub async fn exec(
     }
     let prefix = cluster.server.path().trim_end_matches('/');
     let path = format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}");
+    let act = Act { cluster, namespace, pod, what: "exec", doing: "running a command in" };
     let upgrade = async {
-        let spdy_first = cluster.exec_over_spdy.load(Ordering::Relaxed);
-        let refusal = match attempt(cluster, &path, spdy_first).await? {
-            Ok(executed) => return Ok(executed),
-            Err(refusal) => refusal,
+        let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
+        let ask = |transport: ExecTransport| match transport {
+            ExecTransport::WebSocket => Asked::websocket(cluster, &path, PROTOCOLS, &headers),
+            ExecTransport::Spdy => Asked::spdy(cluster, &path, CHANNELS_PROTOCOL, &headers),
         };
-        // It is about the user or the pod, and not about the way.
-        if !matches!(refusal.status, 401 | 404)
-            && let Ok(executed) = attempt(cluster, &path, !spdy_first).await?
-        {
-            cluster.exec_over_spdy.store(!spdy_first, Ordering::Relaxed);
-            return Ok(executed);
-        }
-        Err(refusal.into_error(cluster, namespace, if spdy_first { "spdy" } else { "websocket channels" }))
+        let takes = |transport: ExecTransport, protocol: &str| ExecProtocol::chosen(transport, protocol).is_some();
+        let executed = cluster.execs.upgrade(cluster, ExecTransport::WebSocket, None, ask, takes).await;
+        executed.map_err(|failure| act.error(failure))
     };
-    match timeout(UPGRADE_TIMEOUT, upgrade).await {
-        Ok(executed) => executed,
-        Err(_) => Err(UpgradeError::Cluster(ClusterError::TimedOut {
-            context: cluster.context.clone(),
-            doing: format!("running a command in pod {namespace}/{pod}"),
-            after: UPGRADE_TIMEOUT,
-        })),
-    }
-}
-
-async fn attempt(cluster: &Cluster, path: &str, spdy: bool) -> Result<Result<Executed, Refusal>, UpgradeError> {
-    let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-    let key = STANDARD.encode(rand_bytes::<16>());
-    let request = match spdy {
-        true => spdy_request(cluster, path, CHANNELS_PROTOCOL, &headers),
-        false => websocket_request(cluster, path, PROTOCOLS, &headers, &key),
-    };
-    let (answer, mut io, received) = exchange(cluster, &request, None).await?;
-    let is_switched = answer.status == 101 && (spdy || answer.accept.as_deref() == Some(&accept_key(&key)));
-    let named = if spdy { answer.stream_protocol.as_deref() } else { answer.websocket_protocol.as_deref() };
-    let protocol = named.filter(|_| is_switched).and_then(|named| ExecProtocol::chosen(spdy, named));
-    let Some(protocol) = protocol else {
-        let message = read_refusal(&mut io, received, answer.length).await;
-        return Ok(Err(Refusal { status: answer.status, message }));
-    };
-    Ok(Ok(Executed { io: Box::new(Prefixed::new(received.freeze(), io)), protocol }))
+    let switched = act.within_time(upgrade).await?;
+    let protocol = ExecProtocol::chosen(switched.transport, &switched.protocol).unwrap_or(ExecProtocol::V4);
+    Ok(Executed { io: switched.io, protocol })
 }
 
 #[cfg(test)]
@@ -121,13 +101,17 @@ mod tests {
 
     #[test]
     fn a_subprotocol_is_one_that_was_offered_to_the_letter() {
-        let of_websocket = |named| ExecProtocol::chosen(false, named);
+        let of_websocket = |named| ExecProtocol::chosen(ExecTransport::WebSocket, named);
         assert_eq!(of_websocket("v5.channel.k8s.io"), Some(ExecProtocol::V5));
         assert_eq!(of_websocket("v4.channel.k8s.io"), Some(ExecProtocol::V4));
         for other in ["", "v", "v5", "v5.channel.k8s.io, v4.channel.k8s.io", "V5.CHANNEL.K8S.IO", "v3.channel.k8s.io"] {
             assert_eq!(of_websocket(other), None, "{other:?}");
         }
-        assert_eq!(ExecProtocol::chosen(true, "v4.channel.k8s.io"), Some(ExecProtocol::Spdy));
-        assert_eq!(ExecProtocol::chosen(true, "v5.channel.k8s.io"), None, "over SPDY it was not offered");
+        assert_eq!(ExecProtocol::chosen(ExecTransport::Spdy, "v4.channel.k8s.io"), Some(ExecProtocol::Spdy));
+        assert_eq!(
+            ExecProtocol::chosen(ExecTransport::Spdy, "v5.channel.k8s.io"),
+            None,
+            "over SPDY it was not offered"
+        );
     }
 }

@@ -287,7 +287,10 @@ async fn a_refusal_is_asked_again_for_three_seconds_and_not_in_a_drain() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_restarts_is_asked_again_in_pauses() {
-    let away = || Box::new(Fake::failing(0, &[], StreamFault::Unavailable { detail: "away".into() })) as BoxedIo;
+    let away = || {
+        Box::new(Fake::failing(0, &[], StreamFault::Unavailable { detail: "away".into(), retry_after: None }))
+            as BoxedIo
+    };
     let (mut stream, around) = stream(std::array::from_fn::<_, 500, _>(|_| away())).await;
     assert!(timeout(LATE, stream.read(&mut [0; 1])).await.expect("it ends").is_err());
     assert!((20..=110).contains(&around.connects()), "{}", around.connects());

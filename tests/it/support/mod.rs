@@ -1,6 +1,11 @@
 //! What the suite shares: the app in-process in front of a demo cluster, and clients.
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use adit::{
     app::{App, Overrides},
@@ -36,8 +41,14 @@ impl TestApp {
     /// Starts with `app`, which may follow a file.
     pub async fn start_app(config: &str, app: App) -> Self {
         let demo = Demo::start().await.expect("a demo cluster");
+        let kubeconfig = demo.kubeconfig();
+        Self::start_on(demo, kubeconfig, config, app).await
+    }
+
+    /// Starts with `app` and a kubeconfig that leads to the demo cluster.
+    pub async fn start_on(demo: Demo, kubeconfig: PathBuf, config: &str, app: App) -> Self {
         let config = validate::parse(Path::new("test.yaml"), config.as_bytes()).expect("a valid configuration");
-        let kubeconfig = Some(KubeconfigPaths(vec![demo.kubeconfig()]));
+        let kubeconfig = Some(KubeconfigPaths(vec![kubeconfig]));
         let listen = Some(vec!["127.0.0.1:0".parse().expect("an address")]);
         let app = App { overrides: Overrides { kubeconfig, listen, ..app.overrides }, ..app };
         let bound = app.bind(config).expect("free ports");

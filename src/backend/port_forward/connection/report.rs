@@ -69,7 +69,7 @@ pub fn classify(text: &str, port: u16) -> StreamFault {
         Some(Meaning::Refused) => StreamFault::Refused { port },
         Some(Meaning::Reset) => StreamFault::Reset,
         Some(Meaning::PodGone) => StreamFault::PodGone { detail },
-        Some(Meaning::NodeAway) => StreamFault::Unavailable { detail },
+        Some(Meaning::NodeAway) => StreamFault::Unavailable { detail, retry_after: None },
         Some(Meaning::NodeLacks(program)) => StreamFault::Other {
             detail: format!(
                 "the pod's node has no {program}, which its container runtime needs; install it there ({detail})"

@@ -1,0 +1,180 @@
+//! Asks for an upgrade by one transport after the other, as [`choice`] says, and remembers the one that works.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    select,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::debug;
+
+use super::{
+    choice::{self, Next, Transport, Verdict},
+    dial,
+    request::{Answer, Asked, Refusal},
+};
+use crate::{
+    io::BoxedIo,
+    k8s::{ClusterError, client::Cluster},
+};
+
+/// An attempt that was not answered in time may be answered later than the one that has won.
+const LATE: Duration = Duration::from_secs(10);
+
+/// Which transport the servers of a context take, learned by upgrades.
+pub struct Memory<T> {
+    worked: Arc<Mutex<Option<T>>>,
+    /// Attempts whose answer would tell that a server was slow, and not that something swallows.
+    late: Mutex<JoinSet<()>>,
+}
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Self { worked: Arc::default(), late: Mutex::default() }
+    }
+}
+
+/// An answered attempt.
+type Answered<T> = (T, hyper::Result<Answer>);
+
+/// Why no transport gave a connection.
+pub(super) enum Failure<T> {
+    /// Not even a connection.
+    Cluster(ClusterError),
+    Refused(T, Refusal),
+    /// The connection was closed, or the answer is no HTTP.
+    Broken(hyper::Error),
+    /// No answer at all.
+    Silent,
+}
+
+/// A connection that was switched to a transport, and to which of the protocols that were offered.
+pub(super) struct Switched<T> {
+    pub transport: T,
+    pub protocol: String,
+    pub io: BoxedIo,
+}
+
+/// The attempts of one upgrade.
+struct Attempts<T> {
+    made: Vec<(T, Verdict)>,
+    asked: FuturesUnordered<BoxFuture<'static, Answered<T>>>,
+    failures: Vec<(T, Failure<T>)>,
+    switched: Option<Switched<T>>,
+}
+
+impl<T: Transport> Attempts<T> {
+    fn ask(&mut self, transport: T, request: Asked, io: BoxedIo) {
+        let sending = request.send(io);
+        self.asked.push(Box::pin(async move { (transport, sending.await) }));
+        self.made.push((transport, Verdict::Asked));
+    }
+
+    /// The newest attempt has had its time.
+    fn lose_patience(&mut self) {
+        let asked = self.made.iter_mut().filter(|(_, verdict)| *verdict == Verdict::Asked);
+        asked.for_each(|(_, verdict)| *verdict = Verdict::Silent);
+    }
+
+    fn take(&mut self, (transport, answer): Answered<T>, takes: &impl Fn(T, &str) -> bool) {
+        let (verdict, failure) = match answer {
+            Ok(Answer::Switched { protocol, io }) if takes(transport, &protocol) => {
+                self.switched = Some(Switched { transport, protocol, io });
+                (Verdict::Works, None)
+            }
+            Ok(Answer::Switched { protocol, .. }) => {
+                (Verdict::Refused, Some(Failure::Refused(transport, Refusal::odd_switch(&protocol))))
+            }
+            Ok(Answer::Refused(refusal)) => (refusal.verdict(), Some(Failure::Refused(transport, refusal))),
+            Err(error) => (Verdict::Broken, Some(Failure::Broken(error))),
+        };
+        debug!(transport = transport.name(), ?verdict, "an upgrade is answered");
+        self.made.iter_mut().filter(|(tried, _)| *tried == transport).for_each(|(_, old)| *old = verdict);
+        self.failures.extend(failure.map(|failure| (transport, failure)));
+    }
+}
+
+impl<T: Transport> Memory<T> {
+    /// Upgrades a connection. `dialled`: one that is there already. `ask` gives the request for a transport, and `takes`
+    /// says whether a protocol was offered for it.
+    pub(super) async fn upgrade(
+        &self,
+        cluster: &Cluster,
+        default: T,
+        mut dialled: Option<BoxedIo>,
+        ask: impl Fn(T) -> Asked,
+        takes: impl Fn(T, &str) -> bool,
+    ) -> Result<Switched<T>, Failure<T>> {
+        let remembered = *self.worked.lock().expect("no panic while the lock is held");
+        let order = choice::order(remembered.unwrap_or(default));
+        let mut attempts =
+            Attempts { made: Vec::new(), asked: FuturesUnordered::new(), failures: Vec::new(), switched: None };
+        let mut late_at = Instant::now();
+        loop {
+            match choice::next(&order, &attempts.made) {
+                Next::Try(transport) => {
+                    let io = match dialled.take() {
+                        Some(io) => io,
+                        None => select! {
+                            io = dial(cluster) => io.map_err(Failure::Cluster)?,
+                            Some(answered) = attempts.asked.next() => {
+                                attempts.take(answered, &takes);
+                                continue;
+                            }
+                        },
+                    };
+                    attempts.ask(transport, ask(transport), io);
+                    late_at = Instant::now() + choice::patience(remembered.is_some(), attempts.made.len());
+                }
+                Next::Wait => {
+                    let is_patient = attempts.made.iter().any(|(_, verdict)| *verdict == Verdict::Asked);
+                    select! {
+                        Some(answered) = attempts.asked.next() => attempts.take(answered, &takes),
+                        () = sleep_until(late_at), if is_patient => attempts.lose_patience(),
+                        else => return Err(Failure::Silent),
+                    }
+                }
+                Next::Use(transport) => {
+                    let Some(switched) = attempts.switched else { return Err(Failure::Silent) };
+                    self.remember(transport, order, attempts.asked);
+                    return Ok(switched);
+                }
+                Next::Fail(transport) => {
+                    let failed = attempts.failures.into_iter().find(|(tried, _)| *tried == transport);
+                    return Err(failed.map_or(Failure::Silent, |(_, failure)| failure));
+                }
+            }
+        }
+    }
+
+    /// Remembers the transport that works. Where one before it in the order is only late, its answer is waited for in the
+    /// background: then the server was slow, and nothing stands in the way of that transport.
+    fn remember(&self, works: T, order: Vec<T>, late: FuturesUnordered<BoxFuture<'static, Answered<T>>>) {
+        *self.worked.lock().expect("no panic while the lock is held") = Some(works);
+        if late.is_empty() {
+            return;
+        }
+        let worked = self.worked.clone();
+        let mut tasks = self.late.lock().expect("no panic while the lock is held");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let rank = |transport: T| order.iter().position(|other| *other == transport);
+            let better = late.filter_map(|(transport, answer)| {
+                let is_better = matches!(answer, Ok(Answer::Switched { .. })) && rank(transport) < rank(works);
+                std::future::ready(is_better.then_some(transport))
+            });
+            tokio::pin!(better);
+            if let Ok(Some(better)) = timeout(LATE, better.next()).await {
+                let mut worked = worked.lock().expect("no panic while the lock is held");
+                if *worked == Some(works) {
+                    *worked = Some(better);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,197 @@
+//! Which transport is tried next: a function of what the attempts so far have shown. No I/O, no clock.
+//!
+//! | an attempt | what it shows | what follows |
+//! |---|---|---|
+//! | is switched to the transport that was asked for | it works | it is used, and remembered |
+//! | 401, 429, 5xx; 404 from Kubernetes | the user, the load or the pod: every transport would get the same | the error |
+//! | 403 with the name of a user | a missing permission | a transport that needs another one |
+//! | any other status; a 101 to something else; an end, a reset; no HTTP | the way does not take this transport | the next transport |
+//! | no answer for a while | the way may swallow this transport, or all is slow | the next one beside it: who answers first wins |
+
+use std::time::Duration;
+
+/// A transport among those that a request may travel in.
+pub trait Transport: Copy + PartialEq + Send + Sync + 'static {
+    /// All of them: the one that costs least comes first.
+    const ALL: &[Self];
+
+    /// The RBAC verb that it needs.
+    fn verb(self) -> &'static str;
+
+    /// The name for people.
+    fn name(self) -> &'static str;
+}
+
+/// What an attempt has shown so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was asked just now.
+    Asked,
+    /// No answer came for [`patience`]. One may come yet.
+    Silent,
+    Works,
+    /// The user, the load, or the pod: another transport would get the same answer.
+    Final,
+    /// The user lacks the permission that this transport needs.
+    Denied,
+    /// An answer refuses the transport.
+    Refused,
+    /// The connection was closed or reset, or what came is no HTTP.
+    Broken,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next<T> {
+    Try(T),
+    /// For the attempts that are still without an answer.
+    Wait,
+    Use(T),
+    /// The answer to this attempt is the error to report.
+    Fail(T),
+}
+
+/// Returns the order in which transports are tried. `first`: the one that worked last, or the best guess.
+pub fn order<T: Transport>(first: T) -> Vec<T> {
+    std::iter::once(first).chain(T::ALL.iter().copied().filter(|other| *other != first)).collect()
+}
+
+/// Returns what to do after these attempts, in the order in which they were made.
+pub fn next<T: Transport>(order: &[T], attempts: &[(T, Verdict)]) -> Next<T> {
+    let first = |wanted: Verdict| attempts.iter().find(|(_, verdict)| *verdict == wanted).map(|(tried, _)| *tried);
+    if let Some(works) = first(Verdict::Works) {
+        return Next::Use(works);
+    }
+    if let Some(answered) = first(Verdict::Final) {
+        return Next::Fail(answered);
+    }
+    if first(Verdict::Asked).is_some() {
+        return Next::Wait;
+    }
+    let is_tried = |transport: T| attempts.iter().any(|(tried, _)| *tried == transport);
+    let is_denied = |transport: T| {
+        attempts.iter().any(|(tried, verdict)| *verdict == Verdict::Denied && tried.verb() == transport.verb())
+    };
+    match order.iter().copied().find(|transport| !is_tried(*transport) && !is_denied(*transport)) {
+        Some(untried) => Next::Try(untried),
+        None if first(Verdict::Silent).is_some() => Next::Wait,
+        // The one that a person can do most about.
+        None => first(Verdict::Denied)
+            .or_else(|| first(Verdict::Refused))
+            .or_else(|| first(Verdict::Broken))
+            .map_or(Next::Wait, Next::Fail),
+    }
+}
+
+/// Returns how long the answer to an attempt is waited for before the next transport is tried beside it. `attempts`:
+/// how many were made, this one included. All together: less than 3 s.
+pub fn patience(is_remembered: bool, attempts: usize) -> Duration {
+    match (is_remembered, attempts) {
+        // It has worked before: the server is slow, more likely than that the way has changed.
+        (true, 0..=1) => Duration::from_secs(2),
+        (true, _) => Duration::from_millis(400),
+        (false, _) => Duration::from_secs(1),
+    }
+}
+
+/// Returns what a status other than the switch that was asked for shows.
+///
+/// `is_of_kubernetes`: the answer is one of an API server or a kubelet about the object, and not of something in between.
+/// `is_denial`: it names the user and the verb.
+pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict {
+    match status {
+        401 | 429 | 500..=599 => Verdict::Final,
+        404 if is_of_kubernetes => Verdict::Final,
+        403 if is_denial => Verdict::Denied,
+        _ => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Way {
+        A,
+        B,
+        C,
+    }
+    use Way::{A, B, C};
+
+    impl Transport for Way {
+        const ALL: &[Self] = &[A, B, C];
+
+        fn verb(self) -> &'static str {
+            if self == A { "create" } else { "get" }
+        }
+
+        fn name(self) -> &'static str {
+            "way"
+        }
+    }
+
+    #[test]
+    fn what_is_tried_next_follows_from_the_first_and_the_answers() {
+        use Verdict::{Asked, Broken, Denied, Final, Refused, Silent, Works};
+        for (first, attempts, wanted) in [
+            (A, &[][..], Next::Try(A)),
+            (C, &[], Next::Try(C)),
+            (A, &[(A, Asked)], Next::Wait),
+            (A, &[(A, Works)], Next::Use(A)),
+            // About the user, the load or the pod: final, whatever was tried before.
+            (A, &[(A, Final)], Next::Fail(A)),
+            (B, &[(B, Final)], Next::Fail(B)),
+            (A, &[(A, Refused), (B, Final)], Next::Fail(B)),
+            (A, &[(A, Silent), (B, Final)], Next::Fail(B)),
+            // About the transport.
+            (A, &[(A, Refused)], Next::Try(B)),
+            (A, &[(A, Broken)], Next::Try(B)),
+            (A, &[(A, Silent)], Next::Try(B)),
+            (B, &[(B, Broken)], Next::Try(A)),
+            (C, &[(C, Refused)], Next::Try(A)),
+            (C, &[(C, Refused), (A, Broken)], Next::Try(B)),
+            (A, &[(A, Refused), (B, Broken)], Next::Try(C)),
+            (A, &[(A, Refused), (B, Broken), (C, Works)], Next::Use(C)),
+            // One that is late and another beside it: the first answer counts.
+            (A, &[(A, Silent), (B, Asked)], Next::Wait),
+            (A, &[(A, Works), (B, Asked)], Next::Use(A)),
+            (A, &[(A, Silent), (B, Works)], Next::Use(B)),
+            (A, &[(A, Refused), (B, Asked)], Next::Wait),
+            (A, &[(A, Silent), (B, Silent)], Next::Try(C)),
+            (A, &[(A, Silent), (B, Refused), (C, Broken)], Next::Wait),
+            (A, &[(A, Silent), (B, Silent), (C, Silent)], Next::Wait),
+            (A, &[(A, Broken), (B, Refused), (C, Broken)], Next::Fail(B)),
+            // A permission is asked for once.
+            (A, &[(A, Denied)], Next::Try(B)),
+            (A, &[(A, Denied), (B, Denied)], Next::Fail(A)),
+            (B, &[(B, Denied)], Next::Try(A)),
+            (B, &[(B, Denied), (A, Refused)], Next::Fail(B)),
+            (A, &[(A, Denied), (B, Refused)], Next::Try(C)),
+            (A, &[(A, Denied), (B, Refused), (C, Denied)], Next::Fail(A)),
+            (C, &[(C, Denied)], Next::Try(A)),
+        ] {
+            assert_eq!(next(&order(first), attempts), wanted, "{first:?} first, then {attempts:?}");
+        }
+    }
+
+    #[test]
+    fn load_and_restarts_are_nothing_that_another_transport_mends() {
+        for status in [429, 500, 501, 502, 503, 504, 401] {
+            assert_eq!(verdict(status, false, false), Verdict::Final, "{status}");
+        }
+        assert_eq!((verdict(404, true, false), verdict(404, false, false)), (Verdict::Final, Verdict::Refused));
+        assert_eq!((verdict(403, true, true), verdict(403, true, false)), (Verdict::Denied, Verdict::Refused));
+        for status in [101, 200, 204, 301, 307, 400, 405, 407, 426] {
+            assert_eq!(verdict(status, false, false), Verdict::Refused, "{status}");
+        }
+    }
+
+    #[test]
+    fn all_transports_are_asked_within_three_seconds() {
+        for is_remembered in [false, true] {
+            let asked: Duration = (1..Way::ALL.len()).map(|attempts| patience(is_remembered, attempts)).sum();
+            assert!(asked < Duration::from_millis(2500), "{asked:?}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! One request for an upgrade, by HTTP/1.1 on a connection of its own, and the answer to it.
+
+use std::time::{Duration, SystemTime};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{self, HeaderName},
+};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{select, time::timeout};
+
+use super::{
+    choice::{self, Verdict},
+    rand_bytes,
+};
+use crate::{
+    io::{BoxedIo, prefixed::Prefixed},
+    k8s::client::{Cluster, printable},
+    wire::websocket::accept_key,
+};
+
+/// The part of a refusal's body that is read for its message, and how long the next piece of it is waited for.
+const LONGEST_REFUSAL: usize = 16 * 1024;
+const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
+
+/// Longer than any wait that helps: a server that is away for longer is asked again by whoever comes then.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+pub(super) const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// A request, and what belongs to the switch that it asks for.
+pub(super) struct Asked {
+    request: Request<Empty<Bytes>>,
+    protocol: HeaderName,
+    /// The `Sec-WebSocket-Accept` that has to come back.
+    accept: Option<String>,
+}
+
+/// What came back.
+pub(super) enum Answer {
+    Switched {
+        /// The protocol that the server has named.
+        protocol: String,
+        io: BoxedIo,
+    },
+    Refused(Refusal),
+}
+
+/// An answer that is not the upgrade that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub status: u16,
+    pub message: String,
+    /// How long the server asks to be left alone.
+    pub retry_after: Option<Duration>,
+    /// The body is a Status object.
+    is_status: bool,
+}
+
+impl Asked {
+    /// Asks for SPDY/3.1 with a stream protocol.
+    pub fn spdy(cluster: &Cluster, path: &str, protocol: &'static str, headers: &HeaderMap) -> Self {
+        let mut request = Self::request(cluster, Method::POST, path, headers);
+        let sent = request.headers_mut();
+        sent.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+        sent.insert(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
+        Self { request, protocol: STREAM_PROTOCOL, accept: None }
+    }
+
+    /// Asks for a WebSocket with one of some subprotocols.
+    pub fn websocket(cluster: &Cluster, path: &str, protocols: &'static str, headers: &HeaderMap) -> Self {
+        let mut request = Self::request(cluster, Method::GET, path, headers);
+        let sent = request.headers_mut();
+        let key = STANDARD.encode(rand_bytes::<16>());
+        sent.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        sent.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        sent.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocols));
+        sent.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(&key).expect("base64 is ASCII"));
+        Self { request, protocol: header::SEC_WEBSOCKET_PROTOCOL, accept: Some(accept_key(&key)) }
+    }
+
+    fn request(cluster: &Cluster, method: Method, path: &str, headers: &HeaderMap) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().unwrap_or_default();
+        *request.headers_mut() = headers.clone();
+        let authority = cluster.server.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let sent = request.headers_mut();
+        sent.insert(header::HOST, HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static("")));
+        sent.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        sent.insert(header::USER_AGENT, HeaderValue::from_static(concat!("adit/", env!("CARGO_PKG_VERSION"))));
+        request
+    }
+
+    /// Returns the protocol that an answer switches to. None: it does not.
+    fn switched(&self, response: &Response<Incoming>) -> Option<String> {
+        let value = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let accepted = self.accept.is_none() || value(&header::SEC_WEBSOCKET_ACCEPT) == self.accept.as_deref();
+        let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS && accepted;
+        value(&self.protocol).filter(|_| is_switched).map(|protocol| protocol.trim().to_owned())
+    }
+
+    /// Sends the request and waits for the answer. Interim answers are passed over.
+    ///
+    /// # Errors
+    /// The connection ends before an answer, or what comes is no HTTP.
+    pub async fn send(self, io: BoxedIo) -> hyper::Result<Answer> {
+        let mut builder = http1::Builder::new();
+        let (mut sender, connection) = builder.title_case_headers(true).handshake(TokioIo::new(io)).await?;
+        // It has to be polled for anything to come; it may end before what came of it is looked at.
+        let connection = connection.with_upgrades().fuse();
+        tokio::pin!(connection);
+        let request = self.request.clone();
+        let sending = sender.send_request(request);
+        tokio::pin!(sending);
+        let mut response = loop {
+            select! {
+                response = &mut sending => break response?,
+                ended = &mut connection => ended?,
+            }
+        };
+        let Some(protocol) = self.switched(&response) else {
+            let reading = Refusal::read(response);
+            tokio::pin!(reading);
+            loop {
+                select! {
+                    refusal = &mut reading => return Ok(Answer::Refused(refusal)),
+                    _ = &mut connection => {}
+                }
+            }
+        };
+        let upgrading = hyper::upgrade::on(&mut response);
+        tokio::pin!(upgrading);
+        let upgraded = loop {
+            select! {
+                upgraded = &mut upgrading => break upgraded?,
+                ended = &mut connection => ended?,
+            }
+        };
+        let io: BoxedIo = match upgraded.downcast::<TokioIo<BoxedIo>>() {
+            Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),
+            Err(upgraded) => Box::new(TokioIo::new(upgraded)),
+        };
+        Ok(Answer::Switched { protocol, io })
+    }
+}
+
+impl Refusal {
+    /// Reads the body, and takes its message: that of a Status object, or the text as it is.
+    async fn read(response: Response<Incoming>) -> Self {
+        let (head, mut body) = response.into_parts();
+        let mut received = BytesMut::new();
+        // A body without a length ends with the connection, or when nothing more comes.
+        while received.len() < LONGEST_REFUSAL
+            && let Ok(Some(Ok(frame))) = timeout(REFUSAL_PAUSE, body.frame()).await
+        {
+            received.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+        Self::of(head.status, &head.headers, &received, SystemTime::now())
+    }
+
+    fn of(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Self {
+        let object: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let message = match object["message"].as_str() {
+            Some(message) => printable(message),
+            None => printable(&String::from_utf8_lossy(body)).chars().take(300).collect(),
+        };
+        let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
+        Self { status: status.as_u16(), message, retry_after, is_status: object["kind"] == "Status" }
+    }
+
+    /// A switch to something that was not asked for.
+    pub fn odd_switch(protocol: &str) -> Self {
+        let message = format!("switched to {:?}, which was not asked for", printable(protocol));
+        Self { status: StatusCode::SWITCHING_PROTOCOLS.as_u16(), message, ..Self::default() }
+    }
+
+    /// Returns whether the user lacks a permission.
+    pub fn is_denial(&self) -> bool {
+        self.status == 403 && self.message.contains("User \"")
+    }
+
+    /// Returns whether an API server or a kubelet speaks of a pod or a container of it. Virtual nodes without such a path
+    /// answer 404 with words of their web server.
+    pub fn is_of_kubernetes(&self) -> bool {
+        let knows = ["pod", "container"].iter().any(|word| self.message.contains(word));
+        knows || (self.is_status && !self.message.contains("could not find the requested resource"))
+    }
+
+    /// Returns the answer for people: the status and what it says.
+    pub fn text(&self) -> String {
+        match self.message.is_empty() {
+            true => self.status.to_string(),
+            false => format!("{}: {}", self.status, self.message),
+        }
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        choice::verdict(self.status, self.is_of_kubernetes(), self.is_denial())
+    }
+}
+
+/// Reads the value of a Retry-After header: seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let after = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(after.min(LONGEST_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(status: u16, body: &str) -> Refusal {
+        let status = StatusCode::from_u16(status).unwrap();
+        Refusal::of(status, &HeaderMap::new(), body.as_bytes(), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_message_of_a_status_object_is_what_a_refusal_says() {
+        let status = refusal(404, r#"{"kind":"Status","message":"pods \"a\" not found","code":404}"#);
+        assert_eq!(status.message, "pods \"a\" not found");
+        assert_eq!(refusal(502, "<b>bad\r\n\x1b[1mgateway").message, "<b>bad   [1mgateway");
+        assert_eq!(refusal(502, &"x".repeat(1000)).message.len(), 300);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_told_from_a_node_without_port_forwards() {
+        for body in [
+            "pod does not exist",
+            "container not found (\"web\")",
+            r#"{"kind":"Status","message":"pods \"web-1\" not found","reason":"NotFound","code":404}"#,
+        ] {
+            assert_eq!(refusal(404, body).verdict(), Verdict::Final, "{body}");
+        }
+        for body in [
+            "404 request not found",
+            "404 page not found",
+            "Not Found",
+            "",
+            "<html><h1>404 Not Found</h1><hr>nginx</html>",
+            r#"{"kind":"Status","message":"the server could not find the requested resource","code":404}"#,
+        ] {
+            assert_eq!(refusal(404, body).verdict(), Verdict::Refused, "{body}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, wanted) in [
+            ("1", Some(1)),
+            (" 30 ", Some(30)),
+            ("0", Some(0)),
+            ("86400", Some(300)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(value, now).map(|after| after.as_secs()), wanted, "{value:?}");
+        }
+    }
+}
