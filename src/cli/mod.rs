@@ -113,7 +113,7 @@ enum Command {
     /// Make a Service of the cluster lead to a port of this machine
     Expose(expose::Args),
     /// Run a relay
-    Server(server::Args),
+    Server(Box<server::Args>),
     /// Print the completion script of a shell
     Completion(completion::Args),
     /// Print the version
@@ -161,7 +161,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Demo(args) => return demo::run(globals, args),
         Command::Local(args) => return local::run(globals, args),
         Command::Expose(args) => return expose::run(globals, args),
-        Command::Server(args) => return server::run(globals, args),
+        Command::Server(args) => return server::run(globals, *args),
         Command::Supervise(args) => return supervise::run(&args),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),

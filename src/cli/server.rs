@@ -17,8 +17,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tracing::info;
+use tracing::{debug, info};
 
+mod limits;
+
+use self::limits::LimitArgs;
 use super::{
     Globals,
     report::{CliError, print},
@@ -31,8 +34,13 @@ use crate::{
         Connection,
         http::{HttpFrontend, HttpVersion},
     },
-    io::{BoxedIo, accept, prefixed::Prefixed, read_ahead::ReadAhead},
-    listener::mux::{SILENCE, first_bytes},
+    io::{
+        BoxedIo,
+        accept::{self, Admission, Place},
+        prefixed::Prefixed,
+        read_ahead::ReadAhead,
+    },
+    listener::mux::{first_bytes, refuse_http},
     metrics::Metrics,
     relay::{
         self,
@@ -48,8 +56,8 @@ use crate::{
     wire::sniff::Protocol,
 };
 
-/// How long streams may go on after the first signal.
-const GRACE: Duration = Duration::from_secs(10);
+/// How many open files are kept for visitors of names that are refused when there are no others.
+const SPARE_FILES: usize = 8;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -103,21 +111,8 @@ struct Serve {
     /// and POD_IP say where that is)
     #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, require_equals = true)]
     register: Option<Option<String>>,
-    /// Tunnels of one key
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().tunnels_per_key)]
-    max_tunnels: usize,
-    /// Streams of one tunnel
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().streams_per_tunnel)]
-    max_streams: usize,
-    /// Visitors of one tunnel that wait for its client
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().pending_per_tunnel)]
-    max_pending: usize,
-    /// Connections that have not said who they are
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().handshakes)]
-    max_handshakes: usize,
-    /// New visitors of one tunnel in a second
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().visitors_per_second)]
-    max_rate: u32,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 fn ports(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
@@ -172,6 +167,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     };
     let http_port = http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
     let (scheme, usual) = if https.is_some() { ("https", 443) } else { ("http", 80) };
+    let limits = Limits::from(&args.limits);
     let mut options = Options {
         keys,
         ports: args.ports.clone(),
@@ -179,13 +175,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
         domain: args.domain.map(|domain| domain.trim_matches('.').to_ascii_lowercase()),
         http_public: (scheme, http_port.filter(|port| *port != usual)),
         allow_v1: args.allow_v1,
-        limits: Limits {
-            tunnels_per_key: args.max_tunnels,
-            streams_per_tunnel: args.max_streams,
-            pending_per_tunnel: args.max_pending,
-            handshakes: args.max_handshakes,
-            visitors_per_second: args.max_rate,
-        },
+        limits,
         registrar: None,
     };
     let drain = Drain::new();
@@ -212,20 +202,29 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     print(&text)?;
 
     drain.spawn(server.clone().serve(control));
-    if let Some(listener) = admin {
-        drain.spawn(relay::admin::serve(listener, server.clone(), drain.clone()));
-    }
+    // It answers to the end, and so is none of the tasks that the drain waits for.
+    let mut answering = std::pin::pin!(async {
+        match admin {
+            Some(listener) => relay::admin::serve(listener, server.clone(), drain.clone()).await,
+            None => std::future::pending().await,
+        }
+    });
     if let Some(listener) = http {
         let metrics = Arc::new(Metrics::default());
         let tunnels = Manager::new(Arc::new(Relayed(server.clone())), drain.clone());
         let front = HttpFrontend::new(router, tunnels, metrics, drain.clone());
-        drain.spawn(serve_http(listener, front, https, drain.clone()));
+        drain.spawn(serve_http(listener, server.visitors().clone(), front, https, drain.clone()));
     }
-    signals.next().await;
-    info!("stopping: streams have {} s", GRACE.as_secs());
     tokio::select! {
-        _ = drain.finish(GRACE) => Ok(ExitCode::SUCCESS),
+        () = signals.next() => {}
+        never = answering.as_mut() => match never {},
+    }
+    let grace = limits.accepted.grace;
+    info!("stopping: streams in progress have {grace:?}");
+    tokio::select! {
+        _ = drain.finish(grace) => Ok(ExitCode::SUCCESS),
         () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+        never = answering.as_mut() => match never {},
     }
 }
 
@@ -259,20 +258,32 @@ fn with_names(router: &Router, names: Vec<String>, domain: &str) -> Router {
 /// Takes visitors of names.
 async fn serve_http(
     listener: TcpListener,
+    admission: Arc<Admission>,
     front: Arc<HttpFrontend>,
     https: Option<Arc<rustls::ServerConfig>>,
     drain: Drain,
 ) {
     let mut id = 0;
-    let serve = |stream: TcpStream, peer: SocketAddr| {
+    let is_plain = https.is_none();
+    let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
         id += 1;
         let local = stream.local_addr().unwrap_or(peer);
-        let connection = Arc::new(Connection { id, peer, local, ends: None });
+        let connection = Arc::new(Connection { id, peer, local, ends: None, place: place.clone() });
         let (front, https, of_connection) = (front.clone(), https.clone(), drain.clone());
-        drain.spawn(async move { visit(stream, connection, front, https, of_connection).await });
+        let visiting = place.run(visit(stream, connection, front, https, of_connection));
+        drain.spawn(async move {
+            if visiting.await.is_none() {
+                debug!(%peer, "connection of a visitor ended: it was silent, and others came");
+            }
+        });
+    };
+    let refuse = |stream, full| async move {
+        if is_plain {
+            refuse_http(stream, full).await;
+        }
     };
     tokio::select! {
-        never = accept::accept(&listener, 1, serve, |_| async {}) => match never {},
+        never = accept::accept(&listener, &admission, SPARE_FILES, serve, refuse) => match never {},
         () = drain.started() => {}
     }
 }
@@ -284,17 +295,27 @@ async fn visit(
     https: Option<Arc<rustls::ServerConfig>>,
     drain: Drain,
 ) {
+    let limit = connection.place.limits().first_byte;
+    // A visitor that has sent no request has nothing in progress.
+    let is_over = drain.clone();
     if let Some(https) = https {
-        if let Ok(Ok(tls)) = timeout(SILENCE, TlsAcceptor::from(https).accept(ReadAhead::new(stream))).await {
+        let accepting = timeout(limit, TlsAcceptor::from(https).accept(ReadAhead::new(stream)));
+        let accepted = tokio::select! {
+            accepted = accepting => accepted,
+            () = is_over.started() => return,
+        };
+        if let Ok(Ok(tls)) = accepted {
             let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
             front.serve(Box::new(tls), version, connection, true, drain).await;
         }
         return;
     }
-    let Ok(Ok((received, protocol))) = timeout(SILENCE, first_bytes(&mut stream, BytesMut::new())).await else {
-        return;
+    let first = tokio::select! {
+        first = timeout(limit, first_bytes(&mut stream, BytesMut::new())) => first,
+        () = is_over.started() => return,
     };
+    let Ok(Ok((received, protocol))) = first else { return };
     let version = match protocol {
         Some(Protocol::Http1) => HttpVersion::Http1,
         Some(Protocol::Http2) => HttpVersion::Http2,

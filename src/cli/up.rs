@@ -7,7 +7,6 @@ use std::{
     io::{self, IsTerminal},
     net::SocketAddr,
     process::ExitCode,
-    time::Duration,
 };
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,11 +19,9 @@ use super::{
 use crate::{
     app::{App, Bound},
     drain::Drain,
+    io::accept::Limits,
     telemetry,
 };
-
-/// How long requests may go on after the first signal.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// 128 and the number of SIGINT, as shells have it.
 pub const INTERRUPTED: u8 = 130;
@@ -132,9 +129,10 @@ pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliEr
         served = bound.run(drain.clone()) => served?,
         () = signals.next() => {}
     }
-    info!("stopping: requests in progress have {} s", GRACE.as_secs());
+    let grace = Limits::default().grace;
+    info!("stopping: requests in progress have {grace:?}");
     tokio::select! {
-        cut = drain.finish(GRACE) => {
+        cut = drain.finish(grace) => {
             if cut > 0 {
                 info!(cut, "stopped: what did not finish was cut");
             }
@@ -183,6 +181,8 @@ fn banner(bound: &Bound) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

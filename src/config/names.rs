@@ -48,7 +48,7 @@ pub(crate) fn is_image(text: &str) -> bool {
 }
 
 /// Returns a duration as Go writes them: `90s`, `1h30m`, `1.5h`, `500ms`; `0` alone needs no unit.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// How long a client may take for its ClientHello.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a PostgreSQL server may take to say whether it speaks TLS, and a client to read why it is refused.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// More requests for encryption than any client makes before it gives one up.
 const MOST_REQUESTS: usize = 4;
@@ -47,15 +47,16 @@ pub enum GreetingError {
     PlainPostgres,
     #[error("the client ended its connection within its ClientHello")]
     Ended,
-    #[error("the client did not finish its ClientHello within {} s", HANDSHAKE_TIMEOUT.as_secs())]
-    TimedOut,
+    #[error("the client did not finish its ClientHello within {0:?}")]
+    TimedOut(Duration),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Reads up to the end of the ClientHello, however it is split. `received`: what was read already.
-pub async fn read(stream: &mut BoxedIo, received: BytesMut) -> Result<Greeting, GreetingError> {
-    timeout(HANDSHAKE_TIMEOUT, read_on(stream, received)).await.map_err(|_| GreetingError::TimedOut)?
+/// Reads up to the end of the ClientHello, however it is split. `received`: what was read already. `limit`: how long it may
+/// take.
+pub async fn read(stream: &mut BoxedIo, received: BytesMut, limit: Duration) -> Result<Greeting, GreetingError> {
+    timeout(limit, read_on(stream, received)).await.map_err(|_| GreetingError::TimedOut(limit))?
 }
 
 async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greeting, GreetingError> {
@@ -121,7 +122,7 @@ pub async fn refuse_plain_postgres(stream: &mut BoxedIo) {
 /// Sends the last bytes, and reads on until the client has seen them: closing over unread bytes would be a reset.
 async fn end_with(stream: &mut BoxedIo, last: &[u8]) {
     // It may be gone already.
-    let _ = timeout(HANDSHAKE_TIMEOUT, async {
+    let _ = timeout(ANSWER, async {
         stream.write_all(last).await?;
         stream.shutdown().await?;
         let mut rest = [0; 1024];
@@ -150,5 +151,5 @@ pub async fn ask_for_tls(backend: &mut BoxedIo) -> io::Result<bool> {
             )),
         }
     };
-    timeout(HANDSHAKE_TIMEOUT, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(ANSWER, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

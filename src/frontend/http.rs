@@ -107,7 +107,8 @@ impl HttpFrontend {
     ) {
         let metrics = self.metrics.clone();
         let _open = metrics.http_connections.open();
-        let gate = (version == HttpVersion::Http1).then(Arc::<Gate>::default);
+        let limits = *connection.place.limits();
+        let gate = (version == HttpVersion::Http1).then(|| Gate::new(&limits));
         let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone() };
         // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2, nor for a request.
         let served = match gate {
@@ -127,7 +128,7 @@ impl HttpFrontend {
                     let (this, arrival) = (self.clone(), arrival.clone());
                     async move { this.answer(request, arrival).await }
                 };
-                Box::pin(http2::server::serve(stream, answer, drain)).await
+                Box::pin(http2::server::serve(stream, answer, limits, drain)).await
             }
         };
         if let Err(error) = served {
@@ -141,6 +142,9 @@ impl HttpFrontend {
         let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
         let is_refused = request.method().as_str() == REFUSED;
+        if !is_refused {
+            arrival.connection.place.settle();
+        }
         let admitted = match (is_refused, &arrival.gate) {
             (true, Some(gate)) => Err(pages::refused(gate.refused())),
             _ => self.admit(&request, &mut access),

@@ -10,10 +10,10 @@ pub mod tls;
 
 use std::net::SocketAddr;
 
-use crate::io::abandoned::Ends;
+use crate::io::{abandoned::Ends, accept::Place};
 
 /// What is known of an accepted connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// Counts up from 1 for the whole process; the id in logs.
     pub id: u64,
@@ -21,4 +21,6 @@ pub struct Connection {
     pub local: SocketAddr,
     /// Those of the socket itself, where the client is on this machine.
     pub ends: Option<Ends>,
+    /// Its place among the others, with the limits for it.
+    pub place: Place,
 }

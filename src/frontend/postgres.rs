@@ -10,9 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Connection,
-    greeting::{
-        self, Greeting, GreetingError, HANDSHAKE_FAILURE, HANDSHAKE_TIMEOUT, INTERNAL_ERROR, UNRECOGNIZED_NAME,
-    },
+    greeting::{self, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
 };
 use crate::{
     io::{
@@ -44,7 +42,7 @@ impl PostgresFrontend {
 
     /// Serves one connection, whose first bytes are `received`.
     pub async fn serve(self: Arc<Self>, mut stream: BoxedIo, received: BytesMut, connection: Arc<Connection>) {
-        match greeting::read(&mut stream, received).await {
+        match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => self.serve_greeted(stream, greeting, connection).await,
             Err(GreetingError::PlainPostgres) => {
                 info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without TLS says no name");
@@ -88,7 +86,7 @@ impl PostgresFrontend {
             Ok(false) => {
                 let stream = ReadAhead::new(Prefixed::new(greeting.bytes, stream));
                 let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
-                match timeout(HANDSHAKE_TIMEOUT, accept).await {
+                match timeout(connection.place.limits().first_byte, accept).await {
                     Ok(Ok(mut client)) => {
                         join(&mut client, &mut backend, Bytes::new(), &lease, name, connection).await;
                     }

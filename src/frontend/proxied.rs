@@ -13,9 +13,6 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use super::Connection;
 use crate::{config::ProxyProtocol, wire::proxy_protocol};
 
-/// A proxy sends its header at once.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Why a connection is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxiedError {
@@ -23,8 +20,8 @@ pub enum ProxiedError {
     NotTrusted(IpAddr),
     #[error("PROXY header: {0}")]
     Malformed(#[from] proxy_protocol::Malformed),
-    #[error("no PROXY header within {} s", TIMEOUT.as_secs())]
-    TimedOut,
+    #[error("no PROXY header within {0:?}")]
+    TimedOut(Duration),
     #[error("the connection ended within its PROXY header")]
     Ended,
     #[error(transparent)]
@@ -42,6 +39,7 @@ pub async fn accept(
     if !trusted.iter().any(|network| contains(*network, peer)) {
         return Err(ProxiedError::NotTrusted(peer));
     }
+    let limit = connection.place.limits().first_byte;
     let reading = async {
         let mut received = BytesMut::with_capacity(1024);
         loop {
@@ -54,9 +52,9 @@ pub async fn accept(
             }
         }
     };
-    let (addresses, rest) = timeout(TIMEOUT, reading).await.map_err(|_| ProxiedError::TimedOut)??;
+    let (addresses, rest) = timeout(limit, reading).await.map_err(|_| ProxiedError::TimedOut(limit))??;
     let peer = addresses.map_or(connection.peer, |(source, _): (SocketAddr, SocketAddr)| source);
-    Ok((Arc::new(Connection { peer, ..**connection }), rest))
+    Ok((Arc::new(Connection { peer, ..Connection::clone(connection) }), rest))
 }
 
 fn contains((network, prefix): (IpAddr, u8), ip: IpAddr) -> bool {

@@ -51,7 +51,7 @@ impl SniFrontend {
             }
         };
         let mut stream: BoxedIo = Box::new(stream);
-        let greeting = match greeting::read(&mut stream, received).await {
+        let greeting = match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => greeting,
             Err(error) => {
                 self.count();

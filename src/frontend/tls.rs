@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use self::certs::Certs;
 use super::{
-    greeting::{self, DECODE_ERROR, GreetingError, HANDSHAKE_TIMEOUT},
+    greeting::{self, DECODE_ERROR, GreetingError},
     http::{HttpFrontend, HttpVersion, told_scheme},
     postgres::{self, PostgresFrontend},
 };
@@ -73,7 +73,7 @@ impl TlsFrontend {
     ) {
         let metrics = self.metrics.clone();
         let _open = metrics.tls_connections.open();
-        let greeting = match greeting::read(&mut stream, received).await {
+        let greeting = match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => greeting,
             Err(error) => {
                 debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello");
@@ -128,7 +128,7 @@ impl TlsFrontend {
 
     async fn terminate(&self, stream: Prefixed<BoxedIo>, connection: Arc<Connection>, drain: Drain) {
         let accept = TlsAcceptor::from(self.server.clone()).accept(ReadAhead::new(stream));
-        let tls = match timeout(HANDSHAKE_TIMEOUT, accept).await {
+        let tls = match timeout(connection.place.limits().first_byte, accept).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 return debug!(connection = connection.id, peer = %connection.peer, %error, "tls handshake failed");

@@ -29,17 +29,6 @@ use crate::wire::http1::{self, Framing, Piece, Refusal};
 /// Longer than any method that is taken for HTTP when a connection is sniffed.
 pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
 
-/// How long a connection may wait for its next request. Browsers keep unused connections for minutes, and open new ones
-/// when these are closed.
-const IDLE: Duration = Duration::from_secs(60);
-
-/// How long a whole head may take from its first byte. A limit per byte would let a client that sends one now and then hold a
-/// connection for days; nginx and Go's servers limit the whole as well.
-const HEAD: Duration = Duration::from_secs(30);
-
-/// How long no byte may come in the middle of a body.
-const BODY_STALL: Duration = Duration::from_secs(60);
-
 /// A client that has ended its direction may still want its answer, or may be gone: the two look the same. It is taken for gone
 /// when nothing could be sent to it for this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -284,7 +273,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             // Another protocol knows best how long its silences are.
             Poll::Pending if self.next == Next::Switched => Poll::Pending,
             Poll::Pending => {
-                ready!(self.poll_stalled(cx, BODY_STALL));
+                ready!(self.poll_stalled(cx, self.gate.limits.body));
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the rest of the request's body did not come")))
             }
             read => {
@@ -330,15 +319,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                                 this.since = None;
                                 return Poll::Pending;
                             }
-                            return this.poll_stalled(cx, IDLE).map(Ok);
+                            return this.poll_stalled(cx, this.gate.limits.idle).map(Ok);
                         }
                         Next::Head => {
+                            let limit = this.gate.limits.head;
                             let since = *this.head_since.get_or_insert_with(Instant::now);
-                            ready!(this.poll_waited(cx, since, HEAD));
-                            this.refuse(Refused::Slow);
+                            ready!(this.poll_waited(cx, since, limit));
+                            this.refuse(Refused::Slow(limit));
                         }
                         _ => {
-                            ready!(this.poll_stalled(cx, BODY_STALL));
+                            ready!(this.poll_stalled(cx, this.gate.limits.body));
                             let what = "the rest of the request's body did not come";
                             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)));
                         }

@@ -1,23 +1,26 @@
 //! Listening sockets, and accept loops that survive errors.
 
-use std::{
-    collections::VecDeque,
-    fs::File,
-    future::{Future, poll_fn},
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod admission;
+mod limits;
+mod notice;
+mod refused;
+
+use std::{fs::File, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{Instant, Timeout, sleep, sleep_until, timeout},
+    time::sleep,
 };
 use tracing::warn;
+
+use self::refused::Refused;
+pub use self::{
+    admission::{Admission, Full, Names, Place},
+    limits::Limits,
+    notice::Notice,
+};
 
 /// tokio's default of 1,024 drops SYNs when thousands connect at once; the client's retry comes a second later.
 const BACKLOG: i32 = 4096;
@@ -26,19 +29,8 @@ const BACKLOG: i32 = 4096;
 /// answered within 100 ms.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a refused client may take for its request, and to read the answer.
-const REFUSAL: Duration = Duration::from_millis(50);
-
-/// How much of that a refused client has when others wait. A client sends its request at once, and one that has waited to be
-/// accepted has sent it already: a queue of 100 silent clients passes in a few milliseconds.
-const LEAST_REFUSAL: Duration = Duration::from_millis(1);
-
-/// TCP keep-alive of accepted connections: a client that vanished behind a NAT or with its VPN is noticed after
-/// 20 s + 3 * 10 s, and holds its stream no longer.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(20)).with_interval(Duration::from_secs(10)).with_retries(3);
-
-const WARN_EVERY: Duration = Duration::from_secs(1);
+/// How many clients are refused at a time where open files are no matter.
+const MOST_REFUSED: usize = 8;
 
 /// Binds and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -57,17 +49,20 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Hands every accepted connection to `serve`, for as long as it is polled.
 ///
-/// No error ends it: a connection that was reset before it was accepted is passed over. Where the process has reached its
-/// open-file limit, connections go to `refuse` on the `spare` files that are kept for this, until others are closed.
+/// No error ends it: a connection that was reset before it was accepted is passed over. A client that `admission` has no
+/// place for goes to `refuse`. So does every client while the process is at its open-file limit, on the `spare` files that
+/// are kept for this, until others are closed.
 pub async fn accept<F: Future<Output = ()>>(
     listener: &TcpListener,
+    admission: &Arc<Admission>,
     spare: usize,
-    mut serve: impl FnMut(TcpStream, SocketAddr),
-    mut refuse: impl FnMut(TcpStream) -> F,
+    mut serve: impl FnMut(TcpStream, SocketAddr, Place),
+    mut refuse: impl FnMut(TcpStream, Full) -> F,
 ) -> std::convert::Infallible {
     let mut reserve: Vec<File> = Vec::new();
     let mut refused = Refused::default();
-    let mut warned: Option<Instant> = None;
+    let warned = Notice::default();
+    let keepalive = admission.limits().tcp_keepalive();
     loop {
         while reserve.len() + refused.len() < spare {
             match File::open("/dev/null") {
@@ -83,64 +78,31 @@ pub async fn accept<F: Future<Output = ()>>(
             Ok((stream, peer)) => {
                 // They fail only on a socket that is closed already.
                 let _ = stream.set_nodelay(true);
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                serve(stream, peer);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+                match admission.admit(peer) {
+                    Ok(place) => serve(stream, peer, place),
+                    Err(full) => {
+                        if refused.len() >= MOST_REFUSED {
+                            refused.make_room().await;
+                        }
+                        refused.push(refuse(stream, full));
+                    }
+                }
                 continue;
             }
             Err(error) if is_about_one_connection(&error) => continue,
             Err(error) => error,
         };
-        if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            warned = Some(Instant::now());
-            warn!(%error, "cannot accept connections: trying again");
+        if let Some(times) = warned.due() {
+            warn!(times, %error, "cannot accept connections: trying again");
         }
         if !is_about_open_files(&error) || (reserve.is_empty() && refused.len() == 0) {
             sleep(PAUSE).await;
         } else if reserve.pop().is_none() {
             refused.make_room().await;
         } else if let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-            refused.push(refuse(stream));
+            refused.push(refuse(stream, Full::OpenFiles));
         }
-    }
-}
-
-/// Clients that are being refused, the oldest first.
-struct Refused<F>(VecDeque<(Instant, Pin<Box<Timeout<F>>>)>);
-
-impl<F> Default for Refused<F> {
-    fn default() -> Self {
-        Self(VecDeque::new())
-    }
-}
-
-impl<F: Future<Output = ()>> Refused<F> {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn push(&mut self, refusing: F) {
-        self.0.push_back((Instant::now(), Box::pin(timeout(REFUSAL, refusing))));
-    }
-
-    /// Waits until one has ended. Never: there is none.
-    async fn one_ended(&mut self) {
-        poll_fn(|cx| self.poll_one_ended(cx)).await;
-    }
-
-    fn poll_one_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let before = self.0.len();
-        self.0.retain_mut(|(_, refusing)| refusing.as_mut().poll(cx).is_pending());
-        if self.0.len() < before { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// Waits until one has ended, or closes the oldest once it has had its least time.
-    async fn make_room(&mut self) {
-        let Some(since) = self.0.front().map(|(since, _)| *since) else { return };
-        tokio::select! {
-            () = self.one_ended() => return,
-            () = sleep_until(since + LEAST_REFUSAL) => {}
-        }
-        self.0.pop_front();
     }
 }
 
@@ -156,46 +118,59 @@ fn is_about_open_files(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{io::AsyncReadExt, sync::mpsc};
+
     use super::*;
+
+    fn admission(connections: Option<usize>) -> Arc<Admission> {
+        Admission::new(Limits { connections, keepalive: Duration::from_secs(9), ..Limits::default() }, Names::default())
+    }
 
     #[tokio::test]
     async fn accepted_connections_have_keepalive() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted_tx, mut accepted) = tokio::sync::mpsc::unbounded_channel();
-        let serve = |stream, _| accepted_tx.send(stream).unwrap();
+        let (accepted_tx, mut accepted) = mpsc::unbounded_channel();
+        let (admission, serve) = (admission(None), |stream, _, _| accepted_tx.send(stream).unwrap());
         let stream = tokio::select! {
-            never = accept(&listener, 0, serve, |_| async {}) => match never {},
+            never = accept(&listener, &admission, 0, serve, |_, _| async {}) => match never {},
             stream = accepted.recv() => stream.unwrap(),
         };
         let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
         #[cfg(target_os = "linux")]
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(9));
         drop(client);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn refused_clients_that_say_nothing_keep_no_other_waiting() {
-        let (mut refused, began) = (Refused::default(), Instant::now());
-        for _ in 0..100 {
-            while refused.len() >= 8 {
-                refused.make_room().await;
+    #[tokio::test]
+    async fn clients_without_a_place_are_refused_until_there_is_one() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted_tx, mut accepted) = mpsc::unbounded_channel();
+        let admission = admission(Some(1));
+        let serve = |stream: TcpStream, _, place: Place| {
+            place.settle();
+            accepted_tx.send((stream, place)).unwrap();
+        };
+        let clients = async {
+            let first = TcpStream::connect(address).await.unwrap();
+            let held = accepted.recv().await.unwrap();
+            for _ in 0..20 {
+                let mut refused = TcpStream::connect(address).await.unwrap();
+                assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
             }
-            refused.push(std::future::pending());
+            drop((first, held));
+            let next = TcpStream::connect(address).await.unwrap();
+            let served = accepted.recv().await.unwrap();
+            drop((next, served));
+        };
+        tokio::select! {
+            never = accept(&listener, &admission, 0, serve, |stream, full| async move {
+                assert_eq!(full, Full::Connections);
+                drop(stream);
+            }) => match never {},
+            () = clients => {}
         }
-        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
-        // Where nobody else waits they have their time.
-        refused.one_ended().await;
-        assert!(began.elapsed() >= REFUSAL, "{:?}", began.elapsed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_client_that_has_its_answer_makes_room_at_once() {
-        let (mut refused, began) = (Refused::default(), Instant::now());
-        refused.push(std::future::pending().boxed());
-        refused.push(std::future::ready(()).boxed());
-        refused.make_room().await;
-        assert_eq!((refused.len(), began.elapsed()), (1, Duration::ZERO));
     }
 }

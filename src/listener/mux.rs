@@ -3,7 +3,6 @@
 use std::{
     io,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -22,18 +21,11 @@ use crate::{
         proxied,
         tls::TlsFrontend,
     },
-    io::{BoxedIo, prefixed::Prefixed},
+    io::{BoxedIo, accept::Full, prefixed::Prefixed},
     metrics::Metrics,
     routing::SharedRouter,
     wire::sniff::{Protocol, Sniff, sniff},
 };
-
-/// How long a client may stay silent at first. Browsers open connections that they may never use.
-pub const SILENCE: Duration = Duration::from_secs(10);
-
-const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    Content-Length: 72\r\nRetry-After: 1\r\nConnection: close\r\nX-Adit-Error: out-of-descriptors\r\n\r\n\
-    adit has no descriptors left: close connections, or raise 'ulimit -n'.\r\n";
 
 /// Hands connections to the frontend of what they speak.
 pub struct Mux {
@@ -48,17 +40,10 @@ impl Mux {
         Self { http, tls, router, metrics }
     }
 
-    /// Turns a client away, for want of descriptors; one of HTTP/1 is told so.
-    pub async fn refuse(&self, mut stream: TcpStream) {
+    /// Refuses a client; one of HTTP/1 reads why.
+    pub async fn refuse(&self, stream: TcpStream, full: Full) {
         self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
-        let mut request = [0; 1024];
-        let Ok(count) = stream.read(&mut request).await else { return };
-        if matches!(sniff(&request[..count]), Sniff::Is(Protocol::Http1)) && stream.write_all(OVERLOADED).await.is_ok()
-        {
-            // Closing over unread bytes would be a reset, which can overtake the answer.
-            let _ = stream.shutdown().await;
-            while stream.read(&mut request).await.is_ok_and(|count| count > 0) {}
-        }
+        refuse_http(stream, full).await;
     }
 
     /// Serves one accepted connection.
@@ -70,8 +55,9 @@ impl Mux {
                 Err(error) => return info!(connection = connection.id, peer = %connection.peer, %error, "closed"),
             };
         drop(router);
+        let limit = connection.place.limits().first_byte;
         let first = tokio::select! {
-            first = timeout(SILENCE, first_bytes(&mut stream, received)) => first,
+            first = timeout(limit, first_bytes(&mut stream, received)) => first,
             // One that has not spoken has nothing in progress.
             () = drain.started() => return,
         };
@@ -82,7 +68,7 @@ impl Mux {
             }
             Err(_) => {
                 self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
-                return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {} s", SILENCE.as_secs());
+                return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {limit:?}");
             }
         };
         let Some(protocol) = sniffed else {
@@ -105,6 +91,37 @@ impl Mux {
         let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
         Box::pin(self.http.clone().serve(stream, version, connection, false, drain)).await;
     }
+}
+
+/// Answers a client of HTTP/1 that there is no place for it, and closes its connection.
+pub async fn refuse_http(mut stream: TcpStream, full: Full) {
+    let mut request = [0; 1024];
+    let Ok(count) = stream.read(&mut request).await else { return };
+    if matches!(sniff(&request[..count]), Sniff::Is(Protocol::Http1)) && stream.write_all(&refusal(full)).await.is_ok()
+    {
+        // Closing over unread bytes would be a reset, which can overtake the answer.
+        let _ = stream.shutdown().await;
+        while stream.read(&mut request).await.is_ok_and(|count| count > 0) {}
+    }
+}
+
+fn refusal(full: Full) -> Vec<u8> {
+    let (code, text) = match full {
+        Full::OpenFiles => (
+            "out-of-descriptors",
+            "adit has reached its open-file limit: close connections, or raise it with 'ulimit -n'.\n",
+        ),
+        Full::Connections => ("too-many-connections", "All connections of this server are in use: try again later.\n"),
+        Full::Address => {
+            ("too-many-connections", "Your address has as many connections as one may have: close some.\n")
+        }
+    };
+    let length = text.len();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
+         Retry-After: 1\r\nConnection: close\r\nX-Adit-Error: {code}\r\n\r\n{text}"
+    )
+    .into_bytes()
 }
 
 /// Reads until the protocol is known; `received`: what was read already. None: it is not one of ours.

@@ -21,7 +21,10 @@ use crate::{
     config::{Config, listen::overlap},
     drain::Drain,
     frontend::{Connection, sni::SniFrontend, tcp::TcpFrontend},
-    io::{abandoned::Ends, accept},
+    io::{
+        abandoned::Ends,
+        accept::{self, Admission, Limits, Names},
+    },
 };
 
 impl Kind {
@@ -48,6 +51,7 @@ pub struct Frontends {
 pub struct Ports {
     frontends: Arc<Frontends>,
     drain: Drain,
+    admission: Arc<Admission>,
     serving: BTreeMap<Key, Serving>,
     next_connection: Arc<AtomicU64>,
 }
@@ -70,6 +74,8 @@ impl Ports {
         Self {
             frontends: Arc::new(frontends),
             drain,
+            // The open-file limit is the only one in number, and has words of its own.
+            admission: Admission::new(Limits::default(), Names::default()),
             serving: BTreeMap::new(),
             next_connection: Arc::new(AtomicU64::new(1)),
         }
@@ -84,16 +90,19 @@ impl Ports {
             let refusing = frontends.clone();
             // The loop itself ends with the drain; its connections are tracked by the whole process.
             let all = self.drain.clone();
+            let admission = self.admission.clone();
             let (closed_tx, closed) = oneshot::channel();
             self.drain.spawn(async move {
                 let _closed = closed_tx;
                 let listener = listener;
                 let accepting = accept::accept(
                     &listener,
+                    &admission,
                     kind.spare(),
-                    |stream, peer| {
+                    |stream, peer, place| {
                         let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
-                        let connection = Arc::new(Connection { id, peer, local, ends: Ends::between(peer, local) });
+                        let ends = Ends::between(peer, local);
+                        let connection = Arc::new(Connection { id, peer, local, ends, place });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         let serving: BoxFuture<'static, ()> = match kind {
                             Kind::Http => Box::pin(async move { frontends.mux.serve(stream, connection, drain).await }),
@@ -103,11 +112,11 @@ impl Ports {
                         };
                         all.spawn(serving);
                     },
-                    |stream| {
+                    |stream, full| {
                         let frontends = refusing.clone();
                         async move {
                             match kind {
-                                Kind::Http => frontends.mux.refuse(stream).await,
+                                Kind::Http => frontends.mux.refuse(stream, full).await,
                                 // A close that is no reset would look like an answer.
                                 Kind::Tcp => frontends.tcp.refuse(stream),
                                 Kind::Sni | Kind::Admin => {}

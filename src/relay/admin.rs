@@ -1,6 +1,9 @@
 //! What a relay tells of itself, on loopback: `/healthz`, `/readyz`, `/metrics`, and a page of its tunnels.
 
-use std::{sync::Arc, sync::atomic::Ordering};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -13,17 +16,18 @@ use crate::{
     admin::http::{HTML, TEXT, respond, serve_one},
     drain::Drain,
     guard::origin::is_of_this_machine,
-    io::accept,
+    io::accept::{self, Admission, Limits, Names},
     metrics::{self, Exposition},
 };
 
-/// Answers until the drain is cut.
-pub async fn serve(listener: TcpListener, server: Arc<Server>, drain: Drain) {
-    let serve = |stream: TcpStream, _| {
+/// Answers for as long as it is polled.
+pub async fn serve(listener: TcpListener, server: Arc<Server>, drain: Drain) -> Infallible {
+    let admission = Admission::new(Limits::default(), Names::default());
+    let serve = |stream: TcpStream, _, _| {
         let server = server.clone();
         drain.spawn(async move { serve_one(stream, |request| answer(&server, request)).await });
     };
-    match accept::accept(&listener, 1, serve, |_| async {}).await {}
+    accept::accept(&listener, &admission, 1, serve, |_, _| async {}).await
 }
 
 fn answer(server: &Server, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -13,6 +13,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use rustls::{ClientConfig, pki_types::ServerName};
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     sync::mpsc,
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::{BoxedIo, read_ahead::ReadAhead},
+    io::{BoxedIo, accept::Limits, read_ahead::ReadAhead},
     wire::relay::{Frame, Kind, Token},
 };
 
@@ -82,6 +83,8 @@ impl Dial for Direct {
         Box::pin(async move {
             let stream = TcpStream::connect((self.host(), self.port)).await?;
             stream.set_nodelay(true)?;
+            // A relay that is gone without a word is noticed on idle streams too.
+            SockRef::from(&stream).set_tcp_keepalive(&Limits::default().tcp_keepalive())?;
             Ok(Box::new(stream) as BoxedIo)
         })
     }

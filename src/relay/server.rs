@@ -3,6 +3,7 @@
 mod greeting;
 mod idle;
 pub mod options;
+mod quotas;
 pub mod tunnels;
 mod visitors;
 
@@ -20,7 +21,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::{Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use tracing::{debug, info};
 pub use self::options::{Limits, Options};
 use self::{
     idle::Idle,
+    quotas::Notices,
     tunnels::Tunnel,
     visitors::{Pending, StreamName},
 };
@@ -39,7 +41,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::accept,
+    io::accept::{self, Admission, Names, Place},
     wire::relay::{Frame, Token},
 };
 
@@ -52,7 +54,10 @@ pub struct Server {
     tls: Arc<ServerConfig>,
     ports: Mutex<Ports>,
     state: Mutex<State>,
-    handshakes: Arc<Semaphore>,
+    /// Connections that have not authenticated.
+    handshakes: Arc<Admission>,
+    visitors: Arc<Admission>,
+    notices: Notices,
     drain: Drain,
     /// Told when a name comes or goes.
     names_changed: Box<dyn Fn(Vec<String>) + Send + Sync>,
@@ -100,9 +105,17 @@ impl Server {
         drain: Drain,
         names_changed: impl Fn(Vec<String>) + Send + Sync + 'static,
     ) -> Arc<Self> {
+        let accepted = options.limits.accepted;
+        let unproven = accept::Limits { connections: Some(options.limits.handshakes), per_address: None, ..accepted };
+        let (connections, counted) = ("--max-handshakes", "clients that have not authenticated");
+        let handshakes = Admission::new(unproven, Names { counted, connections, per_address: "" });
+        let (connections, per_address) = ("--max-connections", "--max-connections-per-address");
+        let visitors = Admission::new(accepted, Names { counted: "connections of visitors", connections, per_address });
         Arc::new(Self {
             ports: Mutex::new(Ports::new(options.bind, options.ports.clone())),
-            handshakes: Arc::new(Semaphore::new(options.limits.handshakes)),
+            handshakes,
+            visitors,
+            notices: Notices::default(),
             options,
             tls,
             state: Mutex::default(),
@@ -112,23 +125,31 @@ impl Server {
         })
     }
 
+    /// Returns who counts the connections of visitors, by TCP and HTTP.
+    pub fn visitors(&self) -> &Arc<Admission> {
+        &self.visitors
+    }
+
     /// Takes connections of clients until the drain starts. `listener`: the control port.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let serve = |stream: TcpStream, peer: SocketAddr| {
-            // Who does not say who he is does not keep others from it.
-            let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
-                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
-                return;
-            };
+        let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
             let this = self.clone();
             self.drain.spawn(async move {
-                if let Err(error) = this.clone().greet(stream, peer, permit).await {
-                    debug!(%peer, %error, "relay: connection ended");
+                // A connection that has authenticated gives its place back, and is not ended for another any more.
+                let greeting = place.run(this.clone().greet(stream, peer, place.clone()));
+                drop(place);
+                match greeting.await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => debug!(%peer, %error, "relay: connection ended"),
+                    None => {
+                        this.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                        debug!(%peer, "relay: connection ended: it did not authenticate, and others came");
+                    }
                 }
             });
         };
         tokio::select! {
-            never = accept::accept(&listener, 1, serve, |_| async {}) => match never {},
+            never = accept::accept(&listener, &self.handshakes, 1, serve, |_, _| async {}) => match never {},
             () = self.drain.started() => {}
         }
     }

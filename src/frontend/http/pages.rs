@@ -54,7 +54,7 @@ pub fn index(router: &Router) -> Page {
 /// Returns the page for a request that was refused for what it looks like.
 pub fn refused(refused: Option<Refused>) -> Page {
     let (status, code) = match refused {
-        Some(Refused::Slow) => (StatusCode::REQUEST_TIMEOUT, "slow"),
+        Some(Refused::Slow(_)) => (StatusCode::REQUEST_TIMEOUT, "slow"),
         Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
         Some(Refused::Ambiguous(Refusal::TargetTooLong)) => (StatusCode::URI_TOO_LONG, "target-too-long"),
         Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),

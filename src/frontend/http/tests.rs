@@ -25,7 +25,7 @@ use super::{super::tls::certs::Certs, *};
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{ContextName, validate},
-    io::abandoned::Ends,
+    io::{abandoned::Ends, accept::Place},
     routing::{Contexts, Router, Target},
     tunnel::{OpenError, ServicePort},
 };
@@ -158,7 +158,8 @@ impl World {
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
         let address = "127.0.0.1:8989".parse().unwrap();
-        let connection = Arc::new(Connection { id: 1, peer: address, local: address, ends: None });
+        let connection =
+            Arc::new(Connection { id: 1, peer: address, local: address, ends: None, place: Place::uncounted() });
         self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
         near
     }

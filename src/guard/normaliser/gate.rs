@@ -1,28 +1,31 @@
 //! What the server and the normaliser of one connection tell each other.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock,
-    atomic::{AtomicU8, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use futures::task::AtomicWaker;
 
-use super::HEAD;
-use crate::wire::http1::Refusal;
+use crate::{io::accept::Limits, wire::http1::Refusal};
 
 /// Why a request was refused before the server saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(transparent)]
     Ambiguous(#[from] Refusal),
-    #[error("the request's headers were not complete {} s after their first byte", HEAD.as_secs())]
-    Slow,
+    #[error("the request's headers were not complete {0:?} after their first byte")]
+    Slow(Duration),
 }
 
 /// What the server tells the normaliser of one connection.
 #[derive(Default)]
 pub struct Gate {
+    pub(super) limits: Limits,
     /// [`WAITING`], [`HTTP`] or [`SWITCHED`].
     pub(super) after_upgrade: AtomicU8,
     pub(super) server: AtomicWaker,
@@ -69,6 +72,10 @@ impl Drop for Busy {
 }
 
 impl Gate {
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self { limits: *limits, ..Self::default() })
+    }
+
     /// Says that a request is being answered.
     pub fn busy(self: &Arc<Self>) -> Busy {
         let busy = self.another();

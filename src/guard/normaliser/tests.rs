@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
+use crate::io::accept::Limits;
 
 /// Returns what the server is given for what a client sends before its end.
 async fn passed(sent: &[u8], gate: Arc<Gate>) -> io::Result<Vec<u8>> {
@@ -71,9 +72,9 @@ async fn a_head_has_its_time_whatever_drips() {
     let mut passed = String::new();
     server.read_to_string(&mut passed).await.unwrap();
     assert!(passed.starts_with("ADIT-REFUSED"), "{passed}");
-    assert_eq!(gate.refused(), Some(Refused::Slow));
+    assert_eq!(gate.refused(), Some(Refused::Slow(Limits::default().head)));
     // The answer to what stands there is waited for.
-    assert!(began.elapsed() <= Duration::from_secs(1) + HEAD + QUIET, "{:?}", began.elapsed());
+    assert!(began.elapsed() <= Duration::from_secs(1) + Limits::default().head + QUIET, "{:?}", began.elapsed());
     drop(server);
     drop(writing.await);
 }
@@ -128,6 +129,7 @@ async fn empty_lines_are_left_out_a_few_times_and_never_held() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
+    let idle = Limits::default().idle;
     let gate: Arc<Gate> = Arc::default();
     let (mut client, server) = duplex(1 << 16);
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -136,13 +138,13 @@ async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
     let busy = gate.busy();
     // The server asks once while it answers, and then only when it is woken.
     let reading = tokio::spawn(async move { (server.read(&mut [0; 1]).await.unwrap(), Instant::now()) });
-    tokio::time::sleep(3 * IDLE).await;
+    tokio::time::sleep(3 * idle).await;
     assert!(!reading.is_finished(), "an answer in progress is no idleness");
     let answered = Instant::now();
     drop(busy);
-    let (count, ended) = tokio::time::timeout(2 * IDLE, reading).await.expect("an end").unwrap();
+    let (count, ended) = tokio::time::timeout(2 * idle, reading).await.expect("an end").unwrap();
     assert_eq!(count, 0);
-    assert!((IDLE..IDLE + Duration::from_secs(1)).contains(&(ended - answered)), "{:?}", ended - answered);
+    assert!((idle..idle + Duration::from_secs(1)).contains(&(ended - answered)), "{:?}", ended - answered);
     drop(client);
 }
 

@@ -3,12 +3,16 @@
 
 use std::{io, time::Duration};
 
+use socket2::SockRef;
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tracing::{debug, info, warn};
 
 use super::{Client, Connection, Purpose};
 use crate::{
-    io::splice::{Side, splice},
+    io::{
+        accept::Limits,
+        splice::{Side, splice},
+    },
     relay::{
         auth,
         carrier::Carrier,
@@ -68,8 +72,9 @@ impl Client {
         let local_end = self.local_ends.get(tunnel as usize).ok_or("there is no such tunnel")?;
         match local_end.connect().await {
             Ok(local) => {
-                // It fails only on a socket that is closed already.
+                // They fail only on a socket that is closed already.
                 let _ = local.set_nodelay(true);
+                let _ = SockRef::from(&local).set_tcp_keepalive(&Limits::default().tcp_keepalive());
                 Ok(Visit { peer, local_end: local_end.to_string(), local })
             }
             Err(error) => {
@@ -118,7 +123,7 @@ async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
     let end = splice(&mut stream, &mut local).await;
     if let Some((Side::Client, _)) = &end.broken {
         // The service must not take what it has for all there was.
-        let _ = socket2::SockRef::from(&local).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&local).set_linger(Some(Duration::ZERO));
     }
     let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
     info!(target: "adit::access", peer, local = local_end, up = end.up, down = end.down, ?broken, "relayed connection");

@@ -9,7 +9,6 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -21,42 +20,38 @@ use super::{
     visitors::StreamName,
 };
 use crate::{
-    io::read_ahead::ReadAhead,
+    io::{accept::Place, read_ahead::ReadAhead},
     relay::{
         auth::{self, Role, Transcript},
-        conversation::{self, HEARTBEAT, Over, STEP},
+        conversation::{self, HEARTBEAT, Over},
         tls,
     },
     wire::relay::{Frame, Kind},
 };
 
 impl Server {
-    pub(super) async fn greet(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
+    pub(super) async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) -> Result<(), Over> {
         let mut first = [0];
-        let count = timeout(STEP, stream.peek(&mut first)).await.map_err(|_| Over::Silent(STEP))??;
+        let limit = place.limits().first_byte;
+        let silent = |_| Over::Silent(limit);
+        let count = tokio::select! {
+            peeked = timeout(limit, stream.peek(&mut first)) => peeked.map_err(silent)??,
+            // One that has not spoken has nothing in progress.
+            () = self.drain.started() => return Ok(()),
+        };
         match (count, first[0]) {
             (0, _) => Err(Over::Closed),
             // A TLS record with a handshake.
             (_, 0x16) => {
                 let accepting = TlsAcceptor::from(self.tls.clone()).accept(ReadAhead::new(stream));
-                let tls = timeout(STEP, accepting).await.map_err(|_| Over::Silent(STEP))??;
-                self.greet_v2(tls, peer, permit).await
+                let tls = timeout(limit, accepting).await.map_err(silent)??;
+                self.greet_v2(tls, peer, place).await
             }
-            _ => self.greet_v1(stream, peer, permit).await,
+            _ => self.greet_v1(stream, peer, place).await,
         }
     }
 
-    async fn greet_v2(
-        self: Arc<Self>,
-        mut tls: Connection,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
+    async fn greet_v2(self: Arc<Self>, mut tls: Connection, peer: SocketAddr, place: Place) -> Result<(), Over> {
         let exporter = tls::exporter(tls.get_ref().1)?;
         match conversation::step(&mut tls).await? {
             Frame::Hello { version: 2, nonce, port, key } => {
@@ -77,7 +72,7 @@ impl Server {
                 let (session, frames) = self.new_session(key, peer, false)?;
                 let heartbeat = HEARTBEAT.as_secs() as u16;
                 conversation::send(&mut tls, &[Frame::Welcome { session: session.token, heartbeat }]).await?;
-                drop(permit);
+                drop(place);
                 self.converse(tls, session, frames).await
             }
             Frame::Hello { version, .. } => {
@@ -89,7 +84,7 @@ impl Server {
                 });
                 let token = session.as_ref().map(|session| session.token);
                 let pending = self.join(&mut tls, StreamName::V2(stream), token).await?;
-                drop(permit);
+                drop(place);
                 if let (Some(pending), Some(session)) = (pending, session) {
                     // The visitor may have gone: the client sees the end of its stream.
                     let _ = pending.to.send(Ok(Box::new(Lent::new(tls, session))));
@@ -100,12 +95,7 @@ impl Server {
         }
     }
 
-    async fn greet_v1(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Over> {
+    async fn greet_v1(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place) -> Result<(), Over> {
         // It fails only on a socket that is closed already.
         let _ = stream.set_nodelay(true);
         if !self.options.allow_v1 {
@@ -120,7 +110,7 @@ impl Server {
                 };
                 let host = stream.local_addr()?.ip().to_string();
                 let (session, frames) = self.new_session(key, peer, true)?;
-                drop(permit);
+                drop(place);
                 match self.open(&session, 0, Kind::Tcp, 0, "", [0; 16]).await {
                     Ok(tunnel) => {
                         conversation::send(&mut stream, &[Frame::Accept { port: tunnel.port, host }]).await?;
@@ -139,7 +129,7 @@ impl Server {
                 let name = StreamName::V1(uuid);
                 let session = self.state().pending.get(&name).map(|pending| pending.session);
                 let pending = self.join(&mut stream, name, session).await?;
-                drop(permit);
+                drop(place);
                 if let Some(pending) = pending {
                     let _ = pending.to.send(Ok(Box::new(stream)));
                 }

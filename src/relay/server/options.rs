@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
-use crate::relay::{auth::Key, registrar::Registrar};
+use crate::{
+    io::accept,
+    relay::{auth::Key, registrar::Registrar},
+};
 
 /// What a relay is told at its start.
 #[derive(Clone)]
@@ -32,10 +35,12 @@ pub struct Limits {
     pub streams_per_tunnel: usize,
     /// Visitors that wait for the client. Default: 256.
     pub pending_per_tunnel: usize,
-    /// Connections that have not yet said who they are. Default: 512.
+    /// Connections that have not authenticated. Default: 512.
     pub handshakes: usize,
     /// New visitors of a tunnel in a second. Default: 2,000.
     pub visitors_per_second: u32,
+    /// The connections of visitors, and how long each may take for what. Clients' connections have the same times.
+    pub accepted: accept::Limits,
 }
 
 impl Default for Limits {
@@ -46,6 +51,7 @@ impl Default for Limits {
             pending_per_tunnel: 256,
             handshakes: 512,
             visitors_per_second: 2000,
+            accepted: accept::Limits::of_relay(),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Server, Session};
+use super::{Server, Session, quotas::Quota};
 use crate::{
     config::names::is_label,
     relay::{auth, ports::PortError, registrar::Registration},
@@ -70,7 +70,7 @@ impl Server {
         self.take_over(session, resume).await;
         let count = self.state().tunnels.values().filter(|tunnel| tunnel.session.key.name == session.key.name).count();
         if count >= self.options.limits.tunnels_per_key {
-            return Err(format!("the key has {count} tunnels, and may not have more"));
+            return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name));
         }
         let (listener, port, name) = match kind {
             Kind::Tcp => {
@@ -195,6 +195,14 @@ impl Server {
         }
     }
 
+    /// Returns where a tunnel is reached, for people who run the relay.
+    pub(super) fn shown(&self, tunnel: &Tunnel) -> String {
+        match tunnel.kind {
+            Kind::Http | Kind::Service | Kind::ReplacedService => self.public_address(tunnel),
+            Kind::Tcp => SocketAddr::new(self.options.bind, tunnel.port).to_string(),
+        }
+    }
+
     /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return.
     pub(super) fn close(&self, tunnel: &Tunnel, is_clean: bool) {
         if self.state().tunnels.remove(&tunnel.number).is_none() {
@@ -261,10 +269,7 @@ impl Server {
                     Kind::Http => "http",
                     Kind::Service | Kind::ReplacedService => "service",
                 },
-                public: match tunnel.kind {
-                    Kind::Http | Kind::Service | Kind::ReplacedService => self.public_address(tunnel),
-                    Kind::Tcp => SocketAddr::new(self.options.bind, tunnel.port).to_string(),
-                },
+                public: self.shown(tunnel),
                 streams: tunnel.streams.load(Ordering::Relaxed),
             })
             .collect();

@@ -16,10 +16,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Server, tunnels::Tunnel};
+use super::{Server, quotas::Quota, tunnels::Tunnel};
 use crate::{
     io::{
-        BoxedIo, accept,
+        BoxedIo,
+        accept::{self, Place},
         held::Held,
         splice::{Side, splice},
     },
@@ -47,13 +48,23 @@ pub(super) struct Pending {
 impl Server {
     /// Takes the visitors of a public port.
     pub(super) async fn serve_port(self: Arc<Self>, listener: TcpListener, tunnel: Arc<Tunnel>) {
-        let serve = |visitor: TcpStream, peer: SocketAddr| {
+        let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
+            // Its protocol is not ours, and may let the server speak first.
+            place.settle();
             let (this, tunnel) = (self.clone(), tunnel.clone());
             // It lives on when the tunnel is gone: its stream is a connection of its own.
-            self.drain.spawn(async move { this.visit(visitor, peer, &tunnel).await });
+            self.drain.spawn(async move {
+                this.visit(visitor, peer, &tunnel).await;
+                drop(place);
+            });
+        };
+        let refuse = |visitor: TcpStream, _| {
+            self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
+            reset(&visitor);
+            async {}
         };
         tokio::select! {
-            never = accept::accept(&listener, 1, serve, |_| async {}) => match never {},
+            never = accept::accept(&listener, &self.visitors, 1, serve, refuse) => match never {},
             () = tunnel.gone.cancelled() => {}
             () = self.drain.started() => {}
         }
@@ -66,15 +77,14 @@ impl Server {
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, port = tunnel.port, %error, "relay: visitor refused");
-                // A close that is no reset would look like an answer.
-                return drop(SockRef::from(&visitor).set_linger(Some(Duration::ZERO)));
+                return reset(&visitor);
             }
         };
         let end = splice(&mut visitor, &mut stream).await;
         self.counters.up.fetch_add(end.up, Ordering::Relaxed);
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
         match end.broken {
-            Some((Side::Backend, _)) => drop(SockRef::from(&visitor).set_linger(Some(Duration::ZERO))),
+            Some((Side::Backend, _)) => reset(&visitor),
             Some((Side::Client, _)) => {}
             // Where the service ended first, it has not heard of the visitor's end. It may be gone.
             None => drop(stream.shutdown().await),
@@ -95,14 +105,15 @@ impl Server {
     }
 
     pub(super) async fn ask(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
-        let limits = self.options.limits;
+        let limits = &self.options.limits;
+        let used_up = |quota| self.notices.used_up(quota, limits, &self.shown(tunnel));
         if !tunnel.takes_another(limits.visitors_per_second) {
-            return Err("too many visitors in a short time".to_owned());
+            return Err(used_up(Quota::Rate));
         }
         if tunnel.streams.load(Ordering::Relaxed) >= limits.streams_per_tunnel {
-            return Err(format!("the tunnel has {} streams", limits.streams_per_tunnel));
+            return Err(used_up(Quota::Streams));
         }
-        let waiting = Waiting::new(tunnel, limits.pending_per_tunnel)?;
+        let waiting = Waiting::new(tunnel, limits.pending_per_tunnel).ok_or_else(|| used_up(Quota::Pending))?;
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
             return Ok(Box::new(Held::new(answer?, StreamCount::new(tunnel))));
         }
@@ -147,6 +158,12 @@ impl Server {
     }
 }
 
+/// Lets the close that follows be a reset: any other would look like an answer.
+fn reset(visitor: &TcpStream) {
+    // It fails only on a socket that is closed already.
+    let _ = SockRef::from(visitor).set_linger(Some(Duration::ZERO));
+}
+
 /// A stream to a client, counted until it is dropped.
 struct StreamCount(Arc<Tunnel>);
 
@@ -167,12 +184,10 @@ impl Drop for StreamCount {
 struct Waiting<'t>(&'t Tunnel);
 
 impl<'t> Waiting<'t> {
-    fn new(tunnel: &'t Tunnel, most: usize) -> Result<Self, String> {
+    /// None: there are as many as may be.
+    fn new(tunnel: &'t Tunnel, most: usize) -> Option<Self> {
         let waiting = Self(tunnel);
-        match tunnel.pending.fetch_add(1, Ordering::Relaxed) < most {
-            true => Ok(waiting),
-            false => Err(format!("{most} visitors are waiting already")),
-        }
+        (tunnel.pending.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
     }
 }
 

@@ -3,18 +3,12 @@
 use std::{
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, sleep_until};
 
-/// After this long without a byte from the client, it gets a PING. gRPC clients are asked as often by Envoy and linkerd.
-pub const SILENCE: Duration = Duration::from_secs(30);
-
-/// The client is gone when no byte passed in either direction for this long after a PING. An answer that drains over a slow
-/// link is progress: the PING waits behind it.
-pub const ANSWER: Duration = Duration::from_secs(15);
+use crate::io::accept::Limits;
 
 /// When something passed on a connection last. Clones share it.
 #[derive(Clone)]
@@ -64,13 +58,14 @@ impl Activity {
     }
 }
 
-/// Sends a PING whenever the client is silent, and returns when the client is gone.
+/// Sends a PING whenever the client is silent, and returns when the client is gone: no byte passed in either direction for as
+/// long as an answer may take. An answer that drains over a slow link is progress: the PING waits behind it.
 ///
 /// `pings`: of a connection that is polled meanwhile.
-pub async fn until_gone(mut pings: PingPong, activity: Activity) {
+pub async fn until_gone(mut pings: PingPong, activity: Activity, limits: &Limits) {
     loop {
         let read = activity.last_read();
-        sleep_until(read + SILENCE).await;
+        sleep_until(read + limits.ping).await;
         if activity.last_read() != read {
             continue;
         }
@@ -80,14 +75,14 @@ pub async fn until_gone(mut pings: PingPong, activity: Activity) {
         }
         let asked = Instant::now();
         loop {
-            let until = activity.last_byte().max(asked) + ANSWER;
+            let until = activity.last_byte().max(asked) + limits.ping_answer();
             tokio::select! {
                 pong = poll_fn(|cx| pings.poll_pong(cx)) => match pong {
                     Ok(_) => break,
                     Err(_) => return std::future::pending().await,
                 },
                 () = sleep_until(until) => {
-                    if activity.last_byte().max(asked) + ANSWER <= Instant::now() {
+                    if activity.last_byte().max(asked) + limits.ping_answer() <= Instant::now() {
                         return;
                     }
                 }

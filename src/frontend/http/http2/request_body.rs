@@ -34,9 +34,6 @@ const LINGER: Duration = Duration::from_secs(5);
 const MOST_UNWANTED: usize = 64 * 1024;
 const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
-/// How long no byte of a body may come, as with HTTP/1.
-const STALL: Duration = Duration::from_secs(60);
-
 /// A body that is given back when it is dropped before its end.
 pub struct RequestBody {
     /// None: it has ended.
@@ -46,6 +43,8 @@ pub struct RequestBody {
     asked: Option<InterimSender>,
     /// Messages of a conversation, which may be far apart: gRPC and Connect.
     is_conversation: bool,
+    /// How long no byte may come.
+    stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -53,11 +52,17 @@ pub struct RequestBody {
 pub struct Rest(oneshot::Receiver<Received>);
 
 impl RequestBody {
-    pub(super) fn new(received: Received, headers: &HeaderMap, asked: Option<InterimSender>) -> (Self, Rest) {
+    pub(super) fn new(
+        received: Received,
+        headers: &HeaderMap,
+        stall: Duration,
+        asked: Option<InterimSender>,
+    ) -> (Self, Rest) {
         let (back, rest) = oneshot::channel();
         let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes).to_ascii_lowercase();
         let is_conversation = [&b"application/grpc"[..], b"application/connect+"].iter().any(|of| kind.starts_with(of));
-        (Self { received: Some(received), back: Some(back), asked, is_conversation, stalled: None }, Rest(rest))
+        let body = Self { received: Some(received), back: Some(back), asked, is_conversation, stall, stalled: None };
+        (body, Rest(rest))
     }
 
     /// Ready when the client has sent nothing for too long. h2 has room for it: all that came is with the reader.
@@ -65,7 +70,7 @@ impl RequestBody {
         if self.is_conversation {
             return Poll::Pending;
         }
-        self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL))).as_mut().poll(cx)
+        self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall))).as_mut().poll(cx)
     }
 }
 

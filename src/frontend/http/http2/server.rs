@@ -42,7 +42,7 @@ use crate::{
         headers,
         upstream::{Body, body_of},
     },
-    io::BoxedIo,
+    io::{BoxedIo, accept::Limits},
 };
 
 /// How many requests one connection may have open; nginx takes 128, Envoy 100.
@@ -50,10 +50,6 @@ const MOST_STREAMS: u32 = 250;
 
 /// How long the client may go on behind the last answer of its connection.
 const LINGER: Duration = Duration::from_secs(2);
-
-/// How long the connection preface may take, and how long a connection may wait for its next request.
-const PREFACE: Duration = Duration::from_secs(10);
-const IDLE: Duration = Duration::from_secs(60);
 
 /// How many interim responses to one request may wait to be sent; those beyond are left out.
 const MOST_INTERIM: usize = 16;
@@ -96,14 +92,14 @@ struct Stream {
 ///
 /// # Errors
 /// The connection breaks, the client breaks the protocol, or it is silent: before its preface, or to a PING.
-pub async fn serve<F, A>(stream: BoxedIo, answer: F, drain: Drain) -> Result<(), BoxError>
+pub async fn serve<F, A>(stream: BoxedIo, answer: F, limits: Limits, drain: Drain) -> Result<(), BoxError>
 where
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut stream = Patient::new(stream);
     let activity = stream.activity();
-    serve_streams(&mut stream, &activity, answer, drain).await?;
+    serve_streams(&mut stream, &activity, answer, &limits, drain).await?;
     // It may still tell of room in its windows. Closing over that would be a reset, which overtakes the end of an answer.
     if let Some(answered) = activity.last_answer() {
         let _ = timeout_at(answered + LINGER, copy(&mut stream, &mut sink())).await;
@@ -115,6 +111,7 @@ async fn serve_streams<F, A>(
     stream: &mut Patient<BoxedIo>,
     activity: &Activity,
     answer: F,
+    limits: &Limits,
     drain: Drain,
 ) -> Result<(), BoxError>
 where
@@ -129,14 +126,14 @@ where
         .max_header_list_size(LONGEST_HEAD)
         .enable_connect_protocol();
     let mut connection = tokio::select! {
-        connection = timeout(PREFACE, builder.handshake(stream)) => {
+        connection = timeout(limits.first_byte, builder.handshake(stream)) => {
             connection.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the preface of HTTP/2 did not come"))??
         }
         // A connection without its preface has nothing in progress.
         () = drain.started() => return Ok(()),
     };
     let pings = connection.ping_pong().expect("they are taken once");
-    let mut gone = pin!(keepalive::until_gone(pings, activity.clone()));
+    let mut gone = pin!(keepalive::until_gone(pings, activity.clone(), limits));
     // Closed, so that it can be waited for; streams come all the same.
     let streams = TaskTracker::new();
     streams.close();
@@ -145,7 +142,7 @@ where
     loop {
         let is_idle = streams.is_empty();
         let since = activity.last_answer().map_or(idle_since, |answer| answer.max(idle_since));
-        let idle_until = since + if is_closing { LINGER } else { IDLE };
+        let idle_until = since + if is_closing { LINGER } else { limits.idle };
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = drain.started(), if !is_closing => {
@@ -175,13 +172,19 @@ where
         };
         let Some(accepted) = accepted else { return Ok(()) };
         let (request, respond) = accepted?;
-        let (request, stream) = Stream::of(request, respond, streams.token());
+        let (request, stream) = Stream::of(request, respond, limits.body, streams.token());
         streams.spawn(stream.answer(answer(request)));
     }
 }
 
 impl Stream {
-    fn of(request: Request<RecvStream>, respond: SendResponse<Bytes>, open: TaskTrackerToken) -> (Request<Body>, Self) {
+    /// `stall`: how long the request's body may stand still.
+    fn of(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        stall: Duration,
+        open: TaskTrackerToken,
+    ) -> (Request<Body>, Self) {
         let (interim_sender, interim) = mpsc::channel(MOST_INTERIM);
         let interim_sender = InterimSender(interim_sender);
         let (mut parts, received) = request.into_parts();
@@ -197,7 +200,7 @@ impl Stream {
         } else {
             let is_expected = parts.headers.get(EXPECT).is_some_and(|what| what.as_bytes() == b"100-continue");
             let received = Received::new(received, &parts.headers);
-            let (body, kept) = RequestBody::new(received, &parts.headers, is_expected.then_some(interim_sender));
+            let (body, kept) = RequestBody::new(received, &parts.headers, stall, is_expected.then_some(interim_sender));
             rest = Some(kept);
             body.boxed_unsync()
         };

@@ -1,0 +1,56 @@
+//! What a key or a tunnel has of something, and what is said when it has no more.
+
+use tracing::warn;
+
+use super::Limits;
+use crate::io::accept::Notice;
+
+/// What there is a limit of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quota {
+    Tunnels,
+    Streams,
+    Pending,
+    Rate,
+}
+
+/// Says in the log, once a second for each quota, that it is used up.
+#[derive(Default)]
+pub(super) struct Notices {
+    tunnels: Notice,
+    streams: Notice,
+    pending: Notice,
+    rate: Notice,
+}
+
+impl Notices {
+    /// Notes that `quota` is used up, and returns it in words. `whose`: the name of the key, or the public address.
+    pub(super) fn used_up(&self, quota: Quota, limits: &Limits, whose: &str) -> String {
+        let (notice, option, words) = match quota {
+            Quota::Tunnels => (
+                &self.tunnels,
+                "--max-tunnels",
+                format!("the key {whose:?} has {} tunnels, and may not have more", limits.tunnels_per_key),
+            ),
+            Quota::Streams => (
+                &self.streams,
+                "--max-streams",
+                format!("the tunnel {whose} has {} streams, and may not have more", limits.streams_per_tunnel),
+            ),
+            Quota::Pending => (
+                &self.pending,
+                "--max-pending",
+                format!("{} visitors of {whose} wait for its client, and no more may", limits.pending_per_tunnel),
+            ),
+            Quota::Rate => (
+                &self.rate,
+                "--max-rate",
+                format!("the tunnel {whose} may have {} new visitors in a second", limits.visitors_per_second),
+            ),
+        };
+        if let Some(times) = notice.due() {
+            warn!(times, "relay: {words}; {option} raises the limit");
+        }
+        words
+    }
+}
