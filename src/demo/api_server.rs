@@ -1,12 +1,13 @@
 //! An embedded Kubernetes API server: as much of it as adit and kubectl need.
 
 mod collections;
+mod writes;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -25,7 +26,7 @@ use self::collections::{list, wants_table, watch};
 use super::{
     Node, VERSION,
     access::{Tokens, User},
-    faults::Era,
+    faults::{Era, Mishap},
     kinds::{self, Kind},
     process::Process,
     table::table,
@@ -86,11 +87,38 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
     if request.headers().contains_key(header::UPGRADE) && node.faults.hangs_up() {
         return Err(HangUp);
     }
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    if let Some(answer) = discovery(&parts) {
-        return Ok(answer);
+    match node.faults.mishap(request.method(), &path) {
+        None => Ok(dispatch(&path, request, node, user).await),
+        Some(Mishap::Answer(code)) => {
+            let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Ok(status(code, code.canonical_reason().unwrap_or("Unknown"), "the demo was told to answer so"))
+        }
+        Some(Mishap::Hang) => std::future::pending().await,
+        Some(Mishap::Lose) => {
+            drop(dispatch(&path, request, node, user).await);
+            Err(HangUp)
+        }
+        Some(Mishap::Late(delay)) => {
+            // What has been read goes on after the client has gone.
+            let (head, sent) = whole(request).await;
+            let tasks = node.tasks.clone();
+            tasks.spawn(async move {
+                sleep(delay).await;
+                if let Some(resource) = Resource::of(&path_parts(&path)) {
+                    drop(written(resource.verb_of(&head.method, false), &resource, &head, sent, &node, user));
+                }
+            });
+            std::future::pending().await
+        }
     }
-    Ok(match parts.as_slice() {
+}
+
+async fn dispatch(path: &str, request: Request<Incoming>, node: Arc<Node>, user: User) -> Response<Body> {
+    let parts = path_parts(path);
+    if let Some(answer) = discovery(&parts) {
+        return answer;
+    }
+    match parts.as_slice() {
         ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => may(request, &node, user).await,
         ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => {
             let groups = ["system:authenticated"];
@@ -103,7 +131,19 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
             Some(resource) => of_resource(&resource, request, node, user).await,
             None => status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource"),
         },
-    })
+    }
+}
+
+fn path_parts(path: &str) -> Vec<&str> {
+    path.trim_matches('/').split('/').collect()
+}
+
+/// Does a write, where the user may.
+fn written(verb: &str, resource: &Resource<'_>, head: &Parts, sent: Value, node: &Node, user: User) -> Response<Body> {
+    match user == User::Nobody || node.faults.forbids(verb, resource.kind.plural) {
+        true => status(StatusCode::FORBIDDEN, "Forbidden", &resource.forbidden(verb, user)),
+        false => writes::write(verb, resource, head, sent, node),
+    }
 }
 
 async fn of_resource(
@@ -143,7 +183,13 @@ async fn of_resource(
             None => status(StatusCode::NOT_FOUND, "NotFound", "pods not found"),
         },
         (_, Some(object), Some("scale")) => scale(resource, &object, request, &node).await,
-        ("patch" | "update", Some(object), None) => scale(resource, &object, request, &node).await,
+        ("patch" | "update", Some(object), None) if resource.kind.is_scaled() => {
+            scale(resource, &object, request, &node).await
+        }
+        ("create" | "patch" | "update" | "delete", _, None) => {
+            let (head, sent) = whole(request).await;
+            written(verb, resource, &head, sent, &node, user)
+        }
         _ => status(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "the demo does not do that"),
     }
 }
@@ -173,8 +219,11 @@ impl<'a> Resource<'a> {
     }
 
     fn verb(&self, request: &Request<Incoming>) -> &'static str {
-        let is_watch = query(request, "watch").is_some_and(|value| value == "true" || value == "1");
-        match (request.method(), self.name) {
+        self.verb_of(request.method(), query(request, "watch").is_some_and(|value| value == "true" || value == "1"))
+    }
+
+    fn verb_of(&self, method: &Method, is_watch: bool) -> &'static str {
+        match (method, self.name) {
             (&Method::POST, _) => "create",
             (&Method::DELETE, _) => "delete",
             (&Method::PATCH, _) => "patch",
@@ -232,7 +281,7 @@ fn resources(group: &str) -> Value {
     for kind in kinds::ALL.iter().filter(|kind| kind.group == group) {
         all.push(json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.is_namespaced, "kind": kind.name,
-            "verbs": ["get", "list", "watch", "delete", "patch"], "shortNames": kind.short
+            "verbs": ["get", "list", "watch", "create", "delete", "patch", "update"], "shortNames": kind.short
         }));
         for (sub, sent) in kind.subresources {
             let name = format!("{}/{sub}", kind.plural);
@@ -331,9 +380,15 @@ pub(super) fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
 
 /// Reads a JSON body. What is none is null.
 async fn body(request: Request<Incoming>) -> Value {
-    match Limited::new(request.into_body(), LONGEST_REQUEST).collect().await {
-        Ok(whole) => serde_json::from_slice(&whole.to_bytes()).unwrap_or_default(),
-        Err(_) => Value::Null,
+    whole(request).await.1
+}
+
+/// Reads a request to its end. A body that is no JSON is null.
+async fn whole(request: Request<Incoming>) -> (Parts, Value) {
+    let (head, body) = request.into_parts();
+    match Limited::new(body, LONGEST_REQUEST).collect().await {
+        Ok(whole) => (head, serde_json::from_slice(&whole.to_bytes()).unwrap_or_default()),
+        Err(_) => (head, Value::Null),
     }
 }
 

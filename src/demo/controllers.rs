@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep_until;
 
 use super::{
+    kinds,
     objects::NODE,
     process::{Process, Sandbox},
     selector::Selector,
@@ -28,6 +29,9 @@ const RESTARTING: Duration = Duration::from_millis(700);
 
 /// The workloads whose pods are made here, with what they call themselves.
 const OWNERS: [&str; 2] = ["replicasets", "statefulsets"];
+
+/// What writes the slices of Services with a selector.
+const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
 /// Keeps the world in order until it is dropped.
 pub async fn run(world: &World) {
@@ -158,7 +162,28 @@ pub(super) fn settle(state: &mut State) -> Option<Instant> {
             state.put("endpointslices", slice);
         }
     }
+    collect_garbage(state);
     state.due.values().min().copied()
+}
+
+/// The kinds whose objects go with the last of their owners.
+const OWNED: [&str; 3] = ["services", "endpointslices", "leases"];
+
+fn collect_garbage(state: &mut State) {
+    for plural in OWNED {
+        for object in state.list(plural, None) {
+            let namespace = text(&object["metadata"]["namespace"]);
+            let owners = object["metadata"]["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
+            let is_there = |owner: &Value| {
+                let kind = kinds::ALL.iter().find(|kind| owner["kind"] == kind.name);
+                let found = kind.and_then(|kind| state.get(kind.plural, namespace, text(&owner["name"])));
+                found.is_some_and(|found| found["metadata"]["uid"] == owner["uid"])
+            };
+            if !owners.is_empty() && !owners.iter().any(is_there) {
+                state.remove(plural, namespace, text(&object["metadata"]["name"]));
+            }
+        }
+    }
 }
 
 /// Makes the ReplicaSet of a Deployment, and returns it.
@@ -337,14 +362,16 @@ fn endpoint_slice(state: &mut State, service: &Value) -> Value {
         .filter_map(|port| endpoint_port(port, &pods))
         .collect();
     let endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(pod)).collect();
-    let of_service = Selector::parse(Some(&format!("kubernetes.io/service-name={name}")), None).unwrap_or_default();
+    // Slices of others are theirs.
+    let of_service = format!("kubernetes.io/service-name={name},endpointslice.kubernetes.io/managed-by={CONTROLLER}");
+    let of_service = Selector::parse(Some(&of_service), None).unwrap_or_default();
     let existing = state.list("endpointslices", Some(namespace)).into_iter().find(|slice| of_service.matches(slice));
     let slice = existing
         .map_or_else(|| format!("{name}-{}", state.new_suffix()), |slice| text(&slice["metadata"]["name"]).to_owned());
     json!({
         "metadata": {
             "namespace": namespace, "name": slice, "ownerReferences": [owner_reference(service)],
-            "labels": {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}
+            "labels": {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": CONTROLLER}
         },
         "addressType": "IPv4", "ports": ports, "endpoints": endpoints
     })

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use http::Method;
 use tokio::sync::{Notify, watch};
 
 /// How port-forwards are upgraded, by the version of the servers.
@@ -23,6 +24,22 @@ pub enum Era {
     V1_36,
 }
 
+/// What becomes of one request to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// It is answered with this status, and not done.
+    Answer(u16),
+    /// It is done, and the connection closed without an answer.
+    Lose,
+    /// It is neither done nor answered.
+    Hang,
+    /// It is done this much later, whether its client waits or not, and not answered.
+    Late(Duration),
+}
+
+/// Decides what becomes of a request, by its method and path.
+type Judge = Box<dyn Fn(&Method, &str) -> Option<Mishap> + Send + Sync>;
+
 /// What the demo is told to do wrong; each call takes effect at once.
 ///
 /// Paths are given by their end: `/pods/web-1/portforward`. None takes an order back.
@@ -34,6 +51,17 @@ pub struct Faults {
     upgrades: AtomicU64,
     streams: AtomicU64,
     requests: Mutex<HashMap<String, u64>>,
+    judge: Mutex<Unlucky>,
+}
+
+/// Whom misfortune strikes.
+#[derive(Default)]
+struct Unlucky(Option<Judge>);
+
+impl std::fmt::Debug for Unlucky {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Unlucky").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +109,11 @@ impl Faults {
     /// Requests to these paths are answered this much later.
     pub fn delay(&self, path_end: &str, delay: Option<Duration>) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.delays, path_end, delay));
+    }
+
+    /// Each request to the API server is put to `judge`; None: all of them go well again.
+    pub fn judge(&self, judge: Option<Judge>) {
+        self.judge.lock().expect("no panic while the lock is held").0 = judge;
     }
 
     /// Nobody has the right to `verb` (`get`, `create`) on `resource` (`pods/portforward`), or has it again.
@@ -208,6 +241,11 @@ impl Faults {
 
     pub(super) fn delay_for(&self, path: &str) -> Option<Duration> {
         for_path(&self.rules.borrow().delays, path)
+    }
+
+    pub(super) fn mishap(&self, method: &Method, path: &str) -> Option<Mishap> {
+        let judge = self.judge.lock().expect("no panic while the lock is held");
+        judge.0.as_ref().and_then(|judge| judge(method, path))
     }
 
     pub(super) fn is_reset(&self, port: u16) -> bool {

@@ -40,14 +40,21 @@ pub const ALL: &[Kind] = &[
     Kind { subresources: SCALE, ..kind("statefulsets", "statefulset", "StatefulSet", "apps", &["sts"]) },
     kind("endpoints", "endpoints", "Endpoints", "", &["ep"]),
     kind("endpointslices", "endpointslice", "EndpointSlice", "discovery.k8s.io", &[]),
+    kind("leases", "lease", "Lease", "coordination.k8s.io", &[]),
 ];
 
 /// The groups besides the core one, with those that only answer questions about access.
-pub const GROUPS: &[&str] = &["apps", "authentication.k8s.io", "authorization.k8s.io", "discovery.k8s.io"];
+pub const GROUPS: &[&str] =
+    &["apps", "authentication.k8s.io", "authorization.k8s.io", "coordination.k8s.io", "discovery.k8s.io"];
 
 impl Kind {
     pub fn api_version(&self) -> String {
         group_version(self.group)
+    }
+
+    /// Returns whether it is a number of pods, which is all of it that changes.
+    pub fn is_scaled(&self) -> bool {
+        self.subresources.iter().any(|(sub, _)| *sub == "scale")
     }
 
     /// Returns the name with its group, as errors have it: `deployments.apps`.

@@ -138,6 +138,34 @@ fn service(state: &mut State, namespace: &str, name: &str, app: &str, mut ports:
     );
 }
 
+/// Fills in what the API server does for a Service that is created.
+pub(super) fn default_service(service: &mut Value) {
+    let address = address(service["metadata"]["name"].as_str().unwrap_or_default());
+    let spec = &mut service["spec"];
+    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+        let number = port["port"].clone();
+        for (field, default) in [("protocol", json!("TCP")), ("targetPort", number)] {
+            if port[field].is_null() {
+                port[field] = default;
+            }
+        }
+    }
+    for (field, default) in [
+        ("type", json!("ClusterIP")),
+        ("clusterIP", json!(address)),
+        ("clusterIPs", json!([address])),
+        ("sessionAffinity", json!("None")),
+        ("ipFamilies", json!(["IPv4"])),
+        ("ipFamilyPolicy", json!("SingleStack")),
+        ("internalTrafficPolicy", json!("Cluster")),
+    ] {
+        if spec[field].is_null() {
+            spec[field] = default;
+        }
+    }
+    service["status"] = json!({"loadBalancer": {}});
+}
+
 /// Returns an address that looks like a Service's; nothing in the demo answers on it.
 fn address(name: &str) -> String {
     let sum = name.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));

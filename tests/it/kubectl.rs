@@ -131,3 +131,41 @@ async fn port_forward_works_by_both_transports() {
         assert!(demo.faults().streams_seen() >= 3);
     }
 }
+
+#[tokio::test]
+async fn objects_are_created_patched_replaced_and_deleted() {
+    let demo = Demo::start().await.unwrap();
+    let file = demo.kubeconfig().with_file_name("service.yaml");
+    let done = async |arguments: &[&str]| {
+        let output = run(kubectl(&demo, arguments)).await;
+        (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: mine}\nspec: {ports: [{port: 80}]}\n";
+    std::fs::write(&file, service).unwrap();
+    let path = file.to_str().unwrap();
+    let create = ["create", "--validate=false", "-f", path];
+    assert_eq!(done(&create).await, (true, "service/mine created\n".into()));
+    let (created, again) = done(&create).await;
+    assert!(!created && again.contains("AlreadyExists"), "{again}");
+    let (_, before) = done(&["get", "svc", "mine", "-o", "json"]).await;
+    std::fs::write(file.with_file_name("before.json"), &before).unwrap();
+    let patch = r#"{"metadata":{"labels":{"a":"b"}}}"#;
+    assert_eq!(done(&["patch", "svc", "mine", "--type", "merge", "-p", patch]).await.1, "service/mine patched\n");
+    let (replaced, stale) =
+        done(&["replace", "--validate=false", "-f", file.with_file_name("before.json").to_str().unwrap()]).await;
+    assert!(!replaced && stale.contains("the object has been modified"), "{stale}");
+    let (_, labels) =
+        done(&["get", "svc", "mine", "-o", "jsonpath={.metadata.labels.a} {.spec.ports[0].targetPort}"]).await;
+    assert_eq!(labels, "b 80");
+    // A slice goes with the Service that owns it.
+    let uid = demo.world().get("services", "shop", "mine").unwrap()["metadata"]["uid"].clone();
+    let owner = serde_json::json!([{"apiVersion": "v1", "kind": "Service", "name": "mine", "uid": uid}]);
+    let metadata = serde_json::json!({"namespace": "shop", "name": "mine-1", "ownerReferences": owner});
+    demo.world()
+        .put("endpointslices", serde_json::json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []}));
+    assert!(done(&["delete", "svc", "mine"]).await.0);
+    crate::support::eventually("the slice is gone", || async {
+        demo.world().get("endpointslices", "shop", "mine-1").is_none()
+    })
+    .await;
+}
