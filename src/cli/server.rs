@@ -46,7 +46,7 @@ use crate::{
         self,
         auth::{self, Key},
         backend::Relayed,
-        registrar::InCluster,
+        expose::{Exposer, Relay},
         server::{Limits, Options, Server},
         tls::Identity,
     },
@@ -135,6 +135,14 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     up::run_to_end(serve(control, args.serve))
 }
 
+/// Returns a client that uses the service account of this pod.
+fn in_cluster() -> Result<kube::Client, String> {
+    let mut config = kube::Config::incluster().map_err(|_| "there is no service account in this pod".to_owned())?;
+    // Calls are repeated by those who know what came of them.
+    config.default_retry = false;
+    kube::Client::try_from(config).map_err(|_| "the service account of this pod cannot be used".to_owned())
+}
+
 /// Returns the keys of a file, else those of the environment.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
     auth::load(file.map(PathBuf::as_path)).map_err(|error| {
@@ -176,14 +184,18 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
         http_public: (scheme, http_port.filter(|port| *port != usual)),
         allow_v1: args.allow_v1,
         limits,
-        registrar: None,
+        exposer: None,
     };
     let drain = Drain::new();
-    if let Some(namespace) = args.register {
-        let registrar = InCluster::new(namespace)
-            .map_err(|problem| CliError::new("Services cannot be made").cause(Some(problem)))?;
-        drain.spawn(until_drained(registrar.clone().sweep(), drain.clone()));
-        options.registrar = Some(registrar);
+    if let Some(only) = args.register {
+        let failed = |problem: String| {
+            CliError::new("--register: cannot take over Services").cause(Some(problem)).hint(Some(
+                "run it in a pod with a service account: helm install relay charts/adit --set expose.enabled=true",
+            ))
+        };
+        let relay = Relay::of_this_pod(args.bind).map_err(failed)?;
+        let client = in_cluster().map_err(failed)?;
+        options.exposer = Some(Exposer::start(client, relay, only, drain.clone()));
     }
     let (router, domain) = (relayed_router(), options.domain.clone().unwrap_or_default());
     let told = router.clone();
@@ -225,13 +237,6 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
         _ = drain.finish(grace) => Ok(ExitCode::SUCCESS),
         () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
         never = answering.as_mut() => match never {},
-    }
-}
-
-async fn until_drained(task: impl Future<Output = ()>, drain: Drain) {
-    tokio::select! {
-        () = task => {}
-        () = drain.started() => {}
     }
 }
 

@@ -8,6 +8,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 
+use super::expose::authorize::is_pattern;
 use crate::wire::relay::{Digest, Token};
 
 /// The variable that has the secret when no file is named.
@@ -28,12 +29,17 @@ pub struct Key {
     pub ports: Vec<RangeInclusive<u16>>,
     /// The names that may be wanted; `web*` is every one that starts with web. Empty: all.
     pub names: Vec<String>,
+    /// The Services that may be taken over: `shop/web`, `shop/*`. Empty: all that need not be named, or none where the key is
+    /// limited in what else it may have; see [`Rules`](super::expose::authorize::Rules).
+    pub services: Vec<String>,
 }
 
 /// Without the secret.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("name", &self.name).field("ports", &self.ports).field("names", &self.names).finish()
+        let mut shown = f.debug_struct("Key");
+        shown.field("name", &self.name).field("ports", &self.ports).field("names", &self.names);
+        shown.field("services", &self.services).finish()
     }
 }
 
@@ -55,7 +61,7 @@ impl Key {
 ///
 /// ```text
 /// # name  secret                                       what it allows
-/// ana     3Qd0zv0...                                   ports=20000-20010,8080 names=ana,ana-*
+/// ana     3Qd0zv0...                                   ports=20000-20010,8080 names=ana,ana-* services=shop/web,ana/*
 /// ```
 ///
 /// # Errors
@@ -78,7 +84,13 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
                 "a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one"
             )));
         }
-        let mut key = Key { name: name.to_owned(), secret: secret.to_owned(), ports: Vec::new(), names: Vec::new() };
+        let mut key = Key {
+            name: name.to_owned(),
+            secret: secret.to_owned(),
+            ports: Vec::new(),
+            names: Vec::new(),
+            services: Vec::new(),
+        };
         for word in words {
             match word.split_once('=') {
                 Some(("ports", list)) => {
@@ -88,7 +100,15 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
                     }
                 }
                 Some(("names", list)) => key.names.extend(list.split(',').map(str::to_owned)),
-                _ => return Err(wrong(format!("{word:?} is neither ports=... nor names=..."))),
+                Some(("services", list)) => {
+                    for pattern in list.split(',') {
+                        if !is_pattern(pattern) {
+                            return Err(wrong(format!("{pattern:?} is not NAMESPACE/NAME, e.g. shop/web or shop/*")));
+                        }
+                        key.services.push(pattern.to_owned());
+                    }
+                }
+                _ => return Err(wrong(format!("{word:?} is not ports=..., names=... or services=..."))),
             }
         }
         if keys.iter().any(|other| other.name == key.name) {
@@ -229,7 +249,8 @@ mod tests {
             ("", "no secret"),
             ("short", "less than 16"),
             ("a 0123456789abcdef ports=0", "line 1: \"0\" is not a port"),
-            ("a 0123456789abcdef x=1", "neither ports"),
+            ("a 0123456789abcdef x=1", "is not ports=..."),
+            ("a 0123456789abcdef services=shop", "line 1: \"shop\" is not NAMESPACE/NAME"),
             ("a 0123456789abcdef\na 0123456789abcdef", "line 2: there is a key a already"),
         ] {
             assert!(parse_keys(text).unwrap_err().contains(problem), "{text}");

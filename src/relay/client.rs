@@ -302,8 +302,10 @@ impl Client {
                         }
                         Frame::Refused { tunnel, reason } => {
                             let port = self.options.tunnels.get(tunnel as usize).map_or(0, |wanted| wanted.local_port);
-                            // After a cut the relay may not know yet that we are gone.
-                            return Err(match is_first {
+                            // After a cut the relay may not know yet that we are gone. A tunnel that was open has been ended for
+                            // a reason: a Service that leads to us was put back by somebody.
+                            let was_open = open.get(tunnel as usize).is_some_and(Option::is_some);
+                            return Err(match is_first || was_open {
                                 true => Ended::Fatal(Fatal::Refused { to: shown(), port, reason }),
                                 false => Over::Rejected(reason).into(),
                             });

@@ -16,8 +16,8 @@ pub mod backend;
 pub mod carrier;
 pub mod client;
 pub mod conversation;
+pub mod expose;
 pub mod ports;
-pub mod registrar;
 pub mod server;
 pub mod tls;
 

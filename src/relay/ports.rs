@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     fn key(ports: Vec<RangeInclusive<u16>>) -> Key {
-        Key { name: "k".into(), secret: "s".into(), ports, names: Vec::new() }
+        Key { name: "k".into(), secret: "s".into(), ports, names: Vec::new(), services: Vec::new() }
     }
 
     #[tokio::test(start_paused = true)]

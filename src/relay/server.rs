@@ -42,7 +42,7 @@ use super::{
 use crate::{
     drain::Drain,
     io::accept::{self, Admission, Names, Place},
-    wire::relay::{Frame, Token},
+    wire::relay::{Frame, Kind, Token},
 };
 
 /// How many frames may wait for a client that does not read.
@@ -82,8 +82,15 @@ struct State {
     next_tunnel: u64,
     /// Visitors that wait, by the name of their stream.
     pending: HashMap<StreamName, Pending>,
+    /// Tunnels to Services that are being opened: their client may close them before that is done.
+    opening: HashMap<(Token, u32), Opening>,
     /// Names of clients that were lost, with what they were given for them.
     lost_names: HashMap<String, (Token, Instant)>,
+}
+
+struct Opening {
+    key: String,
+    closed: CancellationToken,
 }
 
 /// A client's control connection.
@@ -239,6 +246,19 @@ impl Server {
     /// Returns whether the client has said goodbye.
     async fn on_frame(self: Arc<Self>, session: &Arc<Session>, frame: Frame) -> Result<bool, Over> {
         match frame {
+            Frame::Open { tunnel, kind: kind @ (Kind::Service | Kind::ReplacedService), port, resume, name }
+                if !session.is_v1 =>
+            {
+                let Some(closed) = self.begin_opening(session, tunnel) else {
+                    let reason = "the tunnel is being opened already".to_owned();
+                    session.frames.send(Frame::Refused { tunnel, reason }).await.map_err(|_| Over::Closed)?;
+                    return Ok(false);
+                };
+                // The API server may hang: the conversation goes on meanwhile, and may close the tunnel again.
+                let (this, session) = (self.clone(), session.clone());
+                self.drain
+                    .spawn(async move { this.open_service(&session, tunnel, kind, port, &name, resume, closed).await });
+            }
             Frame::Open { tunnel, kind, port, resume, name } if !session.is_v1 => {
                 let answer = match self.open(session, tunnel, kind, port, &name, resume).await {
                     Ok(opened) => {
@@ -250,6 +270,9 @@ impl Server {
                 session.frames.send(answer).await.map_err(|_| Over::Closed)?;
             }
             Frame::Close { tunnel } => {
+                if let Some(opening) = self.state().opening.get(&(session.token, tunnel)) {
+                    opening.closed.cancel();
+                }
                 let found = self
                     .state()
                     .tunnels

@@ -7,6 +7,7 @@ mod config;
 mod corpus;
 mod demo;
 mod endurance;
+mod expose;
 mod front;
 mod gateways;
 mod http;

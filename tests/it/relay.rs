@@ -36,22 +36,28 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::support::{PATIENCE, eventually};
 
-const SECRET: &str = "a secret of the tests";
+pub const SECRET: &str = "a secret of the tests";
 
-struct Relay {
-    server: Arc<Server>,
-    address: SocketAddr,
+pub struct Relay {
+    pub server: Arc<Server>,
+    pub address: SocketAddr,
     identity: Identity,
-    drain: Drain,
+    pub drain: Drain,
 }
 
 impl Relay {
-    async fn start(change: impl FnOnce(&mut Options)) -> Self {
+    pub async fn start(change: impl FnOnce(&mut Options)) -> Self {
         Self::start_on("127.0.0.1:0".parse().unwrap(), change).await
     }
 
     async fn start_on(address: SocketAddr, change: impl FnOnce(&mut Options)) -> Self {
-        let key = Key { name: "default".into(), secret: SECRET.into(), ports: Vec::new(), names: Vec::new() };
+        let key = Key {
+            name: "default".into(),
+            secret: SECRET.into(),
+            ports: Vec::new(),
+            names: Vec::new(),
+            services: Vec::new(),
+        };
         let mut options = Options {
             keys: vec![key],
             ports: 25_000..=25_999,
@@ -60,7 +66,7 @@ impl Relay {
             http_public: ("http", None),
             allow_v1: false,
             limits: Limits::default(),
-            registrar: None,
+            exposer: None,
         };
         change(&mut options);
         let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
@@ -71,7 +77,7 @@ impl Relay {
         Self { server, address, identity, drain }
     }
 
-    fn client(&self, local_port: u16, port: u16) -> client::Options {
+    pub fn client(&self, local_port: u16, port: u16) -> client::Options {
         client::Options {
             dial: Arc::new(Direct { host: self.address.ip().to_string(), port: self.address.port() }),
             key: "default".into(),
@@ -83,7 +89,7 @@ impl Relay {
     }
 
     /// Opens a TLS connection as a client does, and returns it with its exporter.
-    async fn dial(&self) -> (TlsStream<TcpStream>, [u8; 32]) {
+    pub async fn dial(&self) -> (TlsStream<TcpStream>, [u8; 32]) {
         let config = tls::client_config(&Trust::Secret).unwrap();
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
@@ -94,7 +100,7 @@ impl Relay {
 }
 
 /// Starts a client, and returns what it says of its tunnels, and its end.
-fn start(
+pub fn start(
     options: client::Options,
     drain: &Drain,
 ) -> (mpsc::UnboundedReceiver<Vec<Open>>, tokio::task::JoinHandle<Result<(), Fatal>>) {
@@ -109,7 +115,7 @@ async fn opened(rx: &mut mpsc::UnboundedReceiver<Vec<Open>>) -> SocketAddr {
 }
 
 /// A service that echoes, and counts its connections.
-async fn echo() -> (u16, Arc<AtomicUsize>) {
+pub async fn echo() -> (u16, Arc<AtomicUsize>) {
     echo_on("127.0.0.1:0").await
 }
 
@@ -129,7 +135,7 @@ async fn echo_on(address: &str) -> (u16, Arc<AtomicUsize>) {
     (port, count)
 }
 
-async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Frame {
+pub async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Frame {
     timeout(PATIENCE, receive(stream)).await.expect("a frame in time").expect("a frame")
 }
 

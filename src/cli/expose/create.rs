@@ -14,7 +14,7 @@ use crate::{
     cli::report::CliError,
     config::{Namespace, defaults::RELAY_PORT},
     k8s::{client::Cluster, own_pod},
-    relay::auth,
+    relay::{auth, expose::kube::PERMISSIONS},
 };
 
 /// Of every object that is made.
@@ -78,13 +78,8 @@ fn failed(kind: &str, namespace: &Namespace, error: kube::Error) -> CliError {
 
 /// Returns what a relay's pod needs, each with its group and kind.
 fn beside(namespace: &str) -> Result<[(&'static str, &'static str, Value); 4], CliError> {
-    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
-    let rules = [
-        rule("", "services", &["get", "list", "create", "patch", "delete"]),
-        rule("discovery.k8s.io", "endpointslices", &["list", "create", "delete"]),
-        rule("", "endpoints", &["delete"]),
-        rule("", "pods", &["get"]),
-    ];
+    let rules = PERMISSIONS
+        .map(|(group, resource, verbs)| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs}));
     let binding = json!({
         "metadata": {},
         "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": NAME},
@@ -117,7 +112,8 @@ fn pod(namespace: &str, image: &str) -> Value {
                 ],
                 "env": [
                     told("POD_NAME", "metadata.name"), told("POD_NAMESPACE", "metadata.namespace"),
-                    told("POD_UID", "metadata.uid"), told("POD_IP", "status.podIP")
+                    told("POD_UID", "metadata.uid"), told("POD_IPS", "status.podIPs"),
+                    told("NODE_NAME", "spec.nodeName")
                 ],
                 "ports": [{"name": "control", "containerPort": RELAY_PORT}],
                 "readinessProbe": {"tcpSocket": {"port": "control"}, "periodSeconds": 1},

@@ -4,7 +4,7 @@ use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
 use crate::{
     io::accept,
-    relay::{auth::Key, registrar::Registrar},
+    relay::{auth::Key, expose::Exposer},
 };
 
 /// What a relay is told at its start.
@@ -23,7 +23,7 @@ pub struct Options {
     pub allow_v1: bool,
     pub limits: Limits,
     /// Makes Services of the cluster lead to tunnels. None: the relay is in no cluster.
-    pub registrar: Option<Arc<dyn Registrar>>,
+    pub exposer: Option<Arc<Exposer>>,
 }
 
 /// What one client, or one visitor, can take from the others.

@@ -1,9 +1,10 @@
 //! The tunnels of a relay: opened, taken over, closed.
 
 use std::{
+    collections::hash_map::Entry,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,11 +14,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Server, Session, quotas::Quota};
+use super::{Opening, Server, Session, quotas::Quota};
 use crate::{
     config::names::is_label,
-    relay::{auth, ports::PortError, registrar::Registration},
-    wire::relay::{Kind, Token},
+    relay::{
+        auth,
+        expose::{Claim, ExposeRequest},
+        ports::PortError,
+    },
+    wire::relay::{Frame, Kind, Token},
 };
 
 /// How long a tunnel that comes back waits for what is left of itself.
@@ -36,7 +41,8 @@ pub struct Tunnel {
     /// 0 for HTTP.
     pub(super) port: u16,
     pub(super) name: String,
-    pub(super) registration: Option<Registration>,
+    /// The port of a Service that leads to it.
+    pub(super) claim: Mutex<Option<Claim>>,
     pub(super) resume: Token,
     pub(super) streams: AtomicUsize,
     pub(super) pending: AtomicUsize,
@@ -67,8 +73,15 @@ impl Server {
         name: &str,
         resume: Token,
     ) -> Result<Arc<Tunnel>, String> {
-        self.take_over(session, resume).await;
-        let count = self.state().tunnels.values().filter(|tunnel| tunnel.session.key.name == session.key.name).count();
+        let before = self.take_over(session, resume).await;
+        let asked = self.exposed(session, kind, name)?;
+        let count = {
+            let (state, key) = (self.state(), &session.key.name);
+            // This one is not to be counted among those that are being opened.
+            let opening =
+                state.opening.iter().filter(|(at, opening)| opening.key == *key && **at != (session.token, id));
+            opening.count() + state.tunnels.values().filter(|tunnel| tunnel.session.key.name == *key).count()
+        };
         if count >= self.options.limits.tunnels_per_key {
             return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name));
         }
@@ -85,10 +98,18 @@ impl Server {
                 (Some(listener), port, name.to_owned())
             }
         };
-        let registration = self.register(session, kind, &name, port).await?;
+        let claim = match (asked, &self.options.exposer) {
+            (Some(asked), Some(exposer)) => Some(exposer.claim(asked, port, before.as_ref()).await?),
+            _ => None,
+        };
+        drop(before);
         let resume = auth::random().map_err(|error| error.to_string())?;
         let tunnel = {
             let mut state = self.state();
+            // Its tunnels were ended before this one was among them.
+            if session.gone.is_cancelled() {
+                return Err("the client is gone".to_owned());
+            }
             if kind == Kind::Http && state.tunnels.values().any(|tunnel| tunnel.name == name) {
                 return Err(format!("the name {name} is taken"));
             }
@@ -102,7 +123,7 @@ impl Server {
                 kind,
                 port,
                 name,
-                registration,
+                claim: Mutex::new(claim),
                 resume,
                 streams: AtomicUsize::new(0),
                 pending: AtomicUsize::new(0),
@@ -115,45 +136,103 @@ impl Server {
         };
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
         match listener {
-            Some(listener) => self.drain.spawn(self.clone().serve_port(listener, tunnel.clone())),
+            Some(listener) => {
+                self.drain.spawn(self.clone().serve_port(listener, tunnel.clone()));
+                self.drain.spawn(self.clone().watch_claim(tunnel.clone()));
+            }
             None => self.tell_names(),
         }
         Ok(tunnel)
     }
 
-    pub(super) async fn register(
-        &self,
-        session: &Session,
+    /// Notes that a tunnel to a Service is being opened, before the next frame is read. Returns what is cancelled when the client
+    /// closes it meanwhile; None: it is being opened already.
+    pub(super) fn begin_opening(&self, session: &Session, id: u32) -> Option<CancellationToken> {
+        let closed = CancellationToken::new();
+        match self.state().opening.entry((session.token, id)) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(free) => {
+                free.insert(Opening { key: session.key.name.clone(), closed: closed.clone() });
+                Some(closed)
+            }
+        }
+    }
+
+    /// Opens a tunnel to a Service, and answers its client, unless it closes the tunnel or goes before that.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn open_service(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        id: u32,
         kind: Kind,
-        name: &str,
         port: u16,
-    ) -> Result<Option<Registration>, String> {
+        name: &str,
+        resume: Token,
+        closed: CancellationToken,
+    ) {
+        let opened = tokio::select! {
+            opened = self.open(session, id, kind, port, name, resume) => opened,
+            () = closed.cancelled() => Err("the client closed it before it was open".to_owned()),
+            () = session.gone.cancelled() => Err("the client is gone".to_owned()),
+        };
+        self.state().opening.remove(&(session.token, id));
+        let answer = match opened {
+            Ok(opened) => {
+                let address = self.public_address(&opened);
+                if closed.is_cancelled() {
+                    self.close(&opened, true);
+                }
+                Frame::Opened { tunnel: id, port: opened.port, resume: opened.resume, address }
+            }
+            Err(reason) => Frame::Refused { tunnel: id, reason },
+        };
+        // A client that has gone needs no answer.
+        let _ = session.frames.send(answer).await;
+    }
+
+    /// Returns the port of a Service that a client asks for, where it may have it.
+    fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, String> {
         if !matches!(kind, Kind::Service | Kind::ReplacedService) {
             return Ok(None);
         }
-        let Some(registrar) = &self.options.registrar else {
-            return Err(
-                "this relay makes no Services: it is in no cluster, or was started without --register".to_owned()
-            );
+        let Some(exposer) = &self.options.exposer else {
+            return Err("this relay takes over no Services: it was started without --register".to_owned());
         };
         let owner = format!("{} ({})", session.key.name, session.peer.ip());
-        let wanted = Registration::parse(name, kind == Kind::ReplacedService, owner);
-        let wanted = wanted.ok_or_else(|| format!("{name:?} is not service.namespace:port"))?;
-        registrar.register(&wanted, port).await?;
-        Ok(Some(wanted))
+        let asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner);
+        let asked = asked.ok_or_else(|| format!("{name:?} is not SERVICE.NAMESPACE:PORT"))?;
+        exposer.authorize(&session.key, &asked)?;
+        Ok(Some(asked))
     }
 
-    /// What is left of a client that was cut off makes room for its return.
-    pub(super) async fn take_over(&self, session: &Session, resume: Token) {
+    /// Tells a client that its Service leads elsewhere again, because somebody else has seen to that.
+    pub(super) async fn watch_claim(self: Arc<Self>, tunnel: Arc<Tunnel>) {
+        let over = tunnel.claim().as_ref().map(Claim::over);
+        let Some(over) = over else { return };
+        tokio::select! {
+            reason = over => {
+                // A client that does not read is found dead.
+                let _ = tunnel.session.frames.try_send(Frame::Refused { tunnel: tunnel.id, reason });
+                self.close(&tunnel, true);
+            }
+            () = tunnel.gone.cancelled() => {}
+        }
+    }
+
+    /// What is left of a client that was cut off makes room for its return. Returns its claim: what it leads to stays taken over
+    /// until the return has it, or the claim is dropped.
+    pub(super) async fn take_over(&self, session: &Session, resume: Token) -> Option<Claim> {
         let same = |tunnel: &&Arc<Tunnel>| {
             resume != [0; 16] && tunnel.resume == resume && tunnel.session.key.name == session.key.name
         };
-        let Some(old) = self.state().tunnels.values().find(same).cloned() else { return };
+        let old = self.state().tunnels.values().find(same).cloned()?;
+        let claim = old.claim().take();
         self.close(&old, false);
         if old.kind != Kind::Http {
             // What happens if it takes longer is told by the port.
             let _ = timeout(TAKE_OVER, old.unbound.cancelled()).await;
         }
+        claim
     }
 
     pub(super) fn checked_name(&self, session: &Session, name: &str, resume: &Token) -> Result<String, String> {
@@ -209,10 +288,7 @@ impl Server {
             return;
         }
         tunnel.gone.cancel();
-        if let (Some(registrar), Some(registration)) = (self.options.registrar.clone(), tunnel.registration.clone()) {
-            // In a drain it is the last that is done.
-            self.drain.spawn(async move { registrar.unregister(&registration).await });
-        }
+        drop(tunnel.claim().take());
         if !is_clean && !tunnel.session.is_v1 {
             match tunnel.kind {
                 Kind::Tcp | Kind::Service | Kind::ReplacedService => self.ports().remember(tunnel.resume, tunnel.port),
@@ -279,6 +355,10 @@ impl Server {
 }
 
 impl Tunnel {
+    fn claim(&self) -> MutexGuard<'_, Option<Claim>> {
+        self.claim.lock().expect("no panic while the lock is held")
+    }
+
     /// A token bucket.
     pub(super) fn takes_another(&self, per_second: u32) -> bool {
         let mut rate = self.rate.lock().expect("no panic while the lock is held");

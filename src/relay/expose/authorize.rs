@@ -1,0 +1,160 @@
+//! Which Services a key may take over.
+
+use super::{ExposeRequest, ServiceName};
+use crate::relay::auth::Key;
+
+/// Namespaces that a key has to name.
+const SYSTEM: &str = "kube-system";
+
+/// The API server's own Service.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+/// Why a key may not have a Service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("this relay takes over Services in namespace \"{0}\" only")]
+    Elsewhere(String),
+    #[error(
+        "the key \"{key}\" may not take over Service {service}, which {why}: an administrator of the relay can add \
+         'services={service}' to the key"
+    )]
+    Protected { key: String, service: ServiceName, why: &'static str },
+    #[error(
+        "the key \"{key}\" may not take over Service {service}: an administrator of the relay can add 'services={service}' to the \
+         key"
+    )]
+    NotNamed { key: String, service: ServiceName },
+}
+
+/// The rules of a relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The relay's own.
+    pub own_namespace: String,
+    /// The only namespace whose Services may be taken over. None: all of them, the relay's own where a key names it.
+    pub only: Option<String>,
+}
+
+impl Rules {
+    /// # Errors
+    /// The key does not allow it.
+    pub fn check(&self, key: &Key, request: &ExposeRequest) -> Result<(), Denied> {
+        let service = &request.service;
+        if let Some(only) = self.only.as_ref().filter(|only| **only != service.namespace) {
+            return Err(Denied::Elsewhere(only.clone()));
+        }
+        let is_api_server = (service.namespace.as_str(), service.name.as_str()) == API_SERVER;
+        let is_own = service.namespace == self.own_namespace && self.only.is_none();
+        let why = match () {
+            () if is_api_server => Some("is the API server's"),
+            () if service.namespace == SYSTEM => Some("is in a namespace of the cluster itself"),
+            () if is_own => Some("is in the relay's own namespace"),
+            () => None,
+        };
+        let denied = (key.name.clone(), service.clone());
+        match (why, key.services.is_empty()) {
+            (Some(why), _) => {
+                let names = |pattern: &String| names(pattern, service, is_api_server) && matches(pattern, service);
+                match key.services.iter().any(names) {
+                    true => Ok(()),
+                    false => Err(Denied::Protected { key: denied.0, service: denied.1, why }),
+                }
+            }
+            // A key that is limited in what else it may have is not meant to have everything here.
+            (None, true) if key.ports.is_empty() && key.names.is_empty() => Ok(()),
+            (None, _) if key.services.iter().any(|pattern| matches(pattern, service)) => Ok(()),
+            (None, _) => Err(Denied::NotNamed { key: denied.0, service: denied.1 }),
+        }
+    }
+}
+
+/// Returns whether a pattern names the namespace of a Service letter by letter; `by_name`: the Service's name as well.
+fn names(pattern: &str, service: &ServiceName, by_name: bool) -> bool {
+    let Some((namespace, name)) = pattern.split_once('/') else { return false };
+    namespace == service.namespace && (!by_name || name == service.name)
+}
+
+fn matches(pattern: &str, service: &ServiceName) -> bool {
+    let part = |pattern: &str, text: &str| match pattern.strip_suffix('*') {
+        Some(start) => text.starts_with(start),
+        None => pattern == text,
+    };
+    pattern
+        .split_once('/')
+        .is_some_and(|(namespace, name)| part(namespace, &service.namespace) && part(name, &service.name))
+}
+
+/// Returns whether a pattern is one: `NAMESPACE/NAME`, each with a `*` at its end where it stands for several.
+pub fn is_pattern(pattern: &str) -> bool {
+    let is_part = |part: &str| {
+        let start = part.strip_suffix('*').unwrap_or(part);
+        let letters =
+            |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '-';
+        !part.is_empty() && start.chars().all(letters)
+    };
+    pattern.split_once('/').is_some_and(|(namespace, name)| is_part(namespace) && is_part(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::auth::parse_keys;
+
+    fn allowed(key: &str, service: &str, only: Option<&str>) -> bool {
+        let key = parse_keys(&format!("ana 0123456789abcdef {key}")).unwrap().remove(0);
+        let rules = Rules { own_namespace: "relay".into(), only: only.map(str::to_owned) };
+        let request = ExposeRequest::parse(service, true, "ana".into()).unwrap();
+        rules.check(&key, &request).is_ok()
+    }
+
+    #[test]
+    fn a_key_takes_over_the_services_that_it_names() {
+        for (key, service, is_allowed) in [
+            ("", "web.shop:80", true),
+            ("services=shop/web", "web.shop:80", true),
+            ("services=shop/web", "web2.shop:80", false),
+            ("services=shop/web", "web.shop2:80", false),
+            ("services=shop/web*,data/*", "web2.shop:80", true),
+            ("services=shop/web*,data/*", "postgres.data:5432", true),
+            ("services=ana-*/*", "web.ana-1:80", true),
+            ("services=ana-*/*", "web.shop:80", false),
+            ("ports=20000-20010", "web.shop:80", false),
+            ("names=ana-*", "web.shop:80", false),
+            ("names=ana-* services=shop/*", "web.shop:80", true),
+        ] {
+            assert_eq!(allowed(key, service, None), is_allowed, "{key} {service}");
+        }
+    }
+
+    #[test]
+    fn what_the_cluster_and_the_relay_live_on_has_to_be_named() {
+        for (key, service, is_allowed) in [
+            ("", "kube-dns.kube-system:53", false),
+            ("services=*/*", "kube-dns.kube-system:53", false),
+            ("services=kube-*/*", "kube-dns.kube-system:53", false),
+            ("services=kube-system/kube-dns", "kube-dns.kube-system:53", true),
+            ("services=kube-system/*", "kube-dns.kube-system:53", true),
+            ("", "kubernetes.default:443", false),
+            ("services=default/*", "kubernetes.default:443", false),
+            ("services=default/kubernetes", "kubernetes.default:443", true),
+            ("", "web.default:80", true),
+            ("", "relay-control.relay:7835", false),
+            ("services=*/*", "relay-control.relay:7835", false),
+            ("services=relay/relay-control", "relay-control.relay:7835", true),
+        ] {
+            assert_eq!(allowed(key, service, None), is_allowed, "{key} {service}");
+        }
+        assert!(allowed("", "web.relay:80", Some("relay")), "a relay for its own namespace alone");
+        assert!(!allowed("services=*/*", "web.shop:80", Some("relay")));
+    }
+
+    #[test]
+    fn a_pattern_has_two_parts() {
+        for pattern in ["shop/web", "shop/*", "*/*", "a-*/b1-*"] {
+            assert!(is_pattern(pattern), "{pattern}");
+        }
+        for pattern in ["shop", "shop/", "/web", "shop/we*b", "Shop/web", "shop/web/x", "*"] {
+            assert!(!is_pattern(pattern), "{pattern}");
+        }
+    }
+}

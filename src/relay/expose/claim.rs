@@ -1,0 +1,498 @@
+//! Claims on ports of Services, and the task that follows those of one Service.
+//!
+//! ```text
+//!          claim()                  the cluster says so                 dropped, or given up by name
+//! (none) ----------> Asked ------------------------------> Held ------------------------------------> (none)
+//!                      |                                    |
+//!                      +--- refused, or not in time         +--- undone by somebody: Over, with the reason
+//! ```
+//!
+//! The task does not follow events, but compares all claims with the cluster: whatever order clients come and go in, the last
+//! state counts. A claim has a generation, so that the end of an old one never takes back what a new one has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use serde_json::Value;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+use super::{
+    ExposeRequest, Relay, ServiceName,
+    authorize::Rules,
+    events::{self, Reason},
+    kube::{Kind, Kube},
+    lease,
+    reconcile::{Expiry, Failure, Step, Want},
+    service::Holder,
+};
+use crate::{drain::Drain, relay::auth::Key};
+
+/// How long a client waits for its Service while the API server does not answer as it should.
+const CLAIM_WITHIN: Duration = Duration::from_secs(15);
+
+/// Between two steps of which the first has failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// For how long a change may still be done that got no answer: API servers give a request 60 s (`--request-timeout`).
+const DOUBT: Duration = Duration::from_secs(70);
+
+/// How often it is looked meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Changes of other programs come in bursts.
+const SETTLING: Duration = Duration::from_millis(200);
+
+/// How long a watch that ended is not opened again.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// Makes Services of the cluster lead to tunnels of this relay.
+pub struct Exposer {
+    pub(super) kube: Kube,
+    pub(super) relay: Relay,
+    rules: Rules,
+    pub(super) drain: Drain,
+    services: Mutex<HashMap<ServiceName, watch::Sender<Claims>>>,
+    generation: AtomicU64,
+    pub(super) expiry: Expiry,
+}
+
+/// By port.
+type Claims = BTreeMap<u16, Arc<Asked>>;
+
+/// A claim as its Service's task sees it.
+struct Asked {
+    generation: u64,
+    request: ExposeRequest,
+    target_port: u16,
+    at: Instant,
+    /// RFC 3339.
+    since: String,
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Asked,
+    Held,
+    Over(String),
+}
+
+impl Asked {
+    fn is_held(&self) -> bool {
+        *self.state.borrow() == State::Held
+    }
+
+    fn is_asked(&self) -> bool {
+        *self.state.borrow() == State::Asked
+    }
+
+    fn want(&self) -> Want {
+        Want {
+            holder: Holder { owner: self.request.owner.clone(), since: self.since.clone() },
+            target_port: self.target_port,
+            replaces: self.request.replaces,
+            is_held: self.is_held(),
+        }
+    }
+}
+
+/// A port of a Service that leads to a tunnel, until this is dropped.
+pub struct Claim {
+    exposer: Arc<Exposer>,
+    asked: Arc<Asked>,
+}
+
+impl Claim {
+    /// Resolves when somebody else has ended it, with the reason.
+    pub fn over(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut state = self.asked.state.subscribe();
+        async move {
+            loop {
+                if let State::Over(reason) = state.borrow_and_update().clone() {
+                    return reason;
+                }
+                if state.changed().await.is_err() {
+                    // It was given up.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.exposer.give_up(&self.asked);
+    }
+}
+
+impl Exposer {
+    /// `only`: the only namespace whose Services may be taken over. Every task ends with `drain`, and gives back what it has first.
+    pub fn start(client: kube::Client, relay: Relay, only: Option<String>, drain: Drain) -> Arc<Self> {
+        let rules = Rules { own_namespace: relay.namespace.clone(), only };
+        let exposer = Arc::new(Self {
+            kube: Kube::new(client),
+            relay,
+            rules,
+            drain: drain.clone(),
+            services: Mutex::default(),
+            generation: AtomicU64::new(1),
+            expiry: Expiry::default(),
+        });
+        drain.spawn(exposer.clone().sweep());
+        exposer
+    }
+
+    pub(super) fn only(&self) -> Option<&str> {
+        self.rules.only.as_deref()
+    }
+
+    /// Says why a key may not have a Service.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn authorize(&self, key: &Key, request: &ExposeRequest) -> Result<(), String> {
+        self.rules.check(key, request).map_err(|denied| denied.to_string())
+    }
+
+    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `after`: the claim that this one takes over
+    /// from, where it is for the same port.
+    ///
+    /// # Errors
+    /// In words: it exists and may not be replaced, somebody else has it, a permission is missing, it could not be put back.
+    pub async fn claim(
+        self: &Arc<Self>,
+        request: ExposeRequest,
+        target_port: u16,
+        after: Option<&Claim>,
+    ) -> Result<Claim, String> {
+        if self.drain.is_draining() {
+            return Err("the relay is shutting down".to_owned());
+        }
+        let asked = Arc::new(Asked {
+            generation: self.generation.fetch_add(1, Ordering::Relaxed),
+            target_port,
+            at: Instant::now(),
+            since: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            state: watch::Sender::new(State::Asked),
+            request,
+        });
+        let mut state = asked.state.subscribe();
+        let request = &asked.request;
+        let port = request.port;
+        {
+            let mut services = self.services();
+            let claims = self.followed(&mut services, &request.service);
+            if let Some(other) = claims.borrow().get(&port)
+                && after.is_none_or(|after| after.asked.generation != other.generation)
+            {
+                let (service, owner) = (&request.service, &other.request.owner);
+                return Err(format!("port {port} of Service {service} is taken over by {owner} already"));
+            }
+            claims.send_modify(|claims| drop(claims.insert(port, asked.clone())));
+        }
+        // From here on it is given up where nobody waits any more.
+        let claim = Claim { exposer: self.clone(), asked };
+        loop {
+            match state.borrow_and_update().clone() {
+                State::Held => return Ok(claim),
+                State::Over(reason) => return Err(reason),
+                State::Asked => {}
+            }
+            if state.changed().await.is_err() {
+                return Err("the relay is shutting down".to_owned());
+            }
+        }
+    }
+
+    /// Puts back what a Service has from a relay that is gone, unless a claim is there or another relay lives.
+    pub(super) fn tidy(self: &Arc<Self>, service: &ServiceName) {
+        self.followed(&mut self.services(), service);
+    }
+
+    /// Returns the claims on a Service, followed by a task from now on.
+    fn followed<'s>(
+        self: &Arc<Self>,
+        services: &'s mut MutexGuard<'_, HashMap<ServiceName, watch::Sender<Claims>>>,
+        name: &ServiceName,
+    ) -> &'s watch::Sender<Claims> {
+        services.entry(name.clone()).or_insert_with(|| {
+            let claims = watch::Sender::new(Claims::new());
+            let following = Following::new(self.clone(), name.clone(), claims.subscribe());
+            self.drain.spawn(following.run());
+            claims
+        })
+    }
+
+    fn give_up(&self, asked: &Arc<Asked>) {
+        if let Some(claims) = self.services().get(&asked.request.service) {
+            claims.send_if_modified(|claims| {
+                let is_current =
+                    claims.get(&asked.request.port).is_some_and(|current| current.generation == asked.generation);
+                is_current && claims.remove(&asked.request.port).is_some()
+            });
+        }
+    }
+
+    /// Ends a claim for its client.
+    fn end(&self, asked: &Arc<Asked>, reason: String) {
+        asked.state.send_replace(State::Over(reason));
+        self.give_up(asked);
+    }
+
+    /// Forgets a Service on which there is no claim. Returns whether that is so.
+    fn forget(&self, name: &ServiceName) -> bool {
+        let mut services = self.services();
+        let is_free = services.get(name).is_none_or(|claims| claims.borrow().is_empty());
+        is_free && {
+            services.remove(name);
+            true
+        }
+    }
+
+    fn services(&self) -> MutexGuard<'_, HashMap<ServiceName, watch::Sender<Claims>>> {
+        self.services.lock().expect("no panic while the lock is held")
+    }
+}
+
+/// The task of one Service.
+struct Following {
+    exposer: Arc<Exposer>,
+    name: ServiceName,
+    claims: watch::Receiver<Claims>,
+    /// The ports that lead to laptops, with their owners, as far as this task has brought it.
+    in_effect: BTreeMap<u16, String>,
+    renewed: Instant,
+    pause: Duration,
+    /// Until then changes may appear that got no answer.
+    doubt: Option<Instant>,
+    /// What was logged last.
+    said: Option<String>,
+    looks: Option<Looks>,
+}
+
+/// Watches that say when something has changed, until they are dropped.
+struct Looks {
+    changed: Arc<Notify>,
+    _end: DropGuard,
+}
+
+impl Following {
+    fn new(exposer: Arc<Exposer>, name: ServiceName, claims: watch::Receiver<Claims>) -> Self {
+        Self {
+            exposer,
+            name,
+            claims,
+            in_effect: BTreeMap::new(),
+            renewed: Instant::now(),
+            pause: FIRST_PAUSE,
+            doubt: None,
+            said: None,
+            looks: None,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let claims = self.claims.borrow_and_update().clone();
+            if self.exposer.drain.is_draining() {
+                // Clients that have a Service come back to another relay, which has told them nothing of an end.
+                for asked in claims.values() {
+                    match asked.is_held() {
+                        true => self.exposer.give_up(asked),
+                        false => self.exposer.end(asked, "the relay is shutting down".to_owned()),
+                    }
+                }
+            }
+            let claims = self.claims.borrow_and_update().clone();
+            let held = claims.values().filter(|asked| asked.is_held());
+            // One new claim at a time: what is wrong with it is not the others' fault.
+            let next = claims.values().filter(|asked| asked.is_asked()).min_by_key(|asked| asked.generation);
+            let working: Vec<Arc<Asked>> = held.chain(next).cloned().collect();
+            let done = self.step(&working).await;
+            let wait = match done {
+                Ok(service) => {
+                    self.pause = FIRST_PAUSE;
+                    self.said = None;
+                    self.succeeded(&working, service.as_ref()).await;
+                    match (working.is_empty(), self.doubt) {
+                        (true, None) if self.exposer.forget(&self.name) => return,
+                        // A claim has come at this moment.
+                        (true, None) => continue,
+                        (true, Some(_)) if self.exposer.drain.is_draining() => return,
+                        _ if claims.values().any(|asked| asked.is_asked()) => Duration::ZERO,
+                        (_, Some(_)) => LOOK_AGAIN,
+                        (false, None) => lease::RENEW_EVERY.saturating_sub(self.renewed.elapsed()),
+                    }
+                }
+                Err(failure) => self.failed(failure, &working, next).await,
+            };
+            self.wait(wait).await;
+        }
+    }
+
+    async fn step(&mut self, working: &[Arc<Asked>]) -> Result<Option<Value>, Failure> {
+        let exposer = self.exposer.clone();
+        let wanted = working.iter().map(|asked| (asked.request.port, asked.want())).collect();
+        let renews = self.renewed.elapsed() >= lease::RENEW_EVERY;
+        let step = Step {
+            kube: &exposer.kube,
+            relay: &exposer.relay,
+            name: &self.name,
+            wanted: &wanted,
+            renews,
+            is_forced: false,
+            expiry: &exposer.expiry,
+        };
+        let done = step.run().await;
+        if self.doubt.is_some_and(|until| until <= Instant::now()) {
+            self.doubt = None;
+        }
+        match &done {
+            Err(failure) if failure.is_in_doubt() => self.doubt = Some(Instant::now() + DOUBT),
+            Ok(_) if renews || self.in_effect.is_empty() => self.renewed = Instant::now(),
+            _ => {}
+        }
+        done
+    }
+
+    async fn succeeded(&mut self, working: &[Arc<Asked>], service: Option<&Value>) {
+        for asked in working {
+            asked.state.send_if_modified(|state| {
+                let is_new = *state == State::Asked;
+                if is_new {
+                    *state = State::Held;
+                }
+                is_new
+            });
+        }
+        let now = working.iter().map(|asked| (asked.request.port, asked.request.owner.clone())).collect();
+        let before = std::mem::replace(&mut self.in_effect, now);
+        let is_in = |ports: &BTreeMap<u16, String>, port: &u16| ports.contains_key(port);
+        let taken: Vec<(u16, String)> =
+            self.in_effect.iter().filter(|(port, _)| !is_in(&before, port)).map(|(p, o)| (*p, o.clone())).collect();
+        let back: BTreeSet<u16> = before.into_keys().filter(|port| !is_in(&self.in_effect, port)).collect();
+        for (port, owner) in taken {
+            info!(service = %self.name, port, owner, "relay: Service port taken over");
+            let message = format!(
+                "port {port} is routed to {owner} through relay {}",
+                Relay::shown(&self.exposer.relay.to_string())
+            );
+            self.tell(service, Reason::TakenOver, &message).await;
+        }
+        for port in back {
+            info!(service = %self.name, port, "relay: Service port restored");
+            self.tell(service, Reason::GivenBack, &format!("port {port} is restored")).await;
+        }
+    }
+
+    async fn tell(&self, service: Option<&Value>, reason: Reason, message: &str) {
+        if let Some(service) = service {
+            events::write(&self.exposer.kube, &self.exposer.relay, service, reason, message).await;
+        }
+    }
+
+    /// Does what follows from a failure. Returns for how long to wait.
+    async fn failed(&mut self, failure: Failure, working: &[Arc<Asked>], next: Option<&Arc<Asked>>) -> Duration {
+        if let Failure::Undone { ports, .. } = &failure {
+            let reason = failure.to_string();
+            warn!(service = %self.name, reason, "relay: a takeover was undone");
+            for asked in working.iter().filter(|asked| ports.contains(&asked.request.port)) {
+                self.in_effect.remove(&asked.request.port);
+                self.exposer.end(asked, reason.clone());
+            }
+            let found = self.exposer.kube.get(Kind::Service, &self.name.namespace, &self.name.name).await;
+            self.tell(found.ok().flatten().as_ref(), Reason::TakeoverUndone, &reason).await;
+            return Duration::ZERO;
+        }
+        let in_time = failure.is_temporary() && next.is_some_and(|asked| asked.at.elapsed() < CLAIM_WITHIN);
+        if let Some(asked) = next.filter(|_| !in_time) {
+            self.exposer.end(asked, failure.to_string());
+            return Duration::ZERO;
+        }
+        let text = failure.to_string();
+        if next.is_none() && self.said.as_ref() != Some(&text) {
+            warn!(service = %self.name, error = text, "relay: cannot update a Service yet");
+            self.said = Some(text);
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        pause
+    }
+
+    /// Waits for as long, or until the claims or the Service change.
+    async fn wait(&mut self, pause: Duration) {
+        self.look();
+        let until = Instant::now() + pause;
+        let changed = async {
+            match &self.looks {
+                Some(looks) => looks.changed.notified().await,
+                None => std::future::pending().await,
+            }
+            sleep(SETTLING).await;
+        };
+        let draining = async {
+            match self.exposer.drain.is_draining() {
+                true => std::future::pending().await,
+                false => self.exposer.drain.started().await,
+            }
+        };
+        tokio::select! {
+            // The sender lives as long as the Service is followed.
+            _ = self.claims.changed() => {}
+            () = sleep_until(until) => {}
+            () = changed => {}
+            () = draining => {}
+        }
+    }
+
+    /// Watches the Service and its endpoints as long as it leads to a laptop.
+    fn look(&mut self) {
+        match (self.in_effect.is_empty(), &self.looks) {
+            (true, _) => self.looks = None,
+            (false, Some(_)) => {}
+            (false, None) => {
+                let (changed, end) = (Arc::new(Notify::new()), CancellationToken::new());
+                let name = &self.name.name;
+                for (kind, selector) in [
+                    (Kind::Service, format!("fieldSelector=metadata.name%3D{name}")),
+                    (Kind::EndpointSlice, format!("labelSelector=kubernetes.io%2Fservice-name%3D{name}")),
+                ] {
+                    let (kube, namespace) = (self.exposer.kube.clone(), self.name.namespace.clone());
+                    let (changed, end) = (changed.clone(), end.clone());
+                    self.exposer.drain.spawn(async move {
+                        let watching = async {
+                            loop {
+                                if let Ok(mut changes) = kube.changes(kind, &namespace, &selector).await {
+                                    while changes.next().await.is_some() {
+                                        changed.notify_one();
+                                    }
+                                }
+                                // Without a watch it is looked when the Lease is renewed.
+                                sleep(WATCH_PAUSE).await;
+                            }
+                        };
+                        tokio::select! {
+                            () = watching => {}
+                            () = end.cancelled() => {}
+                        }
+                    });
+                }
+                self.looks = Some(Looks { changed, _end: end.drop_guard() });
+            }
+        }
+    }
+}

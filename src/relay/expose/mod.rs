@@ -1,0 +1,176 @@
+//! Services of the cluster that lead to laptops, through a relay that runs in a pod.
+//!
+//! | there is | what becomes of it | at the end |
+//! |---|---|---|
+//! | no such Service | it is created, with the ports that were asked for | it is deleted |
+//! | a Service, and `--replace` | its port leads to the laptop, all others to the pods | its port is as before |
+//! | a Service without a selector, and `--replace` | the same; the port is left out of its endpoints | they are as before |
+//! | an ExternalName, a headless Service, endpoints that a controller writes | it is refused, and nothing is touched | |
+//!
+//! ```text
+//! claim    one task for each Service: compares what is wanted with what there is, until they are the same
+//!   -> reconcile    one such step, from whatever state somebody has left
+//!        -> service, endpoints    what has to be changed in an object, and what it was: functions without a cluster
+//!        -> lease                 who may change it
+//!        -> kube                  the calls
+//! sweep    what relays that are gone have left is a claim that nobody holds
+//! ```
+//!
+//! A relay has no memory of its own. What an object was is kept in that object, by the patch that changes it.
+
+pub mod authorize;
+pub mod claim;
+pub mod endpoints;
+mod events;
+pub mod inspect;
+pub mod kube;
+mod lease;
+mod reconcile;
+pub mod service;
+mod sweep;
+
+use std::{env, fmt, net::IpAddr};
+
+use serde_json::Value;
+
+pub use self::claim::{Claim, Exposer};
+use super::auth;
+
+/// Label of every object that a relay has created or changed, except endpoints that are written by hand.
+pub const EXPOSED: &str = "adit/exposed";
+
+/// Annotation of a Service that is taken over, and of its Lease: a [`service::Takeover`] as JSON.
+pub const TAKEOVER: &str = "adit/takeover";
+
+/// Annotation of endpoints that were written by hand: what they said.
+pub const ORIGINAL: &str = "adit/original";
+
+/// Annotation of the slices of a relay: which one that is.
+pub const RELAY: &str = "adit/relay";
+
+/// Label of every object that a relay has created.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+/// A Service: `shop/web`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a client asks for: a port of a Service that is to lead to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExposeRequest {
+    pub service: ServiceName,
+    /// The Service's port.
+    pub port: u16,
+    /// A Service that exists may be taken over.
+    pub replaces: bool,
+    /// Whose laptop it is, for people.
+    pub owner: String,
+}
+
+impl ExposeRequest {
+    /// Reads `service.namespace:port`, as a client writes it.
+    pub fn parse(text: &str, replaces: bool, owner: String) -> Option<Self> {
+        let (name, port) = text.rsplit_once(':')?;
+        let (name, namespace) = name.split_once('.')?;
+        let is_label = crate::config::names::is_label;
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let service = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
+        (is_label(name) && is_label(namespace)).then_some(Self { service, port, replaces, owner })
+    }
+}
+
+/// A relay, and the pod that it runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: String,
+    /// Tells a relay from the one before it in the same pod.
+    pub start: String,
+    /// Where visitors of its tunnels reach it.
+    pub addresses: Vec<IpAddr>,
+    /// The node of its pod, where that is known.
+    pub node: Option<String>,
+}
+
+/// `namespace/pod/uid/start`, as objects name it.
+impl fmt::Display for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}/{}", self.namespace, self.pod, self.uid, self.start)
+    }
+}
+
+impl Relay {
+    /// Returns the relay of this process, as the downward API tells. `bind`: the address that its tunnels listen on.
+    ///
+    /// # Errors
+    /// In words: this is no pod, or it does not know who it is.
+    pub fn of_this_pod(bind: IpAddr) -> Result<Self, String> {
+        let variable =
+            |name: &str| env::var(name).map_err(|_| format!("${name} is not set: the chart sets it (expose.enabled)"));
+        let ips = env::var("POD_IPS").or_else(|_| variable("POD_IP"))?;
+        let parse = |ip: &str| ip.trim().parse().map_err(|_| format!("$POD_IP: {ip:?} is not an address"));
+        let addresses = ips.split(',').map(parse).collect::<Result<Vec<IpAddr>, _>>()?;
+        // A socket of 0.0.0.0 takes no visitors by IPv6.
+        let addresses: Vec<IpAddr> = addresses.into_iter().filter(|ip| bind.is_ipv6() || ip.is_ipv4()).collect();
+        if addresses.is_empty() {
+            return Err(format!("the pod has no address that visitors of '--bind {bind}' reach: use '--bind ::'"));
+        }
+        Ok(Self {
+            namespace: variable("POD_NAMESPACE")?,
+            pod: variable("POD_NAME")?,
+            uid: variable("POD_UID")?,
+            start: start()?,
+            addresses,
+            node: env::var("NODE_NAME").ok(),
+        })
+    }
+
+    /// Returns the namespace and the pod of a relay that an object names, with its UID and start.
+    fn parse(text: &str) -> Option<[&str; 4]> {
+        let parts: Vec<&str> = text.split('/').collect();
+        parts.try_into().ok()
+    }
+
+    /// Returns how people name a relay that an object names: `namespace/pod`.
+    fn shown(text: &str) -> String {
+        Self::parse(text).map_or_else(|| text.to_owned(), |[namespace, pod, ..]| format!("{namespace}/{pod}"))
+    }
+}
+
+/// Returns a new value for [`Relay::start`].
+///
+/// # Errors
+/// In words: the system has no random numbers.
+pub fn start() -> Result<String, String> {
+    let random = auth::random::<4>().map_err(|error| error.to_string())?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wanted_service_is_named_with_its_namespace_and_port() {
+        let parse = |text: &str| ExposeRequest::parse(text, false, "ana".into());
+        let wanted = parse("web.shop:80").unwrap();
+        assert_eq!((wanted.service.to_string().as_str(), wanted.port), ("shop/web", 80));
+        for text in ["web:80", "web.shop", "web.shop:0", "Web.shop:80", "web.sh.op:80", ".shop:80", "web.shop:99999"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! One step from what there is to what is wanted. It reads everything first, so that it may start from whatever somebody has left,
+//! and every change that it makes holds only for the objects that it has read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Mutex,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Relay, ServiceName,
+    endpoints::{self, Field},
+    kube::{Kind, Kube, KubeError},
+    lease::{self, Standing},
+    service::{self, Change, Holder, Refusal, Takeover},
+    text,
+};
+
+/// How often a step is begun again because somebody has changed an object in the middle of it.
+const TRIES: u32 = 8;
+
+/// A port that is to lead to a laptop.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub holder: Holder,
+    /// The tunnel's port.
+    pub target_port: u16,
+    pub replaces: bool,
+    /// It has led there before: what somebody changes from now on is not done again.
+    pub is_held: bool,
+}
+
+/// Why a step did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("Service {service} is taken over by {owner} through the relay {relay}")]
+    Busy { service: ServiceName, owner: String, relay: String },
+    /// Somebody has undone what was there.
+    #[error("Service {service} {reason}")]
+    Undone { service: ServiceName, ports: Vec<u16>, reason: String },
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+}
+
+impl Failure {
+    /// Returns whether the same step may succeed later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Kube(error) if error.is_temporary())
+    }
+
+    /// Returns whether a change may have been done, or may still be.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self, Self::Kube(error) if error.is_in_doubt())
+    }
+}
+
+/// Leases of other relays, and since when they have not been renewed by the clock of this machine: those of others may differ.
+#[derive(Default)]
+pub struct Expiry {
+    seen: Mutex<HashMap<ServiceName, (String, Instant)>>,
+}
+
+impl Expiry {
+    fn is_expired(&self, name: &ServiceName, lease: &Value) -> bool {
+        let version = text(&lease["metadata"]["resourceVersion"]);
+        let seconds = lease["spec"]["leaseDurationSeconds"].as_u64().unwrap_or(lease::DURATION.as_secs());
+        let mut seen = self.seen.lock().expect("no panic while the lock is held");
+        let entry = seen.entry(name.clone()).or_insert_with(|| (version.to_owned(), Instant::now()));
+        if entry.0 != version {
+            *entry = (version.to_owned(), Instant::now());
+        }
+        entry.1.elapsed() > Duration::from_secs(seconds)
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&self, names: &BTreeSet<ServiceName>) {
+        self.seen.lock().expect("no panic while the lock is held").retain(|name, _| names.contains(name));
+    }
+}
+
+/// One step for one Service.
+pub struct Step<'a> {
+    pub kube: &'a Kube,
+    pub relay: &'a Relay,
+    pub name: &'a ServiceName,
+    /// Empty: the Service is to be as it was.
+    pub wanted: &'a BTreeMap<u16, Want>,
+    /// The Lease is to be renewed.
+    pub renews: bool,
+    /// Whoever holds the Lease loses it.
+    pub is_forced: bool,
+    pub expiry: &'a Expiry,
+}
+
+/// Everything that belongs to a Service.
+struct Scene {
+    service: Option<Value>,
+    slices: Vec<Value>,
+    endpoints: Option<Value>,
+    lease: Option<Value>,
+}
+
+impl Scene {
+    fn has_selector(&self) -> bool {
+        self.service.as_ref().is_some_and(has_selector)
+    }
+
+    /// Returns the endpoints that may be changed, with their kind.
+    fn by_hand(&self) -> Vec<(Kind, Field, &Value)> {
+        let has_selector = self.has_selector();
+        let slices = self.slices.iter().map(|slice| (Kind::EndpointSlice, Field::Ports, slice));
+        let endpoints = self.endpoints.iter().map(|endpoints| (Kind::Endpoints, Field::Subsets, endpoints));
+        slices.chain(endpoints).filter(|(_, _, object)| endpoints::is_by_hand(object, has_selector)).collect()
+    }
+
+    fn is_untouched(&self) -> bool {
+        !self.slices.iter().any(endpoints::is_ours) && !self.by_hand().iter().any(|(.., o)| endpoints::is_changed(o))
+    }
+}
+
+fn has_selector(service: &Value) -> bool {
+    service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty())
+}
+
+impl Step<'_> {
+    /// Does the step. Returns the Service as it is then, where there is one.
+    pub async fn run(&self) -> Result<Option<Value>, Failure> {
+        let mut tries = 0;
+        loop {
+            match self.once().await {
+                Err(Failure::Kube(KubeError::Conflict(_))) if tries < TRIES => {
+                    tries += 1;
+                    sleep(Duration::from_millis(10) * tries).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn once(&self) -> Result<Option<Value>, Failure> {
+        let scene = self.read().await?;
+        let kept = lease::takeover(scene.lease.as_ref());
+        let before = match &scene.service {
+            Some(service) => service::takeover(service, self.name, kept.as_ref())?,
+            None => None,
+        };
+        if let Some(relay) = self.other_relay(&scene, before.as_ref()).await? {
+            return self.leave_to(&relay, before.as_ref(), scene.service);
+        }
+        if self.wanted.is_empty() && before.is_none() && scene.is_untouched() {
+            self.release(scene.lease).await?;
+            return Ok(scene.service);
+        }
+        self.check(&scene, before.as_ref())?;
+        let after = (!self.wanted.is_empty()).then(|| self.plan(&scene, before.as_ref()));
+        let lease = self.hold(scene.lease.clone(), scene.service.as_ref(), kept.as_ref(), after.as_ref()).await?;
+        match &after {
+            Some(after) => self.take(scene, before.as_ref(), after).await.map(Some),
+            None => {
+                let service = self.give_back(scene, before.as_ref()).await?;
+                self.release(lease).await?;
+                Ok(service)
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Scene, KubeError> {
+        let (namespace, name) = (self.name.namespace.as_str(), self.name.name.as_str());
+        let labels = format!("{}={name}", endpoints::SERVICE_NAME);
+        let lease_name = lease::name(self.name);
+        let (service, slices, lease) = tokio::join!(
+            self.kube.get(Kind::Service, namespace, name),
+            self.kube.list(Kind::EndpointSlice, Some(namespace), &labels),
+            self.kube.get(Kind::Lease, namespace, &lease_name),
+        );
+        let (service, slices) = (service?, slices?);
+        let lease = match lease {
+            Err(KubeError::Forbidden(_)) if self.is_forced => None,
+            lease => lease?,
+        };
+        // Those of a Service with a selector are its controller's.
+        let endpoints = match service.as_ref().is_some_and(|service| !has_selector(service)) {
+            true => self.kube.get(Kind::Endpoints, namespace, name).await?,
+            false => None,
+        };
+        Ok(Scene { service, slices, endpoints, lease })
+    }
+
+    /// Returns the relay that the Service belongs to, where that is another one and it lives.
+    async fn other_relay(&self, scene: &Scene, before: Option<&Takeover>) -> Result<Option<String>, Failure> {
+        let us = self.relay.to_string();
+        let holder = match lease::standing(scene.lease.as_ref(), &us) {
+            Standing::Ours => return Ok(None),
+            Standing::Foreign if self.wanted.is_empty() && before.is_none() && scene.is_untouched() => return Ok(None),
+            Standing::Foreign => {
+                let object = format!("Lease {}/{}", self.name.namespace, lease::name(self.name));
+                return Err(Refusal::Foreign { object }.into());
+            }
+            Standing::Free => match before {
+                Some(before) if before.relay != us => before.relay.clone(),
+                _ => return Ok(None),
+            },
+            Standing::Other(holder) => holder,
+        };
+        let is_expired = scene.lease.as_ref().is_some_and(|lease| self.expiry.is_expired(self.name, lease));
+        Ok((!self.is_forced && !is_expired && !self.is_gone(&holder).await).then_some(holder))
+    }
+
+    /// Returns whether a relay certainly does not run any more.
+    async fn is_gone(&self, holder: &str) -> bool {
+        let Some([namespace, pod, uid, start]) = Relay::parse(holder) else { return false };
+        if uid == self.relay.uid {
+            return start != self.relay.start;
+        }
+        match self.kube.get(Kind::Pod, namespace, pod).await {
+            Ok(None) => true,
+            Ok(Some(found)) => {
+                let phase = text(&found["status"]["phase"]);
+                found["metadata"]["uid"] != uid || matches!(phase, "Succeeded" | "Failed")
+            }
+            // Nobody knows: the Lease will tell, by not being renewed.
+            Err(_) => false,
+        }
+    }
+
+    fn leave_to(
+        &self,
+        relay: &str,
+        before: Option<&Takeover>,
+        service: Option<Value>,
+    ) -> Result<Option<Value>, Failure> {
+        let relay = Relay::shown(relay);
+        let held: Vec<u16> = self.wanted.iter().filter(|(_, want)| want.is_held).map(|(port, _)| *port).collect();
+        if !held.is_empty() {
+            let reason = format!("was taken over by another relay, {relay}");
+            return Err(Failure::Undone { service: self.name.clone(), ports: held, reason });
+        }
+        if self.wanted.is_empty() {
+            return Ok(service);
+        }
+        let owners = before.iter().flat_map(|before| before.ports.iter().map(|taken| taken.owner.clone()));
+        let owner = owners.collect::<Vec<_>>().join(", ");
+        let owner = if owner.is_empty() { "somebody".to_owned() } else { owner };
+        Err(Failure::Busy { service: self.name.clone(), owner, relay })
+    }
+
+    /// Says why the step cannot be done, before anything is touched.
+    fn check(&self, scene: &Scene, before: Option<&Takeover>) -> Result<(), Failure> {
+        let mut undone: Vec<(u16, String)> = Vec::new();
+        for (port, _) in self.wanted.iter().filter(|(_, want)| want.is_held) {
+            let reason = match &scene.service {
+                None => Some("was deleted".to_owned()),
+                Some(service) => service::undone(service, before, *port),
+            };
+            undone.extend(reason.map(|reason| (*port, reason)));
+        }
+        if let Some((_, reason)) = undone.first() {
+            let (reason, ports) = (reason.clone(), undone.iter().map(|(port, _)| *port).collect());
+            return Err(Failure::Undone { service: self.name.clone(), ports, reason });
+        }
+        let Some(service) = &scene.service else { return Ok(()) };
+        if self.wanted.is_empty() {
+            return Ok(());
+        }
+        if before.is_none_or(|before| !before.created) {
+            let families = self.families();
+            for (port, want) in self.wanted.iter().filter(|(_, want)| !want.is_held) {
+                if !want.replaces {
+                    return Err(Refusal::Exists(self.name.clone()).into());
+                }
+                service::check(service, self.name, *port, &families)?;
+            }
+        }
+        let names = self.names(service);
+        let by_hand = scene.by_hand();
+        let kinds = |kind: Kind| if kind == Kind::Endpoints { "Endpoints" } else { "EndpointSlice" };
+        let by_hand: Vec<_> = by_hand.into_iter().map(|(kind, field, object)| (kinds(kind), field, object)).collect();
+        endpoints::check(self.name, scene.has_selector(), &by_hand, &names)?;
+        for own in endpoints::own_slices(self.name, service, self.relay, &BTreeMap::new()) {
+            let same = |slice: &&Value| slice["metadata"]["name"] == own["metadata"]["name"];
+            if scene.slices.iter().find(same).is_some_and(|slice| !endpoints::is_ours(slice)) {
+                let object = format!("EndpointSlice {}/{}", self.name.namespace, text(&own["metadata"]["name"]));
+                return Err(Refusal::Foreign { object }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn families(&self) -> Vec<String> {
+        self.relay.addresses.iter().map(|address| endpoints::family(address).to_owned()).collect()
+    }
+
+    fn holders(&self) -> BTreeMap<u16, Holder> {
+        self.wanted.iter().map(|(port, want)| (*port, want.holder.clone())).collect()
+    }
+
+    fn plan(&self, scene: &Scene, before: Option<&Takeover>) -> Takeover {
+        let (nothing, relay) = (Value::Null, self.relay.to_string());
+        let service = scene.service.as_ref().unwrap_or(&nothing);
+        let plan = service::plan(service, before, &relay, &self.holders());
+        Takeover { created: plan.created || scene.service.is_none(), ..plan }
+    }
+
+    /// Returns the names of the ports that are wanted, as endpoints have them.
+    fn names(&self, service: &Value) -> BTreeSet<String> {
+        service::taken_names(service, &self.holders(), false)
+            .values()
+            .map(|named| text(&named["name"]).to_owned())
+            .collect()
+    }
+
+    /// Takes or renews the Lease, which says what is about to be done.
+    async fn hold(
+        &self,
+        lease: Option<Value>,
+        service: Option<&Value>,
+        kept: Option<&Takeover>,
+        after: Option<&Takeover>,
+    ) -> Result<Option<Value>, Failure> {
+        let us = self.relay.to_string();
+        let held = match &lease {
+            None => {
+                let lease = lease::new(self.name, self.relay, service, after.or(kept));
+                self.kube.create(Kind::Lease, &self.name.namespace, &lease).await
+            }
+            Some(lease) => {
+                let is_ours = lease::standing(Some(lease), &us) == Standing::Ours;
+                if is_ours && !self.renews && (after.is_none() || after == kept) {
+                    return Ok(Some(lease.clone()));
+                }
+                // Before what it was is written over, it is put back.
+                self.kube.patch(Kind::Lease, lease, lease::renewed(lease, self.relay, after)).await
+            }
+        };
+        match held {
+            Err(KubeError::Forbidden(_)) if self.is_forced => Ok(None),
+            held => Ok(Some(held?)),
+        }
+    }
+
+    async fn take(&self, scene: Scene, before: Option<&Takeover>, after: &Takeover) -> Result<Value, Failure> {
+        let namespace = self.name.namespace.as_str();
+        let service = match &scene.service {
+            Some(service) => service.clone(),
+            None => {
+                let service = service::create(self.name, self.owners(), after);
+                self.kube.create(Kind::Service, namespace, &service).await?
+            }
+        };
+        // The laptop first, beside the pods, and then alone: at no time is there nothing behind the port.
+        let named = service::taken_names(&service, &self.holders(), after.created);
+        let target = |(port, want): (&u16, &Want)| Some((*port, (want.target_port, named.get(port)?.clone())));
+        let ports = self.wanted.iter().filter_map(target).collect();
+        let own = endpoints::own_slices(self.name, &service, self.relay, &ports);
+        for slice in &own {
+            self.ensure(slice, &scene.slices).await?;
+        }
+        let is_wanted = |slice: &&Value| own.iter().any(|own| own["metadata"]["name"] == slice["metadata"]["name"]);
+        for slice in scene.slices.iter().filter(|slice| endpoints::is_ours(slice) && !is_wanted(slice)) {
+            self.kube.delete(Kind::EndpointSlice, slice).await?;
+        }
+        let names = self.names(&service);
+        for (kind, field, object) in scene.by_hand() {
+            if let Some(patch) = endpoints::change(object, field, &names) {
+                self.kube.patch(kind, object, patch).await?;
+            }
+        }
+        match service::change(&service, before, Some(after)) {
+            Change::Patch(patch) => Ok(self.kube.patch(Kind::Service, &service, patch).await?),
+            Change::Nothing | Change::Delete => Ok(service),
+        }
+    }
+
+    /// Creates a slice, or makes the one that is there as it has to be.
+    async fn ensure(&self, slice: &Value, there: &[Value]) -> Result<(), KubeError> {
+        let found = there.iter().find(|found| found["metadata"]["name"] == slice["metadata"]["name"]);
+        match found {
+            Some(found) if found["addressType"] != slice["addressType"] => {
+                self.kube.delete(Kind::EndpointSlice, found).await?;
+                self.kube.create(Kind::EndpointSlice, &self.name.namespace, slice).await.map(drop)
+            }
+            Some(found) if endpoints::covers(found, slice) => Ok(()),
+            Some(found) => {
+                let mut patch = json!({"endpoints": slice["endpoints"], "ports": slice["ports"]});
+                for field in ["ownerReferences", "labels", "annotations"] {
+                    patch["metadata"][field] = slice["metadata"][field].clone();
+                }
+                self.kube.patch(Kind::EndpointSlice, found, patch).await.map(drop)
+            }
+            None => self.kube.create(Kind::EndpointSlice, &self.name.namespace, slice).await.map(drop),
+        }
+    }
+
+    async fn give_back(&self, scene: Scene, before: Option<&Takeover>) -> Result<Option<Value>, Failure> {
+        let service = match &scene.service {
+            None => None,
+            Some(service) => match service::change(service, before, None) {
+                Change::Nothing => Some(service.clone()),
+                Change::Patch(patch) => Some(self.kube.patch(Kind::Service, service, patch).await?),
+                Change::Delete => {
+                    self.kube.delete(Kind::Service, service).await?;
+                    None
+                }
+            },
+        };
+        for (kind, field, object) in scene.by_hand() {
+            if let Some(patch) = endpoints::change(object, field, &BTreeSet::new()) {
+                self.kube.patch(kind, object, patch).await?;
+            }
+        }
+        for slice in scene.slices.iter().filter(|slice| endpoints::is_ours(slice)) {
+            self.kube.delete(Kind::EndpointSlice, slice).await?;
+        }
+        Ok(service)
+    }
+
+    /// Deletes the Lease, where it is a relay's.
+    async fn release(&self, lease: Option<Value>) -> Result<(), Failure> {
+        let Some(lease) = lease else { return Ok(()) };
+        if lease::standing(Some(&lease), "") == Standing::Foreign {
+            return Ok(());
+        }
+        match self.kube.delete(Kind::Lease, &lease).await {
+            Err(KubeError::Forbidden(_)) if self.is_forced => Ok(()),
+            deleted => Ok(deleted?),
+        }
+    }
+
+    /// Objects in the relay's own namespace go with its pod.
+    fn owners(&self) -> Value {
+        match self.name.namespace == self.relay.namespace && !self.relay.uid.is_empty() {
+            true => json!([{"apiVersion": "v1", "kind": "Pod", "name": self.relay.pod, "uid": self.relay.uid}]),
+            false => json!([]),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Relays that are killed, API servers that hang, answer late, or lose answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use adit::{
+    demo::faults::Mishap,
+    wire::relay::{Frame, Kind},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::support::{Laptop, Place};
+use crate::support::eventually;
+
+/// From the `first` write on (0 is the first), `count` of them meet this.
+fn writes_meet(place: &Place, first: usize, count: usize, mishap: Mishap) -> Arc<AtomicUsize> {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = seen.clone();
+    place.demo.faults().judge(Some(Box::new(move |method, path| {
+        if method == http::Method::GET || path.ends_with("/events") {
+            return None;
+        }
+        let at = counted.fetch_add(1, Ordering::SeqCst);
+        (first..first.saturating_add(count)).contains(&at).then_some(mishap)
+    })));
+    seen
+}
+
+#[tokio::test]
+async fn a_hanging_api_server_does_not_hold_up_the_conversation() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    place.demo.faults().judge(Some(Box::new(|_, _| Some(Mishap::Hang))));
+    laptop.ask(Kind::ReplacedService, "web.shop:80").await;
+    let asked = Instant::now();
+    for cookie in 1..20 {
+        laptop.send(Frame::Ping { cookie }).await;
+        laptop.pong(cookie).await;
+    }
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    // It is told, and not waited for without an end.
+    let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("it was opened") };
+    assert!(reason.contains("did not answer within 5 s to"), "{reason}");
+    assert!(asked.elapsed() < Duration::from_secs(25), "{:?}", asked.elapsed());
+    // A client that closes or goes meanwhile leaves nothing.
+    laptop.ask(Kind::ReplacedService, "web.shop:80").await;
+    laptop.send(Frame::Close { tunnel: 2 }).await;
+    let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("it was opened") };
+    assert!(reason.contains("closed"), "{reason}");
+    laptop.ask(Kind::ReplacedService, "web.shop:80").await;
+    laptop.send(Frame::Ping { cookie: 99 }).await;
+    laptop.pong(99).await;
+    drop(laptop);
+    place.demo.faults().judge(None);
+    place.is_again(&before).await;
+    sleep(Duration::from_secs(1)).await;
+    place.is_again(&before).await;
+    let mut again = Laptop::connect(&relay).await;
+    again.take("web.shop:80").await.unwrap();
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_killed_at_any_write_leaves_nothing_for_good() {
+    for services in [["web.shop:80", "web"], ["fresh.shop:80", "fresh"], ["outside.shop:80", "outside"]] {
+        let place = Place::new().await;
+        place.put_outside();
+        let before = place.objects();
+        let mut at = 0;
+        loop {
+            let relay = place.relay("one", &format!("a{at}")).await;
+            let mut laptop = Laptop::connect(&relay).await;
+            let seen = writes_meet(&place, at, usize::MAX, Mishap::Hang);
+            laptop.ask(Kind::ReplacedService, services[0]).await;
+            // All of its writes, or as many as it may do.
+            let is_taken = tokio::select! {
+                answer = laptop.frame() => {
+                    assert!(matches!(answer, Frame::Opened { .. }), "{answer:?}");
+                    true
+                }
+                () = eventually("it hangs", || async { seen.load(Ordering::SeqCst) > at }) => false,
+            };
+            place.kill(relay);
+            place.demo.faults().judge(None);
+            // The next one in the same pod puts in order what it finds.
+            let relay = place.relay("one", &format!("b{at}")).await;
+            place.is_again(&before).await;
+            place.relay_ends(relay).await;
+            if is_taken {
+                break;
+            }
+            at += 1;
+        }
+        assert!(at >= 3, "{services:?}: {at} writes");
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_is_killed_while_it_gives_back_leaves_nothing_for_good() {
+    let place = Place::new().await;
+    place.put_outside();
+    let before = place.objects();
+    for at in 0..6 {
+        let relay = place.relay("one", &format!("a{at}")).await;
+        let mut laptop = Laptop::connect(&relay).await;
+        laptop.take("outside.shop:80").await.unwrap();
+        let seen = writes_meet(&place, at, usize::MAX, Mishap::Hang);
+        laptop.goodbye().await;
+        let all = async { place.is_again(&before).await };
+        tokio::select! {
+            () = all => {}
+            () = eventually("it hangs", || async { seen.load(Ordering::SeqCst) > at }) => {}
+        }
+        place.kill(relay);
+        place.demo.faults().judge(None);
+        let relay = place.relay("one", &format!("b{at}")).await;
+        place.is_again(&before).await;
+        place.relay_ends(relay).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_lost_late_or_refused_at_any_write_change_nothing_in_the_end() {
+    let place = Place::new().await;
+    place.put_outside();
+    let before = place.objects();
+    let mut round = 0;
+    for mishap in [
+        Mishap::Lose,
+        Mishap::Answer(409),
+        Mishap::Answer(429),
+        Mishap::Answer(500),
+        Mishap::Answer(503),
+        Mishap::Answer(422),
+    ] {
+        for at in 0..7 {
+            round += 1;
+            let service = ["web.shop:80", "fresh.shop:80", "outside.shop:80"][round % 3];
+            let relay = place.relay("one", &format!("a{round}")).await;
+            let mut laptop = Laptop::connect(&relay).await;
+            writes_meet(&place, at, 1 + round % 2, mishap);
+            // It is taken, or it is said why not; 422 is for good.
+            match laptop.take(service).await {
+                Ok(port) => assert_eq!(place.served_by_us(service.split('.').next().unwrap()), [port]),
+                Err(reason) => {
+                    assert!(mishap == Mishap::Answer(422) && reason.contains("(422)"), "{mishap:?} at {at}: {reason}")
+                }
+            }
+            laptop.goodbye().await;
+            place.is_again(&before).await;
+            place.demo.faults().judge(None);
+            place.relay_ends(relay).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_is_done_after_its_time_is_undone() {
+    let place = Place::new().await;
+    let before = place.objects();
+    for at in 0..3 {
+        let relay = place.relay("one", &format!("a{at}")).await;
+        let mut laptop = Laptop::connect(&relay).await;
+        let seen = writes_meet(&place, at, 1, Mishap::Late(Duration::from_millis(6500)));
+        laptop.ask(Kind::ReplacedService, "web.shop:80").await;
+        eventually("it hangs", || async { seen.load(Ordering::SeqCst) > at }).await;
+        // Its client has gone long before that.
+        drop(laptop);
+        sleep(Duration::from_millis(8000)).await;
+        place.is_again(&before).await;
+        sleep(Duration::from_millis(2500)).await;
+        place.is_again(&before).await;
+        place.demo.faults().judge(None);
+        place.relay_ends(relay).await;
+    }
+}
+
+#[tokio::test]
+async fn one_relay_at_a_time_has_a_service() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
+    let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
+    let port = ana.take("web.shop:80").await.unwrap();
+    let refused = bo.take("web.shop:80").await.unwrap_err();
+    let wanted = "Service shop/web is taken over by default (127.0.0.1) through the relay relay/one";
+    assert_eq!((refused.as_str(), place.served_by_us("web")), (wanted, vec![port]));
+    // Its pod goes without a word: another relay may have it at once.
+    place.kill(one);
+    place.demo.world().delete_pod("relay", "one", None);
+    let port = bo.take("web.shop:80").await.unwrap();
+    assert_eq!(place.served_by_us("web"), [port]);
+    bo.goodbye().await;
+    place.is_again(&before).await;
+    place.relay_ends(two).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_is_no_more() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
+    let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
+    ana.take("web.shop:80").await.unwrap();
+    // Its pod is there, but it does nothing any more.
+    place.kill(one);
+    let mut lease = place.lease("web").unwrap();
+    lease["spec"]["leaseDurationSeconds"] = json!(1);
+    place.demo.world().put("leases", lease);
+    assert!(bo.take("web.shop:80").await.unwrap_err().contains("is taken over by"));
+    sleep(Duration::from_millis(1200)).await;
+    bo.take("web.shop:80").await.unwrap();
+    assert_eq!(place.lease("web").unwrap()["spec"]["leaseTransitions"], 1);
+    bo.goodbye().await;
+    place.is_again(&before).await;
+    place.relay_ends(two).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_has_lost_its_lease_says_so_and_touches_nothing() {
+    let place = Place::new().await;
+    let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
+    let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
+    ana.take("web.shop:80").await.unwrap();
+    // The other one believes that it is gone.
+    place.demo.world().delete_pod("relay", "one", None);
+    let port = bo.take("web.shop:80").await.unwrap();
+    let Frame::Refused { reason, .. } = ana.frame().await else { panic!("nothing was told") };
+    assert_eq!(reason, "Service shop/web was taken over by another relay, relay/two");
+    drop(ana);
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(place.served_by_us("web"), [port]);
+    place.relay_ends(two).await;
+    place.relay_ends(one).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_ends_gives_back_what_it_has() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    laptop.open(Kind::Service, "fresh.shop:80").await.unwrap();
+    // The client does not react.
+    place.relay_ends(relay).await;
+    place.is_again(&before).await;
+}
