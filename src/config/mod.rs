@@ -241,6 +241,8 @@ pub enum PortRef {
     Name(String),
     /// None was given: the only one, else the one that a browser would mean.
     Auto,
+    /// The same for a client of https: the port that says it speaks https, where there is one.
+    Https,
 }
 
 /// How adit speaks to the backend of an HTTP route.
@@ -273,8 +275,9 @@ pub struct HttpOptions {
     pub response_headers: HeaderRules,
     /// Sends the backend its own name instead of the one that the client used. Default: false; true for a jump.
     pub rewrite_host: bool,
-    /// Leads redirects and cookies of the backend's own names back to the name that the client used. Default: false; true for a jump.
-    pub rewrite_location: bool,
+    /// Whose redirects and cookies come back to the name that the client used. None: those of the host that was asked for; true: those
+    /// of the backend's own names as well, the default for a jump; false: none.
+    pub rewrite_location: Option<bool>,
     /// Origins whose pages may send what changes something, beside those of this machine: `https://app.example.com`, or `*`.
     pub allow_origins: Vec<String>,
 }

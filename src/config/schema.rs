@@ -131,7 +131,7 @@ struct HttpRoute {
     headers: Option<Headers>,
     /// Send the backend its own name as Host. Default: false; true with a target.
     rewrite_host: Option<bool>,
-    /// Lead redirects and cookies of the backend's own names back to the name that the client used. Default: false; true with a target.
+    /// Lead redirects and cookies back to the name that the client used: true: those of the backend's own names too; false: none. Default: those of the host that was asked for; true with a target.
     rewrite_location: Option<bool>,
     /// Origins whose pages may send what changes something, beside those of this machine; * is every one.
     allow_origins: Option<Vec<String>>,

@@ -110,6 +110,14 @@ async fn answer(mut request: Request<Incoming>, process: Process, tls: bool) -> 
             )
         }
         "/upload" => upload(request.into_body()).await,
+        "/redirect" => {
+            let mut response = whole("text/plain", String::new());
+            *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+            if let Some(to) = query.strip_prefix("to=").and_then(|to| HeaderValue::try_from(to).ok()) {
+                response.headers_mut().insert(header::LOCATION, to);
+            }
+            response
+        }
         "/slow" => {
             sleep(Duration::from_secs(2)).await;
             whole("text/plain", "slow\n".to_owned())

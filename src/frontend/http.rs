@@ -1,6 +1,7 @@
 //! The HTTP reverse proxy.
 
 pub mod access;
+pub mod body;
 pub mod error_page;
 pub mod headers;
 mod http2;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, HOST, UPGRADE},
+    uri::{Authority, PathAndQuery},
 };
 use http_body_util::BodyExt;
 use hyper::{
@@ -29,25 +31,29 @@ use tracing::debug;
 
 use self::{
     access::{Access, Tracked},
+    body::{Body, body_of},
     error_page::{NOT_READY, Page},
     headers::{Hop, Identity},
     interim::Interim,
-    rewrite::Names,
+    rewrite::{Names, Redirects},
     upgrade::Asked,
-    upstream::{Body, Upstreams, body_of},
+    upstream::{Answered, Upstreams, Way},
 };
 use crate::{
     config::Scheme,
     drain::Drain,
-    frontend::Connection,
+    frontend::{
+        Connection,
+        protocol::{Asks, Protocols},
+    },
     guard::{
         normaliser::{Busy, Gate, Normaliser, REFUSED, Refused},
         origin,
     },
     io::BoxedIo,
     metrics::Metrics,
-    routing::{Route, RouteError, SharedRouter, table},
-    tunnel::{Endpoint, Manager},
+    routing::{Route, RouteError, Router, SharedRouter, table},
+    tunnel::Manager,
     wire::http1::Refusal,
 };
 
@@ -56,6 +62,7 @@ pub struct HttpFrontend {
     router: SharedRouter,
     tunnels: Manager,
     upstreams: Arc<Upstreams>,
+    protocols: Arc<Protocols>,
     identity: Identity,
     metrics: Arc<Metrics>,
 }
@@ -90,8 +97,14 @@ struct Arrival {
 impl HttpFrontend {
     /// Makes the frontend; upstream connections are pooled inside it, and end with `drain`.
     pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
-        let upstreams = Upstreams::new(metrics.clone(), drain);
-        Arc::new(Self { router, tunnels, upstreams, identity: Identity::default(), metrics })
+        let protocols = Arc::<Protocols>::default();
+        let upstreams = Upstreams::new(protocols.clone(), metrics.clone(), drain);
+        Arc::new(Self { router, tunnels, upstreams, protocols, identity: Identity::default(), metrics })
+    }
+
+    /// Returns what was learned of the ports of backends.
+    pub fn protocols(&self) -> Arc<Protocols> {
+        self.protocols.clone()
     }
 
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
@@ -147,7 +160,7 @@ impl HttpFrontend {
         }
         let admitted = match (is_refused, &arrival.gate) {
             (true, Some(gate)) => Err(pages::refused(gate.refused())),
-            _ => self.admit(&request, &mut access),
+            _ => self.admit(&request, arrival.tls, &mut access),
         };
         let answered = match admitted {
             Ok(admitted) => self.proxy(request, admitted, &arrival, &mut access, &busy).await,
@@ -178,7 +191,7 @@ impl HttpFrontend {
     }
 
     /// Decides whether a request may go on, and where to, before anything is asked of a cluster.
-    fn admit(&self, request: &Request<Body>, access: &mut Access) -> Result<Admitted, Page> {
+    fn admit(&self, request: &Request<Body>, tls: bool, access: &mut Access) -> Result<Admitted, Page> {
         let authority = authority(request)?;
         access.host.clone_from(&authority);
         let host = table::normalise(&authority);
@@ -186,9 +199,9 @@ impl HttpFrontend {
             return Err(pages::in_a_circle(&host));
         }
         let route = match self.router.load().http(&host) {
-            Ok(route) => route,
+            Ok(route) => route.for_client(tls),
             Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => {
-                return Err(pages::index(&self.router.load()));
+                return Err(pages::index(&self.router.load()).with_hints(self.protocols.wrong_hints()));
             }
             Err(error) => return Err(pages::of_route(&self.router.load(), &error)),
         };
@@ -213,14 +226,17 @@ impl HttpFrontend {
             .await
             .map_err(|error| pages::unopened(&error, &host, &route))?;
         let endpoint = lease.endpoint();
-        let scheme = route.options.scheme.unwrap_or_else(|| scheme_of(&endpoint));
         let server_name = route.options.tls.server_name.as_deref();
-        let names = (route.options.rewrite_host || route.options.rewrite_location)
+        let asked = Asked::of(&mut request);
+        let asks = Asks::of(&request, arrival.tls, asked.is_some());
+        let scheme = self.protocols.choose(&route, &endpoint, asks).scheme;
+        let comes_back = route.options.rewrite_location;
+        let names = (route.options.rewrite_host || comes_back == Some(true))
             .then_some(route.target.pods())
             .flatten()
             .map(|target| Names::of(target, scheme, endpoint.port.number, server_name));
+        let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
 
-        let asked = Asked::of(&mut request);
         let version = request.version();
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
@@ -235,10 +251,11 @@ impl HttpFrontend {
             asked.into_http1(&mut request);
         }
         let interim = Interim::of(&mut request, version, arrival.gate.as_ref());
-        let sent = interim.beside(self.upstreams.send(&route, scheme, &lease, &host, request, asked.is_some())).await;
-        let (mut response, returning) = sent.map_err(|error| {
+        let way = Way { route: &route, lease: &lease, host: &host, asks };
+        let sent = interim.beside(self.upstreams.send(&way, request)).await;
+        let Answered { mut response, returning, scheme } = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));
-            pages::unanswered(&error, &host, &route, lease.not_ready())
+            pages::unanswered(&error, &host, &route, &lease)
         })?;
 
         access.answered(response.status());
@@ -246,8 +263,16 @@ impl HttpFrontend {
             .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));
         let (mut parts, body) = response.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
-        if let Some(names) = names.filter(|_| route.options.rewrite_location) {
-            names.out_of_response(&mut parts.headers, &authority, arrival.tls);
+        if comes_back != Some(false) {
+            let redirects = Redirects {
+                authority: &authority,
+                tls: arrival.tls,
+                target: &target,
+                https_port: https_port(&self.router.load(), &authority, local.port()),
+                backend_tls: scheme == Scheme::Https,
+                own: names.as_ref().filter(|_| comes_back == Some(true)),
+            };
+            redirects.lead_back(&mut parts.headers);
         }
         if let Some(reason) = lease.not_ready().and_then(|reason| HeaderValue::try_from(reason).ok()) {
             parts.headers.insert(NOT_READY, reason);
@@ -299,6 +324,14 @@ where
     }
 }
 
+/// Returns the port of https for a client without TLS that named no port: that of HTTP, which speaks TLS, too. None: it is 443, or the
+/// client's port, which something in between may have changed.
+fn https_port(router: &Router, authority: &str, local: u16) -> Option<u16> {
+    let has_port = authority.parse::<Authority>().is_ok_and(|authority| authority.port().is_some());
+    let is_ours = !has_port && local == 80 && router.relayed.is_none();
+    (is_ours && router.config.http.listen.iter().all(|listen| listen.port() != 443)).then_some(local)
+}
+
 /// Returns whom a request is for: the authority of its target, else its Host header.
 fn authority<B>(request: &Request<B>) -> Result<String, Page> {
     let refuse = |refusal: Refusal| Err(pages::refused(Some(Refused::Ambiguous(refusal))));
@@ -324,28 +357,6 @@ fn authority<B>(request: &Request<B>) -> Result<String, Page> {
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
         _ => Err(Page::new(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is")),
     }
-}
-
-/// Returns what a port speaks: by its appProtocol, then its name, then its number.
-fn scheme_of(endpoint: &Endpoint) -> Scheme {
-    told_scheme(endpoint).unwrap_or(match endpoint.port.number {
-        443 => Scheme::Https,
-        _ => Scheme::Http,
-    })
-}
-
-/// Returns what a port says that it speaks: by its appProtocol, then its name. None: it says nothing.
-pub(super) fn told_scheme(endpoint: &Endpoint) -> Option<Scheme> {
-    let by_name = |name: &str| match name.split('-').next().unwrap_or(name) {
-        "https" | "wss" => Some(Scheme::Https),
-        "h2c" | "grpc" | "http2" => Some(Scheme::H2c),
-        "http" | "ws" => Some(Scheme::Http),
-        _ => None,
-    };
-    let of_protocol = endpoint.port.app_protocol.as_deref().and_then(|protocol| {
-        by_name(&protocol.to_ascii_lowercase().trim_start_matches("kubernetes.io/").replace("http/2", "h2c"))
-    });
-    of_protocol.or_else(|| endpoint.port.name.as_deref().and_then(by_name))
 }
 
 #[cfg(test)]

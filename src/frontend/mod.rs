@@ -3,6 +3,7 @@
 pub mod greeting;
 pub mod http;
 pub mod postgres;
+pub mod protocol;
 pub mod proxied;
 pub mod sni;
 pub mod tcp;

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
@@ -17,8 +17,9 @@ use tracing::{debug, info};
 use self::certs::Certs;
 use super::{
     greeting::{self, DECODE_ERROR, GreetingError},
-    http::{HttpFrontend, HttpVersion, told_scheme},
+    http::{HttpFrontend, HttpVersion},
     postgres::{self, PostgresFrontend},
+    protocol::{Asks, SpeaksTls},
 };
 use crate::{
     config::Scheme,
@@ -28,7 +29,10 @@ use crate::{
     metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager},
-    wire::client_hello::{ClientHello, ServerName},
+    wire::{
+        client_hello::{ClientHello, ServerName},
+        sniff::{Protocol, Sniff, sniff_server},
+    },
 };
 
 /// How long a backend may take for its first byte. A server answers a ClientHello at once, and most plain ones refuse it at once.
@@ -87,38 +91,45 @@ impl TlsFrontend {
             return self.postgres.serve_greeted(stream, greeting, connection).await;
         }
         let (hello, received) = (greeting.hello, greeting.bytes);
-        let Some((lease, name, speaks_tls)) = self.backend(&hello).await else {
-            return self.terminate(Prefixed::new(received, stream), connection, drain).await;
-        };
-        if speaks_tls == Some(false) {
-            drop(lease);
-            return self.terminate(Prefixed::new(received, stream), connection, drain).await;
-        }
-        match greet(&lease, connection.ends, &received, speaks_tls.is_none()).await {
-            Ok(Some(backend)) => pass_through(stream, backend, lease, &name, connection).await,
-            no_stream => {
-                if let Err(error) = no_stream {
-                    lease.note_error(&error);
-                }
-                drop(lease);
-                self.terminate(Prefixed::new(received, stream), connection, drain).await;
-            }
+        match self.backend(&hello, &received, connection.ends).await {
+            Some((backend, lease, name)) => pass_through(stream, backend, lease, &name, connection).await,
+            None => self.terminate(Prefixed::new(received, stream), connection, drain).await,
         }
     }
 
-    /// Returns the lease on the tunnel of the client's name, and whether TLS is spoken there. None: not to be said yet.
-    async fn backend(&self, hello: &ClientHello) -> Option<(Lease, String, Option<bool>)> {
+    /// Returns the stream to the backend of the client's name, which has answered the ClientHello. None: no TLS is spoken there, or
+    /// the backend is not reached, which is told in a page.
+    async fn backend(
+        &self,
+        hello: &ClientHello,
+        received: &Bytes,
+        client: Option<Ends>,
+    ) -> Option<(BoxedIo, Lease, String)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
-        let route = self.router.load().http(name).ok()?;
+        let route = self.router.load().http(name).ok()?.for_client(true);
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
         // What keeps the tunnel from running is told by the error page, which asks again.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
-        let endpoint = lease.endpoint();
-        let by_number = || (endpoint.port.number == 443).then_some(Scheme::Https);
-        let scheme = route.options.scheme.or_else(|| told_scheme(&endpoint)).or_else(by_number);
-        Some((lease, name.clone(), scheme.map(|scheme| scheme == Scheme::Https)))
+        let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());
+        let speaks_tls = protocols.speaks_tls(&route, &endpoint);
+        let waits = match speaks_tls {
+            SpeaksTls::No => return None,
+            SpeaksTls::Perhaps { is_hinted } => is_hinted,
+            SpeaksTls::Yes => true,
+        };
+        match greet(&lease, client, received, waits).await {
+            Ok(Greeted::Tls(backend)) => {
+                protocols.learn(&route, &endpoint, Asks::Http, Scheme::Https);
+                return Some((backend, lease, name.clone()));
+            }
+            // As a server that begins late.
+            Ok(Greeted::Silent(backend)) => return Some((backend, lease, name.clone())),
+            Ok(Greeted::Otherwise) => {}
+            Err(error) => lease.note_error(&error),
+        }
+        None
     }
 
     /// Returns the frontend of PostgreSQL clients, which shares the certificates.
@@ -141,20 +152,32 @@ impl TlsFrontend {
     }
 }
 
-/// Opens a stream to the backend, sends it the ClientHello, and waits for its first byte. None: there is none, because
-/// the port refuses or the pod is gone; or `ask` is set and it is neither a handshake nor an alert (RFC 8446, section
-/// 5.1), so that TLS is not spoken there. The client has seen nothing yet, and can still be told in a page.
-async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, ask: bool) -> io::Result<Option<BoxedIo>> {
+/// What a backend answers a ClientHello.
+enum Greeted {
+    Tls(BoxedIo),
+    /// Nothing, for long.
+    Silent(BoxedIo),
+    /// Something else, or nothing at all, because the port refuses or the pod is gone.
+    Otherwise,
+}
+
+/// Opens a stream to the backend, sends it the ClientHello, and waits for its first bytes: a handshake or an alert (RFC 8446, section
+/// 5.1), where TLS is spoken. The client has seen nothing yet, and can still be told in a page. `waits`: a silent backend counts.
+async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
     let mut backend = lease.connect(client).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;
     let mut first = BytesMut::with_capacity(16 * 1024);
-    Ok(match timeout(FIRST_BYTE_TIMEOUT, backend.read_buf(&mut first)).await {
-        Ok(Ok(count)) if count > 0 && (!ask || matches!(first[0], 0x15 | 0x16)) => {
-            Some(Box::new(Prefixed::new(first.freeze(), backend)))
+    let deadline = Instant::now() + FIRST_BYTE_TIMEOUT;
+    while sniff_server(&first) == Sniff::NeedMore {
+        match timeout_at(deadline, backend.read_buf(&mut first)).await {
+            Ok(Ok(count)) if count > 0 => {}
+            Err(_) if waits && first.is_empty() => return Ok(Greeted::Silent(backend)),
+            _ => return Ok(Greeted::Otherwise),
         }
-        // Slow, but said to speak TLS.
-        Err(_) if !ask => Some(backend),
-        _ => None,
+    }
+    Ok(match sniff_server(&first) {
+        Sniff::Is(Protocol::Tls) => Greeted::Tls(Box::new(Prefixed::new(first.freeze(), backend))),
+        _ => Greeted::Otherwise,
     })
 }
 

@@ -3,12 +3,43 @@
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::{
-    config::PortRef,
+    config::{PortRef, Scheme},
     k8s::{
         ServicePort,
         objects::{ServicePort as ServicePortObject, ServiceSpec},
     },
 };
+
+impl ServicePort {
+    /// Returns what the port says that it speaks: by its appProtocol, then its name, then its number. None: it says nothing.
+    pub fn hint(&self) -> Option<Scheme> {
+        self.by_app_protocol().or_else(|| self.by_name()).or((self.number == 443).then_some(Scheme::Https))
+    }
+
+    /// Returns what its `appProtocol` says (KEP-3726, and the names that Istio and ingress controllers take).
+    pub fn by_app_protocol(&self) -> Option<Scheme> {
+        let protocol = self.app_protocol.as_deref()?.to_ascii_lowercase();
+        scheme_of(&protocol.trim_start_matches("kubernetes.io/").replace("http/2", "http2"))
+    }
+
+    /// Returns what its name says: `https`, `grpc-api`.
+    pub fn by_name(&self) -> Option<Scheme> {
+        scheme_of(self.name.as_deref()?)
+    }
+}
+
+fn scheme_of(name: &str) -> Option<Scheme> {
+    // gRPC-Web is made for HTTP/1.1.
+    if name.starts_with("grpc-web") {
+        return Some(Scheme::Http);
+    }
+    match name.split('-').next().unwrap_or(name) {
+        "https" | "wss" => Some(Scheme::Https),
+        "h2c" | "grpc" | "http2" => Some(Scheme::H2c),
+        "http" | "ws" => Some(Scheme::Http),
+        _ => None,
+    }
+}
 
 /// Returns the TCP ports of a Service.
 pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
@@ -44,6 +75,11 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
     match wanted {
         PortRef::Number(number) => ports.iter().find(|port| port.number == *number),
         PortRef::Name(name) => ports.iter().find(|port| port.name.as_deref() == Some(name)),
+        PortRef::Https => {
+            let named = ports.iter().find(|port| port.name.as_deref() == Some("https"));
+            let hinted = || ports.iter().find(|port| port.hint() == Some(Scheme::Https));
+            named.or_else(hinted).or_else(|| choose_port(ports, &PortRef::Auto))
+        }
         PortRef::Auto => match ports {
             [only] => Some(only),
             several => {
@@ -74,6 +110,48 @@ mod tests {
         assert_eq!(auto(&[port(9090, Some("metrics")), port(3000, Some("x")), port(443, Some("y"))]), Some(443));
         assert_eq!(auto(&[port(6379, Some("redis")), port(3306, Some("mysql"))]), None);
         assert_eq!(auto(&[]), None);
+    }
+
+    #[test]
+    fn for_https_the_port_that_says_so_is_chosen() {
+        let https = |ports: &[ServicePort]| choose_port(ports, &PortRef::Https).map(|port| port.number);
+        let by_protocol =
+            ServicePort { number: 9000, name: Some("ui".into()), app_protocol: Some("kubernetes.io/wss".into()) };
+        for (ports, number) in [
+            (vec![port(80, Some("http")), port(443, Some("https"))], Some(443)),
+            (vec![port(443, Some("web")), port(8443, Some("https"))], Some(8443)),
+            (vec![port(443, Some("http")), port(8443, Some("https-ui"))], Some(8443)),
+            (vec![port(80, Some("http")), by_protocol], Some(9000)),
+            (vec![port(80, None), port(443, None)], Some(443)),
+            // None says so: what a client without TLS would get.
+            (vec![port(80, Some("http")), port(9090, Some("metrics"))], Some(80)),
+            (vec![port(5432, None)], Some(5432)),
+            (vec![port(6379, Some("redis")), port(3306, Some("mysql"))], None),
+        ] {
+            assert_eq!(https(&ports), number, "{ports:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_port_speaks_is_told_by_app_protocol_then_name_then_number() {
+        let hint = |number, name: Option<&str>, protocol: Option<&str>| {
+            ServicePort { number, name: name.map(str::to_owned), app_protocol: protocol.map(str::to_owned) }.hint()
+        };
+        for (number, name, protocol, scheme) in [
+            (443, Some("https"), Some("kubernetes.io/h2c"), Some(Scheme::H2c)),
+            (80, None, Some("https"), Some(Scheme::Https)),
+            (80, None, Some("kubernetes.io/wss"), Some(Scheme::Https)),
+            (80, None, Some("HTTP/2"), Some(Scheme::H2c)),
+            (80, Some("https"), Some("example.com/own"), Some(Scheme::Https)),
+            (443, Some("http"), None, Some(Scheme::Http)),
+            (8443, Some("https-web"), None, Some(Scheme::Https)),
+            (50051, Some("grpc"), None, Some(Scheme::H2c)),
+            (8080, Some("grpc-web"), None, Some(Scheme::Http)),
+            (443, None, None, Some(Scheme::Https)),
+            (8080, Some("api"), None, None),
+        ] {
+            assert_eq!(hint(number, name, protocol), scheme, "{number} {name:?} {protocol:?}");
+        }
     }
 
     #[test]

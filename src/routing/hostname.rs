@@ -167,6 +167,7 @@ impl fmt::Display for DynamicName {
             PortRef::Number(port) => port.to_string(),
             PortRef::Name(name) => name.clone(),
             PortRef::Auto => "80".to_owned(),
+            PortRef::Https => "443".to_owned(),
         };
         let context = self.context.as_deref().unwrap_or("current");
         write!(

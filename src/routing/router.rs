@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, SniBackend},
+    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend},
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
         hostname::{DynamicName, NameError},
@@ -133,7 +133,14 @@ impl Router {
             Target::Pods(target) => target,
             Target::Relayed(_) => return true,
         };
-        let is = |found: Result<Arc<PodTarget>, RouteError>| found.is_ok_and(|found| found == *target);
+        let is = |found: Result<Arc<PodTarget>, RouteError>| {
+            found.is_ok_and(|mut found| {
+                if target.port == PortRef::Https && found.port == PortRef::Auto {
+                    Arc::make_mut(&mut found).port = PortRef::Https;
+                }
+                found == *target
+            })
+        };
         let of_sni = sni().filter_map(|route| match &route.backend {
             SniBackend::Kubernetes(destination) => {
                 Some((&**destination, &self.http_contexts, &self.config.http.kubeconfig))
@@ -250,7 +257,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{PortRef, Workload, validate};
+    use crate::config::{Workload, validate};
 
     fn router(text: &str) -> Router {
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());

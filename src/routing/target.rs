@@ -94,6 +94,8 @@ impl fmt::Display for PodTarget {
             PortRef::Number(port) => write!(f, ":{port}")?,
             PortRef::Name(name) => write!(f, ":{name}")?,
             PortRef::Auto => {}
+            // No port is called so.
+            PortRef::Https => f.write_str("+https")?,
         }
         match &self.jump {
             Some(Jump { host, port, .. }) if host.contains(':') => write!(f, "->[{host}]:{port}"),

@@ -64,9 +64,71 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     }
 }
 
+/// Returns what a server speaks, from the first bytes of its answer, as [`sniff`] does for those of a client.
+///
+/// HTTP/2 is a SETTINGS frame, with which each server begins (RFC 9113, section 3.4), or a GOAWAY of one that refuses. TLS is a
+/// handshake record or an alert.
+pub fn sniff_server(bytes: &[u8]) -> Sniff {
+    const HTTP1: &[u8] = b"HTTP/1.";
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    /// The length, the type, the flags and the stream of a frame (RFC 9113, section 4.1).
+    const FRAME_HEADER: usize = 9;
+    match bytes {
+        [] | [0x15 | 0x16] => return Sniff::NeedMore,
+        [0x15 | 0x16, 0x03, ..] => return Sniff::Is(Protocol::Tls),
+        _ => {}
+    }
+    let common = bytes.iter().zip(HTTP1).take_while(|(a, b)| a == b).count();
+    if common == HTTP1.len() {
+        return Sniff::Is(Protocol::Http1);
+    }
+    if common == bytes.len() {
+        return Sniff::NeedMore;
+    }
+    // Neither frame is longer than 16 KiB, the most that a peer takes before it has said otherwise.
+    let could_be = |at: usize, is: fn(u8) -> bool| bytes.get(at).is_none_or(|byte| is(*byte));
+    let is_frame = could_be(0, |byte| byte == 0)
+        && could_be(1, |byte| byte <= 0x40)
+        && could_be(3, |byte| byte == SETTINGS || byte == GOAWAY)
+        && could_be(5, |byte| byte & 0x7f == 0)
+        && (6..FRAME_HEADER).all(|at| could_be(at, |byte| byte == 0));
+    match is_frame {
+        true if bytes.len() >= FRAME_HEADER => Sniff::Is(Protocol::Http2),
+        true => Sniff::NeedMore,
+        false => Sniff::Unknown,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_told_apart_by_their_first_bytes() {
+        for (message, answer) in [
+            (&b"HTTP/1.0 400 Bad Request\r\n"[..], Sniff::Is(Protocol::Http1)),
+            (b"\x15\x03\x01\x00\x02\x02\x46", Sniff::Is(Protocol::Tls)),
+            (b"\x16\x03\x03\x00\x7a", Sniff::Is(Protocol::Tls)),
+            (b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64", Sniff::Is(Protocol::Http2)),
+            (b"\x00\x00\x08\x07\x00\x00\x00\x00\x00", Sniff::Is(Protocol::Http2)),
+            (b"\x00\x00\x06\x04\x00\x00\x00\x00", Sniff::NeedMore),
+            (b"\x00\x00\x06\x04\x00\x00\x00\x00\x01", Sniff::Unknown),
+            (b"\x00\x00\x06\x00\x00\x00\x00\x00\x01", Sniff::Unknown),
+            (b"HTTP", Sniff::NeedMore),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Sniff::Unknown),
+            (b"-ERR unknown command\r\n", Sniff::Unknown),
+            (b"<!DOCTYPE HTML>", Sniff::Unknown),
+        ] {
+            let mut found = Sniff::NeedMore;
+            for end in 0..=message.len() {
+                let now = sniff_server(&message[..end]);
+                assert!(found == Sniff::NeedMore || found == now, "the answer changed at byte {end}");
+                found = now;
+            }
+            assert_eq!(found, answer, "{message:?}");
+        }
+    }
 
     fn by_prefixes(message: &[u8]) -> Sniff {
         let mut answer = Sniff::NeedMore;

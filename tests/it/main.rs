@@ -18,6 +18,7 @@ mod kubectl;
 mod layers;
 mod lifecycle;
 mod process;
+mod protocols;
 mod relay;
 mod services;
 mod sni;

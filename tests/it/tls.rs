@@ -64,7 +64,7 @@ async fn connect(app: &TestApp, name: &str) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await.unwrap()
 }
 
-async fn get(app: &TestApp, name: &str) -> (String, String) {
+pub async fn get(app: &TestApp, name: &str) -> (String, String) {
     let mut stream = connect(app, name).await;
     let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     stream

@@ -87,7 +87,9 @@ impl Walk {
             response_headers,
             // What is behind a jump has a name of its own, and serves nobody who calls it otherwise.
             rewrite_host: self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")),
-            rewrite_location: self.field(map, "rewrite_location", Self::boolean).unwrap_or(map.contains_key("target")),
+            rewrite_location: self
+                .field(map, "rewrite_location", Self::boolean)
+                .or(map.contains_key("target").then_some(true)),
             allow_origins: self.field(map, "allow_origins", Self::origins).unwrap_or_default(),
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tower::BoxError;
 use tracing::info;
 
-use super::upstream::{Body, pool::Returning};
+use super::{body::Body, upstream::pool::Returning};
 use crate::{guard::normaliser::Busy, metrics::Metrics, tunnel::Lease};
 
 /// What the line says. Written on drop.

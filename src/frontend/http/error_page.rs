@@ -51,6 +51,12 @@ impl Page {
         Self { status, code, title, cause: None, hint: None, links: Vec::new(), reloads: false, retry_after: None }
     }
 
+    /// Adds lines to the hint.
+    pub fn with_hints(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.hint = self.hint.into_iter().chain(lines).reduce(|all, line| format!("{all}\n{line}"));
+        self
+    }
+
     /// Returns the page for a name that leads nowhere.
     pub fn of_route(error: &RouteError) -> Self {
         let status = match error {

@@ -22,7 +22,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::BoxError;
 
 pub use self::{request_body::glance_at, tunnel::Tunnel};
-use super::upstream::Body;
+use super::body::Body;
 
 /// How much of one stream may wait for its reader: over a way of 50 ms it is 20 MiB/s.
 const STREAM_WINDOW: u32 = 1024 * 1024;

@@ -4,14 +4,18 @@ use std::io;
 
 use http::StatusCode;
 
-use super::{error_page::Page, upstream::RequestError};
+use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
     config::{PortRef, Workload},
+    frontend::protocol,
     guard::{normaliser::Refused, origin::Foreign},
     routing::{Route, RouteError, Router, hostname::DynamicName},
-    tunnel::OpenError,
+    tunnel::{Lease, OpenError},
     wire::http1::Refusal,
 };
+
+/// How much of an answer that is no HTTP is shown, in bytes.
+const MOST_SHOWN: usize = 60;
 
 /// How many names an index shows.
 const MOST_LINKS: usize = 100;
@@ -105,17 +109,17 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     page
 }
 
-/// Returns the page for a request that the pod did not answer. `not_ready`: why the pod is not ready.
-pub fn unanswered(error: &RequestError, host: &str, route: &Route, not_ready: Option<String>) -> Page {
-    let mut page = of_request(error, host, route);
-    if let Some(reason) = not_ready {
+/// Returns the page for a request that the pod did not answer.
+pub fn unanswered(error: &RequestError, host: &str, route: &Route, lease: &Lease) -> Page {
+    let mut page = of_request(error, host, route, lease);
+    if let Some(reason) = lease.not_ready() {
         let note = format!("the pod is not ready ({reason})");
         page.cause = Some(page.cause.map_or_else(|| note.clone(), |cause| format!("{cause}; {note}")));
     }
     page
 }
 
-fn of_request(error: &RequestError, host: &str, route: &Route) -> Page {
+fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) -> Page {
     match (error, error.fault()) {
         (RequestError::Open(OpenError::Stream(fault)), _) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Open(error), _) => unopened(error, host, route),
@@ -135,25 +139,60 @@ fn of_request(error: &RequestError, host: &str, route: &Route) -> Page {
             ),
             ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
         },
-        (RequestError::Http1(_) | RequestError::Http2(_), None) => Page {
+        (RequestError::WrongScheme { spoke, speaks, is_fixed }, None) => {
+            let (spoke, name) = (protocol::name(*spoke), protocol::name(*speaks));
+            let cause = match is_fixed {
+                true => format!("the route of {host} says scheme: {spoke}"),
+                false => format!("it was sent {spoke} and did not understand it; adit sends {name} from now on"),
+            };
+            Page {
+                cause: Some(cause),
+                hint: Some(protocol::fix(route, &lease.endpoint(), *speaks)),
+                ..Page::new(StatusCode::BAD_GATEWAY, "wrong-scheme", format!("{} speaks {name}", route.target))
+            }
+        }
+        (_, None) => Page {
             cause: Some(describe(error)),
             ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
         },
     }
 }
 
-/// Returns an error with its cause.
+/// Returns an error in words.
 pub fn describe(error: &RequestError) -> String {
     match error {
         RequestError::Open(error) => error.to_string(),
+        RequestError::Stream(fault) => fault.to_string(),
         RequestError::Tls(error) => format!("TLS: {error}"),
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
-        RequestError::Http1(error) => match std::error::Error::source(error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
+        RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
+        RequestError::WrongScheme { spoke, speaks, .. } => {
+            format!("it was sent {} and speaks {}", protocol::name(*spoke), protocol::name(*speaks))
+        }
+        RequestError::Http1(error, said) => of_http1(error, said),
+        RequestError::Http2(error) => match error.reason() {
+            Some(reason) if error.is_reset() => format!("it reset the stream of HTTP/2: {}", reason.description()),
+            Some(reason) => format!("the connection of HTTP/2 ended: {}", reason.description()),
+            None => "it closed the connection of HTTP/2 before it had answered".to_owned(),
         },
-        RequestError::Http2(error) => error.to_string(),
     }
+}
+
+fn of_http1(error: &hyper::Error, said: &[u8]) -> String {
+    if error.is_parse_too_large() {
+        return "the headers of its answer are too many or too long".to_owned();
+    }
+    if error.is_parse() && !said.starts_with(b"HTTP/") {
+        let shown = said[..said.len().min(MOST_SHOWN)].escape_ascii();
+        return format!("it answered with something else than HTTP: \"{shown}\"");
+    }
+    if error.is_parse() {
+        return "its answer is not valid HTTP/1".to_owned();
+    }
+    if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+        return "it closed the connection before it had answered".to_owned();
+    }
+    format!("the connection to it broke: {}", innermost(error))
 }
 
 fn is_about_the_certificate(error: &io::Error) -> bool {

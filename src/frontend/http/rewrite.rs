@@ -1,8 +1,9 @@
 //! Names in both directions: the backend's own in the request, the client's in redirects and cookies of the answer.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Uri,
-    header::{CONTENT_LOCATION, HOST, LOCATION, SET_COOKIE},
+    HeaderMap, HeaderValue,
+    header::{CONTENT_LOCATION, HOST, LOCATION, REFRESH, SET_COOKIE},
+    uri::PathAndQuery,
 };
 
 use crate::{
@@ -50,74 +51,132 @@ impl Names {
     fn are(&self, host: &str) -> bool {
         self.all.iter().any(|name| name == host)
     }
-
-    /// Leads what a browser would follow back to the name that it used.
-    ///
-    /// `client`: the authority that was asked for, `tls`: by https. A redirect to somebody else stays as it is.
-    pub fn out_of_response(&self, headers: &mut HeaderMap, client: &str, tls: bool) {
-        for name in [LOCATION, CONTENT_LOCATION, HeaderName::from_static("refresh")] {
-            let Some(value) = headers.get(&name).and_then(|value| value.to_str().ok()) else { continue };
-            let (before, url) = match name.as_str() {
-                "refresh" => match value.to_ascii_lowercase().find("url=") {
-                    Some(at) => value.split_at(at + "url=".len()),
-                    None => continue,
-                },
-                _ => value.split_at(0),
-            };
-            if let Some(url) = self.lead_back(url, client, tls)
-                && let Ok(value) = HeaderValue::from_str(&format!("{before}{url}"))
-            {
-                headers.insert(name, value);
-            }
-        }
-        let cookies: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().cloned().collect();
-        if cookies.is_empty() {
-            return;
-        }
-        headers.remove(SET_COOKIE);
-        let client = table::normalise(client);
-        for cookie in cookies {
-            headers.append(SET_COOKIE, without_foreign_domain(&cookie, &client).unwrap_or(cookie));
-        }
-    }
-
-    /// Returns an absolute URL of one of the backend's names, or of the client's with another scheme or port, as one that
-    /// leads to where the client is.
-    fn lead_back(&self, url: &str, client: &str, tls: bool) -> Option<String> {
-        let (scheme, rest) = url.split_once("//")?;
-        if !matches!(scheme.to_ascii_lowercase().as_str(), "" | "http:" | "https:") {
-            return None;
-        }
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(end);
-        let host = table::normalise(authority.parse::<Uri>().ok()?.authority()?.as_str());
-        (self.are(&host) || host == table::normalise(client))
-            .then(|| format!("{}://{client}{path}", if tls { "https" } else { "http" }))
-    }
 }
 
-/// Returns a cookie without a Domain that the client's host does not lie in: it belongs to that host alone then. None: it
-/// stays as it is.
-fn without_foreign_domain(cookie: &HeaderValue, client: &str) -> Option<HeaderValue> {
-    let text = cookie.to_str().ok()?;
-    let is_foreign = |attribute: &&str| {
-        let Some((name, domain)) = attribute.split_once('=') else { return false };
-        let domain = domain.trim().trim_start_matches('.').to_ascii_lowercase();
-        let lies_in = client == domain || client.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.'));
-        name.trim().eq_ignore_ascii_case("domain") && !lies_in
-    };
-    let mut parts = text.split(';');
-    let first = parts.next()?;
-    let kept: Vec<&str> = parts.clone().filter(|part| !is_foreign(part)).collect();
-    if kept.len() == parts.count() {
-        return None;
+/// Whose redirects and cookies come back to the client's name: those of the host that was asked for, and of the backend's own names.
+pub struct Redirects<'a> {
+    /// As the client wrote it: the host, and the port where it is not the scheme's own.
+    pub authority: &'a str,
+    /// The client came by https.
+    pub tls: bool,
+    /// What it asked for.
+    pub target: &'a PathAndQuery,
+    /// The port that speaks https, where a client without TLS named none and 443 is not adit's.
+    pub https_port: Option<u16>,
+    /// adit speaks TLS to the backend.
+    pub backend_tls: bool,
+    /// The backend's own names, where its redirects come back, too.
+    pub own: Option<&'a Names>,
+}
+
+impl Redirects<'_> {
+    /// Leads what a client would follow back to the name that it used. What is about another host stays as it is.
+    pub fn lead_back(&self, headers: &mut HeaderMap) {
+        for name in [LOCATION, CONTENT_LOCATION] {
+            if let Some(url) = headers.get(&name).and_then(|value| self.url(value.as_bytes())) {
+                headers.insert(name, url);
+            }
+        }
+        if let Some(refresh) = headers.get(&REFRESH).and_then(|value| self.refresh(value.as_bytes())) {
+            headers.insert(REFRESH, refresh);
+        }
+        let cookies: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().cloned().collect();
+        if !cookies.is_empty() {
+            let host = table::normalise(self.authority);
+            headers.remove(SET_COOKIE);
+            for cookie in cookies {
+                headers.append(SET_COOKIE, self.cookie(&cookie, &host).unwrap_or(cookie));
+            }
+        }
     }
-    HeaderValue::from_str(&[&[first], &kept[..]].concat().join(";")).ok()
+
+    /// Returns an absolute URL, or one without a scheme, as one that leads to where the client is. None: it stays as it is.
+    fn url(&self, url: &[u8]) -> Option<HeaderValue> {
+        let slashes = url.windows(2).position(|pair| pair == b"//")?;
+        let (scheme, rest) = (url[..slashes].to_ascii_lowercase(), &url[slashes + 2..]);
+        let end = rest.iter().position(|byte| b"/?#\\".contains(byte)).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let authority = std::str::from_utf8(authority).ok()?;
+        let host = table::normalise(authority.rsplit_once('@').map_or(authority, |(_, host)| host));
+        if host != table::normalise(self.authority) && !self.own.is_some_and(|own| own.are(&host)) {
+            return None;
+        }
+        let is_https = match &scheme[..] {
+            b"" | b"http:" => self.tls,
+            // To a backend that adit speaks TLS to, https is nothing but its own scheme; unless it would be a circle.
+            b"https:" => self.tls || !self.backend_tls || self.is_target(path),
+            _ => return None,
+        };
+        let led = match (&scheme[..], is_https) {
+            (b"", _) => format!("//{}", self.authority),
+            (_, false) => format!("http://{}", self.authority),
+            (_, true) => match self.https_port.filter(|_| !self.tls) {
+                Some(port) => format!("https://{}:{port}", self.authority),
+                None => format!("https://{}", self.authority),
+            },
+        };
+        HeaderValue::from_bytes(&[led.as_bytes(), path].concat()).ok()
+    }
+
+    /// Returns whether a path, and what follows it, is what the client asked for.
+    fn is_target(&self, path: &[u8]) -> bool {
+        let path = path.split(|byte| *byte == b'#').next().unwrap_or_default();
+        let target = self.target.as_str().as_bytes();
+        path == target || (!path.starts_with(b"/") && [b"/", path].concat() == target)
+    }
+
+    /// Leads the URL of `5; url=http://...` back, quoted or not (HTML, section 4.2.5.3).
+    fn refresh(&self, value: &[u8]) -> Option<HeaderValue> {
+        let mut at = value.iter().position(|byte| b";,".contains(byte))? + 1;
+        let spaces = |at: usize| value[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        at += spaces(at);
+        if value[at..].get(..3).is_some_and(|name| name.eq_ignore_ascii_case(b"url")) {
+            let equals = at + 3 + spaces(at + 3);
+            if value.get(equals) == Some(&b'=') {
+                at = equals + 1 + spaces(equals + 1);
+            }
+        }
+        let quote = value.get(at).copied().filter(|byte| b"'\"".contains(byte));
+        at += usize::from(quote.is_some());
+        let end = quote.and_then(|quote| value[at..].iter().position(|byte| *byte == quote));
+        let end = end.map_or(value.len(), |end| at + end);
+        let url = self.url(&value[at..end])?;
+        HeaderValue::from_bytes(&[&value[..at], url.as_bytes(), &value[end..]].concat()).ok()
+    }
+
+    /// Returns a cookie whose Domain a browser takes from the client's host. Without one it belongs to that host alone. None: it stays
+    /// as it is.
+    fn cookie(&self, cookie: &HeaderValue, host: &str) -> Option<HeaderValue> {
+        let is_dropped = |attribute: &&[u8]| {
+            let Some(equals) = attribute.iter().position(|byte| *byte == b'=') else { return false };
+            let (name, domain) = (attribute[..equals].trim_ascii(), attribute[equals + 1..].trim_ascii());
+            let Ok(domain) = std::str::from_utf8(domain) else { return false };
+            if !name.eq_ignore_ascii_case(b"domain") || domain.is_empty() {
+                return false;
+            }
+            let domain = domain.trim_start_matches('.');
+            let without_port = table::normalise(domain);
+            let lies_in =
+                host == without_port || host.strip_suffix(&without_port).is_some_and(|rest| rest.ends_with('.'));
+            // A Domain has no port (RFC 6265, section 4.1.1): browsers drop the whole cookie.
+            let is_whole = domain.eq_ignore_ascii_case(&without_port);
+            if lies_in { !is_whole } else { self.own.is_some() }
+        };
+        let mut parts = cookie.as_bytes().split(|byte| *byte == b';');
+        let first = parts.next()?;
+        let kept: Vec<&[u8]> = parts.clone().filter(|part| !is_dropped(part)).collect();
+        if kept.len() == parts.count() {
+            return None;
+        }
+        HeaderValue::from_bytes(&[&[first], &kept[..]].concat().join(&b';')).ok()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use http::HeaderName;
 
     use super::*;
     use crate::{
@@ -136,6 +195,18 @@ mod tests {
         Names::of(&target, Scheme::Http, 8080, None)
     }
 
+    /// Returns a header that came from the pod as the client gets it.
+    fn led(redirects: &Redirects<'_>, name: HeaderName, value: &str) -> String {
+        let mut headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_bytes(value.as_bytes()).unwrap())]);
+        redirects.lead_back(&mut headers);
+        String::from_utf8(headers[name].as_bytes().to_vec()).unwrap()
+    }
+
+    fn redirects(target: &PathAndQuery) -> Redirects<'_> {
+        let authority = "web.localhost:8989";
+        Redirects { authority, tls: false, target, https_port: None, backend_tls: false, own: None }
+    }
+
     #[test]
     fn the_backend_gets_its_own_name() {
         let mut headers = HeaderMap::new();
@@ -144,34 +215,112 @@ mod tests {
     }
 
     #[test]
-    fn redirects_lead_back_to_where_the_client_is() {
-        let led = |url: &str| {
-            let mut headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(url).unwrap())]);
-            names().out_of_response(&mut headers, "web.localhost:8989", false);
-            headers[LOCATION].to_str().unwrap().to_owned()
+    fn redirects_of_the_host_that_was_asked_for_come_back_with_its_port() {
+        let target = PathAndQuery::from_static("/docs");
+        let of = |url: &str, tls: bool, backend_tls: bool| {
+            led(&Redirects { tls, backend_tls, ..redirects(&target) }, LOCATION, url)
         };
-        assert_eq!(led("http://web.shop.svc.cluster.local:8080/a?b#c"), "http://web.localhost:8989/a?b#c");
-        assert_eq!(led("https://web.shop/"), "http://web.localhost:8989/");
-        assert_eq!(led("//web.shop.svc/x"), "http://web.localhost:8989/x");
-        assert_eq!(led("https://web.localhost/x"), "http://web.localhost:8989/x");
-        for other in ["/x", "x", "https://login.example.com/?next=http://web.shop/", "mailto:a@web.shop"] {
-            assert_eq!(led(other), other);
+        for (url, client) in [
+            ("http://web.localhost/docs/", "http://web.localhost:8989/docs/"),
+            ("http://web.localhost:8080/docs/?a=b#c", "http://web.localhost:8989/docs/?a=b#c"),
+            ("HTTP://Web.Localhost.:80", "http://web.localhost:8989"),
+            ("http://me@web.localhost/", "http://web.localhost:8989/"),
+            ("//web.localhost:8443/x", "//web.localhost:8989/x"),
+            ("http://web.localhost?x", "http://web.localhost:8989?x"),
+            ("http://web.localhost/\u{e9}", "http://web.localhost:8989/\u{e9}"),
+        ] {
+            assert_eq!(of(url, false, false), client);
+            assert_eq!(of(url, true, false), client.replace("http:", "https:"));
         }
-        let mut headers = HeaderMap::from_iter([(
-            HeaderName::from_static("refresh"),
-            HeaderValue::from_static("0; url=http://web.shop.svc/next"),
-        )]);
-        names().out_of_response(&mut headers, "web.localhost:8989", true);
-        assert_eq!(headers["refresh"], "0; url=https://web.localhost:8989/next");
+        for other in [
+            "/x",
+            "x",
+            "",
+            "//",
+            "https://login.example.com/?next=http://web.localhost/",
+            "http://web.localhost.example.com/",
+            "http://other.localhost/",
+            "http://sub.web.localhost/",
+            "http://web.shop.svc/",
+            "mailto:a@web.localhost",
+            "ftp://web.localhost/",
+        ] {
+            assert_eq!(of(other, false, false), other);
+            assert_eq!(of(other, true, true), other);
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_https_leads_to_https() {
+        let target = PathAndQuery::from_static("/?a");
+        let of = |url: &str, tls: bool, backend_tls: bool, https_port: Option<u16>| {
+            let authority = if https_port.is_some() { "web.localhost" } else { "web.localhost:8989" };
+            led(&Redirects { authority, tls, backend_tls, https_port, ..redirects(&target) }, LOCATION, url)
+        };
+        // A server that wants https.
+        assert_eq!(of("https://web.localhost/?a", false, false, None), "https://web.localhost:8989/?a");
+        assert_eq!(of("https://web.localhost:443/x", false, false, None), "https://web.localhost:8989/x");
+        assert_eq!(of("https://web.localhost/x", false, false, Some(80)), "https://web.localhost:80/x");
+        assert_eq!(of("http://web.localhost/x", false, false, Some(80)), "http://web.localhost/x");
+        // One that is https and does not know that the client has come without.
+        assert_eq!(of("https://web.localhost/x", false, true, None), "http://web.localhost:8989/x");
+        // The same, which does, and would send it in a circle.
+        assert_eq!(of("https://web.localhost/?a", false, true, None), "https://web.localhost:8989/?a");
+        assert_eq!(of("https://web.localhost?a", false, true, None), "https://web.localhost:8989?a");
+        assert_eq!(of("https://web.localhost/x", true, true, None), "https://web.localhost:8989/x");
+        assert_eq!(of("http://web.localhost/x", true, false, Some(80)), "https://web.localhost/x");
+    }
+
+    #[test]
+    fn the_backends_own_names_come_back_where_that_is_asked_for() {
+        let (target, names) = (PathAndQuery::from_static("/"), names());
+        let of = |url: &str| led(&Redirects { own: Some(&names), ..redirects(&target) }, LOCATION, url);
+        assert_eq!(of("http://web.shop.svc.cluster.local:8080/a?b#c"), "http://web.localhost:8989/a?b#c");
+        assert_eq!(of("//web.shop.svc/x"), "//web.localhost:8989/x");
+        assert_eq!(of("http://web.localhost/x"), "http://web.localhost:8989/x");
+        assert_eq!(
+            of("https://login.example.com/?next=http://web.shop/"),
+            "https://login.example.com/?next=http://web.shop/"
+        );
+    }
+
+    #[test]
+    fn a_refresh_and_a_content_location_come_back() {
+        let target = PathAndQuery::from_static("/");
+        let of = |name: HeaderName, value: &str| led(&redirects(&target), name, value);
+        assert_eq!(of(CONTENT_LOCATION, "http://web.localhost:80/a.en"), "http://web.localhost:8989/a.en");
+        for (value, client) in [
+            ("0; url=http://web.localhost/next", "0; url=http://web.localhost:8989/next"),
+            ("5;URL = 'http://web.localhost:8080/a;b'", "5;URL = 'http://web.localhost:8989/a;b'"),
+            ("5, \"http://web.localhost/\" x", "5, \"http://web.localhost:8989/\" x"),
+            ("1.5; http://web.localhost/", "1.5; http://web.localhost:8989/"),
+            ("5", "5"),
+            ("5; url=", "5; url="),
+            ("5; url=/next", "5; url=/next"),
+            ("0; url=http://other.localhost/", "0; url=http://other.localhost/"),
+        ] {
+            assert_eq!(of(REFRESH, value), client);
+        }
     }
 
     #[test]
     fn cookies_stay_with_the_client() {
-        let cookies = ["a=1; Path=/; Domain=web.shop.svc; HttpOnly", "b=2; domain=localhost", "c=3"];
-        let mut headers: HeaderMap =
-            cookies.iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie))).collect();
-        names().out_of_response(&mut headers, "web.localhost:8989", false);
-        let left: Vec<_> = headers.get_all(SET_COOKIE).iter().map(|cookie| cookie.to_str().unwrap()).collect();
-        assert_eq!(left, ["a=1; Path=/; HttpOnly", "b=2; domain=localhost", "c=3"]);
+        let (target, names) = (PathAndQuery::from_static("/"), names());
+        let of = |own: Option<&Names>, cookie: &str| led(&Redirects { own, ..redirects(&target) }, SET_COOKIE, cookie);
+        for (cookie, own, by_default) in [
+            (
+                "a=1; Path=/; Domain=web.shop.svc; HttpOnly",
+                "a=1; Path=/; HttpOnly",
+                "a=1; Path=/; Domain=web.shop.svc; HttpOnly",
+            ),
+            ("a=1; Domain=web.localhost:8080; Secure", "a=1; Secure", "a=1; Secure"),
+            ("a=1; domain=.Web.Localhost", "a=1; domain=.Web.Localhost", "a=1; domain=.Web.Localhost"),
+            ("b=2; domain=localhost", "b=2; domain=localhost", "b=2; domain=localhost"),
+            ("c=domain=x", "c=domain=x", "c=domain=x"),
+            ("d=4; Domain=", "d=4; Domain=", "d=4; Domain="),
+        ] {
+            assert_eq!(of(Some(&names), cookie), own);
+            assert_eq!(of(None, cookie), by_default);
+        }
     }
 }

@@ -21,17 +21,21 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{super::tls::certs::Certs, *};
+use super::{
+    super::{protocol, tls::certs::Certs},
+    *,
+};
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
-    config::{ContextName, validate},
+    config::{ContextName, Scheme, validate},
     io::{abandoned::Ends, accept::Place},
     routing::{Contexts, Router, Target},
-    tunnel::{OpenError, ServicePort},
+    tunnel::{Endpoint, OpenError, ServicePort},
 };
 
 mod around;
 mod backends;
+mod detection;
 mod differential;
 mod floods;
 mod frames;
@@ -124,12 +128,13 @@ impl World {
     }
 
     fn over(speaks: Scheme, serve: Serve) -> Self {
-        let scheme = match speaks {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-            Scheme::H2c => "h2c",
-        };
-        let text = format!("http: {{k8s: {{routes: {{web.localhost: {{service: web, scheme: {scheme}}}}}}}}}\n");
+        let scheme = format!("scheme: {}", protocol::name(speaks));
+        Self::routed(&scheme, ServicePort { number: 80, name: None, app_protocol: None }, speaks, serve)
+    }
+
+    /// The route has `options`, and the Service `port`.
+    fn routed(options: &str, port: ServicePort, speaks: Scheme, serve: Serve) -> Self {
+        let text = format!("http: {{k8s: {{routes: {{web.localhost: {{service: web, {options}}}}}}}}}\n");
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
         let contexts = Arc::new(Contexts {
             kubeconfig: Arc::new(config.http.kubeconfig.clone()),
@@ -138,7 +143,6 @@ impl World {
             problem: None,
         });
         let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None };
-        let port = ServicePort { number: 80, name: None, app_protocol: None };
         let pod = Arc::new(Pod {
             speaks,
             serve,
@@ -338,21 +342,6 @@ async fn a_drain_lets_the_request_in_progress_finish_and_closes() {
     let (response, ()) = tokio::join!(asking, draining);
     assert_eq!(text(response.unwrap()).await, "done");
     assert!(timeout(PATIENCE, client.ready()).await.expect("the front closes").is_err());
-}
-
-#[test]
-fn the_scheme_is_told_by_app_protocol_then_name_then_number() {
-    let scheme = |number, name: Option<&str>, protocol: Option<&str>| {
-        let port = ServicePort { number, name: name.map(str::to_owned), app_protocol: protocol.map(str::to_owned) };
-        scheme_of(&Endpoint { pod: String::new(), container_port: 1, port, protocol: "" })
-    };
-    assert_eq!(scheme(443, Some("https"), Some("kubernetes.io/h2c")), Scheme::H2c);
-    assert_eq!(scheme(80, None, Some("https")), Scheme::Https);
-    assert_eq!(scheme(80, None, Some("kubernetes.io/wss")), Scheme::Https);
-    assert_eq!(scheme(443, Some("http"), None), Scheme::Http);
-    assert_eq!(scheme(8443, Some("https-web"), None), Scheme::Https);
-    assert_eq!(scheme(50051, Some("grpc"), None), Scheme::H2c);
-    assert_eq!((scheme(443, None, None), scheme(8080, Some("api"), None)), (Scheme::Https, Scheme::Http));
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Lookup<'_> {
     pub(super) fn no_port(&self, what: &str, ports: &[ServicePort], wanted: &PortRef) -> ClusterError {
         let (what, context, ports) = (what.to_owned(), self.cluster.context.clone(), ports.to_vec());
         match wanted {
-            PortRef::Auto => ClusterError::ChoosePort { what, context, ports },
+            PortRef::Auto | PortRef::Https => ClusterError::ChoosePort { what, context, ports },
             PortRef::Number(number) => ClusterError::NoSuchPort { what, context, port: number.to_string(), ports },
             PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.clone(), ports },
         }

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{CONNECTION_WINDOW, LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW, send_body};
 use crate::{
-    frontend::http::{headers, interim::Listener, upstream::Body},
+    frontend::http::{body::Body, headers, interim::Listener},
     io::BoxedIo,
 };
 

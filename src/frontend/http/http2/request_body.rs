@@ -23,7 +23,7 @@ use tokio::{
 use tower::BoxError;
 
 use super::{Received, STREAM_WINDOW, server::InterimSender};
-use crate::frontend::http::upstream::Body;
+use crate::frontend::http::body::Body;
 
 /// How long the client may take for a short rest, when its answer is there. Short is what it can send without being told of
 /// more room: clients that have their answer do not all listen.

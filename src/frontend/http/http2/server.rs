@@ -39,8 +39,8 @@ use super::{
 use crate::{
     drain::Drain,
     frontend::http::{
+        body::{Body, body_of},
         headers,
-        upstream::{Body, body_of},
     },
     io::{BoxedIo, accept::Limits},
 };

@@ -1,6 +1,7 @@
-//! What is known of a message while it is under way: whether the backend has said anything, and whether the client's body broke.
+//! What a backend has said on a connection, before anything takes it for an answer.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -8,20 +9,45 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tower::BoxError;
+use futures::task::AtomicWaker;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::timeout,
+};
 
-use super::Body;
-use crate::io::{BoxedIo, held::write_through};
+use crate::{
+    io::{BoxedIo, held::write_through},
+    tunnel::StreamFault,
+    wire::sniff::{Sniff, sniff_server},
+};
 
-/// Whether a byte has come from a backend.
-#[derive(Clone, Debug, Default)]
-pub struct Heard(Arc<AtomicBool>);
+/// How much is kept of what a backend says first: the whole of a page like nginx's "The plain HTTP request was sent to HTTPS port".
+const MOST_KEPT: usize = 1024;
+
+/// What has come from a backend on one connection.
+#[derive(Clone, Default)]
+pub struct Heard(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// A byte has come, since [`Heard::forget`].
+    is_answered: AtomicBool,
+    /// Nothing more is kept of what comes.
+    is_known: AtomicBool,
+    first: Mutex<First>,
+    waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct First {
+    bytes: Vec<u8>,
+    is_over: bool,
+    /// How the stream broke.
+    fault: Option<StreamFault>,
+}
 
 impl Heard {
     /// Returns the stream, which takes note of what is read from it.
@@ -31,11 +57,69 @@ impl Heard {
 
     /// Begins anew, for the next request.
     pub fn forget(&self) {
-        self.0.store(false, Ordering::Release);
+        self.0.is_answered.store(false, Ordering::Release);
     }
 
+    /// Returns whether a byte has come since [`Heard::forget`].
     pub fn anything(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_answered.load(Ordering::Acquire)
+    }
+
+    /// Returns what the backend said first on the connection, up to 1 KiB.
+    pub fn first(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    /// Returns how the stream broke, if the tunnel knows it.
+    pub fn fault(&self) -> Option<StreamFault> {
+        self.lock().fault.clone()
+    }
+
+    /// Says that it is known what the backend speaks: what it said first is kept no longer.
+    pub fn know(&self) {
+        self.0.is_known.store(true, Ordering::Release);
+        self.lock().bytes = Vec::new();
+    }
+
+    /// Waits until the first bytes tell what the backend speaks, or cannot, for up to `limit`.
+    pub async fn sniff(&self, limit: Duration) -> Sniff {
+        let told = poll_fn(|cx| {
+            self.0.waker.register(cx.waker());
+            let first = self.lock();
+            match sniff_server(&first.bytes) {
+                Sniff::NeedMore if !first.is_over => Poll::Pending,
+                Sniff::NeedMore if !first.bytes.is_empty() => Poll::Ready(Sniff::Unknown),
+                sniff => Poll::Ready(sniff),
+            }
+        });
+        timeout(limit, told).await.unwrap_or(Sniff::NeedMore)
+    }
+
+    fn note(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.is_answered.store(true, Ordering::Release);
+        }
+        if self.0.is_known.load(Ordering::Acquire) {
+            return;
+        }
+        let mut first = self.lock();
+        let room = MOST_KEPT - first.bytes.len();
+        first.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        first.is_over |= bytes.is_empty();
+        drop(first);
+        self.0.waker.wake();
+    }
+
+    fn note_error(&self, error: &io::Error) {
+        let mut first = self.lock();
+        first.is_over = true;
+        first.fault = first.fault.take().or_else(|| StreamFault::of(error).cloned());
+        drop(first);
+        self.0.waker.wake();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, First> {
+        self.0.first.lock().expect("no panic while the lock is held")
     }
 }
 
@@ -48,9 +132,12 @@ pub struct Listening {
 impl AsyncRead for Listening {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        let had_room = buf.remaining() > 0;
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.heard.0.store(true, Ordering::Release);
+        match &polled {
+            Poll::Ready(Ok(())) if had_room => self.heard.note(&buf.filled()[before..]),
+            Poll::Ready(Err(error)) => self.heard.note_error(error),
+            _ => {}
         }
         polled
     }
@@ -58,54 +145,4 @@ impl AsyncRead for Listening {
 
 impl AsyncWrite for Listening {
     write_through!();
-}
-
-/// Why the body of a client's request broke.
-#[derive(Clone, Debug, Default)]
-pub struct Broken(Arc<Mutex<Option<String>>>);
-
-impl Broken {
-    /// Returns the body, which tells here why it broke.
-    pub fn watch(&self, inner: Body) -> Body {
-        match inner.is_end_stream() {
-            true => inner,
-            false => Watched { inner, broken: self.clone() }.boxed_unsync(),
-        }
-    }
-
-    /// Returns why the body broke. None: it did not.
-    pub fn cause(&self) -> Option<String> {
-        self.0.lock().expect("no panic while the lock is held").clone()
-    }
-}
-
-struct Watched {
-    inner: Body,
-    broken: Broken,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let Poll::Ready(Some(Err(error))) = &polled {
-            *self.broken.0.lock().expect("no panic while the lock is held") = Some(innermost(&**error));
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// Returns the words of the cause that has no other.
-pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    error.source().map_or_else(|| error.to_string(), innermost)
 }

@@ -9,10 +9,11 @@ use std::{
 use hyper::client::conn::http1;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{super::http2, Body, heard::Heard};
+use super::heard::Heard;
 use crate::{
     config::{BackendTls, Scheme},
     drain::Drain,
+    frontend::http::{body::Body, http2},
     routing::Target,
     tunnel::Placement,
 };
@@ -39,12 +40,29 @@ pub struct Key {
 /// The sending end of a connection.
 pub enum Sender {
     H1(H1),
-    H2(http2::client::Sender),
+    H2(H2),
+}
+
+impl Sender {
+    /// Returns what takes note of what the backend says.
+    pub fn heard(&self) -> &Heard {
+        match self {
+            Self::H1(h1) => &h1.heard,
+            Self::H2(h2) => &h2.heard,
+        }
+    }
 }
 
 /// A connection that serves one request at a time.
 pub struct H1 {
     pub sender: http1::SendRequest<Body>,
+    pub heard: Heard,
+}
+
+/// A connection that serves all requests; clones share it.
+#[derive(Clone)]
+pub struct H2 {
+    pub sender: http2::client::Sender,
     pub heard: Heard,
 }
 
@@ -59,7 +77,7 @@ struct State {
     /// By age, the oldest first.
     idle: HashMap<Key, Vec<Idle>>,
     /// One connection per backend serves all requests.
-    h2: HashMap<Key, (http2::client::Sender, Placement)>,
+    h2: HashMap<Key, (H2, Placement)>,
     /// Whether a task closes what is unused for too long.
     is_reaped: bool,
 }
@@ -80,9 +98,9 @@ impl Pool {
         loop {
             let mut idle = {
                 let mut state = self.lock();
-                if let Some((sender, placement)) = state.h2.get_mut(key) {
-                    if !sender.is_closed() && !placement.is_leaving() {
-                        return Some((Sender::H2(sender.clone()), placement.clone()));
+                if let Some((h2, placement)) = state.h2.get_mut(key) {
+                    if !h2.sender.is_closed() && !placement.is_leaving() {
+                        return Some((Sender::H2(h2.clone()), placement.clone()));
                     }
                     state.h2.remove(key);
                 }
@@ -112,8 +130,8 @@ impl Pool {
     }
 
     /// Lets other requests share a connection.
-    pub fn share(&self, key: Key, sender: http2::client::Sender, placement: Placement) {
-        self.lock().h2.insert(key, (sender, placement));
+    pub fn share(&self, key: Key, h2: H2, placement: Placement) {
+        self.lock().h2.insert(key, (h2, placement));
     }
 
     /// Returns what gives a connection back that serves one request at a time.
@@ -168,7 +186,7 @@ impl Pool {
                 all.retain(|idle| is_kept(idle) && !idle.connection.sender.is_closed() && !is_draining);
                 !all.is_empty()
             });
-            state.h2.retain(|_, (sender, placement)| !sender.is_closed() && !placement.is_leaving() && !is_draining);
+            state.h2.retain(|_, (h2, placement)| !h2.sender.is_closed() && !placement.is_leaving() && !is_draining);
             if state.idle.is_empty() && state.h2.is_empty() {
                 state.is_reaped = false;
                 return;

@@ -1,0 +1,313 @@
+//! Bodies of messages, and those of requests, whose start is kept so that it can be sent again.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tower::BoxError;
+
+/// The body of a request or an answer, wherever it comes from.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// How much of a request's body is kept, in bytes.
+pub const LONGEST_KEPT: usize = 64 * 1024;
+
+/// How long a body that outgrows [`LONGEST_KEPT`] waits for the first word of a backend of which it is not known what it speaks.
+/// One that speaks something else says so at once, and then the request can still be sent again.
+const HOLD: Duration = Duration::from_millis(500);
+
+/// Returns a body that is here already; no bytes are an empty one.
+pub fn body_of(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Returns the words of the cause that has no other.
+pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+/// A request's body that can be read again from its start, until more than [`LONGEST_KEPT`] of it was read.
+pub struct Kept(Arc<Mutex<State>>);
+
+struct State {
+    inner: Body,
+    is_over: bool,
+    /// Why the client's body broke.
+    broken: Option<String>,
+    /// All that was read of `inner`. None: it was too much.
+    pieces: Option<Vec<Piece>>,
+    length: usize,
+    /// Read, and too long to be kept.
+    outgrown: Option<Piece>,
+    /// Whether what outgrows the room waits for a word of the backend.
+    is_held: bool,
+    hold: Option<Pin<Box<Sleep>>>,
+    waker: Option<Waker>,
+    /// Which reading counts; those before it have ended.
+    reading: u64,
+}
+
+#[derive(Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl From<Piece> for Frame<Bytes> {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Data(data) => Self::data(data),
+            Piece::Trailers(trailers) => Self::trailers(trailers),
+        }
+    }
+}
+
+impl Kept {
+    pub fn new(inner: Body) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            inner,
+            is_over: false,
+            broken: None,
+            pieces: Some(Vec::new()),
+            length: 0,
+            outgrown: None,
+            is_held: false,
+            hold: None,
+            waker: None,
+            reading: 0,
+        })))
+    }
+
+    /// Returns the body from its start; a reading that was begun before gets no more of it.
+    ///
+    /// `is_held`: what outgrows the room waits for [`Kept::release`], or half a second. To be called only while
+    /// [`Kept::is_whole`] holds.
+    pub fn read(&self, is_held: bool) -> Body {
+        let mut state = self.lock();
+        state.reading += 1;
+        (state.is_held, state.hold) = (is_held, None);
+        if state.inner.is_end_stream() && state.length == 0 && state.pieces.as_ref().is_some_and(Vec::is_empty) {
+            return body_of("");
+        }
+        Reading { kept: Self(self.0.clone()), reading: state.reading, position: 0 }.boxed_unsync()
+    }
+
+    /// Returns whether all that was read is kept, so that the body can be read again.
+    pub fn is_whole(&self) -> bool {
+        let state = self.lock();
+        state.pieces.is_some() && state.broken.is_none()
+    }
+
+    /// Says that the backend has begun to answer: nothing is held any more.
+    pub fn release(&self) {
+        let mut state = self.lock();
+        state.is_held = false;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Returns why the client's body broke. None: it did not.
+    pub fn broken(&self) -> Option<String> {
+        self.lock().broken.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while the lock is held")
+    }
+}
+
+/// One reading of a [`Kept`] body.
+struct Reading {
+    kept: Kept,
+    reading: u64,
+    /// How many pieces it has had.
+    position: usize,
+}
+
+impl State {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, BoxError>>> {
+        if self.outgrown.is_none() {
+            if let Some(broken) = &self.broken {
+                return Poll::Ready(Some(Err(broken.clone().into())));
+            }
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            let piece = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                None => {
+                    self.is_over = true;
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => {
+                    self.broken = Some(innermost(&*error));
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => Piece::Data(data),
+                    Err(frame) => Piece::Trailers(frame.into_trailers().unwrap_or_default()),
+                },
+            };
+            let length = match &piece {
+                Piece::Data(data) => data.len(),
+                Piece::Trailers(_) => 0,
+            };
+            match &mut self.pieces {
+                Some(pieces) if self.length + length <= LONGEST_KEPT => {
+                    self.length += length;
+                    pieces.push(piece.clone());
+                    return Poll::Ready(Some(Ok(piece)));
+                }
+                Some(_) => self.outgrown = Some(piece),
+                None => return Poll::Ready(Some(Ok(piece))),
+            }
+        }
+        if self.is_held {
+            let hold = self.hold.get_or_insert_with(|| Box::pin(sleep(HOLD)));
+            if hold.as_mut().poll(cx).is_pending() {
+                self.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.is_held = false;
+        }
+        self.pieces = None;
+        Poll::Ready(self.outgrown.take().map(Ok))
+    }
+
+    /// Returns how much is left of what was read, for who has had `position` pieces.
+    fn left(&self, position: usize) -> u64 {
+        let kept = self.pieces.iter().flatten().skip(position);
+        kept.chain(&self.outgrown)
+            .map(|piece| match piece {
+                Piece::Data(data) => data.len() as u64,
+                Piece::Trailers(_) => 0,
+            })
+            .sum()
+    }
+}
+
+impl HttpBody for Reading {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let mut state = this.kept.lock();
+        if state.reading != this.reading {
+            return Poll::Ready(Some(Err("the request is sent again".into())));
+        }
+        if let Some(piece) = state.pieces.as_ref().and_then(|pieces| pieces.get(this.position)) {
+            this.position += 1;
+            return Poll::Ready(Some(Ok(piece.clone().into())));
+        }
+        let polled = ready!(state.poll_next(cx));
+        this.position += 1;
+        Poll::Ready(polled.map(|piece| piece.map(Frame::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.kept.lock();
+        let is_read = state.pieces.as_ref().is_none_or(|pieces| self.position >= pieces.len());
+        is_read && state.outgrown.is_none() && (state.is_over || state.inner.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.kept.lock();
+        let (left, rest) = (state.left(self.position), state.inner.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + left);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + left);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, stream};
+    use http_body_util::StreamBody;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn streamed(pieces: Vec<Result<Frame<Bytes>, BoxError>>) -> Body {
+        StreamBody::new(stream::iter(pieces).chain(stream::empty())).boxed_unsync()
+    }
+
+    fn data(length: usize) -> Result<Frame<Bytes>, BoxError> {
+        Ok(Frame::data(Bytes::from(vec![b'a'; length])))
+    }
+
+    async fn length(body: Body) -> Result<usize, String> {
+        body.collect().await.map(|all| all.to_bytes().len()).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_again_from_its_start() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("1"))]);
+        let kept = Kept::new(streamed(vec![data(3), data(4), Ok(Frame::trailers(trailers.clone()))]));
+        let mut first = kept.read(false);
+        assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "aaa");
+        for _ in 0..2 {
+            let again = kept.read(false).collect().await.unwrap();
+            assert_eq!(again.trailers(), Some(&trailers));
+            assert_eq!(again.to_bytes().len(), 7);
+        }
+        assert!(first.frame().await.unwrap().is_err(), "a reading that was given up is not the end of a body");
+        assert!(kept.is_whole());
+    }
+
+    #[tokio::test]
+    async fn a_body_without_bytes_has_ended() {
+        let kept = Kept::new(body_of(""));
+        assert!(kept.read(false).is_end_stream() && kept.read(true).is_end_stream());
+        assert_eq!(Kept::new(body_of("abc")).read(false).size_hint().exact(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn what_is_long_is_not_kept() {
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(0), data(1), data(5)]));
+        let mut body = kept.read(false);
+        for _ in 0..2 {
+            body.frame().await.unwrap().unwrap();
+            assert!(kept.is_whole());
+        }
+        body.frame().await.unwrap().unwrap();
+        assert!(!kept.is_whole());
+        assert_eq!(length(body).await, Ok(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_body_waits_for_the_first_word_of_the_backend() {
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(1)]));
+        let mut body = kept.read(true);
+        body.frame().await.unwrap().unwrap();
+        // Another protocol was answered: the piece that waited is in the next reading, too.
+        assert!(tokio::time::timeout(HOLD / 2, body.frame()).await.is_err());
+        assert!(kept.is_whole());
+        let started = Instant::now();
+        assert_eq!(length(kept.read(true)).await, Ok(LONGEST_KEPT + 1));
+        assert_eq!(started.elapsed(), HOLD);
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT + 1)]));
+        let (body, started) = (kept.read(true), Instant::now());
+        let (read, ()) = tokio::join!(length(body), async { kept.release() });
+        assert_eq!((read, started.elapsed()), (Ok(LONGEST_KEPT + 1), Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_says_why() {
+        let kept = Kept::new(streamed(vec![data(1), Err("the client has gone".into())]));
+        assert_eq!(length(kept.read(false)).await, Err("the client has gone".to_owned()));
+        assert_eq!((kept.is_whole(), kept.broken().as_deref()), (false, Some("the client has gone")));
+    }
+}

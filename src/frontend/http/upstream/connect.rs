@@ -1,0 +1,151 @@
+//! Connections to the pod.
+
+use std::{io, pin::pin, time::Duration};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    RequestError, Upstreams, Way,
+    heard::{Heard, Listening},
+    pool::{H1, H2, Key, Sender},
+};
+use crate::{
+    config::Scheme,
+    frontend::http::http2,
+    io::BoxedIo,
+    tunnel::{Placement, StreamFault},
+    wire::sniff::{Protocol, Sniff},
+};
+
+/// The most header lines of an answer.
+const MOST_HEADERS: usize = 2_000;
+
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a backend of which it is not known what it speaks may be silent when it is spoken to in TLS or HTTP/2. Servers of either
+/// answer at once.
+const GREETING: Duration = Duration::from_secs(3);
+
+/// A connection to send one request on.
+pub struct Opened {
+    pub sender: Sender,
+    pub placement: Placement,
+    /// It has served others before.
+    pub was_used: bool,
+}
+
+/// Why there is no connection.
+pub struct Unopened {
+    pub error: RequestError,
+    /// What the backend said instead; [`Sniff::NeedMore`] where that is nothing. None: it was not reached.
+    pub said: Option<Sniff>,
+}
+
+impl Unopened {
+    fn unreached(error: RequestError) -> Self {
+        Self { error, said: None }
+    }
+
+    /// The backend was spoken to, and this is how that ended.
+    async fn spoken(heard: &Heard, error: RequestError) -> Self {
+        match heard.fault() {
+            Some(fault) if fault != StreamFault::Reset => Self::unreached(RequestError::Stream(fault)),
+            _ => Self { error, said: Some(heard.sniff(Duration::ZERO).await) },
+        }
+    }
+}
+
+impl Upstreams {
+    /// Connects to the backend. `is_known`: it speaks what is asked for; otherwise the connection is only returned where it does,
+    /// as far as that can be told before a request.
+    pub async fn connect(&self, key: &Key, way: &Way<'_>, is_known: bool) -> Result<Opened, Unopened> {
+        let placed = way.lease.connect_placed().await;
+        let (stream, placement) = placed.map_err(|error| Unopened::unreached(RequestError::Open(error)))?;
+        let heard = Heard::default();
+        let stream = heard.on(stream);
+        let sender = match &key.tls {
+            // What speaks h2c takes HTTP/1.1 for an upgrade, or nothing does.
+            None if key.scheme == Scheme::H2c && !way.is_upgrade() => {
+                self.http2(key, Box::new(stream), heard, &placement, is_known).await?
+            }
+            None => self.http1(Box::new(stream), heard).await?,
+            Some((name, tls)) => {
+                let config = self.tls.config(tls, way.is_upgrade());
+                let config = config.map_err(|error| Unopened::unreached(RequestError::Tls(error)))?;
+                let connector = TlsConnector::from(config);
+                let stream = match handshake(connector, name, stream, &heard, is_known).await {
+                    Ok(stream) => stream,
+                    Err(error) => return Err(Unopened::spoken(&heard, RequestError::Tls(error)).await),
+                };
+                heard.know();
+                let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let within = Heard::default();
+                let stream = Box::new(within.on(Box::new(stream)));
+                match is_h2 {
+                    true => self.http2(key, stream, within, &placement, true).await?,
+                    false => self.http1(stream, within).await?,
+                }
+            }
+        };
+        Ok(Opened { sender, placement, was_used: false })
+    }
+
+    async fn http1(&self, stream: BoxedIo, heard: Heard) -> Result<Sender, Unopened> {
+        let builder = &mut http1::Builder::new();
+        // Browsers take both: many headers, and a space before the colon.
+        let shaken = builder
+            .preserve_header_case(true)
+            .max_headers(MOST_HEADERS)
+            .allow_spaces_after_header_name_in_responses(true)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, connection) =
+            shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
+        // What goes wrong on the connection is told to the request on it.
+        self.drain.spawn(async move { drop(connection.with_upgrades().await) });
+        Ok(Sender::H1(H1 { sender, heard }))
+    }
+
+    async fn http2(
+        &self,
+        key: &Key,
+        stream: BoxedIo,
+        heard: Heard,
+        placement: &Placement,
+        is_known: bool,
+    ) -> Result<Sender, Unopened> {
+        let shaken = http2::client::handshake(stream).await;
+        let (sender, connection) = shaken.map_err(|error| Unopened::unreached(RequestError::Http2(error)))?;
+        self.drain.spawn(async move { drop(connection.await) });
+        if !is_known && heard.sniff(GREETING).await != Sniff::Is(Protocol::Http2) {
+            return Err(Unopened::spoken(&heard, RequestError::NotHttp2).await);
+        }
+        let sender = H2 { sender, heard };
+        self.pool.share(key.clone(), sender.clone(), placement.clone());
+        Ok(Sender::H2(sender))
+    }
+}
+
+async fn handshake(
+    connector: TlsConnector,
+    name: &str,
+    stream: Listening,
+    heard: &Heard,
+    is_known: bool,
+) -> io::Result<TlsStream<Listening>> {
+    let name =
+        ServerName::try_from(name.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let mut connecting = pin!(timeout(TLS_TIMEOUT, connector.connect(name, stream)));
+    let connected = tokio::select! {
+        connected = connecting.as_mut() => connected,
+        () = sleep(GREETING), if !is_known => match heard.anything() {
+            true => connecting.await,
+            false => return Err(io::ErrorKind::TimedOut.into()),
+        },
+    };
+    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

@@ -1,0 +1,262 @@
+//! One request, from its first attempt to its answer.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Body as _;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Answered, RequestError, Upstreams, Way,
+    connect::{Opened, Unopened},
+    message::{Failed, send_on},
+    pool::{Key, Sender},
+    refusal,
+    retry::{Attempt, Attempts, Outcome},
+};
+use crate::{
+    config::Scheme,
+    frontend::{
+        http::body::{Body, Kept, LONGEST_KEPT},
+        protocol::Choice,
+    },
+    tunnel::{Endpoint, StreamFault},
+    wire::sniff::Sniff,
+};
+
+/// How long a request waits for an answer before idle connections to the same target are closed. A server that serves one
+/// connection at a time does not see the next one before that.
+const ALONE: Duration = Duration::from_millis(100);
+
+/// How often one request changes what it speaks to the backend.
+const MOST_TURNS: usize = 3;
+
+/// A request on its way.
+pub struct Delivery<'a> {
+    upstreams: &'a Arc<Upstreams>,
+    way: &'a Way<'a>,
+    endpoint: Arc<Endpoint>,
+    head: Request<()>,
+    body: Kept,
+    /// RFC 9110, section 9.2.2.
+    is_idempotent: bool,
+    /// Its body is as short as what is kept of one.
+    is_short: bool,
+    choice: Choice,
+    attempts: Attempts,
+    turns: usize,
+    /// A connection that was opened for the next attempt.
+    ready: Option<Opened>,
+}
+
+/// What follows an attempt: another one, or the end.
+type Next = ControlFlow<Result<Answered, RequestError>>;
+
+impl<'a> Delivery<'a> {
+    pub fn new(upstreams: &'a Arc<Upstreams>, way: &'a Way<'a>, request: Request<Body>) -> Self {
+        let endpoint = way.lease.endpoint();
+        let choice = upstreams.protocols.choose(way.route, &endpoint, way.asks);
+        let is_short = request.body().is_end_stream()
+            || request.body().size_hint().upper().is_some_and(|length| length <= LONGEST_KEPT as u64);
+        let (head, body) = request.into_parts();
+        Self {
+            upstreams,
+            way,
+            endpoint,
+            is_idempotent: head.method.is_idempotent(),
+            is_short,
+            head: Request::from_parts(head, ()),
+            body: Kept::new(body),
+            choice,
+            attempts: Attempts::default(),
+            turns: 0,
+            ready: None,
+        }
+    }
+
+    pub async fn deliver(mut self) -> Result<Answered, RequestError> {
+        loop {
+            let key = self.way.key(self.choice.scheme);
+            let next = match self.open(&key).await {
+                Ok(opened) => self.attempt(key, opened).await,
+                Err(unopened) => self.unopened(unopened).await,
+            };
+            if let Next::Break(over) = next {
+                return over;
+            }
+        }
+    }
+
+    /// Returns a connection to send on. A request that may be repeated takes one that was used before; others get their own, so
+    /// that they meet none that is just ending.
+    async fn open(&mut self, key: &Key) -> Result<Opened, Unopened> {
+        if let Some(ready) = self.ready.take() {
+            return Ok(ready);
+        }
+        let may_share = (self.is_idempotent && self.is_short) || key.scheme == Scheme::H2c;
+        if may_share
+            && !self.way.is_upgrade()
+            && self.attempts.may_use_again()
+            && let Some((sender, placement)) = self.upstreams.pool.take(key).await
+        {
+            return Ok(Opened { sender, placement, was_used: true });
+        }
+        self.upstreams.connect(key, self.way, self.choice.is_known).await
+    }
+
+    /// Nothing of the request was sent.
+    async fn unopened(&mut self, Unopened { error, said }: Unopened) -> Next {
+        let others = match said {
+            None => &[][..],
+            // A route that says what is spoken is only wrong where the backend says what else that is.
+            Some(Sniff::Unknown | Sniff::NeedMore) if self.choice.is_fixed => &[],
+            Some(said) => self.way.others(self.choice.scheme, said),
+        };
+        match self.turn(others).await {
+            Some(turned) => self.send_in(turned, true),
+            None => Next::Break(Err(error)),
+        }
+    }
+
+    async fn attempt(&mut self, key: Key, mut opened: Opened) -> Next {
+        let (was_used, is_h1) = (opened.was_used, matches!(opened.sender, Sender::H1(_)));
+        let next = self.request(!self.choice.is_known && !was_used);
+        let sending = send_on(&mut opened.sender, key.scheme, next);
+        let sent = match was_used {
+            true => sending.await,
+            false => self.beside_idle(&key, sending).await,
+        };
+        match sent {
+            Ok(response) if is_h1 && key.scheme != Scheme::Https && response.status() == StatusCode::BAD_REQUEST => {
+                self.refused(key, opened, response).await
+            }
+            Ok(response) => self.answered(key, opened, response),
+            Err(failed) => self.failed(&key, *failed, was_used).await,
+        }
+    }
+
+    fn answered(&self, key: Key, opened: Opened, response: Response<Body>) -> Next {
+        self.body.release();
+        opened.sender.heard().know();
+        self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
+        let scheme = key.scheme;
+        let returning = match self.way.is_upgrade() {
+            true => None,
+            false => self.upstreams.pool.returning(key, opened.sender, opened.placement),
+        };
+        Next::Break(Ok(Answered { response, returning, scheme }))
+    }
+
+    /// HTTP/1 without TLS was answered 400: that may be how the server says that it speaks something else.
+    async fn refused(&mut self, key: Key, opened: Opened, response: Response<Body>) -> Next {
+        let may_ask = !self.choice.is_known && self.is_idempotent;
+        let (response, refusal) = refusal::read(response, self.head.method(), may_ask).await;
+        let wanted = refusal.map_or(&[][..], |refusal| refusal.wanted(self.way.asks));
+        match self.turn(wanted).await {
+            Some(turned) => self.send_in(turned, true),
+            None => self.answered(key, opened, response),
+        }
+    }
+
+    async fn failed(&mut self, key: &Key, failed: Failed, was_used: bool) -> Next {
+        if let Some(cause) = self.body.broken() {
+            return Next::Break(Err(RequestError::Client(cause)));
+        }
+        // The tunnel has tried this for as long as it may help.
+        if failed.error.fault().is_some_and(StreamFault::never_reached_the_pod) {
+            return Next::Break(Err(failed.error));
+        }
+        if !failed.is_of_stream {
+            // What ended one connection has ended the others like it.
+            self.upstreams.pool.forget(key);
+        }
+        let is_silent = failed.said == Sniff::NeedMore;
+        // Behind TLS nothing shows what else there is; and where a route says what is spoken, only the backend's word does.
+        let others = match key.scheme {
+            Scheme::Https => &[][..],
+            _ if was_used || (is_silent && (self.choice.is_fixed || failed.outcome != Outcome::Unanswered)) => &[],
+            scheme => self.way.others(scheme, failed.said),
+        };
+        // Silence does not say that the request was not understood.
+        let is_unread = !is_silent || self.is_idempotent;
+        let asks_first = !is_silent || !std::mem::replace(&mut self.choice.is_known, true);
+        if asks_first && let Some(turned) = self.turn(others).await {
+            return self.send_in(turned, is_unread);
+        }
+        let attempt = Attempt {
+            outcome: failed.outcome,
+            is_kept: self.body.is_whole(),
+            is_idempotent: self.is_idempotent,
+            was_used,
+        };
+        if let Some(pause) = self.attempts.again(attempt) {
+            self.upstreams.metrics.retries.fetch_add(1, Ordering::Relaxed);
+            sleep(pause).await;
+            return Next::Continue(());
+        }
+        // What the pod spoke may not be what the next one speaks.
+        match self.turn(if asks_first { &[] } else { others }).await {
+            Some(turned) => self.send_in(turned, is_unread),
+            None => Next::Break(Err(failed.error)),
+        }
+    }
+
+    /// Connects in the first of `others` that the backend speaks. None: it speaks none of them.
+    async fn turn(&mut self, others: &[Scheme]) -> Option<(Scheme, Opened)> {
+        if others.is_empty() || self.turns == MOST_TURNS {
+            return None;
+        }
+        self.turns += 1;
+        for scheme in others {
+            if let Ok(opened) = self.upstreams.connect(&self.way.key(*scheme), self.way, false).await {
+                return Some((*scheme, opened));
+            }
+        }
+        None
+    }
+
+    /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend has certainly not
+    /// understood what it was sent before.
+    fn send_in(&mut self, (scheme, opened): (Scheme, Opened), is_unread: bool) -> Next {
+        let spoke = self.choice.scheme;
+        if self.choice.is_fixed {
+            return Next::Break(Err(RequestError::WrongScheme { spoke, speaks: scheme, is_fixed: true }));
+        }
+        // Without TLS only an answer will tell.
+        let is_known = scheme != Scheme::Http;
+        if !is_unread || !self.body.is_whole() {
+            if is_known {
+                self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, scheme);
+            }
+            return Next::Break(Err(RequestError::WrongScheme { spoke, speaks: scheme, is_fixed: false }));
+        }
+        self.choice = Choice { scheme, is_fixed: false, is_known };
+        self.ready = Some(opened);
+        Next::Continue(())
+    }
+
+    fn request(&self, is_held: bool) -> Request<Body> {
+        let mut request = Request::new(self.body.read(is_held));
+        request.method_mut().clone_from(self.head.method());
+        request.uri_mut().clone_from(self.head.uri());
+        request.headers_mut().clone_from(self.head.headers());
+        request.extensions_mut().clone_from(self.head.extensions());
+        request
+    }
+
+    /// Waits for an answer on a new connection; while there is none, idle connections to the same target are closed.
+    async fn beside_idle<F: Future>(&self, key: &Key, sending: F) -> F::Output {
+        let mut sending = std::pin::pin!(sending);
+        loop {
+            match timeout(ALONE, sending.as_mut()).await {
+                Ok(sent) => return sent,
+                // Those in steady use are not idle for as long.
+                Err(_) => self.upstreams.pool.close_idle(&key.target, ALONE),
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Why a request has no answer.
+
+use std::{error::Error, io};
+
+use crate::{
+    config::Scheme,
+    tunnel::{OpenError, StreamFault},
+};
+
+/// Why there is no response.
+pub enum RequestError {
+    Open(OpenError),
+    /// The stream to the pod broke.
+    Stream(StreamFault),
+    Tls(io::Error),
+    /// With what the backend said first on the connection, where that is not known to be HTTP.
+    Http1(hyper::Error, Vec<u8>),
+    Http2(h2::Error),
+    /// The backend did not begin with HTTP/2.
+    NotHttp2,
+    /// The backend speaks something else. `is_fixed`: the route says what to speak; else the request cannot be sent again.
+    WrongScheme {
+        spoke: Scheme,
+        speaks: Scheme,
+        is_fixed: bool,
+    },
+    /// The client did not send its body to the end; why.
+    Client(String),
+}
+
+impl RequestError {
+    /// Returns how the stream to the pod broke, if that is what happened.
+    pub fn fault(&self) -> Option<&StreamFault> {
+        let mut source: Option<&(dyn Error + 'static)> = match self {
+            Self::Stream(fault) => return Some(fault),
+            Self::Open(_) | Self::Client(_) | Self::NotHttp2 | Self::WrongScheme { .. } => None,
+            Self::Tls(error) => Some(error),
+            Self::Http1(error, _) => Some(error),
+            Self::Http2(error) => error.get_io().map(|error| error as _),
+        };
+        while let Some(error) = source {
+            if let Some(fault) = error.downcast_ref::<io::Error>().and_then(StreamFault::of) {
+                return Some(fault);
+            }
+            source = error.source();
+        }
+        None
+    }
+}

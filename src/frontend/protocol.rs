@@ -1,0 +1,264 @@
+//! What the ports of backends speak.
+//!
+//! A route's `scheme` decides. Else the port's appProtocol, name and number are hints, what a request needs is another, and the
+//! backend's answer tells whether they were right. What was learned counts until the tunnel has another session.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+};
+
+use http::{HeaderValue, Request, Version, header::CONTENT_TYPE};
+use tracing::warn;
+
+use crate::{
+    config::{PortRef, Scheme, Workload},
+    routing::{Route, Target},
+    tunnel::Endpoint,
+    wire::sniff::{Protocol, Sniff},
+};
+
+/// What servers of https answer a request without TLS, in a response of status 400. Each with the server that says it.
+const TLS_IS_WANTED: [&str; 5] = [
+    // nginx: src/http/ngx_http_special_response.c, status 497
+    "plain HTTP request was sent to HTTPS port",
+    // Go, and so Caddy, Traefik and Kubernetes: net/http, server.go
+    "Client sent an HTTP request to an HTTPS server",
+    // Apache httpd: modules/ssl/ssl_engine_kernel.c
+    "speaking plain HTTP to an SSL-enabled server port",
+    // Tomcat: org.apache.tomcat.util.net.TLSClientHelloExtractor
+    "This combination of host and port requires TLS",
+    // Cheroot: cheroot/server.py
+    "this server only speaks HTTPS on this port",
+];
+
+/// What servers of HTTP/2 alone answer an HTTP/1 request.
+const HTTP2_IS_WANTED: [&str; 1] = [
+    // Kestrel: Core/src/CoreStrings.resx
+    "An HTTP/1.x request was sent to an HTTP/2 only endpoint",
+];
+
+/// What a request needs of the connection to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// HTTP of any version.
+    Http,
+    /// The same; the client itself speaks HTTP/2 without TLS, as only those do that were told to.
+    Http2,
+    /// gRPC, which there is over HTTP/2 alone.
+    Grpc,
+    /// A switch of protocols, which there is over HTTP/1.1 alone.
+    Upgrade,
+}
+
+impl Asks {
+    /// `tls`: the client's bytes came through TLS.
+    pub fn of<B>(request: &Request<B>, tls: bool, is_upgrade: bool) -> Self {
+        let is_grpc = |kind: &HeaderValue| {
+            kind.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| !rest.starts_with(b"-web"))
+        };
+        match request.version() {
+            _ if is_upgrade => Self::Upgrade,
+            Version::HTTP_2 if request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) => Self::Grpc,
+            Version::HTTP_2 if !tls => Self::Http2,
+            _ => Self::Http,
+        }
+    }
+}
+
+/// What is spoken to a backend, and how sure that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub scheme: Scheme,
+    /// The route says so; nothing else is tried.
+    pub is_fixed: bool,
+    /// The backend has answered in it.
+    pub is_known: bool,
+}
+
+/// Whether a port speaks TLS, as far as is known before it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpeaksTls {
+    Yes,
+    /// It says so, or nothing at all.
+    Perhaps {
+        is_hinted: bool,
+    },
+    No,
+}
+
+/// What was learned of the ports of targets.
+#[derive(Default)]
+pub struct Protocols(Mutex<HashMap<Target, Learned>>);
+
+/// What the answers of one session's pods have taught.
+struct Learned {
+    session: Weak<Endpoint>,
+    grpc: Option<Scheme>,
+    other: Option<Scheme>,
+    /// That a hint is wrong, in words.
+    wrong: Option<String>,
+}
+
+impl Protocols {
+    /// Returns what to speak at first.
+    pub fn choose(&self, route: &Route, endpoint: &Arc<Endpoint>, asks: Asks) -> Choice {
+        if let Some(scheme) = route.options.scheme {
+            return Choice { scheme, is_fixed: true, is_known: true };
+        }
+        let learned = self.learned(&route.target, endpoint, asks);
+        let scheme = learned.unwrap_or_else(|| by_hints(endpoint.port.hint(), asks));
+        Choice { scheme, is_fixed: false, is_known: learned.is_some() }
+    }
+
+    /// Returns what is known of TLS at a port before it is asked.
+    pub fn speaks_tls(&self, route: &Route, endpoint: &Arc<Endpoint>) -> SpeaksTls {
+        let known = route.options.scheme.or_else(|| self.learned(&route.target, endpoint, Asks::Http));
+        match (known, endpoint.port.hint()) {
+            (Some(Scheme::Https), _) => SpeaksTls::Yes,
+            (None, hint @ (None | Some(Scheme::Https))) => SpeaksTls::Perhaps { is_hinted: hint.is_some() },
+            _ => SpeaksTls::No,
+        }
+    }
+
+    /// Takes note that a backend has answered in `scheme`.
+    pub fn learn(&self, route: &Route, endpoint: &Arc<Endpoint>, asks: Asks, scheme: Scheme) {
+        // That a port switches protocols does not say that it speaks nothing else.
+        if route.options.scheme.is_some() || (asks == Asks::Upgrade && scheme != Scheme::Https) {
+            return;
+        }
+        let mut all = self.lock();
+        if !all.get(&route.target).is_some_and(|learned| learned.is_of(endpoint)) {
+            all.retain(|_, learned| learned.session.strong_count() > 0);
+            let session = Arc::downgrade(endpoint);
+            all.insert(route.target.clone(), Learned { session, grpc: None, other: None, wrong: None });
+        }
+        let Some(learned) = all.get_mut(&route.target) else { return };
+        let of_kind = if asks == Asks::Grpc { &mut learned.grpc } else { &mut learned.other };
+        if of_kind.replace(scheme) == Some(scheme) || asks == Asks::Grpc {
+            return;
+        }
+        learned.wrong =
+            endpoint.port.hint().filter(|hint| *hint != scheme).map(|_| wrong_hint(route, endpoint, scheme));
+        if let Some(wrong) = &learned.wrong {
+            warn!(target = %route.target, "{wrong}");
+        }
+    }
+
+    /// Returns what is to be mended in hints that were wrong, a sentence for each.
+    pub fn wrong_hints(&self) -> Vec<String> {
+        let all = self.lock();
+        let mut wrong: Vec<String> = all
+            .values()
+            .filter(|learned| learned.session.strong_count() > 0)
+            .filter_map(|learned| learned.wrong.clone())
+            .collect();
+        wrong.sort();
+        wrong
+    }
+
+    fn learned(&self, target: &Target, endpoint: &Arc<Endpoint>, asks: Asks) -> Option<Scheme> {
+        let all = self.lock();
+        let learned = all.get(target).filter(|learned| learned.is_of(endpoint))?;
+        let (own, of_others) = match asks {
+            Asks::Grpc => (learned.grpc, learned.other),
+            _ => (learned.other, learned.grpc),
+        };
+        // One port may speak both versions of HTTP; with TLS it speaks all of them in it.
+        own.or(of_others.filter(|scheme| *scheme == Scheme::Https))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Learned>> {
+        self.0.lock().expect("no panic while the lock is held")
+    }
+}
+
+impl Learned {
+    fn is_of(&self, endpoint: &Arc<Endpoint>) -> bool {
+        std::ptr::eq(self.session.as_ptr(), Arc::as_ptr(endpoint))
+    }
+}
+
+fn by_hints(hint: Option<Scheme>, asks: Asks) -> Scheme {
+    match (hint, asks) {
+        (Some(Scheme::Https), _) => Scheme::Https,
+        (_, Asks::Grpc) | (None, Asks::Http2) => Scheme::H2c,
+        (hint, _) => hint.unwrap_or(Scheme::Http),
+    }
+}
+
+/// Returns what a backend may speak instead, the likeliest first, where it was spoken to in `spoke` and `said` something else,
+/// or nothing at all ([`Sniff::NeedMore`]).
+pub fn others(spoke: Scheme, said: Sniff, asks: Asks) -> &'static [Scheme] {
+    use Protocol::{Http1, Http2, Tls};
+    let spoke = if spoke == Scheme::H2c && asks == Asks::Upgrade { Scheme::Http } else { spoke };
+    match (spoke, said, asks) {
+        (Scheme::Http | Scheme::H2c, Sniff::Is(Tls), _) => &[Scheme::Https],
+        (Scheme::Http, Sniff::Is(Http2), Asks::Upgrade) => &[],
+        (Scheme::Http, Sniff::Is(Http2), _) => &[Scheme::H2c],
+        (Scheme::Http, Sniff::NeedMore, Asks::Upgrade) => &[Scheme::Https],
+        (Scheme::Http, Sniff::NeedMore, _) => &[Scheme::Https, Scheme::H2c],
+        (Scheme::H2c, Sniff::Is(Http1), _) => &[Scheme::Http],
+        (Scheme::H2c, Sniff::NeedMore | Sniff::Unknown, _) => &[Scheme::Https, Scheme::Http],
+        (Scheme::Https, Sniff::Is(Http2), Asks::Http | Asks::Http2 | Asks::Grpc) => &[Scheme::H2c],
+        (Scheme::Https, Sniff::Is(Http1) | Sniff::NeedMore | Sniff::Unknown, Asks::Http2 | Asks::Grpc) => {
+            &[Scheme::H2c, Scheme::Http]
+        }
+        (Scheme::Https, Sniff::Is(Http1) | Sniff::NeedMore | Sniff::Unknown, _) => &[Scheme::Http],
+        _ => &[],
+    }
+}
+
+/// Returns what a server says that it wants instead of HTTP/1 without TLS, in the body of a response of status 400.
+pub fn wanted(body: &[u8]) -> Option<Scheme> {
+    let body = String::from_utf8_lossy(body);
+    let says = |texts: &[&str]| texts.iter().any(|text| body.contains(text));
+    match says(&TLS_IS_WANTED) {
+        true => Some(Scheme::Https),
+        false => says(&HTTP2_IS_WANTED).then_some(Scheme::H2c),
+    }
+}
+
+/// Returns a scheme as the configuration has it.
+pub fn name(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+        Scheme::H2c => "h2c",
+    }
+}
+
+fn wrong_hint(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
+    let port = &endpoint.port;
+    let by = match (port.app_protocol.as_deref(), port.name.as_deref()) {
+        (Some(protocol), _) if port.by_app_protocol().is_some() => format!("its appProtocol is {protocol:?}"),
+        (_, Some(name)) if port.by_name().is_some() => format!("its name is {name:?}"),
+        _ => "its number says https".to_owned(),
+    };
+    let speaks = name(scheme);
+    format!("port {} of {} speaks {speaks}, and {by}: {}", port.number, route.target, fix(route, endpoint, scheme))
+}
+
+/// Returns the line of the configuration that says what a port speaks.
+pub fn fix(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
+    let scheme = name(scheme);
+    let Some(target) = route.target.pods().filter(|target| target.jump.is_none()) else {
+        return format!("set scheme: {scheme} for {}", route.name);
+    };
+    let workload = match &target.workload {
+        Workload::Service(service) => format!("service: {service}"),
+        Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod: {pod}"),
+    };
+    let port = match &target.port {
+        PortRef::Name(name) => name.clone(),
+        PortRef::Number(_) | PortRef::Auto | PortRef::Https => endpoint.port.number.to_string(),
+    };
+    let namespace = &target.namespace;
+    format!(
+        "set scheme: {scheme} in http.k8s.routes: {{\"{}\": {{namespace: {namespace}, {workload}, port: {port}, scheme: {scheme}}}}}",
+        route.name
+    )
+}
+
+#[cfg(test)]
+mod tests;

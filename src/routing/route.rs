@@ -1,0 +1,77 @@
+//! Where a connection goes, and how it is treated on the way.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{PodTarget, Target};
+use crate::config::{HttpOptions, PortRef, Scheme};
+
+/// Where a connection goes, and how it is treated on the way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The route as the user knows it: its key in the file, or the dynamic name.
+    pub name: Arc<str>,
+    pub target: Target,
+    /// Zero: never.
+    pub idle_timeout: Duration,
+    /// How requests are treated; the default for TCP.
+    pub options: Arc<HttpOptions>,
+}
+
+impl Route {
+    /// Returns the route for a client that came by https (`tls`) or without TLS. Where no port is named, https means the port of
+    /// the Service that says it speaks https; so does `scheme: https`, whatever the client speaks.
+    pub fn for_client(mut self, tls: bool) -> Self {
+        let is_https = match self.options.scheme {
+            None => tls,
+            Some(scheme) => scheme == Scheme::Https,
+        };
+        if let Target::Pods(target) = &self.target
+            && is_https
+            && target.port == PortRef::Auto
+            && target.jump.is_none()
+        {
+            self.target = Target::Pods(Arc::new(PodTarget { port: PortRef::Https, ..(**target).clone() }));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{ContextName, Namespace, Workload},
+        routing::ClusterId,
+    };
+
+    #[test]
+    fn https_means_the_https_port_where_none_is_named() {
+        let port = |port: PortRef, scheme: Option<Scheme>, tls: bool| {
+            let target = PodTarget {
+                cluster: ClusterId { kubeconfig: Arc::default(), context: ContextName("dev".into()) },
+                namespace: Namespace("shop".into()),
+                workload: Workload::Service("web".into()),
+                port,
+                jump: None,
+            };
+            let route = Route {
+                name: "web.shop.localhost".into(),
+                target: Target::Pods(Arc::new(target)),
+                idle_timeout: Duration::ZERO,
+                options: Arc::new(HttpOptions { scheme, ..HttpOptions::default() }),
+            };
+            route.for_client(tls).target.pods().unwrap().port.clone()
+        };
+        for (named, scheme, tls, meant) in [
+            (PortRef::Auto, None, true, PortRef::Https),
+            (PortRef::Auto, None, false, PortRef::Auto),
+            (PortRef::Auto, Some(Scheme::Https), false, PortRef::Https),
+            (PortRef::Auto, Some(Scheme::Http), true, PortRef::Auto),
+            (PortRef::Auto, Some(Scheme::H2c), true, PortRef::Auto),
+            (PortRef::Number(80), None, true, PortRef::Number(80)),
+            (PortRef::Name("web".into()), Some(Scheme::Https), true, PortRef::Name("web".into())),
+        ] {
+            assert_eq!(port(named.clone(), scheme, tls), meant, "{named:?} {scheme:?} {tls}");
+        }
+    }
+}
