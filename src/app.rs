@@ -168,6 +168,12 @@ impl Bound {
         let mut ports = Ports::new(frontends, drain.clone());
         ports.serve(sockets);
 
+        // A drain waits for nobody who has to open a browser first.
+        let (ended, of_clusters) = (drain.clone(), clusters.clone());
+        drain.spawn(async move {
+            ended.started().await;
+            of_clusters.sign_ins().stop();
+        });
         let mut running =
             Running { app, clusters, tunnels, router, ports, source, allow_commands, exposed: BTreeMap::new() };
         running.tell_facts();

@@ -8,6 +8,9 @@ use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt, r
 /// The target of access-log lines: one per request or connection, shown with `-v`.
 pub const ACCESS: &str = "adit::access";
 
+/// The target of what credential plugins say: shown also by commands that log nothing else.
+pub const PLUGIN: &str = "adit::plugin";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -54,6 +57,14 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     Verbosity { handle: (!is_fixed).then_some(handle) }
+}
+
+/// Shows what credential plugins say, for commands that log nothing else: a person may have to do it. `RUST_LOG` shows more.
+pub fn init_plugins() {
+    let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
+    let filter = from_env.unwrap_or_else(|| Targets::new().with_target(PLUGIN, LevelFilter::INFO));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time().with_level(false);
+    let _ = tracing_subscriber::registry().with(filter).with(lines.with_target(false)).try_init();
 }
 
 /// Returns an error in words, with what it comes from.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     drain::Drain,
     metrics::{Exposition, Metrics},
-    tunnel::{Manager, TunnelSnapshot},
+    tunnel::{Manager, SignInSnapshot, TunnelSnapshot},
 };
 
 /// What `adit status` shows.
@@ -23,6 +23,9 @@ pub struct Status {
     #[serde(flatten)]
     pub facts: Facts,
     pub tunnels: Vec<TunnelSnapshot>,
+    /// Sign-ins that run, or have failed.
+    #[serde(default)]
+    pub sign_ins: Vec<SignInSnapshot>,
 }
 
 /// What changes with a reload only.
@@ -102,6 +105,7 @@ impl Source {
             pid: std::process::id(),
             facts: self.facts.lock().expect("no panic while the lock is held").clone(),
             tunnels: self.tunnels.snapshot(),
+            sign_ins: self.tunnels.sign_ins(),
         }
     }
 

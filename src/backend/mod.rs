@@ -7,7 +7,7 @@ pub mod port_forward;
 
 pub use error::{Blame, CloseReason, ConnectError, OpenError, StreamFault};
 
-pub use crate::k8s::ServicePort;
+pub use crate::k8s::{ServicePort, sign_in::Report as SignInReport};
 
 use std::{
     path::PathBuf,
@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,10 +34,26 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// Bounded in time by the implementation; never waits for a pod to become ready (the tunnel does).
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>>;
+
+    /// Returns the sign-in that a session to `target` waits for, or has waited for last. None: it needs none.
+    fn sign_in(&self, _: &Target) -> Option<SignInReport> {
+        None
+    }
+
+    /// Returns the sign-ins that run, and those that have failed.
+    fn sign_ins(&self) -> Vec<SignInReport> {
+        Vec::new()
+    }
+
+    /// Tells when a sign-in has begun, said something, or ended. None: there are none.
+    fn sign_in_changes(&self) -> Option<watch::Receiver<()>> {
+        None
+    }
 }
 
 /// All of them, each for the targets that are its own.
 pub struct Backends {
+    clusters: Arc<Clusters>,
     port_forward: port_forward::PortForward,
     exec: exec::Exec,
     commands: command::Commands,
@@ -47,7 +64,8 @@ impl Backends {
     pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
         Self {
             port_forward: port_forward::PortForward::new(clusters.clone()),
-            exec: exec::Exec::new(clusters),
+            exec: exec::Exec::new(clusters.clone()),
+            clusters,
             commands: command::Commands::new(supervisor),
         }
     }
@@ -64,6 +82,18 @@ impl Backend for Backends {
             // A relay has a backend of its own for these.
             Target::Relayed(name) => Box::pin(async { Err(OpenError::NoClient { name: name.to_string() }) }),
         }
+    }
+
+    fn sign_in(&self, target: &Target) -> Option<SignInReport> {
+        self.clusters.sign_in(&target.pods()?.cluster)
+    }
+
+    fn sign_ins(&self) -> Vec<SignInReport> {
+        self.clusters.sign_ins().reports()
+    }
+
+    fn sign_in_changes(&self) -> Option<watch::Receiver<()>> {
+        Some(self.clusters.sign_ins().changes())
     }
 }
 

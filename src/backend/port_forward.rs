@@ -43,20 +43,6 @@ impl PortForward {
 
     /// Opens a session to the ready pods of `target`.
     pub async fn open(&self, target: &PodTarget) -> Result<Box<dyn Session>, OpenError> {
-        let mut signed_in_again = false;
-        loop {
-            match self.try_open(target).await {
-                // What the API server no longer accepts may have been renewed meanwhile.
-                Err(OpenError::Cluster(ClusterError::Credentials { .. })) if !signed_in_again => {
-                    signed_in_again = true;
-                    self.clusters.forget(&target.cluster);
-                }
-                opened => return Ok(Box::new(opened?)),
-            }
-        }
-    }
-
-    async fn try_open(&self, target: &PodTarget) -> Result<TargetSession, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let look_up = resolve(&cluster, &target.namespace, &target.workload, &target.port);
         // Together: which pod it is does not matter to TCP and TLS.
@@ -76,7 +62,7 @@ impl PortForward {
             match upgrade::port_forward(&cluster, namespace, &pod.name, port, dialled.take()).await {
                 Ok(upgraded) => {
                     let first = (pod.clone(), upgraded);
-                    return Ok(TargetSession::start(cluster, resolution, affinity, first));
+                    return Ok(Box::new(TargetSession::start(cluster, resolution, affinity, first)));
                 }
                 Err(UpgradeError::Cluster(error)) => return Err(error.into()),
                 Err(UpgradeError::PodGone(message)) => gone = message,

@@ -27,7 +27,7 @@ use self::report::CliError;
 use crate::{
     app::Overrides,
     config::{Config, ContextName, Namespace, defaults, names, validate},
-    telemetry::Format,
+    telemetry::{self, Format},
 };
 
 /// The level way into a Kubernetes cluster: every Service by name, on demand
@@ -163,22 +163,30 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Expose(args) => return expose::run(globals, args),
         Command::Server(args) => return server::run(globals, *args),
         Command::Supervise(args) => return supervise::run(&args),
+        Command::Routes(args) => return block_on(routes::run(globals, args)),
+        Command::Url(args) => return block_on(url::run(globals, args)),
+        Command::Status(args) => return block_on(status::run(globals, args)),
+        Command::Jump(args) => return block_on(jump::run(globals, args)),
+        Command::Stop(args) => return block_on(stop::run(globals, args)),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),
         Command::Schema(args) => schema::run(args),
-        Command::Routes(args) => block_on(routes::run(globals, args)),
-        Command::Url(args) => block_on(url::run(globals, args)),
-        Command::Status(args) => block_on(status::run(globals, args)),
-        Command::Jump(args) => block_on(jump::run(globals, args)),
-        Command::Stop(args) => block_on(stop::run(globals, args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),
     }
     .map(|()| ExitCode::SUCCESS)
 }
 
-fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+/// Runs a command to its end, or to a signal: a credential plugin, which has a process group of its own, ends with it.
+fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<ExitCode, CliError> {
+    telemetry::init_plugins();
+    up::run_to_end(async {
+        let mut signals = up::Signals::new()?;
+        tokio::select! {
+            ended = command => ended.map(|()| ExitCode::SUCCESS),
+            () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+        }
+    })
 }
 
 impl Globals {

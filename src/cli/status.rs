@@ -12,7 +12,10 @@ use super::{
     Globals, Output,
     report::{CliError, print, table},
 };
-use crate::admin::{socket, status::Status};
+use crate::{
+    admin::{socket, status::Status},
+    tunnel::SignInSnapshot,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -96,6 +99,9 @@ fn show(status: &Status) -> String {
     if let Some(reason) = &status.facts.rejected {
         text += &format!("config not reloaded: {reason}\n");
     }
+    for sign_in in &status.sign_ins {
+        text += &sign_in_lines(sign_in);
+    }
     if status.tunnels.is_empty() {
         return text + "no tunnels: one opens with the first connection to a Service\n";
     }
@@ -119,6 +125,19 @@ fn show(status: &Status) -> String {
         ]);
     }
     text + "\n" + &table(&rows)
+}
+
+/// Returns who signs in, with what it says.
+fn sign_in_lines(sign_in: &SignInSnapshot) -> String {
+    let SignInSnapshot { user, issuer, seconds, said, .. } = sign_in;
+    let mut text = match &sign_in.error {
+        None => format!("signing in with {issuer} for {seconds} s: {user}\n"),
+        Some(error) => format!("not signed in: {user}: {error}; another attempt is possible in {seconds} s\n"),
+    };
+    for line in said {
+        text += &format!("  {line}\n");
+    }
+    text
 }
 
 /// Returns an amount as people read it: `1.5 MiB`.

@@ -70,6 +70,8 @@ struct Rules {
     reset: HashSet<u16>,
     stalled: HashSet<u16>,
     statuses: HashMap<String, u16>,
+    next_statuses: HashMap<String, u16>,
+    refuses_tokens: bool,
     delays: HashMap<String, Duration>,
     /// Verb and resource, `create` and `pods/portforward`.
     forbidden: HashSet<(String, String)>,
@@ -104,6 +106,16 @@ impl Faults {
     /// Requests to these paths are answered with this status.
     pub fn answer(&self, path_end: &str, status: Option<u16>) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.statuses, path_end, status));
+    }
+
+    /// The next request to these paths is answered with this status.
+    pub fn answer_once(&self, path_end: &str, status: u16) {
+        self.rules.send_modify(|rules| set_or_remove(&mut rules.next_statuses, path_end, Some(status)));
+    }
+
+    /// No token is accepted, or they are again.
+    pub fn refuse_tokens(&self, on: bool) {
+        self.rules.send_modify(|rules| rules.refuses_tokens = on);
     }
 
     /// Requests to these paths are answered this much later.
@@ -236,7 +248,17 @@ impl Faults {
     }
 
     pub(super) fn status_for(&self, path: &str) -> Option<u16> {
-        for_path(&self.rules.borrow().statuses, path)
+        let mut next = None;
+        self.rules.send_if_modified(|rules| {
+            let end = rules.next_statuses.keys().find(|end| path.ends_with(end.as_str())).cloned();
+            next = end.and_then(|end| rules.next_statuses.remove(&end));
+            next.is_some()
+        });
+        next.or_else(|| for_path(&self.rules.borrow().statuses, path))
+    }
+
+    pub(super) fn refuses_tokens(&self) -> bool {
+        self.rules.borrow().refuses_tokens
     }
 
     pub(super) fn delay_for(&self, path: &str) -> Option<Duration> {

@@ -53,7 +53,7 @@ use crate::{
     io::BoxedIo,
     metrics::Metrics,
     routing::{Route, RouteError, Router, SharedRouter, table},
-    tunnel::Manager,
+    tunnel::{Lease, Manager},
     wire::http1::Refusal,
 };
 
@@ -212,6 +212,21 @@ impl HttpFrontend {
         Ok(Admitted { route, authority, host })
     }
 
+    /// Returns the lease. A browser, which shows what it gets, has a page meanwhile where a person has to sign in first.
+    async fn acquire(&self, route: &Route, host: &str, is_shown: bool) -> Result<Lease, Page> {
+        let acquiring = async {
+            let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
+            acquired.map_err(|error| pages::unopened(&error, host, route))
+        };
+        if !is_shown {
+            return acquiring.await;
+        }
+        tokio::select! {
+            acquired = acquiring => acquired,
+            report = self.tunnels.sign_in_due(&route.target) => Err(pages::signing_in(&report)),
+        }
+    }
+
     async fn proxy(
         &self,
         mut request: Request<Body>,
@@ -220,11 +235,7 @@ impl HttpFrontend {
         access: &mut Access,
         busy: &Option<Busy>,
     ) -> Result<Response<Body>, Page> {
-        let lease = self
-            .tunnels
-            .acquire(&route.target, route.idle_timeout)
-            .await
-            .map_err(|error| pages::unopened(&error, &host, &route))?;
+        let lease = self.acquire(&route, &host, pages::is_shown(&request)).await?;
         let endpoint = lease.endpoint();
         let server_name = route.options.tls.server_name.as_deref();
         let asked = Asked::of(&mut request);

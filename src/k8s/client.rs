@@ -1,7 +1,9 @@
 //! Clients for the contexts of a kubeconfig.
 
+mod authorize;
 mod failure;
 mod reach;
+mod transport;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,42 +13,44 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response, Uri};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use kube::client::{AuthError, Body, ClientBuilder, ConfigExt};
-use rustls::{pki_types::ServerName, sign::CertifiedKey};
-use tokio::{runtime::Handle, sync::OnceCell, time::timeout};
-use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
+use http::Uri;
+use kube::client::{ClientBuilder, ConfigExt};
+use rustls::pki_types::ServerName;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout_at},
+};
+use tower::ServiceBuilder;
 
 pub use self::failure::printable;
-use self::failure::{auth_error, sign_in_error};
+use self::{
+    authorize::Authorized,
+    transport::{Transports, tls_config},
+};
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
     k8s::{
         ClusterError,
+        credentials::{Credential, User},
         dial::Dialer,
         exec_path::ExecPath,
         kubeconfig::{self, Access, Fingerprint},
-        proxy, upgrade,
+        proxy,
+        sign_in::{Report, SignIns},
+        upgrade,
     },
     routing::{ClusterId, Contexts},
-    tls::{Pinned, bundle::Bundle, identity},
+    telemetry::reasons,
 };
-
-/// A credential plugin may open a browser and wait for a person.
-const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long one request to an API server may take, answer included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection to an API server is kept after the last request, and after the last watch on it.
-const IDLE: Duration = Duration::from_secs(60);
-const IDLE_WATCHES: Duration = Duration::from_secs(5);
 
 /// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
     made: Mutex<HashMap<ClusterId, Entry>>,
+    sign_ins: SignIns,
 }
 
 struct Entry {
@@ -59,16 +63,13 @@ pub struct Cluster {
     pub context: ContextName,
     /// The namespace that the context names, else `default`.
     pub namespace: Namespace,
-    /// For requests and watches: HTTP/2 where the server has it.
     pub client: kube::Client,
-    /// The same on a connection of its own: watches take up the streams that an API server allows on one.
+    /// The same for watches, which start no sign-in.
     pub watches: kube::Client,
     /// The API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`: upgrades keep its path prefix.
     pub server: Uri,
     pub dialer: Dialer,
-    /// For upgrades: the cluster's roots and client certificate, ALPN `http/1.1`. None: `http://`.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
-    /// The name that the API server's certificate is verified against.
+    /// The name that the API server's certificate is verified against. None: `http://`.
     pub tls_server_name: Option<ServerName<'static>>,
     /// The proxy that requests pass through, without its credentials.
     pub proxy: Option<String>,
@@ -76,15 +77,15 @@ pub struct Cluster {
     pub(super) port_forwards: upgrade::Memory<upgrade::Transport>,
     pub(super) execs: upgrade::Memory<upgrade::exec::ExecTransport>,
     said: Mutex<HashSet<String>>,
-    authorize: BoxCloneSyncService<Request<Body>, Response<()>, BoxError>,
-    /// Whether tokens expire and are renewed.
-    is_refreshed: bool,
+    user: User,
+    transports: Arc<Transports>,
 }
 
 impl Clusters {
     /// `exec_path`: folders in front of PATH for credential plugins.
     pub fn new(exec_path: &[PathBuf]) -> Arc<Self> {
-        Arc::new(Self { exec_path: Mutex::new(ExecPath::new(exec_path)), made: Mutex::default() })
+        let exec_path = Mutex::new(ExecPath::new(exec_path));
+        Arc::new(Self { exec_path, made: Mutex::default(), sign_ins: SignIns::new() })
     }
 
     /// Replaces the folders in front of PATH, for clusters that are made from now on.
@@ -97,8 +98,8 @@ impl Clusters {
         kubeconfig::contexts(paths)
     }
 
-    /// Returns the cluster, made at its first use; made again when its kubeconfig files have changed. Callers that
-    /// come at the same time share one sign-in.
+    /// Returns the cluster, made at its first use; made again when its kubeconfig files have changed. Nobody signs in
+    /// for that: requests do.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
         let files = Fingerprint::of(&id.kubeconfig);
         let made = {
@@ -117,87 +118,40 @@ impl Clusters {
             let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
             entry.cluster.clone()
         };
-        cluster.get_or_try_init(|| Cluster::make(id, access)).await.cloned()
+        let make = || async { Cluster::make(id.context.clone(), access, &self.sign_ins).map(Arc::new) };
+        cluster.get_or_try_init(make).await.cloned()
     }
 
-    /// Forgets a cluster whose credentials were refused, so that the next use signs in again.
-    pub fn forget(&self, id: &ClusterId) {
-        self.made.lock().expect("no panic while the lock is held").remove(id);
+    /// Returns the sign-in that requests to a cluster wait for. None: nobody issues its credentials.
+    pub fn sign_in(&self, id: &ClusterId) -> Option<Report> {
+        let made = self.made.lock().expect("no panic while the lock is held");
+        made.get(id)?.cluster.get()?.user.sign_in().map(|sign_in| sign_in.report())
+    }
+
+    /// The sign-ins of all users.
+    pub fn sign_ins(&self) -> &SignIns {
+        &self.sign_ins
     }
 }
 
 impl Cluster {
-    async fn make(id: &ClusterId, access: Access) -> Result<Arc<Self>, ClusterError> {
-        let context = id.context.clone();
-        // kube runs the credential plugin while it builds these, and blocks.
-        let sign_in = tokio::task::spawn_blocking(move || Self::build(context, access));
-        match timeout(SIGN_IN_TIMEOUT, sign_in).await {
-            Ok(Ok(made)) => made.map(Arc::new),
-            Ok(Err(panic)) => Err(ClusterError::Protocol { context: id.context.clone(), reason: panic.to_string() }),
-            Err(_) => Err(ClusterError::TimedOut {
-                context: id.context.clone(),
-                doing: "signing in".into(),
-                after: SIGN_IN_TIMEOUT,
-            }),
-        }
-    }
-
-    fn build(context: ContextName, access: Access) -> Result<Self, ClusterError> {
-        let failed = |error: kube::Error| sign_in_error(&context, error);
+    fn make(context: ContextName, access: Access, sign_ins: &SignIns) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let Access { mut config, bundle, identity, token_file } = access;
-        let auth = config.auth_layer().map_err(failed)?;
-        if auth.is_some() {
-            // A plugin that gives a token has no certificate: it need not be run again to be asked for one.
-            config.auth_info.exec = None;
-        }
-        let mut tls = tls_config(&config, bundle, identity).map_err(failed)?;
+        let Access { config, bundle, login, user, impersonation } = access;
+        let tls = tls_config(&config, bundle)
+            .map_err(|error| unusable(format!("the CA bundle of the system cannot be used: {}", reasons(&error))))?;
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
         let server_name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
         let server_name = server_name.map_err(|_| unusable("tls-server-name is no host name".to_owned()))?;
-
-        let mut https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
-        if let Some(name) = &server_name {
-            https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.clone()));
-        }
-        let https = https.enable_all_versions().wrap_connector(dialer.clone());
-        let http = |idle: Duration| {
-            hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-                // A connection that a sleeping laptop has lost is found out, and not waited for.
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(idle)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .http2_keep_alive_timeout(Duration::from_secs(5))
-                .build::<_, Body>(https.clone())
-        };
-        let headers = config.extra_headers_layer().map_err(failed)?;
-        let client = |idle: Duration| {
-            let service = ServiceBuilder::new()
-                .layer(config.base_uri_layer())
-                .option_layer(auth.as_ref())
-                .option_layer(token_file.clone())
-                .layer(headers.clone())
-                .map_err(BoxError::from)
-                .service(http(idle));
+        let transports = Arc::new(Transports::new(tls, dialer.clone(), server_name.clone()));
+        let user = User::new(login.method(&user, sign_ins), impersonation);
+        let client = |authorized: Authorized| {
+            let service = ServiceBuilder::new().layer(config.base_uri_layer()).service(authorized);
             ClientBuilder::new(service, config.default_namespace.clone()).build()
         };
-        let (client, watches) = (client(IDLE), client(IDLE_WATCHES));
+        let requests = client(Authorized::requests(user.clone(), transports.clone()));
+        let watches = client(Authorized::watches(user.clone(), transports.clone()));
 
-        // What the layers add to a request, without sending one.
-        let echo = tower::service_fn(|request: Request<Body>| async move {
-            let mut echo = Response::new(());
-            *echo.headers_mut() = request.into_parts().0.headers;
-            Ok::<_, BoxError>(echo)
-        });
-        let echo = ServiceBuilder::new().option_layer(token_file).layer(headers).service(echo);
-        let is_refreshed = auth.is_some();
-        let authorize = match auth {
-            Some(auth) => BoxCloneSyncService::new(Shared::new(auth.layer(echo))),
-            None => BoxCloneSyncService::new(Shared::new(echo)),
-        };
-
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let is_https = config.cluster_url.scheme_str() == Some("https");
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let server_name = match server_name {
@@ -205,22 +159,21 @@ impl Cluster {
                 ServerName::try_from(host)
                     .map_err(|_| unusable(format!("server is {}, which has no host name", config.cluster_url)))?,
             ),
-            name => name,
+            name => name.filter(|_| is_https),
         };
         Ok(Self {
             namespace: Namespace(config.default_namespace.clone()),
-            client,
+            client: requests,
             watches,
             said: Mutex::default(),
             proxy: config.proxy_url.as_ref().map(proxy::without_credentials),
             server: config.cluster_url,
             dialer,
-            tls: is_https.then(|| Arc::new(tls)),
             tls_server_name: server_name,
             port_forwards: upgrade::Memory::default(),
             execs: upgrade::Memory::default(),
-            authorize,
-            is_refreshed,
+            user,
+            transports,
             context,
         })
     }
@@ -230,34 +183,23 @@ impl Cluster {
         self.said.lock().expect("no panic while the lock is held").insert(text.to_owned())
     }
 
-    /// Returns the headers that authenticate an upgrade: Authorization, impersonation. Refreshes what has expired.
-    pub async fn auth_headers(&self) -> Result<HeaderMap, ClusterError> {
-        let authorize = self.authorize.clone().oneshot(Request::new(Body::empty()));
-        let authorized = async {
-            match self.is_refreshed {
-                false => authorize.await,
-                // kube runs a credential plugin while it waits, and blocks its thread: every connection would stall.
-                true => {
-                    let runtime = Handle::current();
-                    let refreshing = tokio::task::spawn_blocking(move || runtime.block_on(authorize));
-                    refreshing.await.unwrap_or_else(|panic| Err(panic.into()))
-                }
-            }
-        };
-        match timeout(SIGN_IN_TIMEOUT, authorized).await {
-            Ok(Ok(echo)) => Ok(echo.into_parts().0.headers),
-            Ok(Err(error)) => Err(match error.downcast::<AuthError>() {
-                Ok(error) => auth_error(&self.context, &error),
-                Err(error) => {
-                    ClusterError::Credentials { context: self.context.clone(), reason: error.to_string(), hint: None }
-                }
-            }),
-            Err(_) => Err(ClusterError::TimedOut {
-                context: self.context.clone(),
-                doing: "signing in".into(),
-                after: SIGN_IN_TIMEOUT,
-            }),
-        }
+    /// Whose requests these are.
+    pub(super) fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Returns the credential for an upgrade; signs in where there is none.
+    pub(super) async fn credential(&self) -> Result<Arc<Credential>, ClusterError> {
+        self.user.credential().await.map_err(|failure| self.not_signed_in(failure))
+    }
+
+    /// Returns the TLS settings of an upgrade with this credential. None: `http://`.
+    pub(super) fn upgrade_tls(
+        &self,
+        credential: &Credential,
+    ) -> Option<(Arc<rustls::ClientConfig>, ServerName<'static>)> {
+        let name = self.tls_server_name.clone()?;
+        Some((self.transports.of(credential.identity.as_ref()).upgrades.clone(), name))
     }
 
     /// Waits for an answer of the API server, translating what went wrong. `doing`: `looking up service shop/web`.
@@ -267,45 +209,29 @@ impl Cluster {
         namespace: &Namespace,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, AskError> {
-        if self.is_refreshed {
-            // The request finds a token that is fresh; it tells itself what is wrong with one that is not.
-            let _ = self.auth_headers().await;
-        }
-        match timeout(REQUEST_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
-            Ok(Err(error)) => Err(AskError::Failed(self.translate(namespace, error))),
-            Err(_) => Err(AskError::Failed(ClusterError::TimedOut {
+        match self.within(REQUEST_TIMEOUT, answer).await {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
+            Some(Err(error)) => Err(AskError::Failed(self.translate(namespace, error))),
+            None => Err(AskError::Failed(ClusterError::TimedOut {
                 context: self.context.clone(),
                 doing: doing.to_owned(),
                 after: REQUEST_TIMEOUT,
             })),
         }
     }
-}
 
-/// Returns the TLS settings for requests. kube adds the client certificate of a plugin.
-fn tls_config(
-    config: &kube::Config,
-    bundle: Option<Bundle>,
-    identity: Option<CertifiedKey>,
-) -> kube::Result<rustls::ClientConfig> {
-    let mut config = config.clone();
-    if bundle.is_some() || config.accept_invalid_certs {
-        // Else kube would load the system's CA bundle, for nothing.
-        config.root_cert = Some(Vec::new());
+    /// Does work within a time, which stands still while somebody signs in. None: the time was over.
+    pub(super) async fn within<T>(&self, budget: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        let mut deadline = Instant::now() + budget;
+        loop {
+            if let Ok(done) = timeout_at(deadline, &mut work).await {
+                return Some(done);
+            }
+            deadline = self.user.sign_in()?.report().put_off(budget, Instant::now())?;
+        }
     }
-    let mut tls = config.rustls_client_config()?;
-    if config.accept_invalid_certs {
-        let provider = tls.crypto_provider().clone();
-        tls.dangerous().set_certificate_verifier(Pinned::to_nothing(provider));
-    } else if let Some(bundle) = bundle {
-        tls.dangerous().set_certificate_verifier(Arc::new(bundle));
-    }
-    if let Some(identity) = identity {
-        tls.client_auth_cert_resolver = identity::resolver(identity);
-    }
-    Ok(tls)
 }
 
 /// Why the API server gave no answer to use.
@@ -316,74 +242,13 @@ pub enum AskError {
     Failed(ClusterError),
 }
 
-/// Lets a service that is `Clone` but not `Sync` be shared.
-struct Shared<S>(Arc<Mutex<S>>);
-
-impl<S: Clone> Shared<S> {
-    fn new(service: S) -> Self {
-        Self(Arc::new(Mutex::new(service)))
-    }
-}
-
-impl<S> Clone for Shared<S> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<S> tower::Service<Request<Body>> for Shared<S>
-where
-    S: tower::Service<Request<Body>, Response = Response<()>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-{
-    type Response = Response<()>;
-    type Error = BoxError;
-    type Future = futures::future::BoxFuture<'static, Result<Response<()>, BoxError>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let service = self.0.lock().expect("no panic while the lock is held").clone();
-        Box::pin(async move { service.oneshot(request).await.map_err(Into::into) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::PathBuf};
+    use std::fs;
 
     use serde_json::json;
 
     use super::*;
-
-    #[tokio::test]
-    async fn a_plugin_that_gives_a_token_is_run_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, runs) = (folder.path().join("config"), folder.path().join("runs"));
-        let credential = json!({
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "kind": "ExecCredential",
-            "status": {"token": "secret", "expirationTimestamp": "2999-01-01T00:00:00Z"},
-        });
-        let script = format!("echo run >> '{}'; echo '{credential}'", runs.display());
-        let exec = json!({"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script]});
-        let kubeconfig = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
-            "users": [{"name": "u", "user": {"exec": exec}}],
-            "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
-        });
-        fs::write(&path, kubeconfig.to_string()).unwrap();
-        let paths: Vec<PathBuf> = vec![path];
-        let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: ContextName("one".into()) };
-        let cluster = Clusters::new(&[]).get(&id).await.unwrap();
-        assert_eq!(cluster.auth_headers().await.unwrap()["authorization"], "Bearer secret");
-        assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
-    }
 
     #[tokio::test]
     async fn a_context_that_does_not_exist_is_not_kept() {

@@ -2,18 +2,13 @@
 
 mod access;
 mod check;
+mod impersonation;
 mod load;
 mod merge;
+mod plugin;
 mod server;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::PathBuf,
-    sync::Arc,
-    time::SystemTime,
-};
-
-use kube::config::{ExecConfig, ExecInteractiveMode};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 pub use self::access::Access;
 use self::merge::Merged;
@@ -87,43 +82,6 @@ pub fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<Access, ClusterError
     Access::of(&merged, &id.context, exec_path)
 }
 
-/// Rewrites a plugin's command to the file that it stands for, and gives it the PATH that it was found on.
-fn find_plugin(exec: &mut ExecConfig, exec_path: &ExecPath, context: &ContextName) -> Result<(), ClusterError> {
-    let Some(command) = exec.command.clone() else {
-        return Err(ClusterError::Kubeconfig {
-            reason: format!("the user of context {context} has an exec plugin without a command"),
-        });
-    };
-    // A name with a slash is a path; a relative one has been resolved where its file was read.
-    let found = match command.contains('/') {
-        true => Some(PathBuf::from(&command)).filter(|file| file.exists()),
-        false => exec_path.find(&command),
-    };
-    let Some(found) = found else {
-        let advice = "install it, or add its folder to exec_path".to_owned();
-        return Err(ClusterError::Credentials {
-            context: context.clone(),
-            reason: format!("'{command}' was not found on PATH"),
-            hint: Some(match exec.install_hint.as_deref().map(str::trim).filter(|hint| !hint.is_empty()) {
-                Some(hint) => format!("{advice}\n{hint}"),
-                None => advice,
-            }),
-        });
-    };
-    exec.command = Some(found.to_string_lossy().into_owned());
-    let has_path = exec.env.iter().flatten().any(|variable| variable.get("name").is_some_and(|name| name == "PATH"));
-    if !has_path {
-        let path = HashMap::from([
-            ("name".to_owned(), "PATH".to_owned()),
-            ("value".to_owned(), exec_path.to_env().to_string_lossy().into_owned()),
-        ]);
-        exec.env.get_or_insert_default().push(path);
-    }
-    // Nobody sits at adit's terminal: a plugin that would ask there has to fail with its message, not to wait.
-    exec.interactive_mode = Some(ExecInteractiveMode::Never);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -133,7 +91,7 @@ mod tests {
     fn kubeconfig(contexts: &str, current: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: {current}\nclusters: [{{name: c, cluster: {{server: \"https://127.0.0.1:1\"}}}}]\n\
-             users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: no-such-plugin, installHint: get it}}}}}}]\n\
+             users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: no-such-plugin, interactiveMode: Never, installHint: get it}}}}}}]\n\
              contexts: {contexts}\n"
         )
     }

@@ -1,6 +1,7 @@
 //! Kubernetes: clients, look-ups, and the upgraded connections that everything else rides on.
 
 pub mod client;
+pub mod credentials;
 pub mod dial;
 pub mod endpoints;
 pub mod error;
@@ -13,7 +14,7 @@ pub mod pods;
 pub mod ports;
 pub mod proxy;
 pub mod resolve;
-pub mod token_file;
+pub mod sign_in;
 pub mod upgrade;
 pub mod watch;
 

@@ -20,12 +20,13 @@ pub mod websocket;
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 pub use self::attempts::Memory;
 use self::{
-    attempts::Failure,
+    attempts::{Failure, Switched},
     choice::Verdict,
     request::{Asked, Refusal},
     websocket::WebSocketIo,
@@ -33,7 +34,12 @@ use self::{
 use crate::{
     config::Namespace,
     io::{BoxedIo, read_ahead::ReadAhead},
-    k8s::{ClusterError, client::Cluster, dial::CONNECT_TIMEOUT},
+    k8s::{
+        ClusterError,
+        client::Cluster,
+        credentials::{Credential, Renewal},
+        dial::CONNECT_TIMEOUT,
+    },
 };
 
 /// What a port-forward travels in.
@@ -99,14 +105,20 @@ const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
 pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
+    // The client certificate may have to be issued first.
+    let credential = cluster.credential().await?;
+    dial_as(cluster, &credential).await
+}
+
+async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<BoxedIo, ClusterError> {
     let connect = async {
         let tcp = cluster.dialer.connect(cluster.server.clone()).await.map_err(|error| cluster.unreachable(&*error))?;
-        match (&cluster.tls, &cluster.tls_server_name) {
-            (Some(tls), Some(name)) => {
-                let tls = TlsConnector::from(tls.clone()).connect(name.clone(), ReadAhead::new(tcp)).await;
-                Ok(Box::new(tls.map_err(|error| cluster.unreachable(&error))?) as BoxedIo)
+        match cluster.upgrade_tls(credential) {
+            Some((tls, name)) => {
+                let tls = TlsConnector::from(tls).connect(name, ReadAhead::new(tcp)).await;
+                Ok(Box::new(tls.map_err(|error| cluster.broken(&error, credential))?) as BoxedIo)
             }
-            _ => Ok(tcp),
+            None => Ok(tcp),
         }
     };
     match timeout(CONNECT_TIMEOUT, connect).await {
@@ -132,20 +144,15 @@ pub async fn port_forward(
     let path =
         format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
     let act = Act { cluster, namespace, pod, what: "port-forwards", doing: "opening a port-forward to" };
-    let upgrade = async {
-        let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-        let ask = |transport: Transport| match transport {
-            Transport::Spdy => Asked::spdy(cluster, &path, transport.protocol(), &headers),
-            Transport::WebSocket => Asked::websocket(cluster, &path, transport.protocol(), &headers),
-            Transport::Channels => {
-                Asked::websocket(cluster, &format!("{path}?ports={port}"), transport.protocol(), &headers)
-            }
-        };
-        let takes = |transport: Transport, protocol: &str| protocol == transport.protocol();
-        let upgraded = cluster.port_forwards.upgrade(cluster, default, dialled, ask, takes).await;
-        upgraded.map_err(|failure| act.error(failure))
+    let ask = |transport: Transport, headers: &HeaderMap| match transport {
+        Transport::Spdy => Asked::spdy(cluster, &path, transport.protocol(), headers),
+        Transport::WebSocket => Asked::websocket(cluster, &path, transport.protocol(), headers),
+        Transport::Channels => {
+            Asked::websocket(cluster, &format!("{path}?ports={port}"), transport.protocol(), headers)
+        }
     };
-    let switched = act.within_time(upgrade).await?;
+    let takes = |transport: Transport, protocol: &str| protocol == transport.protocol();
+    let switched = act.upgrade(&cluster.port_forwards, default, dialled, ask, takes).await?;
     let io = match switched.transport {
         Transport::Spdy | Transport::Channels => switched.io,
         Transport::WebSocket => Box::new(WebSocketIo::client(switched.io)),
@@ -165,14 +172,44 @@ struct Act<'a> {
 }
 
 impl Act<'_> {
-    async fn within_time<T>(&self, upgrade: impl Future<Output = Result<T, UpgradeError>>) -> Result<T, UpgradeError> {
-        match timeout(UPGRADE_TIMEOUT, upgrade).await {
-            Ok(upgraded) => upgraded,
-            Err(_) => Err(self.error(Failure::<Transport>::Silent)),
-        }
+    /// Upgrades a connection, with another credential where the server refuses the first one.
+    async fn upgrade<T: choice::Transport>(
+        &self,
+        memory: &Memory<T>,
+        default: T,
+        mut dialled: Option<BoxedIo>,
+        ask: impl Fn(T, &HeaderMap) -> Asked,
+        takes: impl Fn(T, &str) -> bool,
+    ) -> Result<Switched<T>, UpgradeError> {
+        let cluster = self.cluster;
+        let upgrade = async {
+            let mut renewal = Renewal::new(cluster.user());
+            loop {
+                let credential = cluster.credential().await.map_err(UpgradeError::Cluster)?;
+                let headers = cluster.user().headers(&credential);
+                let ask = |transport: T| ask(transport, &headers);
+                match memory.upgrade(cluster, &credential, default, dialled.take(), ask, &takes).await {
+                    Ok(switched) => {
+                        cluster.user().accepted(&credential);
+                        return Ok(switched);
+                    }
+                    Err(failure) => match self.error(failure, &credential) {
+                        UpgradeError::Cluster(ClusterError::Credentials { .. }) if renewal.again(&credential) => {}
+                        error => return Err(error),
+                    },
+                }
+            }
+        };
+        let upgraded = cluster.within(UPGRADE_TIMEOUT, upgrade).await;
+        upgraded.unwrap_or_else(|| Err(UpgradeError::Cluster(self.timed_out())))
     }
 
-    fn error<T: choice::Transport>(&self, failure: Failure<T>) -> UpgradeError {
+    fn timed_out(&self) -> ClusterError {
+        let doing = format!("{} pod {}/{}", self.doing, self.namespace, self.pod);
+        ClusterError::TimedOut { context: self.cluster.context.clone(), doing, after: UPGRADE_TIMEOUT }
+    }
+
+    fn error<T: choice::Transport>(&self, failure: Failure<T>, credential: &Credential) -> UpgradeError {
         let context = self.cluster.context.clone();
         let pod = format!("{}/{}", self.namespace, self.pod);
         UpgradeError::Cluster(match failure {
@@ -202,10 +239,8 @@ impl Act<'_> {
             Failure::Broken(error) if error.is_parse() => {
                 ClusterError::Protocol { reason: "its answer to an upgrade is not HTTP".to_owned(), context }
             }
-            Failure::Broken(error) => self.cluster.unreachable(&error),
-            Failure::Silent => {
-                ClusterError::TimedOut { context, doing: format!("{} pod {pod}", self.doing), after: UPGRADE_TIMEOUT }
-            }
+            Failure::Broken(error) => self.cluster.broken(&error, credential),
+            Failure::Silent => self.timed_out(),
         })
     }
 }

@@ -156,6 +156,8 @@ async fn objects<K>(
     let (mut all, mut version) = (by_name(known.0), known.1);
     let mut backoff = Backoff::default();
     loop {
+        // Nobody waits for a watch, and so it starts no sign-in. What a request has started serves it too.
+        cluster.user().signed_in().await;
         if version.is_empty() {
             match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
                 Ok(listed) => {
@@ -170,8 +172,6 @@ async fn objects<K>(
                 }
             }
         }
-        // A token that has expired is renewed where that blocks nobody.
-        let _ = cluster.auth_headers().await;
         let started = Instant::now();
         match one_watch(&api, &selection.watch, &mut version, &mut all, reader, tell).await {
             Ok(Ended::InTime) => {}

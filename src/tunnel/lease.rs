@@ -110,7 +110,7 @@ impl From<NotRunning> for OpenError {
 pub(super) async fn running(
     tunnel: &Tunnel,
     avoid: Option<&Arc<Running>>,
-    deadline: Instant,
+    mut deadline: Instant,
 ) -> Result<Arc<Running>, NotRunning> {
     let mut view = tunnel.view.subscribe();
     let mut last_error = None;
@@ -145,6 +145,7 @@ pub(super) async fn running(
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(NotRunning::Over),
             Err(_) if again < deadline => {}
+            Err(_) if let Some(later) = tunnel.put_off() => deadline = later,
             Err(_) => {
                 let error = last_error.unwrap_or(OpenError::TimedOut { after: came.elapsed() });
                 return Err(NotRunning::Failed(error));
@@ -171,7 +172,7 @@ pub(super) async fn connect(
             running => running?,
         };
         // A session may dial for this, and a network that swallows packets tells nothing for long.
-        let Ok(connected) = timeout_at(deadline, running.session.connect(client)).await else {
+        let Some(connected) = within(tunnel, deadline, running.session.connect(client)).await else {
             return Err(OpenError::TimedOut { after: started.elapsed() });
         };
         match connected {
@@ -195,6 +196,17 @@ pub(super) async fn connect(
                 avoid = Some(running);
                 sleep(Duration::from_millis(1)).await;
             }
+        }
+    }
+}
+
+/// Does work until `deadline`, or later while somebody signs in. None: the time was over.
+async fn within<T>(tunnel: &Tunnel, mut deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match timeout_at(deadline, &mut work).await {
+            Ok(done) => return Some(done),
+            Err(_) => deadline = tunnel.put_off()?,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     BUDGET,
@@ -17,7 +18,7 @@ use super::{
     task::{self, Tunnel, Usage, View},
 };
 use crate::{
-    backend::{Backend, OpenError},
+    backend::{Backend, OpenError, SignInReport},
     drain::Drain,
     routing::Target,
 };
@@ -26,6 +27,12 @@ use crate::{
 /// stream of random ones is not, and each would cost calls of the API server.
 const NEW_AT_ONCE: f64 = 200.0;
 const NEW_PER_SECOND: f64 = 20.0;
+
+/// How long a sign-in that says something has run before a page shows it: most are over by then.
+const SAID: Duration = Duration::from_millis(1_500);
+
+/// Later than any caller waits.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// Hands out leases on tunnels; makes a tunnel where there is none.
 #[derive(Clone)]
@@ -71,6 +78,35 @@ impl Totals {
         self.streams += of(&usage.streams);
         self.up += of(&usage.up);
         self.down += of(&usage.down);
+    }
+}
+
+/// A sign-in as `adit status` shows it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct SignInSnapshot {
+    /// `user "ana" of /home/ana/.kube/config`.
+    pub user: String,
+    /// Who is asked for the credential: `'aws'`.
+    pub issuer: String,
+    /// `running` or `failed`.
+    pub state: String,
+    /// Since it began, or until another may begin.
+    pub seconds: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The last lines that it said.
+    pub said: Vec<String>,
+}
+
+impl SignInSnapshot {
+    fn of(report: SignInReport) -> Self {
+        let (state, seconds, error) = match (report.since, report.failure) {
+            (Some(since), _) => ("running", since.elapsed(), None),
+            (None, Some((reason, retry_at))) => ("failed", retry_at.duration_since(Instant::now()), Some(reason)),
+            (None, None) => ("over", Duration::ZERO, None),
+        };
+        let SignInReport { user, issuer, said, .. } = report;
+        Self { user, issuer, state: state.to_owned(), seconds: seconds.as_secs(), error, said }
     }
 }
 
@@ -144,12 +180,13 @@ impl Manager {
             return Err(OpenError::Stopped);
         }
         tunnels.take_token()?;
-        let tunnel = Arc::new(Tunnel::new(target.clone(), idle_timeout, self.shared.drain.clone()));
+        let tunnel =
+            Arc::new(Tunnel::new(target.clone(), self.shared.backend.clone(), idle_timeout, self.shared.drain.clone()));
         let hold = Hold::new(tunnel.clone()).ok_or(OpenError::Stopped)?;
         tunnels.by_target.insert(target.clone(), tunnel.clone());
         let shared = self.shared.clone();
         self.shared.drain.spawn(async move {
-            task::run(tunnel.clone(), shared.backend.clone()).await;
+            task::run(tunnel.clone()).await;
             let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
             tunnels.past.add(&tunnel.usage);
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
@@ -165,6 +202,35 @@ impl Manager {
             let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
             tunnels.tokens = (tunnels.tokens + 1.0).min(NEW_AT_ONCE);
         }
+    }
+
+    /// Waits until a person has to be told that a session to `target` waits for a sign-in: as soon as that has said
+    /// something to do, else when the caller's budget (10 s) is over.
+    pub async fn sign_in_due(&self, target: &Target) -> SignInReport {
+        let came = Instant::now();
+        let backend = &self.shared.backend;
+        let Some(mut changes) = backend.sign_in_changes() else { return pending().await };
+        loop {
+            changes.mark_unchanged();
+            let running = backend.sign_in(target).and_then(|report| Some((report.since?, report)));
+            let due = match running {
+                Some((since, report)) => {
+                    let due = if report.said.is_empty() { came + BUDGET } else { since + SAID };
+                    if due <= Instant::now() {
+                        return report;
+                    }
+                    due
+                }
+                // The cluster is made first, and the sign-in started.
+                None => came + FAR,
+            };
+            let _ = timeout_at(due, changes.changed()).await;
+        }
+    }
+
+    /// Returns the sign-ins that run, and those that have failed, sorted by user.
+    pub fn sign_ins(&self) -> Vec<SignInSnapshot> {
+        self.shared.backend.sign_ins().into_iter().map(SignInSnapshot::of).collect()
     }
 
     /// Returns every tunnel that exists, sorted by target.

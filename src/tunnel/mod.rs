@@ -12,9 +12,9 @@ pub mod task;
 use std::time::Duration;
 
 pub use lease::Lease;
-pub use manager::{Manager, TunnelSnapshot};
+pub use manager::{Manager, SignInSnapshot, TunnelSnapshot};
 
-pub use crate::backend::{Blame, Endpoint, OpenError, Placement, ServicePort, StreamFault};
+pub use crate::backend::{Blame, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
 
 /// How long a caller waits for a ready pod before it is told why there is none.
 pub const BUDGET: Duration = Duration::from_secs(10);

@@ -27,6 +27,7 @@ use crate::{
 /// One tunnel: the part that its task, its leases and its streams share.
 pub(super) struct Tunnel {
     pub target: Target,
+    backend: Arc<dyn Backend>,
     pub view: watch::Sender<View>,
     pub leases: Leases,
     /// Told when a lease is taken or given back.
@@ -135,9 +136,10 @@ impl Leases {
 }
 
 impl Tunnel {
-    pub fn new(target: Target, idle_timeout: Duration, drain: Drain) -> Self {
+    pub fn new(target: Target, backend: Arc<dyn Backend>, idle_timeout: Duration, drain: Drain) -> Self {
         Self {
             target,
+            backend,
             view: watch::Sender::new(View::Starting(None)),
             leases: Leases::default(),
             changed: Notify::new(),
@@ -163,6 +165,12 @@ impl Tunnel {
         Instant::now() + BUDGET + self.target.startup_time()
     }
 
+    /// Returns until when a caller waits whose time is over. None: no longer. While somebody signs in, and a
+    /// budget after that, it does.
+    pub fn put_off(&self) -> Option<Instant> {
+        self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
+    }
+
     pub fn is_used(&self) -> bool {
         self.leases.count() > 0
     }
@@ -185,7 +193,7 @@ fn to_millis(timeout: Duration) -> u64 {
 }
 
 /// Opens the session of a tunnel, keeps it while it is used, and returns when the tunnel is over.
-pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>) {
+pub(super) async fn run(tunnel: Arc<Tunnel>) {
     let drain = tunnel.drain.clone();
     let mut state = State::Starting { since: Instant::now() };
     let mut action = Action::Open { after: Duration::ZERO };
@@ -197,7 +205,7 @@ pub(super) async fn run(tunnel: Arc<Tunnel>, backend: Arc<dyn Backend>) {
                 if let Some(before) = running.take() {
                     before.replaced.cancel();
                 }
-                open(&tunnel, &*backend, *after, &drain, &mut running).await
+                open(&tunnel, *after, &drain, &mut running).await
             }
             Action::Wait => match &state {
                 State::Running => while_running(&tunnel, running.as_deref(), &drain).await,
@@ -231,17 +239,11 @@ fn view(state: &State, running: &Option<Arc<Running>>, tunnel: &Tunnel) -> View 
     }
 }
 
-async fn open(
-    tunnel: &Tunnel,
-    backend: &dyn Backend,
-    after: Duration,
-    drain: &Drain,
-    running: &mut Option<Arc<Running>>,
-) -> Event {
+async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Option<Arc<Running>>) -> Event {
     let started = Instant::now();
     let opening = async {
         sleep(after).await;
-        backend.open(&tunnel.target).await
+        tunnel.backend.open(&tunnel.target).await
     };
     let opened = tokio::select! {
         opened = opening => opened,

@@ -21,6 +21,7 @@ mod process;
 mod protocols;
 mod relay;
 mod services;
+mod sign_in;
 mod sni;
 mod support;
 mod tcp;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,7 +23,7 @@ use crate::support::{PATIENCE, eventually};
 
 /// adit as a process with a home folder of its own, in front of a demo cluster in this one.
 pub struct Process {
-    demo: Demo,
+    pub demo: Demo,
     home: TempDir,
     child: Child,
     pub http: SocketAddr,
@@ -37,13 +37,20 @@ impl Process {
 
     /// `script`: what a shell does with the command line.
     async fn start_with(config: &str, arguments: &[&str], script: &str) -> Self {
-        let (demo, home) = (Demo::start().await.unwrap(), tempfile::tempdir().unwrap());
+        let demo = Demo::start().await.unwrap();
+        let kubeconfig = demo.kubeconfig();
+        Self::start_on(demo, &kubeconfig, config, arguments, script).await
+    }
+
+    /// Starts in front of a cluster that runs already, with a kubeconfig that leads to it.
+    pub async fn start_on(demo: Demo, kubeconfig: &Path, config: &str, arguments: &[&str], script: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
         let file = home.path().join("config.yaml");
         fs::write(&file, config).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_adit"), "--listen", "127.0.0.1:0"]).args(arguments);
         command.arg("--config").arg(&file);
-        environment(&mut command, &home).env("KUBECONFIG", demo.kubeconfig());
+        environment(&mut command, &home).env("KUBECONFIG", kubeconfig);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
@@ -64,7 +71,7 @@ impl Process {
         self.home.path().join("config.yaml")
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
@@ -85,14 +92,14 @@ impl Process {
     }
 
     /// Returns standard output and error of another adit of the same user.
-    async fn command(&self, arguments: &[&str]) -> (bool, String, String) {
+    pub async fn command(&self, arguments: &[&str]) -> (bool, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         let output = environment(&mut command, &self.home).args(arguments).output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.success(), text(&output.stdout), text(&output.stderr))
     }
 
-    async fn status(&self) -> String {
+    pub async fn status(&self) -> String {
         self.command(&["status"]).await.1
     }
 
@@ -112,12 +119,12 @@ impl Process {
         self.get(self.http, host).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    async fn exit_code(&mut self) -> Option<i32> {
+    pub async fn exit_code(&mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
     }
 }
 
-fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Command {
+pub fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Command {
     for variable in ["ADIT_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"] {
         command.env_remove(variable);
     }

@@ -211,11 +211,10 @@ impl Page {
             body.push_str("</ul>");
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
-            let line = escape(line);
             let _ = if line.starts_with("kubectl ") {
-                write!(body, "<p><code>{line}</code></p>")
+                write!(body, "<p><code>{}</code></p>", escape(line))
             } else {
-                write!(body, "<p>{line}</p>")
+                write!(body, "<p>{}</p>", with_link(line))
             };
         }
         let footer = match (self.status, self.reloads) {
@@ -234,6 +233,18 @@ impl Page {
 
 /// What is percent-encoded in grpc-message: all but the printable characters of ASCII, and the percent sign.
 const NOT_IN_GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Returns a line whose first URL can be followed.
+fn with_link(line: &str) -> String {
+    let Some(start) = ["https://", "http://"].iter().filter_map(|scheme| line.find(scheme)).min() else {
+        return escape(line);
+    };
+    let (before, from) = line.split_at(start);
+    let end = from.find(|char: char| char.is_whitespace() || "\"'<>`".contains(char)).unwrap_or(from.len());
+    let url = from[..end].trim_end_matches(['.', ',', ';', ')', ':', '!', '?']);
+    let (before, behind, url) = (escape(before), escape(&from[url.len()..]), escape(url));
+    format!("{before}<a href=\"{url}\" target=\"_blank\" rel=\"noreferrer\">{url}</a>{behind}")
+}
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use http::StatusCode;
+use http::{
+    Method, Request, StatusCode,
+    header::{ACCEPT, UPGRADE},
+};
 
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
@@ -10,7 +13,7 @@ use crate::{
     frontend::protocol,
     guard::{normaliser::Refused, origin::Foreign},
     routing::{Route, RouteError, Router, hostname::DynamicName},
-    tunnel::{Lease, OpenError},
+    tunnel::{Lease, OpenError, SignInReport},
     wire::http1::Refusal,
 };
 
@@ -84,6 +87,25 @@ pub fn foreign(foreign: &Foreign, host: &str) -> Page {
         cause: Some("pages of other sites may read through adit, but not change anything".to_owned()),
         hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
         ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
+    }
+}
+
+/// Returns whether a person sees what is answered: a browser that opens a page.
+pub fn is_shown<B>(request: &Request<B>) -> bool {
+    let mut accepted = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.headers().contains_key(UPGRADE)
+        && accepted.any(|value| value.contains("text/html"))
+}
+
+/// Returns the page for a person that has to sign in first, or to wait for that.
+pub fn signing_in(report: &SignInReport) -> Page {
+    let seconds = report.since.map_or(0, |since| since.elapsed().as_secs());
+    Page {
+        cause: Some(format!("{} has run for {seconds} s: {}", report.issuer, report.user)),
+        hint: Some(report.said.join("\n")).filter(|said| !said.is_empty()),
+        reloads: true,
+        ..Page::new(StatusCode::SERVICE_UNAVAILABLE, "signing-in", format!("signing in with {}", report.issuer))
     }
 }
 

@@ -1,11 +1,9 @@
 //! What it means when an API server gives no answer to use.
 
-use kube::client::AuthError;
-
-use super::{Cluster, reach};
+use super::{Cluster, authorize::NotSignedIn, reach};
 use crate::{
-    config::{ContextName, Namespace},
-    k8s::ClusterError,
+    config::Namespace,
+    k8s::{ClusterError, credentials::Credential, sign_in::Failure},
 };
 
 impl Cluster {
@@ -14,9 +12,8 @@ impl Cluster {
         let context = self.context.clone();
         match error {
             kube::Error::Api(status) => self.refusal(status.code, &status.message, namespace),
-            kube::Error::Auth(error) => auth_error(&context, &error),
-            kube::Error::Service(error) => match error.downcast::<AuthError>() {
-                Ok(error) => auth_error(&context, &error),
+            kube::Error::Service(error) => match error.downcast::<NotSignedIn>() {
+                Ok(error) => self.not_signed_in(error.0),
                 Err(error) => self.unreachable(&*error),
             },
             kube::Error::HyperError(error) => self.unreachable(&error),
@@ -28,11 +25,7 @@ impl Cluster {
     pub fn refusal(&self, code: u16, message: &str, namespace: &Namespace) -> ClusterError {
         let context = self.context.clone();
         match code {
-            401 => ClusterError::Credentials {
-                reason: "the API server does not accept the credentials (401)".to_owned(),
-                hint: Some(format!("kubectl --context {context} auth whoami")),
-                context,
-            },
+            401 => self.not_signed_in(Failure::refused()),
             403 => match Denial::of(message) {
                 Some(denial) => ClusterError::Forbidden {
                     user: denial.user,
@@ -49,6 +42,25 @@ impl Cluster {
                 retry_after: None,
             },
             code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
+        }
+    }
+
+    /// Returns that there is no credential, and why.
+    pub(in crate::k8s) fn not_signed_in(&self, failure: Failure) -> ClusterError {
+        let context = self.context.clone();
+        let hint = failure.hint.unwrap_or_else(|| format!("kubectl --context {context} auth whoami"));
+        ClusterError::Credentials { context, reason: failure.reason, hint: Some(hint) }
+    }
+
+    /// Returns what an error of a connection means that was made with this credential.
+    pub(in crate::k8s) fn broken(
+        &self,
+        error: &(dyn std::error::Error + 'static),
+        credential: &Credential,
+    ) -> ClusterError {
+        match credential.identity.is_some() && reach::is_about_identity(error) {
+            true => self.not_signed_in(Failure::new(reach::reason(error, &self.server, self.proxy.as_deref()))),
+            false => self.unreachable(error),
         }
     }
 
@@ -74,32 +86,6 @@ impl Denial {
         let (verb, rest) = rest.split_once(" resource \"")?;
         let (resource, _) = rest.split_once('"')?;
         Some(Self { user: printable(user), verb: printable(verb), resource: printable(resource) })
-    }
-}
-
-pub(super) fn sign_in_error(context: &ContextName, error: kube::Error) -> ClusterError {
-    match error {
-        kube::Error::Auth(error) => auth_error(context, &error),
-        other => ClusterError::Credentials { context: context.clone(), reason: other.to_string(), hint: None },
-    }
-}
-
-pub(super) fn auth_error(context: &ContextName, error: &AuthError) -> ClusterError {
-    let reason = match error {
-        AuthError::AuthExecRun { cmd, out } => {
-            let program = cmd.split('"').nth(1).unwrap_or(cmd).rsplit('/').next().unwrap_or(cmd);
-            let said = String::from_utf8_lossy(&out.stderr);
-            let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-            let last = printable(&lines[lines.len().saturating_sub(3)..].join(" / "));
-            format!("'{program}' failed ({}): {last}", out.status)
-        }
-        AuthError::AuthExecStart(error) => format!("the credential plugin does not start: {error}"),
-        other => printable(&other.to_string()),
-    };
-    ClusterError::Credentials {
-        context: context.clone(),
-        reason,
-        hint: Some(format!("kubectl --context {context} auth whoami")),
     }
 }
 

@@ -13,6 +13,9 @@ pub(super) fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: O
     if let Some(error) = chain.iter().find_map(|error| error.downcast_ref::<rustls::Error>()) {
         return of_tls(error, host);
     }
+    if let Some(alert) = alert(&chain) {
+        return of_alert(alert, host);
+    }
     let texts: Vec<String> = chain.iter().map(|error| error.to_string()).collect();
     let says = |text: &str| texts.iter().any(|said| said.contains(text));
     let io = chain.iter().rev().find_map(|error| error.downcast_ref::<io::Error>());
@@ -35,6 +38,41 @@ pub(super) fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: O
     }
 }
 
+/// Returns whether the server has ended TLS because of the client certificate.
+pub(super) fn is_about_identity(error: &(dyn Error + 'static)) -> bool {
+    alert(&chain(error)).is_some_and(is_about_certificate)
+}
+
+/// Returns the alert that ended TLS. HTTP/2 keeps only the text of an error.
+fn alert(chain: &[&(dyn Error + 'static)]) -> Option<AlertDescription> {
+    chain.iter().find_map(|error| match error.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        Some(_) => None,
+        None => {
+            let text = error.to_string();
+            let (_, name) = text.split_once("received fatal alert: ")?;
+            let name = name.split(|char: char| !char.is_ascii_alphanumeric()).next()?;
+            (0..=u8::MAX).map(AlertDescription::from).find(|alert| format!("{alert:?}") == name)
+        }
+    })
+}
+
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::CertificateRequired
+            | AlertDescription::NoCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+    )
+}
+
 /// Returns the error and all that it comes from, also what an [`io::Error`] wraps.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
     let mut chain = vec![error];
@@ -54,28 +92,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)>
 fn of_tls(error: &rustls::Error, host: &str) -> String {
     match error {
         rustls::Error::InvalidCertificate(problem) => of_certificate(problem, host),
-        rustls::Error::AlertReceived(alert) => match alert {
-            AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
-                "the server wants a client certificate, and the user has none".to_owned()
-            }
-            AlertDescription::CertificateExpired => {
-                "the server says that the client certificate has expired".to_owned()
-            }
-            AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError => "the server does not accept the client certificate".to_owned(),
-            AlertDescription::UnrecognisedName => {
-                format!("the server knows no host {host}: set tls-server-name in the kubeconfig")
-            }
-            AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
-                "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
-            }
-            alert => format!("the server ended TLS with the alert {alert:?}"),
-        },
+        rustls::Error::AlertReceived(alert) => of_alert(*alert, host),
         rustls::Error::InvalidMessage(_) => {
             "the server does not speak TLS: write http:// in the kubeconfig, or check its port".to_owned()
         }
@@ -83,6 +100,23 @@ fn of_tls(error: &rustls::Error, host: &str) -> String {
             "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
         }
         other => format!("TLS failed: {other}"),
+    }
+}
+
+fn of_alert(alert: AlertDescription, host: &str) -> String {
+    match alert {
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            "the server wants a client certificate, and the user has none".to_owned()
+        }
+        AlertDescription::CertificateExpired => "the server says that the client certificate has expired".to_owned(),
+        alert if is_about_certificate(alert) => "the server does not accept the client certificate".to_owned(),
+        AlertDescription::UnrecognisedName => {
+            format!("the server knows no host {host}: set tls-server-name in the kubeconfig")
+        }
+        AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
+            "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
+        }
+        alert => format!("the server ended TLS with the alert {alert:?}"),
     }
 }
 

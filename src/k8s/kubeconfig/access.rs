@@ -3,32 +3,34 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::Uri;
-use kube::config::{AuthInfo, Cluster, ExecAuthCluster};
+use http::HeaderMap;
+use kube::config::AuthInfo;
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
-use super::{check, find_plugin, merge::Merged, server};
+use super::{check, impersonation, merge::Merged, plugin, server};
 use crate::{
     config::ContextName,
     k8s::{
         ClusterError,
+        credentials::{Credential, Login, basic, bearer, exec_credential::Version, token_file::TokenFile},
         exec_path::ExecPath,
         proxy::{self, Environment},
-        token_file::{TokenFile, bearer},
     },
     tls::{bundle::Bundle, identity},
 };
 
 /// What is needed to reach a cluster as a user.
 pub struct Access {
-    /// The address, and the credentials that kube applies: token, password, plugin, OIDC.
+    /// The address, and how its TLS is verified. It has no credentials.
     pub config: kube::Config,
     /// None: the system's CA bundle, or none at all where the kubeconfig asks for that.
     pub bundle: Option<Bundle>,
-    /// The client certificate.
-    pub identity: Option<CertifiedKey>,
-    pub token_file: Option<TokenFile>,
+    pub login: Login,
+    /// The user and its file, for people.
+    pub user: String,
+    /// The headers of impersonation.
+    pub impersonation: HeaderMap,
 }
 
 impl Access {
@@ -37,9 +39,11 @@ impl Access {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason };
         let mut config = kube::Config::incluster()
             .map_err(|_| unusable("there is no kubeconfig, and adit does not run in a cluster".to_owned()))?;
-        let token_file = config.auth_info.token_file.take().map(|path| open_token(path, None)).transpose();
+        let token_file = config.auth_info.token_file.take().map(|path| open_token(path, None, None)).transpose();
         let token_file = token_file.map_err(|reason| unusable(format!("the pod's service account: {reason}")))?;
-        Ok(Self { config, bundle: None, identity: None, token_file })
+        let login = token_file.map_or_else(|| Login::Fixed(Credential::default()), Login::TokenFile);
+        let user = "the pod's service account".to_owned();
+        Ok(Self { config, bundle: None, login, user, impersonation: HeaderMap::new() })
     }
 
     /// # Errors
@@ -84,86 +88,72 @@ impl Access {
         };
         check::user(&user).map_err(of_user)?;
 
-        let mut access = match server.scheme_str() {
-            Some("https") => Self::over_tls(server, &cluster, user, exec_path, context, &of_cluster, &of_user)?,
-            // No secret goes over a connection that anybody can read.
-            _ => Self::in_the_clear(server, user),
-        };
-        access.config.default_namespace = found.namespace.unwrap_or_else(|| "default".to_owned());
-        access.config.proxy_url = match &cluster.proxy_url {
+        let proxy_url = match &cluster.proxy_url {
             Some(proxy) => {
                 let parsed = proxy::of_kubeconfig(proxy);
                 Some(parsed.map_err(|reason| of_cluster(format!("proxy-url is {proxy:?}: {reason}")))?)
             }
-            None => Environment::of_process().proxy_for(&access.config.cluster_url).map_err(unusable)?,
+            None => Environment::of_process().proxy_for(&server).map_err(unusable)?,
         };
-        Ok(access)
-    }
-
-    fn in_the_clear(server: Uri, user: AuthInfo) -> Self {
-        let mut config = kube::Config::new(server);
-        config.auth_info = impersonation(&user);
-        Self { config, bundle: None, identity: None, token_file: None }
-    }
-
-    fn over_tls(
-        server: Uri,
-        cluster: &Cluster,
-        mut user: AuthInfo,
-        exec_path: &ExecPath,
-        context: &ContextName,
-        of_cluster: &dyn Fn(String) -> ClusterError,
-        of_user: &dyn Fn(String) -> ClusterError,
-    ) -> Result<Self, ClusterError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let (data, path) = (&cluster.certificate_authority_data, &cluster.certificate_authority);
-        let bundle = pem("certificate-authority", data.as_deref(), path.as_deref()).map_err(of_cluster)?;
-        let bundle =
-            bundle.map(|bytes| bundle_of(&bytes, path.as_deref(), &provider)).transpose().map_err(of_cluster)?;
-
-        let (data, path) = (&user.client_certificate_data, &user.client_certificate);
-        let chain = pem("client-certificate", data.as_deref(), path.as_deref()).map_err(of_user)?;
-        let data = user.client_key_data.as_ref().map(|data| data.expose_secret());
-        let identity = match chain {
-            None => None,
-            Some(chain) => {
-                let key = pem("client-key", data, user.client_key.as_deref()).map_err(of_user)?.unwrap_or_default();
-                Some(identity::from_pem(&chain, &key, &provider).map_err(|error| of_user(error.to_string()))?)
+        let impersonation = impersonation::headers(&user).map_err(of_user)?;
+        let (bundle, login) = match server.scheme_str() {
+            Some("https") => {
+                let (data, path) = (&cluster.certificate_authority_data, &cluster.certificate_authority);
+                let pem = pem("certificate-authority", data.as_deref(), path.as_deref()).map_err(of_cluster)?;
+                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                let bundle = pem.as_deref().map(|pem| bundle_of(pem, path.as_deref(), &provider));
+                let info = || plugin::cluster_info(&cluster, pem.as_deref(), proxy_url.as_ref());
+                if let Some(exec) = &user.exec {
+                    // Also of a plugin that is not asked.
+                    Version::of(exec.api_version.as_deref().unwrap_or_default()).map_err(of_user)?;
+                }
+                let login = match &user.exec {
+                    // As in client-go, a plugin is not asked where there is something else to sign in with.
+                    Some(exec) if !has_credentials(&user) => {
+                        let info = exec.provide_cluster_info.then(info);
+                        Login::Plugin(Box::new(plugin::find(exec, info, exec_path, &of_user)?))
+                    }
+                    _ => login(&user, &provider).map_err(of_user)?,
+                };
+                (bundle.transpose().map_err(of_cluster)?, login)
             }
+            // No secret goes over a connection that anybody can read.
+            _ => (None, Login::Fixed(Credential::default())),
         };
-        (user.client_certificate, user.client_certificate_data) = (None, None);
-        (user.client_key, user.client_key_data) = (None, None);
-
-        let token = user.token.as_ref().map(|token| token.expose_secret());
-        if let Some(token) = token {
-            bearer(token).map_err(|error| of_user(error.to_string()))?;
-        }
-        let token_file = user.token_file.take().map(|path| open_token(path, token)).transpose().map_err(of_user)?;
-        if token_file.is_some() {
-            user.token = None;
-        }
-        // As in client-go, a plugin is not asked where there is something else to sign in with.
-        if identity.is_some() || token_file.is_some() || user.token.is_some() || user.username.is_some() {
-            user.exec = None;
-        }
-        // client-go sends a name without a password.
-        if user.username.is_some() != user.password.is_some() {
-            user.username.get_or_insert_default();
-            user.password.get_or_insert_with(|| SecretString::from(String::new()));
-        }
-        if let Some(exec) = &mut user.exec {
-            find_plugin(exec, exec_path, context)?;
-            if exec.provide_cluster_info {
-                let info = ExecAuthCluster::try_from(cluster);
-                exec.cluster = Some(info.map_err(|_| of_cluster("its CA bundle cannot be read".to_owned()))?);
-            }
-        }
         let mut config = kube::Config::new(server);
         config.accept_invalid_certs = cluster.insecure_skip_tls_verify == Some(true);
         config.tls_server_name = cluster.tls_server_name.clone();
-        config.auth_info = user;
-        Ok(Self { config, bundle, identity, token_file })
+        config.default_namespace = found.namespace.unwrap_or_else(|| "default".to_owned());
+        config.proxy_url = proxy_url;
+        Ok(Self { config, bundle, login, user: called, impersonation })
     }
+}
+
+fn has_credentials(user: &AuthInfo) -> bool {
+    let has_certificate = user.client_certificate.is_some() || user.client_certificate_data.is_some();
+    has_certificate || user.token.is_some() || user.token_file.is_some() || user.username.is_some()
+}
+
+/// Returns the credential that the kubeconfig has, or names a file of.
+fn login(user: &AuthInfo, provider: &CryptoProvider) -> Result<Login, String> {
+    let (data, path) = (&user.client_certificate_data, &user.client_certificate);
+    let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {
+        None => None,
+        Some(chain) => {
+            let data = user.client_key_data.as_ref().map(|data| data.expose_secret());
+            let key = pem("client-key", data, user.client_key.as_deref())?.unwrap_or_default();
+            Some(Arc::new(identity::from_pem(&chain, &key, provider).map_err(|error| error.to_string())?))
+        }
+    };
+    let token = user.token.as_ref().map(|token| token.expose_secret());
+    let header = token.map(bearer).transpose().map_err(|error| error.to_string())?;
+    if let Some(path) = &user.token_file {
+        return open_token(path.clone(), token, identity).map(Login::TokenFile);
+    }
+    // client-go sends a name without a password, and no password without a name.
+    let password = user.password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
+    let header = header.or_else(|| user.username.as_ref().and_then(|name| basic(name, password)));
+    Ok(Login::Fixed(Credential::new(header, identity)))
 }
 
 const WRONG_TYPE: &str = "one of its values has the wrong type";
@@ -177,16 +167,6 @@ fn one<'a, T>(list: &'a [T], kind: &str, is_this: impl Fn(&T) -> bool) -> Result
     match (found.next(), found.next()) {
         (_, Some(_)) => Err(format!("two {kind} of one file have the same name: rename or remove one of them")),
         (found, None) => Ok(found),
-    }
-}
-
-fn impersonation(user: &AuthInfo) -> AuthInfo {
-    AuthInfo {
-        impersonate: user.impersonate.clone(),
-        impersonate_uid: user.impersonate_uid.clone(),
-        impersonate_groups: user.impersonate_groups.clone(),
-        impersonate_user_extra: user.impersonate_user_extra.clone(),
-        ..AuthInfo::default()
     }
 }
 
@@ -211,8 +191,8 @@ fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -
     Bundle::from_pem(bytes, provider).map_err(|reason| format!("{place}: {reason}"))
 }
 
-fn open_token(path: String, otherwise: Option<&str>) -> Result<TokenFile, String> {
-    TokenFile::open(PathBuf::from(&path), otherwise)
+fn open_token(path: String, otherwise: Option<&str>, identity: Option<Arc<CertifiedKey>>) -> Result<TokenFile, String> {
+    TokenFile::open(PathBuf::from(&path), otherwise, identity)
         .map_err(|error| format!("cannot use the token file {path}: {}", words(&error)))
 }
 

@@ -2,6 +2,8 @@
 
 use kube::config::{AuthInfo, Cluster};
 
+use super::plugin;
+
 /// # Errors
 /// Settings that contradict each other.
 pub(super) fn cluster(cluster: &Cluster) -> Result<(), String> {
@@ -32,6 +34,12 @@ pub(super) fn user(user: &AuthInfo) -> Result<(), String> {
     let has_password = user.username.is_some() || user.password.is_some();
     if has_password && (user.token.is_some() || user.token_file.is_some()) {
         return Err("it has a token and a username or password: remove one of them".to_owned());
+    }
+    if let Some(exec) = &user.exec {
+        if user.auth_provider.is_some() {
+            return Err("it has an exec and an auth-provider: remove one of them".to_owned());
+        }
+        plugin::check(exec)?;
     }
     let impersonates = user.impersonate_uid.is_some()
         || user.impersonate_groups.as_ref().is_some_and(|groups| !groups.is_empty())
@@ -81,6 +89,20 @@ mod tests {
             ("{token: a, username: b, password: c}", "it has a token and"),
             ("{tokenFile: a, username: b}", "it has a token and"),
             ("{username: b, password: c}", ""),
+            ("{exec: {apiVersion: client.authentication.k8s.io/v1, command: a, interactiveMode: Never}}", ""),
+            ("{exec: {apiVersion: client.authentication.k8s.io/v1, command: a}}", "its exec has no interactiveMode"),
+            ("{exec: {apiVersion: client.authentication.k8s.io/v1beta1, command: a}}", ""),
+            ("{exec: {command: a, interactiveMode: Never}}", "its exec has no apiVersion"),
+            ("{token: t, exec: {apiVersion: x, interactiveMode: Never}}", "its exec has no command"),
+            (
+                "{exec: {apiVersion: x, command: a, interactiveMode: Never, env: [{value: b}]}}",
+                "its exec has a variable",
+            ),
+            ("{exec: {apiVersion: x, command: a, interactiveMode: Never, env: [{name: b}]}}", ""),
+            (
+                "{auth-provider: {name: oidc}, exec: {apiVersion: x, command: a, interactiveMode: Never}}",
+                "it has an exec and an auth-provider",
+            ),
             ("{as: a, as-groups: [b]}", ""),
             ("{as-groups: []}", ""),
             ("{as-groups: [b]}", "it has as-uid, as-groups"),

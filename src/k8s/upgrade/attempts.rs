@@ -15,12 +15,12 @@ use tracing::debug;
 
 use super::{
     choice::{self, Next, Transport, Verdict},
-    dial,
+    dial_as,
     request::{Answer, Asked, Refusal},
 };
 use crate::{
     io::BoxedIo,
-    k8s::{ClusterError, client::Cluster},
+    k8s::{ClusterError, client::Cluster, credentials::Credential},
 };
 
 /// An attempt that was not answered in time may be answered later than the one that has won.
@@ -105,6 +105,7 @@ impl<T: Transport> Memory<T> {
     pub(super) async fn upgrade(
         &self,
         cluster: &Cluster,
+        credential: &Credential,
         default: T,
         mut dialled: Option<BoxedIo>,
         ask: impl Fn(T) -> Asked,
@@ -121,7 +122,7 @@ impl<T: Transport> Memory<T> {
                     let io = match dialled.take() {
                         Some(io) => io,
                         None => select! {
-                            io = dial(cluster) => io.map_err(Failure::Cluster)?,
+                            io = dial_as(cluster, credential) => io.map_err(Failure::Cluster)?,
                             Some(answered) = attempts.asked.next() => {
                                 attempts.take(answered, &takes);
                                 continue;

@@ -1,5 +1,6 @@
 //! Exec: a WebSocket with channels, and SPDY where nothing lets a WebSocket through.
 
+use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Act, CHANNELS_PROTOCOL, UpgradeError, choice, request::Asked};
@@ -80,17 +81,12 @@ pub async fn exec(
     let prefix = cluster.server.path().trim_end_matches('/');
     let path = format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}");
     let act = Act { cluster, namespace, pod, what: "exec", doing: "running a command in" };
-    let upgrade = async {
-        let headers = cluster.auth_headers().await.map_err(UpgradeError::Cluster)?;
-        let ask = |transport: ExecTransport| match transport {
-            ExecTransport::WebSocket => Asked::websocket(cluster, &path, PROTOCOLS, &headers),
-            ExecTransport::Spdy => Asked::spdy(cluster, &path, CHANNELS_PROTOCOL, &headers),
-        };
-        let takes = |transport: ExecTransport, protocol: &str| ExecProtocol::chosen(transport, protocol).is_some();
-        let executed = cluster.execs.upgrade(cluster, ExecTransport::WebSocket, None, ask, takes).await;
-        executed.map_err(|failure| act.error(failure))
+    let ask = |transport: ExecTransport, headers: &HeaderMap| match transport {
+        ExecTransport::WebSocket => Asked::websocket(cluster, &path, PROTOCOLS, headers),
+        ExecTransport::Spdy => Asked::spdy(cluster, &path, CHANNELS_PROTOCOL, headers),
     };
-    let switched = act.within_time(upgrade).await?;
+    let takes = |transport: ExecTransport, protocol: &str| ExecProtocol::chosen(transport, protocol).is_some();
+    let switched = act.upgrade(&cluster.execs, ExecTransport::WebSocket, None, ask, takes).await?;
     let protocol = ExecProtocol::chosen(switched.transport, &switched.protocol).unwrap_or(ExecProtocol::V4);
     Ok(Executed { io: switched.io, protocol })
 }

@@ -1,0 +1,176 @@
+//! What adit and a credential plugin say to each other: `ExecCredential` of `client.authentication.k8s.io`.
+//!
+//! | | where | form |
+//! |---|---|---|
+//! | to the plugin | the variable `KUBERNETES_EXEC_INFO` | JSON: `spec.interactive`, `spec.cluster` where the user has `provideClusterInfo` |
+//! | from the plugin | stdout | JSON or YAML: `status.token`, `status.clientCertificateData` with `status.clientKeyData`, `status.expirationTimestamp` |
+//!
+//! client-go (`plugin/pkg/client/auth/exec`) is the rule for what is refused.
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::config::file::foreign;
+
+/// The variable that a plugin reads.
+pub const VARIABLE: &str = "KUBERNETES_EXEC_INFO";
+
+const GROUP: &str = "client.authentication.k8s.io/";
+
+/// The versions of the protocol that client-go knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V1Beta1,
+}
+
+impl Version {
+    /// Reads the `apiVersion` of a user's plugin.
+    ///
+    /// # Errors
+    /// It is none that client-go knows.
+    pub fn of(api_version: &str) -> Result<Self, String> {
+        let known = [Self::V1, Self::V1Beta1].into_iter().find(|version| version.name() == api_version);
+        known.ok_or_else(|| {
+            format!(
+                "its exec has the apiVersion {api_version:?}, which kubectl does not know: write {}",
+                Self::V1.name()
+            )
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "client.authentication.k8s.io/v1",
+            Self::V1Beta1 => "client.authentication.k8s.io/v1beta1",
+        }
+    }
+}
+
+/// Returns the value of [`VARIABLE`]. adit gives plugins no terminal. `cluster`: as `spec.cluster`.
+pub fn info(version: Version, cluster: Option<&Value>) -> String {
+    let mut spec = json!({"interactive": false});
+    if let Some(cluster) = cluster {
+        spec["cluster"] = cluster.clone();
+    }
+    json!({"kind": "ExecCredential", "apiVersion": version.name(), "spec": spec}).to_string()
+}
+
+/// What a plugin has issued.
+#[derive(Default, PartialEq, Eq)]
+pub struct Issued {
+    pub token: Option<String>,
+    /// Certificates and key, as PEM.
+    pub certificate: Option<(String, String)>,
+    /// None: until it is refused.
+    pub expires: Option<SystemTime>,
+}
+
+/// Reads what a plugin has printed.
+///
+/// # Errors
+/// What is wrong with it, in words that follow the plugin's name. They contain none of the text.
+pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
+    let no_credential = || "printed no ExecCredential to stdout".to_owned();
+    let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;
+    // JSON may have tabs, which YAML does not allow everywhere.
+    let value = serde_json::from_str(text).or_else(|_| foreign(text)).map_err(|_| no_credential())?;
+    if value["kind"] != "ExecCredential" {
+        return Err(no_credential());
+    }
+    let said = value["apiVersion"].as_str().unwrap_or_default();
+    if said != version.name() {
+        let said = said.strip_prefix(GROUP).unwrap_or("another version");
+        return Err(format!("answered in {said}, and the kubeconfig asks for {}", version.name()));
+    }
+    let status = match &value["status"] {
+        Value::Object(status) => status,
+        Value::Null => return Err("printed an ExecCredential without a status".to_owned()),
+        _ => return Err(no_credential()),
+    };
+    let field = |name: &str| match status.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(_) => Err(format!("printed a {name} that is no text")),
+    };
+    let (token, chain, key) = (field("token")?, field("clientCertificateData")?, field("clientKeyData")?);
+    let certificate = match (chain, key) {
+        (Some(chain), Some(key)) => Some((chain, key)),
+        (None, None) => None,
+        _ => return Err("printed only one of clientCertificateData and clientKeyData".to_owned()),
+    };
+    if token.is_none() && certificate.is_none() {
+        return Err("printed neither a token nor a certificate".to_owned());
+    }
+    let expires = match status.get("expirationTimestamp") {
+        None | Some(Value::Null) => None,
+        Some(time) => {
+            let parsed = time.as_str().and_then(|text| text.parse::<Timestamp>().ok());
+            Some(parsed.ok_or("printed an expirationTimestamp that is no time, e.g. 2026-01-31T12:00:00Z")?.into())
+        }
+    };
+    Ok(Issued { token, certificate, expires })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: Value) -> String {
+        json!({"kind": "ExecCredential", "apiVersion": Version::V1.name(), "status": status}).to_string()
+    }
+
+    fn problem(text: &str) -> String {
+        read(text.as_bytes(), Version::V1).err().expect(text)
+    }
+
+    #[test]
+    fn tokens_and_certificates_are_read_with_their_end() {
+        let issued = read(answer(json!({"token": "t"})).as_bytes(), Version::V1).unwrap();
+        assert!(issued == Issued { token: Some("t".into()), ..Issued::default() });
+        let status = json!({"token": "t", "clientCertificateData": "c", "clientKeyData": "k",
+                            "expirationTimestamp": "1970-01-01T00:01:00.5+00:00"});
+        let issued = read(answer(status).as_bytes(), Version::V1).unwrap();
+        assert_eq!(issued.certificate, Some(("c".into(), "k".into())));
+        let passed = issued.expires.unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(passed.as_millis(), 60_500);
+        let yaml = "kind: ExecCredential\napiVersion: client.authentication.k8s.io/v1beta1\nstatus: {token: t}\n";
+        assert_eq!(read(yaml.as_bytes(), Version::V1Beta1).unwrap().token.as_deref(), Some("t"));
+        let tabs = answer(json!({"token": "t"})).replace("\"kind\"", "\n\t\"kind\"");
+        assert!(read(tabs.as_bytes(), Version::V1).is_ok());
+    }
+
+    #[test]
+    fn what_client_go_refuses_is_refused_in_words_without_the_text() {
+        for (text, wanted) in [
+            (String::new(), "printed no ExecCredential"),
+            ("secret".to_owned(), "printed no ExecCredential"),
+            ("{\"kind\":".to_owned(), "printed no ExecCredential"),
+            (format!("{} {{}}", answer(json!({"token": "t"}))), "printed no ExecCredential"),
+            (answer(Value::Null), "printed an ExecCredential without a status"),
+            (answer(json!({})), "printed neither a token nor a certificate"),
+            (answer(json!({"token": ""})), "printed neither a token nor a certificate"),
+            (answer(json!({"token": 7})), "printed a token that is no text"),
+            (answer(json!({"clientKeyData": "k"})), "printed only one of"),
+            (answer(json!({"token": "t", "clientCertificateData": "k"})), "printed only one of"),
+            (answer(json!({"token": "t", "expirationTimestamp": "tomorrow"})), "printed an expirationTimestamp"),
+            (answer(json!({"token": "t"})).replace("/v1", "/v1beta1"), "answered in v1beta1, and the kubeconfig asks"),
+            (answer(json!({"token": "t"})).replace("ExecCredential", "Status"), "printed no ExecCredential"),
+        ] {
+            assert!(problem(&text).starts_with(wanted), "{text}: {}", problem(&text));
+        }
+    }
+
+    #[test]
+    fn the_plugin_learns_the_version_and_the_cluster() {
+        let plain = r#"{"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential","spec":{"interactive":false}}"#;
+        assert_eq!(info(Version::V1Beta1, None), plain);
+        assert!(
+            info(Version::V1, Some(&json!({"server": "https://a"}))).contains(r#""cluster":{"server":"https://a"}"#)
+        );
+        assert_eq!(Version::of("client.authentication.k8s.io/v1"), Ok(Version::V1));
+        assert!(Version::of("client.authentication.k8s.io/v1alpha1").unwrap_err().contains("v1alpha1\", which"));
+    }
+}

@@ -1,0 +1,252 @@
+//! What a plugin says on stderr, as it may be shown: without escape sequences, and without secrets.
+//!
+//! Secrets are known by where they come from (the kubeconfig's arguments and variables, the plugin's own answer), by the
+//! word in front of them (`token=`, `Bearer`), and by their looks. URLs stay whole but for such words: people have to open them.
+
+/// A longer line is cut.
+const LONGEST: usize = 500;
+
+/// What stands in the place of a secret.
+const HIDDEN: &str = "***";
+
+/// A shorter value may be a word of the text.
+const SHORTEST_SECRET: usize = 6;
+
+/// From this length on, letters and digits in a mixture are a key or a token.
+const LONG_WORD: usize = 32;
+
+/// What names of secrets contain.
+const NAMES: [&str; 9] =
+    ["token", "secret", "passw", "authorization", "apikey", "api_key", "api-key", "keydata", "private_key"];
+
+/// How tokens begin: JWT, EKS, Google, OpenShift, GitHub, GitLab, Vault.
+const BEGINNINGS: [&str; 9] = ["eyJ", "k8s-aws-v1.", "ya29.", "sha256~", "ghp_", "gho_", "ghs_", "glpat-", "hvs."];
+
+/// Returns whether a variable or an option of this name has a secret.
+pub fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    NAMES.iter().any(|part| name.contains(part))
+}
+
+/// Values that must not be shown.
+#[derive(Clone, Default)]
+pub struct Secrets(Vec<String>);
+
+impl Secrets {
+    pub fn add(&mut self, value: &str) {
+        // A header or a PEM of several lines is a secret line by line.
+        let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_SECRET);
+        self.0.extend(lines.map(str::to_owned));
+    }
+
+    /// Returns a line without the values.
+    pub fn hide(&self, line: &str) -> String {
+        self.0.iter().fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), HIDDEN))
+    }
+}
+
+/// Returns a line as it may be shown. None: nothing is left of it.
+pub fn clean(line: &[u8], secrets: &Secrets) -> Option<String> {
+    let plain = without_escapes(&String::from_utf8_lossy(line));
+    let hidden = by_looks(&by_name(&secrets.hide(plain.trim())));
+    let cut: String = hidden.chars().take(LONGEST).collect();
+    (!cut.is_empty()).then_some(cut)
+}
+
+/// Removes the escape sequences of ECMA-48, control characters, and those that change the direction of text.
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\x1b' => match chars.next() {
+                Some('[') => skip_control_sequence(&mut chars),
+                Some(']' | 'P' | 'X' | '^' | '_') => skip_string(&mut chars),
+                // With intermediate bytes, then one that ends it.
+                Some(' '..='/') => {
+                    while chars.next_if(|char| (' '..='/').contains(char)).is_some() || chars.next().is_none() {}
+                }
+                _ => {}
+            },
+            '\u{9b}' => skip_control_sequence(&mut chars),
+            '\u{90}' | '\u{9d}' => skip_string(&mut chars),
+            '\t' => plain.push(' '),
+            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {}
+            char if char.is_control() => {}
+            char => plain.push(char),
+        }
+    }
+    plain
+}
+
+fn skip_control_sequence(chars: &mut impl Iterator<Item = char>) {
+    for char in chars.by_ref() {
+        if ('@'..='~').contains(&char) {
+            return;
+        }
+    }
+}
+
+/// Skips to BEL or the string terminator.
+fn skip_string(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) {
+    while let Some(char) = chars.next() {
+        match char {
+            '\x07' | '\u{9c}' => return,
+            '\x1b' => {
+                chars.next_if_eq(&'\\');
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn is_of_name(char: char) -> bool {
+    char.is_ascii_alphanumeric() || char == '_' || char == '-'
+}
+
+fn ends_value(char: char) -> bool {
+    char.is_whitespace() || "\"'&,;{}()<>".contains(char)
+}
+
+/// Hides what stands behind the name of a secret: `token=abc`, `"token": "abc"`, `Bearer abc`.
+fn by_name(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(start) = rest.find(is_of_name) {
+        let (before, from) = rest.split_at(start);
+        shown.push_str(before);
+        let end = from.find(|char| !is_of_name(char)).unwrap_or(from.len());
+        let (name, behind) = from.split_at(end);
+        shown.push_str(name);
+        rest = behind;
+        let is_scheme = name.eq_ignore_ascii_case("bearer") || name.eq_ignore_ascii_case("basic");
+        if !is_scheme && !is_secret_name(name) {
+            continue;
+        }
+        let value = behind.trim_start_matches(|char: char| !is_scheme && matches!(char, '"' | '\''));
+        let value = value.trim_start();
+        let value = match value.strip_prefix([':', '=']) {
+            Some(value) => value.trim_start().trim_start_matches(['"', '\'']),
+            None if is_scheme && value.len() < behind.len() => value,
+            // An option of a command line.
+            None if name.starts_with('-') && value.len() < behind.len() => value,
+            None => continue,
+        };
+        let length = value.find(ends_value).unwrap_or(value.len());
+        // `Authorization: Bearer abc`: the scheme is no secret.
+        let word = &value[..length];
+        if word.eq_ignore_ascii_case("bearer") || word.eq_ignore_ascii_case("basic") || length < SHORTEST_SECRET {
+            continue;
+        }
+        shown.push_str(&behind[..behind.len() - value.len()]);
+        shown.push_str(HIDDEN);
+        rest = &value[length..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+/// Hides words that look like a token or a key.
+fn by_looks(line: &str) -> String {
+    let is_break = |char: char| char.is_whitespace() || "\"'`,;()[]{}<>=".contains(char);
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    loop {
+        let end = rest.find(is_break).unwrap_or(rest.len());
+        let word = &rest[..end];
+        shown.push_str(if looks_secret(word) { HIDDEN } else { word });
+        rest = &rest[end..];
+        match rest.chars().next() {
+            Some(char) if word.contains("://") && char == '=' => {
+                // The rest of a URL belongs to it.
+                let end = rest.find(|char: char| char.is_whitespace() || "\"'`<>".contains(char)).unwrap_or(rest.len());
+                shown.push_str(&rest[..end]);
+                rest = &rest[end..];
+            }
+            Some(char) => {
+                shown.push(char);
+                rest = &rest[char.len_utf8()..];
+            }
+            None => return shown,
+        }
+    }
+}
+
+fn looks_secret(word: &str) -> bool {
+    if word.contains("://") || word.starts_with(['/', '~', '.']) {
+        return false;
+    }
+    let has_beginning = BEGINNINGS.iter().any(|beginning| word.starts_with(beginning)) && word.len() >= 16;
+    let is_mixed = word.contains(|char: char| char.is_ascii_digit())
+        && word.contains(|char: char| char.is_ascii_alphabetic())
+        && word.chars().all(|char| char.is_ascii_alphanumeric() || "+/_-.~".contains(char));
+    has_beginning || (word.len() >= LONG_WORD && is_mixed && !is_uuid(word))
+}
+
+/// Traces of identity providers are such ones.
+fn is_uuid(word: &str) -> bool {
+    let lengths: Vec<usize> = word.trim_end_matches('.').split('-').map(str::len).collect();
+    lengths == [8, 4, 4, 4, 12]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(line: &str) -> String {
+        clean(line.as_bytes(), &Secrets::default()).unwrap_or_default()
+    }
+
+    #[test]
+    fn escape_sequences_leave_nothing_behind() {
+        assert_eq!(
+            shown("\x1b[1;31mgo to\x1b[0m https://a.test/device \x1b]8;;x\x07ABCD\x1b]8;;\x1b\\"),
+            "go to https://a.test/device ABCD"
+        );
+        assert_eq!(shown("\u{9b}2Ka\x1b(Bb\x07\x08c\td\u{202e}e"), "abc de");
+        assert_eq!(shown("\x1b[31"), "");
+        assert_eq!(shown("\x1b"), "");
+        assert_eq!(clean(b"caf\xc3\xa9 \xff", &Secrets::default()).unwrap(), "caf\u{e9} \u{fffd}");
+        assert_eq!(shown(&"ab ".repeat(1_000)).len(), LONGEST);
+    }
+
+    #[test]
+    fn people_can_read_what_they_have_to_do() {
+        for line in [
+            "go to https://example.com/device and enter ABCD",
+            "To sign in, use a web browser to open the page https://microsoft.com/devicelogin and enter the code EJQ7N4W2X.",
+            "https://device.sso.eu-west-1.amazonaws.com/?user_code=ABCD-EFGH",
+            "open https://a.test/auth?client_id=0oa1&state=0123456789abcdef0123456789abcdef&code_challenge=AbC0123456789-_0123456789xyz0123456",
+            "error: token expired, run aws sso login",
+            "token: none",
+            "Correlation ID: 0fa4b8c2-1b2c-4d5e-8f90-123456789abc",
+            "cannot read /home/ana/.cache/kubelogin/0123456789abcdef0123456789abcdef01234567",
+        ] {
+            assert_eq!(shown(line), line);
+        }
+    }
+
+    #[test]
+    fn secrets_are_hidden_by_their_names_and_their_looks() {
+        for (line, wanted) in [
+            ("debug: token=abcdef123", "debug: token=***"),
+            ("{\"token\": \"abcdef123\", \"x\": 1}", "{\"token\": \"***\", \"x\": 1}"),
+            ("{'status':{'token':'abcdef123'}}", "{'status':{'token':'***'}}"),
+            ("Authorization: Bearer abcdef123", "Authorization: Bearer ***"),
+            ("header Bearer abcdef123!", "header Bearer ***"),
+            ("+ login --client-secret s3cr3tvalue --x", "+ login --client-secret *** --x"),
+            ("DB_PASSWORD=hunter22 next", "DB_PASSWORD=*** next"),
+            ("got eyJhbGciOi.J9eyJz.dWIi", "got ***"),
+            ("k8s-aws-v1.aHR0cHM6Ly9", "***"),
+            ("https://a.test/cb?access_token=abcdef123&x=1", "https://a.test/cb?access_token=***&x=1"),
+            ("0123456789abcdef0123456789abcdef", "***"),
+            ("x=0123456789abcdef0123456789abcdef,", "x=***,"),
+        ] {
+            assert_eq!(shown(line), wanted, "{line}");
+        }
+        let mut secrets = Secrets::default();
+        secrets.add("plain words\nshort\n");
+        assert_eq!(clean(b"my plain words are short", &secrets).unwrap(), "my *** are short");
+    }
+}

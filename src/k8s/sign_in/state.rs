@@ -1,0 +1,209 @@
+//! The states of one sign-in, pure.
+//!
+//! ```text
+//!          needed              issued                 expired, or refused
+//!   Idle ----------> Running ----------> Signed -------------------------> Idle
+//!    ^                  |                   |
+//!    |                  | failed            | refused again
+//!    |  retry_at        v                   |
+//!    +--------------- Failed <--------------+
+//! ```
+//!
+//! In Failed, the stored error answers. Each failure in a row doubles the pause, until a server accepts a credential.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Failure;
+use crate::k8s::credentials::Credential;
+
+/// The pause after the first failure, and the longest: somebody mends it by hand, and reloads a page.
+const FIRST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Where a sign-in stands.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// There is no credential, and nobody has asked for one.
+    Idle,
+    /// Somebody is asked for one, since then.
+    Running {
+        since: Instant,
+    },
+    Signed(Arc<Credential>),
+    /// Nobody is asked before `retry_at`.
+    Failed {
+        failure: Failure,
+        retry_at: Instant,
+    },
+    /// adit ends.
+    Stopped,
+}
+
+/// What a caller that needs a credential has to do.
+#[derive(Debug)]
+pub enum Next {
+    Use(Arc<Credential>),
+    /// It fails with this.
+    Fail(Failure),
+    /// Another caller's sign-in is on its way.
+    Wait,
+    /// This caller starts it.
+    Start,
+}
+
+/// A sign-in's phase, with what has been before.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub phase: Phase,
+    /// In a row.
+    failures: u32,
+    /// When the last one ended, however.
+    pub ended: Option<Instant>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { phase: Phase::Idle, failures: 0, ended: None }
+    }
+}
+
+impl State {
+    /// A caller needs a credential.
+    pub fn needed(&mut self, now: Instant) -> Next {
+        match &self.phase {
+            Phase::Signed(credential) if credential.is_fresh() => return Next::Use(credential.clone()),
+            Phase::Failed { failure, retry_at } if now < *retry_at => return Next::Fail(failure.clone()),
+            Phase::Running { .. } => return Next::Wait,
+            Phase::Stopped => return Next::Fail(Failure::new("adit ends, and the sign-in with it".to_owned())),
+            Phase::Idle | Phase::Signed(_) | Phase::Failed { .. } => {}
+        }
+        self.phase = Phase::Running { since: now };
+        Next::Start
+    }
+
+    /// The sign-in has ended.
+    pub fn ended(&mut self, issued: Result<Credential, Failure>, now: Instant) {
+        self.ended = Some(now);
+        match (&self.phase, issued) {
+            (Phase::Stopped, _) => {}
+            (_, Ok(credential)) => self.phase = Phase::Signed(Arc::new(credential)),
+            (_, Err(failure)) => self.fail(failure, now),
+        }
+    }
+
+    /// A server has accepted the credential.
+    pub fn accepted(&mut self) {
+        self.failures = 0;
+    }
+
+    /// A server has refused a credential. One that no server has ever accepted is a failure from the second time on.
+    pub fn refused(&mut self, credential: &Arc<Credential>, now: Instant) {
+        let Phase::Signed(present) = &self.phase else { return };
+        // Another caller has renewed it meanwhile.
+        if !Arc::ptr_eq(present, credential) {
+            return;
+        }
+        match (credential.is_accepted(), self.failures) {
+            (true, _) => self.phase = Phase::Idle,
+            (false, 0) => (self.phase, self.failures) = (Phase::Idle, 1),
+            (false, _) => self.fail(Failure::refused(), now),
+        }
+    }
+
+    pub fn stop(&mut self) {
+        self.phase = Phase::Stopped;
+    }
+
+    fn fail(&mut self, failure: Failure, now: Instant) {
+        let pause = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        self.phase = Phase::Failed { failure, retry_at: now + pause };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starts(state: &mut State, now: Instant) -> bool {
+        matches!(state.needed(now), Next::Start)
+    }
+
+    fn credential() -> Result<Credential, Failure> {
+        Ok(Credential::default())
+    }
+
+    fn used(state: &mut State, now: Instant) -> Arc<Credential> {
+        match state.needed(now) {
+            Next::Use(credential) => credential,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_runs_at_a_time_and_its_credential_is_used_until_it_is_refused() {
+        let (mut state, now) = (State::default(), Instant::now());
+        assert!(starts(&mut state, now));
+        assert!(matches!(state.needed(now), Next::Wait));
+        state.ended(credential(), now);
+        let first = used(&mut state, now);
+        first.accept();
+        state.accepted();
+        state.refused(&first, now);
+        assert!(starts(&mut state, now), "what was accepted once may be renewed at once");
+        state.refused(&first, now);
+        assert!(matches!(state.needed(now), Next::Wait), "that one is renewed already");
+        state.ended(credential(), now);
+        state.refused(&first, now);
+        assert!(!Arc::ptr_eq(&used(&mut state, now), &first), "an old one says nothing about the next");
+    }
+
+    #[test]
+    fn pauses_double_to_a_minute_and_the_stored_error_answers_meanwhile() {
+        let (mut state, mut now) = (State::default(), Instant::now());
+        for seconds in [2, 4, 8, 16, 32, 60, 60] {
+            assert!(starts(&mut state, now));
+            state.ended(Err(Failure::new("no".into())), now);
+            let before = now + Duration::from_secs(seconds) - Duration::from_millis(1);
+            assert!(matches!(state.needed(before), Next::Fail(failure) if failure.reason == "no"), "{seconds}");
+            now += Duration::from_secs(seconds);
+        }
+        assert!(starts(&mut state, now));
+        state.ended(credential(), now);
+        state.accepted();
+        let credential = used(&mut state, now);
+        state.refused(&credential, now);
+        assert!(starts(&mut state, now));
+        state.ended(Err(Failure::new("no".into())), now);
+        assert!(starts(&mut state, now + Duration::from_secs(4)), "after a success they begin anew");
+    }
+
+    #[test]
+    fn a_credential_that_no_server_takes_is_renewed_once_and_then_with_pauses() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let refuse = |state: &mut State, now| {
+            assert!(starts(state, now));
+            state.ended(credential(), now);
+            let credential = used(state, now);
+            state.refused(&credential, now);
+        };
+        refuse(&mut state, now);
+        refuse(&mut state, now);
+        assert!(matches!(state.needed(now), Next::Fail(failure) if failure.reason.contains("401")));
+        let later = now + Duration::from_secs(4);
+        refuse(&mut state, later);
+        assert!(matches!(state.needed(later + Duration::from_secs(7)), Next::Fail(_)));
+        assert!(starts(&mut state, later + Duration::from_secs(8)));
+    }
+
+    #[test]
+    fn nothing_starts_once_adit_ends() {
+        let (mut state, now) = (State::default(), Instant::now());
+        assert!(starts(&mut state, now));
+        state.stop();
+        state.ended(credential(), now);
+        assert!(matches!(state.needed(now), Next::Fail(_)));
+    }
+}
