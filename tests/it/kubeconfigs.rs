@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -23,6 +24,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -253,6 +255,151 @@ async fn a_user_means_what_it_means_for_kubectl() {
         ("{token: \"$TOKEN\", as-user-extra: null}".to_owned(), Works),
         ("{Token: \"$TOKEN\"}".to_owned(), Refused("does not accept the credentials")),
         ("null".to_owned(), Refused("does not accept the credentials")),
+    ] {
+        oracle.judge_text(&user, &with_user(&user), &[], &verdict).await;
+    }
+}
+
+/// A user whose plugin is `sh -c SCRIPT`, with other settings beside.
+fn plugin(version: &str, script: &str, others: &[(&str, Value)]) -> String {
+    let mut exec = json!({
+        "apiVersion": format!("client.authentication.k8s.io/{version}"),
+        "command": "sh", "args": ["-c", script], "interactiveMode": "Never",
+    });
+    for (key, value) in others {
+        match value {
+            Value::Null => exec.as_object_mut().unwrap().remove(*key),
+            value => exec.as_object_mut().unwrap().insert((*key).to_owned(), value.clone()),
+        };
+    }
+    json!({ "exec": exec }).to_string()
+}
+
+/// Prints a credential, as JSON.
+fn answer(version: &str, status: Value) -> String {
+    let version = format!("client.authentication.k8s.io/{version}");
+    format!("echo '{}'", json!({"kind": "ExecCredential", "apiVersion": version, "status": status}))
+}
+
+#[tokio::test]
+async fn a_plugin_means_what_it_means_for_kubectl() {
+    let oracle = Oracle::start().await;
+    let good = answer("v1", json!({"token": "$TOKEN"}));
+    let script = oracle.write("script", format!("#!/bin/sh\n{}\n", oracle.fill(&good)).as_bytes());
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    oracle.write("plain", b"#!/bin/sh\n");
+    let v1 = |script: &str| plugin("v1", script, &[]);
+    let with = |key: &str, value: Value| plugin("v1", &good, &[(key, value)]);
+    let status = |status: Value| v1(&answer("v1", status));
+    let yaml = "echo 'kind: ExecCredential'; echo 'apiVersion: client.authentication.k8s.io/v1'; \
+                echo 'status: {token: \"$TOKEN\"}'";
+    let expects = |text: &str| format!("case \"$KUBERNETES_EXEC_INFO\" in *'{text}'*) {good};; *) exit 3;; esac");
+    let beta = answer("v1beta1", json!({"token": "$TOKEN"}));
+    for (case, user, verdict) in [
+        ("v1", v1(&good), Works),
+        ("v1beta1", plugin("v1beta1", &beta, &[("interactiveMode", Value::Null)]), Works),
+        ("v1alpha1", plugin("v1alpha1", &good, &[]), Refused("which kubectl does not know")),
+        ("another version", with("apiVersion", json!("v1")), Refused("which kubectl does not know")),
+        ("no version", with("apiVersion", Value::Null), Refused("no apiVersion")),
+        ("an empty version", with("apiVersion", json!("")), Refused("no apiVersion")),
+        ("no interactiveMode", with("interactiveMode", Value::Null), Refused("no interactiveMode")),
+        ("IfAvailable", with("interactiveMode", json!("IfAvailable")), Works),
+        ("Always", with("interactiveMode", json!("Always")), Refused("wants a terminal")),
+        ("another mode", with("interactiveMode", json!("Sometimes")), Refused("user \"u\" of")),
+        ("no command", with("command", Value::Null), Refused("no command")),
+        ("no such command", with("command", json!("no-such-plugin")), Refused("was not found on PATH")),
+        ("no such file", with("command", json!("./no-such-plugin")), Refused("does not exist")),
+        ("a file below the kubeconfig", with("command", json!("./script")), Works),
+        ("a file that is not executable", with("command", json!("./plain")), Refused("not executable")),
+        (
+            "variables",
+            plugin(
+                "v1",
+                &format!("[ \"$A$B\" = xy ] && {good}"),
+                &[(
+                    "env",
+                    json!([{"name": "A", "value": "x"}, {"name": "B", "value": "z"}, {"name": "B", "value": "y"}]),
+                )],
+            ),
+            Works,
+        ),
+        ("a variable without a value", with("env", json!([{"name": "A"}])), Works),
+        ("a variable without a name", with("env", json!([{"value": "x"}])), Refused("variable without a name")),
+        ("no arguments", with("args", json!([])), Refused("printed no ExecCredential")),
+        ("a null", with("installHint", json!("")), Works),
+        ("stdin is empty", v1(&format!("[ -z \"$(cat)\" ] && {good}")), Works),
+        ("no terminal", v1(&expects("\"interactive\":false")), Works),
+        ("no cluster", v1(&expects("\"cluster\"")), Refused("exit code 3")),
+        (
+            "the cluster",
+            plugin(
+                "v1",
+                // The keys of JSON have no order.
+                &expects("\"server\":\"$SERVER\"").replace(&good, &expects("\"certificate-authority-data\":\"$CA\"")),
+                &[("provideClusterInfo", json!(true))],
+            ),
+            Works,
+        ),
+        (
+            "the cluster's own settings",
+            plugin("v1", &expects("\"config\":{\"audience\":[\"a\"]}"), &[("provideClusterInfo", json!(true))]),
+            Works,
+        ),
+        ("what it says on stderr", v1(&format!("echo hm >&2; {good}")), Works),
+        ("an answer and an exit code", v1(&format!("{good}; exit 7")), Refused("exit code 7")),
+        ("YAML", v1(yaml), Works),
+        ("text behind the answer", v1(&format!("{good}; echo done")), Refused("printed no ExecCredential")),
+        ("text in front of the answer", v1(&format!("echo hm; {good}")), Refused("printed no ExecCredential")),
+        ("nothing", v1("true"), Refused("printed no ExecCredential")),
+        ("another kind", v1(&good.replace("ExecCredential", "Status")), Refused("printed no ExecCredential")),
+        ("no version in the answer", v1(&good.replace("client.authentication.k8s.io/v1", "")), Refused("'sh' ")),
+        ("another version in the answer", v1(&beta), Refused("answered in v1beta1")),
+        ("no status", v1(&good.replace("\"status\"", "\"state\"")), Refused("without a status")),
+        ("an empty status", status(json!({})), Refused("neither a token nor a certificate")),
+        ("an empty token", status(json!({"token": ""})), Refused("neither a token nor a certificate")),
+        ("a number for a token", status(json!({"token": 7})), Refused("no text")),
+        ("a token of two lines", status(json!({"token": "a\\nb"})), Refused("cannot be sent")),
+        ("a wrong token", status(json!({"token": "wrong"})), Refused("does not accept the credentials")),
+        ("a key alone", status(json!({"token": "$TOKEN", "clientKeyData": "k"})), Refused("only one of")),
+        ("no PEM", status(json!({"clientCertificateData": "c", "clientKeyData": "k"})), Refused("cannot be used")),
+        (
+            "a token that has expired",
+            status(json!({"token": "$TOKEN", "expirationTimestamp": "2020-01-01T00:00:00Z"})),
+            Works,
+        ),
+        ("no end", status(json!({"token": "$TOKEN", "expirationTimestamp": null})), Works),
+        (
+            "an end that is no time",
+            status(json!({"token": "$TOKEN", "expirationTimestamp": "soon"})),
+            Refused("no time"),
+        ),
+        ("an empty end", status(json!({"token": "$TOKEN", "expirationTimestamp": ""})), Refused("no time")),
+        ("unknown keys", status(json!({"token": "$TOKEN", "more": {"a": 1}})), Works),
+    ] {
+        let extension = "extensions: [{name: client.authentication.k8s.io/exec, extension: {audience: [a]}}]";
+        let cluster = with_cluster(&format!("{{server: \"$SERVER\", certificate-authority-data: $CA, {extension}}}"));
+        oracle.judge_text(case, &cluster.replace("{token: \"$TOKEN\"}", &user), &[], &verdict).await;
+    }
+    let exec = |settings: &str| format!("exec: {{command: sh, {settings}}}");
+    let whole = exec("apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never");
+    for (user, verdict) in [
+        (format!("{{token: \"$TOKEN\", {}}}", exec("interactiveMode: Never")), Refused("no apiVersion")),
+        (
+            format!("{{token: \"$TOKEN\", {}}}", exec("apiVersion: client.authentication.k8s.io/v1")),
+            Refused("no interactiveMode"),
+        ),
+        (
+            format!("{{token: \"$TOKEN\", {}}}", exec("apiVersion: v2, interactiveMode: Never")),
+            Refused("which kubectl does not know"),
+        ),
+        (
+            format!(
+                "{{token: \"$TOKEN\", {}}}",
+                exec("apiVersion: client.authentication.k8s.io/v1, interactiveMode: Always")
+            ),
+            Works,
+        ),
+        (format!("{{auth-provider: {{name: oidc}}, {whole}}}"), Refused("remove one of them")),
     ] {
         oracle.judge_text(&user, &with_user(&user), &[], &verdict).await;
     }
