@@ -4,6 +4,8 @@
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
 //! the wire, so the queues are bounded: see `wait_for_readers`.
 
+mod liveness;
+mod pings;
 mod report;
 mod state;
 mod tasks;
@@ -77,6 +79,8 @@ pub(super) struct Shared {
     write: Notify,
     /// Tells the reader that a queue has been emptied.
     read: Notify,
+    /// Tells the reader that its next look at the connection's life may be due earlier.
+    look: Notify,
     fate: Arc<Fate>,
     pub(super) port: u16,
     is_paused: AtomicBool,
@@ -90,6 +94,7 @@ impl Connection {
             state: Mutex::default(),
             write: Notify::new(),
             read: Notify::new(),
+            look: Notify::new(),
             fate,
             port,
             is_paused: AtomicBool::new(false),
@@ -123,9 +128,8 @@ impl Connection {
         if !state.is_suspicious && state.has_slept() {
             debug!("the clock has jumped: is the connection still there?");
             state.is_suspicious = true;
-            state.ping();
+            state.ping(0);
             self.shared.write.notify_one();
-            self.shared.read.notify_one();
         }
         if state.dead.is_some() || state.retired || state.session.is_exhausted() {
             Opening::Retired
@@ -217,12 +221,13 @@ impl Shared {
         stream.outbox.clear();
         let discarded = std::mem::take(&mut stream.inbox_bytes);
         stream.inbox.clear();
-        // A transfer that is cut off would go on for a second at full speed: its connection ends with it.
-        if !is_over && !stream.pod_ended && stream.is_transfer() && state.streams.len() == 1 {
+        // A download that is cut off would go on for a second at full speed: its connection ends with it.
+        if !is_over && !stream.pod_ended && stream.is_download() && state.streams.len() == 1 {
             state.retired = true;
             state.dead.get_or_insert_with(|| StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
             self.write.notify_one();
             self.read.notify_one();
+            self.look.notify_one();
         }
         self.taken(state, discarded);
         if is_over {

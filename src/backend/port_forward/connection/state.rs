@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::report::classify;
+use super::{liveness::Signs, pings::Pings, report::classify};
 use crate::{
     backend::StreamFault,
     wire::spdy::{
@@ -31,17 +31,15 @@ const TRANSFER: u64 = 1024 * 1024;
 /// Error texts of nodes are under 300 bytes.
 pub const LONGEST_REPORT: usize = 4 * 1024;
 
-/// The most data in one frame. A node takes so many frames ahead, whatever their length: on a long way longer ones have to
-/// fill it, and where it is short nobody waits behind them.
+/// The most data in one frame. A node's queue is limited by frames and not by bytes. So a long path needs long frames to be
+/// filled. On a slow link, where PINGs wait behind data, others would wait behind long frames.
 const FRAME: usize = frame::LONGEST_DATA;
 const FRAME_ON_LONG_WAY: usize = OUTBOX;
 const LONG_WAY: Duration = Duration::from_millis(5);
+const SLOW_LINK: Duration = Duration::from_millis(500);
 
 /// New streams are kept off a lane that has not answered for this long.
 const SLOW_LANE: Duration = Duration::from_millis(100);
-
-/// More than can be unanswered at a time.
-const MOST_ASKS: usize = 16;
 
 /// A laptop that slept for longer than this may have lost its connections.
 const SLEPT: Duration = Duration::from_secs(5);
@@ -70,14 +68,12 @@ pub struct State {
     pub is_soon_woken: bool,
     /// When a stream was last opened or ended.
     pub last_open: Option<Instant>,
-    /// By lane: since when its oldest PING is unanswered, or when it last answered one while others were on their way.
-    pub asked_at: [Option<Instant>; LANES],
-    /// When all lanes were asked, by how often that had been done before.
-    asks: VecDeque<(u32, Instant)>,
-    /// The shortest time in which a lane has answered.
-    round_trip: Option<Duration>,
+    pub pings: Pings,
     /// A worker may hang, or the connection may be lost, and is being asked.
     pub is_suspicious: bool,
+    /// When a write last began to wait for the socket, or went on after it had waited; and whether one waits now.
+    pub outbound: Option<Instant>,
+    pub is_write_waiting: bool,
     /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
     pub heard: Option<(Instant, SystemTime)>,
     /// Why every stream on it has failed.
@@ -178,8 +174,15 @@ impl State {
     /// Appends what is to be sent next: control frames, what opens streams, then one frame of each ready stream in turn,
     /// as far as their lanes have room.
     pub fn fill(&mut self, batch: &mut BytesMut, port: u16) {
+        let before = batch.len();
         batch.unsplit(self.control.split());
         self.open_streams(batch, port);
+        self.send_data(batch);
+        self.pings.put(batch.len() - before);
+    }
+
+    fn send_data(&mut self, batch: &mut BytesMut) {
+        let longest = if self.is_long_way() { FRAME_ON_LONG_WAY } else { FRAME };
         let mut held_up = 0;
         while batch.len() < BATCH && held_up < self.ready.len() {
             let Some(number) = self.ready.pop_front() else { break };
@@ -192,7 +195,6 @@ impl State {
             }
             held_up = 0;
             stream.is_ready = false;
-            let longest = if self.round_trip.is_some_and(|time| time >= LONG_WAY) { FRAME_ON_LONG_WAY } else { FRAME };
             let length = stream.outbox.len().min(longest);
             let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
             if length > 0 || is_last {
@@ -245,7 +247,7 @@ impl State {
 
     fn ask_where_due(&mut self, batch: &mut BytesMut) {
         if self.session.wants_to_ask() {
-            self.ping();
+            self.ping(batch.len());
             batch.unsplit(self.control.split());
         }
     }
@@ -270,35 +272,60 @@ impl State {
             return;
         }
         // What is on its way may have been sent before the cause.
-        if self.session.can_ask() && (!self.is_suspicious || self.asked_at.iter().any(Option::is_none)) {
-            self.ping();
+        let all_owe = (0..LANES).all(|lane| self.pings.silent_since(lane).is_some());
+        if self.session.can_ask() && !(self.is_suspicious && all_owe) {
+            self.ping(0);
         }
         self.is_suspicious = true;
     }
 
     pub fn has_only_slow_lanes(&self) -> bool {
-        self.asked_at.iter().all(|at| at.is_some_and(|at| at.elapsed() >= SLOW_LANE))
+        let now = Instant::now();
+        (0..LANES).all(|lane| self.is_slow(lane, now))
     }
 
     /// Returns the lane with the fewest streams, of those with room, and if possible of those that answer.
     fn best_lane(&self, now: Instant) -> Option<usize> {
-        let is_slow = |lane: usize| self.asked_at[lane].is_some_and(|at| now.duration_since(at) >= SLOW_LANE);
         (0..LANES)
             .filter(|lane| self.session.has_room_to_open(*lane))
-            .min_by_key(|lane| (is_slow(*lane), self.on_lane[*lane], self.session.unacknowledged(*lane)))
+            .min_by_key(|lane| (self.is_slow(*lane, now), self.on_lane[*lane], self.session.unacknowledged(*lane)))
     }
 
-    /// Asks every worker of the node for an answer.
-    pub fn ping(&mut self) {
-        let now = Instant::now();
-        self.asks.push_back((self.session.asks(), now));
-        if self.asks.len() > MOST_ASKS {
-            self.asks.pop_front();
-        }
+    fn is_slow(&self, lane: usize, now: Instant) -> bool {
+        self.pings.silent_since(lane).is_some_and(|since| now.duration_since(since) >= SLOW_LANE)
+    }
+
+    fn is_long_way(&self) -> bool {
+        let is_long = self.pings.shortest().is_some_and(|time| time >= LONG_WAY);
+        is_long && self.pings.latest().is_some_and(|time| time < SLOW_LINK)
+    }
+
+    /// Queues a PING for each lane. `ahead`: how many bytes of the batch that is being filled leave before it.
+    pub fn ping(&mut self, ahead: usize) {
+        self.pings.queued(self.session.asks(), ahead + self.control.len(), Instant::now());
         self.session.ping_every_lane(&mut self.control);
-        for at in &mut self.asked_at {
-            at.get_or_insert(now);
+    }
+
+    /// Returns what is known of the connection's life. `inbound`: when bytes last came.
+    pub fn signs(&self, inbound: Instant) -> Signs {
+        Signs {
+            inbound,
+            outbound: self.outbound,
+            is_write_waiting: self.is_write_waiting,
+            is_pinged: self.pings.are_out(),
+            unanswered: self.pings.unanswered(),
+            overtaken: self.pings.overtaken(),
+            answer_time: self.pings.latest(),
+            on_their_way: self.pings.on_their_way(),
+            is_probing: self.is_suspicious,
+            is_retired: self.retired,
         }
+    }
+
+    /// Takes note that a write begins to wait for the socket, or goes on after it has waited.
+    pub fn write_waits(&mut self, waits: bool) {
+        self.is_write_waiting = waits;
+        self.outbound = Some(Instant::now());
     }
 
     /// Returns whether more time has passed since something came than the timers know of.
@@ -311,12 +338,8 @@ impl State {
     /// Takes a PING; returns whether it lets a lane go on.
     pub fn on_ping(&mut self, id: u32, now: Instant) -> bool {
         let Some((lane, ask)) = self.session.on_ping(id, &mut self.control) else { return false };
-        if let Some((_, asked)) = self.asks.iter().find(|(number, _)| *number == ask) {
-            let took = now.duration_since(*asked);
-            self.round_trip = Some(self.round_trip.map_or(took, |shortest| shortest.min(took)));
-        }
-        self.asked_at[lane] = (self.session.questions(lane) > 0).then_some(now);
-        if self.asked_at.iter().all(Option::is_none) {
+        self.pings.answered(lane, ask, now);
+        if !self.pings.are_out() {
             self.is_suspicious = false;
         }
         self.has_work()
@@ -327,6 +350,11 @@ impl Stream {
     /// Returns whether others would wait beside it: it has moved much data.
     pub fn is_transfer(&self) -> bool {
         self.transferred >= TRANSFER
+    }
+
+    /// Returns whether much data has come on it.
+    pub fn is_download(&self) -> bool {
+        self.transferred - self.sent >= TRANSFER
     }
 
     /// Takes note that bytes have gone or come; `transfers`: how many of the streams are.

@@ -1,18 +1,23 @@
 //! The two tasks of an upgraded connection: one writes what the streams have to say, one reads and hands on what comes.
 
 use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    time::{Instant, timeout_at},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    select,
+    time::{Instant, sleep_until, timeout_at},
 };
 use tracing::debug;
 
-use super::{LONGEST_REPORT, Shared, State};
+use super::{LONGEST_REPORT, Shared, State, liveness::Verdict};
 use crate::{
     backend::StreamFault,
     io::BoxedIo,
@@ -34,15 +39,6 @@ const CONNECTION_QUEUE_IN_NEED: usize = 2 * CONNECTION_QUEUE;
 const STALLED: Duration = Duration::from_secs(1);
 const STALLED_UNNOTICED: Duration = Duration::from_secs(30);
 
-/// Load balancers cut silent connections after 60 s to 4 min; a sleeping laptop's are gone. So a silent connection is
-/// asked after 10 s, and believed dead when nothing at all has come 5 s later.
-const QUIET: Duration = Duration::from_secs(10);
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-
-/// Healthy nodes answer a PING within a millisecond; a worker that holds a lane up does not. After this time the
-/// connection takes no new streams.
-pub const PROBE: Duration = Duration::from_secs(1);
-
 pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
     let mut batch = BytesMut::new();
     loop {
@@ -61,18 +57,48 @@ pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
             tokio::task::yield_now().await;
             continue;
         }
-        let written = async {
-            io.write_all(&batch).await?;
-            io.flush().await
-        };
-        if let Err(error) = written.await {
+        if let Err(error) = write_batch(&shared, &mut io, &batch).await {
             shared.die(StreamFault::Lost { detail: error.to_string() });
             break;
         }
         batch.clear();
+        let has_pings = shared.lock().pings.written(Instant::now());
+        if has_pings {
+            shared.look.notify_one();
+        }
     }
     // The reader ends with the connection; an error here means that it has ended already.
     let _ = io.shutdown().await;
+}
+
+/// Writes a batch, and takes note of each time that the socket makes it wait.
+async fn write_batch(shared: &Shared, io: &mut WriteHalf<BoxedIo>, batch: &[u8]) -> io::Result<()> {
+    let mut rest = batch;
+    while !rest.is_empty() {
+        let count = noting_waits(shared, |cx| Pin::new(&mut *io).poll_write(cx, rest)).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        rest = &rest[count..];
+    }
+    noting_waits(shared, |cx| Pin::new(&mut *io).poll_flush(cx)).await
+}
+
+async fn noting_waits<T>(shared: &Shared, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    let mut has_waited = false;
+    let done = poll_fn(|cx| {
+        let polled = poll(cx);
+        if polled.is_pending() && !std::mem::replace(&mut has_waited, true) {
+            shared.lock().write_waits(true);
+            shared.look.notify_one();
+        }
+        polled
+    })
+    .await;
+    if has_waited {
+        shared.lock().write_waits(false);
+    }
+    done
 }
 
 pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
@@ -85,7 +111,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             if let Some(fault) = &state.dead {
                 break fault.clone();
             }
-            let deadline = match next_check(&mut state, last_inbound) {
+            let deadline = match look(&mut state, last_inbound) {
                 Ok(deadline) => deadline,
                 Err(fault) => break fault,
             };
@@ -98,11 +124,16 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             // The buffer is given back while the connection is idle, and otherwise shared with the queues.
             input.reserve(READ);
         }
-        match timeout_at(deadline, io.read_buf(&mut input)).await {
-            Err(_) => continue,
-            Ok(Ok(0)) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
-            Ok(Err(error)) => break StreamFault::Lost { detail: error.to_string() },
-            Ok(Ok(_)) => last_inbound = Instant::now(),
+        // All arms are cancel-safe: no byte is lost with a read that is dropped.
+        select! {
+            biased;
+            read = io.read_buf(&mut input) => match read {
+                Ok(0) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
+                Err(error) => break StreamFault::Lost { detail: error.to_string() },
+                Ok(_) => last_inbound = Instant::now(),
+            },
+            () = shared.look.notified() => continue,
+            () = sleep_until(deadline) => continue,
         }
         if let Err(error) = dispatch(&shared, &mut parser, &mut input) {
             break StreamFault::Lost { detail: error.to_string() };
@@ -115,33 +146,24 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
     shared.die(fault);
 }
 
-/// Asks where something is suspicious or silent, and returns when to look again.
-fn next_check(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
-    let now = Instant::now();
-    let oldest = state.asked_at.iter().flatten().min().copied();
-    if !state.retired
-        && let Some(oldest) = oldest
-    {
-        if now < oldest + PROBE {
-            return Ok(oldest + PROBE);
+/// Acts on the signs of the connection's life, and returns when to look again.
+fn look(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
+    loop {
+        match state.signs(last_inbound).judge(Instant::now()) {
+            Verdict::Fine(again) => return Ok(again),
+            Verdict::Ping => state.ping(0),
+            Verdict::Retire => {
+                // Held up by a pod that does not read, or for good by bytes that nobody will read.
+                debug!("a worker of the node hangs: the upgraded connection takes no new streams");
+                state.retired = true;
+            }
+            Verdict::Dead => {
+                return Err(StreamFault::Lost {
+                    detail: "for 15 s the connection made no progress and no PING was answered".to_owned(),
+                });
+            }
         }
-        // Held up by a pod that does not read, or for good by bytes that nobody will read.
-        debug!("a worker of the node hangs: the upgraded connection takes no new streams");
-        state.retired = true;
     }
-    let silent_until = last_inbound + if oldest.is_some() { QUIET + ANSWER_WITHIN } else { QUIET };
-    if now < silent_until {
-        return Ok(silent_until);
-    }
-    if state.asked_at.iter().all(Option::is_some) {
-        return Err(StreamFault::Lost { detail: "no answer for 15 s".to_owned() });
-    }
-    if oldest.is_some() {
-        // Some workers hang, and those that do not have answered all: they are not asked again and again.
-        return Ok(now + QUIET);
-    }
-    state.ping();
-    Ok(now + ANSWER_WITHIN)
 }
 
 /// Takes what has come, and wakes those who wait for it.

@@ -7,7 +7,7 @@ use tokio::{
     time::{advance, timeout},
 };
 
-use super::{super::stream::HOLD_ANSWERED, tasks::PROBE, *};
+use super::{super::stream::HOLD_ANSWERED, liveness::PROBE, *};
 use crate::wire::spdy::{
     frame::{self, Frame, Parser},
     headers::Decoder,
@@ -16,6 +16,7 @@ use crate::wire::spdy::{
 
 mod model;
 mod sharing;
+mod slow;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -235,17 +236,26 @@ async fn a_connection_that_answers_lives_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
-    let (connection, mut node, _) = Node::new();
-    let mut stream = connection.open(None).unwrap();
-    stream.write_all(b"an upload that nobody reads").await.unwrap();
-    let pair = node.accept().await;
-    node.frame().await;
-    node.end(pair, "connect: connection refused").await;
-    assert!(stream.read(&mut [0; 8]).await.is_err());
-    assert_eq!(connection.opening(), Opening::Doubtful);
-    tokio::time::sleep(PROBE + Duration::from_millis(1)).await;
-    tokio::task::yield_now().await;
-    assert_eq!(connection.opening(), Opening::Retired);
+    // The others answer, or the whole node hangs.
+    for (answers, retired_after) in [(LANES - 1, PROBE), (0, Duration::from_secs(5))] {
+        let (connection, mut node, _) = Node::new();
+        let mut stream = connection.open(None).unwrap();
+        stream.write_all(b"an upload that nobody reads").await.unwrap();
+        let pair = node.accept().await;
+        node.frame().await;
+        node.end(pair, "connect: connection refused").await;
+        assert!(stream.read(&mut [0; 8]).await.is_err());
+        assert_eq!(connection.opening(), Opening::Doubtful);
+        for _ in 0..answers {
+            let Frame::Ping { id } = node.frame().await else { panic!("no PING") };
+            node.pong(id).await;
+        }
+        tokio::time::sleep(retired_after - Duration::from_millis(1)).await;
+        assert_eq!(connection.opening(), Opening::Doubtful, "{answers} answers");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::task::yield_now().await;
+        assert_eq!(connection.opening(), Opening::Retired, "{answers} answers");
+    }
 }
 
 #[tokio::test(start_paused = true)]

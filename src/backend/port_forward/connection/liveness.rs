@@ -1,0 +1,300 @@
+//! Whether an upgraded connection lives: a function of what came, what went and what is waited for. No I/O, no clock.
+//!
+//! Progress of either direction is life: bytes that come, and a write that had to wait for the socket and went on. A write
+//! that the socket takes at once proves nothing, since its buffer takes bytes for a dead connection as well.
+//!
+//! | state | verdict |
+//! |---|---|
+//! | nothing came for 10 s, and no PING is out | [`Ping`](Verdict::Ping) |
+//! | one lane is silent for 1 s, and another lane has answered the same PINGs | [`Retire`](Verdict::Retire): a worker of the node hangs |
+//! | a connection under suspicion has answered nothing for 5 s | [`Retire`](Verdict::Retire) |
+//! | no progress for 15 s, and a PING is out for 5 s or a write waits | [`Dead`](Verdict::Dead) |
+//!
+//! On a slow link an answer waits behind all bytes that left before its PING, in this machine's buffers and in those of
+//! proxies. So the last two rows allow the time that these bytes need at [`SLOWEST`].
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Load balancers cut silent connections after 60 s to 4 min, and those of a laptop that slept are gone. So a connection that
+/// has been silent for this long gets a PING.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// An idle link answers within its round trip, which is below a second even by satellite.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Healthy nodes answer a PING on all lanes within a millisecond. A worker that hangs does not answer on its lane.
+pub const PROBE: Duration = Duration::from_secs(1);
+
+/// Bytes per second of the slowest link on which transfers make sense: 128 kbit/s.
+const SLOWEST: u64 = 16 * 1024;
+
+/// The most time that bytes on their way are given: the frames of 64 KiB that all lanes may be ahead (11 MB) need it at
+/// 1.5 Mbit/s, and no buffers hold more than that at less.
+const LONGEST_ALLOWANCE: Duration = Duration::from_secs(60);
+
+/// The facts about a connection at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Signs {
+    /// When bytes last came.
+    pub inbound: Instant,
+    /// When a write last began to wait for the socket, or went on after it had waited.
+    pub outbound: Option<Instant>,
+    /// A write waits for the socket now.
+    pub is_write_waiting: bool,
+    /// Some lane owes the answer to a PING.
+    pub is_pinged: bool,
+    /// When the oldest PINGs that no lane has answered were written.
+    pub unanswered: Option<Instant>,
+    /// Since when a lane is silent that another lane has overtaken.
+    pub overtaken: Option<Instant>,
+    /// The time in which PINGs were answered last.
+    pub answer_time: Option<Duration>,
+    /// Bytes that may not have arrived yet.
+    pub on_their_way: u64,
+    /// Something points to a connection that is broken.
+    pub is_probing: bool,
+    /// The connection takes no new streams already.
+    pub is_retired: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to do before this time.
+    Fine(Instant),
+    Ping,
+    /// The connection should take no new streams.
+    Retire,
+    Dead,
+}
+
+impl Signs {
+    /// Judges the connection.
+    pub fn judge(&self, now: Instant) -> Verdict {
+        let mut look_again = now + QUIET;
+        let mut is_due = |at: Instant| {
+            look_again = look_again.min(at);
+            at <= now
+        };
+        let allowance = Duration::from_secs(self.on_their_way / SLOWEST).min(LONGEST_ALLOWANCE);
+        let progress = self.outbound.map_or(self.inbound, |outbound| outbound.max(self.inbound));
+        let probe = self.answer_time.map_or(PROBE, |time| PROBE.max(2 * time));
+        if !self.is_retired {
+            if self.overtaken.is_some_and(|since| is_due(since + probe)) {
+                return Verdict::Retire;
+            }
+            let unanswered = self.unanswered.filter(|_| self.is_probing);
+            if unanswered.is_some_and(|since| is_due(since.max(progress) + ANSWER_WITHIN + allowance)) {
+                return Verdict::Retire;
+            }
+        }
+        if self.unanswered.is_some() || self.is_write_waiting {
+            let quiet = progress + QUIET;
+            if is_due(self.unanswered.map_or(quiet, |since| since.max(quiet)) + ANSWER_WITHIN + allowance) {
+                return Verdict::Dead;
+            }
+        } else if !self.is_pinged && is_due(self.inbound + QUIET) {
+            return Verdict::Ping;
+        }
+        Verdict::Fine(look_again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    /// Times are in milliseconds from the start.
+    struct Row {
+        name: &'static str,
+        now: u64,
+        inbound: u64,
+        outbound: Option<u64>,
+        waiting: bool,
+        pinged: bool,
+        unanswered: Option<u64>,
+        overtaken: Option<u64>,
+        answer_time: Option<u64>,
+        bytes: u64,
+        probing: bool,
+        retired: bool,
+    }
+
+    const SILENT: Row = Row {
+        name: "",
+        now: 0,
+        inbound: 0,
+        outbound: None,
+        waiting: false,
+        pinged: false,
+        unanswered: None,
+        overtaken: None,
+        answer_time: None,
+        bytes: 0,
+        probing: false,
+        retired: false,
+    };
+
+    const PINGED: Row = Row { pinged: true, unanswered: Some(10_000), ..SILENT };
+
+    /// A verdict, with the time at which to look again.
+    #[derive(Debug, PartialEq)]
+    enum Wanted {
+        Fine(u64),
+        Ping,
+        Retire,
+        Dead,
+    }
+    use Wanted::{Dead, Fine, Ping, Retire};
+
+    #[test]
+    fn progress_of_either_direction_is_life() {
+        let start = Instant::now() + Duration::from_secs(3600);
+        let at = |time: u64| start + Duration::from_millis(time);
+        for (row, wanted) in [
+            (Row { name: "new", ..SILENT }, Fine(10_000)),
+            (Row { name: "quiet", now: 9_999, ..SILENT }, Fine(10_000)),
+            (Row { name: "quiet for long", now: 10_000, ..SILENT }, Ping),
+            (Row { name: "a retired one is pinged too", now: 10_000, retired: true, ..SILENT }, Ping),
+            (Row { name: "pinged", now: 10_000, ..PINGED }, Fine(15_000)),
+            (Row { name: "no answer", now: 14_999, ..PINGED }, Fine(15_000)),
+            (Row { name: "no answer for long", now: 15_000, ..PINGED }, Dead),
+            (Row { name: "no answer for long, retired", now: 15_000, retired: true, ..PINGED }, Dead),
+            (Row { name: "another byte came", now: 15_000, inbound: 12_000, ..PINGED }, Fine(25_000)),
+            (Row { name: "the PING waits in the batch", now: 60_000, pinged: true, ..SILENT }, Fine(70_000)),
+            (Row { name: "pinged before it was silent", now: 14_000, unanswered: Some(9_000), ..PINGED }, Fine(15_000)),
+            (Row { name: "after a sleep", now: 61_000, unanswered: Some(60_000), ..PINGED }, Fine(65_000)),
+            (Row { name: "dead after a sleep", now: 65_000, unanswered: Some(60_000), ..PINGED }, Dead),
+            // Our own direction.
+            (Row { name: "an upload goes on", now: 40_000, outbound: Some(39_000), ..PINGED }, Fine(50_000)),
+            (
+                Row {
+                    name: "an upload goes on, not pinged",
+                    now: 40_000,
+                    outbound: Some(39_000),
+                    waiting: true,
+                    ..SILENT
+                },
+                Fine(50_000),
+            ),
+            (Row { name: "an upload has stopped", now: 54_000, outbound: Some(39_000), waiting: true, ..SILENT }, Dead),
+            (Row { name: "its tail drains", now: 60_000, outbound: Some(30_000), bytes: MB, ..PINGED }, Fine(70_000)),
+            (
+                Row { name: "for a minute more", now: 104_999, outbound: Some(30_000), bytes: MB, ..PINGED },
+                Fine(105_000),
+            ),
+            (Row { name: "not for ever", now: 105_000, outbound: Some(30_000), bytes: MB, ..PINGED }, Dead),
+            (
+                Row { name: "whatever is on its way", now: 105_000, outbound: Some(30_000), bytes: 99 * MB, ..PINGED },
+                Dead,
+            ),
+            (Row { name: "a little is no excuse", now: 15_000, bytes: 16_000, ..PINGED }, Dead),
+            // Lanes.
+            (
+                Row {
+                    name: "a lane is late",
+                    now: 5_500,
+                    inbound: 5_000,
+                    pinged: true,
+                    overtaken: Some(5_000),
+                    ..SILENT
+                },
+                Fine(6_000),
+            ),
+            (
+                Row {
+                    name: "a lane hangs",
+                    now: 6_000,
+                    inbound: 5_990,
+                    pinged: true,
+                    overtaken: Some(5_000),
+                    ..SILENT
+                },
+                Retire,
+            ),
+            (
+                Row {
+                    name: "a lane hangs, and that is known",
+                    now: 6_000,
+                    inbound: 5_990,
+                    pinged: true,
+                    overtaken: Some(5_000),
+                    retired: true,
+                    ..SILENT
+                },
+                Fine(16_000),
+            ),
+            (
+                Row {
+                    name: "a lane is late on a slow link",
+                    now: 8_900,
+                    inbound: 8_900,
+                    pinged: true,
+                    overtaken: Some(5_000),
+                    answer_time: Some(2_000),
+                    ..SILENT
+                },
+                Fine(9_000),
+            ),
+            (
+                Row {
+                    name: "a download is ahead of all answers",
+                    now: 40_000,
+                    inbound: 39_990,
+                    pinged: true,
+                    unanswered: Some(20_000),
+                    ..SILENT
+                },
+                Fine(50_000),
+            ),
+            // Under suspicion.
+            (Row { name: "probed", now: 12_000, probing: true, ..PINGED }, Fine(15_000)),
+            (
+                Row {
+                    name: "probed in vain",
+                    now: 13_000,
+                    inbound: 7_000,
+                    unanswered: Some(8_000),
+                    probing: true,
+                    ..PINGED
+                },
+                Retire,
+            ),
+            (
+                Row {
+                    name: "probed behind an upload",
+                    now: 13_000,
+                    inbound: 7_000,
+                    unanswered: Some(8_000),
+                    probing: true,
+                    bytes: 64 * 1024,
+                    ..PINGED
+                },
+                Fine(17_000),
+            ),
+        ] {
+            let signs = Signs {
+                inbound: at(row.inbound),
+                outbound: row.outbound.map(at),
+                is_write_waiting: row.waiting,
+                is_pinged: row.pinged,
+                unanswered: row.unanswered.map(at),
+                overtaken: row.overtaken.map(at),
+                answer_time: row.answer_time.map(Duration::from_millis),
+                on_their_way: row.bytes,
+                is_probing: row.probing,
+                is_retired: row.retired,
+            };
+            let verdict = match signs.judge(at(row.now)) {
+                Verdict::Fine(again) => Fine(u64::try_from((again - start).as_millis()).unwrap()),
+                Verdict::Ping => Ping,
+                Verdict::Retire => Retire,
+                Verdict::Dead => Dead,
+            };
+            assert_eq!(verdict, wanted, "{}", row.name);
+        }
+    }
+}
