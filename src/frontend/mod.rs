@@ -2,6 +2,7 @@
 
 pub mod greeting;
 pub mod http;
+mod join;
 pub mod postgres;
 pub mod protocol;
 pub mod proxied;

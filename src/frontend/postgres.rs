@@ -11,14 +11,10 @@ use tracing::{debug, info, warn};
 use super::{
     Connection,
     greeting::{self, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
+    join,
 };
 use crate::{
-    io::{
-        BoxedIo,
-        prefixed::Prefixed,
-        read_ahead::ReadAhead,
-        splice::{Side, splice},
-    },
+    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
     routing::SharedRouter,
     tunnel::{Lease, Manager},
     wire::client_hello::ServerName,
@@ -116,9 +112,6 @@ async fn join<C>(
     if let Err(error) = backend.write_all(&first).await {
         return lease.note_error(&error);
     }
-    let end = splice(client, backend).await;
-    if let Some((Side::Backend, error)) = &end.broken {
-        lease.note_error(error);
-    }
+    let end = join::join(client, backend, lease).await;
     info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
 }

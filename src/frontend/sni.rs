@@ -9,11 +9,12 @@ use tracing::{info, warn};
 use super::{
     Connection,
     greeting::{self, DECODE_ERROR, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
+    join::join,
     proxied,
 };
 use crate::{
     config::ProxyProtocol,
-    io::{BoxedIo, splice::splice},
+    io::BoxedIo,
     metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager, OpenError},
@@ -112,10 +113,7 @@ impl SniFrontend {
         }
         let hello: Bytes = greeting.bytes;
         backend.write_all(&hello).await.map_err(failed)?;
-        let end = splice(stream, &mut backend).await;
-        if let Some((_, error)) = &end.broken {
-            lease.note_error(error);
-        }
+        let end = join(stream, &mut backend, &lease).await;
         info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = ?end.broken, "sni connection");
         Ok(())
     }

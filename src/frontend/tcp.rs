@@ -10,11 +10,8 @@ use tokio::{net::TcpStream, time::Instant};
 use tracing::{debug, info, warn};
 
 use crate::{
-    frontend::{Connection, proxied},
-    io::{
-        prefixed::Prefixed,
-        splice::{Side, splice},
-    },
+    frontend::{Connection, join::join, proxied},
+    io::{prefixed::Prefixed, splice::Side},
     metrics::Metrics,
     routing::{Router, SharedRouter},
     tunnel::Manager,
@@ -94,10 +91,9 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
-        let end = splice(&mut Prefixed::new(received.freeze(), &mut client), &mut backend).await;
+        let end = join(&mut Prefixed::new(received.freeze(), &mut client), &mut backend, &lease).await;
         match &end.broken {
             Some((Side::Backend, error)) => {
-                lease.note_error(error);
                 info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
                 reset(&client);
             }

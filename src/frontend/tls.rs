@@ -18,6 +18,7 @@ use self::certs::Certs;
 use super::{
     greeting::{self, DECODE_ERROR, GreetingError},
     http::{HttpFrontend, HttpVersion},
+    join::join,
     postgres::{self, PostgresFrontend},
     protocol::{Asks, SpeaksTls},
 };
@@ -25,7 +26,7 @@ use crate::{
     config::Scheme,
     drain::Drain,
     frontend::Connection,
-    io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead, splice::splice},
+    io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead},
     metrics::Metrics,
     routing::SharedRouter,
     tunnel::{Lease, Manager},
@@ -188,9 +189,6 @@ async fn pass_through(
     name: &str,
     connection: Arc<Connection>,
 ) {
-    let end = splice(&mut client, &mut backend).await;
-    if let Some((_, error)) = &end.broken {
-        lease.note_error(error);
-    }
+    let end = join(&mut client, &mut backend, &lease).await;
     info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
 }

@@ -12,11 +12,11 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::timeout,
+    time::{Instant, Sleep, sleep_until},
 };
 
-/// What is read before it is written. It is on the stack: a connection that is idle, or whose reader keeps up, holds no
-/// buffer. Four records of TLS, less what a layer between may put before it: a few bytes more would be a record of their own.
+/// The copy buffer. It is on the stack, so that a connection that is idle, or whose reader keeps up, holds none. Four records
+/// of TLS, less what a layer between may put before it: a few bytes more would be a record of their own.
 const CHUNK: usize = 64 * 1024 - 4;
 
 /// With less room than a record of TLS in a chunk, it is written before more is read.
@@ -25,8 +25,15 @@ const ROOM: usize = 16 * 1024;
 /// After this many chunks in a row other tasks get their turn.
 const TURNS: usize = 4;
 
-/// How long the client may go on after the backend has ended. What it sends leads nowhere, but closing over bytes
-/// that nobody read is a reset, which can overtake the end of the backend's answer.
+/// How long no byte may move once the backend has ended its direction, or takes no more. A server that has closed its socket
+/// altogether looks the same as one that still reads, and its client may hold the other half for ever: connection pools do.
+pub const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// The same, once the process ends.
+const IN_DRAIN: Duration = Duration::from_secs(1);
+
+/// How long a client that still sends is read when the backend has ended and takes no more. Closing over unread bytes is a
+/// reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Which of the two streams.
@@ -47,39 +54,141 @@ pub struct SpliceEnd {
     pub broken: Option<(Side, io::Error)>,
 }
 
-/// Copies both ways until both have ended, or one breaks.
-///
-/// An end of one direction is passed on as an end (`shutdown`), and the other direction goes on. When a side breaks,
-/// everything that came from it before has been delivered; the caller resets the other side.
+/// Copies both ways until both have ended, or one breaks; see [`Splice`].
 pub async fn splice<C, B>(client: &mut C, backend: &mut B) -> SpliceEnd
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut up, mut down) = (Direction::default(), Direction::default());
-    let mut broken = poll_fn(|cx| {
-        // The backend's direction first: what it said before it broke is delivered before a write notices the break.
-        match down.poll(cx, backend, client) {
-            Poll::Ready(Ok(())) => return Poll::Ready(None),
-            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Backend, error))),
-            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(Some((Side::Client, error))),
-            Poll::Pending => {}
-        }
-        match up.poll(cx, client, backend) {
-            Poll::Ready(Err(Failure::Read(error))) => Poll::Ready(Some((Side::Client, error))),
-            // A backend that takes no more may still have something to say: its reads tell how it ended.
-            Poll::Ready(_) | Poll::Pending => Poll::Pending,
-        }
-    })
-    .await;
-    if broken.is_none() && !up.is_done() {
-        (up.stage, up.rest) = (Stage::Copying, Bytes::new());
-        let rest = poll_fn(|cx| up.poll(cx, client, &mut Sink));
-        if let Ok(Err(Failure::Read(error))) = timeout(LINGER, rest).await {
-            broken = Some((Side::Client, error));
+    let mut splice = Splice::new(client, backend);
+    let broken = splice.run().await;
+    splice.end(broken)
+}
+
+/// A client and a backend that are being joined.
+///
+/// An end of one direction is passed on as an end (`shutdown`), and the other direction goes on; once the backend has ended,
+/// for as long as bytes move at least every 30 s. When a side breaks, everything that came from it before has been delivered;
+/// the caller resets the other side. Bytes of the client that the backend does not take make the backend the broken side.
+pub struct Splice<'a, C, B> {
+    client: &'a mut C,
+    backend: &'a mut B,
+    up: Direction,
+    down: Direction,
+    /// Why the backend takes no more of the client's bytes.
+    refused: Option<io::Error>,
+    /// How many bytes have been delivered, and since when no more: only once there is a limit.
+    delivered: Option<(u64, Instant)>,
+    lingers_since: Option<Instant>,
+    /// How long no byte may move once the backend has ended.
+    patience: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a, C, B> Splice<'a, C, B>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    pub fn new(client: &'a mut C, backend: &'a mut B) -> Self {
+        let (up, down) = (Direction::default(), Direction::default());
+        Self {
+            client,
+            backend,
+            up,
+            down,
+            refused: None,
+            delivered: None,
+            lingers_since: None,
+            patience: HALF_CLOSED,
+            timer: None,
         }
     }
-    SpliceEnd { up: up.count, down: down.count, broken }
+
+    /// Copies until both have ended. Returns the side that broke, and how.
+    ///
+    /// Cancel-safe: bytes that were read stay in the splice.
+    pub async fn run(&mut self) -> Option<(Side, io::Error)> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Returns what was moved, and how it ended.
+    pub fn end(self, broken: Option<(Side, io::Error)>) -> SpliceEnd {
+        SpliceEnd { up: self.up.count, down: self.down.count, broken }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
+        // The backend's direction first: what it said before it broke is delivered before a write notices the break.
+        match self.down.poll(cx, self.backend, self.client) {
+            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Backend, error))),
+            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(Some((Side::Client, error))),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match self.up.poll(cx, self.client, self.backend) {
+            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Client, error))),
+            // A backend that takes no more may still have something to say: its reads tell how it ended.
+            Poll::Ready(Err(Failure::Write(error))) => self.refused = Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match (self.down.is_done(), self.up.stage) {
+            (true, Stage::Done) => Poll::Ready(None),
+            (true, Stage::Failed) => self.poll_linger(cx),
+            (true, Stage::Copying | Stage::Ending) | (false, Stage::Failed) => self.poll_half_closed(cx),
+            (false, Stage::Copying | Stage::Ending | Stage::Done) => Poll::Pending,
+        }
+    }
+
+    /// Reads what the client still sends to a backend that has ended and takes no more, until the client has ended too.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
+        let since = *self.lingers_since.get_or_insert_with(Instant::now);
+        // A fast sender is not read for longer either.
+        while since.elapsed() < LINGER {
+            let mut chunk = [MaybeUninit::<u8>::uninit(); ROOM];
+            let mut unwanted = ReadBuf::uninit(&mut chunk);
+            match Pin::new(&mut *self.client).poll_read(cx, &mut unwanted) {
+                Poll::Ready(Ok(())) if unwanted.filled().is_empty() => return Poll::Ready(None),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Some((Side::Client, error))),
+                Poll::Pending => {
+                    ready!(self.poll_timer(cx, since + LINGER));
+                    break;
+                }
+            }
+        }
+        let refused = self.refused.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+        Poll::Ready(Some((Side::Backend, refused)))
+    }
+
+    /// Waits no longer than 1 s for a client that is silent after the backend's end: the process ends.
+    pub fn hurry(&mut self) {
+        self.patience = IN_DRAIN;
+    }
+
+    /// Ends a connection that is half closed and on which nothing moves: the backend is told of an end, as if the client had
+    /// closed, unless there are bytes that it has not taken.
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
+        let count = self.up.delivered() + self.down.delivered();
+        let since = match self.delivered {
+            Some((before, since)) if before == count => since,
+            _ => Instant::now(),
+        };
+        self.delivered = Some((count, since));
+        ready!(self.poll_timer(cx, since + self.patience));
+        if self.refused.is_none() && self.up.rest.is_empty() && self.up.stage == Stage::Copying {
+            (self.up.stage, self.delivered) = (Stage::Ending, None);
+            return self.poll(cx);
+        }
+        let refused = self.refused.take().unwrap_or_else(|| io::ErrorKind::TimedOut.into());
+        Poll::Ready(Some((Side::Backend, refused)))
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx)
+    }
 }
 
 enum Failure {
@@ -113,6 +222,10 @@ enum Stage {
 impl Direction {
     fn is_done(&self) -> bool {
         self.stage == Stage::Done
+    }
+
+    fn delivered(&self) -> u64 {
+        self.count - self.rest.len() as u64
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Failure>>
@@ -195,29 +308,16 @@ impl Direction {
     }
 }
 
-/// Takes everything and keeps nothing.
-struct Sink;
-
-impl AsyncWrite for Sink {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(buf.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::sleep;
     use tokio_test::io::Builder;
 
     use super::*;
+
+    /// How exact the timers are.
+    const ROUND: Duration = Duration::from_millis(10);
 
     #[tokio::test]
     async fn a_half_close_leaves_the_reply_alone() {
@@ -287,6 +387,106 @@ mod tests {
         assert_eq!(answer, "413");
         drop(client);
         assert!(splicing.await.unwrap().broken.is_none());
+    }
+
+    /// Returns a client and a backend that are being joined, the splice, and what it reports.
+    fn joined(room: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<SpliceEnd>) {
+        let (client, mut front) = duplex(room);
+        let (mut back, backend) = duplex(room);
+        (client, backend, tokio::spawn(async move { splice(&mut front, &mut back).await }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_still_sends_after_the_end_of_the_backend_arrives() {
+        let (mut client, mut backend, splicing) = joined(64);
+        backend.write_all(b"greeting").await.unwrap();
+        backend.shutdown().await.unwrap();
+        let mut greeting = String::new();
+        client.read_to_string(&mut greeting).await.unwrap();
+        let sending = tokio::spawn(async move {
+            for _ in 0..10 {
+                client.write_all(&[b'x'; 100]).await.unwrap();
+                sleep(HALF_CLOSED * 2 / 3).await;
+            }
+            client.shutdown().await.unwrap();
+            client
+        });
+        let mut upload = Vec::new();
+        backend.read_to_end(&mut upload).await.unwrap();
+        drop(sending.await.unwrap());
+        let end = splicing.await.unwrap();
+        assert_eq!((greeting.as_str(), upload.len(), end.up, end.down), ("greeting", 1000, 1000, 8));
+        assert!(end.broken.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_after_the_end_of_the_backend_is_waited_for_30_s() {
+        let (mut client, mut backend, splicing) = joined(64);
+        backend.shutdown().await.unwrap();
+        sleep(HALF_CLOSED / 2).await;
+        client.write_all(b"late").await.unwrap();
+        let said = Instant::now();
+        assert!(splicing.await.unwrap().broken.is_none());
+        assert!((HALF_CLOSED..HALF_CLOSED + ROUND).contains(&said.elapsed()), "{:?}", said.elapsed());
+        let mut late = String::new();
+        backend.read_to_string(&mut late).await.unwrap();
+        assert_eq!(late, "late", "and the backend sees a clean end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_ended_is_waited_with_for_as_long_as_its_answer_takes() {
+        let (mut client, mut backend, splicing) = joined(64);
+        client.shutdown().await.unwrap();
+        sleep(HALF_CLOSED * 100).await;
+        backend.write_all(b"slow").await.unwrap();
+        drop(backend);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "slow");
+        assert!(splicing.await.unwrap().broken.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_a_backend_never_takes_are_no_clean_end() {
+        let (mut client, mut backend, splicing) = joined(8);
+        backend.shutdown().await.unwrap();
+        let writing = tokio::spawn(async move { client.write_all(&[0; 100]).await });
+        let end = splicing.await.unwrap();
+        assert!(matches!(&end.broken, Some((Side::Backend, error)) if error.kind() == io::ErrorKind::TimedOut));
+        assert!(writing.await.unwrap().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_on_sending_to_nobody_is_reset_after_the_answer() {
+        let (client, mut front) = duplex(64);
+        let (back, mut backend) = duplex(64);
+        let splicing = tokio::spawn(async move { splice(&mut front, &mut Refusing(back)).await });
+        backend.write_all(b"413").await.unwrap();
+        drop(backend);
+        let (mut read, mut write) = tokio::io::split(client);
+        let writing = tokio::spawn(async move {
+            while write.write_all(b"upload").await.is_ok() {
+                // A paused clock goes on only where everybody waits for it.
+                sleep(ROUND / 2).await;
+            }
+        });
+        let mut answer = String::new();
+        read.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "413");
+        let ended = Instant::now();
+        let end = splicing.await.unwrap();
+        assert!(matches!(&end.broken, Some((Side::Backend, error)) if error.kind() == io::ErrorKind::BrokenPipe));
+        assert!((LINGER..LINGER + ROUND).contains(&ended.elapsed()), "{:?}", ended.elapsed());
+        writing.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_refuses_bytes_and_says_nothing_is_left() {
+        let (mut client, mut front) = duplex(64);
+        let (back, _backend) = duplex(64);
+        client.write_all(b"hello").await.unwrap();
+        let end = splice(&mut front, &mut Refusing(back)).await;
+        assert!(matches!(&end.broken, Some((Side::Backend, error)) if error.kind() == io::ErrorKind::BrokenPipe));
     }
 
     #[tokio::test]

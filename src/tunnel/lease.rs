@@ -84,6 +84,16 @@ impl Lease {
         }
     }
 
+    /// Resolves when the tunnel is over although the lease is held: it was stopped by hand.
+    pub async fn ended(&self) {
+        self.hold.0.stop.cancelled().await;
+    }
+
+    /// Resolves when the process has begun to end.
+    pub async fn draining(&self) {
+        self.hold.0.drain.started().await;
+    }
+
     /// Notes how a connection of a user failed, for `adit status`.
     pub fn note_error(&self, error: &dyn std::fmt::Display) {
         self.hold.0.note_error(error);
@@ -172,9 +182,11 @@ pub(super) async fn connect(
             running => running?,
         };
         // A session may dial for this, and a network that swallows packets tells nothing for long.
-        let Some(connected) = within(tunnel, deadline, running.session.connect(client)).await else {
-            return Err(OpenError::TimedOut { after: started.elapsed() });
+        let connected = tokio::select! {
+            connected = within(tunnel, deadline, running.session.connect(client)) => connected,
+            () = tunnel.stop.cancelled() => return Err(OpenError::Stopped),
         };
+        let Some(connected) = connected else { return Err(OpenError::TimedOut { after: started.elapsed() }) };
         match connected {
             Ok((stream, placement)) => {
                 tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);

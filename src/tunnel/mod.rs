@@ -7,6 +7,7 @@ pub mod lease;
 pub mod manager;
 pub mod state;
 pub mod stream;
+mod streams;
 pub mod task;
 
 use std::time::Duration;

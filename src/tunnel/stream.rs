@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,12 +14,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, sleep},
 };
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
 
 use super::{
     BUDGET,
     lease::{Hold, connect},
+    streams::Cell,
     task::{Running, Tunnel},
 };
 use crate::{
@@ -38,11 +38,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The next stream, while it is being opened.
 type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
 
-/// A stream through a tunnel.
+/// A stream through a tunnel, which ends with the tunnel.
+pub(super) struct TunnelStream {
+    tunnel: Arc<Tunnel>,
+    number: u64,
+    cell: Arc<Cell>,
+}
+
+/// What a [`TunnelStream`] is until its tunnel is over.
 ///
 /// Until the first byte has come back, it can be moved: a pod that is gone or refuses has certainly seen none of its
 /// bytes, so they are sent again, in order and once, over a new stream, and the end after them if it was told.
-pub(super) struct TunnelStream {
+pub(super) struct Stream {
     tunnel: Arc<Tunnel>,
     inner: BoxedIo,
     running: Arc<Running>,
@@ -55,11 +62,9 @@ pub(super) struct TunnelStream {
     answered: bool,
     end: End,
     moving: Option<Moving>,
-    /// Who waits for the move: only the last of them is known to what is waited for.
-    waiting: [Option<Waker>; 2],
+    /// It has just been moved, which only the half that was polled knows.
+    has_moved: bool,
     opened: Instant,
-    /// One for each half, so that both learn of it.
-    stopped: [Pin<Box<WaitForCancellationFutureOwned>>; 2],
 }
 
 /// The end of our direction.
@@ -73,16 +78,15 @@ enum End {
 
 /// A stream may be read in one task and written in another.
 #[derive(Clone, Copy)]
-enum Half {
+pub(super) enum Half {
     Read,
     Write,
 }
 
 impl TunnelStream {
     pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>, client: Option<Ends>) -> Self {
-        let stopped = [(), ()].map(|()| Box::pin(tunnel.stop.clone().cancelled_owned()));
-        Self {
-            tunnel,
+        let (number, cell) = tunnel.streams.add(Stream {
+            tunnel: tunnel.clone(),
             inner,
             running,
             client,
@@ -91,10 +95,23 @@ impl TunnelStream {
             answered: false,
             end: End::Open,
             moving: None,
-            waiting: [None, None],
+            has_moved: false,
             opened: Instant::now(),
-            stopped,
-        }
+        });
+        Self { tunnel, number, cell }
+    }
+}
+
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        self.tunnel.streams.remove(self.number);
+    }
+}
+
+impl Stream {
+    /// Returns whether the stream was moved since this was asked before: then both halves have to look.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
     }
 
     /// Starts to move the stream if its failure allows that; gives the error back otherwise.
@@ -134,17 +151,10 @@ impl TunnelStream {
     }
 
     /// Waits until the stream is where it is used: an error means that there is no such place.
-    fn poll_moved(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<io::Result<()>> {
-        if self.stopped[half as usize].as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(StreamFault::Lost { detail: "the tunnel was stopped".to_owned() }.into()));
-        }
+    fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(moving) = &mut self.moving else { return Poll::Ready(Ok(())) };
-        let Poll::Ready(moved) = moving.as_mut().poll(cx) else {
-            self.waiting[half as usize] = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        self.moving = None;
-        self.waiting.iter_mut().filter_map(Option::take).for_each(Waker::wake);
+        let moved = ready!(moving.as_mut().poll(cx));
+        (self.moving, self.has_moved) = (None, true);
         match moved {
             Ok((inner, running)) => {
                 (self.inner, self.running) = (inner, running);
@@ -188,85 +198,98 @@ impl TunnelStream {
     /// Gets the stream into a state in which it can be written to.
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_moved(cx, Half::Write))?;
+            ready!(self.poll_moved(cx))?;
             match ready!(self.poll_owed(cx)) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(error) => self.move_after(error)?,
             }
         }
     }
-}
 
-impl AsyncRead for TunnelStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         loop {
-            ready!(this.poll_moved(cx, Half::Read))?;
+            ready!(self.poll_moved(cx))?;
             // While what is owed waits for room, or is not taken at all, an answer to its first part may come.
-            if let Poll::Ready(Err(error)) = this.poll_owed(cx)
-                && this.move_after(error).is_ok()
+            if let Poll::Ready(Err(error)) = self.poll_owed(cx)
+                && self.move_after(error).is_ok()
             {
                 continue;
             }
-            match ready!(Pin::new(&mut this.inner).poll_read(cx, buf)) {
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, buf)) {
                 Ok(()) => {
                     let count = buf.filled().len() - before;
                     if count > 0 {
-                        if this.kept.is_some() {
-                            this.tunnel.refuses.store(false, Ordering::Relaxed);
+                        if self.kept.is_some() {
+                            self.tunnel.refuses.store(false, Ordering::Relaxed);
                         }
-                        this.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
-                        this.tunnel.usage.touch();
+                        self.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
+                        self.tunnel.usage.touch();
                     }
-                    this.answered |= had_room;
-                    if this.answered && this.unsent == 0 {
-                        this.kept = None;
+                    self.answered |= had_room;
+                    if self.answered && self.unsent == 0 {
+                        self.kept = None;
                     }
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) => this.move_after(error).inspect_err(|error| this.tunnel.note_error(error))?,
+                Err(error) => self.move_after(error).inspect_err(|error| self.tunnel.note_error(error))?,
             }
         }
     }
-}
 
-impl AsyncWrite for TunnelStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            ready!(this.poll_settled(cx))?;
-            match ready!(Pin::new(&mut this.inner).poll_write(cx, buf)) {
+            ready!(self.poll_settled(cx))?;
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, buf)) {
                 Ok(count) => {
-                    this.tunnel.usage.up.fetch_add(count as u64, Ordering::Relaxed);
-                    this.tunnel.usage.touch();
-                    match &mut this.kept {
+                    self.tunnel.usage.up.fetch_add(count as u64, Ordering::Relaxed);
+                    self.tunnel.usage.touch();
+                    match &mut self.kept {
                         Some(kept) if kept.len() + count <= KEPT => kept.extend_from_slice(&buf[..count]),
                         kept => *kept = None,
                     }
                     return Poll::Ready(Ok(count));
                 }
-                Err(error) => this.move_after(error)?,
+                Err(error) => self.move_after(error)?,
             }
         }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(this.poll_settled(cx))?;
-            match ready!(Pin::new(&mut this.inner).poll_flush(cx)) {
+            ready!(self.poll_settled(cx))?;
+            match ready!(Pin::new(&mut self.inner).poll_flush(cx)) {
                 Ok(()) => return Poll::Ready(Ok(())),
-                Err(error) => this.move_after(error)?,
+                Err(error) => self.move_after(error)?,
             }
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.end == End::Open {
             self.end = End::Owed;
         }
         self.poll_settled(cx)
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.cell.poll(cx, Half::Read, |stream, cx| stream.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.cell.poll(cx, Half::Write, |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell.poll(cx, Half::Write, Stream::poll_flush)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell.poll(cx, Half::Write, Stream::poll_shutdown)
     }
 }
 

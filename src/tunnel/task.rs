@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::BUDGET;
-use super::state::{Action, Event, State};
+use super::{
+    state::{Action, Event, State},
+    streams::Streams,
+};
 use crate::{
     backend::{Backend, Endpoint, OpenError, Session},
     drain::Drain,
@@ -30,7 +33,9 @@ pub(super) struct Tunnel {
     backend: Arc<dyn Backend>,
     pub view: watch::Sender<View>,
     pub leases: Leases,
-    /// Told when a lease is taken or given back.
+    /// Those that its end ends.
+    pub streams: Streams,
+    /// Notified when the last lease is given back.
     pub changed: Notify,
     /// Somebody wants another attempt of a tunnel that has failed.
     pub wanted: Notify,
@@ -142,6 +147,7 @@ impl Tunnel {
             backend,
             view: watch::Sender::new(View::Starting(None)),
             leases: Leases::default(),
+            streams: Streams::default(),
             changed: Notify::new(),
             wanted: Notify::new(),
             stop: CancellationToken::new(),
@@ -219,8 +225,10 @@ pub(super) async fn run(tunnel: Arc<Tunnel>) {
         (state, action) = state.on(event, Instant::now());
         tunnel.view.send_replace(view(&state, &running, &tunnel));
     }
-    // A connection that is kept for later requests holds no lease: it ends here, and with it the session that it uses.
+    // A connection that is kept for later requests holds no lease, and a stream whose client does not read notices nothing: they
+    // end here, and with them the session that they use.
     tunnel.stop.cancel();
+    tunnel.streams.end();
     tunnel.view.send_replace(View::Over);
 }
 

@@ -325,6 +325,37 @@ async fn nothing_outlives_its_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_keeps_nothing_of_a_tunnel_that_was_stopped() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    // Nobody polls it.
+    let mut stream = lease.connect(None).await.unwrap();
+    let mut pod = backend.pods.lock().unwrap().pop().unwrap();
+    assert!(manager.stop("c/n/s:80"));
+    tokio::time::timeout(IDLE, lease.ended()).await.expect("who holds a lease learns of it");
+    assert_eq!(pod.read(&mut [0; 1]).await.unwrap(), 0, "the stream to the pod is dropped");
+    sleep(Duration::from_millis(1)).await;
+    assert!(backend.sessions.lock().unwrap()[0].is_closed(), "and its session");
+    assert!(stream.read(&mut [0; 1]).await.is_err());
+    assert!(stream.write(&[0; 1]).await.is_err());
+    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_waits_for_a_stream_learns_of_the_stop() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    backend.stalls.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    let (connected, ()) = tokio::join!(lease.connect(None), async {
+        sleep(Duration::from_millis(1)).await;
+        assert!(manager.stop("c/n/s:80"));
+    });
+    assert_eq!(connected.err(), Some(OpenError::Stopped));
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_of_a_session_that_was_replaced_takes_no_new_requests() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();

@@ -164,6 +164,38 @@ async fn status_shows_a_tunnel_and_stop_ends_it() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_learns_of_the_stop_of_its_tunnel() {
+    let port = free_port().await;
+    let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    client.write_all(b"GET /download?bytes=1000000000 HTTP/1.1\r\nHost: any\r\n\r\n").await.unwrap();
+    client.readable().await.unwrap();
+    // So much fits into sockets and queues; then all of them wait for the client.
+    let moved = async || {
+        let (_, json, _) = process.command(&["status", "-o", "json"]).await;
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        json["tunnels"][0]["bytes_down"].as_u64().unwrap()
+    };
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = moved().await;
+        if now == before && now > 0 {
+            break;
+        }
+        before = now;
+    }
+    let (ok, said, error) = process.command(&["stop", "demo/shop/web:80"]).await;
+    assert!(ok, "{said}{error}");
+    let reset = async {
+        while client.take_error().unwrap().is_none() {
+            client.ready(tokio::io::Interest::ERROR).await.unwrap();
+        }
+    };
+    timeout(PATIENCE, reset).await.expect("it is reset though it reads nothing");
+}
+
+#[tokio::test]
 async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
     let port = free_port().await;
     let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;

@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::{BoxedIo, held::write_through, splice::splice},
+    frontend::join::join,
+    io::{BoxedIo, held::write_through},
     tunnel::Lease,
     wire::websocket::Boundary,
 };
@@ -115,9 +116,9 @@ impl Asked {
             };
             let mut backend = TokioIo::new(backend);
             let end = if is_websocket {
-                splice(&mut client, &mut Farewell::new(backend, ended)).await
+                join(&mut client, &mut Farewell::new(backend, ended), &lease).await
             } else {
-                splice(&mut client, &mut backend).await
+                join(&mut client, &mut backend, &lease).await
             };
             debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");
             drop(lease);

@@ -9,7 +9,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::AsyncWrite,
     net::{TcpListener, TcpStream},
     sync::oneshot,
     time::timeout,
@@ -85,9 +85,7 @@ impl Server {
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
         match end.broken {
             Some((Side::Backend, _)) => reset(&visitor),
-            Some((Side::Client, _)) => {}
-            // Where the service ended first, it has not heard of the visitor's end. It may be gone.
-            None => drop(stream.shutdown().await),
+            Some((Side::Client, _)) | None => {}
         }
     }
 

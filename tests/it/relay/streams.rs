@@ -210,3 +210,31 @@ async fn a_service_that_comes_and_goes_is_found_again_on_the_same_connection() {
     tokio::join!(serve(listener), async { assert_eq!(visit(public, "again").await.unwrap(), "again") });
     assert_eq!(watched.count(), 1);
 }
+
+#[tokio::test]
+async fn a_service_that_ends_first_gets_what_its_visitor_still_sends() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut rx, _running) = start(relay.client(listener.local_addr().unwrap().port(), 0), &drain);
+    let public = opened(&mut rx).await;
+    let serving = async {
+        let (mut service, _) = listener.accept().await.unwrap();
+        service.write_all(b"go on").await.unwrap();
+        service.shutdown().await.unwrap();
+        let mut upload = Vec::new();
+        timeout(PATIENCE, service.read_to_end(&mut upload)).await.expect("in time").unwrap();
+        upload
+    };
+    let visiting = async {
+        let mut visitor = TcpStream::connect(public).await.unwrap();
+        let mut greeting = String::new();
+        visitor.read_to_string(&mut greeting).await.unwrap();
+        assert_eq!(greeting, "go on");
+        let upload: Vec<u8> = (0..1_000_000u32).map(|number| (number * 31 % 251) as u8).collect();
+        visitor.write_all(&upload).await.unwrap();
+        visitor.shutdown().await.unwrap();
+        upload
+    };
+    let (received, sent) = tokio::join!(serving, visiting);
+    assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
+}
