@@ -3,6 +3,8 @@
 //! A derived deserialiser stops at the first mistake and forgets where keys stood. So the events of the parser are
 //! made into a tree here, and [`super::validate`] walks it, collecting every problem. No other file knows YAML.
 
+pub mod edit;
+
 use std::{collections::HashMap, iter::Peekable};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};

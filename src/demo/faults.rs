@@ -72,6 +72,7 @@ struct Rules {
     statuses: HashMap<String, u16>,
     next_statuses: HashMap<String, u16>,
     refuses_tokens: bool,
+    more_tokens: HashSet<String>,
     delays: HashMap<String, Duration>,
     /// Verb and resource, `create` and `pods/portforward`.
     forbidden: HashSet<(String, String)>,
@@ -116,6 +117,13 @@ impl Faults {
     /// No token is accepted, or they are again.
     pub fn refuse_tokens(&self, on: bool) {
         self.rules.send_modify(|rules| rules.refuses_tokens = on);
+    }
+
+    /// This token is one of the demo user as well.
+    pub fn accept_token(&self, token: &str) {
+        self.rules.send_modify(|rules| {
+            rules.more_tokens.insert(token.to_owned());
+        });
     }
 
     /// Requests to these paths are answered this much later.
@@ -255,6 +263,11 @@ impl Faults {
             next.is_some()
         });
         next.or_else(|| for_path(&self.rules.borrow().statuses, path))
+    }
+
+    pub(super) fn accepts(&self, authorization: &str) -> bool {
+        let token = authorization.strip_prefix("Bearer ").unwrap_or_default();
+        self.rules.borrow().more_tokens.contains(token)
     }
 
     pub(super) fn refuses_tokens(&self) -> bool {

@@ -2,7 +2,6 @@
 
 mod authorize;
 mod failure;
-mod reach;
 mod transport;
 
 use std::{

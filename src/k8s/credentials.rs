@@ -2,6 +2,7 @@
 
 pub mod exec;
 pub mod exec_credential;
+pub mod oidc;
 pub mod said;
 pub mod token_file;
 
@@ -21,7 +22,7 @@ use http::{
 };
 use rustls::sign::CertifiedKey;
 
-use self::{exec::Plugin, token_file::TokenFile};
+use self::{exec::Plugin, oidc::Oidc, token_file::TokenFile};
 use super::sign_in::{Failure, SignIn, SignIns};
 
 /// A credential that comes expired is used for this long all the same: the clocks may differ, and a plugin must not
@@ -97,6 +98,12 @@ pub fn basic(name: &str, password: &str) -> Option<HeaderValue> {
     sensitive(HeaderValue::try_from(format!("Basic {}", STANDARD.encode(format!("{name}:{password}"))))).ok()
 }
 
+/// Returns the error of a file without its number.
+pub(super) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
 fn sensitive(header: Result<HeaderValue, InvalidHeaderValue>) -> Result<HeaderValue, InvalidHeaderValue> {
     header.map(|mut header| {
         header.set_sensitive(true);
@@ -109,6 +116,7 @@ pub enum Login {
     Fixed(Credential),
     TokenFile(TokenFile),
     Plugin(Box<Plugin>),
+    Oidc(Box<Oidc>),
 }
 
 impl Login {
@@ -118,6 +126,7 @@ impl Login {
             Self::Fixed(credential) => Method::Fixed(Arc::new(credential)),
             Self::TokenFile(file) => Method::TokenFile(file),
             Self::Plugin(plugin) => Method::SignIn(sign_ins.get(&plugin.identity(), user, || plugin)),
+            Self::Oidc(oidc) => Method::SignIn(sign_ins.get(&oidc.identity(), user, || oidc)),
         }
     }
 }
@@ -128,7 +137,7 @@ pub enum Method {
     /// The kubeconfig has it, or there is none.
     Fixed(Arc<Credential>),
     TokenFile(TokenFile),
-    /// Somebody issues it: a plugin.
+    /// Somebody issues it: a plugin, or an OIDC provider.
     SignIn(Arc<SignIn>),
 }
 

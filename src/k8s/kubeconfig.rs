@@ -7,6 +7,7 @@ mod load;
 mod merge;
 mod plugin;
 mod server;
+mod stored;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 

@@ -13,6 +13,7 @@ pub mod own_pod;
 pub mod pods;
 pub mod ports;
 pub mod proxy;
+pub mod reach;
 pub mod resolve;
 pub mod sign_in;
 pub mod upgrade;

@@ -43,7 +43,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Takes a line that an issuer says.
 pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
-/// Who issues credentials: a plugin.
+/// Who issues credentials: a plugin, or an OIDC provider.
 pub trait Issuer: Send + Sync + 'static {
     /// The name for people, e.g. `'aws'`.
     fn name(&self) -> String;

@@ -33,23 +33,23 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Where the answer has to come from, and what adit has to say where there is none.
-enum Verdict {
+pub enum Verdict {
     Works,
     Refused(&'static str),
 }
 use Verdict::{Refused, Works};
 
 /// A demo cluster, and the parts of its kubeconfig.
-struct Oracle {
-    demo: Demo,
+pub struct Oracle {
+    pub demo: Arc<Demo>,
     folder: tempfile::TempDir,
     bundle: String,
     token: String,
 }
 
 impl Oracle {
-    async fn start() -> Self {
-        let demo = Demo::start().await.unwrap();
+    pub async fn start() -> Self {
+        let demo = Arc::new(Demo::start().await.unwrap());
         let written = fs::read_to_string(demo.kubeconfig()).unwrap();
         let behind = |key: &str| {
             let (_, rest) = written.split_once(key).expect(key);
@@ -73,7 +73,7 @@ impl Oracle {
         oracle
     }
 
-    fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
         fs::write(&path, content).unwrap();
         path
@@ -84,7 +84,7 @@ impl Oracle {
     }
 
     /// Replaces `$SERVER`, `$HOST`, `$CA` and `$TOKEN`.
-    fn fill(&self, text: &str) -> String {
+    pub fn fill(&self, text: &str) -> String {
         text.replace("$SERVER", &format!("https://127.0.0.1:{}", self.port()))
             .replace("$HOST", &format!("127.0.0.1:{}", self.port()))
             .replace("$PORT", &self.port().to_string())
@@ -92,34 +92,44 @@ impl Oracle {
             .replace("$TOKEN", &self.token)
     }
 
-    /// Asks kubectl, where there is one, and adit for the Services, with these files and variables.
+    /// Asks adit for the Services, and kubectl where there is one, with these files and variables.
     async fn judge(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
-        let list = std::env::join_paths(files).unwrap();
-        let ask = |program: &str, arguments: &[&str]| {
-            let mut command = Command::new(program);
-            for (name, _) in std::env::vars_os() {
-                if name.to_string_lossy().to_lowercase().ends_with("_proxy") {
-                    command.env_remove(name);
-                }
-            }
-            command.env_remove("ADIT_CONFIG").env_remove("KUBERNETES_SERVICE_HOST");
-            command.args(arguments).stdin(Stdio::null()).env("KUBECONFIG", &list).current_dir(self.folder.path());
-            command.env("HOME", self.folder.path()).env("XDG_RUNTIME_DIR", self.folder.path());
-            command.envs(variables.iter().map(|(name, value)| (name, value)));
-            tokio::task::spawn_blocking(move || command.output())
-        };
-        let adit = ask(env!("CARGO_BIN_EXE_adit"), &["routes", "-n", "shop"]).await.unwrap().expect("adit runs");
+        self.judge_adit(case, files, variables, verdict).await;
+        self.judge_kubectl(case, files, variables, verdict).await;
+    }
+
+    pub async fn judge_adit(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
+        let command = self.command(env!("CARGO_BIN_EXE_adit"), &["routes", "-n", "shop"], files, variables);
+        let adit = output(command).await.expect("adit runs");
         let said = String::from_utf8_lossy(&adit.stderr).into_owned();
         assert!(!said.contains("panicked"), "{case}: {said}");
         match verdict {
             Works => assert!(adit.status.success(), "{case}: {said}"),
             Refused(words) => assert!(!adit.status.success() && said.contains(words), "{case}: {said}"),
         }
+    }
+
+    pub async fn judge_kubectl(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
         let arguments = ["--request-timeout=5s", "-n", "shop", "get", "services", "-o", "name"];
-        if let Ok(kubectl) = ask("kubectl", &arguments).await.unwrap() {
+        if let Ok(kubectl) = output(self.command("kubectl", &arguments, files, variables)).await {
             let said = String::from_utf8_lossy(&kubectl.stderr);
             assert_eq!(kubectl.status.success(), matches!(verdict, Works), "{case}: kubectl says {said}");
         }
+    }
+
+    fn command(&self, program: &str, arguments: &[&str], files: &[PathBuf], variables: &[(&str, String)]) -> Command {
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().to_lowercase().ends_with("_proxy") {
+                command.env_remove(name);
+            }
+        }
+        command.env_remove("ADIT_CONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+        command.args(arguments).stdin(Stdio::null()).current_dir(self.folder.path());
+        command.env("KUBECONFIG", std::env::join_paths(files).unwrap());
+        command.env("HOME", self.folder.path()).env("XDG_RUNTIME_DIR", self.folder.path());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     async fn judge_text(&self, case: &str, text: &str, variables: &[(&str, String)], verdict: &Verdict) {
@@ -128,11 +138,15 @@ impl Oracle {
     }
 }
 
+async fn output(mut command: Command) -> io::Result<std::process::Output> {
+    tokio::task::spawn_blocking(move || command.output()).await.unwrap()
+}
+
 fn with_cluster(cluster: &str) -> String {
     WHOLE.replace("{server: \"$SERVER\", certificate-authority-data: $CA}", cluster)
 }
 
-fn with_user(user: &str) -> String {
+pub fn with_user(user: &str) -> String {
     WHOLE.replace("{token: \"$TOKEN\"}", user)
 }
 

@@ -17,6 +17,7 @@ mod kubeconfigs;
 mod kubectl;
 mod layers;
 mod lifecycle;
+mod oidc;
 mod process;
 mod protocols;
 mod relay;

@@ -11,12 +11,10 @@ use hyper::body::Incoming;
 use kube::client::Body;
 use tower::{BoxError, Service};
 
-use super::{
-    reach,
-    transport::{HttpClient, Transport, Transports},
-};
+use super::transport::{HttpClient, Transport, Transports};
 use crate::k8s::{
     credentials::{Renewal, User},
+    reach,
     sign_in::Failure,
 };
 

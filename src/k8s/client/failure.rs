@@ -1,9 +1,9 @@
 //! What it means when an API server gives no answer to use.
 
-use super::{Cluster, authorize::NotSignedIn, reach};
+use super::{Cluster, authorize::NotSignedIn};
 use crate::{
     config::Namespace,
-    k8s::{ClusterError, credentials::Credential, sign_in::Failure},
+    k8s::{ClusterError, credentials::Credential, reach, sign_in::Failure},
 };
 
 impl Cluster {

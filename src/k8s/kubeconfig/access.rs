@@ -8,12 +8,14 @@ use kube::config::AuthInfo;
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
 use secrecy::ExposeSecret;
 
-use super::{check, impersonation, merge::Merged, plugin, server};
+use super::{check, impersonation, merge::Merged, plugin, server, stored::Stored};
 use crate::{
     config::ContextName,
     k8s::{
         ClusterError,
-        credentials::{Credential, Login, basic, bearer, exec_credential::Version, token_file::TokenFile},
+        credentials::{
+            Credential, Login, basic, bearer, exec_credential::Version, oidc::Oidc, token_file::TokenFile, words,
+        },
         exec_path::ExecPath,
         proxy::{self, Environment},
     },
@@ -113,7 +115,7 @@ impl Access {
                         let info = exec.provide_cluster_info.then(info);
                         Login::Plugin(Box::new(plugin::find(exec, info, exec_path, &of_user)?))
                     }
-                    _ => login(&user, &provider).map_err(of_user)?,
+                    _ => login(&user, &provider, || stored(merged, name)).map_err(of_user)?,
                 };
                 (bundle.transpose().map_err(of_cluster)?, login)
             }
@@ -135,7 +137,7 @@ fn has_credentials(user: &AuthInfo) -> bool {
 }
 
 /// Returns the credential that the kubeconfig has, or names a file of.
-fn login(user: &AuthInfo, provider: &CryptoProvider) -> Result<Login, String> {
+fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> Stored) -> Result<Login, String> {
     let (data, path) = (&user.client_certificate_data, &user.client_certificate);
     let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {
         None => None,
@@ -145,6 +147,13 @@ fn login(user: &AuthInfo, provider: &CryptoProvider) -> Result<Login, String> {
             Some(Arc::new(identity::from_pem(&chain, &key, provider).map_err(|error| error.to_string())?))
         }
     };
+    let oidc = user.auth_provider.as_ref().map(|provider| {
+        check::auth_provider(&provider.name)?;
+        let stored = stored();
+        let key = format!("{}: {}", stored.file.display(), stored.user);
+        Oidc::new(&provider.config, &key, identity.clone(), Box::new(stored))
+    });
+    let oidc = oidc.transpose()?;
     let token = user.token.as_ref().map(|token| token.expose_secret());
     let header = token.map(bearer).transpose().map_err(|error| error.to_string())?;
     if let Some(path) = &user.token_file {
@@ -153,7 +162,15 @@ fn login(user: &AuthInfo, provider: &CryptoProvider) -> Result<Login, String> {
     // client-go sends a name without a password, and no password without a name.
     let password = user.password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
     let header = header.or_else(|| user.username.as_ref().and_then(|name| basic(name, password)));
-    Ok(Login::Fixed(Credential::new(header, identity)))
+    Ok(match oidc {
+        // As in client-go, it is not asked where there is another Authorization header.
+        Some(oidc) if header.is_none() => Login::Oidc(Box::new(oidc)),
+        _ => Login::Fixed(Credential::new(header, identity)),
+    })
+}
+
+fn stored(merged: &Merged, user: &str) -> Stored {
+    Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned() }
 }
 
 const WRONG_TYPE: &str = "one of its values has the wrong type";
@@ -194,10 +211,4 @@ fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -
 fn open_token(path: String, otherwise: Option<&str>, identity: Option<Arc<CertifiedKey>>) -> Result<TokenFile, String> {
     TokenFile::open(PathBuf::from(&path), otherwise, identity)
         .map_err(|error| format!("cannot use the token file {path}: {}", words(&error)))
-}
-
-/// Returns the error of a file without its number.
-fn words(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }

@@ -50,6 +50,18 @@ pub(super) fn user(user: &AuthInfo) -> Result<(), String> {
     Ok(())
 }
 
+/// # Errors
+/// The `auth-provider` is not `oidc`, the only one that kubectl still has.
+pub(super) fn auth_provider(name: &str) -> Result<(), String> {
+    let instead = match name {
+        "oidc" => return Ok(()),
+        "gcp" => "sign in with the plugin gke-gcloud-auth-plugin: gcloud container clusters get-credentials CLUSTER",
+        "azure" => "sign in with the plugin kubelogin: kubelogin convert-kubeconfig",
+        _ => "replace it by an exec",
+    };
+    Err(format!("its auth-provider is {name:?}, which kubectl does not have (any more): {instead}"))
+}
+
 fn both(key: &str) -> String {
     format!("it has {key} and {key}-data: remove one of them")
 }

@@ -91,6 +91,10 @@ fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) {
             text.retain(|char| char != '\r' && char != '\n');
         }
     }
+    let settings = entry.get_mut("auth-provider").and_then(|provider| provider.get_mut("config"));
+    if let Some(settings) = settings.and_then(Value::as_object_mut) {
+        drop_unset(settings);
+    }
     if let Some(Value::String(command)) = entry.get_mut("exec").and_then(|exec| exec.get_mut("command"))
         && command.contains('/')
     {

@@ -49,6 +49,11 @@ impl Merged {
         self
     }
 
+    /// Returns the file of a user.
+    pub(super) fn file_of_user(&self, name: &str) -> Option<&PathBuf> {
+        self.users.get(name)
+    }
+
     /// Names a cluster and its file for people: `cluster "c" of /home/ana/.kube/config`.
     pub(super) fn cluster(&self, name: &str) -> String {
         named("cluster", name, &self.clusters)

@@ -7,10 +7,10 @@ use rustls::{AlertDescription, CertificateError};
 use crate::telemetry::reasons;
 
 /// Returns the reason. `server`: its URL. `proxy`: the proxy in front of it, without credentials.
-pub(super) fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
+pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
     let chain = chain(error);
     let host = server.host().unwrap_or_default();
-    if let Some(error) = chain.iter().find_map(|error| error.downcast_ref::<rustls::Error>()) {
+    if let Some(error) = tls_error(error) {
         return of_tls(error, host);
     }
     if let Some(alert) = alert(&chain) {
@@ -38,8 +38,13 @@ pub(super) fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: O
     }
 }
 
+/// Returns the error of TLS that is behind an error.
+pub fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    chain(error).into_iter().find_map(|error| error.downcast_ref())
+}
+
 /// Returns whether the server has ended TLS because of the client certificate.
-pub(super) fn is_about_identity(error: &(dyn Error + 'static)) -> bool {
+pub fn is_about_identity(error: &(dyn Error + 'static)) -> bool {
     alert(&chain(error)).is_some_and(is_about_certificate)
 }
 

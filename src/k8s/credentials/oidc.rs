@@ -1,0 +1,279 @@
+//! The legacy OIDC sign-in (`auth-provider: oidc` of a kubeconfig's user): an ID token, renewed with a refresh token.
+//!
+//! client-go (`plugin/pkg/client/auth/oidc`) is the rule: the ID token of the kubeconfig is used until 10 s before it
+//! expires, then the refresh token renews it, and the new tokens are written back. Beyond that, adit first makes sure
+//! that the file can be written, because a provider that rotates refresh tokens accepts each one once; it reads the file
+//! again before each renewal, because kubectl may have renewed the token; and it renews a token that is refused.
+
+mod id_token;
+mod provider;
+
+use std::{
+    collections::HashMap,
+    fs,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures::future::BoxFuture;
+use rustls::{crypto::ring, sign::CertifiedKey};
+use serde_json::json;
+use tokio::time::sleep;
+
+use self::provider::{Client, Tokens};
+use super::{Credential, bearer};
+use crate::{
+    k8s::sign_in::{Failure, Issuer, Say},
+    tls::bundle::Bundle,
+};
+
+const ISSUER: &str = "idp-issuer-url";
+const CLIENT_ID: &str = "client-id";
+const CLIENT_SECRET: &str = "client-secret";
+const CA_FILE: &str = "idp-certificate-authority";
+const CA_DATA: &str = "idp-certificate-authority-data";
+const ID_TOKEN: &str = "id-token";
+const REFRESH_TOKEN: &str = "refresh-token";
+
+/// A token that expires within this is renewed: the clocks differ, and the request takes its time.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// How often, and how far apart, the new tokens are written while another program has the file locked.
+const WRITES: u32 = 10;
+const WRITE_PAUSE: Duration = Duration::from_millis(200);
+
+/// The settings of an `auth-provider`, which are in the kubeconfig.
+pub type Settings = HashMap<String, String>;
+
+/// Where the settings of a user are kept: a kubeconfig.
+pub trait Store: Send + Sync + 'static {
+    /// Reads the settings as they are now.
+    ///
+    /// # Errors
+    /// Why there are none.
+    fn read(&self) -> Result<Settings, String>;
+
+    /// Returns why new values could not be written. Nothing is changed.
+    fn check(&self, keys: &[&str]) -> Result<(), String>;
+
+    /// Writes new values; all else in the file stays.
+    ///
+    /// # Errors
+    /// Why they cannot be written.
+    fn write(&self, values: &[(&str, &str)]) -> Result<(), String>;
+}
+
+/// A user whose ID token comes from an OpenID Connect provider.
+pub struct Oidc {
+    issuer: String,
+    client: Client,
+    /// The client certificate of the same user.
+    identity: Option<Arc<CertifiedKey>>,
+    /// What tells this user from others.
+    user: String,
+    store: Box<dyn Store>,
+    /// The ID token that was given out last. Where it is asked for again, a server has refused it.
+    last: Mutex<Option<String>>,
+    /// The provider's refresh token where it could not be written.
+    unwritten: Mutex<Option<String>>,
+}
+
+impl Oidc {
+    /// `user`: what tells this user from others.
+    ///
+    /// # Errors
+    /// A setting is missing, or the CA bundle cannot be used: which, and what to write.
+    pub fn new(
+        settings: &Settings,
+        user: &str,
+        identity: Option<Arc<CertifiedKey>>,
+        store: Box<dyn Store>,
+    ) -> Result<Self, String> {
+        let wanted = |key: &str| {
+            let value = value(settings, key).map(str::to_owned);
+            value.ok_or_else(|| format!("its auth-provider has no {key}: add it"))
+        };
+        let secret = value(settings, CLIENT_SECRET).unwrap_or_default().to_owned();
+        let (issuer, id) = (wanted(ISSUER)?, wanted(CLIENT_ID)?);
+        let client = Client { id, secret, bundle: bundle(settings)? };
+        let (last, unwritten) = (Mutex::default(), Mutex::default());
+        Ok(Self { issuer, client, identity, user: user.to_owned(), store, last, unwritten })
+    }
+
+    /// Returns what makes another sign-in of it.
+    pub fn identity(&self) -> String {
+        json!(["oidc", self.user, self.issuer, self.client.id]).to_string()
+    }
+
+    async fn renew(&self, say: Say<'_>) -> Result<Credential, Failure> {
+        let settings = self.store.read().map_err(Failure::new)?;
+        let last = self.last.lock().expect("no panic while the lock is held").clone();
+        if let Some(token) = value(&settings, ID_TOKEN)
+            && last.as_deref() != Some(token)
+        {
+            let expires = id_token::expiry(token).map_err(|reason| of_user(format!("its id-token {reason}")))?;
+            if SystemTime::now() + MARGIN < expires {
+                return self.issued(token, expires);
+            }
+        }
+        let unwritten = self.unwritten.lock().expect("no panic while the lock is held").clone();
+        let refresh = unwritten.or_else(|| value(&settings, REFRESH_TOKEN).map(str::to_owned));
+        let Some(refresh) = refresh else {
+            return Err(of_user("its id-token has expired, and there is no refresh-token".to_owned()));
+        };
+        // Before the provider is asked: it may accept this refresh token only once.
+        let cannot_write = |reason: String| of_user(format!("a renewed id-token could not be kept: {reason}"));
+        self.store.check(&[ID_TOKEN, REFRESH_TOKEN]).map_err(cannot_write)?;
+        let renewed = self.client.renew(&self.issuer, &refresh).await;
+        let tokens = renewed.map_err(|reason| of_user(format!("the provider {} {reason}", self.issuer)))?;
+        let expires = id_token::expiry(&tokens.id_token)
+            .map_err(|reason| of_user(format!("the provider {} issued an id-token that {reason}", self.issuer)))?;
+        self.keep(&tokens, &refresh, say).await;
+        self.issued(&tokens.id_token, expires)
+    }
+
+    /// Writes the tokens. Where that fails after all, they serve until adit ends.
+    async fn keep(&self, tokens: &Tokens, before: &str, say: Say<'_>) {
+        let refresh = tokens.refresh_token.as_deref().unwrap_or(before);
+        let mut values = vec![(ID_TOKEN, tokens.id_token.as_str())];
+        if refresh != before || self.unwritten.lock().expect("no panic while the lock is held").is_some() {
+            values.push((REFRESH_TOKEN, refresh));
+        }
+        *self.unwritten.lock().expect("no panic while the lock is held") = Some(refresh.to_owned());
+        let mut written = Ok(());
+        for _ in 0..WRITES {
+            written = self.store.write(&values);
+            if written.is_ok() {
+                *self.unwritten.lock().expect("no panic while the lock is held") = None;
+                return;
+            }
+            sleep(WRITE_PAUSE).await;
+        }
+        say(&format!("the renewed tokens are not written: {}", written.err().unwrap_or_default()));
+    }
+
+    fn issued(&self, token: &str, expires: SystemTime) -> Result<Credential, Failure> {
+        *self.last.lock().expect("no panic while the lock is held") = Some(token.to_owned());
+        let header = bearer(token).map_err(|error| of_user(error.to_string()))?;
+        Ok(Credential::issued(Some(header), self.identity.clone(), expires.checked_sub(MARGIN)))
+    }
+}
+
+impl Issuer for Oidc {
+    fn name(&self) -> String {
+        format!("OIDC provider {}", self.issuer)
+    }
+
+    fn issue<'a>(&'a self, say: Say<'a>) -> BoxFuture<'a, Result<Credential, Failure>> {
+        Box::pin(self.renew(say))
+    }
+}
+
+fn of_user(reason: String) -> Failure {
+    let hint = "sign in again with the tool that wrote this kubeconfig, or replace auth-provider by exec with the plugin \
+                kubelogin (kubectl oidc-login)";
+    Failure { hint: Some(hint.to_owned()), ..Failure::new(reason) }
+}
+
+/// Returns the value of a key. An empty one is none.
+fn value<'s>(settings: &'s Settings, key: &str) -> Option<&'s str> {
+    settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// Returns the CA bundle of the provider. None: that of the system.
+fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
+    let (key, pem) = match (value(settings, CA_DATA), value(settings, CA_FILE)) {
+        (Some(data), _) => {
+            let data: String = data.chars().filter(|char| !matches!(char, '\r' | '\n')).collect();
+            (CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is no base64"))?)
+        }
+        // As in client-go, a relative path starts at the working directory.
+        (None, Some(path)) => {
+            let read = fs::read(path);
+            (CA_FILE, read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", super::words(&error)))?)
+        }
+        (None, None) => return Ok(None),
+    };
+    let bundle = Bundle::from_pem(&pem, &Arc::new(ring::default_provider()));
+    bundle.map(|bundle| Some(Arc::new(bundle))).map_err(|reason| format!("its {key}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{id_token::tests::token, *};
+
+    /// A file that cannot be written, or can.
+    struct Fake(Settings, Result<(), String>);
+
+    impl Store for Fake {
+        fn read(&self) -> Result<Settings, String> {
+            Ok(self.0.clone())
+        }
+
+        fn check(&self, _: &[&str]) -> Result<(), String> {
+            self.1.clone()
+        }
+
+        fn write(&self, _: &[(&str, &str)]) -> Result<(), String> {
+            self.1.clone()
+        }
+    }
+
+    fn settings(more: &[(&str, &str)]) -> Settings {
+        let all = [(ISSUER, "http://127.0.0.1:1"), (CLIENT_ID, "c")].iter().chain(more);
+        all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn oidc(more: &[(&str, &str)], can_write: Result<(), String>) -> Oidc {
+        let settings = settings(more);
+        Oidc::new(&settings, "u", None, Box::new(Fake(settings.clone(), can_write))).unwrap()
+    }
+
+    async fn failure(oidc: &Oidc) -> Failure {
+        oidc.issue(&|_| {}).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_valid_is_used_until_it_is_asked_for_again() {
+        let oidc = oidc(&[(ID_TOKEN, &token(3600))], Ok(()));
+        let credential = oidc.issue(&|_| {}).await.unwrap();
+        assert!(credential.is_fresh() && credential.header.is_some());
+        assert_eq!(failure(&oidc).await.reason, "its id-token has expired, and there is no refresh-token");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_where_the_answer_could_not_be_kept() {
+        for expires_in in [-60, 5] {
+            let tokens = [(ID_TOKEN, token(expires_in)), (REFRESH_TOKEN, "r".to_owned())];
+            let tokens = tokens.each_ref().map(|(key, value)| (*key, value.as_str()));
+            let failure = failure(&oidc(&tokens, Err("it is read-only".to_owned()))).await;
+            assert_eq!(failure.reason, "a renewed id-token could not be kept: it is read-only");
+            assert!(failure.hint.unwrap().contains("kubelogin"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_goes_wrong_is_said_with_the_provider() {
+        let unreachable = failure(&oidc(&[(REFRESH_TOKEN, "r")], Ok(()))).await.reason;
+        assert_eq!(
+            unreachable,
+            "the provider http://127.0.0.1:1 cannot be reached: the connection is refused: nothing listens there"
+        );
+        let odd = failure(&oidc(&[(ID_TOKEN, "abc"), (REFRESH_TOKEN, "r")], Ok(()))).await.reason;
+        assert_eq!(odd, "its id-token is no JSON Web Token");
+    }
+
+    #[test]
+    fn settings_that_are_missing_or_of_no_use_are_named() {
+        let refused = |settings: &Settings| {
+            Oidc::new(settings, "u", None, Box::new(Fake(Settings::new(), Ok(())))).err().unwrap_or_default()
+        };
+        assert_eq!(refused(&settings(&[(ISSUER, "")])), "its auth-provider has no idp-issuer-url: add it");
+        assert_eq!(refused(&settings(&[(CLIENT_ID, "")])), "its auth-provider has no client-id: add it");
+        assert_eq!(refused(&settings(&[(CA_DATA, "%")])), "its idp-certificate-authority-data is no base64");
+        assert!(refused(&settings(&[(CA_FILE, "/no/such")])).contains("/no/such: no such file"));
+        assert!(refused(&settings(&[(CA_DATA, "aGFsbG8=")])).starts_with("its idp-certificate-authority-data: "));
+        assert_eq!(refused(&settings(&[(CLIENT_SECRET, "")])), "");
+    }
+}

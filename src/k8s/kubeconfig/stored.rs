@@ -1,0 +1,161 @@
+//! The `auth-provider` of a user in its file: read, and written back under the lock that kubectl takes.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use super::load;
+use crate::{
+    config::file::edit::{self, Step},
+    k8s::credentials::{
+        oidc::{Settings, Store},
+        words,
+    },
+};
+
+/// Where the settings are.
+pub(super) struct Stored {
+    pub file: PathBuf,
+    pub user: String,
+}
+
+impl Store for Stored {
+    fn read(&self) -> Result<Settings, String> {
+        let file = load::file(&self.file).map_err(|reason| format!("{}: {reason}", self.file.display()))?;
+        let users = file.into_iter().flat_map(|file| file.auth_infos);
+        let user = users.filter(|named| named.name == self.user).find_map(|named| named.auth_info);
+        let provider = user.and_then(|user| user.auth_provider);
+        provider.map(|provider| provider.config).ok_or_else(|| {
+            format!("{} no longer has the user {:?} with an auth-provider", self.file.display(), self.user)
+        })
+    }
+
+    fn check(&self, keys: &[&str]) -> Result<(), String> {
+        let values: Vec<_> = keys.iter().map(|key| (*key, "a")).collect();
+        self.edited(&values)?;
+        OpenOptions::new().write(true).open(&self.file).map_err(|error| self.unwritable(&error))?;
+        // It is a file of the folder, as the one that is written.
+        Lock::take(&self.file).map(drop)
+    }
+
+    fn write(&self, values: &[(&str, &str)]) -> Result<(), String> {
+        let _lock = Lock::take(&self.file)?;
+        let text = self.edited(values)?;
+        self.replace(&text).map_err(|error| self.unwritable(&error))
+    }
+}
+
+impl Stored {
+    fn edited(&self, values: &[(&str, &str)]) -> Result<String, String> {
+        let text = fs::read_to_string(&self.file).map_err(|error| self.unwritable(&error))?;
+        let path = [
+            Step::Key("users"),
+            Step::Named(&self.user),
+            Step::Key("user"),
+            Step::Key("auth-provider"),
+            Step::Key("config"),
+        ];
+        edit::set(&text, &path, values).ok_or_else(|| {
+            format!("{} is written in a way that adit does not edit: a key twice, or an alias", self.file.display())
+        })
+    }
+
+    /// Replaces the file at once: others never read half of it.
+    fn replace(&self, text: &str) -> io::Result<()> {
+        // Where the file is a symlink, the one that it leads to.
+        let file = fs::canonicalize(&self.file)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let new = file.with_file_name(format!(".{name}.{}", std::process::id()));
+        let written = (|| {
+            let mut target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            target.set_permissions(fs::metadata(&file)?.permissions())?;
+            target.write_all(text.as_bytes())?;
+            target.sync_all()?;
+            fs::rename(&new, &file)
+        })();
+        if written.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        written
+    }
+
+    fn unwritable(&self, error: &io::Error) -> String {
+        format!("{} cannot be written: {}", self.file.display(), words(error))
+    }
+}
+
+/// The lock of client-go: a file beside the kubeconfig.
+struct Lock(PathBuf);
+
+impl Lock {
+    fn take(file: &Path) -> Result<Self, String> {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        match OpenOptions::new().write(true).create_new(true).mode(0o000).open(&path) {
+            Ok(_) => Ok(Self(path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(format!("another program has locked it: delete {} if none is running", path.display()))
+            }
+            Err(error) => Err(format!("{} cannot be written: {}", path.display(), words(&error))),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const TEXT: &str =
+        "users:\n- name: u # me\n  user: {auth-provider: {name: oidc, config: {client-id: c, id-token: old}}}\n";
+
+    fn stored(text: &str) -> (tempfile::TempDir, Stored) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        fs::write(&file, text).unwrap();
+        (folder, Stored { file, user: "u".into() })
+    }
+
+    #[test]
+    fn values_are_written_through_a_symlink_and_the_mode_stays() {
+        let (folder, stored) = stored(TEXT);
+        fs::set_permissions(&stored.file, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = folder.path().join("link");
+        symlink(&stored.file, &link).unwrap();
+        let linked = Stored { file: link.clone(), user: "u".into() };
+        linked.check(&["id-token", "refresh-token"]).unwrap();
+        assert_eq!(fs::read_to_string(&stored.file).unwrap(), TEXT, "a check changes nothing");
+        linked.write(&[("id-token", "new"), ("refresh-token", "r")]).unwrap();
+        let settings = stored.read().unwrap();
+        assert_eq!((settings["id-token"].as_str(), settings["refresh-token"].as_str()), ("new", "r"));
+        assert!(fs::read_to_string(&stored.file).unwrap().contains("- name: u # me"));
+        assert_eq!(fs::metadata(&stored.file).unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn a_file_that_kubectl_writes_or_that_cannot_be_edited_is_left_alone() {
+        let (folder, locked) = stored(TEXT);
+        fs::write(folder.path().join("config.lock"), "").unwrap();
+        assert!(locked.check(&["id-token"]).unwrap_err().contains("config.lock if none is running"));
+        assert!(locked.write(&[("id-token", "new")]).is_err());
+        assert!(folder.path().join("config.lock").exists(), "the lock is another's");
+        let (_folder, twice) = stored(&format!("{TEXT}a: 1\na: 2\n"));
+        assert!(twice.check(&["id-token"]).unwrap_err().contains("a key twice"));
+        let (_folder, gone) = stored("users: []\n");
+        assert!(gone.read().unwrap_err().contains("no longer has the user \"u\""));
+        assert!(stored("").1.read().is_err());
+    }
+}
