@@ -198,6 +198,7 @@ fn relay_client(expose: &Expose) -> io::Result<relay::client::Options> {
     let trust = Trust::of(expose.fingerprint.as_ref(), expose.ca.as_ref());
     let kind = if expose.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
     let name = expose.name.clone().unwrap_or_default();
+    let name = expose.host.as_ref().map_or_else(|| name.clone(), |host| format!("{name}={host}"));
     let tunnels = vec![Wanted { local_port: expose.local_port, kind, port: expose.public_port, name }];
     let dial = Arc::new(Direct { host: expose.to.0.clone(), port: expose.to.1 });
     let local_host = expose.local_host.clone();

@@ -9,7 +9,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::names::relay_address,
+    config::names::{host_header, relay_address},
     drain::Drain,
     relay::{
         client::{self, Direct, Fatal, LocalEnd, Options, Wanted},
@@ -39,6 +39,10 @@ pub struct Args {
     /// Serve the first port by HTTP under this name of the relay's domain
     #[arg(long, value_name = "NAME", conflicts_with = "port")]
     name: Option<String>,
+    /// The Host header that the local service gets [default: the public name]: "rewrite", which means localhost and its port, for dev
+    /// servers that refuse public names (Vite, webpack, Rails), or a host
+    #[arg(long, value_name = "HOST", requires = "name")]
+    host: Option<String>,
     /// Read the secret from this file [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -130,6 +134,14 @@ fn options(args: &Args) -> Result<Options, CliError> {
     }
     if let Some(name) = &args.name {
         (tunnels[0].kind, tunnels[0].name) = (Kind::Http, name.clone());
+    }
+    if let Some(host) = &args.host {
+        let header = host_header(host, args.local_host.as_deref(), tunnels[0].local_port);
+        let header = header.ok_or_else(|| {
+            CliError::usage(format!("--host: {host:?} is not a host"))
+                .hint(Some("write --host rewrite, or --host shop.test:3000"))
+        })?;
+        tunnels[0].name += &format!("={header}");
     }
     let (host, port) = relay_address(&args.to).ok_or_else(|| {
         CliError::usage(format!("--to: {:?} is not a relay", args.to))

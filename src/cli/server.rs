@@ -28,7 +28,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::{HttpOptions, defaults},
+    config::{HostHeader, HttpOptions, defaults},
     drain::Drain,
     frontend::{
         Connection,
@@ -47,7 +47,7 @@ use crate::{
         auth::{self, Key},
         backend::Relayed,
         expose::{Exposer, Relay},
-        server::{Limits, Options, Server},
+        server::{Limits, Options, Server, tunnels::HttpName},
         tls::Identity,
     },
     routing::{Contexts, Route, Router, SharedRouter, Target},
@@ -199,7 +199,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     }
     let (router, domain) = (relayed_router(), options.domain.clone().unwrap_or_default());
     let told = router.clone();
-    let names_changed = move |names: Vec<String>| told.store(Arc::new(with_names(&told.load(), names, &domain)));
+    let names_changed = move |names: Vec<HttpName>| told.store(Arc::new(with_names(&told.load(), names, &domain)));
     let server = Server::new(options, identity.relay_config()?, drain.clone(), names_changed);
 
     let mut text = format!("adit relay {} takes clients on {}\n", env!("CARGO_PKG_VERSION"), control.local_addr()?);
@@ -248,14 +248,17 @@ fn relayed_router() -> SharedRouter {
     Arc::new(ArcSwap::from_pointee(Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed }))
 }
 
-fn with_names(router: &Router, names: Vec<String>, domain: &str) -> Router {
-    // Who may see a page of the public is for the service behind it to say.
-    let options = Arc::new(HttpOptions { allow_origins: vec!["*".to_owned()], ..HttpOptions::default() });
-    let routes = names.into_iter().map(|name| {
+fn with_names(router: &Router, names: Vec<HttpName>, domain: &str) -> Router {
+    let routes = names.into_iter().map(|HttpName { name, host }| {
+        let (rewrite_location, header) =
+            (host.is_some().then_some(true), host.map_or_else(HostHeader::default, HostHeader::Fixed));
+        // Who may see a page of the public is for the service behind it to say.
+        let allow_origins = vec!["*".to_owned()];
+        let options = Arc::new(HttpOptions { allow_origins, host: header, rewrite_location, ..HttpOptions::default() });
         let host = format!("{name}.{domain}");
         let target = Target::Relayed(name.into());
         let idle_timeout = Duration::from_secs(60);
-        (host.clone(), Route { name: host.into(), target, idle_timeout, options: options.clone() })
+        (host.clone(), Route { name: host.into(), target, idle_timeout, options })
     });
     Router { relayed: Some(Arc::new(routes.collect())), ..router.clone() }
 }

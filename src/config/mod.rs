@@ -98,6 +98,8 @@ pub struct Expose {
     pub public_port: u16,
     /// Served by HTTP under this name instead of a port.
     pub name: Option<String>,
+    /// The Host header that the local service gets instead of the public name. Only with `name`.
+    pub host: Option<String>,
 }
 
 /// `sni:` in the file: a listener for TLS and PostgreSQL that never ends TLS.
@@ -245,6 +247,18 @@ pub enum PortRef {
     Https,
 }
 
+/// What a backend is sent as Host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// What the client sent.
+    #[default]
+    Client,
+    /// The backend's own name in the cluster.
+    Own,
+    /// This one, with a port where it has one. Origin and the X-Forwarded headers name it too, for dev servers that refuse others.
+    Fixed(String),
+}
+
 /// How adit speaks to the backend of an HTTP route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
@@ -273,8 +287,8 @@ pub struct HttpOptions {
     pub request_headers: HeaderRules,
     /// Changes of the answer's headers.
     pub response_headers: HeaderRules,
-    /// Sends the backend its own name instead of the one that the client used. Default: false; true for a jump.
-    pub rewrite_host: bool,
+    /// The name that the backend is sent. Default: the client's; its own for a jump.
+    pub host: HostHeader,
     /// Whose redirects and cookies come back to the name that the client used. None: those of the host that was asked for; true: those
     /// of the backend's own names as well, the default for a jump; false: none.
     pub rewrite_location: Option<bool>,

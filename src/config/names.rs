@@ -1,6 +1,9 @@
 //! Words of the configuration and of names: labels, hosts, ports, durations.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use super::defaults::RELAY_PORT;
 
@@ -74,6 +77,24 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     (!text.is_empty() && total <= 3.2e9).then(|| Duration::from_secs_f64(total))
 }
 
+/// Returns the Host header that a local service gets where `text` asks for one: `rewrite` is the name that it has on this machine,
+/// all else is a host, with or without a port. None: it is neither.
+pub fn host_header(text: &str, local_host: Option<&str>, local_port: u16) -> Option<String> {
+    let bracketed =
+        |host: &str| if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    let host = match text {
+        "rewrite" => format!("{}:{local_port}", bracketed(local_host.unwrap_or("localhost"))),
+        host => host.to_ascii_lowercase(),
+    };
+    let authority: http::uri::Authority = host.parse().ok()?;
+    let name = authority.host();
+    let is_name = is_host(name) || (name.starts_with('[') && name[1..name.len() - 1].parse::<Ipv6Addr>().is_ok());
+    let is_port = host.strip_prefix(name).is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).is_some_and(|port| port > 0)
+    });
+    (is_name && is_port).then_some(host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +108,29 @@ mod tests {
         );
         for wrong in ["", "5", "s", "1x", "-1s", "1h-", "1.2.3s", "99999999999h"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_host_header_is_rewritten_or_given() {
+        for (text, local_host, header) in [
+            ("rewrite", None, Some("localhost:5173")),
+            ("rewrite", Some("::1"), Some("[::1]:5173")),
+            ("rewrite", Some("[::1]"), Some("[::1]:5173")),
+            ("rewrite", Some("vm.test"), Some("vm.test:5173")),
+            ("Shop.test", None, Some("shop.test")),
+            ("shop.test:3000", None, Some("shop.test:3000")),
+            ("[::1]:3000", None, Some("[::1]:3000")),
+            ("", None, None),
+            ("shop.test:", None, None),
+            ("shop.test:0", None, None),
+            ("shop.test:99999", None, None),
+            ("http://shop.test", None, None),
+            ("me@shop.test", None, None),
+            ("a b", None, None),
+            ("a\r\nX: y", None, None),
+        ] {
+            assert_eq!(host_header(text, local_host, 5173).as_deref(), header, "{text:?} {local_host:?}");
         }
     }
 

@@ -196,6 +196,8 @@ struct Expose {
     public_port: Option<u16>,
     /// Serve it by HTTP under this name of the relay's domain.
     name: Option<String>,
+    /// The Host header that the local service gets, for dev servers that refuse public names (Vite, webpack, Rails): rewrite, which means localhost and its port, or a host. Default: the public name.
+    host: Option<String>,
 }
 
 /// What adit tells of itself, beside its Unix socket.

@@ -21,11 +21,11 @@ use ::http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Expose, HeaderRules, HttpOptions,
-    HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute,
-    TcpRoute, Workload, defaults,
+    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Expose, HeaderRules, HostHeader,
+    HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend,
+    SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
+    names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
     problem::{LoadError, Problem},
 };
@@ -72,7 +72,7 @@ pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
 pub(super) const ADMIN: &[&str] = &["listen"];
 pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
 pub(super) const EXPOSE: &[&str] =
-    &["port", "to", "secret_file", "fingerprint", "ca", "local_host", "public_port", "name"];
+    &["port", "to", "secret_file", "fingerprint", "ca", "local_host", "public_port", "name", "host"];
 pub(super) const SNI: &[&str] = &[
     "listen",
     "idle_timeout",

@@ -40,7 +40,7 @@ use self::{
     upstream::{Answered, Upstreams, Way},
 };
 use crate::{
-    config::Scheme,
+    config::{HostHeader, Scheme},
     drain::Drain,
     frontend::{
         Connection,
@@ -242,21 +242,31 @@ impl HttpFrontend {
         let asks = Asks::of(&request, arrival.tls, asked.is_some());
         let scheme = self.protocols.choose(&route, &endpoint, asks).scheme;
         let comes_back = route.options.rewrite_location;
-        let names = (route.options.rewrite_host || comes_back == Some(true))
-            .then_some(route.target.pods())
-            .flatten()
-            .map(|target| Names::of(target, scheme, endpoint.port.number, server_name));
+        let names = match &route.options.host {
+            HostHeader::Fixed(host) => Some(Names::fixed(host)),
+            header => (*header == HostHeader::Own || comes_back == Some(true))
+                .then_some(route.target.pods())
+                .flatten()
+                .map(|target| Names::of(target, scheme, endpoint.port.number, server_name)),
+        };
         let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
 
         let version = request.version();
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
         let (peer, local) = (arrival.connection.peer, arrival.connection.local);
-        headers::set_forwarded(headers, Hop { peer, local, host: &authority, tls: arrival.tls });
-        self.identity.mark(headers, version);
-        if let Some(names) = names.as_ref().filter(|_| route.options.rewrite_host) {
-            names.into_request(headers);
+        let mut hop = Hop { peer, local, host: &authority, tls: arrival.tls };
+        match (&route.options.host, &names) {
+            (HostHeader::Own, Some(names)) => names.into_request(headers),
+            (HostHeader::Fixed(_), Some(names)) => {
+                names.into_request(headers);
+                names.into_origin(headers, &authority, arrival.tls);
+                hop.host = names.own();
+            }
+            _ => {}
         }
+        headers::set_forwarded(headers, hop);
+        self.identity.mark(headers, version);
         headers::apply(&route.options.request_headers, headers);
         if let Some(asked) = &asked {
             asked.into_http1(&mut request);

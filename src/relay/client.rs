@@ -105,7 +105,7 @@ pub struct Wanted {
     pub kind: Kind,
     /// 0 for any.
     pub port: u16,
-    /// Empty for any.
+    /// Empty for any. For HTTP perhaps `NAME=HOST`, with the Host header that the local service gets instead of the public name.
     pub name: String,
 }
 
@@ -261,7 +261,11 @@ impl Client {
         let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
             let given = given.get(at).cloned().unwrap_or_default();
             let port = if given.port != 0 { given.port } else { wanted.port };
-            let name = if given.name.is_empty() { wanted.name.clone() } else { given.name };
+            let name = match wanted.name.split_once('=') {
+                _ if given.name.is_empty() => wanted.name.clone(),
+                Some((_, host)) => format!("{}={host}", given.name),
+                None => given.name,
+            };
             Frame::Open { tunnel: at as u32, kind: wanted.kind, port, resume: given.resume, name }
         });
         conversation::send(&mut tls, &wanted.collect::<Vec<_>>()).await?;

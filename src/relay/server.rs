@@ -31,7 +31,7 @@ pub use self::options::{Limits, Options};
 use self::{
     idle::Idle,
     quotas::Notices,
-    tunnels::Tunnel,
+    tunnels::{HttpName, Tunnel},
     visitors::{Pending, StreamName},
 };
 use super::{
@@ -60,7 +60,7 @@ pub struct Server {
     notices: Notices,
     drain: Drain,
     /// Told when a name comes or goes.
-    names_changed: Box<dyn Fn(Vec<String>) + Send + Sync>,
+    names_changed: Box<dyn Fn(Vec<HttpName>) + Send + Sync>,
     pub counters: Counters,
 }
 
@@ -110,7 +110,7 @@ impl Server {
         options: Options,
         tls: Arc<ServerConfig>,
         drain: Drain,
-        names_changed: impl Fn(Vec<String>) + Send + Sync + 'static,
+        names_changed: impl Fn(Vec<HttpName>) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let accepted = options.limits.accepted;
         let unproven = accept::Limits { connections: Some(options.limits.handshakes), per_address: None, ..accepted };

@@ -18,6 +18,7 @@ mod kubectl;
 mod layers;
 mod lifecycle;
 mod oidc;
+mod names;
 mod process;
 mod protocols;
 mod relay;

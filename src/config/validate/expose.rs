@@ -21,18 +21,31 @@ impl Walk {
                 relay_address(&text)
                     .or_else(|| walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")))
             });
+            let local_host = self.field(&map, "local_host", Self::text);
+            let local_service = local_port.map(|port| (local_host.clone(), port));
+            let host = |walk: &mut Self, node: &Node| {
+                let text = walk.text(node)?;
+                let (local_host, port) = local_service.as_ref()?;
+                host_header(&text, local_host.as_deref(), *port)
+                    .or_else(|| walk.wrong(node, "a host", Some("write host: rewrite, or host: shop.test:3000")))
+            };
+            let host_place = map.get("host").map(|node| node.place);
             let expose = Expose {
                 to: to?,
                 secret_file: self.field(&map, "secret_file", Self::file),
                 fingerprint: self.field(&map, "fingerprint", Self::text),
                 ca: self.field(&map, "ca", Self::file),
-                local_host: self.field(&map, "local_host", Self::text),
+                host: self.field(&map, "host", host),
+                local_host,
                 local_port: local_port?,
                 public_port,
                 name: self.field(&map, "name", Self::label),
             };
             if expose.name.is_some() && expose.public_port != 0 {
                 self.problem(node.place, "both name and public_port are given", Some("a name has no port of its own"));
+            }
+            if let (None, Some(place)) = (&expose.name, host_place) {
+                self.problem(place, "host is given without name", Some("only HTTP under a name has a Host header"));
             }
             all.push(expose);
         }

@@ -86,7 +86,10 @@ impl Walk {
             request_headers,
             response_headers,
             // What is behind a jump has a name of its own, and serves nobody who calls it otherwise.
-            rewrite_host: self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")),
+            host: match self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")) {
+                true => HostHeader::Own,
+                false => HostHeader::Client,
+            },
             rewrite_location: self
                 .field(map, "rewrite_location", Self::boolean)
                 .or(map.contains_key("target").then_some(true)),

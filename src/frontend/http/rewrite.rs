@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{CONTENT_LOCATION, HOST, LOCATION, REFRESH, SET_COOKIE},
+    header::{CONTENT_LOCATION, HOST, LOCATION, ORIGIN, REFRESH, SET_COOKIE},
     uri::PathAndQuery,
 };
 
@@ -10,6 +10,9 @@ use crate::{
     config::{Jump, Scheme, Workload},
     routing::{PodTarget, table},
 };
+
+/// What this machine is called.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// What a backend is called, by itself and by others.
 pub struct Names {
@@ -41,11 +44,38 @@ impl Names {
         Self { own: if port == default { host } else { format!("{host}:{port}") }, all }
     }
 
+    /// Returns the names of a backend that is called `host`, with a port where it has one.
+    pub fn fixed(host: &str) -> Self {
+        let name = table::normalise(host);
+        // A service of the laptop knows itself by any of these.
+        let all = match LOOPBACK.contains(&name.as_str()) {
+            true => LOOPBACK.map(str::to_owned).to_vec(),
+            false => vec![name],
+        };
+        Self { own: host.to_owned(), all }
+    }
+
     /// Puts the backend's own name into a request.
     pub fn into_request(&self, headers: &mut HeaderMap) {
         if let Ok(host) = HeaderValue::from_str(&self.own) {
             headers.insert(HOST, host);
         }
+    }
+
+    /// Names the backend's own name in an Origin that is the client's: for servers that compare both (RFC 6454).
+    pub fn into_origin(&self, headers: &mut HeaderMap, authority: &str, tls: bool) {
+        let is_own = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok()).is_some_and(|origin| {
+            origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(authority))
+        });
+        let scheme = if tls { "https" } else { "http" };
+        if is_own && let Ok(origin) = HeaderValue::from_str(&format!("{scheme}://{}", self.own)) {
+            headers.insert(ORIGIN, origin);
+        }
+    }
+
+    /// Returns the name that the backend is sent.
+    pub fn own(&self) -> &str {
+        &self.own
     }
 
     fn are(&self, host: &str) -> bool {
@@ -212,6 +242,30 @@ mod tests {
         let mut headers = HeaderMap::new();
         names().into_request(&mut headers);
         assert_eq!(headers[HOST], "web.shop.svc.cluster.local:8080");
+    }
+
+    #[test]
+    fn a_dev_server_gets_the_name_that_it_has_on_the_laptop() {
+        let names = Names::fixed("localhost:5173");
+        let origin = |origin: &str| {
+            let mut headers = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_str(origin).unwrap())]);
+            names.into_request(&mut headers);
+            names.into_origin(&mut headers, "mine.example.com", true);
+            assert_eq!(headers[HOST], "localhost:5173");
+            headers[ORIGIN].to_str().unwrap().to_owned()
+        };
+        assert_eq!(origin("https://mine.example.com"), "https://localhost:5173");
+        for other in
+            ["null", "https://evil.example", "https://mine.example.com.evil.example", "https://mine.example.com:1"]
+        {
+            assert_eq!(origin(other), other);
+        }
+        let target = PathAndQuery::from_static("/");
+        let of = |url: &str| led(&Redirects { own: Some(&names), ..redirects(&target) }, LOCATION, url);
+        assert_eq!(of("http://localhost:5173/a"), "http://web.localhost:8989/a");
+        assert_eq!(of("http://127.0.0.1:5173/a"), "http://web.localhost:8989/a");
+        assert_eq!(of("http://[::1]:5173/a"), "http://web.localhost:8989/a");
+        assert_eq!(of("http://example.com/a"), "http://example.com/a");
     }
 
     #[test]

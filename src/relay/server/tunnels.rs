@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::{Opening, Server, Session, quotas::Quota};
 use crate::{
-    config::names::is_label,
+    config::names::{host_header, is_label},
     relay::{
         auth,
         expose::{Claim, ExposeRequest},
@@ -41,6 +41,8 @@ pub struct Tunnel {
     /// 0 for HTTP.
     pub(super) port: u16,
     pub(super) name: String,
+    /// For HTTP: the Host header that the local service gets. None: the public name.
+    pub(super) host: Option<String>,
     /// The port of a Service that leads to it.
     pub(super) claim: Mutex<Option<Claim>>,
     pub(super) resume: Token,
@@ -50,6 +52,14 @@ pub struct Tunnel {
     pub(super) gone: CancellationToken,
     /// Its public port is closed.
     pub(super) unbound: CancellationToken,
+}
+
+/// A name of an HTTP tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpName {
+    pub name: String,
+    /// The Host header that the local service gets. None: the public name.
+    pub host: Option<String>,
 }
 
 /// A tunnel as `/` and `adit status` show it.
@@ -85,6 +95,13 @@ impl Server {
         if count >= self.options.limits.tunnels_per_key {
             return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name));
         }
+        let (name, host) = match name.split_once('=') {
+            Some((name, host)) if kind == Kind::Http => {
+                let host = host_header(host, None, 0).ok_or_else(|| format!("{host:?} is not a host"))?;
+                (name, Some(host))
+            }
+            _ => (name, None),
+        };
         let (listener, port, name) = match kind {
             Kind::Tcp => {
                 let opened = self.ports().open(&session.key, port, &resume);
@@ -123,6 +140,7 @@ impl Server {
                 kind,
                 port,
                 name,
+                host,
                 claim: Mutex::new(claim),
                 resume,
                 streams: AtomicUsize::new(0),
@@ -322,7 +340,7 @@ impl Server {
             .tunnels
             .values()
             .filter(|tunnel| tunnel.kind == Kind::Http)
-            .map(|tunnel| tunnel.name.clone())
+            .map(|tunnel| HttpName { name: tunnel.name.clone(), host: tunnel.host.clone() })
             .collect();
         (self.names_changed)(names);
     }
