@@ -48,6 +48,11 @@ impl Sender {
         matches!(self.0.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
+    /// Returns how many streams the backend lets one connection have at a time.
+    pub fn most_streams(&self) -> usize {
+        self.0.current_max_send_streams()
+    }
+
     /// Sends a request; gives it back where it certainly did not leave.
     ///
     /// Interim responses go to the [`Listener`] in the request's extensions.

@@ -109,3 +109,121 @@ async fn a_body_without_a_length_arrives_whatever_the_method() {
         }
     }
 }
+
+/// A pod of HTTP/2 that takes `most` streams on a connection, and answers once `together` requests have come.
+fn at_its_limit(most: u32, together: usize) -> World {
+    let came = Arc::new(Semaphore::new(0));
+    let serve = move |pod: Arc<Pod>, stream: DuplexStream| {
+        let came = came.clone();
+        let service = service_fn(move |_: Request<Incoming>| {
+            let (came, count) = (came.clone(), pod.requests.fetch_add(1, Ordering::SeqCst) + 1);
+            async move {
+                if count == together {
+                    came.add_permits(Semaphore::MAX_PERMITS / 2);
+                }
+                let _ = came.acquire().await;
+                Ok::<_, io::Error>(Response::new(body_of("ok")))
+            }
+        });
+        tokio::spawn(async move {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(most).serve_connection(TokioIo::new(stream), service).await
+        });
+    };
+    World::over(Scheme::H2c, Box::new(serve))
+}
+
+#[tokio::test]
+async fn at_its_limit_of_streams_a_backend_gets_another_connection() {
+    for (most, together, connections) in [(1, 5, 5..=5), (2, 6, 3..=3), (100, 20, 1..=1)] {
+        let world = at_its_limit(most, together);
+        // The first settles what the backend speaks, and how many streams it takes.
+        let mut waiting = Vec::new();
+        for _ in 0..together {
+            let mut client = world.http2().await;
+            let request = Request::post("http://web.localhost/").body(body_of("x")).unwrap();
+            waiting.push(tokio::spawn(async move { client.send_request(request).await.unwrap().status() }));
+            let seen = waiting.len();
+            timeout(PATIENCE, async {
+                while world.seen() < seen {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("request {seen} waits behind the others: {most}"));
+        }
+        for answered in waiting {
+            assert_eq!(timeout(PATIENCE, answered).await.unwrap().unwrap(), 200);
+        }
+        assert!(connections.contains(&world.connections()), "{most}: {}", world.connections());
+        // They serve what follows.
+        let before = world.connections();
+        for _ in 0..3 {
+            let request = Request::post("http://web.localhost/").body(body_of("x")).unwrap();
+            assert_eq!(world.http2().await.send_request(request).await.unwrap().status(), 200);
+        }
+        assert_eq!(world.connections(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_connection_that_nobody_uses_is_closed() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let serve = move |_: Arc<Pod>, stream: DuplexStream| {
+        let open = counted.clone();
+        open.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(async move {
+            let service = service_fn(async |_: Request<Incoming>| Ok::<_, io::Error>(Response::new(body_of("ok"))));
+            let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    };
+    let world = World::over(Scheme::H2c, Box::new(serve));
+    let get = async || {
+        let answer = world.exchange(&asking("GET")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    };
+    for _ in 0..3 {
+        get().await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(open.load(Ordering::SeqCst), 1, "it is used again and again");
+    }
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(open.load(Ordering::SeqCst), 0);
+    assert_eq!(world.connections(), 1);
+}
+
+#[tokio::test]
+async fn an_http2_client_gets_the_path_that_it_asked_for_and_heads_of_any_length() {
+    let world = World::new(Scheme::H2c, |request| {
+        Box::pin(async move {
+            let mut response = Response::new(body_of(""));
+            response.headers_mut().insert("x-path", HeaderValue::from_str(&request.uri().to_string()).unwrap());
+            response.headers_mut().insert("x-headers", HeaderValue::from(request.headers().len()));
+            for number in 0..500 {
+                let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+                response.headers_mut().insert(name, HeaderValue::try_from("v".repeat(300)).unwrap());
+            }
+            Ok(response)
+        })
+    });
+    for path in ["/", "/a%20b/c;d=e?q=%7B%22a%22%3A1%7D&x", "/?", "/a//b/../c", "/api/{\"a\"}/x|y?query=up{job=x}|a`b"]
+    {
+        let mut request = Request::get(format!("http://web.localhost{path}")).body(body_of("")).unwrap();
+        for number in 0..50 {
+            let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+            request.headers_mut().insert(name, HeaderValue::try_from("v".repeat(100)).unwrap());
+        }
+        let stream = TokioIo::new(world.connect(HttpVersion::Http2));
+        let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+        // Browsers take 256 KiB; hyper's client 16.
+        let (mut client, connection) = builder.max_header_list_size(1 << 20).handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        assert_eq!(response.headers()["x-path"], format!("http://web.localhost{path}"));
+        assert!(response.headers()["x-headers"].to_str().unwrap().parse::<usize>().unwrap() >= 50);
+        assert_eq!(response.headers()["x-499"].len(), 300);
+    }
+}

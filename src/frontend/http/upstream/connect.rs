@@ -124,9 +124,9 @@ impl Upstreams {
         if !is_known && heard.sniff(GREETING).await != Sniff::Is(Protocol::Http2) {
             return Err(Unopened::spoken(&heard, RequestError::NotHttp2).await);
         }
-        let sender = H2 { sender, heard };
-        self.pool.share(key.clone(), sender.clone(), placement.clone());
-        Ok(Sender::H2(sender))
+        let h2 = H2::new(sender, heard);
+        self.pool.share(key.clone(), &h2, placement.clone());
+        Ok(Sender::H2(h2))
     }
 }
 

@@ -91,19 +91,20 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Returns a connection to send on. A request that may be repeated takes one that was used before; others get their own, so
-    /// that they meet none that is just ending.
+    /// Returns a connection to send on. HTTP/2 is shared: it says what it did not see. Of HTTP/1 a request that may be repeated takes one
+    /// that was used before; others get their own, so that they meet none that is just ending.
     async fn open(&mut self, key: &Key) -> Result<Opened, Unopened> {
         if let Some(ready) = self.ready.take() {
             return Ok(ready);
         }
-        let may_share = (self.is_idempotent && self.is_short) || key.scheme == Scheme::H2c;
-        if may_share
-            && !self.way.is_upgrade()
-            && self.attempts.may_use_again()
-            && let Some((sender, placement)) = self.upstreams.pool.take(key).await
-        {
-            return Ok(Opened { sender, placement, was_used: true });
+        if !self.way.is_upgrade() && self.attempts.may_use_again() {
+            let taken = match self.upstreams.pool.take_shared(key) {
+                None if self.is_idempotent && self.is_short => self.upstreams.pool.take_idle(key).await,
+                shared => shared,
+            };
+            if let Some((sender, placement)) = taken {
+                return Ok(Opened { sender, placement, was_used: true });
+            }
         }
         self.upstreams.connect(key, self.way, self.choice.is_known).await
     }
@@ -146,7 +147,7 @@ impl<'a> Delivery<'a> {
         let scheme = key.scheme;
         let returning = match self.way.is_upgrade() {
             true => None,
-            false => self.upstreams.pool.returning(key, opened.sender, opened.placement),
+            false => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
         Next::Break(Ok(Answered { response, returning, scheme }))
     }

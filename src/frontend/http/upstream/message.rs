@@ -59,7 +59,7 @@ pub async fn send_on(
             })?;
             Ok(sent.map(|body| body.map_err(BoxError::from).boxed_unsync()))
         }
-        Sender::H2(H2 { sender, heard }) => {
+        Sender::H2(H2 { sender, heard, .. }) => {
             to_http2(&mut request, scheme);
             sender.send(request).await.map_err(|(error, unsent)| {
                 let outcome = if unsent.is_some() { Outcome::NotSent } else { Outcome::of_http2(&error) };

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,15 @@ const IDLE: Duration = Duration::from_secs(4);
 
 /// How many unused connections to one target are kept: each is a connection into a pod.
 const MOST_IDLE: usize = 512;
+
+/// How long an unused HTTP/2 connection is kept: less than what servers give one (nginx 75 s, Kestrel 130 s).
+const IDLE_HTTP2: Duration = Duration::from_secs(60);
+
+/// How many HTTP/2 connections are shared in all. With more names than that, the one that was not used for longest is closed.
+const MOST_SHARED: usize = 512;
+
+/// How many of them one backend has at most; beyond that requests wait for a stream.
+const MOST_SHARED_BY_ONE: usize = 32;
 
 /// A connection whose answer has just been read needs a moment until it takes the next request.
 const BREATH: Duration = Duration::from_millis(2);
@@ -59,11 +71,80 @@ pub struct H1 {
     pub heard: Heard,
 }
 
-/// A connection that serves all requests; clones share it.
-#[derive(Clone)]
+/// A stream of a connection that serves many requests at a time.
 pub struct H2 {
     pub sender: http2::client::Sender,
     pub heard: Heard,
+    stream: Stream,
+}
+
+impl H2 {
+    /// The first stream of a new connection.
+    pub fn new(sender: http2::client::Sender, heard: Heard) -> Self {
+        Self { sender, heard, stream: Stream::new(Arc::default()) }
+    }
+}
+
+/// Counts as a stream of its connection until it is dropped.
+pub struct Stream(Arc<Load>);
+
+/// How much a connection has to do.
+#[derive(Default)]
+struct Load {
+    streams: AtomicUsize,
+    /// When a stream last ended.
+    used: Mutex<Option<Instant>>,
+}
+
+impl Stream {
+    fn new(load: Arc<Load>) -> Self {
+        load.streams.fetch_add(1, Ordering::Relaxed);
+        Self(load)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        *self.0.used.lock().expect("no panic while the lock is held") = Some(Instant::now());
+    }
+}
+
+impl Load {
+    fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Returns how long it has had no stream. None: it has one.
+    fn unused(&self) -> Option<Duration> {
+        let used = self.used.lock().expect("no panic while the lock is held");
+        used.filter(|_| self.streams() == 0).map(|used| used.elapsed())
+    }
+}
+
+/// A connection that requests may share.
+struct Shared {
+    sender: http2::client::Sender,
+    heard: Heard,
+    load: Arc<Load>,
+    placement: Placement,
+}
+
+impl Shared {
+    fn is_alive(&mut self) -> bool {
+        !self.sender.is_closed() && !self.placement.is_leaving()
+    }
+
+    /// Returns whether the backend lets another stream begin.
+    fn has_room(&self) -> bool {
+        self.load.streams() < self.sender.most_streams()
+    }
+
+    fn begin(&self) -> (Sender, Placement) {
+        let stream = Stream::new(self.load.clone());
+        let h2 = H2 { sender: self.sender.clone(), heard: self.heard.clone(), stream };
+        (Sender::H2(h2), self.placement.clone())
+    }
 }
 
 /// The connections that can take a request.
@@ -76,8 +157,7 @@ pub struct Pool {
 struct State {
     /// By age, the oldest first.
     idle: HashMap<Key, Vec<Idle>>,
-    /// One connection per backend serves all requests.
-    h2: HashMap<Key, (H2, Placement)>,
+    h2: HashMap<Key, Vec<Shared>>,
     /// Whether a task closes what is unused for too long.
     is_reaped: bool,
 }
@@ -93,17 +173,21 @@ impl Pool {
         Arc::new(Self { state: Mutex::default(), drain })
     }
 
-    /// Returns a connection that can take a request now.
-    pub async fn take(&self, key: &Key) -> Option<(Sender, Placement)> {
+    /// Returns a stream of an HTTP/2 connection whose backend lets it begin now, or cannot be given more connections.
+    pub fn take_shared(&self, key: &Key) -> Option<(Sender, Placement)> {
+        let mut state = self.lock();
+        let all = state.h2.get_mut(key)?;
+        all.retain_mut(Shared::is_alive);
+        let free = all.iter().find(|shared| shared.has_room());
+        let busy = || all.iter().min_by_key(|shared| shared.load.streams()).filter(|_| all.len() >= MOST_SHARED_BY_ONE);
+        free.or_else(busy).map(Shared::begin)
+    }
+
+    /// Returns a connection that serves one request at a time, and has none now.
+    pub async fn take_idle(&self, key: &Key) -> Option<(Sender, Placement)> {
         loop {
             let mut idle = {
                 let mut state = self.lock();
-                if let Some((h2, placement)) = state.h2.get_mut(key) {
-                    if !h2.sender.is_closed() && !placement.is_leaving() {
-                        return Some((Sender::H2(h2.clone()), placement.clone()));
-                    }
-                    state.h2.remove(key);
-                }
                 let all = state.idle.get_mut(key)?;
                 // The last one used is the one most likely to be alive; one whose answer has been read to the end just now
                 // needs a moment in another task, the one that has had the most of it the least.
@@ -129,16 +213,29 @@ impl Pool {
         }
     }
 
-    /// Lets other requests share a connection.
-    pub fn share(&self, key: Key, h2: H2, placement: Placement) {
-        self.lock().h2.insert(key, (h2, placement));
+    /// Lets other requests share a new connection, unless there is one with room: a crowd that comes at once opens many.
+    pub fn share(self: &Arc<Self>, key: Key, h2: &H2, placement: Placement) {
+        let (sender, heard, load) = (h2.sender.clone(), h2.heard.clone(), h2.stream.0.clone());
+        let mut state = self.lock();
+        if state.h2.values().map(Vec::len).sum::<usize>() >= MOST_SHARED {
+            state.close_oldest();
+        }
+        let all = state.h2.entry(key).or_default();
+        all.retain_mut(Shared::is_alive);
+        if all.len() < MOST_SHARED_BY_ONE && !all.iter().any(Shared::has_room) {
+            all.push(Shared { sender, heard, load, placement });
+        }
+        self.see_to_reaping(&mut state);
     }
 
-    /// Returns what gives a connection back that serves one request at a time.
-    pub fn returning(self: &Arc<Self>, key: Key, sender: Sender, placement: Placement) -> Option<Returning> {
+    /// Returns what is to be dropped with the end of the response: it gives the connection, or its stream, back.
+    pub fn returning(self: &Arc<Self>, key: Key, sender: Sender, placement: Placement) -> Returning {
         match sender {
-            Sender::H1(h1) => Some(Returning { pool: self.clone(), key, connection: Some(h1), placement }),
-            Sender::H2(_) => None,
+            Sender::H1(h1) => {
+                let connection = ReturningConnection { pool: self.clone(), key, connection: Some(h1), placement };
+                Returning { _connection: Some(connection), _stream: None }
+            }
+            Sender::H2(h2) => Returning { _connection: None, _stream: Some(h2.stream) },
         }
     }
 
@@ -166,6 +263,10 @@ impl Pool {
         if all.len() < MOST_IDLE {
             all.push(idle);
         }
+        self.see_to_reaping(&mut state);
+    }
+
+    fn see_to_reaping(self: &Arc<Self>, state: &mut State) {
         if !std::mem::replace(&mut state.is_reaped, true) {
             let this = self.clone();
             self.drain.spawn(async move { this.reap().await });
@@ -186,7 +287,13 @@ impl Pool {
                 all.retain(|idle| is_kept(idle) && !idle.connection.sender.is_closed() && !is_draining);
                 !all.is_empty()
             });
-            state.h2.retain(|_, (h2, placement)| !h2.sender.is_closed() && !placement.is_leaving() && !is_draining);
+            state.h2.retain(|_, all| {
+                all.retain_mut(|shared| {
+                    let is_idle = shared.load.unused().is_some_and(|unused| unused >= IDLE_HTTP2);
+                    shared.is_alive() && !is_idle && !is_draining
+                });
+                !all.is_empty()
+            });
             if state.idle.is_empty() && state.h2.is_empty() {
                 state.is_reaped = false;
                 return;
@@ -199,15 +306,38 @@ impl Pool {
     }
 }
 
-/// Gives a connection back when it is dropped: with the end of the response's body.
+impl State {
+    /// Closes the HTTP/2 connection that was not used for longest. Where all are in use the oldest of a backend goes on
+    /// without new streams.
+    fn close_oldest(&mut self) {
+        let unused = |all: &Vec<Shared>| all.iter().filter_map(|shared| shared.load.unused()).max();
+        let oldest = self.h2.iter().max_by_key(|(_, all)| unused(all)).map(|(key, all)| (key.clone(), unused(all)));
+        let Some((key, unused)) = oldest else { return };
+        if let Some(all) = self.h2.get_mut(&key) {
+            let at = all.iter().position(|shared| unused.is_some() && shared.load.unused() >= unused).unwrap_or(0);
+            all.remove(at);
+            if all.is_empty() {
+                self.h2.remove(&key);
+            }
+        }
+    }
+}
+
+/// What a response's body holds until its end.
 pub struct Returning {
+    _connection: Option<ReturningConnection>,
+    _stream: Option<Stream>,
+}
+
+/// Gives a connection back when it is dropped: with the end of the response's body.
+pub struct ReturningConnection {
     pool: Arc<Pool>,
     key: Key,
     connection: Option<H1>,
     placement: Placement,
 }
 
-impl Drop for Returning {
+impl Drop for ReturningConnection {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take()
             && !connection.sender.is_closed()
