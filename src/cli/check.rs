@@ -31,6 +31,11 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}{}", if *count == 1 { "" } else { "s" }))
         .collect();
-    let parts = if parts.is_empty() { "no routes".to_owned() } else { parts.join(", ") };
+    let is_empty = std::fs::read(&path).is_ok_and(|bytes| bytes.trim_ascii().is_empty());
+    let parts = match parts.is_empty() {
+        true if is_empty => "it is empty, so that every setting has its default".to_owned(),
+        true => "no routes".to_owned(),
+        false => parts.join(", "),
+    };
     print(&format!("{} is valid: {parts}\n", path.display()))
 }

@@ -38,13 +38,15 @@ pub struct Reload {
 /// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
 ///
 /// What the file holds at first is sent too, as it may have changed since it was loaded; after that each change of
-/// content, once, and whatever it holds when it was asked for. A file that is gone changes nothing.
+/// content, once, and whatever it holds when it was asked for. A file that is gone changes nothing, and one that is empty now
+/// and was not before is a mistake: truncated, or a mount that is not there. `{}` is the wish for defaults.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
     let mut content: Option<Vec<u8>> = None;
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
     let mut is_first = true;
     let mut is_emptied = false;
+    let mut had_content = false;
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         let mut asked_for = false;
@@ -66,8 +68,9 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
                 continue;
             }
         };
-        if now.is_empty() && content.as_ref().is_some_and(|content| !content.is_empty()) && !is_emptied {
-            // Truncated, and about to be written: an editor may take its time. A file that stays empty is meant so.
+        let is_empty = now.trim_ascii().is_empty();
+        if is_empty && content.as_ref().is_some_and(|content| !content.trim_ascii().is_empty()) && !is_emptied {
+            // Truncated, and about to be written: an editor may take its time.
             is_emptied = true;
             sleep(DEBOUNCE).await;
             is_first = true;
@@ -78,10 +81,18 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
             debug!("the configuration file was touched, not changed");
             continue;
         }
-        let config = validate::parse(&file, &now).map(Arc::new).map_err(|error| error.to_string());
+        let config = match is_empty && had_content {
+            true => Err(emptied(&file)),
+            false => validate::parse(&file, &now).map(Arc::new).map_err(|error| error.to_string()),
+        };
+        had_content |= !is_empty;
         content = Some(now);
         changes.send_replace(Some(Reload { config, asked_for }));
     }
+}
+
+fn emptied(file: &Path) -> String {
+    format!("{}: the file is empty, and it was not before\nhint: write {{}} into it for the defaults\n", file.display())
 }
 
 /// Waits until no more events come, but not for ever.
@@ -248,6 +259,30 @@ mod tests {
         sleep(Duration::from_millis(700)).await;
         fs::write(watched.file(), "verbose: true\n").unwrap();
         assert!(watched.next().await.unwrap().verbose, "the first change that is told is the new content");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_stays_empty_is_a_mistake_and_braces_are_the_defaults() {
+        let mut watched =
+            Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: true\n").unwrap()).await;
+        for blank in ["", " \n\n", ""] {
+            fs::write(watched.file(), blank).unwrap();
+            let error = watched.next().await.unwrap_err();
+            assert!(error.contains("the file is empty") && error.contains("{}"), "{error}");
+        }
+        watched.look_again.send(()).await.unwrap();
+        watched.next().await.unwrap_err();
+        fs::write(watched.file(), "{}\n").unwrap();
+        assert!(!watched.next().await.unwrap().verbose);
+        fs::write(watched.file(), "").unwrap();
+        watched.next().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_empty_from_the_start_may_stay_so() {
+        let mut watched = Watched::start(|folder| fs::write(folder.join("config.yaml"), "").unwrap()).await;
+        watched.look_again.send(()).await.unwrap();
+        watched.next().await.unwrap();
     }
 
     #[tokio::test]
