@@ -155,9 +155,10 @@ impl Bound {
         let metrics = Arc::new(Metrics::default());
         let http = HttpFrontend::new(router.clone(), tunnels.clone(), metrics.clone(), drain.clone());
         let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
-        let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), metrics.clone());
+        let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), tls.postgres(), metrics.clone());
+        let postgres = tls.postgres();
         let mux = Mux::new(http, tls, router.clone(), metrics.clone());
-        let sni = SniFrontend::new(router.clone(), tunnels.clone(), metrics.clone());
+        let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         let facts = Facts { loaded_at: now(), ..Facts::default() };
         let source = Source::new(tunnels.clone(), metrics, drain.clone(), facts);
         let told = source.clone();

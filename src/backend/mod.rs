@@ -106,6 +106,16 @@ pub trait Session: Send + Sync + 'static {
     /// [`ConnectError`] says whether the session takes other streams.
     fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>>;
 
+    /// Opens a stream to one of [`pods`](Self::pods); where it is gone, as [`connect`](Self::connect) does.
+    fn connect_to<'a>(
+        &'a self,
+        pod: &'a str,
+        client: Option<Ends>,
+    ) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
+        let _ = pod;
+        self.connect(client)
+    }
+
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;
 

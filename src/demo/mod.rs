@@ -14,6 +14,7 @@
 pub mod access;
 pub mod api_server;
 pub mod controllers;
+pub mod database;
 pub mod faults;
 pub mod kinds;
 pub mod network;

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::tasks::Tasks;
+use super::{database::Sessions, tasks::Tasks};
 
 /// As much of a container's output as is kept.
 const LONGEST_LOG: usize = 1000;
@@ -27,6 +27,8 @@ pub struct Process {
     /// The ports that it listens on.
     pub ports: Arc<[u16]>,
     pub tasks: Tasks,
+    /// Of its database.
+    pub(super) sessions: Arc<Sessions>,
     log: Arc<Log>,
 }
 
@@ -40,7 +42,7 @@ struct Log {
 impl Process {
     pub fn start(sandbox: Sandbox, ports: Vec<u16>, tasks: Tasks) -> Self {
         let log = Log { lines: Mutex::default(), written: watch::Sender::new(0) };
-        let process = Self { sandbox, ports: ports.into(), tasks, log: Arc::new(log) };
+        let process = Self { sandbox, ports: ports.into(), tasks, sessions: Arc::default(), log: Arc::new(log) };
         for port in process.ports.iter() {
             process.say(&format!("listening on port {port}"));
         }

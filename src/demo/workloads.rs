@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::process::Process;
+use super::{database, process::Process};
 use crate::wire::websocket::{Event, Opcode, Parser, Role, accept_key, put_frame};
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -46,7 +46,7 @@ pub fn accept(process: Process, site: &TlsAcceptor, port: u16, stream: DuplexStr
             });
         }
         7001 => tasks.spawn(greet(stream, pod)),
-        5432 => tasks.spawn(postgres(stream, pod)),
+        5432 => tasks.spawn(database::serve(stream, process)),
         _ => tasks.spawn(echo(stream)),
     }
 }
@@ -266,81 +266,4 @@ async fn greet(mut stream: DuplexStream, pod: String) {
     if stream.write_all(format!("hello from {pod}\n").as_bytes()).await.is_ok() {
         echo(stream).await;
     }
-}
-
-/// The start of a PostgreSQL session, and queries that all have the same answer (PostgreSQL 16, chapter 55).
-async fn postgres(mut stream: DuplexStream, pod: String) {
-    // The visitor went away.
-    let _ = serve_postgres(&mut stream, &pod).await;
-}
-
-async fn serve_postgres(stream: &mut DuplexStream, pod: &str) -> io::Result<()> {
-    const SSL_REQUEST: u32 = 80_877_103;
-    const GSS_REQUEST: u32 = 80_877_104;
-    const LONGEST: u32 = 1 << 20;
-    loop {
-        let length = stream.read_u32().await?;
-        if !(8..LONGEST).contains(&length) {
-            return Ok(());
-        }
-        let mut body = vec![0; length as usize - 4];
-        stream.read_exact(&mut body).await?;
-        match u32::from_be_bytes([body[0], body[1], body[2], body[3]]) {
-            SSL_REQUEST | GSS_REQUEST => stream.write_all(b"N").await?,
-            _ => break,
-        }
-    }
-    let mut out = BytesMut::new();
-    message(&mut out, b'R', &0u32.to_be_bytes());
-    for (name, value) in [
-        ("server_version", "16.0"),
-        ("client_encoding", "UTF8"),
-        ("server_encoding", "UTF8"),
-        ("DateStyle", "ISO, MDY"),
-    ] {
-        message(&mut out, b'S', format!("{name}\0{value}\0").as_bytes());
-    }
-    message(&mut out, b'Z', b"I");
-    stream.write_all(&out).await?;
-    loop {
-        let kind = stream.read_u8().await?;
-        let length = stream.read_u32().await?;
-        if !(4..LONGEST).contains(&length) || kind == b'X' {
-            return Ok(());
-        }
-        let mut body = vec![0; length as usize - 4];
-        stream.read_exact(&mut body).await?;
-        let mut out = BytesMut::new();
-        if kind == b'Q' {
-            let text = format!("this is {pod} of the adit demo, which knows no SQL");
-            // One column of type text (OID 25), one row.
-            let column = [
-                &1u16.to_be_bytes()[..],
-                b"answer\0",
-                &[0; 6],
-                &25u32.to_be_bytes(),
-                &(-1i16).to_be_bytes(),
-                &(-1i32).to_be_bytes(),
-                &[0; 2],
-            ]
-            .concat();
-            message(&mut out, b'T', &column);
-            message(
-                &mut out,
-                b'D',
-                &[&1u16.to_be_bytes()[..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat(),
-            );
-            message(&mut out, b'C', b"SELECT 1\0");
-        } else {
-            message(&mut out, b'E', b"SERROR\0C0A000\0Mthe adit demo knows simple queries only\0\0");
-        }
-        message(&mut out, b'Z', b"I");
-        stream.write_all(&out).await?;
-    }
-}
-
-fn message(out: &mut BytesMut, kind: u8, body: &[u8]) {
-    out.extend_from_slice(&[kind]);
-    out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
-    out.extend_from_slice(body);
 }

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
 
@@ -45,6 +45,9 @@ pub enum GreetingError {
     /// PostgreSQL without TLS: there is no name in it.
     #[error("a PostgreSQL client that does not use TLS")]
     PlainPostgres,
+    /// A cancel request of PostgreSQL without TLS, whole.
+    #[error("a PostgreSQL client that cancels a query")]
+    Cancel(Bytes),
     #[error("the client ended its connection within its ClientHello")]
     Ended,
     #[error("the client did not finish its ClientHello within {0:?}")]
@@ -78,7 +81,13 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
                 stream.write_all(b"N").await?;
                 stream.flush().await?;
             }
-            First::Startup | First::Cancel if !is_postgres => return Err(GreetingError::PlainPostgres),
+            First::Startup if !is_postgres => return Err(GreetingError::PlainPostgres),
+            First::Cancel if !is_postgres => loop {
+                if let Some(message) = postgres::whole(&received) {
+                    return Err(GreetingError::Cancel(Bytes::copy_from_slice(message)));
+                }
+                read_some(stream, &mut received).await?;
+            },
             First::NeedMore if !is_postgres => {}
             _ => break,
         }
@@ -112,15 +121,8 @@ pub async fn alert(stream: &mut BoxedIo, description: u8) {
     end_with(stream, &[0x15, 3, 3, 0, 2, 2, description]).await;
 }
 
-/// Ends a connection with an ErrorResponse.
-pub async fn refuse_plain_postgres(stream: &mut BoxedIo) {
-    let message = "adit has to know which server is meant, and only TLS says so";
-    let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
-    end_with(stream, &postgres::fatal("08004", message, hint)).await;
-}
-
 /// Sends the last bytes, and reads on until the client has seen them: closing over unread bytes would be a reset.
-async fn end_with(stream: &mut BoxedIo, last: &[u8]) {
+pub async fn end_with<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, last: &[u8]) {
     // It may be gone already.
     let _ = timeout(ANSWER, async {
         stream.write_all(last).await?;

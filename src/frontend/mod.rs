@@ -6,6 +6,7 @@ mod join;
 pub mod postgres;
 pub mod protocol;
 pub mod proxied;
+pub mod refusal;
 pub mod sni;
 pub mod tcp;
 pub mod tls;

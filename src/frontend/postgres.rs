@@ -1,27 +1,40 @@
 //! PostgreSQL by name: the server name of a client's TLS leads to a Service, on the listener that HTTP has.
 
-use std::sync::Arc;
+pub mod sessions;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
-use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
+use self::sessions::{Sessions, Watched};
 use super::{
     Connection,
-    greeting::{self, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
+    greeting::{self, Greeting, GreetingError},
     join,
+    refusal::{Refusal, refuse_greeted},
 };
 use crate::{
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
-    routing::SharedRouter,
-    tunnel::{Lease, Manager},
-    wire::client_hello::ServerName,
+    routing::{SharedRouter, Target},
+    tunnel::{Lease, Manager, OpenError, StreamFault},
+    wire::{
+        client_hello::ServerName,
+        postgres::{self, First},
+    },
 };
 
 /// The protocol that clients of version 17 on may name in their ClientHello.
 pub const ALPN: &[u8] = b"postgresql";
+
+/// How long a server may take for a request to cancel, which it answers with the end of the connection.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves PostgreSQL clients by the name in their ClientHello.
 pub struct PostgresFrontend {
@@ -29,11 +42,22 @@ pub struct PostgresFrontend {
     tunnels: Manager,
     /// For servers that speak no TLS themselves.
     server: Arc<ServerConfig>,
+    sessions: Arc<Sessions>,
 }
 
 impl PostgresFrontend {
     pub fn new(router: SharedRouter, tunnels: Manager, server: Arc<ServerConfig>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, server })
+        Arc::new(Self { router, tunnels, server, sessions: Arc::default() })
+    }
+
+    /// Returns the sessions that are open, by whatever frontend.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// Returns the TLS for connections that end here.
+    pub fn tls(&self) -> &Arc<ServerConfig> {
+        &self.server
     }
 
     /// Serves one connection, whose first bytes are `received`.
@@ -42,41 +66,87 @@ impl PostgresFrontend {
             Ok(greeting) => self.serve_greeted(stream, greeting, connection).await,
             Err(GreetingError::PlainPostgres) => {
                 info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without TLS says no name");
-                greeting::refuse_plain_postgres(&mut stream).await;
+                self.refuse_plain(&mut stream).await;
             }
+            Err(GreetingError::Cancel(message)) => self.cancel(&message, connection.peer, None).await,
             Err(error) => debug!(connection = connection.id, peer = %connection.peer, %error, "closed: no ClientHello"),
         }
     }
 
+    /// Turns a client away whose start-up message has come without TLS.
+    pub async fn refuse_plain(&self, stream: &mut BoxedIo) {
+        greeting::end_with(stream, &Refusal::plain_postgres().of_postgres()).await;
+    }
+
+    /// Turns a client away that has begun with TLS.
+    pub async fn refuse_greeted(&self, stream: BoxedIo, greeting: Greeting, refusal: &Refusal) {
+        refuse_greeted(stream, greeting.bytes, refusal, &self.server).await;
+    }
+
+    /// Passes a request to cancel a query on to the server that has the session. `only`: a session of this target.
+    pub async fn cancel(&self, message: &[u8], peer: SocketAddr, only: Option<&Target>) {
+        let places = self.sessions.find(postgres::key_of_cancel(message), peer, only);
+        if places.is_empty() {
+            info!(%peer, "a request to cancel a PostgreSQL query is for no session that is open");
+        }
+        let sending = places.into_iter().map(|place| async move {
+            let sending = async {
+                let lease =
+                    self.tunnels.acquire(&place.target, place.idle_timeout).await.map_err(std::io::Error::other)?;
+                let connected = lease.connect_to(Some(&place.pod), None).await;
+                let (mut backend, _) = connected.map_err(std::io::Error::other)?;
+                backend.write_all(message).await?;
+                backend.flush().await?;
+                // The server ends the connection once it has sent the signal, and the client waits for that.
+                while backend.read(&mut [0; 64]).await? > 0 {}
+                Ok::<(), std::io::Error>(())
+            };
+            match timeout(CANCEL_TIMEOUT, sending).await {
+                Ok(Ok(())) => info!(tunnel = %place.target, pod = %place.pod, "PostgreSQL query cancelled"),
+                Ok(Err(error)) => {
+                    warn!(tunnel = %place.target, pod = %place.pod, %error, "PostgreSQL query not cancelled")
+                }
+                Err(_) => warn!(tunnel = %place.target, pod = %place.pod, "PostgreSQL query not cancelled: no answer"),
+            }
+        });
+        futures::future::join_all(sending).await;
+    }
+
     /// Serves a client that has said whom it wants.
-    pub async fn serve_greeted(&self, mut stream: BoxedIo, greeting: Greeting, connection: Arc<Connection>) {
+    pub async fn serve_greeted(&self, stream: BoxedIo, greeting: Greeting, connection: Arc<Connection>) {
         let ServerName::Name(name) = &greeting.hello.server_name else {
             info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without a server name");
-            return greeting::alert(&mut stream, UNRECOGNIZED_NAME).await;
+            return self.refuse_greeted(stream, greeting, &Refusal::nameless()).await;
         };
         let route = match self.router.load().http(name) {
             Ok(route) => route,
             Err(error) => {
                 info!(connection = connection.id, host = name, %error, hint = error.hint(), "refused: no route");
-                return greeting::alert(&mut stream, UNRECOGNIZED_NAME).await;
+                return self.refuse_greeted(stream, greeting, &Refusal::of_route(&error)).await;
             }
         };
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let backend = lease.connect(connection.ends).await?;
-            Ok::<_, crate::tunnel::OpenError>((lease, backend))
+            let pod = self.sessions.pod_of(connection.peer, &route.target);
+            let (backend, placement) = lease.connect_to(pod.as_deref(), connection.ends).await?;
+            Ok::<_, OpenError>((lease, backend, placement))
         };
-        let (lease, mut backend) = match reached.await {
+        let (lease, mut backend, placement) = match reached.await {
             Ok(reached) => reached,
             Err(error) => {
                 warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
-                return greeting::alert(&mut stream, INTERNAL_ERROR).await;
+                return self.refuse_greeted(stream, greeting, &Refusal::of_open(&error)).await;
             }
+        };
+        let watched = |backend: BoxedIo, is_encrypted: bool| {
+            let watched = Watched::new(backend, self.sessions.clone(), connection.peer, &route, placement.pod());
+            watched.of_postgres(is_encrypted)
         };
         match greeting::ask_for_tls(&mut backend).await {
             Ok(true) => {
-                let client = &mut stream;
-                join(client, &mut backend, greeting.bytes, &lease, name, connection).await;
+                let mut client = stream;
+                let backend = watched(backend, true);
+                join(&mut client, backend, greeting.bytes, &lease, name, &connection).await;
             }
             // It speaks plaintext from here on.
             Ok(false) => {
@@ -84,7 +154,18 @@ impl PostgresFrontend {
                 let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
                 match timeout(connection.place.limits().first_byte, accept).await {
                     Ok(Ok(mut client)) => {
-                        join(&mut client, &mut backend, Bytes::new(), &lease, name, connection).await;
+                        let limit = connection.place.limits().first_byte;
+                        let Ok(first) = timeout(limit, first_message(&mut client)).await else { return };
+                        match (postgres::first(&first), postgres::whole(&first)) {
+                            (First::Cancel, Some(message)) => {
+                                drop(backend);
+                                self.cancel(message, connection.peer, Some(&route.target)).await;
+                            }
+                            _ => {
+                                let backend = watched(backend, false);
+                                join(&mut client, backend, first.freeze(), &lease, name, &connection).await;
+                            }
+                        }
                     }
                     Ok(Err(error)) => debug!(connection = connection.id, %error, "tls handshake failed"),
                     Err(_) => debug!(connection = connection.id, "tls handshake timed out"),
@@ -93,25 +174,40 @@ impl PostgresFrontend {
             Err(error) => {
                 lease.note_error(&error);
                 warn!(host = name, tunnel = %route.target, %error, "closed: no PostgreSQL there");
-                greeting::alert(&mut stream, HANDSHAKE_FAILURE).await;
+                let refusal = match StreamFault::of(&error) {
+                    Some(fault) => Refusal::of_stream(fault, &route.target),
+                    None => {
+                        Refusal::new(format!("{}: {error}", route.target), "does the name lead to PostgreSQL's port?")
+                    }
+                };
+                self.refuse_greeted(stream, greeting, &refusal).await;
             }
         }
     }
 }
 
-async fn join<C>(
-    client: &mut C,
-    backend: &mut BoxedIo,
-    first: Bytes,
-    lease: &Lease,
-    name: &str,
-    connection: Arc<Connection>,
-) where
+/// Reads until a client's first message is known to be a start-up message, or has come whole.
+async fn first_message<C: tokio::io::AsyncRead + Unpin>(client: &mut C) -> BytesMut {
+    let mut received = BytesMut::new();
+    while match postgres::first(&received) {
+        First::NeedMore => true,
+        First::Cancel => postgres::whole(&received).is_none(),
+        _ => false,
+    } {
+        if !client.read_buf(&mut received).await.is_ok_and(|count| count > 0) {
+            break;
+        }
+    }
+    received
+}
+
+async fn join<C>(client: &mut C, mut backend: Watched, first: Bytes, lease: &Lease, name: &str, connection: &Connection)
+where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     if let Err(error) = backend.write_all(&first).await {
         return lease.note_error(&error);
     }
-    let end = join::join(client, backend, lease).await;
+    let end = join::join(client, &mut backend, lease).await;
     info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
 }

@@ -1,4 +1,5 @@
-//! The SNI listener: the server name of a client's TLS decides where its bytes go. TLS is never ended here.
+//! The SNI listener: the server name of a client's TLS decides where its bytes go. TLS is never ended here, but to tell a PostgreSQL
+//! client why it is refused.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -10,30 +11,44 @@ use super::{
     Connection,
     greeting::{self, DECODE_ERROR, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
     join::join,
+    postgres::{self, PostgresFrontend, sessions::Watched},
     proxied,
+    refusal::{Refusal, refuse_greeted},
 };
 use crate::{
     config::ProxyProtocol,
     io::BoxedIo,
     metrics::Metrics,
     routing::SharedRouter,
-    tunnel::{Lease, Manager, OpenError},
+    tunnel::{Lease, Manager, OpenError, Placement},
     wire::{
         client_hello::{HelloError, ServerName},
         proxy_protocol,
     },
 };
 
+/// Why a client is not led to a backend.
+struct Refused {
+    alert: u8,
+    refusal: Refusal,
+}
+
 /// Serves the clients of `sni.listen`.
 pub struct SniFrontend {
     router: SharedRouter,
     tunnels: Manager,
+    postgres: Arc<PostgresFrontend>,
     metrics: Arc<Metrics>,
 }
 
 impl SniFrontend {
-    pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, metrics })
+    pub fn new(
+        router: SharedRouter,
+        tunnels: Manager,
+        postgres: Arc<PostgresFrontend>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, postgres, metrics })
     }
 
     /// Serves one connection until both sides have ended.
@@ -54,11 +69,14 @@ impl SniFrontend {
         let mut stream: BoxedIo = Box::new(stream);
         let greeting = match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => greeting,
+            Err(GreetingError::Cancel(message)) => {
+                return self.postgres.cancel(&message, connection.peer, None).await;
+            }
             Err(error) => {
                 self.count();
                 info!(connection = connection.id, peer = %connection.peer, %error, "sni: refused");
                 return match error {
-                    GreetingError::PlainPostgres => greeting::refuse_plain_postgres(&mut stream).await,
+                    GreetingError::PlainPostgres => self.postgres.refuse_plain(&mut stream).await,
                     // Who does not speak TLS would not understand.
                     GreetingError::Hello(HelloError::NotTls) => {}
                     GreetingError::Hello(_) => greeting::alert(&mut stream, DECODE_ERROR).await,
@@ -66,10 +84,15 @@ impl SniFrontend {
                 };
             }
         };
-        if let Err((description, error)) = self.lead(&mut stream, greeting, &connection).await {
+        let is_postgres = greeting.is_postgres || greeting.hello.alpn.iter().any(|protocol| protocol == postgres::ALPN);
+        let hello = greeting.bytes.clone();
+        if let Err(Refused { alert, refusal }) = self.lead(&mut stream, greeting, is_postgres, &connection).await {
             self.count();
-            info!(connection = connection.id, peer = %connection.peer, error, "sni: refused");
-            greeting::alert(&mut stream, description).await;
+            info!(connection = connection.id, peer = %connection.peer, error = refusal.message, "sni: refused");
+            match is_postgres {
+                true => refuse_greeted(stream, hello, &refusal, self.postgres.tls()).await,
+                false => greeting::alert(&mut stream, alert).await,
+            }
         }
     }
 
@@ -77,43 +100,59 @@ impl SniFrontend {
         self.metrics.refused_names.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Leads a client to its backend and moves its bytes. Until then an error is a TLS alert.
+    /// Leads a client to its backend and moves its bytes. It can be refused until the backend has its ClientHello.
     async fn lead(
         &self,
         stream: &mut BoxedIo,
         greeting: Greeting,
+        is_postgres: bool,
         connection: &Connection,
-    ) -> Result<(), (u8, String)> {
+    ) -> Result<(), Refused> {
         let ServerName::Name(name) = &greeting.hello.server_name else {
-            return Err((UNRECOGNIZED_NAME, "the ClientHello has no server name".to_owned()));
+            let refusal = match is_postgres {
+                true => Refusal::nameless(),
+                false => Refusal::new("the ClientHello has no server name", ""),
+            };
+            return Err(Refused { alert: UNRECOGNIZED_NAME, refusal });
         };
         let (route, send_proxy) = self.router.load().sni(name).map_err(|error| {
-            let hint = error.near().map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-            (UNRECOGNIZED_NAME, format!("{name} is none of sni.routes{hint}"))
+            let hint = error.near().map(|near| format!("did you mean {near}?")).unwrap_or_default();
+            Refused { alert: UNRECOGNIZED_NAME, refusal: Refusal::new(format!("{name} is none of sni.routes"), hint) }
         })?;
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let backend = lease.connect(connection.ends).await?;
-            Ok::<(Lease, BoxedIo), OpenError>((lease, backend))
+            let pod = is_postgres.then(|| self.postgres.sessions().pod_of(connection.peer, &route.target)).flatten();
+            let (backend, placement) = lease.connect_to(pod.as_deref(), connection.ends).await?;
+            Ok::<(Lease, BoxedIo, Placement), OpenError>((lease, backend, placement))
         };
-        let (lease, mut backend) = reached.await.map_err(|error| {
+        let (lease, mut backend, placement) = reached.await.map_err(|error| {
             warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "no tunnel");
-            (INTERNAL_ERROR, format!("{name}: {error}"))
+            Refused { alert: INTERNAL_ERROR, refusal: Refusal::of_open(&error) }
         })?;
         let failed = |error: std::io::Error| {
             lease.note_error(&error);
-            (HANDSHAKE_FAILURE, format!("{name}: {error}"))
+            Refused { alert: HANDSHAKE_FAILURE, refusal: Refusal::new(format!("{name}: {error}"), "") }
         };
         if let Some(version) = send_proxy {
             let header = proxy_protocol::write(version, connection.peer, connection.local);
             backend.write_all(&header).await.map_err(failed)?;
         }
         if greeting.is_postgres && !greeting::ask_for_tls(&mut backend).await.map_err(failed)? {
-            return Err((HANDSHAKE_FAILURE, format!("{name}: the server speaks no TLS (it answered N)")));
+            let hint =
+                "connect through a name on the HTTP listener, which ends TLS, or through a route of tcp.k8s.routes";
+            let refusal = Refusal::new(format!("{name}: the server speaks no TLS"), hint);
+            return Err(Refused { alert: HANDSHAKE_FAILURE, refusal });
         }
         let hello: Bytes = greeting.bytes;
         backend.write_all(&hello).await.map_err(failed)?;
-        let end = join(stream, &mut backend, &lease).await;
+        let end = match is_postgres && send_proxy.is_none() {
+            true => {
+                let sessions = self.postgres.sessions().clone();
+                let backend = Watched::new(backend, sessions, connection.peer, &route, placement.pod());
+                join(stream, &mut backend.of_postgres(true), &lease).await
+            }
+            false => join(stream, &mut backend, &lease).await,
+        };
         info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = ?end.broken, "sni connection");
         Ok(())
     }

@@ -3,30 +3,55 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
+use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tracing::{debug, info, warn};
 
 use crate::{
-    frontend::{Connection, join::join, proxied},
+    frontend::{
+        Connection,
+        join::join,
+        postgres::{PostgresFrontend, sessions::Watched},
+        proxied,
+        refusal::{self, Refusal},
+    },
     io::{prefixed::Prefixed, splice::Side},
     metrics::Metrics,
-    routing::{Router, SharedRouter},
-    tunnel::Manager,
+    routing::{Route, Router, SharedRouter},
+    tunnel::{Manager, StreamFault},
+    wire::{
+        database::Database,
+        postgres::{self, First},
+    },
 };
+
+/// How long a client of PostgreSQL may take for its first message, before it is led to a pod all the same.
+const FIRST_MESSAGE: Duration = Duration::from_millis(300);
 
 /// Serves the clients of TCP routes.
 pub struct TcpFrontend {
     router: SharedRouter,
     tunnels: Manager,
+    postgres: Arc<PostgresFrontend>,
     metrics: Arc<Metrics>,
 }
 
 impl TcpFrontend {
-    pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, metrics })
+    pub fn new(
+        router: SharedRouter,
+        tunnels: Manager,
+        postgres: Arc<PostgresFrontend>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, postgres, metrics })
     }
 
     /// Turns a client away, for want of descriptors.
@@ -58,7 +83,7 @@ impl TcpFrontend {
         let started = Instant::now();
         let _open = self.metrics.tcp_connections.open();
         let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, &connection).await;
-        let (connection, received) = match proxied {
+        let (connection, mut received) = match proxied {
             Ok(proxied) => proxied,
             Err(error) => {
                 info!(connection = connection.id, peer = %connection.peer, %listener, %error, "closed");
@@ -74,28 +99,51 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
-        let reached = async {
-            let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let stream = lease.connect(connection.ends).await?;
-            Ok::<_, crate::tunnel::OpenError>((lease, stream))
-        };
+        let reached = self.tunnels.acquire(&route.target, route.idle_timeout);
         // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
         let reached = tokio::select! {
             reached = reached => reached,
             () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
         };
-        let (lease, mut backend) = match reached {
-            Ok(reached) => reached,
+        let database = refusal::database_of(&route.target, listener.port());
+        let sessions = self.postgres.sessions();
+        if database == Some(Database::Postgres) || sessions.has(&route.target) {
+            received = refusal::first_words(&mut client, received, FIRST_MESSAGE).await;
+            if postgres::first(&received) == First::Cancel && sessions.has(&route.target) {
+                return self.cancel(client, received, &route, &connection).await;
+            }
+        }
+        let connected = match reached {
+            Ok(lease) => {
+                let pod = sessions.pod_of(connection.peer, &route.target);
+                let connected = tokio::select! {
+                    connected = lease.connect_to(pod.as_deref(), connection.ends) => connected,
+                    () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before it was served"),
+                };
+                connected.map(|(backend, placement)| (lease, backend, placement))
+            }
+            Err(error) => Err(error),
+        };
+        let (lease, backend, placement) = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
-                return reset(&client);
+                return self.turn_away(client, received, database, &Refusal::of_open(&error)).await;
             }
         };
+        let mut backend = Watched::new(backend, sessions.clone(), connection.peer, &route, placement.pod());
         let end = join(&mut Prefixed::new(received.freeze(), &mut client), &mut backend, &lease).await;
         match &end.broken {
             Some((Side::Backend, error)) => {
                 info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
-                reset(&client);
+                match StreamFault::of(error) {
+                    // The client has heard nothing yet.
+                    Some(fault) if end.down == 0 => {
+                        let refusal = Refusal::of_stream(fault, &route.target);
+                        self.turn_away(client, backend.first().into(), database, &refusal).await;
+                    }
+                    _ => reset(&client),
+                }
             }
             Some((Side::Client, error)) => {
                 debug!(connection = connection.id, %listener, %error, "connection broken by the client")
@@ -106,10 +154,38 @@ impl TcpFrontend {
     }
 }
 
+impl TcpFrontend {
+    /// Tells a client of a database in its own protocol why it is refused; others are reset.
+    async fn turn_away(
+        &self,
+        mut client: TcpStream,
+        received: BytesMut,
+        database: Option<Database>,
+        refusal: &Refusal,
+    ) {
+        if !refusal::refuse(&mut client, received, database, refusal, self.postgres.tls()).await {
+            reset(&client);
+        }
+    }
+
+    /// Passes a request to cancel a PostgreSQL query on.
+    async fn cancel(&self, mut client: TcpStream, mut received: BytesMut, route: &Route, connection: &Connection) {
+        while postgres::whole(&received).is_none() {
+            let reading = timeout(FIRST_MESSAGE, client.read_buf(&mut received)).await;
+            if !reading.is_ok_and(|read| read.is_ok_and(|count| count > 0)) {
+                return;
+            }
+        }
+        if let Some(message) = postgres::whole(&received) {
+            self.postgres.cancel(message, connection.peer, Some(&route.target)).await;
+        }
+    }
+}
+
 /// Lets the close that follows be a reset: the client must not take what it has for all there was.
 fn reset(client: &TcpStream) {
     // It fails only on a socket that is closed already.
-    let _ = SockRef::from(client).set_linger(Some(std::time::Duration::ZERO));
+    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }
 
 /// Resolves when the client has reset its connection. One that has ended its own direction may still want an answer.

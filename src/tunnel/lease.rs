@@ -55,16 +55,13 @@ impl Lease {
     ///
     /// `client`: for whom, so that the pod learns at once when he is gone.
     pub async fn connect(&self, client: Option<Ends>) -> Result<BoxedIo, OpenError> {
-        self.stream(client).await.map(|(stream, _)| stream)
+        self.connect_to(None, client).await.map(|(stream, _)| stream)
     }
 
-    /// Does the same for streams that are kept for later use, and tells where it leads.
-    pub async fn connect_placed(&self) -> Result<(BoxedIo, Placement), OpenError> {
-        self.stream(None).await
-    }
-
-    async fn stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
-        let (inner, placement, running) = connect(&self.hold.0, None, client, self.hold.0.stream_deadline()).await?;
+    /// Does the same, and tells where it leads. `pod`: the one that is tried first.
+    pub async fn connect_to(&self, pod: Option<&str>, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
+        let deadline = self.hold.0.stream_deadline();
+        let (inner, placement, running) = connect(&self.hold.0, None, pod, client, deadline).await?;
         Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running, client)), placement))
     }
 
@@ -168,6 +165,7 @@ pub(super) async fn running(
 pub(super) async fn connect(
     tunnel: &Tunnel,
     avoid: Option<Arc<Running>>,
+    pod: Option<&str>,
     client: Option<Ends>,
     deadline: Instant,
 ) -> Result<(BoxedIo, Placement, Arc<Running>), OpenError> {
@@ -182,8 +180,12 @@ pub(super) async fn connect(
             running => running?,
         };
         // A session may dial for this, and a network that swallows packets tells nothing for long.
+        let connecting = match pod {
+            Some(pod) => running.session.connect_to(pod, client),
+            None => running.session.connect(client),
+        };
         let connected = tokio::select! {
-            connected = within(tunnel, deadline, running.session.connect(client)) => connected,
+            connected = within(tunnel, deadline, connecting) => connected,
             () = tunnel.stop.cancelled() => return Err(OpenError::Stopped),
         };
         let Some(connected) = connected else { return Err(OpenError::TimedOut { after: started.elapsed() }) };

@@ -144,7 +144,7 @@ impl Stream {
             if pauses {
                 sleep(PAUSE).await;
             }
-            let (stream, _, running) = connect(&hold.0, None, client, deadline).await?;
+            let (stream, _, running) = connect(&hold.0, None, None, client, deadline).await?;
             Ok((stream, running))
         }));
         Ok(())

@@ -294,7 +294,7 @@ async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
 /// A connection that is kept for later requests holds no lease, and somebody reads it.
 async fn kept_connection(manager: &Manager) -> (tokio::task::JoinHandle<std::io::Result<usize>>, Placement) {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let (mut stream, placement) = lease.connect_placed().await.unwrap();
+    let (mut stream, placement) = lease.connect_to(None, None).await.unwrap();
     assert!(!placement.is_leaving());
     (tokio::spawn(async move { stream.read(&mut [0; 1]).await }), placement)
 }

@@ -15,14 +15,17 @@ const CANCEL_REQUEST: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
 /// PostgreSQL itself takes no longer start-up message.
 const LONGEST: usize = 10_000;
 
+/// The lengths of a cancel request: the code, a process id, and a key of 4 bytes, of up to 256 from protocol 3.2 on.
+const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> = 16..=268;
+
 /// What a client says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
     SslRequest,
     GssEncRequest,
-    /// A cancel request without TLS: there is nothing in it that says for whom it is.
+    /// A cancel request: it has the key of a session, and no name.
     Cancel,
-    /// A start-up message without TLS.
+    /// A start-up message.
     Startup,
     NeedMore,
     /// Something else than PostgreSQL.
@@ -39,17 +42,120 @@ pub fn first(bytes: &[u8]) -> First {
     match &start[4..] {
         _ if *start == SSL_REQUEST => First::SslRequest,
         _ if *start == GSSENC_REQUEST => First::GssEncRequest,
-        code if *code == CANCEL_REQUEST && (12..=272).contains(&length) => First::Cancel,
+        code if *code == CANCEL_REQUEST && CANCEL_LENGTHS.contains(&length) => First::Cancel,
         // Version 3, and those that the protocol's negotiation reserves beside it.
         [0, 3, _, _] if (9..=LONGEST).contains(&length) => First::Startup,
         _ => First::Other,
     }
 }
 
-/// Returns an ErrorResponse of severity FATAL. `sqlstate`: five characters.
+/// Returns the first message, once it has come whole. None: more has to come, or it is none of [`First::Cancel`] and
+/// [`First::Startup`].
+pub fn whole(bytes: &[u8]) -> Option<&[u8]> {
+    if !matches!(first(bytes), First::Cancel | First::Startup) {
+        return None;
+    }
+    let length = u32::from_be_bytes(*bytes.first_chunk::<4>()?) as usize;
+    bytes.get(..length)
+}
+
+/// Returns the process id and the key of a whole cancel request, as [`KeyWatch`] finds them in what the server says.
+pub fn key_of_cancel(message: &[u8]) -> &[u8] {
+    message.get(8..).unwrap_or_default()
+}
+
+/// Finds the key of a session in what its server says first.
+///
+/// ```text
+/// N for each request for encryption | type 1, length 4, payload: R (authentication), S, N, ..., K (the key), ..., Z
+/// ```
+#[derive(Debug, Default)]
+pub struct KeyWatch {
+    found: Key,
+    /// The start of a message: its type and length, and its payload where that is the key.
+    start: Vec<u8>,
+    /// How much of the payload is left.
+    left: usize,
+    /// A message has begun: no single byte answers a request for encryption any more.
+    has_begun: bool,
+}
+
+/// What a [`KeyWatch`] knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Key {
+    #[default]
+    NotYet,
+    /// The process id and the key of BackendKeyData.
+    Found(Vec<u8>),
+    /// It travels encrypted.
+    Hidden,
+    /// The server gives none, or speaks something else.
+    None,
+}
+
+impl KeyWatch {
+    /// Between a message's type and its payload.
+    const HEADER: usize = 5;
+
+    /// Takes what comes next. Once the answer is another than [`Key::NotYet`] it stays the same.
+    pub fn take(&mut self, mut bytes: &[u8]) -> &Key {
+        while let Some(byte) = bytes.first().copied().filter(|_| self.found == Key::NotYet) {
+            if self.left > 0 {
+                let count = self.left.min(bytes.len());
+                if self.start[0] == b'K' {
+                    self.start.extend_from_slice(&bytes[..count]);
+                }
+                self.left -= count;
+                bytes = &bytes[count..];
+                self.end_message();
+                continue;
+            }
+            bytes = &bytes[1..];
+            match byte {
+                // The first message is none of these.
+                b'N' if !self.has_begun => continue,
+                b'S' | b'G' if !self.has_begun => {
+                    self.found = Key::Hidden;
+                    continue;
+                }
+                _ => self.start.push(byte),
+            }
+            self.has_begun = true;
+            if self.start.len() == Self::HEADER {
+                let length = u32::from_be_bytes([self.start[1], self.start[2], self.start[3], self.start[4]]) as usize;
+                let longest = if self.start[0] == b'K' { *CANCEL_LENGTHS.end() } else { LONGEST };
+                match length {
+                    length if (4..=longest).contains(&length) && self.start[0].is_ascii_alphabetic() => {
+                        self.left = length - 4;
+                        self.end_message();
+                    }
+                    _ => self.found = Key::None,
+                }
+            }
+        }
+        &self.found
+    }
+
+    /// Looks at a message that has come whole. Nothing happens while it has not.
+    fn end_message(&mut self) {
+        if self.left > 0 {
+            return;
+        }
+        match self.start[0] {
+            b'K' => self.found = Key::Found(self.start[Self::HEADER..].to_vec()),
+            // ReadyForQuery: the key would have come before.
+            b'Z' | b'E' => self.found = Key::None,
+            _ => self.start.clear(),
+        }
+    }
+}
+
+/// Returns an ErrorResponse of severity FATAL. `sqlstate`: five characters; `hint`: empty for none.
 pub fn fatal(sqlstate: &str, message: &str, hint: &str) -> Vec<u8> {
     let mut fields = Vec::new();
-    for (kind, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message), (b'H', hint)] {
+    let hint = (!hint.is_empty()).then_some((b'H', hint));
+    let all = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message)];
+    for (kind, text) in all.into_iter().chain(hint) {
         fields.push(kind);
         fields.extend(text.bytes().filter(|byte| *byte != 0));
         fields.push(0);
@@ -67,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_first_message_is_known_by_its_eighth_byte() {
-        let startup = b"\0\0\0\x17\0\x03\0\0user\0demo\0\0";
+        let startup = b"\0\0\0\x13\0\x03\0\0user\0demo\0\0";
         for (bytes, wanted) in [
             (&SSL_REQUEST[..], First::SslRequest),
             (&GSSENC_REQUEST, First::GssEncRequest),
@@ -82,6 +188,40 @@ mod tests {
         for bytes in [&b"GET / HT"[..], b"\x16\x03\x01", b"\0\0\0\x08\0\0\0\0", b"\xff", b"\0\0\xff\xff\0\x03\0\0"] {
             assert_eq!(first(bytes), First::Other, "{bytes:?}");
         }
+    }
+
+    fn message(kind: u8, payload: &[u8]) -> Vec<u8> {
+        [&[kind][..], &(payload.len() as u32 + 4).to_be_bytes(), payload].concat()
+    }
+
+    #[test]
+    fn the_key_of_a_session_is_found_in_what_its_server_says() {
+        let (short, long) = (b"\0\0\0\x07\x01\x02\x03\x04".to_vec(), [vec![0, 0, 0, 9], vec![7; 256]].concat());
+        let start = [message(b'R', &[0; 4]), message(b'S', b"a\0b\0"), message(b'N', b"x\0\0")].concat();
+        let ready = message(b'Z', b"I");
+        for (said, key) in [
+            ([&b"NN"[..], &start, &message(b'K', &short), &ready].concat(), Key::Found(short.clone())),
+            ([&start[..], &message(b'K', &long)].concat(), Key::Found(long)),
+            (b"S\x16\x03\x03".to_vec(), Key::Hidden),
+            (b"NG".to_vec(), Key::Hidden),
+            ([&start[..], &ready, &message(b'K', &short)].concat(), Key::None),
+            ([&b"N"[..], &message(b'E', b"SFATAL\0\0")].concat(), Key::None),
+            (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), Key::None),
+            (b"K\xff\xff\xff\xff".to_vec(), Key::None),
+            (start, Key::NotYet),
+        ] {
+            for size in [1, 3, said.len()] {
+                let mut watch = KeyWatch::default();
+                for piece in said.chunks(size) {
+                    watch.take(piece);
+                }
+                assert_eq!(*watch.take(b""), key, "in pieces of {size}: {said:?}");
+            }
+        }
+        let cancel = [&b"\0\0\0\x10\x04\xd2\x16\x2e"[..], &short].concat();
+        assert_eq!(whole(&[&cancel[..], b"more"].concat()), Some(&cancel[..]));
+        assert_eq!(whole(&cancel[..15]), None);
+        assert_eq!(key_of_cancel(&cancel), short);
     }
 
     #[test]

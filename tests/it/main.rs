@@ -5,6 +5,7 @@ mod browser;
 mod cli;
 mod config;
 mod corpus;
+mod databases;
 mod demo;
 mod endurance;
 mod expose;

@@ -104,12 +104,18 @@ impl TargetSession {
         Self { shared, endpoint, tasks: [follow, shrink] }
     }
 
-    async fn open_stream(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), ConnectError> {
+    /// `wanted`: the pod that is tried first.
+    async fn open_stream(
+        &self,
+        wanted: Option<&str>,
+        client: Option<Ends>,
+    ) -> Result<(BoxedIo, Placement), ConnectError> {
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
         loop {
-            let Some(pool) = self.shared.choose(&tried) else {
+            let wanted = wanted.filter(|_| tried.is_empty()).and_then(|pod| self.shared.pool_of(pod));
+            let Some(pool) = wanted.or_else(|| self.shared.choose(&tried)) else {
                 // Every pod was tried. A node that restarts is waited for, for as long as it asks to be left alone at least.
                 match &last {
                     Some(StreamFault::Unavailable { retry_after, .. }) => {
@@ -184,6 +190,10 @@ impl Shared {
 
     /// Returns the pod that clients stay with, else the one with the fewest streams. One that was not reached yet is reached in the background where
     /// another has room, so that nobody waits for it.
+    fn pool_of(&self, pod: &str) -> Option<Arc<PodPool>> {
+        self.lock().iter().find(|pool| pool.pod().name == pod && !pool.is_gone()).cloned()
+    }
+
     fn choose(&self, tried: &[Arc<PodPool>]) -> Option<Arc<PodPool>> {
         let pools = self.lock();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -228,7 +238,15 @@ impl Shared {
 
 impl Session for TargetSession {
     fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
-        Box::pin(self.open_stream(client))
+        Box::pin(self.open_stream(None, client))
+    }
+
+    fn connect_to<'a>(
+        &'a self,
+        pod: &'a str,
+        client: Option<Ends>,
+    ) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
+        Box::pin(self.open_stream(Some(pod), client))
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {

@@ -1,0 +1,259 @@
+//! Why a client of a database is turned away, in its own protocol: a reset says nothing, and a TLS alert little.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::greeting::end_with;
+use crate::{
+    config::{PortRef, Workload},
+    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
+    routing::{RouteError, Target},
+    tunnel::{OpenError, StreamFault},
+    wire::{
+        database::{Database, is_resp, mysql_error, redis_error},
+        postgres::{self, First},
+    },
+};
+
+/// How long a client may take for what it says first. It says it at once.
+const FIRST_WORDS: Duration = Duration::from_millis(300);
+
+/// How long a client may take until it has read why it is refused.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a client is turned away, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub message: String,
+    /// Empty: there is nothing specific to do.
+    pub hint: String,
+}
+
+impl Refusal {
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+
+    /// PostgreSQL without TLS: there is no name in it.
+    pub fn plain_postgres() -> Self {
+        let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
+        Self::new("adit has to know which server is meant, and only TLS says so", hint)
+    }
+
+    /// TLS without a server name.
+    pub fn nameless() -> Self {
+        let hint = "connect with psql 14 or newer and a host name (host=db.shop.localhost hostaddr=127.0.0.1), or through a route of \
+                    tcp.k8s.routes";
+        Self::new("adit cannot tell which server is meant: this client sends no server name in its TLS", hint)
+    }
+
+    pub fn of_route(error: &RouteError) -> Self {
+        Self::new(error.to_string(), error.hint().unwrap_or_default())
+    }
+
+    pub fn of_open(error: &OpenError) -> Self {
+        let message = error.cause().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+        Self::new(message, error.hint().unwrap_or_default())
+    }
+
+    pub fn of_stream(fault: &StreamFault, target: &Target) -> Self {
+        let hint = match fault {
+            StreamFault::Refused { .. } => {
+                "does the server run in the pod, and listen on the port that the Service names?"
+            }
+            _ => "",
+        };
+        Self::new(format!("{target}: {fault}"), hint)
+    }
+
+    /// The message, and the hint behind it, for protocols that have no place for one.
+    fn line(&self) -> String {
+        match self.hint.is_empty() {
+            true => format!("adit: {}", self.message),
+            false => format!("adit: {} (hint: {})", self.message, self.hint),
+        }
+    }
+
+    /// The error in PostgreSQL's protocol.
+    pub fn of_postgres(&self) -> Vec<u8> {
+        // sqlserver_rejected_establishment_of_sqlconnection.
+        postgres::fatal("08004", &self.message, &self.hint)
+    }
+}
+
+/// Returns which database a target is by its port: its name or number, or the number that a client knows it by.
+pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
+    let by_number = |port: u16| match port {
+        5432 | 6432 => Some(Database::Postgres),
+        3306 | 33060 => Some(Database::MySql),
+        6379 => Some(Database::Redis),
+        _ => None,
+    };
+    let by_name = |name: &str| {
+        let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
+        match name {
+            _ if has(&["postgres", "psql", "pgsql", "pgbouncer"]) => Some(Database::Postgres),
+            _ if has(&["mysql", "mariadb"]) => Some(Database::MySql),
+            _ if has(&["redis", "valkey"]) => Some(Database::Redis),
+            _ => None,
+        }
+    };
+    let pods = target.pods();
+    let of_port = pods.and_then(|pods| match (&pods.jump, &pods.port) {
+        (Some(jump), _) => by_number(jump.port),
+        (None, PortRef::Number(port)) => by_number(*port),
+        (None, PortRef::Name(name)) => by_name(name),
+        (None, PortRef::Auto | PortRef::Https) => None,
+    });
+    let of_workload = || match &pods?.workload {
+        Workload::Service(name) | Workload::Pod(name) => by_name(name),
+        Workload::PodOfService { service, .. } => by_name(service),
+    };
+    of_port.or_else(|| by_number(local_port)).or_else(of_workload)
+}
+
+/// Turns a client away in the protocol that it speaks, and waits until it has read that. `received`: what it has said; `database`:
+/// what its server is thought to be. Returns whether its protocol is known; nothing was written otherwise.
+pub async fn refuse<S>(
+    stream: &mut S,
+    received: BytesMut,
+    database: Option<Database>,
+    refusal: &Refusal,
+    tls: &Arc<ServerConfig>,
+) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    if database == Some(Database::MySql) {
+        end_with(stream, &mysql_error(&refusal.line())).await;
+        return true;
+    }
+    let patience = if database.is_some() { FIRST_WORDS } else { Duration::ZERO };
+    let received = first_words(stream, received, patience).await;
+    if is_resp(&received) {
+        end_with(stream, &redis_error(&refusal.line())).await;
+        return true;
+    }
+    match postgres::first(&received) {
+        First::NeedMore | First::Other => false,
+        First::Cancel => true,
+        First::SslRequest | First::GssEncRequest | First::Startup => {
+            // It may be gone already.
+            let _ = timeout(PATIENCE, refuse_postgres(stream, received, refusal, tls)).await;
+            true
+        }
+    }
+}
+
+/// Reads until a client's protocol is known, for as long as that may take.
+pub async fn first_words<S: AsyncRead + Unpin>(stream: &mut S, mut received: BytesMut, patience: Duration) -> BytesMut {
+    let is_known = |bytes: &[u8]| is_resp(bytes) || !matches!(postgres::first(bytes), First::NeedMore);
+    let reading =
+        async { while !is_known(&received) && stream.read_buf(&mut received).await.is_ok_and(|count| count > 0) {} };
+    // Reading is polled once even without patience.
+    let _ = timeout(patience, reading).await;
+    received
+}
+
+/// Answers requests for encryption, and the start-up message behind them with an error.
+async fn refuse_postgres<S>(stream: &mut S, mut received: BytesMut, refusal: &Refusal, tls: &Arc<ServerConfig>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    loop {
+        match postgres::first(&received) {
+            First::SslRequest => {
+                if stream.write_all(b"S").await.is_err() || stream.flush().await.is_err() {
+                    return;
+                }
+                return refuse_encrypted(stream, refusal, tls).await;
+            }
+            First::GssEncRequest => {
+                received.clear();
+                if stream.write_all(b"N").await.is_err() || stream.flush().await.is_err() {
+                    return;
+                }
+            }
+            First::Startup => return end_with(stream, &refusal.of_postgres()).await,
+            First::Cancel | First::Other => return,
+            First::NeedMore => {}
+        }
+        if !stream.read_buf(&mut received).await.is_ok_and(|count| count > 0) {
+            return;
+        }
+    }
+}
+
+/// Turns a PostgreSQL client away that begins with TLS, behind a certificate that nobody has signed.
+async fn refuse_encrypted<S>(stream: &mut S, refusal: &Refusal, tls: &Arc<ServerConfig>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let Ok(mut stream) = TlsAcceptor::from(tls.clone()).accept(stream).await else { return };
+    let mut received = BytesMut::new();
+    while postgres::whole(&received).is_none() {
+        if postgres::first(&received) == First::Other
+            || !stream.read_buf(&mut received).await.is_ok_and(|count| count > 0)
+        {
+            return;
+        }
+    }
+    if postgres::first(&received) == First::Startup {
+        end_with(&mut stream, &refusal.of_postgres()).await;
+    }
+}
+
+/// Turns a PostgreSQL client away whose ClientHello has been read.
+pub async fn refuse_greeted(stream: BoxedIo, hello: Bytes, refusal: &Refusal, tls: &Arc<ServerConfig>) {
+    let mut stream = ReadAhead::new(Prefixed::new(hello, stream));
+    let _ = timeout(PATIENCE, refuse_encrypted(&mut stream, refusal, tls)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::frontend::tls::certs::Certs;
+
+    async fn told(asked: &'static [u8], database: Option<Database>) -> (bool, String) {
+        let (mut near, mut far) = duplex(1 << 16);
+        let tls = Arc::<Certs>::default().server_config(&[]).unwrap();
+        let refusal = Refusal::new("no Service dbx in shop", "did you mean db?");
+        let client = tokio::spawn(async move {
+            near.write_all(asked).await.unwrap();
+            near.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            near.read_to_end(&mut answer).await.unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        });
+        tokio::task::yield_now().await;
+        let is_known = refuse(&mut far, BytesMut::new(), database, &refusal, &tls).await;
+        drop(far);
+        (is_known, client.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_client_is_told_in_its_own_protocol() {
+        let startup = b"\0\0\0\x13\0\x03\0\0user\0demo\0\0";
+        for database in [None, Some(Database::Postgres), Some(Database::Redis)] {
+            let (is_known, answer) = told(startup, database).await;
+            assert!(is_known && answer.starts_with('E') && answer.contains("Mno Service dbx"), "{answer}");
+            assert!(answer.contains("Hdid you mean db?"), "{answer}");
+            let (is_known, answer) = told(b"*1\r\n$4\r\nPING\r\n", database).await;
+            assert!(is_known && answer == "-ERR adit: no Service dbx in shop (hint: did you mean db?)\r\n", "{answer}");
+            let (is_known, answer) = told(b"GET / HTTP/1.1\r\n", database).await;
+            assert!(!is_known && answer.is_empty(), "{answer}");
+        }
+        let (is_known, answer) = told(b"", Some(Database::MySql)).await;
+        assert!(is_known && answer.contains("adit: no Service dbx in shop"), "{answer}");
+        assert_eq!(told(b"", None).await, (false, String::new()));
+    }
+}

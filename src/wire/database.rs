@@ -1,0 +1,66 @@
+//! Errors of database servers whose clients do not speak PostgreSQL's protocol, as they come before a session.
+
+/// What a database's clients expect of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    Postgres,
+    /// The server speaks first.
+    MySql,
+    /// RESP, without TLS.
+    Redis,
+}
+
+/// Returns whether these first bytes of a client are a request in RESP: an array of bulk strings, or a word for a person's terminal.
+pub fn is_resp(bytes: &[u8]) -> bool {
+    match bytes {
+        [b'*', digit, ..] => digit.is_ascii_digit(),
+        _ => ["PING\r\n", "QUIT\r\n", "AUTH ", "HELLO "]
+            .iter()
+            .any(|word| bytes.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))),
+    }
+}
+
+/// Returns a RESP error.
+pub fn redis_error(message: &str) -> Vec<u8> {
+    let message: String = message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    format!("-ERR {message}\r\n").into_bytes()
+}
+
+/// Returns MySQL's ERR packet as it comes instead of a server's greeting: the first packet, of a server that knows nothing of its
+/// client yet, so that it has no SQL state ("ERR_Packet" in its documentation).
+pub fn mysql_error(message: &str) -> Vec<u8> {
+    /// ER_HANDSHAKE_ERROR.
+    const CODE: u16 = 1043;
+    /// What clients keep of a message.
+    const LONGEST: usize = 512;
+    let mut end = message.len().min(LONGEST);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    let payload = [&[0xff][..], &CODE.to_le_bytes(), &message.as_bytes()[..end]].concat();
+    let length = (payload.len() as u32).to_le_bytes();
+    [&length[..3], &[0], &payload].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redis_clients_are_known_by_their_first_bytes() {
+        for bytes in [&b"*1\r\n$4\r\nPING\r\n"[..], b"*2\r\n", b"PING\r\n", b"auth secret\r\n"] {
+            assert!(is_resp(bytes), "{bytes:?}");
+        }
+        for bytes in [&b""[..], b"*", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", b"P"] {
+            assert!(!is_resp(bytes), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_one_message() {
+        assert_eq!(redis_error("no pod\r\nis ready"), b"-ERR no pod  is ready\r\n");
+        let error = mysql_error("no pod");
+        assert_eq!(error, b"\x09\0\0\0\xff\x13\x04no pod");
+        assert_eq!(mysql_error(&"\u{e9}".repeat(1_000)).len(), 4 + 3 + 512);
+    }
+}
