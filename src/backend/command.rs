@@ -10,9 +10,11 @@ pub mod output;
 pub mod ports;
 pub mod process;
 pub mod supervisor;
+mod waits;
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     io,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
@@ -30,14 +32,20 @@ use tokio::{
 use self::{
     ports::{Lent, PortPool},
     process::Process,
+    waits::{Wait, Waits},
 };
 use super::{
-    CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault,
+    CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, SignInReport,
+    StreamFault,
 };
 use crate::{
     config::{Command, CommandMode},
     io::{BoxedIo, abandoned::Ends, held::Held},
+    k8s::client::Clusters,
 };
+
+/// How long a command may take to listen while it waits for a person, who may have to find a telephone.
+const SIGN_IN: Duration = Duration::from_secs(5 * 60);
 
 /// A process whose port is closed may have died just now: so long its end is waited for, which says more.
 const DYING: Duration = Duration::from_millis(200);
@@ -52,7 +60,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The backend of commands.
 pub struct Commands {
+    /// Whose folders programs are looked for in.
+    clusters: Arc<Clusters>,
     supervisor: Option<PathBuf>,
+    waits: Arc<Waits>,
     ports: Arc<PortPool>,
     started: Mutex<HashMap<Arc<Command>, Started>>,
 }
@@ -67,8 +78,24 @@ struct Started {
 impl Commands {
     /// `supervisor`: the program that runs [`supervisor::run`] for the words behind `supervise --`. None: commands are started
     /// without it.
-    pub fn new(supervisor: Option<PathBuf>) -> Self {
-        Self { supervisor, ports: Arc::default(), started: Mutex::default() }
+    pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
+        Self { clusters, supervisor, waits: Arc::default(), ports: Arc::default(), started: Mutex::default() }
+    }
+
+    /// Returns what a command waits for that is a person's to do. None: nothing that it has said.
+    pub fn wait(&self, command: &Command) -> Option<SignInReport> {
+        self.waits.of(command)
+    }
+
+    /// Returns the same of all commands.
+    pub fn waits(&self) -> Vec<SignInReport> {
+        self.waits.all()
+    }
+
+    /// Begins to take note of what a process waits for.
+    fn watch(&self, command: &Arc<Command>) -> Arc<Wait> {
+        let clusters = self.clusters.clone();
+        self.waits.begin(command.clone(), Box::new(move || clusters.sign_ins().tell()))
     }
 
     /// Starts the command, and waits until it listens.
@@ -76,11 +103,14 @@ impl Commands {
     /// # Errors
     /// It is not there, ends, does not listen in time, or there is no port for it.
     pub async fn open(&self, command: &Arc<Command>) -> Result<Box<dyn Session>, OpenError> {
-        let program = process::find(&command.run[0]).ok_or_else(|| OpenError::Command {
+        let exec_path = self.clusters.exec_path();
+        let program = process::find(&command.run[0], &exec_path).ok_or_else(|| OpenError::Command {
             what: format!("{} cannot be started", command.run[0]),
-            cause: "there is no such program in PATH".to_owned(),
-            hint: Some("install it, or give its whole path".to_owned()),
+            cause: "there is no such program in PATH, in exec_path, or where package managers install programs"
+                .to_owned(),
+            hint: Some("install it, add its folder to exec_path, or give its whole path".to_owned()),
         })?;
+        let program = Program { file: program, path: exec_path.to_env(), supervisor: self.supervisor.clone() };
         let endpoint = |port| Endpoint {
             pod: command.run[0].clone(),
             container_port: port,
@@ -92,15 +122,9 @@ impl Commands {
         };
         let (gauges, placement) = (Arc::<SessionGauges>::default(), Placement::new(&command.run[0]));
         if command.mode == CommandMode::Stdio {
-            let (command, supervisor) = (command.clone(), self.supervisor.clone());
-            return Ok(Box::new(StdioSession {
-                command,
-                program,
-                supervisor,
-                endpoint: endpoint(0),
-                placement,
-                gauges,
-            }));
+            let (command, wait) = (command.clone(), self.watch(command));
+            let endpoint = endpoint(0);
+            return Ok(Box::new(StdioSession { command, program, wait, endpoint, placement, gauges }));
         }
         let port = self.ports.take(command.ports).ok_or_else(|| OpenError::Command {
             what: format!("{} cannot be started", command.run[0]),
@@ -108,8 +132,8 @@ impl Commands {
             hint: Some("widen sni.port_range".to_owned()),
         })?;
         self.pause(command).await;
-        let process = Process::start(command, &program, self.supervisor.as_deref(), Some(port.number()))?;
-        let until = Instant::now() + command.startup_timeout;
+        let process = Process::start(command, &program, self.watch(command), Some(port.number()))?;
+        let started = Instant::now();
         loop {
             if let Some(end) = process.end() {
                 return Err(process.failed(&end));
@@ -117,8 +141,12 @@ impl Commands {
             if ports::is_listened_on(port.number()) {
                 break;
             }
-            if Instant::now() >= until {
-                let seconds = command.startup_timeout.as_secs();
+            let limit = match self.waits.of(command) {
+                Some(_) => command.startup_timeout.max(SIGN_IN),
+                None => command.startup_timeout,
+            };
+            if started.elapsed() >= limit {
+                let seconds = limit.as_secs();
                 return Err(process.failed(&format!("it does not listen on port {} after {seconds} s", port.number())));
             }
             sleep(LOOK_EVERY).await;
@@ -210,11 +238,19 @@ impl Session for ListenSession {
     }
 }
 
+/// What is started for a command.
+pub struct Program {
+    file: PathBuf,
+    /// Its PATH: what it starts itself is looked for in the same places.
+    path: OsString,
+    supervisor: Option<PathBuf>,
+}
+
 /// A process for each connection.
 struct StdioSession {
     command: Arc<Command>,
-    program: PathBuf,
-    supervisor: Option<PathBuf>,
+    program: Program,
+    wait: Arc<Wait>,
     endpoint: Endpoint,
     placement: Placement,
     gauges: Arc<SessionGauges>,
@@ -223,11 +259,10 @@ struct StdioSession {
 impl Session for StdioSession {
     fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
-            let stream =
-                process::stream(&self.command, &self.program, self.supervisor.as_deref()).map_err(|error| {
-                    let cause = error.cause().unwrap_or_default();
-                    StreamFault::Other { detail: format!("{error}: {cause}") }
-                })?;
+            let stream = process::stream(&self.command, &self.program, self.wait.clone()).map_err(|error| {
+                let cause = error.cause().unwrap_or_default();
+                StreamFault::Other { detail: format!("{error}: {cause}") }
+            })?;
             let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
             Ok((stream, self.placement.clone()))
         })
@@ -265,8 +300,12 @@ mod tests {
         })
     }
 
+    fn commands() -> Commands {
+        Commands::new(Clusters::new(&[]), None)
+    }
+
     async fn error(run: &[&str]) -> (String, String) {
-        let error = Commands::new(None).open(&command(run, CommandMode::Listen)).await.err().expect("it fails");
+        let error = commands().open(&command(run, CommandMode::Listen)).await.err().expect("it fails");
         (error.to_string(), error.cause().unwrap_or_default())
     }
 
@@ -281,8 +320,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_program_is_found_where_the_configuration_says() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("adit-test-program");
+        std::fs::write(&file, "#!/bin/sh\necho \"$PATH\" >&2; exit 3\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let command = command(&["adit-test-program", "{port}"], CommandMode::Listen);
+        let missing = commands().open(&command).await.err().expect("it is not there");
+        assert!(missing.hint().unwrap().contains("exec_path"));
+        let commands = Commands::new(Clusters::new(&[folder.path().to_owned()]), None);
+        let said = commands.open(&command).await.err().expect("it ends").cause().unwrap();
+        assert!(said.contains(&folder.path().display().to_string()), "it has the folder in its PATH: {said}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_waits_for_a_person_is_seen_and_has_time() {
+        let script =
+            "echo 'Please open https://login.example.com/device?code=ABCD in your browser' >&2; sleep 2; exit 3";
+        let (commands, command) = (commands(), command(&["sh", "-c", script], CommandMode::Listen));
+        let mut changes = commands.clusters.sign_ins().changes();
+        let opening = commands.open(&command);
+        let looking = async {
+            timeout(Duration::from_secs(10), changes.changed()).await.expect("it is told").unwrap();
+            commands.wait(&command).expect("it waits")
+        };
+        let (opened, report) = tokio::join!(opening, looking);
+        assert!(report.since.is_some() && report.said[0].contains("code=ABCD"), "{report:?}");
+        // Not the startup timeout, which is shorter, but its own end.
+        assert!(opened.err().expect("it ends").to_string().contains("exit code 3"));
+        let forgotten = async {
+            while commands.wait(&command).is_some() || !commands.waits().is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), forgotten).await.expect("what is over is not shown");
+    }
+
+    #[tokio::test]
     async fn a_process_for_each_connection_speaks_over_its_standard_streams() {
-        let session = Commands::new(None).open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();
+        let session = commands().open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();
         let (mut one, _) = session.connect(None).await.unwrap();
         let (mut other, _) = session.connect(None).await.unwrap();
         one.write_all(b"one").await.unwrap();
@@ -291,8 +368,7 @@ mod tests {
         let mut back = String::new();
         one.read_to_string(&mut back).await.unwrap();
         assert_eq!((back.as_str(), session.gauges().streams.load(Ordering::Relaxed)), ("one", 2));
-        let failing =
-            Commands::new(None).open(&command(&["sh", "-c", "echo no >&2; exit 1"], CommandMode::Stdio)).await;
+        let failing = commands().open(&command(&["sh", "-c", "echo no >&2; exit 1"], CommandMode::Stdio)).await;
         let (mut stream, _) = failing.unwrap().connect(None).await.unwrap();
         assert!(stream.read_to_string(&mut back).await.unwrap_err().to_string().contains("no"));
     }

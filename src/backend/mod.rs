@@ -65,8 +65,8 @@ impl Backends {
         Self {
             port_forward: port_forward::PortForward::new(clusters.clone()),
             exec: exec::Exec::new(clusters.clone()),
+            commands: command::Commands::new(clusters.clone(), supervisor),
             clusters,
-            commands: command::Commands::new(supervisor),
         }
     }
 }
@@ -85,11 +85,17 @@ impl Backend for Backends {
     }
 
     fn sign_in(&self, target: &Target) -> Option<SignInReport> {
-        self.clusters.sign_in(&target.pods()?.cluster)
+        match target {
+            Target::Pods(target) => self.clusters.sign_in(&target.cluster),
+            Target::Command(command) => self.commands.wait(command),
+            Target::Relayed(_) => None,
+        }
     }
 
     fn sign_ins(&self) -> Vec<SignInReport> {
-        self.clusters.sign_ins().reports()
+        let mut reports = self.clusters.sign_ins().reports();
+        reports.extend(self.commands.waits());
+        reports
     }
 
     fn sign_in_changes(&self) -> Option<watch::Receiver<()>> {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a PostgreSQL server may take to say whether it speaks TLS, and a client to read why it is refused.
-const ANSWER: Duration = Duration::from_secs(10);
+pub const ANSWER: Duration = Duration::from_secs(10);
 
 /// More requests for encryption than any client makes before it gives one up.
 const MOST_REQUESTS: usize = 4;
@@ -138,7 +138,7 @@ pub async fn end_with<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, last: &
 ///
 /// # Errors
 /// It answers with something else, or not at all.
-pub async fn ask_for_tls(backend: &mut BoxedIo) -> io::Result<bool> {
+pub async fn ask_for_tls(backend: &mut BoxedIo, limit: Duration) -> io::Result<bool> {
     let asking = async {
         backend.write_all(&postgres::SSL_REQUEST).await?;
         backend.flush().await?;
@@ -153,5 +153,5 @@ pub async fn ask_for_tls(backend: &mut BoxedIo) -> io::Result<bool> {
             )),
         }
     };
-    timeout(ANSWER, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(limit, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

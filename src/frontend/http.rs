@@ -201,7 +201,13 @@ impl HttpFrontend {
         let route = match self.router.load().http(&host) {
             Ok(route) => route.for_client(tls),
             Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => {
-                return Err(pages::index(&self.router.load()).with_hints(self.protocols.wrong_hints()));
+                let waits = self.tunnels.sign_ins().into_iter().flat_map(|sign_in| {
+                    let user = sign_in.user;
+                    sign_in.said.into_iter().map(move |line| format!("{user} says: {line}"))
+                });
+                return Err(
+                    pages::index(&self.router.load()).with_hints(self.protocols.wrong_hints().into_iter().chain(waits))
+                );
             }
             Err(error) => return Err(pages::of_route(&self.router.load(), &error)),
         };

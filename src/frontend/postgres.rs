@@ -142,7 +142,7 @@ impl PostgresFrontend {
             let watched = Watched::new(backend, self.sessions.clone(), connection.peer, &route, placement.pod());
             watched.of_postgres(is_encrypted)
         };
-        match greeting::ask_for_tls(&mut backend).await {
+        match greeting::ask_for_tls(&mut backend, greeting::ANSWER).await {
             Ok(true) => {
                 let mut client = stream;
                 let backend = watched(backend, true);

@@ -1,7 +1,10 @@
 //! The SNI listener: the server name of a client's TLS decides where its bytes go. TLS is never ended here, but to tell a PostgreSQL
 //! client why it is refused.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -19,13 +22,16 @@ use crate::{
     config::ProxyProtocol,
     io::BoxedIo,
     metrics::Metrics,
-    routing::SharedRouter,
+    routing::{SharedRouter, Target},
     tunnel::{Lease, Manager, OpenError, Placement},
     wire::{
         client_hello::{HelloError, ServerName},
         proxy_protocol,
     },
 };
+
+/// How long a server behind a command may take for its first byte: a person may have to sign in first, in a browser.
+const SIGN_IN: Duration = Duration::from_secs(5 * 60);
 
 /// Why a client is not led to a backend.
 struct Refused {
@@ -137,7 +143,8 @@ impl SniFrontend {
             let header = proxy_protocol::write(version, connection.peer, connection.local);
             backend.write_all(&header).await.map_err(failed)?;
         }
-        if greeting.is_postgres && !greeting::ask_for_tls(&mut backend).await.map_err(failed)? {
+        let limit = if matches!(route.target, Target::Command(_)) { SIGN_IN } else { greeting::ANSWER };
+        if greeting.is_postgres && !greeting::ask_for_tls(&mut backend, limit).await.map_err(failed)? {
             let hint =
                 "connect through a name on the HTTP listener, which ends TLS, or through a route of tcp.k8s.routes";
             let refusal = Refusal::new(format!("{name}: the server speaks no TLS"), hint);

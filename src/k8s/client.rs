@@ -92,6 +92,11 @@ impl Clusters {
         *self.exec_path.lock().expect("no panic while the lock is held") = ExecPath::new(exec_path);
     }
 
+    /// Returns the folders that programs are looked for in.
+    pub fn exec_path(&self) -> ExecPath {
+        self.exec_path.lock().expect("no panic while the lock is held").clone()
+    }
+
     /// Reads the kubeconfig files and returns what names and routes need of them. Never fails: see [`Contexts::problem`].
     pub fn contexts(&self, paths: &Arc<KubeconfigPaths>) -> Contexts {
         kubeconfig::contexts(paths)
@@ -109,7 +114,7 @@ impl Clusters {
         if let Some(cluster) = made {
             return Ok(cluster);
         }
-        let exec_path = self.exec_path.lock().expect("no panic while the lock is held").clone();
+        let exec_path = self.exec_path();
         // Loads before it keeps an entry: made-up context names in hostnames must not fill the map.
         let access = kubeconfig::load(id, &exec_path)?;
         let cluster = {

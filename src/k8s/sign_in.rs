@@ -119,6 +119,11 @@ impl SignIns {
         reports
     }
 
+    /// Tells those who follow the changes that somebody else's sign-in has changed.
+    pub fn tell(&self) {
+        self.changed.send_replace(());
+    }
+
     /// Tells when any sign-in has changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

@@ -7,8 +7,9 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tracing::info;
+use tracing::{info, warn};
 
+use super::waits::{Wait, is_for_a_person};
 use crate::config::Command;
 
 /// The longest line that is kept; the rest of it is left out.
@@ -23,11 +24,12 @@ pub struct Output {
     name: Arc<str>,
     secrets: Arc<[String]>,
     last: Arc<Mutex<VecDeque<String>>>,
+    wait: Arc<Wait>,
 }
 
 impl Output {
-    /// `name`: how the log calls it.
-    pub fn new(name: &str, command: &Command) -> Self {
+    /// `name`: how the log calls it. `wait`: takes note of what a person has to do.
+    pub fn new(name: &str, command: &Command, wait: Arc<Wait>) -> Self {
         let from = command.env_from.values().filter_map(|ours| std::env::var(ours).ok());
         let is_secret = |name: &str| {
             ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.to_ascii_uppercase().contains(word))
@@ -35,7 +37,7 @@ impl Output {
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
         // A short value would tear holes into every line.
         let secrets = from.chain(set).filter(|secret| secret.len() >= 4).collect();
-        Self { name: name.into(), secrets, last: Arc::default() }
+        Self { name: name.into(), secrets, last: Arc::default(), wait }
     }
 
     /// Returns the last lines, one behind the other.
@@ -70,7 +72,13 @@ impl Output {
         if line.is_empty() {
             return;
         }
-        info!(target: "adit::command", command = &*self.name, "{line}");
+        match is_for_a_person(&line) {
+            true => {
+                warn!(target: "adit::command", command = &*self.name, "{line}");
+                self.wait.say(&line);
+            }
+            false => info!(target: "adit::command", command = &*self.name, "{line}"),
+        }
         let mut last = self.last.lock().expect("no panic while the lock is held");
         if last.len() == MOST_LINES {
             last.pop_front();
@@ -108,7 +116,7 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::waits::Waits, *};
 
     #[test]
     fn escapes_do_not_reach_the_terminal() {
@@ -126,7 +134,8 @@ mod tests {
             startup_timeout: Default::default(),
             ports: (1, 1),
         };
-        let output = Output::new("x", &command);
+        let wait = Arc::<Waits>::default().begin(Arc::new(command.clone()), Box::new(|| {}));
+        let output = Output::new("x", &command, wait);
         let said: String = (0..20).map(|at| format!("line {at} hunter22\n")).collect();
         output.clone().follow(said.as_bytes()).await;
         assert!(output.last().starts_with("line 12 *** | line 13") && output.last().ends_with("line 19 ***"));

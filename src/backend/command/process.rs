@@ -5,9 +5,10 @@ use std::{
     ffi::OsString,
     io,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     process::{ExitStatus, Stdio},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,15 +22,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{output::Output, supervisor::GRACE};
+use super::{Program, Wait, output::Output, supervisor::GRACE};
 use crate::{
     backend::{OpenError, StreamFault},
     config::Command,
+    k8s::exec_path::ExecPath,
 };
 
-/// What every program needs of our environment.
+/// What every program needs of our environment, beside a PATH.
 const KEPT: &[&str] = &[
-    "PATH",
     "HOME",
     "USER",
     "LOGNAME",
@@ -38,6 +39,12 @@ const KEPT: &[&str] = &[
     "TZ",
     "TMPDIR",
     "SSH_AUTH_SOCK",
+    // What a browser needs that opens for a sign-in.
+    "BROWSER",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "HTTP_PROXY",
@@ -51,14 +58,14 @@ const KEPT: &[&str] = &[
 ];
 const KEPT_PREFIXES: &[&str] = &["LC_", "XDG_"];
 
-/// Returns the path of a program: as it is where it has a slash, else the first in `PATH`.
-pub fn find(program: &str) -> Option<PathBuf> {
+/// Returns the path of a program: as it is where it has a slash, else the first in the folders of `exec_path`.
+pub fn find(program: &str, exec_path: &ExecPath) -> Option<PathBuf> {
     let is_program =
         |path: &PathBuf| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
     if program.contains('/') {
         return Some(crate::config::defaults::expand_home(program)).filter(is_program);
     }
-    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(is_program)
+    exec_path.find(program)
 }
 
 /// A process that runs, and is stopped when this is dropped.
@@ -74,26 +81,21 @@ impl Process {
     ///
     /// # Errors
     /// The system does not start it.
-    pub fn start(
-        command: &Command,
-        program: &Path,
-        supervisor: Option<&Path>,
-        port: Option<u16>,
-    ) -> Result<Self, OpenError> {
-        let mut spawn = prepared(command, program, supervisor, port);
+    pub fn start(command: &Command, program: &Program, wait: Arc<Wait>, port: Option<u16>) -> Result<Self, OpenError> {
+        let mut spawn = prepared(command, program, port);
         let mut child =
             spawn.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
         let stdout = child.stdout.take();
-        let process = Self::watch(command, child);
+        let process = Self::watch(command, child, wait);
         if let Some(stdout) = stdout {
             tokio::spawn(process.output.clone().follow(stdout));
         }
         Ok(process)
     }
 
-    fn watch(command: &Command, mut child: Child) -> Self {
+    fn watch(command: &Command, mut child: Child, wait: Arc<Wait>) -> Self {
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let output = Output::new(&command.run[0], command);
+        let output = Output::new(&command.run[0], command, wait);
         let said = child.stderr.take().map(|stderr| tokio::spawn(output.clone().follow(stderr)));
         let (end_tx, end) = watch::channel(None);
         tokio::spawn(async move {
@@ -159,19 +161,19 @@ fn signal(pid: Option<Pid>, signal: Signal) {
     }
 }
 
-fn prepared(command: &Command, program: &Path, supervisor: Option<&Path>, port: Option<u16>) -> Spawn {
+fn prepared(command: &Command, program: &Program, port: Option<u16>) -> Spawn {
     let port = port.map(|port| port.to_string()).unwrap_or_default();
     let arguments = command.run[1..].iter().map(|word| OsString::from(word.replace("{port}", &port)));
-    let mut spawn = match supervisor {
+    let mut spawn = match &program.supervisor {
         Some(supervisor) => {
             let mut spawn = Spawn::new(supervisor);
-            spawn.args(["supervise", "--"]).arg(program);
+            spawn.args(["supervise", "--"]).arg(&program.file);
             spawn
         }
-        None => Spawn::new(program),
+        None => Spawn::new(&program.file),
     };
     let is_kept = |name: &str| KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    spawn.args(arguments).env_clear();
+    spawn.args(arguments).env_clear().env("PATH", &program.path);
     spawn.envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)));
     spawn.envs(command.env_from.iter().filter_map(|(name, ours)| Some((name, env::var_os(ours)?)))).envs(&command.env);
     // Ctrl-C in our terminal is ours alone.
@@ -196,12 +198,12 @@ fn described(status: ExitStatus) -> String {
 ///
 /// # Errors
 /// The system does not start it.
-pub fn stream(command: &Command, program: &Path, supervisor: Option<&Path>) -> Result<StdioStream, OpenError> {
-    let mut spawn = prepared(command, program, supervisor, None);
+pub fn stream(command: &Command, program: &Program, wait: Arc<Wait>) -> Result<StdioStream, OpenError> {
+    let mut spawn = prepared(command, program, None);
     let mut child =
         spawn.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    Ok(StdioStream { stdin, stdout, process: Process::watch(command, child), ended: None })
+    Ok(StdioStream { stdin, stdout, process: Process::watch(command, child, wait), ended: None })
 }
 
 /// The standard input and output of a process.
