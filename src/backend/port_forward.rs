@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod channel_stream;
 pub mod connection;
+mod dialling;
 pub mod pool;
 pub mod session;
 pub mod stream;

@@ -310,6 +310,31 @@ async fn load_and_restarts_change_no_transport_and_are_left_alone() {
 }
 
 #[tokio::test]
+async fn clients_that_wait_for_the_same_dial_share_its_failure() {
+    const CLIENTS: usize = 50;
+    for passes in [Kind::Spdy, Kind::Channels] {
+        let behind = Behind::start(false, move |kind| if kind == passes { Pass } else { Close }).await;
+        assert!(behind.echo().await.is_some());
+        behind.gateway.seen();
+        behind.gateway.change(|_| Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"));
+        behind.cut().await;
+        let restart = async {
+            sleep(Duration::from_millis(1500)).await;
+            let seen = behind.gateway.seen().len();
+            behind.gateway.change(|_| Pass);
+            seen
+        };
+        let clients = futures::future::join_all((0..CLIENTS).map(|_| behind.echo()));
+        let (echoes, seen) = tokio::join!(clients, restart);
+        assert!(echoes.iter().all(Option::is_some), "{passes:?}");
+        // Where each client needs a connection of its own, the first failures come at the same time.
+        let most = if passes == Kind::Spdy { 15 } else { CLIENTS + 15 };
+        assert!(seen <= most, "{passes:?}: {seen} upgrades within 1.5 s for {CLIENTS} clients");
+        behind.app.drain().cut();
+    }
+}
+
+#[tokio::test]
 async fn a_cluster_that_asks_to_be_left_alone_for_long_is_and_clients_are_told() {
     let behind =
         Behind::start(false, |_| Say("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n"))

@@ -14,6 +14,7 @@ use tracing::debug;
 use super::{
     channel_stream::ChannelStream,
     connection::{Connection, Fate, Opening},
+    dialling::Dialling,
 };
 use crate::{
     backend::{Placement, SessionGauges, StreamFault},
@@ -47,8 +48,7 @@ pub(super) struct PodPool {
     fate: Arc<Fate>,
     placement: Placement,
     connections: Mutex<Vec<Arc<Connection>>>,
-    /// Held while a connection is dialled that somebody waits for: the others share it.
-    dialling: tokio::sync::Mutex<()>,
+    dialling: Dialling,
     growing: Mutex<Option<JoinHandle<()>>>,
     opened: AtomicU64,
     /// Where each connection into the pod has a WebSocket of its own.
@@ -79,7 +79,7 @@ impl PodPool {
             pod,
             fate: Arc::new(Fate::new(gauges)),
             connections: Mutex::default(),
-            dialling: tokio::sync::Mutex::default(),
+            dialling: Dialling::default(),
             growing: Mutex::default(),
             opened: AtomicU64::new(0),
             channels: Channels::default(),
@@ -136,19 +136,18 @@ impl PodPool {
             let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
             let dialled = match spare {
                 Some(io) => Dialled::Channel(io),
-                None => self.dial().await?,
+                None => self.dialling.beside(self.dial()).await?,
             };
             return self.stream_on(dialled, client);
         }
         if let Some(stream) = self.open_on_existing(client) {
             return Ok(stream);
         }
-        let _turn = self.dialling.lock().await;
-        if let Some(stream) = self.open_on_existing(client) {
-            return Ok(stream);
-        }
-        let dialled = self.dial().await?;
-        self.stream_on(dialled, client)
+        let dial = async {
+            let dialled = self.dial().await?;
+            self.stream_on(dialled, client)
+        };
+        self.dialling.share(|| self.open_on_existing(client), dial).await
     }
 
     fn stream_on(&self, dialled: Dialled, client: Option<Ends>) -> Result<BoxedIo, StreamFault> {

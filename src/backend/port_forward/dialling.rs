@@ -1,0 +1,185 @@
+//! One dial at a time for all clients that wait for a connection to a pod. They share a failure.
+
+use std::{future::Future, time::Duration};
+
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::backend::StreamFault;
+
+/// A node that restarts is dialled again after this long at the earliest, for whichever client.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The turn to dial. Holds the last failure, unless a later dial succeeded.
+#[derive(Default)]
+pub struct Dialling {
+    turn: Mutex<Option<Failure>>,
+}
+
+struct Failure {
+    at: Instant,
+    fault: StreamFault,
+}
+
+impl Failure {
+    fn of<T>(dialled: &Result<T, StreamFault>) -> Option<Self> {
+        dialled.as_ref().err().map(|fault| Self { at: Instant::now(), fault: fault.clone() })
+    }
+
+    /// Returns whether a client that came at this time gets the same answer without a dial of its own: it waited for the dial
+    /// that failed, or the cluster asks to be left alone.
+    fn is_for(&self, came: Instant) -> bool {
+        let pause = match &self.fault {
+            StreamFault::Unavailable { retry_after, .. } => retry_after.unwrap_or_default().max(PAUSE),
+            _ => Duration::ZERO,
+        };
+        came <= self.at || self.at.elapsed() < pause
+    }
+}
+
+impl Dialling {
+    /// Waits for the turn; then returns what another client's dial has made meanwhile, or its failure, or else dials.
+    ///
+    /// # Errors
+    /// The dial has failed: this one, or the one that was waited for.
+    pub async fn share<T>(
+        &self,
+        made: impl FnOnce() -> Option<T>,
+        dial: impl Future<Output = Result<T, StreamFault>>,
+    ) -> Result<T, StreamFault> {
+        let came = Instant::now();
+        let mut last = self.turn.lock().await;
+        if let Some(made) = made() {
+            return Ok(made);
+        }
+        if let Some(failure) = last.as_ref().filter(|failure| failure.is_for(came)) {
+            return Err(failure.fault.clone());
+        }
+        let dialled = dial.await;
+        *last = Failure::of(&dialled);
+        dialled
+    }
+
+    /// Dials beside others, as each client needs a connection of its own. After a failure one client dials, and the others
+    /// wait for what comes of it.
+    ///
+    /// # Errors
+    /// As those of [`share`](Self::share).
+    pub async fn beside<T>(&self, dial: impl Future<Output = Result<T, StreamFault>>) -> Result<T, StreamFault> {
+        let came = Instant::now();
+        let mut last = self.turn.lock().await;
+        if let Some(failure) = &*last {
+            if failure.is_for(came) {
+                return Err(failure.fault.clone());
+            }
+            let dialled = dial.await;
+            *last = Failure::of(&dialled);
+            return dialled;
+        }
+        drop(last);
+        let dialled = dial.await;
+        if dialled.is_err() {
+            *self.turn.lock().await = Failure::of(&dialled);
+        }
+        dialled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::join_all;
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    fn away(retry_after: Option<Duration>) -> StreamFault {
+        StreamFault::Unavailable { detail: "503".to_owned(), retry_after }
+    }
+
+    /// Dials for some clients at once; returns what they got, and how many dials that took.
+    async fn dial(dialling: &Dialling, clients: usize, result: Result<(), StreamFault>) -> (Vec<bool>, usize) {
+        let dials = AtomicUsize::new(0);
+        let dial = || async {
+            dials.fetch_add(1, Ordering::SeqCst);
+            sleep(Duration::from_millis(7)).await;
+            result.clone()
+        };
+        let got = join_all((0..clients).map(|_| dialling.share(|| None, dial()))).await;
+        (got.iter().map(Result::is_ok).collect(), dials.into_inner())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_a_dial_share_its_failure() {
+        let lost = StreamFault::Lost { detail: "no".to_owned() };
+        for (fault, again) in [(lost, 1), (away(None), 0)] {
+            let dialling = Dialling::default();
+            assert_eq!(dial(&dialling, 50, Err(fault.clone())).await, (vec![false; 50], 1));
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(dial(&dialling, 50, Err(fault.clone())).await, (vec![false; 50], again), "{fault}");
+            advance(PAUSE).await;
+            assert_eq!(dial(&dialling, 1, Ok(())).await, (vec![true], 1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_that_asks_to_be_left_alone_is() {
+        let dialling = Dialling::default();
+        assert_eq!(dial(&dialling, 1, Err(away(Some(Duration::from_secs(3))))).await.1, 1);
+        advance(Duration::from_millis(2900)).await;
+        assert_eq!(dial(&dialling, 3, Ok(())).await, (vec![false; 3], 0));
+        advance(Duration::from_millis(200)).await;
+        assert_eq!(dial(&dialling, 1, Ok(())).await, (vec![true], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_a_dial_share_what_it_made() {
+        let dialling = Dialling::default();
+        let made = AtomicUsize::new(0);
+        let share = || {
+            let found = || (made.load(Ordering::SeqCst) > 0).then_some(());
+            dialling.share(found, async {
+                sleep(Duration::from_millis(7)).await;
+                made.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+        };
+        assert!(join_all((0..50).map(|_| share())).await.iter().all(Result::is_ok));
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_leaves_in_its_turn_leaves_it_to_the_next() {
+        let dialling = Dialling::default();
+        let first = tokio::time::timeout(Duration::from_millis(3), dial(&dialling, 1, Ok(())));
+        let (first, (second, dials)) = tokio::join!(first, dial(&dialling, 1, Ok(())));
+        assert!(first.is_err());
+        assert_eq!((second, dials), (vec![true], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dials_beside_each_other_take_turns_after_a_failure() {
+        let dialling = Dialling::default();
+        let dials = AtomicUsize::new(0);
+        let all = |result: Result<(), StreamFault>| {
+            join_all((0..50).map(|_| {
+                let result = result.clone();
+                dialling.beside(async {
+                    dials.fetch_add(1, Ordering::SeqCst);
+                    sleep(Duration::from_millis(7)).await;
+                    result
+                })
+            }))
+        };
+        all(Ok(())).await;
+        assert_eq!(dials.swap(0, Ordering::SeqCst), 50);
+        all(Err(away(None))).await;
+        assert_eq!(dials.swap(0, Ordering::SeqCst), 50);
+        advance(PAUSE).await;
+        assert!(all(Err(away(None))).await.iter().all(Result::is_err));
+        assert_eq!(dials.swap(0, Ordering::SeqCst), 1);
+        advance(PAUSE).await;
+        all(Ok(())).await;
+        assert_eq!(dials.swap(0, Ordering::SeqCst), 50);
+    }
+}
