@@ -10,6 +10,7 @@ mod pages;
 pub mod rewrite;
 pub mod upgrade;
 pub mod upstream;
+mod websocket;
 
 use std::{convert::Infallible, sync::Arc};
 

@@ -256,16 +256,31 @@ pub struct Boundary {
     header: [u8; 14],
     have: usize,
     payload_left: u64,
+    close: Close,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Close {
+    #[default]
+    None,
+    /// A Close frame was the last one.
+    Last,
+    /// Bytes came behind a Close frame: these are no frames that RFC 6455 knows.
+    Ignored,
 }
 
 impl Boundary {
     /// Takes note of bytes, in order.
     pub fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
+            if self.close == Close::Last {
+                self.close = Close::Ignored;
+            }
             if self.payload_left > 0 {
                 let count = self.payload_left.min(bytes.len() as u64);
                 self.payload_left -= count;
                 bytes = &bytes[count as usize..];
+                self.note_close();
                 continue;
             }
             self.header[self.have] = bytes[0];
@@ -278,8 +293,21 @@ impl Boundary {
                     short => u64::from(short),
                 };
                 self.have = 0;
+                self.note_close();
             }
         }
+    }
+
+    fn note_close(&mut self) {
+        // The header stays until the next frame begins. A Close frame is whole, without reserved bits.
+        if self.payload_left == 0 && self.header[0] == 0x80 | Opcode::Close.bits() && self.close == Close::None {
+            self.close = Close::Last;
+        }
+    }
+
+    /// Returns whether a Close frame has passed, and nothing behind it (RFC 6455, section 5.5.1).
+    pub fn has_closed(&self) -> bool {
+        self.close == Close::Last
     }
 
     fn header_length(&self) -> usize {

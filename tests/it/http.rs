@@ -209,6 +209,23 @@ async fn websocket_messages_come_back() {
 }
 
 #[tokio::test]
+async fn a_websocket_ends_when_both_close_frames_have_passed() {
+    let app = TestApp::start("").await;
+    for _ in 0..3 {
+        let stream = TcpStream::connect(app.http).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async("ws://tools.shop.localhost/ws", stream).await.unwrap();
+        socket.send(Message::text("hello")).await.unwrap();
+        timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        // Clients wait for the server's end of the connection (RFC 6455, section 7.1.1), and a node gives it a second.
+        let started = std::time::Instant::now();
+        socket.close(None).await.unwrap();
+        while timeout(PATIENCE, socket.next()).await.unwrap().is_some() {}
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn events_come_as_they_happen() {
     let app = TestApp::start("").await;
     let mut client = TcpStream::connect(app.http).await.unwrap();

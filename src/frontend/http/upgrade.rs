@@ -1,12 +1,5 @@
 //! WebSocket and other upgrades: after the backend's 101, bytes both ways.
 
-use std::{
-    future::Future,
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::TryFutureExt;
 use h2::ext::Protocol;
@@ -15,27 +8,16 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 use tower::BoxError;
 use tracing::debug;
 
 use super::{
     headers,
     http2::{Tunnel, server::Switching},
+    websocket::WebSocketBackend,
 };
-use crate::{
-    drain::Drain,
-    frontend::join::join,
-    io::{BoxedIo, held::write_through},
-    tunnel::Lease,
-    wire::websocket::Boundary,
-};
-
-/// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
-const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+use crate::{drain::Drain, frontend::join::join, io::BoxedIo, tunnel::Lease};
 
 /// A request to switch to another protocol.
 pub struct Asked {
@@ -116,7 +98,11 @@ impl Asked {
             };
             let mut backend = TokioIo::new(backend);
             let end = if is_websocket {
-                join(&mut client, &mut Farewell::new(backend, ended), &lease).await
+                let mut backend = WebSocketBackend::new(backend, ended);
+                let end = join(&mut client, &mut backend, &lease).await;
+                drop(client);
+                backend.finish().await;
+                end
             } else {
                 join(&mut client, &mut backend, &lease).await
             };
@@ -134,74 +120,5 @@ pub fn asked_protocol<B>(request: &Request<B>) -> Option<(HeaderValue, bool)> {
         }
         _ if request.version() == http::Version::HTTP_11 => Some((headers::upgrade(request.headers())?, false)),
         _ => None,
-    }
-}
-
-/// A WebSocket backend that says goodbye to its client when the process ends: after the frame that is on its way, never
-/// within one.
-struct Farewell<T> {
-    inner: T,
-    boundary: Boundary,
-    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
-    is_over: bool,
-    /// What is left to say.
-    close: &'static [u8],
-}
-
-impl<T> Farewell<T> {
-    fn new(inner: T, drain: Drain) -> Self {
-        let started = Box::pin(async move { drain.started().await });
-        Self { inner, boundary: Boundary::default(), drain: started, is_over: false, close: &GOING_AWAY }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Farewell<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        this.is_over = this.is_over || this.drain.as_mut().poll(cx).is_ready();
-        let left = usize::try_from(this.boundary.left()).unwrap_or(usize::MAX);
-        if this.is_over && left == 0 {
-            let count = this.close.len().min(buf.remaining());
-            buf.put_slice(&this.close[..count]);
-            this.close = &this.close[count..];
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        if this.is_over && left < buf.remaining() {
-            let mut of_frame = ReadBuf::new(buf.initialize_unfilled_to(left));
-            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut of_frame))?;
-            let count = of_frame.filled().len();
-            buf.advance(count);
-        } else {
-            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        }
-        this.boundary.pass(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Farewell<T> {
-    write_through!();
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn goodbye_is_said_between_frames() {
-        let (mut backend, inner) = duplex(64);
-        let drain = Drain::new();
-        let mut client = Farewell::new(inner, drain.clone());
-        backend.write_all(b"\x81\x05he").await.unwrap();
-        let mut begun = [0; 4];
-        client.read_exact(&mut begun).await.unwrap();
-        drain.start();
-        backend.write_all(b"llo\x81\x03new").await.unwrap();
-        let mut rest = Vec::new();
-        client.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest, [b"llo", &GOING_AWAY[..]].concat());
     }
 }

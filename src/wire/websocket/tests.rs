@@ -20,6 +20,29 @@ fn the_end_of_each_frame_is_known() {
     }
 }
 
+#[test]
+fn a_close_frame_counts_once_it_is_whole() {
+    for (payload, mask) in
+        [(&b""[..], None), (b"\x03\xe8", None), (b"", Some([9, 8, 7, 6])), (b"\x03\xe8bye", Some([1, 2, 3, 4]))]
+    {
+        let mut bytes = BytesMut::new();
+        // Payloads that look like Close frames.
+        put_frame(&mut bytes, Opcode::Binary, &[0x88, 0, 0x88, 0], mask);
+        put_frame(&mut bytes, Opcode::Ping, &[0x88, 0], mask);
+        put_frame(&mut bytes, Opcode::Close, payload, mask);
+        let mut boundary = Boundary::default();
+        for (at, byte) in bytes.iter().enumerate() {
+            assert!(!boundary.has_closed(), "byte {at} of {}", bytes.len());
+            boundary.pass(&[*byte]);
+        }
+        assert!(boundary.has_closed());
+        boundary.pass(b"\x81\x01!");
+        assert!(!boundary.has_closed(), "it goes on");
+        boundary.pass(&bytes);
+        assert!(!boundary.has_closed(), "who goes on once may go on again");
+    }
+}
+
 fn messages(mask: Option<[u8; 4]>) -> BytesMut {
     let mut out = BytesMut::new();
     put_frame(&mut out, Opcode::Binary, b"hello", mask);
