@@ -1,5 +1,6 @@
 //! Puts the pieces together.
 
+pub mod forwards;
 mod running;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};

@@ -34,6 +34,13 @@ impl Verbosity {
             let _ = handle.reload(filter(verbose));
         }
     }
+
+    /// Logs warnings and errors alone.
+    pub fn warnings(&self) {
+        if let Some(handle) = &self.handle {
+            let _ = handle.reload(Targets::new().with_default(LevelFilter::WARN).with_target(PLUGIN, LevelFilter::INFO));
+        }
+    }
 }
 
 fn filter(verbose: bool) -> Targets {
@@ -65,6 +72,17 @@ pub fn init_plugins() {
     let filter = from_env.unwrap_or_else(|| Targets::new().with_target(PLUGIN, LevelFilter::INFO));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time().with_level(false);
     let _ = tracing_subscriber::registry().with(filter).with(lines.with_target(false)).try_init();
+}
+
+/// Starts to log to stderr for a command that prints what it has to say: what credential plugins say, and nothing else
+/// until [`Verbosity::warnings`]. `verbose`: everything, as [`init`] does.
+pub fn init_command(format: Format, verbose: bool) -> Verbosity {
+    let verbosity = init(format, verbose);
+    if let Some(handle) = verbosity.handle.as_ref().filter(|_| !verbose) {
+        let _ = handle.reload(Targets::new().with_target(PLUGIN, LevelFilter::INFO));
+        return verbosity;
+    }
+    Verbosity { handle: None }
 }
 
 /// Returns an error in words, with what it comes from.

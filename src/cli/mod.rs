@@ -10,6 +10,7 @@ pub mod local;
 mod place;
 pub mod report;
 pub mod routes;
+pub mod run;
 pub mod schema;
 pub mod server;
 pub mod status;
@@ -98,6 +99,8 @@ enum Command {
     Check(check::Args),
     /// Print the JSON schema of the configuration file
     Schema(schema::Args),
+    /// Run a command with the cluster at local ports
+    Run(run::Args),
     /// List what can be reached, with the URL of each
     Routes(routes::Args),
     /// Print the URL of a Service
@@ -158,6 +161,7 @@ fn command(arguments: &[std::ffi::OsString]) -> clap::Command {
 fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Up(args) => return up::run(globals, args),
+        Command::Run(args) => return run::run(globals, args),
         Command::Demo(args) => return demo::run(globals, args),
         Command::Local(args) => return local::run(globals, args),
         Command::Expose(args) => return expose::run(globals, args),

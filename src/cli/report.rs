@@ -9,7 +9,7 @@ use std::{
 /// Why a command failed: what happened, why, and what to do.
 #[derive(Debug)]
 pub struct CliError {
-    /// 1: failed. 2: the command line or the configuration is wrong.
+    /// 1: failed. 2: the command line or the configuration is wrong. Others: see `adit run`.
     code: u8,
     message: String,
     causes: Vec<String>,
@@ -26,6 +26,21 @@ impl CliError {
     /// An error in what was written by the user: exit code 2.
     pub fn usage(message: impl Display) -> Self {
         Self { code: 2, ..Self::new(message) }
+    }
+
+    /// Ends the command with another exit code.
+    pub fn code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Ends it with `code` where it failed; an error of the command line or the configuration keeps its own.
+    pub fn failed_with(self, code: u8) -> Self {
+        if self.code == 1 { self.code(code) } else { self }
+    }
+
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
     }
 
     pub fn cause(mut self, cause: Option<impl Display>) -> Self {

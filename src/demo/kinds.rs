@@ -34,6 +34,7 @@ pub const ALL: &[Kind] = &[
     Kind { is_namespaced: false, ..kind("nodes", "node", "Node", "", &["no"]) },
     Kind { subresources: OF_PODS, ..kind("pods", "pod", "Pod", "", &["po"]) },
     kind("services", "service", "Service", "", &["svc"]),
+    kind("secrets", "secret", "Secret", "", &[]),
     kind("events", "event", "Event", "", &["ev"]),
     Kind { subresources: SCALE, ..kind("deployments", "deployment", "Deployment", "apps", &["deploy"]) },
     Kind { subresources: SCALE, ..kind("replicasets", "replicaset", "ReplicaSet", "apps", &["rs"]) },

@@ -1,5 +1,6 @@
 //! The little world at its beginning: Services of every kind that matters, and what stands behind them.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use super::{
@@ -81,6 +82,9 @@ fn postgres(state: &mut State) {
     let mut headless = (*state.get("services", "data", "postgres").expect("it was just put")).clone();
     (headless["spec"]["clusterIP"], headless["spec"]["clusterIPs"]) = (json!("None"), json!(["None"]));
     state.put("services", headless);
+    let data = json!({"user": BASE64_STANDARD.encode("demo"), "password": BASE64_STANDARD.encode("open sesame")});
+    state
+        .put("secrets", json!({"metadata": {"namespace": "data", "name": "postgres"}, "type": "Opaque", "data": data}));
 }
 
 /// What a port-forward cannot reach, each for a reason of its own.

@@ -26,7 +26,7 @@ use crate::{
     io::{prefixed::Prefixed, splice::Side},
     metrics::Metrics,
     routing::{Route, Router, SharedRouter},
-    tunnel::{Manager, StreamFault},
+    tunnel::{Manager, OpenError, StreamFault},
     wire::{
         database::Database,
         postgres::{self, First},
@@ -182,8 +182,40 @@ impl TcpFrontend {
     }
 }
 
+/// Joins a client of a local port that was opened for a command with a pod of its target, until both sides have ended.
+pub async fn forward(
+    tunnels: &Manager,
+    mut client: TcpStream,
+    route: &Route,
+    connection: &Connection,
+    listener: SocketAddr,
+) {
+    let reached = async {
+        let lease = tunnels.acquire(&route.target, route.idle_timeout).await?;
+        let stream = lease.connect(connection.ends).await?;
+        Ok::<_, OpenError>((lease, stream))
+    };
+    // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
+    let reached = tokio::select! {
+        reached = reached => reached,
+        () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
+    };
+    let (lease, mut backend) = match reached {
+        Ok(reached) => reached,
+        Err(error) => {
+            warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
+            return reset(&client);
+        }
+    };
+    let end = join(&mut client, &mut backend, &lease).await;
+    if let Some((Side::Backend, error)) = &end.broken {
+        info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
+        reset(&client);
+    }
+}
+
 /// Lets the close that follows be a reset: the client must not take what it has for all there was.
-fn reset(client: &TcpStream) {
+pub fn reset(client: &TcpStream) {
     // It fails only on a socket that is closed already.
     let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }

@@ -15,6 +15,7 @@ pub mod ports;
 pub mod proxy;
 pub mod reach;
 pub mod resolve;
+pub mod secret;
 pub mod sign_in;
 pub mod upgrade;
 pub mod watch;

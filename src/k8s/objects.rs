@@ -3,7 +3,9 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope, apimachinery::pkg::util::intstr::IntOrString};
+use k8s_openapi::{
+    ByteString, ClusterResourceScope, NamespaceResourceScope, apimachinery::pkg::util::intstr::IntOrString,
+};
 use kube::{Resource, api::ObjectMeta};
 use serde::Deserialize;
 
@@ -221,6 +223,20 @@ pub struct Namespace {
     pub metadata: ObjectMeta,
 }
 
+/// core/v1 Secret. Its values are in no text that anybody could read.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Secret {
+    pub metadata: ObjectMeta,
+    pub data: BTreeMap<String, ByteString>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret {:?}", self.metadata.name)
+    }
+}
+
 macro_rules! resource {
     ($kind:ident, $scope:ty, $group:literal, $plural:literal) => {
         impl Resource for $kind {
@@ -259,3 +275,4 @@ resource!(Service, NamespaceResourceScope, "", "services");
 resource!(Endpoints, NamespaceResourceScope, "", "endpoints");
 resource!(EndpointSlice, NamespaceResourceScope, "discovery.k8s.io", "endpointslices");
 resource!(Namespace, ClusterResourceScope, "", "namespaces");
+resource!(Secret, NamespaceResourceScope, "", "secrets");

@@ -70,6 +70,13 @@ pub fn target_port(spec: &ServiceSpec, port: &ServicePort) -> IntOrString {
     }
 }
 
+/// Returns whether a port speaks HTTP, as far as its name or number tell.
+pub fn is_web(port: &ServicePort) -> bool {
+    port.by_app_protocol().or_else(|| port.by_name()).is_some()
+        || port.name.as_deref() == Some("web")
+        || port.name.is_none() && [80, 443, 3000, 8000, 8080, 8443].contains(&port.number)
+}
+
 /// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.
 pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
     match wanted {

@@ -85,6 +85,40 @@ pub async fn resolve_pods(
     follow_aliases(cluster, namespace, workload, None).await
 }
 
+/// A Service as those see it who ask for a port of it, whether it has pods or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Its TCP ports, in its own order. Empty: it is headless and has none, or it is another name for something.
+    pub all: Vec<ServicePort>,
+    /// The one that is meant. None: only its pods know.
+    pub meant: Option<ServicePort>,
+}
+
+/// Finds the ports of a Service, and which of them is `wanted`.
+///
+/// # Errors
+/// There is no such Service, it has no such port, or several of which none is the obvious one.
+pub async fn ports_of(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    service: &str,
+    wanted: &PortRef,
+) -> Result<Ports, ClusterError> {
+    let lookup = Lookup { cluster, namespace: namespace.clone() };
+    let what = format!("service {namespace}/{service}");
+    let spec = match lookup.get::<Service>(&what, service).await {
+        Ok(service) => service.spec.unwrap_or_default(),
+        Err(AskError::Failed(error)) => return Err(error),
+        Err(AskError::NotFound) => return Err(lookup.not_found::<Service>(what, "services", service).await),
+    };
+    let all = tcp_ports(&spec);
+    if all.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
+        return Ok(Ports { all: Vec::new(), meant: None });
+    }
+    let meant = choose_port(&all, wanted).ok_or_else(|| lookup.no_port(&what, &all, wanted))?.clone();
+    Ok(Ports { all, meant: Some(meant) })
+}
+
 async fn follow_aliases(
     cluster: &Cluster,
     namespace: &Namespace,

@@ -179,7 +179,7 @@ impl fmt::Display for DynamicName {
     }
 }
 
-fn parse_port(text: &str) -> Option<PortRef> {
+pub(super) fn parse_port(text: &str) -> Option<PortRef> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().ok().filter(|port| *port > 0).map(PortRef::Number);
     }

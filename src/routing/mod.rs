@@ -1,11 +1,13 @@
 //! What a name means: from a hostname or a local port to a [`Route`]. Pure.
 
 pub mod hostname;
+pub mod named;
 pub mod route;
 pub mod router;
 pub mod table;
 pub mod target;
 
+pub use named::{Named, NamedError};
 pub use route::Route;
 pub use router::{RouteError, Router, SharedRouter};
 pub use target::{ClusterId, Contexts, PodTarget, Target};

@@ -173,7 +173,7 @@ impl Router {
     }
 
     /// Returns the context that an alias or a context's name in a hostname means; browsers write hosts in lower case.
-    fn context_of(&self, written: &str) -> ContextName {
+    pub(super) fn context_of(&self, written: &str) -> ContextName {
         let alias = self
             .config
             .contexts
@@ -186,7 +186,7 @@ impl Router {
         alias.or_else(exact).or_else(any_case).unwrap_or_else(|| ContextName(written.to_owned()))
     }
 
-    fn target(
+    pub(super) fn target(
         &self,
         destination: &Destination,
         contexts: &Contexts,

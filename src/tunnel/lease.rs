@@ -91,6 +91,10 @@ impl Lease {
         self.hold.0.drain.started().await;
     }
 
+    pub(super) fn tunnel(&self) -> &Arc<Tunnel> {
+        &self.hold.0
+    }
+
     /// Notes how a connection of a user failed, for `adit status`.
     pub fn note_error(&self, error: &dyn std::fmt::Display) {
         self.hold.0.note_error(error);

@@ -261,6 +261,10 @@ impl Manager {
         }
     }
 
+    pub(super) fn tunnel(&self, target: &Target) -> Option<Arc<Tunnel>> {
+        self.shared.tunnels.lock().expect("no panic while the lock is held").by_target.get(target).cloned()
+    }
+
     fn all(&self) -> Vec<Arc<Tunnel>> {
         self.shared.tunnels.lock().expect("no panic while the lock is held").by_target.values().cloned().collect()
     }

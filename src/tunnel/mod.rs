@@ -5,6 +5,7 @@
 
 pub mod lease;
 pub mod manager;
+pub mod reach;
 pub mod state;
 pub mod stream;
 mod streams;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use lease::Lease;
 pub use manager::{Manager, SignInSnapshot, TunnelSnapshot};
+pub use reach::Patience;
 
 pub use crate::backend::{Blame, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
 

@@ -1,5 +1,7 @@
 //! Tunnels over a scripted backend, with a paused clock.
 
+mod reach;
+
 use std::{
     collections::VecDeque,
     sync::{

@@ -23,6 +23,7 @@ mod oidc;
 mod process;
 mod protocols;
 mod relay;
+mod run;
 mod services;
 mod sign_in;
 mod sni;

@@ -1,0 +1,343 @@
+//! `adit run`: a command that has the cluster at local ports, and knows where.
+
+mod child;
+pub mod keeper;
+pub mod program;
+mod progress;
+mod signals;
+mod targets;
+mod template;
+mod tool;
+mod variables;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    env,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStringExt,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::try_join_all;
+use rustix::process::{Resource, getrlimit};
+
+use self::{
+    child::{Child, KILLED},
+    program::NOT_FOUND,
+    progress::Progress,
+    signals::{PASSED_ON, Signals},
+    targets::Asked,
+    tool::Tool,
+    variables::Opened,
+};
+use super::{
+    Globals,
+    place::Place,
+    report::{CliError, print},
+    up,
+};
+use crate::{
+    app::forwards::Forwards,
+    backend::Backends,
+    config::{
+        Namespace,
+        names::{is_host, is_label, parse_duration},
+    },
+    drain::Drain,
+    k8s::secret,
+    telemetry,
+};
+
+/// The exit code where adit itself fails, and the command was not started.
+pub const FAILED: u8 = 125;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Run a command with the cluster at local ports",
+    long_about = "Run a command with the cluster at local ports.\n\n\
+        Each target gets a free port on 127.0.0.1, which is bound before the command starts and closed when it ends. The \
+        command starts once each pod has taken a connection, and finds the ports in its environment: for --to \
+        db=postgres.shop these are DB_HOST, DB_PORT and DB_ADDR, WEB_URL for HTTP, and what Kubernetes gives to pods \
+        (POSTGRES_SERVICE_HOST, POSTGRES_SERVICE_PORT); for psql, pgbench and mysql also PGHOST and its like. Without --to, every TCP route of the configuration is open on its \
+        own port.\n\n\
+        A TARGET is SERVICE[.NAMESPACE][:PORT], pod/POD[.NAMESPACE][:PORT], 'via SERVICE.NAMESPACE HOST:PORT' for what only \
+        a pod can reach, or the name of a route. @PORT at its end asks for that local port.",
+    after_help = "Examples:\n  \
+        adit run --to db=postgres.shop -- psql -U app -c 'select 1'\n  \
+        adit run --to db=postgres.shop --secret PGPASSWORD=shop/postgres:password -- pgbench -U app -c 8 -T 60 shop\n  \
+        adit run --to db=postgres.shop --env 'DATABASE_URL=postgres://app@{db}/shop' -- bin/rails server\n  \
+        adit run --to api=api.shop --to cache=redis.shop:6379 -- npm test\n  \
+        adit run --to 'sql=via api.shop sql.internal:1433@1433' -- dotnet test\n\n\
+        Exit codes: the command's own; 128 and the number of the signal that ended it; 125 a target cannot be had, and the \
+        command was not started; 126 not executable; 127 not found; 2 a wrong command line or configuration"
+)]
+pub struct Args {
+    /// Open this target under this name, e.g. db=postgres.shop:5432
+    #[arg(long, value_name = "NAME=TARGET")]
+    to: Vec<String>,
+    /// Set a variable; {db}, {db.host}, {db.port} and {web.url} in it stand for addresses, {{ for a brace
+    #[arg(long, value_name = "NAME=TEMPLATE")]
+    env: Vec<String>,
+    /// Set the variables that this client reads by itself; =NAME says for which target. psql, pgbench, mysql and their
+    /// like have it without being asked
+    #[arg(long = "for", value_name = "psql|mysql|redis|mongo[=NAME]", value_parser = tool)]
+    tool: Vec<(Tool, Option<String>)>,
+    /// Set a variable to one key of a Secret, which is read with your own permissions and never printed
+    #[arg(long, value_name = "NAME=[NAMESPACE/]SECRET:KEY")]
+    secret: Vec<String>,
+    /// Leave variables alone that are set already
+    #[arg(long)]
+    keep_env: bool,
+    /// Wait this long for each target
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration, conflicts_with = "no_wait")]
+    wait: Duration,
+    /// Start the command at once; tunnels open when they are used
+    #[arg(long)]
+    no_wait: bool,
+    /// Print the variables, and start nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Say nothing, not even why a target cannot be had
+    #[arg(long, short)]
+    quiet: bool,
+    /// The command and its arguments
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "dry_run",
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
+
+/// Parses a duration of the command line.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "write 500ms, 30s or 2m".to_owned())
+}
+
+fn tool(text: &str) -> Result<(Tool, Option<String>), String> {
+    let (tool, name) = text.split_once('=').map_or((text, None), |(tool, name)| (tool, Some(name.to_owned())));
+    <Tool as clap::ValueEnum>::from_str(tool, false)
+        .map(|tool| (tool, name))
+        .map_err(|_| "it is one of psql, mysql, redis and mongo".to_owned())
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let quiet = args.quiet;
+    match up::run_to_end(start(globals, args)) {
+        Err(error) if quiet => Ok(error.exit_code()),
+        ended => ended,
+    }
+}
+
+async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let config = globals.load()?;
+    let log = telemetry::init_command(globals.format(), config.verbose && !args.quiet);
+    let mut signals = Signals::new(PASSED_ON).map_err(own)?;
+    let open_files = getrlimit(Resource::Nofile).current;
+    up::raise_descriptor_limit();
+    let (clusters, router) = super::router(config);
+    let namespace = globals.namespace.clone().map(Namespace);
+    let asked = asked(&args, &router, namespace.as_ref())?;
+    let (templates, secrets) = (pairs("--env", &args.env)?, secrets(&args.secret)?);
+    if !args.dry_run {
+        let path = templates.iter().find(|(name, _)| name == "PATH").map(|(_, path)| OsString::from(path));
+        program::find(&args.command[0], path.or_else(|| env::var_os("PATH")).as_deref())
+            .map_err(|error| CliError::new(&error).hint(error.hint()).code(error.code()))?;
+    }
+
+    let drain = Drain::new();
+    let backends = Backends::new(clusters.clone(), env::current_exe().ok());
+    let forwards = Forwards::new(Arc::new(backends), drain.clone());
+    let bound = asked.into_iter().map(|asked| asked.bind(&forwards)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    let progress = Progress::new(args.quiet);
+    let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
+    let opening = targets::open_all(bound, &clusters, &forwards, wait, progress);
+    let reading = async {
+        // A list of what would be set has no need of their values.
+        let wanted = secrets.iter().filter(|_| !args.dry_run);
+        try_join_all(wanted.map(|secret| secret.read(globals))).await
+    };
+    let (opened, values) = tokio::select! {
+        found = async { tokio::join!(opening, reading) } => found,
+        number = signals.next() => return Ok(ExitCode::from(KILLED.saturating_add(number as u8))),
+    };
+    let opened = opened.map_err(|errors| report_all(errors, args.quiet))?;
+    let values = values.map_err(fail)?;
+
+    let mut variables = variables(&args, &templates, &opened)?;
+    let listed = secrets.iter().map(|secret| (secret.variable.clone(), secret.shown()));
+    if args.dry_run {
+        variables.extend(listed);
+        keep(&args, &mut variables);
+        let lines = variables.iter().map(|(name, value)| format!("{name}={value}\n"));
+        return print(&lines.collect::<String>()).map(|()| ExitCode::SUCCESS);
+    }
+    let mut given: BTreeMap<OsString, OsString> = BTreeMap::new();
+    keep(&args, &mut variables);
+    given.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+    let values = secrets.iter().map(|secret| OsString::from(&secret.variable)).zip(values);
+    let is_kept = |name: &OsStr| args.keep_env && env::var_os(name).is_some();
+    given.extend(values.filter(|(name, _)| !is_kept(name)));
+
+    let child = Child::start(&args.command, &given, open_files).await.map_err(|error| {
+        let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { FAILED };
+        let program = args.command[0].to_string_lossy();
+        CliError::new(format!("{program:?} cannot be started")).cause(Some(error)).code(code)
+    })?;
+    if !args.quiet {
+        log.warnings();
+    }
+    let code = child.wait(&mut signals).await;
+    drain.cut();
+    Ok(ExitCode::from(code))
+}
+
+/// Returns the targets that are asked for: those of --to, else every TCP route.
+fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namespace>) -> Result<Vec<Asked>, CliError> {
+    if args.to.is_empty() {
+        return Asked::routes(router).map_err(fail);
+    }
+    let mut names = HashSet::new();
+    let parse = |text: &String| {
+        let asked = Asked::parse(text, router, namespace).map_err(fail)?;
+        match asked.name.clone() {
+            Some(name) if !names.insert(name.to_ascii_uppercase().replace('-', "_")) => {
+                Err(CliError::usage(format!("--to: two targets have the name {name:?}"))
+                    .hint(Some("their variables would have one name: give each its own")))
+            }
+            _ => Ok(asked),
+        }
+    };
+    args.to.iter().map(parse).collect()
+}
+
+/// Parses `NAME=VALUE`, for variables.
+fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
+    let parse = |text: &String| match text.split_once('=') {
+        Some((name, value)) if variables::is_variable(name) && !value.contains('\0') => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err(CliError::usage(format!("{option}: {text:?} is not NAME=VALUE"))
+            .hint(Some("a name has letters, digits and '_'"))),
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// Returns the variables of the targets, then those of --for and --env, which come before them.
+fn variables(
+    args: &Args,
+    templates: &[(String, String)],
+    opened: &[Opened],
+) -> Result<BTreeMap<String, String>, CliError> {
+    let mut variables = variables::of(opened);
+    let program = args.command.first().map(std::path::Path::new).and_then(Tool::of_program);
+    if let Some((tool, target)) = program.and_then(|tool| Some((tool, tool.choose(opened)?))) {
+        variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    }
+    for (tool, name) in &args.tool {
+        let target = match name {
+            Some(name) => opened.iter().find(|target| target.called() == Some(name)),
+            None => tool.choose(opened),
+        };
+        let called: Vec<&str> = opened.iter().filter_map(Opened::called).collect();
+        let option = format!("{tool:?}").to_lowercase();
+        let target = target.ok_or_else(|| {
+            let hint = match called.as_slice() {
+                [] => format!("name it with --to: --to {option}=SERVICE.NAMESPACE"),
+                names => format!("write --for {option}=NAME; the names are {}", names.join(", ")),
+            };
+            CliError::usage(format!("--for {option}: it is not clear which target is meant")).hint(Some(hint))
+        })?;
+        variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    }
+    for (name, value) in templates {
+        let value = template::fill(value, opened).map_err(|error| {
+            let known = template::placeholders(opened);
+            let hint = match known.as_slice() {
+                [] => "there are no targets: name one with --to NAME=TARGET".to_owned(),
+                known => format!("the names are {}; write {{{{ for a brace", known.join(", ")),
+            };
+            CliError::usage(format!("--env {name}: {error}")).hint(Some(hint))
+        })?;
+        variables.insert(name.clone(), value);
+    }
+    Ok(variables)
+}
+
+/// Takes out what is set already, with --keep-env.
+fn keep(args: &Args, variables: &mut BTreeMap<String, String>) {
+    if args.keep_env {
+        variables.retain(|name, _| env::var_os(name).is_none());
+    }
+}
+
+/// A variable that gets its value from a Secret.
+struct FromSecret {
+    variable: String,
+    namespace: Option<Namespace>,
+    name: String,
+    key: String,
+}
+
+fn secrets(texts: &[String]) -> Result<Vec<FromSecret>, CliError> {
+    let parse = |text: &String| {
+        let (variable, from) = text.split_once('=')?;
+        let (secret, key) = from.rsplit_once(':')?;
+        let (namespace, name) = secret.split_once('/').map_or((None, secret), |(of, name)| (Some(of), name));
+        let is_right = variables::is_variable(variable)
+            && namespace.is_none_or(is_label)
+            && is_host(name)
+            && !key.is_empty()
+            && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        let namespace = namespace.map(|namespace| Namespace(namespace.to_owned()));
+        let (variable, name, key) = (variable.to_owned(), name.to_owned(), key.to_owned());
+        is_right.then_some(FromSecret { variable, namespace, name, key })
+    };
+    let parse = |text| {
+        parse(text).ok_or_else(|| {
+            CliError::usage(format!("--secret: {text:?} is not NAME=[NAMESPACE/]SECRET:KEY"))
+                .hint(Some("write PGPASSWORD=shop/postgres:password"))
+        })
+    };
+    texts.iter().map(parse).collect()
+}
+
+impl FromSecret {
+    /// Says where the value comes from, and not what it is.
+    fn shown(&self) -> String {
+        let namespace = self.namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        format!("(key {} of Secret {namespace}{})", self.key, self.name)
+    }
+
+    async fn read(&self, globals: &Globals) -> Result<OsString, CliError> {
+        let place = Place::find(globals).await?;
+        let namespace = self.namespace.as_ref().unwrap_or(&place.namespace);
+        let value = secret::value(&place.cluster, namespace, &self.name, &self.key).await?;
+        if value.contains(&0) {
+            return Err(CliError::new(format!("--secret {}: the value has a zero byte", self.variable))
+                .hint(Some("a variable cannot hold it")));
+        }
+        Ok(OsString::from_vec(value))
+    }
+}
+
+/// Returns an error of adit's own: the command was not started.
+fn fail(error: CliError) -> CliError {
+    error.failed_with(FAILED)
+}
+
+fn own(error: std::io::Error) -> CliError {
+    fail(error.into())
+}
+
+/// Reports all but the last error, and returns that.
+fn report_all(mut errors: Vec<CliError>, quiet: bool) -> CliError {
+    let last = errors.pop().unwrap_or_else(|| CliError::new("a target cannot be had"));
+    if !quiet {
+        errors.iter().for_each(|error| _ = error.report());
+    }
+    fail(last)
+}

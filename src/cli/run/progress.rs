@@ -1,0 +1,27 @@
+//! What is waited for, on the terminal.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::tunnel::OpenError;
+
+/// Says on stderr what is waited for, where that is a terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    is_shown: bool,
+}
+
+impl Progress {
+    /// `quiet`: nothing is said anywhere.
+    pub fn new(quiet: bool) -> Self {
+        Self { is_shown: !quiet && io::stderr().is_terminal() }
+    }
+
+    /// Says why a target cannot be reached yet: `postgres.shop: 0 of 1 pods ready (postgres-0: ContainerCreating)`.
+    pub fn waits(self, target: &str, error: &OpenError) {
+        if self.is_shown {
+            let reason = error.cause().unwrap_or_else(|| error.to_string());
+            // Nobody reads it, then.
+            let _ = writeln!(io::stderr(), "waiting for {target}: {reason}");
+        }
+    }
+}

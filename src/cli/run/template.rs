@@ -1,0 +1,111 @@
+//! `--env NAME=TEMPLATE`: text with the addresses of targets in it.
+//!
+//! `{db}` is `127.0.0.1:40001`, `{db.host}` and `{db.port}` its parts, `{web.url}` a URL; `{{` and `}}` are braces.
+
+use super::variables::Opened;
+
+/// Why a template says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    #[error("there is no {{{0}}}")]
+    Unknown(String),
+    #[error("{{{0}.url}} is not known: its port does not say that it is HTTP")]
+    NoUrl(String),
+    #[error("a brace is not closed")]
+    Open,
+}
+
+/// Fills in a template.
+///
+/// # Errors
+/// It has a name that is none of the targets', or a brace that is not closed.
+pub fn fill(template: &str, targets: &[Opened]) -> Result<String, TemplateError> {
+    let (mut text, mut rest) = (String::new(), template);
+    while let Some(at) = rest.find(['{', '}']) {
+        let (before, found) = rest.split_at(at);
+        text.push_str(before);
+        if let Some(behind) = found.strip_prefix("{{").or_else(|| found.strip_prefix("}}")) {
+            text.push_str(&found[..1]);
+            rest = behind;
+        } else if let Some(behind) = found.strip_prefix('}') {
+            text.push('}');
+            rest = behind;
+        } else {
+            let (name, behind) = found[1..].split_once('}').ok_or(TemplateError::Open)?;
+            text.push_str(&value(name, targets)?);
+            rest = behind;
+        }
+    }
+    text.push_str(rest);
+    Ok(text)
+}
+
+fn value(placeholder: &str, targets: &[Opened]) -> Result<String, TemplateError> {
+    let unknown = || TemplateError::Unknown(placeholder.to_owned());
+    let (name, part) = placeholder.split_once('.').map_or((placeholder, None), |(name, part)| (name, Some(part)));
+    let target = targets.iter().find(|target| target.called() == Some(name)).ok_or_else(unknown)?;
+    Ok(match part {
+        None | Some("addr") => target.address.to_string(),
+        Some("host") => target.address.ip().to_string(),
+        Some("port") => target.address.port().to_string(),
+        Some("url") => target.url().ok_or_else(|| TemplateError::NoUrl(name.to_owned()))?,
+        Some(_) => return Err(unknown()),
+    })
+}
+
+/// Returns every placeholder that there is.
+pub fn placeholders(targets: &[Opened]) -> Vec<String> {
+    let of = |target: &Opened| {
+        let name = target.called()?.to_owned();
+        let url = target.url().map(|_| format!("{{{name}.url}}"));
+        Some([format!("{{{name}}}"), format!("{{{name}.host}}"), format!("{{{name}.port}}")].into_iter().chain(url))
+    };
+    targets.iter().filter_map(of).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Scheme;
+
+    fn targets() -> Vec<Opened> {
+        let target = |name: &str, port, scheme| Opened {
+            name: Some(name.to_owned()),
+            address: ([127, 0, 0, 1], port).into(),
+            scheme,
+            port: None,
+            service: None,
+        };
+        vec![target("db", 5000, None), target("web", 5001, Some(Scheme::Http))]
+    }
+
+    #[test]
+    fn names_are_filled_in_and_everything_else_stays() {
+        for (template, filled) in [
+            ("postgres://app@{db}/shop", "postgres://app@127.0.0.1:5000/shop"),
+            ("{db.host}-{db.port}-{web.url}/x", "127.0.0.1-5000-http://127.0.0.1:5001/x"),
+            ("{{db}} {{{db.port}}} é", "{db} {5000} é"),
+            ("{\"a\"", "Open"),
+            ("plain", "plain"),
+            ("", ""),
+        ] {
+            let shown = fill(template, &targets()).unwrap_or_else(|error| format!("{error:?}"));
+            assert_eq!(shown, filled, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_is_an_error() {
+        let error = |template: &str| fill(template, &targets()).unwrap_err();
+        assert_eq!(error("{dbb}"), TemplateError::Unknown("dbb".into()));
+        assert_eq!(error("{db.user}"), TemplateError::Unknown("db.user".into()));
+        assert_eq!(error("{}"), TemplateError::Unknown(String::new()));
+        assert_eq!(error("{db.url}"), TemplateError::NoUrl("db".into()));
+        assert_eq!(error("{db").to_string(), "a brace is not closed");
+        assert_eq!(error("{dbb}").to_string(), "there is no {dbb}");
+        assert_eq!(
+            placeholders(&targets()),
+            ["{db}", "{db.host}", "{db.port}", "{web}", "{web.host}", "{web.port}", "{web.url}"]
+        );
+    }
+}

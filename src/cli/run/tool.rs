@@ -1,0 +1,118 @@
+//! `--for TOOL`: the variables that clients of databases read by themselves.
+
+use clap::ValueEnum;
+
+use super::variables::Opened;
+
+/// A client that knows variables of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tool {
+    /// PGHOST and PGPORT
+    Psql,
+    /// MYSQL_HOST and MYSQL_TCP_PORT
+    Mysql,
+    /// REDIS_URL
+    Redis,
+    /// MONGODB_URI
+    Mongo,
+}
+
+impl Tool {
+    /// Returns the tool that a program is, where it reads the tool's variables.
+    pub fn of_program(program: &std::path::Path) -> Option<Self> {
+        match program.file_name()?.to_str()? {
+            "psql" | "pgbench" | "pg_dump" | "pg_dumpall" | "pg_restore" | "pg_isready" | "createdb" | "dropdb"
+            | "createuser" | "dropuser" | "vacuumdb" | "reindexdb" | "pgcli" => Some(Self::Psql),
+            "mysql" | "mysqldump" | "mysqladmin" | "mysqlimport" | "mariadb" | "mariadb-dump" | "mariadb-admin" => {
+                Some(Self::Mysql)
+            }
+            _ => None,
+        }
+    }
+
+    /// The port that its servers usually have.
+    fn port(self) -> u16 {
+        match self {
+            Self::Psql => 5432,
+            Self::Mysql => 3306,
+            Self::Redis => 6379,
+            Self::Mongo => 27017,
+        }
+    }
+
+    /// Words that names of its servers' ports and Services have in them.
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Psql => &["postgres", "psql", "pg"],
+            Self::Mysql => &["mysql", "mariadb"],
+            Self::Redis => &["redis", "valkey"],
+            Self::Mongo => &["mongo"],
+        }
+    }
+
+    /// Returns the target that is meant: the only one, else the only one with the tool's usual port, else the only one
+    /// that is called like it.
+    pub fn choose(self, targets: &[Opened]) -> Option<&Opened> {
+        let only = |is: &dyn Fn(&Opened) -> bool| {
+            let mut found = targets.iter().filter(|target| is(target));
+            found.next().filter(|_| found.next().is_none())
+        };
+        let is_called = |text: &str| self.words().iter().any(|word| text.to_ascii_lowercase().contains(word));
+        only(&|_| true)
+            .or_else(|| only(&|target| target.port.as_ref().is_some_and(|port| port.number == self.port())))
+            .or_else(|| {
+                only(&|target| {
+                    let port = target.port.as_ref().and_then(|port| port.name.as_deref());
+                    port.is_some_and(is_called) || target.called().is_some_and(is_called)
+                })
+            })
+    }
+
+    /// Returns the variables that lead the tool to `target`.
+    pub fn variables(self, target: &Opened) -> Vec<(&'static str, String)> {
+        let (address, host, port) =
+            (target.address, target.address.ip().to_string(), target.address.port().to_string());
+        match self {
+            Self::Psql => vec![("PGHOST", host), ("PGPORT", port)],
+            Self::Mysql => vec![("MYSQL_HOST", host), ("MYSQL_TCP_PORT", port)],
+            Self::Redis => vec![("REDIS_URL", format!("redis://{address}"))],
+            // Members of a replica set have names that this machine does not resolve.
+            Self::Mongo => vec![("MONGODB_URI", format!("mongodb://{address}/?directConnection=true"))],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::ServicePort;
+
+    fn target(name: &str, number: u16, port_name: &str) -> Opened {
+        let port = ServicePort { number, name: Some(port_name.to_owned()), app_protocol: None };
+        let (name, address) = (Some(name.to_owned()), ([127, 0, 0, 1], 5000).into());
+        Opened { name, address, scheme: None, port: Some(port), service: None }
+    }
+
+    #[test]
+    fn the_target_is_found_where_it_is_clear() {
+        let targets = [target("a", 5432, "x"), target("b", 6000, "redis"), target("mysql-main", 6001, "x")];
+        let chosen = |tool: Tool| tool.choose(&targets).and_then(|target| target.called());
+        assert_eq!(chosen(Tool::Psql), Some("a"));
+        assert_eq!(chosen(Tool::Redis), Some("b"));
+        assert_eq!(chosen(Tool::Mysql), Some("mysql-main"));
+        assert_eq!(chosen(Tool::Mongo), None);
+        assert_eq!(Tool::Mongo.choose(&targets[..1]).and_then(Opened::called), Some("a"));
+        let two = [target("a", 5432, "x"), target("b", 5432, "x")];
+        assert_eq!(Tool::Psql.choose(&two), None);
+    }
+
+    #[test]
+    fn mongo_is_not_sent_on_to_members_of_its_set() {
+        let target = target("m", 27017, "mongo");
+        assert_eq!(
+            Tool::Mongo.variables(&target),
+            [("MONGODB_URI", "mongodb://127.0.0.1:5000/?directConnection=true".to_owned())]
+        );
+        assert_eq!(Tool::Redis.variables(&target), [("REDIS_URL", "redis://127.0.0.1:5000".to_owned())]);
+    }
+}

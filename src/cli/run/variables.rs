@@ -1,0 +1,174 @@
+//! The variables that a command gets for its targets.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::{config::Scheme, k8s::ServicePort};
+
+/// A target, and where it can be reached on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The name that the user gave it. None: it is a route of the configuration.
+    pub name: Option<String>,
+    pub address: SocketAddr,
+    /// What it speaks, where that is HTTP.
+    pub scheme: Option<Scheme>,
+    /// The port in the cluster, where it is known.
+    pub port: Option<ServicePort>,
+    /// The Service, where it is one.
+    pub service: Option<OpenedService>,
+}
+
+/// A Service as pods see it, on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedService {
+    pub name: String,
+    /// Its ports that can be reached, in the Service's own order.
+    pub ports: Vec<(ServicePort, SocketAddr)>,
+}
+
+impl Opened {
+    /// Returns the name that templates call it by: its own, else its Service's.
+    pub fn called(&self) -> Option<&str> {
+        self.name.as_deref().or_else(|| self.service.as_ref().map(|service| service.name.as_str()))
+    }
+
+    /// Returns its URL, where it speaks HTTP.
+    pub fn url(&self) -> Option<String> {
+        let scheme = match self.scheme? {
+            Scheme::Http | Scheme::H2c => "http",
+            Scheme::Https => "https",
+        };
+        Some(format!("{scheme}://{}", self.address))
+    }
+}
+
+/// Returns the variables of all targets, by name: `DB_HOST`, `DB_PORT`, `DB_ADDR` and `WEB_URL` for those that have a
+/// name, and for each Service those that Kubernetes gives to pods. Where two Services have one name, the first counts.
+pub fn of(targets: &[Opened]) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    for target in targets {
+        let Some(name) = target.name.as_deref().map(upper) else { continue };
+        variables.insert(format!("{name}_HOST"), target.address.ip().to_string());
+        variables.insert(format!("{name}_PORT"), target.address.port().to_string());
+        variables.insert(format!("{name}_ADDR"), target.address.to_string());
+        if let Some(url) = target.url() {
+            variables.insert(format!("{name}_URL"), url);
+        }
+    }
+    for service in targets.iter().filter_map(|target| target.service.as_ref()) {
+        for (name, value) in of_service(service) {
+            variables.entry(name).or_insert(value);
+        }
+    }
+    variables
+}
+
+/// Returns `WEB_SERVICE_HOST`, `WEB_SERVICE_PORT` (the first port) and `WEB_SERVICE_PORT_HTTP` (by the port's name), as the
+/// kubelet sets them (pkg/kubelet/envvars in Kubernetes).
+fn of_service(service: &OpenedService) -> Vec<(String, String)> {
+    let name = upper(&service.name);
+    let Some((_, first)) = service.ports.first().filter(|_| name.starts_with(|c: char| c.is_ascii_alphabetic())) else {
+        return Vec::new();
+    };
+    let mut variables = vec![
+        (format!("{name}_SERVICE_HOST"), first.ip().to_string()),
+        (format!("{name}_SERVICE_PORT"), first.port().to_string()),
+    ];
+    for (port, address) in &service.ports {
+        if let Some(port) = &port.name {
+            variables.push((format!("{name}_SERVICE_PORT_{}", upper(port)), address.port().to_string()));
+        }
+    }
+    variables
+}
+
+/// Returns a name as variables have it.
+fn upper(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+/// Returns whether `name` may name a target: a letter, then letters, digits, `-` and `_`.
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+/// Returns whether `name` may be the name of a variable (POSIX.1-2017, 8.1, and lower case).
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(number: u16, name: &str) -> ServicePort {
+        ServicePort { number, name: (!name.is_empty()).then(|| name.to_owned()), app_protocol: None }
+    }
+
+    fn local(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn opened(name: &str, at: u16, service: &str, ports: &[(u16, &str, u16)]) -> Opened {
+        Opened {
+            name: (!name.is_empty()).then(|| name.to_owned()),
+            address: local(at),
+            scheme: None,
+            port: None,
+            service: Some(OpenedService {
+                name: service.to_owned(),
+                ports: ports.iter().map(|(number, name, at)| (port(*number, name), local(*at))).collect(),
+            }),
+        }
+    }
+
+    fn shown(targets: &[Opened]) -> Vec<String> {
+        of(targets).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    #[test]
+    fn a_named_target_has_its_own_variables_and_those_of_its_service() {
+        let mut web =
+            opened("my-web", 4000, "argocd-server", &[(80, "http", 4001), (443, "https", 4000), (9, "", 4002)]);
+        web.scheme = Some(Scheme::Https);
+        assert_eq!(
+            shown(&[web]),
+            [
+                "ARGOCD_SERVER_SERVICE_HOST=127.0.0.1",
+                "ARGOCD_SERVER_SERVICE_PORT=4001",
+                "ARGOCD_SERVER_SERVICE_PORT_HTTP=4001",
+                "ARGOCD_SERVER_SERVICE_PORT_HTTPS=4000",
+                "MY_WEB_ADDR=127.0.0.1:4000",
+                "MY_WEB_HOST=127.0.0.1",
+                "MY_WEB_PORT=4000",
+                "MY_WEB_URL=https://127.0.0.1:4000",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_route_has_those_of_its_service_alone() {
+        assert_eq!(
+            shown(&[opened("", 5432, "postgres", &[(5432, "", 5432)])]),
+            ["POSTGRES_SERVICE_HOST=127.0.0.1", "POSTGRES_SERVICE_PORT=5432"]
+        );
+        let jump = Opened { name: None, address: local(1), scheme: None, port: None, service: None };
+        assert!(shown(&[jump]).is_empty());
+    }
+
+    #[test]
+    fn of_two_services_with_one_name_the_first_counts() {
+        let targets = [opened("a", 1, "web", &[(80, "", 1)]), opened("b", 2, "web", &[(80, "http", 2)])];
+        let shown = shown(&targets);
+        assert!(shown.contains(&"WEB_SERVICE_PORT=1".to_owned()), "{shown:?}");
+        assert!(shown.contains(&"A_PORT=1".to_owned()) && shown.contains(&"B_PORT=2".to_owned()), "{shown:?}");
+    }
+
+    #[test]
+    fn names_can_be_variables() {
+        assert!(is_name("db") && is_name("my-db_2") && !is_name("2db") && !is_name("") && !is_name("d.b"));
+        assert!(is_variable("_X1") && !is_variable("1X") && !is_variable("A-B") && !is_variable(""));
+    }
+}

@@ -1,0 +1,38 @@
+//! One value of a Secret, for whoever may read it.
+
+use kube::Api;
+
+use super::{
+    ClusterError,
+    client::{AskError, Cluster},
+    objects::Secret,
+};
+use crate::config::{Namespace, near::near};
+
+/// Reads the value of `key` in a Secret, with the permissions of the user.
+///
+/// # Errors
+/// There is no such Secret or key, or the user may not read it.
+pub async fn value(cluster: &Cluster, namespace: &Namespace, name: &str, key: &str) -> Result<Vec<u8>, ClusterError> {
+    let (what, context) = (format!("secret {namespace}/{name}"), cluster.context.clone());
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let mut secret = match cluster.ask(&format!("reading {what}"), namespace, api.get(name)).await {
+        Ok(secret) => secret,
+        Err(AskError::NotFound) => {
+            let hint = Some(format!("kubectl --context {context} -n {namespace} get secrets"));
+            return Err(ClusterError::NotFound { what, context, near: Vec::new(), hint });
+        }
+        // A parser's complaint may quote what it has read.
+        Err(AskError::Failed(ClusterError::Protocol { context, reason })) if !reason.starts_with("403") => {
+            return Err(ClusterError::Protocol { context, reason: format!("{what} cannot be read") });
+        }
+        Err(AskError::Failed(error)) => return Err(error),
+    };
+    if let Some(value) = secret.data.remove(key) {
+        return Ok(value.0);
+    }
+    let keys: Vec<String> = secret.data.into_keys().collect();
+    let hint = if keys.is_empty() { "it has no keys".to_owned() } else { format!("its keys are {}", keys.join(", ")) };
+    let near = near(key, keys, |key| key);
+    Err(ClusterError::NotFound { what: format!("key {key} in {what}"), context, near, hint: Some(hint) })
+}
