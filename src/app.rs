@@ -14,7 +14,7 @@ use crate::{
     admin::{
         endpoints::{self, Reach},
         socket::AdminSocket,
-        status::{Facts, Source},
+        status::{Facts, Parts, Source},
     },
     backend::{Backend, Backends},
     config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
@@ -87,7 +87,7 @@ pub struct App {
     pub overrides: Overrides,
     /// The file to follow. None: the configuration never changes.
     pub file: Option<PathBuf>,
-    /// What is changed with `verbose`.
+    /// What is changed with `verbose`, and keeps the last lines of the log.
     pub verbosity: Option<Verbosity>,
     /// What stands between adit and a command: a program that knows `supervise`, as adit itself does. None: nothing does.
     pub supervisor: Option<PathBuf>,
@@ -161,7 +161,15 @@ impl Bound {
         let mux = Mux::new(http, tls, router.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         let facts = Facts { loaded_at: now(), ..Facts::default() };
-        let source = Source::new(tunnels.clone(), metrics, drain.clone(), facts);
+        let source = Source::new(Parts {
+            tunnels: tunnels.clone(),
+            metrics,
+            drain: drain.clone(),
+            router: router.clone(),
+            clusters: clusters.clone(),
+            lines: app.verbosity.as_ref().map(|verbosity| verbosity.lines().clone()).unwrap_or_default(),
+            facts,
+        });
         let told = source.clone();
         let admin_listener = move |stream, _| -> BoxFuture<'static, ()> {
             Box::pin(endpoints::serve(stream, told.clone(), Reach::Machine))

@@ -17,6 +17,7 @@ pub mod io;
 pub mod wire;
 
 pub mod drain;
+pub mod journal;
 pub mod metrics;
 pub mod telemetry;
 pub mod tls;

@@ -1,9 +1,13 @@
 //! Logging: format, filter, colour, and errors in words.
 
+mod lines;
+
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+pub use self::lines::{Line, Lines};
 
 /// The target of access-log lines: one per request or connection, shown with `-v`.
 pub const ACCESS: &str = "adit::access";
@@ -19,14 +23,20 @@ pub enum Format {
     Json,
 }
 
-/// Changes what is logged while the program runs.
+/// Changes what is logged while the program runs, and keeps the last lines of it.
 #[derive(Clone)]
 pub struct Verbosity {
+    lines: Lines,
     /// None: `RUST_LOG` decides, whatever the configuration says.
     handle: Option<reload::Handle<Targets, Registry>>,
 }
 
 impl Verbosity {
+    /// Returns the last lines of the log.
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
     /// With `verbose`, requests and connections are logged.
     pub fn set(&self, verbose: bool) {
         if let Some(handle) = &self.handle {
@@ -38,7 +48,8 @@ impl Verbosity {
     /// Logs warnings and errors alone.
     pub fn warnings(&self) {
         if let Some(handle) = &self.handle {
-            let _ = handle.reload(Targets::new().with_default(LevelFilter::WARN).with_target(PLUGIN, LevelFilter::INFO));
+            let _ =
+                handle.reload(Targets::new().with_default(LevelFilter::WARN).with_target(PLUGIN, LevelFilter::INFO));
         }
     }
 }
@@ -57,13 +68,14 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
     let (filter, handle) = reload::Layer::new(from_env.unwrap_or_else(|| filter(verbose)));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
-    let registry = tracing_subscriber::registry().with(filter);
+    let kept = Lines::default();
+    let registry = tracing_subscriber::registry().with(filter).with(kept.clone());
     // A second initialisation in one process (tests) keeps the first.
     let _ = match format {
         Format::Text => registry.with(lines.with_target(false)).try_init(),
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
-    Verbosity { handle: (!is_fixed).then_some(handle) }
+    Verbosity { lines: kept, handle: (!is_fixed).then_some(handle) }
 }
 
 /// Shows what credential plugins say, for commands that log nothing else: a person may have to do it. `RUST_LOG` shows more.
@@ -82,7 +94,7 @@ pub fn init_command(format: Format, verbose: bool) -> Verbosity {
         let _ = handle.reload(Targets::new().with_target(PLUGIN, LevelFilter::INFO));
         return verbosity;
     }
-    Verbosity { handle: None }
+    Verbosity { handle: None, ..verbosity }
 }
 
 /// Returns an error in words, with what it comes from.

@@ -5,17 +5,15 @@
 //! | `GET /healthz` | 200 while the process serves |
 //! | `GET /readyz` | 200 while it takes new connections, 503 once it ends |
 //! | `GET /metrics` | OpenMetrics text |
-//! | `GET /status` | what `adit status -o json` prints; the Unix socket only |
-//! | `POST /stop?TUNNEL` | stops a tunnel; the Unix socket only |
+//! | `/api/v1/...` | see [`api`]; the Unix socket only |
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    http::{JSON, TEXT, respond, serve_one},
+    api,
+    http::{Body, TEXT, respond, serve_one},
     status::Source,
 };
 use crate::{guard::origin::is_of_this_machine, metrics};
@@ -34,7 +32,7 @@ pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, source: Source, 
     serve_one(stream, |request| answer(&source, request, reach)).await;
 }
 
-fn answer(source: &Source, request: &Request<Incoming>, reach: Reach) -> Response<Full<Bytes>> {
+async fn answer(source: &Source, request: Request<Incoming>, reach: Reach) -> Response<Body> {
     if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
@@ -43,15 +41,7 @@ fn answer(source: &Source, request: &Request<Incoming>, reach: Reach) -> Respons
         (&Method::GET, "/readyz", _) if source.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
         (&Method::GET, "/readyz", _) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics", _) => respond(StatusCode::OK, metrics::CONTENT_TYPE, source.metrics()),
-        (&Method::GET, "/status", Reach::Owner) => match serde_json::to_vec(&source.status()) {
-            Ok(body) => respond(StatusCode::OK, JSON, body),
-            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
-        },
-        (&Method::POST, "/stop", Reach::Owner) => {
-            let tunnel = percent_encoding::percent_decode_str(request.uri().query().unwrap_or("")).decode_utf8_lossy();
-            let status = if source.stop(&tunnel) { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
-            respond(status, TEXT, "")
-        }
+        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer(source, &request).await,
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
 }

@@ -1,41 +1,89 @@
-//! HTTP for programs: one request, one answer, within seconds.
+//! HTTP for programs: one request, one answer; within seconds, unless it is a stream.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::sleep,
 };
 
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a client may take for its request.
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a whole exchange may take; a list of Services waits for an API server.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// How much of an answer is held for a client that does not read.
+const MOST_BUFFERED: usize = 64 * 1024;
 
 pub const TEXT: &str = "text/plain; charset=utf-8";
 pub const HTML: &str = "text/html; charset=utf-8";
 pub const JSON: &str = "application/json";
+pub const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
+
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The mark of an answer that goes on for as long as its client reads.
+#[derive(Clone)]
+struct Endless;
 
 /// Answers the first request of a connection, and closes it.
-pub async fn serve_one(
+pub async fn serve_one<F: Future<Output = Response<Body>>>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+    answer: impl Fn(Request<Incoming>) -> F,
 ) {
+    let is_endless = AtomicBool::new(false);
     let service = service_fn(|request| {
-        let response = answer(&request);
-        async move { Ok::<_, Infallible>(response) }
+        let answering = answer(request);
+        let is_endless = &is_endless;
+        async move {
+            let response = answering.await;
+            is_endless.store(response.extensions().get::<Endless>().is_some(), Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
     });
-    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-    // What goes wrong on it is the caller's to tell.
-    let _ = timeout(ANSWER_WITHIN, connection).await;
+    let mut builder = http1::Builder::new();
+    builder.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKED_WITHIN).max_buf_size(MOST_BUFFERED);
+    let late = async {
+        sleep(ANSWER_WITHIN).await;
+        if is_endless.load(Ordering::Relaxed) {
+            pending().await
+        }
+    };
+    tokio::select! {
+        // What goes wrong on it is the caller's to tell.
+        _ = builder.serve_connection(TokioIo::new(stream), service) => {}
+        () = late => {}
+    }
 }
 
 /// `kind`: the media type.
-pub fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+pub fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// Returns an answer that is its status alone.
+pub fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Full::default().boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// Marks an answer that goes on for as long as its client reads.
+pub fn endless(mut response: Response<Body>) -> Response<Body> {
+    response.extensions_mut().insert(Endless);
     response
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
@@ -19,12 +20,17 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    api::{
+        ROOT,
+        answers::{Failure, Problem},
+    },
     endpoints::{self, Reach},
-    status::{Source, Status},
+    status::Source,
 };
 use crate::drain::Drain;
 
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A list of Services waits for an API server.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// A listening admin socket; its file is removed on drop.
 pub struct AdminSocket {
@@ -119,20 +125,54 @@ pub fn sockets() -> Vec<PathBuf> {
     found
 }
 
-/// Asks a running adit for its status.
-pub async fn status(socket: &Path) -> io::Result<Status> {
-    let (code, body) = call(socket, Method::GET, "/status").await?;
-    if code != StatusCode::OK {
-        return Err(io::Error::other(format!("the running adit answered {code}")));
-    }
-    serde_json::from_slice(&body).map_err(io::Error::other)
+/// Returns the socket of the adit that listens on this port, if there is one.
+pub fn of_port(port: u16) -> Option<PathBuf> {
+    folders().into_iter().map(|folder| folder.join(format!("{port}.sock"))).find(|path| path.exists())
 }
 
-/// Stops a tunnel of a running adit; returns whether it had one of that name.
-pub async fn stop(socket: &Path, tunnel: &str) -> io::Result<bool> {
-    let query = percent_encoding::utf8_percent_encode(tunnel, percent_encoding::NON_ALPHANUMERIC);
-    let (code, _) = call(socket, Method::POST, &format!("/stop?{query}")).await?;
-    Ok(code == StatusCode::NO_CONTENT)
+/// Why a running adit gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("the running adit does not answer")]
+    Silent(#[source] io::Error),
+    /// It refused, and said why.
+    #[error("{}", .0.message)]
+    Refused(Problem),
+    #[error("the running adit answered {0}: is it of another version?")]
+    Other(StatusCode),
+}
+
+/// Asks a running adit for an answer of its API. `path`: what follows [`ROOT`].
+///
+/// # Errors
+/// It does not answer, or with something else.
+pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, CallError> {
+    let (code, body) = call(socket, Method::GET, path).await.map_err(CallError::Silent)?;
+    match code {
+        StatusCode::OK => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
+        code => Err(refused(code, &body)),
+    }
+}
+
+/// Lets a running adit do something.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn post(socket: &Path, path: &str) -> Result<(), CallError> {
+    let (code, body) = call(socket, Method::POST, path).await.map_err(CallError::Silent)?;
+    if code.is_success() { Ok(()) } else { Err(refused(code, &body)) }
+}
+
+/// Returns an id as it stands in a path.
+pub fn escape(id: &str) -> impl std::fmt::Display {
+    percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC)
+}
+
+fn refused(code: StatusCode, body: &[u8]) -> CallError {
+    match serde_json::from_slice(body) {
+        Ok(Failure { error, .. }) => CallError::Refused(error),
+        Err(_) => CallError::Other(code),
+    }
 }
 
 async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
@@ -142,7 +182,7 @@ async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(StatusCo
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let request = Request::builder()
             .method(method)
-            .uri(path)
+            .uri(format!("{ROOT}{path}"))
             .header("host", "adit")
             .body(Full::<Bytes>::default())
             .map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! What runs: tunnels, listeners, the last reload.
+//! Where everything that is told of a running adit comes from.
 
 use std::{
     collections::BTreeMap,
@@ -7,29 +7,19 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use serde::{Deserialize, Serialize};
-
+use super::api::feed::Feed;
 use crate::{
     drain::Drain,
+    journal::Journal,
+    k8s::client::Clusters,
     metrics::{Exposition, Metrics},
+    routing::{Router, SharedRouter},
+    telemetry::{Line, Lines},
     tunnel::{Manager, SignInSnapshot, TunnelSnapshot},
 };
 
-/// What `adit status` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
-    pub version: String,
-    pub pid: u32,
-    #[serde(flatten)]
-    pub facts: Facts,
-    pub tunnels: Vec<TunnelSnapshot>,
-    /// Sign-ins that run, or have failed.
-    #[serde(default)]
-    pub sign_ins: Vec<SignInSnapshot>,
-}
-
 /// What changes with a reload only.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
     /// None: adit runs on defaults.
     pub config: Option<PathBuf>,
@@ -42,19 +32,36 @@ pub struct Facts {
     pub rejected: Option<String>,
 }
 
-/// Where the status comes from.
+/// What a running adit knows of itself.
 #[derive(Clone)]
 pub struct Source {
     tunnels: Manager,
     metrics: Arc<Metrics>,
     drain: Drain,
+    router: SharedRouter,
+    pub clusters: Arc<Clusters>,
+    lines: Lines,
     facts: Arc<Mutex<Facts>>,
+    feed: Arc<Feed>,
+}
+
+/// What a [`Source`] is made of.
+pub struct Parts {
+    pub tunnels: Manager,
+    pub metrics: Arc<Metrics>,
+    /// Once it has started, adit is not ready any more.
+    pub drain: Drain,
+    pub router: SharedRouter,
+    pub clusters: Arc<Clusters>,
+    pub lines: Lines,
+    pub facts: Facts,
 }
 
 impl Source {
-    /// `drain`: once it has started, adit is not ready any more.
-    pub fn new(tunnels: Manager, metrics: Arc<Metrics>, drain: Drain, facts: Facts) -> Self {
-        Self { tunnels, metrics, drain, facts: Arc::new(Mutex::new(facts)) }
+    pub fn new(parts: Parts) -> Self {
+        let Parts { tunnels, metrics, drain, router, clusters, lines, facts } = parts;
+        let facts = Arc::new(Mutex::new(facts));
+        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default() }
     }
 
     /// Returns whether new connections are taken.
@@ -70,7 +77,7 @@ impl Source {
         let (mut streams, mut connections) = (0, 0);
         let snapshot = self.tunnels.snapshot();
         for tunnel in &snapshot {
-            *states.entry(tunnel.state.as_str()).or_insert(0) += 1;
+            *states.entry(tunnel.state).or_insert(0) += 1;
             streams += tunnel.streams;
             connections += tunnel.connections;
         }
@@ -99,18 +106,52 @@ impl Source {
         change(&mut self.facts.lock().expect("no panic while the lock is held"));
     }
 
-    pub fn status(&self) -> Status {
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            facts: self.facts.lock().expect("no panic while the lock is held").clone(),
-            tunnels: self.tunnels.snapshot(),
-            sign_ins: self.tunnels.sign_ins(),
-        }
+    pub fn facts(&self) -> Facts {
+        self.facts.lock().expect("no panic while the lock is held").clone()
     }
 
-    /// Stops a tunnel; returns whether there was one of that name.
-    pub fn stop(&self, tunnel: &str) -> bool {
-        self.tunnels.stop(tunnel)
+    /// Returns every tunnel, sorted by id.
+    pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
+        self.tunnels.snapshot()
+    }
+
+    /// Returns the sign-ins that run, or have failed.
+    pub fn sign_ins(&self) -> Vec<SignInSnapshot> {
+        self.tunnels.sign_ins()
+    }
+
+    pub fn tunnel(&self, id: &str) -> Option<TunnelSnapshot> {
+        self.tunnels.snapshot_of(id)
+    }
+
+    /// Stops a tunnel; returns whether there was one of that id.
+    pub fn stop(&self, id: &str) -> bool {
+        self.tunnels.stop(id)
+    }
+
+    /// Opens another session for a tunnel; returns whether there was one of that id.
+    pub fn reconnect(&self, id: &str) -> bool {
+        self.tunnels.reconnect(id)
+    }
+
+    pub fn journal(&self) -> &Arc<Journal> {
+        self.tunnels.journal()
+    }
+
+    pub fn router(&self) -> Arc<Router> {
+        self.router.load_full()
+    }
+
+    /// Returns the last lines of the log, oldest first.
+    pub fn log(&self) -> Vec<Line> {
+        self.lines.all()
+    }
+
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 }

@@ -174,7 +174,7 @@ impl Running {
     }
 
     fn reject(&self, reason: &str) {
-        let loaded_at = self.source.status().facts.loaded_at;
+        let loaded_at = self.source.facts().loaded_at;
         warn!("config not reloaded: {reason}; still using the config from {loaded_at}");
         self.source.update(|facts| facts.rejected = Some(reason.to_owned()));
     }

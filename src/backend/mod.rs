@@ -161,7 +161,7 @@ impl Placement {
         Self { session, ..self }
     }
 
-    pub fn pod(&self) -> &str {
+    pub fn pod(&self) -> &Arc<str> {
         &self.pod
     }
 

@@ -80,7 +80,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 
 async fn serve(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let mut signals = Signals::new()?;
-    let Place { clusters, id, cluster, namespace, .. } = Place::find(globals).await?;
+    let place = Place::of(globals)?;
+    let cluster = place.cluster().await?;
+    let Place { clusters, id, namespace, .. } = place;
     let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port)?;
     let (service, namespace) = args.service.split_once('.').unwrap_or((&args.service, &namespace.0));

@@ -32,8 +32,9 @@ enum Command {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let place = Place::find(globals).await?;
-    let (context, namespace, cluster) = (place.context(), &place.namespace, &place.cluster);
+    let place = Place::of(globals)?;
+    let cluster = place.cluster().await?;
+    let (context, namespace, cluster) = (place.context(), &place.namespace, &cluster);
     let pods = jump_pod::list(cluster, (!args.all_namespaces).then_some(namespace)).await?;
     if let Command::Clean = args.command {
         for pod in &pods {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use super::{Globals, report::CliError};
 use crate::{
+    admin::api::services,
     config::{ContextName, Namespace},
     k8s::client::{Cluster, Clusters},
     routing::{ClusterId, Router},
@@ -13,23 +14,28 @@ pub struct Place {
     pub clusters: Arc<Clusters>,
     pub router: Router,
     pub id: ClusterId,
-    pub cluster: Arc<Cluster>,
     /// Of the command line, else of the context's alias, else of the kubeconfig.
     pub namespace: Namespace,
 }
 
 impl Place {
     /// # Errors
-    /// The configuration is wrong, no context is meant, or it cannot be reached.
-    pub async fn find(globals: &Globals) -> Result<Self, CliError> {
+    /// The configuration is wrong, or no context is meant.
+    pub fn of(globals: &Globals) -> Result<Self, CliError> {
         let (clusters, router) = super::router(globals.load()?);
         let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context(&router)? };
-        let cluster = clusters.get(&id).await?;
         let of_alias = router.config.contexts.values().find(|alias| alias.name == id.context);
         let namespace = globals.namespace.clone().map(Namespace);
         let namespace = namespace.or_else(|| of_alias.and_then(|alias| alias.namespace.clone()));
-        let namespace = namespace.unwrap_or_else(|| cluster.namespace.clone());
-        Ok(Self { clusters, router, id, cluster, namespace })
+        let of_context = || router.http_contexts.namespaces.get(&id.context).cloned();
+        let namespace = namespace.or_else(of_context).unwrap_or_else(|| Namespace("default".to_owned()));
+        Ok(Self { clusters, router, id, namespace })
+    }
+
+    /// # Errors
+    /// The context is not what it should be, or its credentials cannot be had.
+    pub async fn cluster(&self) -> Result<Arc<Cluster>, CliError> {
+        Ok(self.clusters.get(&self.id).await?)
     }
 
     pub fn context(&self) -> &ContextName {
@@ -38,11 +44,7 @@ impl Place {
 
     /// Returns how a hostname has to name the context. None: it is the one that names without a context mean.
     pub fn named_context(&self) -> Option<String> {
-        if self.router.http_contexts.current.as_ref() == Some(self.context()) {
-            return None;
-        }
-        let alias = self.router.config.contexts.iter().find(|(_, alias)| alias.name == *self.context());
-        Some(alias.map_or_else(|| self.context().to_string(), |(alias, _)| alias.clone()))
+        services::named_context(&self.router, self.context())
     }
 
     /// Returns the port of the HTTP listener, 0 where there is none.

@@ -87,6 +87,24 @@ impl From<io::Error> for CliError {
     }
 }
 
+impl From<crate::admin::socket::CallError> for CliError {
+    fn from(error: crate::admin::socket::CallError) -> Self {
+        use crate::admin::socket::CallError;
+        let message = error.to_string();
+        match error {
+            CallError::Refused(problem) => problem.into(),
+            CallError::Silent(cause) => Self::new(message).cause(Some(cause)),
+            CallError::Other(_) => Self::new(message),
+        }
+    }
+}
+
+impl From<crate::admin::api::answers::Problem> for CliError {
+    fn from(problem: crate::admin::api::answers::Problem) -> Self {
+        Self::new(problem.message).cause(problem.cause).hint(problem.hint)
+    }
+}
+
 impl From<crate::k8s::ClusterError> for CliError {
     fn from(error: crate::k8s::ClusterError) -> Self {
         Self::new(&error).cause(error.cause()).hint(error.hint())

@@ -1,20 +1,18 @@
 //! `adit routes`: what can be reached, with the URL of each.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use super::{
     Globals, Output,
     place::Place,
     report::{CliError, print, table},
 };
-use crate::{
-    config::{Namespace, PortRef, Workload},
-    k8s::{
-        ServicePort,
-        list::{self, Listed},
-        ports::choose_port,
+use crate::admin::{
+    api::{
+        answers::{Services, Status},
+        services::{self, Query},
     },
-    routing::{Router, hostname::DynamicName},
+    socket,
 };
 
 #[derive(Debug, clap::Args)]
@@ -28,22 +26,19 @@ pub struct Args {
     output: Option<Output>,
 }
 
-/// A line of the list.
-#[derive(serde::Serialize)]
-struct Row {
-    name: String,
-    port: Option<String>,
-    url: String,
-    leads_to: String,
-}
-
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let place = Place::find(globals).await?;
-    let (context, namespace, port) = (place.context(), &place.namespace, place.listener());
-    let services = list::services(&place.cluster, (!args.all_namespaces).then_some(namespace)).await?;
-    let mut rows: Vec<Row> = static_routes(&place.router, port);
-    let named = place.named_context();
-    rows.extend(services.iter().flat_map(|service| service_rows(service, named.as_deref(), port)));
+    let place = Place::of(globals)?;
+    let (context, namespace) = (place.context().clone(), place.namespace.clone());
+    let namespaces = (!args.all_namespaces).then(|| namespace.to_string());
+    let query = Query { context: Some(context.to_string()), namespace: namespaces };
+    let mut found = match running(&place).await {
+        Some(socket) => socket::get::<Services>(&socket, &format!("services?{query}")).await?,
+        None => services::list(&place.clusters, &place.router, &query).await,
+    };
+    if !found.problems.is_empty() {
+        return Err(found.problems.swap_remove(0).into());
+    }
+    let rows = found.services;
     match args.output {
         Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
         None if rows.is_empty() => {
@@ -59,52 +54,11 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     }
 }
 
-fn static_routes(router: &Router, port: u16) -> Vec<Row> {
-    let http = router.config.http.routes.keys().map(|host| Row {
-        name: host.clone(),
-        port: None,
-        url: format!("http://{host}:{port}/"),
-        leads_to: router.http(host).map_or_else(|error| error.to_string(), |route| route.target.to_string()),
-    });
-    let tcp = router.config.tcp.routes.keys().map(|address| Row {
-        name: address.to_string(),
-        port: None,
-        url: format!("tcp://{address}"),
-        leads_to: router.tcp(*address).map_or_else(|error| error.to_string(), |route| route.target.to_string()),
-    });
-    http.chain(tcp).collect()
-}
-
-fn service_rows(service: &Listed, context: Option<&str>, listener: u16) -> Vec<Row> {
-    let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
-    let row = |port: &ServicePort| Row {
-        name: format!("{}/{}", service.namespace, service.name),
-        port: Some(port.to_string()),
-        url: service_url(
-            &service.namespace,
-            &service.name,
-            (obvious != Some(port.number)).then_some(port.number),
-            context,
-            listener,
-        ),
-        leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
-    };
-    service.ports.iter().map(row).collect()
-}
-
-/// Returns the URL of a Service by its short name.
-pub fn service_url(
-    namespace: &Namespace,
-    service: &str,
-    port: Option<u16>,
-    context: Option<&str>,
-    listener: u16,
-) -> String {
-    let name = DynamicName {
-        context: context.map(str::to_owned),
-        namespace: namespace.clone(),
-        workload: Workload::Service(service.to_owned()),
-        port: port.map_or(PortRef::Auto, PortRef::Number),
-    };
-    format!("http://{name}:{listener}/")
+/// Returns the socket of the adit that listens where this one would, with the same file and kubeconfig: it is signed in
+/// already. None: there is none.
+async fn running(place: &Place) -> Option<PathBuf> {
+    let socket = socket::of_port(place.listener())?;
+    let status: Status = socket::get(&socket, "status").await.ok()?;
+    let (overview, config) = (&status.overview, &place.router.config);
+    (overview.config == config.source && overview.kubeconfig == config.http.kubeconfig.0).then_some(socket)
 }

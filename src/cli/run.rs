@@ -313,9 +313,9 @@ impl FromSecret {
     }
 
     async fn read(&self, globals: &Globals) -> Result<OsString, CliError> {
-        let place = Place::find(globals).await?;
+        let place = Place::of(globals)?;
         let namespace = self.namespace.as_ref().unwrap_or(&place.namespace);
-        let value = secret::value(&place.cluster, namespace, &self.name, &self.key).await?;
+        let value = secret::value(&*place.cluster().await?, namespace, &self.name, &self.key).await?;
         if value.contains(&0) {
             return Err(CliError::new(format!("--secret {}: the value has a zero byte", self.variable))
                 .hint(Some("a variable cannot hold it")));

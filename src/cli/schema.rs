@@ -1,12 +1,18 @@
-//! `adit schema`: what the configuration file may have, for editors and for people.
+//! `adit schema`: what the configuration file and the answers of the API may have, for editors, programs and people.
 
 use clap::ValueEnum;
 
 use super::report::{CliError, print};
-use crate::config::{reference, schema};
+use crate::{
+    admin::api,
+    config::{reference, schema},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Describe the answers of the API at the admin socket, and not the configuration file
+    #[arg(long, conflicts_with = "output")]
+    api: bool,
     /// In this form
     #[arg(short, long, value_enum, default_value = "json")]
     output: Form,
@@ -21,6 +27,9 @@ enum Form {
 }
 
 pub fn run(args: Args) -> Result<(), CliError> {
+    if args.api {
+        return print(&format!("{:#}\n", api::schema::schema()));
+    }
     match args.output {
         Form::Json => print(&text()),
         Form::Markdown => print(&reference::markdown()),

@@ -12,9 +12,9 @@ use super::{
     Globals, Output,
     report::{CliError, print, table},
 };
-use crate::{
-    admin::{socket, status::Status},
-    tunnel::SignInSnapshot,
+use crate::admin::{
+    api::answers::{SignIn, Status},
+    socket,
 };
 
 #[derive(Debug, clap::Args)]
@@ -59,8 +59,8 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
     let wanted = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
     let mut found = Vec::new();
     for path in socket::sockets() {
-        let Ok(status) = socket::status(&path).await else { continue };
-        if wanted.is_none_or(|port| status.facts.http.iter().any(|address| address.port() == port)) {
+        let Ok(status) = socket::get::<Status>(&path, "status").await else { continue };
+        if wanted.is_none_or(|port| status.overview.http.iter().any(|address| address.port() == port)) {
             found.push((path, status));
         }
     }
@@ -80,7 +80,7 @@ pub async fn find_one(globals: &Globals) -> Result<(PathBuf, Status), CliError> 
     let mut found = find(globals).await?;
     if found.len() > 1 {
         let ports: Vec<String> =
-            found.iter().filter_map(|(_, status)| Some(status.facts.http.first()?.to_string())).collect();
+            found.iter().filter_map(|(_, status)| Some(status.overview.http.first()?.to_string())).collect();
         return Err(CliError::new(format!("{} adits are running, on {}", found.len(), ports.join(", ")))
             .hint(Some(format!("say which: --listen {}", ports.first().map_or("ADDRESS", String::as_str)))));
     }
@@ -90,13 +90,19 @@ pub async fn find_one(globals: &Globals) -> Result<(PathBuf, Status), CliError> 
 fn show(status: &Status) -> String {
     let list =
         |addresses: &[std::net::SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    let mut text = format!("adit {} (pid {}) listens on {}", status.version, status.pid, list(&status.facts.http));
-    if !status.facts.tcp.is_empty() {
-        text += &format!(", tcp {}", list(&status.facts.tcp));
+    let mut text = format!(
+        "adit {} (pid {}) listens on {}",
+        status.overview.version,
+        status.overview.pid,
+        list(&status.overview.http)
+    );
+    if !status.overview.tcp.is_empty() {
+        text += &format!(", tcp {}", list(&status.overview.tcp));
     }
-    let config = status.facts.config.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
-    text += &format!("\nconfig {config}, loaded at {}\n", status.facts.loaded_at);
-    if let Some(reason) = &status.facts.rejected {
+    let config =
+        status.overview.config.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+    text += &format!("\nconfig {config}, loaded at {}\n", status.overview.loaded_at);
+    if let Some(reason) = &status.overview.rejected {
         text += &format!("config not reloaded: {reason}\n");
     }
     for sign_in in &status.sign_ins {
@@ -113,9 +119,9 @@ fn show(status: &Status) -> String {
     for tunnel in &status.tunnels {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         rows.push(vec![
-            tunnel.target.clone(),
+            tunnel.id.clone(),
             tunnel.state.clone(),
-            or_dash(&tunnel.pod),
+            or_dash(&(!tunnel.pods.is_empty()).then(|| tunnel.pods.join(", "))),
             or_dash(&tunnel.protocol),
             tunnel.streams.to_string(),
             bytes(tunnel.bytes_up),
@@ -128,8 +134,8 @@ fn show(status: &Status) -> String {
 }
 
 /// Returns who signs in, with what it says.
-fn sign_in_lines(sign_in: &SignInSnapshot) -> String {
-    let SignInSnapshot { user, issuer, seconds, said, .. } = sign_in;
+fn sign_in_lines(sign_in: &SignIn) -> String {
+    let SignIn { user, issuer, seconds, said, .. } = sign_in;
     let mut text = match &sign_in.error {
         None => format!("signing in with {issuer} for {seconds} s: {user}\n"),
         Some(error) => format!("not signed in: {user}: {error}; another attempt is possible in {seconds} s\n"),

@@ -5,7 +5,7 @@ use super::{
     report::{CliError, print},
     status,
 };
-use crate::admin::socket;
+use crate::admin::socket::{self, CallError};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -15,10 +15,12 @@ pub struct Args {
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let (path, status) = status::find_one(globals).await?;
-    if socket::stop(&path, &args.tunnel).await? {
-        return print(&format!("stopped {}\n", args.tunnel));
+    match socket::post(&path, &format!("tunnels/{}/stop", socket::escape(&args.tunnel))).await {
+        Ok(()) => return print(&format!("stopped {}\n", args.tunnel)),
+        Err(CallError::Refused(_)) => {}
+        Err(error) => return Err(error.into()),
     }
-    let tunnels: Vec<String> = status.tunnels.into_iter().map(|tunnel| tunnel.target).collect();
+    let tunnels: Vec<String> = status.tunnels.into_iter().map(|tunnel| tunnel.id).collect();
     let hint = if tunnels.is_empty() {
         "there are no tunnels".to_owned()
     } else {

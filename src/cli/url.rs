@@ -4,9 +4,9 @@ use super::{
     Globals,
     place::Place,
     report::{CliError, print},
-    routes,
 };
 use crate::{
+    admin::api::services,
     config::{Namespace, PortRef, Workload},
     k8s::resolve,
 };
@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let place = Place::find(globals).await?;
+    let place = Place::of(globals)?;
     let (name, port) = match args.service.split_once(':') {
         Some((name, port)) => (name, port_ref(port)?),
         None => (args.service.as_str(), PortRef::Auto),
@@ -28,10 +28,11 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         Some((service, namespace)) => (service, Namespace(namespace.to_owned())),
         None => (name, place.namespace.clone()),
     };
-    let resolved = resolve::resolve(&place.cluster, &namespace, &Workload::Service(service.to_owned()), &port).await?;
+    let cluster = place.cluster().await?;
+    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.to_owned()), &port).await?;
     let number = (port != PortRef::Auto).then_some(resolved.port.number);
     let named = place.named_context();
-    print(&format!("{}\n", routes::service_url(&namespace, service, number, named.as_deref(), place.listener())))
+    print(&format!("{}\n", services::url(&namespace, service, number, named.as_deref(), place.listener())))
 }
 
 fn port_ref(text: &str) -> Result<PortRef, CliError> {

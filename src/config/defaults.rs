@@ -25,6 +25,7 @@ pub fn config() -> Config {
     let kubeconfig = kubeconfig_paths(None);
     Config {
         source: None,
+        shown: serde_json::Value::Null,
         verbose: false,
         auto_reload: true,
         exec_path: Vec::new(),

@@ -12,6 +12,7 @@ pub mod near;
 pub mod problem;
 pub mod reference;
 pub mod schema;
+pub mod shown;
 pub mod validate;
 pub mod watch;
 
@@ -59,6 +60,8 @@ pub struct KubeconfigPaths(pub Vec<PathBuf>);
 pub struct Config {
     /// The file it came from. None: no file, everything is a default.
     pub source: Option<PathBuf>,
+    /// What the file says, without its secrets.
+    pub shown: serde_json::Value,
     /// Logs each request and connection. Default: false.
     pub verbose: bool,
     /// Applies changes of the file while running. Default: true.

@@ -28,6 +28,7 @@ use super::{
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
     problem::{LoadError, Problem},
+    shown,
 };
 
 pub(super) const ROOT: &[&str] = &[
@@ -133,6 +134,7 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     let mut walk = Walk::default();
     let mut config = walk.root(&node);
     config.source = Some(file.to_owned());
+    config.shown = shown::shown(&node);
     walk.problems.sort_by_key(|problem| problem.place);
     if walk.problems.is_empty() { Ok(config) } else { Err(fail(walk.problems, text)) }
 }

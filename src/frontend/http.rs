@@ -121,6 +121,7 @@ impl HttpFrontend {
     ) {
         let metrics = self.metrics.clone();
         let _open = metrics.http_connections.open();
+        let _connected = (!tls).then(|| self.tunnels.journal().connection());
         let limits = *connection.place.limits();
         let gate = (version == HttpVersion::Http1).then(|| Gate::new(&limits));
         let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone() };
@@ -152,7 +153,8 @@ impl HttpFrontend {
 
     async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
         let busy = arrival.gate.as_ref().map(Gate::busy);
-        let mut access = Access::start(&request, arrival.connection.id, self.metrics.clone());
+        let mut access =
+            Access::start(&request, arrival.connection.id, self.metrics.clone(), self.tunnels.journal().clone());
         let request_headers = request.headers().clone();
         let (is_head, version) = (request.method() == Method::HEAD, request.version());
         let is_refused = request.method().as_str() == REFUSED;
@@ -194,7 +196,7 @@ impl HttpFrontend {
     /// Decides whether a request may go on, and where to, before anything is asked of a cluster.
     fn admit(&self, request: &Request<Body>, tls: bool, access: &mut Access) -> Result<Admitted, Page> {
         let authority = authority(request)?;
-        access.host.clone_from(&authority);
+        access.host(&authority);
         let host = table::normalise(&authority);
         if self.identity.is_loop(request.headers()) {
             return Err(pages::in_a_circle(&host));
@@ -212,7 +214,7 @@ impl HttpFrontend {
             }
             Err(error) => return Err(pages::of_route(&self.router.load(), &error)),
         };
-        access.route = Some(route.name.clone());
+        access.route(&route.name);
         let switches = upgrade::asked_protocol(request).is_some();
         origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
             .map_err(|foreign| pages::foreign(&foreign, &host))?;
@@ -243,6 +245,7 @@ impl HttpFrontend {
         busy: &Option<Busy>,
     ) -> Result<Response<Body>, Page> {
         let lease = self.acquire(&route, &host, pages::is_shown(&request)).await?;
+        access.tunnel(&lease);
         let endpoint = lease.endpoint();
         let server_name = route.options.tls.server_name.as_deref();
         let asked = Asked::of(&mut request);
@@ -281,12 +284,13 @@ impl HttpFrontend {
         let interim = Interim::of(&mut request, version, arrival.gate.as_ref());
         let way = Way { route: &route, lease: &lease, host: &host, asks };
         let sent = interim.beside(self.upstreams.send(&way, request)).await;
-        let Answered { mut response, returning, scheme } = sent.map_err(|error| {
+        let Answered { mut response, returning, scheme, pod, retries } = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));
             pages::unanswered(&error, &host, &route, &lease)
         })?;
 
-        access.answered(response.status());
+        access.sent(&pod, retries);
+        access.answered(response.status(), response.headers());
         let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
             .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));
         let (mut parts, body) = response.into_parts();
@@ -313,7 +317,7 @@ impl HttpFrontend {
                     // What 101 is in HTTP/1.1 (RFC 8441, section 5).
                     parts.status = StatusCode::OK;
                 }
-                asked.join(backend, lease, &arrival.drain);
+                asked.join(backend, lease, access.take(), &arrival.drain);
                 return Ok(Response::from_parts(parts, body_of("")));
             }
             (_, Some(_)) => {

@@ -3,6 +3,7 @@
 pub mod greeting;
 pub mod http;
 mod join;
+mod noted;
 pub mod postgres;
 pub mod protocol;
 pub mod proxied;

@@ -17,11 +17,12 @@ use self::sessions::{Sessions, Watched};
 use super::{
     Connection,
     greeting::{self, Greeting, GreetingError},
-    join,
+    join, noted,
     refusal::{Refusal, refuse_greeted},
 };
 use crate::{
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
+    journal::{Kind, Ongoing},
     routing::{SharedRouter, Target},
     tunnel::{Lease, Manager, OpenError, StreamFault},
     wire::{
@@ -125,6 +126,7 @@ impl PostgresFrontend {
                 return self.refuse_greeted(stream, greeting, &Refusal::of_route(&error)).await;
             }
         };
+        let mut noted = noted::begin(&self.tunnels, Kind::Postgres, name, &route, &connection);
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = self.sessions.pod_of(connection.peer, &route.target);
@@ -134,10 +136,12 @@ impl PostgresFrontend {
         let (lease, mut backend, placement) = match reached.await {
             Ok(reached) => reached,
             Err(error) => {
+                noted::failed(&mut noted, &error);
                 warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
                 return self.refuse_greeted(stream, greeting, &Refusal::of_open(&error)).await;
             }
         };
+        noted::reached(&mut noted, &placement);
         let watched = |backend: BoxedIo, is_encrypted: bool| {
             let watched = Watched::new(backend, self.sessions.clone(), connection.peer, &route, placement.pod());
             watched.of_postgres(is_encrypted)
@@ -146,7 +150,7 @@ impl PostgresFrontend {
             Ok(true) => {
                 let mut client = stream;
                 let backend = watched(backend, true);
-                join(&mut client, backend, greeting.bytes, &lease, name, &connection).await;
+                join(&mut client, backend, greeting.bytes, &lease, &mut noted).await;
             }
             // It speaks plaintext from here on.
             Ok(false) => {
@@ -163,7 +167,7 @@ impl PostgresFrontend {
                             }
                             _ => {
                                 let backend = watched(backend, false);
-                                join(&mut client, backend, first.freeze(), &lease, name, &connection).await;
+                                join(&mut client, backend, first.freeze(), &lease, &mut noted).await;
                             }
                         }
                     }
@@ -173,6 +177,7 @@ impl PostgresFrontend {
             }
             Err(error) => {
                 lease.note_error(&error);
+                noted.error(&error.to_string());
                 warn!(host = name, tunnel = %route.target, %error, "closed: no PostgreSQL there");
                 let refusal = match StreamFault::of(&error) {
                     Some(fault) => Refusal::of_stream(fault, &route.target),
@@ -201,13 +206,16 @@ async fn first_message<C: tokio::io::AsyncRead + Unpin>(client: &mut C) -> Bytes
     received
 }
 
-async fn join<C>(client: &mut C, mut backend: Watched, first: Bytes, lease: &Lease, name: &str, connection: &Connection)
+async fn join<C>(client: &mut C, mut backend: Watched, first: Bytes, lease: &Lease, noted: &mut Ongoing)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     if let Err(error) = backend.write_all(&first).await {
+        noted.error(&error.to_string());
         return lease.note_error(&error);
     }
     let end = join::join(client, &mut backend, lease).await;
-    info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
+    noted::ended(noted, &end);
+    let entry = &noted.entry;
+    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
 }

@@ -14,6 +14,7 @@ use super::{
     Connection,
     greeting::{self, DECODE_ERROR, Greeting, GreetingError, HANDSHAKE_FAILURE, INTERNAL_ERROR, UNRECOGNIZED_NAME},
     join::join,
+    noted,
     postgres::{self, PostgresFrontend, sessions::Watched},
     proxied,
     refusal::{Refusal, refuse_greeted},
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     config::ProxyProtocol,
     io::BoxedIo,
+    journal::Kind,
     metrics::Metrics,
     routing::{SharedRouter, Target},
     tunnel::{Lease, Manager, OpenError, Placement},
@@ -61,6 +63,7 @@ impl SniFrontend {
     pub async fn serve(self: Arc<Self>, mut stream: TcpStream, connection: Arc<Connection>) {
         let metrics = self.metrics.clone();
         let _open = metrics.sni_connections.open();
+        let _connected = self.tunnels.journal().connection();
         let router = self.router.load_full();
         let off = ProxyProtocol::Off;
         let policy = router.config.sni.as_ref().map_or(&off, |sni| &sni.proxy_protocol);
@@ -125,6 +128,7 @@ impl SniFrontend {
             let hint = error.near().map(|near| format!("did you mean {near}?")).unwrap_or_default();
             Refused { alert: UNRECOGNIZED_NAME, refusal: Refusal::new(format!("{name} is none of sni.routes"), hint) }
         })?;
+        let mut noted = noted::begin(&self.tunnels, Kind::Sni, name, &route, connection);
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = is_postgres.then(|| self.postgres.sessions().pod_of(connection.peer, &route.target)).flatten();
@@ -132,9 +136,11 @@ impl SniFrontend {
             Ok::<(Lease, BoxedIo, Placement), OpenError>((lease, backend, placement))
         };
         let (lease, mut backend, placement) = reached.await.map_err(|error| {
+            noted::failed(&mut noted, &error);
             warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "no tunnel");
             Refused { alert: INTERNAL_ERROR, refusal: Refusal::of_open(&error) }
         })?;
+        noted::reached(&mut noted, &placement);
         let failed = |error: std::io::Error| {
             lease.note_error(&error);
             Refused { alert: HANDSHAKE_FAILURE, refusal: Refusal::new(format!("{name}: {error}"), "") }
@@ -160,6 +166,7 @@ impl SniFrontend {
             }
             false => join(stream, &mut backend, &lease).await,
         };
+        noted::ended(&mut noted, &end);
         info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = ?end.broken, "sni connection");
         Ok(())
     }

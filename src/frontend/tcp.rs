@@ -19,11 +19,13 @@ use crate::{
     frontend::{
         Connection,
         join::join,
+        noted,
         postgres::{PostgresFrontend, sessions::Watched},
         proxied,
         refusal::{self, Refusal},
     },
     io::{prefixed::Prefixed, splice::Side},
+    journal::Kind,
     metrics::Metrics,
     routing::{Route, Router, SharedRouter},
     tunnel::{Manager, OpenError, StreamFault},
@@ -82,6 +84,7 @@ impl TcpFrontend {
     ) {
         let started = Instant::now();
         let _open = self.metrics.tcp_connections.open();
+        let _connected = self.tunnels.journal().connection();
         let proxied = proxied::accept(&mut client, &router.config.tcp.proxy_protocol, &connection).await;
         let (connection, mut received) = match proxied {
             Ok(proxied) => proxied,
@@ -99,6 +102,7 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
+        let mut noted = noted::begin(&self.tunnels, Kind::Tcp, &listener.to_string(), &route, &connection);
         let reached = self.tunnels.acquire(&route.target, route.idle_timeout);
         // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
         let reached = tokio::select! {
@@ -127,12 +131,15 @@ impl TcpFrontend {
         let (lease, backend, placement) = match connected {
             Ok(connected) => connected,
             Err(error) => {
+                noted::failed(&mut noted, &error);
                 warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
                 return self.turn_away(client, received, database, &Refusal::of_open(&error)).await;
             }
         };
+        noted::reached(&mut noted, &placement);
         let mut backend = Watched::new(backend, sessions.clone(), connection.peer, &route, placement.pod());
         let end = join(&mut Prefixed::new(received.freeze(), &mut client), &mut backend, &lease).await;
+        noted::ended(&mut noted, &end);
         match &end.broken {
             Some((Side::Backend, error)) => {
                 info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
@@ -190,24 +197,28 @@ pub async fn forward(
     connection: &Connection,
     listener: SocketAddr,
 ) {
+    let mut noted = noted::begin(tunnels, Kind::Tcp, &listener.to_string(), route, connection);
     let reached = async {
         let lease = tunnels.acquire(&route.target, route.idle_timeout).await?;
-        let stream = lease.connect(connection.ends).await?;
-        Ok::<_, OpenError>((lease, stream))
+        let (stream, placement) = lease.connect_to(None, connection.ends).await?;
+        Ok::<_, OpenError>((lease, stream, placement))
     };
     // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
     let reached = tokio::select! {
         reached = reached => reached,
         () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
     };
-    let (lease, mut backend) = match reached {
+    let (lease, mut backend, placement) = match reached {
         Ok(reached) => reached,
         Err(error) => {
+            noted::failed(&mut noted, &error);
             warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
             return reset(&client);
         }
     };
+    noted::reached(&mut noted, &placement);
     let end = join(&mut client, &mut backend, &lease).await;
+    noted::ended(&mut noted, &end);
     if let Some((Side::Backend, error)) = &end.broken {
         info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
         reset(&client);

@@ -25,11 +25,12 @@ use super::{
 use crate::{
     config::Scheme,
     drain::Drain,
-    frontend::Connection,
+    frontend::{Connection, noted},
     io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead},
+    journal::{Kind, Ongoing},
     metrics::Metrics,
     routing::SharedRouter,
-    tunnel::{Lease, Manager},
+    tunnel::{Lease, Manager, Placement},
     wire::{
         client_hello::{ClientHello, ServerName},
         sniff::{Protocol, Sniff, sniff_server},
@@ -78,6 +79,7 @@ impl TlsFrontend {
     ) {
         let metrics = self.metrics.clone();
         let _open = metrics.tls_connections.open();
+        let _connected = self.tunnels.journal().connection();
         let greeting = match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => greeting,
             Err(error) => {
@@ -92,8 +94,8 @@ impl TlsFrontend {
             return self.postgres.serve_greeted(stream, greeting, connection).await;
         }
         let (hello, received) = (greeting.hello, greeting.bytes);
-        match self.backend(&hello, &received, connection.ends).await {
-            Some((backend, lease, name)) => pass_through(stream, backend, lease, &name, connection).await,
+        match self.backend(&hello, &received, &connection).await {
+            Some((backend, lease, noted)) => pass_through(stream, backend, lease, noted).await,
             None => self.terminate(Prefixed::new(received, stream), connection, drain).await,
         }
     }
@@ -104,8 +106,8 @@ impl TlsFrontend {
         &self,
         hello: &ClientHello,
         received: &Bytes,
-        client: Option<Ends>,
-    ) -> Option<(BoxedIo, Lease, String)> {
+        connection: &Connection,
+    ) -> Option<(BoxedIo, Lease, Ongoing)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?.for_client(true);
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
@@ -120,13 +122,18 @@ impl TlsFrontend {
             SpeaksTls::Perhaps { is_hinted } => is_hinted,
             SpeaksTls::Yes => true,
         };
-        match greet(&lease, client, received, waits).await {
-            Ok(Greeted::Tls(backend)) => {
+        let noted = |placement: &Placement| {
+            let mut noted = noted::begin(&self.tunnels, Kind::Tls, name, &route, connection);
+            noted::reached(&mut noted, placement);
+            noted
+        };
+        match greet(&lease, connection.ends, received, waits).await {
+            Ok(Greeted::Tls(backend, placement)) => {
                 protocols.learn(&route, &endpoint, Asks::Http, Scheme::Https);
-                return Some((backend, lease, name.clone()));
+                return Some((backend, lease, noted(&placement)));
             }
             // As a server that begins late.
-            Ok(Greeted::Silent(backend)) => return Some((backend, lease, name.clone())),
+            Ok(Greeted::Silent(backend, placement)) => return Some((backend, lease, noted(&placement))),
             Ok(Greeted::Otherwise) => {}
             Err(error) => lease.note_error(&error),
         }
@@ -155,9 +162,9 @@ impl TlsFrontend {
 
 /// What a backend answers a ClientHello.
 enum Greeted {
-    Tls(BoxedIo),
+    Tls(BoxedIo, Placement),
     /// Nothing, for long.
-    Silent(BoxedIo),
+    Silent(BoxedIo, Placement),
     /// Something else, or nothing at all, because the port refuses or the pod is gone.
     Otherwise,
 }
@@ -165,30 +172,26 @@ enum Greeted {
 /// Opens a stream to the backend, sends it the ClientHello, and waits for its first bytes: a handshake or an alert (RFC 8446, section
 /// 5.1), where TLS is spoken. The client has seen nothing yet, and can still be told in a page. `waits`: a silent backend counts.
 async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
-    let mut backend = lease.connect(client).await.map_err(io::Error::other)?;
+    let (mut backend, placement) = lease.connect_to(None, client).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;
     let mut first = BytesMut::with_capacity(16 * 1024);
     let deadline = Instant::now() + FIRST_BYTE_TIMEOUT;
     while sniff_server(&first) == Sniff::NeedMore {
         match timeout_at(deadline, backend.read_buf(&mut first)).await {
             Ok(Ok(count)) if count > 0 => {}
-            Err(_) if waits && first.is_empty() => return Ok(Greeted::Silent(backend)),
+            Err(_) if waits && first.is_empty() => return Ok(Greeted::Silent(backend, placement)),
             _ => return Ok(Greeted::Otherwise),
         }
     }
     Ok(match sniff_server(&first) {
-        Sniff::Is(Protocol::Tls) => Greeted::Tls(Box::new(Prefixed::new(first.freeze(), backend))),
+        Sniff::Is(Protocol::Tls) => Greeted::Tls(Box::new(Prefixed::new(first.freeze(), backend)), placement),
         _ => Greeted::Otherwise,
     })
 }
 
-async fn pass_through(
-    mut client: BoxedIo,
-    mut backend: BoxedIo,
-    lease: Lease,
-    name: &str,
-    connection: Arc<Connection>,
-) {
+async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, mut noted: Ongoing) {
     let end = join(&mut client, &mut backend, &lease).await;
-    info!(target: "adit::access", connection = connection.id, host = name, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
+    noted::ended(&mut noted, &end);
+    let entry = &noted.entry;
+    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
 }

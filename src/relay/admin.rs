@@ -2,18 +2,17 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     sync::{Arc, atomic::Ordering},
 };
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::server::Server;
 use crate::{
-    admin::http::{HTML, TEXT, respond, serve_one},
+    admin::http::{Body, HTML, TEXT, respond, serve_one},
     drain::Drain,
     guard::origin::is_of_this_machine,
     io::accept::{self, Admission, Limits, Names},
@@ -25,12 +24,12 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>, drain: Drain) -> 
     let admission = Admission::new(Limits::default(), Names::default());
     let serve = |stream: TcpStream, _, _| {
         let server = server.clone();
-        drain.spawn(async move { serve_one(stream, |request| answer(&server, request)).await });
+        drain.spawn(async move { serve_one(stream, |request| ready(answer(&server, &request))).await });
     };
     accept::accept(&listener, &admission, 1, serve, |_, _| async {}).await
 }
 
-fn answer(server: &Server, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
     if !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }

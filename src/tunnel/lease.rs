@@ -65,6 +65,11 @@ impl Lease {
         Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running, client)), placement))
     }
 
+    /// Returns the id of its tunnel.
+    pub fn id(&self) -> Arc<str> {
+        self.hold.0.id.clone()
+    }
+
     /// Returns what was reached when the lease was taken, or what is reached now: another pod after a restart.
     pub fn endpoint(&self) -> Arc<Endpoint> {
         match &*self.hold.0.view.borrow() {
@@ -197,6 +202,7 @@ pub(super) async fn connect(
             Ok((stream, placement)) => {
                 tunnel.usage.streams.fetch_add(1, Ordering::Relaxed);
                 tunnel.usage.touch();
+                tunnel.history.placed(placement.pod());
                 return Ok((stream, placement.of_session(running.replaced.clone()), running));
             }
             Err(ConnectError::Retry(fault)) => {

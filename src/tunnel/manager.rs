@@ -20,6 +20,7 @@ use super::{
 use crate::{
     backend::{Backend, OpenError, SignInReport},
     drain::Drain,
+    journal::{Journal, Percentiles},
     routing::Target,
 };
 
@@ -43,6 +44,7 @@ pub struct Manager {
 struct Shared {
     backend: Arc<dyn Backend>,
     drain: Drain,
+    journal: Arc<Journal>,
     tunnels: Mutex<Tunnels>,
 }
 
@@ -82,7 +84,7 @@ impl Totals {
 }
 
 /// A sign-in as `adit status` shows it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SignInSnapshot {
     /// `user "ana" of /home/ana/.kube/config`.
     pub user: String,
@@ -110,16 +112,16 @@ impl SignInSnapshot {
     }
 }
 
-/// One tunnel as `adit status` shows it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+/// One tunnel at a moment.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TunnelSnapshot {
     /// Display of the target.
-    pub target: String,
-    /// `starting`, `running` or `failed`.
-    pub state: String,
-    /// The pods that are reached now, with commas in between.
-    pub pod: Option<String>,
-    pub protocol: Option<String>,
+    pub id: Arc<str>,
+    /// `starting`, `running`, `failed` or `stopping`.
+    pub state: &'static str,
+    /// The pods that are reached now.
+    pub pods: Vec<String>,
+    pub protocol: Option<&'static str>,
     /// Upgraded connections open now.
     pub connections: u64,
     /// Streams open now.
@@ -132,8 +134,14 @@ pub struct TunnelSnapshot {
     pub bytes_up: u64,
     /// Bytes from the pod to the client.
     pub bytes_down: u64,
-    /// Seconds since the last use; None: in use.
-    pub idle_seconds: Option<u64>,
+    /// Time since the last use. None: in use.
+    pub idle: Option<Duration>,
+    /// How long it stays open without use from now on. None: in use, or for ever.
+    pub closes_in: Option<Duration>,
+    /// Requests and connections that have ended, and how many of them failed.
+    pub requests: u64,
+    pub errors: u64,
+    pub first_byte: Percentiles,
     pub last_error: Option<String>,
 }
 
@@ -142,7 +150,13 @@ impl Manager {
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
         let tunnels =
             Tunnels { by_target: HashMap::new(), past: Totals::default(), tokens: NEW_AT_ONCE, filled: Instant::now() };
-        Self { shared: Arc::new(Shared { backend, drain, tunnels: Mutex::new(tunnels) }) }
+        let journal = Arc::new(Journal::default());
+        Self { shared: Arc::new(Shared { backend, drain, journal, tunnels: Mutex::new(tunnels) }) }
+    }
+
+    /// Returns the journal of this process, in which every tunnel and frontend takes down what happens.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.shared.journal
     }
 
     /// Returns a lease once the tunnel to `target` runs, waiting at most the budget: 10 s, and longer where a pod is
@@ -180,8 +194,14 @@ impl Manager {
             return Err(OpenError::Stopped);
         }
         tunnels.take_token()?;
-        let tunnel =
-            Arc::new(Tunnel::new(target.clone(), self.shared.backend.clone(), idle_timeout, self.shared.drain.clone()));
+        let tunnel = Tunnel::new(
+            target.clone(),
+            self.shared.backend.clone(),
+            idle_timeout,
+            self.shared.drain.clone(),
+            self.shared.journal.clone(),
+        );
+        let tunnel = Arc::new(tunnel);
         let hold = Hold::new(tunnel.clone()).ok_or(OpenError::Stopped)?;
         tunnels.by_target.insert(target.clone(), tunnel.clone());
         let shared = self.shared.clone();
@@ -236,7 +256,7 @@ impl Manager {
     /// Returns every tunnel that exists, sorted by target.
     pub fn snapshot(&self) -> Vec<TunnelSnapshot> {
         let mut snapshots: Vec<_> = self.all().iter().map(|tunnel| snapshot(tunnel)).collect();
-        snapshots.sort_by(|a, b| a.target.cmp(&b.target));
+        snapshots.sort_by(|a, b| a.id.cmp(&b.id));
         snapshots
     }
 
@@ -250,8 +270,33 @@ impl Manager {
 
     /// Stops the tunnel whose target displays as `id`; its open streams end. Returns whether there was one.
     pub fn stop(&self, id: &str) -> bool {
-        let found = self.all().into_iter().find(|tunnel| tunnel.target.to_string() == id);
-        found.inspect(|tunnel| tunnel.stop.cancel()).is_some()
+        self.called(id).inspect(|tunnel| tunnel.stop.cancel()).is_some()
+    }
+
+    /// Opens another session for the tunnel of this id, also where the present one works; streams that are open keep theirs.
+    /// Returns whether there was one.
+    pub fn reconnect(&self, id: &str) -> bool {
+        let Some(hold) = self.called(id).and_then(Hold::new) else { return false };
+        let before = match &*hold.0.view.borrow() {
+            View::Running(running) => Some(running.clone()),
+            _ => None,
+        };
+        hold.0.reconnect.notify_waiters();
+        let (deadline, drain) = (hold.0.stream_deadline(), self.shared.drain.clone());
+        drain.spawn(async move {
+            // Without a lease, a tunnel that starts closes. How this ends is in its history.
+            let _ = lease::running(&hold.0, before.as_ref(), deadline).await;
+        });
+        true
+    }
+
+    /// Returns one tunnel that exists.
+    pub fn snapshot_of(&self, id: &str) -> Option<TunnelSnapshot> {
+        self.called(id).map(|tunnel| snapshot(&tunnel))
+    }
+
+    fn called(&self, id: &str) -> Option<Arc<Tunnel>> {
+        self.all().into_iter().find(|tunnel| &*tunnel.id == id)
     }
 
     /// Lets the tunnels to targets that `keep` refuses finish: closed when the last lease is dropped.
@@ -293,18 +338,24 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
     let gauge = |read: fn(&crate::backend::SessionGauges) -> u64| {
         running.as_ref().map_or(0, |running| read(running.session.gauges()))
     };
+    let (requests, errors) = tunnel.history.counts();
+    let idle = (!tunnel.is_used()).then(|| tunnel.usage.last_use().elapsed());
     TunnelSnapshot {
-        target: tunnel.target.to_string(),
-        state: state.to_owned(),
-        pod: running.as_ref().map(|running| running.session.pods().join(", ")).filter(|pods| !pods.is_empty()),
-        protocol: running.as_ref().map(|running| running.endpoint.protocol.to_owned()),
+        id: tunnel.id.clone(),
+        state,
+        pods: running.as_ref().map(|running| running.session.pods()).unwrap_or_default(),
+        protocol: running.as_ref().map(|running| running.endpoint.protocol),
         connections: gauge(|gauges| gauges.connections.load(Ordering::Relaxed)),
         streams: gauge(|gauges| gauges.streams.load(Ordering::Relaxed)),
         streams_total: tunnel.usage.streams.load(Ordering::Relaxed),
         leases: tunnel.leases.count() as u64,
         bytes_up: tunnel.usage.up.load(Ordering::Relaxed),
         bytes_down: tunnel.usage.down.load(Ordering::Relaxed),
-        idle_seconds: (!tunnel.is_used()).then(|| tunnel.usage.last_use().elapsed().as_secs()),
+        idle,
+        closes_in: tunnel.idle_at().filter(|_| idle.is_some()).map(|at| at.saturating_duration_since(Instant::now())),
+        requests,
+        errors,
+        first_byte: tunnel.history.first_byte(),
         last_error: tunnel.last_error.lock().expect("no panic while the lock is held").clone(),
     }
 }

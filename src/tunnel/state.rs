@@ -57,6 +57,8 @@ pub enum Event {
     },
     /// Nobody has used it for the idle time, or nobody waits for it any more.
     Unused,
+    /// Somebody wants another session, by hand.
+    Reconnect,
     /// By hand, by a reload, or by the end of the process.
     Stopped,
 }
@@ -92,9 +94,11 @@ impl State {
                 }
             }
             (Self::Starting { .. }, Event::Unused) => (Self::Over, Action::Close),
-            (state @ Self::Starting { .. }, Event::Acquired | Event::Lost { .. }) => (state, Action::Wait),
+            (state @ Self::Starting { .. }, Event::Acquired | Event::Lost { .. } | Event::Reconnect) => {
+                (state, Action::Wait)
+            }
 
-            (Self::Running, Event::Lost { used: true }) => {
+            (Self::Running, Event::Lost { used: true }) | (Self::Running | Self::Failed { .. }, Event::Reconnect) => {
                 (Self::Starting { since: now }, Action::Open { after: Duration::ZERO })
             }
             (Self::Running, Event::Lost { used: false } | Event::Unused) => (Self::Over, Action::Close),
@@ -175,18 +179,22 @@ mod tests {
             ),
             (starting.clone(), lost(true), starting.clone(), Action::Wait),
             (starting.clone(), Event::Unused, State::Over, Action::Close),
+            (starting.clone(), Event::Reconnect, starting.clone(), Action::Wait),
             (starting.clone(), Event::Stopped, State::Over, Action::Close),
             (State::Running, Event::Acquired, State::Running, Action::Wait),
             (State::Running, Event::Opened, State::Running, Action::Wait),
             (State::Running, Event::OpenFailed(not_ready()), State::Running, Action::Wait),
             (State::Running, lost(true), State::Starting { since: now }, open.clone()),
             (State::Running, lost(false), State::Over, Action::Close),
+            (State::Running, Event::Reconnect, starting.clone(), open.clone()),
+            (failed(now + PAUSE), Event::Reconnect, starting.clone(), open.clone()),
             (State::Running, Event::Unused, State::Over, Action::Close),
             (State::Running, Event::Stopped, State::Over, Action::Close),
             (failed(now + PAUSE), Event::Acquired, failed(now + PAUSE), Action::Wait),
             (failed(now), Event::Acquired, State::Starting { since: now }, open),
             (failed(now + PAUSE), Event::Unused, failed(now + PAUSE), Action::Wait),
             (failed(now), Event::Unused, State::Over, Action::Close),
+            (State::Over, Event::Reconnect, State::Over, Action::Close),
             (failed(now), Event::Stopped, State::Over, Action::Close),
             (State::Over, Event::Acquired, State::Over, Action::Close),
             (State::Over, Event::Opened, State::Over, Action::Close),

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     backend::{OpenError, StreamFault},
     io::{BoxedIo, abandoned::Ends},
+    journal::Event as Noted,
 };
 
 /// What is kept of the first bytes, so that they can be sent again.
@@ -136,6 +137,7 @@ impl Stream {
         }
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
+        self.tunnel.history.note(Noted::Retried, &fault.to_string());
         // A runtime that restarts refuses for seconds, and the session keeps the pod.
         let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. });
         let (client, deadline) = (self.client, self.opened + BUDGET + self.tunnel.target.startup_time());
@@ -224,6 +226,7 @@ impl Stream {
                             self.tunnel.refuses.store(false, Ordering::Relaxed);
                         }
                         self.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
+                        self.tunnel.journal.bytes(0, count as u64);
                         self.tunnel.usage.touch();
                     }
                     self.answered |= had_room;
@@ -243,6 +246,7 @@ impl Stream {
             match ready!(Pin::new(&mut self.inner).poll_write(cx, buf)) {
                 Ok(count) => {
                     self.tunnel.usage.up.fetch_add(count as u64, Ordering::Relaxed);
+                    self.tunnel.journal.bytes(count as u64, 0);
                     self.tunnel.usage.touch();
                     match &mut self.kept {
                         Some(kept) if kept.len() + count <= KEPT => kept.extend_from_slice(&buf[..count]),

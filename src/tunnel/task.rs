@@ -24,6 +24,7 @@ use super::{
 use crate::{
     backend::{Backend, Endpoint, OpenError, Session},
     drain::Drain,
+    journal::{Event as Noted, History, Journal},
     routing::Target,
 };
 
@@ -31,6 +32,8 @@ use crate::{
 pub(super) struct Tunnel {
     pub target: Target,
     backend: Arc<dyn Backend>,
+    /// Display of the target.
+    pub id: Arc<str>,
     pub view: watch::Sender<View>,
     pub leases: Leases,
     /// Those that its end ends.
@@ -39,12 +42,16 @@ pub(super) struct Tunnel {
     pub changed: Notify,
     /// Somebody wants another attempt of a tunnel that has failed.
     pub wanted: Notify,
+    /// Somebody wants another session, whatever the present one is like.
+    pub reconnect: Notify,
     /// Ends the tunnel and its streams; cancelled when the tunnel is over, whatever ended it.
     pub stop: CancellationToken,
     /// Ends the tunnel with its last lease.
     pub retired: CancellationToken,
     pub usage: Usage,
     pub last_error: Mutex<Option<String>>,
+    pub history: Arc<History>,
+    pub journal: Arc<Journal>,
     pub drain: Drain,
     /// The port refused connections for a whole grace, and has not answered since.
     pub refuses: AtomicBool,
@@ -141,19 +148,30 @@ impl Leases {
 }
 
 impl Tunnel {
-    pub fn new(target: Target, backend: Arc<dyn Backend>, idle_timeout: Duration, drain: Drain) -> Self {
+    pub fn new(
+        target: Target,
+        backend: Arc<dyn Backend>,
+        idle_timeout: Duration,
+        drain: Drain,
+        journal: Arc<Journal>,
+    ) -> Self {
+        let id: Arc<str> = target.to_string().into();
         Self {
             target,
             backend,
+            history: journal.history(&id),
+            id,
             view: watch::Sender::new(View::Starting(None)),
             leases: Leases::default(),
             streams: Streams::default(),
             changed: Notify::new(),
             wanted: Notify::new(),
+            reconnect: Notify::new(),
             stop: CancellationToken::new(),
             retired: CancellationToken::new(),
             usage: Usage::new(),
             last_error: Mutex::default(),
+            journal,
             drain,
             refuses: AtomicBool::new(false),
             has_token: AtomicBool::new(true),
@@ -182,7 +200,7 @@ impl Tunnel {
     }
 
     /// Returns when the tunnel has been idle for long enough, if nothing happens meanwhile. None: never.
-    fn idle_at(&self) -> Option<Instant> {
+    pub fn idle_at(&self) -> Option<Instant> {
         match self.idle_timeout.load(Ordering::Relaxed) {
             u64::MAX => None,
             millis => self.usage.last_use().checked_add(Duration::from_millis(millis)),
@@ -222,6 +240,7 @@ pub(super) async fn run(tunnel: Arc<Tunnel>) {
         if let Event::OpenFailed(error) = &event {
             tunnel.note_error(error);
         }
+        note(&tunnel, &state, &event);
         (state, action) = state.on(event, Instant::now());
         tunnel.view.send_replace(view(&state, &running, &tunnel));
     }
@@ -230,6 +249,23 @@ pub(super) async fn run(tunnel: Arc<Tunnel>) {
     tunnel.stop.cancel();
     tunnel.streams.end();
     tunnel.view.send_replace(View::Over);
+}
+
+/// Takes down what happens to a tunnel, for those who ask afterwards. Why a session was lost is known elsewhere.
+fn note(tunnel: &Tunnel, state: &State, event: &Event) {
+    match (state, event) {
+        (_, Event::OpenFailed(error)) => {
+            let cause = error.cause().map(|cause| format!(": {cause}")).unwrap_or_default();
+            tunnel.history.note(Noted::Failed, &format!("{error}{cause}"));
+        }
+        (State::Running, Event::Unused) => tunnel.history.note(Noted::Idle, "nobody used it"),
+        (State::Running | State::Starting { .. } | State::Failed { .. }, Event::Stopped) => {
+            let by = if tunnel.drain.is_draining() { "adit ends" } else { "by hand, or its route is gone" };
+            tunnel.history.note(Noted::Stopped, by);
+        }
+        (_, Event::Reconnect) => tunnel.history.note(Noted::Reconnect, "by hand"),
+        _ => {}
+    }
 }
 
 fn view(state: &State, running: &Option<Arc<Running>>, tunnel: &Tunnel) -> View {
@@ -264,6 +300,9 @@ async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Opt
         Ok(session) => {
             let endpoint = Arc::new(session.endpoint().clone());
             info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
+            let protocol = endpoint.protocol;
+            let took = started.elapsed().as_millis();
+            tunnel.history.opened(&endpoint.pod, &format!("{} by {protocol}, after {took} ms", endpoint.pod));
             *running = Some(Arc::new(Running { session, endpoint, replaced: tunnel.stop.child_token() }));
             tunnel.usage.touch();
             tunnel.usage.opens.fetch_add(1, Ordering::Relaxed);
@@ -308,12 +347,14 @@ async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain
             let used = !tunnel.leases.close();
             info!(tunnel = %tunnel.target, pod = running.endpoint.pod, %reason, used, "session ended");
             tunnel.note_error(&reason);
+            tunnel.history.note(Noted::Lost, &reason.to_string());
             Event::Lost { used }
         }
         () = idle(tunnel) => {
             info!(tunnel = %tunnel.target, "tunnel closed: idle");
             Event::Unused
         }
+        () = tunnel.reconnect.notified() => Event::Reconnect,
         () = tunnel.stop.cancelled() => Event::Stopped,
         () = async { tunnel.retired.cancelled().await; closed_unused(tunnel).await } => Event::Stopped,
         () = async { drain.started().await; closed_unused(tunnel).await } => Event::Stopped,
@@ -342,6 +383,7 @@ async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Even
     tokio::select! {
         () = async { sleep_until(retry_at).await; tunnel.wanted.notified().await } => Event::Acquired,
         () = async { sleep_until(forget_at).await; closed_unused(tunnel).await } => Event::Unused,
+        () = tunnel.reconnect.notified() => Event::Reconnect,
         () = tunnel.stop.cancelled() => Event::Stopped,
         () = drain.started() => Event::Stopped,
     }

@@ -1,5 +1,6 @@
 //! The integration suite: whole app, real sockets, the demo API server as the cluster.
 
+mod api;
 #[cfg(feature = "browser")]
 mod browser;
 mod cli;

@@ -67,6 +67,11 @@ impl Process {
         Self { demo, home, child, http, log }
     }
 
+    /// Its admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.home.path().join(format!("adit/{}.sock", self.http.port()))
+    }
+
     pub fn config(&self) -> PathBuf {
         self.home.path().join("config.yaml")
     }
@@ -103,7 +108,7 @@ impl Process {
         self.command(&["status"]).await.1
     }
 
-    async fn get(&self, address: SocketAddr, host: &str) -> Option<String> {
+    pub async fn get(&self, address: SocketAddr, host: &str) -> Option<String> {
         let exchange = async {
             let mut stream = TcpStream::connect(address).await?;
             let request = format!("GET /whoami HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -115,7 +120,7 @@ impl Process {
         timeout(PATIENCE, exchange).await.ok()?.ok()
     }
 
-    async fn serves(&self, host: &str) -> bool {
+    pub async fn serves(&self, host: &str) -> bool {
         self.get(self.http, host).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
@@ -132,7 +137,7 @@ pub fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Comm
 }
 
 /// Returns a port that is free at this moment.
-async fn free_port() -> u16 {
+pub async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 

@@ -1,95 +1,156 @@
-//! One log line per request, when its answer has ended; the tunnel is in use until then.
+//! One log line and one entry of the journal per request, when its answer has ended; the tunnel is in use until then.
 
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_TYPE};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 use tower::BoxError;
 use tracing::info;
 
 use super::{body::Body, upstream::pool::Returning};
-use crate::{guard::normaliser::Busy, metrics::Metrics, tunnel::Lease};
+use crate::{
+    guard::normaliser::Busy,
+    journal::{Entry, Journal, Kind, Ongoing},
+    metrics::Metrics,
+    tunnel::Lease,
+};
 
 /// What the line says. Written on drop.
 pub struct Access {
-    connection: u64,
-    method: Method,
-    /// Without the query, which may hold secrets.
-    path: String,
+    /// None: another one has it.
+    record: Option<Record>,
     started: Instant,
-    first_byte: Option<Duration>,
-    bytes: u64,
     metrics: Arc<Metrics>,
-    is_taken: bool,
-    pub host: String,
-    pub route: Option<Arc<str>>,
+    journal: Arc<Journal>,
+    version: Version,
     pub status: StatusCode,
     pub error: Option<&'static str>,
 }
 
+/// What is known of a request, in the journal at its end, or from its answer on.
+enum Record {
+    Kept(Entry),
+    /// An answer that goes on for as long as the client likes.
+    Ongoing(Ongoing),
+}
+
 impl Access {
-    pub fn start<B>(request: &Request<B>, connection: u64, metrics: Arc<Metrics>) -> Self {
+    pub fn start<B>(request: &Request<B>, connection: u64, metrics: Arc<Metrics>, journal: Arc<Journal>) -> Self {
+        let entry = Entry::new(Kind::Http).with_method(request.method()).with_path(request.uri().path());
         Self {
-            connection,
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            record: Some(Record::Kept(Entry { connection, ..entry })),
             started: Instant::now(),
-            first_byte: None,
-            bytes: 0,
             metrics,
-            is_taken: false,
-            host: String::new(),
-            route: None,
+            journal,
+            version: request.version(),
             // What is written for a client that went away before there was an answer (nginx's 499).
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
         }
     }
 
+    fn entry(&mut self) -> Option<&mut Entry> {
+        match &mut self.record {
+            Some(Record::Kept(entry) | Record::Ongoing(Ongoing { entry, .. })) => Some(entry),
+            None => None,
+        }
+    }
+
+    /// Takes note of the name that was asked for.
+    pub fn host(&mut self, host: &str) {
+        if let Some(Record::Kept(entry)) = self.record.take() {
+            self.record = Some(Record::Kept(entry.with_host(host)));
+        }
+    }
+
+    /// Takes note of the route that the name has.
+    pub fn route(&mut self, route: &Arc<str>) {
+        if let Some(entry) = self.entry() {
+            entry.route = Some(route.clone());
+        }
+    }
+
+    /// Takes note of the tunnel, which runs.
+    pub fn tunnel(&mut self, lease: &Lease) {
+        let after = self.started.elapsed();
+        if let Some(entry) = self.entry() {
+            (entry.tunnel, entry.tunnel_after) = (Some(lease.id()), Some(after));
+        }
+    }
+
+    /// Takes note of how a request got its answer. `retries`: how often it was sent again.
+    pub fn sent(&mut self, pod: &Arc<str>, retries: u32) {
+        if let Some(entry) = self.entry() {
+            (entry.pod, entry.retries) = (Some(pod.clone()), retries);
+        }
+    }
+
     /// Takes note that the backend answers.
-    pub fn answered(&mut self, status: StatusCode) {
-        (self.status, self.first_byte) = (status, Some(self.started.elapsed()));
+    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let after = self.started.elapsed();
+        self.status = status;
+        let is =
+            |kind: &str| headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(kind.as_bytes()));
+        let kind = match () {
+            () if status == StatusCode::SWITCHING_PROTOCOLS => Kind::WebSocket,
+            () if is("text/event-stream") => Kind::EventStream,
+            () if is("application/grpc") && self.version == Version::HTTP_2 => Kind::Grpc,
+            () => Kind::Http,
+        };
+        if let Some(entry) = self.entry() {
+            (entry.kind, entry.status, entry.first_byte) = (kind, Some(status.as_u16()), Some(after));
+        }
+        if matches!(kind, Kind::EventStream | Kind::WebSocket)
+            && let Some(Record::Kept(entry)) = self.record.take()
+        {
+            self.record = Some(Record::Ongoing(self.journal.begin(entry)));
+        }
+    }
+
+    /// Takes note of bytes after a protocol was switched.
+    pub fn moved(&mut self, up: u64, down: u64) {
+        if let Some(entry) = self.entry() {
+            (entry.bytes_up, entry.bytes_down) = (up, down);
+        }
     }
 
     /// Returns the line, to be written by the new owner.
     pub fn take(&mut self) -> Self {
-        self.is_taken = true;
-        Self {
-            method: self.method.clone(),
-            path: std::mem::take(&mut self.path),
-            host: std::mem::take(&mut self.host),
-            route: self.route.take(),
-            metrics: self.metrics.clone(),
-            is_taken: false,
-            ..*self
-        }
+        Self { record: self.record.take(), metrics: self.metrics.clone(), journal: self.journal.clone(), ..*self }
     }
 }
 
 impl Drop for Access {
     fn drop(&mut self) {
-        if !self.is_taken {
-            self.metrics.request(self.route.as_ref(), self.status.as_u16(), self.first_byte);
-            info!(
-                target: "adit::access",
-                connection = self.connection,
-                method = %self.method,
-                host = self.host,
-                path = self.path,
-                route = self.route.as_deref(),
-                status = self.status.as_u16(),
-                error = self.error,
-                bytes = self.bytes,
-                took = ?self.started.elapsed(),
-                "request"
-            );
+        let (status, error, took) = (self.status.as_u16(), self.error, self.started.elapsed());
+        let Some(entry) = self.entry() else { return };
+        (entry.status, entry.took) = (Some(status), Some(took));
+        if let Some(error) = error {
+            entry.error = Some(error.into());
+        }
+        info!(
+            target: "adit::access",
+            connection = entry.connection,
+            method = entry.method.as_ref().map(|method| method.as_str()),
+            host = entry.host,
+            path = entry.path,
+            route = entry.route.as_deref(),
+            status,
+            error,
+            bytes = entry.bytes_down,
+            ?took,
+            "request"
+        );
+        let (route, first_byte) = (entry.route.clone(), entry.first_byte);
+        self.metrics.request(route.as_ref(), status, first_byte);
+        if let Some(Record::Kept(entry)) = self.record.take() {
+            self.journal.add(entry);
         }
     }
 }
@@ -130,8 +191,8 @@ impl HttpBody for Tracked {
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(access), Some(data)) = (&mut this.access, frame.data_ref()) {
-                    access.bytes += data.len() as u64;
+                if let (Some(entry), Some(data)) = (this.access.as_mut().and_then(Access::entry), frame.data_ref()) {
+                    entry.bytes_down += data.len() as u64;
                 }
             }
             Poll::Ready(None) => {

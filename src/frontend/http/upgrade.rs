@@ -13,6 +13,7 @@ use tower::BoxError;
 use tracing::debug;
 
 use super::{
+    access::Access,
     headers,
     http2::{Tunnel, server::Switching},
     websocket::WebSocketBackend,
@@ -87,7 +88,7 @@ impl Asked {
     }
 
     /// Joins the two connections once both have been upgraded. The lease is held for as long as they live.
-    pub fn join(self, backend: hyper::upgrade::OnUpgrade, lease: Lease, drain: &Drain) {
+    pub fn join(self, backend: hyper::upgrade::OnUpgrade, lease: Lease, mut access: Access, drain: &Drain) {
         let is_websocket = self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
         let ended = drain.clone();
         drain.spawn(async move {
@@ -106,6 +107,7 @@ impl Asked {
             } else {
                 join(&mut client, &mut backend, &lease).await
             };
+            access.moved(end.up, end.down);
             debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");
             drop(lease);
         });

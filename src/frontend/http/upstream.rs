@@ -52,6 +52,9 @@ pub struct Answered {
     pub returning: Option<Returning>,
     /// What the backend speaks.
     pub scheme: Scheme,
+    pub pod: Arc<str>,
+    /// How often the request was sent again.
+    pub retries: u32,
 }
 
 impl Upstreams {

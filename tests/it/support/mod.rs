@@ -1,5 +1,7 @@
 //! What the suite shares: the app in-process in front of a demo cluster, and clients.
 
+pub mod schema;
+
 use std::{
     io,
     net::SocketAddr,

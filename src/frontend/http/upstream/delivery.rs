@@ -49,6 +49,7 @@ pub struct Delivery<'a> {
     choice: Choice,
     attempts: Attempts,
     turns: usize,
+    retries: u32,
     /// A connection that was opened for the next attempt.
     ready: Option<Opened>,
 }
@@ -74,6 +75,7 @@ impl<'a> Delivery<'a> {
             choice,
             attempts: Attempts::default(),
             turns: 0,
+            retries: 0,
             ready: None,
         }
     }
@@ -144,12 +146,12 @@ impl<'a> Delivery<'a> {
         self.body.release();
         opened.sender.heard().know();
         self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
-        let scheme = key.scheme;
+        let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
         let returning = match self.way.is_upgrade() {
             true => None,
             false => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
-        Next::Break(Ok(Answered { response, returning, scheme }))
+        Next::Break(Ok(Answered { response, returning, scheme, pod, retries }))
     }
 
     /// HTTP/1 without TLS was answered 400: that may be how the server says that it speaks something else.
@@ -196,6 +198,7 @@ impl<'a> Delivery<'a> {
         };
         if let Some(pause) = self.attempts.again(attempt) {
             self.upstreams.metrics.retries.fetch_add(1, Ordering::Relaxed);
+            self.retries += 1;
             sleep(pause).await;
             return Next::Continue(());
         }

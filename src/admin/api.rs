@@ -1,0 +1,107 @@
+//! The API of a running adit, version 1: JSON, and Server-Sent Events.
+//!
+//! | | |
+//! |---|---|
+//! | `GET /api/v1/status` | version, listeners, configuration, the last second, tunnels |
+//! | `GET /api/v1/services` | routes, and the Services of a context; `?context=NAME&namespace=NAME` |
+//! | `GET /api/v1/tunnels` | every tunnel |
+//! | `GET /api/v1/tunnels/ID` | one, with its last events; also one that has closed, while its events are kept |
+//! | `POST /api/v1/tunnels/ID/stop` | ends it and its streams: 204 |
+//! | `POST /api/v1/tunnels/ID/reconnect` | opens another session for it; open streams keep theirs: 202 |
+//! | `GET /api/v1/requests` | the last requests and connections, newest first |
+//! | `GET /api/v1/requests/ID` | one of them |
+//! | `GET /api/v1/config` | the configuration in use, secrets hidden |
+//! | `GET /api/v1/log` | the last lines of the log, newest first |
+//! | `GET /api/v1/events` | a snapshot, then what changes: see [`feed`] |
+//!
+//! An ID in a path is percent-encoded. Each answer has a `format` number, which changes with a change that a reader
+//! could trip over; new keys do not change it. `adit schema --api` prints the schemas.
+
+pub mod answers;
+pub mod feed;
+pub mod schema;
+pub mod services;
+
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+use self::answers::{ConfigAnswer, Failure, Log, Problem, RequestAnswer, Requests, Row, Status, TunnelAnswer, Tunnels};
+use super::{
+    http::{Body, JSON, NO_CONTENT, empty, respond},
+    status::Source,
+};
+
+/// The version of every answer.
+pub const FORMAT: u32 = 1;
+
+/// Where the API is.
+pub const ROOT: &str = "/api/v1/";
+
+/// Answers a request below [`ROOT`].
+pub async fn answer<B>(source: &Source, request: &Request<B>) -> Response<Body> {
+    let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default();
+    let words: Vec<&str> = path.split('/').collect();
+    let decoded = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
+    let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
+    match (words.as_slice(), is_get) {
+        (["status"], true) => json(&Status::of(source)),
+        (["services"], true) => {
+            let query = services::Query::parse(request.uri().query().unwrap_or_default());
+            json(&services::list(&source.clusters, &source.router(), &query).await)
+        }
+        (["tunnels"], true) => json(&Tunnels::of(source)),
+        (["tunnels", id], true) => found(TunnelAnswer::of(source, &decoded(id)), "tunnel", &decoded(id)),
+        (["tunnels", id, "stop"], false) => done(source.stop(&decoded(id)), NO_CONTENT, &decoded(id)),
+        (["tunnels", id, "reconnect"], false) => {
+            done(source.reconnect(&decoded(id)), StatusCode::ACCEPTED, &decoded(id))
+        }
+        (["requests"], true) => json(&Requests::of(source)),
+        (["requests", id], true) => {
+            let entry = id.parse().ok().and_then(|id| source.journal().entry(id));
+            found(entry.map(|entry| RequestAnswer { format: FORMAT, request: Row::of(&entry) }), "request", id)
+        }
+        (["config"], true) => json(&ConfigAnswer::of(source)),
+        (["log"], true) => json(&Log::of(source)),
+        (["events"], true) => feed::answer(source, last_event(request.headers())),
+        (["status" | "services" | "tunnels" | "requests" | "config" | "log" | "events"], false)
+        | (["tunnels" | "requests", _], false)
+        | (["tunnels", _, "stop" | "reconnect"], true) => {
+            failure(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} is not for {path:?}", request.method()))
+        }
+        _ => failure(StatusCode::NOT_FOUND, "not-found", format!("{path:?} is not part of the API")),
+    }
+}
+
+/// Returns the event that a reader has seen last, where it resumes.
+fn last_event(headers: &HeaderMap) -> Option<&str> {
+    headers.get("last-event-id").and_then(|id| id.to_str().ok())
+}
+
+fn json(answer: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(answer) {
+        Ok(body) => respond(StatusCode::OK, JSON, body),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()),
+    }
+}
+
+fn found(answer: Option<impl Serialize>, what: &str, id: &str) -> Response<Body> {
+    match answer {
+        Some(answer) => json(&answer),
+        None => failure(StatusCode::NOT_FOUND, "not-found", format!("there is no {what} {id:?}")),
+    }
+}
+
+fn done(is_done: bool, status: StatusCode, id: &str) -> Response<Body> {
+    match is_done {
+        true => empty(status),
+        false => failure(StatusCode::NOT_FOUND, "not-found", format!("there is no tunnel {id:?}")),
+    }
+}
+
+/// Returns the answer to a request that failed.
+fn failure(status: StatusCode, code: &str, message: String) -> Response<Body> {
+    let error = Problem { code: Some(code.to_owned()), message, ..Problem::default() };
+    let body = serde_json::to_vec(&Failure { format: FORMAT, error }).unwrap_or_default();
+    respond(status, JSON, body)
+}

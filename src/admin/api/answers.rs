@@ -1,0 +1,471 @@
+//! The answers, as they are written. Field names are part of the API; times are RFC 3339 in UTC.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use jiff::{Timestamp, Unit};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::FORMAT;
+use crate::{
+    admin::status::{Facts, Source},
+    journal::{self, Entry, Happened, Percentiles},
+    telemetry::Line,
+    tunnel::{SignInSnapshot, TunnelSnapshot},
+};
+
+/// What runs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    /// The version of this answer.
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    #[serde(flatten)]
+    pub overview: Overview,
+    /// The second that has passed last.
+    pub last_second: Second,
+    pub first_byte_ms: FirstByte,
+    pub tunnels: Vec<Tunnel>,
+    /// Sign-ins that run, or have failed.
+    pub sign_ins: Vec<SignIn>,
+}
+
+/// A sign-in of a user of a kubeconfig.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SignIn {
+    /// `user "ana" of /home/ana/.kube/config`.
+    pub user: String,
+    /// Who is asked for the credential: `'aws'`.
+    pub issuer: String,
+    /// `running` or `failed`.
+    pub state: String,
+    /// Since it began, or until another may begin.
+    pub seconds: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The last lines that it said.
+    pub said: Vec<String>,
+}
+
+/// The facts of one process, which change with a reload only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Overview {
+    pub version: String,
+    pub pid: u32,
+    /// When the process started.
+    pub started: String,
+    /// The file of the configuration. null: adit runs on defaults.
+    pub config: Option<PathBuf>,
+    /// The kubeconfig files, in the order of $KUBECONFIG.
+    pub kubeconfig: Vec<PathBuf>,
+    /// Where HTTP and TLS are served.
+    #[schemars(with = "Vec<String>")]
+    pub http: Vec<SocketAddr>,
+    /// Where TCP routes listen.
+    #[schemars(with = "Vec<String>")]
+    pub tcp: Vec<SocketAddr>,
+    /// The context of names that give none.
+    pub context: Option<String>,
+    /// When the configuration in use was loaded, in local time.
+    pub loaded_at: String,
+    /// Why the last change of the file was not applied.
+    pub rejected: Option<String>,
+}
+
+/// What passed in one second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Second {
+    /// When it began.
+    pub time: String,
+    /// Requests that ended.
+    pub requests: u32,
+    /// Of these, those that failed through no fault of their client.
+    pub errors: u32,
+    /// Bytes from clients to pods.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    /// The most connections of clients that were open.
+    pub connections: u32,
+}
+
+/// Percentiles of the time from a request to the first byte of its answer, in milliseconds. null: there was none.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FirstByte {
+    /// How many were measured.
+    pub count: u64,
+    pub p50: Option<f64>,
+    pub p95: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+/// Every tunnel.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Tunnels {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// A tunnel that exists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tunnel {
+    /// Names it in paths: `CONTEXT/NAMESPACE/SERVICE:PORT`.
+    pub id: String,
+    /// What it leads to.
+    pub target: String,
+    /// `starting`, `running`, `failed` or `stopping`.
+    pub state: String,
+    /// The pods that are reached now.
+    pub pods: Vec<String>,
+    /// How bytes travel: `spdy`, `spdy over websocket`.
+    pub protocol: Option<String>,
+    /// Upgraded connections to the API server that are open.
+    pub connections: u64,
+    /// Streams to pods that are open.
+    pub streams: u64,
+    /// Streams that were opened since the tunnel exists.
+    pub streams_total: u64,
+    /// Clients that hold it open.
+    pub leases: u64,
+    /// Requests and connections that have ended.
+    pub requests: u64,
+    /// Of these, those that failed through no fault of their client.
+    pub errors: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub first_byte_ms: FirstByte,
+    /// Seconds since the last use. null: in use.
+    pub idle_seconds: Option<u64>,
+    /// Seconds until it closes, if nobody uses it. null: in use, or it stays open.
+    pub closes_in_seconds: Option<u64>,
+    pub last_error: Option<String>,
+}
+
+/// One tunnel, with what has happened to it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TunnelAnswer {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub id: String,
+    /// null: it has closed.
+    pub tunnel: Option<Tunnel>,
+    /// The last 20 events, newest first.
+    pub events: Vec<EventRow>,
+    /// Times to the first byte of an answer: the buckets that are not empty.
+    pub first_byte: Vec<Bucket>,
+}
+
+/// An event of a tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EventRow {
+    pub time: String,
+    /// `opened`, `failed`, `lost`, `new-pod`, `retried`, `idle`, `stopped` or `reconnect`.
+    pub event: String,
+    /// The pod, or the reason.
+    pub text: String,
+}
+
+/// A bucket of a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Bucket {
+    /// The longest time in it, in milliseconds; at least 80 % of that is the shortest.
+    pub upto_ms: f64,
+    pub count: u64,
+}
+
+/// The last requests and connections, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Requests {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub requests: Vec<Row>,
+}
+
+/// One request or connection.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RequestAnswer {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    #[serde(flatten)]
+    pub request: Row,
+}
+
+/// A request, or a connection that is no HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Row {
+    /// Counts up from 1 in one process.
+    pub id: u64,
+    /// `http`, `grpc`, `websocket`, `sse`, `tcp`, `tls`, `sni` or `postgres`.
+    pub kind: String,
+    /// When it began.
+    pub time: String,
+    /// The id of the client's connection in the log.
+    pub connection: u64,
+    pub method: Option<String>,
+    /// The name, or the local address, that the client has chosen.
+    pub host: String,
+    /// Without the query. Empty: it is no HTTP.
+    pub path: String,
+    pub status: Option<u16>,
+    /// The code of adit's error page, or how a connection broke.
+    pub error: Option<String>,
+    pub route: Option<String>,
+    /// The id of the tunnel.
+    pub tunnel: Option<String>,
+    pub pod: Option<String>,
+    /// How often adit has sent it again.
+    pub retries: u32,
+    /// Milliseconds until the tunnel ran.
+    pub tunnel_ms: Option<f64>,
+    /// Milliseconds to the first byte of the answer.
+    pub first_byte_ms: Option<f64>,
+    /// Milliseconds to its end. null: it goes on.
+    pub took_ms: Option<f64>,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+/// Routes and Services that can be reached.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Services {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub services: Vec<Service>,
+    /// Why the Services of a context are not among them.
+    pub problems: Vec<Problem>,
+}
+
+/// A port of a Service, or a route.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Service {
+    /// `NAMESPACE/SERVICE`, or the host or address of a route.
+    pub name: String,
+    /// The port and its name. null: a route.
+    pub port: Option<String>,
+    pub url: String,
+    /// What the URL leads to, or why to nothing.
+    pub leads_to: String,
+    /// `service`, `http` or `tcp`: where it comes from.
+    pub from: String,
+    pub context: Option<String>,
+    pub namespace: Option<String>,
+}
+
+/// The configuration in use.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigAnswer {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    /// The file. null: adit runs on defaults.
+    pub file: Option<PathBuf>,
+    /// When it was loaded, in local time.
+    pub loaded_at: String,
+    /// Why the last change of the file was not applied.
+    pub rejected: Option<String>,
+    /// What the file says, with `(hidden, 32 bytes)` in the place of secrets.
+    pub config: serde_json::Value,
+}
+
+/// The last lines of the log, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Log {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub log: Vec<LogRow>,
+}
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LogRow {
+    /// Counts up from 1 in one process.
+    pub id: u64,
+    pub time: String,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    pub text: String,
+}
+
+/// The answer where a request failed.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Failure {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub error: Problem,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// A stable word for it, where there is one.
+    pub code: Option<String>,
+    pub message: String,
+    pub cause: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Status {
+    pub fn of(source: &Source) -> Self {
+        let journal = source.journal();
+        Self {
+            format: FORMAT,
+            overview: Overview::of(source),
+            last_second: Second::of(journal, &journal.last_second().unwrap_or_default()),
+            first_byte_ms: journal.first_byte().into(),
+            tunnels: Tunnels::of(source).tunnels,
+            sign_ins: SignIn::all(source),
+        }
+    }
+}
+
+impl SignIn {
+    pub fn all(source: &Source) -> Vec<Self> {
+        source.sign_ins().into_iter().map(Self::of).collect()
+    }
+
+    fn of(SignInSnapshot { user, issuer, state, seconds, error, said }: SignInSnapshot) -> Self {
+        Self { user, issuer, state, seconds, error, said }
+    }
+}
+
+impl Overview {
+    pub fn of(source: &Source) -> Self {
+        let Facts { config, http, tcp, context, loaded_at, rejected } = source.facts();
+        let kubeconfig = source.router().config.http.kubeconfig.0.clone();
+        let started = time(source.journal().started());
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { version, pid: std::process::id(), started, config, kubeconfig, http, tcp, context, loaded_at, rejected }
+    }
+}
+
+impl Second {
+    pub fn of(journal: &journal::Journal, second: &journal::Second) -> Self {
+        let journal::Second { requests, errors, up, down, connections, .. } = *second;
+        let time = time(journal.time_of(second.second));
+        Self { time, requests, errors, bytes_up: up, bytes_down: down, connections }
+    }
+}
+
+impl From<Percentiles> for FirstByte {
+    fn from(Percentiles { count, p50, p95, p99 }: Percentiles) -> Self {
+        Self { count, p50, p95, p99 }
+    }
+}
+
+impl Tunnels {
+    pub fn of(source: &Source) -> Self {
+        Self { format: FORMAT, tunnels: source.tunnels().iter().map(Tunnel::of).collect() }
+    }
+}
+
+impl Tunnel {
+    pub fn of(snapshot: &TunnelSnapshot) -> Self {
+        Self {
+            id: snapshot.id.to_string(),
+            target: snapshot.id.to_string(),
+            state: snapshot.state.to_owned(),
+            pods: snapshot.pods.clone(),
+            protocol: snapshot.protocol.map(str::to_owned),
+            connections: snapshot.connections,
+            streams: snapshot.streams,
+            streams_total: snapshot.streams_total,
+            leases: snapshot.leases,
+            requests: snapshot.requests,
+            errors: snapshot.errors,
+            bytes_up: snapshot.bytes_up,
+            bytes_down: snapshot.bytes_down,
+            first_byte_ms: snapshot.first_byte.into(),
+            idle_seconds: snapshot.idle.map(|idle| idle.as_secs()),
+            closes_in_seconds: snapshot.closes_in.map(|left| left.as_secs()),
+            last_error: snapshot.last_error.clone(),
+        }
+    }
+}
+
+impl TunnelAnswer {
+    /// Returns None for an id that nothing is known of.
+    pub fn of(source: &Source, id: &str) -> Option<Self> {
+        let tunnel = source.tunnel(id).as_ref().map(Tunnel::of);
+        let history = source.journal().past(id);
+        if tunnel.is_none() && history.is_none() {
+            return None;
+        }
+        let events = history.iter().flat_map(|history| history.events()).map(|event| EventRow::of(&event)).collect();
+        let buckets = history.iter().flat_map(|history| history.first_byte_counts());
+        let first_byte = buckets.map(|(upto_ms, count)| Bucket { upto_ms, count }).collect();
+        Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte })
+    }
+}
+
+impl EventRow {
+    fn of(Happened { at, event, text }: &Happened) -> Self {
+        Self { time: time(*at), event: event.as_str().to_owned(), text: text.to_string() }
+    }
+}
+
+impl Requests {
+    pub fn of(source: &Source) -> Self {
+        Self { format: FORMAT, requests: source.journal().since(0).0.iter().map(Row::of).collect() }
+    }
+}
+
+impl Row {
+    pub fn of(entry: &Entry) -> Self {
+        let text = |text: &std::sync::Arc<str>| text.to_string();
+        Self {
+            id: entry.id,
+            kind: entry.kind.as_str().to_owned(),
+            time: time(entry.at),
+            connection: entry.connection,
+            method: entry.method.as_ref().map(ToString::to_string),
+            host: entry.host.to_string(),
+            path: entry.path.to_string(),
+            status: entry.status,
+            error: entry.error.as_ref().map(ToString::to_string),
+            route: entry.route.as_ref().map(text),
+            tunnel: entry.tunnel.as_ref().map(text),
+            pod: entry.pod.as_ref().map(text),
+            retries: entry.retries,
+            tunnel_ms: entry.tunnel_after.map(millis),
+            first_byte_ms: entry.first_byte.map(millis),
+            took_ms: entry.took.map(millis),
+            bytes_up: entry.bytes_up,
+            bytes_down: entry.bytes_down,
+        }
+    }
+}
+
+impl ConfigAnswer {
+    pub fn of(source: &Source) -> Self {
+        let Facts { config: file, loaded_at, rejected, .. } = source.facts();
+        Self { format: FORMAT, file, loaded_at, rejected, config: source.router().config.shown.clone() }
+    }
+}
+
+impl Log {
+    pub fn of(source: &Source) -> Self {
+        Self { format: FORMAT, log: source.log().iter().rev().map(LogRow::of).collect() }
+    }
+}
+
+impl LogRow {
+    pub fn of(line: &Line) -> Self {
+        let level = line.level.as_str().to_lowercase();
+        Self { id: line.id, time: time(line.at), level, text: line.text.to_string() }
+    }
+}
+
+/// Returns a time as the API writes it, to the millisecond.
+pub fn time(at: SystemTime) -> String {
+    let at = Timestamp::try_from(at).unwrap_or_default();
+    at.round(Unit::Millisecond).unwrap_or(at).to_string()
+}
+
+/// Returns milliseconds, to the microsecond.
+fn millis(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,146 @@
+//! The configuration as it may be shown: what the file says, without its secrets.
+
+use serde_json::Value as Json;
+
+use super::file::{Key, Node, Value};
+
+/// Words in a key or an argument that say that its value is a secret.
+const SECRET: &[&str] = &[
+    "authorization",
+    "cookie",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "pgpass",
+    "api-key",
+    "api_key",
+    "apikey",
+    "private-key",
+    "credential",
+];
+
+/// Keys that name a file, and whose values are no secrets.
+const FILES: &[&str] = &["secret_file", "client_cert", "tokenfile", "token-file"];
+
+/// Returns the tree of a file with `(hidden, 32 bytes)` in the place of each secret.
+pub(super) fn shown(node: &Node) -> Json {
+    value(node, false)
+}
+
+fn value(node: &Node, is_secret: bool) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Scalar { text, .. } if is_secret => Json::String(hidden(text)),
+        Value::Scalar { text, quoted: true } => Json::String(without_password(text)),
+        Value::Scalar { text, quoted: false } => plain(text),
+        Value::List(items) => list(items, is_secret),
+        Value::Map(pairs) => {
+            let pair =
+                |(Key { name, .. }, node): &(Key, Node)| (name.clone(), value(node, is_secret || is_secret_name(name)));
+            Json::Object(pairs.iter().map(pair).collect())
+        }
+    }
+}
+
+/// An item behind `--password` is its value.
+fn list(items: &[Node], is_secret: bool) -> Json {
+    let mut is_next_secret = false;
+    let item = |node: &Node| {
+        let hide = is_secret || std::mem::take(&mut is_next_secret);
+        if let Value::Scalar { text, .. } = &node.value {
+            if hide {
+                return Json::String(hidden(text));
+            }
+            if let Some((name, secret)) = text.split_once(['=', ':']).filter(|(name, _)| is_secret_name(name)) {
+                let between = &text[name.len()..=name.len()];
+                return Json::String(format!("{name}{between}{}", hidden(secret)));
+            }
+            is_next_secret = text.starts_with('-') && is_secret_name(text);
+        }
+        value(node, hide)
+    };
+    Json::Array(items.iter().map(item).collect())
+}
+
+fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    !FILES.contains(&name.trim_start_matches('-')) && SECRET.iter().any(|word| name.contains(word))
+}
+
+/// Returns the text that stands in the place of a secret.
+pub fn hidden(secret: &str) -> String {
+    format!("(hidden, {} bytes)", secret.len())
+}
+
+/// Hides the password of a URL.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?, host))) {
+        Some(((user, password), host)) => {
+            format!("{scheme}://{user}:{}@{host}{}", hidden(password), &rest[authority.len()..])
+        }
+        None => text.to_owned(),
+    }
+}
+
+/// An unquoted scalar is what it looks like (YAML 1.2, core schema).
+fn plain(text: &str) -> Json {
+    match text {
+        "null" | "~" | "" => Json::Null,
+        "true" => Json::Bool(true),
+        "false" => Json::Bool(false),
+        text => match text.parse::<i64>() {
+            Ok(number) if number.to_string() == text => number.into(),
+            _ => Json::String(without_password(text)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::file;
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_and_nothing_else_is() {
+        let text = "
+http:
+  listen: 127.0.0.1:8989
+  k8s:
+    routes:
+      a.localhost:
+        service: web
+        port: 80
+        headers: {request: {set: {Authorization: Bearer abc, x-api-key: k1, accept: '8'}}}
+expose:
+  - {to: relay.example.com, secret_file: /home/me/secret, local: 3000}
+sni:
+  routes:
+    db:
+      command: {run: [tool, --token, t0p, --password=hunter2, -v, 'http://me:pw@host/x'], env: {API_TOKEN: xyz, LANG: C}}
+";
+        let shown = shown(&file::parse(text).unwrap());
+        assert_eq!(
+            shown["http"]["k8s"]["routes"]["a.localhost"],
+            json!({
+                "service": "web", "port": 80,
+                "headers": {"request": {"set": {
+                    "Authorization": "(hidden, 10 bytes)", "x-api-key": "(hidden, 2 bytes)", "accept": "8",
+                }}},
+            })
+        );
+        assert_eq!(shown["expose"][0]["secret_file"], "/home/me/secret");
+        assert_eq!(
+            shown["sni"]["routes"]["db"]["command"],
+            json!({
+                "run": ["tool", "--token", "(hidden, 3 bytes)", "--password=(hidden, 7 bytes)", "-v",
+                    "http://me:(hidden, 2 bytes)@host/x"],
+                "env": {"API_TOKEN": "(hidden, 3 bytes)", "LANG": "C"},
+            })
+        );
+    }
+}

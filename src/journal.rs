@@ -1,0 +1,305 @@
+//! What has happened in this process, in fixed memory: the last requests and connections, the last events of each
+//! tunnel, and five minutes of rates. The API and everything that shows it read from here.
+//!
+//! | | at most | bytes each, at most | together |
+//! |---|---|---|---|
+//! | entries | 1,000 | 1.4 KiB | 1.4 MiB |
+//! | events | 20 of each of 256 tunnels | 0.3 KiB | 1.5 MiB |
+//! | rates | 300 s | 40 | 12 KiB |
+
+pub mod entry;
+pub mod history;
+pub mod percentiles;
+pub mod rates;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+pub use self::{
+    entry::{Entry, Kind},
+    history::{Event, Happened, History},
+    percentiles::{Histogram, Percentiles},
+    rates::{Rates, Second},
+};
+
+/// How many requests and connections are kept.
+pub const MOST_ENTRIES: usize = 1_000;
+
+/// Of how many tunnels the events are kept; those of tunnels that are open stay with their tunnel in any case.
+const MOST_HISTORIES: usize = 256;
+
+/// The journal of one process.
+pub struct Journal {
+    entries: Mutex<Entries>,
+    histories: Mutex<HashMap<Arc<str>, Arc<History>>>,
+    rates: Mutex<Rates>,
+    first_byte: Mutex<Histogram>,
+    /// Counts changes of entries.
+    version: AtomicU64,
+    started: (Instant, SystemTime),
+}
+
+#[derive(Default)]
+struct Entries {
+    kept: VecDeque<Entry>,
+    next: u64,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+            histories: Mutex::default(),
+            rates: Mutex::default(),
+            first_byte: Mutex::default(),
+            version: AtomicU64::new(0),
+            started: (Instant::now(), SystemTime::now()),
+        }
+    }
+}
+
+impl Journal {
+    /// Returns when the process started.
+    pub fn started(&self) -> SystemTime {
+        self.started.1
+    }
+
+    /// Takes down a request or connection that has ended.
+    pub fn add(&self, entry: Entry) {
+        self.count(&entry);
+        self.keep(entry);
+    }
+
+    /// Takes down one that goes on, until the guard is dropped.
+    pub fn begin(self: &Arc<Self>, mut entry: Entry) -> Ongoing {
+        let started = entry.began.unwrap_or_else(Instant::now);
+        entry.took = None;
+        let id = self.keep(entry.clone());
+        Ongoing { journal: self.clone(), entry: Entry { id, ..entry }, started }
+    }
+
+    fn keep(&self, mut entry: Entry) -> u64 {
+        let mut entries = self.entries.lock().expect("no panic while the lock is held");
+        entries.next += 1;
+        (entry.id, entry.version) = (entries.next, self.next_version());
+        let id = entry.id;
+        if entries.kept.len() >= MOST_ENTRIES {
+            // One that goes on is kept for longer than those that have ended.
+            let oldest = entries.kept.iter().position(|entry| entry.took.is_some()).unwrap_or(0);
+            entries.kept.remove(oldest);
+        }
+        entries.kept.push_back(entry);
+        id
+    }
+
+    fn replace(&self, changed: Entry) {
+        let mut entries = self.entries.lock().expect("no panic while the lock is held");
+        let at = entries.kept.partition_point(|entry| entry.id < changed.id);
+        if let Some(entry) = entries.kept.get_mut(at).filter(|entry| entry.id == changed.id) {
+            *entry = Entry { version: self.next_version(), ..changed };
+        }
+    }
+
+    fn count(&self, entry: &Entry) {
+        if let Some(history) = entry.tunnel.as_ref().and_then(|tunnel| self.past(tunnel)) {
+            history.count(entry.first_byte, entry.is_error());
+        }
+        if entry.kind.is_request() {
+            self.rates.lock().expect("no panic while the lock is held").request(self.second(), entry.is_error());
+            if let Some(took) = entry.first_byte {
+                self.first_byte.lock().expect("no panic while the lock is held").add(took);
+            }
+        }
+    }
+
+    /// Returns the entries that are newer than `version`, or have changed since then, newest first, and the version that they
+    /// are of. 0: all.
+    pub fn since(&self, version: u64) -> (Vec<Entry>, u64) {
+        let entries = self.entries.lock().expect("no panic while the lock is held");
+        let changed = entries.kept.iter().rev().filter(|entry| entry.version > version);
+        (changed.cloned().collect(), self.version.load(Ordering::Relaxed))
+    }
+
+    /// Returns the entry of this number, while it is kept.
+    pub fn entry(&self, id: u64) -> Option<Entry> {
+        let entries = self.entries.lock().expect("no panic while the lock is held");
+        let at = entries.kept.partition_point(|entry| entry.id < id);
+        entries.kept.get(at).filter(|entry| entry.id == id).cloned()
+    }
+
+    /// Returns the history of a tunnel, which begins where there is none yet.
+    pub fn history(&self, tunnel: &Arc<str>) -> Arc<History> {
+        let mut histories = self.histories.lock().expect("no panic while the lock is held");
+        if let Some(history) = histories.get(tunnel) {
+            return history.clone();
+        }
+        if histories.len() >= MOST_HISTORIES {
+            let oldest = histories.iter().min_by_key(|(_, history)| history.last()).map(|(id, _)| id.clone());
+            oldest.map(|id| histories.remove(&id));
+        }
+        let history = Arc::new(History::default());
+        histories.insert(tunnel.clone(), history.clone());
+        history
+    }
+
+    /// Returns the history of a tunnel that there is or was.
+    pub fn past(&self, tunnel: &str) -> Option<Arc<History>> {
+        self.histories.lock().expect("no panic while the lock is held").get(tunnel).cloned()
+    }
+
+    /// Counts bytes to pods (`up`) and to clients (`down`).
+    pub fn bytes(&self, up: u64, down: u64) {
+        self.rates.lock().expect("no panic while the lock is held").bytes(self.second(), up, down);
+    }
+
+    /// Counts a client's connection, until the guard is dropped.
+    pub fn connection(self: &Arc<Self>) -> Connected {
+        self.rates.lock().expect("no panic while the lock is held").connections(self.second(), 1);
+        Connected(self.clone())
+    }
+
+    /// Returns the last five minutes, oldest first; the last second is the present one.
+    pub fn rates(&self) -> Vec<Second> {
+        self.rates.lock().expect("no panic while the lock is held").all(self.second())
+    }
+
+    /// Returns the second that has passed last. None: the process is younger than that.
+    pub fn last_second(&self) -> Option<Second> {
+        let last = self.second().checked_sub(1)?;
+        Some(self.rates.lock().expect("no panic while the lock is held").at(last))
+    }
+
+    /// Returns how long all requests took to the first byte of their answer.
+    pub fn first_byte(&self) -> Percentiles {
+        self.first_byte.lock().expect("no panic while the lock is held").percentiles()
+    }
+
+    /// Returns when a second of [`Self::rates`] began.
+    pub fn time_of(&self, second: u64) -> SystemTime {
+        self.started.1 + Duration::from_secs(second)
+    }
+
+    fn second(&self) -> u64 {
+        self.started.0.elapsed().as_secs()
+    }
+
+    fn next_version(&self) -> u64 {
+        self.version.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// An entry of something that goes on. Its end is taken down on drop.
+pub struct Ongoing {
+    journal: Arc<Journal>,
+    /// What is known at its end.
+    pub entry: Entry,
+    started: Instant,
+}
+
+impl Ongoing {
+    /// Changes what is known of it, for all to see.
+    pub fn change(&mut self, change: impl FnOnce(&mut Entry)) {
+        change(&mut self.entry);
+        self.journal.replace(self.entry.clone());
+    }
+
+    /// Takes note of why it ends.
+    pub fn error(&mut self, error: &str) {
+        self.entry = self.entry.clone().with_error(error);
+    }
+}
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        self.entry.took = Some(self.started.elapsed());
+        self.journal.count(&self.entry);
+        self.journal.replace(self.entry.clone());
+    }
+}
+
+/// A client's connection that is open, until it is dropped.
+pub struct Connected(Arc<Journal>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.rates.lock().expect("no panic while the lock is held").connections(self.0.second(), -1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(path: &str) -> Entry {
+        Entry { path: path.into(), took: Some(Duration::from_millis(1)), ..Entry::new(Kind::Http) }
+    }
+
+    #[test]
+    fn the_oldest_that_has_ended_makes_room() {
+        let journal = Arc::new(Journal::default());
+        let open = journal.begin(Entry::new(Kind::Tcp));
+        for at in 0..MOST_ENTRIES + 10 {
+            journal.add(ended(&at.to_string()));
+        }
+        let (kept, _) = journal.since(0);
+        assert_eq!((kept.len(), kept[0].path.as_ref()), (MOST_ENTRIES, "1009"));
+        assert_eq!(kept.last().unwrap().id, open.entry.id, "a connection that goes on is kept");
+        drop(open);
+        assert!(journal.since(0).0.last().unwrap().took.is_some());
+    }
+
+    #[test]
+    fn many_that_go_on_do_not_fill_the_memory() {
+        let journal = Arc::new(Journal::default());
+        let open: Vec<Ongoing> = (0..2 * MOST_ENTRIES).map(|_| journal.begin(Entry::new(Kind::Tcp))).collect();
+        assert_eq!(journal.since(0).0.len(), MOST_ENTRIES);
+        drop(open);
+        assert_eq!(journal.since(0).0.len(), MOST_ENTRIES);
+    }
+
+    #[test]
+    fn a_reader_gets_what_has_changed_since() {
+        let journal = Arc::new(Journal::default());
+        let mut open = journal.begin(Entry::new(Kind::Tcp));
+        journal.add(ended("/a"));
+        let (first, version) = journal.since(0);
+        assert_eq!(first.iter().map(|entry| entry.id).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(journal.since(version).0, []);
+        open.entry.bytes_up = 7;
+        drop(open);
+        let (changed, _) = journal.since(version);
+        assert_eq!(changed.iter().map(|entry| (entry.id, entry.bytes_up)).collect::<Vec<_>>(), [(1, 7)]);
+        assert!(changed[0].took.is_some());
+    }
+
+    #[test]
+    fn histories_of_tunnels_that_come_and_go_are_bounded() {
+        let journal = Journal::default();
+        for at in 0..2 * MOST_HISTORIES {
+            let id: Arc<str> = at.to_string().into();
+            journal.history(&id).note(Event::Opened, "pod");
+        }
+        assert!(journal.past("0").is_none());
+        let last = journal.past(&(2 * MOST_HISTORIES - 1).to_string()).expect("the last is kept");
+        assert_eq!(last.events().len(), 1);
+        assert_eq!(journal.histories.lock().unwrap().len(), MOST_HISTORIES);
+    }
+
+    #[test]
+    fn a_full_journal_fits_its_memory() {
+        let long = "x".repeat(100_000);
+        let entry = Entry::new(Kind::Http).with_host(&long).with_path(&long).with_error(&long);
+        let size = size_of::<Entry>() + entry.host.len() + entry.path.len() + entry.error.as_ref().unwrap().len();
+        assert!(size <= 1400, "{size}");
+        let history = History::default();
+        (0..100).for_each(|_| history.note(Event::Failed, &long));
+        let events: usize = history.events().iter().map(|event| size_of::<Happened>() + event.text.len()).sum();
+        assert!(size * MOST_ENTRIES + events * MOST_HISTORIES < 3 * 1024 * 1024, "{size} {events}");
+    }
+}

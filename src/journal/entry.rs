@@ -1,0 +1,185 @@
+//! One request, or one connection that is no HTTP.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::Method;
+
+/// How much is kept of a text that clients choose.
+const LONGEST_HOST: usize = 255;
+const LONGEST_PATH: usize = 512;
+const LONGEST_ERROR: usize = 256;
+const LONGEST_METHOD: usize = 24;
+
+/// What an entry is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Http,
+    /// gRPC over HTTP/2.
+    Grpc,
+    WebSocket,
+    /// Server-Sent Events.
+    EventStream,
+    /// A TCP route.
+    Tcp,
+    /// TLS that goes to the pod as it is.
+    Tls,
+    /// The SNI listener.
+    Sni,
+    Postgres,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::WebSocket => "websocket",
+            Self::EventStream => "sse",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Sni => "sni",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// Returns whether it is a request of HTTP, and no connection.
+    pub fn is_request(self) -> bool {
+        matches!(self, Self::Http | Self::Grpc | Self::WebSocket | Self::EventStream)
+    }
+}
+
+/// What is known of one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Counts up from 1 for the whole process.
+    pub id: u64,
+    /// The change of the journal that it is of.
+    pub version: u64,
+    pub kind: Kind,
+    pub at: SystemTime,
+    /// When it began, on the clock that measures.
+    pub began: Option<Instant>,
+    /// The id of the client's connection in the log.
+    pub connection: u64,
+    pub method: Option<Method>,
+    /// The name or the local address that was asked for.
+    pub host: Box<str>,
+    /// Without the query, which may hold secrets.
+    pub path: Box<str>,
+    pub status: Option<u16>,
+    /// A code, or how a connection broke.
+    pub error: Option<Box<str>>,
+    /// The name of the route.
+    pub route: Option<Arc<str>>,
+    /// The id of the tunnel.
+    pub tunnel: Option<Arc<str>>,
+    pub pod: Option<Arc<str>>,
+    /// From its begin until the tunnel ran.
+    pub tunnel_after: Option<Duration>,
+    /// From its begin to the first byte of the answer.
+    pub first_byte: Option<Duration>,
+    /// From its begin to its end. None: it goes on.
+    pub took: Option<Duration>,
+    /// Bytes from the client to the pod; of a request, those of its body.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    /// How often it was sent again.
+    pub retries: u32,
+}
+
+impl Entry {
+    /// Makes an entry of something that begins now.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            id: 0,
+            version: 0,
+            kind,
+            at: SystemTime::now(),
+            began: Some(Instant::now()),
+            connection: 0,
+            method: None,
+            host: "".into(),
+            path: "".into(),
+            status: None,
+            error: None,
+            route: None,
+            tunnel: None,
+            pod: None,
+            tunnel_after: None,
+            first_byte: None,
+            took: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            retries: 0,
+        }
+    }
+
+    pub fn with_method(mut self, method: &Method) -> Self {
+        self.method = match method.as_str().len() > LONGEST_METHOD {
+            true => Method::from_bytes(&method.as_str().as_bytes()[..LONGEST_METHOD]).ok(),
+            false => Some(method.clone()),
+        };
+        self
+    }
+
+    pub fn with_host(mut self, host: &str) -> Self {
+        self.host = start(host, LONGEST_HOST).into();
+        self
+    }
+
+    pub fn with_path(mut self, path: &str) -> Self {
+        self.path = start(path, LONGEST_PATH).into();
+        self
+    }
+
+    pub fn with_error(mut self, error: &str) -> Self {
+        self.error = Some(start(error, LONGEST_ERROR).into());
+        self
+    }
+
+    /// Returns whether it failed through no fault of its client.
+    pub fn is_error(&self) -> bool {
+        match self.status {
+            Some(status) => status >= 500 || (self.error.is_some() && status < 400),
+            None => self.error.is_some(),
+        }
+    }
+
+    /// Returns how long it has taken so far.
+    pub fn elapsed(&self) -> Duration {
+        self.took.or_else(|| self.began.map(|began| began.elapsed())).unwrap_or_default()
+    }
+}
+
+/// Returns the first bytes of a text, up to the end of a character.
+pub(super) fn start(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!((start("aäb", 2), start("aäb", 3), start("ab", 9)), ("a", "aä", "ab"));
+        let method = Method::from_bytes("M".repeat(1_000).as_bytes()).unwrap();
+        assert_eq!(Entry::new(Kind::Http).with_method(&method).method.unwrap().as_str().len(), LONGEST_METHOD);
+    }
+
+    #[test]
+    fn the_clients_own_mistakes_are_no_errors() {
+        let of = |status, error: Option<&str>| {
+            Entry { status, error: error.map(Into::into), ..Entry::new(Kind::Http) }.is_error()
+        };
+        assert!(of(Some(502), Some("not-ready")) && of(Some(200), Some("broken")) && of(None, Some("reset")));
+        assert!(!of(Some(404), Some("unknown-host")) && !of(Some(200), None) && !of(None, None));
+    }
+}

@@ -1,0 +1,176 @@
+//! The events of one tunnel, and how its requests fared. It outlives the tunnel: why one closed is asked afterwards.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    entry::start,
+    percentiles::{Histogram, Percentiles},
+};
+
+/// How many events are kept.
+const MOST_EVENTS: usize = 20;
+
+/// How much of an event's text is kept.
+const LONGEST_TEXT: usize = 200;
+
+/// How many pods are told apart.
+const MOST_PODS: usize = 64;
+
+/// What happens to a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A session was opened.
+    Opened,
+    /// A session could not be opened.
+    Failed,
+    /// The session ended by itself.
+    Lost,
+    /// A stream leads to a pod for the first time.
+    NewPod,
+    /// A stream was moved: its pod could not have it.
+    Retried,
+    /// Nobody used it for the idle time.
+    Idle,
+    /// By hand, by a reload, or by the end of the process.
+    Stopped,
+    /// Another session was asked for by hand.
+    Reconnect,
+}
+
+impl Event {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+            Self::NewPod => "new-pod",
+            Self::Retried => "retried",
+            Self::Idle => "idle",
+            Self::Stopped => "stopped",
+            Self::Reconnect => "reconnect",
+        }
+    }
+}
+
+/// An event, and when it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Happened {
+    pub at: SystemTime,
+    pub event: Event,
+    /// The pod, or the reason.
+    pub text: Box<str>,
+}
+
+/// The history of one tunnel.
+#[derive(Default)]
+pub struct History(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<Happened>,
+    pods: HashSet<Arc<str>>,
+    first_byte: Histogram,
+    requests: u64,
+    errors: u64,
+    last: Option<SystemTime>,
+}
+
+impl History {
+    /// Takes down an event; one that repeats the last is not kept twice.
+    pub fn note(&self, event: Event, text: &str) {
+        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let happened = Happened { at: SystemTime::now(), event, text: start(text, LONGEST_TEXT).into() };
+        inner.last = Some(happened.at);
+        if let Some(last) = inner.events.back_mut().filter(|last| (last.event, &last.text) == (event, &happened.text)) {
+            last.at = happened.at;
+            return;
+        }
+        if inner.events.len() >= MOST_EVENTS {
+            inner.events.pop_front();
+        }
+        inner.events.push_back(happened);
+    }
+
+    /// Takes note that a session was opened, which leads to this pod at first.
+    pub fn opened(&self, pod: &str, text: &str) {
+        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        inner.pods = HashSet::from([Arc::from(pod)]);
+        drop(inner);
+        self.note(Event::Opened, text);
+    }
+
+    /// Takes note that a stream leads to this pod.
+    pub fn placed(&self, pod: &str) {
+        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        if inner.pods.contains(pod) {
+            return;
+        }
+        if inner.pods.len() >= MOST_PODS {
+            inner.pods.clear();
+        }
+        inner.pods.insert(pod.into());
+        drop(inner);
+        self.note(Event::NewPod, pod);
+    }
+
+    /// Counts a request or connection that has ended.
+    pub fn count(&self, first_byte: Option<Duration>, is_error: bool) {
+        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        inner.requests += 1;
+        inner.errors += u64::from(is_error);
+        if let Some(took) = first_byte {
+            inner.first_byte.add(took);
+        }
+    }
+
+    /// Returns the events, newest first.
+    pub fn events(&self) -> Vec<Happened> {
+        self.0.lock().expect("no panic while the lock is held").events.iter().rev().cloned().collect()
+    }
+
+    /// Returns how many requests and connections there were, and how many of them failed.
+    pub fn counts(&self) -> (u64, u64) {
+        let inner = self.0.lock().expect("no panic while the lock is held");
+        (inner.requests, inner.errors)
+    }
+
+    /// Returns how long its requests took to the first byte of their answer.
+    pub fn first_byte(&self) -> Percentiles {
+        self.0.lock().expect("no panic while the lock is held").first_byte.percentiles()
+    }
+
+    /// Returns the times to the first byte, by upper bound in milliseconds.
+    pub fn first_byte_counts(&self) -> Vec<(f64, u64)> {
+        self.0.lock().expect("no panic while the lock is held").first_byte.counts()
+    }
+
+    /// Returns when its last event was.
+    pub fn last(&self) -> Option<SystemTime> {
+        self.0.lock().expect("no panic while the lock is held").last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_events_are_kept() {
+        let history = History::default();
+        history.opened("web-1", "web-1 by spdy");
+        history.placed("web-1");
+        history.placed("web-2");
+        history.placed("web-2");
+        let texts: Vec<_> = history.events().into_iter().map(|event| (event.event, event.text)).collect();
+        assert_eq!(texts, [(Event::NewPod, "web-2".into()), (Event::Opened, "web-1 by spdy".into())]);
+        (0..50).for_each(|at| history.note(Event::Failed, &at.to_string()));
+        let events = history.events();
+        assert_eq!((events.len(), events[0].text.as_ref()), (MOST_EVENTS, "49"));
+        (0..50).for_each(|_| history.note(Event::Failed, "again"));
+        assert_eq!(history.events()[1].text.as_ref(), "49");
+    }
+}
