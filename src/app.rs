@@ -1,6 +1,9 @@
 //! Puts the pieces together.
 
 pub mod forwards;
+pub mod opened;
+mod opener;
+pub mod reach;
 mod running;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -9,7 +12,7 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use tracing::warn;
 
-use self::running::Running;
+use self::{forwards::Forwards, opener::Opening, running::Running};
 use crate::{
     admin::{
         endpoints::{self, Reach},
@@ -169,6 +172,14 @@ impl Bound {
             clusters: clusters.clone(),
             lines: app.verbosity.as_ref().map(|verbosity| verbosity.lines().clone()).unwrap_or_default(),
             facts,
+            opener: Some(Arc::new(Opening {
+                reach: reach::Reach {
+                    clusters: clusters.clone(),
+                    forwards: Forwards::over(tunnels.clone(), drain.clone()),
+                },
+                router: router.clone(),
+                opened: Default::default(),
+            })),
         });
         let told = source.clone();
         let admin_listener = move |stream, _| -> BoxFuture<'static, ()> {

@@ -12,6 +12,7 @@
 //! | `GET /api/v1/requests/ID` | one of them |
 //! | `GET /api/v1/config` | the configuration in use, secrets hidden |
 //! | `GET /api/v1/log` | the last lines of the log, newest first |
+//! | `POST /api/v1/open` | opens a target: see [`open`] |
 //! | `GET /api/v1/events` | a snapshot, then what changes: see [`feed`] |
 //!
 //! An ID in a path is percent-encoded. Each answer has a `format` number, which changes with a change that a reader
@@ -19,10 +20,12 @@
 
 pub mod answers;
 pub mod feed;
+pub mod open;
 pub mod schema;
 pub mod services;
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
@@ -39,7 +42,10 @@ pub const FORMAT: u32 = 1;
 pub const ROOT: &str = "/api/v1/";
 
 /// Answers a request below [`ROOT`].
-pub async fn answer<B>(source: &Source, request: &Request<B>) -> Response<Body> {
+pub async fn answer(source: &Source, request: Request<Incoming>) -> Response<Body> {
+    if request.uri().path() == "/api/v1/open" && *request.method() == Method::POST {
+        return open::answer(source, request).await;
+    }
     let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default();
     let words: Vec<&str> = path.split('/').collect();
     let decoded = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
@@ -65,6 +71,7 @@ pub async fn answer<B>(source: &Source, request: &Request<B>) -> Response<Body> 
         (["log"], true) => json(&Log::of(source)),
         (["events"], true) => feed::answer(source, last_event(request.headers())),
         (["status" | "services" | "tunnels" | "requests" | "config" | "log" | "events"], false)
+        | (["open"], true)
         | (["tunnels" | "requests", _], false)
         | (["tunnels", _, "stop" | "reconnect"], true) => {
             failure(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} is not for {path:?}", request.method()))
@@ -101,7 +108,10 @@ fn done(is_done: bool, status: StatusCode, id: &str) -> Response<Body> {
 
 /// Returns the answer to a request that failed.
 fn failure(status: StatusCode, code: &str, message: String) -> Response<Body> {
-    let error = Problem { code: Some(code.to_owned()), message, ..Problem::default() };
+    problem(status, Problem { code: Some(code.to_owned()), message, ..Problem::default() })
+}
+
+fn problem(status: StatusCode, error: Problem) -> Response<Body> {
     let body = serde_json::to_vec(&Failure { format: FORMAT, error }).unwrap_or_default();
     respond(status, JSON, body)
 }

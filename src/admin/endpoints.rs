@@ -28,20 +28,21 @@ pub enum Reach {
 }
 
 /// Answers one request.
-pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, source: Source, reach: Reach) {
-    serve_one(stream, |request| answer(&source, request, reach)).await;
+pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, source: Source, reach: Reach) {
+    serve_one(stream, |request| answer(source.clone(), request, reach)).await;
 }
 
-async fn answer(source: &Source, request: Request<Incoming>, reach: Reach) -> Response<Body> {
+async fn answer(source: Source, request: Request<Incoming>, reach: Reach) -> Response<Body> {
     if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
-    match (request.method(), request.uri().path(), reach) {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    match (&method, path.as_str(), reach) {
         (&Method::GET, "/healthz", _) => respond(StatusCode::OK, TEXT, "ok\n"),
         (&Method::GET, "/readyz", _) if source.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
         (&Method::GET, "/readyz", _) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics", _) => respond(StatusCode::OK, metrics::CONTENT_TYPE, source.metrics()),
-        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer(source, &request).await,
+        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer(&source, request).await,
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
 }

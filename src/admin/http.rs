@@ -39,7 +39,7 @@ struct Endless;
 
 /// Answers the first request of a connection, and closes it.
 pub async fn serve_one<F: Future<Output = Response<Body>>>(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     answer: impl Fn(Request<Incoming>) -> F,
 ) {
     let is_endless = AtomicBool::new(false);
@@ -62,7 +62,7 @@ pub async fn serve_one<F: Future<Output = Response<Body>>>(
     };
     tokio::select! {
         // What goes wrong on it is the caller's to tell.
-        _ = builder.serve_connection(TokioIo::new(stream), service) => {}
+        _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades() => {}
         () = late => {}
     }
 }

@@ -9,11 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use futures::FutureExt;
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::{UnixListener, UnixStream},
     time::timeout,
 };
@@ -22,12 +24,16 @@ use tracing::debug;
 use super::{
     api::{
         ROOT,
-        answers::{Failure, Problem},
+        answers::{Failure, Overview, Problem},
+        open::{OpenAnswer, OpenRequest, PROTOCOL},
     },
     endpoints::{self, Reach},
     status::Source,
 };
-use crate::drain::Drain;
+use crate::{
+    drain::Drain,
+    io::{BoxedIo, prefixed::Prefixed},
+};
 
 /// A list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -163,6 +169,88 @@ pub async fn post(socket: &Path, path: &str) -> Result<(), CallError> {
     if code.is_success() { Ok(()) } else { Err(refused(code, &body)) }
 }
 
+/// Lets a running adit open a target at a local port, or check it.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn open(socket: &Path, request: &OpenRequest) -> Result<OpenAnswer, CallError> {
+    let (code, body) = call_with(socket, Method::POST, "open", body_of(request)).await.map_err(CallError::Silent)?;
+    match code {
+        StatusCode::OK => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
+        code => Err(refused(code, &body)),
+    }
+}
+
+/// Lets a running adit open a connection to a target.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<BoxedIo, CallError> {
+    let silent = |error| CallError::Silent(io::Error::other(error));
+    let io = UnixStream::connect(socket).await.map_err(CallError::Silent)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(silent)?;
+    let mut connection = std::pin::pin!(connection.with_upgrades().fuse());
+    let mut post = Request::new(Full::new(body_of(request)));
+    *post.method_mut() = Method::POST;
+    *post.uri_mut() = http::Uri::from_static("/api/v1/open");
+    post.headers_mut().insert(header::HOST, HeaderValue::from_static("adit"));
+    post.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    post.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    let mut exchange = std::pin::pin!(async {
+        let response = sender.send_request(post).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return hyper::upgrade::on(response).await.map(Ok);
+        }
+        let code = response.status();
+        Ok(Err((code, response.into_body().collect().await?.to_bytes())))
+    });
+    loop {
+        tokio::select! {
+            done = &mut exchange => return match done.map_err(silent)? {
+                Ok(upgraded) => Ok(match upgraded.downcast::<TokioIo<UnixStream>>() {
+                    Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),
+                    Err(upgraded) => Box::new(TokioIo::new(upgraded)),
+                }),
+                Err((code, body)) => Err(refused(code, &body)),
+            },
+            // It ends with the switch.
+            _ = &mut connection => {}
+        }
+    }
+}
+
+fn body_of(request: &OpenRequest) -> Bytes {
+    // A struct of strings and numbers always serialises.
+    serde_json::to_vec(request).unwrap_or_default().into()
+}
+
+/// Reads the events of a running adit.
+///
+/// # Errors
+/// It does not answer.
+pub async fn events(socket: &Path) -> io::Result<Events> {
+    let mut io = UnixStream::connect(socket).await?;
+    io.write_all(format!("GET {ROOT}events HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await?;
+    Ok(Events(BufReader::new(io).lines()))
+}
+
+/// The events of a running adit.
+pub struct Events(Lines<BufReader<UnixStream>>);
+
+impl Events {
+    /// Waits until the facts of the process are told: at first, and after each reload. None: it has ended.
+    pub async fn next_status(&mut self) -> Option<Overview> {
+        loop {
+            let line = self.0.next_line().await.ok()??;
+            let Some(data) = line.strip_prefix("data: ") else { continue };
+            let mut event: serde_json::Value = serde_json::from_str(data).ok()?;
+            if let Ok(status) = serde_json::from_value(event["status"].take()) {
+                return Some(status);
+            }
+        }
+    }
+}
+
 /// Returns an id as it stands in a path.
 pub fn escape(id: &str) -> impl std::fmt::Display {
     percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC)
@@ -176,6 +264,10 @@ fn refused(code: StatusCode, body: &[u8]) -> CallError {
 }
 
 async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
+    call_with(socket, method, path, Bytes::new()).await
+}
+
+async fn call_with(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<(StatusCode, Bytes)> {
     let calling = async {
         let stream = UnixStream::connect(socket).await?;
         let (mut sender, connection) =
@@ -184,7 +276,7 @@ async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(StatusCo
             .method(method)
             .uri(format!("{ROOT}{path}"))
             .header("host", "adit")
-            .body(Full::<Bytes>::default())
+            .body(Full::new(body))
             .map_err(io::Error::other)?;
         let exchange = async {
             let response = sender.send_request(request).await?;

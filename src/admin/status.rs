@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::api::feed::Feed;
+use super::api::{feed::Feed, open::Opener};
 use crate::{
     drain::Drain,
     journal::Journal,
@@ -43,6 +43,7 @@ pub struct Source {
     lines: Lines,
     facts: Arc<Mutex<Facts>>,
     feed: Arc<Feed>,
+    opener: Option<Arc<dyn Opener>>,
 }
 
 /// What a [`Source`] is made of.
@@ -55,13 +56,15 @@ pub struct Parts {
     pub clusters: Arc<Clusters>,
     pub lines: Lines,
     pub facts: Facts,
+    /// None: it opens nothing for those who ask.
+    pub opener: Option<Arc<dyn Opener>>,
 }
 
 impl Source {
     pub fn new(parts: Parts) -> Self {
-        let Parts { tunnels, metrics, drain, router, clusters, lines, facts } = parts;
+        let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener } = parts;
         let facts = Arc::new(Mutex::new(facts));
-        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default() }
+        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener }
     }
 
     /// Returns whether new connections are taken.
@@ -149,6 +152,10 @@ impl Source {
 
     pub fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    pub fn opener(&self) -> Option<Arc<dyn Opener>> {
+        self.opener.clone()
     }
 
     pub fn feed(&self) -> &Feed {

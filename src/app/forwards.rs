@@ -36,9 +36,19 @@ pub struct Forwards {
 }
 
 impl Forwards {
+    /// Those of a command, which has tunnels of its own.
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
-        let tunnels = Manager::new(backend, drain.clone());
+        Self::over(Manager::new(backend, drain.clone()), drain)
+    }
+
+    /// Those that share the tunnels of a program that serves.
+    pub fn over(tunnels: Manager, drain: Drain) -> Self {
         Self { tunnels, drain, next_connection: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Ends them all at once.
+    pub fn end(&self) {
+        self.drain.cut();
     }
 
     pub fn tunnels(&self) -> &Manager {

@@ -2,7 +2,9 @@
 
 pub mod check;
 pub mod completion;
+pub mod connect;
 pub mod demo;
+pub mod env;
 pub mod expose;
 pub mod init;
 pub mod jump;
@@ -11,6 +13,7 @@ mod place;
 pub mod report;
 pub mod routes;
 pub mod run;
+mod running;
 pub mod schema;
 pub mod server;
 pub mod status;
@@ -19,6 +22,7 @@ pub mod supervise;
 pub mod up;
 pub mod url;
 pub mod version;
+pub mod wait;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -101,6 +105,12 @@ enum Command {
     Schema(schema::Args),
     /// Run a command with the cluster at local ports
     Run(run::Args),
+    /// Print the variables of 'adit run' for the running adit
+    Env(env::Args),
+    /// Wait until targets can be reached
+    Wait(wait::Args),
+    /// Join standard input and output with a port of the cluster
+    Connect(connect::Args),
     /// List what can be reached, with the URL of each
     Routes(routes::Args),
     /// Print the URL of a Service
@@ -162,6 +172,9 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Up(args) => return up::run(globals, args),
         Command::Run(args) => return run::run(globals, args),
+        Command::Env(args) => return env::run(globals, args),
+        Command::Wait(args) => return wait::run(globals, args),
+        Command::Connect(args) => return connect::run(globals, args),
         Command::Demo(args) => return demo::run(globals, args),
         Command::Local(args) => return local::run(globals, args),
         Command::Expose(args) => return expose::run(globals, args),

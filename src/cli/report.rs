@@ -87,6 +87,19 @@ impl From<io::Error> for CliError {
     }
 }
 
+impl From<crate::app::reach::ReachError> for CliError {
+    fn from(error: crate::app::reach::ReachError) -> Self {
+        use crate::app::reach::{ReachError, Told};
+        match error {
+            ReachError::Named(error) => error.into(),
+            error => {
+                let Told { message, cause, hint } = error.told();
+                Self::new(message).cause(cause).hint(hint)
+            }
+        }
+    }
+}
+
 impl From<crate::admin::socket::CallError> for CliError {
     fn from(error: crate::admin::socket::CallError) -> Self {
         use crate::admin::socket::CallError;

@@ -1,15 +1,16 @@
 //! `adit routes`: what can be reached, with the URL of each.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 use super::{
     Globals, Output,
     place::Place,
     report::{CliError, print, table},
+    running::Running,
 };
 use crate::admin::{
     api::{
-        answers::{Services, Status},
+        answers::Services,
         services::{self, Query},
     },
     socket,
@@ -31,8 +32,9 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let (context, namespace) = (place.context().clone(), place.namespace.clone());
     let namespaces = (!args.all_namespaces).then(|| namespace.to_string());
     let query = Query { context: Some(context.to_string()), namespace: namespaces };
-    let mut found = match running(&place).await {
-        Some(socket) => socket::get::<Services>(&socket, &format!("services?{query}")).await?,
+    // It is signed in already.
+    let mut found = match Running::find(globals, &place.router).await {
+        Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
         None => services::list(&place.clusters, &place.router, &query).await,
     };
     if !found.problems.is_empty() {
@@ -52,13 +54,4 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             print(&table(&lines))
         }
     }
-}
-
-/// Returns the socket of the adit that listens where this one would, with the same file and kubeconfig: it is signed in
-/// already. None: there is none.
-async fn running(place: &Place) -> Option<PathBuf> {
-    let socket = socket::of_port(place.listener())?;
-    let status: Status = socket::get(&socket, "status").await.ok()?;
-    let (overview, config) = (&status.overview, &place.router.config);
-    (overview.config == config.source && overview.kubeconfig == config.http.kubeconfig.0).then_some(socket)
 }

@@ -1,14 +1,13 @@
 //! `adit run`: a command that has the cluster at local ports, and knows where.
 
-mod child;
+pub mod child;
 pub mod keeper;
 pub mod program;
-mod progress;
+pub mod progress;
 mod signals;
 mod targets;
 mod template;
 mod tool;
-mod variables;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -16,7 +15,6 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStringExt,
     process::ExitCode,
-    sync::Arc,
     time::Duration,
 };
 
@@ -30,7 +28,6 @@ use self::{
     signals::{PASSED_ON, Signals},
     targets::Asked,
     tool::Tool,
-    variables::Opened,
 };
 use super::{
     Globals,
@@ -39,13 +36,14 @@ use super::{
     up,
 };
 use crate::{
-    app::forwards::Forwards,
-    backend::Backends,
+    app::{
+        opened::{self, Opened, is_variable},
+        reach::Reach,
+    },
     config::{
         Namespace,
         names::{is_host, is_label, parse_duration},
     },
-    drain::Drain,
     k8s::secret,
     telemetry,
 };
@@ -148,13 +146,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             .map_err(|error| CliError::new(&error).hint(error.hint()).code(error.code()))?;
     }
 
-    let drain = Drain::new();
-    let backends = Backends::new(clusters.clone(), env::current_exe().ok());
-    let forwards = Forwards::new(Arc::new(backends), drain.clone());
-    let bound = asked.into_iter().map(|asked| asked.bind(&forwards)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    let reach = Reach::new(clusters);
+    let bound = asked.into_iter().map(|asked| asked.bind(&reach)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
     let progress = Progress::new(args.quiet);
     let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
-    let opening = targets::open_all(bound, &clusters, &forwards, wait, progress);
+    let opening = targets::open_all(bound, &reach, wait, progress);
     let reading = async {
         // A list of what would be set has no need of their values.
         let wanted = secrets.iter().filter(|_| !args.dry_run);
@@ -191,7 +187,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         log.warnings();
     }
     let code = child.wait(&mut signals).await;
-    drain.cut();
+    reach.forwards.end();
     Ok(ExitCode::from(code))
 }
 
@@ -217,9 +213,7 @@ fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namesp
 /// Parses `NAME=VALUE`, for variables.
 fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
     let parse = |text: &String| match text.split_once('=') {
-        Some((name, value)) if variables::is_variable(name) && !value.contains('\0') => {
-            Ok((name.to_owned(), value.to_owned()))
-        }
+        Some((name, value)) if is_variable(name) && !value.contains('\0') => Ok((name.to_owned(), value.to_owned())),
         _ => Err(CliError::usage(format!("{option}: {text:?} is not NAME=VALUE"))
             .hint(Some("a name has letters, digits and '_'"))),
     };
@@ -232,7 +226,7 @@ fn variables(
     templates: &[(String, String)],
     opened: &[Opened],
 ) -> Result<BTreeMap<String, String>, CliError> {
-    let mut variables = variables::of(opened);
+    let mut variables = opened::variables(opened);
     let program = args.command.first().map(std::path::Path::new).and_then(Tool::of_program);
     if let Some((tool, target)) = program.and_then(|tool| Some((tool, tool.choose(opened)?))) {
         variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -253,6 +247,25 @@ fn variables(
         })?;
         variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
     }
+    fill(templates, opened, &mut variables)?;
+    Ok(variables)
+}
+
+/// Adds the variables of --env.
+pub fn variables_of(
+    option: &str,
+    texts: &[String],
+    opened: &[Opened],
+    variables: &mut BTreeMap<String, String>,
+) -> Result<(), CliError> {
+    fill(&pairs(option, texts)?, opened, variables)
+}
+
+fn fill(
+    templates: &[(String, String)],
+    opened: &[Opened],
+    variables: &mut BTreeMap<String, String>,
+) -> Result<(), CliError> {
     for (name, value) in templates {
         let value = template::fill(value, opened).map_err(|error| {
             let known = template::placeholders(opened);
@@ -264,7 +277,7 @@ fn variables(
         })?;
         variables.insert(name.clone(), value);
     }
-    Ok(variables)
+    Ok(())
 }
 
 /// Takes out what is set already, with --keep-env.
@@ -287,7 +300,7 @@ fn secrets(texts: &[String]) -> Result<Vec<FromSecret>, CliError> {
         let (variable, from) = text.split_once('=')?;
         let (secret, key) = from.rsplit_once(':')?;
         let (namespace, name) = secret.split_once('/').map_or((None, secret), |(of, name)| (Some(of), name));
-        let is_right = variables::is_variable(variable)
+        let is_right = is_variable(variable)
             && namespace.is_none_or(is_label)
             && is_host(name)
             && !key.is_empty()

@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("guard", &["io", "wire"]),
     ("frontend", &["io", "wire", "journal", "config", "routing", "tunnel", "guard", "metrics", "drain", "tls"]),
     ("listener", &["io", "wire", "config", "routing", "frontend", "metrics", "drain"]),
-    ("admin", &["journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"]),
+    ("admin", &["io", "journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"]),
     (
         "relay",
         &["io", "wire", "config", "routing", "backend", "guard", "admin", "metrics", "drain", "tls", "telemetry"],

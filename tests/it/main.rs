@@ -22,6 +22,7 @@ mod lifecycle;
 mod names;
 mod oidc;
 mod process;
+mod programs;
 mod protocols;
 mod relay;
 mod run;

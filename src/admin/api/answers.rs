@@ -306,6 +306,9 @@ pub struct Problem {
     pub cause: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The same may succeed in a moment by itself.
+    #[serde(default)]
+    pub may_pass: bool,
 }
 
 impl Status {

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use super::{
     answers::{ConfigAnswer, Failure, Log, RequestAnswer, Requests, Services, Status, TunnelAnswer, Tunnels},
     feed::{Change, Snapshot},
+    open::{OpenAnswer, OpenRequest},
 };
 
 /// Returns a document (JSON Schema 2020-12) with the schema of each answer in `$defs`, under the last word of its path;
-/// `tunnel` and `request` are those of one, `snapshot` and `change` those of the events, `error` that of every answer with
+/// `open-request` is the body of `POST /api/v1/open`, `tunnel` and `request` are those of one, `snapshot` and `change` those of the events, `error` that of every answer with
 /// another status than 2xx.
 pub fn schema() -> Value {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
@@ -28,6 +29,8 @@ pub fn schema() -> Value {
         "request": RequestAnswer,
         "config": ConfigAnswer,
         "log": Log,
+        "open": OpenAnswer,
+        "open-request": OpenRequest,
         "snapshot": Snapshot,
         "change": Change,
         "error": Failure,

@@ -54,7 +54,7 @@ impl fmt::Display for Query {
 
 impl From<&ClusterError> for Problem {
     fn from(error: &ClusterError) -> Self {
-        Self { code: None, message: error.to_string(), cause: error.cause(), hint: error.hint() }
+        Self { code: None, message: error.to_string(), cause: error.cause(), hint: error.hint(), may_pass: false }
     }
 }
 
@@ -75,6 +75,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query) -> Servic
             message: "the kubeconfig has no current context".to_owned(),
             cause: contexts.problem.clone(),
             hint: Some("kubectl config use-context NAME, or use --context".to_owned()),
+            may_pass: false,
         };
         return Services { format: FORMAT, services, problems: vec![problem] };
     };

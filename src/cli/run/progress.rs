@@ -16,12 +16,16 @@ impl Progress {
         Self { is_shown: !quiet && io::stderr().is_terminal() }
     }
 
-    /// Says why a target cannot be reached yet: `postgres.shop: 0 of 1 pods ready (postgres-0: ContainerCreating)`.
-    pub fn waits(self, target: &str, error: &OpenError) {
+    /// Says what a target waits for.
+    pub fn says(self, target: &str, reason: &str) {
         if self.is_shown {
-            let reason = error.cause().unwrap_or_else(|| error.to_string());
             // Nobody reads it, then.
             let _ = writeln!(io::stderr(), "waiting for {target}: {reason}");
         }
+    }
+
+    /// Says why a target cannot be reached yet: `postgres.shop: 0 of 1 pods ready (postgres-0: ContainerCreating)`.
+    pub fn waits(self, target: &str, error: &OpenError) {
+        self.says(target, &error.cause().unwrap_or_else(|| error.to_string()));
     }
 }

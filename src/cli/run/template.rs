@@ -2,7 +2,7 @@
 //!
 //! `{db}` is `127.0.0.1:40001`, `{db.host}` and `{db.port}` its parts, `{web.url}` a URL; `{{` and `}}` are braces.
 
-use super::variables::Opened;
+use crate::app::opened::Opened;
 
 /// Why a template says nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

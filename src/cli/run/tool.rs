@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use super::variables::Opened;
+use crate::app::opened::Opened;
 
 /// A client that knows variables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

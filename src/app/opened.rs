@@ -1,4 +1,4 @@
-//! The variables that a command gets for its targets.
+//! Targets at local ports, and the variables that lead a command to them.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -44,7 +44,7 @@ impl Opened {
 
 /// Returns the variables of all targets, by name: `DB_HOST`, `DB_PORT`, `DB_ADDR` and `WEB_URL` for those that have a
 /// name, and for each Service those that Kubernetes gives to pods. Where two Services have one name, the first counts.
-pub fn of(targets: &[Opened]) -> BTreeMap<String, String> {
+pub fn variables(targets: &[Opened]) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for target in targets {
         let Some(name) = target.name.as_deref().map(upper) else { continue };
@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn shown(targets: &[Opened]) -> Vec<String> {
-        of(targets).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        variables(targets).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     #[test]

@@ -1,0 +1,191 @@
+//! `POST /api/v1/open`: a target, as a local port or as a stream, or only whether it can be reached.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures::future::BoxFuture;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{FORMAT, answers::Problem, failure, json, problem};
+use crate::{
+    admin::{
+        http::{Body, empty, endless},
+        status::Source,
+    },
+    io::{
+        BoxedIo,
+        splice::{Side, splice},
+    },
+    journal::{Entry, Kind},
+};
+
+/// The protocol that a stream switches to: the bytes of the connection to the pod.
+pub const PROTOCOL: &str = "adit-stream";
+
+/// How large a request may be.
+const MOST: usize = 64 * 1024;
+
+/// How long a target is waited for, where the request does not say.
+const WAIT_MS: u64 = 10_000;
+
+/// What is wanted.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenRequest {
+    /// `postgres.shop:5432`, `pod/web-1.shop:80`, `via api.shop HOST:PORT`, or a route's name; `@PORT` asks for a local port.
+    pub target: String,
+    #[serde(default, rename = "as")]
+    pub kind: OpenKind,
+    /// Of targets that name none.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// How long to wait until it can be reached, in milliseconds. Default: 10,000.
+    #[serde(default)]
+    pub wait_ms: Option<u64>,
+}
+
+/// How a target is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenKind {
+    /// At a local port, until adit ends.
+    #[default]
+    Port,
+    /// As the bytes that follow, after a switch to the protocol `adit-stream`.
+    Stream,
+    /// Not at all: whether it can be reached.
+    Check,
+}
+
+/// A target that can be reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OpenAnswer {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub target: String,
+    /// Where it is on this machine. null: it was only checked.
+    #[schemars(with = "Option<String>")]
+    pub address: Option<SocketAddr>,
+    /// Where it speaks HTTP.
+    pub url: Option<String>,
+    /// Its port in the cluster, where that is known.
+    pub port: Option<PortRow>,
+    /// The Service, where it is one: all its ports can be reached.
+    pub service: Option<ServicePorts>,
+}
+
+/// A port of a Service or a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PortRow {
+    pub number: u16,
+    pub name: Option<String>,
+}
+
+/// A Service on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ServicePorts {
+    pub name: String,
+    pub ports: Vec<LocalPort>,
+}
+
+/// Where a port of a Service is on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LocalPort {
+    #[serde(flatten)]
+    pub port: PortRow,
+    #[schemars(with = "String")]
+    pub address: SocketAddr,
+}
+
+/// Who opens targets: the program that the API is of.
+pub trait Opener: Send + Sync {
+    /// Waits until a target can be reached, and serves it at a local port if that is asked for.
+    fn open(&self, request: OpenRequest) -> BoxFuture<'_, Result<OpenAnswer, Problem>>;
+
+    /// Opens a connection to a target. What comes with it holds the tunnel open.
+    fn stream(&self, request: OpenRequest) -> BoxFuture<'_, Result<(BoxedIo, Held), Problem>>;
+}
+
+/// What belongs to a stream while it lives.
+pub struct Held {
+    /// The id of the tunnel.
+    pub tunnel: std::sync::Arc<str>,
+    pub lease: Box<dyn Send + Sync>,
+}
+
+impl OpenRequest {
+    pub fn wait(&self) -> Duration {
+        Duration::from_millis(self.wait_ms.unwrap_or(WAIT_MS))
+    }
+}
+
+/// Answers such a request.
+pub async fn answer(source: &Source, mut request: Request<Incoming>) -> Response<Body> {
+    let Some(opener) = source.opener() else {
+        return failure(StatusCode::NOT_FOUND, "not-found", "this adit opens nothing".to_owned());
+    };
+    let upgrade = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
+    let upgrading = upgrade.then(|| hyper::upgrade::on(&mut request));
+    let body = match Limited::new(request.into_body(), MOST).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return failure(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the request is too large".to_owned()),
+    };
+    let wanted: OpenRequest = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            return failure(
+                StatusCode::BAD_REQUEST,
+                "malformed",
+                format!("the request is no JSON as it should be: {error}"),
+            );
+        }
+    };
+    match (wanted.kind, upgrading) {
+        (OpenKind::Stream, None) => failure(
+            StatusCode::UPGRADE_REQUIRED,
+            "upgrade",
+            format!("a stream needs the headers Connection: Upgrade and Upgrade: {PROTOCOL}"),
+        ),
+        (OpenKind::Stream, Some(upgrading)) => stream(source, &*opener, wanted, upgrading).await,
+        (OpenKind::Port | OpenKind::Check, _) => match opener.open(wanted).await {
+            Ok(answer) => json(&answer),
+            Err(found) => problem(StatusCode::BAD_GATEWAY, found),
+        },
+    }
+}
+
+async fn stream(
+    source: &Source,
+    opener: &dyn Opener,
+    wanted: OpenRequest,
+    upgrading: hyper::upgrade::OnUpgrade,
+) -> Response<Body> {
+    let entry = Entry::new(Kind::Tcp).with_host(&wanted.target);
+    let (mut backend, held) = match opener.stream(wanted).await {
+        Ok(opened) => opened,
+        Err(found) => return problem(StatusCode::BAD_GATEWAY, found),
+    };
+    let mut noted = source.journal().begin(Entry { tunnel: Some(held.tunnel.clone()), ..entry });
+    source.drain().spawn(async move {
+        let _held = held;
+        let Ok(client) = upgrading.await else { return };
+        let end = splice(&mut TokioIo::new(client), &mut backend).await;
+        (noted.entry.bytes_up, noted.entry.bytes_down) = (end.up, end.down);
+        if let Some((Side::Backend, error)) = &end.broken {
+            noted.error(&error.to_string());
+        }
+    });
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    endless(response)
+}
+
+/// Makes an answer of what was opened.
+pub fn opened(target: String, address: Option<SocketAddr>) -> OpenAnswer {
+    OpenAnswer { format: FORMAT, target, address, url: None, port: None, service: None }
+}

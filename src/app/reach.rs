@@ -1,0 +1,290 @@
+//! Targets that a command needs: looked up, bound to local ports, and waited for.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    BindError,
+    forwards::Forwards,
+    opened::{Opened, OpenedService},
+};
+use crate::{
+    backend::Backends,
+    config::{PortRef, Scheme, Workload},
+    drain::Drain,
+    frontend::http::error_page::Page,
+    io::BoxedIo,
+    k8s::{ClusterError, ServicePort, client::Clusters, ports::is_web, resolve},
+    routing::{Named, NamedError, PodTarget, Route, Target},
+    tunnel::{Lease, OpenError, Patience, reach::passes},
+};
+
+/// How long a pod may take to refuse a connection: as long as a request to the API server took, within these bounds.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(150), Duration::from_secs(2));
+
+/// The same where no request was measured.
+const SETTLE_UNMEASURED: Duration = Duration::from_millis(300);
+
+/// Between two attempts of a look-up.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Why a target cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    #[error(transparent)]
+    Named(#[from] NamedError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{target}: {error}")]
+    Open { target: Target, error: OpenError },
+}
+
+/// An error for people, in its three parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub message: String,
+    pub cause: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl ReachError {
+    /// Returns the text of its page.
+    pub fn told(&self) -> Told {
+        match self {
+            Self::Named(error) => Told { message: error.to_string(), cause: None, hint: error.hint() },
+            Self::Bind(error) => Told { message: error.to_string(), cause: None, hint: error.hint() },
+            Self::Open { target, error } => {
+                let page = match error {
+                    OpenError::Stream(fault) => Page::of_stream(fault, &target.to_string()),
+                    error => Page::of_open(error, ""),
+                };
+                Told { message: page.title, cause: page.cause, hint: page.hint }
+            }
+        }
+    }
+}
+
+/// Reaches targets through the tunnels of one process.
+#[derive(Clone)]
+pub struct Reach {
+    pub clusters: Arc<Clusters>,
+    pub forwards: Forwards,
+}
+
+/// What a look-up found.
+struct Found {
+    /// The port that is meant, where it is known.
+    port: Option<ServicePort>,
+    /// All ports of the Service, where it is one.
+    all: Vec<ServicePort>,
+    /// How long a request took.
+    took: Option<Duration>,
+}
+
+impl Reach {
+    /// Reaches targets through tunnels of its own, for a command.
+    pub fn new(clusters: Arc<Clusters>) -> Self {
+        let backends = Backends::new(clusters.clone(), std::env::current_exe().ok());
+        Self { clusters, forwards: Forwards::new(Arc::new(backends), Drain::new()) }
+    }
+
+    /// Opens a connection to a target, waiting at most `wait`. `told` gets each new reason to wait.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn stream_within(
+        &self,
+        route: &Route,
+        wait: Duration,
+        told: impl Fn(&OpenError),
+    ) -> Result<(Lease, BoxedIo), ReachError> {
+        let (started, until) = (Instant::now(), Instant::now() + wait);
+        let mut last = None;
+        loop {
+            let mut opening = std::pin::pin!(self.stream(route));
+            let failed = loop {
+                tokio::select! {
+                    opened = &mut opening => match opened {
+                        Ok(opened) => return Ok(opened),
+                        Err(ReachError::Open { error, .. }) if passes(&error) && Instant::now() + PAUSE < until => break error,
+                        Err(error) => return Err(error),
+                    },
+                    () = sleep(PAUSE) => {
+                        let trouble = self.forwards.tunnels().trouble(&route.target);
+                        if trouble.is_some() && trouble != last {
+                            trouble.iter().for_each(&told);
+                            last = trouble;
+                        }
+                    }
+                    () = sleep_until(until) => {
+                        let error = last.unwrap_or(OpenError::TimedOut { after: started.elapsed() });
+                        return Err(ReachError::Open { target: route.target.clone(), error });
+                    }
+                }
+            };
+            if last.as_ref() != Some(&failed) {
+                told(&failed);
+            }
+            last = Some(failed);
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Looks a target up, and waits until it can be reached. `wait`: for how long; None: not at all. `told` gets each new
+    /// reason to wait.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn check(
+        &self,
+        named: &Named,
+        wait: Option<Duration>,
+        told: impl Fn(&OpenError),
+    ) -> Result<Checked, ReachError> {
+        let target = named.route.target.clone();
+        let cannot = |error: OpenError| ReachError::Open { target: target.clone(), error };
+        if let Some(pods) = target.pods() {
+            self.clusters.get(&pods.cluster).await.map_err(|error| cannot(error.into()))?;
+        }
+        let until = Instant::now() + wait.unwrap_or_default();
+        let found = look_up(&self.clusters, &target, until, &told).await.map_err(|error| cannot(error.into()))?;
+        let route = with_port(&named.route, found.port.as_ref());
+        let mut port = found.port.clone();
+        if wait.is_some() {
+            let settle = found.took.map_or(SETTLE_UNMEASURED, |took| took.clamp(SETTLE.0, SETTLE.1));
+            let patience = Patience { until, settle, may_pass: passes };
+            let reached = self.forwards.tunnels().reach(&route.target, route.idle_timeout, patience, &told).await;
+            port = port.or(Some(reached.map_err(cannot)?.port.clone()));
+        }
+        Ok(Checked { route, port, meant: found.port, all: found.all })
+    }
+
+    /// Serves a target at local ports, once it is reached as in [`Self::check`]: at `bound`, and the other ports of its
+    /// Service at free ones.
+    ///
+    /// # Errors
+    /// It cannot be had, or no port is free.
+    pub async fn open(
+        &self,
+        name: Option<String>,
+        named: &Named,
+        bound: At,
+        wait: Option<Duration>,
+        told: impl Fn(&OpenError),
+    ) -> Result<Opened, ReachError> {
+        let Checked { route, port, meant, all } = self.check(named, wait, told).await?;
+        let address = bound.address();
+        let mut others = Vec::new();
+        for port in all.iter().filter(|port| meant.as_ref() != Some(port)) {
+            let (listener, local) = self.forwards.bind((Ipv4Addr::LOCALHOST, 0).into(), "--to")?;
+            self.forwards.serve(listener, with_port(&named.route, Some(port)));
+            others.push((port.clone(), local));
+        }
+        if let At::Bound(listener, _) = bound {
+            self.forwards.serve(listener, route.clone());
+        }
+        let service = service_of(&named.route.target).filter(|_| !all.is_empty()).map(|name| {
+            let at = |port: &ServicePort| others.iter().find(|(other, _)| other == port).map_or(address, |(_, at)| *at);
+            let ports = all.iter().map(|port| (port.clone(), at(port))).collect();
+            OpenedService { name: name.to_owned(), ports }
+        });
+        let told_scheme = port
+            .as_ref()
+            .filter(|port| is_web(port))
+            .map(|port| port.hint().unwrap_or(if port.number == 8443 { Scheme::Https } else { Scheme::Http }));
+        Ok(Opened { name, address, scheme: route.options.scheme.or(told_scheme), port, service })
+    }
+
+    /// Opens a connection to a target.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn stream(&self, route: &Route) -> Result<(Lease, BoxedIo), ReachError> {
+        let cannot = |error| ReachError::Open { target: route.target.clone(), error };
+        let lease = self.forwards.tunnels().acquire(&route.target, route.idle_timeout).await.map_err(cannot)?;
+        let stream = lease.connect(None).await.map_err(cannot)?;
+        Ok((lease, stream))
+    }
+}
+
+/// Where a target is served.
+pub enum At {
+    /// A port that is bound and not served yet.
+    Bound(TcpListener, SocketAddr),
+    /// A route's own listener, which serves it already.
+    Served(SocketAddr),
+}
+
+impl At {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Bound(_, address) | Self::Served(address) => *address,
+        }
+    }
+}
+
+/// A target that is known, and reached where that was waited for.
+pub struct Checked {
+    /// To the port that is meant.
+    pub route: Route,
+    /// That port, where it is known.
+    pub port: Option<ServicePort>,
+    /// The same as the Service says it.
+    meant: Option<ServicePort>,
+    all: Vec<ServicePort>,
+}
+
+fn service_of(target: &Target) -> Option<&str> {
+    match target.pods().filter(|pods| pods.jump.is_none()).map(|pods| &pods.workload) {
+        Some(Workload::Service(name)) => Some(name),
+        _ => None,
+    }
+}
+
+/// Looks up the ports of a Service, and again while that fails for a reason that passes.
+async fn look_up(
+    clusters: &Clusters,
+    target: &Target,
+    until: Instant,
+    told: impl Fn(&OpenError),
+) -> Result<Found, ClusterError> {
+    let (Some(pods), Some(service)) = (target.pods(), service_of(target)) else {
+        return Ok(Found { port: None, all: Vec::new(), took: None });
+    };
+    loop {
+        let started = Instant::now();
+        let looking = async {
+            let cluster = clusters.get(&pods.cluster).await?;
+            resolve::ports_of(&cluster, &pods.namespace, service, &pods.port).await
+        };
+        let error = match looking.await {
+            Ok(ports) => return Ok(Found { port: ports.meant, all: ports.all, took: Some(started.elapsed()) }),
+            Err(error) => error,
+        };
+        let shown = error.clone().into();
+        if !passes(&shown) || Instant::now() + PAUSE >= until {
+            return Err(error);
+        }
+        told(&shown);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Returns the route to this port of the same Service.
+fn with_port(route: &Route, port: Option<&ServicePort>) -> Route {
+    let target = match (&route.target, port) {
+        (Target::Pods(pods), Some(port)) => {
+            Target::Pods(Arc::new(PodTarget { port: PortRef::Number(port.number), ..(**pods).clone() }))
+        }
+        (target, _) => target.clone(),
+    };
+    Route { target, ..route.clone() }
+}

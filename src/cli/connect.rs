@@ -1,0 +1,141 @@
+//! `adit connect`: standard input and output are a connection to a target.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Read, Write},
+    net::Shutdown,
+    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use tokio::{net::UnixStream, sync::oneshot};
+
+use super::{
+    Globals,
+    report::CliError,
+    run::{FAILED, duration, progress::Progress},
+    running::{self, Running},
+    up,
+};
+use crate::{
+    app::reach::Reach,
+    config::Namespace,
+    io::splice::{Side, splice},
+    telemetry,
+};
+
+/// What a pipe holds.
+const BUFFER: usize = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Join standard input and output with a port of the cluster",
+    after_help = "Examples:\n  \
+        ssh -o ProxyCommand='adit connect %h:%p' git@gitea.tools\n  \
+        rsync -a -e \"ssh -o ProxyCommand='adit connect %h:%p'\" ./site/ deploy@files.shop:site/\n  \
+        printf 'PING\\r\\n' | adit connect redis.shop:6379\n\n\
+        The tunnels of the running adit are used where there is one.\n\
+        Exit codes: 0 both sides have ended; 1 the connection broke; 125 the target cannot be reached"
+)]
+pub struct Args {
+    /// The target, as for 'adit run'
+    target: String,
+    /// Wait this long for it
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    wait: Duration,
+    /// Say nothing, not even why it cannot be reached
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let quiet = args.quiet;
+    match up::run_to_end(start(globals, args)) {
+        Err(error) if quiet => Ok(error.exit_code()),
+        ended => ended,
+    }
+}
+
+async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let config = globals.load()?;
+    telemetry::init_command(globals.format(), config.verbose && !args.quiet);
+    let (clusters, router) = super::router(config);
+    let progress = Progress::new(args.quiet);
+    let (mut backend, _lease) = match Running::find(globals, &router).await {
+        Some(running) => {
+            let stream = running.stream(&args.target, args.wait, progress).await;
+            (stream.map_err(|error| running::unreachable(error).failed_with(FAILED))?, None)
+        }
+        None => {
+            let namespace = globals.namespace.clone().map(Namespace);
+            let named = router
+                .named(&args.target, namespace.as_ref())
+                .map_err(|error| CliError::from(error).failed_with(FAILED))?;
+            let reach = Reach::new(clusters);
+            let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
+            let opened = reach.stream_within(&named.route, args.wait, told).await;
+            let (lease, stream) = opened.map_err(|error| CliError::from(error).failed_with(FAILED))?;
+            (stream, Some(lease))
+        }
+    };
+    let (mut client, written) = standard_streams()?;
+    let end = splice(&mut client, &mut backend).await;
+    drop(client);
+    // Its only failure is that the thread is gone.
+    let _ = written.await;
+    match end.broken {
+        None => Ok(ExitCode::SUCCESS),
+        Some((Side::Backend, error)) => {
+            Err(CliError::new(format!("the connection to {} broke", args.target)).cause(Some(error)))
+        }
+        // Whoever reads has gone.
+        Some((Side::Client, _)) => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Copies until the end. The library's own uses splice(2), after which a writer that waits with edge-triggered epoll, as Node and
+/// tokio do, was not woken.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Standard input and output as one stream, moved by two threads: both may block for as long as they like. Each direction has its
+/// own end. The receiver resolves once everything is written.
+fn standard_streams() -> io::Result<(UnixStream, oneshot::Receiver<()>)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let (mut from_input, mut to_output) = (theirs.try_clone()?, theirs);
+    // A person would have to end the input by hand, and sees no reason to.
+    let ends_together = io::stdin().is_terminal();
+    // The library's own would hold back the last line until its end has come.
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let (written_tx, written) = oneshot::channel();
+    thread::spawn(move || {
+        let _ = copy(&mut input, &mut from_input);
+        let _ = from_input.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let copied = copy(&mut to_output, &mut output);
+        // The reader sees the end, although the process lives on.
+        drop(output);
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+        if copied.is_err() || ends_together {
+            let _ = to_output.shutdown(Shutdown::Both);
+        }
+        let _ = written_tx.send(());
+    });
+    Ok((UnixStream::from_std(ours)?, written))
+}

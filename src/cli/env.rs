@@ -1,0 +1,138 @@
+//! `adit env`: the variables of `adit run`, for a shell or a file.
+
+mod form;
+mod keep;
+
+use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode, time::Duration};
+
+use self::form::Form;
+use super::{
+    Globals,
+    report::{CliError, print},
+    run::{progress::Progress, variables_of},
+    running::{self, Running},
+    up,
+};
+use crate::{
+    admin::api::open::{OpenAnswer, OpenKind},
+    app::opened::{self, Opened, OpenedService},
+    config::Scheme,
+    k8s::ServicePort,
+    routing::Router,
+    telemetry,
+};
+
+/// How long a target is waited for. Its port is there in any case.
+const WAIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Print the variables of 'adit run' for the running adit",
+    long_about = "Print the variables of 'adit run' for the running adit: its TCP routes, and targets that --to names, which it \
+        then serves at local ports until it ends.",
+    after_help = "Examples:\n  \
+        eval \"$(adit env)\"                                     in .envrc of direnv, or in a shell\n  \
+        adit env --to db=postgres.shop --to api=api.shop --write .env\n  \
+        adit env -o github --to db=postgres.shop >> \"$GITHUB_ENV\" && npm test"
+)]
+pub struct Args {
+    /// Open this target under this name, e.g. db=postgres.shop:5432
+    #[arg(long, value_name = "NAME=TARGET")]
+    to: Vec<String>,
+    /// Set a variable; {db}, {db.host}, {db.port} and {web.url} in it stand for addresses, {{ for a brace
+    #[arg(long, value_name = "NAME=TEMPLATE")]
+    env: Vec<String>,
+    /// Write it in this form
+    #[arg(short, long, value_enum, value_name = "FORM")]
+    output: Option<Form>,
+    /// Write this file, keep it in step until adit ends, and mark it stale then
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Keep the file that another process has written
+    #[arg(long, hide = true, requires = "write")]
+    keep: bool,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    up::run_to_end(start(globals, args))
+}
+
+async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let config = globals.load()?;
+    telemetry::init_command(globals.format(), config.verbose);
+    let (_, router) = super::router(config);
+    let running = Running::find(globals, &router).await;
+    match (&running, &args.write) {
+        (Some(running), Some(file)) => {
+            let file = std::path::absolute(file)?;
+            let form = args.output.unwrap_or(Form::Dotenv);
+            if args.keep {
+                keep::keep(running, &file, form, async |router| text(running, router, &args, form).await).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let text = text(running, &router, &args, form).await?;
+            keep::write(&file, &text)?;
+            keep::start_keeper(&file)?;
+        }
+        (Some(running), None) => {
+            print(&text(running, &router, &args, args.output.unwrap_or(Form::Shell)).await?)?;
+        }
+        (None, _) => {
+            return Err(CliError::new("no adit is running with this configuration").hint(Some(
+                "start it with 'adit'; 'adit run' needs none, and sets the same variables for one command",
+            )));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn text(running: &Running, router: &Router, args: &Args, form: Form) -> Result<String, CliError> {
+    let variables = variables(running, router, args).await?;
+    Ok(form.write(&variables))
+}
+
+async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BTreeMap<String, String>, CliError> {
+    let progress = Progress::new(false);
+    let mut opened = Vec::new();
+    for text in &args.to {
+        let (name, target) = text.split_once('=').unwrap_or_default();
+        if !opened::is_name(name) {
+            return Err(CliError::usage(format!("--to: {text:?} is not NAME=TARGET"))
+                .hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")));
+        }
+        let answer = running.open(target, OpenKind::Port, WAIT, progress).await.map_err(running::unreachable)?;
+        opened.extend(of_answer(Some(name), answer));
+    }
+    for address in router.config.tcp.routes.keys() {
+        let answer = running.open(&address.to_string(), OpenKind::Port, WAIT, progress).await;
+        opened.extend(of_answer(None, answer.map_err(running::unreachable)?));
+    }
+    let mut variables = opened::variables(&opened);
+    variables_of("--env", &args.env, &opened, &mut variables)?;
+    Ok(variables)
+}
+
+fn of_answer(name: Option<&str>, answer: OpenAnswer) -> Option<Opened> {
+    let scheme = answer.url.as_deref().map(|url| if url.starts_with("https:") { Scheme::Https } else { Scheme::Http });
+    let port = |port: crate::admin::api::open::PortRow| ServicePort {
+        number: port.number,
+        name: port.name,
+        app_protocol: None,
+    };
+    let service = answer.service.map(|service| OpenedService {
+        name: service.name,
+        ports: service.ports.into_iter().map(|local| (port(local.port), local.address)).collect(),
+    });
+    Some(Opened {
+        name: name.map(str::to_owned),
+        address: answer.address?,
+        scheme,
+        port: answer.port.map(port),
+        service,
+    })
+}
+
+/// Returns the arguments of this process, for one that goes on in its place.
+fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
+    env::args_os().skip(1)
+}

@@ -1,0 +1,80 @@
+//! `adit wait`: until targets can be reached.
+
+use std::{process::ExitCode, time::Duration};
+
+use futures::future::join_all;
+
+use super::{
+    Globals,
+    report::CliError,
+    run::{duration, progress::Progress},
+    running::{self, Running},
+    up,
+};
+use crate::{admin::api::open::OpenKind, app::reach::Reach, config::Namespace, routing::Router, telemetry};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Wait until targets can be reached",
+    long_about = "Wait until targets can be reached: until a pod of each has taken a connection. Without a target, these are \
+        the TCP routes of the configuration. The tunnels of the running adit are used where there is one.",
+    after_help = "Examples:\n  \
+        adit wait postgres.shop && npm test\n  \
+        adit wait --timeout 5m postgres.shop redis.shop:6379 web.shop\n  \
+        kubectl rollout restart deploy/api -n shop && adit wait api.shop && bin/rails test:system\n\n\
+        Exit codes: 0 each can be reached; 1 one cannot; 2 a wrong command line or configuration"
+)]
+pub struct Args {
+    /// Targets, as for 'adit run' [default: every TCP route]
+    targets: Vec<String>,
+    /// Wait this long
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    timeout: Duration,
+    /// Say nothing, not even why a target cannot be reached
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    up::run_to_end(start(globals, args))
+}
+
+async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let config = globals.load()?;
+    telemetry::init_command(globals.format(), config.verbose && !args.quiet);
+    let (clusters, router) = super::router(config);
+    let targets = targets(&args, &router)?;
+    let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone().map(Namespace));
+    // What is no target at all is known before anything is waited for.
+    let named = targets.iter().map(|target| router.named(target, namespace.as_ref()));
+    let named = named.collect::<Result<Vec<_>, _>>()?;
+    let running = Running::find(globals, &router).await;
+    let reach = Reach::new(clusters);
+    let waiting = named.iter().map(async |named| match &running {
+        Some(running) => {
+            let checked = running.open(&named.text, OpenKind::Check, args.timeout, progress).await;
+            checked.map(drop).map_err(running::unreachable)
+        }
+        None => {
+            let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
+            reach.check(named, Some(args.timeout), told).await.map(drop).map_err(CliError::from)
+        }
+    });
+    let errors: Vec<CliError> = join_all(waiting).await.into_iter().filter_map(Result::err).collect();
+    if !args.quiet {
+        errors.iter().for_each(|error| _ = error.report());
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn targets(args: &Args, router: &Router) -> Result<Vec<String>, CliError> {
+    if !args.targets.is_empty() {
+        return Ok(args.targets.clone());
+    }
+    let routes: Vec<String> = router.config.tcp.routes.keys().map(ToString::to_string).collect();
+    match routes.is_empty() {
+        true => Err(CliError::usage("there is nothing to wait for: the configuration has no TCP routes")
+            .hint(Some("name a target: adit wait postgres.shop"))),
+        false => Ok(routes),
+    }
+}

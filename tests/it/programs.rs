@@ -1,0 +1,187 @@
+//! `adit connect`, `wait` and `env`, each with a running adit and without one.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::{
+    process::free_port,
+    run::{Home, Said},
+    support::{PATIENCE, eventually},
+};
+
+/// A home with or without an adit in it.
+struct World {
+    home: Home,
+    port: u16,
+    adit: Option<Child>,
+}
+
+impl World {
+    async fn new(config: &str, is_running: bool) -> Self {
+        let (home, port) = (Home::new().await, free_port().await);
+        home.config(config);
+        let mut world = Self { home, port, adit: None };
+        if is_running {
+            world.adit = Some(world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            let socket = world.home.folder.path().join(format!("adit/{port}.sock"));
+            eventually("it runs", || async { socket.exists() }).await;
+        }
+        world
+    }
+
+    /// Returns adit with these arguments and the options that all adits of this home have.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let config = self.home.folder.path().join("config.yaml").display().to_string();
+        let listen = format!("127.0.0.1:{}", self.port);
+        self.home.adit(&[&["--config", &config, "--listen", &listen], arguments].concat())
+    }
+
+    async fn output(&self, arguments: &[&str]) -> Said {
+        Said::of(timeout(PATIENCE, self.command(arguments).output()).await.expect("it ends").unwrap())
+    }
+
+    /// Gives `input` to a command, ends it, and returns what comes back.
+    async fn pipe(&self, arguments: &[&str], input: &[u8]) -> (Option<i32>, Vec<u8>, String) {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut output = Vec::new();
+        let sending = async {
+            let _ = stdin.write_all(input).await;
+            drop(stdin);
+        };
+        let receiving = async { stdout.read_to_end(&mut output).await.unwrap() };
+        timeout(PATIENCE, async { tokio::join!(sending, receiving) }).await.expect("it answers");
+        let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+        (ended.status.code(), output, String::from_utf8(ended.stderr).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn connect_moves_bytes_both_ways_with_their_ends() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        let sent: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+        let (code, back, said) = world.pipe(&["connect", "tools.shop:echo"], &sent).await;
+        assert!(code == Some(0) && back == sent, "{is_running} {code:?} {} bytes {said}", back.len());
+        // The pod ends its direction first, and the input is still open.
+        let mut child = world.command(&["connect", "web.shop"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, child.stdout.take().unwrap().read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.contains("web-6d5f-"), "{is_running} {answer}");
+        drop(stdin);
+        assert!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code().is_some());
+    }
+}
+
+#[tokio::test]
+async fn connect_says_at_once_what_cannot_be_reached() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        for (target, code, words) in [
+            ("nothing.shop:80", 125, "service shop/nothing"),
+            ("broken.shop", 125, "CrashLoopBackOff"),
+            ("a b", 2, "names no target"),
+        ] {
+            let (found, back, said) = world.pipe(&["connect", "--wait", "1s", target], b"").await;
+            assert!(said.contains(words) && back.is_empty(), "{is_running} {target}: {said}");
+            // The running adit is the one that knows names.
+            assert_eq!(found, Some(if is_running { 125 } else { code }), "{is_running} {target}: {said}");
+        }
+        let (code, _, said) = world.pipe(&["connect", "-q", "nothing.shop:80"], b"").await;
+        assert!(code == Some(125) && said.is_empty(), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn connect_uses_the_tunnels_of_the_running_adit() {
+    let world = World::new("", true).await;
+    let (code, ..) = world.pipe(&["connect", "tools.shop:echo"], b"hello").await;
+    assert_eq!(code, Some(0));
+    let status = world.output(&["status"]).await.out;
+    assert!(status.contains("shop/tools:"), "{status}");
+}
+
+#[tokio::test]
+async fn wait_ends_when_all_can_be_reached_or_says_which_cannot() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        let said = world.output(&["wait", "web.shop", "postgres.data:5432"]).await;
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "", ""), "{is_running} {said:?}");
+        let said = world.output(&["wait", "--timeout", "1s", "web.shop", "broken.shop", "nothing.shop"]).await;
+        assert_eq!(said.code, Some(1), "{is_running} {said:?}");
+        assert!(said.err.contains("CrashLoopBackOff") && said.err.contains("shop/nothing"), "{is_running} {said:?}");
+        assert!(!said.err.contains("shop/web"), "{said:?}");
+        assert_eq!(world.output(&["wait"]).await.code, Some(2));
+        world.home.demo.faults().refuse(8080, true);
+        let said = world.output(&["wait", "--timeout", "1s", "web.shop"]).await;
+        assert!(said.code == Some(1) && said.err.contains("refused"), "{is_running} {said:?}");
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            world.home.demo.faults().refuse(8080, false);
+        };
+        let (said, ()) = tokio::join!(world.output(&["wait", "web.shop"]), late);
+        assert_eq!(said.code, Some(0), "{is_running} {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn env_prints_what_a_shell_evaluates() {
+    let port = free_port().await;
+    let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
+    let world = World::new(&config, true).await;
+    let said = world.output(&["env", "--to", "web=web.shop", "--env", "URL=it's {web.url}/x"]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let script = format!("{}\necho \"$POSTGRES_SERVICE_PORT\"; echo \"$URL\"; curl -s \"$WEB_URL/whoami\"", said.out);
+    let output = Command::new("bash").arg("-c").arg(script).output().await.unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines[0], port.to_string());
+    assert!(lines[1].starts_with("it's http://127.0.0.1:") && lines[2].starts_with("web-6d5f-"), "{lines:?}");
+    // The same target has the same port.
+    assert_eq!(world.output(&["env", "--to", "web=web.shop", "--env", "URL=it's {web.url}/x"]).await.out, said.out);
+    let json = world.output(&["env", "-o", "json"]).await.out;
+    let json: BTreeMap<String, String> = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["POSTGRES_SERVICE_HOST"], "127.0.0.1");
+    let wrong = world.output(&["env", "--env", "X={nobody}"]).await;
+    assert!(wrong.code == Some(2) && wrong.err.contains("{postgres}"), "{wrong:?}");
+    let alone = World::new(&config, false).await.output(&["env"]).await;
+    assert!(alone.code == Some(1) && alone.err.contains("start it with 'adit'"), "{alone:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_variables_is_kept_until_adit_ends() {
+    let ports = [free_port().await, free_port().await];
+    let route =
+        |port: u16, service: &str, namespace: &str| format!("{port}: {{namespace: {namespace}, service: {service}}}");
+    let config = |routes: &[String]| format!("tcp: {{k8s: {{routes: {{{}}}}}}}\n", routes.join(", "));
+    let first = route(ports[0], "postgres", "data");
+    for signal in ["TERM", "KILL"] {
+        let mut world = World::new(&config(std::slice::from_ref(&first)), true).await;
+        let file = world.home.folder.path().join(".env");
+        let said = world.output(&["env", "--write", &file.display().to_string()]).await;
+        assert_eq!((said.code, said.out.as_str()), (Some(0), ""), "{said:?}");
+        let has = |words: &str| fs::read_to_string(&file).unwrap().contains(words);
+        assert!(has(&format!("POSTGRES_SERVICE_PORT=\"{}\"\n", ports[0])));
+        assert_eq!(mode(&file), 0o600);
+        world.home.config(&config(&[first.clone(), route(ports[1], "web", "shop")]));
+        eventually("the new route is in it", || async { has(&format!("WEB_SERVICE_PORT=\"{}\"", ports[1])) }).await;
+        assert!(!has("stale"));
+        let mut adit = world.adit.take().unwrap();
+        let pid = adit.id().unwrap().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().await.unwrap().success());
+        let _ = timeout(PATIENCE, adit.wait()).await;
+        eventually("it is marked", || async { has("# stale") }).await;
+        assert!(has("POSTGRES_SERVICE_PORT"), "{signal}");
+    }
+}
+
+fn mode(file: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions()) & 0o777
+}
