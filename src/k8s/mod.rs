@@ -6,6 +6,7 @@ pub mod dial;
 pub mod endpoints;
 pub mod error;
 pub mod exec_path;
+pub mod framed;
 pub mod kubeconfig;
 pub mod list;
 pub mod objects;
@@ -19,5 +20,6 @@ pub mod secret;
 pub mod sign_in;
 pub mod upgrade;
 pub mod watch;
+pub mod websocket;
 
 pub use error::{ClusterError, ServicePort};

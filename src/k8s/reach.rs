@@ -178,7 +178,8 @@ fn of_proxy(texts: &[String], io: Option<&io::Error>) -> Option<String> {
     })
 }
 
-fn of_io(error: &io::Error) -> String {
+/// Returns why a connection broke, for people: without texts of libraries.
+pub fn of_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "the connection is refused: nothing listens there".to_owned(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {

@@ -16,7 +16,6 @@ pub mod attempts;
 mod choice;
 pub mod exec;
 mod request;
-pub mod websocket;
 
 use std::time::Duration;
 
@@ -29,7 +28,6 @@ use self::{
     attempts::{Failure, Switched},
     choice::Verdict,
     request::{Asked, Refusal},
-    websocket::WebSocketIo,
 };
 use crate::{
     config::Namespace,
@@ -39,6 +37,7 @@ use crate::{
         client::Cluster,
         credentials::{Credential, Renewal},
         dial::CONNECT_TIMEOUT,
+        websocket::byte_stream::WebSocketIo,
     },
 };
 
@@ -155,7 +154,7 @@ pub async fn port_forward(
     let switched = act.upgrade(&cluster.port_forwards, default, dialled, ask, takes).await?;
     let io = match switched.transport {
         Transport::Spdy | Transport::Channels => switched.io,
-        Transport::WebSocket => Box::new(WebSocketIo::client(switched.io)),
+        Transport::WebSocket => Box::new(WebSocketIo::new(switched.io)),
     };
     Ok(Upgraded { io, transport: switched.transport })
 }
@@ -243,15 +242,4 @@ impl Act<'_> {
             Failure::Silent => self.timed_out(),
         })
     }
-}
-
-/// Returns bytes that no one can foresee, as the nonces and masks of RFC 6455 have to be.
-fn rand_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // The only failure is a system without a random source, on which TLS did not come up either.
-    rustls::crypto::ring::default_provider()
-        .secure_random
-        .fill(&mut bytes)
-        .expect("TLS has used the same source before");
-    bytes
 }

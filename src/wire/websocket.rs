@@ -157,6 +157,11 @@ impl Parser {
         Self { role, in_message: false, payload: None }
     }
 
+    /// Returns whether a message has begun and not ended.
+    pub fn is_within_message(&self) -> bool {
+        self.in_message || self.payload.is_some()
+    }
+
     /// Returns the next event of `input` and takes its bytes. None: more bytes are needed.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ enum Does {
     PassAfter(&'static str),
     /// Passes the request late.
     PassLate(Duration),
+    /// Passes the request, and ends the connection once it is silent for this long.
+    PassUntilIdle(Duration),
     /// Ends the connection, as TLS and TCP have it.
     Close,
     /// Ends the connection with a reset.
@@ -39,7 +41,7 @@ enum Does {
     Swallow,
     Say(&'static str),
 }
-use Does::{Close, Pass, PassAfter, PassLate, Reset, Say, Swallow};
+use Does::{Close, Pass, PassAfter, PassLate, PassUntilIdle, Reset, Say, Swallow};
 
 /// The kinds of upgrade that a gateway can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +150,7 @@ async fn serve(
         None => Pass,
     };
     match does {
-        Pass => {}
+        Pass | PassUntilIdle(_) => {}
         PassAfter(said) => client.write_all(said.as_bytes()).await?,
         PassLate(late) => sleep(late).await,
         Close => return client.shutdown().await,
@@ -165,8 +167,24 @@ async fn serve(
     let server = TcpStream::connect(to).await?;
     let mut server = connector.connect(ServerName::try_from("kubernetes").unwrap(), server).await?;
     server.write_all(&head).await?;
-    copy_bidirectional(&mut client, &mut server).await?;
-    Ok(())
+    let PassUntilIdle(idle) = does else {
+        copy_bidirectional(&mut client, &mut server).await?;
+        return Ok(());
+    };
+    let (mut up, mut down) = ([0; 16 * 1024], [0; 16 * 1024]);
+    loop {
+        tokio::select! {
+            count = client.read(&mut up) => match count? {
+                0 => return Ok(()),
+                count => server.write_all(&up[..count]).await?,
+            },
+            count = server.read(&mut down) => match count? {
+                0 => return Ok(()),
+                count => client.write_all(&down[..count]).await?,
+            },
+            () = sleep(idle) => return Ok(()),
+        }
+    }
 }
 
 /// adit behind a gateway, with a TCP route to the echo of `tools`: a port-forward, or a jump.
@@ -417,4 +435,31 @@ async fn what_a_refusal_says_reaches_people() {
         assert!(body.contains(words), "{does:?}: {body}");
         behind.app.drain().cut();
     }
+}
+
+#[tokio::test]
+async fn idle_connections_outlive_a_gateway_that_cuts_silence() {
+    let case = |(passes, jumps): (Kind, bool)| async move {
+        let rule = move |kind| if kind == passes { PassUntilIdle(Duration::from_secs(12)) } else { Close };
+        let behind = Behind::start(jumps, rule).await;
+        let mut stream = TcpStream::connect(behind.address).await.unwrap();
+        for pause in [0, 40, 1] {
+            sleep(Duration::from_secs(pause)).await;
+            stream.write_all(b"word").await.unwrap();
+            let mut word = [0; 4];
+            let answer = timeout(PATIENCE, stream.read_exact(&mut word)).await;
+            answer.unwrap().unwrap_or_else(|error| panic!("{passes:?}, jump: {jumps}, after {pause} s: {error}"));
+            assert_eq!(&word, b"word");
+        }
+        drop(stream);
+        behind.app.drain().cut();
+    };
+    let cases = [
+        (Kind::Spdy, false),
+        (Kind::Tunnel, false),
+        (Kind::Channels, false),
+        (Kind::Channels, true),
+        (Kind::Spdy, true),
+    ];
+    futures::future::join_all(cases.map(case)).await;
 }

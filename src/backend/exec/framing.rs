@@ -5,23 +5,24 @@
 //! | `v5.channel.k8s.io`, `v4.channel.k8s.io` | WebSocket messages that begin with 0, 1, 2, 3 | v5: a message of 255 and 0; v4: none |
 //! | SPDY/3.1 | a stream each, told apart by the header `streamtype` | FIN |
 
-use std::io;
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    k8s::upgrade::{exec::ExecProtocol, websocket::Masks},
-    wire::{
-        spdy::{
-            frame::{self, Frame},
-            headers::Encoder,
-        },
-        websocket::{self, Opcode, Role, put_frame},
+    k8s::{
+        framed::{Codec, Framed, Incoming},
+        upgrade::exec::{ExecProtocol, Executed},
+        websocket::channels::Channels,
+    },
+    wire::spdy::{
+        frame::{self, Frame},
+        headers::Encoder,
     },
 };
-
-/// Closes the channel that follows it (`v5.channel.k8s.io`).
-const CLOSE: u8 = 255;
 
 /// The ids of our SPDY streams, in the order in which they are opened.
 const STREAMS: [(u32, &str, Channel); 4] = [
@@ -47,135 +48,119 @@ pub enum Event {
     Ended,
 }
 
+/// The connection of an exec.
 pub enum Framing {
-    Channels(Channels),
-    Spdy(Spdy),
+    Channels {
+        framed: Framed<Channels>,
+        closes_channels: bool,
+        /// Behind it nothing comes.
+        status_came: bool,
+    },
+    Spdy(Framed<Spdy>),
 }
 
 impl Framing {
-    /// Begins; what is sent first goes to `out`.
-    pub fn new(protocol: ExecProtocol, out: &mut BytesMut) -> Self {
-        match protocol {
-            ExecProtocol::V5 | ExecProtocol::V4 => Self::Channels(Channels {
-                closes_channels: protocol == ExecProtocol::V5,
-                parser: websocket::Parser::new(Role::Client),
-                channel: None,
-                masks: Masks::new(),
+    pub fn new(executed: Executed) -> Self {
+        match executed.protocol {
+            ExecProtocol::V5 | ExecProtocol::V4 => Self::Channels {
+                framed: Framed::new(executed.io, Channels::new()),
+                closes_channels: executed.protocol == ExecProtocol::V5,
                 status_came: false,
-            }),
+            },
             ExecProtocol::Spdy => {
-                let mut encoder = Encoder::default();
-                for (id, kind, _) in STREAMS {
-                    let mut headers = BytesMut::new();
-                    encoder.encode(&[("streamtype", kind)], &mut headers);
-                    frame::put_syn_stream(out, id, &headers);
-                }
-                Self::Spdy(Spdy::default())
+                let framed = Framed::new(executed.io, Spdy::default());
+                framed.put(Spdy::put_streams);
+                Self::Spdy(framed)
             }
         }
     }
 
-    /// Appends a piece of stdin, at most 64 KiB.
-    pub fn put_stdin(&mut self, piece: &[u8], out: &mut BytesMut) {
+    /// Waits until there is room for more.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Channels(channels) => {
-                let mut message = BytesMut::with_capacity(1 + piece.len());
-                message.extend_from_slice(&[Channel::Stdin as u8]);
-                message.extend_from_slice(piece);
-                channels.put(Opcode::Binary, &message, out);
+            Self::Channels { framed, .. } => framed.poll_ready(cx),
+            Self::Spdy(framed) => framed.poll_ready(cx),
+        }
+    }
+
+    /// Puts a piece of stdin, at most 64 KiB. It leaves with the next [`poll_flush`](Self::poll_flush).
+    pub fn put_stdin(&self, piece: &[u8]) {
+        match self {
+            Self::Channels { framed, .. } => {
+                framed.put(|channels, out| channels.put(Channel::Stdin as u8, piece, out));
             }
-            Self::Spdy(_) => {
+            Self::Spdy(framed) => framed.put(|_, out| {
                 frame::put_data_header(out, Spdy::STDIN, piece.len(), false);
                 out.extend_from_slice(piece);
-            }
+            }),
         }
     }
 
     /// Returns whether stdin can be ended alone.
     pub fn ends_stdin(&self) -> bool {
         match self {
-            Self::Channels(channels) => channels.closes_channels,
+            Self::Channels { closes_channels, .. } => *closes_channels,
             Self::Spdy(_) => true,
         }
     }
 
-    /// Appends the end of stdin where there is such a thing.
-    pub fn put_end_of_stdin(&mut self, out: &mut BytesMut) {
+    /// Puts the end of stdin where there is such a thing.
+    pub fn put_end_of_stdin(&self) {
         match self {
-            Self::Channels(channels) if channels.closes_channels => {
-                channels.put(Opcode::Binary, &[CLOSE, Channel::Stdin as u8], out);
+            Self::Channels { framed, closes_channels: true, .. } => {
+                framed.put(|channels, out| channels.put_end(Channel::Stdin as u8, out));
             }
-            Self::Channels(_) => {}
-            Self::Spdy(_) => frame::put_data_header(out, Spdy::STDIN, 0, true),
+            Self::Channels { .. } => {}
+            Self::Spdy(framed) => framed.put(|_, out| frame::put_data_header(out, Spdy::STDIN, 0, true)),
         }
     }
 
-    /// Appends the end of everything.
-    pub fn put_close(&mut self, out: &mut BytesMut) {
+    /// Puts the end of everything.
+    pub fn close(&self) {
         match self {
-            Self::Channels(channels) => channels.put(Opcode::Close, &1000u16.to_be_bytes(), out),
-            Self::Spdy(_) => frame::put_goaway(out, 0),
+            Self::Channels { framed, .. } => framed.close(),
+            Self::Spdy(framed) => framed.close(),
         }
     }
 
-    /// Returns what has come; answers that the protocol demands go to `out`. None: more bytes are needed.
+    /// Sends what was put.
     ///
     /// # Errors
-    /// It is not the protocol.
-    pub fn next(&mut self, received: &mut BytesMut, out: &mut BytesMut) -> io::Result<Option<Event>> {
+    /// The connection broke.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Channels(channels) => channels.next(received, out),
-            Self::Spdy(spdy) => spdy.next(received, out),
+            Self::Channels { framed, .. } => framed.poll_flush(cx),
+            Self::Spdy(framed) => framed.poll_flush(cx),
+        }
+    }
+
+    /// Returns what comes next. None: the connection has ended, as its protocol has it.
+    ///
+    /// # Errors
+    /// The connection broke, or does not speak the protocol.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Event>>> {
+        match self {
+            Self::Channels { status_came: true, .. } => Poll::Ready(Ok(Some(Event::Ended))),
+            Self::Channels { framed, status_came, .. } => loop {
+                let Some(piece) = ready!(framed.poll_next(cx))? else { return Poll::Ready(Ok(None)) };
+                let channel = match piece.channel {
+                    1 => Channel::Stdout,
+                    2 => Channel::Stderr,
+                    3 => Channel::Status,
+                    _ => continue,
+                };
+                *status_came = channel == Channel::Status && piece.is_last;
+                return Poll::Ready(Ok(Some(Event::Data(channel, piece.payload))));
+            },
+            Self::Spdy(framed) => framed.poll_next(cx),
         }
     }
 }
 
-pub struct Channels {
-    closes_channels: bool,
-    parser: websocket::Parser,
-    /// Of the message that is being read; None: its first byte has not come.
-    channel: Option<u8>,
-    masks: Masks,
-    /// Behind it nothing comes.
-    status_came: bool,
-}
-
-impl Channels {
-    fn put(&mut self, opcode: Opcode, message: &[u8], out: &mut BytesMut) {
-        put_frame(out, opcode, message, Some(self.masks.next()));
-    }
-
-    fn next(&mut self, received: &mut BytesMut, out: &mut BytesMut) -> io::Result<Option<Event>> {
-        if self.status_came {
-            return Ok(Some(Event::Ended));
-        }
-        loop {
-            match self.parser.next(received).map_err(invalid)? {
-                Some(websocket::Event::Data { mut payload, last }) => {
-                    let channel = match self.channel {
-                        Some(channel) => channel,
-                        None if payload.is_empty() => continue,
-                        None => payload.split_to(1)[0],
-                    };
-                    self.channel = (!last).then_some(channel);
-                    let channel = match channel {
-                        1 => Channel::Stdout,
-                        2 => Channel::Stderr,
-                        3 => Channel::Status,
-                        _ => continue,
-                    };
-                    self.status_came = channel == Channel::Status && last;
-                    return Ok(Some(Event::Data(channel, payload)));
-                }
-                Some(websocket::Event::Ping(payload)) => self.put(Opcode::Pong, &payload, out),
-                Some(websocket::Event::Pong) => {}
-                Some(websocket::Event::Close(_)) => return Ok(Some(Event::Ended)),
-                None => return Ok(None),
-            }
-        }
-    }
-}
-
+/// The frames of an exec over SPDY.
 #[derive(Default)]
 pub struct Spdy {
     parser: frame::Parser,
@@ -186,22 +171,33 @@ pub struct Spdy {
 impl Spdy {
     const STDIN: u32 = STREAMS[1].0;
 
-    fn next(&mut self, received: &mut BytesMut, out: &mut BytesMut) -> io::Result<Option<Event>> {
+    fn put_streams(&mut self, out: &mut BytesMut) {
+        let mut encoder = Encoder::default();
+        for (id, kind, _) in STREAMS {
+            let mut headers = BytesMut::new();
+            encoder.encode(&[("streamtype", kind)], &mut headers);
+            frame::put_syn_stream(out, id, &headers);
+        }
+    }
+}
+
+impl Codec for Spdy {
+    type Item = Event;
+
+    fn next(&mut self, input: &mut BytesMut) -> io::Result<Option<Incoming<Event>>> {
         loop {
             if self.stdout_ended && self.status_ended {
-                return Ok(Some(Event::Ended));
+                return Ok(Some(Incoming::Item(Event::Ended)));
             }
-            let (id, payload, fin) = match self.parser.next(received).map_err(invalid)? {
+            let (id, payload, fin) = match self.parser.next(input).map_err(invalid)? {
                 Some(Frame::Data { id, payload, fin }) => (id, payload, fin),
                 Some(Frame::RstStream { id, .. }) => (id, Bytes::new(), true),
                 Some(Frame::SynReply { id, fin, .. }) => (id, Bytes::new(), fin),
-                Some(Frame::Ping { id }) => {
-                    // Theirs are even, and wait for an answer.
-                    if id % 2 == 0 {
-                        frame::put_ping(out, id);
-                    }
-                    continue;
+                // Theirs are even, and wait for an answer.
+                Some(Frame::Ping { id }) if id % 2 == 0 => {
+                    return Ok(Some(Incoming::Ping(Bytes::copy_from_slice(&id.to_be_bytes()))));
                 }
+                Some(Frame::Ping { .. }) => return Ok(Some(Incoming::Pong)),
                 Some(Frame::GoAway { .. } | Frame::SynStream { .. }) => continue,
                 None => return Ok(None),
             };
@@ -209,9 +205,24 @@ impl Spdy {
             self.stdout_ended |= fin && *channel == Channel::Stdout;
             self.status_ended |= fin && *channel == Channel::Status;
             if !payload.is_empty() {
-                return Ok(Some(Event::Data(*channel, payload)));
+                return Ok(Some(Incoming::Item(Event::Data(*channel, payload))));
             }
         }
+    }
+
+    fn put_ping(&mut self, number: u32, out: &mut BytesMut) {
+        // The ids of a client's PINGs are odd (SPDY draft 3.1, section 2.6.5).
+        frame::put_ping(out, number.wrapping_mul(2).wrapping_sub(1));
+    }
+
+    fn put_pong(&mut self, payload: &[u8], out: &mut BytesMut) {
+        if let Some(id) = payload.first_chunk() {
+            frame::put_ping(out, u32::from_be_bytes(*id));
+        }
+    }
+
+    fn put_close(&mut self, out: &mut BytesMut) {
+        frame::put_goaway(out, 0);
     }
 }
 
@@ -221,79 +232,105 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::future::poll_fn;
 
-    fn all(framing: &mut Framing, mut received: BytesMut) -> (Vec<Event>, BytesMut) {
-        let (mut events, mut out) = (Vec::new(), BytesMut::new());
-        while let Some(event) = framing.next(&mut received, &mut out).unwrap() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::wire::websocket::{self, Opcode, Role, put_frame};
+
+    async fn all(framing: &mut Framing) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = poll_fn(|cx| framing.poll_next(cx)).await.unwrap() {
             let is_end = event == Event::Ended;
             events.push(event);
             if is_end {
                 break;
             }
         }
-        (events, out)
+        events
     }
 
-    #[test]
-    fn over_spdy_the_end_is_that_of_the_output_and_of_the_status() {
+    fn data(channel: Channel, text: &'static [u8]) -> Event {
+        Event::Data(channel, Bytes::from_static(text))
+    }
+
+    #[tokio::test]
+    async fn over_spdy_the_end_is_that_of_the_output_and_of_the_status() {
         for status_first in [true, false] {
-            let mut begun = BytesMut::new();
-            let mut framing = Framing::new(ExecProtocol::Spdy, &mut begun);
-            assert_eq!(begun.iter().filter(|byte| **byte == 0x80).count(), 4, "four streams are opened");
-            let mut received = BytesMut::new();
-            frame::put_syn_reply(&mut received, 1, b"");
-            frame::put_ping(&mut received, 2);
-            frame::put_data_header(&mut received, 5, 3, false);
-            received.extend_from_slice(b"out");
-            frame::put_data_header(&mut received, 7, 3, true);
-            received.extend_from_slice(b"err");
+            let (near, mut far) = duplex(1 << 16);
+            let mut framing = Framing::new(Executed { io: Box::new(near), protocol: ExecProtocol::Spdy });
+            let mut said = BytesMut::new();
+            frame::put_syn_reply(&mut said, 1, b"");
+            frame::put_ping(&mut said, 2);
+            frame::put_data_header(&mut said, 5, 3, false);
+            said.extend_from_slice(b"out");
+            frame::put_data_header(&mut said, 7, 3, true);
+            said.extend_from_slice(b"err");
+            far.write_all(&said).await.unwrap();
+            for wanted in [data(Channel::Stdout, b"out"), data(Channel::Stderr, b"err")] {
+                assert_eq!(poll_fn(|cx| framing.poll_next(cx)).await.unwrap(), Some(wanted));
+            }
+            poll_fn(|cx| framing.poll_flush(cx)).await.unwrap();
+            let (mut parser, mut input, mut opened, mut is_answered) =
+                (frame::Parser::default(), BytesMut::new(), 0, false);
+            while !is_answered {
+                far.read_buf(&mut input).await.unwrap();
+                while let Some(frame) = parser.next(&mut input).unwrap() {
+                    opened += usize::from(matches!(frame, Frame::SynStream { .. }));
+                    is_answered |= matches!(frame, Frame::Ping { id: 2 });
+                }
+            }
+            assert_eq!(opened, 4, "four streams are opened");
             let mut ends = [(1, &b"{}"[..]), (5, &b""[..])];
             if !status_first {
                 ends.reverse();
             }
+            let mut said = BytesMut::new();
             for (id, payload) in ends {
-                frame::put_data_header(&mut received, id, payload.len(), true);
-                received.extend_from_slice(payload);
+                frame::put_data_header(&mut said, id, payload.len(), true);
+                said.extend_from_slice(payload);
             }
-            let (events, out) = all(&mut framing, received);
-            let mut pong = BytesMut::new();
-            frame::put_ping(&mut pong, 2);
-            assert_eq!(out, pong);
-            let data = |channel, text: &'static [u8]| Event::Data(channel, Bytes::from_static(text));
-            let expected = [
-                data(Channel::Stdout, b"out"),
-                data(Channel::Stderr, b"err"),
-                data(Channel::Status, b"{}"),
-                Event::Ended,
-            ];
-            assert_eq!(events, expected);
+            far.write_all(&said).await.unwrap();
+            assert_eq!(all(&mut framing).await, [data(Channel::Status, b"{}"), Event::Ended]);
         }
     }
 
-    #[test]
-    fn over_channels_the_status_is_the_end() {
+    #[tokio::test]
+    async fn over_channels_the_status_is_the_end() {
         for (protocol, ends) in [(ExecProtocol::V5, true), (ExecProtocol::V4, false)] {
-            let mut out = BytesMut::new();
-            let mut framing = Framing::new(protocol, &mut out);
-            assert!(out.is_empty());
+            let (near, mut far) = duplex(1 << 16);
+            let mut framing = Framing::new(Executed { io: Box::new(near), protocol });
             assert_eq!(framing.ends_stdin(), ends);
-            framing.put_end_of_stdin(&mut out);
-            assert_eq!(!out.is_empty(), ends);
-            let mut received = BytesMut::new();
-            for message in [&b"\x01"[..], b"\x01out", b"\x02err", b"\x03{}", b"\x01never"] {
-                put_frame(&mut received, Opcode::Binary, message, None);
+            framing.put_stdin(b"in");
+            framing.put_end_of_stdin();
+            framing.close();
+            poll_fn(|cx| framing.poll_flush(cx)).await.unwrap();
+            let (mut parser, mut input, mut messages) =
+                (websocket::Parser::new(Role::Server), BytesMut::new(), Vec::new());
+            loop {
+                match parser.next(&mut input).unwrap() {
+                    Some(websocket::Event::Data { payload, .. }) => messages.push(payload),
+                    Some(websocket::Event::Close(code)) => break assert_eq!(code, Some(1000)),
+                    Some(other) => panic!("{other:?}"),
+                    None => drop(far.read_buf(&mut input).await.unwrap()),
+                }
             }
-            let (events, _) = all(&mut framing, received);
-            let data = |channel, text: &'static [u8]| Event::Data(channel, Bytes::from_static(text));
-            let expected = [
+            let wanted = [&b"\0in"[..], b"\xff\0"];
+            assert_eq!(messages, wanted[..if ends { 2 } else { 1 }]);
+            let mut said = BytesMut::new();
+            for message in [&b"\x01"[..], b"\x01out", b"\x02err", b"\x03{}", b"\x01never"] {
+                put_frame(&mut said, Opcode::Binary, message, None);
+            }
+            far.write_all(&said).await.unwrap();
+            let wanted = [
                 data(Channel::Stdout, b""),
                 data(Channel::Stdout, b"out"),
                 data(Channel::Stderr, b"err"),
                 data(Channel::Status, b"{}"),
                 Event::Ended,
             ];
-            assert_eq!(events, expected);
+            assert_eq!(all(&mut framing).await, wanted);
         }
     }
 }

@@ -8,12 +8,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::io::poll_read_buf;
 
 use super::{
     framing::{Channel, Event, Framing},
@@ -21,15 +20,8 @@ use super::{
 };
 use crate::{
     backend::StreamFault,
-    io::BoxedIo,
-    k8s::{client::printable, upgrade::exec::Executed},
+    k8s::{client::printable, framed::PIECE, upgrade::exec::Executed},
 };
-
-/// How much is read from the connection at a time, and how much a write takes.
-const PIECE: usize = 64 * 1024;
-
-/// A write waits while this much is on its way out.
-const MOST_UNSENT: usize = 256 * 1024;
 
 /// As much of a program's complaint, and of a Status object, as is kept.
 const LONGEST_REPORT: usize = 4 * 1024;
@@ -49,17 +41,12 @@ const QUIET_CLIENT: Duration = Duration::from_millis(200);
 const LONGEST_AFTER_SERVER: Duration = Duration::from_secs(1);
 
 pub struct ExecStream {
-    inner: BoxedIo,
     framing: Framing,
     target: String,
     pod: String,
-    received: BytesMut,
     payload: Bytes,
     stderr: Vec<u8>,
     status: Vec<u8>,
-    unsent: BytesMut,
-    /// Some of it does not wait for a write.
-    is_urgent: bool,
     ended: bool,
     shut_down: Option<Instant>,
     last_read: Option<Instant>,
@@ -76,19 +63,13 @@ pub struct ExecStream {
 impl ExecStream {
     /// `target` and `pod` are for the error.
     pub fn new(executed: Executed, target: String, pod: String) -> Self {
-        let mut unsent = BytesMut::new();
-        let framing = Framing::new(executed.protocol, &mut unsent);
         Self {
-            inner: executed.io,
-            framing,
+            framing: Framing::new(executed),
             target,
             pod,
-            received: BytesMut::new(),
             payload: Bytes::new(),
             stderr: Vec::new(),
             status: Vec::new(),
-            is_urgent: !unsent.is_empty(),
-            unsent,
             ended: false,
             shut_down: None,
             last_read: None,
@@ -134,17 +115,6 @@ impl ExecStream {
         Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            let count = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.unsent))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.unsent.advance(count);
-        }
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
     /// Takes a piece of what a channel says.
     fn take(&mut self, channel: Channel, payload: Bytes) {
         // Whatever it says: it does not wait for an answer any more. Nodes begin with an empty message.
@@ -180,11 +150,11 @@ impl ExecStream {
                 None => self.end_stdin(),
                 Some(_) => {
                     self.close_sent = true;
-                    self.framing.put_close(&mut self.unsent);
+                    self.framing.close();
                 }
             }
             // An error shows in the read that follows.
-            let _ = self.poll_send(cx);
+            let _ = self.framing.poll_flush(cx);
         }
     }
 
@@ -210,7 +180,7 @@ impl ExecStream {
 
     fn end_stdin(&mut self) {
         self.shut_down = Some(Instant::now());
-        self.framing.put_end_of_stdin(&mut self.unsent);
+        self.framing.put_end_of_stdin();
     }
 }
 
@@ -227,41 +197,31 @@ impl AsyncRead for ExecStream {
             if this.ended {
                 return Poll::Ready(this.fault().map_or(Ok(()), |fault| Err(fault.into())));
             }
-            let unsent = this.unsent.len();
-            let event = this.framing.next(&mut this.received, &mut this.unsent)?;
-            this.is_urgent |= this.unsent.len() > unsent;
-            match event {
-                Some(Event::Data(channel, payload)) => this.take(channel, payload),
-                Some(Event::Ended) => this.ended = true,
-                None => {
-                    // What the protocol demands leaves now or with the next write; an error shows there as well.
-                    if this.is_urgent && this.poll_send(cx).is_ready() {
-                        this.is_urgent = false;
+            match this.framing.poll_next(cx) {
+                Poll::Ready(Ok(Some(Event::Data(channel, payload)))) => this.take(channel, payload),
+                Poll::Ready(Ok(Some(Event::Ended))) => this.ended = true,
+                // The program was ended by us, or has said how it ended.
+                Poll::Ready(_) if this.close_sent || !this.status.is_empty() => this.ended = true,
+                Poll::Ready(Ok(None)) => return Poll::Ready(Err(lost("the exec ended without a status".to_owned()))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error.to_string()))),
+                Poll::Pending => {
+                    if let Some(connected_by) = &mut this.connected_by
+                        && connected_by.as_mut().poll(cx).is_ready()
+                    {
+                        let (target, pod) = (this.target.clone(), this.pod.clone());
+                        let detail = format!("no answer within {CONNECT_SECONDS} s");
+                        return Poll::Ready(Err(StreamFault::Jump { target, pod, detail }.into()));
                     }
-                    this.received.reserve(PIECE);
-                    match poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.received)? {
-                        Poll::Ready(0) if this.status.is_empty() => {
-                            let detail = "the exec ended without a status".to_owned();
-                            return Poll::Ready(Err(StreamFault::Lost { detail }.into()));
-                        }
-                        Poll::Ready(0) => this.ended = true,
-                        Poll::Ready(_) => {}
-                        Poll::Pending => {
-                            if let Some(connected_by) = &mut this.connected_by
-                                && connected_by.as_mut().poll(cx).is_ready()
-                            {
-                                let (target, pod) = (this.target.clone(), this.pod.clone());
-                                let detail = format!("no answer within {CONNECT_SECONDS} s");
-                                return Poll::Ready(Err(StreamFault::Jump { target, pod, detail }.into()));
-                            }
-                            this.poll_hold(cx);
-                            return Poll::Pending;
-                        }
-                    }
+                    this.poll_hold(cx);
+                    return Poll::Pending;
                 }
             }
         }
     }
+}
+
+fn lost(detail: String) -> io::Error {
+    StreamFault::Lost { detail }.into()
 }
 
 impl AsyncWrite for ExecStream {
@@ -269,28 +229,25 @@ impl AsyncWrite for ExecStream {
         if self.shut_down.is_some() || self.ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.unsent.len() > MOST_UNSENT {
-            ready!(self.poll_send(cx))?;
-        }
+        ready!(self.framing.poll_ready(cx))?;
         let piece = &buf[..buf.len().min(PIECE)];
-        let this = &mut *self;
-        this.framing.put_stdin(piece, &mut this.unsent);
-        this.last_written = Some(Instant::now());
-        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+        self.framing.put_stdin(piece);
+        self.last_written = Some(Instant::now());
+        if let Poll::Ready(Err(error)) = self.framing.poll_flush(cx) {
             return Poll::Ready(Err(error));
         }
         Poll::Ready(Ok(piece.len()))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.framing.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.shut_down.is_none() {
             self.end_stdin();
         }
-        ready!(self.poll_send(cx))?;
+        ready!(self.framing.poll_flush(cx))?;
         // A reader that waits already has to set the timer, in this task or in another.
         self.poll_hold(cx);
         Poll::Ready(Ok(()))

@@ -10,46 +10,36 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::io::poll_read_buf;
 
 use super::{
     connection::{LONGEST_REPORT, classify},
     stream::{HOLD_ANSWERED, HOLD_UNANSWERED, HOLD_UNUSED},
 };
 use crate::{
+    backend::StreamFault,
     io::BoxedIo,
-    k8s::upgrade::websocket::Masks,
-    wire::websocket::{Event, Opcode, Parser, Role, put_frame},
+    k8s::{
+        framed::{Framed, PIECE},
+        websocket::channels::{Channels, Piece},
+    },
 };
 
 const DATA: u8 = 0;
 const ERROR: u8 = 1;
 
-/// How much is read from the connection at a time, and how much a write takes.
-const PIECE: usize = 64 * 1024;
-
-/// A write waits while this much is on its way out.
-const MOST_UNSENT: usize = 256 * 1024;
-
 pub struct ChannelStream {
-    inner: BoxedIo,
+    framed: Framed<Channels>,
     port: u16,
-    parser: Parser,
-    received: BytesMut,
-    /// Of the message that is being read; None: its first byte has not come.
-    channel: Option<u8>,
     /// How many bytes of the port each channel begins with have not come.
     port_left: [usize; 2],
     /// The rest of a piece of data that did not fit into the reader's buffer.
     payload: Bytes,
     report: Vec<u8>,
-    unsent: BytesMut,
-    masks: Masks,
     ended: bool,
     shut_down: Option<Instant>,
     last_read: Option<Instant>,
@@ -63,16 +53,11 @@ impl ChannelStream {
     /// `inner`: after the upgrade, forwarding `port`. `count` is held as long as the stream.
     pub fn new(inner: BoxedIo, port: u16, count: Arc<()>) -> Self {
         Self {
-            inner,
+            framed: Framed::new(inner, Channels::new()),
             port,
-            parser: Parser::new(Role::Client),
-            received: BytesMut::new(),
-            channel: None,
             port_left: [2; 2],
             payload: Bytes::new(),
             report: Vec::new(),
-            unsent: BytesMut::new(),
-            masks: Masks::new(),
             ended: false,
             shut_down: None,
             last_read: None,
@@ -83,25 +68,8 @@ impl ChannelStream {
         }
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            let count = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.unsent))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.unsent.advance(count);
-        }
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
     /// Takes a piece of a message.
-    fn take(&mut self, mut payload: Bytes, last: bool) {
-        let channel = match self.channel {
-            Some(channel) => channel,
-            None if payload.is_empty() => return,
-            None => payload.split_to(1)[0],
-        };
-        self.channel = (!last).then_some(channel);
+    fn take(&mut self, Piece { channel, mut payload, .. }: Piece) {
         if let Some(left) = self.port_left.get_mut(usize::from(channel)) {
             let skipped = payload.len().min(*left);
             payload.advance(skipped);
@@ -132,10 +100,9 @@ impl ChannelStream {
         }
         if hold.as_mut().poll(cx).is_ready() {
             self.close_sent = true;
-            let mask = self.masks.next();
-            put_frame(&mut self.unsent, Opcode::Close, &1000u16.to_be_bytes(), Some(mask));
+            self.framed.close();
             // An error shows in the read that follows.
-            let _ = self.poll_send(cx);
+            let _ = self.framed.poll_flush(cx);
         }
     }
 }
@@ -156,28 +123,18 @@ impl AsyncRead for ChannelStream {
                     false => Err(classify(&String::from_utf8_lossy(&this.report), this.port).into()),
                 });
             }
-            match this.parser.next(&mut this.received) {
-                Ok(Some(Event::Data { payload, last })) => this.take(payload, last),
-                Ok(Some(Event::Ping(payload))) => {
-                    let mask = this.masks.next();
-                    put_frame(&mut this.unsent, Opcode::Pong, &payload, Some(mask));
-                    // The answer leaves now or with the next write; an error shows there as well.
-                    let _ = this.poll_send(cx);
+            match this.framed.poll_next(cx) {
+                Poll::Ready(Ok(Some(piece))) => this.take(piece),
+                Poll::Ready(Ok(None)) => this.ended = true,
+                // The node has said why.
+                Poll::Ready(Err(_)) if !this.report.is_empty() => this.ended = true,
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(StreamFault::Lost { detail: error.to_string() }.into()));
                 }
-                Ok(Some(Event::Pong)) => {}
-                Ok(Some(Event::Close(_))) => this.ended = true,
-                Ok(None) => {
-                    this.received.reserve(PIECE);
-                    match poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.received)? {
-                        Poll::Ready(0) => this.ended = true,
-                        Poll::Ready(_) => {}
-                        Poll::Pending => {
-                            this.poll_hold(cx);
-                            return Poll::Pending;
-                        }
-                    }
+                Poll::Pending => {
+                    this.poll_hold(cx);
+                    return Poll::Pending;
                 }
-                Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
             }
         }
     }
@@ -188,28 +145,22 @@ impl AsyncWrite for ChannelStream {
         if self.shut_down.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.unsent.len() > MOST_UNSENT {
-            ready!(self.poll_send(cx))?;
-        }
+        ready!(self.framed.poll_ready(cx))?;
         let piece = &buf[..buf.len().min(PIECE)];
-        let mut message = BytesMut::with_capacity(1 + piece.len());
-        message.extend_from_slice(&[DATA]);
-        message.extend_from_slice(piece);
-        let mask = self.masks.next();
-        put_frame(&mut self.unsent, Opcode::Binary, &message, Some(mask));
+        self.framed.put(|channels, out| channels.put(DATA, piece, out));
         self.last_written = Some(Instant::now());
-        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+        if let Poll::Ready(Err(error)) = self.framed.poll_flush(cx) {
             return Poll::Ready(Err(error));
         }
         Poll::Ready(Ok(piece.len()))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.framed.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send(cx))?;
+        ready!(self.framed.poll_flush(cx))?;
         self.shut_down.get_or_insert_with(Instant::now);
         // A reader that waits already has to set the timer, in this task or in another.
         self.poll_hold(cx);

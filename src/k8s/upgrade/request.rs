@@ -14,13 +14,13 @@ use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{select, time::timeout};
 
-use super::{
-    choice::{self, Verdict},
-    rand_bytes,
-};
+use super::choice::{self, Verdict};
 use crate::{
     io::{BoxedIo, prefixed::Prefixed},
-    k8s::client::{Cluster, printable},
+    k8s::{
+        client::{Cluster, printable},
+        websocket::random_bytes,
+    },
     wire::websocket::accept_key,
 };
 
@@ -76,7 +76,7 @@ impl Asked {
     pub fn websocket(cluster: &Cluster, path: &str, protocols: &'static str, headers: &HeaderMap) -> Self {
         let mut request = Self::request(cluster, Method::GET, path, headers);
         let sent = request.headers_mut();
-        let key = STANDARD.encode(rand_bytes::<16>());
+        let key = STANDARD.encode(random_bytes::<16>());
         sent.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         sent.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         sent.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocols));

@@ -21,6 +21,7 @@ use super::{LONGEST_REPORT, Shared, State, liveness::Verdict};
 use crate::{
     backend::StreamFault,
     io::BoxedIo,
+    k8s::reach::of_io,
     wire::spdy::frame::{self, Frame, Parser},
 };
 
@@ -58,7 +59,7 @@ pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
             continue;
         }
         if let Err(error) = write_batch(&shared, &mut io, &batch).await {
-            shared.die(StreamFault::Lost { detail: error.to_string() });
+            shared.die(StreamFault::Lost { detail: of_io(&error) });
             break;
         }
         batch.clear();
@@ -129,7 +130,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             biased;
             read = io.read_buf(&mut input) => match read {
                 Ok(0) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
-                Err(error) => break StreamFault::Lost { detail: error.to_string() },
+                Err(error) => break StreamFault::Lost { detail: of_io(&error) },
                 Ok(_) => last_inbound = Instant::now(),
             },
             () = shared.look.notified() => continue,
