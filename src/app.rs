@@ -22,7 +22,10 @@ use crate::{
     backend::{Backend, Backends},
     config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
     drain::Drain,
-    frontend::{http::HttpFrontend, sni::SniFrontend, tcp::TcpFrontend, tls::TlsFrontend},
+    frontend::{
+        forward::Forward, http::HttpFrontend, sni::SniFrontend, socks::SocksFrontend, tcp::TcpFrontend,
+        tls::TlsFrontend,
+    },
     k8s::client::Clusters,
     listener::{
         bind::{self, Kind, Sockets},
@@ -161,7 +164,8 @@ impl Bound {
         let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
         let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), tls.postgres(), metrics.clone());
         let postgres = tls.postgres();
-        let mux = Mux::new(http, tls, router.clone(), metrics.clone());
+        let socks = SocksFrontend::new(Forward::new(router.clone(), tunnels.clone()), metrics.clone());
+        let mux = Mux::new(http, tls, Some(socks), router.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         let facts = Facts { loaded_at: now(), ..Facts::default() };
         let source = Source::new(Parts {

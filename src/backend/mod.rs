@@ -7,7 +7,7 @@ pub mod port_forward;
 
 pub use error::{Blame, CloseReason, ConnectError, OpenError, StreamFault};
 
-pub use crate::k8s::{ServicePort, sign_in::Report as SignInReport};
+pub use crate::k8s::{ClusterError, ServicePort, sign_in::Report as SignInReport};
 
 use std::{
     path::PathBuf,

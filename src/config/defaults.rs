@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Config, Http, KubeconfigPaths, Tcp};
+use super::{Config, ForwardProxy, Http, KubeconfigPaths, Tcp};
 
 pub const PORT: u16 = 8989;
 /// Where a relay takes its clients.
 pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const DYNAMIC_HOST: &str = "k8s.localhost";
 
 /// Returns the addresses of a listener on this machine only: 127.0.0.1, and `[::1]`, which browsers try first.
@@ -47,6 +48,7 @@ pub fn config() -> Config {
         },
         sni: None,
         expose: Vec::new(),
+        proxy: Some(ForwardProxy::default()),
         admin: Default::default(),
     }
 }

@@ -80,7 +80,32 @@ pub struct Config {
     pub sni: Option<Sni>,
     /// Ports of this machine that are made reachable through relays.
     pub expose: Vec<Expose>,
+    /// The forward proxy on the listener of HTTP. None: it is off.
+    pub proxy: Option<ForwardProxy>,
     pub admin: Admin,
+}
+
+/// `proxy:` in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardProxy {
+    pub elsewhere: Elsewhere,
+    /// The domain of the cluster's names. Default: `cluster.local`. Lower case, no dots at the ends.
+    pub cluster_domain: String,
+}
+
+impl Default for ForwardProxy {
+    fn default() -> Self {
+        Self { elsewhere: Elsewhere::default(), cluster_domain: defaults::CLUSTER_DOMAIN.to_owned() }
+    }
+}
+
+/// What the forward proxy does for hosts that are none of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Elsewhere {
+    #[default]
+    Refuse,
+    /// Connects, where the address is one of the internet.
+    Direct,
 }
 
 /// An entry of `expose`.

@@ -37,6 +37,7 @@ struct File {
     tcp: Option<Tcp>,
     sni: Option<Sni>,
     expose: Option<Vec<Expose>>,
+    proxy: Option<Proxy>,
     admin: Option<Admin>,
 }
 
@@ -310,6 +311,36 @@ enum JumpMethod {
     Nc,
 }
 
+/// The forward proxy (SOCKS5) on the listener of HTTP. `off`: there is none.
+#[derive(Serialize)]
+struct Proxy;
+
+impl JsonSchema for Proxy {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Proxy".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "The forward proxy (SOCKS5) on the listener of HTTP. off: there is none",
+            "type": ["object", "string"],
+            "pattern": "^off$",
+            "properties": {
+                "elsewhere": {
+                    "description": "What to do for hosts outside of the cluster; direct reaches only addresses of the internet. Default: refuse.",
+                    "type": "string",
+                    "enum": ["refuse", "direct"]
+                },
+                "cluster_domain": {
+                    "description": "The domain of the cluster's names. Default: cluster.local.",
+                    "type": "string"
+                }
+            },
+            "additionalProperties": false
+        })
+    }
+}
+
 /// `90s`, `60m`, `1h30m`; 0 means never.
 #[derive(Serialize)]
 struct GoDuration;
@@ -366,6 +397,7 @@ mod tests {
             ("HttpRoute", validate::HTTP_ROUTE),
             ("Headers", validate::HEADERS),
             ("HeaderRules", validate::HEADER_RULES),
+            ("Proxy", validate::PROXY),
             ("Admin", validate::ADMIN),
             ("Expose", validate::EXPOSE),
             ("Sni", validate::SNI),

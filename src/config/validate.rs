@@ -3,6 +3,7 @@
 mod claims;
 mod expose;
 mod http;
+mod proxy;
 mod sni;
 mod tcp;
 mod values;
@@ -21,9 +22,9 @@ use ::http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Expose, HeaderRules, HostHeader,
-    HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend,
-    SniRoute, TcpRoute, Workload, defaults,
+    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere, Expose, ForwardProxy,
+    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol,
+    Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
@@ -42,6 +43,7 @@ pub(super) const ROOT: &[&str] = &[
     "tcp",
     "sni",
     "expose",
+    "proxy",
     "admin",
 ];
 pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic"];
@@ -70,6 +72,7 @@ pub(super) const HTTP_ROUTE: &[&str] = &[
 ];
 pub(super) const HEADERS: &[&str] = &["request", "response", "set", "remove"];
 pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
+pub(super) const PROXY: &[&str] = &["elsewhere", "cluster_domain"];
 pub(super) const ADMIN: &[&str] = &["listen"];
 pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
 pub(super) const EXPOSE: &[&str] =
@@ -174,6 +177,9 @@ impl Walk {
             Some(())
         });
         config.expose = self.field(&map, "expose", Self::exposed).unwrap_or_default();
+        if let Some(node) = map.get("proxy") {
+            config.proxy = self.at("proxy", |walk| walk.forward_proxy(node));
+        }
         self.field(&map, "admin", |walk, node| {
             let map = walk.map(node, ADMIN)?;
             config.admin.listen = walk.field(&map, "listen", |walk, node| {

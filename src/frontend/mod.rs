@@ -1,5 +1,6 @@
 //! Frontends: what a client speaks, from its first byte to a tunnel.
 
+pub mod forward;
 pub mod greeting;
 pub mod http;
 mod join;
@@ -9,6 +10,7 @@ pub mod protocol;
 pub mod proxied;
 pub mod refusal;
 pub mod sni;
+pub mod socks;
 pub mod tcp;
 pub mod tls;
 

@@ -19,6 +19,7 @@ use crate::{
         Connection,
         http::{HttpFrontend, HttpVersion},
         proxied,
+        socks::SocksFrontend,
         tls::TlsFrontend,
     },
     io::{BoxedIo, accept::Full, prefixed::Prefixed},
@@ -31,13 +32,21 @@ use crate::{
 pub struct Mux {
     http: Arc<HttpFrontend>,
     tls: Arc<TlsFrontend>,
+    /// None: there is no forward proxy here.
+    socks: Option<SocksFrontend>,
     router: SharedRouter,
     metrics: Arc<Metrics>,
 }
 
 impl Mux {
-    pub fn new(http: Arc<HttpFrontend>, tls: Arc<TlsFrontend>, router: SharedRouter, metrics: Arc<Metrics>) -> Self {
-        Self { http, tls, router, metrics }
+    pub fn new(
+        http: Arc<HttpFrontend>,
+        tls: Arc<TlsFrontend>,
+        socks: Option<SocksFrontend>,
+        router: SharedRouter,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { http, tls, socks, router, metrics }
     }
 
     /// Refuses a client; one of HTTP/1 reads why.
@@ -71,7 +80,8 @@ impl Mux {
                 return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {limit:?}");
             }
         };
-        let Some(protocol) = sniffed else {
+        let socks = self.socks.as_ref().filter(|socks| socks.is_on());
+        let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || socks.is_some()) else {
             self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
@@ -84,6 +94,10 @@ impl Mux {
             }
             Protocol::Postgres => {
                 return Box::pin(self.tls.postgres().serve(Box::new(stream), received, connection)).await;
+            }
+            Protocol::Socks5 => {
+                let Some(socks) = socks else { return };
+                return Box::pin(socks.serve(Box::new(stream), received, connection)).await;
             }
             Protocol::Http1 | Protocol::Http2 => {}
         }

@@ -1,5 +1,6 @@
 //! What a name means: from a hostname or a local port to a [`Route`]. Pure.
 
+pub mod cluster_name;
 pub mod hostname;
 pub mod named;
 pub mod route;

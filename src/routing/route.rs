@@ -25,14 +25,30 @@ impl Route {
             None => tls,
             Some(scheme) => scheme == Scheme::Https,
         };
+        if is_https {
+            self.name_port(PortRef::Https);
+        }
+        self
+    }
+
+    /// Returns the route for a client that names a port of its own, where the route names none. 80 is the port that a
+    /// browser means.
+    pub fn for_port(mut self, port: u16) -> Self {
+        match port {
+            80 => {}
+            443 => self.name_port(PortRef::Https),
+            port => self.name_port(PortRef::Number(port)),
+        }
+        self
+    }
+
+    fn name_port(&mut self, port: PortRef) {
         if let Target::Pods(target) = &self.target
-            && is_https
             && target.port == PortRef::Auto
             && target.jump.is_none()
         {
-            self.target = Target::Pods(Arc::new(PodTarget { port: PortRef::Https, ..(**target).clone() }));
+            self.target = Target::Pods(Arc::new(PodTarget { port, ..(**target).clone() }));
         }
-        self
     }
 }
 

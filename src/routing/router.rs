@@ -8,6 +8,7 @@ use crate::{
     config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend},
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
+        cluster_name::ClusterName,
         hostname::{DynamicName, NameError},
         table,
     },
@@ -43,6 +44,9 @@ pub enum RouteError {
     Malformed { host: String, reason: String },
     #[error("context {context} is closed to names without a route")]
     DynamicDenied { host: String, context: String },
+    /// The forward proxy was asked for a host of another network.
+    #[error("{host} is not a name of the cluster")]
+    Elsewhere { host: String },
     /// The name gives no context, and there is no current one (or no kubeconfig at all).
     #[error("no context for {host}: {reason}")]
     NoContext { host: String, reason: String },
@@ -85,6 +89,52 @@ impl Router {
             jump: None,
         };
         let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
+        self.dynamic(host, target)
+    }
+
+    /// Returns the route of a host and a port that a client of the forward proxy names: adit's own names, those of the
+    /// cluster, and the targets of jumps. `context`: its name or alias; None: the current one.
+    pub fn forward(&self, context: Option<&str>, host: &str, port: u16) -> Result<Route, RouteError> {
+        let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let Some(proxy) = self.config.proxy.as_ref().filter(|_| self.relayed.is_none()) else { return elsewhere(host) };
+        if table::is_own_name(&host) {
+            return elsewhere(host);
+        }
+        match self.http(&host) {
+            // Adit's own port, in the URL of a page of ours, says nothing of the backend's.
+            Ok(route) if self.config.http.listen.iter().any(|listen| listen.port() == port) => return Ok(route),
+            Ok(route) => return Ok(route.for_port(port)),
+            Err(RouteError::Unknown { .. }) if !host.ends_with(".localhost") => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(route) = self.jump_to(&host, port).filter(|_| context.is_none()) {
+            return route;
+        }
+        let Some(ClusterName { namespace, workload }) = ClusterName::parse(&host, &proxy.cluster_domain) else {
+            return elsewhere(host);
+        };
+        let context = context.map(|context| self.context_of(context));
+        let destination = Destination { context, namespace, workload, port: PortRef::Number(port), jump: None };
+        let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
+        self.dynamic(host, target)
+    }
+
+    /// Returns the route that jumps to a host and port.
+    fn jump_to(&self, host: &str, port: u16) -> Option<Result<Route, RouteError>> {
+        let is_there = |destination: &Destination| {
+            destination.jump.as_ref().is_some_and(|jump| jump.host.eq_ignore_ascii_case(host) && jump.port == port)
+        };
+        let of_http = self.config.http.routes.iter().find(|(_, route)| is_there(&route.destination));
+        if let Some((name, _)) = of_http {
+            return Some(self.http(name));
+        }
+        let of_tcp = self.config.tcp.routes.iter().find(|(_, route)| is_there(&route.destination));
+        of_tcp.map(|(address, _)| self.tcp(*address))
+    }
+
+    /// Returns the route to a target without one in the file, unless its context is closed to those.
+    fn dynamic(&self, host: String, target: Arc<PodTarget>) -> Result<Route, RouteError> {
         let context = &target.cluster.context;
         if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
             return Err(RouteError::DynamicDenied { context: context.to_string(), host });
@@ -223,6 +273,7 @@ impl RouteError {
             Self::Unknown { .. } | Self::NoTunnel { .. } => "unknown-host",
             Self::Malformed { .. } => "malformed-host",
             Self::DynamicDenied { .. } => "dynamic-denied",
+            Self::Elsewhere { .. } => "elsewhere",
             Self::NoContext { .. } => "no-context",
         }
     }
@@ -246,6 +297,11 @@ impl RouteError {
             Self::Malformed { .. } => "use <service>.<namespace>.localhost".to_owned(),
             Self::DynamicDenied { context, .. } => {
                 format!("add a route to http.k8s.routes, or set dynamic: allow for {context}")
+            }
+            Self::Elsewhere { .. } => {
+                "write <service>.<namespace>.svc.cluster.local, make a route with 'via' through a pod, or set \
+                 proxy.elsewhere: direct"
+                    .to_owned()
             }
             Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
         })
@@ -307,6 +363,42 @@ mod tests {
             assert_eq!(router.http(host).unwrap_err().code(), "dynamic-denied", "{host}");
         }
         assert!(router.http("web.shop.localhost").is_ok());
+    }
+
+    #[test]
+    fn the_forward_proxy_knows_names_of_the_cluster_routes_and_jumps() {
+        let router = router(
+            "contexts: {p: {name: Prod, dynamic: deny}}\n\
+             http: {k8s: {routes: {shop.test: {namespace: shop, service: web}}}}\n\
+             tcp: {k8s: {jump: {15432: {namespace: shop, via: {service: socat}, target: {host: db.internal, port: 5432}}}}}\n",
+        );
+        let target = |context, host, port| router.forward(context, host, port).map(|route| route.target.to_string());
+        for (host, port, wanted) in [
+            ("web.shop.svc.cluster.local.", 80, "dev/shop/web:80"),
+            ("WEB.shop", 8080, "dev/shop/web:8080"),
+            ("web", 443, "dev/team/web:443"),
+            ("pg-0.pg.data.svc", 5432, "dev/data/pg/pg-0:5432"),
+            ("web.shop.localhost", 80, "dev/shop/web"),
+            ("web.shop.localhost", 8989, "dev/shop/web"),
+            ("web.shop.localhost", 443, "dev/shop/web+https"),
+            ("web.shop.localhost", 5432, "dev/shop/web:5432"),
+            ("8080.web.shop.localhost", 80, "dev/shop/web:8080"),
+            ("shop.test", 8080, "dev/shop/web:8080"),
+            ("DB.internal", 5432, "dev/shop/socat->db.internal:5432"),
+        ] {
+            assert_eq!(target(None, host, port).as_deref(), Ok(wanted), "{host}:{port}");
+        }
+        for (context, host, code) in [
+            (None, "www.example.com", "elsewhere"),
+            (None, "localhost", "elsewhere"),
+            (None, "10.0.0.1", "elsewhere"),
+            (Some("p"), "web.shop", "dynamic-denied"),
+            (Some("prod"), "web.shop.svc.cluster.local", "dynamic-denied"),
+        ] {
+            assert_eq!(router.forward(context, host, 80).unwrap_err().code(), code, "{host}");
+        }
+        let off = Router { relayed: Some(Arc::default()), ..router.clone() };
+        assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), "elsewhere");
     }
 
     #[test]

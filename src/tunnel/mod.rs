@@ -9,6 +9,7 @@ pub mod reach;
 pub mod state;
 pub mod stream;
 mod streams;
+mod taken;
 pub mod task;
 
 use std::time::Duration;
@@ -17,7 +18,7 @@ pub use lease::Lease;
 pub use manager::{Manager, SignInSnapshot, TunnelSnapshot};
 pub use reach::Patience;
 
-pub use crate::backend::{Blame, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
+pub use crate::backend::{Blame, ClusterError, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
 
 /// How long a caller waits for a ready pod before it is told why there is none.
 pub const BUDGET: Duration = Duration::from_secs(10);

@@ -66,6 +66,8 @@ pub(super) struct Stream {
     /// It has just been moved, which only the half that was polled knows.
     has_moved: bool,
     opened: Instant,
+    /// When the present stream was opened.
+    since: Instant,
 }
 
 /// The end of our direction.
@@ -98,8 +100,14 @@ impl TunnelStream {
             moving: None,
             has_moved: false,
             opened: Instant::now(),
+            since: Instant::now(),
         });
         Self { tunnel, number, cell }
+    }
+
+    /// Returns for how long the pod has had the stream. Zero: it is on its way to another.
+    pub fn taken_for(&self) -> Duration {
+        self.cell.with(Stream::taken_for).unwrap_or_default()
     }
 }
 
@@ -115,10 +123,15 @@ impl Stream {
         std::mem::take(&mut self.has_moved)
     }
 
+    fn taken_for(&self) -> Duration {
+        if self.moving.is_some() { Duration::ZERO } else { self.since.elapsed() }
+    }
+
     /// Starts to move the stream if its failure allows that; gives the error back otherwise.
     fn move_after(&mut self, error: io::Error) -> Result<(), io::Error> {
         let Some(kept) = self.kept.as_ref().filter(|_| !self.answered) else { return Err(error) };
         let Some(fault) = StreamFault::of(&error) else { return Err(error) };
+        self.tunnel.answers.store(false, Ordering::Relaxed);
         let is_unused = kept.is_empty() && matches!(fault, StreamFault::Lost { .. });
         if !fault.never_reached_the_pod() && !is_unused {
             return Err(error);
@@ -159,7 +172,7 @@ impl Stream {
         (self.moving, self.has_moved) = (None, true);
         match moved {
             Ok((inner, running)) => {
-                (self.inner, self.running) = (inner, running);
+                (self.inner, self.running, self.since) = (inner, running, Instant::now());
                 self.unsent = self.kept.as_ref().map_or(0, BytesMut::len);
                 if self.end == End::Told {
                     self.end = End::Owed;
@@ -224,6 +237,7 @@ impl Stream {
                     if count > 0 {
                         if self.kept.is_some() {
                             self.tunnel.refuses.store(false, Ordering::Relaxed);
+                            self.tunnel.answers.store(true, Ordering::Relaxed);
                         }
                         self.tunnel.usage.down.fetch_add(count as u64, Ordering::Relaxed);
                         self.tunnel.journal.bytes(0, count as u64);

@@ -91,6 +91,11 @@ impl Cell {
         polled
     }
 
+    /// Looks at the stream. None: its tunnel has taken it away.
+    pub fn with<T>(&self, look: impl FnOnce(&Stream) -> T) -> Option<T> {
+        self.lock().stream.as_ref().map(look)
+    }
+
     fn end(&self) {
         let (stream, waiting) = {
             let mut held = self.lock();

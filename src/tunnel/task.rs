@@ -55,6 +55,8 @@ pub(super) struct Tunnel {
     pub drain: Drain,
     /// The port refused connections for a whole grace, and has not answered since.
     pub refuses: AtomicBool,
+    /// The pods have answered a stream, and have not failed one since.
+    pub answers: AtomicBool,
     /// Whether it counts as a new name still: until it has led somewhere.
     pub has_token: AtomicBool,
     idle_timeout: AtomicU64,
@@ -174,6 +176,7 @@ impl Tunnel {
             journal,
             drain,
             refuses: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
             has_token: AtomicBool::new(true),
             idle_timeout: AtomicU64::new(to_millis(idle_timeout)),
         }

@@ -7,5 +7,6 @@ pub mod postgres;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod sniff;
+pub mod socks5;
 pub mod spdy;
 pub mod websocket;

@@ -2,7 +2,7 @@
 
 use super::{
     http1::{MOST_EMPTY_LINES, is_token},
-    postgres,
+    postgres, socks5,
 };
 
 /// What a client speaks.
@@ -13,6 +13,7 @@ pub enum Protocol {
     Http2,
     /// PostgreSQL before its TLS.
     Postgres,
+    Socks5,
 }
 
 /// What the first bytes of a connection tell.
@@ -36,6 +37,7 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     match bytes {
         [] | [0x16] => return Sniff::NeedMore,
         [0x16, 0x03, ..] => return Sniff::Is(Protocol::Tls),
+        [socks5::VERSION, ..] => return Sniff::Is(Protocol::Socks5),
         _ => {}
     }
     match postgres::first(bytes) {
@@ -162,6 +164,12 @@ mod tests {
     fn postgres_is_told_by_its_first_message() {
         assert_eq!(by_prefixes(&postgres::SSL_REQUEST), Sniff::Is(Protocol::Postgres));
         assert_eq!(by_prefixes(&postgres::GSSENC_REQUEST), Sniff::Is(Protocol::Postgres));
+    }
+
+    #[test]
+    fn socks5_is_told_by_its_version() {
+        assert_eq!(by_prefixes(b"\x05\x02\x00\x02"), Sniff::Is(Protocol::Socks5));
+        assert_eq!(by_prefixes(b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00"), Sniff::Unknown);
     }
 
     #[test]

@@ -46,6 +46,11 @@ fn sniff() {
 }
 
 #[test]
+fn socks5() {
+    replay("socks5", checks::socks5::check);
+}
+
+#[test]
 fn spdy() {
     replay("spdy", checks::spdy::check);
 }

@@ -29,6 +29,7 @@ mod run;
 mod services;
 mod sign_in;
 mod sni;
+mod socks;
 mod support;
 mod tcp;
 mod tls;

@@ -62,7 +62,7 @@ impl Page {
         let status = match error {
             RouteError::Unknown { .. } | RouteError::NoTunnel { .. } => StatusCode::NOT_FOUND,
             RouteError::Malformed { .. } => StatusCode::NOT_FOUND,
-            RouteError::DynamicDenied { .. } => StatusCode::FORBIDDEN,
+            RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. } => StatusCode::FORBIDDEN,
             RouteError::NoContext { .. } => StatusCode::BAD_GATEWAY,
         };
         let links = match error {

@@ -112,7 +112,7 @@ fn a_client_of_tls_is_passed_through_where_the_port_may_speak_it() {
 fn what_is_tried_instead_is_never_what_failed_and_never_h2c_for_an_upgrade() {
     let said = [Sniff::NeedMore, Sniff::Unknown]
         .into_iter()
-        .chain([Protocol::Tls, Protocol::Http1, Protocol::Http2, Protocol::Postgres].map(Sniff::Is));
+        .chain([Protocol::Tls, Protocol::Http1, Protocol::Http2, Protocol::Postgres, Protocol::Socks5].map(Sniff::Is));
     for said in said {
         for asks in [Asks::Http, Asks::Http2, Asks::Grpc, Asks::Upgrade] {
             for spoke in [Scheme::Http, Scheme::Https, Scheme::H2c] {

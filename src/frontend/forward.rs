@@ -1,0 +1,254 @@
+//! The forward proxy: from the name and the port that a client names, as programs in the cluster would, to a stream.
+//!
+//! The ways in (SOCKS5, CONNECT) read what the client asks for, and tell it how that went in their own words.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+
+use super::{Connection, join::join};
+use crate::{
+    config::Elsewhere,
+    io::{BoxedIo, splice::SpliceEnd, splice::splice},
+    routing::{Route, RouteError, SharedRouter},
+    tunnel::{Blame, Lease, Manager, OpenError},
+};
+
+/// How long a host of another network may take.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a client of the forward proxy asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The context that it names, or its alias. None: the current one.
+    pub context: Option<String>,
+    /// A name, or an address without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+/// Opens what clients ask for.
+pub struct Forward {
+    router: SharedRouter,
+    tunnels: Manager,
+}
+
+/// Why a client does not get what it asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ForwardError {
+    Route(RouteError),
+    Open(Box<Route>, OpenError),
+    /// A host of another network was not reached.
+    Direct {
+        host: String,
+        reason: String,
+        is_timeout: bool,
+    },
+}
+
+/// A stream to what was asked for.
+pub enum Reached {
+    Pod(Route, Lease, BoxedIo),
+    Direct(TcpStream),
+}
+
+impl Forward {
+    pub fn new(router: SharedRouter, tunnels: Manager) -> Arc<Self> {
+        Arc::new(Self { router, tunnels })
+    }
+
+    /// Returns whether there is a forward proxy.
+    pub fn is_on(&self) -> bool {
+        let router = self.router.load();
+        router.relayed.is_none() && router.config.proxy.is_some()
+    }
+
+    /// Returns a stream, once the other side has taken it.
+    ///
+    /// # Errors
+    /// The name leads nowhere, must not be used, or nothing answers there.
+    pub async fn reach(&self, asked: &Asked, connection: &Connection) -> Result<Reached, ForwardError> {
+        let (found, elsewhere) = {
+            let router = self.router.load();
+            let elsewhere = router.config.proxy.as_ref().map_or(Elsewhere::Refuse, |proxy| proxy.elsewhere);
+            (router.forward(asked.context.as_deref(), &asked.host, asked.port), elsewhere)
+        };
+        let may_be_direct = elsewhere == Elsewhere::Direct && asked.context.is_none();
+        let route = match found {
+            Ok(route) => route,
+            Err(RouteError::Elsewhere { .. }) if may_be_direct => return direct(asked).await.map(Reached::Direct),
+            Err(error) => return Err(ForwardError::Route(error)),
+        };
+        let reached = async {
+            let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
+            let stream = lease.connect_taken(connection.ends).await?;
+            Ok::<_, OpenError>((lease, stream))
+        };
+        match reached.await {
+            Ok((lease, stream)) => Ok(Reached::Pod(route, lease, stream)),
+            // `example.com` could have been a Service as well.
+            Err(error) if may_be_direct && error.blame() == Blame::Asked && asked.host.contains('.') => {
+                direct(asked).await.map(Reached::Direct)
+            }
+            Err(error) => Err(ForwardError::Open(Box::new(route), error)),
+        }
+    }
+}
+
+impl Reached {
+    /// Moves the bytes of a client until both sides have ended.
+    pub async fn join(self, client: &mut BoxedIo) -> SpliceEnd {
+        match self {
+            Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease).await,
+            Self::Direct(mut stream) => splice(client, &mut stream).await,
+        }
+    }
+
+    /// Returns where it leads, for logs.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pod(route, ..) => route.target.to_string(),
+            Self::Direct(_) => "direct".to_owned(),
+        }
+    }
+}
+
+impl ForwardError {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Route(error) => error.code(),
+            Self::Open(_, error) => error.code(),
+            Self::Direct { .. } => "direct",
+        }
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Route(error) => error.hint(),
+            Self::Open(_, error) => error.hint(),
+            Self::Direct { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for ForwardError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Route(error) => error.fmt(f),
+            Self::Open(_, error) => error.fmt(f),
+            Self::Direct { host, reason, .. } => write!(f, "cannot reach {host}: {reason}"),
+        }
+    }
+}
+
+/// Connects to a host of the internet.
+async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
+    let Asked { host, port, .. } = asked;
+    let failed = |reason: &str, is_timeout| ForwardError::Direct {
+        host: format!("{host}:{port}"),
+        reason: reason.to_owned(),
+        is_timeout,
+    };
+    let connecting = async {
+        let found: Vec<SocketAddr> = match lookup_host((host.as_str(), *port)).await {
+            Ok(found) => found.collect(),
+            Err(_) => return Err(failed("its name is not known", false)),
+        };
+        let mut reason = "its name has no address";
+        for address in found {
+            if !is_global(address.ip()) {
+                return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
+            }
+            match TcpStream::connect(address).await {
+                // This machine has the address itself.
+                Ok(stream) if stream.local_addr().is_ok_and(|local| local.ip() == address.ip()) => {
+                    return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
+                }
+                Ok(stream) => {
+                    let _ = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    reason = "it refuses the connection";
+                }
+                Err(_) => reason = "there is no route to it",
+            }
+        }
+        Err(failed(reason, false))
+    };
+    match timeout(DIRECT_TIMEOUT, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(failed("it does not answer", true)),
+    }
+}
+
+/// Returns whether an address is one of the internet, and not of this machine, the local network or a test.
+fn is_global(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_documentation()
+                || a == 0
+                || a >= 240
+                // Carriers' networks (RFC 6598), protocols (RFC 6890), benchmarks (RFC 2544).
+                || (a == 100 && b & 0xc0 == 64)
+                || (a, b, c) == (192, 0, 0)
+                || (a == 198 && b & 0xfe == 18))
+        }
+        IpAddr::V6(ip) => {
+            // The global unicast addresses (RFC 4291), but for documentation and what carries an IPv4 address (6to4, Teredo).
+            let [first, second, ..] = ip.segments();
+            first & 0xe000 == 0x2000 && first != 0x2002 && !(first == 0x2001 && matches!(second, 0 | 0x0db8))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_the_internet_are_reached_directly() {
+        for ip in ["1.1.1.1", "100.63.0.1", "100.128.0.1", "172.32.0.1", "2606:4700::1", "::ffff:8.8.8.8"] {
+            assert!(is_global(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "192.0.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd12::1",
+            "ff02::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2001::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+        ] {
+            assert!(!is_global(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}

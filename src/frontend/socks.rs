@@ -1,0 +1,183 @@
+//! SOCKS5 on the listener of HTTP: programs and browsers reach Services by the names that they have in the cluster.
+//!
+//! The user name is the context. The reply tells what became of the request, after the pod has taken the connection.
+
+use std::{io, sync::Arc, time::Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Connection,
+    forward::{Asked, Forward, ForwardError},
+};
+use crate::{
+    io::{BoxedIo, prefixed::Prefixed},
+    metrics::Metrics,
+    routing::RouteError,
+    tunnel::{ClusterError, OpenError, StreamFault},
+    wire::socks5::{self, Command, Malformed, Reply},
+};
+
+/// Serves the clients of SOCKS5.
+pub struct SocksFrontend {
+    forward: Arc<Forward>,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a client was not served.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("no SOCKS5: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("it offers no way to sign in that adit has")]
+    NoMethod,
+    #[error("it ended in the middle of its request")]
+    Ended,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl SocksFrontend {
+    pub fn new(forward: Arc<Forward>, metrics: Arc<Metrics>) -> Self {
+        Self { forward, metrics }
+    }
+
+    /// Returns whether there is a forward proxy.
+    pub fn is_on(&self) -> bool {
+        self.forward.is_on()
+    }
+
+    /// Serves one connection until both sides have ended.
+    pub async fn serve(&self, mut stream: BoxedIo, mut received: BytesMut, connection: Arc<Connection>) {
+        let _open = self.metrics.socks_connections.open();
+        let (id, started) = (connection.id, Instant::now());
+        let limit = connection.place.limits().first_byte;
+        let asked = match timeout(limit, handshake(&mut stream, &mut received)).await {
+            Ok(Ok(asked)) => asked,
+            Ok(Err(error)) => return info!(connection = id, peer = %connection.peer, %error, "socks: closed"),
+            Err(_) => {
+                return debug!(connection = id, peer = %connection.peer, "socks: closed: no request within {limit:?}");
+            }
+        };
+        connection.place.settle();
+        let (host, port) = (&asked.host, asked.port);
+        let reached = match self.forward.reach(&asked, &connection).await {
+            Ok(reached) => reached,
+            Err(error) => {
+                let reply = reply(&error);
+                warn!(connection = id, host, port, code = error.code(), %error, hint = error.hint(), "socks: refused");
+                // A client that has gone needs none.
+                let _ = stream.write_all(&reply.bytes()).await;
+                let _ = stream.shutdown().await;
+                return;
+            }
+        };
+        if let Err(error) = stream.write_all(&Reply::Succeeded.bytes()).await {
+            return debug!(connection = id, %error, "socks: client gone");
+        }
+        let route = reached.name();
+        // An impatient client may have sent more than its request.
+        let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+        let end = reached.join(&mut client).await;
+        info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = ?end.broken, took = ?started.elapsed(), "socks connection");
+    }
+}
+
+/// Exchanges what comes before the reply.
+async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<Asked, HandshakeError> {
+    let method = loop {
+        if let Some((methods, length)) = socks5::greeting(received)? {
+            let has = |method: u8| methods.contains(&method);
+            let method = [socks5::USER_PASSWORD, socks5::NO_AUTH].into_iter().find(|method| has(*method));
+            received.advance(length);
+            break method;
+        }
+        more(stream, received).await?;
+    };
+    stream.write_all(&[socks5::VERSION, method.unwrap_or(socks5::NO_METHOD)]).await?;
+    let mut context = None;
+    match method {
+        None => return Err(HandshakeError::NoMethod),
+        Some(socks5::USER_PASSWORD) => loop {
+            if let Some((user, length)) = socks5::user(received)? {
+                context = Some(user.to_owned()).filter(|user| !user.is_empty());
+                received.advance(length);
+                // There is no password to be wrong: which context may be used is the guard's to say.
+                stream.write_all(&socks5::user_answer(true)).await?;
+                break;
+            }
+            more(stream, received).await?;
+        },
+        Some(_) => {}
+    }
+    loop {
+        match socks5::request(received) {
+            Ok(None) => more(stream, received).await?,
+            Ok(Some((request, length))) => {
+                received.advance(length);
+                if let Command::Other(_) = request.command {
+                    stream.write_all(&Reply::CommandNotSupported.bytes()).await?;
+                    return Err(io::Error::other("it asks for something else than CONNECT").into());
+                }
+                return Ok(Asked { context, host: request.host, port: request.port });
+            }
+            Err(error) => {
+                let reply = match error {
+                    Malformed::AddressType => Reply::AddressNotSupported,
+                    _ => Reply::Failure,
+                };
+                stream.write_all(&reply.bytes()).await?;
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+async fn more(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), HandshakeError> {
+    received.reserve(socks5::LONGEST);
+    match stream.read_buf(received).await? {
+        0 => Err(HandshakeError::Ended),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the code that tells a client why it is not connected.
+fn reply(error: &ForwardError) -> Reply {
+    let error = match error {
+        ForwardError::Route(RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. }) => {
+            return Reply::NotAllowed;
+        }
+        ForwardError::Route(RouteError::NoContext { .. }) => return Reply::NetworkUnreachable,
+        ForwardError::Route(_) => return Reply::HostUnreachable,
+        ForwardError::Direct { is_timeout: true, .. } => return Reply::TimedOut,
+        ForwardError::Direct { .. } => return Reply::HostUnreachable,
+        ForwardError::Open(_, error) => error,
+    };
+    match error {
+        OpenError::TimedOut { .. } => Reply::TimedOut,
+        OpenError::Stream(StreamFault::Refused { .. }) => Reply::Refused,
+        OpenError::Stream(StreamFault::Jump { .. }) => Reply::HostUnreachable,
+        OpenError::Cluster(error) => match error {
+            ClusterError::Forbidden { .. } => Reply::NotAllowed,
+            ClusterError::Kubeconfig { .. }
+            | ClusterError::Credentials { .. }
+            | ClusterError::Unreachable { .. }
+            | ClusterError::Unavailable { .. }
+            | ClusterError::Protocol { .. } => Reply::NetworkUnreachable,
+            // The Service is there, and nothing of it was ready in time.
+            ClusterError::TimedOut { .. } | ClusterError::NotReady { .. } => Reply::TimedOut,
+            ClusterError::UnknownContext { .. }
+            | ClusterError::NotFound { .. }
+            | ClusterError::NoSuchPort { .. }
+            | ClusterError::ChoosePort { .. }
+            | ClusterError::Unsupported { .. }
+            | ClusterError::NotServed { .. } => Reply::HostUnreachable,
+        },
+        _ => Reply::Failure,
+    }
+}

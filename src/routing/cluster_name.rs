@@ -1,0 +1,109 @@
+//! Names as they are in a cluster (Kubernetes DNS specification 1.1): what a program in a pod would write.
+//!
+//! ```text
+//! {service}[.{namespace}[.svc[.{cluster_domain}]]]      {pod}.{service}.{namespace}.svc[.{cluster_domain}]
+//! ```
+//!
+//! A service alone is one of the default namespace. `example.com` could be `{service}.{namespace}`, so that only the cluster
+//! can tell; `www.example.com` is no name of a pod, which ends with `svc`.
+
+use crate::config::{Namespace, Workload, names::is_label};
+
+/// What a name of a cluster says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterName {
+    /// None: that of the context.
+    pub namespace: Option<Namespace>,
+    pub workload: Workload,
+}
+
+impl ClusterName {
+    /// Parses a host: lower case, without port and trailing dot. None: it is the name of another network.
+    pub fn parse(host: &str, cluster_domain: &str) -> Option<Self> {
+        if host == cluster_domain {
+            return None;
+        }
+        let in_cluster = host.strip_suffix(cluster_domain).and_then(|name| name.strip_suffix('.'));
+        let labels: Vec<&str> = in_cluster.unwrap_or(host).split('.').collect();
+        let (labels, is_whole) = match labels.as_slice() {
+            [labels @ .., "svc"] if labels.len() >= 2 => (labels, true),
+            // Below the domain there is nothing without a kind: Services are `svc`.
+            _ if in_cluster.is_some() => return None,
+            labels => (labels, false),
+        };
+        if !labels.iter().all(|label| is_label(label)) || labels.iter().all(|label| is_number(label)) {
+            return None;
+        }
+        let (workload, namespace) = match labels {
+            [service] if !is_whole => (Workload::Service((*service).to_owned()), None),
+            [service, namespace] => (Workload::Service((*service).to_owned()), Some(*namespace)),
+            [pod, service, namespace] if is_whole => {
+                (Workload::PodOfService { pod: (*pod).to_owned(), service: (*service).to_owned() }, Some(*namespace))
+            }
+            _ => return None,
+        };
+        Some(Self { namespace: namespace.map(|namespace| Namespace(namespace.to_owned())), workload })
+    }
+}
+
+fn is_number(label: &str) -> bool {
+    label.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(host: &str) -> Option<(Option<String>, String)> {
+        let name = ClusterName::parse(host, "cluster.local")?;
+        let workload = match name.workload {
+            Workload::Service(service) => service,
+            Workload::PodOfService { pod, service } => format!("{service}/{pod}"),
+            Workload::Pod(pod) => format!("pod/{pod}"),
+        };
+        Some((name.namespace.map(|namespace| namespace.0), workload))
+    }
+
+    #[test]
+    fn services_and_pods_have_the_names_of_cluster_dns() {
+        for (host, namespace, workload) in [
+            ("web.shop.svc.cluster.local", Some("shop"), "web"),
+            ("web.shop.svc", Some("shop"), "web"),
+            ("web.shop", Some("shop"), "web"),
+            ("web", None, "web"),
+            ("db-0.db.shop.svc.cluster.local", Some("shop"), "db/db-0"),
+            ("db-0.db.shop.svc", Some("shop"), "db/db-0"),
+            ("svc.svc.svc", Some("svc"), "svc"),
+            ("web.svc", Some("svc"), "web"),
+            ("svc", None, "svc"),
+        ] {
+            assert_eq!(parse(host), Some((namespace.map(str::to_owned), workload.to_owned())), "{host}");
+        }
+        assert!(ClusterName::parse("web.shop.svc.prod.example", "prod.example").is_some());
+    }
+
+    #[test]
+    fn names_of_other_networks_are_none() {
+        for host in [
+            "",
+            "a.b.c.d",
+            "www.example.com",
+            "www.api.example.com",
+            "web.shop.svc.other.local",
+            "shop.svc.cluster.local",
+            "svc.cluster.local",
+            "cluster.local",
+            "web.shop.cluster.local",
+            "10.0.0.5",
+            "8080",
+            "1.2.3",
+            "we_b.shop",
+            "web..shop",
+            ".web.shop",
+            "[::1]",
+            "_http._tcp.web.shop.svc.cluster.local",
+        ] {
+            assert_eq!(parse(host), None, "{host}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The forward proxy by SOCKS5: names of the cluster, contexts as user names, and codes that tell the truth.
+
+use std::{net::SocketAddr, process::Command};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use crate::support::{PATIENCE, TestApp};
+
+/// What a client of SOCKS5 has: a stream, or the code of the reply.
+type Socks = Result<TcpStream, u8>;
+
+async fn connect(proxy: SocketAddr, user: Option<&str>, host: &str, port: u16) -> Socks {
+    let name = [&[3, u8::try_from(host.len()).unwrap()][..], host.as_bytes()].concat();
+    request(proxy, user, 1, &name, port).await
+}
+
+async fn request(proxy: SocketAddr, user: Option<&str>, command: u8, address: &[u8], port: u16) -> Socks {
+    let exchange = async {
+        let mut stream = TcpStream::connect(proxy).await.unwrap();
+        let mut answer = [0; 2];
+        match user {
+            None => {
+                stream.write_all(b"\x05\x01\x00").await.unwrap();
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(answer, [5, 0]);
+            }
+            Some(user) => {
+                stream.write_all(b"\x05\x02\x00\x02").await.unwrap();
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(answer, [5, 2]);
+                let length = u8::try_from(user.len()).unwrap();
+                stream.write_all(&[&[1, length][..], user.as_bytes(), b"\x01x"].concat()).await.unwrap();
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(answer, [1, 0]);
+            }
+        }
+        stream.write_all(&[&[5, command, 0][..], address, &port.to_be_bytes()].concat()).await.unwrap();
+        let mut reply = [0; 10];
+        stream.read_exact(&mut reply).await.unwrap();
+        assert_eq!((reply[0], &reply[2..]), (5, &[0, 1, 0, 0, 0, 0, 0, 0][..]));
+        match reply[1] {
+            0 => Ok(stream),
+            code => Err(code),
+        }
+    };
+    timeout(PATIENCE, exchange).await.expect("a reply in time")
+}
+
+async fn get(mut stream: TcpStream) -> String {
+    stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    answer
+}
+
+async fn code(app: &TestApp, user: Option<&str>, host: &str, port: u16) -> Option<u8> {
+    connect(app.http, user, host, port).await.err()
+}
+
+#[tokio::test]
+async fn services_and_pods_are_reached_by_their_names_in_the_cluster() {
+    let app = TestApp::start("contexts: {d: {name: demo, namespace: shop}}\n").await;
+    for host in [
+        "web.shop.svc.cluster.local",
+        "WEB.Shop.svc.cluster.local.",
+        "web.shop.svc",
+        "web.shop",
+        "web",
+        "tools-0.tools.shop.svc.cluster.local",
+        "80.web.shop.localhost",
+        "web.shop.localhost",
+    ] {
+        let port = if host.starts_with("tools-0") { 8080 } else { 80 };
+        let stream = connect(app.http, None, host, port).await;
+        assert!(get(stream.unwrap_or_else(|code| panic!("{host}: {code}"))).await.contains("200 OK"), "{host}");
+    }
+    for user in ["demo", "d", ""] {
+        assert!(get(connect(app.http, Some(user), "web.shop", 80).await.unwrap()).await.contains("200 OK"), "{user}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_and_ends_are_passed_on() {
+    let app = TestApp::start("").await;
+    let mut stream = connect(app.http, None, "tools.shop", 7001).await.unwrap();
+    let mut byte = [0];
+    timeout(PATIENCE, stream.read_exact(&mut byte)).await.expect("a greeting").unwrap();
+    let mut echo = connect(app.http, None, "tools.shop", 7000).await.unwrap();
+    echo.write_all(b"word").await.unwrap();
+    echo.shutdown().await.unwrap();
+    let mut all = String::new();
+    timeout(PATIENCE, echo.read_to_string(&mut all)).await.expect("an end").unwrap();
+    assert_eq!(all, "word");
+    drop(stream);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn replies_tell_why_there_is_no_connection() {
+    let app = TestApp::start("").await;
+    app.demo.faults().refuse(7000, true);
+    for (user, host, port, wanted) in [
+        (None, "none.shop.svc.cluster.local", 80, 4),
+        (None, "web.shop", 81, 4),
+        (None, "example.com", 443, 4),
+        (None, "www.example.com", 443, 2),
+        (None, "192.168.0.1", 80, 2),
+        (None, "localhost", 80, 2),
+        (Some("demo-nobody"), "web.shop", 80, 2),
+        (Some("no-such-context"), "web.shop", 80, 4),
+        (None, "tools.shop", 7000, 5),
+        (None, "broken.shop", 80, 6),
+    ] {
+        assert_eq!(code(&app, user, host, port).await, Some(wanted), "{host}:{port} as {user:?}");
+    }
+    app.demo.faults().refuse(7000, false);
+    assert_eq!(code(&app, None, "tools.shop", 7000).await, None);
+    app.demo.faults().answer("/services/web", Some(503));
+    assert_eq!(code(&app, None, "web.shop", 80).await, Some(3));
+    assert_eq!(request(app.http, None, 2, b"\x01\x0a\x00\x00\x05", 80).await.unwrap_err(), 7);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_context_that_is_closed_to_names_without_a_route_is_closed_to_socks() {
+    let app = TestApp::start("contexts: {d: {name: demo, dynamic: deny}}\n").await;
+    for user in [None, Some("d"), Some("demo"), Some("DEMO")] {
+        for host in
+            ["web.shop.svc.cluster.local", "web.shop", "web.shop.localhost", "web-80.svc.shop.ns.demo.cx.k8s.localhost"]
+        {
+            assert_eq!(code(&app, user, host, 80).await, Some(2), "{host} as {user:?}");
+        }
+    }
+    assert_eq!(app.demo.faults().requests_seen("/services/web"), 0, "the cluster was not asked");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn routes_are_reached_also_where_dynamic_names_are_not() {
+    let config = "contexts: {d: {name: demo, dynamic: deny}}\nhttp: {k8s: {routes: {shop.test: {namespace: shop, service: web, port: 80}}}}\n";
+    let app = TestApp::start(config).await;
+    assert!(get(connect(app.http, None, "shop.test", 80).await.unwrap()).await.contains("200 OK"));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn where_the_proxy_is_off_nobody_is_answered() {
+    let app = TestApp::start("proxy: off\n").await;
+    let mut stream = TcpStream::connect(app.http).await.unwrap();
+    stream.write_all(b"\x05\x01\x00").await.unwrap();
+    let mut answer = Vec::new();
+    let ended = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+    assert!(ended.is_err() || answer.is_empty());
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn odd_messages_end_a_connection_and_nothing_else() {
+    let app = TestApp::start("").await;
+    for message in [
+        &b"\x05\x00"[..],
+        b"\x05\x01\x01",
+        b"\x05\x01\x00\x05\x01\x00\x03\x00",
+        b"\x05\x01\x00\x04\x01",
+        b"\x05\x01\x02\x05",
+        &[5; 2000],
+    ] {
+        let mut stream = TcpStream::connect(app.http).await.unwrap();
+        stream.write_all(message).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+        assert_ne!(answer.get(2..4), Some(&[5, 0][..]), "{message:?}: {answer:?}");
+    }
+    assert_eq!(request(app.http, None, 1, b"\x02", 80).await.unwrap_err(), 8);
+    assert!(connect(app.http, None, "web.shop", 80).await.is_ok());
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn two_hundred_at_once_are_served() {
+    let app = TestApp::start("").await;
+    let began = Instant::now();
+    let all = (0..200).map(|_| async { get(connect(app.http, None, "web.shop", 80).await.unwrap()).await });
+    let answers = futures::future::join_all(all).await;
+    assert!(answers.iter().all(|answer| answer.contains("200 OK")));
+    assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn curl_resolves_names_through_it() {
+    let app = TestApp::start("").await;
+    let proxy = format!("socks5h://demo@{}", app.http);
+    let run = move |host: &str| {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--max-time", "20", "--noproxy", "", "--proxy", &proxy]);
+        command.arg(format!("http://{host}/whoami"));
+        tokio::task::spawn_blocking(move || command.output())
+    };
+    // It is not on every machine.
+    let Ok(answer) = run("web.shop.svc.cluster.local").await.unwrap() else { return };
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    let refused = run("none.shop.svc.cluster.local").await.unwrap().unwrap();
+    assert_eq!(refused.status.code(), Some(97), "{}", String::from_utf8_lossy(&refused.stderr));
+    app.finish().await;
+}
