@@ -8,6 +8,7 @@ mod config;
 mod corpus;
 mod databases;
 mod demo;
+mod docs;
 mod endurance;
 mod expose;
 mod front;

@@ -104,6 +104,18 @@ impl Process {
         (output.status.success(), text(&output.stdout), text(&output.stderr))
     }
 
+    /// Runs a script in a shell, with this adit and its cluster, and returns whether it succeeded and what it printed.
+    pub async fn shell(&self, script: &str) -> (bool, String) {
+        let mut command = Command::new("sh");
+        let programs = Path::new(env!("CARGO_BIN_EXE_adit")).parent().unwrap().display();
+        let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+        environment(&mut command, &self.home).env("PATH", path).env("KUBECONFIG", self.demo.kubeconfig());
+        command.args(["-euc", script]).stdin(Stdio::null()).current_dir(self.home.path());
+        let output = timeout(2 * PATIENCE, command.output()).await.expect("it ends").unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
     pub async fn status(&self) -> String {
         self.command(&["status"]).await.1
     }
