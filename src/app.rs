@@ -29,6 +29,7 @@ use crate::{
     k8s::client::Clusters,
     listener::{
         bind::{self, Kind, Sockets},
+        inherited::Inherited,
         mux::Mux,
         ports::{Frontends, Ports},
     },
@@ -99,6 +100,8 @@ pub struct App {
     pub supervisor: Option<PathBuf>,
     /// Whether `adit status` and `adit stop` find it.
     pub admin: bool,
+    /// Sockets that a service manager has bound.
+    pub inherited: Arc<Inherited>,
 }
 
 /// Every socket is bound; nothing is served yet.
@@ -116,7 +119,11 @@ impl App {
     /// An address cannot be bound.
     pub fn bind(self, mut config: Config) -> Result<Bound, BindError> {
         self.overrides.apply(&mut config);
-        let sockets = Sockets::bind(&bind::wanted(&config), |_| None).map_err(|error| self.overrides.explain(error))?;
+        let sockets = Sockets::bind(&bind::wanted(&config), &self.inherited, |_| None)
+            .map_err(|error| self.overrides.explain(error))?;
+        for address in self.inherited.unused(&sockets.all_addresses()) {
+            warn!(%address, "the service manager listens there, and nothing in the configuration does: 'adit service install' writes its units again");
+        }
         let port = sockets.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.admin);
         let admin = port.and_then(|port| {
             AdminSocket::bind(port)
@@ -190,7 +197,7 @@ impl Bound {
             Box::pin(endpoints::serve(stream, told.clone(), Reach::Machine))
         };
         let frontends = Frontends { mux, tcp, sni, admin: Box::new(admin_listener) };
-        let mut ports = Ports::new(frontends, drain.clone());
+        let mut ports = Ports::new(frontends, app.inherited.clone(), drain.clone());
         ports.serve(sockets);
 
         // A drain waits for nobody who has to open a browser first.

@@ -41,6 +41,8 @@ pub mod admin;
 
 pub mod relay;
 
+pub mod service;
+
 pub mod demo;
 
 pub mod app;

@@ -16,6 +16,7 @@ pub mod run;
 mod running;
 pub mod schema;
 pub mod server;
+pub mod service;
 pub mod status;
 pub mod stop;
 pub mod supervise;
@@ -125,6 +126,8 @@ enum Command {
     Local(local::Args),
     /// Make a Service of the cluster lead to a port of this machine
     Expose(expose::Args),
+    /// Run adit as a service that starts when you sign in
+    Service(service::Args),
     /// Run a relay
     Server(Box<server::Args>),
     /// Print the completion script of a shell
@@ -179,6 +182,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Local(args) => return local::run(globals, args),
         Command::Expose(args) => return expose::run(globals, args),
         Command::Server(args) => return server::run(globals, *args),
+        Command::Service(args) => return service::run(globals, args),
         Command::Supervise(args) => return supervise::run(&args),
         Command::Routes(args) => return block_on(routes::run(globals, args)),
         Command::Url(args) => return block_on(url::run(globals, args)),

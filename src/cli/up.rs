@@ -7,6 +7,7 @@ use std::{
     io::{self, IsTerminal},
     net::SocketAddr,
     process::ExitCode,
+    sync::Arc,
 };
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,6 +21,7 @@ use crate::{
     app::{App, Bound},
     drain::Drain,
     io::accept::Limits,
+    listener::inherited::Inherited,
     telemetry,
 };
 
@@ -39,6 +41,7 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
         verbosity: Some(verbosity),
         supervisor: std::env::current_exe().ok(),
         admin: true,
+        inherited: Arc::new(Inherited::take()),
     };
     run_to_end(async {
         // Before the first socket: whoever sees one may send a signal.

@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr};
 use tokio::net::TcpListener;
 use tracing::debug;
 
+use super::inherited::Inherited;
 use crate::{config::Config, io::accept};
 
 /// What accepted connections are handed to.
@@ -112,8 +113,13 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
 pub struct Sockets(pub Vec<(Key, TcpListener)>);
 
 impl Sockets {
-    /// Binds all of `wanted`, or nothing. `serving`: where a listener of before has its socket.
-    pub fn bind(wanted: &[Wanted], serving: impl Fn(&Key) -> Option<SocketAddr>) -> Result<Self, BindError> {
+    /// Binds all of `wanted`, or nothing. A socket that was inherited is used as it is. `serving`: where a listener of before has
+    /// its socket.
+    pub fn bind(
+        wanted: &[Wanted],
+        inherited: &Inherited,
+        serving: impl Fn(&Key) -> Option<SocketAddr>,
+    ) -> Result<Self, BindError> {
         let mut sockets = Self::default();
         for Wanted { key, asked_by, beside } in wanted {
             let (kind, mut address) = *key;
@@ -122,7 +128,7 @@ impl Sockets {
                 let local = sockets.local(&first).or_else(|| serving(&first));
                 address.set_port(local.map_or(address.port(), |local| local.port()));
             }
-            match accept::listen(address) {
+            match inherited.listener(address).unwrap_or_else(|| accept::listen(address)) {
                 Ok(listener) => sockets.0.push((*key, listener)),
                 Err(error) if beside.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
                     debug!(%address, %error, "not listening there")
@@ -138,7 +144,12 @@ impl Sockets {
         listener.local_addr().ok()
     }
 
-    /// Returns where they listen.
+    /// Returns where all of them listen.
+    pub fn all_addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect()
+    }
+
+    /// Returns where those of a kind listen.
     pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
         let of_kind = self.0.iter().filter(|((other, _), _)| *other == kind);
         of_kind.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
@@ -153,7 +164,7 @@ mod tests {
     use crate::config::validate::parse;
 
     fn bind(text: &str) -> Result<Sockets, BindError> {
-        Sockets::bind(&wanted(&parse(Path::new("c"), text.as_bytes()).unwrap()), |_| None)
+        Sockets::bind(&wanted(&parse(Path::new("c"), text.as_bytes()).unwrap()), &Inherited::default(), |_| None)
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     bind::{self, BindError, Key, Kind, Sockets, Wanted},
+    inherited::Inherited,
     mux::Mux,
 };
 use crate::{
@@ -52,6 +53,7 @@ pub struct Ports {
     frontends: Arc<Frontends>,
     drain: Drain,
     admission: Arc<Admission>,
+    inherited: Arc<Inherited>,
     serving: BTreeMap<Key, Serving>,
     next_connection: Arc<AtomicU64>,
 }
@@ -70,12 +72,13 @@ struct Serving {
 }
 
 impl Ports {
-    pub fn new(frontends: Frontends, drain: Drain) -> Self {
+    pub fn new(frontends: Frontends, inherited: Arc<Inherited>, drain: Drain) -> Self {
         Self {
             frontends: Arc::new(frontends),
             drain,
             // The open-file limit is the only one in number, and has words of its own.
             admission: Admission::new(Limits::default(), Names::default()),
+            inherited,
             serving: BTreeMap::new(),
             next_connection: Arc::new(AtomicU64::new(1)),
         }
@@ -146,7 +149,7 @@ impl Ports {
         let missing = wanted.into_iter().filter(|wanted| !self.serving.contains_key(&wanted.key));
         let (blocked, free): (Vec<_>, Vec<_>) = missing
             .partition(|wanted| self.serving.iter().any(|(key, serving)| leaving(key) && overlaps(serving, wanted)));
-        let mut sockets = Sockets::bind(&free, |key| Some(self.serving.get(key)?.local))?;
+        let mut sockets = Sockets::bind(&free, &self.inherited, |key| Some(self.serving.get(key)?.local))?;
         let in_the_way: Vec<(Key, SocketAddr)> = self
             .serving
             .iter()
@@ -156,7 +159,7 @@ impl Ports {
         for (key, _) in &in_the_way {
             self.leave(key).await;
         }
-        match Sockets::bind(&blocked, |key| Some(self.serving.get(key)?.local)) {
+        match Sockets::bind(&blocked, &self.inherited, |key| Some(self.serving.get(key)?.local)) {
             Ok(more) => sockets.0.extend(more.0),
             Err(error) => {
                 // An address that both have wanted is free again.
@@ -192,7 +195,7 @@ impl Ports {
 
     fn restore(&mut self, left: &[(Key, SocketAddr)]) {
         for (key, address) in left {
-            match accept::listen(*address) {
+            match self.inherited.listener(*address).unwrap_or_else(|| accept::listen(*address)) {
                 Ok(listener) => {
                     self.serve(Sockets(vec![(*key, listener)]));
                     info!(%address, "listening again");

@@ -167,3 +167,21 @@ fn every_example_passes_check_and_a_plugin_of_kubectl_is_called_so() {
     let help = Command::new(plugin).args(["status", "--help"]).output().unwrap();
     assert!(text(&help.stdout).contains("Usage: kubectl adit status"), "{}", text(&help.stdout));
 }
+
+#[test]
+fn a_service_is_shown_before_it_is_installed_and_nothing_is_written() {
+    let home = tempfile::tempdir().unwrap();
+    let shown = adit(home.path(), &["service", "install", "--dry-run", "--listen", "127.0.0.1:18989", "--env", "HOME"]);
+    let text = text(&shown.stdout);
+    assert!(shown.status.success(), "{text}");
+    assert!(
+        text.contains("\"--listen\" \"127.0.0.1:18989\"") || text.contains("<string>127.0.0.1:18989</string>"),
+        "{text}"
+    );
+    assert!(text.contains(&format!("HOME={}", home.path().display())) || text.contains("<key>HOME</key>"), "{text}");
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+    assert_eq!(adit(home.path(), &["service", "status"]).status.code(), Some(3));
+    assert!(adit(home.path(), &["service", "uninstall"]).status.success());
+    let missing = adit(home.path(), &["service", "install", "--dry-run", "--env", "NO_SUCH_VARIABLE"]);
+    assert_eq!(missing.status.code(), Some(2));
+}

@@ -1,0 +1,341 @@
+//! `adit service`: adit under systemd or launchd, for this user.
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use clap::Subcommand;
+
+use super::{
+    Globals,
+    report::{CliError, print},
+};
+use crate::{
+    listener::bind::{self, Kind},
+    service::{Service, ServiceFile, launchd, systemd},
+};
+
+/// Variables that credential plugins and the API client read; they are written down where they are set.
+const KEPT: &[&str] = &[
+    "PATH",
+    "KUBECONFIG",
+    "ADIT_CONFIG",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "CLOUDSDK_CONFIG",
+];
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit service install\n  adit service install --env AWS_REGION --dry-run\n  \
+                        adit service status\n  adit service uninstall")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Install and start it; again, to take up a new path, configuration file or environment
+    Install {
+        /// Variable to copy into the service's environment, beside PATH, KUBECONFIG and the proxy's
+        #[arg(long = "env", value_name = "NAME")]
+        variables: Vec<String>,
+        /// Print the files and the commands, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Stop it and delete its files
+    Uninstall,
+    /// Show whether it is installed and running
+    Status,
+}
+
+/// The service manager of this system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    Systemd,
+    Launchd,
+}
+
+impl Manager {
+    fn here() -> Self {
+        if cfg!(target_os = "macos") { Self::Launchd } else { Self::Systemd }
+    }
+
+    /// Returns the folder of the user's own services.
+    fn folder(self) -> Result<PathBuf, CliError> {
+        let home = etcetera::home_dir().map_err(|_| CliError::new("no home folder: set HOME"))?;
+        Ok(match self {
+            Self::Launchd => home.join("Library/LaunchAgents"),
+            Self::Systemd => {
+                let config = env::var_os("XDG_CONFIG_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+                config.unwrap_or_else(|| home.join(".config")).join("systemd/user")
+            }
+        })
+    }
+
+    fn files(self, service: &Service) -> Result<Vec<ServiceFile>, CliError> {
+        let folder = self.folder()?;
+        Ok(match self {
+            Self::Systemd => systemd::files(service, &folder),
+            Self::Launchd => {
+                let log = folder.with_file_name("Logs").join("adit.log");
+                vec![launchd::file(service, &folder, &log)]
+            }
+        })
+    }
+
+    /// Returns every file that an installation of any version may have left.
+    fn possible_files(self) -> Result<Vec<PathBuf>, CliError> {
+        let names: &[&str] = match self {
+            Self::Systemd => &[systemd::SERVICE_UNIT, systemd::SOCKET_UNIT],
+            Self::Launchd => &["dev.adit.plist"],
+        };
+        let folder = self.folder()?;
+        Ok(names.iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// Returns the commands that start what `files` say. The first ones may fail: they end what runs.
+    fn start(self, files: &[ServiceFile]) -> Vec<Step> {
+        match self {
+            Self::Systemd => {
+                let units = || files.iter().filter_map(|file| file.path.file_name()?.to_str());
+                let with_units = |words: &[&'static str]| Step::new(words.iter().copied().chain(units()));
+                vec![
+                    Step::new(["systemctl", "--user", "daemon-reload"]),
+                    with_units(&["systemctl", "--user", "enable"]),
+                    Step::new(["systemctl", "--user", "stop", systemd::SERVICE_UNIT]).may_fail(),
+                    with_units(&["systemctl", "--user", "restart"]).sockets_first(),
+                ]
+            }
+            Self::Launchd => {
+                let path = files.first().map(|file| file.path.to_string_lossy().into_owned()).unwrap_or_default();
+                vec![
+                    Step::new(["launchctl", "bootout", &target()]).may_fail(),
+                    Step::new(["launchctl", "bootstrap", &domain(), &path]),
+                ]
+            }
+        }
+    }
+
+    fn stop(self, installed: &[PathBuf]) -> Vec<Step> {
+        match self {
+            Self::Systemd => {
+                let units = installed.iter().filter_map(|path| path.file_name()?.to_str());
+                vec![Step::new(["systemctl", "--user", "disable", "--now"].into_iter().chain(units))]
+            }
+            Self::Launchd => vec![Step::new(["launchctl", "bootout", &target()]).may_fail()],
+        }
+    }
+}
+
+/// Returns launchd's name of the user's session.
+fn domain() -> String {
+    format!("gui/{}", rustix::process::getuid().as_raw())
+}
+
+fn target() -> String {
+    format!("{}/{}", domain(), launchd::LABEL)
+}
+
+/// A command of the service manager.
+struct Step {
+    words: Vec<String>,
+    may_fail: bool,
+}
+
+impl Step {
+    fn new<'w>(words: impl IntoIterator<Item = &'w str>) -> Self {
+        Self { words: words.into_iter().map(str::to_owned).collect(), may_fail: false }
+    }
+
+    fn may_fail(self) -> Self {
+        Self { may_fail: true, ..self }
+    }
+
+    /// A service that starts before its sockets would bind their addresses itself.
+    fn sockets_first(mut self) -> Self {
+        self.words.sort_by_key(|word| (word.ends_with(".service"), word.ends_with(".socket")));
+        self
+    }
+
+    fn run(&self) -> Result<(), CliError> {
+        let (program, arguments) = self.words.split_first().ok_or_else(|| CliError::new("no command"))?;
+        let shown = self.words.join(" ");
+        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| {
+            let hint = (error.kind() == io::ErrorKind::NotFound)
+                .then(|| format!("{program} is not installed: run 'adit' from what starts your programs instead"));
+            CliError::new(format!("cannot run '{shown}'")).cause(Some(error)).hint(hint)
+        })?;
+        if output.status.success() || self.may_fail {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let has_no_session = said.contains("Failed to connect") || said.contains("No medium found");
+        let hint = if has_no_session {
+            "there is no systemd session of this user: sign in as the user itself, not by sudo or su"
+        } else {
+            "journalctl --user -u adit.service -n 20 shows what adit said"
+        };
+        Err(CliError::new(format!("'{shown}' failed")).cause(Some(said)).hint(Some(hint)))
+    }
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let manager = Manager::here();
+    match args.action {
+        Action::Install { variables, dry_run } => install(manager, globals, &variables, dry_run)?,
+        Action::Uninstall => uninstall(manager)?,
+        Action::Status => return status(manager),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: bool) -> Result<(), CliError> {
+    let service = service(manager, globals, variables)?;
+    let files = manager.files(&service)?;
+    let steps = manager.start(&files);
+    if dry_run {
+        let texts = files.iter().map(|file| format!("# {}\n{}\n", file.path.display(), file.text));
+        let commands = steps.iter().map(|step| format!("$ {}\n", step.words.join(" ")));
+        return print(&texts.chain(commands).collect::<String>());
+    }
+    let kept: Vec<_> = files.iter().map(|file| &file.path).collect();
+    for stale in manager.possible_files()?.iter().filter(|path| !kept.contains(path) && path.exists()) {
+        manager.stop(std::slice::from_ref(stale)).iter().try_for_each(Step::run)?;
+        delete(stale)?;
+    }
+    for file in &files {
+        write(file)?;
+        print(&format!("wrote {}\n", file.path.display()))?;
+    }
+    for step in &steps {
+        step.run()?;
+        print(&format!("ran {}\n", step.words.join(" ")))?;
+    }
+    print("adit runs, and starts when you sign in. Its log: ")?;
+    print(match manager {
+        Manager::Systemd => {
+            "journalctl --user -u adit.service\n'loginctl enable-linger' keeps it running while you are signed out.\n"
+        }
+        Manager::Launchd => "~/Library/Logs/adit.log\n",
+    })
+}
+
+/// Returns the service that this command line asks for.
+fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<Service, CliError> {
+    let config = globals.load()?;
+    let program = env::current_exe()?;
+    let mut command = vec![program.to_string_lossy().into_owned(), "up".to_owned()];
+    let mut option = |name: &str, value: Option<String>| {
+        command.extend(value.map(|value| [name.to_owned(), value]).into_iter().flatten());
+    };
+    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| path.to_string_lossy().into_owned());
+    option("--config", globals.config.as_ref().map(absolute).transpose()?);
+    option("--context", globals.context.clone());
+    option("--namespace", globals.namespace.clone());
+    option("--kubeconfig", globals.kubeconfig.clone());
+    option("--listen", globals.listen.clone());
+    if globals.verbose {
+        command.push("--verbose".to_owned());
+    }
+    let mut environment: BTreeMap<String, String> =
+        KEPT.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect();
+    for name in variables {
+        let value = env::var(name)
+            .map_err(|_| CliError::usage(format!("--env {name}: the variable is not set in this shell")))?;
+        environment.insert(name.clone(), value);
+    }
+    let listeners = if manager == Manager::Systemd { listeners(globals, config)? } else { Vec::new() };
+    Ok(Service { command, environment, listeners })
+}
+
+/// Returns the addresses that systemd listens on: those of clients, where this machine has them.
+fn listeners(globals: &Globals, mut config: crate::config::Config) -> Result<Vec<SocketAddr>, CliError> {
+    globals.overrides()?.apply(&mut config);
+    let mut addresses = Vec::new();
+    for wanted in bind::wanted(&config) {
+        let (kind, address) = wanted.key;
+        let is_there = wanted.beside.is_none() || has(address.ip());
+        if kind != Kind::Admin && address.port() != 0 && is_there && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Returns whether this machine has an address.
+fn has(ip: IpAddr) -> bool {
+    TcpListener::bind((ip, 0)).is_ok()
+}
+
+fn write(file: &ServiceFile) -> Result<(), CliError> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |error: io::Error| CliError::new(format!("cannot write {}", file.path.display())).cause(Some(error));
+    if let Some(folder) = file.path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    fs::write(&file.path, &file.text).map_err(failed)?;
+    // The address of a proxy may hold a password.
+    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o600)).map_err(failed)
+}
+
+fn delete(path: &Path) -> Result<(), CliError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(CliError::new(format!("cannot delete {}", path.display())).cause(Some(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn uninstall(manager: Manager) -> Result<(), CliError> {
+    let installed: Vec<_> = manager.possible_files()?.into_iter().filter(|path| path.exists()).collect();
+    if installed.is_empty() {
+        return print("adit is not installed as a service\n");
+    }
+    for step in manager.stop(&installed) {
+        step.run()?;
+        print(&format!("ran {}\n", step.words.join(" ")))?;
+    }
+    for path in &installed {
+        delete(path)?;
+        print(&format!("deleted {}\n", path.display()))?;
+    }
+    if manager == Manager::Systemd {
+        Step::new(["systemctl", "--user", "daemon-reload"]).run()?;
+    }
+    Ok(())
+}
+
+/// Exit code 0: it runs. 3, as systemctl has it: it does not.
+fn status(manager: Manager) -> Result<ExitCode, CliError> {
+    let installed: Vec<_> = manager.possible_files()?.into_iter().filter(|path| path.exists()).collect();
+    if installed.is_empty() {
+        print("not installed: 'adit service install' does it\n")?;
+        return Ok(ExitCode::from(3));
+    }
+    for path in &installed {
+        print(&format!("installed {}\n", path.display()))?;
+    }
+    let step = match manager {
+        Manager::Systemd => Step::new(["systemctl", "--user", "is-active", systemd::SERVICE_UNIT]),
+        Manager::Launchd => Step::new(["launchctl", "print", &target()]),
+    };
+    let runs = step.run().is_ok();
+    print(if runs { "running\n" } else { "not running: 'adit service install' starts it\n" })?;
+    Ok(ExitCode::from(if runs { 0 } else { 3 }))
+}

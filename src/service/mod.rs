@@ -1,0 +1,36 @@
+//! adit as a service of the user: the files that a service manager reads. Nothing here touches the system.
+
+pub mod launchd;
+pub mod systemd;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+/// What the service runs, and with what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The absolute path of adit, and its arguments.
+    pub command: Vec<String>,
+    /// Variables of the service's environment. PATH is among them: credential plugins are found with it.
+    pub environment: BTreeMap<String, String>,
+    /// Addresses that the service manager listens on for adit, so that they outlive a restart.
+    pub listeners: Vec<SocketAddr>,
+}
+
+/// A file of a service, as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceFile {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// Returns values as they have to be where `special` characters mean something else.
+fn escaped(text: &str, special: &[(char, &str)]) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for each in text.chars() {
+        match special.iter().find(|(character, _)| *character == each) {
+            Some((_, instead)) => escaped += instead,
+            None => escaped.push(each),
+        }
+    }
+    escaped
+}
