@@ -109,7 +109,7 @@ impl Metrics {
             to.sample("adit_connections_open", &[("kind", kind)], counted.open.load(Ordering::Relaxed));
         }
         for (name, help, counter) in [
-            ("adit_connections_refused", "Connections refused for want of descriptors.", &self.refused_connections),
+            ("adit_connections_refused", "Connections refused at the open-file limit.", &self.refused_connections),
             ("adit_retries", "Requests sent again because their connection to the pod had ended.", &self.retries),
             ("adit_names_refused", "Clients of SNI listeners that were turned away.", &self.refused_names),
         ] {

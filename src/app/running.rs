@@ -237,6 +237,6 @@ fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
                 }
             });
         }
-        Err(error) => debug!(%error, "SIGHUP is not taken"),
+        Err(error) => debug!(%error, "cannot install the SIGHUP handler"),
     }
 }

@@ -46,22 +46,22 @@ const EXPOSES: &str = "adit/exposes";
     after_help = "Example:\n  adit expose 3000:80 --as web.shop      # http://web.shop in the cluster is port 3000 here"
 )]
 pub struct Args {
-    /// The port of this machine, and the Service's behind a colon where it is another
+    /// Local port, and the Service's port if it differs: 3000:80
     #[arg(value_name = "PORT[:PORT]")]
     port: String,
     /// The Service
     #[arg(long = "as", value_name = "SERVICE[.NAMESPACE]")]
     service: String,
-    /// Put a Service that exists aside until the end
+    /// Take over an existing Service; it is restored on exit
     #[arg(long)]
     replace: bool,
-    /// Look for the relay in this namespace alone
+    /// Namespace of the relay [default: all]
     #[arg(long, value_name = "NAME")]
     relay_namespace: Option<String>,
-    /// Make a relay where there is none, in the Service's namespace; it goes by itself after a day
+    /// Create a relay in the Service's namespace if there is none; it ends after a day
     #[arg(long, requires = "image")]
     create: bool,
-    /// The image of adit for the relay that is made
+    /// Image of adit for the relay that --create makes
     #[arg(long, value_name = "IMAGE", requires = "create")]
     image: Option<String>,
     /// Read the secret from this file [default: the Secret that the relay names]
@@ -74,7 +74,7 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
-    up::raise_descriptor_limit();
+    up::raise_open_file_limit();
     up::run_to_end(serve(globals, args))
 }
 
@@ -169,7 +169,7 @@ async fn find(
 }
 
 fn no_relay(cluster: &Cluster) -> CliError {
-    CliError::new(format!("no relay that exposes is ready in context {}", cluster.context)).hint(Some(
+    CliError::new(format!("no ready relay found in context {}", cluster.context)).hint(Some(
         "make one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true; or one for \
          this namespace: --create --image IMAGE",
     ))

@@ -24,19 +24,19 @@ const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The ports of this machine, each with the public one that is wanted behind a colon: 3000, or 5432:20000
+    /// Local ports, each optionally with the public port to ask for: 3000, or 5432:20000
     #[arg(required = true, value_name = "PORT[:PUBLIC]")]
     ports: Vec<String>,
-    /// The relay
+    /// Address of the relay [default port: 7835]
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
     /// The host of the local service [default: 127.0.0.1 and [::1], whichever answers]
     #[arg(long, value_name = "HOST")]
     local_host: Option<String>,
-    /// The public port that is wanted for the first port
+    /// Public port to ask for, for the first local port [default: any]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Serve the first port by HTTP under this name of the relay's domain
+    /// Name below the relay's domain that serves the first port by HTTP
     #[arg(long, value_name = "NAME", conflicts_with = "port")]
     name: Option<String>,
     /// The Host header that the local service gets [default: the public name]: "rewrite", which means localhost and its port, for dev
@@ -46,10 +46,10 @@ pub struct Args {
     /// Read the secret from this file [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Take the relay only by this fingerprint: sha256:...
+    /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:...
     #[arg(long, value_name = "FINGERPRINT")]
     fingerprint: Option<String>,
-    /// Take the relay only by a certificate of these authorities, a PEM file
+    /// Verify the relay's certificate against this CA bundle (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
     /// Print JSON, a line each time that the tunnels are open
@@ -60,7 +60,7 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let options = options(&args)?;
     telemetry::init(globals.format(), globals.verbose);
-    up::raise_descriptor_limit();
+    up::raise_open_file_limit();
     up::run_to_end(async {
         let mut signals = Signals::new()?;
         let is_json = args.output == Some(Output::Json);
@@ -102,7 +102,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), CliError> {
     let (local, public) = text.split_once(':').map_or((text, None), |(local, public)| (local, Some(public)));
     let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);
     let wrong = || {
-        CliError::usage(format!("{text:?} is not a port, or two"))
+        CliError::usage(format!("invalid port {text:?}: use LOCAL or LOCAL:PUBLIC, e.g. 3000:20000"))
             .hint(Some("write 3000, or 3000:20000 for the other end's port that is wanted"))
     };
     let port = public.map(|port| parse(port).ok_or_else(wrong)).transpose()?.unwrap_or(0);

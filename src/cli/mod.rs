@@ -15,6 +15,7 @@ pub mod routes;
 pub mod run;
 mod running;
 pub mod schema;
+mod scope;
 pub mod server;
 pub mod service;
 pub mod status;
@@ -57,26 +58,26 @@ struct Cli {
 /// What every command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Globals {
-    /// Read this configuration file [default: $ADIT_CONFIG, then ~/.config/adit/config.yaml]
+    /// Configuration file [default: $ADIT_CONFIG, then ~/.config/adit/config.yaml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Log each request and connection
     #[arg(long, short, global = true)]
     pub verbose: bool,
-    /// Use this context, or alias, where a name or route gives none
+    /// Context, or alias, for names and routes that set none [default: the current one]
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// Look in this namespace
+    /// Namespace for names and routes that set none
     #[arg(long, short, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Read these kubeconfig files, a list like $KUBECONFIG
+    /// Kubeconfig files, a list like $KUBECONFIG [default: $KUBECONFIG, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILES")]
     pub kubeconfig: Option<String>,
-    /// Listen here for HTTP and TLS, e.g. 127.0.0.1:8080; a relay: for its clients
+    /// Address to listen on [default: 127.0.0.1:8989; adit server: 0.0.0.0:7835]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
-    /// Write log lines in this form
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORM")]
+    /// Log format
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
 
@@ -100,7 +101,7 @@ enum Command {
     Demo(demo::Args),
     /// Write a commented configuration file
     Init(init::Args),
-    /// Test the configuration file without starting
+    /// Validate the configuration file without starting
     Check(check::Args),
     /// Print the JSON schema of the configuration file
     Schema(schema::Args),
@@ -112,7 +113,7 @@ enum Command {
     Wait(wait::Args),
     /// Join standard input and output with a port of the cluster
     Connect(connect::Args),
-    /// List what can be reached, with the URL of each
+    /// List the Services and routes, each with its URL
     Routes(routes::Args),
     /// Print the URL of a Service
     Url(url::Args),
@@ -120,17 +121,17 @@ enum Command {
     Status(status::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
-    /// List and delete the pods that adit has created to jump through
+    /// List and delete the jump pods that adit created
     Jump(jump::Args),
-    /// Make a port of this machine reachable through a relay
+    /// Expose local ports through a relay
     Local(local::Args),
-    /// Make a Service of the cluster lead to a port of this machine
+    /// Route a Service of the cluster to a local port
     Expose(expose::Args),
     /// Run adit as a service that starts when you sign in
     Service(service::Args),
     /// Run a relay
     Server(Box<server::Args>),
-    /// Print the completion script of a shell
+    /// Print a completion script for a shell
     Completion(completion::Args),
     /// Print the version
     Version(version::Args),
@@ -164,7 +165,7 @@ fn command(arguments: &[std::ffi::OsString]) -> clap::Command {
     let name = arguments
         .first()
         .and_then(|path| PathBuf::from(path).file_stem().map(|name| name.to_string_lossy().into_owned()));
-    let command = Cli::command();
+    let command = scope::apply(Cli::command());
     match name.as_deref() {
         Some("kubectl-adit") => command.bin_name("kubectl adit").display_name("kubectl adit"),
         _ => command,

@@ -13,7 +13,7 @@ pub struct Args {
     /// Describe the answers of the API at the admin socket, and not the configuration file
     #[arg(long, conflicts_with = "output")]
     api: bool,
-    /// In this form
+    /// Output format
     #[arg(short, long, value_enum, default_value = "json")]
     output: Form,
 }

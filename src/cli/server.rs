@@ -94,11 +94,13 @@ struct Serve {
     /// PEM files of the certificate for the domain: visitors come by https
     #[arg(long, value_name = "FILE", requires_all = ["http_tls_key", "http_listen"])]
     http_tls_cert: Option<PathBuf>,
+    /// Private key for --http-tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "http_tls_cert")]
     http_tls_key: Option<PathBuf>,
     /// PEM files of the certificate that clients see [default: one made at each start, known by its fingerprint]
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
+    /// Private key for --tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Serve /healthz, /readyz, /metrics and a page of the tunnels here, on loopback
@@ -124,7 +126,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         return print(&format!("{}\n", auth::new_secret()?)).map(|()| ExitCode::SUCCESS);
     }
     telemetry::init(globals.format(), globals.verbose);
-    up::raise_descriptor_limit();
+    up::raise_open_file_limit();
     let control = match globals.listen.as_deref() {
         None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, defaults::RELAY_PORT)),
         Some(address) => address.parse().map_err(|_| {

@@ -34,7 +34,7 @@ pub struct Args {}
 pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let verbosity = telemetry::init(globals.format(), config.verbose);
-    raise_descriptor_limit();
+    raise_open_file_limit();
     let app = App {
         overrides: globals.overrides()?,
         file: globals.config_path().0,
@@ -67,9 +67,9 @@ pub fn run_to_end<T>(main: impl Future<Output = Result<T, CliError>>) -> Result<
     ended
 }
 
-/// Raises the limit of descriptors to what the system allows without asking: each connection is one, and shells start
+/// Raises the open-file limit to what the system allows without asking: each connection is one, and shells start
 /// programs with 256 (macOS) or 1,024 (Linux).
-pub fn raise_descriptor_limit() {
+pub fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -79,7 +79,7 @@ pub fn raise_descriptor_limit() {
         && setrlimit(Resource::Nofile, raised).is_err()
         && let Err(error) = setrlimit(Resource::Nofile, most_of_macos)
     {
-        debug!(%error, "the limit of descriptors stays");
+        debug!(%error, "could not raise the open-file limit");
     }
 }
 

@@ -56,7 +56,7 @@ impl TcpFrontend {
         Arc::new(Self { router, tunnels, postgres, metrics })
     }
 
-    /// Turns a client away, for want of descriptors.
+    /// Refuses a client at the open-file limit.
     pub fn refuse(&self, client: TcpStream) {
         self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
         reset(&client);

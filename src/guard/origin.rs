@@ -14,7 +14,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A request that a page of another site made, and must not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a request of this kind may not come from {from}")]
+#[error("cross-origin request from {from} blocked")]
 pub struct Foreign {
     /// The page's origin, or what the browser says of it.
     pub from: String,

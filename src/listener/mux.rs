@@ -73,7 +73,7 @@ impl Mux {
         let (received, sniffed) = match first {
             Ok(Ok(first)) => first,
             Ok(Err(error)) => {
-                return debug!(connection = connection.id, peer = %connection.peer, %error, "closed before it spoke");
+                return debug!(connection = connection.id, peer = %connection.peer, %error, "client closed the connection without sending anything");
             }
             Err(_) => {
                 self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);

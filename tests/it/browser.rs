@@ -287,7 +287,7 @@ async fn pages_of_others_can_read_nothing_and_change_nothing() {
         )
     };
     page.eval(&form(&format!("{shop}/upload?foreign"))).await;
-    page.until("document.body.innerText.includes('may not come from http://evil.example')").await;
+    page.until("document.body.innerText.includes('cross-origin request from http://evil.example')").await;
     assert!(page.text().await.contains("allow_origins"), "it says what to do");
     page.close().await;
     for line in ["POST /upload?foreign", "PUT /upload?foreign", "GET /ws?foreign"] {

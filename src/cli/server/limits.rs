@@ -7,25 +7,25 @@ use crate::{config::names::parse_duration, io::accept, relay::server::Limits};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Tunnels of one key
+    /// Maximum tunnels per key
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().tunnels_per_key)]
     max_tunnels: usize,
-    /// Streams of one tunnel
+    /// Maximum streams per tunnel
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().streams_per_tunnel)]
     max_streams: usize,
-    /// Visitors of one tunnel that wait for its client
+    /// Maximum connections per tunnel that wait for the client
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().pending_per_tunnel)]
     max_pending: usize,
-    /// New visitors of one tunnel in a second
+    /// Maximum new connections per tunnel and second
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().visitors_per_second)]
     max_rate: u32,
-    /// Connections of clients that have not authenticated: beyond it the oldest of them is closed
+    /// Maximum unauthenticated connections; the oldest is closed to make room
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().handshakes, value_parser = at_least_one)]
     max_handshakes: usize,
-    /// Connections of visitors: beyond it the oldest that has sent no request is closed, else the new one
+    /// Maximum connections of visitors; one that has sent no request is closed to make room
     #[arg(long, value_name = "COUNT", default_value_t = 8192, value_parser = at_least_one)]
     max_connections: usize,
-    /// Connections of visitors from one address, or from one /64 with IPv6; raise it behind a reverse proxy
+    /// Maximum connections of visitors per address, or per /64 for IPv6; raise it behind a reverse proxy
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = at_least_one)]
     max_connections_per_address: usize,
     /// Time for the first byte of a connection, and for a TLS handshake

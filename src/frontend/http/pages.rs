@@ -77,14 +77,14 @@ pub fn in_a_circle(host: &str) -> Page {
     Page {
         cause: Some("its Via header says that it has been through this adit before".to_owned()),
         hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
-        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "the request goes in a circle")
+        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "routing loop")
     }
 }
 
 /// Returns the page for a request that a page of another site has sent.
 pub fn foreign(foreign: &Foreign, host: &str) -> Page {
     Page {
-        cause: Some("pages of other sites may read through adit, but not change anything".to_owned()),
+        cause: Some("blocked: cross-origin requests may not modify data".to_owned()),
         hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
         ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
     }

@@ -275,7 +275,7 @@ impl Server {
         }
         let kept = self.state().lost_names.get(&name).copied();
         match kept.is_some_and(|(token, until)| token != *resume && until > Instant::now()) {
-            true => Err(format!("the name {name} is kept for another client")),
+            true => Err(format!("the name {name} is reserved for a client that disconnected")),
             false => Ok(name),
         }
     }

@@ -1,0 +1,104 @@
+//! Which global options a command uses: its help shows no others.
+
+use clap::{Arg, Command};
+
+const CLUSTER: &[&str] = &["config", "context", "namespace", "kubeconfig"];
+
+/// The global options that each command uses, by id. A command that is not listed shows all of them.
+const USES: &[(&str, &[&[&str]])] = &[
+    ("demo", &[&["listen", "verbose", "log_format"]]),
+    ("init", &[&["config"]]),
+    ("check", &[&["config"]]),
+    ("schema", &[]),
+    ("routes", &[CLUSTER, &["listen"]]),
+    ("url", &[CLUSTER, &["listen"]]),
+    ("status", &[&["listen"]]),
+    ("stop", &[&["listen"]]),
+    ("jump", &[CLUSTER]),
+    ("local", &[&["verbose", "log_format"]]),
+    ("expose", &[CLUSTER, &["verbose", "log_format"]]),
+    ("service", &[CLUSTER, &["listen", "verbose"]]),
+    ("server", &[&["listen", "verbose", "log_format"]]),
+    ("completion", &[]),
+    ("version", &[]),
+];
+
+/// Hides the global options of each command that it does not use.
+pub fn apply(command: Command) -> Command {
+    let globals: Vec<Arg> = command.get_arguments().filter(|argument| argument.is_global_set()).cloned().collect();
+    USES.iter().fold(command, |command, (name, used)| {
+        command.mut_subcommand(name, |of_name| {
+            globals.iter().fold(of_name, |of_name, global| {
+                let is_used = used.iter().any(|ids| ids.contains(&global.get_id().as_str()));
+                match (*name, global.get_id().as_str()) {
+                    ("server", "listen") => of_name
+                        .arg(global.clone().help("Address to listen on for clients [default: 0.0.0.0:7835]")),
+                    _ if is_used => of_name,
+                    _ => of_name.arg(global.clone().hide(true)),
+                }
+            })
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    /// Returns every command with its name as people type it.
+    fn commands() -> Vec<(String, Command)> {
+        let mut root = apply(Cli::command());
+        root.build();
+        let mut found = vec![("adit".to_owned(), root)];
+        let mut at = 0;
+        while let Some((name, command)) = found.get(at).cloned() {
+            let visible = command.get_subcommands().filter(|each| !each.is_hide_set() && each.get_name() != "help");
+            found.extend(visible.map(|each| (format!("{name} {}", each.get_name()), each.clone())));
+            at += 1;
+        }
+        found
+    }
+
+    #[test]
+    fn every_command_of_the_table_exists() {
+        let command = Cli::command();
+        for (name, used) in USES {
+            assert!(command.find_subcommand(name).is_some(), "{name}");
+            for id in used.iter().copied().flatten() {
+                assert!(command.get_arguments().any(|argument| argument.get_id() == id), "{id}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_option_has_help_and_help_shows_each_default() {
+        let mut wrong = Vec::new();
+        for (name, command) in commands() {
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                if argument.get_help().is_none() {
+                    wrong.push(format!("{name}: {} has no help", argument.get_id()));
+                }
+                if !argument.get_default_values().is_empty() && argument.is_hide_default_value_set() {
+                    wrong.push(format!("{name}: {} hides its default", argument.get_id()));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn a_command_shows_only_the_options_that_it_uses() {
+        let mut shown: Vec<_> = commands();
+        let help = |wanted: &str, shown: &mut Vec<(String, Command)>| {
+            let at = shown.iter().position(|(name, _)| name == wanted).expect("a command");
+            shown[at].1.render_long_help().to_string()
+        };
+        assert!(!help("adit schema", &mut shown).contains("--kubeconfig"));
+        assert!(!help("adit server", &mut shown).contains("--context"));
+        assert!(help("adit server", &mut shown).contains("[default: 0.0.0.0:7835]"));
+        assert!(help("adit routes", &mut shown).contains("--kubeconfig"));
+    }
+}
