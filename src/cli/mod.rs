@@ -9,6 +9,7 @@ pub mod expose;
 pub mod init;
 pub mod jump;
 pub mod local;
+pub mod package;
 mod place;
 pub mod report;
 pub mod routes;
@@ -133,6 +134,9 @@ enum Command {
     Server(Box<server::Args>),
     /// Print a completion script for a shell
     Completion(completion::Args),
+    /// Write manual pages, completions and service files for a package
+    #[command(hide = true)]
+    Package(package::Args),
     /// Print the version
     Version(version::Args),
     /// Run a command until it or adit ends
@@ -194,6 +198,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Check(args) => check::run(globals, args),
         Command::Schema(args) => schema::run(args),
         Command::Completion(args) => completion::run(args),
+        Command::Package(args) => package::run(args),
         Command::Version(args) => version::run(args),
     }
     .map(|()| ExitCode::SUCCESS)

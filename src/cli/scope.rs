@@ -31,8 +31,9 @@ pub fn apply(command: Command) -> Command {
             globals.iter().fold(of_name, |of_name, global| {
                 let is_used = used.iter().any(|ids| ids.contains(&global.get_id().as_str()));
                 match (*name, global.get_id().as_str()) {
-                    ("server", "listen") => of_name
-                        .arg(global.clone().help("Address to listen on for clients [default: 0.0.0.0:7835]")),
+                    ("server", "listen") => {
+                        of_name.arg(global.clone().help("Address to listen on for clients [default: 0.0.0.0:7835]"))
+                    }
                     _ if is_used => of_name,
                     _ => of_name.arg(global.clone().hide(true)),
                 }

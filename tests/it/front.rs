@@ -76,7 +76,10 @@ async fn pages_of_other_sites_cannot_change_anything() {
     let evil = "Origin: https://evil.example\r\n";
     let (status, body) = send("web.shop.localhost", "POST", evil).await;
     assert_eq!(status, 403, "{body}");
-    assert!(body.contains("cross-origin request from https://evil.example") && body.contains("allow_origins"), "{body}");
+    assert!(
+        body.contains("cross-origin request from https://evil.example") && body.contains("allow_origins"),
+        "{body}"
+    );
     assert_eq!(send("web.shop.localhost", "GET", evil).await.0, 200);
     assert_eq!(send("web.shop.localhost", "POST", "Origin: http://localhost:3000\r\n").await.0, 200);
     assert_eq!(send("web.shop.localhost", "POST", "Sec-Fetch-Site: cross-site\r\n").await.0, 403);

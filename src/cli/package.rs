@@ -1,0 +1,110 @@
+//! `adit package`: what packages hold beside the binary.
+
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
+
+use clap::{Command, CommandFactory, ValueEnum};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::{Cli, report::CliError, scope};
+use crate::{
+    config::defaults,
+    service::{Service, launchd, systemd},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  adit package dist && man dist/man/adit.1")]
+pub struct Args {
+    /// Folder to write manual pages, completions and service files to
+    folder: PathBuf,
+}
+
+pub fn run(args: Args) -> Result<(), CliError> {
+    let failed =
+        |error: io::Error| CliError::new(format!("cannot write to {}", args.folder.display())).cause(Some(error));
+    for (name, text) in files().map_err(failed)? {
+        let path = args.folder.join(name);
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+        fs::write(path, text).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Returns each file with its path in the package.
+fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut files = manual_pages()?;
+    for shell in Shell::value_variants() {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut scope::apply(Cli::command()), "adit", &mut script);
+        files.push((PathBuf::from(format!("completions/adit.{shell}")), script));
+    }
+    let service = |program: &str, listeners| Service {
+        command: vec![program.to_owned(), "up".to_owned()],
+        environment: BTreeMap::new(),
+        listeners,
+    };
+    let units = systemd::files(&service("/usr/bin/adit", defaults::loopback(defaults::PORT)), "".as_ref());
+    let agent = launchd::file(&service("/usr/local/bin/adit", Vec::new()), "".as_ref(), "/tmp/adit.log".as_ref());
+    files.extend(units.into_iter().chain([agent]).map(|file| (file.path, file.text.into_bytes())));
+    Ok(files)
+}
+
+/// Returns `adit.1`, and a page for each command.
+fn manual_pages() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut root = scope::apply(Cli::command()).disable_help_subcommand(true);
+    root.build();
+    let mut commands = vec![("adit".to_owned(), root)];
+    let mut at = 0;
+    while let Some((name, command)) = commands.get(at) {
+        let visible = command.get_subcommands().filter(|command| !command.is_hide_set());
+        let below: Vec<(String, Command)> =
+            visible.map(|command| (format!("{name}-{}", command.get_name()), command.clone())).collect();
+        commands.extend(below);
+        at += 1;
+    }
+    let page = |(name, command): (String, Command)| {
+        let mut page = Vec::new();
+        Man::new(command.display_name(name.clone())).title(name.clone()).render(&mut page)?;
+        Ok((PathBuf::from(format!("man/{name}.1")), page))
+    };
+    commands.into_iter().map(page).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_option_of_the_help_is_in_the_page() {
+        let root = scope::apply(Cli::command());
+        let pages = manual_pages().unwrap();
+        for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = format!("man/adit-{}.1", command.get_name());
+            let (_, page) = pages.iter().find(|(page, _)| page == Path::new(&name)).expect(&name);
+            let page = String::from_utf8_lossy(page).replace("\\-", "-");
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                if let Some(long) = argument.get_long() {
+                    assert!(page.contains(&format!("--{long}")), "{name}: --{long}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packages_hold_pages_completions_and_service_files() {
+        let names: Vec<_> = files().unwrap().into_iter().map(|(path, _)| path.to_string_lossy().into_owned()).collect();
+        for name in [
+            "man/adit.1",
+            "man/adit-routes.1",
+            "completions/adit.bash",
+            "completions/adit.fish",
+            "adit.service",
+            "adit.socket",
+            "dev.adit.plist",
+        ] {
+            assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
+        }
+    }
+}
