@@ -29,6 +29,7 @@ pub struct PodSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     pub name: String,
+    pub image: Option<String>,
     pub restart_policy: Option<String>,
     pub ports: Option<Vec<ContainerPort>>,
 }

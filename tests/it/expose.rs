@@ -1,5 +1,6 @@
 //! Services that lead to laptops: whatever happens to clients, relays and the API server, at the end each object is what it was.
 
+mod by_hand;
 mod faults;
 mod random;
 mod rules;

@@ -1,20 +1,30 @@
-//! A relay for `adit expose` where there is none: a pod beside the Service, with the rights for its namespace alone.
+//! A relay for `adit expose --create`: a pod beside the Service, with permissions for its namespace only.
 
 use std::time::Duration;
 
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{EXPOSES, KEYS};
+use super::find::{EXPOSES, KEYS, Relay};
 use crate::{
-    cli::report::CliError,
+    cli::report::{CliError, print},
     config::{Namespace, defaults::RELAY_PORT},
-    k8s::{client::Cluster, own_pod},
-    relay::{auth, expose::kube::PERMISSIONS},
+    k8s::{
+        client::{AskError, Cluster},
+        own_pod,
+    },
+    relay::{
+        auth,
+        expose::{
+            inspect::{self, RelayState},
+            kube::{Kube, PERMISSIONS},
+        },
+    },
 };
 
 /// Of every object that is made.
@@ -25,10 +35,13 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// How long the pod may take until it is ready.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Makes what of the relay is not there yet, and waits until it is ready.
+/// How long the pod may take to end: it restores its Services, and open streams have a grace.
+const GONE_WITHIN: Duration = Duration::from_secs(40);
+
+/// Creates what is missing of the relay, and waits until it is ready.
 ///
 /// # Errors
-/// An object may not be made, or the pod is not ready in time; the error tells its state.
+/// An object may not be created, or the pod is not ready in time; the error tells its state.
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Result<(), CliError> {
     for (group, kind, object) in beside(&namespace.0)? {
         let object = named(group, kind, object)?;
@@ -38,7 +51,86 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Re
     Ok(own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT).await?)
 }
 
-/// Makes an object; one that is there already is left as it is.
+/// Returns whether a relay is one that [`ensure`] has created in this namespace.
+pub fn is_created(relay: &Relay, namespace: &Namespace) -> bool {
+    relay.target.0 == *namespace && relay.target.1 == NAME
+}
+
+/// Replaces a relay that runs another image.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn renew(cluster: &Cluster, namespace: &Namespace, image: &str, now: Option<&str>) -> Result<(), CliError> {
+    if now == Some(image) {
+        return Ok(());
+    }
+    info!(%namespace, name = NAME, from = now.unwrap_or_default(), to = image, "replacing the relay, which runs another image");
+    delete(cluster, namespace, "", "Pod").await?;
+    ensure(cluster, namespace, image).await
+}
+
+/// Deletes the relay of a namespace, restores what it has left, and deletes what belongs to it.
+///
+/// # Errors
+/// A permission is missing, or there is no answer.
+pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliError> {
+    // The pod first: it restores its Services as it ends, and needs its permissions for that.
+    let mut count = usize::from(delete(cluster, namespace, "", "Pod").await?);
+    let kube = Kube::new(cluster.client.clone());
+    let failed = |error: String| CliError::new("cannot restore what the relay has left").cause(Some(error));
+    let left = inspect::list(&kube, Some(&namespace.0)).await.map_err(|error| failed(error.to_string()))?;
+    for exposed in left.iter().filter(|exposed| exposed.state == RelayState::Gone) {
+        inspect::restore(&kube, &exposed.service).await.map_err(|error| failed(error.to_string()))?;
+        print(&format!("restored {}\n", exposed.service))?;
+    }
+    for (group, kind) in [(RBAC, "RoleBinding"), (RBAC, "Role"), ("", "ServiceAccount"), ("", "Secret")] {
+        count += usize::from(delete(cluster, namespace, group, kind).await?);
+    }
+    match count {
+        0 => print(&format!("there is no relay of adit's in namespace {namespace}\n")),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes an object that adit has created, and waits until it is gone. Returns whether it was there.
+async fn delete(cluster: &Cluster, namespace: &Namespace, group: &str, kind: &str) -> Result<bool, CliError> {
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource(group, kind));
+    let (until, mut was_there) = (Instant::now() + GONE_WITHIN, false);
+    loop {
+        let found = match cluster.ask(&format!("reading {kind} {namespace}/{NAME}"), namespace, api.get(NAME)).await {
+            Ok(found) => found,
+            Err(AskError::NotFound) => {
+                if was_there {
+                    print(&format!("deleted {kind} {namespace}/{NAME}\n"))?;
+                }
+                return Ok(was_there);
+            }
+            Err(AskError::Failed(error)) => return Err(error.into()),
+        };
+        let (label, adit) = own_pod::MANAGED_BY;
+        if found.metadata.labels.as_ref().and_then(|labels| labels.get(label)).is_none_or(|by| by != adit) {
+            return Ok(false);
+        }
+        if !was_there {
+            let deleting = async { api.delete(NAME, &DeleteParams::default()).await.map(drop) };
+            match cluster.ask(&format!("deleting {kind} {namespace}/{NAME}"), namespace, deleting).await {
+                Ok(()) | Err(AskError::NotFound) => was_there = true,
+                Err(AskError::Failed(error)) => return Err(error.into()),
+            }
+            continue;
+        }
+        if Instant::now() > until {
+            return Err(CliError::new(format!(
+                "{kind} {namespace}/{NAME} still exists {} s after it was deleted",
+                GONE_WITHIN.as_secs()
+            ))
+            .hint(Some(format!("kubectl -n {namespace} get {} {NAME} -o yaml", kind.to_lowercase()))));
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Creates an object. One that exists is left as it is, but for the rules of a Role, which an older adit may have written.
 async fn make(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -47,12 +139,28 @@ async fn make(
     object: &DynamicObject,
 ) -> Result<(), CliError> {
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource(group, kind));
-    match api.create(&PostParams::default(), object).await {
-        Ok(_) => info!(kind, %namespace, name = NAME, "made"),
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => return Err(failed(kind, namespace, error)),
+    let answer = async {
+        match api.create(&PostParams::default(), object).await {
+            Ok(_) => info!(kind, %namespace, name = NAME, "created"),
+            Err(kube::Error::Api(status)) if status.code == 409 && kind == "Role" => {
+                let patch = Patch::Merge(json!({"rules": object.data["rules"]}));
+                api.patch(NAME, &PatchParams::default(), &patch).await?;
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    };
+    let failed = |cause: String| {
+        CliError::new(format!("cannot create {kind} {namespace}/{NAME}"))
+            .cause(Some(cause))
+            .hint(Some("somebody with more permissions can install one for all: helm install relay charts/adit"))
+    };
+    match cluster.ask(&format!("creating {kind} {namespace}/{NAME}"), namespace, answer).await {
+        Ok(()) => Ok(()),
+        Err(AskError::NotFound) => Err(failed(format!("namespace {namespace} does not exist"))),
+        Err(AskError::Failed(error)) => Err(failed(error.to_string())),
     }
-    Ok(())
 }
 
 fn resource(group: &str, kind: &str) -> ApiResource {
@@ -68,12 +176,6 @@ fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, Cl
     object["metadata"]["labels"] = json!({"app.kubernetes.io/name": NAME, managed_by: adit});
     serde_json::from_value(object)
         .map_err(|error| CliError::new(format!("the {kind} is not what it should be: {error}")))
-}
-
-fn failed(kind: &str, namespace: &Namespace, error: kube::Error) -> CliError {
-    CliError::new(format!("making {kind} {namespace}/{NAME} failed"))
-        .cause(Some(crate::telemetry::reasons(&error)))
-        .hint(Some("somebody with more rights can make one for all: helm install relay charts/adit"))
 }
 
 /// Returns what a relay's pod needs, each with its group and kind.

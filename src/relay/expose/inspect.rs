@@ -8,7 +8,7 @@ use super::{
     EXPOSED, Relay, ServiceName,
     kube::{Kind, Kube, KubeError},
     lease,
-    reconcile::{Expiry, Failure, Step},
+    reconcile::{BY_HAND, Expiry, Failure, Step, Want},
     service::{self, Takeover},
     start, text,
 };
@@ -66,20 +66,40 @@ async fn state(kube: &Kube, relay: &str) -> RelayState {
     }
 }
 
-/// Puts a Service back as it was, whoever holds it. Returns the Service; None: it was created by a relay, and is deleted.
+/// Returns whether a relay has left something on a Service.
 ///
 /// # Errors
-/// It cannot be put back, a permission is missing, or there is no answer.
+/// A permission is missing, or there is no answer.
+pub async fn is_touched(kube: &Kube, name: &ServiceName) -> Result<bool, KubeError> {
+    by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).is_touched().await
+}
+
+/// Restores a Service, whoever holds it. Returns the Service; None: there is none now, as a relay had created it.
+///
+/// # Errors
+/// It cannot be restored, a permission is missing, or there is no answer.
 pub async fn restore(kube: &Kube, name: &ServiceName) -> Result<Option<Value>, Failure> {
-    let relay = Relay {
-        namespace: "adit".to_owned(),
-        pod: "restore".to_owned(),
+    by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).run().await
+}
+
+fn us() -> Relay {
+    let (namespace, pod) = BY_HAND.split_once('/').unwrap_or_default();
+    Relay {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
         uid: String::new(),
         start: start().unwrap_or_default(),
         addresses: Vec::new(),
         node: None,
-    };
-    let (wanted, expiry) = (BTreeMap::new(), Expiry::default());
-    let step = Step { kube, relay: &relay, name, wanted: &wanted, renews: false, is_forced: true, expiry: &expiry };
-    step.run().await
+    }
+}
+
+fn by_hand<'a>(
+    kube: &'a Kube,
+    relay: &'a Relay,
+    name: &'a ServiceName,
+    wanted: &'a BTreeMap<u16, Want>,
+    expiry: &'a Expiry,
+) -> Step<'a> {
+    Step { kube, relay, name, wanted, renews: false, is_forced: true, expiry }
 }

@@ -22,6 +22,9 @@ use super::{
 /// How often a step is begun again because somebody has changed an object in the middle of it.
 const TRIES: u32 = 8;
 
+/// How the Lease names a person who restores a Service by hand.
+pub const BY_HAND: &str = "adit/restore";
+
 /// A port that is to lead to a laptop.
 #[derive(Clone, Debug)]
 pub struct Want {
@@ -142,6 +145,16 @@ impl Step<'_> {
         }
     }
 
+    /// Returns whether a relay has left something on the Service, its endpoints or its Lease.
+    pub async fn is_touched(&self) -> Result<bool, KubeError> {
+        let scene = self.read().await?;
+        let kept = lease::takeover(scene.lease.as_ref());
+        let taken = scene.service.as_ref().map(|service| service::takeover(service, self.name, kept.as_ref()));
+        let has_lease = !matches!(lease::standing(scene.lease.as_ref(), ""), Standing::Free | Standing::Foreign);
+        // A damaged annotation is a trace too.
+        Ok(has_lease || !scene.is_untouched() || taken.is_some_and(|taken| !matches!(taken, Ok(None))))
+    }
+
     async fn once(&self) -> Result<Option<Value>, Failure> {
         let scene = self.read().await?;
         let kept = lease::takeover(scene.lease.as_ref());
@@ -237,7 +250,10 @@ impl Step<'_> {
         let relay = Relay::shown(relay);
         let held: Vec<u16> = self.wanted.iter().filter(|(_, want)| want.is_held).map(|(port, _)| *port).collect();
         if !held.is_empty() {
-            let reason = format!("was taken over by another relay, {relay}");
+            let reason = match relay == BY_HAND {
+                true => "was restored with 'adit expose restore'".to_owned(),
+                false => format!("was taken over by another relay, {relay}"),
+            };
             return Err(Failure::Undone { service: self.name.clone(), ports: held, reason });
         }
         if self.wanted.is_empty() {

@@ -1,0 +1,169 @@
+//! The relays of a cluster: found by their labels, reached through a port-forward.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures::future::BoxFuture;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
+};
+
+use crate::{
+    cli::report::CliError,
+    config::{Namespace, PortRef, Workload},
+    io::BoxedIo,
+    k8s::{
+        ClusterError,
+        client::{AskError, Cluster},
+        objects::Pod,
+        pods,
+    },
+    relay::{
+        auth::{self, Key},
+        client::{Dial, Purpose},
+    },
+    routing::{ClusterId, PodTarget, Target},
+    tunnel::Manager,
+};
+
+/// What finds the relays, and where their secret is.
+const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
+pub const KEYS: &str = "adit/keys";
+/// On a relay's pod: the namespace whose Services it takes over, or `true` for all.
+pub const EXPOSES: &str = "adit/exposes";
+
+/// How long an unused port-forward to a relay stays open.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A relay that can be reached.
+pub struct Relay {
+    pub target: (Namespace, String),
+    /// The Secret with its keys.
+    keys: Option<String>,
+    pub image: Option<String>,
+}
+
+/// Looks for a ready relay that takes over Services of `for_namespace`: in one namespace, or in all. Of several it is `before`, which
+/// keeps what it was told, or any, so that clients are spread over them.
+pub async fn find(
+    cluster: &Cluster,
+    namespace: Option<&Namespace>,
+    for_namespace: &Namespace,
+    before: Option<&(Namespace, String)>,
+) -> Result<Option<Relay>, CliError> {
+    let api: Api<Pod> = match namespace {
+        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        None => Api::all(cluster.client.clone()),
+    };
+    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
+    let listed = match cluster.ask("looking for relays", &shown, api.list(&ListParams::default().labels(RELAYS))).await
+    {
+        Ok(listed) => listed.items,
+        Err(AskError::NotFound) => Vec::new(),
+        Err(AskError::Failed(error)) => {
+            let hint = match &error {
+                ClusterError::Forbidden { .. } if namespace.is_none() => Some(
+                    "if you may not list the pods of all namespaces, name the relay's: --relay-namespace NAME".into(),
+                ),
+                error => error.hint(),
+            };
+            let error = CliError::new("cannot look for relays").cause(Some(&error)).cause(error.cause());
+            return Err(error.hint(hint));
+        }
+    };
+    let exposes = |pod: &Pod| {
+        let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
+        exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
+    };
+    let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
+    let mut relays: Vec<Relay> = ready
+        .map(|pod| {
+            let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
+            let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+            let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
+            let image = container.and_then(|container| container.image);
+            Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, image }
+        })
+        .collect();
+    if relays.is_empty() {
+        return Ok(None);
+    }
+    let same = relays.iter().position(|relay| Some(&relay.target) == before);
+    let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
+    Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
+}
+
+pub fn no_relay(cluster: &Cluster) -> CliError {
+    CliError::new(format!("no ready relay that takes over Services in context \"{}\"", cluster.context)).hint(Some(
+        "install one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true; or create \
+         one for this namespace: --create --image IMAGE",
+    ))
+}
+
+/// Reads the secret of a relay from the cluster.
+pub async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
+    let hint = Some("give it a copy of the secret: --secret-file FILE");
+    let name = relay.keys.as_deref();
+    let name = name.ok_or_else(|| CliError::new("the relay does not say where its secret is").hint(hint))?;
+    let namespace = &relay.target.0;
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource);
+    let failed = CliError::new(format!("cannot read Secret {namespace}/{name}")).hint(hint);
+    let secret = match cluster.ask("reading the relay's secret", namespace, api.get(name)).await {
+        Ok(secret) => secret,
+        Err(AskError::NotFound) => return Err(failed.cause(Some("it does not exist"))),
+        Err(AskError::Failed(error)) => return Err(failed.cause(Some(error))),
+    };
+    let keys = secret.data["data"]["keys"].as_str().and_then(|keys| BASE64_STANDARD.decode(keys).ok());
+    let keys = keys.and_then(|keys| String::from_utf8(keys).ok()).unwrap_or_default();
+    let mut keys = auth::parse_keys(&keys)
+        .map_err(|problem| CliError::new(format!("Secret {namespace}/{name}: {problem}")).hint(hint))?;
+    Ok(keys.swap_remove(0))
+}
+
+/// Reaches the relay's control port through a port-forward.
+pub struct InCluster {
+    pub id: ClusterId,
+    pub cluster: Arc<Cluster>,
+    pub manager: Manager,
+    pub relay_namespace: Option<Namespace>,
+    /// The namespace of the Service.
+    pub for_namespace: Namespace,
+    /// The relay of the control connection.
+    pub pod: Mutex<(Namespace, String)>,
+}
+
+impl Dial for InCluster {
+    fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
+        Box::pin(async move {
+            if purpose == Purpose::Control {
+                // The relay's pod may have been replaced.
+                let before = self.pod.lock().expect("no panic while the lock is held").clone();
+                let namespace = self.relay_namespace.as_ref();
+                let found = find(&self.cluster, namespace, &self.for_namespace, Some(&before)).await;
+                let found = found.map_err(io::Error::other)?;
+                let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
+                *self.pod.lock().expect("no panic while the lock is held") = relay.target;
+            }
+            let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
+            let (workload, port) = (Workload::Pod(pod), PortRef::Name("control".to_owned()));
+            let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
+            let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), IDLE).await.map_err(io::Error::other)?;
+            lease.connect(None).await.map_err(io::Error::other)
+        })
+    }
+
+    fn name(&self) -> String {
+        let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
+        format!("{namespace}/{pod}")
+    }
+
+    fn host(&self) -> String {
+        "adit-relay".to_owned()
+    }
+}

@@ -1,0 +1,136 @@
+//! `adit expose ls` and `adit expose restore`: takeovers by hand, without a relay.
+
+use std::io;
+
+use serde_json::json;
+
+use super::service_of;
+use crate::{
+    cli::{
+        Output,
+        place::Place,
+        report::{CliError, print, table},
+    },
+    k8s::client::Cluster,
+    relay::expose::{
+        ServiceName,
+        inspect::{self, Exposed, RelayState},
+        kube::{Kube, KubeError},
+    },
+};
+
+fn failed(act: &str, cluster: &Cluster, error: &KubeError) -> CliError {
+    CliError::new(format!("cannot {act} in context \"{}\"", cluster.context)).cause(Some(error))
+}
+
+/// Returns the Services that are taken over in the namespace of the command, or in all.
+async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, CliError> {
+    let namespace = (!all_namespaces).then_some(place.namespace.0.as_str());
+    let listed = inspect::list(&kube(&place.cluster).await, namespace).await;
+    listed.map_err(|error| {
+        let hint =
+            matches!(error, KubeError::Forbidden(_)).then_some("choose a namespace that you may list: -n NAMESPACE");
+        failed("list Services", &place.cluster, &error).hint(hint)
+    })
+}
+
+/// Returns the API server, with credentials that are fresh.
+async fn kube(cluster: &Cluster) -> Kube {
+    // A request finds the new token; it says itself what is wrong with one that is not.
+    let _ = cluster.auth_headers().await;
+    Kube::new(cluster.client.clone())
+}
+
+pub async fn list(place: &Place, all_namespaces: bool, output: Option<Output>) -> Result<(), CliError> {
+    let exposed = exposed(place, all_namespaces).await?;
+    if let Some(Output::Json) = output {
+        let listed: Vec<_> = exposed.iter().map(as_json).collect();
+        return print(&format!("{}\n", serde_json::to_string_pretty(&listed).map_err(io::Error::other)?));
+    }
+    if exposed.is_empty() {
+        let (namespace, context) = (&place.namespace, place.context());
+        return print(&match all_namespaces {
+            true => format!("no Service is taken over in context {context}\n"),
+            false => format!("no Service is taken over in namespace {namespace} of context {context}; -A lists all\n"),
+        });
+    }
+    print(&listed(&exposed))
+}
+
+fn as_json(exposed: &Exposed) -> serde_json::Value {
+    let ports = exposed.takeover.ports.iter();
+    let ports: Vec<_> =
+        ports.map(|taken| json!({"port": taken.port, "owner": taken.owner, "since": taken.since})).collect();
+    json!({
+        "namespace": exposed.service.namespace, "service": exposed.service.name, "created": exposed.takeover.created,
+        "ports": ports, "relay": exposed.relay, "state": exposed.state
+    })
+}
+
+fn listed(exposed: &[Exposed]) -> String {
+    let mut rows = vec![["SERVICE", "PORT", "OWNER", "SINCE", "RELAY", "STATE"].map(str::to_owned).to_vec()];
+    for exposed in exposed {
+        rows.extend(exposed.takeover.ports.iter().map(|taken| {
+            let state = match exposed.state {
+                RelayState::Running => "running",
+                RelayState::Gone => "relay is gone",
+                RelayState::Unknown => "unknown",
+            };
+            let clean = |text: &str| text.chars().filter(|character| !character.is_control()).collect::<String>();
+            vec![
+                exposed.service.to_string(),
+                taken.port.to_string(),
+                clean(&taken.owner),
+                clean(&taken.since),
+                clean(&exposed.relay),
+                state.to_owned(),
+            ]
+        }));
+    }
+    table(&rows)
+}
+
+pub async fn restore(place: &Place, service: Option<String>, all_namespaces: bool) -> Result<(), CliError> {
+    let names: Vec<ServiceName> = match &service {
+        Some(text) => {
+            let (name, namespace) = service_of(text, &place.namespace);
+            vec![ServiceName { namespace: namespace.to_owned(), name: name.to_owned() }]
+        }
+        None => {
+            let exposed = exposed(place, all_namespaces).await?;
+            for other in exposed.iter().filter(|exposed| exposed.state != RelayState::Gone) {
+                let (service, relay) = (&other.service, &other.relay);
+                let why = match other.state {
+                    RelayState::Unknown => "may still run",
+                    _ => "runs",
+                };
+                print(&format!(
+                    "left alone: {service}, whose relay {relay} {why}; 'adit expose restore {}.{}' restores it\n",
+                    service.name, service.namespace
+                ))?;
+            }
+            exposed.into_iter().filter(|exposed| exposed.state == RelayState::Gone).map(|gone| gone.service).collect()
+        }
+    };
+    if names.is_empty() {
+        return print("nothing to restore\n");
+    }
+    let kube = kube(&place.cluster).await;
+    for name in &names {
+        let was_taken = inspect::is_touched(&kube, name).await;
+        let was_taken = was_taken.map_err(|error| failed(&format!("read Service {name}"), &place.cluster, &error))?;
+        if !was_taken {
+            print(&format!("nothing to restore: Service {name} is not taken over\n"))?;
+            continue;
+        }
+        let restored = inspect::restore(&kube, name).await.map_err(|error| {
+            CliError::new(format!("cannot restore Service {name} in context \"{}\"", place.context()))
+                .cause(Some(error))
+        })?;
+        print(&match restored {
+            Some(_) => format!("restored {name}\n"),
+            None => format!("deleted {name}, which a relay had created\n"),
+        })?;
+    }
+    Ok(())
+}
