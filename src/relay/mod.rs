@@ -18,6 +18,7 @@ pub mod client;
 pub mod conversation;
 pub mod expose;
 pub mod ports;
+pub mod reservations;
 pub mod server;
 pub mod tls;
 

@@ -17,11 +17,12 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use super::{
     auth::{self, Key},
     conversation::{self, DEAD, HEARTBEAT, Over, Reader},
     ports::Ports,
+    reservations::Reservations,
 };
 use crate::{
     drain::Drain,
@@ -51,8 +53,10 @@ const MOST_FRAMES: usize = 1024;
 /// A relay that runs.
 pub struct Server {
     options: Options,
-    tls: Arc<ServerConfig>,
-    ports: Mutex<Ports>,
+    /// Those of the options at first; see [`set_keys`](Self::set_keys).
+    keys: ArcSwap<Vec<Key>>,
+    tls: ArcSwap<ServerConfig>,
+    ports: Ports,
     state: Mutex<State>,
     /// Connections that have not authenticated.
     handshakes: Arc<Admission>,
@@ -84,8 +88,8 @@ struct State {
     pending: HashMap<StreamName, Pending>,
     /// Tunnels to Services that are being opened: their client may close them before that is done.
     opening: HashMap<(Token, u32), Opening>,
-    /// Names of clients that were lost, with what they were given for them.
-    lost_names: HashMap<String, (Token, Instant)>,
+    /// Ports and names of clients that were lost.
+    reservations: Reservations,
 }
 
 struct Opening {
@@ -101,6 +105,8 @@ struct Session {
     peer: SocketAddr,
     frames: mpsc::Sender<Frame>,
     idle: Idle,
+    /// When the client has said something last.
+    heard: watch::Sender<Instant>,
     gone: CancellationToken,
 }
 
@@ -119,17 +125,29 @@ impl Server {
         let (connections, per_address) = ("--max-connections", "--max-connections-per-address");
         let visitors = Admission::new(accepted, Names { counted: "connections of visitors", connections, per_address });
         Arc::new(Self {
-            ports: Mutex::new(Ports::new(options.bind, options.ports.clone())),
+            ports: Ports::new(options.bind, options.ports.clone()),
             handshakes,
             visitors,
             notices: Notices::default(),
+            keys: ArcSwap::from_pointee(options.keys.clone()),
             options,
-            tls,
+            tls: ArcSwap::new(tls),
             state: Mutex::default(),
             drain,
             names_changed: Box::new(names_changed),
             counters: Counters::default(),
         })
+    }
+
+    /// Takes these keys from now on. Clients that are connected stay, whatever becomes of their keys.
+    pub fn set_keys(&self, keys: Vec<Key>) {
+        info!(keys = keys.len(), "relay: keys read again");
+        self.keys.store(Arc::new(keys));
+    }
+
+    /// Shows this certificate from now on. Connections that are open stay.
+    pub fn set_tls(&self, tls: Arc<ServerConfig>) {
+        self.tls.store(tls);
     }
 
     /// Returns who counts the connections of visitors, by TCP and HTTP.
@@ -169,9 +187,16 @@ impl Server {
     ) -> io::Result<(Arc<Session>, mpsc::Receiver<Frame>)> {
         let (frames_tx, frames) = mpsc::channel(MOST_FRAMES);
         let token = auth::random()?;
-        let session =
-            Session { token, key, is_v1, peer, frames: frames_tx, idle: Idle::new(), gone: CancellationToken::new() };
-        let session = Arc::new(session);
+        let session = Arc::new(Session {
+            token,
+            key,
+            is_v1,
+            peer,
+            frames: frames_tx,
+            idle: Idle::new(),
+            heard: watch::Sender::new(Instant::now()),
+            gone: CancellationToken::new(),
+        });
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         self.state().sessions.insert(token, session.clone());
         info!(%peer, key = session.key.name, version = if is_v1 { 1 } else { 2 }, "relay: client");
@@ -202,13 +227,12 @@ impl Server {
         };
         let mut is_clean = false;
         let reading = async {
-            let mut heard = Instant::now();
             let mut beat = interval(HEARTBEAT);
             let mut has_said_goodbye = false;
             loop {
                 tokio::select! {
                     frame = reader.next() => {
-                        heard = Instant::now();
+                        session.heard.send_replace(Instant::now());
                         if self.clone().on_frame(&session, frame?).await? {
                             is_clean = true;
                             return Ok(());
@@ -216,7 +240,7 @@ impl Server {
                     }
                     // Version 1 has no heartbeat.
                     _ = beat.tick(), if !session.is_v1 => {
-                        if heard.elapsed() > DEAD {
+                        if session.heard.borrow().elapsed() > DEAD {
                             return Err(Over::Silent(DEAD));
                         }
                         // A full queue is one that will be found dead.
@@ -309,9 +333,5 @@ impl Server {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic while the lock is held")
-    }
-
-    fn ports(&self) -> MutexGuard<'_, Ports> {
-        self.ports.lock().expect("no panic while the lock is held")
     }
 }

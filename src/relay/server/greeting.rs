@@ -43,7 +43,7 @@ impl Server {
             (0, _) => Err(Over::Closed),
             // A TLS record with a handshake.
             (_, 0x16) => {
-                let accepting = TlsAcceptor::from(self.tls.clone()).accept(ReadAhead::new(stream));
+                let accepting = TlsAcceptor::from(self.tls.load_full()).accept(ReadAhead::new(stream));
                 let tls = timeout(limit, accepting).await.map_err(silent)??;
                 self.greet_v2(tls, peer, place).await
             }
@@ -55,7 +55,7 @@ impl Server {
         let exporter = tls::exporter(tls.get_ref().1)?;
         match conversation::step(&mut tls).await? {
             Frame::Hello { version: 2, nonce, port, key } => {
-                let known = self.options.keys.iter().find(|known| known.name == key).cloned();
+                let known = self.keys.load().iter().find(|known| known.name == key).cloned();
                 let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
                 // Whether there is such a key is not told: its proof is that of a secret that nobody has.
                 let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
@@ -103,7 +103,7 @@ impl Server {
         }
         match conversation::step(&mut stream).await? {
             Frame::Handshake { version: 1, secret } => {
-                let key = self.options.keys.iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
+                let key = self.keys.load().iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
                 let Some(key) = key else {
                     info!(%peer, "relay: rejected: wrong secret");
                     return self.reject(&mut stream, "the secret is not the one of this relay").await;

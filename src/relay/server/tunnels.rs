@@ -21,6 +21,7 @@ use crate::{
         auth,
         expose::{Claim, ExposeRequest},
         ports::PortError,
+        reservations::Public,
     },
     wire::relay::{Frame, Kind, Token},
 };
@@ -28,8 +29,8 @@ use crate::{
 /// How long a tunnel that comes back waits for what is left of itself.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
-/// For how long a name waits for a client that was lost.
-const NAME_REMEMBERED: Duration = Duration::from_secs(10 * 60);
+/// How long a client may take to answer a ping before another one of its key gets its port or name.
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A public port or name, and the client behind it.
 pub struct Tunnel {
@@ -83,7 +84,7 @@ impl Server {
         name: &str,
         resume: Token,
     ) -> Result<Arc<Tunnel>, String> {
-        let before = self.take_over(session, resume).await;
+        let before = self.take_over(session, resume, kind, port, name).await;
         let asked = self.exposed(session, kind, name)?;
         let count = {
             let (state, key) = (self.state(), &session.key.name);
@@ -104,13 +105,13 @@ impl Server {
         };
         let (listener, port, name) = match kind {
             Kind::Tcp => {
-                let opened = self.ports().open(&session.key, port, &resume);
+                let opened = self.ports.open(&session.key, port, &resume, &mut self.state().reservations);
                 let (listener, port) = opened.map_err(|error: PortError| error.to_string())?;
                 (Some(listener), port, String::new())
             }
-            Kind::Http => (None, 0, self.checked_name(session, name, &resume)?),
+            Kind::Http => (None, 0, self.checked_name(session, name)?),
             Kind::Service | Kind::ReplacedService => {
-                let opened = self.ports().open(&session.key, 0, &resume);
+                let opened = self.ports.open(&session.key, 0, &resume, &mut self.state().reservations);
                 let (listener, port) = opened.map_err(|error: PortError| error.to_string())?;
                 (Some(listener), port, name.to_owned())
             }
@@ -128,9 +129,11 @@ impl Server {
                 return Err("the client is gone".to_owned());
             }
             if kind == Kind::Http && state.tunnels.values().any(|tunnel| tunnel.name == name) {
-                return Err(format!("the name {name} is taken"));
+                return Err(format!("the name \"{name}\" is in use"));
             }
-            state.lost_names.remove(&name);
+            if kind == Kind::Http {
+                state.reservations.end(&Public::Name(name.clone()));
+            }
             state.next_tunnel += 1;
             let rate = Mutex::new((f64::from(self.options.limits.visitors_per_second), Instant::now()));
             let tunnel = Arc::new(Tunnel {
@@ -150,6 +153,8 @@ impl Server {
                 unbound: CancellationToken::new(),
             });
             state.tunnels.insert(tunnel.number, tunnel.clone());
+            let most = self.spare_tunnels(&state, &session.key.name);
+            state.reservations.limit(&session.key.name, most);
             tunnel
         };
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
@@ -237,23 +242,50 @@ impl Server {
         }
     }
 
-    /// What is left of a client that was cut off makes room for its return. Returns its claim: what it leads to stays taken over
-    /// until the return has it, or the claim is dropped.
-    pub(super) async fn take_over(&self, session: &Session, resume: Token) -> Option<Claim> {
-        let same = |tunnel: &&Arc<Tunnel>| {
-            resume != [0; 16] && tunnel.resume == resume && tunnel.session.key.name == session.key.name
+    /// Closes the tunnel of a client that was cut off, and is back: it has the tunnel's resume token, or it has the same key and the
+    /// old client does not answer. Returns the old tunnel's claim: the Service stays taken over until the new tunnel has a claim, or
+    /// this one is dropped.
+    async fn take_over(&self, session: &Session, resume: Token, kind: Kind, port: u16, name: &str) -> Option<Claim> {
+        let of_key = |tunnel: &&Arc<Tunnel>| tunnel.session.key.name == session.key.name;
+        let same = |tunnel: &&Arc<Tunnel>| resume != [0; 16] && tunnel.resume == resume;
+        let name = name.to_ascii_lowercase();
+        let same_public = |tunnel: &&Arc<Tunnel>| match kind {
+            Kind::Tcp => tunnel.kind == Kind::Tcp && tunnel.port == port,
+            Kind::Http => tunnel.kind == Kind::Http && tunnel.name == name,
+            Kind::Service | Kind::ReplacedService => {
+                !matches!(tunnel.kind, Kind::Tcp | Kind::Http) && tunnel.name == name
+            }
         };
-        let old = self.state().tunnels.values().find(same).cloned()?;
+        let find = |wanted: &dyn Fn(&&Arc<Tunnel>) -> bool| {
+            self.state().tunnels.values().filter(of_key).find(|tunnel| wanted(tunnel)).cloned()
+        };
+        let old = match find(&same) {
+            Some(old) => old,
+            None => {
+                let old = find(&|tunnel| tunnel.session.token != session.token && same_public(tunnel))?;
+                if answers(&old.session).await {
+                    return None;
+                }
+                info!(peer = %old.session.peer, key = old.session.key.name, "relay: client does not answer, and is back");
+                old
+            }
+        };
         let claim = old.claim().take();
         self.close(&old, false);
         if old.kind != Kind::Http {
-            // What happens if it takes longer is told by the port.
+            // If it takes longer, the port says so.
             let _ = timeout(TAKE_OVER, old.unbound.cancelled()).await;
         }
         claim
     }
 
-    pub(super) fn checked_name(&self, session: &Session, name: &str, resume: &Token) -> Result<String, String> {
+    /// Returns how many tunnels a key may still open.
+    fn spare_tunnels(&self, state: &super::State, key: &str) -> usize {
+        let open = state.tunnels.values().filter(|tunnel| tunnel.session.key.name == key).count();
+        self.options.limits.tunnels_per_key.saturating_sub(open)
+    }
+
+    fn checked_name(&self, session: &Session, name: &str) -> Result<String, String> {
         if self.options.domain.is_none() {
             return Err("this relay has no domain for names".to_owned());
         }
@@ -273,11 +305,8 @@ impl Server {
         if !session.key.allows_name(&name) {
             return Err(format!("the key may not have the name {name}"));
         }
-        let kept = self.state().lost_names.get(&name).copied();
-        match kept.is_some_and(|(token, until)| token != *resume && until > Instant::now()) {
-            true => Err(format!("the name {name} is reserved for a client that disconnected")),
-            false => Ok(name),
-        }
+        let reserved = self.state().reservations.check(&Public::Name(name.clone()), &session.key.name);
+        reserved.map(|()| name).map_err(|reserved| reserved.to_string())
     }
 
     pub(super) fn public_address(&self, tunnel: &Tunnel) -> String {
@@ -308,14 +337,14 @@ impl Server {
         tunnel.gone.cancel();
         drop(tunnel.claim().take());
         if !is_clean && !tunnel.session.is_v1 {
-            match tunnel.kind {
-                Kind::Tcp | Kind::Service | Kind::ReplacedService => self.ports().remember(tunnel.resume, tunnel.port),
-                Kind::Http => {
-                    let mut state = self.state();
-                    state.lost_names.retain(|_, (_, until)| *until > Instant::now());
-                    state.lost_names.insert(tunnel.name.clone(), (tunnel.resume, Instant::now() + NAME_REMEMBERED));
-                }
-            }
+            let public = match tunnel.kind {
+                Kind::Tcp | Kind::Service | Kind::ReplacedService => Public::Port(tunnel.port),
+                Kind::Http => Public::Name(tunnel.name.clone()),
+            };
+            let (mut state, key) = (self.state(), &tunnel.session.key.name);
+            // A key has no more ports and names than it may have tunnels, those that wait for it included.
+            let most = self.spare_tunnels(&state, key);
+            state.reservations.keep(public, key, tunnel.resume, most);
         }
         if tunnel.kind == Kind::Http {
             self.tell_names();
@@ -369,6 +398,22 @@ impl Server {
             .collect();
         snapshots.sort_by(|a, b| a.public.cmp(&b.public));
         snapshots
+    }
+}
+
+/// Returns whether a client answers a ping.
+async fn answers(session: &Session) -> bool {
+    if session.is_v1 {
+        return true;
+    }
+    let mut heard = session.heard.subscribe();
+    // A full queue is one that nobody reads.
+    if session.frames.try_send(Frame::Ping { cookie: 0 }).is_err() {
+        return false;
+    }
+    tokio::select! {
+        changed = timeout(ALIVE_WITHIN, heard.changed()) => matches!(changed, Ok(Ok(()))),
+        () = session.gone.cancelled() => false,
     }
 }
 

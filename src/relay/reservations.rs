@@ -1,0 +1,155 @@
+//! Public ports and names that wait for a client that was lost.
+//!
+//! A reservation is the key's: a client that was killed has forgotten everything else. What the client was given with the tunnel
+//! (its resume token) only says which of several ports was its own.
+
+use std::collections::HashMap;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Duration, Instant};
+
+use crate::wire::relay::Token;
+
+/// For how long a port or a name waits. A laptop sleeps longer, but then others want the port.
+pub const RESERVED_FOR: Duration = Duration::from_secs(10 * 60);
+
+/// What the public reaches a tunnel by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Public {
+    Port(u16),
+    Name(String),
+}
+
+/// It waits for a client of another key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is reserved until {} UTC for a client of another key, which was disconnected", shown(.public), .until.strftime("%H:%M:%S"))]
+pub struct Reserved {
+    pub public: Public,
+    pub until: Timestamp,
+}
+
+fn shown(public: &Public) -> String {
+    match public {
+        Public::Port(port) => format!("port {port}"),
+        Public::Name(name) => format!("the name \"{name}\""),
+    }
+}
+
+struct Reservation {
+    key: String,
+    resume: Token,
+    since: Instant,
+    /// For people.
+    until: Timestamp,
+}
+
+/// All reservations of a relay.
+#[derive(Default)]
+pub struct Reservations {
+    kept: HashMap<Public, Reservation>,
+}
+
+impl Reservations {
+    /// Keeps a port or a name for a key. `most`: how many reservations the key may have; its oldest ones end.
+    pub fn keep(&mut self, public: Public, key: &str, resume: Token, most: usize) {
+        let until = Timestamp::now()
+            .checked_add(SignedDuration::from_secs(RESERVED_FOR.as_secs().cast_signed()))
+            .unwrap_or(Timestamp::MAX);
+        let reservation = Reservation { key: key.to_owned(), resume, since: Instant::now(), until };
+        self.kept.insert(public, reservation);
+        self.limit(key, most);
+    }
+
+    /// Ends the oldest reservations of a key, until it has no more than `most`.
+    pub fn limit(&mut self, key: &str, most: usize) {
+        self.forget_old();
+        let of_key = self.kept.iter().filter(|(_, kept)| kept.key == key);
+        let mut of_key: Vec<(Instant, Public)> = of_key.map(|(public, kept)| (kept.since, public.clone())).collect();
+        of_key.sort_by_key(|(since, _)| *since);
+        for (_, public) in of_key.iter().take(of_key.len().saturating_sub(most)) {
+            self.kept.remove(public);
+        }
+    }
+
+    /// Ends a reservation: its client is back, or another one of its key.
+    pub fn end(&mut self, public: &Public) {
+        self.kept.remove(public);
+    }
+
+    /// Says whether a key may have a port or a name.
+    ///
+    /// # Errors
+    /// It waits for a client of another key.
+    pub fn check(&mut self, public: &Public, key: &str) -> Result<(), Reserved> {
+        self.forget_old();
+        match self.kept.get(public).filter(|kept| kept.key != key) {
+            Some(kept) => Err(Reserved { public: public.clone(), until: kept.until }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether it waits for anybody.
+    pub fn is_kept(&self, public: &Public) -> bool {
+        self.kept.get(public).is_some_and(|kept| kept.since.elapsed() < RESERVED_FOR)
+    }
+
+    /// Returns the port that waits for the client with this resume token.
+    pub fn port_of(&mut self, key: &str, resume: &Token) -> Option<u16> {
+        self.forget_old();
+        let mut ports = self.kept.iter().filter(|(_, kept)| kept.key == key && kept.resume == *resume);
+        ports.find_map(|(public, _)| match public {
+            Public::Port(port) => Some(*port),
+            Public::Name(_) => None,
+        })
+    }
+
+    fn forget_old(&mut self) {
+        self.kept.retain(|_, kept| kept.since.elapsed() < RESERVED_FOR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> Public {
+        Public::Name(name.to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reservation_is_the_keys_and_ends() {
+        let mut book = Reservations::default();
+        book.keep(name("web"), "ana", [1; 16], 9);
+        book.keep(Public::Port(20_000), "ana", [2; 16], 9);
+        assert_eq!(book.check(&name("web"), "ana"), Ok(()));
+        let refused = book.check(&name("web"), "bo").unwrap_err().to_string();
+        assert!(
+            refused.starts_with("the name \"web\" is reserved until ")
+                && refused.contains(" UTC for a client of another key"),
+            "{refused}"
+        );
+        assert!(book.check(&Public::Port(20_000), "bo").unwrap_err().to_string().starts_with("port 20000 is reserved"));
+        assert_eq!(book.check(&name("other"), "bo"), Ok(()));
+        assert_eq!((book.port_of("ana", &[2; 16]), book.port_of("bo", &[2; 16])), (Some(20_000), None));
+        assert_eq!(book.port_of("ana", &[1; 16]), None, "a name is no port");
+        tokio::time::advance(RESERVED_FOR).await;
+        assert_eq!(book.check(&name("web"), "bo"), Ok(()));
+        assert!(!book.is_kept(&Public::Port(20_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_has_a_bounded_number_of_them() {
+        let mut book = Reservations::default();
+        book.keep(Public::Port(1), "bo", [0; 16], 2);
+        for port in 10..20 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            book.keep(Public::Port(port), "ana", [0; 16], 2);
+        }
+        let kept: Vec<u16> = (0..30).filter(|port| book.is_kept(&Public::Port(*port))).collect();
+        assert_eq!(kept, [1, 18, 19], "its latest, and those of others");
+        book.limit("ana", 1);
+        assert!(!book.is_kept(&Public::Port(18)) && book.is_kept(&Public::Port(19)));
+        book.end(&Public::Port(19));
+        assert!(!book.is_kept(&Public::Port(19)));
+    }
+}

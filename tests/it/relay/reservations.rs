@@ -1,0 +1,112 @@
+//! Ports and names of clients that were lost: whose they are, and until when.
+
+use adit::relay::auth::{Role, Transcript, parse_keys};
+
+use super::*;
+
+/// A client frame by frame, which can fall silent or be killed.
+struct Bare {
+    tls: TlsStream<TcpStream>,
+}
+
+impl Bare {
+    async fn connect(relay: &Relay, key: &str) -> Self {
+        let (mut tls, exporter) = relay.dial().await;
+        send(&mut tls, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: key.into() }]).await.unwrap();
+        let Frame::Challenge { nonce, .. } = frame(&mut tls).await else { panic!("no challenge") };
+        let transcript = Transcript { key: key.into(), port: 0, client: [1; 32], server: nonce, exporter };
+        send(&mut tls, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Client) }]).await.unwrap();
+        let Frame::Welcome { .. } = frame(&mut tls).await else { panic!("not welcome") };
+        Self { tls }
+    }
+
+    /// Opens a tunnel, without anything that it was given before. Returns its port, or why there is none.
+    async fn open(&mut self, id: u32, kind: Kind, port: u16, name: &str) -> Result<u16, String> {
+        let open = Frame::Open { tunnel: id, kind, port, resume: [0; 16], name: name.into() };
+        send(&mut self.tls, &[open]).await.unwrap();
+        loop {
+            match frame(&mut self.tls).await {
+                Frame::Opened { port, .. } => return Ok(port),
+                Frame::Refused { reason, .. } => return Err(reason),
+                Frame::Ping { cookie } => send(&mut self.tls, &[Frame::Pong { cookie }]).await.unwrap(),
+                Frame::Pong { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+async fn relay(keys: &[&str], change: impl FnOnce(&mut Options)) -> Relay {
+    let keys: String = keys.iter().map(|key| format!("{key} {}\n", SECRET.replace(' ', "-"))).collect();
+    Relay::start(|options| {
+        options.keys = parse_keys(&keys).unwrap().into_iter().map(|key| Key { secret: SECRET.into(), ..key }).collect();
+        options.domain = Some("relay.test".into());
+        change(options);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
+    let relay = relay(&["ana", "bo"], |options| options.ports = 25_110..=25_119).await;
+    let mut killed = Bare::connect(&relay, "ana").await;
+    let port = killed.open(0, Kind::Tcp, 0, "").await.unwrap();
+    killed.open(1, Kind::Http, 0, "web").await.unwrap();
+    drop(killed);
+    eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
+    let mut other = Bare::connect(&relay, "bo").await;
+    let refused = other.open(0, Kind::Tcp, port, "").await.unwrap_err();
+    assert!(refused.starts_with(&format!("port {port} is reserved until ")), "{refused}");
+    assert!(refused.ends_with(" UTC for a client of another key, which was disconnected"), "{refused}");
+    let refused = other.open(1, Kind::Http, 0, "web").await.unwrap_err();
+    assert!(refused.starts_with("the name \"web\" is reserved until "), "{refused}");
+    let mut back = Bare::connect(&relay, "ana").await;
+    assert_eq!(back.open(0, Kind::Tcp, port, "").await, Ok(port));
+    assert_eq!(back.open(1, Kind::Http, 0, "web").await, Ok(0));
+    // A client that is there is not driven out, by its own key neither.
+    let mut twin = Bare::connect(&relay, "ana").await;
+    let answered = async { timeout(Duration::from_secs(20), back.open(7, Kind::Tcp, 1, "")).await };
+    let (refused, _) = tokio::join!(twin.open(0, Kind::Http, 0, "web"), answered);
+    assert_eq!(refused.unwrap_err(), "the name \"web\" is in use");
+}
+
+#[tokio::test]
+async fn a_client_that_has_fallen_silent_makes_room_for_one_of_its_key() {
+    let relay = relay(&["ana", "bo"], |_| {}).await;
+    let mut silent = Bare::connect(&relay, "ana").await;
+    let port = silent.open(0, Kind::Tcp, 0, "").await.unwrap();
+    silent.open(1, Kind::Http, 0, "web").await.unwrap();
+    // Its connection is there, but nobody answers: a laptop that has changed its network.
+    let mut other = Bare::connect(&relay, "bo").await;
+    assert_eq!(other.open(0, Kind::Http, 0, "web").await.unwrap_err(), "the name \"web\" is in use");
+    let began = tokio::time::Instant::now();
+    let mut back = Bare::connect(&relay, "ana").await;
+    assert_eq!(back.open(0, Kind::Tcp, port, "").await, Ok(port));
+    assert_eq!(back.open(1, Kind::Http, 0, "web").await, Ok(0));
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}: not only when the silence counts as an end",
+        began.elapsed()
+    );
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_key_cannot_reserve_more_than_it_may_open() {
+    let relay = relay(&["ana", "bo"], |options| {
+        options.ports = 25_120..=25_125;
+        options.limits.tunnels_per_key = 2;
+    })
+    .await;
+    for _ in 0..6 {
+        let mut ana = Bare::connect(&relay, "ana").await;
+        ana.open(0, Kind::Tcp, 0, "").await.unwrap();
+        ana.open(1, Kind::Tcp, 0, "").await.unwrap();
+        drop(ana);
+        eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
+    }
+    let mut bo = Bare::connect(&relay, "bo").await;
+    for id in 0..2 {
+        bo.open(id, Kind::Tcp, 0, "").await.unwrap();
+    }
+}
