@@ -174,6 +174,7 @@ impl Bound {
         let socks = SocksFrontend::new(Forward::new(router.clone(), tunnels.clone()), metrics.clone());
         let mux = Mux::new(http, tls, Some(socks), router.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
+        config.notes.iter().for_each(|note| warn!("{note}"));
         let facts = Facts { loaded_at: now(), ..Facts::default() };
         let source = Source::new(Parts {
             tunnels: tunnels.clone(),
@@ -207,9 +208,9 @@ impl Bound {
             of_clusters.sign_ins().stop();
         });
         let mut running =
-            Running { app, clusters, tunnels, router, ports, source, allow_commands, exposed: BTreeMap::new() };
+            Running { app, clusters, tunnels, router, ports, source, allow_commands, local: BTreeMap::new() };
         running.tell_facts();
-        running.expose(&drain);
+        running.serve_local(&drain);
         if let Some(socket) = admin {
             let (source, tasks, ended) = (running.source.clone(), drain.clone(), drain.clone());
             drain.spawn(async move {

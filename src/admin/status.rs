@@ -30,6 +30,23 @@ pub struct Facts {
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
+    /// The ports of this machine that relays make reachable (`local` in the configuration).
+    #[serde(default)]
+    pub local: Vec<LocalStatus>,
+}
+
+/// A port of this machine, and how it stands with its relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalStatus {
+    pub port: u16,
+    /// `host:port` of the relay.
+    pub relay: String,
+    /// `connecting`, `open` or `waiting`.
+    pub state: String,
+    /// How the public reaches it, while it is open.
+    pub public: Option<String>,
+    /// Why it is not open.
+    pub reason: Option<String>,
 }
 
 /// What a running adit knows of itself.

@@ -7,9 +7,9 @@ use tracing::{debug, info, warn};
 
 use super::{App, now, route};
 use crate::{
-    admin::status::Source,
+    admin::status::{LocalStatus, Source},
     config::{
-        Config, Expose, SniBackend,
+        Config, LocalPort, SniBackend,
         diff::Diff,
         watch::{self as files, Reload},
     },
@@ -18,7 +18,7 @@ use crate::{
     listener::{bind::Kind, ports::Ports},
     relay::{
         self,
-        client::{Direct, Open, Wanted},
+        client::{ClientState, Direct, Fatal, Refusals, Wanted},
         tls::Trust,
     },
     routing::{SharedRouter, Target},
@@ -36,42 +36,51 @@ pub struct Running {
     /// What the file said as first started.
     pub allow_commands: bool,
     /// The clients of relays that run, with what ends each.
-    pub exposed: BTreeMap<Expose, Drain>,
+    pub local: BTreeMap<LocalPort, Drain>,
 }
 
 impl Running {
     /// Starts and ends the clients of relays, so that they are those of the configuration.
-    pub fn expose(&mut self, drain: &Drain) {
-        let wanted = self.router.load().config.expose.clone();
-        self.exposed.retain(|expose, client| {
-            let is_wanted = wanted.contains(expose);
+    pub fn serve_local(&mut self, drain: &Drain) {
+        let wanted = self.router.load().config.local.clone();
+        self.local.retain(|local, client| {
+            let is_wanted = wanted.contains(local);
             if !is_wanted {
                 client.start();
             }
             is_wanted
         });
-        for expose in wanted {
-            if self.exposed.contains_key(&expose) {
+        self.source.update(|facts| {
+            let is_wanted = |status: &LocalStatus| wanted.iter().any(|local| is_of(status, local));
+            facts.local.retain(is_wanted);
+        });
+        for local in wanted {
+            if self.local.contains_key(&local) {
                 continue;
             }
             let client = drain.child();
-            let (of_client, to) = (client.clone(), format!("{}:{}", expose.to.0, expose.to.1));
-            let options = relay_client(&expose);
+            let (of_client, of_entry, source) = (client.clone(), local.clone(), self.source.clone());
+            set_status(&source, &local, "connecting", None, None);
             drain.spawn(async move {
-                let opened = |open: &[Open]| {
-                    open.iter().for_each(|open| info!(public = open.public, local = open.local_port, "exposed"))
-                };
-                let ended = match options {
-                    Ok(options) => {
-                        relay::client::run(options, of_client, opened).await.map_err(|error| error.to_string())
+                let tell = |state: &ClientState| match state {
+                    ClientState::Open(open) => {
+                        for open in open {
+                            info!(public = open.public, local = open.local_port, "a local port is reachable");
+                            set_status(&source, &of_entry, "open", Some(open.public.clone()), None);
+                        }
                     }
-                    Err(error) => Err(error.to_string()),
+                    ClientState::Waiting { reason, .. } => {
+                        set_status(&source, &of_entry, "waiting", None, Some(reason.clone()));
+                    }
                 };
-                if let Err(error) = ended {
-                    warn!(relay = to, error, "not exposed");
+                // A secret that is missing may be written, and a port may become free: all is tried again.
+                let options = || relay_client(&of_entry).map_err(|error| Fatal::Setup(error.to_string()));
+                if let Err(error) = relay::client::run(options, Refusals::Retry, of_client, tell).await {
+                    warn!(relay = relay_of(&of_entry), %error, "a local port is not reachable any more");
+                    set_status(&source, &of_entry, "ended", None, Some(error.to_string()));
                 }
             });
-            self.exposed.insert(expose, client);
+            self.local.insert(local, client);
         }
     }
 
@@ -95,7 +104,7 @@ impl Running {
                         match reload {
                             Some(Reload { config: Ok(config), asked_for }) => {
                                 self.reload((*config).clone(), asked_for).await;
-                                self.expose(drain);
+                                self.serve_local(drain);
                             }
                             Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
                             None => {}
@@ -152,6 +161,9 @@ impl Running {
                 return self.reject(&format!("{error}{hint}"));
             }
         };
+        if config.notes != old.notes {
+            config.notes.iter().for_each(|note| warn!("{note}"));
+        }
         let diff = Diff::between(&old, &config);
         if let Some(verbosity) = &self.app.verbosity {
             verbosity.set(config.verbose);
@@ -191,17 +203,34 @@ impl Running {
     }
 }
 
+fn relay_of(local: &LocalPort) -> String {
+    format!("{}:{}", local.to.0, local.to.1)
+}
+
+fn is_of(status: &LocalStatus, local: &LocalPort) -> bool {
+    status.port == local.local_port && status.relay == relay_of(local)
+}
+
+fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<String>, reason: Option<String>) {
+    let status =
+        LocalStatus { port: local.local_port, relay: relay_of(local), state: state.to_owned(), public, reason };
+    source.update(|facts| match facts.local.iter_mut().find(|known| is_of(known, local)) {
+        Some(known) => *known = status,
+        None => facts.local.push(status),
+    });
+}
+
 /// Returns what the client of a relay is told.
-fn relay_client(expose: &Expose) -> io::Result<relay::client::Options> {
-    let keys = relay::auth::load(expose.secret_file.as_deref())?;
+fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
+    let keys = relay::auth::load(local.secret_file.as_deref())?;
     let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
-    let trust = Trust::of(expose.fingerprint.as_ref(), expose.ca.as_ref());
-    let kind = if expose.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
-    let name = expose.name.clone().unwrap_or_default();
-    let name = expose.host.as_ref().map_or_else(|| name.clone(), |host| format!("{name}={host}"));
-    let tunnels = vec![Wanted { local_port: expose.local_port, kind, port: expose.public_port, name }];
-    let dial = Arc::new(Direct { host: expose.to.0.clone(), port: expose.to.1 });
-    let local_host = expose.local_host.clone();
+    let trust = Trust::of(local.fingerprint.as_ref(), local.ca.as_ref());
+    let kind = if local.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
+    let name = local.name.clone().unwrap_or_default();
+    let name = local.host.as_ref().map_or_else(|| name.clone(), |host| format!("{name}={host}"));
+    let tunnels = vec![Wanted { local_port: local.local_port, kind, port: local.public_port, name }];
+    let dial = Arc::new(Direct { host: local.to.0.clone(), port: local.to.1 });
+    let local_host = local.local_host.clone();
     Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }
 

@@ -24,7 +24,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         (config.tcp.routes.len() - jumps, "TCP route"),
         (jumps, "jump"),
         (config.sni.as_ref().map_or(0, |sni| sni.routes.len()), "SNI route"),
-        (config.expose.len(), "exposed port"),
+        (config.local.len(), "local port"),
     ];
     let parts: Vec<String> = parts
         .iter()
@@ -37,5 +37,6 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         true => "no routes".to_owned(),
         false => parts.join(", "),
     };
-    print(&format!("{} is valid: {parts}\n", path.display()))
+    let notes: String = config.notes.iter().map(|note| format!("note: {note}\n")).collect();
+    print(&format!("{} is valid: {parts}\n{notes}", path.display()))
 }

@@ -119,7 +119,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             // If nobody reads stdout any more, the takeover goes on.
             let _ = print(&shown);
         };
-        local::serve(setup.options, opened, &mut signals).await?;
+        local::serve(|| Ok(setup.options.clone()), opened, &mut signals).await?;
         setup.drain.finish(Duration::from_secs(1)).await;
         Ok(ExitCode::SUCCESS)
     })

@@ -12,7 +12,8 @@ use crate::{
     config::names::{host_header, relay_address},
     drain::Drain,
     relay::{
-        client::{self, Direct, Fatal, LocalEnd, Options, Wanted},
+        auth,
+        client::{self, ClientState, Direct, Fatal, LocalEnd, Options, Refusals, Wanted},
         tls::Trust,
     },
     telemetry,
@@ -73,18 +74,34 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                     open.iter().map(|open| format!("{} -> {}\n", open.public, local(open))).collect()
                 }
             };
-            // Who does not listen any more misses nothing else.
+            // If nobody reads stdout any more, the tunnels stay open.
             let _ = print(&text);
         };
-        serve(options, opened, &mut signals).await?;
+        let secret_file = args.secret_file.clone();
+        let again = || {
+            // The secret may have been changed on both ends.
+            let keys = auth::load(secret_file.as_deref()).map_err(|error| Fatal::Setup(error.to_string()))?;
+            let key = keys.into_iter().next().ok_or_else(|| Fatal::Setup("there is no secret".to_owned()))?;
+            Ok(Options { key: key.name, secret: key.secret, ..options.clone() })
+        };
+        serve(again, opened, &mut signals).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Runs a client until it gives up or the user ends it: then it says goodbye, so that what it had is free at once.
-pub async fn serve(options: Options, opened: impl Fn(&[client::Open]), signals: &mut Signals) -> Result<(), CliError> {
+pub async fn serve(
+    options: impl Fn() -> Result<Options, Fatal>,
+    opened: impl Fn(&[client::Open]),
+    signals: &mut Signals,
+) -> Result<(), CliError> {
     let drain = Drain::new();
-    let mut running = std::pin::pin!(client::run(options, drain.clone(), opened));
+    let tell = |state: &ClientState| match state {
+        ClientState::Open(open) => opened(open),
+        // The log says so.
+        ClientState::Waiting { .. } => {}
+    };
+    let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
     tokio::select! {
         ended = &mut running => ended.map_err(told)?,
         () = signals.next() => {
@@ -116,7 +133,7 @@ fn told(error: Fatal) -> CliError {
             Some("both ends need the same secret: --secret-file, or ADIT_SECRET".to_owned())
         }
         Fatal::Refused { .. } => Some("take another port or name, or leave the choice to the relay".to_owned()),
-        Fatal::Setup(_) => None,
+        Fatal::Undone { .. } | Fatal::Setup(_) => None,
     };
     CliError::new(error).hint(hint)
 }

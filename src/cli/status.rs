@@ -108,6 +108,14 @@ fn show(status: &Status) -> String {
     for sign_in in &status.sign_ins {
         text += &sign_in_lines(sign_in);
     }
+    for local in &status.facts.local {
+        let how = match (&local.public, &local.reason) {
+            (Some(public), _) => format!("reachable at {public}"),
+            (None, Some(reason)) => format!("{}: {reason}", local.state),
+            (None, None) => local.state.clone(),
+        };
+        text += &format!("local port {} through relay {}: {how}\n", local.port, local.relay);
+    }
     if status.tunnels.is_empty() {
         return text + "no tunnels: one opens with the first connection to a Service\n";
     }

@@ -47,7 +47,8 @@ pub fn config() -> Config {
             routes: Default::default(),
         },
         sni: None,
-        expose: Vec::new(),
+        local: Vec::new(),
+        notes: Vec::new(),
         proxy: Some(ForwardProxy::default()),
         admin: Default::default(),
     }

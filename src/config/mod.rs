@@ -79,10 +79,12 @@ pub struct Config {
     /// None: there is no listener for it.
     pub sni: Option<Sni>,
     /// Ports of this machine that are made reachable through relays.
-    pub expose: Vec<Expose>,
+    pub local: Vec<LocalPort>,
     /// The forward proxy on the listener of HTTP. None: it is off.
     pub proxy: Option<ForwardProxy>,
     pub admin: Admin,
+    /// Advice about the file: it is valid, but should be written differently.
+    pub notes: Vec<String>,
 }
 
 /// `proxy:` in the file.
@@ -108,9 +110,9 @@ pub enum Elsewhere {
     Direct,
 }
 
-/// An entry of `expose`.
+/// An entry of `local`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Expose {
+pub struct LocalPort {
     /// Host and port of the relay.
     pub to: (String, u16),
     /// None: the secret is in `$ADIT_SECRET`.

@@ -36,7 +36,10 @@ struct File {
     http: Option<Http>,
     tcp: Option<Tcp>,
     sni: Option<Sni>,
-    expose: Option<Vec<Expose>>,
+    /// Ports of this machine that are made reachable through relays, as 'adit local' does.
+    local: Option<Vec<Local>>,
+    /// The former name of local.
+    expose: Option<Vec<Local>>,
     proxy: Option<Proxy>,
     admin: Option<Admin>,
 }
@@ -180,7 +183,7 @@ enum ProxyProtocol {
 /// A port of this machine that is made reachable through a relay.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Expose {
+struct Local {
     /// The port of the local service.
     port: u16,
     /// The relay: a host, with :7835 unless it is another port.
@@ -399,7 +402,7 @@ mod tests {
             ("HeaderRules", validate::HEADER_RULES),
             ("Proxy", validate::PROXY),
             ("Admin", validate::ADMIN),
-            ("Expose", validate::EXPOSE),
+            ("Local", validate::LOCAL),
             ("Sni", validate::SNI),
             ("Cloudflared", validate::CLOUDFLARED),
             ("SniRoute", validate::SNI_ROUTE),

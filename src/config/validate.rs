@@ -1,8 +1,8 @@
 //! From the file's tree to the configuration, with every problem named.
 
 mod claims;
-mod expose;
 mod http;
+mod local;
 mod proxy;
 mod sni;
 mod tcp;
@@ -22,8 +22,8 @@ use ::http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere, Expose, ForwardProxy,
-    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, Namespace, PortRef, ProxyProtocol,
+    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere, ForwardProxy,
+    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace, PortRef, ProxyProtocol,
     Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
@@ -42,6 +42,7 @@ pub(super) const ROOT: &[&str] = &[
     "http",
     "tcp",
     "sni",
+    "local",
     "expose",
     "proxy",
     "admin",
@@ -75,7 +76,7 @@ pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
 pub(super) const PROXY: &[&str] = &["elsewhere", "cluster_domain"];
 pub(super) const ADMIN: &[&str] = &["listen"];
 pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
-pub(super) const EXPOSE: &[&str] =
+pub(super) const LOCAL: &[&str] =
     &["port", "to", "secret_file", "fingerprint", "ca", "local_host", "public_port", "name", "host"];
 pub(super) const SNI: &[&str] = &[
     "listen",
@@ -176,7 +177,20 @@ impl Walk {
             config.sni = walk.sni(node, &config);
             Some(())
         });
-        config.expose = self.field(&map, "expose", Self::exposed).unwrap_or_default();
+        let former = self.field(&map, "expose", Self::local_ports);
+        let local = self.field(&map, "local", Self::local_ports);
+        if let Some(former) = former {
+            config.notes.push("the key 'expose' is called 'local' now: rename it".to_owned());
+            if map.contains_key("local") {
+                self.problem(
+                    map["expose"].place,
+                    "both local and expose are given",
+                    Some("expose is the former name of local: move its entries there"),
+                );
+            }
+            config.local = former;
+        }
+        config.local = local.unwrap_or(config.local);
         if let Some(node) = map.get("proxy") {
             config.proxy = self.at("proxy", |walk| walk.forward_proxy(node));
         }

@@ -1,14 +1,15 @@
 //! The client of a relay: it keeps the control connection, and the tunnels open.
 
 mod local_end;
+pub mod supervisor;
 mod visitors;
 
 pub use local_end::LocalEnd;
+pub use supervisor::{ClientState, Refusals, run};
 
 use std::{
     io,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -17,10 +18,9 @@ use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     sync::mpsc,
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tracing::{info, warn};
 
 use super::{
     auth::{self, Role, Transcript},
@@ -33,10 +33,7 @@ use crate::{
     wire::relay::{Frame, Kind, Token},
 };
 
-/// Between two attempts to reach the relay.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
+/// How many frames may wait to be sent.
 const MOST_FRAMES: usize = 1024;
 
 /// What a client is told at its start.
@@ -130,6 +127,9 @@ pub enum Fatal {
     Stranger { to: String },
     #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
     Refused { to: String, port: u16, reason: String },
+    /// It was open: somebody has restored the Service.
+    #[error("the relay at {to} has ended the tunnel for port {port}: {reason}")]
+    Undone { to: String, port: u16, reason: String },
     #[error("{0}")]
     Setup(String),
 }
@@ -162,39 +162,6 @@ struct Given {
     resume: Token,
 }
 
-/// Keeps the tunnels open until the drain starts. `opened` is called with all of them when they are, each time.
-///
-/// # Errors
-/// Trying again would change nothing.
-pub async fn run(options: Options, drain: Drain, opened: impl Fn(&[Open])) -> Result<(), Fatal> {
-    let config = tls::client_config(&options.trust).map_err(|error| Fatal::Setup(error.to_string()))?;
-    let to = options.dial.name();
-    let end = |wanted: &Wanted| LocalEnd::new(options.local_host.as_deref(), wanted.local_port);
-    let local_ends = options.tunnels.iter().map(end).collect();
-    let client = Arc::new(Client { options, local_ends, config, given: Mutex::default(), drain });
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let mut was_open = false;
-        let ended = client.clone().once(&opened, &mut was_open).await;
-        if was_open {
-            pause = FIRST_PAUSE;
-        }
-        match ended {
-            Ended::Drained => return Ok(()),
-            Ended::Fatal(error) => return Err(error),
-            Ended::Goodbye(reason) => info!(relay = to, reason, "the relay says goodbye"),
-            Ended::Lost(error) => warn!(relay = to, %error, again_in = ?pause, "no connection to the relay"),
-        }
-        // Clients of one relay do not all come back in the same moment.
-        let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
-        tokio::select! {
-            () = sleep(pause.mul_f64(0.75 + jitter / 2.0)) => {}
-            () = client.drain.started() => return Ok(()),
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
 /// A connection to the relay.
 type Connection = TlsStream<ReadAhead<BoxedIo>>;
 
@@ -203,7 +170,8 @@ struct Client {
     /// One for each tunnel.
     local_ends: Vec<LocalEnd>,
     config: Arc<ClientConfig>,
-    given: Mutex<Vec<Given>>,
+    /// One for each tunnel; outlives the client, for the next attempt.
+    given: Arc<Mutex<Vec<Given>>>,
     drain: Drain,
 }
 
@@ -237,9 +205,8 @@ impl Client {
         let exporter = tls::exporter(tls.get_ref().1)?;
 
         let given = self.given.lock().expect("no panic while the lock is held").clone();
-        let is_first = given.is_empty();
-        let first_port =
-            given.first().map_or(self.options.tunnels.first().map_or(0, |tunnel| tunnel.port), |given| given.port);
+        let wanted_port = self.options.tunnels.first().map_or(0, |tunnel| tunnel.port);
+        let first_port = given.first().map(|given| given.port).filter(|port| *port != 0).unwrap_or(wanted_port);
         let (nonce, key) = (auth::random()?, self.options.key.clone());
         let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
         conversation::send(&mut tls, &[hello]).await?;
@@ -275,7 +242,7 @@ impl Client {
         let (read, mut write) = tokio::io::split(tls);
         let mut reader = Reader::new(read);
         let (frames, mut waiting) = mpsc::channel::<Frame>(MOST_FRAMES);
-        let mut open: Vec<Option<(Open, Given)>> = vec![None; self.options.tunnels.len()];
+        let mut open: Vec<Option<Open>> = vec![None; self.options.tunnels.len()];
         let mut heard = Instant::now();
         let mut beat = interval(HEARTBEAT);
         loop {
@@ -298,22 +265,27 @@ impl Client {
                                 // Its name is what it is.
                                 Kind::Service | Kind::ReplacedService => Given { port: 0, name: String::new(), resume },
                             };
-                            open[at] = Some((Open { local_port: wanted.local_port, kind, public }, given));
+                            // At once: a cut before the others are open must not cost this one its port.
+                            if let Some(known) = self.given.lock().expect("no panic while the lock is held").get_mut(at) {
+                                *known = given;
+                            }
+                            open[at] = Some(Open { local_port: wanted.local_port, kind, public });
                             if open.iter().all(Option::is_some) {
                                 *was_open = true;
-                                let (shown, given): (Vec<_>, Vec<_>) = open.iter().flatten().cloned().unzip();
-                                *self.given.lock().expect("no panic while the lock is held") = given;
-                                opened(&shown);
+                                opened(&open.iter().flatten().cloned().collect::<Vec<_>>());
                             }
                         }
                         Frame::Refused { tunnel, reason } => {
                             let port = self.options.tunnels.get(tunnel as usize).map_or(0, |wanted| wanted.local_port);
-                            // After a cut the relay may not know yet that we are gone. A tunnel that was open has been ended for
-                            // a reason: a Service that leads to us was put back by somebody.
-                            let was_open = open.get(tunnel as usize).is_some_and(Option::is_some);
-                            return Err(match is_first || was_open {
-                                true => Ended::Fatal(Fatal::Refused { to: shown(), port, reason }),
-                                false => Over::Rejected(reason).into(),
+                            let at = tunnel as usize;
+                            let is_open = open.get(at).is_some_and(Option::is_some);
+                            let was_given = given.get(at).is_some_and(|given| given.resume != [0; 16]);
+                            let to = shown();
+                            return Err(match (is_open, was_given) {
+                                (true, _) => Ended::Fatal(Fatal::Undone { to, port, reason }),
+                                // After a cut the relay may not know yet that we are gone.
+                                (false, true) => Over::Rejected(reason).into(),
+                                (false, false) => Ended::Fatal(Fatal::Refused { to, port, reason }),
                             });
                         }
                         Frame::Incoming { tunnel, stream, peer } => {

@@ -80,7 +80,7 @@ impl Process {
         self.log.lock().unwrap().clone()
     }
 
-    async fn logs(&self, text: &str) {
+    pub async fn logs(&self, text: &str) {
         eventually(text, || async { self.log().contains(text) }).await;
     }
 

@@ -1,6 +1,8 @@
 //! Reverse tunnels: a relay, its clients, and who is none.
 
 mod limits;
+mod local;
+mod reservations;
 mod streams;
 
 use std::{
@@ -16,7 +18,7 @@ use adit::{
     drain::Drain,
     relay::{
         auth::{self, Key, Role, Transcript},
-        client::{self, Direct, Fatal, Open, Wanted},
+        client::{self, ClientState, Direct, Fatal, Open, Refusals, Wanted},
         conversation::{receive, send},
         server::{Limits, Options, Server},
         tls::{self, Identity, Trust},
@@ -105,7 +107,16 @@ pub fn start(
     drain: &Drain,
 ) -> (mpsc::UnboundedReceiver<Vec<Open>>, tokio::task::JoinHandle<Result<(), Fatal>>) {
     let (tx, rx) = mpsc::unbounded_channel();
-    let running = tokio::spawn(client::run(options, drain.clone(), move |open| drop(tx.send(open.to_vec()))));
+    let running = tokio::spawn(client::run(
+        move || Ok(options.clone()),
+        Refusals::End,
+        drain.clone(),
+        move |state| {
+            if let ClientState::Open(open) = state {
+                drop(tx.send(open.clone()));
+            }
+        },
+    ));
     (rx, running)
 }
 
@@ -181,7 +192,11 @@ async fn a_service_on_ipv6_loopback_alone_is_served_unless_another_host_is_given
 async fn what_would_not_help_is_not_tried_again() {
     let (relay, drain) = (Relay::start(|options| options.ports = 25_001..=25_001).await, Drain::new());
     let ended = async |options: client::Options| {
-        timeout(PATIENCE, client::run(options, drain.clone(), |_| {})).await.expect("soon").unwrap_err().to_string()
+        timeout(PATIENCE, client::run(move || Ok(options.clone()), Refusals::End, drain.clone(), |_| {}))
+            .await
+            .expect("soon")
+            .unwrap_err()
+            .to_string()
     };
     let wrong = ended(client::Options { secret: "another secret entirely".into(), ..relay.client(1, 0) }).await;
     assert!(wrong.contains("does not have our secret"), "{wrong}");

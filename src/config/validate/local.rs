@@ -1,15 +1,15 @@
-//! `expose:`.
+//! `local:`.
 
 use super::*;
 
 impl Walk {
-    pub(super) fn exposed(&mut self, node: &Node) -> Option<Vec<Expose>> {
+    pub(super) fn local_ports(&mut self, node: &Node) -> Option<Vec<LocalPort>> {
         let Value::List(list) = &node.value else {
-            return self.wrong(node, "a list", Some("write expose: [{port: 3000, to: relay.example.com}]"));
+            return self.wrong(node, "a list", Some("write local: [{port: 3000, to: relay.example.com}]"));
         };
         let mut all = Vec::new();
         for node in list {
-            let map = self.map(node, EXPOSE)?;
+            let map = self.map(node, LOCAL)?;
             let port = |walk: &mut Self, node: &Node| {
                 let text = walk.text(node)?;
                 walk.port_number(&text, node.place)
@@ -30,7 +30,7 @@ impl Walk {
                     .or_else(|| walk.wrong(node, "a host", Some("write host: rewrite, or host: shop.test:3000")))
             };
             let host_place = map.get("host").map(|node| node.place);
-            let expose = Expose {
+            let local = LocalPort {
                 to: to?,
                 secret_file: self.field(&map, "secret_file", Self::file),
                 fingerprint: self.field(&map, "fingerprint", Self::text),
@@ -41,13 +41,13 @@ impl Walk {
                 public_port,
                 name: self.field(&map, "name", Self::label),
             };
-            if expose.name.is_some() && expose.public_port != 0 {
+            if local.name.is_some() && local.public_port != 0 {
                 self.problem(node.place, "both name and public_port are given", Some("a name has no port of its own"));
             }
-            if let (None, Some(place)) = (&expose.name, host_place) {
+            if let (None, Some(place)) = (&local.name, host_place) {
                 self.problem(place, "host is given without name", Some("only HTTP under a name has a Host header"));
             }
-            all.push(expose);
+            all.push(local);
         }
         Some(all)
     }

@@ -132,3 +132,14 @@ fn files_that_are_too_large_or_not_text_are_refused() {
     assert!(parse(Path::new("x"), &vec![b'#'; file::LARGEST + 1]).unwrap_err().to_string().contains("1 MiB"));
     assert!(parse(Path::new("x"), b"\xff\xfe").unwrap_err().to_string().contains("UTF-8"));
 }
+
+#[test]
+fn local_was_called_expose_and_both_are_too_many() {
+    let entry = "[{port: 3000, to: relay.example.com}]";
+    let (local, expose) = (load(&format!("local: {entry}\n")).unwrap(), load(&format!("expose: {entry}\n")).unwrap());
+    assert_eq!((local.local.len(), &local.local), (1, &expose.local));
+    assert!(local.notes.is_empty());
+    assert_eq!(expose.notes, ["the key 'expose' is called 'local' now: rename it"]);
+    let both = problems(&format!("local: {entry}\nexpose: {entry}\n"));
+    assert!(both.len() == 1 && both[0].contains("both local and expose are given"), "{both:?}");
+}

@@ -176,7 +176,8 @@ async fn each_limit_of_a_tunnel_is_logged_with_its_option() {
     let relay = Process::start(&["--max-tunnels", "1"]).await;
     let (mut rx, _running) = start(relay.client(local, Kind::Tcp, ""), &drain);
     opened(&mut rx).await;
-    let refused = client::run(relay.client(local, Kind::Tcp, ""), drain.clone(), |_| {});
+    let options = relay.client(local, Kind::Tcp, "");
+    let refused = client::run(move || Ok(options.clone()), Refusals::End, drain.clone(), |_| {});
     let refused = timeout(PATIENCE, refused).await.expect("soon").unwrap_err().to_string();
     assert!(refused.contains("has 1 tunnels, and may not have more"), "{refused}");
     relay.logs("--max-tunnels raises the limit").await;

@@ -1,0 +1,98 @@
+//! Keeps the client of a relay running: what is tried again, when, and what the client waits for.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{Client, Ended, Fatal, Given, LocalEnd, Open, Options, tls};
+use crate::{drain::Drain, relay::auth};
+
+/// Between two attempts to reach the relay.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a refusal means: a wrong secret, a port that is not free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusals {
+    /// The client ends with it, unless its tunnels have been open before: a person waits for the answer.
+    End,
+    /// The client tries again: ports become free, and secrets are corrected.
+    Retry,
+}
+
+/// How it stands with a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    Open(Vec<Open>),
+    /// It tries again after this time.
+    Waiting {
+        reason: String,
+        pause: Duration,
+    },
+}
+
+/// Keeps the tunnels open until the drain starts. `options` is asked before each attempt, so that a file with a secret is read again;
+/// it names the same tunnels each time. `tell` is called when all tunnels are open, and when the client waits for another attempt.
+///
+/// # Errors
+/// Another attempt would change nothing, or `refusals` says that there is none.
+pub async fn run(
+    options: impl Fn() -> Result<Options, Fatal>,
+    refusals: Refusals,
+    drain: Drain,
+    tell: impl Fn(&ClientState),
+) -> Result<(), Fatal> {
+    let given: Arc<Mutex<Vec<Given>>> = Arc::default();
+    let (mut pause, mut has_been_open) = (FIRST_PAUSE, false);
+    loop {
+        let mut was_open = false;
+        let opened = |open: &[Open]| tell(&ClientState::Open(open.to_vec()));
+        let (to, ended) = match options().and_then(|options| client(options, given.clone(), drain.clone())) {
+            Ok(client) => (client.options.dial.name(), client.once(&opened, &mut was_open).await),
+            Err(fatal) => (String::new(), Ended::Fatal(fatal)),
+        };
+        has_been_open |= was_open;
+        if was_open {
+            pause = FIRST_PAUSE;
+        }
+        // Clients of one relay do not all come back in the same moment.
+        let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
+        let again_in = pause.mul_f64(0.75 + jitter / 2.0);
+        let reason = match ended {
+            Ended::Drained => return Ok(()),
+            Ended::Fatal(fatal @ Fatal::Undone { .. }) => return Err(fatal),
+            Ended::Fatal(fatal) if refusals == Refusals::End && !has_been_open => return Err(fatal),
+            Ended::Fatal(fatal) => {
+                warn!(relay = to, error = %fatal, ?again_in, "the tunnels are not open");
+                fatal.to_string()
+            }
+            Ended::Goodbye(reason) => {
+                info!(relay = to, reason, ?again_in, "the relay says goodbye");
+                format!("the relay at {to} said goodbye: {reason}")
+            }
+            Ended::Lost(error) => {
+                warn!(relay = to, %error, ?again_in, "no connection to the relay");
+                format!("no connection to the relay at {to}: {error}")
+            }
+        };
+        tell(&ClientState::Waiting { reason, pause: again_in });
+        tokio::select! {
+            () = sleep(again_in) => {}
+            () = drain.started() => return Ok(()),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn client(options: Options, given: Arc<Mutex<Vec<Given>>>, drain: Drain) -> Result<Arc<Client>, Fatal> {
+    let config = tls::client_config(&options.trust).map_err(|error: io::Error| Fatal::Setup(error.to_string()))?;
+    let end = |wanted: &super::Wanted| LocalEnd::new(options.local_host.as_deref(), wanted.local_port);
+    let local_ends = options.tunnels.iter().map(end).collect();
+    given.lock().expect("no panic while the lock is held").resize(options.tunnels.len(), Given::default());
+    Ok(Arc::new(Client { options, local_ends, config, given, drain }))
+}
