@@ -233,7 +233,7 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
     } else {
         Arc::new(clusters.contexts(&Arc::new(config.tcp.kubeconfig.clone())))
     };
-    Router { config, http_contexts, tcp_contexts, relayed: None }
+    Router { config, http_contexts, tcp_contexts }
 }
 
 fn now() -> String {

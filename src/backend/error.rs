@@ -166,7 +166,6 @@ impl OpenError {
             Self::Cluster(error) => error.hint(),
             Self::Command { hint, .. } => hint.clone(),
             Self::TooManyNew => Some("try again in a second".to_owned()),
-            Self::NoClient { .. } => Some("does 'adit local --name NAME' run?".to_owned()),
             _ => None,
         }
     }

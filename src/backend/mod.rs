@@ -80,7 +80,7 @@ impl Backend for Backends {
             },
             Target::Command(command) => Box::pin(self.commands.open(command)),
             // A relay has a backend of its own for these.
-            Target::Relayed(name) => Box::pin(async { Err(OpenError::NoClient { name: name.to_string() }) }),
+            Target::Named(name) => Box::pin(async { Err(OpenError::NoClient { name: name.to_string() }) }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Backend for Backends {
         match target {
             Target::Pods(target) => self.clusters.sign_in(&target.cluster),
             Target::Command(command) => self.commands.wait(command),
-            Target::Relayed(_) => None,
+            Target::Named(_) => None,
         }
     }
 

@@ -8,6 +8,7 @@ mod http2;
 mod interim;
 mod pages;
 pub mod rewrite;
+pub mod sites;
 pub mod upgrade;
 pub mod upstream;
 mod websocket;
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, HOST, UPGRADE},
-    uri::{Authority, PathAndQuery},
+    uri::PathAndQuery,
 };
 use http_body_util::BodyExt;
 use hyper::{
@@ -37,6 +38,7 @@ use self::{
     headers::{Hop, Identity},
     interim::Interim,
     rewrite::{Names, Redirects},
+    sites::Sites,
     upgrade::Asked,
     upstream::{Answered, Upstreams, Way},
 };
@@ -53,14 +55,14 @@ use crate::{
     },
     io::BoxedIo,
     metrics::Metrics,
-    routing::{Route, RouteError, Router, SharedRouter, table},
+    routing::{Route, table},
     tunnel::{Lease, Manager},
     wire::http1::Refusal,
 };
 
 /// Serves HTTP/1.1 and HTTP/2 clients, a route and a tunnel per request.
 pub struct HttpFrontend {
-    router: SharedRouter,
+    sites: Arc<dyn Sites>,
     tunnels: Manager,
     upstreams: Arc<Upstreams>,
     protocols: Arc<Protocols>,
@@ -97,10 +99,10 @@ struct Arrival {
 
 impl HttpFrontend {
     /// Makes the frontend; upstream connections are pooled inside it, and end with `drain`.
-    pub fn new(router: SharedRouter, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
+    pub fn new(sites: Arc<dyn Sites>, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
         let protocols = Arc::<Protocols>::default();
         let upstreams = Upstreams::new(protocols.clone(), metrics.clone(), drain);
-        Arc::new(Self { router, tunnels, upstreams, protocols, identity: Identity::default(), metrics })
+        Arc::new(Self { sites, tunnels, upstreams, protocols, identity: Identity::default(), metrics })
     }
 
     /// Returns what was learned of the ports of backends.
@@ -201,19 +203,17 @@ impl HttpFrontend {
         if self.identity.is_loop(request.headers()) {
             return Err(pages::in_a_circle(&host));
         }
-        let route = match self.router.load().http(&host) {
-            Ok(route) => route.for_client(tls),
-            Err(RouteError::Unknown { .. }) if table::is_own_name(&host) => {
+        let route = self.sites.route(&host, request).map_err(|page| match page.code {
+            pages::INDEX => {
                 let waits = self.tunnels.sign_ins().into_iter().flat_map(|sign_in| {
                     let user = sign_in.user;
                     sign_in.said.into_iter().map(move |line| format!("{user} says: {line}"))
                 });
-                return Err(
-                    pages::index(&self.router.load()).with_hints(self.protocols.wrong_hints().into_iter().chain(waits))
-                );
+                page.with_hints(self.protocols.wrong_hints().into_iter().chain(waits))
             }
-            Err(error) => return Err(pages::of_route(&self.router.load(), &error)),
-        };
+            _ => page,
+        })?;
+        let route = route.for_client(tls);
         access.route(&route.name);
         let switches = upgrade::asked_protocol(request).is_some();
         origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
@@ -300,7 +300,7 @@ impl HttpFrontend {
                 authority: &authority,
                 tls: arrival.tls,
                 target: &target,
-                https_port: https_port(&self.router.load(), &authority, local.port()),
+                https_port: self.sites.https_port(&authority, local.port()),
                 backend_tls: scheme == Scheme::Https,
                 own: names.as_ref().filter(|_| comes_back == Some(true)),
             };
@@ -354,14 +354,6 @@ where
             serving.await
         }
     }
-}
-
-/// Returns the port of https for a client without TLS that named no port: that of HTTP, which speaks TLS, too. None: it is 443, or the
-/// client's port, which something in between may have changed.
-fn https_port(router: &Router, authority: &str, local: u16) -> Option<u16> {
-    let has_port = authority.parse::<Authority>().is_ok_and(|authority| authority.port().is_some());
-    let is_ours = !has_port && local == 80 && router.relayed.is_none();
-    (is_ours && router.config.http.listen.iter().all(|listen| listen.port() != 443)).then_some(local)
 }
 
 /// Returns whom a request is for: the authority of its target, else its Host header.

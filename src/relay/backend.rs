@@ -14,14 +14,14 @@ use crate::{
     routing::Target,
 };
 
-/// Reaches [`Target::Relayed`].
-pub struct Relayed(pub Arc<Server>);
+/// Reaches [`Target::Named`]: the tunnel of that name.
+pub struct Tunnels(pub Arc<Server>);
 
-impl Backend for Relayed {
+impl Backend for Tunnels {
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
         Box::pin(async move {
             let no_client = || OpenError::NoClient { name: target.to_string() };
-            let Target::Relayed(name) = target else { return Err(no_client()) };
+            let Target::Named(name) = target else { return Err(no_client()) };
             let tunnel = self.0.tunnel(name).ok_or_else(no_client)?;
             let endpoint = Endpoint {
                 pod: name.to_string(),
@@ -30,13 +30,13 @@ impl Backend for Relayed {
                 protocol: "relay",
             };
             let (server, placement) = (self.0.clone(), Placement::new(name));
-            Ok(Box::new(RelayedSession { server, tunnel, endpoint, placement, gauges: Arc::default() })
+            Ok(Box::new(TunnelSession { server, tunnel, endpoint, placement, gauges: Arc::default() })
                 as Box<dyn Session>)
         })
     }
 }
 
-struct RelayedSession {
+struct TunnelSession {
     server: Arc<Server>,
     tunnel: Arc<Tunnel>,
     endpoint: Endpoint,
@@ -44,7 +44,7 @@ struct RelayedSession {
     gauges: Arc<SessionGauges>,
 }
 
-impl Session for RelayedSession {
+impl Session for TunnelSession {
     fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, self.tunnel.client()).await;

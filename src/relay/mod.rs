@@ -11,12 +11,14 @@
 //! the flow control of TCP. `docs/relay-protocol.md` describes the protocol.
 
 pub mod admin;
+pub mod app;
 pub mod auth;
 pub mod backend;
 pub mod carrier;
 pub mod client;
 pub mod conversation;
 pub mod expose;
+pub mod front;
 pub mod ports;
 pub mod reservations;
 pub mod server;

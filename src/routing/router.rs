@@ -1,6 +1,6 @@
 //! From a name to a route.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 
@@ -23,8 +23,6 @@ pub struct Router {
     pub http_contexts: Arc<Contexts>,
     /// The contexts of `tcp.k8s.kubeconfig`.
     pub tcp_contexts: Arc<Contexts>,
-    /// Of a relay: the routes of its clients, by host, and nothing else.
-    pub relayed: Option<Arc<BTreeMap<String, Route>>>,
 }
 
 /// The router in force; swapped by a reload or a change of the kubeconfig, read once per request.
@@ -36,9 +34,6 @@ pub enum RouteError {
     /// Display: `no route for argo.localhost`.
     #[error("no route for {host}")]
     Unknown { host: String, near: Vec<String> },
-    /// The same at a relay.
-    #[error("no tunnel has the name {host}")]
-    NoTunnel { host: String },
     /// A dynamic name whose parts are not what its grammar wants.
     #[error("{host} is not a name that can be reached: {reason}")]
     Malformed { host: String, reason: String },
@@ -58,9 +53,6 @@ impl Router {
     /// Static routes first (exact, then wildcards, the longest first), then the dynamic forms.
     pub fn http(&self, host: &str) -> Result<Route, RouteError> {
         let host = table::normalise(host);
-        if let Some(relayed) = &self.relayed {
-            return relayed.get(&host).cloned().ok_or(RouteError::NoTunnel { host });
-        }
         let routes = &self.config.http.routes;
         if let Some((key, route)) = table::find(routes, &host) {
             return Ok(Route {
@@ -181,7 +173,7 @@ impl Router {
                 return sni().any(|route| matches!(&route.backend, SniBackend::Command(other) if other == command));
             }
             Target::Pods(target) => target,
-            Target::Relayed(_) => return true,
+            Target::Named(_) => return true,
         };
         let is = |found: Result<Arc<PodTarget>, RouteError>| {
             found.is_ok_and(|mut found| {
@@ -270,7 +262,7 @@ impl RouteError {
     /// Returns a stable, machine-readable name.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } | Self::NoTunnel { .. } => "unknown-host",
+            Self::Unknown { .. } => "unknown-host",
             Self::Malformed { .. } => "malformed-host",
             Self::DynamicDenied { .. } => "dynamic-denied",
             Self::Elsewhere { .. } => "elsewhere",
@@ -293,7 +285,6 @@ impl RouteError {
                 format!("did you mean {}? or use <service>.<namespace>.localhost", near.join(" or "))
             }
             Self::Unknown { .. } => "use <service>.<namespace>.localhost, or add a route to http.k8s.routes".to_owned(),
-            Self::NoTunnel { .. } => "does 'adit local --name NAME' run?".to_owned(),
             Self::Malformed { .. } => "use <service>.<namespace>.localhost".to_owned(),
             Self::DynamicDenied { context, .. } => {
                 format!("add a route to http.k8s.routes, or set dynamic: allow for {context}")
@@ -310,7 +301,7 @@ impl RouteError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{collections::BTreeMap, path::Path};
 
     use super::*;
     use crate::config::{Workload, validate};
@@ -326,7 +317,7 @@ mod tests {
             ]),
             problem: None,
         });
-        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None }
+        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts }
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub enum Target {
     Pods(Arc<PodTarget>),
     /// What a command leads to.
     Command(Arc<Command>),
-    /// The client of this relay that has the name.
-    Relayed(Arc<str>),
+    /// A name that only the backend in use knows: a relay has one for each tunnel.
+    Named(Arc<str>),
 }
 
 impl Target {
@@ -26,7 +26,7 @@ impl Target {
     pub fn pods(&self) -> Option<&PodTarget> {
         match self {
             Self::Pods(target) => Some(target),
-            Self::Command(_) | Self::Relayed(_) => None,
+            Self::Command(_) | Self::Named(_) => None,
         }
     }
 
@@ -38,7 +38,7 @@ impl Target {
                 create.map_or(Duration::ZERO, |create| create.timeout)
             }
             Self::Command(command) => command.startup_timeout,
-            Self::Relayed(_) => Duration::ZERO,
+            Self::Named(_) => Duration::ZERO,
         }
     }
 }
@@ -48,7 +48,7 @@ impl fmt::Display for Target {
         match self {
             Self::Pods(target) => target.fmt(f),
             Self::Command(command) => write!(f, "command {}", shown(&command.run)),
-            Self::Relayed(name) => write!(f, "relayed {name}"),
+            Self::Named(name) => f.write_str(name),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Reverse tunnels: a relay, its clients, and who is none.
 
+mod files;
 mod limits;
 mod local;
 mod reservations;

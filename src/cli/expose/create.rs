@@ -22,7 +22,7 @@ use crate::{
         auth,
         expose::{
             inspect::{self, RelayState},
-            kube::{Kube, PERMISSIONS},
+            kube::PERMISSIONS,
         },
     },
 };
@@ -76,7 +76,7 @@ pub async fn renew(cluster: &Cluster, namespace: &Namespace, image: &str, now: O
 pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliError> {
     // The pod first: it restores its Services as it ends, and needs its permissions for that.
     let mut count = usize::from(delete(cluster, namespace, "", "Pod").await?);
-    let kube = Kube::new(cluster.client.clone());
+    let kube = super::taken::kube(cluster).await?;
     let failed = |error: String| CliError::new("cannot restore what the relay has left").cause(Some(error));
     let left = inspect::list(&kube, Some(&namespace.0)).await.map_err(|error| failed(error.to_string()))?;
     for exposed in left.iter().filter(|exposed| exposed.state == RelayState::Gone) {

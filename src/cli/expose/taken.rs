@@ -11,7 +11,11 @@ use crate::{
         place::Place,
         report::{CliError, print, table},
     },
-    k8s::client::Cluster,
+    config::Namespace,
+    k8s::{
+        ClusterError,
+        client::{AskError, Cluster},
+    },
     relay::expose::{
         ServiceName,
         inspect::{self, Exposed, RelayState},
@@ -26,7 +30,7 @@ fn failed(act: &str, cluster: &Cluster, error: &KubeError) -> CliError {
 /// Returns the Services that are taken over in the namespace of the command, or in all.
 async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, CliError> {
     let namespace = (!all_namespaces).then_some(place.namespace.0.as_str());
-    let listed = inspect::list(&kube(&place.cluster).await, namespace).await;
+    let listed = inspect::list(&kube(&place.cluster).await?, namespace).await;
     listed.map_err(|error| {
         let hint =
             matches!(error, KubeError::Forbidden(_)).then_some("choose a namespace that you may list: -n NAMESPACE");
@@ -34,11 +38,17 @@ async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, Cl
     })
 }
 
-/// Returns the API server, with credentials that are fresh.
-async fn kube(cluster: &Cluster) -> Kube {
-    // A request finds the new token; it says itself what is wrong with one that is not.
-    let _ = cluster.auth_headers().await;
-    Kube::new(cluster.client.clone())
+/// Returns the API server, once it is known that it can be reached and that the user is signed in: later calls have short deadlines.
+pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
+    let none = Namespace(String::new());
+    let asked = cluster.ask("asking for its version", &none, cluster.client.apiserver_version()).await;
+    match asked {
+        // Who may not see the version may see Services.
+        Ok(_) | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. })) => {
+            Ok(Kube::new(cluster.client.clone()))
+        }
+        Err(AskError::Failed(error)) => Err(error.into()),
+    }
 }
 
 pub async fn list(place: &Place, all_namespaces: bool, output: Option<Output>) -> Result<(), CliError> {
@@ -115,7 +125,7 @@ pub async fn restore(place: &Place, service: Option<String>, all_namespaces: boo
     if names.is_empty() {
         return print("nothing to restore\n");
     }
-    let kube = kube(&place.cluster).await;
+    let kube = kube(&place.cluster).await?;
     for name in &names {
         let was_taken = inspect::is_touched(&kube, name).await;
         let was_taken = was_taken.map_err(|error| failed(&format!("read Service {name}"), &place.cluster, &error))?;

@@ -60,7 +60,7 @@ impl Page {
     /// Returns the page for a name that leads nowhere.
     pub fn of_route(error: &RouteError) -> Self {
         let status = match error {
-            RouteError::Unknown { .. } | RouteError::NoTunnel { .. } => StatusCode::NOT_FOUND,
+            RouteError::Unknown { .. } => StatusCode::NOT_FOUND,
             RouteError::Malformed { .. } => StatusCode::NOT_FOUND,
             RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. } => StatusCode::FORBIDDEN,
             RouteError::NoContext { .. } => StatusCode::BAD_GATEWAY,

@@ -20,6 +20,9 @@ use crate::{
 /// How much of an answer that is no HTTP is shown, in bytes.
 const MOST_SHOWN: usize = 60;
 
+/// The code of the page of adit's own names.
+pub const INDEX: &str = "index";
+
 /// How many names an index shows.
 const MOST_LINKS: usize = 100;
 
@@ -37,7 +40,7 @@ pub fn of_route(router: &Router, error: &RouteError) -> Page {
 
 /// Returns the page of adit's own names: what can be reached, and how.
 pub fn index(router: &Router) -> Page {
-    let mut page = Page::new(StatusCode::OK, "index", "adit is running");
+    let mut page = Page::new(StatusCode::OK, INDEX, "adit is running");
     page.cause = Some(match &router.http_contexts.current {
         Some(context) => format!(
             "Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."

@@ -142,7 +142,7 @@ impl World {
             namespaces: Default::default(),
             problem: None,
         });
-        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None };
+        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
         let pod = Arc::new(Pod {
             speaks,
             serve,
@@ -154,7 +154,7 @@ impl World {
         });
         let drain = Drain::new();
         let tunnels = Manager::new(Arc::new(Shared(pod.clone())), drain.clone());
-        let router: SharedRouter = Arc::new(arc_swap::ArcSwap::from_pointee(router));
+        let router = Arc::new(arc_swap::ArcSwap::from_pointee(router));
         Self { front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()), tunnels, pod, drain }
     }
 

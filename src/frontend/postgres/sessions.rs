@@ -230,7 +230,7 @@ mod tests {
     fn route(name: &str) -> Route {
         Route {
             name: name.into(),
-            target: Target::Relayed(name.into()),
+            target: Target::Named(name.into()),
             idle_timeout: Duration::ZERO,
             options: Arc::default(),
         }
@@ -266,7 +266,7 @@ mod tests {
         let _not_ours = session(&sessions, "10.0.0.1", "db-3", &SSL_REQUEST, b"S").await;
         let _other = session(&sessions, "127.0.0.1", "web-0", b"GET / HTTP/1.1\r\n", &said(3)).await;
         let find = |wanted: u8, only: Option<&str>| {
-            let only = only.map(|name| Target::Relayed(name.into()));
+            let only = only.map(|name| Target::Named(name.into()));
             pods(sessions.find(&key(wanted), peer("127.0.0.1"), only.as_ref()))
         };
         assert_eq!(find(1, None), ["db-0"]);
@@ -274,10 +274,10 @@ mod tests {
         assert_eq!(find(2, Some("other")), [""; 0]);
         // It may be one of those that cannot be read; it is not one of another machine.
         assert_eq!(find(7, None), ["db-2"]);
-        assert_eq!(sessions.pod_of(peer("127.0.0.1"), &Target::Relayed("db".into())).as_deref(), Some("db-2"));
-        assert_eq!(sessions.pod_of(peer("10.0.0.2"), &Target::Relayed("db".into())), None);
+        assert_eq!(sessions.pod_of(peer("127.0.0.1"), &Target::Named("db".into())).as_deref(), Some("db-2"));
+        assert_eq!(sessions.pod_of(peer("10.0.0.2"), &Target::Named("db".into())), None);
         drop(one);
         assert_eq!(find(1, None), ["db-2"], "the session is over");
-        assert!(sessions.has(&Target::Relayed("db".into())) && !sessions.has(&Target::Relayed("web".into())));
+        assert!(sessions.has(&Target::Named("db".into())) && !sessions.has(&Target::Named("web".into())));
     }
 }

@@ -248,7 +248,8 @@ impl Server {
     async fn take_over(&self, session: &Session, resume: Token, kind: Kind, port: u16, name: &str) -> Option<Claim> {
         let of_key = |tunnel: &&Arc<Tunnel>| tunnel.session.key.name == session.key.name;
         let same = |tunnel: &&Arc<Tunnel>| resume != [0; 16] && tunnel.resume == resume;
-        let name = name.to_ascii_lowercase();
+        // A name by HTTP may come with a Host header: NAME=HOST.
+        let name = name.split('=').next().unwrap_or_default().to_ascii_lowercase();
         let same_public = |tunnel: &&Arc<Tunnel>| match kind {
             Kind::Tcp => tunnel.kind == Kind::Tcp && tunnel.port == port,
             Kind::Http => tunnel.kind == Kind::Http && tunnel.name == name,

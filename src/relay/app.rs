@@ -1,0 +1,281 @@
+//! The relay as a program: what it binds, what it serves, and which files it reads again.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::mpsc};
+use tracing::{info, warn};
+
+use super::{
+    admin,
+    auth::{self, Key},
+    expose::{Exposer, Relay},
+    front::Front,
+    server::{Limits, Options, Server},
+    tls::Identity,
+};
+use crate::{config::watch::touched, drain::Drain, io::accept};
+
+/// What a relay is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The address for clients.
+    pub control: SocketAddr,
+    /// The file with the keys. None: `$ADIT_SECRET` has one.
+    pub keys: Option<PathBuf>,
+    /// The certificate that clients see. None: one is generated at each start.
+    pub tls: Option<PemFiles>,
+    /// None: no names are served by HTTP.
+    pub http: Option<HttpSettings>,
+    /// `/healthz`, `/readyz`, `/metrics` and a page of the tunnels.
+    pub admin: Option<SocketAddr>,
+    /// The public ports.
+    pub ports: RangeInclusive<u16>,
+    /// The address of public ports.
+    pub bind: IpAddr,
+    /// Serves version 1 too: the secret and all bytes cross the network in the clear.
+    pub allow_v1: bool,
+    /// Takes over Services of the cluster that this runs in: of this namespace only, or of all.
+    pub register: Option<Option<String>>,
+    pub limits: Limits,
+}
+
+/// Names by HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    pub listen: SocketAddr,
+    /// Each name is a label before this domain.
+    pub domain: String,
+    /// Visitors come by https. None: by http.
+    pub tls: Option<PemFiles>,
+}
+
+/// A certificate chain and its private key, each a PEM file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PemFiles {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("there is no secret")]
+    Keys(#[source] io::Error),
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot use the certificate")]
+    Certificate(#[source] io::Error),
+    #[error("--register: cannot take over Services")]
+    Register(String),
+}
+
+impl StartError {
+    /// Returns the cause, for people.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Keys(error) | Self::Certificate(error) | Self::Listen { source: error, .. } => error.to_string(),
+            Self::Register(problem) => problem.clone(),
+        }
+    }
+
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Keys(_) => {
+                Some("'adit server genkey > FILE' makes one; name it with --secret-file, or set ADIT_SECRET")
+            }
+            Self::Register(_) => {
+                Some("run it in a pod with a service account: helm install relay charts/adit --set expose.enabled=true")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A relay whose sockets are bound.
+pub struct Bound {
+    settings: Settings,
+    control: TcpListener,
+    http: Option<TcpListener>,
+    admin: Option<TcpListener>,
+    keys: Vec<Key>,
+    identity: Identity,
+    https: Option<Arc<ServerConfig>>,
+    cluster: Option<(kube::Client, Relay)>,
+}
+
+impl Bound {
+    /// Reads the files and binds the sockets. Needs a runtime.
+    ///
+    /// # Errors
+    /// A file cannot be used, an address is in use, or this is no pod that may take over Services.
+    pub fn bind(settings: Settings) -> Result<Self, StartError> {
+        let listen =
+            |address: SocketAddr| accept::listen(address).map_err(|source| StartError::Listen { address, source });
+        let keys = auth::load(settings.keys.as_deref()).map_err(StartError::Keys)?;
+        let identity = match &settings.tls {
+            Some(files) => Identity::read(&files.chain, &files.key),
+            None => Identity::generate(),
+        };
+        let identity = identity.map_err(StartError::Certificate)?;
+        let https = settings.http.as_ref().and_then(|http| http.tls.as_ref());
+        let https = https.map(https_config).transpose().map_err(StartError::Certificate)?;
+        let cluster = match &settings.register {
+            Some(_) => Some((
+                in_cluster().map_err(StartError::Register)?,
+                Relay::of_this_pod(settings.bind).map_err(StartError::Register)?,
+            )),
+            None => None,
+        };
+        let control = listen(settings.control)?;
+        let http = settings.http.as_ref().map(|http| listen(http.listen)).transpose()?;
+        let admin = settings.admin.map(listen).transpose()?;
+        Ok(Self { settings, control, http, admin, keys, identity, https, cluster })
+    }
+
+    /// Returns the address for clients.
+    ///
+    /// # Errors
+    /// The system does not know it.
+    pub fn control(&self) -> io::Result<SocketAddr> {
+        self.control.local_addr()
+    }
+
+    /// Returns the address of names, with `http` or `https`.
+    pub fn http(&self) -> Option<(&'static str, SocketAddr)> {
+        let address = self.http.as_ref()?.local_addr().ok()?;
+        Some((if self.https.is_some() { "https" } else { "http" }, address))
+    }
+
+    /// Returns the address of the admin endpoints.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
+    /// Returns what clients may know the certificate by: `sha256:` and 64 hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        self.identity.fingerprint()
+    }
+
+    /// Serves until `drain` starts, then gives streams in progress their grace ([`Limits::accepted`]).
+    ///
+    /// # Errors
+    /// Certificate and key do not belong together.
+    pub async fn run(self, drain: Drain) -> Result<(), StartError> {
+        let settings = self.settings;
+        let usual = if self.https.is_some() { 443 } else { 80 };
+        let scheme = if self.https.is_some() { "https" } else { "http" };
+        let http_port = self.http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
+        let domain = settings.http.as_ref().map(|http| http.domain.trim_matches('.').to_ascii_lowercase());
+        let only = settings.register.clone().flatten();
+        let exposer = self.cluster.map(|(client, relay)| Exposer::start(client, relay, only, drain.clone()));
+        let options = Options {
+            keys: self.keys,
+            ports: settings.ports.clone(),
+            bind: settings.bind,
+            domain: domain.clone(),
+            http_public: (scheme, http_port.filter(|port| *port != usual)),
+            allow_v1: settings.allow_v1,
+            limits: settings.limits,
+            exposer,
+        };
+        let front = Front::new(domain.unwrap_or_default());
+        let names = front.clone();
+        let relay_config = self.identity.relay_config().map_err(StartError::Certificate)?;
+        let server = Server::new(options, relay_config, drain.clone(), move |all| names.set(all));
+        let https = self.https.map(|config| Arc::new(ArcSwap::new(config)));
+        drain.spawn(server.clone().serve(self.control));
+        drain.spawn(follow(settings.clone(), server.clone(), https.clone(), drain.clone()));
+        if let Some(listener) = self.http {
+            drain.spawn(front.serve(listener, server.clone(), https, drain.clone()));
+        }
+        // It answers to the end, and so is none of the tasks that the drain waits for.
+        let mut answering = pin!(async {
+            match self.admin {
+                Some(listener) => admin::serve(listener, server.clone(), drain.clone()).await,
+                None => std::future::pending::<Infallible>().await,
+            }
+        });
+        tokio::select! {
+            () = drain.started() => {}
+            never = answering.as_mut() => match never {},
+        }
+        let grace = settings.limits.accepted.grace;
+        info!("stopping: streams in progress have {grace:?}");
+        tokio::select! {
+            _ = drain.finish(grace) => {}
+            never = answering.as_mut() => match never {},
+        }
+        Ok(())
+    }
+}
+
+/// Returns a client that uses the service account of this pod.
+fn in_cluster() -> Result<kube::Client, String> {
+    let mut config = kube::Config::incluster().map_err(|_| "there is no service account in this pod".to_owned())?;
+    // A takeover repeats its own calls: only it knows whether an answer that was lost matters.
+    config.default_retry = false;
+    kube::Client::try_from(config).map_err(|_| "the service account of this pod cannot be used".to_owned())
+}
+
+fn https_config(files: &PemFiles) -> io::Result<Arc<ServerConfig>> {
+    Identity::read(&files.chain, &files.key)?.server_config(&[b"h2", b"http/1.1"])
+}
+
+/// Reads keys and certificates again when their files change: a Secret that is mounted, a certificate that is renewed. Connections
+/// that are open keep what they have begun with. A file that cannot be used changes nothing.
+async fn follow(settings: Settings, server: Arc<Server>, https: Option<Arc<ArcSwap<ServerConfig>>>, drain: Drain) {
+    let tls = settings.tls.clone();
+    let of_names = settings.http.and_then(|http| http.tls);
+    let pems = tls.iter().chain(&of_names).flat_map(|files| [files.chain.clone(), files.key.clone()]);
+    let files: Vec<PathBuf> = settings.keys.iter().cloned().chain(pems).collect();
+    if files.is_empty() {
+        return;
+    }
+    let (touched_tx, mut changes) = mpsc::channel(1);
+    let watching = touched(files, touched_tx);
+    let mut watching = pin!(watching);
+    loop {
+        tokio::select! {
+            () = watching.as_mut() => return,
+            Some(()) = changes.recv() => {}
+            () = drain.started() => return,
+        }
+        if let Some(file) = &settings.keys {
+            match auth::load(Some(file)) {
+                Ok(keys) => server.set_keys(keys),
+                Err(error) => warn!(%error, "relay: keys not read again; the old ones are still in use"),
+            }
+        }
+        if let Some(files) = &tls {
+            match Identity::read(&files.chain, &files.key).and_then(|new| Ok((new.relay_config()?, new.fingerprint())))
+            {
+                Ok((config, fingerprint)) => {
+                    server.set_tls(config);
+                    info!(identity = fingerprint, "relay: certificate read again");
+                }
+                Err(error) => warn!(%error, "relay: certificate not read again; the old one is still in use"),
+            }
+        }
+        if let (Some(files), Some(https)) = (&of_names, &https) {
+            match https_config(files) {
+                Ok(config) => {
+                    https.store(config);
+                    info!(file = %files.chain.display(), "relay: certificate of the domain read again");
+                }
+                Err(error) => {
+                    warn!(%error, "relay: certificate of the domain not read again; the old one is still in use");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The public side of a relay by HTTP: names below a domain, each of which is a tunnel.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use http::{Request, StatusCode};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use super::{
+    backend::Tunnels,
+    server::{Server, tunnels::HttpName},
+};
+use crate::{
+    config::{HostHeader, HttpOptions},
+    drain::Drain,
+    frontend::{
+        Connection,
+        http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, sites::Sites},
+    },
+    io::{
+        BoxedIo,
+        accept::{self, Place},
+        prefixed::Prefixed,
+        read_ahead::ReadAhead,
+    },
+    listener::mux::{first_bytes, refuse_http},
+    metrics::Metrics,
+    routing::{Route, Target},
+    tunnel::Manager,
+    wire::sniff::Protocol,
+};
+
+/// How many open files are kept for visitors that are refused when there are no others.
+const SPARE_FILES: usize = 8;
+
+/// How long an unused way to a client's tunnel stays open.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The names of a relay.
+pub struct Front {
+    /// Lower case, without a dot at either end.
+    domain: String,
+    /// By name, with what the service behind it wants.
+    names: ArcSwap<BTreeMap<String, Arc<HttpOptions>>>,
+}
+
+impl Front {
+    pub fn new(domain: String) -> Arc<Self> {
+        Arc::new(Self { domain, names: ArcSwap::default() })
+    }
+
+    /// Serves these names from now on, and no others.
+    pub fn set(&self, names: impl IntoIterator<Item = HttpName>) {
+        let of_name = |HttpName { name, host }: HttpName| {
+            let (rewrite_location, host) =
+                (host.is_some().then_some(true), host.map_or_else(HostHeader::default, HostHeader::Fixed));
+            // Which pages of the public may use a service is for the service to say.
+            let allow_origins = vec!["*".to_owned()];
+            (name, Arc::new(HttpOptions { allow_origins, host, rewrite_location, ..HttpOptions::default() }))
+        };
+        self.names.store(Arc::new(names.into_iter().map(of_name).collect()));
+    }
+
+    /// Takes visitors until the drain starts. `https`: None for visitors without TLS.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        server: Arc<Server>,
+        https: Option<Arc<ArcSwap<ServerConfig>>>,
+        drain: Drain,
+    ) {
+        let tunnels = Manager::new(Arc::new(Tunnels(server.clone())), drain.clone());
+        let front = HttpFrontend::new(self, tunnels, Arc::new(Metrics::default()), drain.clone());
+        let mut id = 0;
+        let is_plain = https.is_none();
+        let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
+            id += 1;
+            let local = stream.local_addr().unwrap_or(peer);
+            let connection = Arc::new(Connection { id, peer, local, ends: None, place: place.clone() });
+            let https = https.as_ref().map(|https| https.load_full());
+            let visiting = place.run(visit(stream, connection, front.clone(), https, drain.clone()));
+            drain.spawn(async move {
+                if visiting.await.is_none() {
+                    debug!(%peer, "connection of a visitor ended: it was silent, and others came");
+                }
+            });
+        };
+        let refuse = |stream, full| async move {
+            if is_plain {
+                refuse_http(stream, full).await;
+            }
+        };
+        tokio::select! {
+            never = accept::accept(&listener, server.visitors(), SPARE_FILES, serve, refuse) => match never {},
+            () = drain.started() => {}
+        }
+    }
+}
+
+impl Sites for Front {
+    fn route(&self, host: &str, _: &Request<Body>) -> Result<Route, Page> {
+        let name = host.strip_suffix(&self.domain).and_then(|name| name.strip_suffix('.'));
+        let names = self.names.load();
+        match name.and_then(|name| Some((name, names.get(name)?))) {
+            Some((name, options)) => Ok(Route {
+                name: host.into(),
+                target: Target::Named(name.into()),
+                idle_timeout: IDLE,
+                options: options.clone(),
+            }),
+            None => {
+                let page = Page::new(StatusCode::NOT_FOUND, "unknown-host", format!("nothing is served at {host}"));
+                Err(Page { cause: Some("no client of this relay has that name at the moment".to_owned()), ..page })
+            }
+        }
+    }
+
+    /// The certificate of the domain is on another port, which only the administrator knows.
+    fn https_port(&self, _: &str, _: u16) -> Option<u16> {
+        None
+    }
+}
+
+async fn visit(
+    mut stream: TcpStream,
+    connection: Arc<Connection>,
+    front: Arc<HttpFrontend>,
+    https: Option<Arc<ServerConfig>>,
+    drain: Drain,
+) {
+    let limit = connection.place.limits().first_byte;
+    // A visitor that has sent no request has nothing in progress.
+    let is_over = drain.clone();
+    if let Some(https) = https {
+        let accepting = timeout(limit, TlsAcceptor::from(https).accept(ReadAhead::new(stream)));
+        let accepted = tokio::select! {
+            accepted = accepting => accepted,
+            () = is_over.started() => return,
+        };
+        if let Ok(Ok(tls)) = accepted {
+            let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+            front.serve(Box::new(tls), version, connection, true, drain).await;
+        }
+        return;
+    }
+    let first = tokio::select! {
+        first = timeout(limit, first_bytes(&mut stream, BytesMut::new())) => first,
+        () = is_over.started() => return,
+    };
+    let Ok(Ok((received, protocol))) = first else { return };
+    let version = match protocol {
+        Some(Protocol::Http1) => HttpVersion::Http1,
+        Some(Protocol::Http2) => HttpVersion::Http2,
+        _ => return,
+    };
+    let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+    front.serve(stream, version, connection, false, drain).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::http::body::body_of;
+
+    #[test]
+    fn a_host_is_a_name_below_the_domain_that_a_client_has() {
+        let front = Front::new("relay.test".to_owned());
+        let ask = |host: &str| front.route(host, &Request::new(body_of("")));
+        assert!(ask("web.relay.test").is_err());
+        front.set([HttpName { name: "web".to_owned(), host: None }]);
+        assert_eq!(ask("web.relay.test").unwrap().target, Target::Named("web".into()));
+        for host in ["web", "relay.test", "web.other.test", "webrelay.test", "a.web.relay.test", "api.relay.test", ""] {
+            let page = ask(host).expect_err(host);
+            assert_eq!((page.status, page.code), (StatusCode::NOT_FOUND, "unknown-host"), "{host}");
+            assert!(page.hint.is_none() && page.links.is_empty(), "a visitor has no adit: {page:?}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Keys and certificates that change while the relay runs.
+
+use std::path::{Path, PathBuf};
+
+use adit::relay::app::{Bound, HttpSettings, PemFiles, Settings};
+use rustls::pki_types::CertificateDer;
+
+use super::*;
+
+const OTHER: &str = "another-secret-of-the-tests";
+
+struct Running {
+    control: SocketAddr,
+    http: SocketAddr,
+    drain: Drain,
+}
+
+fn pem(folder: &Path, name: &str) -> PemFiles {
+    let files = PemFiles { chain: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
+    let made = rcgen::generate_simple_self_signed(["web.relay.test".to_owned()]).unwrap();
+    std::fs::write(&files.chain, made.cert.pem()).unwrap();
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    files
+}
+
+fn run(keys: PathBuf, tls: PemFiles, of_names: PemFiles) -> Running {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let relay = Bound::bind(Settings {
+        control: any,
+        keys: Some(keys),
+        tls: Some(tls),
+        http: Some(HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names) }),
+        admin: None,
+        ports: 25_200..=25_299,
+        bind: any.ip(),
+        allow_v1: false,
+        register: None,
+        limits: Limits::default(),
+    })
+    .unwrap();
+    let (control, http) = (relay.control().unwrap(), relay.http().unwrap());
+    assert_eq!(http.0, "https");
+    let drain = Drain::new();
+    let of_relay = drain.clone();
+    tokio::spawn(async move { relay.run(of_relay).await.unwrap() });
+    Running { control, http: http.1, drain }
+}
+
+impl Running {
+    fn client(&self, local_port: u16, key: &str, secret: &str) -> client::Options {
+        client::Options {
+            dial: Arc::new(Direct { host: "127.0.0.1".into(), port: self.control.port() }),
+            key: key.into(),
+            secret: secret.into(),
+            trust: Trust::Secret,
+            local_host: None,
+            tunnels: vec![Wanted { local_port, kind: Kind::Tcp, port: 0, name: String::new() }],
+        }
+    }
+
+    /// Returns the certificate that a port shows.
+    async fn shows(&self, address: SocketAddr) -> CertificateDer<'static> {
+        let is_control = address == self.control;
+        let mut config = (*tls::client_config(&Trust::Secret).unwrap()).clone();
+        if !is_control {
+            config.alpn_protocols.clear();
+        }
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("web.relay.test").unwrap();
+        let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        tls.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+}
+
+#[tokio::test]
+async fn keys_and_certificates_are_read_again_and_nobodys_tunnel_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    std::fs::write(&keys, format!("ana {OTHER}\n")).unwrap();
+    let (tls, of_names) = (pem(folder.path(), "relay"), pem(folder.path(), "names"));
+    let relay = run(keys.clone(), tls, of_names);
+    let (drain, (local, _)) = (Drain::new(), echo().await);
+    let (mut rx, _running) = start(relay.client(local, "ana", OTHER), &drain);
+    let mut visitor = TcpStream::connect(opened(&mut rx).await).await.unwrap();
+    let (before, of_names) = (relay.shows(relay.control).await, relay.shows(relay.http).await);
+
+    // One that is wrong changes nothing.
+    std::fs::write(&keys, "ana short\n").unwrap();
+    std::fs::write(folder.path().join("names.pem"), "no certificate").unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(relay.shows(relay.http).await, of_names);
+    let (mut again, _running) = start(relay.client(local, "ana", OTHER), &drain);
+    opened(&mut again).await;
+
+    std::fs::write(&keys, format!("bo {OTHER}\n")).unwrap();
+    let made = (pem(folder.path(), "relay"), pem(folder.path(), "names"));
+    let new = |files: &PemFiles| adit::tls::certificates(&files.chain).unwrap()[0].clone();
+    eventually("both certificates are new", || async {
+        relay.shows(relay.control).await == new(&made.0) && relay.shows(relay.http).await == new(&made.1)
+    })
+    .await;
+    assert_ne!((before, of_names), (new(&made.0), new(&made.1)));
+    let (mut of_bo, _running) = start(relay.client(local, "bo", OTHER), &drain);
+    opened(&mut of_bo).await;
+    let options = relay.client(local, "ana", OTHER);
+    let refused = client::run(move || Ok(options.clone()), Refusals::End, drain.clone(), |_| {});
+    let refused = timeout(PATIENCE, refused).await.expect("soon").unwrap_err().to_string();
+    assert!(refused.contains("does not have our secret"), "{refused}");
+
+    // The visitor of a client whose key is gone has noticed nothing.
+    visitor.write_all(b"x").await.unwrap();
+    assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
+    drain.start();
+    relay.drain.start();
+}
+
+#[tokio::test]
+async fn a_relay_that_cannot_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, tls) = (folder.path().join("keys"), pem(folder.path(), "relay"));
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let settings = |control| Settings {
+        control,
+        keys: Some(keys.clone()),
+        tls: Some(tls.clone()),
+        http: None,
+        admin: None,
+        ports: 25_200..=25_299,
+        bind: any.ip(),
+        allow_v1: false,
+        register: None,
+        limits: Limits::default(),
+    };
+    let failed = |settings| {
+        let error = Bound::bind(settings).err().unwrap();
+        format!("{error}: {}", error.cause())
+    };
+    assert!(failed(settings(any)).starts_with("there is no secret: "));
+    std::fs::write(&keys, OTHER).unwrap();
+    let taken = std::net::TcpListener::bind(any).unwrap();
+    let address = taken.local_addr().unwrap();
+    assert!(failed(settings(address)).starts_with(&format!("cannot listen on {address}: ")));
+    assert!(
+        failed(Settings { register: Some(None), ..settings(any) })
+            .starts_with("--register: cannot take over Services: ")
+    );
+    std::fs::write(&tls.key, "no key").unwrap();
+    assert!(failed(settings(any)).starts_with("cannot use the certificate: "));
+}
