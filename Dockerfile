@@ -21,6 +21,7 @@ RUN set -eu; \
     variable=$(echo "$target" | tr a-z- A-Z_); \
     export "CARGO_TARGET_${variable}_LINKER=rust-lld" "CC_$(echo "$target" | tr - _)=$gcc"; \
     cargo build --release --locked --target "$target"; \
+    install -d -m 1777 /out/root/tmp; \
     install -D "target/$target/release/adit" /out/adit; \
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt /out/ca-certificates.crt
 
@@ -29,9 +30,11 @@ LABEL org.opencontainers.image.title="adit" \
       org.opencontainers.image.description="The level way into a Kubernetes cluster" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/root/ /
 COPY --from=build /out/adit /adit
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HOME=/tmp
 USER 65532:65532
 EXPOSE 8989 7835
 ENTRYPOINT ["/adit"]
-CMD ["up"]
+# Loopback of a container is nobody's: publish the port to the host's loopback, docker run -p 127.0.0.1:8989:8989.
+CMD ["up", "--listen", "0.0.0.0:8989"]

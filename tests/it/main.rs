@@ -3,6 +3,7 @@
 mod api;
 #[cfg(feature = "browser")]
 mod browser;
+mod chart;
 mod cli;
 mod config;
 mod corpus;

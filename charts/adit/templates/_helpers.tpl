@@ -1,5 +1,11 @@
 {{- define "adit.name" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if .Values.nameOverride -}}
+{{- printf "%s-%s" .Release.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
 {{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "adit.selector" -}}
@@ -18,6 +24,41 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- .Values.secret.existingSecret | default (printf "%s-keys" (include "adit.name" .)) -}}
 {{- end }}
 
+{{- define "adit.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (.Values.serviceAccount.create | ternary (include "adit.name" .) "default") -}}
+{{- end }}
+
 {{- define "adit.last" -}}
 {{- sub (add .Values.public.first .Values.public.count) 1 -}}
+{{- end }}
+
+{{- /* A name without a registry is pulled from docker.io, where nobody publishes it. */ -}}
+{{- define "adit.image" -}}
+{{- $image := .Values.image -}}
+{{- $repository := $image.repository -}}
+{{- if $image.registry -}}
+{{- $repository = printf "%s/%s" ($image.registry | trimSuffix "/") $image.repository -}}
+{{- end -}}
+{{- $host := regexFind "^[^/]+/" $repository | trimSuffix "/" -}}
+{{- if and (ne $image.pullPolicy "Never") (not (or (contains "." $host) (contains ":" $host) (eq $host "localhost"))) -}}
+{{- fail (printf "image.repository %q names no registry: build the image with the Dockerfile, push it, and set image.repository=REGISTRY/adit. For an image that is on the nodes already, set image.pullPolicy=Never" $repository) -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* The selector of a Service: of the only pod, or of the pod with an index. Takes a dict: root, index. */ -}}
+{{- define "adit.podSelector" -}}
+{{- include "adit.selector" .root -}}
+{{- if gt (int .root.Values.replicas) 1 }}
+apps.kubernetes.io/pod-index: {{ .index | quote }}
+{{- end -}}
+{{- end }}
+
+{{- /* The suffix of names of Services that belong to one pod. Takes a dict: root, index. */ -}}
+{{- define "adit.podSuffix" -}}
+{{- if gt (int .root.Values.replicas) 1 -}}-{{ .index }}{{- end -}}
 {{- end }}
