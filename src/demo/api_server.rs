@@ -89,14 +89,14 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
         return Err(HangUp);
     }
     match node.faults.mishap(request.method(), &path) {
-        None => Ok(dispatch(&path, request, node, user).await),
+        None => Ok(dispatch(&path, request, node, tokens, user).await),
         Some(Mishap::Answer(code)) => {
             let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             Ok(status(code, code.canonical_reason().unwrap_or("Unknown"), "the demo was told to answer so"))
         }
         Some(Mishap::Hang) => std::future::pending().await,
         Some(Mishap::Lose) => {
-            drop(dispatch(&path, request, node, user).await);
+            drop(dispatch(&path, request, node, tokens, user).await);
             Err(HangUp)
         }
         Some(Mishap::Late(delay)) => {
@@ -114,13 +114,30 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
     }
 }
 
-async fn dispatch(path: &str, request: Request<Incoming>, node: Arc<Node>, user: User) -> Response<Body> {
+async fn dispatch(
+    path: &str,
+    request: Request<Incoming>,
+    node: Arc<Node>,
+    tokens: &Tokens,
+    user: User,
+) -> Response<Body> {
     let parts = path_parts(path);
     if let Some(answer) = discovery(&parts) {
         return answer;
     }
     match parts.as_slice() {
-        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => may(request, &node, user).await,
+        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => may(request, &node, Some(user)).await,
+        ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"] => may(request, &node, None).await,
+        ["apis", "authentication.k8s.io", "v1", "tokenreviews"] => {
+            let mut review = body(request).await;
+            review["status"] = match tokens.user(&format!("Bearer {}", text(&review["spec"]["token"]))) {
+                Some(user) => {
+                    json!({"authenticated": true, "user": {"username": user.name(), "groups": ["system:authenticated"]}})
+                }
+                None => json!({"authenticated": false, "error": "the token is not known"}),
+            };
+            json_body(StatusCode::CREATED, &review)
+        }
         ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => {
             let groups = ["system:authenticated"];
             json_body(
@@ -301,12 +318,17 @@ fn resources(group: &str) -> Value {
 }
 
 /// Answers `kubectl auth can-i`.
-async fn may(request: Request<Incoming>, node: &Node, user: User) -> Response<Body> {
+/// Says what a user may do; None: the one that the request names.
+async fn may(request: Request<Incoming>, node: &Node, user: Option<User>) -> Response<Body> {
     let asked = body(request).await;
+    let is_nobody = match user {
+        Some(user) => user == User::Nobody,
+        None => asked["spec"]["user"] != User::Demo.name(),
+    };
     let attributes = &asked["spec"]["resourceAttributes"];
     let (resource, sub) = (text(&attributes["resource"]), text(&attributes["subresource"]));
     let name = if sub.is_empty() { resource.to_owned() } else { format!("{resource}/{sub}") };
-    let allowed = user != User::Nobody && !node.faults.forbids(text(&attributes["verb"]), &name);
+    let allowed = !is_nobody && !node.faults.forbids(text(&attributes["verb"]), &name);
     let mut answer = asked;
     answer["status"] = json!({"allowed": allowed});
     json_body(StatusCode::CREATED, &answer)

@@ -197,6 +197,16 @@ impl Cluster {
         self.user.credential().await.map_err(|failure| self.not_signed_in(failure))
     }
 
+    /// Returns the bearer token of the user; signs in if there is none. None: the user signs in with a certificate or a password.
+    ///
+    /// # Errors
+    /// Signing in failed.
+    pub async fn bearer_token(&self) -> Result<Option<String>, ClusterError> {
+        let credential = self.credential().await?;
+        let header = credential.header.as_ref().and_then(|header| header.to_str().ok());
+        Ok(header.and_then(|header| header.strip_prefix("Bearer ")).map(str::to_owned))
+    }
+
     /// Returns the TLS settings of an upgrade with this credential. None: `http://`.
     pub(super) fn upgrade_tls(
         &self,

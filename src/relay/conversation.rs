@@ -114,6 +114,7 @@ pub fn name(frame: &Frame) -> &'static str {
         Frame::Decline { .. } => "Decline",
         Frame::Claim { .. } => "Claim",
         Frame::Start { .. } => "Start",
+        Frame::Identity { .. } => "Identity",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
         Frame::Goodbye { .. } => "Goodbye",

@@ -126,6 +126,10 @@ pub enum Frame {
         tunnel: u32,
         peer: String,
     },
+    /// The client's own token for the API server of the relay's cluster, for a relay that reviews it.
+    Identity {
+        token: String,
+    },
     Ping {
         cookie: u64,
     },
@@ -174,7 +178,7 @@ impl Frame {
     pub fn length(input: &[u8]) -> Result<usize, RelayError> {
         let Some(header) = input.first_chunk::<HEADER>() else { return Ok(HEADER) };
         let (kind, length) = (header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
-        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1e) {
+        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1f) {
             return Err(RelayError::Type(kind));
         }
         match usize::try_from(length) {
@@ -279,6 +283,7 @@ impl Frame {
                 to.put_u32(*tunnel);
                 text(to, peer, 0x1e)
             }
+            Self::Identity { token } => text(to, token, 0x1f),
         }
     }
 }
@@ -334,6 +339,7 @@ impl Payload {
             0x1c => Frame::Goodbye { reason: self.text()? },
             0x1d => Frame::Decline { stream: self.array()?, reason: self.text()? },
             0x1e => Frame::Start { tunnel: self.u32()?, peer: self.text()? },
+            0x1f => Frame::Identity { token: self.text()? },
             _ => return None,
         })
     }

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,9 @@ pub const KEYS: &str = "adit/keys";
 /// On a relay's pod: the namespace whose Services it takes over, or `true` for all.
 pub const EXPOSES: &str = "adit/exposes";
 
+/// On a relay's pod: `kubernetes`, if it reviews the tokens of its clients.
+const AUTHORIZE: &str = "adit/authorize";
+
 /// How long an unused port-forward to a relay stays open.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -45,6 +51,8 @@ pub struct Relay {
     pub target: (Namespace, String),
     /// The Secret with its keys.
     keys: Option<String>,
+    /// It reviews the client's own token.
+    pub reviews: bool,
     pub image: Option<String>,
 }
 
@@ -83,11 +91,13 @@ pub async fn find(
     let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
     let mut relays: Vec<Relay> = ready
         .map(|pod| {
-            let keys = pod.metadata.annotations.and_then(|mut annotations| annotations.remove(KEYS));
+            let mut annotations = pod.metadata.annotations.unwrap_or_default();
+            let keys = annotations.remove(KEYS);
+            let reviews = annotations.get(AUTHORIZE).is_some_and(|by| by == "kubernetes");
             let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
             let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
             let image = container.and_then(|container| container.image);
-            Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, image }
+            Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, reviews, image }
         })
         .collect();
     if relays.is_empty() {
@@ -136,6 +146,8 @@ pub struct InCluster {
     pub for_namespace: Namespace,
     /// The relay of the control connection.
     pub pod: Mutex<(Namespace, String)>,
+    /// That relay reviews the client's own token.
+    pub reviews: AtomicBool,
 }
 
 impl Dial for InCluster {
@@ -149,12 +161,22 @@ impl Dial for InCluster {
                 let found = found.map_err(io::Error::other)?;
                 let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
                 *self.pod.lock().expect("no panic while the lock is held") = relay.target;
+                self.reviews.store(relay.reviews, Ordering::Relaxed);
             }
             let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
             let (workload, port) = (Workload::Pod(pod), PortRef::Name("control".to_owned()));
             let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
             let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), IDLE).await.map_err(io::Error::other)?;
             lease.connect(None).await.map_err(io::Error::other)
+        })
+    }
+
+    fn token(&self) -> BoxFuture<'_, io::Result<Option<String>>> {
+        Box::pin(async move {
+            match self.reviews.load(Ordering::Relaxed) {
+                true => self.cluster.bearer_token().await.map_err(io::Error::other),
+                false => Ok(None),
+            }
         })
     }
 

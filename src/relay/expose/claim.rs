@@ -29,12 +29,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::{
-    ExposeRequest, Relay, ServiceName,
+    Authority, ExposeRequest, Relay, ServiceName,
     authorize::Rules,
     events::{self, Reason},
     kube::{Kind, Kube},
     lease,
     reconcile::{Expiry, Failure, Step, Want},
+    review::review,
     service::Holder,
 };
 use crate::{drain::Drain, relay::auth::Key};
@@ -63,6 +64,7 @@ pub struct Exposer {
     pub(super) kube: Kube,
     pub(super) relay: Relay,
     rules: Rules,
+    authority: Authority,
     pub(super) drain: Drain,
     services: Mutex<HashMap<ServiceName, watch::Sender<Claims>>>,
     generation: AtomicU64,
@@ -141,12 +143,19 @@ impl Drop for Claim {
 
 impl Exposer {
     /// `only`: the only namespace whose Services may be taken over. Every task ends with `drain`, and gives back what it has first.
-    pub fn start(client: kube::Client, relay: Relay, only: Option<String>, drain: Drain) -> Arc<Self> {
+    pub fn start(
+        client: kube::Client,
+        relay: Relay,
+        only: Option<String>,
+        authority: Authority,
+        drain: Drain,
+    ) -> Arc<Self> {
         let rules = Rules { own_namespace: relay.namespace.clone(), only };
         let exposer = Arc::new(Self {
             kube: Kube::new(client),
             relay,
             rules,
+            authority,
             drain: drain.clone(),
             services: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -160,12 +169,18 @@ impl Exposer {
         self.rules.only.as_deref()
     }
 
-    /// Says why a key may not have a Service.
+    /// Says why a client may not have a Service. `token`: the client's own for the API server. The owner of the request becomes the
+    /// user of the token, if it was reviewed.
     ///
     /// # Errors
     /// In words.
-    pub fn authorize(&self, key: &Key, request: &ExposeRequest) -> Result<(), String> {
-        self.rules.check(key, request).map_err(|denied| denied.to_string())
+    pub async fn authorize(&self, key: &Key, token: Option<&str>, request: &mut ExposeRequest) -> Result<(), String> {
+        self.rules.check(key, request).map_err(|denied| denied.to_string())?;
+        if self.authority == Authority::Kubernetes {
+            let user = review(&self.kube, token, request).await.map_err(|unreviewed| unreviewed.to_string())?;
+            request.owner = format!("{user}, {}", request.owner);
+        }
+        Ok(())
     }
 
     /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `after`: the claim that this one takes over

@@ -27,6 +27,8 @@ pub enum Kind {
     Lease,
     Event,
     Pod,
+    TokenReview,
+    SubjectAccessReview,
 }
 
 impl Kind {
@@ -35,6 +37,8 @@ impl Kind {
             Self::Service | Self::Endpoints | Self::Event | Self::Pod => "/api/v1",
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1",
             Self::Lease => "/apis/coordination.k8s.io/v1",
+            Self::TokenReview => "/apis/authentication.k8s.io/v1",
+            Self::SubjectAccessReview => "/apis/authorization.k8s.io/v1",
         }
     }
 
@@ -47,10 +51,14 @@ impl Kind {
             Self::Lease => "leases",
             Self::Event => "events",
             Self::Pod => "pods",
+            Self::TokenReview => "tokenreviews",
+            Self::SubjectAccessReview => "subjectaccessreviews",
         }
     }
 
     fn path(self, namespace: Option<&str>, name: Option<&str>) -> String {
+        // Reviews are of no namespace.
+        let namespace = namespace.filter(|namespace| !namespace.is_empty());
         let namespace = namespace.map_or(String::new(), |namespace| format!("/namespaces/{namespace}"));
         let name = name.map_or(String::new(), |name| format!("/{name}"));
         format!("{}{namespace}/{}{name}", self.group(), self.plural())

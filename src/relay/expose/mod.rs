@@ -13,6 +13,7 @@
 //!        -> service, endpoints    what has to be changed in an object, and what it was: functions without a cluster
 //!        -> lease                 who may change it
 //!        -> kube                  the calls
+//! authorize, review    who may have which Service: by the rules of a key, and by RBAC
 //! sweep    what relays that are gone have left is a claim that nobody holds
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod inspect;
 pub mod kube;
 mod lease;
 mod reconcile;
+pub mod review;
 pub mod service;
 mod sweep;
 
@@ -86,6 +88,16 @@ impl ExposeRequest {
         let service = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
         (is_label(name) && is_label(namespace)).then_some(Self { service, port, replaces, owner })
     }
+}
+
+/// Who decides which Services a client may take over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Authority {
+    /// Its key.
+    #[default]
+    Keys,
+    /// Its key, and what RBAC lets its own user do in the cluster.
+    Kubernetes,
 }
 
 /// A relay, and the pod that it runs in.

@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 use super::support::{Laptop, Place};
-use adit::{relay::expose::kube::PERMISSIONS, wire::relay::Kind};
+use adit::{
+    demo::faults::Mishap,
+    relay::expose::{Authority, kube::PERMISSIONS},
+    wire::relay::{Frame, Kind},
+};
 
 /// Asserts that a Service is refused with these words, and that nothing was touched.
 async fn refused(place: &Place, laptop: &mut Laptop, service: &str, words: &str) {
@@ -158,4 +162,54 @@ async fn no_other_permission_is_needed_than_those_that_the_chart_gives() {
     bo.take("web.shop:80").await.unwrap();
     place.relay_ends(two).await;
     place.is_again(&before).await;
+}
+
+/// Returns the token of a user of the demo.
+fn token(place: &Place, user: &str) -> String {
+    let kubeconfig = std::fs::read_to_string(place.demo.kubeconfig()).unwrap();
+    let of_user = kubeconfig.split("{name: ").find(|part| part.starts_with(user) && part.contains("token:")).unwrap();
+    let token = of_user.split("token:").nth(1).unwrap();
+    token.trim_start().split(['\n', '}', ' ']).next().unwrap().trim_matches('"').to_owned()
+}
+
+#[tokio::test]
+async fn nobody_does_through_a_relay_what_rbac_does_not_let_them_do() {
+    let place = Place { authority: Authority::Kubernetes, ..Place::new().await };
+    service(&place, "kube-system", "kube-dns", http(json!({})));
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    refused(
+        &place,
+        &mut laptop,
+        "web.shop:80",
+        "your client has sent no token: use a context that signs in with a token",
+    )
+    .await;
+    laptop.send(Frame::Identity { token: "made-up".into() }).await;
+    let words = "the cluster does not accept the token of your context: the token is not known";
+    refused(&place, &mut laptop, "web.shop:80", words).await;
+    laptop.send(Frame::Identity { token: token(&place, "nobody") }).await;
+    let words = "user \"nobody\" may not patch services in namespace shop";
+    refused(&place, &mut laptop, "web.shop:80", words).await;
+    let created = laptop.open(Kind::Service, "fresh.shop:80").await.unwrap_err();
+    assert!(created.contains("user \"nobody\" may not create services in namespace shop"), "{created}");
+    // The rules of the key are not replaced by that.
+    laptop.send(Frame::Identity { token: token(&place, "demo") }).await;
+    refused(&place, &mut laptop, "kube-dns.kube-system:80", "the key \"default\" may not take over").await;
+    // An API server that does not answer lets nobody in.
+    place.demo.faults().judge(Some(Box::new(|_, path| path.contains("reviews").then_some(Mishap::Answer(503)))));
+    refused(&place, &mut laptop, "web.shop:80", "cannot ask Kubernetes whether you may have the Service").await;
+    place.demo.faults().judge(None);
+    laptop.take("web.shop:80").await.unwrap();
+    let takeover = place.service("web")["metadata"]["annotations"]["adit/takeover"].as_str().unwrap().to_owned();
+    assert!(takeover.contains("\"owner\":\"demo, default (127.0.0.1)\""), "{takeover}");
+    laptop.goodbye().await;
+    place.is_again(&before).await;
+    // One that does not exist would be created.
+    place.demo.faults().forbid("create", "services", true);
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.send(Frame::Identity { token: token(&place, "demo") }).await;
+    refused(&place, &mut laptop, "fresh.shop:80", "user \"demo\" may not create services in namespace shop").await;
+    place.relay_ends(relay).await;
 }

@@ -10,7 +10,7 @@ use adit::{
     relay::{
         auth::{Key, Role, Transcript},
         conversation::send,
-        expose::{self, Exposer},
+        expose::{self, Authority, Exposer},
     },
     routing::ClusterId,
     wire::relay::{Frame, Kind, Token},
@@ -31,7 +31,9 @@ pub type Objects = BTreeMap<String, Value>;
 
 pub struct Place {
     pub demo: Demo,
-    client: kube::Client,
+    pub client: kube::Client,
+    /// Of the relays that are started.
+    pub authority: Authority,
 }
 
 /// A relay in a pod of the demo cluster.
@@ -49,7 +51,7 @@ impl Place {
         for namespace in ["relay", "kube-system"] {
             demo.world().put("namespaces", json!({"metadata": {"name": namespace}}));
         }
-        Self { demo, client }
+        Self { demo, client, authority: Authority::Keys }
     }
 
     pub async fn relay(&self, pod: &str, start: &str) -> InPod {
@@ -72,7 +74,8 @@ impl Place {
             node: Some("demo".into()),
         };
         let drain = Drain::new();
-        let exposer = Exposer::start(self.client.clone(), identity, only.map(str::to_owned), drain.clone());
+        let (client, only) = (self.client.clone(), only.map(str::to_owned));
+        let exposer = Exposer::start(client, identity, only, self.authority, drain.clone());
         let keys: Vec<Key> =
             adit::relay::auth::parse_keys(&format!("default {} {key}", SECRET.replace(' ', "-"))).unwrap();
         let relay = Relay::start(|options| {

@@ -1,0 +1,84 @@
+//! Who a client is for the cluster, and whether it may do itself what it asks of the relay: with `--authorize kubernetes` nobody can
+//! do through a relay what RBAC does not let them do.
+
+use serde_json::{Value, json};
+
+use super::{
+    ExposeRequest,
+    kube::{Kind, Kube, KubeError},
+    text,
+};
+
+/// The permissions that a review takes, beside those of a takeover: those of the ClusterRole `system:auth-delegator`.
+pub const PERMISSIONS: [(&str, &str, &[&str]); 2] = [
+    ("authentication.k8s.io", "tokenreviews", &["create"]),
+    ("authorization.k8s.io", "subjectaccessreviews", &["create"]),
+];
+
+/// Why a client may not have a Service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreviewed {
+    #[error(
+        "this relay asks Kubernetes whether you may {verb} Service {service}, and your client has sent no token: use a context that \
+         signs in with a token, not with a client certificate"
+    )]
+    NoToken { verb: &'static str, service: String },
+    #[error("the cluster does not accept the token of your context: {0}")]
+    Unauthenticated(String),
+    #[error(
+        "user {user:?} may not {verb} services in namespace {namespace}: ask for the permission, or use another context"
+    )]
+    Forbidden { user: String, verb: &'static str, namespace: String },
+    #[error("cannot ask Kubernetes whether you may have the Service: {0}")]
+    Unanswered(#[from] KubeError),
+}
+
+/// Returns the name of the user who a token is of, if the user may do what the request asks for.
+///
+/// # Errors
+/// There is no token, it is not one of the cluster, the user may not, or the API server gives no answer.
+pub async fn review(kube: &Kube, token: Option<&str>, request: &ExposeRequest) -> Result<String, Unreviewed> {
+    let service = &request.service;
+    let verb = if request.replaces { "patch" } else { "create" };
+    let token = token.ok_or_else(|| Unreviewed::NoToken { verb, service: service.to_string() })?;
+    let asked = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": token}
+    });
+    let status = kube.create(Kind::TokenReview, "", &asked).await?["status"].take();
+    if status["authenticated"] != true {
+        let shown = |error: &str| error.chars().filter(|character| !character.is_control()).collect();
+        let error = status["error"].as_str().map_or_else(|| "it is not known".to_owned(), shown);
+        return Err(Unreviewed::Unauthenticated(error));
+    }
+    let user = &status["user"];
+    may(kube, user, verb, request).await?;
+    // One that does not exist is created.
+    if request.replaces && kube.get(Kind::Service, &service.namespace, &service.name).await?.is_none() {
+        may(kube, user, "create", request).await?;
+    }
+    Ok(text(&user["username"]).chars().filter(|character| !character.is_control()).collect())
+}
+
+async fn may(kube: &Kube, user: &Value, verb: &'static str, request: &ExposeRequest) -> Result<(), Unreviewed> {
+    let namespace = &request.service.namespace;
+    let mut attributes = json!({"namespace": namespace, "verb": verb, "version": "v1", "resource": "services"});
+    if verb != "create" {
+        // A permission to create cannot be limited to a name.
+        attributes["name"] = json!(request.service.name);
+    }
+    let asked = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
+        "spec": {
+            "user": user["username"], "groups": user["groups"], "uid": user["uid"], "extra": user["extra"],
+            "resourceAttributes": attributes
+        }
+    });
+    let status = kube.create(Kind::SubjectAccessReview, "", &asked).await?["status"].take();
+    match status["allowed"] == true && status["denied"] != true {
+        true => Ok(()),
+        false => {
+            let user = text(&user["username"]).chars().filter(|character| !character.is_control()).collect();
+            Err(Unreviewed::Forbidden { user, verb, namespace: namespace.clone() })
+        }
+    }
+}
