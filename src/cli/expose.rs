@@ -177,7 +177,8 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
         None => secret(&cluster, &relay).await?,
     };
     let kind = if args.replace { Kind::ReplacedService } else { Kind::Service };
-    let dial = InCluster { id, cluster, manager, relay_namespace, for_namespace, pod: Mutex::new(relay.target) };
+    let (pod, reviews) = (Mutex::new(relay.target), relay.reviews.into());
+    let dial = InCluster { id, cluster, manager, relay_namespace, for_namespace, pod, reviews };
     let options = Options {
         dial: Arc::new(dial),
         key: key.name,

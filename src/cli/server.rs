@@ -22,6 +22,7 @@ use crate::{
     relay::{
         app::{Bound, HttpSettings, PemFiles, Settings, StartError},
         auth::{self, Key},
+        expose::Authority,
         server::Limits,
     },
     telemetry,
@@ -42,9 +43,16 @@ enum Command {
     Genkey,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum AuthorizeBy {
+    Keys,
+    Kubernetes,
+}
+
 #[derive(Debug, clap::Args)]
 struct Serve {
-    /// Read the keys from this file: one secret, or lines of NAME SECRET [ports=...] [names=...] [default: $ADIT_SECRET]
+    /// Read the keys from this file, again when it changes: one secret, or lines of NAME SECRET [ports=...] [names=...]
+    /// [services=...] [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Lend these public ports
@@ -74,13 +82,19 @@ struct Serve {
     /// Serve /healthz, /readyz, /metrics and a page of the tunnels here, on loopback
     #[arg(long, value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
+    /// Serve /healthz, /readyz and /metrics here, for Prometheus and the kubelet; they tell nothing of clients
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     /// Serve version 1 too: the secret and every byte cross the network in the clear
     #[arg(long)]
     allow_v1: bool,
-    /// Let clients make Services of the cluster that this runs in, or of one namespace of it (POD_NAME, POD_NAMESPACE, POD_UID
-    /// and POD_IP say where that is)
+    /// Let clients take over Services of the cluster of this pod, or of one namespace only (needs POD_NAME, POD_NAMESPACE, POD_UID
+    /// and POD_IPS in the environment)
     #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, require_equals = true)]
     register: Option<Option<String>>,
+    /// Who decides which Services a client may take over: its key, or also what RBAC lets its own user do in the cluster
+    #[arg(long, value_enum, default_value = "keys", requires = "register", value_name = "BY")]
+    authorize: AuthorizeBy,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -131,10 +145,15 @@ fn settings(control: SocketAddr, args: Serve) -> Result<Settings, CliError> {
         tls: pem(args.tls_cert, args.tls_key),
         http: http.map(|(listen, domain)| HttpSettings { listen, domain, tls: of_names }),
         admin: args.admin_listen,
+        metrics: args.metrics_listen,
         ports: args.ports,
         bind: args.bind,
         allow_v1: args.allow_v1,
         register: args.register,
+        authority: match args.authorize {
+            AuthorizeBy::Keys => Authority::Keys,
+            AuthorizeBy::Kubernetes => Authority::Kubernetes,
+        },
         limits: Limits::from(&args.limits),
     })
 }
@@ -153,6 +172,9 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     }
     if let Some(address) = relay.admin() {
         text += &format!("admin     http://{address}\n");
+    }
+    if let Some(address) = relay.metrics() {
+        text += &format!("metrics   http://{address}/metrics\n");
     }
     if allow_v1 {
         text += "version 1 is served: its secret and its bytes cross the network in the clear\n";

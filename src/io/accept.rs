@@ -34,9 +34,18 @@ const MOST_REFUSED: usize = 8;
 
 /// Binds and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address, true)
+}
+
+/// The same, but `[::]` takes clients by IPv4 too (RFC 3493, section 5.3).
+pub fn listen_dual(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address, false)
+}
+
+fn bind(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        socket.set_only_v6(only_v6)?;
     }
     // A port whose last connections are in TIME_WAIT is free.
     #[cfg(unix)]

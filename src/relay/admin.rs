@@ -1,4 +1,4 @@
-//! What a relay tells of itself, on loopback: `/healthz`, `/readyz`, `/metrics`, and a page of its tunnels.
+//! What a relay tells of itself: `/healthz`, `/readyz`, `/metrics`, and, on loopback, a page of its tunnels.
 
 use std::{
     convert::Infallible,
@@ -19,18 +19,27 @@ use crate::{
     metrics::{self, Exposition},
 };
 
+/// Who may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Programs of this machine: they see the tunnels with the addresses of clients.
+    Machine,
+    /// Everybody who reaches the port, as Prometheus and the kubelet do: numbers, and whether the relay lives.
+    Network,
+}
+
 /// Answers for as long as it is polled.
-pub async fn serve(listener: TcpListener, server: Arc<Server>, drain: Drain) -> Infallible {
+pub async fn serve(listener: TcpListener, server: Arc<Server>, reach: Reach, drain: Drain) -> Infallible {
     let admission = Admission::new(Limits::default(), Names::default());
     let serve = |stream: TcpStream, _, _| {
         let server = server.clone();
-        drain.spawn(async move { serve_one(stream, |request| ready(answer(&server, &request))).await });
+        drain.spawn(async move { serve_one(stream, |request| ready(answer(&server, reach, &request))).await });
     };
     accept::accept(&listener, &admission, 1, serve, |_, _| async {}).await
 }
 
-fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
-    if !is_of_this_machine(request.headers()) {
+fn answer(server: &Server, reach: Reach, request: &Request<Incoming>) -> Response<Body> {
+    if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
     match (request.method(), request.uri().path()) {
@@ -38,8 +47,8 @@ fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
         (&Method::GET, "/readyz") if server.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
         (&Method::GET, "/readyz") => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics") => respond(StatusCode::OK, metrics::CONTENT_TYPE, counters(server)),
-        (&Method::GET, "/") => respond(StatusCode::OK, HTML, page(server)),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /, /healthz, /readyz and /metrics\n"),
+        (&Method::GET, "/") if reach == Reach::Machine => respond(StatusCode::OK, HTML, page(server)),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     pin::pin,
@@ -16,9 +16,9 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
 use super::{
-    admin,
+    admin::{self, Reach},
     auth::{self, Key},
-    expose::{Exposer, Relay},
+    expose::{Authority, Exposer, Relay},
     front::Front,
     server::{Limits, Options, Server},
     tls::Identity,
@@ -36,8 +36,10 @@ pub struct Settings {
     pub tls: Option<PemFiles>,
     /// None: no names are served by HTTP.
     pub http: Option<HttpSettings>,
-    /// `/healthz`, `/readyz`, `/metrics` and a page of the tunnels.
+    /// `/healthz`, `/readyz`, `/metrics` and a page of the tunnels, for programs of this machine.
     pub admin: Option<SocketAddr>,
+    /// `/healthz`, `/readyz` and `/metrics`, for everybody who reaches it.
+    pub metrics: Option<SocketAddr>,
     /// The public ports.
     pub ports: RangeInclusive<u16>,
     /// The address of public ports.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub allow_v1: bool,
     /// Takes over Services of the cluster that this runs in: of this namespace only, or of all.
     pub register: Option<Option<String>>,
+    /// Who decides which Services clients may take over.
+    pub authority: Authority,
     pub limits: Limits,
 }
 
@@ -107,6 +111,7 @@ pub struct Bound {
     control: TcpListener,
     http: Option<TcpListener>,
     admin: Option<TcpListener>,
+    metrics: Option<TcpListener>,
     keys: Vec<Key>,
     identity: Identity,
     https: Option<Arc<ServerConfig>>,
@@ -118,9 +123,12 @@ impl Bound {
     ///
     /// # Errors
     /// A file cannot be used, an address is in use, or this is no pod that may take over Services.
-    pub fn bind(settings: Settings) -> Result<Self, StartError> {
-        let listen =
-            |address: SocketAddr| accept::listen(address).map_err(|source| StartError::Listen { address, source });
+    pub fn bind(mut settings: Settings) -> Result<Self, StartError> {
+        let listen = |address: SocketAddr| {
+            let address = SocketAddr::new(usable(address.ip()), address.port());
+            accept::listen_dual(address).map_err(|source| StartError::Listen { address, source })
+        };
+        settings.bind = usable(settings.bind);
         let keys = auth::load(settings.keys.as_deref()).map_err(StartError::Keys)?;
         let identity = match &settings.tls {
             Some(files) => Identity::read(&files.chain, &files.key),
@@ -139,7 +147,8 @@ impl Bound {
         let control = listen(settings.control)?;
         let http = settings.http.as_ref().map(|http| listen(http.listen)).transpose()?;
         let admin = settings.admin.map(listen).transpose()?;
-        Ok(Self { settings, control, http, admin, keys, identity, https, cluster })
+        let metrics = settings.metrics.map(listen).transpose()?;
+        Ok(Self { settings, control, http, admin, metrics, keys, identity, https, cluster })
     }
 
     /// Returns the address for clients.
@@ -161,6 +170,11 @@ impl Bound {
         self.admin.as_ref()?.local_addr().ok()
     }
 
+    /// Returns the address of the metrics.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref()?.local_addr().ok()
+    }
+
     /// Returns what clients may know the certificate by: `sha256:` and 64 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
         self.identity.fingerprint()
@@ -177,7 +191,8 @@ impl Bound {
         let http_port = self.http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
         let domain = settings.http.as_ref().map(|http| http.domain.trim_matches('.').to_ascii_lowercase());
         let only = settings.register.clone().flatten();
-        let exposer = self.cluster.map(|(client, relay)| Exposer::start(client, relay, only, drain.clone()));
+        let exposer =
+            self.cluster.map(|(client, relay)| Exposer::start(client, relay, only, settings.authority, drain.clone()));
         let options = Options {
             keys: self.keys,
             ports: settings.ports.clone(),
@@ -199,10 +214,14 @@ impl Bound {
             drain.spawn(front.serve(listener, server.clone(), https, drain.clone()));
         }
         // It answers to the end, and so is none of the tasks that the drain waits for.
+        let serve = async |listener: Option<TcpListener>, reach| match listener {
+            Some(listener) => admin::serve(listener, server.clone(), reach, drain.clone()).await,
+            None => std::future::pending::<Infallible>().await,
+        };
         let mut answering = pin!(async {
-            match self.admin {
-                Some(listener) => admin::serve(listener, server.clone(), drain.clone()).await,
-                None => std::future::pending::<Infallible>().await,
+            tokio::select! {
+                never = serve(self.admin, Reach::Machine) => never,
+                never = serve(self.metrics, Reach::Network) => never,
             }
         });
         tokio::select! {
@@ -216,6 +235,15 @@ impl Bound {
             never = answering.as_mut() => match never {},
         }
         Ok(())
+    }
+}
+
+/// Returns an address to bind: all addresses of IPv4 for `::` on a machine without IPv6.
+fn usable(address: IpAddr) -> IpAddr {
+    let has_ipv6 = || std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    match address == Ipv6Addr::UNSPECIFIED && !has_ipv6() {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => address,
     }
 }
 

@@ -1,6 +1,9 @@
 //! HTTP tunnels of a relay as a backend of the HTTP front.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 
@@ -13,6 +16,9 @@ use crate::{
     io::{BoxedIo, abandoned::Ends},
     routing::Target,
 };
+
+/// The peer of a stream that carries the requests of several visitors: X-Forwarded-For says whose each is.
+const MANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Reaches [`Target::Named`]: the tunnel of that name.
 pub struct Tunnels(pub Arc<Server>);
@@ -47,7 +53,7 @@ struct TunnelSession {
 impl Session for TunnelSession {
     fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
-            let stream = self.server.stream(&self.tunnel, self.tunnel.client()).await;
+            let stream = self.server.stream(&self.tunnel, MANY).await;
             // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.
             let stream = stream.map_err(|detail| StreamFault::Other { detail })?;
             Ok((stream, self.placement.clone()))

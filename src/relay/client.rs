@@ -9,16 +9,18 @@ pub use supervisor::{ClientState, Refusals, run};
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rustls::{ClientConfig, pki_types::ServerName};
 use socket2::SockRef;
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     sync::mpsc,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -32,6 +34,9 @@ use crate::{
     io::{BoxedIo, accept::Limits, read_ahead::ReadAhead},
     wire::relay::{Frame, Kind, Token},
 };
+
+/// How many letters of a text of the other end are shown.
+const LONGEST_SHOWN: usize = 1000;
 
 /// How many frames may wait to be sent.
 const MOST_FRAMES: usize = 1024;
@@ -64,6 +69,11 @@ pub trait Dial: Send + Sync + 'static {
     /// Where it leads, for people.
     fn name(&self) -> String;
 
+    /// The token of the user for the relay's cluster, if the relay asks for it (`--authorize kubernetes`).
+    fn token(&self) -> BoxFuture<'_, io::Result<Option<String>>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// The name that the relay's certificate is for, and that public addresses are shown with.
     fn host(&self) -> String;
 }
@@ -78,7 +88,7 @@ pub struct Direct {
 impl Dial for Direct {
     fn dial(&self, _: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let stream = TcpStream::connect((self.host(), self.port)).await?;
+            let stream = connect(lookup_host((self.host(), self.port)).await?).await?;
             stream.set_nodelay(true)?;
             // A relay that is gone without a word is noticed on idle streams too.
             SockRef::from(&stream).set_tcp_keepalive(&Limits::default().tcp_keepalive())?;
@@ -93,6 +103,28 @@ impl Dial for Direct {
     fn host(&self) -> String {
         self.host.trim_matches(['[', ']']).to_owned()
     }
+}
+
+/// How long an address has before the next one is tried beside it (RFC 8305, section 8).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Connects to the first of several addresses that answers.
+async fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts: FuturesUnordered<_> = addresses
+        .zip(0u32..)
+        .map(|(address, at)| async move {
+            sleep(HEAD_START * at).await;
+            TcpStream::connect(address).await
+        })
+        .collect();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    while let Some(attempt) = attempts.next().await {
+        match attempt {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// A tunnel that is wanted.
@@ -162,6 +194,11 @@ struct Given {
     resume: Token,
 }
 
+/// Returns a text of the other end as a terminal may show it: without control characters, and not too long.
+fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(LONGEST_SHOWN).collect()
+}
+
 /// A connection to the relay.
 type Connection = TlsStream<ReadAhead<BoxedIo>>;
 
@@ -210,7 +247,7 @@ impl Client {
         let (nonce, key) = (auth::random()?, self.options.key.clone());
         let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
         conversation::send(&mut tls, &[hello]).await?;
-        let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason });
+        let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason: printable(&reason) });
         let (server, proof) = match conversation::step(&mut tls).await? {
             Frame::Challenge { nonce, proof } => (nonce, proof),
             Frame::Reject { reason } => return Err(rejected(reason)),
@@ -227,6 +264,10 @@ impl Client {
             Frame::Reject { reason } => return Err(rejected(reason)),
             other => return Err(Over::Unexpected(conversation::name(&other)).into()),
         };
+        // The relay has proven that it has the secret.
+        if let Some(token) = self.options.dial.token().await? {
+            conversation::send(&mut tls, &[Frame::Identity { token }]).await?;
+        }
         let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
             let given = given.get(at).cloned().unwrap_or_default();
             let port = if given.port != 0 { given.port } else { wanted.port };
@@ -251,6 +292,7 @@ impl Client {
                     heard = Instant::now();
                     match frame? {
                         Frame::Opened { tunnel, port, resume, address } => {
+                            let address = printable(&address);
                             let at = tunnel as usize;
                             let Some(wanted) = self.options.tunnels.get(at) else { continue };
                             let (kind, public) = match wanted.kind {
@@ -276,6 +318,7 @@ impl Client {
                             }
                         }
                         Frame::Refused { tunnel, reason } => {
+                            let reason = printable(&reason);
                             let port = self.options.tunnels.get(tunnel as usize).map_or(0, |wanted| wanted.local_port);
                             let at = tunnel as usize;
                             let is_open = open.get(at).is_some_and(Option::is_some);
@@ -294,7 +337,7 @@ impl Client {
                         }
                         Frame::Ping { cookie } => drop(frames.try_send(Frame::Pong { cookie })),
                         Frame::Pong { .. } => {}
-                        Frame::Goodbye { reason } => return Err(Ended::Goodbye(reason)),
+                        Frame::Goodbye { reason } => return Err(Ended::Goodbye(printable(&reason))),
                         other => return Err(Over::Unexpected(conversation::name(&other)).into()),
                     }
                 }
@@ -312,5 +355,38 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_relay_cannot_write_to_a_terminal() {
+        assert_eq!(printable("no\u{1b}]0;owned\u{7}\u{1b}[2J\n\u{9b}31m"), "no]0;owned[2J31m");
+        assert_eq!(printable(&"x".repeat(100_000)).len(), LONGEST_SHOWN);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_does_not_keep_the_others_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        // Its backlog is full: it neither accepts nor refuses.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = socket.listen(1).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(silent)).await {
+            held.push(stream);
+        }
+        let began = Instant::now();
+        let stream = connect([silent, good].into_iter()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(connect(std::iter::empty()).await.is_err());
     }
 }

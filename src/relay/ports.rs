@@ -93,7 +93,7 @@ impl Ports {
     }
 
     fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        accept::listen(SocketAddr::new(self.bind, port))
+        accept::listen_dual(SocketAddr::new(self.bind, port))
     }
 }
 

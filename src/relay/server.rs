@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use secrecy::SecretString;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -105,6 +106,8 @@ struct Session {
     peer: SocketAddr,
     frames: mpsc::Sender<Frame>,
     idle: Idle,
+    /// The client's own token for the API server, as it has sent it; see [`Authority`](super::expose::Authority).
+    token_of_user: Mutex<Option<SecretString>>,
     /// When the client has said something last.
     heard: watch::Sender<Instant>,
     gone: CancellationToken,
@@ -194,6 +197,7 @@ impl Server {
             peer,
             frames: frames_tx,
             idle: Idle::new(),
+            token_of_user: Mutex::default(),
             heard: watch::Sender::new(Instant::now()),
             gone: CancellationToken::new(),
         });
@@ -292,6 +296,9 @@ impl Server {
                     Err(reason) => Frame::Refused { tunnel, reason },
                 };
                 session.frames.send(answer).await.map_err(|_| Over::Closed)?;
+            }
+            Frame::Identity { token } if !session.is_v1 => {
+                *session.token_of_user.lock().expect("no panic while the lock is held") = Some(token.into());
             }
             Frame::Close { tunnel } => {
                 if let Some(opening) = self.state().opening.get(&(session.token, tunnel)) {

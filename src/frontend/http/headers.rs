@@ -26,6 +26,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How the client reached us.
@@ -100,6 +102,10 @@ pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
             Err(_) => headers.remove(name),
         };
     }
+    // A backend that believes it gets the truth; one that does not know it gets nothing new.
+    if let (true, Ok(ip)) = (headers.contains_key(X_REAL_IP), HeaderValue::from_str(&ip)) {
+        headers.insert(X_REAL_IP, ip);
+    }
 }
 
 /// This process among the proxies that a request goes through, and the numbers of the requests that go through it.
@@ -158,6 +164,25 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
             .collect()
+    }
+
+    #[test]
+    fn a_client_cannot_claim_another_address() {
+        let hop = Hop {
+            peer: "192.0.2.7:1234".parse().unwrap(),
+            local: "192.0.2.1:80".parse().unwrap(),
+            host: "web.example.com",
+            tls: false,
+        };
+        let mut headers =
+            map(&[("x-real-ip", "10.0.0.1"), ("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1")]);
+        headers.append(X_REAL_IP, HeaderValue::from_static("10.0.0.2"));
+        set_forwarded(&mut headers, hop);
+        assert_eq!(headers.get_all(X_REAL_IP).iter().collect::<Vec<_>>(), ["192.0.2.7"]);
+        assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+        let mut without = HeaderMap::new();
+        set_forwarded(&mut without, hop);
+        assert!(!without.contains_key(X_REAL_IP));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct Limits {
     pub tunnels_per_key: usize,
     /// Default: 1,024.
     pub streams_per_tunnel: usize,
-    /// Visitors that wait for the client. Default: 256.
+    /// Visitors for which the client is asked for a connection at a time; others wait behind them. Default: 256.
     pub pending_per_tunnel: usize,
     /// Connections that have not authenticated. Default: 512.
     pub handshakes: usize,

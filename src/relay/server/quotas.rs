@@ -40,7 +40,10 @@ impl Notices {
             Quota::Pending => (
                 &self.pending,
                 "--max-pending",
-                format!("{} visitors of {whose} wait for its client, and no more may", limits.pending_per_tunnel),
+                format!(
+                    "{} visitors of {whose} wait for its client, and others have waited for theirs too long",
+                    limits.pending_per_tunnel
+                ),
             ),
             Quota::Rate => (
                 &self.rate,

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout};
+use secrecy::ExposeSecret;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -48,7 +52,8 @@ pub struct Tunnel {
     pub(super) claim: Mutex<Option<Claim>>,
     pub(super) resume: Token,
     pub(super) streams: AtomicUsize,
-    pub(super) pending: AtomicUsize,
+    /// Permits to ask the client for a connection.
+    pub(super) turns: Semaphore,
     pub(super) rate: Mutex<(f64, Instant)>,
     pub(super) gone: CancellationToken,
     /// Its public port is closed.
@@ -85,7 +90,7 @@ impl Server {
         resume: Token,
     ) -> Result<Arc<Tunnel>, String> {
         let before = self.take_over(session, resume, kind, port, name).await;
-        let asked = self.exposed(session, kind, name)?;
+        let asked = self.exposed(session, kind, name).await?;
         let count = {
             let (state, key) = (self.state(), &session.key.name);
             // This one is not to be counted among those that are being opened.
@@ -147,7 +152,7 @@ impl Server {
                 claim: Mutex::new(claim),
                 resume,
                 streams: AtomicUsize::new(0),
-                pending: AtomicUsize::new(0),
+                turns: Semaphore::new(self.options.limits.pending_per_tunnel),
                 rate,
                 gone: CancellationToken::new(),
                 unbound: CancellationToken::new(),
@@ -214,7 +219,7 @@ impl Server {
     }
 
     /// Returns the port of a Service that a client asks for, where it may have it.
-    fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, String> {
+    async fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, String> {
         if !matches!(kind, Kind::Service | Kind::ReplacedService) {
             return Ok(None);
         }
@@ -223,8 +228,10 @@ impl Server {
         };
         let owner = format!("{} ({})", session.key.name, session.peer.ip());
         let asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner);
-        let asked = asked.ok_or_else(|| format!("{name:?} is not SERVICE.NAMESPACE:PORT"))?;
-        exposer.authorize(&session.key, &asked)?;
+        let mut asked = asked.ok_or_else(|| format!("{name:?} is not SERVICE.NAMESPACE:PORT"))?;
+        let token = session.token_of_user.lock().expect("no panic while the lock is held").clone();
+        let token = token.as_ref().map(|token| token.expose_secret());
+        exposer.authorize(&session.key, token, &mut asked).await?;
         Ok(Some(asked))
     }
 
@@ -430,11 +437,6 @@ impl Tunnel {
         let tokens = (rate.0 + now.duration_since(rate.1).as_secs_f64() * most).min(most);
         *rate = ((tokens - 1.0).max(0.0), now);
         tokens >= 1.0
-    }
-
-    /// Returns where its client is.
-    pub fn client(&self) -> SocketAddr {
-        self.session.peer
     }
 
     /// Resolves when its client is gone.

@@ -108,12 +108,19 @@ impl Server {
         if !tunnel.takes_another(limits.visitors_per_second) {
             return Err(used_up(Quota::Rate));
         }
-        if tunnel.streams.load(Ordering::Relaxed) >= limits.streams_per_tunnel {
-            return Err(used_up(Quota::Streams));
-        }
-        let waiting = Waiting::new(tunnel, limits.pending_per_tunnel).ok_or_else(|| used_up(Quota::Pending))?;
+        let count = StreamCount::new(tunnel, limits.streams_per_tunnel).ok_or_else(|| used_up(Quota::Streams))?;
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
-            return Ok(Box::new(Held::new(answer?, StreamCount::new(tunnel))));
+            return Ok(Box::new(Held::new(answer?, count)));
+        }
+        // A burst waits for its turn: the client dials a connection for each, and all at once would only be slower.
+        let turn = tokio::select! {
+            turn = timeout(VISITOR_WAITS, tunnel.turns.acquire()) => turn,
+            () = tunnel.gone.cancelled() => return Err("the client is gone".to_owned()),
+        };
+        let Ok(Ok(turn)) = turn else { return Err(used_up(Quota::Pending)) };
+        // One that was served meanwhile may have left its connection.
+        if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
+            return Ok(Box::new(Held::new(answer?, count)));
         }
         let (name, frame) = if tunnel.session.is_v1 {
             let stream = new_uuid().map_err(|error| error.to_string())?;
@@ -128,8 +135,8 @@ impl Server {
         tunnel.session.frames.try_send(frame).map_err(|_| "the client does not keep up".to_owned())?;
         let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| "the client did not come".to_owned())?;
         let stream = answered.map_err(|_| "the client is gone".to_owned())??;
-        drop(waiting);
-        Ok(Box::new(Held::new(stream, StreamCount::new(tunnel))))
+        drop(turn);
+        Ok(Box::new(Held::new(stream, count)))
     }
 
     /// Finds the visitor that a client has come for, and tells the client.
@@ -162,36 +169,20 @@ fn reset(visitor: &TcpStream) {
     let _ = SockRef::from(visitor).set_linger(Some(Duration::ZERO));
 }
 
-/// A stream to a client, counted until it is dropped.
+/// A visitor of a tunnel, counted from when it comes until its stream is dropped.
 struct StreamCount(Arc<Tunnel>);
 
 impl StreamCount {
-    fn new(tunnel: &Arc<Tunnel>) -> Self {
-        tunnel.streams.fetch_add(1, Ordering::Relaxed);
-        Self(tunnel.clone())
+    /// None: there are as many as may be.
+    fn new(tunnel: &Arc<Tunnel>, most: usize) -> Option<Self> {
+        let count = Self(tunnel.clone());
+        (tunnel.streams.fetch_add(1, Ordering::Relaxed) < most).then_some(count)
     }
 }
 
 impl Drop for StreamCount {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A visitor that waits.
-struct Waiting<'t>(&'t Tunnel);
-
-impl<'t> Waiting<'t> {
-    /// None: there are as many as may be.
-    fn new(tunnel: &'t Tunnel, most: usize) -> Option<Self> {
-        let waiting = Self(tunnel);
-        (tunnel.pending.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use adit::relay::app::{Bound, HttpSettings, PemFiles, Settings};
+use adit::relay::{
+    app::{Bound, HttpSettings, PemFiles, Settings},
+    expose::Authority,
+};
 use rustls::pki_types::CertificateDer;
 
 use super::*;
@@ -31,10 +34,12 @@ fn run(keys: PathBuf, tls: PemFiles, of_names: PemFiles) -> Running {
         tls: Some(tls),
         http: Some(HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names) }),
         admin: None,
+        metrics: None,
         ports: 25_200..=25_299,
         bind: any.ip(),
         allow_v1: false,
         register: None,
+        authority: Authority::Keys,
         limits: Limits::default(),
     })
     .unwrap();
@@ -125,10 +130,12 @@ async fn a_relay_that_cannot_start_says_why() {
         tls: Some(tls.clone()),
         http: None,
         admin: None,
+        metrics: None,
         ports: 25_200..=25_299,
         bind: any.ip(),
         allow_v1: false,
         register: None,
+        authority: Authority::Keys,
         limits: Limits::default(),
     };
     let failed = |settings| {
@@ -146,4 +153,64 @@ async fn a_relay_that_cannot_start_says_why() {
     );
     std::fs::write(&tls.key, "no key").unwrap();
     assert!(failed(settings(any)).starts_with("cannot use the certificate: "));
+}
+
+#[tokio::test]
+async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    std::fs::write(&keys, OTHER).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let relay = Bound::bind(Settings {
+        control: "[::]:0".parse().unwrap(),
+        keys: Some(keys),
+        tls: None,
+        http: None,
+        admin: Some(any),
+        metrics: Some("[::]:0".parse().unwrap()),
+        ports: 25_210..=25_219,
+        bind: "::".parse().unwrap(),
+        allow_v1: false,
+        register: None,
+        authority: Authority::Keys,
+        limits: Limits::default(),
+    })
+    .unwrap();
+    let port = |address: SocketAddr| SocketAddr::new(any.ip(), address.port());
+    let (control, admin, metrics) =
+        (port(relay.control().unwrap()), port(relay.admin().unwrap()), port(relay.metrics().unwrap()));
+    let drain = Drain::new();
+    let of_relay = drain.clone();
+    let running = tokio::spawn(async move { relay.run(of_relay).await.unwrap() });
+    let client_drain = Drain::new();
+    let options = client::Options {
+        dial: Arc::new(Direct { host: "127.0.0.1".into(), port: control.port() }),
+        key: "default".into(),
+        secret: OTHER.into(),
+        trust: Trust::Secret,
+        local_host: None,
+        tunnels: vec![Wanted { local_port: 1, kind: Kind::Tcp, port: 0, name: String::new() }],
+    };
+    let (mut rx, _running) = start(options, &client_drain);
+    let public = opened(&mut rx).await;
+    TcpStream::connect(public).await.expect("[::] takes visitors by IPv4");
+    let get = async |address: SocketAddr, host: &str, path: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    };
+    // The kubelet names the pod by its address.
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert!(get(metrics, "10.0.0.7:9090", path).await.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    assert!(get(metrics, "10.0.0.7:9090", "/metrics").await.contains("adit_relay_tunnels 1"));
+    assert!(get(metrics, "127.0.0.1", "/").await.starts_with("HTTP/1.1 404"), "no page of clients");
+    assert!(get(admin, "127.0.0.1", "/").await.contains(&public.port().to_string()));
+    assert!(get(admin, "evil.example", "/").await.starts_with("HTTP/1.1 403"));
+    client_drain.start();
+    drain.start();
+    timeout(PATIENCE, running).await.expect("it ends").unwrap();
 }

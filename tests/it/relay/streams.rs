@@ -238,3 +238,20 @@ async fn a_service_that_ends_first_gets_what_its_visitor_still_sends() {
     let (received, sent) = tokio::join!(serving, visiting);
     assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
 }
+
+#[tokio::test]
+async fn a_burst_of_a_thousand_visitors_waits_and_is_answered() {
+    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let (local, _) = echo().await;
+    let (mut rx, _running) = start(relay.client(local, 0), &drain);
+    let public = opened(&mut rx).await;
+    let visitors: Vec<_> = (0..1000)
+        .map(|number| tokio::spawn(async move { visit(public, &format!("visitor {number}")).await }))
+        .collect();
+    let mut answered = 0;
+    for (number, visitor) in visitors.into_iter().enumerate() {
+        let answer = timeout(PATIENCE * 2, visitor).await.expect("in time").unwrap();
+        answered += usize::from(answer.is_ok_and(|text| text == format!("visitor {number}")));
+    }
+    assert_eq!(answered, 1000);
+}
