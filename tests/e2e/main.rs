@@ -18,6 +18,7 @@
 mod clients;
 mod databases;
 mod death;
+mod expose;
 mod http;
 mod jump;
 mod load;

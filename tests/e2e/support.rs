@@ -42,6 +42,11 @@ static WORLD: LazyLock<()> = LazyLock::new(|| {
     kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/data", "pod/echo", "--timeout=120s"]);
 });
 
+/// Puts the world into the cluster, where it is not there.
+pub fn world() {
+    LazyLock::force(&WORLD);
+}
+
 /// Runs kubectl and returns what it prints; a failure is the test's.
 pub fn kubectl(arguments: &[&str]) -> String {
     succeed(Command::new("kubectl").args(arguments))
