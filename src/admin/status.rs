@@ -7,6 +7,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::api::{feed::Feed, open::Opener};
 use crate::{
     drain::Drain,
@@ -31,12 +34,11 @@ pub struct Facts {
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
     /// The ports of this machine that relays make reachable (`local` in the configuration).
-    #[serde(default)]
     pub local: Vec<LocalStatus>,
 }
 
 /// A port of this machine, and how it stands with its relay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LocalStatus {
     pub port: u16,
     /// `host:port` of the relay.

@@ -99,7 +99,7 @@ struct Take {
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
-    up::raise_descriptor_limit();
+    up::raise_open_file_limit();
     up::run_to_end(async {
         let mut signals = Signals::new()?;
         let Some(take) = args.take else {
@@ -126,11 +126,11 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 }
 
 async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliError> {
-    let place = Place::find(globals).await?;
+    let place = Place::of(globals)?;
     match command {
         Some(Command::Ls { all_namespaces, output }) => taken::list(&place, all_namespaces, output).await,
         Some(Command::Restore { service, all_namespaces }) => taken::restore(&place, service, all_namespaces).await,
-        Some(Command::Clean) => create::clean(&place.cluster, &place.namespace).await,
+        Some(Command::Clean) => create::clean(&*place.cluster().await?, &place.namespace).await,
         None => Err(CliError::usage("no port is given").hint(Some("adit expose --help"))),
     }
 }
@@ -150,7 +150,9 @@ struct Setup {
 }
 
 async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
-    let Place { clusters, id, cluster, namespace, .. } = Place::find(globals).await?;
+    let place = Place::of(globals)?;
+    let cluster = place.cluster().await?;
+    let Place { clusters, id, namespace, .. } = place;
     let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port)?;
     let (service, namespace) = service_of(&args.service, &namespace);

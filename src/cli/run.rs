@@ -135,7 +135,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let log = telemetry::init_command(globals.format(), config.verbose && !args.quiet);
     let mut signals = Signals::new(PASSED_ON).map_err(own)?;
     let open_files = getrlimit(Resource::Nofile).current;
-    up::raise_descriptor_limit();
+    up::raise_open_file_limit();
     let (clusters, router) = super::router(config);
     let namespace = globals.namespace.clone().map(Namespace);
     let asked = asked(&args, &router, namespace.as_ref())?;

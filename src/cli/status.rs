@@ -108,7 +108,7 @@ fn show(status: &Status) -> String {
     for sign_in in &status.sign_ins {
         text += &sign_in_lines(sign_in);
     }
-    for local in &status.facts.local {
+    for local in &status.overview.local {
         let how = match (&local.public, &local.reason) {
             (Some(public), _) => format!("reachable at {public}"),
             (None, Some(reason)) => format!("{}: {reason}", local.state),

@@ -23,8 +23,8 @@ use crate::wire::proxy_protocol;
 
 use super::{
     BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere, ForwardProxy,
-    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace, PortRef, ProxyProtocol,
-    Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
+    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace, PortRef,
+    ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,

@@ -66,8 +66,7 @@ impl Forward {
 
     /// Returns whether there is a forward proxy.
     pub fn is_on(&self) -> bool {
-        let router = self.router.load();
-        router.relayed.is_none() && router.config.proxy.is_some()
+        self.router.load().config.proxy.is_some()
     }
 
     /// Returns a stream, once the other side has taken it.

@@ -153,9 +153,7 @@ pub struct Open {
 pub enum Fatal {
     #[error("the relay at {to} rejected us: {reason}")]
     Rejected { to: String, reason: String },
-    #[error(
-        "the relay at {to} could not prove that it knows the secret: wrong secret, wrong relay, or a man in the middle"
-    )]
+    #[error("the relay at {to} does not have our secret: wrong secret, wrong relay, or a man in the middle")]
     Stranger { to: String },
     #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
     Refused { to: String, port: u16, reason: String },

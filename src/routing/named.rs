@@ -264,7 +264,7 @@ sni: {listen: '127.0.0.1:1', routes: {db.example.com: {command: {run: [ssh, host
             namespaces: BTreeMap::from([(ContextName("dev".into()), Namespace("team".into()))]),
             problem: None,
         });
-        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts, relayed: None }
+        Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts }
     }
 
     fn shown(text: &str) -> String {

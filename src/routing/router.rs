@@ -89,7 +89,7 @@ impl Router {
     pub fn forward(&self, context: Option<&str>, host: &str, port: u16) -> Result<Route, RouteError> {
         let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let Some(proxy) = self.config.proxy.as_ref().filter(|_| self.relayed.is_none()) else { return elsewhere(host) };
+        let Some(proxy) = self.config.proxy.as_ref() else { return elsewhere(host) };
         if table::is_own_name(&host) {
             return elsewhere(host);
         }
@@ -388,7 +388,7 @@ mod tests {
         ] {
             assert_eq!(router.forward(context, host, 80).unwrap_err().code(), code, "{host}");
         }
-        let off = Router { relayed: Some(Arc::default()), ..router.clone() };
+        let off = Router { config: Arc::new(Config { proxy: None, ..(*router.config).clone() }), ..router.clone() };
         assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), "elsewhere");
     }
 

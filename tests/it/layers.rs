@@ -43,6 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("service", &[]),
     ("demo", &["io", "wire"]),
     ("app", &["*"]),
     ("cli", &["*"]),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FORMAT;
 use crate::{
-    admin::status::{Facts, Source},
+    admin::status::{Facts, LocalStatus, Source},
     journal::{self, Entry, Happened, Percentiles},
     telemetry::Line,
     tunnel::{SignInSnapshot, TunnelSnapshot},
@@ -74,6 +74,8 @@ pub struct Overview {
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
+    /// The ports of this machine that relays make reachable.
+    pub local: Vec<LocalStatus>,
 }
 
 /// What passed in one second.
@@ -337,11 +339,12 @@ impl SignIn {
 
 impl Overview {
     pub fn of(source: &Source) -> Self {
-        let Facts { config, http, tcp, context, loaded_at, rejected } = source.facts();
+        let Facts { config, http, tcp, context, loaded_at, rejected, local } = source.facts();
         let kubeconfig = source.router().config.http.kubeconfig.0.clone();
         let started = time(source.journal().started());
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { version, pid: std::process::id(), started, config, kubeconfig, http, tcp, context, loaded_at, rejected }
+        let pid = std::process::id();
+        Self { version, pid, started, config, kubeconfig, http, tcp, context, loaded_at, rejected, local }
     }
 }
 

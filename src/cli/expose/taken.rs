@@ -30,11 +30,12 @@ fn failed(act: &str, cluster: &Cluster, error: &KubeError) -> CliError {
 /// Returns the Services that are taken over in the namespace of the command, or in all.
 async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, CliError> {
     let namespace = (!all_namespaces).then_some(place.namespace.0.as_str());
-    let listed = inspect::list(&kube(&place.cluster).await?, namespace).await;
+    let cluster = place.cluster().await?;
+    let listed = inspect::list(&kube(&cluster).await?, namespace).await;
     listed.map_err(|error| {
         let hint =
             matches!(error, KubeError::Forbidden(_)).then_some("choose a namespace that you may list: -n NAMESPACE");
-        failed("list Services", &place.cluster, &error).hint(hint)
+        failed("list Services", &cluster, &error).hint(hint)
     })
 }
 
@@ -125,10 +126,11 @@ pub async fn restore(place: &Place, service: Option<String>, all_namespaces: boo
     if names.is_empty() {
         return print("nothing to restore\n");
     }
-    let kube = kube(&place.cluster).await?;
+    let cluster = place.cluster().await?;
+    let kube = kube(&cluster).await?;
     for name in &names {
         let was_taken = inspect::is_touched(&kube, name).await;
-        let was_taken = was_taken.map_err(|error| failed(&format!("read Service {name}"), &place.cluster, &error))?;
+        let was_taken = was_taken.map_err(|error| failed(&format!("read Service {name}"), &cluster, &error))?;
         if !was_taken {
             print(&format!("nothing to restore: Service {name} is not taken over\n"))?;
             continue;
