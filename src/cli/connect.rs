@@ -66,7 +66,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let (mut backend, _lease) = match Running::find(globals, &router).await {
         Some(running) => {
             let stream = running.stream(&args.target, args.wait, progress).await;
-            (stream.map_err(|error| running::unreachable(error).failed_with(FAILED))?, None)
+            (stream.map_err(|error| running::unreachable(error).doctor(&args.target).failed_with(FAILED))?, None)
         }
         None => {
             let namespace = globals.namespace.clone().map(Namespace);
@@ -76,7 +76,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let reach = Reach::new(clusters);
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
             let opened = reach.stream_within(&named.route, args.wait, told).await;
-            let (lease, stream) = opened.map_err(|error| CliError::from(error).failed_with(FAILED))?;
+            let (lease, stream) =
+                opened.map_err(|error| CliError::from(error).doctor(&args.target).failed_with(FAILED))?;
             (stream, Some(lease))
         }
     };

@@ -4,6 +4,7 @@ pub mod check;
 pub mod completion;
 pub mod connect;
 pub mod demo;
+pub mod doctor;
 pub mod env;
 pub mod expose;
 pub mod init;
@@ -108,6 +109,8 @@ enum Command {
     Schema(schema::Args),
     /// Run a command with the cluster at local ports
     Run(run::Args),
+    /// Find out why something cannot be reached, and what repairs it
+    Doctor(doctor::Args),
     /// Print the variables of 'adit run' for the running adit
     Env(env::Args),
     /// Wait until targets can be reached
@@ -180,6 +183,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Up(args) => return up::run(globals, args),
         Command::Run(args) => return run::run(globals, args),
+        Command::Doctor(args) => return doctor::run(globals, args),
         Command::Env(args) => return env::run(globals, args),
         Command::Wait(args) => return wait::run(globals, args),
         Command::Connect(args) => return connect::run(globals, args),

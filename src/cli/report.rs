@@ -53,6 +53,16 @@ impl CliError {
         self
     }
 
+    /// Points to the checks of the way to a target, where it failed and is no mistake of the command line.
+    pub fn doctor(mut self, target: &str) -> Self {
+        if self.code != 2 {
+            let target = if target.contains(' ') { format!("'{target}'") } else { target.to_owned() };
+            let advice = format!("adit doctor {target}");
+            self.hint = Some(self.hint.map_or_else(|| advice.clone(), |hint| format!("{hint}\nhint: {advice}")));
+        }
+        self
+    }
+
     /// Prints it to stderr, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if self.is_quiet {

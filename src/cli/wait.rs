@@ -53,11 +53,15 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let waiting = named.iter().map(async |named| match &running {
         Some(running) => {
             let checked = running.open(&named.text, OpenKind::Check, args.timeout, progress).await;
-            checked.map(drop).map_err(running::unreachable)
+            checked.map(drop).map_err(|error| running::unreachable(error).doctor(&named.text))
         }
         None => {
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
-            reach.check(named, Some(args.timeout), told).await.map(drop).map_err(CliError::from)
+            reach
+                .check(named, Some(args.timeout), told)
+                .await
+                .map(drop)
+                .map_err(|error| CliError::from(error).doctor(&named.text))
         }
     });
     let errors: Vec<CliError> = join_all(waiting).await.into_iter().filter_map(Result::err).collect();

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::Uri;
@@ -205,6 +205,25 @@ impl Cluster {
         let credential = self.credential().await?;
         let header = credential.header.as_ref().and_then(|header| header.to_str().ok());
         Ok(header.and_then(|header| header.strip_prefix("Bearer ")).map(str::to_owned))
+    }
+
+    /// Signs in, and returns until when that is good. None: the credential does not say.
+    ///
+    /// # Errors
+    /// Nobody gives a credential.
+    pub async fn sign_in_expires(&self) -> Result<Option<SystemTime>, ClusterError> {
+        self.credential().await.map(|credential| credential.expires())
+    }
+
+    /// Returns in words why no connection came up.
+    pub fn why_unreachable(&self, error: &(dyn std::error::Error + 'static)) -> String {
+        let error = self.unreachable(error);
+        error.cause().unwrap_or_else(|| error.to_string())
+    }
+
+    /// Returns the error for an answer with this status.
+    pub fn refused(&self, status: u16, message: &str) -> ClusterError {
+        self.refusal(status, message, &self.namespace)
     }
 
     /// Returns the TLS settings of an upgrade with this credential. None: `http://`.

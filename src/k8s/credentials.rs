@@ -57,6 +57,11 @@ impl Credential {
         Self { issued: Some(Instant::now()), expires, ..Self::new(header, identity) }
     }
 
+    /// Returns when it expires. None: it does not say.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.expires
+    }
+
     /// Returns whether it has not expired. As in client-go, a token is used up to its last second.
     pub fn is_fresh(&self) -> bool {
         self.expires.is_none_or(|expires| SystemTime::now() < expires)

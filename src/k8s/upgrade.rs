@@ -27,7 +27,7 @@ pub use self::attempts::Memory;
 use self::{
     attempts::{Failure, Switched},
     choice::Verdict,
-    request::{Asked, Refusal},
+    request::{Answer, Asked, Refusal},
 };
 use crate::{
     config::Namespace,
@@ -140,16 +140,9 @@ pub async fn port_forward(
     dialled: Option<BoxedIo>,
 ) -> Result<Upgraded, UpgradeError> {
     let default = if cluster.proxy.is_some() { Transport::WebSocket } else { Transport::Spdy };
-    let path =
-        format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'));
+    let path = path(cluster, namespace, pod);
     let act = Act { cluster, namespace, pod, what: "port-forwards", doing: "opening a port-forward to" };
-    let ask = |transport: Transport, headers: &HeaderMap| match transport {
-        Transport::Spdy => Asked::spdy(cluster, &path, transport.protocol(), headers),
-        Transport::WebSocket => Asked::websocket(cluster, &path, transport.protocol(), headers),
-        Transport::Channels => {
-            Asked::websocket(cluster, &format!("{path}?ports={port}"), transport.protocol(), headers)
-        }
-    };
+    let ask = |transport: Transport, headers: &HeaderMap| asked(cluster, &path, port, transport, headers);
     let takes = |transport: Transport, protocol: &str| protocol == transport.protocol();
     let switched = act.upgrade(&cluster.port_forwards, default, dialled, ask, takes).await?;
     let io = match switched.transport {
@@ -157,6 +150,79 @@ pub async fn port_forward(
         Transport::WebSocket => Box::new(WebSocketIo::new(switched.io)),
     };
     Ok(Upgraded { io, transport: switched.transport })
+}
+
+fn path(cluster: &Cluster, namespace: &Namespace, pod: &str) -> String {
+    format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'))
+}
+
+fn asked(cluster: &Cluster, path: &str, port: u16, transport: Transport, headers: &HeaderMap) -> Asked {
+    match transport {
+        Transport::Spdy => Asked::spdy(cluster, path, transport.protocol(), headers),
+        Transport::WebSocket => Asked::websocket(cluster, path, transport.protocol(), headers),
+        Transport::Channels => {
+            Asked::websocket(cluster, &format!("{path}?ports={port}"), transport.protocol(), headers)
+        }
+    }
+}
+
+/// Why one transport does not pass.
+#[derive(Clone, Debug)]
+pub enum TryError {
+    Cluster(ClusterError),
+    /// What was answered, and the program that says it has answered.
+    Refused {
+        text: String,
+        server: Option<String>,
+    },
+    /// No answer, or the connection was closed.
+    Silent,
+}
+
+/// How long one transport may take where each is tried by itself.
+const TRY_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Asks for a port-forward by one transport, and gives it back at once.
+///
+/// # Errors
+/// It does not pass.
+pub async fn try_transport(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    pod: &str,
+    port: u16,
+    transport: Transport,
+) -> Result<(), TryError> {
+    let credential = cluster.credential().await.map_err(TryError::Cluster)?;
+    let headers = cluster.user().headers(&credential);
+    let io = dial_as(cluster, &credential).await.map_err(TryError::Cluster)?;
+    let request = asked(cluster, &path(cluster, namespace, pod), port, transport, &headers);
+    match timeout(TRY_TIMEOUT, request.send(io)).await {
+        Ok(Ok(Answer::Switched { protocol, .. })) if protocol == transport.protocol() => Ok(()),
+        Ok(Ok(Answer::Switched { protocol, .. })) => {
+            Err(TryError::Refused { text: Refusal::odd_switch(&protocol).text(), server: None })
+        }
+        Ok(Ok(Answer::Refused(refusal))) => {
+            Err(TryError::Refused { text: refusal.text(), server: refusal.server.clone() })
+        }
+        Ok(Err(_)) | Err(_) => Err(TryError::Silent),
+    }
+}
+
+/// Returns who has issued the certificate that is shown for an API server, whether it is trusted or not. None: none is shown.
+pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
+    let name = cluster.tls_server_name.clone()?;
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .dangerous()
+        .with_custom_certificate_verifier(crate::tls::Pinned::to_nothing(provider))
+        .with_no_client_auth();
+    let tcp = cluster.dialer.connect(cluster.server.clone()).await.ok()?;
+    let tls = TlsConnector::from(std::sync::Arc::new(config)).connect(name, tcp).await.ok()?;
+    let shown = tls.get_ref().1.peer_certificates()?.first()?;
+    crate::tls::certificate::Certificate::parse(shown)?.issuer_name()
 }
 
 /// An upgrade, as errors name it.

@@ -34,6 +34,18 @@ pub struct Certificate<'a> {
 }
 
 impl<'a> Certificate<'a> {
+    /// Returns the common name of the issuer, else its organization (X.520: 2.5.4.3 and 2.5.4.10).
+    pub fn issuer_name(&self) -> Option<String> {
+        let value = |oid: &[u8]| {
+            let at = self.issuer.windows(oid.len()).position(|found| found == oid)? + oid.len();
+            // The tag of a string, its length below 128, its bytes.
+            let length = usize::from(*self.issuer.get(at + 1)?);
+            let bytes = self.issuer.get(at + 2..at + 2 + length)?;
+            Some(String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect())
+        };
+        value(&[0x06, 3, 0x55, 4, 3]).or_else(|| value(&[0x06, 3, 0x55, 4, 10]))
+    }
+
     /// Returns None where `der` is no certificate.
     pub fn parse(der: &'a [u8]) -> Option<Self> {
         let mut outer = Fields(der);

@@ -10,6 +10,7 @@ mod corpus;
 mod databases;
 mod demo;
 mod docs;
+mod doctor;
 mod endurance;
 mod expose;
 mod front;

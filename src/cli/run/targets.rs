@@ -106,7 +106,8 @@ impl Bound {
     async fn open(self, reach: &Reach, wait: Option<Duration>, progress: Progress) -> Result<Opened, CliError> {
         let Self { asked: Asked { name, named }, address, listener } = self;
         let told = |error: &OpenError| progress.waits(&named.text, error);
-        Ok(reach.open(name, &named, At::Bound(listener, address), wait, told).await?)
+        let opened = reach.open(name, &named, At::Bound(listener, address), wait, told).await;
+        opened.map_err(|error| CliError::from(error).doctor(&named.text))
     }
 }
 

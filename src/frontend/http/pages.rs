@@ -115,6 +115,9 @@ pub fn signing_in(report: &SignInReport) -> Page {
 /// Returns the page for a target that cannot be reached; its links lead to names that can say the port.
 pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     let mut page = Page::of_open(error, host);
+    if page.hint.is_none() && page.links.is_empty() && page.status.is_server_error() {
+        page.hint = Some(format!("adit doctor {host}"));
+    }
     // A static name has no place for a port: the dynamic one of the same target has.
     if !error.ports().is_empty()
         && let Some(target) = route.target.pods()

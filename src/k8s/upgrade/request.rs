@@ -60,6 +60,8 @@ pub(super) struct Refusal {
     pub retry_after: Option<Duration>,
     /// The body is a Status object.
     is_status: bool,
+    /// The program that says it has answered (the header Server): API servers do not say.
+    pub server: Option<String>,
 }
 
 impl Asked {
@@ -172,7 +174,8 @@ impl Refusal {
             None => printable(&String::from_utf8_lossy(body)).chars().take(300).collect(),
         };
         let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
-        Self { status: status.as_u16(), message, retry_after, is_status: object["kind"] == "Status" }
+        let server = headers.get(header::SERVER).map(|server| printable(&String::from_utf8_lossy(server.as_bytes())));
+        Self { status: status.as_u16(), message, retry_after, is_status: object["kind"] == "Status", server }
     }
 
     /// A switch to something that was not asked for.

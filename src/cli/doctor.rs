@@ -1,0 +1,210 @@
+//! `adit doctor`: is everything there that adit needs, and what repairs it where not.
+//!
+//! A check is a function over the code that serves; one file for each group. Nothing is changed, and checks of different
+//! groups run side by side.
+
+mod bundle;
+mod cluster;
+mod kubeconfig;
+mod listeners;
+mod machine;
+mod protocol;
+mod rbac;
+pub mod report;
+mod rights;
+mod running;
+mod scope;
+mod target;
+mod trust;
+mod way;
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use self::{
+    report::{Check, Group, Report, Status},
+    scope::{Of, Scope},
+};
+use super::{
+    Globals,
+    report::{CliError, colours, print},
+    up,
+};
+use crate::{config::validate, telemetry};
+
+/// How long all checks of a group may take together.
+const PATIENCE: Duration = Duration::from_millis(9_500);
+
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Find out why something cannot be reached, and what repairs it",
+    long_about = "Find out why something cannot be reached, and what repairs it. Nothing is changed. With a target, as for 'adit \
+        run', the way to it is checked too. docs/troubleshooting.md has a heading for the id of each check.",
+    after_help = "Examples:\n  \
+        adit doctor\n  \
+        adit doctor postgres.shop\n  \
+        adit doctor --rbac -n shop | kubectl apply -f -\n  \
+        adit doctor --bundle report.tar.gz                       for a bug report; secrets are hidden\n\n\
+        Exit codes: 0 nothing has failed; 1 something has; 2 a wrong command line"
+)]
+pub struct Args {
+    /// The target to check, e.g. web.shop, or a route's name or port
+    target: Option<String>,
+    /// Print JSON
+    #[arg(short, long, value_enum)]
+    output: Option<Form>,
+    /// Take warnings for failures
+    #[arg(long)]
+    strict: bool,
+    /// Print the smallest Role and RoleBinding for what the configuration uses, and check nothing
+    #[arg(long, conflicts_with_all = ["target", "bundle", "output", "strict"])]
+    rbac: bool,
+    /// Write report, configuration, log and status to this file, secrets hidden
+    #[arg(long, value_name = "FILE.tar.gz")]
+    bundle: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Json,
+    /// The JSON schema of that
+    Schema,
+}
+
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    if args.output == Some(Form::Schema) {
+        return print(&format!("{:#}\n", schemars::schema_for!(Report).to_value())).map(|()| ExitCode::SUCCESS);
+    }
+    up::run_to_end(start(globals, args))
+}
+
+async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    telemetry::init_command(globals.format(), globals.verbose);
+    let overrides = globals.overrides()?;
+    // A file that gives no configuration is a finding; everything else is checked with the defaults.
+    let (path, is_named) = globals.config_path();
+    let loaded = match &path {
+        Some(path) if is_named || path.exists() => Some(validate::load(path)),
+        _ => None,
+    };
+    let (mut config, problem) = match loaded {
+        Some(Ok(config)) => (config, None),
+        Some(Err(problem)) => (crate::config::defaults::config(), Some(problem)),
+        None => (crate::config::defaults::config(), None),
+    };
+    overrides.apply(&mut config);
+    let (clusters, router) = super::router(config);
+    let scope = Arc::new(Scope::new(clusters, router, globals, args.target.as_deref()));
+    if args.rbac {
+        return print(&rbac::roles(&scope).await?).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(target) = &args.target
+        && let Err(error) = scope.named(target)
+        && matches!(error, crate::routing::NamedError::Malformed { .. })
+    {
+        return Err(error.into());
+    }
+    let report = Report::new(checks(&scope, problem.as_ref(), args.target.as_deref()).await, args.strict);
+    match (args.output, &args.bundle) {
+        (Some(_), _) => print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(io::Error::other)?))?,
+        (None, _) => print(&report.text(colours(&io::stdout()) && io::stdout().is_terminal()))?,
+    }
+    if let Some(file) = &args.bundle {
+        bundle::write(file, &scope, &report, args.output.is_some()).await?;
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn checks(
+    scope: &Arc<Scope>,
+    problem: Option<&crate::config::problem::LoadError>,
+    target: Option<&str>,
+) -> Vec<Check> {
+    let of_contexts = async {
+        let checks = scope.contexts.iter().map(|of| timed(scope, of));
+        join_all(checks).await.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let of_target = async {
+        match target {
+            Some(target) => within(Group::Target, "route", target::checks(scope, target)).await,
+            None => Vec::new(),
+        }
+    };
+    let (machine, of_contexts, of_target, running) = tokio::join!(
+        within(Group::Machine, "configuration", machine::checks(scope, problem)),
+        of_contexts,
+        of_target,
+        within(Group::Running, "running-adit", running::checks(scope)),
+    );
+    let mut all = machine;
+    all.extend(trust::checks());
+    all.extend(kubeconfig::files(scope));
+    all.extend(of_contexts);
+    all.extend(of_target);
+    all.extend(running);
+    all
+}
+
+/// Everything about one context: what stands behind a check that failed is skipped, and says why.
+async fn timed(scope: &Scope, of: &Of) -> Vec<Check> {
+    let checking = async {
+        let mut all = Vec::new();
+        let cluster = match kubeconfig::context(scope, of).await {
+            (checks, Some(cluster)) => {
+                all.extend(checks);
+                cluster
+            }
+            (checks, None) => return (checks, false),
+        };
+        let (reach, is_reached) = cluster::checks(&cluster).await;
+        all.extend(reach);
+        if !is_reached {
+            let name = of.id.context.to_string();
+            let skip = |id, group, what: &str| {
+                Check::new(id, group, Status::Skip, format!("{what} (needs the API server)")).of_context(&name)
+            };
+            all.push(skip("permissions", Group::Rights, "permissions"));
+            all.push(skip("pod-stream", Group::Way, "a stream to a pod"));
+            return (all, true);
+        }
+        let rights = rights::checks(of, &cluster).await;
+        let may_forward = !rights.iter().any(|check| check.id == "right-portforward" && check.status == Status::Fail);
+        all.extend(rights);
+        match may_forward {
+            true => all.extend(way::checks(scope, of, &cluster).await),
+            false => all.push(
+                Check::new("pod-stream", Group::Way, Status::Skip, "a stream to a pod (needs the permission above)")
+                    .of_context(of.context()),
+            ),
+        }
+        (all, true)
+    };
+    match timeout(PATIENCE, checking).await {
+        Ok((checks, _)) => checks,
+        Err(_) => vec![late(Group::Cluster, "api-server").of_context(&of.id.context.to_string())],
+    }
+}
+
+async fn within(group: Group, id: &'static str, checks: impl Future<Output = Vec<Check>>) -> Vec<Check> {
+    timeout(PATIENCE, checks).await.unwrap_or_else(|_| vec![late(group, id)])
+}
+
+fn late(group: Group, id: &'static str) -> Check {
+    Check::new(id, group, Status::Fail, format!("no answer within {} s", PATIENCE.as_secs()))
+        .fix("is a VPN or a proxy in the way?", None)
+}
+
+/// Runs a check and takes down how long it took.
+async fn measured(check: impl Future<Output = Check>) -> Check {
+    let started = Instant::now();
+    check.await.took(started.elapsed())
+}

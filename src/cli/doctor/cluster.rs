@@ -1,0 +1,219 @@
+//! The way to an API server: name, TCP, TLS, version, who one is there.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{Request, header::DATE};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::{net::lookup_host, time::timeout};
+
+use super::{
+    kubeconfig::of_error,
+    report::{Check, Group, Status},
+};
+use crate::{
+    config::Namespace,
+    k8s::{
+        ClusterError,
+        client::{AskError, Cluster},
+        upgrade,
+    },
+};
+
+const GROUP: Group = Group::Cluster;
+
+/// How long a name or a connection may take here.
+const WITHIN: Duration = Duration::from_secs(3);
+
+/// By how much a clock may be wrong: tokens and certificates are valid from the minute they are issued on.
+const MOST_SKEW: Duration = Duration::from_secs(60);
+
+/// Returns the checks, and whether the server answers.
+pub async fn checks(cluster: &Arc<Cluster>) -> (Vec<Check>, bool) {
+    let context = cluster.context.to_string();
+    let mut all = Vec::new();
+    let is_there = way(cluster, &mut all).await;
+    if is_there {
+        answers(cluster, &mut all).await;
+    }
+    let is_well = is_there && all.iter().all(|check| check.status != Status::Fail || check.id == "clock");
+    // The clock is this machine's.
+    let placed = |check: Check| if check.group == GROUP { check.of_context(&context) } else { check };
+    (all.into_iter().map(placed).collect(), is_well)
+}
+
+async fn way(cluster: &Cluster, all: &mut Vec<Check>) -> bool {
+    let host = cluster.server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = cluster.server.port_u16().unwrap_or(if cluster.tls_server_name.is_some() { 443 } else { 80 });
+    if cluster.proxy.is_none() && host.parse::<std::net::IpAddr>().is_err() {
+        let found = timeout(WITHIN, lookup_host((host.as_str(), port))).await;
+        let addresses: Vec<String> = match found {
+            Ok(Ok(found)) => found.map(|address| address.ip().to_string()).collect(),
+            _ => Vec::new(),
+        };
+        if addresses.is_empty() {
+            let says = format!("the name {host} of the API server does not resolve");
+            all.push(
+                Check::new("api-dns", GROUP, Status::Fail, says)
+                    .fix("check DNS and the VPN", Some(format!("getent hosts {host}"))),
+            );
+            return false;
+        }
+        all.push(Check::new("api-dns", GROUP, Status::Ok, format!("{host} is {}", addresses.join(", "))));
+    }
+    let through = cluster.proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
+    let connecting = timeout(WITHIN, cluster.dialer.connect(cluster.server.clone())).await;
+    let reason = match connecting {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(cluster.why_unreachable(&*error)),
+        Err(_) => Some(format!("no answer within {} s", WITHIN.as_secs())),
+    };
+    if let Some(reason) = reason {
+        let says = format!("no connection to {host}:{port}{through}");
+        all.push(Check::new("api-tcp", GROUP, Status::Fail, says).detail(Some(reason)).fix(
+            "is the cluster running, and the VPN up?",
+            Some(format!("curl -vk {}/version", cluster.server.to_string().trim_end_matches('/'))),
+        ));
+        return false;
+    }
+    all.push(Check::new("api-tcp", GROUP, Status::Ok, format!("{host}:{port} takes connections{through}")));
+    if cluster.tls_server_name.is_some() {
+        match upgrade::dial(cluster).await {
+            Ok(_) => all.push(Check::new(
+                "api-tls",
+                GROUP,
+                Status::Ok,
+                "TLS comes up, and the certificate is of the CA bundle",
+            )),
+            Err(error) => {
+                all.push(tls_failed(cluster, &error).await);
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Names who has issued the certificate that was not trusted: often a proxy that opens TLS.
+async fn tls_failed(cluster: &Cluster, error: &ClusterError) -> Check {
+    let issuer = timeout(WITHIN, upgrade::shown_issuer(cluster)).await.ok().flatten();
+    let cause = error.cause().unwrap_or_default();
+    let detail = match issuer {
+        Some(issuer) => format!("{cause}\nthe certificate was issued by {issuer}"),
+        None => cause,
+    };
+    let cluster_name = &cluster.context;
+    Check::new("api-tls", GROUP, Status::Fail, error.to_string()).detail(Some(detail)).fix(
+        "where that is your company's proxy, put its CA into certificate-authority of the kubeconfig",
+        Some(format!("kubectl --context {cluster_name} config view --minify --raw")),
+    )
+}
+
+/// What the server says: its version, its time, and who we are there.
+async fn answers(cluster: &Cluster, all: &mut Vec<Check>) {
+    let started = Instant::now();
+    let version = ask(cluster, "/version", None).await;
+    let took = started.elapsed();
+    match version {
+        Ok((version, date)) => {
+            let version = version["gitVersion"].as_str().unwrap_or("an unknown version").to_owned();
+            let says = format!("the API server answers ({version}, {} ms)", took.as_millis());
+            all.push(Check::new("api-server", GROUP, Status::Ok, says).took(took));
+            all.extend(date.map(|date| clock(date, SystemTime::now())));
+        }
+        Err(error) => {
+            all.push(of_error("api-server", GROUP, &error));
+            return;
+        }
+    }
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    all.push(match ask(cluster, "/apis/authentication.k8s.io/v1/selfsubjectreviews", Some(review)).await {
+        Ok((review, _)) => {
+            let user = review["status"]["userInfo"]["username"].as_str().unwrap_or("an unknown user");
+            Check::new("authentication", GROUP, Status::Ok, format!("signed in as {user}"))
+        }
+        // Before Kubernetes 1.28 nobody could ask.
+        Err(ClusterError::Protocol { reason, .. }) if reason == NOT_FOUND => {
+            Check::new("authentication", GROUP, Status::Skip, "who you are (needs Kubernetes 1.28)")
+        }
+        Err(error) => of_error("authentication", GROUP, &error),
+    });
+}
+
+/// The clock of this machine against that of the API server.
+fn clock(server: SystemTime, here: SystemTime) -> Check {
+    let (skew, is_behind) = match here.duration_since(server) {
+        Ok(ahead) => (ahead, false),
+        Err(error) => (error.duration(), true),
+    };
+    let way = if is_behind { "behind" } else { "ahead of" };
+    let says = format!("the clock of this machine is {} s {way} that of the API server", skew.as_secs());
+    match skew > MOST_SKEW {
+        true => Check::new("clock", Group::Machine, Status::Fail, says)
+            .detail(Some("tokens and certificates are not valid yet, or not any more"))
+            .fix("set the clock", Some("sudo timedatectl set-ntp true".to_owned())),
+        false => {
+            Check::new("clock", Group::Machine, Status::Ok, "the clocks of this machine and of the API server agree")
+        }
+    }
+}
+
+const NOT_FOUND: &str = "it does not know the path";
+
+/// Sends a request, and returns the answer and its date. `body`: what is posted.
+pub async fn ask(
+    cluster: &Cluster,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(Value, Option<SystemTime>), ClusterError> {
+    let builder = Request::builder().uri(path).header("content-type", "application/json");
+    let request = match &body {
+        Some(body) => builder.method("POST").body(Body::from(body.to_string().into_bytes())),
+        None => builder.method("GET").body(Body::empty()),
+    };
+    let context = cluster.context.clone();
+    let malformed = |reason: String| ClusterError::Protocol { context: context.clone(), reason };
+    let request = request.map_err(|error| malformed(error.to_string()))?;
+    let asking = async {
+        let response = cluster.client.send(request).await?;
+        let date = response.headers().get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let status = response.status();
+        let bytes = http_body_util::BodyExt::collect(response.into_body())
+            .await
+            .map_err(|error| kube::Error::Service(Box::new(error)))?;
+        Ok((status, bytes.to_bytes(), date))
+    };
+    let asked = cluster.ask(&format!("asking for {path}"), &Namespace("*".to_owned()), asking).await;
+    let (status, bytes, date) = asked.map_err(|error| match error {
+        AskError::NotFound => malformed(NOT_FOUND.to_owned()),
+        AskError::Failed(error) => error,
+    })?;
+    match status.as_u16() {
+        200..=299 => Ok((serde_json::from_slice(&bytes).unwrap_or_default(), date)),
+        404 => Err(malformed(NOT_FOUND.to_owned())),
+        code => {
+            let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let message = said["message"]
+                .as_str()
+                .map_or_else(|| String::from_utf8_lossy(&bytes).chars().take(200).collect(), str::to_owned);
+            Err(cluster.refused(code, &message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_wrong_is_told_which_way() {
+        let now = SystemTime::now();
+        assert_eq!(clock(now, now + Duration::from_secs(30)).status, Status::Ok);
+        let ahead = clock(now, now + Duration::from_secs(300));
+        assert!(ahead.status == Status::Fail && ahead.says.contains("300 s ahead of"), "{ahead:?}");
+        assert!(clock(now, now - Duration::from_secs(300)).says.contains("300 s behind"));
+    }
+}

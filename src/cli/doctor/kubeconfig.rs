@@ -1,0 +1,127 @@
+//! Kubeconfig files, contexts, and what signs in.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{Timestamp, Unit};
+use tokio::time::timeout;
+
+use super::{
+    report::{Check, Group, Status},
+    scope::{Of, Scope},
+};
+use crate::k8s::{ClusterError, client::Cluster};
+
+const GROUP: Group = Group::Kubeconfig;
+
+/// How long a credential plugin may take here. A person who signs in takes longer, and is not waited for.
+const PLUGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// The files, and the contexts in them.
+pub fn files(scope: &Scope) -> Vec<Check> {
+    let contexts = &scope.router.http_contexts;
+    let paths = &contexts.kubeconfig.0;
+    let shown = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    if let Some(problem) = &contexts.problem {
+        let fix = match paths.first() {
+            Some(path) if path.exists() => format!("kubectl --kubeconfig {} config view", path.display()),
+            _ => "export KUBECONFIG=~/.kube/config".to_owned(),
+        };
+        let says = format!("the kubeconfig cannot be read: {problem}");
+        return vec![
+            Check::new("kubeconfig-files", GROUP, Status::Fail, says)
+                .fix("look at the file, or name another", Some(fix)),
+        ];
+    }
+    let missing: Vec<String> =
+        paths.iter().filter(|path| !path.exists()).map(|path| path.display().to_string()).collect();
+    let files = match (paths.is_empty(), missing.is_empty()) {
+        (true, _) => Check::new("kubeconfig-files", GROUP, Status::Ok, "adit runs in a pod, as its service account"),
+        (_, true) => Check::new("kubeconfig-files", GROUP, Status::Ok, format!("the kubeconfig is {shown}")),
+        (_, false) => {
+            Check::new("kubeconfig-files", GROUP, Status::Warn, format!("{} does not exist", missing.join(", ")))
+                .detail(Some("kubectl passes over files that do not exist, and so does adit"))
+                .fix("take it out of $KUBECONFIG", None)
+        }
+    };
+    vec![files, current(scope), names(scope)]
+}
+
+fn current(scope: &Scope) -> Check {
+    const ID: &str = "current-context";
+    let contexts = &scope.router.http_contexts;
+    let known = || contexts.namespaces.keys().next().map_or_else(|| "NAME".to_owned(), ToString::to_string);
+    match scope.router.config.default_context.as_ref().or(contexts.current.as_ref()) {
+        None => Check::new(ID, GROUP, Status::Fail, "the kubeconfig has no current context")
+            .fix("choose one", Some(format!("kubectl config use-context {}", known()))),
+        Some(context) if !contexts.namespaces.contains_key(context) => {
+            Check::new(ID, GROUP, Status::Fail, format!("there is no context {context}, which is the current one"))
+                .fix("choose one", Some(format!("kubectl config use-context {}", known())))
+        }
+        Some(context) => Check::new(ID, GROUP, Status::Ok, format!("the current context is {context}")),
+    }
+}
+
+/// Contexts whose name is no label cannot stand in a hostname.
+fn names(scope: &Scope) -> Check {
+    const ID: &str = "context-names";
+    let fits = |name: &str| crate::config::names::is_label(&name.to_ascii_lowercase());
+    let config = &scope.router.config;
+    let has_alias = |name: &str| config.contexts.values().any(|alias| alias.name.0 == name);
+    let current = scope.router.http_contexts.current.as_ref();
+    let odd: Vec<&str> = scope
+        .router
+        .http_contexts
+        .namespaces
+        .keys()
+        .filter(|context| Some(*context) != current && !fits(&context.0) && !has_alias(&context.0))
+        .map(|context| context.0.as_str())
+        .collect();
+    match odd.first() {
+        None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
+        Some(first) => Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", ")))
+            .fix("give it a short name in the configuration", Some(format!("contexts: {{prod: {{name: {first:?}}}}}"))),
+    }
+}
+
+/// Whether the user of a context can sign in.
+pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>>) {
+    const ID: &str = "credentials";
+    let context = of.context();
+    let cluster = match scope.clusters.get(&of.id).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            let id = if matches!(error, ClusterError::Credentials { .. }) { ID } else { "context" };
+            return (vec![of_error(id, GROUP, &error).of_context(context)], None);
+        }
+    };
+    let signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await;
+    let check = match signed_in {
+        Ok(Ok(None)) => Check::new(ID, GROUP, Status::Ok, "the credentials are there, and do not say when they expire"),
+        Ok(Ok(Some(expires))) => {
+            let at = Timestamp::try_from(expires).unwrap_or_default();
+            let left = at.duration_since(Timestamp::now()).as_secs();
+            let at = at.round(Unit::Second).unwrap_or(at);
+            match left {
+                ..=0 => Check::new(ID, GROUP, Status::Fail, format!("the credentials have expired at {at}"))
+                    .fix("sign in again", Some(format!("kubectl --context {context} get --raw /version"))),
+                _ => Check::new(ID, GROUP, Status::Ok, format!("the credentials are valid until {at}")),
+            }
+        }
+        Ok(Err(error)) => of_error(ID, GROUP, &error),
+        Err(_) => {
+            let who = scope.clusters.sign_in(&of.id).map_or_else(|| "the sign-in".to_owned(), |report| report.issuer);
+            let says = format!("{who} has given no credential within {} s", PLUGIN_WITHIN.as_secs());
+            Check::new(ID, GROUP, Status::Fail, says).fix(
+                "sign in by hand and see what it waits for",
+                Some(format!("kubectl --context {context} get --raw /version")),
+            )
+        }
+    };
+    let is_signed_in = check.status != Status::Fail;
+    (vec![check.of_context(context)], is_signed_in.then_some(cluster))
+}
+
+/// Makes a check of an error that was met.
+pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
+    Check::new(id, group, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint())
+}

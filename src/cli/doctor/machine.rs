@@ -1,0 +1,280 @@
+//! What this machine has to offer: the configuration, ports, limits, names.
+
+use std::{env, net::SocketAddr, path::PathBuf};
+
+use rustix::process::{Resource, getrlimit};
+use tokio::net::lookup_host;
+
+use super::{
+    listeners, measured,
+    report::{Check, Group, Status},
+    scope::Scope,
+};
+use crate::{
+    admin::{api::answers::Status as Running, socket},
+    config::problem::LoadError,
+    io::accept,
+    listener::bind::{self, BindError},
+};
+
+/// Fewer open files than these are used up by a page with many images, each request of which is two.
+const FEW_FILES: u64 = 1024;
+
+const GROUP: Group = Group::Machine;
+
+pub async fn checks(scope: &Scope, problem: Option<&LoadError>) -> Vec<Check> {
+    let mut all = vec![configuration(scope, problem)];
+    all.extend(listeners(scope).await);
+    all.push(open_files());
+    all.push(measured(localhost_names()).await);
+    all.push(proxy_variables(|name| env::var(name).ok()));
+    all.push(another_adit(scope).await);
+    all.push(service_unit());
+    all
+}
+
+fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
+    const ID: &str = "configuration";
+    if let Some(error) = problem {
+        let count = error.problems.len();
+        let says =
+            format!("{} cannot be loaded: {count} mistake{}", error.file.display(), if count == 1 { "" } else { "s" });
+        let lines: Vec<String> = error.to_string().lines().skip(1).map(|line| line.trim().to_owned()).collect();
+        return Check::new(ID, GROUP, Status::Fail, says).detail(Some(lines.join("\n"))).fix(
+            "see each mistake with its line",
+            Some(format!("adit check {}", quoted(&error.file.display().to_string()))),
+        );
+    }
+    let config = &scope.router.config;
+    let says = match &config.source {
+        Some(file) => {
+            let routes = config.http.routes.len() + config.tcp.routes.len();
+            format!("the configuration {} has {routes} route{}", file.display(), if routes == 1 { "" } else { "s" })
+        }
+        None => "there is no configuration file: adit runs on defaults".to_owned(),
+    };
+    Check::new(ID, GROUP, Status::Ok, says)
+}
+
+/// Each address that the configuration asks for, by the code that would bind it.
+async fn listeners(scope: &Scope) -> Vec<Check> {
+    const ID: &str = "listen-port";
+    let ours = match socket::of_port(scope.port()) {
+        Some(socket) => socket::get::<Running>(&socket, "status").await.ok(),
+        None => None,
+    };
+    let wanted = bind::wanted(&scope.router.config);
+    let (mut checks, mut free) = (Vec::new(), Vec::new());
+    for wanted in wanted {
+        let (kind, address) = wanted.key;
+        match accept::listen(address) {
+            Ok(_) => free.push(address.to_string()),
+            // A machine without IPv6 does without the address beside.
+            Err(error) if wanted.beside.is_some() && error.kind() != std::io::ErrorKind::AddrInUse => {}
+            Err(source) => {
+                let owner = listeners::owner(address);
+                let is_ours = ours.as_ref().is_some_and(|status| {
+                    let overview = &status.overview;
+                    overview.http.iter().chain(&overview.tcp).any(|other| *other == address)
+                        || owner.as_ref().is_some_and(|owner| owner.pid == overview.pid)
+                });
+                if is_ours {
+                    free.push(format!("{address} (adit's already)"));
+                    continue;
+                }
+                let taken = source.kind() == std::io::ErrorKind::AddrInUse;
+                let error = BindError { kind, address, asked_by: wanted.asked_by, source };
+                let by =
+                    owner.as_ref().map(|owner| format!(" by {} (pid {})", owner.name, owner.pid)).unwrap_or_default();
+                let says = if taken { format!("{address} is taken{by}") } else { error.to_string() };
+                let check = Check::new(ID, GROUP, Status::Fail, says);
+                checks.push(match (taken, kind) {
+                    (true, bind::Kind::Http) => {
+                        let command = format!("adit --listen 127.0.0.1:{}", free_port());
+                        check.fix("listen on a free port", Some(command))
+                    }
+                    (true, _) if owner.is_some() => {
+                        let pid = owner.map(|owner| owner.pid).unwrap_or_default();
+                        check.fix(error.hint().unwrap_or_default(), Some(format!("kill {pid}")))
+                    }
+                    _ => check.fix(error.hint().unwrap_or_default(), None),
+                });
+            }
+        }
+    }
+    if !free.is_empty() {
+        checks.insert(0, Check::new(ID, GROUP, Status::Ok, format!("adit can listen on {}", free.join(", "))));
+    }
+    checks
+}
+
+fn free_port() -> u16 {
+    let bound = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    bound.map_or(0, |address| address.port())
+}
+
+fn open_files() -> Check {
+    let limit = getrlimit(Resource::Nofile);
+    let says = match limit.maximum {
+        Some(hard) => format!("adit may have {hard} files open"),
+        None => "adit may have any number of files open".to_owned(),
+    };
+    match limit.maximum {
+        Some(hard) if hard < FEW_FILES => Check::new("open-files", GROUP, Status::Warn, says)
+            .detail(Some("each connection is one, and each connection to a pod another"))
+            .fix(
+                "raise the hard open-file limit, then start adit again",
+                Some("sudo prlimit --pid $$ --nofile=65536".to_owned()),
+            ),
+        _ => Check::new("open-files", GROUP, Status::Ok, says),
+    }
+}
+
+async fn localhost_names() -> Check {
+    // A name that nobody has written into /etc/hosts.
+    let found: Vec<SocketAddr> = match lookup_host("adit-doctor.shop.localhost:80").await {
+        Ok(found) => found.collect(),
+        Err(_) => Vec::new(),
+    };
+    of_names(&found)
+}
+
+fn of_names(found: &[SocketAddr]) -> Check {
+    const ID: &str = "localhost-names";
+    let has = |text: &str| found.iter().any(|address| address.ip().to_string() == text);
+    if found.iter().any(|address| !address.ip().is_loopback()) {
+        let answer = found.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ");
+        return Check::new(
+            ID,
+            GROUP,
+            Status::Warn,
+            format!("the DNS server answers {answer} for names below localhost"),
+        )
+        .detail(Some("browsers and curl do not ask it; other programs reach somebody else"))
+        .fix("write the names that they need into /etc/hosts", Some(hosts()));
+    }
+    match (has("127.0.0.1"), has("::1")) {
+        (true, true) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to 127.0.0.1 and ::1"),
+        (true, false) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to 127.0.0.1"),
+        (false, true) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to ::1"),
+        (false, false) => Check::new(ID, GROUP, Status::Warn, "this system does not resolve names below localhost")
+            .detail(Some("browsers and curl resolve them by themselves; other programs need each name in /etc/hosts"))
+            .fix("write the names that they need into /etc/hosts", Some(hosts())),
+    }
+}
+
+fn hosts() -> String {
+    "echo '127.0.0.1 web.shop.localhost' | sudo tee -a /etc/hosts".to_owned()
+}
+
+/// curl, Python, Node and others send names below localhost to the proxy of these variables, unless NO_PROXY has them.
+fn proxy_variables(variable: impl Fn(&str) -> Option<String>) -> Check {
+    const ID: &str = "proxy-variables";
+    let set = |name: &&str| variable(name).is_some_and(|value| !value.is_empty());
+    let proxies: Vec<&str> = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
+        .into_iter()
+        .filter(set)
+        .collect();
+    if proxies.is_empty() {
+        return Check::new(ID, GROUP, Status::Ok, "no proxy variable is set");
+    }
+    let names = proxies.join(" and ");
+    let exceptions = variable("no_proxy").or_else(|| variable("NO_PROXY")).unwrap_or_default();
+    let has = |text: &str| {
+        exceptions
+            .split([',', ' '])
+            .any(|entry| entry == "*" || entry.trim_start_matches("*.").trim_start_matches('.') == text)
+    };
+    match has("localhost") && has("127.0.0.1") {
+        true => Check::new(ID, GROUP, Status::Ok, format!("{names}: NO_PROXY excepts this machine")),
+        false => Check::new(ID, GROUP, Status::Warn, format!("{names} catches names below localhost"))
+            .detail(Some("browsers do not ask it for them, and neither does adit; curl and others do"))
+            .fix(
+                "except this machine",
+                Some("export NO_PROXY=\"${NO_PROXY:+$NO_PROXY,}localhost,127.0.0.1,::1\" no_proxy=\"${no_proxy:+$no_proxy,}localhost,127.0.0.1,::1\"".to_owned()),
+            ),
+    }
+}
+
+async fn another_adit(scope: &Scope) -> Check {
+    let mut others = Vec::new();
+    for socket in socket::sockets() {
+        let Ok(status) = socket::get::<Running>(&socket, "status").await else { continue };
+        let listens = status.overview.http.first();
+        if listens.is_none_or(|address| address.port() != scope.port()) {
+            let at = listens.map(|address| format!(" on {address}")).unwrap_or_default();
+            others.push(format!("pid {}{at}", status.overview.pid));
+        }
+    }
+    match others.is_empty() {
+        true => Check::new("another-adit", GROUP, Status::Ok, "no other adit runs"),
+        false => Check::new("another-adit", GROUP, Status::Ok, format!("another adit runs: {}", others.join(", "))),
+    }
+}
+
+/// A unit that somebody has written by hand, or that a package brings.
+fn service_unit() -> Check {
+    const ID: &str = "service-unit";
+    let home = etcetera::home_dir().unwrap_or_default();
+    let units = [home.join(".config/systemd/user/adit.service"), PathBuf::from("/etc/systemd/system/adit.service")];
+    let Some((unit, text)) = units.iter().find_map(|unit| Some((unit, std::fs::read_to_string(unit).ok()?))) else {
+        return Check::new(ID, GROUP, Status::Skip, "the service (needs a unit: none is installed)");
+    };
+    of_unit(&unit.display().to_string(), &text)
+}
+
+fn of_unit(unit: &str, text: &str) -> Check {
+    const ID: &str = "service-unit";
+    let start = text.lines().find_map(|line| line.trim().strip_prefix("ExecStart=")).unwrap_or_default();
+    let program = start.trim_start_matches(['-', '@', ':', '+', '!']).split_whitespace().next().unwrap_or_default();
+    match PathBuf::from(program).exists() {
+        true => Check::new(ID, GROUP, Status::Ok, format!("the service starts {program}")),
+        false => Check::new(ID, GROUP, Status::Fail, format!("{unit} starts {program:?}, which does not exist")).fix(
+            "write the path of adit into ExecStart, then load it again",
+            Some("systemctl --user daemon-reload".to_owned()),
+        ),
+    }
+}
+
+/// Returns a word as a shell reads it.
+fn quoted(word: &str) -> String {
+    match word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte)) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_catches_this_machine_is_named() {
+        let check = |set: &'static [(&'static str, &'static str)]| {
+            proxy_variables(move |name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(check(&[]).status, Status::Ok);
+        let caught = check(&[("http_proxy", "http://proxy:3128")]);
+        assert!(caught.status == Status::Warn && caught.says.contains("http_proxy"), "{caught:?}");
+        assert_eq!(check(&[("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "localhost")]).status, Status::Warn);
+        assert_eq!(check(&[("HTTP_PROXY", "http://p:1"), ("NO_PROXY", ".localhost,127.0.0.1")]).status, Status::Ok);
+        assert_eq!(check(&[("ALL_PROXY", "socks5://p:1"), ("no_proxy", "*")]).status, Status::Ok);
+    }
+
+    #[test]
+    fn names_below_localhost_lead_to_this_machine_or_nowhere() {
+        let address = |text: &str| text.parse().unwrap();
+        assert_eq!(of_names(&[]).status, Status::Warn);
+        assert_eq!(of_names(&[address("127.0.0.1:80"), address("[::1]:80")]).status, Status::Ok);
+        let captured = of_names(&[address("192.0.2.1:80")]);
+        assert!(captured.status == Status::Warn && captured.says.contains("192.0.2.1"), "{captured:?}");
+    }
+
+    #[test]
+    fn a_unit_that_starts_nothing_is_a_failure() {
+        assert_eq!(of_unit("u", "[Service]\nExecStart=/bin/sh -c true\n").status, Status::Ok);
+        assert_eq!(of_unit("u", "[Service]\nExecStart=-/no/such/adit up\n").status, Status::Fail);
+    }
+}

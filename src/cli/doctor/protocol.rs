@@ -1,0 +1,105 @@
+//! What a server says when it is spoken to.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use crate::{io::BoxedIo, k8s::ServicePort, wire::postgres::SSL_REQUEST};
+
+/// How long a server may take to answer.
+const WITHIN: Duration = Duration::from_secs(3);
+
+/// What is spoken to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    Http,
+    Postgres,
+    Redis,
+    /// Servers that greet, or of which nothing is known.
+    Other,
+}
+
+impl Speaks {
+    /// Returns what a port is likely to speak, by its name and number.
+    pub fn of(port: &ServicePort) -> Self {
+        let name = port.name.as_deref().unwrap_or_default();
+        match (name, port.number) {
+            (name, _) if name.contains("postgres") || name.contains("pgsql") => Self::Postgres,
+            (name, _) if name.contains("redis") || name.contains("valkey") => Self::Redis,
+            (_, 5432) => Self::Postgres,
+            (_, 6379) => Self::Redis,
+            _ if crate::k8s::ports::is_web(port) => Self::Http,
+            _ => Self::Other,
+        }
+    }
+
+    /// Speaks to the server, and returns what it is in words. `host`: for HTTP. None: it says nothing that is understood.
+    pub async fn ask(self, mut stream: BoxedIo, host: &str) -> Option<String> {
+        let request = match self {
+            Self::Http => {
+                format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: adit-doctor\r\nConnection: close\r\n\r\n")
+                    .into_bytes()
+            }
+            Self::Postgres => SSL_REQUEST.to_vec(),
+            Self::Redis => b"PING\r\n".to_vec(),
+            Self::Other => Vec::new(),
+        };
+        stream.write_all(&request).await.ok()?;
+        stream.flush().await.ok()?;
+        let mut answer = vec![0; 1024];
+        let count = timeout(WITHIN, stream.read(&mut answer)).await.ok()?.ok()?;
+        self.understand(&answer[..count])
+    }
+
+    fn understand(self, answer: &[u8]) -> Option<String> {
+        let text = String::from_utf8_lossy(answer);
+        let first = text.lines().next().unwrap_or_default();
+        match self {
+            Self::Http if first.starts_with("HTTP/1.") => {
+                Some(format!("HTTP, which answers {}", first.get(9..).unwrap_or_default().trim()))
+            }
+            // An alert or a handshake, or the preface of HTTP/2.
+            Self::Http if matches!(answer, [0x15 | 0x16, 3, ..]) => Some("TLS".to_owned()),
+            Self::Http if answer.get(3) == Some(&4) => Some("HTTP/2".to_owned()),
+            Self::Postgres => match answer {
+                b"S" => Some("PostgreSQL, with TLS".to_owned()),
+                b"N" => Some("PostgreSQL, without TLS".to_owned()),
+                [b'E', ..] => Some("PostgreSQL, which refuses connections".to_owned()),
+                _ => None,
+            },
+            Self::Redis if first == "+PONG" => Some("Redis".to_owned()),
+            Self::Redis if first.starts_with("-NOAUTH") => Some("Redis, which wants a password".to_owned()),
+            Self::Redis if first.starts_with('-') => Some(format!("Redis, which answers {first}")),
+            Self::Other if !answer.is_empty() => {
+                Some(format!("a server that greets with {:?}", first.chars().take(40).collect::<String>()))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_apart() {
+        let says = |speaks: Speaks, answer: &[u8]| speaks.understand(answer);
+        assert_eq!(says(Speaks::Http, b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap(), "HTTP, which answers 404 Not Found");
+        assert_eq!(says(Speaks::Http, b"\x15\x03\x01\x00\x02").unwrap(), "TLS");
+        assert_eq!(says(Speaks::Postgres, b"N").unwrap(), "PostgreSQL, without TLS");
+        assert_eq!(says(Speaks::Redis, b"+PONG\r\n").unwrap(), "Redis");
+        assert_eq!(
+            says(Speaks::Redis, b"-NOAUTH Authentication required.\r\n").unwrap(),
+            "Redis, which wants a password"
+        );
+        for (speaks, answer) in
+            [(Speaks::Http, &b"SSH-2.0"[..]), (Speaks::Postgres, b"HTTP"), (Speaks::Redis, b""), (Speaks::Other, b"")]
+        {
+            assert_eq!(says(speaks, answer), None, "{speaks:?}");
+        }
+    }
+}

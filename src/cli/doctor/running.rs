@@ -1,0 +1,100 @@
+//! The adit that runs with this configuration.
+
+use super::{
+    report::{Check, Group, Status},
+    scope::Scope,
+};
+use crate::{
+    admin::{api::answers::Status as Answer, socket},
+    cli::running::Running,
+};
+
+const GROUP: Group = Group::Running;
+
+pub async fn checks(scope: &Scope) -> Vec<Check> {
+    let Some(running) = Running::find(&scope.globals, &scope.router).await else {
+        return vec![Check::new(
+            "running-adit",
+            GROUP,
+            Status::Skip,
+            "the running adit (needs one with this configuration: none runs)",
+        )];
+    };
+    match socket::get::<Answer>(&running.socket, "status").await {
+        Ok(status) => of_status(&status),
+        Err(error) => {
+            let says = format!("{error}: {}", running.socket.display());
+            vec![Check::new("running-adit", GROUP, Status::Fail, says).fix("start it again", Some("adit".to_owned()))]
+        }
+    }
+}
+
+fn of_status(status: &Answer) -> Vec<Check> {
+    let overview = &status.overview;
+    let mut all = vec![Check::new("running-adit", GROUP, Status::Ok, format!("adit answers (pid {})", overview.pid))];
+    let own = env!("CARGO_PKG_VERSION");
+    all.push(match overview.version == own {
+        true => Check::new("running-version", GROUP, Status::Ok, format!("its version is {own}, as this program's")),
+        false => Check::new(
+            "running-version",
+            GROUP,
+            Status::Warn,
+            format!("its version is {}, and this program's {own}", overview.version),
+        )
+        .fix("end it and start it again", Some(format!("kill {} && adit", overview.pid))),
+    });
+    all.push(match &overview.rejected {
+        None => Check::new(
+            "rejected-configuration",
+            GROUP,
+            Status::Ok,
+            format!("its configuration is that of {}", overview.loaded_at),
+        ),
+        Some(reason) => Check::new(
+            "rejected-configuration",
+            GROUP,
+            Status::Warn,
+            "it has rejected the last change of its configuration",
+        )
+        .detail(Some(reason.clone()))
+        .fix("see each mistake with its line", Some("adit check".to_owned())),
+    });
+    let failed: Vec<String> = status
+        .tunnels
+        .iter()
+        .filter(|tunnel| tunnel.state == "failed")
+        .map(|tunnel| format!("{}: {}", tunnel.id, tunnel.last_error.as_deref().unwrap_or("unknown")))
+        .collect();
+    all.push(match failed.is_empty() {
+        true => Check::new(
+            "failed-tunnels",
+            GROUP,
+            Status::Ok,
+            format!("no tunnel has failed, of {}", status.tunnels.len()),
+        ),
+        false => Check::new(
+            "failed-tunnels",
+            GROUP,
+            Status::Warn,
+            format!("{} of {} tunnels have failed", failed.len(), status.tunnels.len()),
+        )
+        .detail(Some(failed.join("\n")))
+        .fix("look at the last errors", Some("adit status".to_owned())),
+    });
+    all.extend(memory(overview.pid));
+    all
+}
+
+/// What the process uses, where the system shows it (proc(5)).
+fn memory(pid: u32) -> Option<Check> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib: u64 =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    Some(Check::new(
+        "memory",
+        GROUP,
+        Status::Ok,
+        format!("it uses {} MiB of memory and {files} open files", kib / 1024),
+    ))
+}

@@ -1,0 +1,97 @@
+//! What is checked: the contexts and namespaces that the configuration uses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use crate::{
+    cli::Globals,
+    config::Namespace,
+    k8s::client::Clusters,
+    routing::{ClusterId, Named, NamedError, Router, Target},
+};
+
+/// A context in use.
+#[derive(Clone, Debug)]
+pub struct Of {
+    pub id: ClusterId,
+    pub namespaces: BTreeSet<Namespace>,
+    /// Namespaces in which pods are gone through (`via`, `tcp.k8s.jump`).
+    pub jumps: BTreeSet<Namespace>,
+    /// Of these, those in which adit creates the pod.
+    pub creates: BTreeSet<Namespace>,
+}
+
+/// Everything that the checks are about.
+pub struct Scope {
+    pub clusters: Arc<Clusters>,
+    pub router: Router,
+    pub contexts: Vec<Of>,
+    /// The command line's.
+    pub namespace: Option<Namespace>,
+    /// The command line names the kubeconfig.
+    pub globals: Globals,
+}
+
+impl Scope {
+    /// `target`: what is checked beside what the configuration uses.
+    pub fn new(clusters: Arc<Clusters>, router: Router, globals: &Globals, target: Option<&str>) -> Self {
+        let namespace = globals.namespace.clone().map(Namespace);
+        let mut contexts: BTreeMap<ClusterId, Of> = BTreeMap::new();
+        let named = target.and_then(|target| router.named(target, namespace.as_ref()).ok()).map(|named| named.route);
+        let http = router.config.http.routes.keys().filter_map(|host| router.http(host).ok());
+        let tcp = router.config.tcp.routes.keys().filter_map(|address| router.tcp(*address).ok());
+        for route in http.chain(tcp).chain(named) {
+            if let Target::Pods(pods) = &route.target {
+                let of = contexts.entry(pods.cluster.clone()).or_insert_with(|| Of::new(pods.cluster.clone()));
+                of.namespaces.insert(pods.namespace.clone());
+                if let Some(jump) = &pods.jump {
+                    of.jumps.insert(pods.namespace.clone());
+                    if jump.create.is_some() {
+                        of.creates.insert(pods.namespace.clone());
+                    }
+                }
+            }
+        }
+        let current = router.config.default_context.clone().or_else(|| router.http_contexts.current.clone());
+        if let Some(context) = current {
+            let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context };
+            let of = contexts.entry(id.clone()).or_insert_with(|| Of::new(id.clone()));
+            match &namespace {
+                Some(namespace) => _ = of.namespaces.insert(namespace.clone()),
+                // Names without a route lead to every namespace; the context's own stands for them.
+                None if of.namespaces.is_empty() => _ = of.namespaces.insert(default_namespace(&router, &id)),
+                None => {}
+            }
+        }
+        Self { clusters, router, contexts: contexts.into_values().collect(), namespace, globals: globals.clone() }
+    }
+
+    pub fn named(&self, target: &str) -> Result<Named, NamedError> {
+        self.router.named(target, self.namespace.as_ref())
+    }
+
+    /// Returns the port of the HTTP listener, 0 where there is none.
+    pub fn port(&self) -> u16 {
+        self.router.config.http.listen.first().map_or(0, SocketAddr::port)
+    }
+}
+
+impl Of {
+    fn new(id: ClusterId) -> Self {
+        Self { id, namespaces: BTreeSet::new(), jumps: BTreeSet::new(), creates: BTreeSet::new() }
+    }
+
+    pub fn context(&self) -> &str {
+        &self.id.context.0
+    }
+}
+
+fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {
+    let alias = router.config.contexts.values().find(|alias| alias.name == id.context);
+    let of_alias = alias.and_then(|alias| alias.namespace.clone());
+    let of_context = || router.http_contexts.namespaces.get(&id.context).cloned();
+    of_alias.or_else(of_context).unwrap_or_else(|| Namespace("default".to_owned()))
+}

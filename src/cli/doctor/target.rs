@@ -1,0 +1,143 @@
+//! The way to one target, from its name to what its server says.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    protocol::Speaks,
+    report::{Check, Group, Status},
+    scope::Scope,
+};
+use crate::{
+    app::reach::Reach,
+    config::{PortRef, Workload},
+    k8s::{ServicePort, resolve},
+    routing::{PodTarget, Target},
+    tunnel::OpenError,
+};
+
+const GROUP: Group = Group::Target;
+
+/// How long a pod may take to refuse a connection.
+const SETTLE: Duration = Duration::from_millis(500);
+
+pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
+    let named = match scope.named(target) {
+        Ok(named) => named,
+        Err(error) => return vec![Check::new("route", GROUP, Status::Fail, error.to_string()).hint(error.hint())],
+    };
+    let how = match named.listener {
+        Some(listener) => format!("the route that listens on {listener}"),
+        None if *named.route.name != *named.text => format!("the route {}", named.route.name),
+        None => "its name".to_owned(),
+    };
+    let mut all =
+        vec![Check::new("route", GROUP, Status::Ok, format!("{} means {}, by {how}", named.text, named.route.target))];
+    let Target::Pods(pods) = &named.route.target else { return all };
+    let cluster = match scope.clusters.get(&pods.cluster).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            all.push(
+                Check::new("service", GROUP, Status::Skip, "the Service (needs the API server)")
+                    .detail(Some(error.to_string())),
+            );
+            return all;
+        }
+    };
+    let (namespace, workload) = (&pods.namespace, &pods.workload);
+    let what = match workload {
+        Workload::Service(name) => format!("service {namespace}/{name}"),
+        Workload::Pod(name) => format!("pod {namespace}/{name}"),
+        Workload::PodOfService { pod, .. } => format!("pod {namespace}/{pod}"),
+    };
+    let port = if pods.jump.is_some() { PortRef::Auto } else { pods.port.clone() };
+    let resolving = match pods.jump {
+        Some(_) => resolve::resolve_pods(&cluster, namespace, workload).await,
+        None => resolve::resolve(&cluster, namespace, workload, &port).await,
+    };
+    let resolved = match resolving {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            // These are told where the API server and the permissions are checked.
+            if ["unreachable", "timeout", "unavailable", "credentials", "kubeconfig", "forbidden"]
+                .contains(&error.code())
+            {
+                let says = format!("{what} (needs what has failed above)");
+                all.push(Check::new("service", GROUP, Status::Skip, says).detail(Some(error.to_string())));
+                return all;
+            }
+            let is_ready = error.code() == "not-ready";
+            if is_ready {
+                all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists")));
+            }
+            let id = if is_ready { "endpoints" } else { "service" };
+            all.push(Check::new(id, GROUP, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint()));
+            return all;
+        }
+    };
+    all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists, and its port is {}", resolved.port)));
+    let names: Vec<&str> = resolved.reachable.pods.iter().map(|pod| pod.name.as_str()).collect();
+    let says = format!("{} ready pod{}: {}", names.len(), if names.len() == 1 { "" } else { "s" }, names.join(", "));
+    let endpoints = Check::new("endpoints", GROUP, Status::Ok, says);
+    all.push(match &resolved.reachable.not_ready {
+        Some(reason) => Check { status: Status::Warn, ..endpoints }.detail(Some(format!("it is not ready: {reason}"))),
+        None => endpoints,
+    });
+    all.extend(reached(scope, pods, &resolved.port, target).await);
+    all
+}
+
+/// Whether the port in the pod takes a connection, and what answers there.
+async fn reached(scope: &Scope, pods: &std::sync::Arc<PodTarget>, port: &ServicePort, target: &str) -> Vec<Check> {
+    let (reach, started) = (Reach::new(scope.clusters.clone()), Instant::now());
+    let route = Target::Pods(pods.clone());
+    let opening = async {
+        let lease = reach.forwards.tunnels().acquire(&route, Duration::from_secs(60)).await?;
+        lease.probe(SETTLE).await?;
+        let stream = lease.connect(None).await?;
+        Ok::<_, OpenError>((lease, stream))
+    };
+    let mut all = Vec::new();
+    match opening.await {
+        Ok((lease, stream)) => {
+            let endpoint = lease.endpoint();
+            let says = match &pods.jump {
+                Some(jump) => format!("{}:{} takes connections, through pod {}", jump.host, jump.port, endpoint.pod),
+                None => format!("port {} in pod {} takes connections", endpoint.container_port, endpoint.pod),
+            };
+            all.push(Check::new("pod-port", GROUP, Status::Ok, says).took(started.elapsed()));
+            let port = match &pods.jump {
+                Some(jump) => ServicePort { number: jump.port, name: None, app_protocol: None },
+                None => port.clone(),
+            };
+            all.push(protocol(stream, &port, target, scope).await);
+        }
+        Err(error) => {
+            all.push(
+                Check::new("pod-port", GROUP, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint()),
+            );
+        }
+    }
+    reach.forwards.end();
+    all
+}
+
+async fn protocol(stream: crate::io::BoxedIo, port: &ServicePort, target: &str, scope: &Scope) -> Check {
+    let speaks = Speaks::of(port);
+    let name = target.split(':').next().unwrap_or(target);
+    let host = if name.ends_with(".localhost") { name.to_owned() } else { format!("{name}.localhost") };
+    let command = match speaks {
+        Speaks::Http => format!("curl http://{host}:{}/", scope.port()),
+        Speaks::Postgres => format!("adit run --to db={target} -- psql"),
+        Speaks::Redis => format!("adit run --to redis={target} --for redis -- sh -c 'redis-cli -u $REDIS_URL'"),
+        Speaks::Other => format!("adit connect {target}"),
+    };
+    match (speaks.ask(stream, &host).await, speaks) {
+        (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
+        (None, Speaks::Other) => {
+            Check::new("protocol", GROUP, Status::Skip, "what it speaks (needs a port whose name or number says that)")
+                .detail(Some(command))
+        }
+        (None, speaks) => Check::new("protocol", GROUP, Status::Warn, format!("it does not answer as {speaks:?} does"))
+            .fix("see what it says", Some(format!("adit connect {target}"))),
+    }
+}

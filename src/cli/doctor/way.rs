@@ -1,0 +1,169 @@
+//! What lies between this machine and a pod: which upgrades pass, and whether bytes do.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join3;
+
+use super::{
+    kubeconfig::of_error,
+    report::{Check, Group, Status},
+    scope::{Of, Scope},
+};
+use crate::{
+    app::reach::Reach,
+    config::{Namespace, PortRef, Workload},
+    k8s::{
+        client::Cluster,
+        list, resolve,
+        upgrade::{Transport, TryError, try_transport},
+    },
+    routing::{PodTarget, Target},
+};
+
+const GROUP: Group = Group::Way;
+
+/// How many Services are looked at for one with a ready pod.
+const MOST_SERVICES: usize = 8;
+
+/// How long a pod may take to refuse a connection.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// A pod that takes connections, behind a Service.
+struct Found {
+    namespace: Namespace,
+    service: String,
+    port: u16,
+    pod: String,
+    container_port: u16,
+}
+
+pub async fn checks(scope: &Scope, of: &Of, cluster: &Cluster) -> Vec<Check> {
+    let all = match find(of, cluster).await {
+        Ok(Some(found)) => through(scope, of, cluster, &found).await,
+        Ok(None) => {
+            vec![Check::new("pod-stream", GROUP, Status::Skip, "a stream to a pod (needs a Service with a ready pod)")]
+        }
+        Err(error) => vec![
+            Check::new("pod-stream", GROUP, Status::Skip, "a stream to a pod (needs permission to list services)")
+                .detail(Some(error.to_string())),
+        ],
+    };
+    all.into_iter().map(|check| check.of_context(of.context())).collect()
+}
+
+async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::ClusterError> {
+    let mut refused = None;
+    for namespace in of.namespaces.iter().map(Some).chain([None]) {
+        let services = match list::services(cluster, namespace).await {
+            Ok(services) => services,
+            Err(error) => {
+                refused = Some(error);
+                continue;
+            }
+        };
+        for service in services.into_iter().take(MOST_SERVICES) {
+            let Some(port) = service.ports.first() else { continue };
+            let (workload, port) = (Workload::Service(service.name.clone()), port.number);
+            let Ok(found) = resolve::resolve(cluster, &service.namespace, &workload, &PortRef::Number(port)).await
+            else {
+                continue;
+            };
+            if let Some(pod) = found.reachable.pods.first() {
+                let (pod, container_port) = (pod.name.clone(), pod.container_port);
+                return Ok(Some(Found {
+                    namespace: found.namespace,
+                    service: service.name,
+                    port,
+                    pod,
+                    container_port,
+                }));
+            }
+        }
+    }
+    refused.map_or(Ok(None), Err)
+}
+
+async fn through(scope: &Scope, of: &Of, cluster: &Cluster, found: &Found) -> Vec<Check> {
+    let attempt = |transport| try_transport(cluster, &found.namespace, &found.pod, found.container_port, transport);
+    let (spdy, websocket, channels) =
+        join3(attempt(Transport::Spdy), attempt(Transport::WebSocket), attempt(Transport::Channels)).await;
+    let any = spdy.is_ok() || websocket.is_ok() || channels.is_ok();
+    let mut all = vec![
+        upgrade("upgrade-spdy", Transport::Spdy, &spdy, any),
+        upgrade("upgrade-websocket", Transport::WebSocket, &websocket, any),
+        upgrade("upgrade-channels", Transport::Channels, &channels, any),
+    ];
+    all.push(match any {
+        true => stream(scope, of, found).await,
+        false => Check::new("pod-stream", GROUP, Status::Skip, "a stream to a pod (needs an upgrade that passes)"),
+    });
+    all
+}
+
+/// `any`: another one passes, and is used.
+fn upgrade(id: &'static str, transport: Transport, tried: &Result<(), TryError>, any: bool) -> Check {
+    let name = transport.name();
+    let error = match tried {
+        Ok(()) => return Check::new(id, GROUP, Status::Ok, format!("port-forwards by {name} pass")),
+        Err(error) => error,
+    };
+    let status = if any { Status::Warn } else { Status::Fail };
+    let (says, detail) = match error {
+        TryError::Cluster(error) => return of_error(id, GROUP, error),
+        TryError::Refused { text, server } => {
+            let by = server.as_ref().map(|server| format!("the answer comes from {server}"));
+            (format!("port-forwards by {name} are refused: {text}"), by)
+        }
+        TryError::Silent => {
+            (format!("port-forwards by {name} get no answer"), Some("something on the way swallows them".to_owned()))
+        }
+    };
+    // An older server has only the first, and a gateway may let only the last through: adit takes what passes.
+    let status = if any { Status::Ok } else { status };
+    let check = Check::new(id, GROUP, status, says).detail(detail);
+    if any {
+        check
+    } else {
+        check.fix("let the gateway in front of the API server pass upgrades on, or go around it", None)
+    }
+}
+
+/// One connection into a pod, through the tunnels that serve.
+async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
+    let target = PodTarget {
+        cluster: of.id.clone(),
+        namespace: found.namespace.clone(),
+        workload: Workload::Service(found.service.clone()),
+        port: PortRef::Number(found.port),
+        jump: None,
+    };
+    let (started, reach) = (Instant::now(), Reach::new(scope.clusters.clone()));
+    let target = Target::Pods(std::sync::Arc::new(target));
+    let done = async {
+        let lease = reach.forwards.tunnels().acquire(&target, Duration::from_secs(60)).await?;
+        let took = started.elapsed();
+        lease.probe(SETTLE).await?;
+        Ok::<_, crate::tunnel::OpenError>((took, lease.endpoint().protocol))
+    };
+    let check = match done.await {
+        Ok((took, protocol)) => {
+            let says = format!(
+                "a stream to pod {}/{} is taken, by {protocol} ({} ms)",
+                found.namespace,
+                found.pod,
+                took.as_millis()
+            );
+            Check::new("pod-stream", GROUP, Status::Ok, says).took(took)
+        }
+        Err(error) => Check::new(
+            "pod-stream",
+            GROUP,
+            Status::Fail,
+            format!("no stream to pod {}/{}: {error}", found.namespace, found.pod),
+        )
+        .detail(error.cause())
+        .hint(error.hint()),
+    };
+    reach.forwards.end();
+    check
+}
