@@ -20,9 +20,9 @@ RUN set -eu; \
     rustup target add "$target"; \
     variable=$(echo "$target" | tr a-z- A-Z_); \
     export "CARGO_TARGET_${variable}_LINKER=rust-lld" "CC_$(echo "$target" | tr - _)=$gcc"; \
-    cargo build --release --locked --target "$target"; \
+    cargo build --profile dist --locked --target "$target"; \
     install -d -m 1777 /out/root/tmp; \
-    install -D "target/$target/release/adit" /out/adit; \
+    install -D "target/$target/dist/adit" /out/adit; \
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt /out/ca-certificates.crt
 
 FROM scratch

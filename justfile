@@ -77,34 +77,34 @@ grpc-interop host port:
 
 # The demo, from source
 demo:
-    cargo run --release -- demo
+    cargo run -- demo
 
-# Archives for Linux with manual pages, completions and units, and their checksums: the same bytes each time
+# Archives for Linux in target/archives, built with the dist profile, with manual pages, completions and units, and their checksums: the same bytes each time
 dist *targets="x86_64-unknown-linux-musl":
     #!/usr/bin/env bash
     set -euo pipefail
     export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
     version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
     export RUSTFLAGS="--remap-path-prefix=$PWD=/adit --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    rm -rf target/dist && mkdir -p target/dist
+    rm -rf target/archives && mkdir -p target/archives
     for target in {{targets}}; do
       rustup target add "$target" >/dev/null
-      cargo build --release --locked --target "$target"
-      name=adit-$target-v$version; folder=target/dist/$name; binary=target/$target/release/adit
+      cargo build --profile dist --locked --target "$target"
+      name=adit-$target-v$version; folder=target/archives/$name; binary=target/$target/dist/adit
       mkdir -p "$folder"
       cp "$binary" LICENSE README.md CHANGELOG.md "$folder/"
       # A binary of another processor cannot write its pages here.
-      runs=$("$binary" version >/dev/null 2>&1 && echo "$binary" || echo target/release/adit)
-      [ -x "$runs" ] || cargo build --release --locked
+      runs=$("$binary" version >/dev/null 2>&1 && echo "$binary" || echo target/dist/adit)
+      [ -x "$runs" ] || cargo build --profile dist --locked
       "$runs" package "$folder"
       tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw,a-s \
-        -C target/dist -cf - "$name" | gzip -n -9 > "target/dist/$name.tar.gz"
+        -C target/archives -cf - "$name" | gzip -n -9 > "target/archives/$name.tar.gz"
     done
-    cd target/dist && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS
+    cd target/archives && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS
 
 # A .deb and an .rpm for this machine: cargo install cargo-deb cargo-generate-rpm
 packages:
-    cargo build --release --locked
-    target/release/adit package target/package
+    cargo build --profile dist --locked
+    target/dist/adit package target/package
     cargo deb --no-build
     cargo generate-rpm
