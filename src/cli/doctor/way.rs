@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     app::reach::Reach,
+    backend::{OpenError, StreamFault},
     config::{Namespace, PortRef, Workload},
     k8s::{
         client::Cluster,
@@ -143,7 +144,7 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
         let lease = reach.forwards.tunnels().acquire(&target, Duration::from_secs(60)).await?;
         let took = started.elapsed();
         lease.probe(SETTLE).await?;
-        Ok::<_, crate::tunnel::OpenError>((took, lease.endpoint().protocol))
+        Ok::<_, OpenError>((took, lease.endpoint().protocol))
     };
     let check = match done.await {
         Ok((took, protocol)) => {
@@ -154,6 +155,11 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
                 took.as_millis()
             );
             Check::new("pod-stream", GROUP, Status::Ok, says).took(took)
+        }
+        // It has come to the pod, which is what this asks; whether the port listens is a question of the target.
+        Err(OpenError::Stream(StreamFault::Refused { port })) => {
+            let says = format!("a stream comes to pod {}/{}, whose port {port} refuses it", found.namespace, found.pod);
+            Check::new("pod-stream", GROUP, Status::Ok, says).took(started.elapsed())
         }
         Err(error) => Check::new(
             "pod-stream",
