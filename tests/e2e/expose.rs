@@ -230,6 +230,7 @@ fn gets(url: &str, is_laptop: bool) {
 }
 
 #[test]
+#[ignore = "it takes over Services that the other tests use: cargo test --features e2e --test e2e expose:: -- --ignored"]
 fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
     world();
     relays();

@@ -123,6 +123,8 @@ pub struct Tunnel {
     pub state: String,
     /// The pods that are reached now.
     pub pods: Vec<String>,
+    /// The same as one text, as it was before there was a format. null: none.
+    pub pod: Option<String>,
     /// How bytes travel: `spdy`, `spdy over websocket`.
     pub protocol: Option<String>,
     /// Upgraded connections to the API server that are open.
@@ -375,6 +377,7 @@ impl Tunnel {
             target: snapshot.id.to_string(),
             state: snapshot.state.to_owned(),
             pods: snapshot.pods.clone(),
+            pod: (!snapshot.pods.is_empty()).then(|| snapshot.pods.join(", ")),
             protocol: snapshot.protocol.map(str::to_owned),
             connections: snapshot.connections,
             streams: snapshot.streams,
