@@ -29,6 +29,10 @@ e2e:
 endurance:
     cargo test --test it endurance:: -- --ignored --test-threads 1
 
+# Takeovers of Services that the other tests use, so alone, on the cluster that KUBECONFIG names
+e2e-takeovers:
+    cargo test --features e2e --test e2e services_are_taken_over -- --ignored
+
 # What happens when parts of the cluster restart or hang; $1 is the program that does that to them
 e2e-faults cluster:
     ADIT_E2E_CLUSTER={{cluster}} cargo test --features e2e --test e2e -- --ignored --test-threads 1
