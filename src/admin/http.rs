@@ -61,7 +61,7 @@ pub async fn serve_one<F: Future<Output = Response<Body>>>(
         }
     };
     tokio::select! {
-        // What goes wrong on it is the caller's to tell.
+        // The caller reports its errors.
         _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades() => {}
         () = late => {}
     }

@@ -1,4 +1,4 @@
-//! Where everything that is told of a running adit comes from.
+//! The state of a running adit, for the API, the metrics and the log.
 
 use std::{
     collections::BTreeMap,

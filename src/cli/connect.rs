@@ -52,10 +52,7 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let quiet = args.quiet;
-    match up::run_to_end(start(globals, args)) {
-        Err(error) if quiet => Ok(error.exit_code()),
-        ended => ended,
-    }
+    up::run_quietly(quiet, start(globals, args))
 }
 
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {

@@ -44,7 +44,7 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         listeners,
     };
     let units = systemd::files(&service("/usr/bin/adit", defaults::loopback(defaults::PORT)), "".as_ref());
-    let agent = launchd::file(&service("/usr/local/bin/adit", Vec::new()), "".as_ref(), "/tmp/adit.log".as_ref());
+    let agent = launchd::file(&service("/usr/local/bin/adit", Vec::new()), "".as_ref(), None);
     files.extend(units.into_iter().chain([agent]).map(|file| (file.path, file.text.into_bytes())));
     Ok(files)
 }

@@ -93,7 +93,7 @@ impl Manager {
             Self::Systemd => systemd::files(service, &folder),
             Self::Launchd => {
                 let log = folder.with_file_name("Logs").join("adit.log");
-                vec![launchd::file(service, &folder, &log)]
+                vec![launchd::file(service, &folder, Some(&log))]
             }
         })
     }

@@ -67,6 +67,14 @@ pub fn run_to_end<T>(main: impl Future<Output = Result<T, CliError>>) -> Result<
     ended
 }
 
+/// Does the same for a command. `quiet`: an error gives its exit code, and no text.
+pub fn run_quietly(quiet: bool, main: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
+    match run_to_end(main) {
+        Err(error) if quiet => Ok(error.exit_code()),
+        ended => ended,
+    }
+}
+
 /// Raises the open-file limit to what the system allows without asking: each connection is one, and shells start
 /// programs with 256 (macOS) or 1,024 (Linux).
 pub fn raise_open_file_limit() {

@@ -6,8 +6,9 @@ use super::{Service, ServiceFile, escaped};
 
 pub const LABEL: &str = "dev.adit";
 
-/// Returns the agent for `folder`, which is `~/Library/LaunchAgents`. launchd passes no listeners to it.
-pub fn file(service: &Service, folder: &Path, log: &Path) -> ServiceFile {
+/// Returns the agent for `folder`, which is `~/Library/LaunchAgents`. launchd passes no listeners to it. `log`: the file for standard
+/// error. None: launchd discards it.
+pub fn file(service: &Service, folder: &Path, log: Option<&Path>) -> ServiceFile {
     let mut text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
                     <!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n\
                     <plist version=\"1.0\">\n<dict>\n"
@@ -22,8 +23,10 @@ pub fn file(service: &Service, folder: &Path, log: &Path) -> ServiceFile {
     }
     text += "  </dict>\n  <key>RunAtLoad</key>\n  <true/>\n  <key>KeepAlive</key>\n  <dict>\n\
              \x20   <key>SuccessfulExit</key>\n    <false/>\n  </dict>\n  <key>ProcessType</key>\n  <string>Interactive</string>\n";
-    let log = xml(&log.to_string_lossy());
-    let _ = write!(text, "  <key>StandardErrorPath</key>\n  <string>{log}</string>\n</dict>\n</plist>\n");
+    if let Some(log) = log {
+        let _ = write!(text, "  <key>StandardErrorPath</key>\n  <string>{}</string>\n", xml(&log.to_string_lossy()));
+    }
+    text += "</dict>\n</plist>\n";
     ServiceFile { path: folder.join(format!("{LABEL}.plist")), text }
 }
 
@@ -44,7 +47,7 @@ mod tests {
             environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/<x>".to_owned())]),
             listeners: Vec::new(),
         };
-        let file = file(&service, Path::new("/agents"), Path::new("/logs/adit.log"));
+        let file = file(&service, Path::new("/agents"), Some(Path::new("/logs/adit.log")));
         assert_eq!(file.path, Path::new("/agents/dev.adit.plist"));
         for part in ["<string>/Applications/a &amp; b/adit</string>", "<string>/usr/bin:/&lt;x&gt;</string>"] {
             assert!(file.text.contains(part), "{}", file.text);

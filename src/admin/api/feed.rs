@@ -152,7 +152,7 @@ impl Default for Feed {
     }
 }
 
-/// What a reader gets next.
+/// The next event for a reader.
 enum Next {
     Changes(Bytes, u64),
     /// It has missed more than is kept.
@@ -205,7 +205,7 @@ impl Reader {
         state.readers += 1;
         if !state.is_looking {
             state.is_looking = true;
-            // What has changed while nobody looked is nobody's news.
+            // Changes from before the first reader are in its snapshot.
             feed.look(source, &mut state);
             let (source, drain) = (source.clone(), source.drain().clone());
             drain.clone().spawn(async move {

@@ -1,4 +1,4 @@
-//! What commands wait for that is a person's to do: a sign-in in a browser, a code, a touch of a key.
+//! Commands that wait for a person: for a sign-in in a browser, a code, or the touch of a security key.
 
 use std::{
     collections::VecDeque,
