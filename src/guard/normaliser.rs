@@ -11,8 +11,8 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -22,8 +22,8 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use self::gate::Follows;
 pub use self::gate::{Busy, Gate, Refused};
-use self::gate::{HTTP, WAITING};
 use crate::wire::http1::{self, Framing, Piece, Refusal};
 
 /// Longer than any method that is taken for HTTP when a connection is sniffed.
@@ -136,23 +136,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
                 }
                 Ok(Look::Again)
             }
-            Next::Held => match self.gate.after_upgrade.swap(WAITING, Ordering::Acquire) {
-                WAITING => Ok(Look::Held),
-                HTTP => {
-                    self.next = Next::Head;
-                    Ok(Look::Again)
-                }
-                _ => {
-                    self.next = Next::Switched;
-                    Ok(Look::Again)
-                }
-            },
+            Next::Held => Ok(self.take_upgrade(None)),
             Next::Switched => {
                 self.pass = u64::MAX;
                 Ok(Look::Again)
             }
             Next::Nothing => Ok(Look::Held),
         }
+    }
+
+    /// Looks whether the answer to an upgrade has come; where it has not, `waker` is woken when it does.
+    fn take_upgrade(&mut self, waker: Option<&Waker>) -> Look {
+        match self.gate.upgrade.take(waker) {
+            None => return Look::Held,
+            Some(Follows::Http) => self.next = Next::Head,
+            Some(Follows::Switched) => self.next = Next::Switched,
+        }
+        Look::Again
     }
 
     fn head(&mut self) -> Result<Option<()>, Refusal> {
@@ -176,7 +176,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
             self.pending = BytesMut::from(&encoded[..]);
             self.pending.unsplit(rest);
         }
-        self.gate.let_through.fetch_add(1, Ordering::Relaxed);
+        self.gate.progress.let_through();
         (self.pass, self.next) = match head.framing {
             Framing::Length(body) => ((length as u64).saturating_add(body), Next::after(head.has_upgrade)),
             Framing::Chunked => (length as u64, Next::Chunk { has_upgrade: head.has_upgrade }),
@@ -197,8 +197,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
     }
 
     fn refuse(&mut self, refused: Refused) {
-        // It is the last one of its connection.
-        let _ = self.gate.refused.set(refused);
+        self.gate.refuse(refused);
         let stand_in = format!("{REFUSED} / HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n");
         self.pending = BytesMut::from(stand_in.as_bytes());
         (self.pass, self.next) = (self.pending.len() as u64, Next::Nothing);
@@ -303,10 +302,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                 Look::Fill => match this.poll_fill(cx) {
                     Poll::Ready(Ok(true)) => {}
                     // The server learns of the end of a client that waits for its answer when it is gone.
-                    Poll::Ready(Ok(false)) if this.next == Next::Head && this.gate.is_busy() => {
-                        this.gate.server.register(cx.waker());
-                        // The answer may have ended just now.
-                        return if this.gate.is_busy() { this.poll_gone(cx).map(Ok) } else { Poll::Ready(Ok(())) };
+                    Poll::Ready(Ok(false)) if this.next == Next::Head && this.gate.progress.is_busy(cx.waker()) => {
+                        return this.poll_gone(cx).map(Ok);
                     }
                     Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -314,8 +311,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                         Next::Head if this.pending.is_empty() => {
                             // The server does not ask again by itself when the answer has ended: without this, the time
                             // of an idle connection would never begin.
-                            this.gate.server.register(cx.waker());
-                            if this.gate.is_busy() {
+                            if this.gate.progress.is_busy(cx.waker()) {
                                 this.since = None;
                                 return Poll::Pending;
                             }
@@ -335,8 +331,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
                     },
                 },
                 Look::Held => {
-                    this.gate.server.register(cx.waker());
-                    if this.next == Next::Held && this.gate.after_upgrade.load(Ordering::Acquire) != WAITING {
+                    if this.next == Next::Held && matches!(this.take_upgrade(Some(cx.waker())), Look::Again) {
                         continue;
                     }
                     if this.pending.len() < CHUNK && !this.client_ended && this.next == Next::Held {
@@ -384,7 +379,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
     /// What the server has written before is out, and it has not begun with the answer: here interim responses belong.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interim(cx))?;
-        self.interim = self.gate.take_interim();
+        self.interim = self.gate.interim.take();
         ready!(self.poll_interim(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }

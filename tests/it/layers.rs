@@ -94,6 +94,44 @@ fn only_one_file_knows_yaml() {
     assert_eq!(users, [PathBuf::from("config/file.rs")]);
 }
 
+/// What is a line of stations must not become a knot again.
+#[test]
+fn parts_of_the_http_front_do_not_use_each_other_in_a_circle() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/frontend/http");
+    let files: Vec<(String, PathBuf)> = rust_files(&folder)
+        .into_iter()
+        .map(|file| (module_of(&folder, &file), file))
+        .filter(|(part, _)| part != "tests")
+        .collect();
+    let parts: BTreeSet<&str> = files.iter().map(|(part, _)| part.as_str()).collect();
+    let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (part, file) in &files {
+        let text = fs::read_to_string(file).expect("a source file is readable");
+        let used = parts_used(production_part(&text), &parts);
+        uses.entry(part).or_default().extend(used.into_iter().filter(|used| used != part));
+    }
+    assert!(uses["access"].contains("body") && uses["upstream"].contains("http2"), "uses are seen: {uses:?}");
+    // What uses nothing that is left can be taken away, until nothing is left.
+    while let Some(free) = uses.iter().find(|(_, used)| used.iter().all(|part| !uses.contains_key(part))) {
+        let free = *free.0;
+        uses.remove(free);
+    }
+    assert!(uses.is_empty(), "a circle, and what uses it: {uses:?}");
+}
+
+/// Returns which of `parts` the `use` declarations of our own name.
+fn parts_used<'a>(text: &str, parts: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+    let ours = ["use super::", "use crate::", "use self::", "pub use "];
+    let mut used = BTreeSet::new();
+    for declaration in text.split(';').map(|part| part.trim_start_matches(|c: char| c.is_whitespace())) {
+        let at = ours.iter().filter_map(|start| declaration.find(start)).min();
+        let Some(declaration) = at.map(|at| &declaration[at..]) else { continue };
+        let words = declaration.split(|c: char| !c.is_alphanumeric() && c != '_');
+        used.extend(words.filter_map(|word| parts.get(word)));
+    }
+    used
+}
+
 #[test]
 fn groups_and_paths_are_both_seen() {
     let text = "use crate::{\n    io::{BoxedIo, splice},\n    routing::Target,\n};\nfn f(_: crate::drain::Drain) {}";

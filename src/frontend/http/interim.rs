@@ -7,8 +7,18 @@ use std::{future::poll_fn, pin::pin, sync::Arc};
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_LENGTH};
 
-use super::{headers, http2::server::InterimSender};
+use super::headers;
 use crate::guard::normaliser::Gate;
+
+/// The way to a client of HTTP/2; an extension of its request.
+#[derive(Clone)]
+pub struct ToClient(Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>);
+
+impl ToClient {
+    pub fn new(send: impl Fn(StatusCode, HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(send))
+    }
+}
 
 /// Is told what the pod says of a request before it answers; an extension of that request.
 #[derive(Clone)]
@@ -32,14 +42,14 @@ pub struct Interim(Option<(Arc<Gate>, u64)>);
 impl Interim {
     /// Puts a listener into the request. `version`: the client's. `gate`: of his connection, where that is of HTTP/1.
     pub fn of<B>(request: &mut Request<B>, version: Version, gate: Option<&Arc<Gate>>) -> Self {
-        if let Some(client) = request.extensions_mut().remove::<InterimSender>() {
-            request.extensions_mut().insert(Listener(Arc::new(move |status, headers| client.send(status, headers))));
+        if let Some(ToClient(send)) = request.extensions_mut().remove::<ToClient>() {
+            request.extensions_mut().insert(Listener(send));
         }
         let Some(gate) = gate.filter(|_| version == Version::HTTP_11) else { return Self(None) };
-        let (gate, number) = (gate.clone(), gate.hear_interim());
+        let (gate, number) = (gate.clone(), gate.interim.hear());
         let telling = gate.clone();
         request.extensions_mut().insert(Listener(Arc::new(move |status, headers| {
-            telling.tell_interim(number, &head(status, &headers));
+            telling.interim.tell(number, &head(status, &headers));
         })));
         Self(Some((gate, number)))
     }
@@ -50,11 +60,11 @@ impl Interim {
         let mut sending = pin!(sending);
         let sent = poll_fn(|cx| {
             // The server's task is woken: it flushes, and that is when the client gets it.
-            gate.interim_said.register(cx.waker());
+            gate.interim.register(cx.waker());
             sending.as_mut().poll(cx)
         })
         .await;
-        gate.forget_interim(number);
+        gate.interim.forget(number);
         sent
     }
 }

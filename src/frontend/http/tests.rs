@@ -10,8 +10,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+    header::{CONNECTION, HOST, UPGRADE},
+};
 use http_body_util::StreamBody;
 use hyper::{body::Frame, client::conn, server::conn::http2};
 use hyper_util::rt::TokioExecutor;
@@ -23,6 +27,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     super::{protocol, tls::certs::Certs},
+    admit::authority,
+    body::body_of,
     *,
 };
 use crate::{

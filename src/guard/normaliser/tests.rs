@@ -44,9 +44,9 @@ async fn what_follows_an_upgrade_waits_for_its_answer() {
         let mut head = vec![0; request.len()];
         server.read_exact(&mut head).await.unwrap();
         let mut next = [0; 4];
-        let _busy = gate.busy();
+        let _busy = gate.progress.begin();
         assert!(tokio::time::timeout(Duration::from_secs(5), server.read(&mut next)).await.is_err());
-        gate.answered_upgrade(switched);
+        gate.upgrade.answered(switched);
         server.read_exact(&mut next).await.unwrap();
         assert_eq!(&next, if switched { b"\x81\x00no" } else { b"ADIT" });
     }
@@ -135,7 +135,7 @@ async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let mut server = Normaliser::new(server, gate.clone());
     server.read_exact(&mut [0; 27]).await.unwrap();
-    let busy = gate.busy();
+    let busy = gate.progress.begin();
     // The server asks once while it answers, and then only when it is woken.
     let reading = tokio::spawn(async move { (server.read(&mut [0; 1]).await.unwrap(), Instant::now()) });
     tokio::time::sleep(3 * idle).await;
@@ -165,7 +165,7 @@ async fn a_client_that_ended_its_direction_gets_its_answer_while_there_is_one() 
     let mut server = Normaliser::new(server, gate.clone());
     let mut head = [0; 27];
     server.read_exact(&mut head).await.unwrap();
-    let busy = gate.busy();
+    let busy = gate.progress.begin();
     let mut next = [0; 1];
     for _ in 0..5 {
         assert!(tokio::time::timeout(Duration::from_secs(8), server.read(&mut next)).await.is_err());

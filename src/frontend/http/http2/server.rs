@@ -41,6 +41,7 @@ use crate::{
     frontend::http::{
         body::{Body, body_of},
         headers,
+        interim::ToClient,
     },
     io::{BoxedIo, accept::Limits},
 };
@@ -54,7 +55,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How many interim responses to one request may wait to be sent; those beyond are left out.
 const MOST_INTERIM: usize = 16;
 
-/// Sends interim responses to the client; an extension of each request.
+/// Sends interim responses to the client.
 #[derive(Clone)]
 pub struct InterimSender(mpsc::Sender<Response<()>>);
 
@@ -188,7 +189,8 @@ impl Stream {
         let (interim_sender, interim) = mpsc::channel(MOST_INTERIM);
         let interim_sender = InterimSender(interim_sender);
         let (mut parts, received) = request.into_parts();
-        parts.extensions.insert(interim_sender.clone());
+        let to_client = interim_sender.clone();
+        parts.extensions.insert(ToClient::new(move |status, headers| to_client.send(status, headers)));
         let (mut switching, mut rest) = (None, None);
         let body = if parts.method == Method::CONNECT {
             let (sender, receiver) = oneshot::channel();

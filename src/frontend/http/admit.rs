@@ -1,0 +1,77 @@
+//! The first station: whom a request is for, and whether it may go on. Nothing is asked of a cluster here.
+
+use http::{HeaderValue, Method, Request, StatusCode, header::HOST};
+
+use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, upgrade};
+use crate::{
+    guard::{normaliser::Refused, origin},
+    routing::{Route, table},
+    wire::http1::Refusal,
+};
+
+/// A request that may go on.
+pub struct Admitted {
+    pub route: Route,
+    /// As the client wrote it.
+    pub authority: String,
+    /// Lower case, without port.
+    pub host: String,
+}
+
+impl HttpFrontend {
+    /// Decides whether a request may go on, and where to.
+    pub(super) fn admit(&self, request: &Request<Body>, exchange: &mut Exchange) -> Result<Admitted, Page> {
+        let authority = authority(request)?;
+        exchange.access.host(&authority);
+        let host = table::normalise(&authority);
+        if self.identity.is_loop(request.headers()) {
+            return Err(pages::in_a_circle(&host));
+        }
+        let route = self.sites.route(&host, request).map_err(|page| match page.code {
+            pages::INDEX => page.with_hints(self.waits()),
+            _ => page,
+        })?;
+        let route = route.for_client(exchange.arrival.tls);
+        exchange.access.route(&route.name);
+        let switches = upgrade::asked_protocol(request).is_some();
+        origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
+            .map_err(|foreign| pages::foreign(&foreign, &host))?;
+        Ok(Admitted { route, authority, host })
+    }
+
+    /// Returns what the page of adit's own names says beside its list.
+    fn waits(&self) -> impl Iterator<Item = String> {
+        let waits = self.tunnels.sign_ins().into_iter().flat_map(|sign_in| {
+            let user = sign_in.user;
+            sign_in.said.into_iter().map(move |line| format!("{user} says: {line}"))
+        });
+        self.protocols.wrong_hints().into_iter().chain(waits)
+    }
+}
+
+/// Returns whom a request is for: the authority of its target, else its Host header.
+pub(super) fn authority<B>(request: &Request<B>) -> Result<String, Page> {
+    let refuse = |refusal: Refusal| Err(pages::refused(Some(Refused::Ambiguous(refusal))));
+    // Over HTTP/2 it may be an extended one.
+    if request.method() == Method::CONNECT && upgrade::asked_protocol(request).is_none() {
+        return refuse(Refusal::Connect);
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match hosts.next().map(HeaderValue::to_str).transpose() {
+        Ok(host) => host,
+        Err(_) => return refuse(Refusal::Host),
+    };
+    if hosts.next().is_some() {
+        return refuse(Refusal::TwoHosts);
+    }
+    match (request.uri().authority(), host) {
+        (Some(authority), Some(host)) if table::normalise(authority.as_str()) != table::normalise(host) => {
+            let title = "the request is for one host and names another";
+            Err(Page::new(StatusCode::BAD_REQUEST, "ambiguous", title))
+        }
+        (Some(authority), _) if authority.as_str().contains('@') => refuse(Refusal::Host),
+        (Some(authority), None) => Ok(authority.to_string()),
+        (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
+        _ => Err(Page::new(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is")),
+    }
+}

@@ -1,0 +1,124 @@
+//! One request and its answer, from the first station to the last: [`admit`](super::admit), [`forward`](super::forward),
+//! [`respond`](super::respond).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, UPGRADE},
+};
+use http_body_util::BodyExt;
+
+use super::{
+    HttpFrontend,
+    access::{Access, Tracked},
+    body::{Body, body_of},
+    error_page::Page,
+    http2, pages,
+};
+use crate::{
+    drain::Drain,
+    frontend::Connection,
+    guard::normaliser::{Busy, Gate, REFUSED},
+    journal::Journal,
+    metrics::Metrics,
+};
+
+/// How a request came.
+#[derive(Clone)]
+pub struct Arrival {
+    pub connection: Arc<Connection>,
+    /// The client's bytes came through TLS that we ended.
+    pub tls: bool,
+    pub drain: Drain,
+    /// What stands before the server; None for HTTP/2.
+    pub gate: Option<Arc<Gate>>,
+}
+
+/// What is known of a request until its answer has begun.
+pub struct Exchange {
+    pub arrival: Arrival,
+    pub version: Version,
+    pub access: Access,
+    /// The request's headers as they came.
+    headers: HeaderMap,
+    is_head: bool,
+    /// It stands in for one that was refused.
+    is_refused: bool,
+    /// The client's connection answers a request.
+    busy: Option<Busy>,
+}
+
+impl HttpFrontend {
+    /// Answers a request.
+    pub(super) async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
+        let mut exchange = Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone());
+        let admitted = match exchange.refusal() {
+            Some(page) => Err(page),
+            None => self.admit(&request, &mut exchange),
+        };
+        let answered = match admitted {
+            Ok(admitted) => self.forward(request, admitted, &mut exchange).await,
+            Err(page) => {
+                if exchange.version == Version::HTTP_2 {
+                    http2::glance_at(request.into_body()).await;
+                }
+                Err(page)
+            }
+        };
+        exchange.end(answered)
+    }
+}
+
+impl Exchange {
+    fn begin(request: &Request<Body>, arrival: Arrival, metrics: Arc<Metrics>, journal: Arc<Journal>) -> Self {
+        let is_refused = request.method().as_str() == REFUSED;
+        if !is_refused {
+            arrival.connection.place.settle();
+        }
+        Self {
+            busy: arrival.gate.as_ref().map(|gate| gate.progress.begin()),
+            version: request.version(),
+            access: Access::start(request, arrival.connection.id, metrics, journal),
+            headers: request.headers().clone(),
+            is_head: request.method() == Method::HEAD,
+            is_refused,
+            arrival,
+        }
+    }
+
+    /// Returns the page where the guard has refused the request.
+    fn refusal(&self) -> Option<Page> {
+        let gate = self.arrival.gate.as_ref().filter(|_| self.is_refused)?;
+        Some(pages::refused(gate.refused()))
+    }
+
+    /// Keeps the client's connection busy until an answer's body has ended, and writes the line of the log then.
+    pub fn track(&mut self, body: Body) -> Tracked {
+        Tracked::new(body, self.access.take()).keeping(self.busy.as_ref().map(Busy::another))
+    }
+
+    /// Ends with an answer, or with the page instead of one.
+    fn end(mut self, answered: Result<Response<Body>, Page>) -> Response<Body> {
+        let response = answered.unwrap_or_else(|page| self.page(page));
+        if let Some(gate) = self.arrival.gate.filter(|_| self.headers.contains_key(UPGRADE)) {
+            gate.upgrade.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+        }
+        response
+    }
+
+    fn page(&mut self, page: Page) -> Response<Body> {
+        let code = page.code;
+        self.access.error = Some(code);
+        let port = self.arrival.connection.local.port();
+        let (mut parts, body) = page.into_response(&self.headers, port, self.arrival.tls).into_parts();
+        self.access.status = parts.status;
+        if (self.is_refused || code == "ambiguous") && self.version < Version::HTTP_2 {
+            // Where one reader sees the end of such a request another sees the start of the next one.
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let body = if self.is_head { Bytes::new() } else { body };
+        Response::from_parts(parts, self.track(body_of(body)).boxed_unsync())
+    }
+}

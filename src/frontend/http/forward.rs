@@ -1,0 +1,104 @@
+//! The second station: a request on its way to the pod, as a proxy sends it on.
+
+use http::{Request, Response, uri::PathAndQuery};
+
+use super::{
+    HttpFrontend,
+    admit::Admitted,
+    body::Body,
+    error_page::Page,
+    exchange::Exchange,
+    headers::{self, Hop},
+    interim::Interim,
+    pages,
+    respond::Forwarded,
+    rewrite::Names,
+    upgrade::Asked,
+    upstream::Way,
+};
+use crate::{config::HostHeader, frontend::protocol::Asks, routing::Route, tunnel::Lease};
+
+impl HttpFrontend {
+    /// Sends a request to its pod, and returns the client's answer.
+    pub(super) async fn forward(
+        &self,
+        mut request: Request<Body>,
+        admitted: Admitted,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Body>, Page> {
+        let Admitted { route, host, .. } = &admitted;
+        let lease = self.acquire(route, host, pages::is_shown(&request)).await?;
+        exchange.access.tunnel(&lease);
+        let asked = Asked::of(&mut request);
+        let asks = Asks::of(&request, exchange.arrival.tls, asked.is_some());
+        let names = self.names(route, &lease, asks);
+        let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+        self.prepare(&mut request, &admitted, names.as_ref(), exchange);
+        if let Some(asked) = &asked {
+            asked.into_http1(&mut request);
+        }
+        let interim = Interim::of(&mut request, exchange.version, exchange.arrival.gate.as_ref());
+        let way = Way { route, lease: &lease, host, asks };
+        let sent = interim.beside(self.upstreams.send(&way, request)).await;
+        let answered = sent.map_err(|error| {
+            lease.note_error(&pages::describe(&error));
+            pages::unanswered(&error, host, route, &lease)
+        })?;
+        self.respond(answered, Forwarded { admitted, lease, asked, names, target }, exchange)
+    }
+
+    /// Returns the lease. A browser, which shows what it gets, has a page meanwhile where a person has to sign in first.
+    async fn acquire(&self, route: &Route, host: &str, is_shown: bool) -> Result<Lease, Page> {
+        let acquiring = async {
+            let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
+            acquired.map_err(|error| pages::unopened(&error, host, route))
+        };
+        if !is_shown {
+            return acquiring.await;
+        }
+        tokio::select! {
+            acquired = acquiring => acquired,
+            report = self.tunnels.sign_in_due(&route.target) => Err(pages::signing_in(&report)),
+        }
+    }
+
+    /// Returns what the backend is called, where it is told so, or its redirects come back.
+    fn names(&self, route: &Route, lease: &Lease, asks: Asks) -> Option<Names> {
+        let endpoint = lease.endpoint();
+        let scheme = self.protocols.choose(route, &endpoint, asks).scheme;
+        let server_name = route.options.tls.server_name.as_deref();
+        match &route.options.host {
+            HostHeader::Fixed(host) => Some(Names::fixed(host)),
+            header => (*header == HostHeader::Own || route.options.rewrite_location == Some(true))
+                .then_some(route.target.pods())
+                .flatten()
+                .map(|target| Names::of(target, scheme, endpoint.port.number, server_name)),
+        }
+    }
+
+    /// Sets and removes headers as a proxy does, and as the route says.
+    fn prepare(
+        &self,
+        request: &mut Request<Body>,
+        Admitted { route, authority, .. }: &Admitted,
+        names: Option<&Names>,
+        exchange: &Exchange,
+    ) {
+        let headers = request.headers_mut();
+        headers::remove_hop_by_hop(headers);
+        let (connection, tls) = (&exchange.arrival.connection, exchange.arrival.tls);
+        let mut hop = Hop { peer: connection.peer, local: connection.local, host: authority, tls };
+        match (&route.options.host, names) {
+            (HostHeader::Own, Some(names)) => names.into_request(headers),
+            (HostHeader::Fixed(_), Some(names)) => {
+                names.into_request(headers);
+                names.into_origin(headers, authority, tls);
+                hop.host = names.own();
+            }
+            _ => {}
+        }
+        headers::set_forwarded(headers, hop);
+        self.identity.mark(headers, exchange.version);
+        headers::apply(&route.options.request_headers, headers);
+    }
+}

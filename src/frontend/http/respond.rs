@@ -1,0 +1,96 @@
+//! The last station: the pod's answer on its way to the client.
+
+use http::{HeaderValue, Response, StatusCode, uri::PathAndQuery};
+use http_body_util::BodyExt;
+
+use super::{
+    HttpFrontend,
+    admit::Admitted,
+    body::{Body, body_of},
+    error_page::{NOT_READY, Page},
+    exchange::Exchange,
+    headers,
+    rewrite::{Names, Redirects},
+    upgrade::Asked,
+    upstream::Answered,
+};
+use crate::{config::Scheme, tunnel::Lease};
+
+/// A request that was sent to its pod.
+pub struct Forwarded {
+    pub admitted: Admitted,
+    pub lease: Lease,
+    /// The other protocol that the client has asked for.
+    pub asked: Option<Asked>,
+    /// What the backend is called, where that matters.
+    pub names: Option<Names>,
+    /// What the client has asked for.
+    pub target: PathAndQuery,
+}
+
+impl HttpFrontend {
+    /// Returns what the client gets of the pod's answer.
+    pub(super) fn respond(
+        &self,
+        Answered { mut response, returning, scheme, pod, retries }: Answered,
+        forwarded: Forwarded,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Body>, Page> {
+        exchange.access.sent(&pod, retries);
+        exchange.access.answered(response.status(), response.headers());
+        let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
+            .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));
+        let (mut parts, body) = response.into_parts();
+        headers::remove_hop_by_hop(&mut parts.headers);
+        self.lead_back(&mut parts.headers, scheme, &forwarded, exchange);
+        let Forwarded { admitted, lease, asked, .. } = forwarded;
+        let route = admitted.route;
+        if let Some(reason) = lease.not_ready().and_then(|reason| HeaderValue::try_from(reason).ok()) {
+            parts.headers.insert(NOT_READY, reason);
+        }
+        headers::apply(&route.options.response_headers, &mut parts.headers);
+        match (asked, switched) {
+            (Some(asked), Some((Some(_), backend))) => {
+                asked.tell(&mut parts.headers);
+                if asked.is_extended() {
+                    // What 101 is in HTTP/1.1 (RFC 8441, section 5).
+                    parts.status = StatusCode::OK;
+                }
+                asked.join(backend, lease, exchange.access.take(), &exchange.arrival.drain);
+                return Ok(Response::from_parts(parts, body_of("")));
+            }
+            (_, Some(_)) => {
+                let cause = Some("it answered 101 without being asked to switch, or does not say to what".to_owned());
+                let title = format!("no answer from {}", route.target);
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "switched", title) });
+            }
+            // A success would tell the client that there is a tunnel now.
+            (Some(asked), None) if asked.is_extended() && parts.status.is_success() => {
+                let cause = Some(format!("it answered {} to a request to switch the protocol", parts.status));
+                let title = format!("{} does not switch", route.target);
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "no-switch", title) });
+            }
+            _ => {}
+        }
+        let body = exchange.track(body).holding(lease, returning);
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// Leads redirects and cookies back to the name that the client used, as the route says.
+    fn lead_back(&self, headers: &mut http::HeaderMap, scheme: Scheme, forwarded: &Forwarded, exchange: &Exchange) {
+        let Admitted { route, authority, .. } = &forwarded.admitted;
+        if route.options.rewrite_location == Some(false) {
+            return;
+        }
+        let local_port = exchange.arrival.connection.local.port();
+        let redirects = Redirects {
+            authority,
+            tls: exchange.arrival.tls,
+            target: &forwarded.target,
+            https_port: self.sites.https_port(authority, local_port),
+            backend_tls: scheme == Scheme::Https,
+            own: forwarded.names.as_ref().filter(|_| route.options.rewrite_location == Some(true)),
+        };
+        redirects.lead_back(headers);
+    }
+}
