@@ -21,6 +21,7 @@ pub mod journal;
 pub mod metrics;
 pub mod telemetry;
 pub mod tls;
+pub mod trust;
 
 pub mod config;
 pub mod routing;

@@ -38,5 +38,10 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         false => parts.join(", "),
     };
     let notes: String = config.notes.iter().map(|note| format!("note: {note}\n")).collect();
-    print(&format!("{} is valid: {parts}\n{notes}", path.display()))
+    let beyond = super::trust::beyond(&config);
+    let beyond: String = beyond
+        .iter()
+        .map(|name| format!("note: https for {name} needs 'adit trust install --names {name}'\n"))
+        .collect();
+    print(&format!("{} is valid: {parts}\n{notes}{beyond}", path.display()))
 }

@@ -129,6 +129,9 @@ async fn checks(
     problem: Option<&crate::config::problem::LoadError>,
     target: Option<&str>,
 ) -> Vec<Check> {
+    // certutil may take its time.
+    let config = scope.router.config.clone();
+    let of_stores = tokio::task::spawn_blocking(move || trust::checks(&config));
     let of_contexts = async {
         let checks = scope.contexts.iter().map(|of| timed(scope, of));
         join_all(checks).await.into_iter().flatten().collect::<Vec<_>>()
@@ -146,7 +149,7 @@ async fn checks(
         within(Group::Running, "running-adit", running::checks(scope)),
     );
     let mut all = machine;
-    all.extend(trust::checks());
+    all.extend(of_stores.await.unwrap_or_default());
     all.extend(kubeconfig::files(scope));
     all.extend(of_contexts);
     all.extend(of_target);

@@ -23,6 +23,7 @@ pub mod service;
 pub mod status;
 pub mod stop;
 pub mod supervise;
+mod trust;
 pub mod up;
 pub mod url;
 pub mod version;
@@ -135,6 +136,8 @@ enum Command {
     Service(service::Args),
     /// Run a relay
     Server(Box<server::Args>),
+    /// Trust adit's certificates in browsers and programs
+    Trust(trust::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
     /// Write manual pages, completions and service files for a package
@@ -193,6 +196,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Server(args) => return server::run(globals, *args),
         Command::Service(args) => return service::run(globals, args),
         Command::Supervise(args) => return supervise::run(&args),
+        Command::Trust(args) => return trust::run(globals, args),
         Command::Routes(args) => return block_on(routes::run(globals, args)),
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),

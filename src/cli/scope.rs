@@ -19,6 +19,7 @@ const USES: &[(&str, &[&[&str]])] = &[
     ("expose", &[CLUSTER, &["verbose", "log_format"]]),
     ("service", &[CLUSTER, &["listen", "verbose"]]),
     ("server", &[&["listen", "verbose", "log_format"]]),
+    ("trust", &[&["config"]]),
     ("completion", &[]),
     ("version", &[]),
 ];

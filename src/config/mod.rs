@@ -277,6 +277,15 @@ pub enum PortRef {
     Https,
 }
 
+/// What becomes of a client's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientTls {
+    /// It ends here, behind a certificate of ours.
+    Terminate,
+    /// It goes on to a backend that speaks TLS.
+    Passthrough,
+}
+
 /// What a backend is sent as Host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostHeader {
@@ -311,6 +320,9 @@ pub struct HttpRoute {
 pub struct HttpOptions {
     /// None: from the port's appProtocol, its name, its number.
     pub scheme: Option<Scheme>,
+    /// What becomes of a client's TLS. None: it is passed through to a backend that speaks it, and ended where an authority of this user
+    /// vouches for the name and no port is named.
+    pub client_tls: Option<ClientTls>,
     /// How an https backend is spoken to.
     pub tls: BackendTls,
     /// Changes of the request's headers, after adit's own.

@@ -114,6 +114,8 @@ struct HttpRoute {
     port: Option<Port>,
     /// What the backend speaks. Default: told by the port's appProtocol, name and number.
     scheme: Option<Scheme>,
+    /// Terminate a client's TLS here, or pass it through to a backend that speaks TLS. Default: passthrough; terminate with a CA of adit trust install where no port is named.
+    tls: Option<ClientTls>,
     /// Default: that of http.
     idle_timeout: Option<GoDuration>,
     /// The pod to go through, to a target that only the cluster can reach.
@@ -170,6 +172,14 @@ enum Scheme {
     Http,
     Https,
     H2c,
+}
+
+/// What becomes of a client's TLS.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ClientTls {
+    Terminate,
+    Passthrough,
 }
 
 /// Whether each connection starts with a PROXY header. Default: off.

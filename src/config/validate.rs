@@ -22,9 +22,9 @@ use ::http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere, ForwardProxy,
-    HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace, PortRef,
-    ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
+    BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere,
+    ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace,
+    PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
@@ -60,6 +60,7 @@ pub(super) const HTTP_ROUTE: &[&str] = &[
     "target",
     "method",
     "scheme",
+    "tls",
     "idle_timeout",
     "verify",
     "ca",

@@ -23,13 +23,14 @@ use super::{
     protocol::{Asks, SpeaksTls},
 };
 use crate::{
-    config::Scheme,
+    config::{ClientTls, PortRef, Scheme},
     drain::Drain,
     frontend::{Connection, noted},
     io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead},
     journal::{Kind, Ongoing},
     metrics::Metrics,
-    routing::SharedRouter,
+    routing::{Route, SharedRouter},
+    trust,
     tunnel::{Lease, Manager, Placement},
     wire::{
         client_hello::{ClientHello, ServerName},
@@ -46,6 +47,7 @@ pub struct TlsFrontend {
     tunnels: Manager,
     http: Arc<HttpFrontend>,
     postgres: Arc<PostgresFrontend>,
+    certs: Arc<Certs>,
     server: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
@@ -59,11 +61,11 @@ impl TlsFrontend {
         http: Arc<HttpFrontend>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Arc<Self>> {
-        let certs = Arc::<Certs>::default();
+        let certs = Certs::following(trust::folder());
         let server = certs.clone().server_config(&[b"h2", b"http/1.1"])?;
-        let of_postgres = certs.server_config(&[postgres::ALPN])?;
+        let of_postgres = certs.clone().server_config(&[postgres::ALPN])?;
         let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), of_postgres);
-        Ok(Arc::new(Self { router, tunnels, http, postgres, server, metrics }))
+        Ok(Arc::new(Self { router, tunnels, http, postgres, certs, server, metrics }))
     }
 
     /// Serves one connection, whose first bytes are `received`.
@@ -110,6 +112,9 @@ impl TlsFrontend {
     ) -> Option<(BoxedIo, Lease, Ongoing)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?.for_client(true);
+        if self.ends(&route, name) {
+            return None;
+        }
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
@@ -138,6 +143,19 @@ impl TlsFrontend {
             Err(error) => lease.note_error(&error),
         }
         None
+    }
+
+    /// Returns whether a client's TLS ends here, whatever the backend speaks.
+    fn ends(&self, route: &Route, name: &str) -> bool {
+        match route.options.client_tls {
+            Some(client_tls) => client_tls == ClientTls::Terminate,
+            // Who names a port wants what is there.
+            None => {
+                let is_named = |port: &PortRef| matches!(port, PortRef::Number(_) | PortRef::Name(_));
+                let names_port = route.target.pods().is_some_and(|target| is_named(&target.port));
+                !names_port && self.certs.vouches_for(&name.to_ascii_lowercase())
+            }
+        }
     }
 
     /// Returns the frontend of PostgreSQL clients, which shares the certificates.

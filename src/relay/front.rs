@@ -126,6 +126,10 @@ impl Sites for Front {
     fn https_port(&self, _: &str, _: u16) -> Option<u16> {
         None
     }
+
+    fn is_local(&self, _: &str) -> bool {
+        false
+    }
 }
 
 async fn visit(

@@ -15,13 +15,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("telemetry", &[]),
     ("tls", &[]),
+    ("trust", &[]),
     ("config", &["wire"]),
     ("routing", &["wire", "config"]),
     ("k8s", &["config", "routing", "io", "wire", "telemetry", "tls"]),
     ("backend", &["io", "wire", "config", "routing", "k8s"]),
     ("tunnel", &["io", "drain", "journal", "config", "routing", "backend"]),
     ("guard", &["io", "wire"]),
-    ("frontend", &["io", "wire", "journal", "config", "routing", "tunnel", "guard", "metrics", "drain", "tls"]),
+    (
+        "frontend",
+        &["io", "wire", "journal", "config", "routing", "tunnel", "guard", "metrics", "drain", "tls", "trust"],
+    ),
     ("listener", &["io", "wire", "config", "routing", "frontend", "metrics", "drain"]),
     ("admin", &["io", "journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"]),
     (

@@ -11,6 +11,7 @@ use std::{
 };
 
 use adit::demo::Demo;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,6 +19,7 @@ use tokio::{
     process::{Child, Command},
     time::{Instant, timeout},
 };
+use tokio_rustls::TlsConnector;
 
 use crate::support::{PATIENCE, eventually};
 
@@ -142,7 +144,9 @@ impl Process {
 }
 
 pub fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Command {
-    for variable in ["ADIT_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"] {
+    for variable in
+        ["ADIT_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"]
+    {
         command.env_remove(variable);
     }
     command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path())
@@ -404,4 +408,64 @@ async fn a_second_adit_leaves_the_socket_of_the_first_alone() {
     let port = process.http.port().to_string();
     let (_, shown, _) = process.command(&["--listen", &port, "status"]).await;
     assert_eq!(shown.matches(" listens on ").count(), 1, "{shown}");
+}
+
+/// Asks for a page by https, and takes only certificates of the authority in a file. Returns the answer.
+async fn https(process: &Process, host: &str, authority: &[u8]) -> Result<String, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config =
+        config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+    let stream = TcpStream::connect(process.http).await.unwrap();
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let mut stream = timeout(PATIENCE, connecting).await.expect("in time").map_err(|error| error.to_string())?;
+    let request = format!("GET /headers HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("in time");
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[tokio::test]
+async fn an_authority_is_taken_up_while_adit_runs_and_ends_tls_by_name() {
+    let routes = "http: {k8s: {routes: {\n\
+        pass.localhost: {namespace: shop, service: tools, port: https, tls: passthrough},\n\
+        end.localhost: {namespace: shop, service: tools, port: https, tls: terminate}}}}\n";
+    let process = Process::start(routes, &[]).await;
+    let (_, said, _) = process.command(&["trust", "status"]).await;
+    assert!(said.contains("there is no CA"), "{said}");
+    for _ in 0..2 {
+        let (_, said, errors) = process.command(&["trust", "install"]).await;
+        assert!(said.contains("local names only, sha256:") && said.contains("names     localhost"), "{said}{errors}");
+    }
+    let authority = fs::read(process.home.path().join(".local/share/adit/ca/cert.pem")).unwrap();
+    let plain = https(&process, "web.shop.localhost", &authority);
+    eventually("the authority is taken up", || async {
+        https(&process, "web.shop.localhost", &authority).await.is_ok()
+    })
+    .await;
+    assert!(plain.await.unwrap().contains("\"tls\": false"));
+    // TLS ends here, and goes on as another one.
+    for host in ["end.localhost", "127.0.0.1"] {
+        let answer = https(&process, host, &authority).await.unwrap();
+        assert!(
+            host == "127.0.0.1" || answer.contains("\"tls\": true") && answer.contains("x-forwarded-proto"),
+            "{answer}"
+        );
+    }
+    for host in ["443.tools.shop.localhost", "pass.localhost"] {
+        let error = https(&process, host, &authority).await.unwrap_err();
+        assert!(error.contains("UnknownIssuer") || error.contains("invalid peer certificate"), "{host}: {error}");
+    }
+    let (_, variables, _) = process.command(&["trust", "env"]).await;
+    assert!(
+        variables.contains("export NODE_EXTRA_CA_CERTS='") && variables.contains("export SSL_CERT_FILE='"),
+        "{variables}"
+    );
+    let (_, said, errors) = process.command(&["trust", "uninstall"]).await;
+    assert!(said.contains("deleted   the CA and its key"), "{said}{errors}");
+    assert!(!process.home.path().join(".local/share/adit/ca").exists() && !process.home.path().join(".pki").exists());
+    eventually("it is forgotten", || async { https(&process, "web.shop.localhost", &authority).await.is_err() }).await;
 }

@@ -54,6 +54,11 @@ impl Walk {
             "h2c" => Some(Scheme::H2c),
             _ => walk.wrong(node, "http, https or h2c", None),
         });
+        let client_tls = self.field(map, "tls", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
+            "terminate" => Some(ClientTls::Terminate),
+            "passthrough" => Some(ClientTls::Passthrough),
+            _ => walk.wrong(node, "terminate or passthrough", None),
+        });
         let ca = self.field(map, "ca", Self::file);
         let verify = self.field(map, "verify", Self::boolean).unwrap_or(ca.is_some());
         let server_name = self.field(map, "server_name", Self::host);
@@ -82,6 +87,7 @@ impl Walk {
         });
         HttpOptions {
             scheme,
+            client_tls,
             tls: BackendTls { verify, ca, server_name, client_cert },
             request_headers,
             response_headers,

@@ -1,6 +1,6 @@
 //! The last station: the pod's answer on its way to the client.
 
-use http::{HeaderValue, Response, StatusCode, uri::PathAndQuery};
+use http::{HeaderValue, Response, StatusCode, header::STRICT_TRANSPORT_SECURITY, uri::PathAndQuery};
 use http_body_util::BodyExt;
 
 use super::{
@@ -43,6 +43,10 @@ impl HttpFrontend {
         let (mut parts, body) = response.into_parts();
         headers::remove_hop_by_hop(&mut parts.headers);
         self.lead_back(&mut parts.headers, scheme, &forwarded, exchange);
+        if self.sites.is_local(&forwarded.admitted.host) {
+            // It would hold for all names below (RFC 6797, section 6.1.2), and for those that speak no TLS.
+            parts.headers.remove(STRICT_TRANSPORT_SECURITY);
+        }
         let Forwarded { admitted, lease, asked, .. } = forwarded;
         let route = admitted.route;
         if let Some(reason) = lease.not_ready().and_then(|reason| HeaderValue::try_from(reason).ok()) {

@@ -1,14 +1,18 @@
-//! Certificates for error pages and plain backends, minted per name.
+//! Certificates for TLS that ends here, minted per name: signed by the authority that this user's stores trust where there is one that
+//! vouches for the name, else by one of this process.
 
 use std::{
     collections::HashMap,
-    io,
-    sync::{Arc, Mutex},
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::{
     ServerConfig,
@@ -17,7 +21,9 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tracing::warn;
+use tracing::{info, warn};
+
+use crate::trust;
 
 /// How long a certificate is valid, and how long before its end another one is minted.
 const VALID: Duration = Duration::from_secs(24 * 60 * 60);
@@ -32,7 +38,13 @@ const MOST: usize = 1000;
 /// The name for clients that give none.
 const NAMELESS: &str = "adit.localhost";
 
-/// The certificates of this process, and the authority that signs them.
+/// The longest common name (RFC 5280, appendix A.1).
+const LONGEST_COMMON_NAME: usize = 64;
+
+/// How often it is looked whether there is another authority.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The certificates of this process, and the authorities that sign them.
 #[derive(Default)]
 pub struct Certs(Mutex<Minted>);
 
@@ -40,8 +52,19 @@ pub struct Certs(Mutex<Minted>);
 struct Minted {
     /// Made for the first certificate: who speaks no TLS pays nothing for it.
     authority: Option<Authority>,
-    /// By name, with the time at which they were made.
-    certificates: HashMap<String, (Instant, Arc<CertifiedKey>)>,
+    trusted: Trusted,
+    /// By name, with the time at which they were made, by the clock that goes on while a laptop sleeps.
+    certificates: HashMap<String, (SystemTime, Arc<CertifiedKey>)>,
+}
+
+/// The authority of this user, as `adit trust install` has made it.
+#[derive(Default)]
+struct Trusted {
+    /// None: none is looked for.
+    folder: Option<PathBuf>,
+    looked: Option<Instant>,
+    modified: Option<SystemTime>,
+    authority: Option<(trust::Authority, Authority)>,
 }
 
 struct Authority {
@@ -63,28 +86,80 @@ impl Certs {
         Ok(Arc::new(config))
     }
 
+    /// Follows the authority in a folder, which may come and go.
+    pub fn following(folder: Option<PathBuf>) -> Arc<Self> {
+        let trusted = Trusted { folder, ..Trusted::default() };
+        Arc::new(Self(Mutex::new(Minted { trusted, ..Minted::default() })))
+    }
+
+    /// Returns whether the authority of this user vouches for a name.
+    pub fn vouches_for(&self, name: &str) -> bool {
+        let mut minted = self.lock();
+        minted.look();
+        minted.trusted.authority.as_ref().is_some_and(|(trusted, _)| trusted.permits(name))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Minted> {
+        self.0.lock().expect("no panic while the lock is held")
+    }
+
     /// Returns a certificate for a name, which was checked to be a DNS name.
     fn get(&self, name: &str) -> Result<Arc<CertifiedKey>, MintError> {
-        let now = Instant::now();
-        let Minted { authority, certificates } = &mut *self.0.lock().expect("no panic while the lock is held");
+        let now = SystemTime::now();
+        let mut minted = self.lock();
+        minted.look();
+        let Minted { authority, trusted, certificates } = &mut *minted;
+        // A clock that was set back makes them younger than nothing.
+        let is_young = |since: &SystemTime| now.duration_since(*since).is_ok_and(|age| age < VALID - RENEW_BEFORE);
         if let Some((since, certificate)) = certificates.get(name)
-            && now.duration_since(*since) < VALID - RENEW_BEFORE
+            && is_young(since)
         {
             return Ok(certificate.clone());
         }
-        let authority = match authority {
-            Some(authority) => authority,
-            None => authority.insert(Authority::new()?),
+        let of_user = trusted.authority.as_ref().filter(|(trusted, _)| trusted.permits(name));
+        let authority = match (of_user, authority) {
+            (Some((_, authority)), _) => authority,
+            (None, Some(authority)) => authority,
+            (None, authority) => authority.insert(Authority::new()?),
         };
         let certificate = Arc::new(authority.mint(name)?);
         if certificates.len() >= MOST {
-            certificates.retain(|_, (since, _)| now.duration_since(*since) < VALID / 2);
+            certificates.retain(|_, (since, _)| now.duration_since(*since).is_ok_and(|age| age < VALID / 2));
             if certificates.len() >= MOST {
                 certificates.clear();
             }
         }
         certificates.insert(name.to_owned(), (now, certificate.clone()));
         Ok(certificate)
+    }
+}
+
+impl Minted {
+    /// Takes up another authority of this user, or none.
+    fn look(&mut self) {
+        let Trusted { folder: Some(folder), looked, modified, authority } = &mut self.trusted else { return };
+        if looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        let now = fs::metadata(folder.join("authority.json")).and_then(|file| file.modified()).ok();
+        if *modified == now {
+            return;
+        }
+        *modified = now;
+        let read = || -> Result<Option<_>, MintError> {
+            let Some(trusted) = trust::Authority::load(folder)? else { return Ok(None) };
+            let (issuer, certificate) = (trusted.issuer()?, trusted.certificate().clone());
+            Ok(Some((trusted, Authority { issuer, certificate, key: KeyPair::generate()? })))
+        };
+        *authority = read().unwrap_or_else(|error| {
+            warn!(folder = %folder.display(), %error, "the CA of 'adit trust' cannot be used");
+            None
+        });
+        if let Some((trusted, _)) = authority {
+            info!(ca = trusted.name(), "certificates are signed by the CA of 'adit trust'");
+        }
+        self.certificates.clear();
     }
 }
 
@@ -101,7 +176,14 @@ impl Authority {
 
     fn mint(&self, name: &str) -> Result<CertifiedKey, MintError> {
         let mut params = CertificateParams::new([name.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if name.len() <= LONGEST_COMMON_NAME {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        if name == NAMELESS {
+            let addresses = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(SanType::IpAddress);
+            params.subject_alt_names.extend(addresses);
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
@@ -133,6 +215,58 @@ impl ResolvesServerCert for Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_authority_of_the_user_signs_what_it_vouches_for() {
+        let home = tempfile::tempdir().unwrap();
+        let certs = Certs::following(Some(home.path().to_owned()));
+        let issuer = |name: &str| {
+            certs.0.lock().unwrap().trusted.looked = None;
+            certs.get(name).unwrap().cert[1].clone()
+        };
+        let of_process = issuer("web.shop.localhost");
+        assert!(!certs.vouches_for("web.shop.localhost"));
+        let authority = trust::Authority::create(home.path(), "ana at laptop", &[]).unwrap();
+        assert_eq!(issuer("web.shop.localhost"), *authority.certificate());
+        assert!(certs.vouches_for("web.shop.localhost") && !certs.vouches_for("example.com"));
+        assert_eq!(issuer("example.com"), of_process);
+        authority.remove().unwrap();
+        assert_eq!(issuer("web.shop.localhost"), of_process);
+    }
+
+    #[test]
+    fn leaves_of_the_authority_are_verified_and_its_constraints_hold() {
+        use rustls::{
+            RootCertStore,
+            client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+            pki_types::{ServerName, UnixTime},
+        };
+        let home = tempfile::tempdir().unwrap();
+        let authority = trust::Authority::create(home.path(), "ana at laptop", &[]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate().clone()).unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
+            .build()
+            .unwrap();
+        let signer = Authority {
+            issuer: authority.issuer().unwrap(),
+            certificate: authority.certificate().clone(),
+            key: KeyPair::generate().unwrap(),
+        };
+        let long = format!("{}.{}.localhost", "a".repeat(60), "b".repeat(60));
+        for (name, asked, is_trusted) in [
+            ("web.shop.localhost", "web.shop.localhost", true),
+            (long.as_str(), long.as_str(), true),
+            (NAMELESS, "127.0.0.1", true),
+            // Signed with the same key: a thief's.
+            ("www.example.com", "www.example.com", false),
+        ] {
+            let leaf = signer.mint(name).unwrap().cert[0].clone();
+            let server = ServerName::try_from(asked.to_owned()).unwrap();
+            let verified = verifier.verify_server_cert(&leaf, &[], &server, &[], UnixTime::now());
+            assert_eq!(verified.is_ok(), is_trusted, "{name}: {verified:?}");
+        }
+    }
 
     #[test]
     fn a_name_keeps_its_certificate_and_names_are_bounded() {

@@ -1,0 +1,253 @@
+//! The authority: a key, and a certificate that can vouch for local names alone.
+//!
+//! Its name constraints are critical (RFC 5280, section 4.2.1.10), and verifiers hold roots to them: who steals the key cannot
+//! impersonate the internet. A constraint on DNS names alone would leave addresses free, so both are there.
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    NameConstraints,
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+const KEY: &str = "key.pem";
+const CERTIFICATE: &str = "cert.pem";
+const FACTS: &str = "authority.json";
+
+/// Two years: Apple takes no more than 825 days of what it did not issue.
+const VALID: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
+
+/// Clocks of laptops and their browsers are not the same.
+const BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+/// An authority is made anew when less than this is left of it.
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+
+/// The longest common name (RFC 5280, appendix A.1: ub-common-name).
+const LONGEST_NAME: usize = 64;
+
+/// The authority of a user.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    folder: PathBuf,
+    facts: Facts,
+    certificate: CertificateDer<'static>,
+}
+
+/// What is kept beside the certificate, so that nobody has to take it apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Facts {
+    /// The common name.
+    name: String,
+    /// The DNS names that it may vouch for, each with all below it.
+    names: Vec<String>,
+    /// Seconds since 1970.
+    not_after: u64,
+}
+
+impl Authority {
+    /// Reads the authority. None: there is none.
+    ///
+    /// # Errors
+    /// A file of it cannot be read, or is not what was written.
+    pub fn load(folder: &Path) -> io::Result<Option<Self>> {
+        let facts = match fs::read(folder.join(FACTS)) {
+            Ok(facts) => facts,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let broken = |error: &dyn std::fmt::Display| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", folder.display()))
+        };
+        let facts = serde_json::from_slice(&facts).map_err(|error| broken(&error))?;
+        let certificate = CertificateDer::from_pem_file(folder.join(CERTIFICATE)).map_err(|error| broken(&error))?;
+        Ok(Some(Self { folder: folder.to_owned(), facts, certificate }))
+    }
+
+    /// Makes one for `localhost` and `names`, and writes it: the key with mode 0600, in a folder of mode 0700. `owner`: `ana at
+    /// laptop`.
+    ///
+    /// # Errors
+    /// It cannot be written, or the system gives no random numbers.
+    pub fn create(folder: &Path, owner: &str, names: &[String]) -> io::Result<Self> {
+        let mut name = format!("adit ({owner}), local names only");
+        if name.len() > LONGEST_NAME {
+            name = "adit, local names only".to_owned();
+        }
+        let now = SystemTime::now();
+        let not_after = (now + VALID).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let facts = Facts { name, names: permitted(names), not_after };
+        let mut params = facts.params();
+        (params.not_before, params.not_after) = ((now - BACKDATE).into(), (now + VALID).into());
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write(&folder.join(CERTIFICATE), certificate.pem().as_bytes(), 0o644)?;
+        // The last one: with it the authority is there.
+        write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
+        Ok(Self { folder: folder.to_owned(), facts, certificate: certificate.der().clone() })
+    }
+
+    /// Deletes it with its key.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.folder)
+    }
+
+    /// Returns the common name.
+    pub fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    /// Returns the DNS names that it may vouch for, each with all below it.
+    pub fn names(&self) -> &[String] {
+        &self.facts.names
+    }
+
+    /// Returns the SHA-256 of the certificate, in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.certificate)
+    }
+
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Returns the PEM file of the certificate.
+    pub fn file(&self) -> PathBuf {
+        self.folder.join(CERTIFICATE)
+    }
+
+    /// Returns for how many days it is valid. None: it has expired.
+    pub fn days_left(&self) -> Option<u64> {
+        let left = self.facts.expires().duration_since(SystemTime::now()).ok()?;
+        Some(left.as_secs() / (24 * 60 * 60))
+    }
+
+    /// Returns whether it vouches for all `names`, and for long enough.
+    pub fn serves(&self, names: &[String]) -> bool {
+        let lasts = self.facts.expires().duration_since(SystemTime::now()).is_ok_and(|left| left > RENEW_BEFORE);
+        lasts && names.iter().all(|name| self.permits(name))
+    }
+
+    /// Returns whether it may vouch for a host: lower case, without port.
+    pub fn permits(&self, host: &str) -> bool {
+        permits(&self.facts.names, host)
+    }
+
+    /// Returns what signs leaves.
+    ///
+    /// # Errors
+    /// The key cannot be read.
+    pub fn issuer(&self) -> io::Result<Issuer<'static, KeyPair>> {
+        let key = KeyPair::from_pem(&fs::read_to_string(self.folder.join(KEY))?).map_err(io::Error::other)?;
+        Ok(Issuer::new(self.facts.params(), key))
+    }
+}
+
+impl Facts {
+    fn expires(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.not_after)
+    }
+
+    fn params(&self) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, self.name.as_str());
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let dns = self.names.iter().map(|name| GeneralSubtree::DnsName(name.clone()));
+        let addresses = [
+            CidrSubnet::from_addr_prefix(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
+            CidrSubnet::from_addr_prefix(Ipv6Addr::LOCALHOST.into(), 128),
+        ];
+        let permitted_subtrees = dns.chain(addresses.map(GeneralSubtree::IpAddress)).collect();
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        params
+    }
+}
+
+/// Returns the SHA-256 of a certificate, in hexadecimal digits.
+pub fn fingerprint(certificate: &[u8]) -> String {
+    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns `localhost`, and what does not lie below it or another one.
+fn permitted(names: &[String]) -> Vec<String> {
+    let mut all = vec!["localhost".to_owned()];
+    let mut names: Vec<&String> = names.iter().collect();
+    names.sort_by_key(|name| (name.len(), *name));
+    for name in names {
+        if !permits(&all, name) {
+            all.push(name.clone());
+        }
+    }
+    all
+}
+
+fn permits(names: &[String], host: &str) -> bool {
+    names.iter().any(|name| host == name || host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.')))
+}
+
+/// Writes a file as a whole, or not at all.
+fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = file.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut open = fs::OpenOptions::new();
+    open.write(true).create_new(true).mode(mode).open(&temporary)?.write_all(content)?;
+    fs::rename(temporary, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_is_read_as_it_was_made_and_its_key_is_private() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("adit/ca");
+        assert!(Authority::load(&folder).unwrap().is_none());
+        let made = Authority::create(&folder, "ana at laptop", &["shop.test".into(), "a.shop.test".into()]).unwrap();
+        let read = Authority::load(&folder).unwrap().expect("it is there");
+        assert_eq!((read.fingerprint(), &read.facts), (made.fingerprint(), &made.facts));
+        assert_eq!(read.name(), "adit (ana at laptop), local names only");
+        assert_eq!(read.names(), ["localhost", "shop.test"]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&folder), mode(&folder.join(KEY))), (0o700, 0o600));
+        assert!(read.days_left().is_some_and(|days| (729..=730).contains(&days)));
+        for (host, is_permitted) in [
+            ("localhost", true),
+            ("web.shop.localhost", true),
+            ("shop.test", true),
+            ("b.shop.test", true),
+            ("notlocalhost", false),
+            ("shop.test.example.com", false),
+            ("example.com", false),
+        ] {
+            assert_eq!(read.permits(host), is_permitted, "{host}");
+        }
+        assert!(read.serves(&["x.localhost".into()]) && !read.serves(&["example.com".into()]));
+        read.remove().unwrap();
+        assert!(Authority::load(&folder).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_broken_is_said() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join(FACTS), "{").unwrap();
+        assert!(Authority::load(home.path()).is_err());
+        assert!(Authority::create(home.path(), &"x".repeat(100), &[]).unwrap().name().len() <= LONGEST_NAME);
+    }
+}

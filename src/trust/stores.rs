@@ -1,0 +1,60 @@
+//! The stores that trust the authority: of browsers, and of the system.
+//!
+//! The authority is known by its SHA-256, never by its name. One store that fails does not stop the others.
+
+#[cfg(target_os = "macos")]
+mod keychain;
+mod nss;
+mod system;
+
+use std::path::PathBuf;
+
+use super::Authority;
+
+/// What is the matter with a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It trusts the authority.
+    Trusts,
+    /// It does not.
+    Lacks,
+    /// It cannot be changed without root: the command that does it.
+    NeedsRoot(String),
+    /// A program is missing: what to install.
+    NeedsProgram(String),
+    Failed(String),
+}
+
+/// A store of certificates.
+pub trait Store {
+    /// Its name for people: `Chromium (~/.pki/nssdb)`.
+    fn name(&self) -> String;
+
+    /// Looks whether it trusts the authority.
+    fn look(&self, authority: &Authority) -> State;
+
+    /// Has it trust the authority. Nothing happens where it does.
+    fn add(&self, authority: &Authority) -> State;
+
+    /// Has it forget the authority. Nothing happens where it does not trust it.
+    fn remove(&self, authority: &Authority) -> State;
+}
+
+/// Where stores are looked for.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub home: PathBuf,
+    /// The root folder of the system's store.
+    pub root: PathBuf,
+    /// Where the copies of stores are kept that uninstalling brings back.
+    pub kept: PathBuf,
+}
+
+/// Returns the stores of this machine and user.
+pub fn all(places: &Places) -> Vec<Box<dyn Store>> {
+    #[cfg(target_os = "macos")]
+    let of_system: Vec<Box<dyn Store>> = vec![Box::new(keychain::Keychain::new(&places.home))];
+    #[cfg(not(target_os = "macos"))]
+    let of_system: Vec<Box<dyn Store>> = vec![Box::new(system::System::new(places))];
+    of_system.into_iter().chain(nss::all(places)).collect()
+}
