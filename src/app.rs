@@ -23,14 +23,18 @@ use crate::{
     config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
     drain::Drain,
     frontend::{
-        forward::Forward, http::HttpFrontend, sni::SniFrontend, socks::SocksFrontend, tcp::TcpFrontend,
+        forward::Forward,
+        http::{HttpFrontend, proxy_connect::ConnectFrontend},
+        sni::SniFrontend,
+        socks::SocksFrontend,
+        tcp::TcpFrontend,
         tls::TlsFrontend,
     },
     k8s::client::Clusters,
     listener::{
         bind::{self, Kind, Sockets},
         inherited::Inherited,
-        mux::Mux,
+        mux::{ForwardFrontends, Mux},
         ports::{Frontends, Ports},
     },
     metrics::Metrics,
@@ -171,8 +175,12 @@ impl Bound {
         let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
         let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), tls.postgres(), metrics.clone());
         let postgres = tls.postgres();
-        let socks = SocksFrontend::new(Forward::new(router.clone(), tunnels.clone()), metrics.clone());
-        let mux = Mux::new(http, tls, Some(socks), router.clone(), metrics.clone());
+        let forward = Forward::new(router.clone(), tunnels.clone());
+        let forward = ForwardFrontends {
+            socks: SocksFrontend::new(forward.clone(), metrics.clone()),
+            connect: ConnectFrontend::new(forward, router.clone(), metrics.clone()),
+        };
+        let mux = Mux::new(http, tls, forward, router.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         config.notes.iter().for_each(|note| warn!("{note}"));
         let facts = Facts { loaded_at: now(), ..Facts::default() };

@@ -27,6 +27,7 @@ pub struct Metrics {
     pub tcp_connections: Counted,
     pub sni_connections: Counted,
     pub socks_connections: Counted,
+    pub connect_connections: Counted,
     /// Connections that were neither HTTP nor TLS, or silent.
     pub unknown_connections: AtomicU64,
     /// Connections that were answered from the reserve, or closed, for want of descriptors.
@@ -97,6 +98,7 @@ impl Metrics {
             ("tcp", &self.tcp_connections),
             ("sni", &self.sni_connections),
             ("socks", &self.socks_connections),
+            ("connect", &self.connect_connections),
         ];
         to.family("adit_connections", "counter", "Connections of clients, by what they speak.");
         for (kind, counted) in connections {

@@ -1,5 +1,6 @@
 //! The command line. The only module that prints and decides the exit code.
 
+pub mod browser;
 pub mod check;
 pub mod completion;
 pub mod connect;
@@ -12,6 +13,7 @@ pub mod jump;
 pub mod local;
 pub mod package;
 mod place;
+pub mod proxy;
 pub mod report;
 pub mod routes;
 pub mod run;
@@ -122,6 +124,10 @@ enum Command {
     Routes(routes::Args),
     /// Print the URL of a Service
     Url(url::Args),
+    /// Print how programs are told to use the forward proxy
+    Proxy(proxy::Args),
+    /// Start a browser in which the names of the cluster work
+    Browser(browser::Args),
     /// Show the tunnels of the running adit
     Status(status::Args),
     /// Stop a tunnel of the running adit
@@ -204,6 +210,8 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Stop(args) => return block_on(stop::run(globals, args)),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),
+        Command::Proxy(args) => proxy::run(globals, &args),
+        Command::Browser(args) => browser::run(globals, &args),
         Command::Schema(args) => schema::run(args),
         Command::Completion(args) => completion::run(args),
         Command::Package(args) => package::run(args),

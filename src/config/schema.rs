@@ -324,7 +324,7 @@ enum JumpMethod {
     Nc,
 }
 
-/// The forward proxy (SOCKS5) on the listener of HTTP. `off`: there is none.
+/// The forward proxy (SOCKS5, CONNECT) on the listener of HTTP. `off`: there is none.
 #[derive(Serialize)]
 struct Proxy;
 
@@ -335,7 +335,7 @@ impl JsonSchema for Proxy {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         schemars::json_schema!({
-            "description": "The forward proxy (SOCKS5) on the listener of HTTP. off: there is none",
+            "description": "The forward proxy (SOCKS5, CONNECT) on the listener of HTTP. off: there is none",
             "type": ["object", "string"],
             "pattern": "^off$",
             "properties": {

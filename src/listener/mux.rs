@@ -17,7 +17,7 @@ use crate::{
     drain::Drain,
     frontend::{
         Connection,
-        http::{HttpFrontend, HttpVersion},
+        http::{HttpFrontend, HttpVersion, proxy_connect::ConnectFrontend},
         proxied,
         socks::SocksFrontend,
         tls::TlsFrontend,
@@ -25,15 +25,23 @@ use crate::{
     io::{BoxedIo, accept::Full, prefixed::Prefixed},
     metrics::Metrics,
     routing::SharedRouter,
-    wire::sniff::{Protocol, Sniff, sniff},
+    wire::{
+        connect,
+        sniff::{Protocol, Sniff, sniff},
+    },
 };
+
+/// The frontends of the forward proxy.
+pub struct ForwardFrontends {
+    pub socks: SocksFrontend,
+    pub connect: ConnectFrontend,
+}
 
 /// Hands connections to the frontend of what they speak.
 pub struct Mux {
     http: Arc<HttpFrontend>,
     tls: Arc<TlsFrontend>,
-    /// None: there is no forward proxy here.
-    socks: Option<SocksFrontend>,
+    forward: ForwardFrontends,
     router: SharedRouter,
     metrics: Arc<Metrics>,
 }
@@ -42,11 +50,11 @@ impl Mux {
     pub fn new(
         http: Arc<HttpFrontend>,
         tls: Arc<TlsFrontend>,
-        socks: Option<SocksFrontend>,
+        forward: ForwardFrontends,
         router: SharedRouter,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { http, tls, socks, router, metrics }
+        Self { http, tls, forward, router, metrics }
     }
 
     /// Refuses a client; one of HTTP/1 reads why.
@@ -80,8 +88,8 @@ impl Mux {
                 return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {limit:?}");
             }
         };
-        let socks = self.socks.as_ref().filter(|socks| socks.is_on());
-        let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || socks.is_some()) else {
+        let forwards = self.forward.socks.is_on();
+        let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || forwards) else {
             self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
@@ -96,8 +104,10 @@ impl Mux {
                 return Box::pin(self.tls.postgres().serve(Box::new(stream), received, connection)).await;
             }
             Protocol::Socks5 => {
-                let Some(socks) = socks else { return };
-                return Box::pin(socks.serve(Box::new(stream), received, connection)).await;
+                return Box::pin(self.forward.socks.serve(Box::new(stream), received, connection)).await;
+            }
+            Protocol::Http1 if forwards && connect::is_connect(&received) => {
+                return Box::pin(self.forward.connect.serve(Box::new(stream), received, connection)).await;
             }
             Protocol::Http1 | Protocol::Http2 => {}
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -105,6 +105,10 @@ impl Front {
 }
 
 impl Sites for Front {
+    fn answer(&self, _: &str, _: &Request<Body>, _: u16) -> Option<Response<Body>> {
+        None
+    }
+
     fn route(&self, host: &str, _: &Request<Body>) -> Result<Route, Page> {
         let name = host.strip_suffix(&self.domain).and_then(|name| name.strip_suffix('.'));
         let names = self.names.load();

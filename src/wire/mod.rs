@@ -1,6 +1,7 @@
 //! Bytes to values and back: no I/O, no clock, no logging. Every parser here is bounded and fuzzed.
 
 pub mod client_hello;
+pub mod connect;
 pub mod database;
 pub mod http1;
 pub mod postgres;

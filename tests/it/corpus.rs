@@ -46,6 +46,11 @@ fn sniff() {
 }
 
 #[test]
+fn connect() {
+    replay("connect", checks::connect::check);
+}
+
+#[test]
 fn socks5() {
     replay("socks5", checks::socks5::check);
 }

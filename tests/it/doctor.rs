@@ -63,7 +63,7 @@ async fn on_a_healthy_cluster_nothing_fails() {
     let started = Instant::now();
     let (report, failed) = patient.report(&["web.shop"]).await;
     assert_eq!(failed, BTreeSet::new(), "{report:#}");
-    assert!(started.elapsed().as_secs() < 10);
+    assert!(started.elapsed().as_secs() < 40);
     for id in ["api-server", "authentication", "credentials", "permissions", "pod-stream", "pod-port", "endpoints"] {
         assert_eq!(find(&report, id)["status"], "ok", "{report:#}");
     }

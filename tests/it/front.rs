@@ -42,6 +42,10 @@ async fn what_is_ambiguous_gets_no_further_and_what_is_valid_does() {
     for request in &refused {
         let pipelined = format!("GET /whoami HTTP/1.1\r\n{host}\r\n{request}GET /whoami HTTP/1.1\r\n{host}\r\n");
         for (sent, answers) in [(request, 0), (&pipelined, 1)] {
+            // The first request of a connection may be one to the forward proxy.
+            if sent.starts_with("CONNECT ") {
+                continue;
+            }
             let answer = exchange(&app, sent.as_bytes()).await;
             assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), answers, "{sent:?}: {answer}");
             assert_eq!(answer.matches("HTTP/1.1 400 Bad Request").count(), 1, "{sent:?}: {answer}");

@@ -130,10 +130,18 @@ fn parts_used<'a>(text: &str, parts: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
     for declaration in text.split(';').map(|part| part.trim_start_matches(|c: char| c.is_whitespace())) {
         let at = ours.iter().filter_map(|start| declaration.find(start)).min();
         let Some(declaration) = at.map(|at| &declaration[at..]) else { continue };
+        let declaration = if declaration.starts_with("use crate::") { of_the_front(declaration) } else { declaration };
         let words = declaration.split(|c: char| !c.is_alphanumeric() && c != '_');
         used.extend(words.filter_map(|word| parts.get(word)));
     }
     used
+}
+
+/// Returns what a declaration takes from `frontend::http`: other modules may have parts of the same names.
+fn of_the_front(declaration: &str) -> &str {
+    let Some((_, taken)) = declaration.split_once("http::") else { return "" };
+    let end = if taken.starts_with('{') { '}' } else { ',' };
+    taken.split(end).next().unwrap_or(taken)
 }
 
 #[test]

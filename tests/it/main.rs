@@ -6,6 +6,7 @@ mod browser;
 mod chart;
 mod cli;
 mod config;
+mod connect;
 mod corpus;
 mod databases;
 mod demo;

@@ -189,7 +189,7 @@ async fn the_exit_code_is_the_commands_or_says_why_it_did_not_start() {
         let started = Instant::now();
         let said = run(arguments).await;
         assert!(said.code == Some(code) && said.err.contains(part), "{arguments:?}: {said:?}");
-        assert!(started.elapsed() < Duration::from_secs(8), "{arguments:?} took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(25), "{arguments:?} took {:?}", started.elapsed());
     }
     for arguments in [&["-q", "--", "no-such-program"][..], &["-q", "--to", "x=nothing.shop", "--", "true"]] {
         let said = run(arguments).await;

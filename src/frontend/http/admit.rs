@@ -1,6 +1,7 @@
 //! The first station: whom a request is for, and whether it may go on. Nothing is asked of a cluster here.
 
-use http::{HeaderValue, Method, Request, StatusCode, header::HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::HOST};
+use http_body_util::BodyExt;
 
 use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, upgrade};
 use crate::{
@@ -19,6 +20,16 @@ pub struct Admitted {
 }
 
 impl HttpFrontend {
+    /// Answers a request for adit itself. None: it is for somebody else.
+    pub(super) fn own(&self, request: &Request<Body>, exchange: &mut Exchange) -> Option<Response<Body>> {
+        let authority = authority(request).ok()?;
+        let port = exchange.arrival.connection.local.port();
+        let response = self.sites.answer(&table::normalise(&authority), request, port)?;
+        exchange.access.host(&authority);
+        exchange.access.answered(response.status(), response.headers());
+        Some(response.map(|body| exchange.track(body).boxed_unsync()))
+    }
+
     /// Decides whether a request may go on, and where to.
     pub(super) fn admit(&self, request: &Request<Body>, exchange: &mut Exchange) -> Result<Admitted, Page> {
         let authority = authority(request)?;

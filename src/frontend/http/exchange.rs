@@ -54,7 +54,13 @@ impl HttpFrontend {
     /// Answers a request.
     pub(super) async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
         let mut exchange = Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone());
-        let admitted = match exchange.refusal() {
+        let refusal = exchange.refusal();
+        if refusal.is_none()
+            && let Some(response) = self.own(&request, &mut exchange)
+        {
+            return exchange.end(Ok(response));
+        }
+        let admitted = match refusal {
             Some(page) => Err(page),
             None => self.admit(&request, &mut exchange),
         };

@@ -7,16 +7,17 @@ use std::{
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{CONNECTION, FORWARDED, HOST, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
 };
 
 use crate::config::HeaderRules;
 
 /// Headers that are about one connection, not about the message (RFC 9110, section 7.6.1; RFC 2616, section 13.5.1).
-const HOP_BY_HOP: [HeaderName; 5] = [
+const HOP_BY_HOP: [HeaderName; 6] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHORIZATION,
     TRANSFER_ENCODING,
     UPGRADE,
 ];

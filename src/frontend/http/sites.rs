@@ -1,13 +1,26 @@
 //! What names mean to the HTTP front: a laptop asks its router, a relay its tunnels.
 
-use arc_swap::ArcSwap;
-use http::{Request, uri::Authority};
+use std::sync::Arc;
 
-use super::{body::Body, error_page::Page, pages};
-use crate::routing::{Route, RouteError, Router, table};
+use arc_swap::ArcSwap;
+use http::{
+    Request, Response, Version,
+    header::PROXY_AUTHORIZATION,
+    uri::{self, Authority},
+};
+
+use super::{body::Body, error_page::Page, pac, pages};
+use crate::{
+    config::HttpOptions,
+    routing::{Route, RouteError, Router, table},
+    wire::connect::basic_user,
+};
 
 /// Gives each request its route.
 pub trait Sites: Send + Sync + 'static {
+    /// Answers a request for adit itself. None: it is for somebody else. `port`: that of the listener.
+    fn answer(&self, host: &str, request: &Request<Body>, port: u16) -> Option<Response<Body>>;
+
     /// Returns the route of a request. `host`: whom it is for, in lower case, without port.
     ///
     /// # Errors
@@ -23,10 +36,19 @@ pub trait Sites: Send + Sync + 'static {
 }
 
 impl Sites for ArcSwap<Router> {
-    fn route(&self, host: &str, _: &Request<Body>) -> Result<Route, Page> {
+    fn answer(&self, host: &str, request: &Request<Body>, port: u16) -> Option<Response<Body>> {
+        pac::answer(request, &self.load(), host, port)
+    }
+
+    fn route(&self, host: &str, request: &Request<Body>) -> Result<Route, Page> {
         let router = self.load();
-        router.http(host).map_err(|error| match error {
-            RouteError::Unknown { .. } if table::is_own_name(host) => pages::index(&router),
+        let is_own = table::is_own_name(host);
+        let route = router.http(host).or_else(|error| match is_for_a_proxy(request, &router) && !is_own {
+            true => forwarded(request, &router, error),
+            false => Err(error),
+        });
+        route.map_err(|error| match error {
+            RouteError::Unknown { .. } if is_own => pages::index(&router),
             error => pages::of_route(&router, &error),
         })
     }
@@ -42,4 +64,21 @@ impl Sites for ArcSwap<Router> {
         let below = |name: &str| host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         below("localhost") || below(&self.load().config.http.dynamic_host)
     }
+}
+
+/// Returns whether a request is one to a forward proxy: its target is a whole URL, which no web page can make a browser send.
+fn is_for_a_proxy<B>(request: &Request<B>, router: &Router) -> bool {
+    let is_whole = request.version() < Version::HTTP_2 && request.uri().scheme() == Some(&uri::Scheme::HTTP);
+    is_whole && router.config.proxy.is_some()
+}
+
+/// Returns the route of a request to the forward proxy. `error`: what its host means otherwise.
+fn forwarded<B>(request: &Request<B>, router: &Router, error: RouteError) -> Result<Route, RouteError> {
+    let user = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| basic_user(value.to_str().ok()?));
+    let Some(host) = request.uri().host() else { return Err(error) };
+    let port = request.uri().port_u16().unwrap_or(80);
+    let route = router.forward(user.as_deref(), host.trim_matches(['[', ']']), port)?;
+    // The client knows the names that redirects lead to.
+    let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
+    Ok(Route { options: Arc::new(options), ..route })
 }

@@ -110,7 +110,9 @@ impl Database {
         });
         // A folder that was made for it is empty now; another one stays.
         let _ = fs::remove_dir(&self.folder);
-        if let Some(parent) = self.folder.parent().filter(|parent| parent.ends_with(".pki")) {
+        if let Some(parent) =
+            self.folder.parent().filter(|parent| parent.file_name().is_some_and(|name| name == ".pki"))
+        {
             let _ = fs::remove_dir(parent);
         }
         is_restored

@@ -45,7 +45,7 @@ async fn a_hanging_api_server_does_not_hold_up_the_conversation() {
         laptop.send(Frame::Ping { cookie }).await;
         laptop.pong(cookie).await;
     }
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
     // It is told, and not waited for without an end.
     let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("it was opened") };
     assert!(reason.contains("did not answer within 5 s to"), "{reason}");

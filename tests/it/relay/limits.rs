@@ -216,7 +216,7 @@ async fn times_are_those_of_the_command_line() {
     relay.signal().await;
     let mut relay = relay;
     assert!(timeout(PATIENCE, relay.child.wait()).await.expect("it ends").unwrap().success());
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 /// Returns the local and the remote port of this machine's connections that have no TCP keep-alive (proc_pid_net(5)).

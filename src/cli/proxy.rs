@@ -1,0 +1,109 @@
+//! `adit proxy`: how programs are told to use the forward proxy.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    Globals,
+    report::{CliError, print, table},
+};
+use crate::config::Config;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit proxy\n  adit --context prod proxy\n  eval \"$(adit proxy --env)\"")]
+pub struct Args {
+    /// Print the variables alone, for a shell
+    #[arg(long)]
+    env: bool,
+}
+
+pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
+    let address = address(&globals.load()?)?;
+    let proxy = Proxy { address, user: globals.context.clone().unwrap_or_default() };
+    print(&if args.env { proxy.variables() } else { proxy.lines() })
+}
+
+/// Returns where the forward proxy listens, as a program of this machine reaches it.
+///
+/// # Errors
+/// It is off, or there is no listener.
+pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
+    if config.proxy.is_none() {
+        return Err(CliError::new("the forward proxy is off").hint(Some("remove 'proxy: off' from the configuration")));
+    }
+    let listen = config.http.listen.first().copied();
+    let listen = listen.ok_or_else(|| CliError::new("there is no listener for HTTP"))?;
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(_) => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+    };
+    Ok(SocketAddr::new(ip, listen.port()))
+}
+
+/// Returns the URL of the file that configures browsers.
+pub fn pac(address: SocketAddr) -> String {
+    format!("http://{address}/proxy.pac")
+}
+
+struct Proxy {
+    address: SocketAddr,
+    /// The context. Empty: the current one.
+    user: String,
+}
+
+impl Proxy {
+    fn url(&self, scheme: &str) -> String {
+        let user = percent_encoding::utf8_percent_encode(&self.user, percent_encoding::NON_ALPHANUMERIC).to_string();
+        let at = if user.is_empty() { "" } else { "@" };
+        format!("{scheme}://{user}{at}{}", self.address)
+    }
+
+    fn variables(&self) -> String {
+        let (socks, http) = (self.url("socks5h"), self.url("http"));
+        let mut text = String::new();
+        for (name, value) in [
+            ("ALL_PROXY", socks.as_str()),
+            ("HTTP_PROXY", http.as_str()),
+            ("HTTPS_PROXY", http.as_str()),
+            ("NO_PROXY", "localhost,127.0.0.1,::1,.localhost"),
+        ] {
+            text += &format!("export {name}='{value}' {}='{value}'\n", name.to_ascii_lowercase());
+        }
+        text + "export NODE_USE_ENV_PROXY=1\n"
+    }
+
+    fn lines(&self) -> String {
+        let (socks, http, pac) = (self.url("socks5h"), self.url("http"), pac(self.address));
+        let (host, port) = (self.address.ip(), self.address.port());
+        let rows = [
+            ["curl".to_owned(), format!("curl --proxy {socks} http://web.shop.svc.cluster.local/")],
+            ["a shell".to_owned(), "eval \"$(adit proxy --env)\"".to_owned()],
+            ["Chromium".to_owned(), "adit browser web.shop".to_owned()],
+            ["Firefox".to_owned(), format!("Settings, Network Settings, Automatic proxy configuration URL: {pac}")],
+            ["macOS".to_owned(), format!("networksetup -setautoproxyurl Wi-Fi {pac}")],
+            ["GNOME".to_owned(), format!("gsettings set org.gnome.system.proxy autoconfig-url {pac}")],
+            ["Python".to_owned(), format!("ALL_PROXY={socks}, with requests[socks] or httpx[socks]")],
+            ["Node".to_owned(), format!("NODE_USE_ENV_PROXY=1 HTTP_PROXY={http} HTTPS_PROXY={http}")],
+            ["gRPC".to_owned(), format!("HTTPS_PROXY={http}")],
+            ["git".to_owned(), format!("git -c http.proxy={socks}")],
+            ["JVM".to_owned(), format!("-DsocksProxyHost={host} -DsocksProxyPort={port}: every connection of the JVM")],
+        ];
+        table(&rows.map(|row| row.to_vec()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_is_the_user_of_the_urls() {
+        let address = "127.0.0.1:8989".parse().unwrap();
+        let of = |user: &str| Proxy { address, user: user.to_owned() }.url("socks5h");
+        assert_eq!(of(""), "socks5h://127.0.0.1:8989");
+        assert_eq!(of("prod"), "socks5h://prod@127.0.0.1:8989");
+        assert_eq!(of("arn:aws/x"), "socks5h://arn%3Aaws%2Fx@127.0.0.1:8989");
+        let shell = Proxy { address, user: String::new() }.variables();
+        assert!(shell.contains("export ALL_PROXY='socks5h://127.0.0.1:8989' all_proxy="), "{shell}");
+    }
+}

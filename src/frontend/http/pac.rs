@@ -1,0 +1,70 @@
+//! The proxy auto-configuration of browsers: which hosts go through adit, and that all others do not.
+
+use std::collections::BTreeSet;
+
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+};
+
+use super::body::{Body, body_of};
+use crate::routing::{Router, table};
+
+const PATH: &str = "/proxy.pac";
+
+/// The name of adit itself.
+const HOST: &str = "adit.localhost";
+
+/// Answers a request for the file. None: it is a request for something else, or there is no forward proxy.
+///
+/// `host`: lower case, without port. `port`: that of our listener.
+pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, port: u16) -> Option<Response<Body>> {
+    let has_route = table::find(&router.config.http.routes, host).is_some();
+    let is_ours = !has_route && (host == HOST || table::is_own_name(host));
+    let is_asked = is_ours && request.uri().path() == PATH && matches!(*request.method(), Method::GET | Method::HEAD);
+    let proxy = router.config.proxy.as_ref().filter(|_| is_asked)?;
+    let body =
+        if request.method() == Method::HEAD { String::new() } else { script(router, &proxy.cluster_domain, port) };
+    let mut response = Response::new(body_of(body));
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ns-proxy-autoconfig"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // No page can run it as a script, and so read which namespaces there are.
+    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    Some(response)
+}
+
+/// Returns the script. Namespaces are those that the kubeconfig and the configuration name.
+fn script(router: &Router, cluster_domain: &str, port: u16) -> String {
+    let of_contexts = router.http_contexts.namespaces.values().map(|namespace| namespace.0.clone());
+    let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.0.clone()));
+    let of_routes = router.config.http.routes.values();
+    let of_routes = of_routes.filter_map(|route| Some(route.destination.namespace.as_ref()?.0.clone()));
+    let namespaces: BTreeSet<String> = of_contexts.chain(of_aliases).chain(of_routes).collect();
+    let jumps = router.config.http.routes.values().map(|route| &route.destination);
+    let jumps = jumps.chain(router.config.tcp.routes.values().map(|route| &route.destination));
+    let hosts: BTreeSet<String> =
+        jumps.filter_map(|destination| Some(destination.jump.as_ref()?.host.to_lowercase())).collect();
+    let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
+    let suffixes = list(vec![".svc".to_owned(), format!(".svc.{cluster_domain}")]);
+    let (namespaces, hosts) = (list(namespaces.into_iter().collect()), list(hosts.into_iter().collect()));
+    format!(
+        "// Names of the cluster go through adit, everything else does not.\n\
+         var suffixes = {suffixes};\n\
+         var namespaces = {namespaces};\n\
+         var hosts = {hosts};\n\
+         function FindProxyForURL(url, host) {{\n\
+         \x20 var name = host.toLowerCase();\n\
+         \x20 if (name.charAt(name.length - 1) === \".\") name = name.substring(0, name.length - 1);\n\
+         \x20 var isOurs = hosts.indexOf(name) >= 0;\n\
+         \x20 for (var i = 0; i < suffixes.length; i++) {{\n\
+         \x20   var at = name.length - suffixes[i].length;\n\
+         \x20   if (at > 0 && name.indexOf(suffixes[i], at) === at) isOurs = true;\n\
+         \x20 }}\n\
+         \x20 var labels = name.split(\".\");\n\
+         \x20 if (labels.length === 2 && namespaces.indexOf(labels[1]) >= 0) isOurs = true;\n\
+         \x20 return isOurs ? \"PROXY 127.0.0.1:{port}\" : \"DIRECT\";\n\
+         }}\n"
+    )
+}

@@ -1,0 +1,155 @@
+//! CONNECT on the listener of HTTP: clients of a proxy reach Services by the names that they have in the cluster.
+//!
+//! The user name of Proxy-Authorization is the context. Only the first request of a connection can be one.
+
+use std::{io, sync::Arc, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+use tracing::{debug, info, warn};
+
+use super::{error_page::Page, pages};
+use crate::{
+    frontend::{
+        Connection,
+        forward::{Asked, Forward, ForwardError},
+    },
+    io::{BoxedIo, prefixed::Prefixed},
+    metrics::Metrics,
+    routing::{Router, SharedRouter},
+    tunnel::OpenError,
+    wire::{
+        connect::{self, Malformed},
+        http1::{self, Refusal},
+    },
+};
+
+/// What tells a client that its bytes go through from here on.
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+
+/// Serves the clients of CONNECT.
+pub struct ConnectFrontend {
+    forward: Arc<Forward>,
+    router: SharedRouter,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a request was not read.
+enum HeadError {
+    Refused(Refusal),
+    Io(io::Error),
+}
+
+impl ConnectFrontend {
+    pub fn new(forward: Arc<Forward>, router: SharedRouter, metrics: Arc<Metrics>) -> Self {
+        Self { forward, router, metrics }
+    }
+
+    /// Serves one connection until both sides have ended. `received`: the first bytes, which [`connect::is_connect`].
+    pub async fn serve(&self, mut stream: BoxedIo, mut received: BytesMut, connection: Arc<Connection>) {
+        let _open = self.metrics.connect_connections.open();
+        let (id, started) = (connection.id, Instant::now());
+        let limit = connection.place.limits().head;
+        let head = match timeout(limit, read_head(&mut stream, &mut received)).await {
+            Ok(Ok(head)) => head,
+            Ok(Err(HeadError::Refused(refusal))) => return refuse(&mut stream, ambiguous(&refusal.to_string())).await,
+            Ok(Err(HeadError::Io(error))) => return debug!(connection = id, %error, "connect: closed"),
+            Err(_) => return debug!(connection = id, "connect: closed: no whole request within {limit:?}"),
+        };
+        connection.place.settle();
+        let asked = match connect::parse(&head) {
+            Ok(connect::Connect { host, port, user }) => Asked { context: user, host, port },
+            Err(malformed) => return refuse(&mut stream, malformed_page(malformed)).await,
+        };
+        let (host, port) = (&asked.host, asked.port);
+        let reached = match self.forward.reach(&asked, &connection).await {
+            Ok(reached) => reached,
+            Err(error) => {
+                warn!(connection = id, host, port, code = error.code(), %error, hint = error.hint(), "connect: refused");
+                let page = page(&error, host, &self.router.load());
+                return refuse(&mut stream, page).await;
+            }
+        };
+        if let Err(error) = stream.write_all(ESTABLISHED).await {
+            return debug!(connection = id, %error, "connect: client gone");
+        }
+        let route = reached.name();
+        // An impatient client may have sent more than its request.
+        let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
+        let end = reached.join(&mut client).await;
+        info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = ?end.broken, took = ?started.elapsed(), "connect connection");
+    }
+}
+
+/// Reads a whole head; what is behind it stays in `received`.
+async fn read_head(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<BytesMut, HeadError> {
+    let mut searched = 0;
+    loop {
+        if let Some(end) = http1::head_end(received, searched).map_err(HeadError::Refused)? {
+            return Ok(received.split_to(end));
+        }
+        searched = received.len();
+        received.reserve(1024);
+        match stream.read_buf(received).await {
+            Ok(0) => return Err(HeadError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => {}
+            Err(error) => return Err(HeadError::Io(error)),
+        }
+    }
+}
+
+fn ambiguous(reason: &str) -> Page {
+    Page::new(StatusCode::BAD_REQUEST, "ambiguous", reason)
+}
+
+fn malformed_page(malformed: Malformed) -> Page {
+    Page::new(StatusCode::BAD_REQUEST, "connect", malformed.to_string())
+}
+
+/// Returns the page that says why a client of CONNECT is not connected.
+fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
+    match error {
+        ForwardError::Route(error) => pages::of_route(router, error),
+        ForwardError::Open(route, OpenError::Stream(fault)) => Page::of_stream(fault, &route.target.to_string()),
+        ForwardError::Open(route, error) => pages::unopened(error, host, route),
+        ForwardError::Direct { host, reason, is_timeout } => {
+            let status = if *is_timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+            let page = Page::new(status, "direct", format!("cannot reach {host}"));
+            Page { cause: Some(reason.clone()), ..page }
+        }
+    }
+}
+
+/// Answers with a page, and closes the connection.
+async fn refuse(stream: &mut BoxedIo, page: Page) {
+    let response = page.into_response(&HeaderMap::new(), 0, false);
+    // A client that has gone needs none.
+    if stream.write_all(&written(&response)).await.is_ok() && stream.shutdown().await.is_ok() {
+        // Closing over unread bytes would be a reset, which can overtake the answer.
+        let mut rest = [0; 1024];
+        let draining = async { while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
+        let _ = timeout(std::time::Duration::from_secs(2), draining).await;
+    }
+}
+
+/// Writes a response as HTTP/1.1.
+fn written(response: &Response<Bytes>) -> Vec<u8> {
+    let status = response.status();
+    let mut text =
+        format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("Unknown")).into_bytes();
+    for (name, value) in response.headers().iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(
+        format!("content-length: {}\r\nconnection: close\r\n\r\n", response.body().len()).as_bytes(),
+    );
+    text.extend_from_slice(response.body());
+    text
+}
