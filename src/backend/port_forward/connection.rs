@@ -4,7 +4,9 @@
 //! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
 //! the wire, so the queues are bounded: see `wait_for_readers`.
 
+mod ends;
 mod liveness;
+mod phase;
 mod pings;
 mod report;
 mod state;
@@ -25,7 +27,7 @@ use tracing::debug;
 
 pub(super) use self::{
     report::classify,
-    state::{Fin, LONGEST_REPORT, OUTBOX, State, Stream},
+    state::{LONGEST_REPORT, OUTBOX, State, Stream},
 };
 use super::stream::MuxStream;
 use crate::{
@@ -112,7 +114,7 @@ impl Connection {
     pub fn open(self: &Arc<Self>, client: Option<Ends>) -> Result<BoxedIo, Opening> {
         let number = {
             let mut state = self.shared.lock();
-            if state.dead.is_some() || state.retired || state.session.is_exhausted() {
+            if !state.phase.takes_streams() || state.session.is_exhausted() {
                 return Err(Opening::Retired);
             }
             state.add_stream()
@@ -125,15 +127,18 @@ impl Connection {
 
     pub fn opening(&self) -> Opening {
         let mut state = self.shared.lock();
-        if !state.is_suspicious && state.has_slept() {
+        if !state.phase.is_probing() && state.has_slept() {
             debug!("the clock has jumped: is the connection still there?");
-            state.is_suspicious = true;
+            state.phase.suspect();
             state.ping(0);
             self.shared.write.notify_one();
         }
-        if state.dead.is_some() || state.retired || state.session.is_exhausted() {
+        if !state.phase.takes_streams() || state.session.is_exhausted() {
             Opening::Retired
-        } else if state.is_suspicious || state.has_only_slow_lanes() || self.shared.is_paused.load(Ordering::Relaxed) {
+        } else if state.phase.is_probing()
+            || state.has_only_slow_lanes()
+            || self.shared.is_paused.load(Ordering::Relaxed)
+        {
             Opening::Doubtful
         } else {
             Opening::Open
@@ -159,7 +164,8 @@ impl Connection {
     /// Returns whether it takes no streams and has none.
     pub fn is_finished(&self) -> bool {
         let state = self.shared.lock();
-        state.dead.is_some() || (state.retired && state.streams.values().all(|stream| stream.dropped))
+        let is_left = || state.streams.values().all(|stream| stream.dropped);
+        state.fault().is_some() || (!state.phase.takes_streams() && is_left())
     }
 }
 
@@ -222,9 +228,8 @@ impl Shared {
         let discarded = std::mem::take(&mut stream.inbox_bytes);
         stream.inbox.clear();
         // A download that is cut off would go on for a second at full speed: its connection ends with it.
-        if !is_over && !stream.pod_ended && stream.is_download() && state.streams.len() == 1 {
-            state.retired = true;
-            state.dead.get_or_insert_with(|| StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
+        if !is_over && !stream.remote.has_data_ended() && stream.is_download() && state.streams.len() == 1 {
+            state.phase.fail(StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
             self.write.notify_one();
             self.read.notify_one();
             self.look.notify_one();
@@ -233,7 +238,7 @@ impl Shared {
         if is_over {
             state.remove_stream(number);
         } else if let Some(stream) = state.streams.get_mut(&number)
-            && stream.fin == Fin::Open
+            && stream.local.is_open_for_node()
         {
             state.release(number);
             if self.queue(state, number) {
@@ -258,12 +263,14 @@ impl Shared {
     /// Ends everything on the connection.
     fn die(&self, fault: StreamFault) {
         let mut state = self.lock();
-        if state.is_over {
+        if !state.phase.end(fault) {
             return;
         }
-        state.is_over = true;
-        debug!(%fault, streams = state.streams.len(), "upgraded connection ended");
-        state.dead.get_or_insert(fault);
+        debug!(
+            fault = state.fault().map(tracing::field::display),
+            streams = state.streams.len(),
+            "upgraded connection ended"
+        );
         for stream in state.streams.values_mut() {
             stream.wake();
         }

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::connection::{Connection, Fin, OUTBOX, Shared, Stream};
+use super::connection::{Connection, OUTBOX, Shared, Stream};
 use crate::{backend::StreamFault, io::abandoned::Ends};
 
 /// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
@@ -71,7 +71,8 @@ impl MuxStream {
             let now = Instant::now();
             let quiet_until = {
                 let state = self.shared.lock();
-                let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.fin == Fin::Open) else {
+                let Some(stream) = state.streams.get(&self.number).filter(|stream| stream.local.is_open_for_node())
+                else {
                     self.hold = None;
                     return;
                 };

@@ -10,7 +10,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::{liveness::Signs, pings::Pings, report::classify};
+use super::{
+    ends::{Local, Remote},
+    liveness::Signs,
+    phase::Phase,
+    pings::Pings,
+    report::classify,
+};
 use crate::{
     backend::StreamFault,
     wire::spdy::{
@@ -63,23 +69,17 @@ pub struct State {
     /// How many streams are transfers.
     pub transfers: usize,
     pub queued: usize,
-    pub retired: bool,
+    pub phase: Phase,
     /// The writer is woken in a moment, by a task of its own.
     pub is_soon_woken: bool,
     /// When a stream was last opened or ended.
     pub last_open: Option<Instant>,
     pub pings: Pings,
-    /// A worker may hang, or the connection may be lost, and is being asked.
-    pub is_suspicious: bool,
     /// When a write last began to wait for the socket, or went on after it had waited; and whether one waits now.
     pub outbound: Option<Instant>,
     pub is_write_waiting: bool,
     /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
     pub heard: Option<(Instant, SystemTime)>,
-    /// Why every stream on it has failed.
-    pub dead: Option<StreamFault>,
-    /// [`Shared::die`] was called.
-    pub is_over: bool,
 }
 
 /// One forwarded connection.
@@ -90,16 +90,11 @@ pub struct Stream {
     pub inbox: VecDeque<Bytes>,
     pub inbox_bytes: usize,
     pub reader: Option<Waker>,
-    /// The pod's direction has ended.
-    pub pod_ended: bool,
+    pub remote: Remote,
     pub report: Vec<u8>,
-    pub report_ended: bool,
-    pub was_reset: bool,
     pub outbox: BytesMut,
     pub writer: Option<Waker>,
-    pub fin: Fin,
-    /// Our direction has ended, and the node is not told yet.
-    is_held: bool,
+    pub local: Local,
     pub is_ready: bool,
     /// Nobody reads any more: what comes is discarded.
     pub dropped: bool,
@@ -113,18 +108,9 @@ pub struct Stream {
     transferred: u64,
 }
 
-/// The end of our direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fin {
-    #[default]
-    Open,
-    Queued,
-    Sent,
-}
-
 impl State {
     pub fn fault(&self) -> Option<&StreamFault> {
-        self.dead.as_ref()
+        self.phase.fault()
     }
 
     /// Takes a new stream; the node is told of it by the next [`fill`](Self::fill) that finds a lane with room.
@@ -148,15 +134,14 @@ impl State {
     /// Holds the end of our direction of a stream back; returns the reader that has to see to it.
     pub fn hold(&mut self, number: u64) -> Option<Waker> {
         let stream = self.streams.get_mut(&number)?;
-        stream.is_held = true;
+        stream.local.hold();
         stream.reader.take()
     }
 
     /// Lets the end of our direction go to the node.
     pub fn release(&mut self, number: u64) {
         if let Some(stream) = self.streams.get_mut(&number) {
-            stream.fin = Fin::Queued;
-            stream.is_held = false;
+            stream.local.release();
         }
     }
 
@@ -196,7 +181,7 @@ impl State {
             held_up = 0;
             stream.is_ready = false;
             let length = stream.outbox.len().min(longest);
-            let is_last = length == stream.outbox.len() && stream.fin == Fin::Queued;
+            let is_last = length == stream.outbox.len() && stream.local == Local::Queued;
             if length > 0 || is_last {
                 frame::put_data_header(batch, pair.data, length, is_last);
                 batch.extend_from_slice(&stream.outbox.split_to(length));
@@ -205,7 +190,7 @@ impl State {
             stream.count(length, &mut self.transfers);
             stream.sent += length as u64;
             if is_last {
-                stream.fin = Fin::Sent;
+                stream.local = Local::Sent;
             }
             if !stream.outbox.is_empty() {
                 stream.is_ready = true;
@@ -229,15 +214,15 @@ impl State {
             // It may have left already.
             let Some(stream) = self.streams.get_mut(&number) else { continue };
             let Some(pair) = self.session.open(port, lane, batch) else {
-                self.retired = true;
-                stream.was_reset = true;
+                self.phase.retire();
+                stream.remote.reset();
                 stream.wake();
                 continue;
             };
             stream.pair = Some(pair);
             self.by_id.insert(pair.data, number);
             self.on_lane[lane] += 1;
-            if !stream.outbox.is_empty() || stream.fin == Fin::Queued {
+            if !stream.outbox.is_empty() || stream.local == Local::Queued {
                 stream.is_ready = true;
                 self.ready.push_back(number);
             }
@@ -268,15 +253,15 @@ impl State {
     /// Asks every worker of the node for an answer. Until all have come the connection should take no new stream: bytes for
     /// a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21).
     pub fn doubt_lanes(&mut self) {
-        if self.retired {
+        if !self.phase.takes_streams() {
             return;
         }
         // What is on its way may have been sent before the cause.
         let all_owe = (0..LANES).all(|lane| self.pings.silent_since(lane).is_some());
-        if self.session.can_ask() && !(self.is_suspicious && all_owe) {
+        if self.session.can_ask() && !(self.phase.is_probing() && all_owe) {
             self.ping(0);
         }
-        self.is_suspicious = true;
+        self.phase.suspect();
     }
 
     pub fn has_only_slow_lanes(&self) -> bool {
@@ -317,8 +302,8 @@ impl State {
             overtaken: self.pings.overtaken(),
             answer_time: self.pings.latest(),
             on_their_way: self.pings.on_their_way(),
-            is_probing: self.is_suspicious,
-            is_retired: self.retired,
+            is_probing: self.phase.is_probing(),
+            is_retired: !self.phase.takes_streams(),
         }
     }
 
@@ -331,7 +316,7 @@ impl State {
     /// Returns whether more time has passed since something came than the timers know of.
     pub fn has_slept(&self) -> bool {
         self.heard.is_some_and(|(at, wall)| {
-            wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.dead.is_none()
+            wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.fault().is_none()
         })
     }
 
@@ -340,7 +325,7 @@ impl State {
         let Some((lane, ask)) = self.session.on_ping(id, &mut self.control) else { return false };
         self.pings.answered(lane, ask, now);
         if !self.pings.are_out() {
-            self.is_suspicious = false;
+            self.phase.clear();
         }
         self.has_work()
     }
@@ -377,12 +362,12 @@ impl Stream {
 
     /// Returns whether somebody may wait for what comes.
     pub fn has_client(&self) -> bool {
-        !self.dropped && (!self.is_held || self.unanswered || self.inbox_bytes > 0)
+        !self.dropped && (self.local != Local::Held || self.unanswered || self.inbox_bytes > 0)
     }
 
     /// Returns whether nothing more can come: the error stream ends after the data stream.
     pub fn is_over(&self) -> bool {
-        self.was_reset || (self.pod_ended && self.report_ended)
+        self.remote.is_over()
     }
 
     /// Returns how the stream has ended, once its inbox is empty. None: it has not.
@@ -390,7 +375,7 @@ impl Stream {
         if !self.is_over() {
             return None;
         }
-        Some(match (self.report.is_empty(), self.was_reset) {
+        Some(match (self.report.is_empty(), self.remote == Remote::Reset) {
             (false, _) => Err(classify(&String::from_utf8_lossy(&self.report), port)),
             (true, true) => Err(StreamFault::Reset),
             (true, false) => Ok(()),

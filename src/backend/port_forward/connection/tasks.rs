@@ -46,7 +46,7 @@ pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
         let is_dead = {
             let mut state = shared.lock();
             state.fill(&mut batch, shared.port);
-            state.dead.is_some()
+            state.fault().is_some()
         };
         if is_dead {
             break;
@@ -109,7 +109,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
     let fault = loop {
         let deadline = {
             let mut state = shared.lock();
-            if let Some(fault) = &state.dead {
+            if let Some(fault) = state.fault() {
                 break fault.clone();
             }
             let deadline = match look(&mut state, last_inbound) {
@@ -156,7 +156,7 @@ fn look(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault
             Verdict::Retire => {
                 // Held up by a pod that does not read, or for good by bytes that nobody will read.
                 debug!("a worker of the node hangs: the upgraded connection takes no new streams");
-                state.retired = true;
+                state.phase.retire();
             }
             Verdict::Dead => {
                 return Err(StreamFault::Lost {
@@ -183,7 +183,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
                 continue;
             }
             Frame::GoAway { .. } => {
-                state.retired = true;
+                state.phase.retire();
                 continue;
             }
             Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
@@ -202,15 +202,19 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
                         stream.inbox.push_back(payload);
                     }
                 }
-                stream.pod_ended |= fin;
+                if fin {
+                    stream.remote.end_data();
+                }
             }
             Frame::Data { payload, fin, .. } => {
                 let room = LONGEST_REPORT - stream.report.len();
                 stream.report.extend_from_slice(&payload[..payload.len().min(room)]);
-                stream.report_ended |= fin;
+                if fin {
+                    stream.remote.end_report();
+                }
             }
-            _ if is_data => stream.was_reset = true,
-            _ => stream.report_ended = true,
+            _ if is_data => stream.remote.reset(),
+            _ => stream.remote.end_report(),
         }
         stream.wake();
         if stream.is_over() {
@@ -227,7 +231,7 @@ fn on_end(shared: &Shared, state: &mut State, number: u64) {
     let is_unread = stream.unanswered || !stream.outbox.is_empty();
     let is_dropped = stream.dropped;
     if let Some(Err(StreamFault::PodGone { .. })) = end {
-        state.retired = true;
+        state.phase.retire();
         shared.fate.pod_gone();
     }
     if is_unread || state.is_on_its_way(number) {
@@ -245,7 +249,7 @@ async fn wait_for_readers(shared: &Shared) -> bool {
     loop {
         {
             let mut state = shared.lock();
-            let has_room = state.dead.is_some() || has_room(&mut state, since);
+            let has_room = state.fault().is_some() || has_room(&mut state, since);
             shared.is_paused.store(!has_room, Ordering::Relaxed);
             if has_room {
                 return has_waited;
@@ -276,7 +280,9 @@ fn has_room(state: &mut State, since: Instant) -> bool {
         return stream.inbox_bytes <= STREAM_QUEUE;
     }
     // New streams go elsewhere.
-    state.retired |= stream.inbox_bytes > STREAM_QUEUE;
+    if stream.inbox_bytes > STREAM_QUEUE {
+        state.phase.retire();
+    }
     if state.queued <= if is_waited_for { CONNECTION_QUEUE_IN_NEED } else { CONNECTION_QUEUE } {
         return true;
     }
@@ -286,7 +292,7 @@ fn has_room(state: &mut State, since: Instant) -> bool {
     }
     debug!("a reader that takes nothing is reset: others on its connection wait");
     // Its reader is told: bytes are missing at the end of what it has.
-    stream.was_reset = true;
+    stream.remote.reset();
     stream.wake();
     if let Some(pair) = stream.pair {
         frame::put_rst_stream(&mut state.control, pair.data, frame::reset::CANCEL);
