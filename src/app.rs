@@ -10,17 +10,19 @@ use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use self::{forwards::Forwards, opener::Opening, running::Running};
 use crate::{
     admin::{
         endpoints::{self, Reach},
+        keys::Keys,
         socket::AdminSocket,
         status::{Facts, Parts, Source},
     },
     backend::{Backend, Backends},
     config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
+    dashboard::{Dashboard, assets::Assets},
     drain::Drain,
     frontend::{
         forward::Forward,
@@ -104,6 +106,8 @@ pub struct App {
     pub supervisor: Option<PathBuf>,
     /// Whether `adit status` and `adit stop` find it.
     pub admin: bool,
+    /// Where the files of the dashboard are read from. None: they are part of the program.
+    pub ui_dir: Option<PathBuf>,
     /// Sockets that a service manager has bound.
     pub inherited: Arc<Inherited>,
 }
@@ -180,10 +184,14 @@ impl Bound {
             socks: SocksFrontend::new(forward.clone(), metrics.clone()),
             connect: ConnectFrontend::new(forward, router.clone(), metrics.clone()),
         };
-        let mux = Mux::new(http, tls, forward, router.clone(), metrics.clone());
+        let mux = Mux::new(http.clone(), tls, forward, router.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         config.notes.iter().for_each(|note| warn!("{note}"));
         let facts = Facts { loaded_at: now(), ..Facts::default() };
+        let keys = Arc::new(Keys::new()?);
+        if let Some(admin) = &admin {
+            admin.write_token(keys.token()).unwrap_or_else(|error| debug!(%error, "no token file"));
+        }
         let source = Source::new(Parts {
             tunnels: tunnels.clone(),
             metrics,
@@ -200,7 +208,9 @@ impl Bound {
                 router: router.clone(),
                 opened: Default::default(),
             })),
+            keys: Some(keys),
         });
+        http.set_own_site(Arc::new(Dashboard::new(source.clone(), Assets { folder: app.ui_dir.clone() })));
         let told = source.clone();
         let admin_listener = move |stream, _| -> BoxFuture<'static, ()> {
             Box::pin(endpoints::serve(stream, told.clone(), Reach::Machine))

@@ -31,6 +31,9 @@ pub use self::{
 /// How many requests and connections are kept.
 pub const MOST_ENTRIES: usize = 1_000;
 
+/// The error of an entry for which no pod was ready.
+const NOT_READY: &str = "not-ready";
+
 /// Of how many tunnels the events are kept; those of tunnels that are open stay with their tunnel in any case.
 const MOST_HISTORIES: usize = 256;
 
@@ -124,6 +127,21 @@ impl Journal {
         let entries = self.entries.lock().expect("no panic while the lock is held");
         let changed = entries.kept.iter().rev().filter(|entry| entry.version > version);
         (changed.cloned().collect(), self.version.load(Ordering::Relaxed))
+    }
+
+    /// Returns the names that were asked for within `within` and had no ready pod, the latest first, each once, at most `most`.
+    pub fn wanted_in_vain(&self, within: Duration, most: usize) -> Vec<Box<str>> {
+        let entries = self.entries.lock().expect("no panic while the lock is held");
+        let is_recent = |entry: &&Entry| entry.began.is_some_and(|began| began.elapsed() < within);
+        let mut names: Vec<Box<str>> = Vec::new();
+        for entry in
+            entries.kept.iter().rev().filter(|entry| entry.error.as_deref() == Some(NOT_READY)).filter(is_recent)
+        {
+            if names.len() < most && !names.contains(&entry.host) {
+                names.push(entry.host.clone());
+            }
+        }
+        names
     }
 
     /// Returns the entry of this number, while it is kept.

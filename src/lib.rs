@@ -17,6 +17,7 @@ pub mod io;
 pub mod wire;
 
 pub mod drain;
+pub mod html;
 pub mod journal;
 pub mod metrics;
 pub mod telemetry;
@@ -39,6 +40,8 @@ pub mod frontend;
 pub mod listener;
 
 pub mod admin;
+
+pub mod dashboard;
 
 pub mod relay;
 

@@ -12,17 +12,21 @@
 //! | `GET /api/v1/requests/ID` | one of them |
 //! | `GET /api/v1/config` | the configuration in use, secrets hidden |
 //! | `GET /api/v1/log` | the last lines of the log, newest first |
-//! | `POST /api/v1/open` | opens a target: see [`open`] |
+//! | `POST /api/v1/open` | opens a target: see [`open`]; the Unix socket only |
+//! | `POST /api/v1/ui` | a link that opens the dashboard once: see [`ui`]; the Unix socket only |
 //! | `GET /api/v1/events` | a snapshot, then what changes: see [`feed`] |
 //!
 //! An ID in a path is percent-encoded. Each answer has a `format` number, which changes with a change that a reader
 //! could trip over; new keys do not change it. `adit schema --api` prints the schemas.
 
 pub mod answers;
+pub mod attention;
 pub mod feed;
 pub mod open;
 pub mod schema;
 pub mod services;
+pub mod ui;
+pub mod ways;
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -41,11 +45,17 @@ pub const FORMAT: u32 = 1;
 /// Where the API is.
 pub const ROOT: &str = "/api/v1/";
 
-/// Answers a request below [`ROOT`].
-pub async fn answer(source: &Source, request: Request<Incoming>) -> Response<Body> {
-    if request.uri().path() == "/api/v1/open" && *request.method() == Method::POST {
-        return open::answer(source, request).await;
+/// Answers a request of the user of the process below [`ROOT`].
+pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Response<Body> {
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/api/v1/open") => open::answer(source, request).await,
+        (&Method::POST, "/api/v1/ui") => ui::answer(source),
+        _ => answer(source, request).await,
     }
+}
+
+/// Answers a request below [`ROOT`] of anybody who has shown that it may.
+pub async fn answer<B>(source: &Source, request: Request<B>) -> Response<Body> {
     let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default();
     let words: Vec<&str> = path.split('/').collect();
     let decoded = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
@@ -71,7 +81,7 @@ pub async fn answer(source: &Source, request: Request<Incoming>) -> Response<Bod
         (["log"], true) => json(&Log::of(source)),
         (["events"], true) => feed::answer(source, last_event(request.headers())),
         (["status" | "services" | "tunnels" | "requests" | "config" | "log" | "events"], false)
-        | (["open"], true)
+        | (["open" | "ui"], true)
         | (["tunnels" | "requests", _], false)
         | (["tunnels", _, "stop" | "reconnect"], true) => {
             failure(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} is not for {path:?}", request.method()))

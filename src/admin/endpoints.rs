@@ -42,7 +42,7 @@ async fn answer(source: Source, request: Request<Incoming>, reach: Reach) -> Res
         (&Method::GET, "/readyz", _) if source.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
         (&Method::GET, "/readyz", _) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics", _) => respond(StatusCode::OK, metrics::CONTENT_TYPE, source.metrics()),
-        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer(&source, request).await,
+        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer_owner(&source, request).await,
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
 }

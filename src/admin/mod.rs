@@ -3,5 +3,6 @@
 pub mod api;
 pub mod endpoints;
 pub mod http;
+pub mod keys;
 pub mod socket;
 pub mod status;

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -46,8 +46,9 @@ pub struct AdminSocket {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        // Somebody else may have removed it.
+        // Somebody else may have removed them.
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(self.path.with_extension("token"));
     }
 }
 
@@ -98,6 +99,18 @@ impl AdminSocket {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not ours", folder.display())));
         }
         Ok(bound)
+    }
+
+    /// Writes the token of the dashboard beside the socket, for programs of the same user.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_token(&self, token: &str) -> io::Result<()> {
+        let path = self.path.with_extension("token");
+        // One of a process that was killed may be of another mode.
+        let _ = fs::remove_file(&path);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        io::Write::write_all(&mut file, token.as_bytes())
     }
 
     /// Answers until the drain cuts.
@@ -167,6 +180,18 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Ca
 pub async fn post(socket: &Path, path: &str) -> Result<(), CallError> {
     let (code, body) = call(socket, Method::POST, path).await.map_err(CallError::Silent)?;
     if code.is_success() { Ok(()) } else { Err(refused(code, &body)) }
+}
+
+/// Lets a running adit do something, and reads what came of it. `path`: what follows [`ROOT`].
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, CallError> {
+    let (code, body) = call(socket, Method::POST, path).await.map_err(CallError::Silent)?;
+    match code {
+        code if code.is_success() => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
+        code => Err(refused(code, &body)),
+    }
 }
 
 /// Lets a running adit open a target at a local port, or check it.

@@ -10,7 +10,10 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::api::{feed::Feed, open::Opener};
+use super::{
+    api::{feed::Feed, open::Opener},
+    keys::Keys,
+};
 use crate::{
     drain::Drain,
     journal::Journal,
@@ -63,6 +66,7 @@ pub struct Source {
     facts: Arc<Mutex<Facts>>,
     feed: Arc<Feed>,
     opener: Option<Arc<dyn Opener>>,
+    keys: Option<Arc<Keys>>,
 }
 
 /// What a [`Source`] is made of.
@@ -77,13 +81,15 @@ pub struct Parts {
     pub facts: Facts,
     /// None: it opens nothing for those who ask.
     pub opener: Option<Arc<dyn Opener>>,
+    /// None: there is no dashboard.
+    pub keys: Option<Arc<Keys>>,
 }
 
 impl Source {
     pub fn new(parts: Parts) -> Self {
-        let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener } = parts;
+        let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener, keys } = parts;
         let facts = Arc::new(Mutex::new(facts));
-        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener }
+        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener, keys }
     }
 
     /// Returns whether new connections are taken.
@@ -167,6 +173,16 @@ impl Source {
     /// Returns the last lines of the log, oldest first.
     pub fn log(&self) -> Vec<Line> {
         self.lines.all()
+    }
+
+    /// Returns the lines behind the one of this number, oldest first, and the number of the last one.
+    pub fn log_since(&self, id: u64) -> (Vec<Line>, u64) {
+        self.lines.since(id)
+    }
+
+    /// Returns what lets a browser in. None: there is no dashboard.
+    pub fn keys(&self) -> Option<&Arc<Keys>> {
+        self.keys.as_ref()
     }
 
     pub fn drain(&self) -> &Drain {

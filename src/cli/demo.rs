@@ -1,6 +1,6 @@
 //! `adit demo`: a small cluster in this process, and adit in front of it.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use super::{
     Globals,
@@ -19,10 +19,14 @@ const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Nothing outside of this process is needed or changed. Ctrl-C ends it.")]
-pub struct Args {}
+pub struct Args {
+    /// Folder with the dashboard's files, read again for each request
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    ui_dir: Option<PathBuf>,
+}
 
-pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
-    telemetry::init(globals.format(), globals.verbose);
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
+    let verbosity = telemetry::init(globals.format(), globals.verbose);
     let overrides = globals.overrides()?;
     up::run_to_end(async {
         let signals = Signals::new()?;
@@ -30,7 +34,10 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
             Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
         let config = config(&demo, &overrides);
         let overrides = Overrides { verbose: globals.verbose, ..Overrides::default() };
-        let bound = up::bind(App { overrides, admin: true, ..App::default() }, config)?;
+        let bound = up::bind(
+            App { overrides, admin: true, verbosity: Some(verbosity), ui_dir: args.ui_dir, ..App::default() },
+            config,
+        )?;
         print(&banner(&demo, &bound))?;
         let ended = up::serve(bound, signals).await;
         drop(demo);
@@ -92,7 +99,8 @@ fn banner(demo: &Demo, bound: &Bound) -> String {
         text += &format!("  nc 127.0.0.1 {}                           speaks first, then echoes\n", TCP[1].0);
     }
     text += &format!(
-        "\n  adit status                                        the tunnels, from another terminal\n\
+        "\n  adit ui                                            the dashboard in your browser, from another terminal\n\
+         \x20 adit status                                        the tunnels\n\
          \x20 kubectl --kubeconfig {} get pods,svc -A\n\nCtrl-C ends it.\n",
         demo.kubeconfig().display()
     );

@@ -26,6 +26,7 @@ pub mod status;
 pub mod stop;
 pub mod supervise;
 mod trust;
+pub mod ui;
 pub mod up;
 pub mod url;
 pub mod version;
@@ -130,6 +131,8 @@ enum Command {
     Browser(browser::Args),
     /// Show the tunnels of the running adit
     Status(status::Args),
+    /// Open the dashboard of the running adit
+    Ui(ui::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
     /// List and delete the jump pods that adit created
@@ -170,7 +173,7 @@ pub fn main() -> ExitCode {
     };
     // The only failure is that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args {}))) {
+    match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args::default()))) {
         Ok(code) => code,
         Err(error) => error.report(),
     }
@@ -207,6 +210,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),
         Command::Jump(args) => return block_on(jump::run(globals, args)),
+        Command::Ui(args) => return block_on(ui::run(globals, args)),
         Command::Stop(args) => return block_on(stop::run(globals, args)),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),

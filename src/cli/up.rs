@@ -6,6 +6,7 @@ use std::{
     future::Future,
     io::{self, IsTerminal},
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
 };
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     app::{App, Bound},
+    config::DASHBOARD_HOST,
     drain::Drain,
     io::accept::Limits,
     listener::inherited::Inherited,
@@ -28,10 +30,14 @@ use crate::{
 /// 128 and the number of SIGINT, as shells have it.
 pub const INTERRUPTED: u8 = 130;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Folder with the dashboard's files, read again for each request
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    ui_dir: Option<PathBuf>,
+}
 
-pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
+pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let verbosity = telemetry::init(globals.format(), config.verbose);
     raise_open_file_limit();
@@ -41,6 +47,7 @@ pub fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
         verbosity: Some(verbosity),
         supervisor: std::env::current_exe().ok(),
         admin: true,
+        ui_dir: args.ui_dir,
         inherited: Arc::new(Inherited::take()),
     };
     run_to_end(async {
@@ -185,6 +192,9 @@ fn banner(bound: &Bound) -> String {
         let target =
             router.tcp(*address).map_or_else(|error| format!("nothing yet: {error}"), |route| route.target.to_string());
         let _ = writeln!(text, "tcp       {address} -> {target}");
+    }
+    if config.dashboard {
+        let _ = writeln!(text, "dashboard http://{DASHBOARD_HOST}:{port}, 'adit ui' opens it");
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");
     text

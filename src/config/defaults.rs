@@ -51,6 +51,7 @@ pub fn config() -> Config {
         notes: Vec::new(),
         proxy: Some(ForwardProxy::default()),
         admin: Default::default(),
+        dashboard: true,
     }
 }
 

@@ -55,6 +55,9 @@ impl fmt::Display for Namespace {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KubeconfigPaths(pub Vec<PathBuf>);
 
+/// The name of the dashboard on the HTTP listener. No route has it while the dashboard is on.
+pub const DASHBOARD_HOST: &str = "adit.localhost";
+
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -83,6 +86,8 @@ pub struct Config {
     /// The forward proxy on the listener of HTTP. None: it is off.
     pub proxy: Option<ForwardProxy>,
     pub admin: Admin,
+    /// Serves the dashboard at `adit.localhost`. Default: true.
+    pub dashboard: bool,
     /// Advice about the file: it is valid, but should be written differently.
     pub notes: Vec<String>,
 }

@@ -42,6 +42,22 @@ struct File {
     expose: Option<Vec<Local>>,
     proxy: Option<Proxy>,
     admin: Option<Admin>,
+    /// The dashboard at http://adit.localhost on the listener of HTTP. Default: on.
+    dashboard: Option<OnOff>,
+}
+
+/// on or off.
+#[derive(Serialize)]
+struct OnOff;
+
+impl JsonSchema for OnOff {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "OnOff".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({"description": "on or off", "enum": ["on", "off", true, false]})
+    }
 }
 
 #[derive(Serialize, JsonSchema)]

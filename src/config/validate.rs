@@ -22,7 +22,7 @@ use ::http::{HeaderName, HeaderValue};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, Destination, Elsewhere,
+    BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination, Elsewhere,
     ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace,
     PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
@@ -46,6 +46,7 @@ pub(super) const ROOT: &[&str] = &[
     "expose",
     "proxy",
     "admin",
+    "dashboard",
 ];
 pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic"];
 pub(super) const HTTP: &[&str] = &["listen", "idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
@@ -171,6 +172,7 @@ impl Walk {
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
         let default_context = self.field(&map, "default_context", Self::text);
         config.default_context = default_context.map(|name| context(&config, name));
+        config.dashboard = self.field(&map, "dashboard", Self::on_or_off).unwrap_or(config.dashboard);
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
         self.claim(&config.http.listen, Place::default(), "http.listen");
         self.field(&map, "tcp", |walk, node| walk.tcp(node, &mut config).then_some(()));

@@ -18,6 +18,7 @@ pub mod headers;
 mod http2;
 mod interim;
 mod pac;
+pub mod own;
 mod pages;
 pub mod proxy_connect;
 mod respond;
@@ -27,7 +28,10 @@ pub mod upgrade;
 pub mod upstream;
 mod websocket;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+};
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -40,7 +44,7 @@ use hyper_util::rt::TokioIo;
 use tower::BoxError;
 use tracing::debug;
 
-use self::{body::Body, exchange::Arrival, headers::Identity, sites::Sites, upstream::Upstreams};
+use self::{body::Body, exchange::Arrival, headers::Identity, own::OwnSite, sites::Sites, upstream::Upstreams};
 use crate::{
     drain::Drain,
     frontend::{Connection, protocol::Protocols},
@@ -58,6 +62,8 @@ pub struct HttpFrontend {
     protocols: Arc<Protocols>,
     identity: Identity,
     metrics: Arc<Metrics>,
+    /// What answers for adit's own names.
+    own: OnceLock<Arc<dyn OwnSite>>,
 }
 
 /// What a client speaks, when its first bytes have told.
@@ -72,7 +78,15 @@ impl HttpFrontend {
     pub fn new(sites: Arc<dyn Sites>, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
         let protocols = Arc::<Protocols>::default();
         let upstreams = Upstreams::new(protocols.clone(), metrics.clone(), drain);
-        Arc::new(Self { sites, tunnels, upstreams, protocols, identity: Identity::default(), metrics })
+        Arc::new(Self {
+            sites,
+            tunnels,
+            upstreams,
+            protocols,
+            identity: Identity::default(),
+            metrics,
+            own: OnceLock::new(),
+        })
     }
 
     /// Returns what was learned of the ports of backends.

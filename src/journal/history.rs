@@ -17,6 +17,9 @@ const MOST_EVENTS: usize = 20;
 /// How much of an event's text is kept.
 const LONGEST_TEXT: usize = 200;
 
+/// How many minutes are recent.
+const RECENT_MINUTES: usize = 5;
+
 /// How many pods are told apart.
 const MOST_PODS: usize = 64;
 
@@ -76,6 +79,8 @@ struct Inner {
     first_byte: Histogram,
     requests: u64,
     errors: u64,
+    /// By minute of the clock: which one, requests, errors.
+    minutes: [(u64, u64, u64); RECENT_MINUTES],
     last: Option<SystemTime>,
 }
 
@@ -122,6 +127,13 @@ impl History {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         inner.requests += 1;
         inner.errors += u64::from(is_error);
+        let minute = minute();
+        let slot = &mut inner.minutes[(minute % RECENT_MINUTES as u64) as usize];
+        if slot.0 != minute {
+            *slot = (minute, 0, 0);
+        }
+        slot.1 += 1;
+        slot.2 += u64::from(is_error);
         if let Some(took) = first_byte {
             inner.first_byte.add(took);
         }
@@ -136,6 +148,13 @@ impl History {
     pub fn counts(&self) -> (u64, u64) {
         let inner = self.0.lock().expect("no panic while the lock is held");
         (inner.requests, inner.errors)
+    }
+
+    /// Returns how many there were in this minute of the clock and the four before it, and how many of them failed.
+    pub fn recent(&self) -> (u64, u64) {
+        let (inner, now) = (self.0.lock().expect("no panic while the lock is held"), minute());
+        let recent = inner.minutes.iter().filter(|(minute, ..)| now.saturating_sub(*minute) < RECENT_MINUTES as u64);
+        recent.fold((0, 0), |(requests, errors), (_, more, failed)| (requests + more, errors + failed))
     }
 
     /// Returns how long its requests took to the first byte of their answer.
@@ -154,9 +173,24 @@ impl History {
     }
 }
 
+fn minute() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_recent_is_counted_for_itself() {
+        let history = History::default();
+        assert_eq!(history.recent(), (0, 0));
+        history.count(None, false);
+        history.count(None, true);
+        assert_eq!((history.recent(), history.counts()), ((2, 1), (2, 1)));
+        history.0.lock().unwrap().minutes.iter_mut().for_each(|minute| minute.0 = minute.0.saturating_sub(5));
+        assert_eq!((history.recent(), history.counts()), ((0, 0), (2, 1)));
+    }
 
     #[test]
     fn the_last_events_are_kept() {

@@ -1,6 +1,6 @@
 //! The Services that can be reached, for `adit routes`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, api::ListParams};
@@ -46,6 +46,29 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
     let mut found: Vec<Listed> = all.into_iter().filter_map(|service| listed(service, &by_hand)).collect();
     found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Ok(found)
+}
+
+/// Returns how many pods of each Service, by namespace and name, are ready, and how many there are.
+pub async fn readiness(
+    cluster: &Cluster,
+    namespace: Option<&Namespace>,
+) -> Result<BTreeMap<(String, String), (u64, u64)>, ClusterError> {
+    let slices: Vec<EndpointSlice> = objects(cluster, namespace, "endpointslices").await?;
+    // A pod of two IP families is in two slices.
+    let mut pods: BTreeMap<(String, String), BTreeMap<String, bool>> = BTreeMap::new();
+    for slice in slices {
+        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
+        let (Some(namespace), Some(service)) = (slice.metadata.namespace.clone(), service.cloned()) else { continue };
+        let of_service = pods.entry((namespace, service)).or_default();
+        for endpoint in slice.endpoints.into_iter().flatten() {
+            let is_ready = endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false));
+            let name = endpoint.target_ref.and_then(|target| target.name).or(endpoint.addresses.into_iter().next());
+            *of_service.entry(name.unwrap_or_default()).or_default() |= is_ready;
+        }
+    }
+    let count =
+        |pods: BTreeMap<String, bool>| (pods.values().filter(|is_ready| **is_ready).count() as u64, pods.len() as u64);
+    Ok(pods.into_iter().map(|(service, pods)| (service, count(pods))).collect())
 }
 
 async fn objects<K>(cluster: &Cluster, namespace: Option<&Namespace>, plural: &str) -> Result<Vec<K>, ClusterError>

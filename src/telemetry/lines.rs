@@ -46,6 +46,12 @@ impl Lines {
         self.0.lock().expect("no panic while the lock is held").lines.iter().cloned().collect()
     }
 
+    /// Returns the lines behind the one of this number, oldest first, and the number of the last one.
+    pub fn since(&self, id: u64) -> (Vec<Line>, u64) {
+        let kept = self.0.lock().expect("no panic while the lock is held");
+        (kept.lines.iter().skip_while(|line| line.id <= id).cloned().collect(), kept.last)
+    }
+
     fn add(&self, level: Level, text: &str) {
         let mut kept = self.0.lock().expect("no panic while the lock is held");
         kept.last += 1;

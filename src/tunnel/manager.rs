@@ -117,6 +117,9 @@ impl SignInSnapshot {
 pub struct TunnelSnapshot {
     /// Display of the target.
     pub id: Arc<str>,
+    pub target: Option<Target>,
+    /// The port that was asked for, as the Service has it. None: there is no session.
+    pub port: Option<u16>,
     /// `starting`, `running`, `failed` or `stopping`.
     pub state: &'static str,
     /// The pods that are reached now.
@@ -141,6 +144,8 @@ pub struct TunnelSnapshot {
     /// Requests and connections that have ended, and how many of them failed.
     pub requests: u64,
     pub errors: u64,
+    /// The same of the last five minutes.
+    pub recent: (u64, u64),
     pub first_byte: Percentiles,
     pub last_error: Option<String>,
 }
@@ -342,6 +347,8 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
     let idle = (!tunnel.is_used()).then(|| tunnel.usage.last_use().elapsed());
     TunnelSnapshot {
         id: tunnel.id.clone(),
+        target: Some(tunnel.target.clone()),
+        port: running.as_ref().map(|running| running.endpoint.port.number),
         state,
         pods: running.as_ref().map(|running| running.session.pods()).unwrap_or_default(),
         protocol: running.as_ref().map(|running| running.endpoint.protocol),
@@ -355,6 +362,7 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
         closes_in: tunnel.idle_at().filter(|_| idle.is_some()).map(|at| at.saturating_duration_since(Instant::now())),
         requests,
         errors,
+        recent: tunnel.history.recent(),
         first_byte: tunnel.history.first_byte(),
         last_error: tunnel.last_error.lock().expect("no panic while the lock is held").clone(),
     }

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("journal", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
+    ("html", &[]),
     ("tls", &[]),
     ("trust", &[]),
     ("config", &["wire"]),
@@ -24,10 +25,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("guard", &["io", "wire"]),
     (
         "frontend",
-        &["io", "wire", "journal", "config", "routing", "tunnel", "guard", "metrics", "drain", "tls", "trust"],
+        &["io", "wire", "journal", "html", "config", "routing", "tunnel", "guard", "metrics", "drain", "tls", "trust"],
     ),
     ("listener", &["io", "wire", "config", "routing", "frontend", "metrics", "drain"]),
     ("admin", &["io", "journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"]),
+    ("dashboard", &["html", "config", "frontend", "admin"]),
     (
         "relay",
         &[

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod connect;
 mod corpus;
+mod dashboard;
 mod databases;
 mod demo;
 mod docs;

@@ -10,9 +10,14 @@ use jiff::{Timestamp, Unit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::FORMAT;
+use super::{
+    FORMAT,
+    attention::{self, Attention},
+    ways,
+};
 use crate::{
     admin::status::{Facts, LocalStatus, Source},
+    config::ContextName,
     journal::{self, Entry, Happened, Percentiles},
     telemetry::Line,
     tunnel::{SignInSnapshot, TunnelSnapshot},
@@ -32,6 +37,8 @@ pub struct Status {
     pub tunnels: Vec<Tunnel>,
     /// Sign-ins that run, or have failed.
     pub sign_ins: Vec<SignIn>,
+    /// What a person has to look at.
+    pub attention: Vec<Attention>,
 }
 
 /// A sign-in of a user of a kubeconfig.
@@ -76,6 +83,19 @@ pub struct Overview {
     pub rejected: Option<String>,
     /// The ports of this machine that relays make reachable.
     pub local: Vec<LocalStatus>,
+    /// The contexts of the kubeconfig.
+    #[serde(default)]
+    pub contexts: Vec<ContextRow>,
+}
+
+/// A context of the kubeconfig.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ContextRow {
+    pub name: String,
+    /// How a hostname may name it. null: by its name.
+    pub alias: Option<String>,
+    /// Names that give no context mean this one.
+    pub is_default: bool,
 }
 
 /// What passed in one second.
@@ -139,6 +159,11 @@ pub struct Tunnel {
     pub requests: u64,
     /// Of these, those that failed through no fault of their client.
     pub errors: u64,
+    /// The same of the last five minutes.
+    pub recent_requests: u64,
+    pub recent_errors: u64,
+    /// The context of its pods. null: it leads to something else.
+    pub context: Option<String>,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub first_byte_ms: FirstByte,
@@ -161,6 +186,10 @@ pub struct TunnelAnswer {
     pub events: Vec<EventRow>,
     /// Times to the first byte of an answer: the buckets that are not empty.
     pub first_byte: Vec<Bucket>,
+    /// URLs of names and routes that lead to it.
+    pub names: Vec<String>,
+    /// The same as a command of kubectl. null: kubectl cannot, or the tunnel has closed.
+    pub kubectl: Option<String>,
 }
 
 /// An event of a tunnel.
@@ -244,7 +273,7 @@ pub struct Services {
 }
 
 /// A port of a Service, or a route.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
     /// `NAMESPACE/SERVICE`, or the host or address of a route.
     pub name: String,
@@ -257,6 +286,19 @@ pub struct Service {
     pub from: String,
     pub context: Option<String>,
     pub namespace: Option<String>,
+    /// `http`, `grpc`, `postgres`, `redis`, `mongodb`, `mysql` or `tcp`: what it speaks, as far as its port says.
+    pub speaks: String,
+    /// The id that its tunnel has, or would have.
+    pub tunnel: Option<String>,
+    /// Where it listens on this machine, for clients that are no HTTP. null: no route of tcp leads to it.
+    pub address: Option<String>,
+    /// A command for a shell that opens it.
+    pub command: Option<String>,
+    /// The lines of the configuration that give it a local port, where it has none and needs one.
+    pub missing_route: Option<String>,
+    /// How many of its pods are ready. null: not asked for (`?pods=1`), a route, or the user may not list EndpointSlices.
+    pub ready: Option<u64>,
+    pub pods: Option<u64>,
 }
 
 /// The configuration in use.
@@ -317,14 +359,15 @@ pub struct Problem {
 
 impl Status {
     pub fn of(source: &Source) -> Self {
-        let journal = source.journal();
+        let (journal, tunnels, sign_ins) = (source.journal(), source.tunnels(), SignIn::all(source));
         Self {
             format: FORMAT,
             overview: Overview::of(source),
             last_second: Second::of(journal, &journal.last_second().unwrap_or_default()),
             first_byte_ms: journal.first_byte().into(),
-            tunnels: Tunnels::of(source).tunnels,
-            sign_ins: SignIn::all(source),
+            attention: attention::of(source, &tunnels, &sign_ins),
+            tunnels: tunnels.iter().map(Tunnel::of).collect(),
+            sign_ins,
         }
     }
 }
@@ -346,7 +389,24 @@ impl Overview {
         let started = time(source.journal().started());
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let pid = std::process::id();
-        Self { version, pid, started, config, kubeconfig, http, tcp, context, loaded_at, rejected, local }
+        let contexts = ContextRow::all(source, context.as_deref());
+        Self { version, pid, started, config, kubeconfig, http, tcp, context, loaded_at, rejected, local, contexts }
+    }
+}
+
+impl ContextRow {
+    fn all(source: &Source, default: Option<&str>) -> Vec<Self> {
+        let router = source.router();
+        let alias = |name: &ContextName| {
+            let of_context = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
+            of_context.map(|(alias, _)| alias.clone())
+        };
+        let row = |name: &ContextName| Self {
+            name: name.to_string(),
+            alias: alias(name),
+            is_default: default == Some(name.0.as_str()),
+        };
+        router.http_contexts.namespaces.keys().map(row).collect()
     }
 }
 
@@ -372,6 +432,7 @@ impl Tunnels {
 
 impl Tunnel {
     pub fn of(snapshot: &TunnelSnapshot) -> Self {
+        let pods = snapshot.target.as_ref().and_then(|target| target.pods());
         Self {
             id: snapshot.id.to_string(),
             target: snapshot.id.to_string(),
@@ -385,6 +446,9 @@ impl Tunnel {
             leases: snapshot.leases,
             requests: snapshot.requests,
             errors: snapshot.errors,
+            recent_requests: snapshot.recent.0,
+            recent_errors: snapshot.recent.1,
+            context: pods.map(|pods| pods.cluster.context.to_string()),
             bytes_up: snapshot.bytes_up,
             bytes_down: snapshot.bytes_down,
             first_byte_ms: snapshot.first_byte.into(),
@@ -398,7 +462,8 @@ impl Tunnel {
 impl TunnelAnswer {
     /// Returns None for an id that nothing is known of.
     pub fn of(source: &Source, id: &str) -> Option<Self> {
-        let tunnel = source.tunnel(id).as_ref().map(Tunnel::of);
+        let snapshot = source.tunnel(id);
+        let tunnel = snapshot.as_ref().map(Tunnel::of);
         let history = source.journal().past(id);
         if tunnel.is_none() && history.is_none() {
             return None;
@@ -406,7 +471,9 @@ impl TunnelAnswer {
         let events = history.iter().flat_map(|history| history.events()).map(|event| EventRow::of(&event)).collect();
         let buckets = history.iter().flat_map(|history| history.first_byte_counts());
         let first_byte = buckets.map(|(upto_ms, count)| Bucket { upto_ms, count }).collect();
-        Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte })
+        let kubectl = snapshot.as_ref().and_then(|tunnel| ways::kubectl(tunnel.target.as_ref()?, tunnel.port));
+        let names = ways::names(&source.router(), id, snapshot.as_ref().and_then(|tunnel| tunnel.target.as_ref()));
+        Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte, names, kubectl })
     }
 }
 

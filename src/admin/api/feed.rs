@@ -31,7 +31,8 @@ use tokio::{
 
 use super::{
     FORMAT,
-    answers::{FirstByte, Overview, Row, Second, SignIn, Tunnel},
+    answers::{FirstByte, LogRow, Overview, Row, Second, SignIn, Tunnel},
+    attention::{self, Attention},
     failure,
 };
 use crate::{
@@ -72,6 +73,8 @@ pub struct Snapshot {
     pub format: u32,
     pub status: Overview,
     pub sign_ins: Vec<SignIn>,
+    /// What a person has to look at.
+    pub attention: Vec<Attention>,
     pub tunnels: Vec<Tunnel>,
     /// The last 250 requests and connections, newest first.
     pub requests: Vec<Row>,
@@ -90,6 +93,9 @@ pub struct Change {
     /// All sign-ins, where one is new, has changed or is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign_ins: Option<Vec<SignIn>>,
+    /// All that a person has to look at, where that has changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<Vec<Attention>>,
     /// Tunnels that are new or have changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tunnels: Vec<Tunnel>,
@@ -107,6 +113,9 @@ pub struct Change {
     pub seconds: Vec<Second>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_ms: Option<FirstByte>,
+    /// New lines of the log, newest first, at most 250.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<LogRow>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
@@ -137,6 +146,9 @@ struct State {
 struct Seen {
     status: Option<Overview>,
     sign_ins: Vec<SignIn>,
+    attention: Vec<Attention>,
+    /// The last line of the log that was told. None: those from before the first reader are not told.
+    line: Option<u64>,
     tunnels: BTreeMap<String, Tunnel>,
     entries: u64,
     /// The last second that was told, and whether something was in it.
@@ -246,11 +258,13 @@ impl Reader {
         // The number first: what happens meanwhile is told twice rather than not at all.
         let last = feed.state.lock().expect("no panic while the lock is held").last;
         let journal = source.journal();
+        let (tunnels, sign_ins) = (source.tunnels(), SignIn::all(source));
         let snapshot = Snapshot {
             format: FORMAT,
             status: Overview::of(source),
-            sign_ins: SignIn::all(source),
-            tunnels: source.tunnels().iter().map(Tunnel::of).collect(),
+            attention: attention::of(source, &tunnels, &sign_ins),
+            sign_ins,
+            tunnels: tunnels.iter().map(Tunnel::of).collect(),
             requests: journal.since(0).0.iter().take(MOST_ROWS).map(Row::of).collect(),
             seconds: journal.rates().iter().map(|second| Second::of(journal, second)).collect(),
             first_byte_ms: journal.first_byte().into(),
@@ -335,9 +349,20 @@ impl Seen {
         if !sign_ins.iter().map(timeless).eq(self.sign_ins.iter().map(timeless)) {
             change.sign_ins = Some(sign_ins.clone());
         }
+        let snapshots = source.tunnels();
+        let attention = attention::of(source, &snapshots, &sign_ins);
+        // The seconds of a sign-in are in its hint: they alone are no news.
+        let is_told = |one: &Attention| (one.kind.clone(), one.title.clone(), one.cause.clone(), one.command.clone());
+        if !attention.iter().map(is_told).eq(self.attention.iter().map(is_told)) || change.sign_ins.is_some() {
+            change.attention = Some(attention.clone());
+        }
+        self.attention = attention;
         self.sign_ins = sign_ins;
+        let (lines, last) = source.log_since(self.line.unwrap_or(u64::MAX));
+        self.line = Some(last);
+        change.log = lines.iter().rev().take(MOST_ROWS).map(LogRow::of).collect();
         let mut present = BTreeMap::new();
-        for tunnel in source.tunnels().iter().map(Tunnel::of) {
+        for tunnel in snapshots.iter().map(Tunnel::of) {
             if self.tunnels.get(&tunnel.id).is_none_or(|seen| !is_same(seen, &tunnel)) {
                 change.tunnels.push(tunnel.clone());
             }
@@ -365,10 +390,11 @@ impl Seen {
             }
             self.second = passed;
         }
-        let Change { status, sign_ins, tunnels, closed, requests, seconds, .. } = &change;
+        let Change { status, sign_ins, attention, tunnels, closed, requests, seconds, log, .. } = &change;
         let is_empty = status.is_none()
             && sign_ins.is_none()
-            && (tunnels.len(), closed.len(), requests.len(), seconds.len()) == (0, 0, 0, 0);
+            && attention.is_none()
+            && (tunnels.len(), closed.len(), requests.len(), seconds.len(), log.len()) == (0, 0, 0, 0, 0);
         (!is_empty).then_some(change)
     }
 }

@@ -7,6 +7,7 @@ use super::{
     answers::{ConfigAnswer, Failure, Log, RequestAnswer, Requests, Services, Status, TunnelAnswer, Tunnels},
     feed::{Change, Snapshot},
     open::{OpenAnswer, OpenRequest},
+    ui::UiAnswer,
 };
 
 /// Returns a document (JSON Schema 2020-12) with the schema of each answer in `$defs`, under the last word of its path;
@@ -29,6 +30,7 @@ pub fn schema() -> Value {
         "request": RequestAnswer,
         "config": ConfigAnswer,
         "log": Log,
+        "ui": UiAnswer,
         "open": OpenAnswer,
         "open-request": OpenRequest,
         "snapshot": Snapshot,

@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use super::{
     FORMAT,
     answers::{Problem, Service, Services},
+    ways::{self, Speaks},
 };
 use crate::{
     config::{ContextName, Namespace, PortRef, Workload},
@@ -16,7 +17,7 @@ use crate::{
         list::{self, Listed},
         ports::choose_port,
     },
-    routing::{ClusterId, Router, Target, hostname::DynamicName},
+    routing::{ClusterId, Route, RouteError, Router, Target, hostname::DynamicName},
 };
 
 /// What is wanted.
@@ -26,6 +27,8 @@ pub struct Query {
     pub context: Option<String>,
     /// None: all.
     pub namespace: Option<String>,
+    /// The ready pods of each Service are counted.
+    pub pods: bool,
 }
 
 impl Query {
@@ -36,13 +39,14 @@ impl Query {
             let (_, value) = pairs.into_iter().find(|(key, _)| *key == name)?;
             Some(percent_decode_str(value).decode_utf8_lossy().into_owned()).filter(|value| !value.is_empty())
         };
-        Self { context: value("context"), namespace: value("namespace") }
+        Self { context: value("context"), namespace: value("namespace"), pods: value("pods").is_some() }
     }
 }
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pairs = [("context", &self.context), ("namespace", &self.namespace)];
+        let pods = self.pods.then(|| "1".to_owned());
+        let pairs = [("context", &self.context), ("namespace", &self.namespace), ("pods", &pods)];
         let pairs = pairs.iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
         for (at, (name, value)) in pairs.enumerate() {
             let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
@@ -84,12 +88,24 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query) -> Servic
     let namespace = query.namespace.clone().map(Namespace);
     let listing = async {
         let cluster = clusters.get(&id).await?;
-        list::services(&cluster, namespace.as_ref()).await
+        let pods = async {
+            match query.pods {
+                // Who may not list them sees the Services.
+                true => list::readiness(&cluster, namespace.as_ref()).await.ok(),
+                false => None,
+            }
+        };
+        let (found, pods) = tokio::join!(list::services(&cluster, namespace.as_ref()), pods);
+        Ok::<_, ClusterError>((found?, pods))
     };
     match listing.await {
-        Ok(found) => {
-            let rows = found.iter().flat_map(|service| rows(service, &id.context, named.as_deref(), listener));
-            services.extend(rows);
+        Ok((found, pods)) => {
+            let place = Placed { router, context: &id.context, named: named.as_deref(), listener };
+            services.extend(found.iter().flat_map(|service| {
+                let key = (service.namespace.0.clone(), service.name.clone());
+                // A Service without a slice has no pods.
+                place.rows(service, pods.as_ref().map(|pods| pods.get(&key).copied().unwrap_or_default()))
+            }));
             Services { format: FORMAT, services, problems: Vec::new() }
         }
         Err(error) => Services { format: FORMAT, services, problems: vec![Problem::from(&error)] },
@@ -106,56 +122,107 @@ pub fn named_context(router: &Router, context: &ContextName) -> Option<String> {
     Some(alias.map_or_else(|| context.to_string(), |(alias, _)| alias.clone()))
 }
 
-fn routes(router: &Router, listener: u16) -> Vec<Service> {
-    let place = |target: &Target| {
-        let pods = target.pods();
-        (pods.map(|pods| pods.cluster.context.to_string()), pods.map(|pods| pods.namespace.to_string()))
-    };
-    let row =
-        |name: String, url: String, from: &str, route: Result<crate::routing::Route, crate::routing::RouteError>| {
-            let (leads_to, (context, namespace)) = match route {
-                Ok(route) => (route.target.to_string(), place(&route.target)),
-                Err(error) => (error.to_string(), (None, None)),
-            };
-            Service { name, port: None, url, leads_to, from: from.to_owned(), context, namespace }
+/// Returns the routes of the configuration.
+pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
+    let row = |name: String, url: String, from: &str, speaks: &str, route: Result<Route, RouteError>| {
+        let (leads_to, target) = match route {
+            Ok(route) => (route.target.to_string(), Some(route.target)),
+            Err(error) => (error.to_string(), None),
         };
+        let pods = target.as_ref().and_then(Target::pods);
+        Service {
+            name,
+            url,
+            from: from.to_owned(),
+            context: pods.map(|pods| pods.cluster.context.to_string()),
+            namespace: pods.map(|pods| pods.namespace.to_string()),
+            speaks: speaks.to_owned(),
+            tunnel: target.is_some().then(|| leads_to.clone()),
+            leads_to,
+            ..Service::default()
+        }
+    };
     let http = router.config.http.routes.keys();
-    let http = http.map(|host| row(host.clone(), format!("http://{host}:{listener}/"), "http", router.http(host)));
-    let tcp = router.config.tcp.routes.keys();
-    let tcp = tcp.map(|address| row(address.to_string(), format!("tcp://{address}"), "tcp", router.tcp(*address)));
+    let http = http.map(|host| {
+        let url = format!("http://{host}:{listener}/");
+        let command = (!host.starts_with('*')).then(|| Speaks::Http.command(host, listener, None)).flatten();
+        Service { command, ..row(host.clone(), url, "http", "http", router.http(host)) }
+    });
+    let tcp = router.config.tcp.routes.iter();
+    let tcp = tcp.map(|(address, route)| {
+        let speaks = match route.destination.port {
+            PortRef::Number(number) => Speaks::of(&ServicePort { number, name: None, app_protocol: None }),
+            _ => Speaks::Tcp,
+        };
+        // No name is said to speak HTTP at a port of its own.
+        let speaks = if speaks == Speaks::Http { Speaks::Tcp } else { speaks };
+        let command = speaks.command("", listener, Some(*address));
+        let shown = address.to_string();
+        let row = row(shown.clone(), format!("tcp://{address}"), "tcp", speaks.as_str(), router.tcp(*address));
+        Service { command, address: Some(shown), ..row }
+    });
     http.chain(tcp).collect()
 }
 
-fn rows(service: &Listed, context: &ContextName, named: Option<&str>, listener: u16) -> Vec<Service> {
-    let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
-    let row = |port: &ServicePort| Service {
-        name: format!("{}/{}", service.namespace, service.name),
-        port: Some(port.to_string()),
-        url: url(
-            &service.namespace,
-            &service.name,
-            (obvious != Some(port.number)).then_some(port.number),
-            named,
-            listener,
-        ),
-        leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
-        from: "service".to_owned(),
-        context: Some(context.to_string()),
-        namespace: Some(service.namespace.to_string()),
-    };
-    service.ports.iter().map(row).collect()
+/// Where Services are, and how they are named.
+struct Placed<'r> {
+    router: &'r Router,
+    context: &'r ContextName,
+    /// See [`named_context`].
+    named: Option<&'r str>,
+    listener: u16,
+}
+
+impl Placed<'_> {
+    /// `pods`: how many are ready, and how many there are.
+    fn rows(&self, service: &Listed, pods: Option<(u64, u64)>) -> Vec<Service> {
+        let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
+        let row = |port: &ServicePort| {
+            let is_named = obvious != Some(port.number);
+            let name = dynamic_name(&service.namespace, &service.name, is_named.then_some(port.number), self.named)
+                .to_string();
+            let target = self.router.http(&name).ok().map(|route| route.target);
+            let address =
+                target.as_ref().and_then(Target::pods).and_then(|pods| ways::address(self.router, pods, port.number));
+            let speaks = Speaks::of(port);
+            let needs_route = address.is_none() && !speaks.has_name();
+            Service {
+                name: format!("{}/{}", service.namespace, service.name),
+                port: Some(port.to_string()),
+                url: format!("http://{name}:{}/", self.listener),
+                leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
+                from: "service".to_owned(),
+                context: Some(self.context.to_string()),
+                namespace: Some(service.namespace.to_string()),
+                speaks: speaks.as_str().to_owned(),
+                tunnel: target.map(|target| target.to_string()),
+                command: speaks.command(&name, self.listener, address),
+                address: address.map(|address| address.to_string()),
+                missing_route: needs_route.then(|| {
+                    let context = self.named.map(|_| self.context.0.as_str());
+                    ways::missing_route(&service.namespace.0, &service.name, port.number, context)
+                }),
+                ready: pods.map(|(ready, _)| ready),
+                pods: pods.map(|(_, all)| all),
+            }
+        };
+        service.ports.iter().map(row).collect()
+    }
 }
 
 /// Returns the URL of a Service by its short name. `context`: as a hostname names it; None: the one that is meant where none
 /// is named.
 pub fn url(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>, listener: u16) -> String {
-    let name = DynamicName {
+    format!("http://{}:{listener}/", dynamic_name(namespace, service, port, context))
+}
+
+fn dynamic_name(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>) -> DynamicName {
+    DynamicName {
         context: context.map(str::to_owned),
         namespace: namespace.clone(),
         workload: Workload::Service(service.to_owned()),
         port: port.map_or(PortRef::Auto, PortRef::Number),
-    };
-    format!("http://{name}:{listener}/")
+    }
 }
 
 #[cfg(test)]
@@ -165,9 +232,9 @@ mod tests {
     #[test]
     fn a_query_is_decoded() {
         let query = Query::parse("namespace=shop&x&context=a%2Fb%26c&namespace=");
-        assert_eq!(query, Query { context: Some("a/b&c".into()), namespace: Some("shop".into()) });
+        assert_eq!(query, Query { context: Some("a/b&c".into()), namespace: Some("shop".into()), pods: false });
         assert_eq!(Query::parse("namespace="), Query::default());
-        let query = Query { context: Some("arn:aws/é&=x".into()), namespace: None };
+        let query = Query { context: Some("arn:aws/é&=x".into()), namespace: None, pods: true };
         assert_eq!(Query::parse(&query.to_string()), query);
     }
 }

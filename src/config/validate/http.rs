@@ -23,6 +23,10 @@ impl Walk {
             for (key, value) in entries {
                 walk.at_child("routes", &quoted(&key.name), |walk| {
                     let host = walk.route_host(&key.name, key.place);
+                    if config.dashboard && host.as_deref() == Some(DASHBOARD_HOST) {
+                        let message = format!("{DASHBOARD_HOST} is the name of the dashboard");
+                        walk.problem(key.place, &message, Some("give the route another name, or set dashboard: off"));
+                    }
                     let Some(map) = walk.map(value, HTTP_ROUTE) else { return };
                     let destination = match map.contains_key("via") || map.contains_key("target") {
                         true => walk.jump(&map, value, config),

@@ -73,6 +73,15 @@ impl Walk {
         if is_host(&text) { Some(text) } else { self.wrong(node, "a hostname", None) }
     }
 
+    /// YAML 1.1 reads `on` and `off` as booleans, and 1.2 as text: both are taken.
+    pub(super) fn on_or_off(&mut self, node: &Node) -> Option<bool> {
+        match &node.value {
+            Value::Scalar { text, .. } if matches!(text.as_str(), "on" | "true") => Some(true),
+            Value::Scalar { text, .. } if matches!(text.as_str(), "off" | "false") => Some(false),
+            _ => self.wrong(node, "on or off", None),
+        }
+    }
+
     pub(super) fn route_host(&mut self, text: &str, place: Place) -> Option<String> {
         let host = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let name = host.strip_prefix("*.").unwrap_or(&host);

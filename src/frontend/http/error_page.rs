@@ -10,6 +10,7 @@ use http::{
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{
+    html::escape,
     routing::RouteError,
     tunnel::{Blame, OpenError, StreamFault},
 };
@@ -244,10 +245,6 @@ fn with_link(line: &str) -> String {
     let url = from[..end].trim_end_matches(['.', ',', ';', ')', ':', '!', '?']);
     let (before, behind, url) = (escape(before), escape(&from[url.len()..]), escape(url));
     format!("{before}<a href=\"{url}\" target=\"_blank\" rel=\"noreferrer\">{url}</a>{behind}")
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 #[cfg(test)]

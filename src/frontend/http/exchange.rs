@@ -53,6 +53,10 @@ pub struct Exchange {
 impl HttpFrontend {
     /// Answers a request.
     pub(super) async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
+        let request = match self.answer_own(request, &arrival).await {
+            Ok(response) => return response,
+            Err(request) => request,
+        };
         let mut exchange = Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone());
         let refusal = exchange.refusal();
         if refusal.is_none()

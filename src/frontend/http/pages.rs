@@ -9,10 +9,10 @@ use http::{
 
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
-    config::{PortRef, Workload},
+    config::{DASHBOARD_HOST, PortRef, Workload},
     frontend::protocol,
     guard::{normaliser::Refused, origin::Foreign},
-    routing::{Route, RouteError, Router, hostname::DynamicName},
+    routing::{Route, RouteError, hostname::DynamicName},
     tunnel::{Lease, OpenError, SignInReport},
     wire::http1::Refusal,
 };
@@ -23,41 +23,28 @@ const MOST_SHOWN: usize = 60;
 /// The code of the page of adit's own names.
 pub const INDEX: &str = "index";
 
-/// How many names an index shows.
-const MOST_LINKS: usize = 100;
-
-/// Returns the page for a name that leads nowhere, with links to those that do.
-pub fn of_route(router: &Router, error: &RouteError) -> Page {
+/// Returns the page for a name that leads nowhere. It names routes only where no page of elsewhere can read it: a name below
+/// `localhost` cannot be rebound to this machine.
+pub fn of_route(error: &RouteError, has_dashboard: bool) -> Page {
     let mut page = Page::of_route(error);
-    let index = index(router);
-    if matches!(error, RouteError::Unknown { .. }) {
-        page.links.extend(
-            index.links.into_iter().filter(|link| !page.links.contains(link)).take(MOST_LINKS).collect::<Vec<_>>(),
-        );
+    let RouteError::Unknown { host, .. } = error else { return page };
+    if !host.ends_with(".localhost") {
+        return Page::new(page.status, page.code, page.title);
+    }
+    if has_dashboard {
+        page.links.push(("all Services".to_owned(), DASHBOARD_HOST.to_owned()));
     }
     page
 }
 
-/// Returns the page of adit's own names: what can be reached, and how.
-pub fn index(router: &Router) -> Page {
+/// Returns the page of adit's own names. It says nothing of what can be reached: it is for everybody who finds the port.
+pub fn index(has_dashboard: bool) -> Page {
     let mut page = Page::new(StatusCode::OK, INDEX, "adit is running");
-    page.cause = Some(match &router.http_contexts.current {
-        Some(context) => format!(
-            "Services of context {context} are at <service>.<namespace>.localhost; 'adit routes -A' lists them."
-        ),
-        None => {
-            router.http_contexts.problem.clone().unwrap_or_else(|| "The kubeconfig has no current context.".to_owned())
-        }
+    page.hint = Some(match has_dashboard {
+        true => "'adit ui' opens the dashboard, 'adit routes' lists what can be reached".to_owned(),
+        false => "'adit routes' lists what can be reached".to_owned(),
     });
-    page.links = router
-        .config
-        .http
-        .routes
-        .keys()
-        .filter(|host| !host.starts_with('*'))
-        .take(MOST_LINKS)
-        .map(|host| (host.clone(), host.clone()))
-        .collect();
+    page.links = has_dashboard.then(|| ("the dashboard".to_owned(), DASHBOARD_HOST.to_owned())).into_iter().collect();
     page
 }
 

@@ -48,8 +48,8 @@ impl Sites for ArcSwap<Router> {
             false => Err(error),
         });
         route.map_err(|error| match error {
-            RouteError::Unknown { .. } if is_own => pages::index(&router),
-            error => pages::of_route(&router, &error),
+            RouteError::Unknown { .. } if is_own => pages::index(router.config.dashboard),
+            error => pages::of_route(&error, router.config.dashboard),
         })
     }
 

@@ -1,0 +1,176 @@
+//! What a person has to look at: the one list that the dashboard and `adit top` begin with.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::answers::SignIn;
+use crate::{
+    admin::status::{Facts, Source},
+    config::{PortRef, Workload},
+    routing::{Router, Target},
+    tunnel::TunnelSnapshot,
+};
+
+/// For how long a Service that had no ready pod is shown after it was asked for.
+const RECENT: Duration = Duration::from_secs(300);
+
+/// How many of those are shown.
+const MOST_IN_VAIN: usize = 10;
+
+/// Something that does not mend itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Attention {
+    /// `config`, `sign-in`, `tunnel`, `not-ready` or `local`.
+    pub kind: String,
+    pub title: String,
+    pub cause: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// A command for a shell that repairs it, or finds out more.
+    pub command: Option<String>,
+    /// The id of the tunnel, where it is about one.
+    pub tunnel: Option<String>,
+}
+
+/// Returns all of it, the widest first.
+pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> Vec<Attention> {
+    let (facts, router) = (source.facts(), source.router());
+    let mut all: Vec<Attention> = of_config(&facts).into_iter().collect();
+    all.extend(sign_ins.iter().map(of_sign_in));
+    all.extend(tunnels.iter().filter(|tunnel| tunnel.state == "failed").map(|tunnel| of_tunnel(tunnel, &router)));
+    let in_vain = source.journal().wanted_in_vain(RECENT, MOST_IN_VAIN);
+    all.extend(in_vain.iter().map(|host| {
+        let host = host.rsplit_once(':').map_or(&**host, |(host, _)| host);
+        Attention {
+            kind: "not-ready".to_owned(),
+            title: format!("{host} has no ready pod"),
+            cause: Some("it was asked for in the last five minutes, and no pod became ready in time".to_owned()),
+            command: Some(format!("adit doctor {}", quoted(host))),
+            ..Attention::default()
+        }
+    }));
+    let waits = facts.local.iter().filter(|local| local.public.is_none());
+    all.extend(waits.filter_map(|local| {
+        Some(Attention {
+            kind: "local".to_owned(),
+            title: format!("local port {} is not reachable through relay {}", local.port, local.relay),
+            cause: Some(local.reason.clone()?),
+            ..Attention::default()
+        })
+    }));
+    all
+}
+
+fn of_config(facts: &Facts) -> Option<Attention> {
+    let reason = facts.rejected.clone()?;
+    Some(Attention {
+        kind: "config".to_owned(),
+        title: "the changed configuration file is not in use".to_owned(),
+        cause: Some(reason),
+        hint: Some(format!("adit goes on with the configuration of {}", facts.loaded_at)),
+        command: Some(match &facts.config {
+            Some(file) => format!("adit check --config {}", quoted(&file.display().to_string())),
+            None => "adit check".to_owned(),
+        }),
+        tunnel: None,
+    })
+}
+
+fn of_sign_in(sign_in: &SignIn) -> Attention {
+    let SignIn { user, issuer, seconds, error, said, .. } = sign_in;
+    let title = match error {
+        None => format!("signing in with {issuer}: {user}"),
+        Some(_) => format!("not signed in: {user}"),
+    };
+    let wait = match error {
+        None => format!("it has run for {seconds} s"),
+        Some(_) if *seconds > 0 => format!("another attempt is possible in {seconds} s"),
+        Some(_) => "the next request tries again".to_owned(),
+    };
+    let hint = said.iter().cloned().chain([wait]).collect::<Vec<_>>().join("\n");
+    Attention {
+        kind: "sign-in".to_owned(),
+        title,
+        cause: error.clone(),
+        hint: Some(hint),
+        command: Some("adit doctor".to_owned()),
+        tunnel: None,
+    }
+}
+
+fn of_tunnel(tunnel: &TunnelSnapshot, router: &Router) -> Attention {
+    Attention {
+        kind: "tunnel".to_owned(),
+        title: format!("{} cannot be reached", tunnel.id),
+        cause: tunnel.last_error.clone(),
+        hint: None,
+        command: tunnel.target.as_ref().and_then(|target| doctor(target, router)),
+        tunnel: Some(tunnel.id.to_string()),
+    }
+}
+
+/// Returns the command that finds out why a target cannot be reached.
+fn doctor(target: &Target, router: &Router) -> Option<String> {
+    let pods = target.pods().filter(|pods| pods.jump.is_none())?;
+    let name = match &pods.workload {
+        Workload::Service(service) => service.clone(),
+        Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
+    };
+    let port = match &pods.port {
+        PortRef::Number(port) => format!(":{port}"),
+        PortRef::Name(port) => format!(":{port}"),
+        PortRef::Auto | PortRef::Https => String::new(),
+    };
+    let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+    let context = match default == Some(&pods.cluster.context) {
+        true => String::new(),
+        false => format!(" --context {}", quoted(&pods.cluster.context.0)),
+    };
+    Some(format!("adit doctor{context} {}", quoted(&format!("{name}.{}{port}", pods.namespace))))
+}
+
+/// Returns a word as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |each: char| each.is_ascii_alphanumeric() || "-_./:=@%+,".contains(each);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        let cases = [
+            ("web.shop:80", "web.shop:80"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$(id)", "'$(id)'"),
+            ("a\nb", "'a\nb'"),
+        ];
+        for (word, expected) in cases {
+            assert_eq!(quoted(word), expected);
+        }
+    }
+
+    #[test]
+    fn a_failed_sign_in_says_when_the_next_may_begin() {
+        let sign_in = SignIn {
+            user: "user \"ana\"".into(),
+            issuer: "'aws'".into(),
+            state: "failed".into(),
+            seconds: 7,
+            error: Some("expired".into()),
+            said: vec!["open https://sso.example".into()],
+        };
+        let found = of_sign_in(&sign_in);
+        assert_eq!(found.title, "not signed in: user \"ana\"");
+        assert_eq!(found.hint.unwrap(), "open https://sso.example\nanother attempt is possible in 7 s");
+    }
+}

@@ -1,0 +1,45 @@
+//! `adit ui`: open the dashboard of the running adit in a browser, signed in.
+
+use std::process::{Command, Stdio};
+
+use super::{
+    Globals,
+    report::{CliError, print},
+    status,
+};
+use crate::admin::{api::ui::UiAnswer, socket};
+
+/// The programs that open a URL: macOS, WSL, and the desktops of Linux.
+const OPENERS: [&str; 3] = ["open", "wslview", "xdg-open"];
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The link signs a browser in once, within a minute. 'dashboard: off' in the configuration removes the dashboard."
+)]
+pub struct Args {
+    /// Print the link instead of opening it
+    #[arg(long)]
+    print: bool,
+}
+
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
+    let (path, _) = status::find_one(globals).await?;
+    let UiAnswer { url, .. } = socket::ask(&path, "ui").await?;
+    if args.print {
+        return print(&format!("{url}\n"));
+    }
+    if OPENERS.iter().any(|program| opens(program, &url)) {
+        return print("opened the dashboard in your browser; 'adit ui --print' prints a link\n");
+    }
+    print(&format!("no program opens a browser here; open this within a minute:\n{url}\n"))
+}
+
+fn opens(program: &str, url: &str) -> bool {
+    // On Linux `open` is another program.
+    if program == "open" && !cfg!(target_os = "macos") {
+        return false;
+    }
+    let mut command = Command::new(program);
+    command.arg(url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}

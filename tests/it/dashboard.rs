@@ -1,0 +1,348 @@
+//! The dashboard of the running binary: who gets in, and that nobody else learns or changes anything.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command as StdCommand};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    process::Process,
+    support::{PATIENCE, eventually, schema::assert_valid},
+};
+
+/// What an answer was.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+/// Sends a request with these lines in its head.
+pub async fn send(process: &Process, line: &str, host: &str, lines: &[&str], body: &str) -> Answer {
+    let exchange = async {
+        let mut stream = TcpStream::connect(process.http).await.unwrap();
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        let length = body.len();
+        let head =
+            format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n{lines}\r\n");
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let answer = timeout(PATIENCE, exchange).await.expect("an answer in time");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        true => body.split("\r\n").skip(1).step_by(2).collect(),
+        false => body.to_owned(),
+    };
+    Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body }
+}
+
+/// A browser that is signed in.
+pub struct Visit<'p> {
+    pub process: &'p Process,
+    pub host: String,
+    pub cookie: String,
+}
+
+impl<'p> Visit<'p> {
+    pub async fn new(process: &'p Process) -> Self {
+        let host = format!("adit.localhost:{}", process.http.port());
+        let code = code(process).await;
+        let answer = send(process, &format!("GET /in?code={code}"), &host, &[], "").await;
+        assert_eq!((answer.status, answer.header("location")), (303, Some("/")), "{}", answer.head);
+        let cookie = answer.header("set-cookie").expect("a cookie").to_owned();
+        let name = format!("adit-{}=", process.http.port());
+        assert!(cookie.starts_with(&name) && cookie.ends_with("; HttpOnly; SameSite=Strict; Path=/"), "{cookie}");
+        Self { process, host, cookie: cookie.split(';').next().unwrap().to_owned() }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        let cookie = format!("Cookie: {}", self.cookie);
+        send(self.process, &format!("GET {path}"), &self.host, &[&cookie, "Accept: text/html"], "").await
+    }
+
+    /// Sends a change as the page does.
+    pub async fn post(&self, path: &str, body: &str) -> Answer {
+        let lines = self.lines();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        send(self.process, &format!("POST {path}"), &self.host, &lines, body).await
+    }
+
+    fn lines(&self) -> Vec<String> {
+        vec![
+            format!("Cookie: {}", self.cookie),
+            format!("Origin: http://{}", self.host),
+            "Sec-Fetch-Site: same-origin".to_owned(),
+            "Content-Type: application/json".to_owned(),
+            "X-Adit: 1".to_owned(),
+        ]
+    }
+}
+
+/// Returns a code as 'adit ui' gets one.
+async fn code(process: &Process) -> String {
+    let (is_ok, link, error) = process.command(&["ui", "--print"]).await;
+    assert!(is_ok, "{error}");
+    let start = format!("http://adit.localhost:{}/in?code=", process.http.port());
+    link.trim().strip_prefix(&start).unwrap_or_else(|| panic!("{link}")).to_owned()
+}
+
+#[tokio::test]
+async fn a_code_is_a_sign_in_once_and_nothing_is_shown_without() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let visit = Visit::new(&process).await;
+    let now = visit.get("/").await;
+    assert!(now.status == 200 && now.body.contains("demo/shop/web"), "{}", now.body);
+    let services = visit.get("/services").await;
+    assert!(services.body.contains("<th scope=\"row\">shop/web</th>"), "{}", services.body);
+    assert!(services.body.contains(&format!("http://web.shop.localhost:{}/", process.http.port())));
+    assert_eq!(visit.get("/tunnel/demo%2Fshop%2Fweb").await.status, 200);
+    assert_eq!(visit.get("/nothing").await.status, 404);
+
+    let used = code(&process).await;
+    for (code, status) in [(used.as_str(), 303), (used.as_str(), 403), ("", 403), ("x", 403)] {
+        let answer = send(&process, &format!("GET /in?code={code}"), &visit.host, &[], "").await;
+        assert_eq!((answer.status, answer.header("set-cookie").is_some()), (status, status == 303), "{code}");
+    }
+    let kept = code(&process).await;
+    assert_eq!(send(&process, &format!("HEAD /in?code={kept}"), &visit.host, &[], "").await.status, 403);
+    assert_eq!(send(&process, &format!("GET /in?code={kept}"), &visit.host, &[], "").await.status, 303);
+
+    let other = format!("Cookie: adit-{}={}", process.http.port(), "0".repeat(32));
+    for lines in [&["Accept: text/html"][..], &["Accept: text/html", &other]] {
+        for path in ["/", "/services", "/requests", "/log", "/tunnel/demo%2Fshop%2Fweb"] {
+            let page = send(&process, &format!("GET {path}"), &visit.host, lines, "").await;
+            assert!(page.status == 200 && page.body.contains("adit ui"), "{path}: {}", page.body);
+            let told = ["shop", "demo", "Services</a>", env!("CARGO_PKG_VERSION"), "app.js"];
+            assert!(!told.iter().any(|word| page.body.contains(word)), "{path}: {}", page.body);
+        }
+    }
+    let text = send(&process, "GET /", &visit.host, &[], "").await;
+    assert!(text.body.starts_with("adit is running") && !text.body.contains("shop"), "{}", text.body);
+    // A link from elsewhere comes without the cookie, and the page asks for itself again.
+    let from = async |site: &str| send(&process, "GET /", &visit.host, &["Accept: text/html", site], "").await;
+    assert!(from("Sec-Fetch-Site: cross-site").await.body.contains("http-equiv=\"refresh\""));
+    assert!(!from("Sec-Fetch-Site: same-origin").await.body.contains("http-equiv=\"refresh\""));
+
+    let token = process.socket().with_extension("token");
+    assert_eq!(fs::metadata(&token).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(visit.cookie.ends_with(&fs::read_to_string(&token).unwrap()));
+}
+
+#[tokio::test]
+async fn data_is_only_for_our_own_names_and_our_own_page() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let visit = Visit::new(&process).await;
+    let (port, cookie) = (process.http.port(), format!("Cookie: {}", visit.cookie));
+    let get = async |host: &str, lines: &[&str]| {
+        let lines: Vec<&str> = lines.iter().copied().chain([cookie.as_str()]).collect();
+        send(&process, "GET /api/v1/tunnels", host, &lines, "").await
+    };
+    for host in ["adit.localhost", "localhost"] {
+        for host in [host.to_owned(), format!("{host}:{port}"), format!("{host}:1")] {
+            let answer = get(&host, &[]).await;
+            assert!(answer.status == 200 && answer.body.contains("demo/shop/web"), "{host}: {}", answer.body);
+        }
+    }
+    for host in [
+        "evil.example",
+        "evil.localhost",
+        "web.shop.localhost",
+        "adit.localhost.evil.example",
+        "xadit.localhost",
+        "x.adit.localhost",
+        "adit.localhost.",
+        "localhost.",
+        "127.0.0.1",
+        "[::1]",
+        "adit.localhost:x",
+        "adit.localhost@evil.example",
+    ] {
+        for host in [host.to_owned(), format!("{host}:{port}")] {
+            let answer = get(&host, &[]).await;
+            assert!(!answer.body.contains("demo/shop/web"), "{host}: {}", answer.body);
+        }
+    }
+    for line in [
+        "Origin: http://evil.localhost",
+        "Origin: http://web.shop.localhost",
+        "Origin: http://localhost",
+        "Origin: null",
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: same-site",
+        "Sec-Fetch-Site: none",
+    ] {
+        let answer = get(&visit.host, &[line]).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (403, &"other-page".into()), "{line}");
+    }
+    let without = send(&process, "GET /api/v1/tunnels", &visit.host, &[], "").await;
+    assert_eq!((without.status, &without.json()["error"]["code"]), (403, &"not-signed-in".into()));
+
+    for path in ["/", "/app.css", "/app.js", "/in", "/nothing", "/api/v1/status", "/api/v1/nothing"] {
+        let answer = visit.get(path).await;
+        let is = |name: &str, value: &str| assert_eq!(answer.header(name), Some(value), "{path}: {}", answer.head);
+        is("x-content-type-options", "nosniff");
+        is("referrer-policy", "no-referrer");
+        is("cross-origin-resource-policy", "same-origin");
+        is("cross-origin-opener-policy", "same-origin");
+        is("cache-control", if path.starts_with("/app.") { "no-cache" } else { "no-store" });
+        let policy = answer.header("content-security-policy").expect(path);
+        for word in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "frame-ancestors 'none'",
+            "form-action 'none'",
+            "base-uri 'none'",
+        ] {
+            assert!(policy.contains(word), "{path}: {policy}");
+        }
+        assert!(answer.header("access-control-allow-origin").is_none(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_needs_every_proof() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let visit = Visit::new(&process).await;
+    let stop = "/api/v1/tunnels/demo%2Fshop%2Fweb/stop";
+    let lines = visit.lines();
+    for left_out in [0, 1, 3, 4] {
+        let some: Vec<&str> =
+            lines.iter().enumerate().filter(|(at, _)| *at != left_out).map(|(_, line)| line.as_str()).collect();
+        let answer = send(&process, &format!("POST {stop}"), &visit.host, &some, "{}").await;
+        assert_eq!(answer.status, 403, "without {}", lines[left_out]);
+    }
+    let form =
+        lines.iter().map(|line| if line.starts_with("Content-Type") { "Content-Type: text/plain" } else { line });
+    let form: Vec<&str> = form.collect();
+    assert_eq!(send(&process, &format!("POST {stop}"), &visit.host, &form, "{}").await.status, 403);
+    let evil =
+        lines.iter().map(|line| if line.starts_with("Origin") { "Origin: http://web.shop.localhost" } else { line });
+    let evil: Vec<&str> = evil.collect();
+    assert_eq!(send(&process, &format!("POST {stop}"), &visit.host, &evil, "{}").await.status, 403);
+    // What the page does not need is not there.
+    for path in ["/api/v1/open", "/api/v1/ui"] {
+        assert_eq!(visit.post(path, "{\"target\": \"web.shop\"}").await.status, 404, "{path}");
+    }
+    assert_eq!(send(&process, "POST /", &visit.host, &[], "").await.status, 405);
+    let upgrade = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    assert_ne!(send(&process, "GET /api/v1/events", &visit.host, &upgrade, "").await.status, 101);
+    assert!(process.status().await.contains("demo/shop/web"), "nothing was stopped");
+
+    assert_eq!(visit.post(stop, "{}").await.status, 204);
+    eventually("it is stopped", || async { process.status().await.contains("no tunnels") }).await;
+}
+
+#[tokio::test]
+async fn two_adits_side_by_side_keep_both_sign_ins() {
+    let (first, second) = (Process::start("", &[]).await, Process::start("", &[]).await);
+    let (one, two) = (Visit::new(&first).await, Visit::new(&second).await);
+    let both = format!("Cookie: {}; {}", one.cookie, two.cookie);
+    for visit in [&one, &two] {
+        assert_eq!(send(visit.process, "GET /api/v1/status", &visit.host, &[&both], "").await.status, 200);
+    }
+    let swapped =
+        format!("Cookie: {}", one.cookie.replace(&first.http.port().to_string(), &second.http.port().to_string()));
+    assert_eq!(send(&second, "GET /api/v1/status", &two.host, &[&swapped], "").await.status, 403);
+}
+
+#[tokio::test]
+async fn the_dashboard_can_be_off_and_its_name_is_reserved() {
+    let process = Process::start("dashboard: off\n", &[]).await;
+    let page = process.get(process.http, "adit.localhost").await.unwrap();
+    assert!(page.starts_with("HTTP/1.1 404"), "{page}");
+    let (is_ok, _, error) = process.command(&["ui", "--print"]).await;
+    assert!(!is_ok && error.contains("the dashboard is off"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let check = |config: &str| {
+        fs::write(&file, config).unwrap();
+        let output =
+            StdCommand::new(env!("CARGO_BIN_EXE_adit")).args(["check", "--config"]).arg(&file).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let route = "http: {k8s: {routes: {Adit.localhost: {namespace: shop, service: web}}}}\n";
+    let said = check(route);
+    assert!(said.contains("adit.localhost is the name of the dashboard") && said.contains("dashboard: off"), "{said}");
+    assert!(!check(&format!("dashboard: off\n{route}")).contains("is the name of the dashboard"));
+    assert!(check("dashboard: perhaps\n").contains("expected on or off"));
+}
+
+#[tokio::test]
+async fn a_wildcard_leaves_the_dashboard_its_name() {
+    let config = "http: {k8s: {routes: {'*.localhost': {namespace: shop, service: web}}}}\n";
+    let process = Process::start(config, &[]).await;
+    assert_eq!(Visit::new(&process).await.get("/services").await.status, 200);
+    assert!(process.serves("any.localhost").await);
+}
+
+#[tokio::test]
+async fn what_was_wanted_in_vain_needs_attention() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    assert!(!process.serves("broken.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
+    let status = visit.get("/api/v1/status").await.json();
+    let schema = StdCommand::new(env!("CARGO_BIN_EXE_adit")).args(["schema", "--api"]).output().unwrap();
+    assert_valid(&serde_json::from_slice(&schema.stdout).unwrap(), "status", &status);
+    let found = |kind: &str| {
+        let all = status["attention"].as_array().unwrap();
+        all.iter().find(|one| one["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind} in {status}"))
+    };
+    assert_eq!(found("not-ready")["command"], "adit doctor broken.shop.localhost");
+    let failed = found("tunnel");
+    assert_eq!(
+        (&failed["tunnel"], &failed["command"]),
+        (&"demo/shop/nothing".into(), &"adit doctor nothing.shop".into())
+    );
+    assert!(visit.get("/").await.body.contains("adit doctor nothing.shop"));
+}
+
+#[tokio::test]
+async fn services_say_how_they_are_reached() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    let services = visit.get("/api/v1/services?pods=1").await.json();
+    let row = |name: &str, port: &str| {
+        let is =
+            |row: &&Value| row["name"] == name && row["port"].as_str().is_some_and(|found| found.starts_with(port));
+        services["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(is)
+            .cloned()
+            .unwrap_or_else(|| panic!("{name} in {services}"))
+    };
+    let web = row("shop/web", "80");
+    assert_eq!((&web["ready"], &web["pods"], &web["tunnel"]), (&2.into(), &2.into(), &"demo/shop/web".into()));
+    assert_eq!(row("shop/broken", "80")["ready"], 0);
+    let queue = row("shop/queue", "5672");
+    assert!(queue["command"].is_null() && queue["missing_route"].as_str().unwrap().lines().count() == 4, "{queue}");
+    assert!(row("data/postgres", "5432")["command"].as_str().unwrap().starts_with("psql "), "{services}");
+}
