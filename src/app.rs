@@ -3,16 +3,23 @@
 pub mod forwards;
 pub mod opened;
 mod opener;
+mod replayer;
 pub mod reach;
 mod running;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use tracing::{debug, warn};
 
-use self::{forwards::Forwards, opener::Opening, running::Running};
+use self::{forwards::Forwards, opener::Opening, replayer::Replaying, running::Running};
 use crate::{
     admin::{
         endpoints::{self, Reach},
@@ -39,6 +46,7 @@ use crate::{
         mux::{ForwardFrontends, Mux},
         ports::{Frontends, Ports},
     },
+    journal::audit::Audit,
     metrics::Metrics,
     routing::{Router, SharedRouter},
     telemetry::Verbosity,
@@ -188,6 +196,9 @@ impl Bound {
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         config.notes.iter().for_each(|note| warn!("{note}"));
         let facts = Facts { loaded_at: now(), ..Facts::default() };
+        if let Some(file) = &config.audit {
+            tunnels.journal().set_audit(Some(audit(file)?));
+        }
         let keys = Arc::new(Keys::new()?);
         if let Some(admin) = &admin {
             admin.write_token(keys.token()).unwrap_or_else(|error| debug!(%error, "no token file"));
@@ -209,6 +220,12 @@ impl Bound {
                 opened: Default::default(),
             })),
             keys: Some(keys),
+            locks: http.locks(),
+            replayer: Some(Arc::new(Replaying {
+                front: Arc::downgrade(&http),
+                router: router.clone(),
+                drain: drain.clone(),
+            })),
         });
         http.set_own_site(Arc::new(Dashboard::new(source.clone(), Assets { folder: app.ui_dir.clone() })));
         let told = source.clone();
@@ -252,6 +269,12 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
         Arc::new(clusters.contexts(&Arc::new(config.tcp.kubeconfig.clone())))
     };
     Router { config, http_contexts, tcp_contexts }
+}
+
+/// Opens the audit log.
+fn audit(file: &Path) -> io::Result<Audit> {
+    let wrong = |error: io::Error| io::Error::new(error.kind(), format!("the audit log {} cannot be written: {error}", file.display()));
+    Audit::open(file).map_err(wrong)
 }
 
 fn now() -> String {

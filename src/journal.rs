@@ -6,26 +6,34 @@
 //! | entries | 1,000 | 1.4 KiB | 1.4 MiB |
 //! | events | 20 of each of 256 tunnels | 0.3 KiB | 1.5 MiB |
 //! | rates | 300 s | 40 | 12 KiB |
+//! | heads of requests | with their entries | 32 KiB | 4 MiB |
+//! | bodies | while a person records a route | 256 KiB | 16 MiB |
 
+pub mod audit;
 pub mod entry;
+pub mod exchange;
+pub mod hidden;
 pub mod history;
 pub mod percentiles;
 pub mod rates;
+pub mod recorder;
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 pub use self::{
+    audit::Audit,
     entry::{Entry, Kind},
     history::{Event, Happened, History},
     percentiles::{Histogram, Percentiles},
     rates::{Rates, Second},
+    recorder::Recorder,
 };
 
 /// How many requests and connections are kept.
@@ -33,6 +41,9 @@ pub const MOST_ENTRIES: usize = 1_000;
 
 /// The error of an entry for which no pod was ready.
 const NOT_READY: &str = "not-ready";
+
+/// How much of the heads of requests is kept; the oldest make room.
+const MOST_OF_HEADS: usize = 4 * 1024 * 1024;
 
 /// Of how many tunnels the events are kept; those of tunnels that are open stay with their tunnel in any case.
 const MOST_HISTORIES: usize = 256;
@@ -43,6 +54,8 @@ pub struct Journal {
     histories: Mutex<HashMap<Arc<str>, Arc<History>>>,
     rates: Mutex<Rates>,
     first_byte: Mutex<Histogram>,
+    recorder: Arc<Recorder>,
+    audit: RwLock<Option<Audit>>,
     /// Counts changes of entries.
     version: AtomicU64,
     started: (Instant, SystemTime),
@@ -52,6 +65,25 @@ pub struct Journal {
 struct Entries {
     kept: VecDeque<Entry>,
     next: u64,
+    /// How much of heads is kept.
+    heads: usize,
+}
+
+impl Entries {
+    /// Lets go of the heads of the oldest entries until there is room.
+    fn make_room(&mut self) {
+        let mut kept = self.kept.iter_mut();
+        while self.heads > MOST_OF_HEADS
+            && let Some(oldest) = kept.next()
+        {
+            self.heads -= size(oldest);
+            oldest.exchange = None;
+        }
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.exchange.as_ref().map_or(0, |exchange| exchange.size())
 }
 
 impl Default for Journal {
@@ -61,6 +93,8 @@ impl Default for Journal {
             histories: Mutex::default(),
             rates: Mutex::default(),
             first_byte: Mutex::default(),
+            recorder: Arc::default(),
+            audit: RwLock::default(),
             version: AtomicU64::new(0),
             started: (Instant::now(), SystemTime::now()),
         }
@@ -71,6 +105,21 @@ impl Journal {
     /// Returns when the process started.
     pub fn started(&self) -> SystemTime {
         self.started.1
+    }
+
+    /// Writes a line for each request and connection that ends from now on. None: not any more.
+    pub fn set_audit(&self, audit: Option<Audit>) {
+        *self.audit.write().expect("no panic while the lock is held") = audit;
+    }
+
+    /// Returns whether it is to be found out who a client is.
+    pub fn is_audited(&self) -> bool {
+        self.audit.read().expect("no panic while the lock is held").is_some()
+    }
+
+    /// Returns what records bodies.
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
     }
 
     /// Takes down a request or connection that has ended.
@@ -95,9 +144,12 @@ impl Journal {
         if entries.kept.len() >= MOST_ENTRIES {
             // One that goes on is kept for longer than those that have ended.
             let oldest = entries.kept.iter().position(|entry| entry.took.is_some()).unwrap_or(0);
-            entries.kept.remove(oldest);
+            let removed = entries.kept.remove(oldest);
+            entries.heads -= removed.as_ref().map_or(0, size);
         }
+        entries.heads += size(&entry);
         entries.kept.push_back(entry);
+        entries.make_room();
         id
     }
 
@@ -105,11 +157,16 @@ impl Journal {
         let mut entries = self.entries.lock().expect("no panic while the lock is held");
         let at = entries.kept.partition_point(|entry| entry.id < changed.id);
         if let Some(entry) = entries.kept.get_mut(at).filter(|entry| entry.id == changed.id) {
-            *entry = Entry { version: self.next_version(), ..changed };
+            // Its heads may have made room meanwhile.
+            let exchange = entry.exchange.take();
+            *entry = Entry { version: self.next_version(), exchange, ..changed };
         }
     }
 
     fn count(&self, entry: &Entry) {
+        if let Some(audit) = &*self.audit.read().expect("no panic while the lock is held") {
+            audit.write(entry);
+        }
         if let Some(history) = entry.tunnel.as_ref().and_then(|tunnel| self.past(tunnel)) {
             history.count(entry.first_byte, entry.is_error());
         }
@@ -307,6 +364,21 @@ mod tests {
         let last = journal.past(&(2 * MOST_HISTORIES - 1).to_string()).expect("the last is kept");
         assert_eq!(last.events().len(), 1);
         assert_eq!(journal.histories.lock().unwrap().len(), MOST_HISTORIES);
+    }
+
+    #[test]
+    fn heads_of_requests_are_bounded() {
+        let journal = Journal::default();
+        let request = http::Request::builder().uri("/").header("x", "y".repeat(15_000)).body(()).unwrap();
+        for _ in 0..MOST_ENTRIES {
+            let exchange = Some(Arc::new(exchange::Exchange::of(&request, false)).into());
+            journal.add(Entry { exchange, ..ended("/") });
+        }
+        let (entries, _) = journal.since(0);
+        let kept: usize = entries.iter().map(size).sum();
+        assert!(kept <= MOST_OF_HEADS && kept > MOST_OF_HEADS - 16_000, "{kept}");
+        assert!(entries[0].exchange.is_some() && entries.last().unwrap().exchange.is_none(), "the newest are kept");
+        assert_eq!(journal.entries.lock().unwrap().heads, kept);
     }
 
     #[test]

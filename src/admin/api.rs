@@ -9,10 +9,14 @@
 //! | `POST /api/v1/tunnels/ID/stop` | ends it and its streams: 204 |
 //! | `POST /api/v1/tunnels/ID/reconnect` | opens another session for it; open streams keep theirs: 202 |
 //! | `GET /api/v1/requests` | the last requests and connections, newest first |
-//! | `GET /api/v1/requests/ID` | one of them |
+//! | `GET /api/v1/requests/ID` | one of them, with its headers |
+//! | `GET /api/v1/requests/ID/har`, `GET /api/v1/har` | one, or all that are kept, as an HTTP archive |
+//! | `POST /api/v1/requests/ID/replay` | sends it again, as it was or edited: see [`replay`] |
+//! | `POST /api/v1/record` | records bodies of a route for a while: see [`replay`] |
 //! | `GET /api/v1/config` | the configuration in use, secrets hidden |
 //! | `GET /api/v1/log` | the last lines of the log, newest first |
 //! | `POST /api/v1/open` | opens a target: see [`open`]; the Unix socket only |
+//! | `POST /api/v1/contexts/NAME/unlock` | lifts the rules of a context for a while: see [`unlock`]; the Unix socket only |
 //! | `POST /api/v1/ui` | a link that opens the dashboard once: see [`ui`]; the Unix socket only |
 //! | `GET /api/v1/events` | a snapshot, then what changes: see [`feed`] |
 //!
@@ -21,41 +25,77 @@
 
 pub mod answers;
 pub mod attention;
+pub mod exchange;
 pub mod feed;
 pub mod open;
+pub mod replay;
 pub mod schema;
 pub mod services;
 pub mod ui;
+pub mod unlock;
 pub mod ways;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_DISPOSITION};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use self::answers::{ConfigAnswer, Failure, Log, Problem, RequestAnswer, Requests, Row, Status, TunnelAnswer, Tunnels};
+use self::answers::{ConfigAnswer, Failure, Log, Problem, RequestAnswer, Requests, Status, TunnelAnswer, Tunnels};
 use super::{
     http::{Body, JSON, NO_CONTENT, empty, respond},
     status::Source,
 };
+use crate::journal::exchange::LONGEST_BODY;
 
 /// The version of every answer.
 pub const FORMAT: u32 = 1;
+
+/// How large a request may be: a body that is sent again, in base64, and what is around it.
+pub const MOST_OF_A_CHANGE: usize = 2 * LONGEST_BODY;
 
 /// Where the API is.
 pub const ROOT: &str = "/api/v1/";
 
 /// Answers a request of the user of the process below [`ROOT`].
 pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Response<Body> {
-    match (request.method(), request.uri().path()) {
-        (&Method::POST, "/api/v1/open") => open::answer(source, request).await,
+    if (request.method(), request.uri().path()) == (&Method::POST, "/api/v1/open") {
+        return open::answer(source, request).await;
+    }
+    let (head, body) = request.into_parts();
+    let body = match Limited::new(body, MOST_OF_A_CHANGE).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return too_large(),
+    };
+    let request = Request::from_parts(head, body);
+    let path = request.uri().path().to_owned();
+    if let Some(name) = path.strip_prefix("/api/v1/contexts/").and_then(|rest| rest.strip_suffix("/unlock"))
+        && *request.method() == Method::POST
+    {
+        let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
+        return unlock::answer(source, &name, request.body());
+    }
+    match (request.method(), path.as_str()) {
         (&Method::POST, "/api/v1/ui") => ui::answer(source),
         _ => answer(source, request).await,
     }
 }
 
 /// Answers a request below [`ROOT`] of anybody who has shown that it may.
-pub async fn answer<B>(source: &Source, request: Request<B>) -> Response<Body> {
+pub async fn answer(source: &Source, request: Request<Bytes>) -> Response<Body> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let words: Vec<&str> = path.strip_prefix(ROOT).unwrap_or_default().split('/').collect();
+    match (method, words.as_slice()) {
+        (Method::POST, ["requests", id, "replay"]) => replay::answer(source, id, &request).await,
+        (Method::POST, ["record"]) => replay::record(source, &request),
+        _ => answer_at_once(source, &request.map(drop)).await,
+    }
+}
+
+/// Answers a request that is its head alone.
+async fn answer_at_once(source: &Source, request: &Request<()>) -> Response<Body> {
     let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default();
     let words: Vec<&str> = path.split('/').collect();
     let decoded = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
@@ -64,7 +104,7 @@ pub async fn answer<B>(source: &Source, request: Request<B>) -> Response<Body> {
         (["status"], true) => json(&Status::of(source)),
         (["services"], true) => {
             let query = services::Query::parse(request.uri().query().unwrap_or_default());
-            json(&services::list(&source.clusters, &source.router(), &query).await)
+            json(&services::list(&source.clusters, &source.router(), &query, source.facts().port()).await)
         }
         (["tunnels"], true) => json(&Tunnels::of(source)),
         (["tunnels", id], true) => found(TunnelAnswer::of(source, &decoded(id)), "tunnel", &decoded(id)),
@@ -75,7 +115,16 @@ pub async fn answer<B>(source: &Source, request: Request<B>) -> Response<Body> {
         (["requests"], true) => json(&Requests::of(source)),
         (["requests", id], true) => {
             let entry = id.parse().ok().and_then(|id| source.journal().entry(id));
-            found(entry.map(|entry| RequestAnswer { format: FORMAT, request: Row::of(&entry) }), "request", id)
+            found(entry.map(|entry| RequestAnswer::of(&entry, source.journal())), "request", id)
+        }
+        (["requests", id, "har"], true) => {
+            let entry = id.parse().ok().and_then(|id| source.journal().entry(id));
+            archive(entry.map(|entry| exchange::har(&[entry])), &format!("adit-{id}.har"), id)
+        }
+        (["har"], true) => {
+            let mut entries = source.journal().since(0).0;
+            entries.reverse();
+            archive(Some(exchange::har(&entries)), "adit.har", "")
         }
         (["config"], true) => json(&ConfigAnswer::of(source)),
         (["log"], true) => json(&Log::of(source)),
@@ -83,11 +132,23 @@ pub async fn answer<B>(source: &Source, request: Request<B>) -> Response<Body> {
         (["status" | "services" | "tunnels" | "requests" | "config" | "log" | "events"], false)
         | (["open" | "ui"], true)
         | (["tunnels" | "requests", _], false)
-        | (["tunnels", _, "stop" | "reconnect"], true) => {
+        | (["tunnels", _, "stop" | "reconnect"], true)
+        | (["requests", _, "replay"] | ["record"], true)
+        | (["requests", _, "har"] | ["har"], false) => {
             failure(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} is not for {path:?}", request.method()))
         }
         _ => failure(StatusCode::NOT_FOUND, "not-found", format!("{path:?} is not part of the API")),
     }
+}
+
+/// Returns an HTTP archive, as a file that a browser saves.
+fn archive(archive: Option<serde_json::Value>, name: &str, id: &str) -> Response<Body> {
+    let mut response = found(archive, "request", id);
+    let name: String = name.chars().filter(|each| each.is_ascii_alphanumeric() || "-.".contains(*each)).collect();
+    if let Ok(value) = HeaderValue::try_from(format!("attachment; filename=\"{name}\"")) {
+        response.headers_mut().insert(CONTENT_DISPOSITION, value);
+    }
+    response
 }
 
 /// Returns the event that a reader has seen last, where it resumes.
@@ -114,6 +175,11 @@ fn done(is_done: bool, status: StatusCode, id: &str) -> Response<Body> {
         true => empty(status),
         false => failure(StatusCode::NOT_FOUND, "not-found", format!("there is no tunnel {id:?}")),
     }
+}
+
+/// Returns the answer to a request whose body is longer than [`MOST_OF_A_CHANGE`].
+pub fn too_large() -> Response<Body> {
+    failure(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the request is too large".to_owned())
 }
 
 /// Returns the answer to a request that failed.

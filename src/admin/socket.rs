@@ -187,7 +187,20 @@ pub async fn post(socket: &Path, path: &str) -> Result<(), CallError> {
 /// # Errors
 /// It does not answer, or refuses.
 pub async fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, CallError> {
-    let (code, body) = call(socket, Method::POST, path).await.map_err(CallError::Silent)?;
+    ask_with(socket, path, &serde_json::json!({})).await
+}
+
+/// Does the same with a body.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn ask_with<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl serde::Serialize,
+) -> Result<T, CallError> {
+    let body = serde_json::to_vec(body).unwrap_or_default().into();
+    let (code, body) = call_with(socket, Method::POST, path, body).await.map_err(CallError::Silent)?;
     match code {
         code if code.is_success() => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
         code => Err(refused(code, &body)),

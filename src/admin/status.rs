@@ -11,11 +11,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    api::{feed::Feed, open::Opener},
+    api::{feed::Feed, open::Opener, replay::Replayer},
     keys::Keys,
 };
 use crate::{
     drain::Drain,
+    guard::locks::Locks,
     journal::Journal,
     k8s::client::Clusters,
     metrics::{Exposition, Metrics},
@@ -38,6 +39,13 @@ pub struct Facts {
     pub rejected: Option<String>,
     /// The ports of this machine that relays make reachable (`local` in the configuration).
     pub local: Vec<LocalStatus>,
+}
+
+impl Facts {
+    /// Returns the port of the HTTP listener; 0 where there is none.
+    pub fn port(&self) -> u16 {
+        self.http.first().map_or(0, SocketAddr::port)
+    }
 }
 
 /// A port of this machine, and how it stands with its relay.
@@ -67,6 +75,8 @@ pub struct Source {
     feed: Arc<Feed>,
     opener: Option<Arc<dyn Opener>>,
     keys: Option<Arc<Keys>>,
+    replayer: Option<Arc<dyn Replayer>>,
+    locks: Arc<Locks>,
 }
 
 /// What a [`Source`] is made of.
@@ -83,13 +93,17 @@ pub struct Parts {
     pub opener: Option<Arc<dyn Opener>>,
     /// None: there is no dashboard.
     pub keys: Option<Arc<Keys>>,
+    /// None: nothing is sent again.
+    pub replayer: Option<Arc<dyn Replayer>>,
+    /// Which contexts are unlocked.
+    pub locks: Arc<Locks>,
 }
 
 impl Source {
     pub fn new(parts: Parts) -> Self {
-        let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener, keys } = parts;
+        let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener, keys, replayer, locks } = parts;
         let facts = Arc::new(Mutex::new(facts));
-        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener, keys }
+        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener, keys, replayer, locks }
     }
 
     /// Returns whether new connections are taken.
@@ -191,6 +205,14 @@ impl Source {
 
     pub fn opener(&self) -> Option<Arc<dyn Opener>> {
         self.opener.clone()
+    }
+
+    pub fn locks(&self) -> &Locks {
+        &self.locks
+    }
+
+    pub fn replayer(&self) -> Option<Arc<dyn Replayer>> {
+        self.replayer.clone()
     }
 
     pub fn feed(&self) -> &Feed {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::{App, now, route};
+use super::{App, audit, now, route};
 use crate::{
     admin::status::{LocalStatus, Source},
     config::{
@@ -161,6 +161,12 @@ impl Running {
                 return self.reject(&format!("{error}{hint}"));
             }
         };
+        if config.audit != old.audit {
+            match config.audit.as_deref().map(audit).transpose() {
+                Ok(audit) => self.tunnels.journal().set_audit(audit),
+                Err(error) => return self.reject(&error.to_string()),
+            }
+        }
         if config.notes != old.notes {
             config.notes.iter().for_each(|note| warn!("{note}"));
         }

@@ -27,6 +27,7 @@ pub mod stop;
 pub mod supervise;
 mod trust;
 pub mod ui;
+pub mod unlock;
 pub mod up;
 pub mod url;
 pub mod version;
@@ -133,6 +134,8 @@ enum Command {
     Status(status::Args),
     /// Open the dashboard of the running adit
     Ui(ui::Args),
+    /// Let a context that is read-only take every method for a while
+    Unlock(unlock::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
     /// List and delete the jump pods that adit created
@@ -211,6 +214,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Status(args) => return block_on(status::run(globals, args)),
         Command::Jump(args) => return block_on(jump::run(globals, args)),
         Command::Ui(args) => return block_on(ui::run(globals, args)),
+        Command::Unlock(args) => return block_on(unlock::run(globals, args)),
         Command::Stop(args) => return block_on(stop::run(globals, args)),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),

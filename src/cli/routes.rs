@@ -35,7 +35,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     // It is signed in already.
     let mut found = match Running::find(globals, &place.router).await {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
-        None => services::list(&place.clusters, &place.router, &query).await,
+        None => services::list(&place.clusters, &place.router, &query, place.listener()).await,
     };
     if !found.problems.is_empty() {
         return Err(found.problems.swap_remove(0).into());

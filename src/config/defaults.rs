@@ -52,6 +52,7 @@ pub fn config() -> Config {
         proxy: Some(ForwardProxy::default()),
         admin: Default::default(),
         dashboard: true,
+        audit: None,
     }
 }
 

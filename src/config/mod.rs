@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 
 use crate::wire::proxy_protocol;
 
@@ -88,6 +88,8 @@ pub struct Config {
     pub admin: Admin,
     /// Serves the dashboard at `adit.localhost`. Default: true.
     pub dashboard: bool,
+    /// The file that gets a line for each request and connection. None: there is none.
+    pub audit: Option<PathBuf>,
     /// Advice about the file: it is valid, but should be written differently.
     pub notes: Vec<String>,
 }
@@ -215,6 +217,10 @@ pub struct ContextAlias {
     pub namespace: Option<Namespace>,
     /// Whether hostnames without a route may reach this context. Default: true.
     pub dynamic: bool,
+    /// The methods of HTTP that it takes. None: every one.
+    pub methods: Option<Vec<Method>>,
+    /// Whether pages show it as production. Default: by the names of the alias and the context.
+    pub production: bool,
 }
 
 /// `http:` in the file.

@@ -44,6 +44,8 @@ struct File {
     admin: Option<Admin>,
     /// The dashboard at http://adit.localhost on the listener of HTTP. Default: on.
     dashboard: Option<OnOff>,
+    /// A file that gets a line of JSON for each request and connection: who, what, where, how long. Default: none.
+    audit: Option<String>,
 }
 
 /// on or off.
@@ -78,6 +80,10 @@ struct ContextAlias {
     namespace: Option<String>,
     /// Whether hostnames without a route may reach this context. Default: allow.
     dynamic: Option<Dynamic>,
+    /// The methods of HTTP that it takes, for example [GET, HEAD, OPTIONS]; 'adit unlock' lifts this for a while. Default: every one.
+    methods: Option<Vec<String>>,
+    /// Show it as production in the dashboard. Default: true where its name has the word prod or production.
+    production: Option<bool>,
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderName, HeaderValue};
+use ::http::{HeaderName, HeaderValue, Method};
 
 use crate::wire::proxy_protocol;
 
@@ -47,8 +47,9 @@ pub(super) const ROOT: &[&str] = &[
     "proxy",
     "admin",
     "dashboard",
+    "audit",
 ];
-pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic"];
+pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic", "methods", "production"];
 pub(super) const HTTP: &[&str] = &["listen", "idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
 pub(super) const HTTP_K8S: &[&str] = &["kubeconfig", "dynamic_host", "routes"];
 pub(super) const HTTP_ROUTE: &[&str] = &[
@@ -172,6 +173,7 @@ impl Walk {
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
         let default_context = self.field(&map, "default_context", Self::text);
         config.default_context = default_context.map(|name| context(&config, name));
+        config.audit = self.field(&map, "audit", Self::file);
         config.dashboard = self.field(&map, "dashboard", Self::on_or_off).unwrap_or(config.dashboard);
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
         self.claim(&config.http.listen, Place::default(), "http.listen");
@@ -237,8 +239,13 @@ impl Walk {
                     "deny" => Some(false),
                     _ => walk.wrong(node, "allow or deny", None),
                 });
+                let methods = walk.field(&map, "methods", Self::methods);
                 let name = ContextName(name.unwrap_or_default());
-                contexts.insert(key.name.clone(), ContextAlias { name, namespace, dynamic: dynamic.unwrap_or(true) });
+                let production = walk.field(&map, "production", Self::boolean);
+                let production =
+                    production.unwrap_or_else(|| says_production(&key.name) || says_production(&name.0));
+                let dynamic = dynamic.unwrap_or(true);
+                contexts.insert(key.name.clone(), ContextAlias { name, namespace, dynamic, methods, production });
             });
         }
         Some(contexts)
@@ -382,6 +389,12 @@ impl Walk {
 }
 
 type Map<'n> = std::collections::HashMap<&'n str, &'n Node>;
+
+/// Returns whether a name of a context has a word for production in it: `prod`, `eu-production-1`.
+pub fn says_production(name: &str) -> bool {
+    let mut words = name.split(|each: char| !each.is_ascii_alphanumeric());
+    words.any(|word| matches!(word.to_ascii_lowercase().as_str(), "prod" | "prd" | "production"))
+}
 
 /// Returns the context that a name or alias stands for.
 fn context(config: &Config, name: String) -> ContextName {

@@ -89,7 +89,7 @@ fn tunnels(html: &mut Html, tunnels: &[Tunnel]) {
 pub async fn services(source: &Source) -> Html {
     let query = Query { pods: true, ..Query::default() };
     let router = source.router();
-    let found = timeout(PATIENCE, services::list(&source.clusters, &router, &query)).await;
+    let found = timeout(PATIENCE, services::list(&source.clusters, &router, &query, source.facts().port())).await;
     let mut html = Html::default();
     html.raw("<h1>Services</h1>");
     let Ok(found) = found else {

@@ -1,7 +1,8 @@
 //! Which request gets which answer.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
@@ -45,6 +46,10 @@ impl OwnSite for Dashboard {
             }
     }
 
+    fn shows_requests(&self) -> bool {
+        self.source.router().config.dashboard
+    }
+
     fn answer(&self, request: Request<Body>, authority: String, tls: bool) -> BoxFuture<'_, Response<Body>> {
         Box::pin(async move {
             let is_head = *request.method() == Method::HEAD;
@@ -65,7 +70,7 @@ fn host_of(authority: &str) -> Option<&str> {
 impl Dashboard {
     async fn respond(&self, request: Request<Body>, authority: &str, tls: bool) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let port = self.source.facts().http.first().map_or(0, SocketAddr::port);
+        let port = self.source.facts().port();
         let visitor = Visitor { headers: request.headers(), authority, tls, port };
         let Some(keys) = self.source.keys() else { return text(StatusCode::NOT_FOUND, "there is no dashboard\n") };
         if path.starts_with("/api/") {
@@ -92,6 +97,11 @@ impl Dashboard {
     }
 
     async fn data(&self, request: Request<Body>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let Some(body) = collect(body).await else {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large, or not complete\n");
+        };
+        let request = Request::from_parts(head, body);
         let Ok(response) = timeout(ANSWER_WITHIN, api::answer(&self.source, request)).await else {
             return text(StatusCode::GATEWAY_TIMEOUT, "no answer in 30 s\n");
         };
@@ -149,6 +159,20 @@ impl Dashboard {
     fn page(&self, status: StatusCode, mode: Mode, title: &str, main: Html, refreshes: bool) -> Response<Body> {
         answer(status, HTML, self.assets.page(mode, title, main, refreshes))
     }
+}
+
+/// Returns the body of a request. None: it is too large, or breaks off.
+async fn collect(mut body: Body) -> Option<Bytes> {
+    let mut collected = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.ok()?.into_data() {
+            collected.extend_from_slice(&data);
+        }
+        if collected.len() > api::MOST_OF_A_CHANGE {
+            return None;
+        }
+    }
+    Some(collected.freeze())
 }
 
 fn accepts_html(headers: &HeaderMap) -> bool {

@@ -21,8 +21,11 @@ mod pac;
 pub mod own;
 mod pages;
 pub mod proxy_connect;
+mod recorded;
+pub mod replay;
 mod respond;
 pub mod rewrite;
+pub mod rules;
 pub mod sites;
 pub mod upgrade;
 pub mod upstream;
@@ -47,8 +50,11 @@ use tracing::debug;
 use self::{body::Body, exchange::Arrival, headers::Identity, own::OwnSite, sites::Sites, upstream::Upstreams};
 use crate::{
     drain::Drain,
-    frontend::{Connection, protocol::Protocols},
-    guard::normaliser::{Gate, Normaliser},
+    frontend::{Connection, client, protocol::Protocols},
+    guard::{
+        locks::Locks,
+        normaliser::{Gate, Normaliser},
+    },
     io::BoxedIo,
     metrics::Metrics,
     tunnel::Manager,
@@ -64,6 +70,7 @@ pub struct HttpFrontend {
     metrics: Arc<Metrics>,
     /// What answers for adit's own names.
     own: OnceLock<Arc<dyn OwnSite>>,
+    locks: Arc<Locks>,
 }
 
 /// What a client speaks, when its first bytes have told.
@@ -86,12 +93,18 @@ impl HttpFrontend {
             identity: Identity::default(),
             metrics,
             own: OnceLock::new(),
+            locks: Arc::default(),
         })
     }
 
     /// Returns what was learned of the ports of backends.
     pub fn protocols(&self) -> Arc<Protocols> {
         self.protocols.clone()
+    }
+
+    /// Returns which contexts are unlocked.
+    pub fn locks(&self) -> Arc<Locks> {
+        self.locks.clone()
     }
 
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
@@ -110,7 +123,8 @@ impl HttpFrontend {
         let _connected = (!tls).then(|| self.tunnels.journal().connection());
         let limits = *connection.place.limits();
         let gate = (version == HttpVersion::Http1).then(|| Gate::new(&limits));
-        let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone() };
+        let client = client::look_for(self.tunnels.journal(), &connection);
+        let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone(), client };
         // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2, nor for a request.
         let served = match gate {
             Some(gate) => {

@@ -1,5 +1,6 @@
 //! Frontends: what a client speaks, from its first byte to a tunnel.
 
+mod client;
 pub mod forward;
 pub mod greeting;
 pub mod http;

@@ -1,7 +1,7 @@
 //! Connections that are no HTTP, in the journal.
 
 use crate::{
-    frontend::Connection,
+    frontend::{Connection, client},
     io::splice::{Side, SpliceEnd},
     journal::{Entry, Kind, Ongoing},
     routing::Route,
@@ -12,7 +12,8 @@ use crate::{
 pub fn begin(tunnels: &Manager, kind: Kind, host: &str, route: &Route, connection: &Connection) -> Ongoing {
     let entry = Entry::new(kind).with_host(host);
     let (route, tunnel) = (Some(route.name.clone()), Some(route.target.to_string().into()));
-    tunnels.journal().begin(Entry { connection: connection.id, route, tunnel, ..entry })
+    let client = client::look_for(tunnels.journal(), connection);
+    tunnels.journal().begin(Entry { connection: connection.id, route, tunnel, client, ..entry })
 }
 
 /// Takes note that it has not reached a pod.

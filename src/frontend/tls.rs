@@ -118,6 +118,10 @@ impl TlsFrontend {
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
+        // What goes through unread cannot be held to rules for requests.
+        if self.http.has_rules(&route) {
+            return None;
+        }
         // What keeps the tunnel from running is told by the error page, which asks again.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());

@@ -52,7 +52,7 @@ pub fn check(
     for origin in origins {
         let origin = String::from_utf8_lossy(origin.as_bytes());
         let is_allowed = allowed.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(&origin));
-        if !is_allowed && !host_of(&origin).is_some_and(|from| from == host || is_name_of_this_machine(&from)) {
+        if !is_allowed && !host_of(&origin).is_some_and(|from| from == host || is_this_machine(&from)) {
             let from = if origin == "null" { "a page without an origin (null)" } else { &origin };
             return Err(Foreign { from: from.to_owned() });
         }
@@ -81,8 +81,9 @@ fn host_of(origin: &str) -> Option<String> {
     Some(host.trim_end_matches('.').to_ascii_lowercase())
 }
 
-fn is_name_of_this_machine(host: &str) -> bool {
-    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// Names below `localhost` are those of Services: what a pod serves is no program of this machine.
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -111,6 +112,15 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_one_service_does_not_write_to_another() {
+        for origin in ["http://api.shop.localhost:8989", "http://other.localhost", "http://x.web.shop.localhost"] {
+            assert!(!checked(Method::POST, &[("origin", origin), ("sec-fetch-site", "same-site")], false), "{origin}");
+            assert!(!checked(Method::GET, &[("origin", origin)], true), "a WebSocket of {origin}");
+            assert!(checked(Method::GET, &[("origin", origin)], false), "{origin}");
+        }
+    }
+
+    #[test]
     fn our_own_pages_are_for_programs_of_this_machine() {
         let is_let_in = |pairs: &[(HeaderName, &'static str)]| {
             let pairs = pairs.iter().map(|(name, value)| (name.clone(), http::HeaderValue::from_static(value)));
@@ -129,10 +139,10 @@ mod tests {
     fn pages_of_this_machine_and_allowed_ones_do() {
         for origin in [
             "http://web.shop.localhost:8989",
+            "https://WEB.shop.localhost.",
             "http://localhost:3000",
             "https://127.0.0.1:8443",
             "http://[::1]:5173",
-            "http://OTHER.localhost",
             "https://ok.example",
         ] {
             assert!(checked(Method::POST, &[("origin", origin), ("sec-fetch-site", "cross-site")], false), "{origin}");

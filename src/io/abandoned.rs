@@ -22,6 +22,11 @@ impl Ends {
         (cfg!(target_os = "linux") && is_here).then_some(Self { client, ours })
     }
 
+    /// Returns the user that owns the client's socket, and the socket's inode. None: the kernel does not know it.
+    pub fn owner(self) -> Option<(u32, u32)> {
+        owner_of(self).ok().flatten()
+    }
+
     /// Returns whether no program has the client's socket any more. False where it cannot be told.
     pub fn are_abandoned(self) -> bool {
         is_open(self).is_ok_and(|is_open| !is_open)
@@ -29,10 +34,15 @@ impl Ends {
 }
 
 #[cfg(target_os = "linux")]
-use sock_diag::is_open;
+use sock_diag::{is_open, owner_of};
 
 #[cfg(not(target_os = "linux"))]
 fn is_open(_: Ends) -> std::io::Result<bool> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn owner_of(_: Ends) -> std::io::Result<Option<(u32, u32)>> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
@@ -57,8 +67,9 @@ mod sock_diag {
     /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
     const ASKED: usize = 16 + 56;
 
-    /// Where in the answer the state and the inode of `struct inet_diag_msg` are.
+    /// Where in the answer the state, the user and the inode of `struct inet_diag_msg` are.
     const STATE: usize = 16 + 1;
+    const USER: usize = 16 + 64;
     const INODE: usize = 16 + 68;
 
     // A handle of each worker, without anything of an App.
@@ -73,6 +84,11 @@ mod sock_diag {
 
     /// Returns whether a program has the client's socket.
     pub fn is_open(ends: Ends) -> io::Result<bool> {
+        owner_of(ends).map(|owner| owner.is_some())
+    }
+
+    /// Returns the user and the inode of the client's socket. None: no program has it.
+    pub fn owner_of(ends: Ends) -> io::Result<Option<(u32, u32)>> {
         SOCKET.with(|socket| {
             let socket = socket.get_or_init(open).as_ref().map_err(|error| io::Error::from(error.kind()))?;
             send(socket, &request(ends), SendFlags::empty())?;
@@ -113,13 +129,13 @@ mod sock_diag {
         request
     }
 
-    fn told(answer: &[u8]) -> io::Result<bool> {
+    fn told(answer: &[u8]) -> io::Result<Option<(u32, u32)>> {
         let number = |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
         let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
         match (kind, number(16)) {
             (Some(BY_FAMILY), Some(_)) => {
-                let (state, inode) = (answer.get(STATE).copied(), number(INODE));
-                Ok(state != Some(LISTEN) && inode.is_some_and(|inode| inode != 0))
+                let (state, owner) = (answer.get(STATE).copied(), number(USER).zip(number(INODE)));
+                Ok(owner.filter(|(_, inode)| *inode != 0 && state != Some(LISTEN)))
             }
             // One that is not found at all may be in another network namespace.
             (Some(ERROR), Some(error)) => Err(io::Error::from_raw_os_error((error as i32).wrapping_neg())),

@@ -1,17 +1,27 @@
 //! One request, or one connection that is no HTTP.
 
 use std::{
+    fmt,
+    ops::Deref,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use http::Method;
+use tokio::sync::OnceCell;
+
+use super::exchange::Exchange;
 
 /// How much is kept of a text that clients choose.
 const LONGEST_HOST: usize = 255;
 const LONGEST_PATH: usize = 512;
 const LONGEST_ERROR: usize = 256;
 const LONGEST_METHOD: usize = 24;
+
+/// Statuses of gRPC that are no fault of the client: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS (the codes
+/// that gRPC's own metrics count as a server's).
+const GRPC_FAULTS: [u32; 6] = [2, 4, 12, 13, 14, 15];
 
 /// What an entry is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +98,68 @@ pub struct Entry {
     pub bytes_down: u64,
     /// How often it was sent again.
     pub retries: u32,
+    /// The entry that a person has sent again with this one.
+    pub replay_of: Option<u64>,
+    /// The status of gRPC (`grpc-status`), which is behind the body.
+    pub grpc_status: Option<u32>,
+    /// How many messages a stream of Server-Sent Events has brought.
+    pub messages: u64,
+    /// Who has sent it. None: nobody wants to know, or a person has sent it again.
+    pub client: Option<Client>,
+    /// What is kept to show it and to send it again. None: the dashboard is off, or others needed the room.
+    pub exchange: Option<Kept>,
+}
+
+/// The program at the other end of a connection, as far as the kernel knows it. It is looked for in the background.
+#[derive(Clone, Debug, Default)]
+pub struct Client(pub Arc<OnceCell<Program>>);
+
+impl PartialEq for Client {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// A program of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    /// None: it is on another machine.
+    pub uid: Option<u32>,
+    /// None: it was gone, or belongs to somebody else.
+    pub pid: Option<u32>,
+    /// Its file.
+    pub path: Option<PathBuf>,
+}
+
+/// What is kept of a request; two are equal where they are one.
+#[derive(Clone)]
+pub struct Kept(Arc<Exchange>);
+
+impl From<Arc<Exchange>> for Kept {
+    fn from(exchange: Arc<Exchange>) -> Self {
+        Self(exchange)
+    }
+}
+
+impl Deref for Kept {
+    type Target = Arc<Exchange>;
+
+    fn deref(&self) -> &Arc<Exchange> {
+        &self.0
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Secrets are in it.
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 impl Entry {
@@ -114,6 +186,11 @@ impl Entry {
             bytes_up: 0,
             bytes_down: 0,
             retries: 0,
+            replay_of: None,
+            grpc_status: None,
+            messages: 0,
+            client: None,
+            exchange: None,
         }
     }
 
@@ -143,6 +220,7 @@ impl Entry {
     /// Returns whether it failed through no fault of its client.
     pub fn is_error(&self) -> bool {
         match self.status {
+            _ if self.grpc_status.is_some_and(|status| GRPC_FAULTS.contains(&status)) => true,
             Some(status) => status >= 500 || (self.error.is_some() && status < 400),
             None => self.error.is_some(),
         }

@@ -22,7 +22,7 @@ use crate::{
     drain::Drain,
     frontend::{
         Connection,
-        http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, sites::Sites},
+        http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, rules::ReadOnly, sites::Sites},
     },
     io::{
         BoxedIo,
@@ -124,6 +124,11 @@ impl Sites for Front {
                 Err(Page { cause: Some("no client of this relay has that name at the moment".to_owned()), ..page })
             }
         }
+    }
+
+    /// What a service takes is for the service to say.
+    fn read_only(&self, _: &Route) -> Option<ReadOnly> {
+        None
     }
 
     /// The certificate of the domain is on another port, which only the administrator knows.

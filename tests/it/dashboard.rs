@@ -346,3 +346,124 @@ async fn services_say_how_they_are_reached() {
     assert!(queue["command"].is_null() && queue["missing_route"].as_str().unwrap().lines().count() == 4, "{queue}");
     assert!(row("data/postgres", "5432")["command"].as_str().unwrap().starts_with("psql "), "{services}");
 }
+
+/// Returns the newest row whose path is this.
+async fn row(visit: &Visit<'_>, path: &str) -> Value {
+    let requests = visit.get("/api/v1/requests").await.json();
+    let rows = requests["requests"].as_array().expect("rows").clone();
+    let found = rows.into_iter().find(|row| row["path"] == path).unwrap_or_else(|| panic!("no {path} in {requests}"));
+    visit.get(&format!("/api/v1/requests/{}", found["id"])).await.json()
+}
+
+#[tokio::test]
+async fn a_request_is_sent_again_with_what_nobody_is_shown() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    let secret = ["Authorization: Bearer s3cret-1", "Cookie: sid=s3cret-2", "X-Note: plain"];
+    let path = "/headers?access_token=s3cret-3&a=b";
+    let first = send(&process, &format!("GET {path}"), "web.shop.localhost", &secret, "").await;
+    assert!(first.status == 200 && first.body.contains("s3cret-1"), "{}", first.body);
+
+    let detail = row(&visit, "/headers").await;
+    let schema = StdCommand::new(env!("CARGO_BIN_EXE_adit")).args(["schema", "--api"]).output().unwrap();
+    assert_valid(&serde_json::from_slice(&schema.stdout).unwrap(), "request", &detail);
+    let kept = &detail["exchange"];
+    assert!(kept["no_replay"].is_null() && kept["target"] == "/headers?access_token=(hidden, 8 bytes)&a=b", "{kept}");
+    let header = |name: &str| {
+        let pairs = kept["request_headers"].as_array().unwrap();
+        pairs.iter().find(|pair| pair[0] == name).map(|pair| pair[1].clone()).unwrap_or_default()
+    };
+    assert_eq!((header("authorization"), header("x-note")), ("(hidden, 15 bytes)".into(), "plain".into()));
+    assert!(kept["curl"].as_str().unwrap().contains("'authorization: (hidden, 15 bytes)'"), "{kept}");
+
+    let id = detail["id"].clone();
+    visit.post("/api/v1/record", "{\"route\": \"web.shop.localhost\", \"minutes\": 10}").await;
+    let again = visit.post(&format!("/api/v1/requests/{id}/replay"), "{}").await;
+    let replayed = again.json();
+    assert_eq!((again.status, &replayed["replay_of"], &replayed["status"]), (200, &id, &200.into()), "{}", again.body);
+    // The pod got the secrets, and says so in its answer, which a person has asked to record.
+    let body = replayed["exchange"]["response_body"]["text"].as_str().unwrap().to_owned();
+    assert!(body.contains("Bearer s3cret-1") && body.contains("sid=s3cret-2"), "{body}");
+    let edits = r#"{"target": "/whoami?x=1", "headers": [["authorization", "(hidden, 15 bytes)"], ["x-note", "edited"]]}"#;
+    let edited = visit.post(&format!("/api/v1/requests/{id}/replay"), edits).await.json();
+    assert_eq!((&edited["path"], &edited["replay_of"]), (&"/whoami".into(), &id), "{edited}");
+
+    visit.post("/api/v1/record", "{\"route\": \"web.shop.localhost\", \"minutes\": 0}").await;
+    let fourth = send(&process, "GET /headers?token=s3cret-4", "web.shop.localhost", &secret, "").await;
+    assert_eq!(fourth.status, 200);
+    let mut shown = String::new();
+    for path in ["requests", "log", "status", "config", &format!("requests/{id}/har"), &format!("requests/{id}")] {
+        shown += &visit.get(&format!("/api/v1/{path}")).await.body;
+    }
+    shown += &process.log();
+    assert!(!shown.contains("s3cret"), "{shown}");
+    let har = visit.get(&format!("/api/v1/requests/{id}/har")).await;
+    let disposition = har.header("content-disposition").unwrap();
+    assert_eq!(disposition, format!("attachment; filename=\"adit-{id}.har\""));
+    assert_eq!(har.json()["log"]["entries"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_is_sent_again_as_the_same_bytes_where_it_was_recorded() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    let body = "{\"a\": \"\u{e4}\\u0000\"}";
+    let post = async || send(&process, "POST /upload", "web.shop.localhost", &["Content-Type: application/json"], body).await;
+    post().await;
+    let unrecorded = row(&visit, "/upload").await;
+    assert!(unrecorded["exchange"]["no_replay"].as_str().unwrap().contains("not recorded"), "{unrecorded}");
+    let id = unrecorded["id"].clone();
+    let refused = visit.post(&format!("/api/v1/requests/{id}/replay"), "{}").await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (409, &"no-replay".into()));
+
+    assert_eq!(visit.post("/api/v1/record", "{\"route\": \"web.shop.localhost\", \"minutes\": 10}").await.status, 204);
+    let echoed = post().await;
+    let recorded = row(&visit, "/upload").await;
+    let kept = &recorded["exchange"];
+    assert!(kept["recording_seconds"].as_u64().unwrap() > 500, "{kept}");
+    assert_eq!((&kept["request_body"]["text"], &kept["request_body"]["is_whole"]), (&body.into(), &true.into()));
+    assert_eq!(kept["response_body"]["text"], echoed.body.as_str());
+    let again = visit.post(&format!("/api/v1/requests/{}/replay", recorded["id"]), "{}").await.json();
+    assert_eq!(again["exchange"]["request_body"]["text"], body, "{again}");
+    assert_eq!(again["exchange"]["response_body"]["text"], echoed.body.as_str(), "{again}");
+}
+
+#[tokio::test]
+async fn a_replay_goes_nowhere_else() {
+    let process = Process::start("http: {k8s: {routes: {w.localhost: {namespace: shop, service: web}}}}\n", &[]).await;
+    let visit = Visit::new(&process).await;
+    assert!(process.serves("w.localhost").await && process.serves("web.shop.localhost").await);
+    let rows = visit.get("/api/v1/requests").await.json();
+    let id_of = |host: &str| {
+        let rows = rows["requests"].as_array().unwrap();
+        rows.iter().find(|row| row["host"] == host).expect("its row")["id"].clone()
+    };
+    let replay = async |id: Value, edits: &str| visit.post(&format!("/api/v1/requests/{id}/replay"), edits).await;
+    for edits in [
+        r#"{"target": "http://evil.example/"}"#,
+        r#"{"target": "//"}"#,
+        r#"{"method": "CONNECT"}"#,
+        r#"{"method": "a b"}"#,
+        r#"{"headers": [["upgrade", "websocket"]]}"#,
+        r#"{"headers": [["x", "a\nb"]]}"#,
+    ] {
+        let answer = replay(id_of("w.localhost"), edits).await;
+        // A path of two slashes is one.
+        let is_path = edits.contains("\"//\"");
+        assert!(answer.status == 409 || is_path, "{edits}: {}", answer.body);
+    }
+    assert_eq!(replay(id_of("w.localhost"), "{\"host\": \"x\"}").await.status, 400);
+    let other_host = replay(id_of("w.localhost"), r#"{"headers": [["host", "evil.example"]]}"#).await.json();
+    assert_eq!(other_host["host"], "w.localhost", "{other_host}");
+
+    fs::write(
+        process.config(),
+        "contexts: {c: {name: demo, dynamic: deny}}\nhttp: {k8s: {routes: {w.localhost: {namespace: shop, service: tools, port: 80}}}}\n",
+    )
+    .unwrap();
+    process.logs("config reloaded").await;
+    let moved = replay(id_of("w.localhost"), "{}").await.json();
+    assert_eq!((&moved["status"], &moved["error"]), (&409.into(), &"moved".into()), "{moved}");
+    let denied = replay(id_of("web.shop.localhost"), "{}").await.json();
+    assert_eq!((&denied["status"], &denied["error"]), (&403.into(), &"dynamic-denied".into()), "{denied}");
+}

@@ -30,6 +30,7 @@ mod process;
 mod programs;
 mod protocols;
 mod relay;
+mod rules;
 mod run;
 mod services;
 mod sign_in;

@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     FORMAT,
     attention::{self, Attention},
+    exchange::ExchangeRow,
     ways,
 };
 use crate::{
     admin::status::{Facts, LocalStatus, Source},
-    config::ContextName,
+    config::{ContextName, validate::says_production},
     journal::{self, Entry, Happened, Percentiles},
     telemetry::Line,
     tunnel::{SignInSnapshot, TunnelSnapshot},
@@ -96,6 +97,12 @@ pub struct ContextRow {
     pub alias: Option<String>,
     /// Names that give no context mean this one.
     pub is_default: bool,
+    /// It is to be treated with care.
+    pub production: bool,
+    /// The methods of HTTP that it takes. null: every one.
+    pub methods: Option<Vec<String>>,
+    /// For how many minutes it is unlocked still. null: it is not.
+    pub unlocked_minutes: Option<u64>,
 }
 
 /// What passed in one second.
@@ -225,6 +232,8 @@ pub struct RequestAnswer {
     pub format: u32,
     #[serde(flatten)]
     pub request: Row,
+    /// Its heads and bodies. null: they are not kept.
+    pub exchange: Option<ExchangeRow>,
 }
 
 /// A request, or a connection that is no HTTP.
@@ -252,6 +261,12 @@ pub struct Row {
     pub pod: Option<String>,
     /// How often adit has sent it again.
     pub retries: u32,
+    /// The id of the request that a person has sent again with this one.
+    pub replay_of: Option<u64>,
+    /// The status of gRPC.
+    pub grpc_status: Option<u32>,
+    /// How many events a stream of Server-Sent Events has brought.
+    pub messages: u64,
     /// Milliseconds until the tunnel ran.
     pub tunnel_ms: Option<f64>,
     /// Milliseconds to the first byte of the answer.
@@ -397,14 +412,18 @@ impl Overview {
 impl ContextRow {
     fn all(source: &Source, default: Option<&str>) -> Vec<Self> {
         let router = source.router();
-        let alias = |name: &ContextName| {
-            let of_context = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
-            of_context.map(|(alias, _)| alias.clone())
-        };
-        let row = |name: &ContextName| Self {
-            name: name.to_string(),
-            alias: alias(name),
-            is_default: default == Some(name.0.as_str()),
+        let row = |name: &ContextName| {
+            let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
+            let methods = alias.and_then(|(_, alias)| alias.methods.as_ref());
+            let left = source.locks().time_left(&name.0);
+            Self {
+                name: name.to_string(),
+                alias: alias.map(|(alias, _)| alias.clone()),
+                is_default: default == Some(name.0.as_str()),
+                production: alias.map_or_else(|| says_production(&name.0), |(_, alias)| alias.production),
+                methods: methods.map(|methods| methods.iter().map(ToString::to_string).collect()),
+                unlocked_minutes: left.map(|left| left.as_secs().div_ceil(60)),
+            }
         };
         router.http_contexts.namespaces.keys().map(row).collect()
     }
@@ -472,7 +491,10 @@ impl TunnelAnswer {
         let buckets = history.iter().flat_map(|history| history.first_byte_counts());
         let first_byte = buckets.map(|(upto_ms, count)| Bucket { upto_ms, count }).collect();
         let kubectl = snapshot.as_ref().and_then(|tunnel| ways::kubectl(tunnel.target.as_ref()?, tunnel.port));
-        let names = ways::names(&source.router(), id, snapshot.as_ref().and_then(|tunnel| tunnel.target.as_ref()));
+        let names = {
+            let target = snapshot.as_ref().and_then(|tunnel| tunnel.target.as_ref());
+            ways::names(&source.router(), id, target, source.facts().port())
+        };
         Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte, names, kubectl })
     }
 }
@@ -480,6 +502,12 @@ impl TunnelAnswer {
 impl EventRow {
     fn of(Happened { at, event, text }: &Happened) -> Self {
         Self { time: time(*at), event: event.as_str().to_owned(), text: text.to_string() }
+    }
+}
+
+impl RequestAnswer {
+    pub fn of(entry: &Entry, journal: &journal::Journal) -> Self {
+        Self { format: FORMAT, request: Row::of(entry), exchange: ExchangeRow::of(entry, journal) }
     }
 }
 
@@ -506,6 +534,9 @@ impl Row {
             tunnel: entry.tunnel.as_ref().map(text),
             pod: entry.pod.as_ref().map(text),
             retries: entry.retries,
+            replay_of: entry.replay_of,
+            grpc_status: entry.grpc_status,
+            messages: entry.messages,
             tunnel_ms: entry.tunnel_after.map(millis),
             first_byte_ms: entry.first_byte.map(millis),
             took_ms: entry.took.map(millis),

@@ -7,7 +7,9 @@ use super::{
     answers::{ConfigAnswer, Failure, Log, RequestAnswer, Requests, Services, Status, TunnelAnswer, Tunnels},
     feed::{Change, Snapshot},
     open::{OpenAnswer, OpenRequest},
+    replay::{RecordRequest, ReplayRequest},
     ui::UiAnswer,
+    unlock::{UnlockAnswer, UnlockRequest},
 };
 
 /// Returns a document (JSON Schema 2020-12) with the schema of each answer in `$defs`, under the last word of its path;
@@ -28,9 +30,13 @@ pub fn schema() -> Value {
         "tunnel": TunnelAnswer,
         "requests": Requests,
         "request": RequestAnswer,
+        "replay-request": ReplayRequest,
+        "record-request": RecordRequest,
         "config": ConfigAnswer,
         "log": Log,
         "ui": UiAnswer,
+        "unlock": UnlockAnswer,
+        "unlock-request": UnlockRequest,
         "open": OpenAnswer,
         "open-request": OpenRequest,
         "snapshot": Snapshot,

@@ -1,6 +1,6 @@
 //! Routes and Services that can be reached, with the URL of each.
 
-use std::{fmt, net::SocketAddr};
+use std::fmt;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -63,8 +63,8 @@ impl From<&ClusterError> for Problem {
 }
 
 /// Lists the routes of the configuration, then the Services of a context; why those are not there is one of the problems.
-pub async fn list(clusters: &Clusters, router: &Router, query: &Query) -> Services {
-    let listener = router.config.http.listen.first().map_or(0, SocketAddr::port);
+/// `listener`: the port of HTTP.
+pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener: u16) -> Services {
     let mut services = routes(router, listener);
     let contexts = &router.http_contexts;
     let context = match &query.context {

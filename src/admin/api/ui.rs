@@ -1,7 +1,5 @@
 //! `POST /api/v1/ui`: a link that opens the dashboard once. The Unix socket only.
 
-use std::net::SocketAddr;
-
 use http::{Response, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,9 +25,7 @@ pub fn answer(source: &Source) -> Response<Body> {
     let Some(keys) = source.keys().filter(|_| is_on) else {
         return failure(StatusCode::NOT_FOUND, "dashboard-off", "the dashboard is off (dashboard: off)".to_owned());
     };
-    let Some(port) = source.facts().http.first().map(SocketAddr::port) else {
-        return failure(StatusCode::NOT_FOUND, "not-found", "adit does not listen for HTTP".to_owned());
-    };
+    let port = source.facts().port();
     match keys.issue() {
         Ok(code) => json(&UiAnswer { format: FORMAT, url: format!("http://{DASHBOARD_HOST}:{port}/in?code={code}") }),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()),

@@ -105,8 +105,7 @@ pub fn address(router: &Router, target: &PodTarget, port: u16) -> Option<SocketA
 }
 
 /// Returns the URLs of names and routes that lead to a tunnel.
-pub fn names(router: &Router, id: &str, target: Option<&Target>) -> Vec<String> {
-    let listener = router.config.http.listen.first().map_or(0, SocketAddr::port);
+pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) -> Vec<String> {
     let mut names: Vec<String> = services::routes(router, listener)
         .into_iter()
         .filter(|route| route.leads_to == id)

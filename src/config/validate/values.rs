@@ -82,6 +82,19 @@ impl Walk {
         }
     }
 
+    pub(super) fn methods(&mut self, node: &Node) -> Option<Vec<Method>> {
+        let Value::List(list) = &node.value else {
+            return self.wrong(node, "a list of methods", Some("write [GET, HEAD, OPTIONS]"));
+        };
+        let method = |walk: &mut Self, node: &Node| {
+            let text = walk.text(node)?;
+            // Methods are upper case (RFC 9110, section 9.1); another case would never match.
+            let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| text == text.to_ascii_uppercase());
+            method.or_else(|| walk.wrong(node, "a method in upper case", Some("write GET, HEAD or OPTIONS")))
+        };
+        list.iter().map(|node| method(self, node)).collect()
+    }
+
     pub(super) fn route_host(&mut self, text: &str, place: Place) -> Option<String> {
         let host = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let name = host.strip_prefix("*.").unwrap_or(&host);

@@ -413,7 +413,7 @@ function now() {
     {name: 'Context', c: 'id', cell: row => ({t: row.name, prod: row.production})},
     {name: 'Alias', cell: row => row.alias || ''},
     {name: 'State', c: 'nowrap', cell: row => row.state},
-    {name: 'Writes', cell: row => row.methods ? {t: row.unlocked_seconds ? `unlocked for ${seconds(row.unlocked_seconds)}` : `only ${row.methods.join(', ')}`, c: row.unlocked_seconds ? 'warn' : ''} : ''},
+    {name: 'Writes', cell: row => row.methods ? {t: row.unlocked_minutes ? `unlocked for ${row.unlocked_minutes} min` : `only ${row.methods.join(', ')}`, c: row.unlocked_minutes ? 'warn' : ''} : ''},
     {name: 'Tunnels', num: true, cell: row => row.tunnels},
   ]});
   put(main, h('h1', {}, 'Now'), facts, h('h2', {}, 'Needs attention'), needs, h('h2', {}, 'Five minutes'), h('div', {class: 'tiles'}, tiles.map(tile => tile.element)),
@@ -686,10 +686,10 @@ function requests() {
     },
     item: () => { const row = grid.selected; return row && {request: row, tunnel: row.tunnel, url: row.method && `http://${row.host}${row.path}`}; },
     errors: () => { search.value = search.value.includes('is:error') ? search.value.replace(/\s*is:error/, '') : `${search.value} is:error`.trim(); setQuery({q: search.value}); changed(); },
-    pause: () => pause.click(), close,
+    pause: () => pause.click(), close, refresh: () => { shownId = null; changed(); },
   };
 }
-function requestTools() { return []; }
+function requestTools() { return [h('a', {href: `${API}har`, download: 'adit.har'}, 'Save all as HAR')]; }
 function pairs(list) {
   return h('dl', {class: 'facts mono'}, list.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]).flat());
 }
@@ -700,7 +700,53 @@ function requestDetail(row, close) {
   const elements = [h('div', {class: 'tools'}, h('h2', {}, `${row.method || row.kind} ${row.path}`), button('Close', close)), h('h3', {}, 'Timing'), waterfall(row),
     h('dl', {class: 'facts'}, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]).flat())];
   if (row.tunnel) elements.push(h('p', {}, 'Tunnel: ', h('a', {href: tunnelAddress(row.tunnel)}, row.tunnel)));
+  if (row.replay_of) elements.push(h('p', {}, 'A replay of ', h('a', {href: `/requests?id=${row.replay_of}`}, `request ${row.replay_of}`)));
+  const kept = row.exchange;
+  if (!kept) return elements;
+  const no = kept.no_replay, isRecording = kept.recording_seconds !== null;
+  elements.push(h('div', {class: 'tools'}, button('Copy as curl', () => copy(kept.curl, 'the command')),
+    h('a', {href: `${API}requests/${row.id}/har`, download: `adit-${row.id}.har`}, 'Save as HAR'),
+    button('Replay', () => replay(row.id), {disabled: Boolean(no), title: no}), button('Replay edited', () => replayEdited(row), {disabled: Boolean(no) && !no.includes('body'), title: no})));
+  if (no) elements.push(h('p', {class: 'dim'}, `No replay: ${no}.`));
+  if (row.route) elements.push(h('p', {}, button(isRecording ? 'Stop recording' : 'Record bodies', async () => {
+    await act(isRecording ? 'Not recorded any more' : 'Recorded for 10 minutes', 'record', {route: row.route, minutes: isRecording ? 0 : 10});
+    if (view.refresh) view.refresh();
+  }, {'aria-pressed': String(isRecording)}), ` of ${row.route}`, isRecording ? ` for ${seconds(kept.recording_seconds)}` : ' for 10 minutes, 256 KiB each, in memory'));
+  elements.push(h('h3', {}, 'Request'), h('p', {class: 'mono'}, `${row.method} ${kept.target} ${kept.version}`), pairs(kept.request_headers), bodyOf(kept.request_body));
+  if (kept.response_headers.length) elements.push(h('h3', {}, 'Answer of the pod'), pairs(kept.response_headers));
+  elements.push(bodyOf(kept.response_body));
   return elements;
+}
+function bodyOf(body) {
+  if (!body || !body.bytes) return null;
+  const text = body.text ?? `${body.base64}\n(base64)`;
+  return h('div', {}, h('h3', {}, `Body, ${bytes(body.bytes)}${body.is_whole ? '' : ', its start'}`), h('pre', {tabindex: 0, role: 'region', 'aria-label': 'Body'}, text.slice(0, 20000)),
+    button('Copy the body', () => copy(text, 'the body')));
+}
+async function replay(id, edits) {
+  const row = await act('Sent again', `requests/${id}/replay`, edits);
+  if (row) go(`/requests?id=${row.id}`);
+}
+function replayEdited(row) {
+  const kept = row.exchange;
+  const field = (label, element) => h('p', {}, h('label', {}, label, element));
+  const method = h('input', {type: 'text', value: row.method}), target = h('input', {type: 'text', value: kept.target});
+  const headers = h('textarea', {rows: 8}), body = h('textarea', {rows: 6});
+  headers.value = kept.request_headers.filter(([name]) => !['host', 'content-length', 'connection', 'transfer-encoding'].includes(name)).map(pair => pair.join(': ')).join('\n');
+  const first = kept.request_body && kept.request_body.is_whole ? kept.request_body.text ?? '' : '';
+  body.value = first;
+  const box = h('dialog', {'aria-label': 'Replay edited'}, h('h2', {}, 'Replay edited'), h('p', {class: 'dim'}, `It goes to ${row.tunnel}. A hidden value is sent as it was.`),
+    field('Method', method), field('Path and query', target), field('Headers', headers), field('Body', body));
+  box.append(h('div', {class: 'tools'}, button('Send', () => {
+    const edits = {method: method.value.trim(), headers: headers.value.split('\n').filter(line => line.includes(':')).map(line => [line.slice(0, line.indexOf(':')).trim(), line.slice(line.indexOf(':') + 1).trim()])};
+    if (target.value !== kept.target) edits.target = target.value;
+    if (body.value !== first || kept.no_replay) edits.text = body.value;
+    box.close();
+    replay(row.id, edits);
+  }), button('Cancel', () => box.close())));
+  box.addEventListener('close', () => box.remove());
+  document.body.append(box);
+  box.showModal();
 }
 
 function log() {
@@ -812,7 +858,7 @@ function key(event) {
   };
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 }
-function replayKey() {}
+const replayKey = row => ask('Replay', `${row.method || row.kind} ${row.host}${row.path}`, () => replay(row.id), 'Send it again');
 document.addEventListener('keydown', key);
 
 if (MODE === 'laptop') {

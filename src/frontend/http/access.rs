@@ -13,10 +13,14 @@ use tokio::time::Instant;
 use tower::BoxError;
 use tracing::info;
 
-use super::{body::Body, upstream::pool::Returning};
+use super::{body::Body, recorded, upstream::pool::Returning};
 use crate::{
     guard::normaliser::Busy,
-    journal::{Entry, Journal, Kind, Ongoing},
+    journal::{
+        Entry, Journal, Kind, Ongoing,
+        entry::Client,
+        exchange::{Exchange, Head, ReplayOf},
+    },
     metrics::Metrics,
     tunnel::Lease,
 };
@@ -41,10 +45,19 @@ enum Record {
 }
 
 impl Access {
-    pub fn start<B>(request: &Request<B>, connection: u64, metrics: Arc<Metrics>, journal: Arc<Journal>) -> Self {
+    /// `keeps`: what is kept to show the request, and to send it again.
+    pub fn start<B>(
+        request: &Request<B>,
+        connection: u64,
+        metrics: Arc<Metrics>,
+        journal: Arc<Journal>,
+        keeps: Option<Arc<Exchange>>,
+    ) -> Self {
         let entry = Entry::new(Kind::Http).with_method(request.method()).with_path(request.uri().path());
+        let replay_of = request.extensions().get::<ReplayOf>().map(|replay| replay.id);
+        let exchange = keeps.map(Into::into);
         Self {
-            record: Some(Record::Kept(Entry { connection, ..entry })),
+            record: Some(Record::Kept(Entry { connection, replay_of, exchange, ..entry })),
             started: Instant::now(),
             metrics,
             journal,
@@ -53,6 +66,14 @@ impl Access {
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
         }
+    }
+
+    /// Says who has sent it.
+    pub fn by(mut self, client: Option<Client>) -> Self {
+        if let Some(entry) = self.entry() {
+            entry.client = client;
+        }
+        self
     }
 
     fn entry(&mut self) -> Option<&mut Entry> {
@@ -105,11 +126,50 @@ impl Access {
         };
         if let Some(entry) = self.entry() {
             (entry.kind, entry.status, entry.first_byte) = (kind, Some(status.as_u16()), Some(after));
+            if kind == Kind::Grpc {
+                // A call that fails at once has its status here.
+                entry.grpc_status = grpc_status(headers);
+            }
+            if let Some(exchange) = &entry.exchange {
+                let _ = exchange.response.set(Head::of(headers));
+            }
         }
         if matches!(kind, Kind::EventStream | Kind::WebSocket)
             && let Some(Record::Kept(entry)) = self.record.take()
         {
             self.record = Some(Record::Ongoing(self.journal.begin(entry)));
+        }
+    }
+
+    /// Returns the request's body, which is recorded where a person has asked for that.
+    pub fn record(&mut self, request: Request<Body>) -> Request<Body> {
+        let recorder = self.journal.recorder().clone();
+        let Some(Entry { route: Some(route), exchange: Some(exchange), .. }) = self.entry() else { return request };
+        let Some(body) = recorder.body(route) else { return request };
+        // A request is admitted once.
+        let _ = exchange.request_body.set(body.clone());
+        let _ = recorder.body(route).map(|body| exchange.response_body.set(body));
+        request.map(|inner| recorded::record(inner, body))
+    }
+
+    /// Takes the next bytes of the answer.
+    fn received(&mut self, data: &[u8]) {
+        let Some(entry) = self.entry() else { return };
+        entry.bytes_down += data.len() as u64;
+        if entry.kind == Kind::EventStream {
+            // An event ends with an empty line. One whose two line ends come apart is not counted.
+            entry.messages += data.windows(2).filter(|pair| *pair == b"\n\n").count() as u64;
+        }
+        if let Some(body) = entry.exchange.as_ref().and_then(|exchange| exchange.response_body.get()) {
+            body.add(data);
+        }
+    }
+
+    /// Takes the trailers of the answer.
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        let status = grpc_status(trailers);
+        if let Some(entry) = self.entry().filter(|_| status.is_some()) {
+            entry.grpc_status = status;
         }
     }
 
@@ -155,6 +215,10 @@ impl Drop for Access {
     }
 }
 
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
 /// A response's body that holds the lease and the connection, and writes the line, until it has ended.
 pub struct Tracked {
     inner: Body,
@@ -191,8 +255,12 @@ impl HttpBody for Tracked {
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(entry), Some(data)) = (this.access.as_mut().and_then(Access::entry), frame.data_ref()) {
-                    entry.bytes_down += data.len() as u64;
+                if let Some(access) = &mut this.access {
+                    if let Some(data) = frame.data_ref() {
+                        access.received(data);
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        access.trailers(trailers);
+                    }
                 }
             }
             Poll::Ready(None) => {

@@ -3,7 +3,7 @@
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::HOST};
 use http_body_util::BodyExt;
 
-use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, upgrade};
+use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, rules, upgrade};
 use crate::{
     guard::{normaliser::Refused, origin},
     routing::{Route, table},
@@ -46,7 +46,9 @@ impl HttpFrontend {
         exchange.access.route(&route.name);
         let switches = upgrade::asked_protocol(request).is_some();
         origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
-            .map_err(|foreign| pages::foreign(&foreign, &host))?;
+            .map_err(|foreign| pages::foreign(&foreign, &host, &route))?;
+        rules::check_replay(request, &route)?;
+        self.check_rules(request, &route)?;
         Ok(Admitted { route, authority, host })
     }
 

@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    frontend::Connection,
+    frontend::{Connection, client},
     guard::normaliser::{Busy, Gate, REFUSED},
-    journal::Journal,
+    journal::{Journal, entry::Client, exchange::Exchange as Kept},
     metrics::Metrics,
 };
 
@@ -34,6 +34,8 @@ pub struct Arrival {
     pub drain: Drain,
     /// What stands before the server; None for HTTP/2.
     pub gate: Option<Arc<Gate>>,
+    /// None: nobody wants to know, or it is no client's.
+    pub client: Option<Client>,
 }
 
 /// What is known of a request until its answer has begun.
@@ -57,7 +59,12 @@ impl HttpFrontend {
             Ok(response) => return response,
             Err(request) => request,
         };
-        let mut exchange = Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone());
+        let keeps = self.own.get().filter(|site| site.shows_requests()).is_some();
+        if let Some(client) = &arrival.client {
+            client::wait_for(client, arrival.connection.ends).await;
+        }
+        let mut exchange =
+            Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone(), keeps);
         let refusal = exchange.refusal();
         if refusal.is_none()
             && let Some(response) = self.own(&request, &mut exchange)
@@ -69,7 +76,10 @@ impl HttpFrontend {
             None => self.admit(&request, &mut exchange),
         };
         let answered = match admitted {
-            Ok(admitted) => self.forward(request, admitted, &mut exchange).await,
+            Ok(admitted) => {
+                let request = exchange.access.record(request);
+                self.forward(request, admitted, &mut exchange).await
+            }
             Err(page) => {
                 if exchange.version == Version::HTTP_2 {
                     http2::glance_at(request.into_body()).await;
@@ -82,7 +92,13 @@ impl HttpFrontend {
 }
 
 impl Exchange {
-    fn begin(request: &Request<Body>, arrival: Arrival, metrics: Arc<Metrics>, journal: Arc<Journal>) -> Self {
+    fn begin(
+        request: &Request<Body>,
+        arrival: Arrival,
+        metrics: Arc<Metrics>,
+        journal: Arc<Journal>,
+        keeps: bool,
+    ) -> Self {
         let is_refused = request.method().as_str() == REFUSED;
         if !is_refused {
             arrival.connection.place.settle();
@@ -90,7 +106,14 @@ impl Exchange {
         Self {
             busy: arrival.gate.as_ref().map(|gate| gate.progress.begin()),
             version: request.version(),
-            access: Access::start(request, arrival.connection.id, metrics, journal),
+            access: Access::start(
+                request,
+                arrival.connection.id,
+                metrics,
+                journal,
+                keeps.then(|| Arc::new(Kept::of(request, arrival.tls))),
+            )
+            .by(arrival.client.clone()),
             headers: request.headers().clone(),
             is_head: request.method() == Method::HEAD,
             is_refused,

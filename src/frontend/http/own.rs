@@ -20,6 +20,9 @@ pub trait OwnSite: Send + Sync + 'static {
     /// Returns whether it answers requests for an authority: that of the request, as the client wrote it.
     fn is_for(&self, authority: &str) -> bool;
 
+    /// Returns whether it shows the requests of clients, so that their heads are kept.
+    fn shows_requests(&self) -> bool;
+
     /// Answers such a request. `tls`: the client's bytes came through TLS that we ended.
     fn answer(&self, request: Request<Body>, authority: String, tls: bool) -> BoxFuture<'_, Response<Body>>;
 }

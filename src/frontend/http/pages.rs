@@ -9,10 +9,10 @@ use http::{
 
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
-    config::{DASHBOARD_HOST, PortRef, Workload},
+    config::{DASHBOARD_HOST, HttpOptions, PortRef, Workload},
     frontend::protocol,
     guard::{normaliser::Refused, origin::Foreign},
-    routing::{Route, RouteError, hostname::DynamicName},
+    routing::{PodTarget, Route, RouteError, hostname::DynamicName},
     tunnel::{Lease, OpenError, SignInReport},
     wire::http1::Refusal,
 };
@@ -71,11 +71,31 @@ pub fn in_a_circle(host: &str) -> Page {
     }
 }
 
-/// Returns the page for a request that a page of another site has sent.
-pub fn foreign(foreign: &Foreign, host: &str) -> Page {
+/// Returns the page for a request that a page of another site has sent. It has the line that lets it pass.
+pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
+    let hint = match foreign.from.contains("://") {
+        true => {
+            let origins = format!("allow_origins: [\"{}\"]", foreign.from);
+            // A dynamic name needs a whole route, and has no options; a route that has none loses nothing.
+            let is_plain = &*route.name == host && *route.options == HttpOptions::default() && !host.contains(".cx.");
+            let line = match route.target.pods().filter(|pods| is_plain && pods.jump.is_none()) {
+                Some(PodTarget { namespace, workload: Workload::Service(service), port, .. }) => {
+                    let port = match port {
+                        PortRef::Number(port) => format!("port: {port}, "),
+                        PortRef::Name(port) => format!("port: {port}, "),
+                        PortRef::Auto | PortRef::Https => String::new(),
+                    };
+                    format!("{host}: {{namespace: {namespace}, service: {service}, {port}{origins}}}")
+                }
+                _ => origins,
+            };
+            format!("if that page is yours, add this line to http.k8s.routes, or to the route of {host}:\n{line}")
+        }
+        false => format!("if that page is yours, add its origin to allow_origins of the route for {host}"),
+    };
     Page {
         cause: Some("blocked: cross-origin requests may not modify data".to_owned()),
-        hint: Some(format!("if that page is yours, add its origin to allow_origins of the route for {host}")),
+        hint: Some(hint),
         ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
     }
 }

@@ -9,7 +9,7 @@ use http::{
     uri::{self, Authority},
 };
 
-use super::{body::Body, error_page::Page, pac, pages};
+use super::{body::Body, error_page::Page, pac, pages, rules::ReadOnly};
 use crate::{
     config::HttpOptions,
     routing::{Route, RouteError, Router, table},
@@ -26,6 +26,9 @@ pub trait Sites: Send + Sync + 'static {
     /// # Errors
     /// There is none: the page to answer with.
     fn route(&self, host: &str, request: &Request<Body>) -> Result<Route, Page>;
+
+    /// Returns the methods that the context of a route takes. None: every one.
+    fn read_only(&self, route: &Route) -> Option<ReadOnly>;
 
     /// Returns the port of https for a client without TLS that named no port. `local`: the port that it has connected to. None: it is
     /// 443, or the client's port, which something in between may have changed.
@@ -51,6 +54,10 @@ impl Sites for ArcSwap<Router> {
             RouteError::Unknown { .. } if is_own => pages::index(router.config.dashboard),
             error => pages::of_route(&error, router.config.dashboard),
         })
+    }
+
+    fn read_only(&self, route: &Route) -> Option<ReadOnly> {
+        ReadOnly::of(&self.load().config, route)
     }
 
     /// The HTTP listener speaks TLS, too.

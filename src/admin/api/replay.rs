@@ -1,0 +1,183 @@
+//! `POST /api/v1/requests/ID/replay`: a request again, as it was or edited; `POST /api/v1/record`: bodies of a route.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    answers::{Problem, RequestAnswer},
+    exchange::no_replay,
+    failure, json, problem,
+};
+use crate::{
+    admin::{
+        http::{Body, NO_CONTENT, empty},
+        status::Source,
+    },
+    journal::{Entry, hidden},
+};
+
+/// For how long bodies may be recorded.
+const LONGEST_RECORD_MINUTES: u64 = 60;
+
+/// What is changed of a request. A key that is left out stays as it was.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplayRequest {
+    pub method: Option<String>,
+    /// Path and query.
+    pub target: Option<String>,
+    /// All headers but Host. A value that is the hidden text of the first one stands for the secret.
+    pub headers: Option<Vec<(String, String)>>,
+    pub text: Option<String>,
+    /// A body that is no text; instead of `text`.
+    pub base64: Option<String>,
+}
+
+/// Whose bodies are recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordRequest {
+    /// The name of a route, as in a row.
+    pub route: String,
+    /// For how long, at most 60. 0: not any more.
+    pub minutes: u64,
+}
+
+/// Who sends requests again: the program that the API is of.
+pub trait Replayer: Send + Sync {
+    /// Sends a request the way that a client's goes, and waits for the end of the answer.
+    /// `of`: the entry that it repeats; `tunnel`: where it may go; `is_tls`: it comes as by https.
+    fn replay(&self, request: Request<Bytes>, of: u64, tunnel: Arc<str>, is_tls: bool) -> BoxFuture<'_, ()>;
+}
+
+/// Answers a request to send another one again.
+pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Response<Body> {
+    let edits: ReplayRequest = match read(request) {
+        Ok(edits) => edits,
+        Err(response) => return response,
+    };
+    let journal = source.journal();
+    let Some(entry) = id.parse().ok().and_then(|id| journal.entry(id)) else {
+        return failure(StatusCode::NOT_FOUND, "not-found", format!("there is no request {id:?}"));
+    };
+    let Some(replayer) = source.replayer() else {
+        return failure(StatusCode::NOT_FOUND, "not-found", "this adit sends nothing again".to_owned());
+    };
+    let (again, tunnel, is_tls) = match again(&entry, edits) {
+        Ok(again) => again,
+        Err(message) => return failure(StatusCode::CONFLICT, "no-replay", message),
+    };
+    let (_, before) = journal.since(u64::MAX);
+    replayer.replay(again, entry.id, tunnel, is_tls).await;
+    let (entries, _) = journal.since(before);
+    match entries.iter().find(|found| found.replay_of == Some(entry.id)) {
+        Some(found) => json(&RequestAnswer::of(found, journal)),
+        None => problem(
+            StatusCode::GATEWAY_TIMEOUT,
+            Problem {
+                code: Some("timeout".to_owned()),
+                message: "the request was sent again and has no answer yet".to_owned(),
+                ..Problem::default()
+            },
+        ),
+    }
+}
+
+/// Answers a request to record bodies.
+pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
+    let RecordRequest { route, minutes } = match read(request) {
+        Ok(wanted) => wanted,
+        Err(response) => return response,
+    };
+    let minutes = minutes.min(LONGEST_RECORD_MINUTES);
+    source.journal().recorder().record(&route, Duration::from_secs(60 * minutes));
+    empty(NO_CONTENT)
+}
+
+/// Reads the body of a request; none is `{}`.
+fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Response<Body>> {
+    let body: &[u8] = if request.body().is_empty() { b"{}" } else { request.body() };
+    serde_json::from_slice(body).map_err(|error| {
+        failure(StatusCode::BAD_REQUEST, "malformed", format!("the request is no JSON as it should be: {error}"))
+    })
+}
+
+/// Returns the request that is sent, where it may go, and whether it comes as by https.
+fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str>, bool), String> {
+    let has_new_body = edits.text.is_some() || edits.base64.is_some();
+    if let Some(reason) = no_replay(entry).filter(|reason| !(has_new_body && reason.contains("body"))) {
+        return Err(reason.to_owned());
+    }
+    let (Some(exchange), Some(tunnel)) = (entry.exchange.as_ref(), entry.tunnel.clone()) else {
+        return Err("nothing is kept of it".to_owned());
+    };
+    let mut headers = exchange.request.as_ref().map(|head| head.headers()).unwrap_or_default();
+    if let Some(edited) = edits.headers {
+        headers = edit(&headers, &edited)?;
+    }
+    let body = match (edits.text, edits.base64) {
+        (Some(text), _) => Bytes::from(text),
+        (None, Some(base64)) => {
+            BASE64_STANDARD.decode(base64).map_err(|error| format!("the body is not base64: {error}"))?.into()
+        }
+        (None, None) => exchange.request_body.get().map(|body| body.kept().0).unwrap_or_default().into(),
+    };
+    let had_length = headers.remove(header::CONTENT_LENGTH).is_some();
+    headers.remove(header::TRANSFER_ENCODING);
+    if had_length || !body.is_empty() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    let target = edits.target.unwrap_or_else(|| exchange.target.to_string());
+    if !target.starts_with('/') && target != "*" {
+        return Err(format!("{target:?} is no path: it begins with /"));
+    }
+    let method = match &edits.method {
+        Some(method) => Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is no method"))?,
+        None => entry.method.clone().unwrap_or_default(),
+    };
+    if method == Method::CONNECT {
+        return Err("CONNECT opens a connection, and is no request".to_owned());
+    }
+    let mut request = Request::new(body);
+    *request.uri_mut() = target.parse().map_err(|_| format!("{target:?} is no path of a URL"))?;
+    *request.method_mut() = method;
+    *request.version_mut() = exchange.version;
+    if !headers.contains_key(header::HOST) {
+        let host = HeaderValue::from_str(&entry.host).map_err(|_| "its host is no header".to_owned())?;
+        headers.insert(header::HOST, host);
+    }
+    *request.headers_mut() = headers;
+    Ok((request, tunnel, exchange.is_tls))
+}
+
+/// Returns the edited headers: where one has the hidden text of a first one, it has its value. Host stays: it is the route.
+fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in edited {
+        let wrong = || format!("{name:?} is no header with that value");
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+        if name == header::HOST {
+            continue;
+        }
+        if matches!(name, header::UPGRADE | header::CONNECTION) {
+            return Err(format!("{name} is about a connection, and cannot be sent again"));
+        }
+        let mut of_first = first.get_all(&name).iter();
+        let secret = of_first.find(|first| {
+            hidden::is_secret(name.as_str()) && *value == hidden::hidden(first.as_bytes().len())
+        });
+        let value = secret.cloned().map_or_else(|| HeaderValue::from_str(value).map_err(|_| wrong()), Ok)?;
+        headers.append(name, value);
+    }
+    for host in first.get_all(header::HOST) {
+        headers.append(header::HOST, host.clone());
+    }
+    Ok(headers)
+}
+

@@ -1,0 +1,61 @@
+//! `POST /api/v1/contexts/NAME/unlock`: lifts the rules of a context for a while. The Unix socket only: a page cannot unlock what
+//! protects from pages.
+
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{FORMAT, failure, json};
+use crate::{
+    admin::{http::Body, status::Source},
+    guard::locks::LONGEST,
+};
+
+/// For how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnlockRequest {
+    /// At most 28,800. 0: the rules hold again.
+    pub seconds: u64,
+}
+
+/// A context that was unlocked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnlockAnswer {
+    #[schemars(range(min = 1, max = 1))]
+    pub format: u32,
+    pub context: String,
+    /// For how long its rules are lifted.
+    pub seconds: u64,
+}
+
+/// Answers such a request. `name`: an alias, or the context's own.
+pub fn answer(source: &Source, name: &str, wanted: &[u8]) -> Response<Body> {
+    let wanted: UnlockRequest = match serde_json::from_slice(wanted) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let message = format!("the request is no JSON as it should be: {error}");
+            return failure(StatusCode::BAD_REQUEST, "malformed", message);
+        }
+    };
+    let router = source.router();
+    let aliases = &router.config.contexts;
+    let context = aliases.get(name).map_or(name, |alias| alias.name.0.as_str());
+    let rules = aliases.values().filter(|alias| alias.name.0 == context && alias.methods.is_some());
+    if rules.count() == 0 {
+        let known: Vec<&str> =
+            aliases.iter().filter(|(_, alias)| alias.methods.is_some()).map(|(name, _)| name.as_str()).collect();
+        let message = match known.as_slice() {
+            [] => "no context has methods in the configuration: none is locked".to_owned(),
+            known => format!("context {name:?} is not locked; those with methods are {}", known.join(", ")),
+        };
+        return failure(StatusCode::NOT_FOUND, "not-locked", message);
+    }
+    let time = Duration::from_secs(wanted.seconds).min(LONGEST);
+    source.locks().unlock(context, time);
+    warn!(context, ?time, "a context was unlocked by hand");
+    json(&UnlockAnswer { format: FORMAT, context: context.to_owned(), seconds: time.as_secs() })
+}

@@ -1,0 +1,69 @@
+//! Who has opened a connection, for the audit log: the user and the program, where both ends are on this machine.
+
+use std::{fs, path::PathBuf};
+
+use tokio::task::spawn_blocking;
+
+use crate::{
+    frontend::Connection,
+    io::abandoned::Ends,
+    journal::{
+        Journal,
+        entry::{Client, Program},
+    },
+};
+
+/// Begins to look for the program. None: nobody wants to know.
+pub fn look_for(journal: &Journal, connection: &Connection) -> Option<Client> {
+    if !journal.is_audited() {
+        return None;
+    }
+    let (client, ends) = (Client::default(), connection.ends);
+    let found = client.clone();
+    tokio::spawn(async move { wait_for(&found, ends).await });
+    Some(client)
+}
+
+/// Waits until the program is known, as far as it can be. Requests do: their client may be gone a moment later.
+pub async fn wait_for(client: &Client, ends: Option<Ends>) {
+    let look = || async { spawn_blocking(move || program(ends)).await.unwrap_or_default() };
+    client.0.get_or_init(look).await;
+}
+
+fn program(ends: Option<Ends>) -> Program {
+    let Some((uid, inode)) = ends.and_then(Ends::owner) else { return Program::default() };
+    let (pid, path) = process_with(inode).unzip();
+    Program { uid: Some(uid), pid, path }
+}
+
+/// Returns the process that has a socket, and its program. Only those of this user can be looked into (proc(5)).
+fn process_with(inode: u32) -> Option<(u32, PathBuf)> {
+    let wanted = PathBuf::from(format!("socket:[{inode}]"));
+    let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let has_it = |process: &PathBuf| {
+        let files = fs::read_dir(process.join("fd")).into_iter().flatten().filter_map(Result::ok);
+        files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == wanted))
+    };
+    let mut numbered = processes.filter_map(|process| Some((process.file_name()?.to_str()?.parse().ok()?, process)));
+    let (pid, process) = numbered.find(|(_, process)| has_it(process))?;
+    Some((pid, fs::read_link(process.join("exe")).ok()?))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_of_this_machine_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, peer) = listener.accept().await.unwrap();
+        let found = program(Ends::between(peer, server.local_addr().unwrap()));
+        let this = std::env::current_exe().unwrap();
+        assert_eq!((found.pid, found.path), (Some(std::process::id()), Some(this)));
+        assert_eq!(found.uid, Some(rustix::process::getuid().as_raw()));
+        assert_eq!(program(None), Program::default());
+    }
+}

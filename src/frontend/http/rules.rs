@@ -1,0 +1,86 @@
+//! What may be sent to a context: the rules of the configuration, unless somebody has lifted them for a while.
+
+use http::{Method, Request, StatusCode};
+
+use super::{HttpFrontend, body::Body, error_page::Page, upgrade};
+use crate::{
+    config::{Config, ContextName},
+    journal::exchange::ReplayOf,
+    routing::Route,
+};
+
+/// The methods that a context takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOnly {
+    pub context: ContextName,
+    /// How a person names it on the command line.
+    pub alias: String,
+    pub methods: Vec<Method>,
+}
+
+impl ReadOnly {
+    /// Returns the rule for a route. None: its context takes every method. Where several aliases name the context, all of
+    /// their rules hold.
+    pub fn of(config: &Config, route: &Route) -> Option<Self> {
+        let context = &route.target.pods()?.cluster.context;
+        let rules = config.contexts.iter().filter(|(_, alias)| alias.name == *context);
+        let mut rules = rules.filter_map(|(name, alias)| Some((name, alias.methods.as_ref()?)));
+        let (alias, methods) = rules.next()?;
+        let mut methods = methods.clone();
+        for (_, more) in rules {
+            methods.retain(|method| more.contains(method));
+        }
+        Some(Self { context: context.clone(), alias: alias.clone(), methods })
+    }
+
+    fn lists(&self) -> String {
+        self.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl HttpFrontend {
+    /// Returns whether the context of a route takes only some methods at the moment.
+    pub fn has_rules(&self, route: &Route) -> bool {
+        self.sites.read_only(route).is_some_and(|rule| self.locks.time_left(&rule.context.0).is_none())
+    }
+
+    /// Checks that a request may go to the context of its route.
+    ///
+    /// # Errors
+    /// The context does not take it.
+    pub(super) fn check_rules(&self, request: &Request<Body>, route: &Route) -> Result<(), Page> {
+        let Some(rule) = self.sites.read_only(route) else { return Ok(()) };
+        if self.locks.time_left(&rule.context.0).is_some() {
+            return Ok(());
+        }
+        // A connection of another protocol can write whatever its first request was.
+        let asked = upgrade::asked_protocol(request).map(|(protocol, _)| format!("a switch to {}", protocol.to_str().unwrap_or("another protocol")));
+        let is_method_taken = rule.methods.contains(request.method());
+        let what = match asked {
+            Some(asked) => asked,
+            None if is_method_taken => return Ok(()),
+            None => request.method().to_string(),
+        };
+        let title = format!("context {} takes only {}", rule.context, rule.lists());
+        Err(Page {
+            cause: Some(format!("the request is {what}, and contexts.{}.methods does not have it", rule.alias)),
+            hint: Some(format!("adit unlock {} --for 15m", rule.alias)),
+            ..Page::new(StatusCode::FORBIDDEN, "read-only", title)
+        })
+    }
+}
+
+/// Checks that a request that a person sends again goes where the first one went.
+///
+/// # Errors
+/// Its name leads elsewhere by now.
+pub fn check_replay(request: &Request<Body>, route: &Route) -> Result<(), Page> {
+    let Some(replay) = request.extensions().get::<ReplayOf>() else { return Ok(()) };
+    let target = route.target.to_string();
+    if *replay.tunnel == *target {
+        return Ok(());
+    }
+    let title = format!("{} leads to {target} now", route.name);
+    let cause = Some(format!("the request that is to be sent again went to {}", replay.tunnel));
+    Err(Page { cause, ..Page::new(StatusCode::CONFLICT, "moved", title) })
+}

@@ -1,0 +1,176 @@
+//! The heads of a request and its answer, and their bodies where a person asked for them. Secrets are in them: only
+//! [`super::hidden`] makes them fit to be shown.
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+
+use super::recorder::Recorder;
+
+/// How large a head may be that is kept, in bytes. 16 KiB is what browsers with many cookies send.
+const LONGEST_HEAD: usize = 16 * 1024;
+
+/// How much of a body is kept.
+pub const LONGEST_BODY: usize = 256 * 1024;
+
+/// What is kept of one request.
+pub struct Exchange {
+    /// Path and query, as the client sent them.
+    pub target: Box<str>,
+    pub version: Version,
+    /// It came by https.
+    pub is_tls: bool,
+    /// Its headers. None: they were longer than is kept.
+    pub request: Option<Head>,
+    /// Those of the answer. Empty: there was none of a pod.
+    pub response: OnceLock<Option<Head>>,
+    /// Set where bodies of its route are recorded.
+    pub request_body: OnceLock<Arc<KeptBody>>,
+    pub response_body: OnceLock<Arc<KeptBody>>,
+}
+
+/// Headers in one piece of memory: slices of what the client sent would keep whole buffers alive.
+pub struct Head(Box<[u8]>);
+
+impl Head {
+    /// Returns None where they are longer than is kept.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut bytes = Vec::new();
+        for (name, value) in headers {
+            if bytes.len() + name.as_str().len() + value.len() + 2 > LONGEST_HEAD {
+                return None;
+            }
+            // Neither has a line's end in it.
+            for part in [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"] {
+                bytes.extend_from_slice(part);
+            }
+        }
+        Some(Self(bytes.into()))
+    }
+
+    /// Returns names, in lower case, and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let lines = self.0.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.filter_map(|line| {
+            let at = line.iter().position(|byte| *byte == b':')?;
+            Some((std::str::from_utf8(&line[..at]).ok()?, &line[at + 1..]))
+        })
+    }
+
+    pub fn headers(&self) -> HeaderMap {
+        let header = |(name, value): (&str, &[u8])| {
+            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?))
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in self.iter().filter_map(header) {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
+    }
+}
+
+impl Exchange {
+    pub fn of<B>(request: &Request<B>, is_tls: bool) -> Self {
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        Self {
+            target: target.into(),
+            version: request.version(),
+            is_tls,
+            request: Head::of(request.headers()),
+            response: OnceLock::new(),
+            request_body: OnceLock::new(),
+            response_body: OnceLock::new(),
+        }
+    }
+
+    /// Returns how many bytes of heads it keeps.
+    pub fn size(&self) -> usize {
+        let head = |head: Option<&Head>| head.map_or(0, |head| head.0.len());
+        self.target.len() + head(self.request.as_ref()) + head(self.response.get().and_then(Option::as_ref))
+    }
+}
+
+/// What marks a request that a person sends again, in its extensions.
+#[derive(Clone, Debug)]
+pub struct ReplayOf {
+    /// The entry of the journal.
+    pub id: u64,
+    /// The tunnel that the first one took, and that this one has to take.
+    pub tunnel: Arc<str>,
+}
+
+/// A body, as far as it is kept.
+pub struct KeptBody {
+    recorder: Weak<Recorder>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    total: u64,
+    is_cut: bool,
+}
+
+impl KeptBody {
+    pub(super) fn new(recorder: Weak<Recorder>) -> Self {
+        Self { recorder, state: Mutex::default() }
+    }
+
+    /// Takes the next bytes. What is longer than is kept is only counted.
+    pub fn add(&self, bytes: &[u8]) {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.total += bytes.len() as u64;
+        let room = if state.is_cut { 0 } else { LONGEST_BODY.saturating_sub(state.bytes.len()).min(bytes.len()) };
+        state.is_cut |= room < bytes.len();
+        state.bytes.extend_from_slice(&bytes[..room]);
+        drop(state);
+        if let Some(recorder) = self.recorder.upgrade().filter(|_| room > 0) {
+            recorder.grown(room);
+        }
+    }
+
+    /// Forgets the bytes: others need the room.
+    pub(super) fn forget(&self) -> usize {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.is_cut |= !state.bytes.is_empty();
+        std::mem::take(&mut state.bytes).len()
+    }
+
+    /// Returns what is kept, how long the body was so far, and whether that is all of it.
+    pub fn kept(&self) -> (Vec<u8>, u64, bool) {
+        let state = self.state.lock().expect("no panic while the lock is held");
+        (state.bytes.clone(), state.total, !state.is_cut)
+    }
+}
+
+impl Drop for KeptBody {
+    fn drop(&mut self) {
+        let freed = self.forget();
+        if let Some(recorder) = self.recorder.upgrade() {
+            recorder.shrunk(freed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_kept_as_it_came() {
+        let mut headers = HeaderMap::new();
+        headers.append("cookie", HeaderValue::from_static("a: b"));
+        headers.append("cookie", HeaderValue::from_bytes(b"\xff").unwrap());
+        headers.append("empty", HeaderValue::from_static(""));
+        let head = Head::of(&headers).unwrap();
+        assert_eq!(head.headers(), headers);
+        assert_eq!(head.get("empty"), Some(&b""[..]));
+        headers.insert("long", HeaderValue::from_bytes(&vec![b'x'; LONGEST_HEAD]).unwrap());
+        assert!(Head::of(&headers).is_none());
+    }
+}

@@ -1,0 +1,51 @@
+//! Which values are secrets, and the text that stands for one.
+
+/// Headers whose values are secrets.
+const HEADERS: &[&str] = &["authorization", "cookie", "set-cookie", "proxy-authorization", "x-api-key"];
+
+/// Words in a name that say that its value is one.
+const WORDS: &[&str] = &["token", "secret", "password"];
+
+/// Returns whether the value of a header or a parameter of this name is a secret.
+pub fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
+}
+
+/// Returns a value as it may be shown.
+pub fn shown(name: &str, value: &[u8]) -> String {
+    match is_secret(name) {
+        true => hidden(value.len()),
+        false => String::from_utf8_lossy(value).into_owned(),
+    }
+}
+
+/// Returns the target of a request as it may be shown: its query without secrets.
+pub fn target(target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let pair = |pair: &str| match pair.split_once('=') {
+        Some((name, value)) if is_secret(name) => format!("{name}={}", hidden(value.len())),
+        _ => pair.to_owned(),
+    };
+    format!("{path}?{}", query.split('&').map(pair).collect::<Vec<_>>().join("&"))
+}
+
+/// Returns what stands for a value of so many bytes.
+pub fn hidden(length: usize) -> String {
+    format!("(hidden, {length} bytes)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_told_by_their_names() {
+        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "x-csrf-token", "My-Secret", "userPassword"] {
+            assert_eq!(shown(name, b"abc"), "(hidden, 3 bytes)", "{name}");
+        }
+        assert_eq!(shown("accept", b"*/*"), "*/*");
+        assert_eq!(target("/a?x=1&access_token=abcd&y"), "/a?x=1&access_token=(hidden, 4 bytes)&y");
+        assert_eq!(target("/a"), "/a");
+    }
+}

@@ -1,0 +1,112 @@
+//! Of which routes bodies are recorded, and the memory for that.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant},
+};
+
+use super::exchange::KeptBody;
+
+/// How much of bodies is kept in all.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// How many routes are recorded at a time.
+const MOST_ROUTES: usize = 64;
+
+/// Records bodies while a person asks for it.
+#[derive(Default)]
+pub struct Recorder {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    until: HashMap<Arc<str>, Instant>,
+    /// Oldest first.
+    kept: VecDeque<Weak<KeptBody>>,
+    bytes: usize,
+}
+
+impl Recorder {
+    /// Records bodies of a route for so long from now on. Zero: not any more.
+    pub fn record(&self, route: &str, time: Duration) {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        let now = Instant::now();
+        state.until.retain(|_, until| *until > now);
+        match time.is_zero() {
+            true => drop(state.until.remove(route)),
+            false if state.until.len() < MOST_ROUTES => drop(state.until.insert(route.into(), now + time)),
+            false => {}
+        }
+    }
+
+    /// Returns for how long bodies of a route are still recorded. None: they are not.
+    pub fn time_left(&self, route: &str) -> Option<Duration> {
+        let state = self.state.lock().expect("no panic while the lock is held");
+        let left = state.until.get(route)?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Returns a place for a body of a route. None: its bodies are not recorded.
+    pub fn body(self: &Arc<Self>, route: &str) -> Option<Arc<KeptBody>> {
+        self.time_left(route)?;
+        let body = Arc::new(KeptBody::new(Arc::downgrade(self)));
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.kept.retain(|kept| kept.strong_count() > 0);
+        state.kept.push_back(Arc::downgrade(&body));
+        Some(body)
+    }
+
+    pub(super) fn grown(&self, by: usize) {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.bytes += by;
+        let mut freed = Vec::new();
+        while state.bytes > MOST_BYTES
+            && let Some(oldest) = state.kept.pop_front()
+        {
+            if let Some(oldest) = oldest.upgrade() {
+                state.bytes = state.bytes.saturating_sub(oldest.forget());
+                freed.push(oldest);
+            }
+        }
+        drop(state);
+        // The last owner of a body takes the lock when it drops it.
+        drop(freed);
+    }
+
+    pub(super) fn shrunk(&self, by: usize) {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.bytes = state.bytes.saturating_sub(by);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::exchange::LONGEST_BODY;
+
+    #[test]
+    fn bodies_are_kept_while_they_are_asked_for_and_bounded() {
+        let recorder = Arc::new(Recorder::default());
+        assert!(recorder.body("web").is_none());
+        recorder.record("web", Duration::from_secs(60));
+        assert!(recorder.body("other").is_none() && recorder.time_left("web").unwrap() > Duration::from_secs(50));
+        let body = recorder.body("web").unwrap();
+        body.add(b"abc");
+        assert_eq!(body.kept(), (b"abc".to_vec(), 3, true));
+        body.add(&vec![b'x'; LONGEST_BODY]);
+        let (bytes, total, is_whole) = body.kept();
+        assert_eq!((bytes.len(), total, is_whole), (LONGEST_BODY, 3 + LONGEST_BODY as u64, false));
+
+        let many: Vec<_> = (0..100).map(|_| recorder.body("web").unwrap()).collect();
+        many.iter().for_each(|body| body.add(&vec![b'x'; LONGEST_BODY]));
+        let kept: usize = many.iter().chain([&body]).map(|body| body.kept().0.len()).sum();
+        assert!(kept <= MOST_BYTES && kept > MOST_BYTES - 2 * LONGEST_BODY, "{kept}");
+        assert!(body.kept().0.is_empty(), "the oldest makes room");
+        drop((many, body));
+        assert_eq!(recorder.state.lock().unwrap().bytes, 0);
+        recorder.record("web", Duration::ZERO);
+        assert!(recorder.body("web").is_none());
+    }
+}
