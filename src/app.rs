@@ -3,8 +3,8 @@
 pub mod forwards;
 pub mod opened;
 mod opener;
-mod replayer;
 pub mod reach;
+mod replayer;
 mod running;
 
 use std::{
@@ -39,6 +39,7 @@ use crate::{
         tcp::TcpFrontend,
         tls::TlsFrontend,
     },
+    journal::audit::Audit,
     k8s::client::Clusters,
     listener::{
         bind::{self, Kind, Sockets},
@@ -46,7 +47,6 @@ use crate::{
         mux::{ForwardFrontends, Mux},
         ports::{Frontends, Ports},
     },
-    journal::audit::Audit,
     metrics::Metrics,
     routing::{Router, SharedRouter},
     telemetry::Verbosity,
@@ -273,7 +273,9 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
 
 /// Opens the audit log.
 fn audit(file: &Path) -> io::Result<Audit> {
-    let wrong = |error: io::Error| io::Error::new(error.kind(), format!("the audit log {} cannot be written: {error}", file.display()));
+    let wrong = |error: io::Error| {
+        io::Error::new(error.kind(), format!("the audit log {} cannot be written: {error}", file.display()))
+    };
     Audit::open(file).map_err(wrong)
 }
 

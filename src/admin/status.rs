@@ -103,7 +103,20 @@ impl Source {
     pub fn new(parts: Parts) -> Self {
         let Parts { tunnels, metrics, drain, router, clusters, lines, facts, opener, keys, replayer, locks } = parts;
         let facts = Arc::new(Mutex::new(facts));
-        Self { tunnels, metrics, drain, router, clusters, lines, facts, feed: Arc::default(), opener, keys, replayer, locks }
+        Self {
+            tunnels,
+            metrics,
+            drain,
+            router,
+            clusters,
+            lines,
+            facts,
+            feed: Arc::default(),
+            opener,
+            keys,
+            replayer,
+            locks,
+        }
     }
 
     /// Returns whether new connections are taken.

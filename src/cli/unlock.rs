@@ -16,7 +16,9 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Contexts with 'methods' in the configuration take no others. A context is locked again by time, and when adit ends.")]
+#[command(
+    after_help = "Contexts with 'methods' in the configuration take no others. A context is locked again by time, and when adit ends."
+)]
 pub struct Args {
     /// Context, or its alias
     context: String,

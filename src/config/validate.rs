@@ -22,9 +22,9 @@ use ::http::{HeaderName, HeaderValue, Method};
 use crate::wire::proxy_protocol;
 
 use super::{
-    BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination, Elsewhere,
-    ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort, Namespace,
-    PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
+    BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination,
+    Elsewhere, ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort,
+    Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
@@ -242,8 +242,7 @@ impl Walk {
                 let methods = walk.field(&map, "methods", Self::methods);
                 let name = ContextName(name.unwrap_or_default());
                 let production = walk.field(&map, "production", Self::boolean);
-                let production =
-                    production.unwrap_or_else(|| says_production(&key.name) || says_production(&name.0));
+                let production = production.unwrap_or_else(|| says_production(&key.name) || says_production(&name.0));
                 let dynamic = dynamic.unwrap_or(true);
                 contexts.insert(key.name.clone(), ContextAlias { name, namespace, dynamic, methods, production });
             });

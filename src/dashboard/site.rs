@@ -31,14 +31,18 @@ use crate::{
 /// How long an answer of the API may take; a list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
+/// What browsers ask for at the same name, and without a cookie.
+const PROXY_FILE: &str = "/proxy.pac";
+
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 impl OwnSite for Dashboard {
-    fn is_for(&self, authority: &str) -> bool {
+    fn is_for(&self, authority: &str, path: &str) -> bool {
         let router = self.source.router();
         router.config.dashboard
+            && path != PROXY_FILE
             && match host_of(authority) {
                 Some(DASHBOARD_HOST) => true,
                 Some("localhost") => !router.config.http.routes.contains_key("localhost"),

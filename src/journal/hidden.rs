@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn secrets_are_told_by_their_names() {
-        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "x-csrf-token", "My-Secret", "userPassword"] {
+        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "x-csrf-token", "My-Secret", "userPassword"]
+        {
             assert_eq!(shown(name, b"abc"), "(hidden, 3 bytes)", "{name}");
         }
         assert_eq!(shown("accept", b"*/*"), "*/*");

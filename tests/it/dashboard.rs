@@ -384,7 +384,8 @@ async fn a_request_is_sent_again_with_what_nobody_is_shown() {
     // The pod got the secrets, and says so in its answer, which a person has asked to record.
     let body = replayed["exchange"]["response_body"]["text"].as_str().unwrap().to_owned();
     assert!(body.contains("Bearer s3cret-1") && body.contains("sid=s3cret-2"), "{body}");
-    let edits = r#"{"target": "/whoami?x=1", "headers": [["authorization", "(hidden, 15 bytes)"], ["x-note", "edited"]]}"#;
+    let edits =
+        r#"{"target": "/whoami?x=1", "headers": [["authorization", "(hidden, 15 bytes)"], ["x-note", "edited"]]}"#;
     let edited = visit.post(&format!("/api/v1/requests/{id}/replay"), edits).await.json();
     assert_eq!((&edited["path"], &edited["replay_of"]), (&"/whoami".into(), &id), "{edited}");
 
@@ -408,7 +409,8 @@ async fn a_body_is_sent_again_as_the_same_bytes_where_it_was_recorded() {
     let process = Process::start("", &[]).await;
     let visit = Visit::new(&process).await;
     let body = "{\"a\": \"\u{e4}\\u0000\"}";
-    let post = async || send(&process, "POST /upload", "web.shop.localhost", &["Content-Type: application/json"], body).await;
+    let post =
+        async || send(&process, "POST /upload", "web.shop.localhost", &["Content-Type: application/json"], body).await;
     post().await;
     let unrecorded = row(&visit, "/upload").await;
     assert!(unrecorded["exchange"]["no_replay"].as_str().unwrap().contains("not recorded"), "{unrecorded}");

@@ -49,7 +49,7 @@ async fn a_port_without_a_name_is_spoken_to_in_what_it_speaks() {
             }
         }
     }
-    let (_, index) = app.get("localhost", "/").await;
+    let (_, index) = app.get("127.0.0.1", "/").await;
     assert!(index.contains("its name is") && index.contains("scheme: http"), "the wrong name is told: {index}");
     app.finish().await;
 }

@@ -54,9 +54,7 @@ impl BodyRow {
         let (kept, bytes, is_whole) = kept.kept();
         match String::from_utf8(kept) {
             Ok(text) => Self { bytes, is_whole, text: Some(text), base64: None },
-            Err(error) => {
-                Self { bytes, is_whole, text: None, base64: Some(BASE64_STANDARD.encode(error.as_bytes())) }
-            }
+            Err(error) => Self { bytes, is_whole, text: None, base64: Some(BASE64_STANDARD.encode(error.as_bytes())) },
         }
     }
 }
@@ -110,9 +108,8 @@ pub fn no_replay(entry: &Entry) -> Option<&'static str> {
         return Some("it reached no pod");
     }
     let is_whole = exchange.request_body.get().is_some_and(|body| body.kept().2);
-    (has_body(head, exchange) && !is_whole).then_some(
-        "its body was not recorded, or not all of it: record the bodies of its route, or edit the request",
-    )
+    (has_body(head, exchange) && !is_whole)
+        .then_some("its body was not recorded, or not all of it: record the bodies of its route, or edit the request")
 }
 
 /// Returns whether a request had a body. Over HTTP/2 a length is not required, but browsers, curl and gRPC send one or DATA.

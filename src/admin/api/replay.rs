@@ -60,7 +60,7 @@ pub trait Replayer: Send + Sync {
 pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Response<Body> {
     let edits: ReplayRequest = match read(request) {
         Ok(edits) => edits,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let journal = source.journal();
     let Some(entry) = id.parse().ok().and_then(|id| journal.entry(id)) else {
@@ -93,7 +93,7 @@ pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Resp
 pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
     let RecordRequest { route, minutes } = match read(request) {
         Ok(wanted) => wanted,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let minutes = minutes.min(LONGEST_RECORD_MINUTES);
     source.journal().recorder().record(&route, Duration::from_secs(60 * minutes));
@@ -101,10 +101,11 @@ pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
 }
 
 /// Reads the body of a request; none is `{}`.
-fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Response<Body>> {
+fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response<Body>>> {
     let body: &[u8] = if request.body().is_empty() { b"{}" } else { request.body() };
     serde_json::from_slice(body).map_err(|error| {
-        failure(StatusCode::BAD_REQUEST, "malformed", format!("the request is no JSON as it should be: {error}"))
+        let message = format!("the request is no JSON as it should be: {error}");
+        Box::new(failure(StatusCode::BAD_REQUEST, "malformed", message))
     })
 }
 
@@ -169,9 +170,8 @@ fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, Str
             return Err(format!("{name} is about a connection, and cannot be sent again"));
         }
         let mut of_first = first.get_all(&name).iter();
-        let secret = of_first.find(|first| {
-            hidden::is_secret(name.as_str()) && *value == hidden::hidden(first.as_bytes().len())
-        });
+        let secret =
+            of_first.find(|first| hidden::is_secret(name.as_str()) && *value == hidden::hidden(first.as_bytes().len()));
         let value = secret.cloned().map_or_else(|| HeaderValue::from_str(value).map_err(|_| wrong()), Ok)?;
         headers.append(name, value);
     }
@@ -180,4 +180,3 @@ fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, Str
     }
     Ok(headers)
 }
-

@@ -17,8 +17,8 @@ use crate::guard::normaliser::{Busy, REFUSED};
 
 /// A site of adit itself.
 pub trait OwnSite: Send + Sync + 'static {
-    /// Returns whether it answers requests for an authority: that of the request, as the client wrote it.
-    fn is_for(&self, authority: &str) -> bool;
+    /// Returns whether it answers requests for an authority, as the client wrote it, and a path.
+    fn is_for(&self, authority: &str, path: &str) -> bool;
 
     /// Returns whether it shows the requests of clients, so that their heads are kept.
     fn shows_requests(&self) -> bool;
@@ -42,7 +42,7 @@ impl HttpFrontend {
     ) -> Result<Response<Body>, Request<Body>> {
         let Some(site) = self.own.get().filter(|_| request.method().as_str() != REFUSED) else { return Err(request) };
         let authority = match authority(&request) {
-            Ok(authority) if site.is_for(&authority) => authority,
+            Ok(authority) if site.is_for(&authority, request.uri().path()) => authority,
             _ => return Err(request),
         };
         arrival.connection.place.settle();

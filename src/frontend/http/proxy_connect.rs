@@ -113,7 +113,7 @@ fn malformed_page(malformed: Malformed) -> Page {
 /// Returns the page that says why a client of CONNECT is not connected.
 fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
     match error {
-        ForwardError::Route(error) => pages::of_route(router, error),
+        ForwardError::Route(error) => pages::of_route(error, router.config.dashboard),
         ForwardError::Open(route, OpenError::Stream(fault)) => Page::of_stream(fault, &route.target.to_string()),
         ForwardError::Open(route, error) => pages::unopened(error, host, route),
         ForwardError::Direct { host, reason, is_timeout } => {

@@ -54,7 +54,8 @@ impl HttpFrontend {
             return Ok(());
         }
         // A connection of another protocol can write whatever its first request was.
-        let asked = upgrade::asked_protocol(request).map(|(protocol, _)| format!("a switch to {}", protocol.to_str().unwrap_or("another protocol")));
+        let asked = upgrade::asked_protocol(request)
+            .map(|(protocol, _)| format!("a switch to {}", protocol.to_str().unwrap_or("another protocol")));
         let is_method_taken = rule.methods.contains(request.method());
         let what = match asked {
             Some(asked) => asked,
