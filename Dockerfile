@@ -10,7 +10,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# ring has C and assembly of its own; the rest is Rust.
+# AWS-LC has C and assembly of its own; the rest is Rust.
 RUN set -eu; \
     case "${TARGETARCH:=$(dpkg --print-architecture)}" in \
       amd64) target=x86_64-unknown-linux-musl; gcc=x86_64-linux-gnu-gcc ;; \

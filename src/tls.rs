@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod handshake;
 pub mod identity;
 pub mod pem;
+mod provider;
 
 use std::{fmt::Write as _, io, path::Path, sync::Arc};
 
@@ -15,6 +16,8 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 use sha2::{Digest as _, Sha256};
+
+pub use self::provider::provider;
 
 /// Reads the certificates of a PEM file, at least one.
 ///

@@ -175,7 +175,7 @@ pub fn main() -> ExitCode {
         }
     };
     // The only failure is that there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = (*crate::tls::provider()).clone().install_default();
     match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args::default()))) {
         Ok(code) => code,
         Err(error) => error.report(),

@@ -151,7 +151,7 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "the server's certificate has a kind of key that adit does not know: RSA, P-256, P-384 and Ed25519 it does"
+            "the server's certificate has a kind of key that adit does not know: RSA from 1024 bits on, P-256, P-384, P-521 and Ed25519 it does"
                 .to_owned()
         }
         CertificateError::BadEncoding => "the server's certificate cannot be read".to_owned(),

@@ -212,7 +212,7 @@ pub async fn try_transport(
 /// Returns who has issued the certificate that is shown for an API server, whether it is trusted or not. None: none is shown.
 pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
     let name = cluster.tls_server_name.clone()?;
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let provider = crate::tls::provider();
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .ok()?

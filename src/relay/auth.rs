@@ -2,11 +2,11 @@
 
 use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::{
+use aws_lc_rs::{
     hmac::{self, HMAC_SHA256},
     rand::{SecureRandom, SystemRandom},
 };
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use super::expose::authorize::is_pattern;
 use crate::wire::relay::{Digest, Token};

@@ -10,8 +10,7 @@ use rustls::{
     ClientConfig, ServerConfig,
     crypto::{
         CryptoProvider,
-        ring::{
-            self,
+        aws_lc_rs::{
             cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256},
             kx_group::{SECP256R1, SECP384R1, X25519},
         },
@@ -37,7 +36,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
         kx_groups: vec![SECP256R1, X25519, SECP384R1],
-        ..ring::default_provider()
+        ..(*tls::provider()).clone()
     })
 }
 
@@ -79,8 +78,7 @@ impl Identity {
         let builder = if protocols == [ALPN] {
             ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])
         } else {
-            ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-                .with_safe_default_protocol_versions()
+            ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()
         };
         let builder = builder.map_err(io::Error::other)?.with_no_client_auth();
         let mut config =
@@ -88,7 +86,7 @@ impl Identity {
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         // One ticket is enough: a client comes back many times with it.
         config.send_tls13_tickets = 1;
-        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(io::Error::other)?;
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         Ok(Arc::new(config))
     }
 

@@ -173,7 +173,7 @@ mod tests {
     }
 
     fn provider() -> Arc<CryptoProvider> {
-        Arc::new(rustls::crypto::ring::default_provider())
+        crate::tls::provider()
     }
 
     fn verify(bundle: &Bundle, certificate: &CertificateDer<'_>, name: &str) -> Result<(), Error> {

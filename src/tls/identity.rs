@@ -19,7 +19,9 @@ pub enum IdentityError {
     NoKey,
     #[error("the client key is encrypted: decrypt it, e.g. with 'openssl pkey -in KEY -out PLAIN'")]
     Encrypted,
-    #[error("the client key is none that adit can use: RSA from 2048 bits on, ECDSA with P-256 or P-384, Ed25519")]
+    #[error(
+        "the client key is none that adit can use: RSA from 1024 bits on, ECDSA with P-256, P-384 or P-521, Ed25519"
+    )]
     UnsupportedKey,
     #[error("the client key does not belong to the client certificate")]
     Mismatch,
@@ -87,7 +89,7 @@ aO/CtUSdmGWmq+xkggXtSovUiWimnrAEMA==\n\
 -----END EC PRIVATE KEY-----\n\n";
 
     fn read(chain: &str, key: &str) -> Result<CertifiedKey, IdentityError> {
-        from_pem(chain.as_bytes(), key.as_bytes(), &rustls::crypto::ring::default_provider())
+        from_pem(chain.as_bytes(), key.as_bytes(), &crate::tls::provider())
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use adit::{app::App, demo::Demo, tls::Pinned};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, ServerName},
 };
 use tokio::{
@@ -80,7 +80,7 @@ struct Gateway {
 
 impl Gateway {
     async fn start(to: SocketAddr, rule: impl Fn(Kind) -> Does + Send + Sync + 'static) -> Self {
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let key = KeyPair::generate().unwrap();
         let own = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
         let server = rustls::ServerConfig::builder_with_provider(provider.clone());

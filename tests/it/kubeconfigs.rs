@@ -20,8 +20,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use serde_json::{Value, json};
@@ -598,14 +598,22 @@ async fn proxies_are_chosen_as_by_kubectl() {
 
 /// TLS of its own in front of the demo API server, which wants some client certificate where `wants` is set.
 async fn gateway(to: u16, chain: Vec<CertificateDer<'static>>, key: &KeyPair, wants: bool) -> (u16, JoinHandle<()>) {
-    let provider = Arc::new(ring::default_provider());
+    gateway_with(to, chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap(), wants).await
+}
+
+async fn gateway_with(
+    to: u16,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    wants: bool,
+) -> (u16, JoinHandle<()>) {
+    let provider = adit::tls::provider();
     let builder =
         rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
     let builder = match wants {
         true => builder.with_client_cert_verifier(Arc::new(Anybody(provider.clone()))),
         false => builder.with_no_client_auth(),
     };
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let mut server = builder.with_single_cert(chain, key).unwrap();
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     let builder =
@@ -760,6 +768,30 @@ async fn client_certificates_are_presented_as_by_kubectl() {
         oracle.judge_text(case, &text.replace("{token: \"$TOKEN\"}", &user), &[], verdict).await;
     }
     task.abort();
+}
+
+/// Each file: a certificate that is signed by its own key, made by `openssl req -x509 -newkey`, until 2126.
+#[tokio::test]
+async fn keys_of_every_kind_are_taken_as_by_kubectl() {
+    let oracle = Oracle::start().await;
+    for (case, pem) in [
+        ("RSA of 1024 bits", include_str!("keys/rsa-1024.pem")),
+        ("RSA of 1536 bits", include_str!("keys/rsa-1536.pem")),
+        ("RSA of 4096 bits", include_str!("keys/rsa-4096.pem")),
+        ("P-384", include_str!("keys/p-384.pem")),
+        ("P-521", include_str!("keys/p-521.pem")),
+        ("Ed25519", include_str!("keys/ed25519.pem")),
+    ] {
+        let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (port, task) = gateway_with(oracle.port(), chain, key, true).await;
+        let both = STANDARD.encode(pem);
+        let cluster = format!("{{server: \"https://127.0.0.1:{port}\", certificate-authority-data: {both}}}");
+        let user = format!("{{token: \"$TOKEN\", client-certificate-data: {both}, client-key-data: {both}}}");
+        let text = with_cluster(&cluster).replace("{token: \"$TOKEN\"}", &user);
+        oracle.judge_text(case, &text, &[], &Works).await;
+        task.abort();
+    }
 }
 
 #[tokio::test]

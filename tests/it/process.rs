@@ -416,7 +416,7 @@ async fn a_second_adit_leaves_the_socket_of_the_first_alone() {
 async fn https(process: &Process, host: &str, authority: &[u8]) -> Result<String, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority).unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let config =
         config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
     let stream = TcpStream::connect(process.http).await.unwrap();

@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
     config::BackendTls,
@@ -54,7 +54,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 }
 
 fn make(options: &BackendTls, http1: bool) -> io::Result<ClientConfig> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = crate::tls::provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;

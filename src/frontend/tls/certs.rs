@@ -16,7 +16,6 @@ use rcgen::{
 };
 use rustls::{
     ServerConfig,
-    crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -79,7 +78,7 @@ type MintError = Box<dyn std::error::Error>;
 impl Certs {
     /// Returns the server's configuration for connections that we end. `protocols`: by ALPN, the one we like best first.
     pub fn server_config(self: Arc<Self>, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = ServerConfig::builder_with_provider(crate::tls::provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
         let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(Resolver(self)));
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -191,7 +190,7 @@ impl Authority {
         (params.not_before, params.not_after) = ((now - BACKDATE).into(), (now + VALID).into());
         let leaf = params.signed_by(&self.key, &self.issuer)?.der().clone();
         let key = PrivateKeyDer::try_from(self.key.serialize_der())?;
-        let key = ring::sign::any_supported_type(&key)?;
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
         Ok(CertifiedKey::new(vec![leaf, self.certificate.clone()], key))
     }
 }
@@ -245,9 +244,8 @@ mod tests {
         let authority = trust::Authority::create(home.path(), "ana at laptop", &[]).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate().clone()).unwrap();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
-            .build()
-            .unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crate::tls::provider()).build().unwrap();
         let signer = Authority {
             issuer: authority.issuer().unwrap(),
             certificate: authority.certificate().clone(),

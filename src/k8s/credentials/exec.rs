@@ -11,7 +11,6 @@ use std::{
 
 use futures::future::BoxFuture;
 use rustix::process::{Pid, Signal, kill_process_group};
-use rustls::crypto::ring;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -140,7 +139,7 @@ impl Plugin {
         let Some((chain, key)) = issued.certificate else {
             return Ok(Credential::issued(header, None, issued.expires));
         };
-        let read = identity::from_pem(chain.as_bytes(), key.as_bytes(), &ring::default_provider());
+        let read = identity::from_pem(chain.as_bytes(), key.as_bytes(), &crate::tls::provider());
         let identity = read.map_err(|error| failed(format!("printed a certificate that cannot be used: {error}")))?;
         let ends = identity.cert.first().and_then(|leaf| Certificate::parse(leaf)).map(|leaf| leaf.not_after);
         let ends =

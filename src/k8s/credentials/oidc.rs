@@ -17,7 +17,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::BoxFuture;
-use rustls::{crypto::ring, sign::CertifiedKey};
+use rustls::sign::CertifiedKey;
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -195,7 +195,7 @@ fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
         }
         (None, None) => return Ok(None),
     };
-    let bundle = Bundle::from_pem(&pem, &Arc::new(ring::default_provider()));
+    let bundle = Bundle::from_pem(&pem, &crate::tls::provider());
     bundle.map(|bundle| Some(Arc::new(bundle))).map_err(|reason| format!("its {key}: {reason}"))
 }
 

@@ -102,7 +102,7 @@ impl Access {
             Some("https") => {
                 let (data, path) = (&cluster.certificate_authority_data, &cluster.certificate_authority);
                 let pem = pem("certificate-authority", data.as_deref(), path.as_deref()).map_err(of_cluster)?;
-                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                let provider = crate::tls::provider();
                 let bundle = pem.as_deref().map(|pem| bundle_of(pem, path.as_deref(), &provider));
                 let info = || plugin::cluster_info(&cluster, pem.as_deref(), proxy_url.as_ref());
                 if let Some(exec) = &user.exec {

@@ -25,7 +25,7 @@ impl Masks {
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // The only failure is a system without a random source, on which TLS did not come up either.
-    rustls::crypto::ring::default_provider()
+    rustls::crypto::aws_lc_rs::default_provider()
         .secure_random
         .fill(&mut bytes)
         .expect("TLS has used the same source before");
