@@ -104,7 +104,11 @@ dist *targets="x86_64-unknown-linux-musl":
       tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw,a-s \
         -C target/archives -cf - "$name" | gzip -n -9 > "target/archives/$name.tar.gz"
     done
-    cd target/archives && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS
+    (cd target/archives && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS)
+
+# The manifests of krew and Homebrew for the archives of `just dist`, in target/manifests. `url`: the folder that will have the archives
+manifests url:
+    cargo run --locked -q -- package target/manifests --archives target/archives/SHA256SUMS --url {{url}}
 
 # A .deb and an .rpm for this machine: cargo install cargo-deb cargo-generate-rpm
 packages:

@@ -1,4 +1,6 @@
-//! `adit package`: what packages hold beside the binary.
+//! `adit package`: what packages hold beside the binary, and the manifests of package managers.
+
+mod manifests;
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
@@ -17,12 +19,27 @@ use crate::{
 pub struct Args {
     /// Folder to write manual pages, completions and service files to
     folder: PathBuf,
+    /// Write the manifests of krew and Homebrew for the archives of this file, which sha256sum has printed
+    #[arg(long, value_name = "FILE", requires = "url")]
+    archives: Option<PathBuf>,
+    /// URL of the folder that has the archives
+    #[arg(long, value_name = "URL", requires = "archives")]
+    url: Option<String>,
 }
 
 pub fn run(args: Args) -> Result<(), CliError> {
     let failed =
         |error: io::Error| CliError::new(format!("cannot write to {}", args.folder.display())).cause(Some(error));
-    for (name, text) in files().map_err(failed)? {
+    let mut all = files().map_err(failed)?;
+    if let (Some(sums), Some(url)) = (&args.archives, &args.url) {
+        let unread = || CliError::new(format!("the list of archives {} cannot be read", sums.display()));
+        let text = fs::read_to_string(sums).map_err(|error| unread().cause(Some(error)))?;
+        let archives = manifests::read(&text).map_err(|error| unread().cause(Some(error)))?;
+        let url = url.trim_end_matches('/');
+        all.push(("adit.krew.yaml".into(), manifests::krew(&archives, url).into_bytes()));
+        all.push(("adit.rb".into(), manifests::homebrew(&archives, url).into_bytes()));
+    }
+    for (name, text) in all {
         let path = args.folder.join(name);
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
         fs::write(path, text).map_err(failed)?;
