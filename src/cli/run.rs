@@ -160,8 +160,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let opened = opened.map_err(|errors| report_all(errors, args.quiet))?;
     let values = values.map_err(fail)?;
 
-    let of_trust = super::trust::of_programs().into_iter().filter(|(name, _)| env::var_os(name).is_none());
-    let of_trust = of_trust.map(|(name, file)| (name.to_owned(), file.display().to_string()));
+    let of_trust = super::trust::of_programs().into_iter().map(|(name, value)| (name.to_owned(), value));
     let mut variables: BTreeMap<_, _> = of_trust.chain(variables(&args, &templates, &opened)?).collect();
     let listed = secrets.iter().map(|secret| (secret.variable.clone(), secret.shown()));
     if args.dry_run {

@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     trust::{
         self, Authority,
-        stores::{self, Places, State, Store},
+        stores::{self, Places, State, Store, java},
         variables,
     },
 };
@@ -64,18 +64,33 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         Command::Status => status(known?, &places),
         Command::Env { output } => {
             let authority = known?.ok_or_else(|| CliError::new("there is no CA").hint(Some("adit trust install")))?;
-            print(&environment(&variables::variables(&authority, &folder), output))?;
+            let variables = variables::write(&authority, &folder).map_err(no_bundle)?;
+            print(&environment(&variables, output))?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// Returns the variables for programs that are started where the CA is installed; none without a CA.
-pub fn of_programs() -> Vec<(&'static str, std::path::PathBuf)> {
+/// Returns the variables for a program that is started where the CA is installed; none without a CA.
+pub fn of_programs() -> Vec<(&'static str, String)> {
     let Some(folder) = trust::folder() else { return Vec::new() };
-    let authority = Authority::load(&folder).ok().flatten();
-    let variables = authority.map(|authority| variables::variables(&authority, &folder)).unwrap_or_default();
-    variables.into_iter().filter(|(_, file)| file.is_file()).collect()
+    let Some(authority) = Authority::load(&folder).ok().flatten() else { return Vec::new() };
+    let written = variables::write(&authority, &folder);
+    let written = written.inspect_err(|error| {
+        tracing::warn!(%error, "the CA bundle cannot be written: the command does not know the CA of 'adit trust'");
+    });
+    let mut all: Vec<_> = written
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(name, file)| Some((name, file.into_os_string().into_string().ok()?)))
+        .collect();
+    let options = std::env::var(java::VARIABLE).unwrap_or_default();
+    all.extend(java::options(&authority, &folder, &options).map(|options| (java::VARIABLE, options)));
+    all
+}
+
+fn no_bundle(error: std::io::Error) -> CliError {
+    CliError::new("the CA bundle cannot be written").cause(Some(error))
 }
 
 /// Returns the names for which https shows a warning though there is a CA.
@@ -89,7 +104,7 @@ pub fn beyond(config: &Config) -> Vec<String> {
 pub fn places(folder: &std::path::Path) -> Result<Places, CliError> {
     let home = etcetera::home_dir().map_err(|error| CliError::new("there is no home folder").cause(Some(error)))?;
     let kept = folder.with_file_name("stores");
-    Ok(Places { home, root: "/".into(), kept })
+    Ok(Places { home, root: "/".into(), kept, ours: folder.to_owned(), java: java::home() })
 }
 
 /// Returns the names of the configuration that https is for: the suffix of dynamic names, and the hosts of routes.
@@ -132,8 +147,7 @@ fn install(
         }
     };
     print(&format!("CA        {}\nnames     {}\n", shown(&authority), authority.names().join(", ")))?;
-    variables::write(&authority, folder)
-        .map_err(|error| CliError::new("the CA bundle cannot be written").cause(Some(error)))?;
+    variables::renew(&authority, folder).and_then(|()| variables::write(&authority, folder)).map_err(no_bundle)?;
     let mut has_failed = false;
     for store in &stores {
         let state = store.add(&authority);

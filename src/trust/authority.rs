@@ -1,7 +1,8 @@
 //! The authority: a key, and a certificate that can vouch for local names alone.
 //!
-//! Its name constraints are critical (RFC 5280, section 4.2.1.10), and verifiers hold roots to them: who steals the key cannot
-//! impersonate the internet. A constraint on DNS names alone would leave addresses free, so both are there.
+//! Its name constraints are critical (RFC 5280, section 4.2.1.10): a thief of the key cannot impersonate the internet. A constraint on
+//! DNS names alone would leave addresses free, so both are there. Java does not hold a root to its constraints, only the certificates
+//! below it. So the root signs one certificate, which has the same constraints and issues all others, and its own key is written nowhere.
 
 use std::{
     fs,
@@ -20,8 +21,11 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+/// The key of the issuing certificate.
 const KEY: &str = "key.pem";
+/// The root, which stores trust.
 const CERTIFICATE: &str = "cert.pem";
+const ISSUING: &str = "issuing.pem";
 const FACTS: &str = "authority.json";
 
 /// Two years: Apple takes no more than 825 days of what it did not issue.
@@ -42,6 +46,7 @@ pub struct Authority {
     folder: PathBuf,
     facts: Facts,
     certificate: CertificateDer<'static>,
+    issuing: CertificateDer<'static>,
 }
 
 /// What is kept beside the certificate, so that nobody has to take it apart.
@@ -70,8 +75,9 @@ impl Authority {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", folder.display()))
         };
         let facts = serde_json::from_slice(&facts).map_err(|error| broken(&error))?;
-        let certificate = CertificateDer::from_pem_file(folder.join(CERTIFICATE)).map_err(|error| broken(&error))?;
-        Ok(Some(Self { folder: folder.to_owned(), facts, certificate }))
+        let certificate = |file| CertificateDer::from_pem_file(folder.join(file)).map_err(|error| broken(&error));
+        let (certificate, issuing) = (certificate(CERTIFICATE)?, certificate(ISSUING)?);
+        Ok(Some(Self { folder: folder.to_owned(), facts, certificate, issuing }))
     }
 
     /// Makes one for `localhost` and `names`, and writes it: the key with mode 0600, in a folder of mode 0700. `owner`: `ana at
@@ -87,16 +93,22 @@ impl Authority {
         let now = SystemTime::now();
         let not_after = (now + VALID).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let facts = Facts { name, names: permitted(names), not_after };
-        let mut params = facts.params();
-        (params.not_before, params.not_after) = ((now - BACKDATE).into(), (now + VALID).into());
-        let key = KeyPair::generate().map_err(io::Error::other)?;
-        let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+        let (mut root, mut issuing) = (facts.root(), facts.issuing());
+        for params in [&mut root, &mut issuing] {
+            (params.not_before, params.not_after) = ((now - BACKDATE).into(), (now + VALID).into());
+        }
+        let (of_root, key) =
+            (KeyPair::generate().map_err(io::Error::other)?, KeyPair::generate().map_err(io::Error::other)?);
+        let certificate = root.self_signed(&of_root).map_err(io::Error::other)?;
+        let issuing = issuing.signed_by(&key, &Issuer::new(root, of_root)).map_err(io::Error::other)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
         write(&folder.join(CERTIFICATE), certificate.pem().as_bytes(), 0o644)?;
+        write(&folder.join(ISSUING), issuing.pem().as_bytes(), 0o644)?;
         // The last one: with it the authority is there.
         write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
-        Ok(Self { folder: folder.to_owned(), facts, certificate: certificate.der().clone() })
+        let (certificate, issuing) = (certificate.der().clone(), issuing.der().clone());
+        Ok(Self { folder: folder.to_owned(), facts, certificate, issuing })
     }
 
     /// Deletes it with its key.
@@ -119,8 +131,14 @@ impl Authority {
         fingerprint(&self.certificate)
     }
 
+    /// Returns the root.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// Returns the certificate that issues leaves: servers send it behind theirs.
+    pub fn issuing(&self) -> &CertificateDer<'static> {
+        &self.issuing
     }
 
     /// Returns the PEM file of the certificate.
@@ -151,7 +169,7 @@ impl Authority {
     /// The key cannot be read.
     pub fn issuer(&self) -> io::Result<Issuer<'static, KeyPair>> {
         let key = KeyPair::from_pem(&fs::read_to_string(self.folder.join(KEY))?).map_err(io::Error::other)?;
-        Ok(Issuer::new(self.facts.params(), key))
+        Ok(Issuer::new(self.facts.issuing(), key))
     }
 }
 
@@ -160,11 +178,22 @@ impl Facts {
         UNIX_EPOCH + Duration::from_secs(self.not_after)
     }
 
-    fn params(&self) -> CertificateParams {
+    fn root(&self) -> CertificateParams {
+        self.params(&self.name, 1)
+    }
+
+    fn issuing(&self) -> CertificateParams {
+        let mut params = self.params("adit, local names only, issuing", 0);
+        params.use_authority_key_identifier_extension = true;
+        params
+    }
+
+    /// `below`: how many CAs there may be below this one.
+    fn params(&self, name: &str, below: u8) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, self.name.as_str());
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let dns = self.names.iter().map(|name| GeneralSubtree::DnsName(name.clone()));
         let addresses = [
@@ -200,8 +229,9 @@ fn permits(names: &[String], host: &str) -> bool {
 }
 
 /// Writes a file as a whole, or not at all.
-fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = file.with_extension("new");
+pub(super) fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    // Several processes may be at it.
+    let temporary = file.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&temporary);
     let mut open = fs::OpenOptions::new();
     open.write(true).create_new(true).mode(mode).open(&temporary)?.write_all(content)?;

@@ -2,6 +2,7 @@
 //!
 //! The authority is known by its SHA-256, never by its name. One store that fails does not stop the others.
 
+pub mod java;
 #[cfg(target_os = "macos")]
 mod keychain;
 mod nss;
@@ -48,6 +49,10 @@ pub struct Places {
     pub root: PathBuf,
     /// Where the copies of stores are kept that uninstalling brings back.
     pub kept: PathBuf,
+    /// The folder of the authority.
+    pub ours: PathBuf,
+    /// The home folder of Java. None: there is no Java.
+    pub java: Option<PathBuf>,
 }
 
 /// Returns the stores of this machine and user.
@@ -56,5 +61,6 @@ pub fn all(places: &Places) -> Vec<Box<dyn Store>> {
     let of_system: Vec<Box<dyn Store>> = vec![Box::new(keychain::Keychain::new(&places.home))];
     #[cfg(not(target_os = "macos"))]
     let of_system: Vec<Box<dyn Store>> = vec![Box::new(system::System::new(places))];
-    of_system.into_iter().chain(nss::all(places)).collect()
+    let of_java = java::Java::new(places).map(|java| -> Box<dyn Store> { Box::new(java) });
+    of_system.into_iter().chain(nss::all(places)).chain(of_java).collect()
 }

@@ -3,6 +3,8 @@
 //! A test is a theme and each of its lines a case. The site of somebody else is `evil.example`.
 
 mod chromium;
+mod firefox;
+mod trust;
 
 use std::net::SocketAddr;
 

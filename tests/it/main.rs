@@ -39,5 +39,6 @@ mod socks;
 mod support;
 mod tcp;
 mod tls;
+mod trust;
 mod tunnels;
 mod watches;

@@ -74,6 +74,10 @@ impl Process {
         self.home.path().join(format!("adit/{}.sock", self.http.port()))
     }
 
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
     pub fn config(&self) -> PathBuf {
         self.home.path().join("config.yaml")
     }

@@ -148,7 +148,7 @@ impl Minted {
         *modified = now;
         let read = || -> Result<Option<_>, MintError> {
             let Some(trusted) = trust::Authority::load(folder)? else { return Ok(None) };
-            let (issuer, certificate) = (trusted.issuer()?, trusted.certificate().clone());
+            let (issuer, certificate) = (trusted.issuer()?, trusted.issuing().clone());
             Ok(Some((trusted, Authority { issuer, certificate, key: KeyPair::generate()? })))
         };
         *authority = read().unwrap_or_else(|error| {
@@ -226,7 +226,7 @@ mod tests {
         let of_process = issuer("web.shop.localhost");
         assert!(!certs.vouches_for("web.shop.localhost"));
         let authority = trust::Authority::create(home.path(), "ana at laptop", &[]).unwrap();
-        assert_eq!(issuer("web.shop.localhost"), *authority.certificate());
+        assert_eq!(issuer("web.shop.localhost"), *authority.issuing());
         assert!(certs.vouches_for("web.shop.localhost") && !certs.vouches_for("example.com"));
         assert_eq!(issuer("example.com"), of_process);
         authority.remove().unwrap();
@@ -248,7 +248,7 @@ mod tests {
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crate::tls::provider()).build().unwrap();
         let signer = Authority {
             issuer: authority.issuer().unwrap(),
-            certificate: authority.certificate().clone(),
+            certificate: authority.issuing().clone(),
             key: KeyPair::generate().unwrap(),
         };
         let long = format!("{}.{}.localhost", "a".repeat(60), "b".repeat(60));
@@ -259,9 +259,9 @@ mod tests {
             // Signed with the same key: a thief's.
             ("www.example.com", "www.example.com", false),
         ] {
-            let leaf = signer.mint(name).unwrap().cert[0].clone();
+            let chain = signer.mint(name).unwrap().cert.clone();
             let server = ServerName::try_from(asked.to_owned()).unwrap();
-            let verified = verifier.verify_server_cert(&leaf, &[], &server, &[], UnixTime::now());
+            let verified = verifier.verify_server_cert(&chain[0], &chain[1..], &server, &[], UnixTime::now());
             assert_eq!(verified.is_ok(), is_trusted, "{name}: {verified:?}");
         }
     }

@@ -54,8 +54,7 @@ struct Database {
 
 impl Database {
     fn certutil(&self, arguments: &[&str]) -> Result<Vec<u8>, State> {
-        let missing = || "certutil is not installed: apt install libnss3-tools, or dnf install nss-tools".to_owned();
-        let program = find().ok_or_else(|| State::NeedsProgram(missing()))?;
+        let program = find()?;
         let database = format!("sql:{}", self.folder.display());
         match Command::new(program).args(["-d", &database]).args(arguments).output() {
             Ok(output) if output.status.success() => Ok(output.stdout),
@@ -125,6 +124,8 @@ impl Database {
 
     fn install(&self, authority: &Authority) -> Result<(), State> {
         let failed = |error: io::Error| State::Failed(error.to_string());
+        // Without it nothing is created either.
+        find()?;
         self.keep().map_err(failed)?;
         if !self.exists() {
             make_private(&self.folder).map_err(failed)?;
@@ -138,10 +139,13 @@ impl Database {
 }
 
 /// Returns certutil of NSS. macOS has another program of that name.
-fn find() -> Option<PathBuf> {
+fn find() -> Result<PathBuf, State> {
     let path = env::var_os("PATH").unwrap_or_default();
     let known = ["/opt/homebrew/opt/nss/bin", "/usr/local/opt/nss/bin"].map(PathBuf::from);
-    env::split_paths(&path).chain(known).map(|folder| folder.join("certutil")).find(|file| file.is_file())
+    let mut all = env::split_paths(&path).chain(known).map(|folder| folder.join("certutil"));
+    all.find(|file| file.is_file()).ok_or_else(|| {
+        State::NeedsProgram("certutil is not installed: apt install libnss3-tools, or dnf install nss-tools".to_owned())
+    })
 }
 
 /// Returns a name of its own for each authority: a name that two have tells nothing.
@@ -212,7 +216,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().to_owned();
         let authority = Authority::create(&path.join("ca"), "ana at laptop", &[]).unwrap();
-        let places = Places { home: path.clone(), root: path.clone(), kept: path.join("kept") };
+        let places = Places {
+            home: path.clone(),
+            root: path.clone(),
+            kept: path.join("kept"),
+            ours: path.join("ca"),
+            java: None,
+        };
         (home, places, authority)
     }
 
@@ -234,7 +244,7 @@ mod tests {
     fn a_database_trusts_and_forgets() {
         let (home, places, authority) = home();
         let store = all(&places).remove(0);
-        if find().is_none() {
+        if find().is_err() {
             assert!(matches!(store.add(&authority), State::NeedsProgram(what) if what.contains("libnss3-tools")));
             return;
         }

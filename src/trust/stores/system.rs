@@ -92,8 +92,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("etc/pki/ca-trust/source/anchors");
         let authority = Authority::create(&home.path().join("ca"), "ana at laptop", &[]).unwrap();
-        let places =
-            Places { home: home.path().to_owned(), root: home.path().to_owned(), kept: home.path().join("kept") };
+        let path = home.path().to_owned();
+        let places = Places {
+            home: path.clone(),
+            root: path.clone(),
+            kept: path.join("kept"),
+            ours: path.join("ca"),
+            java: None,
+        };
         assert!(matches!(System::new(&places).add(&authority), State::Failed(why) if why.contains("NixOS")));
         fs::create_dir_all(&folder).unwrap();
         let system = System::new(&places);

@@ -1,6 +1,7 @@
 //! A Chromium without a window, driven through the Chrome DevTools Protocol.
 
 use std::{
+    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -30,6 +31,8 @@ pub struct Chromium {
     events: Vec<Value>,
     _child: Child,
     _profile: TempDir,
+    /// It trusts no certificate that its user does not trust.
+    is_strict: bool,
 }
 
 /// A tab.
@@ -40,15 +43,25 @@ pub struct Page<'b> {
 }
 
 impl Chromium {
-    /// Starts the one of `ADIT_CHROMIUM`, or of the PATH. `resolver`: rules for names, as its option `--host-resolver-rules` has them.
+    /// Starts the one of `ADIT_CHROMIUM`, or of the PATH, which takes every certificate. `resolver`: rules for names, as its option
+    /// `--host-resolver-rules` has them.
     pub async fn start(resolver: &str) -> Self {
+        Self::start_for(None, &[&format!("--host-resolver-rules={resolver}")]).await
+    }
+
+    /// Starts it with more options. `home`: that of the user whose stores say which certificates are right; None: all are.
+    pub async fn start_for(home: Option<&Path>, options: &[&str]) -> Self {
         let profile = tempfile::tempdir().expect("a folder for its profile");
         let named = std::env::var("ADIT_CHROMIUM").ok();
         let programs = named.iter().map(String::as_str).chain(PROGRAMS);
         let mut child = programs
             .into_iter()
             .find_map(|program| {
-                Command::new(program)
+                let mut command = Command::new(program);
+                if let Some(home) = home {
+                    command.env("HOME", home).env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
+                }
+                command
                     .args([
                         "--headless=new",
                         "--no-sandbox",
@@ -56,7 +69,8 @@ impl Chromium {
                         "--disable-dev-shm-usage",
                         "--no-first-run",
                     ])
-                    .args(["--remote-debugging-port=0", &format!("--host-resolver-rules={resolver}")])
+                    .arg("--remote-debugging-port=0")
+                    .args(options)
                     .arg(format!("--user-data-dir={}", profile.path().display()))
                     .arg("about:blank")
                     .stderr(Stdio::piped())
@@ -77,8 +91,11 @@ impl Chromium {
         let address = timeout(PATIENCE, address).await.expect("it starts");
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let (socket, _) = connect_async(address).await.expect("its socket");
-        let mut browser = Self { socket, last_id: 0, events: Vec::new(), _child: child, _profile: profile };
-        browser.call(None, "Security.setIgnoreCertificateErrors", json!({"ignore": true})).await;
+        let is_strict = home.is_some();
+        let mut browser = Self { socket, last_id: 0, events: Vec::new(), _child: child, _profile: profile, is_strict };
+        if !is_strict {
+            browser.call(None, "Security.setIgnoreCertificateErrors", json!({"ignore": true})).await;
+        }
         browser
     }
 
@@ -89,9 +106,12 @@ impl Chromium {
             self.call(None, "Target.createTarget", json!({"url": "about:blank", "browserContextId": context})).await;
         let target = text(&target["targetId"]);
         let session = self.call(None, "Target.attachToTarget", json!({"targetId": target, "flatten": true})).await;
+        let is_strict = self.is_strict;
         let mut page = Page { session: text(&session["sessionId"]), target, browser: self };
         page.call("Page.enable", json!({})).await;
-        page.call("Security.setIgnoreCertificateErrors", json!({"ignore": true})).await;
+        if !is_strict {
+            page.call("Security.setIgnoreCertificateErrors", json!({"ignore": true})).await;
+        }
         page
     }
 
@@ -122,10 +142,20 @@ impl Chromium {
 impl Page<'_> {
     /// Goes to an address, and waits until the page is there.
     pub async fn goto(&mut self, address: &str) {
+        self.try_goto(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+    }
+
+    /// Goes to an address, and returns why it does not show it, in the words of its network stack.
+    pub async fn try_goto(&mut self, address: &str) -> Result<(), String> {
         self.browser.events.clear();
         let answer = self.call("Page.navigate", json!({"url": address})).await;
-        assert!(answer["errorText"].is_null(), "{address}: {}", answer["errorText"]);
-        self.loaded().await;
+        match answer["errorText"].as_str() {
+            Some(error) => Err(error.to_owned()),
+            None => {
+                self.loaded().await;
+                Ok(())
+            }
+        }
     }
 
     /// Waits until a page is there that was not there before.
