@@ -12,7 +12,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    SanType, SerialNumber,
 };
 use rustls::{
     ServerConfig,
@@ -186,6 +186,7 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial()?);
         let now = SystemTime::now();
         (params.not_before, params.not_after) = ((now - BACKDATE).into(), (now + VALID).into());
         let leaf = params.signed_by(&self.key, &self.issuer)?.der().clone();
@@ -193,6 +194,16 @@ impl Authority {
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
         Ok(CertifiedKey::new(vec![leaf, self.certificate.clone()], key))
     }
+}
+
+/// Returns a serial number that no other certificate has: by default it would be a digest of the key, which all leaves share, and Firefox
+/// refuses a second certificate of one issuer and number. 16 bytes, positive (RFC 5280, section 4.1.2.2).
+fn serial() -> Result<SerialNumber, MintError> {
+    let random = ring::default_provider().secure_random;
+    let mut bytes = [0; 16];
+    random.fill(&mut bytes).map_err(|_| "the system gives no random numbers")?;
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
 }
 
 struct Resolver(Arc<Certs>);
@@ -266,12 +277,21 @@ mod tests {
         }
     }
 
+    /// Returns the serial number of a certificate whose parts before it are [0] version 3: SEQUENCE, SEQUENCE, [0], INTEGER.
+    fn serial_of(certificate: &[u8]) -> &[u8] {
+        let version = [0xa0, 3, 2, 1, 2, 2];
+        let at = certificate.windows(version.len()).position(|part| part == version).unwrap() + version.len();
+        &certificate[at + 1..at + 1 + usize::from(certificate[at])]
+    }
+
     #[test]
     fn a_name_keeps_its_certificate_and_names_are_bounded() {
         let certs = Certs::default();
         let first = certs.get("a.localhost").unwrap();
         assert!(Arc::ptr_eq(&first, &certs.get("a.localhost").unwrap()));
         assert!(!Arc::ptr_eq(&first, &certs.get("b.localhost").unwrap()));
+        let serial = |certificate: &CertifiedKey| serial_of(&certificate.cert[0]).to_vec();
+        assert_ne!(serial(&first), serial(&certs.get("b.localhost").unwrap()), "Firefox refuses the second one");
         for number in 0..MOST {
             certs.get(&format!("{number}.localhost")).unwrap();
         }
