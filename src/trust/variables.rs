@@ -50,7 +50,7 @@ fn write_for(
     folder: &Path,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> io::Result<Vec<(&'static str, PathBuf)>> {
-    let named = |name: &str| Some(environment(name).filter(|value| !value.is_empty())?.into()).map(absolute);
+    let named = |name: &str| Some(absolute(environment(name).filter(|value| !value.is_empty())?.into()));
     let (ours, others): (Vec<PathBuf>, Vec<PathBuf>) =
         NAMING.iter().chain(&["SSL_CERT_DIR"]).filter_map(|name| named(name)).partition(|file| is_below(file, folder));
     let system = OF_SYSTEM.iter().map(PathBuf::from).find(|file| file.is_file() && !cfg!(target_os = "macos"));
