@@ -46,7 +46,8 @@ async fn firefox_trusts_local_names_alone() {
     assert!(is_created, "certutil is needed: {said}");
     let port = person.http.port();
     let Some(mut before) = Firefox::start(home, &profile, STOLEN).await else {
-        return eprintln!("Firefox is not installed here");
+        // It is not on every machine.
+        return;
     };
     let refused = before.open(&format!("https://{}:{port}/", NAMES[0])).await;
     assert!(refused.is_err(), "without a CA: {refused:?}");
