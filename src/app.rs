@@ -3,6 +3,7 @@
 pub mod forwards;
 pub mod opened;
 mod opener;
+pub mod private_proxy;
 pub mod reach;
 mod replayer;
 mod running;
@@ -34,6 +35,7 @@ use crate::{
     frontend::{
         forward::Forward,
         http::{HttpFrontend, proxy_connect::ConnectFrontend},
+        postgres::PostgresFrontend,
         sni::SniFrontend,
         socks::SocksFrontend,
         tcp::TcpFrontend,
@@ -161,6 +163,11 @@ impl Bound {
         self.sockets.addresses(Kind::Tcp)
     }
 
+    /// Returns the addresses of the forward proxy, where it has its own.
+    pub fn proxy_addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.addresses(Kind::Proxy)
+    }
+
     /// Returns the addresses of the SNI listener.
     pub fn sni_addresses(&self) -> Vec<SocketAddr> {
         self.sockets.addresses(Kind::Sni)
@@ -183,16 +190,8 @@ impl Bound {
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
         let metrics = Arc::new(Metrics::default());
-        let http = HttpFrontend::new(router.clone(), tunnels.clone(), metrics.clone(), drain.clone());
-        let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
-        let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), tls.postgres(), metrics.clone());
-        let postgres = tls.postgres();
-        let forward = Forward::new(router.clone(), tunnels.clone());
-        let forward = ForwardFrontends {
-            socks: SocksFrontend::new(forward.clone(), metrics.clone()),
-            connect: ConnectFrontend::new(forward, router.clone(), metrics.clone()),
-        };
-        let mux = Mux::new(http.clone(), tls, forward, router.clone(), metrics.clone());
+        let (mux, http, postgres) = mux(&router, &tunnels, &metrics, &drain)?;
+        let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), postgres.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         config.notes.iter().for_each(|note| warn!("{note}"));
         let facts = Facts { loaded_at: now(), ..Facts::default() };
@@ -258,6 +257,24 @@ impl Bound {
         running.follow(&drain).await;
         Ok(())
     }
+}
+
+/// Returns the frontends of a listener for every protocol, and those of HTTP and PostgreSQL among them.
+fn mux(
+    router: &SharedRouter,
+    tunnels: &Manager,
+    metrics: &Arc<Metrics>,
+    drain: &Drain,
+) -> io::Result<(Mux, Arc<HttpFrontend>, Arc<PostgresFrontend>)> {
+    let http = HttpFrontend::new(router.clone(), tunnels.clone(), metrics.clone(), drain.clone());
+    let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
+    let postgres = tls.postgres();
+    let forward = Forward::new(router.clone(), tunnels.clone(), http.clone());
+    let forward = ForwardFrontends {
+        socks: SocksFrontend::new(forward.clone(), metrics.clone()),
+        connect: ConnectFrontend::new(forward, router.clone(), metrics.clone()),
+    };
+    Ok((Mux::new(http.clone(), tls, forward, router.clone(), metrics.clone()), http, postgres))
 }
 
 /// Returns the meaning of every name as things stand.

@@ -16,6 +16,7 @@
 pub mod io;
 pub mod wire;
 
+pub mod dns;
 pub mod drain;
 pub mod html;
 pub mod journal;

@@ -8,13 +8,13 @@ use std::{
     },
 };
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::BindError;
 use crate::{
     backend::Backend,
     drain::Drain,
-    frontend::{Connection, tcp},
+    frontend::{Connection, door::Door, tcp},
     io::{
         abandoned::Ends,
         accept::{self, Admission, Limits, Names, Place},
@@ -67,19 +67,33 @@ impl Forwards {
         Ok((listener, local))
     }
 
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
     /// Leads every connection of `listener` to the target of `route`.
     pub fn serve(&self, listener: TcpListener, route: Route) {
-        let (this, route) = (self.clone(), Arc::new(route));
+        let (tunnels, route) = (self.tunnels.clone(), Arc::new(route));
+        self.accept(listener, Door::Closed, move |stream, connection| {
+            let (tunnels, route) = (tunnels.clone(), route.clone());
+            async move { tcp::forward(&tunnels, stream, &route, &connection, connection.local).await }
+        });
+    }
+
+    /// Gives every connection of `listener` to `serve`.
+    pub fn accept<S, F>(&self, listener: TcpListener, door: Door, serve: S)
+    where
+        S: Fn(TcpStream, Arc<Connection>) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let this = self.clone();
         self.drain.spawn(async move {
             let Ok(local) = listener.local_addr() else { return };
             let admission = Admission::new(Limits::default(), Names::default());
-            let serve = |stream: tokio::net::TcpStream, peer, place: Place| {
-                let (id, of_client) = (this.next_connection.fetch_add(1, Ordering::Relaxed), route.clone());
-                let connection = Connection { id, peer, local, ends: Ends::between(peer, local), place };
-                let tunnels = this.tunnels.clone();
-                this.drain.spawn(async move {
-                    tcp::forward(&tunnels, stream, &of_client, &connection, local).await;
-                });
+            let serve = |stream: TcpStream, peer, place: Place| {
+                let (id, door) = (this.next_connection.fetch_add(1, Ordering::Relaxed), door.clone());
+                let connection = Connection { id, peer, local, ends: Ends::between(peer, local), place, door };
+                this.drain.spawn(serve(stream, Arc::new(connection)));
             };
             let refuse = |stream, _| async move { tcp::reset(&stream) };
             tokio::select! {

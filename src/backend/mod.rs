@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    config::PortRef,
     io::{BoxedIo, abandoned::Ends},
     k8s::client::Clusters,
     routing::Target,
@@ -127,6 +128,13 @@ pub trait Session: Send + Sync + 'static {
 
     /// What was reached first.
     fn endpoint(&self) -> &Endpoint;
+
+    /// Returns whether its port is also the one that `port` means: the Service's only one has several names. It may say no where it
+    /// does not know.
+    fn leads_to(&self, port: &PortRef) -> bool {
+        let _ = port;
+        false
+    }
 
     /// The pods that are reached now, by name.
     fn pods(&self) -> Vec<String> {

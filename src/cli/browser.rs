@@ -84,6 +84,11 @@ fn url(target: &str, namespace: Option<&str>, domain: &str) -> Result<String, Cl
         );
     };
     let host = match parsed.workload {
+        Workload::Address(_) => {
+            return Err(
+                CliError::usage(format!("{target:?} is an address")).hint(Some("write SERVICE.NAMESPACE, or a URL"))
+            );
+        }
         Workload::PodOfService { pod, service } => format!("{pod}.{service}"),
         Workload::Service(name) | Workload::Pod(name) => name,
     };

@@ -5,6 +5,7 @@ pub mod check;
 pub mod completion;
 pub mod connect;
 pub mod demo;
+pub mod dns;
 pub mod doctor;
 pub mod env;
 pub mod expose;
@@ -150,6 +151,8 @@ enum Command {
     Server(Box<server::Args>),
     /// Trust adit's certificates in browsers and programs
     Trust(trust::Args),
+    /// Have the system resolve names below localhost
+    Dns(dns::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
     /// Write manual pages, completions and service files for a package
@@ -209,6 +212,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Service(args) => return service::run(globals, args),
         Command::Supervise(args) => return supervise::run(&args),
         Command::Trust(args) => return trust::run(globals, args),
+        Command::Dns(args) => return dns::run(&args),
         Command::Routes(args) => return block_on(routes::run(globals, args)),
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),

@@ -30,7 +30,8 @@ pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
     if config.proxy.is_none() {
         return Err(CliError::new("the forward proxy is off").hint(Some("remove 'proxy: off' from the configuration")));
     }
-    let listen = config.http.listen.first().copied();
+    let own = config.proxy.as_ref().and_then(|proxy| proxy.listen.first());
+    let listen = own.or(config.http.listen.first()).copied();
     let listen = listen.ok_or_else(|| CliError::new("there is no listener for HTTP"))?;
     let ip = match listen.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -43,6 +44,21 @@ pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
 /// Returns the URL of the file that configures browsers.
 pub fn pac(address: SocketAddr) -> String {
     format!("http://{address}/proxy.pac")
+}
+
+/// Returns the variables that have programs use a forward proxy.
+pub fn variables(socks: &str, http: &str) -> Vec<(String, String)> {
+    let upper = [
+        ("ALL_PROXY", socks),
+        ("HTTP_PROXY", http),
+        ("HTTPS_PROXY", http),
+        ("NO_PROXY", "localhost,127.0.0.1,::1,.localhost"),
+    ];
+    let both = upper.iter().flat_map(|(name, value)| {
+        [(*name).to_owned(), name.to_ascii_lowercase()].map(|name| (name, (*value).to_owned()))
+    });
+    // Node obeys the others since version 24 if this one is set.
+    both.chain([("NODE_USE_ENV_PROXY".to_owned(), "1".to_owned())]).collect()
 }
 
 struct Proxy {
@@ -59,17 +75,8 @@ impl Proxy {
     }
 
     fn variables(&self) -> String {
-        let (socks, http) = (self.url("socks5h"), self.url("http"));
-        let mut text = String::new();
-        for (name, value) in [
-            ("ALL_PROXY", socks.as_str()),
-            ("HTTP_PROXY", http.as_str()),
-            ("HTTPS_PROXY", http.as_str()),
-            ("NO_PROXY", "localhost,127.0.0.1,::1,.localhost"),
-        ] {
-            text += &format!("export {name}='{value}' {}='{value}'\n", name.to_ascii_lowercase());
-        }
-        text + "export NODE_USE_ENV_PROXY=1\n"
+        let lines = variables(&self.url("socks5h"), &self.url("http")).into_iter();
+        lines.map(|(name, value)| format!("export {name}='{value}'\n")).collect()
     }
 
     fn lines(&self) -> String {
@@ -104,6 +111,6 @@ mod tests {
         assert_eq!(of("prod"), "socks5h://prod@127.0.0.1:8989");
         assert_eq!(of("arn:aws/x"), "socks5h://arn%3Aaws%2Fx@127.0.0.1:8989");
         let shell = Proxy { address, user: String::new() }.variables();
-        assert!(shell.contains("export ALL_PROXY='socks5h://127.0.0.1:8989' all_proxy="), "{shell}");
+        assert!(shell.contains("export all_proxy='socks5h://127.0.0.1:8989'\n"), "{shell}");
     }
 }

@@ -38,12 +38,14 @@ use super::{
 use crate::{
     app::{
         opened::{self, Opened, is_variable},
+        private_proxy::PrivateProxy,
         reach::Reach,
     },
     config::{
         Namespace,
         names::{is_host, is_label, parse_duration},
     },
+    frontend::door::CURRENT,
     k8s::secret,
     telemetry,
 };
@@ -67,7 +69,8 @@ pub const FAILED: u8 = 125;
         adit run --to db=postgres.shop --secret PGPASSWORD=shop/postgres:password -- pgbench -U app -c 8 -T 60 shop\n  \
         adit run --to db=postgres.shop --env 'DATABASE_URL=postgres://app@{db}/shop' -- bin/rails server\n  \
         adit run --to api=api.shop --to cache=redis.shop:6379 -- npm test\n  \
-        adit run --to 'sql=via api.shop sql.internal:1433@1433' -- dotnet test\n\n\
+        adit run --to 'sql=via api.shop sql.internal:1433@1433' -- dotnet test\n  \
+        adit run --proxy -- curl http://web.shop.svc.cluster.local/\n\n\
         Exit codes: the command's own; 128 and the number of the signal that ended it; 125 a target cannot be had, and the \
         command was not started; 126 not executable; 127 not found; 2 a wrong command line or configuration"
 )]
@@ -85,6 +88,10 @@ pub struct Args {
     /// Set a variable to one key of a Secret, which is read with your own permissions and never printed
     #[arg(long, value_name = "NAME=[NAMESPACE/]SECRET:KEY")]
     secret: Vec<String>,
+    /// Set HTTP_PROXY, ALL_PROXY and their like to a forward proxy of the command's own, which knows the names of the cluster and
+    /// connects directly to hosts of the internet. Its URL has a password
+    #[arg(long)]
+    proxy: bool,
     /// Leave variables alone that are set already
     #[arg(long)]
     keep_env: bool,
@@ -160,8 +167,10 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let opened = opened.map_err(|errors| report_all(errors, args.quiet))?;
     let values = values.map_err(fail)?;
 
+    let of_proxy = if args.proxy { proxied(&reach, &router, args.dry_run)? } else { Vec::new() };
     let of_trust = super::trust::of_programs().into_iter().map(|(name, value)| (name.to_owned(), value));
-    let mut variables: BTreeMap<_, _> = of_trust.chain(variables(&args, &templates, &opened)?).collect();
+    let mut variables: BTreeMap<_, _> =
+        of_trust.chain(of_proxy).chain(variables(&args, &templates, &opened)?).collect();
     let listed = secrets.iter().map(|secret| (secret.variable.clone(), secret.shown()));
     if args.dry_run {
         variables.extend(listed);
@@ -206,6 +215,16 @@ fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namesp
         }
     };
     args.to.iter().map(parse).collect()
+}
+
+/// Returns the variables of a forward proxy for the command. `is_dry`: without its password, as nobody is to use it.
+fn proxied(reach: &Reach, router: &crate::routing::Router, is_dry: bool) -> Result<Vec<(String, String)>, CliError> {
+    if is_dry {
+        let url = |scheme: &str| format!("{scheme}://{CURRENT}:(a password)@127.0.0.1:(a free port)");
+        return Ok(super::proxy::variables(&url("socks5h"), &url("http")));
+    }
+    let proxy = PrivateProxy::serve(&reach.forwards, router).map_err(|error| fail(CliError::new(&error)))?;
+    Ok(super::proxy::variables(&proxy.url("socks5h"), &proxy.url("http")))
 }
 
 /// Parses `NAME=VALUE`, for variables.

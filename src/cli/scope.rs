@@ -20,6 +20,7 @@ const USES: &[(&str, &[&[&str]])] = &[
     ("service", &[CLUSTER, &["listen", "verbose"]]),
     ("server", &[&["listen", "verbose", "log_format"]]),
     ("trust", &[&["config"]]),
+    ("dns", &[]),
     ("completion", &[]),
     ("version", &[]),
 ];

@@ -97,6 +97,8 @@ pub struct Config {
 /// `proxy:` in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardProxy {
+    /// Where it listens. Empty: on the listeners of HTTP.
+    pub listen: Vec<SocketAddr>,
     pub elsewhere: Elsewhere,
     /// The domain of the cluster's names. Default: `cluster.local`. Lower case, no dots at the ends.
     pub cluster_domain: String,
@@ -104,7 +106,11 @@ pub struct ForwardProxy {
 
 impl Default for ForwardProxy {
     fn default() -> Self {
-        Self { elsewhere: Elsewhere::default(), cluster_domain: defaults::CLUSTER_DOMAIN.to_owned() }
+        Self {
+            listen: Vec::new(),
+            elsewhere: Elsewhere::default(),
+            cluster_domain: defaults::CLUSTER_DOMAIN.to_owned(),
+        }
     }
 }
 
@@ -273,6 +279,8 @@ pub enum Workload {
     Pod(String),
     /// This pod, which has to belong to this Service (`{pod}.{service}` of a StatefulSet).
     PodOfService { pod: String, service: String },
+    /// What has this address in the cluster: the Service whose ClusterIP it is, else the pod.
+    Address(IpAddr),
 }
 
 /// A port of a Service or Pod as a person names it.

@@ -97,8 +97,8 @@ enum Dynamic {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Http {
-    /// The address. Default: 127.0.0.1:8989, and [::1] with it.
-    listen: Option<String>,
+    /// The address, or a list of them. Default: 127.0.0.1:8989, and [::1] with it.
+    listen: Option<Addresses>,
     /// Close a tunnel after this long without a connection. 0: never. Default: 60m.
     idle_timeout: Option<GoDuration>,
     /// Whether each connection starts with a PROXY header. Default: off.
@@ -346,7 +346,7 @@ enum JumpMethod {
     Nc,
 }
 
-/// The forward proxy (SOCKS5, CONNECT) on the listener of HTTP. `off`: there is none.
+/// The forward proxy: SOCKS5, CONNECT, and requests with a whole URL. `off`: there is none.
 #[derive(Serialize)]
 struct Proxy;
 
@@ -357,10 +357,14 @@ impl JsonSchema for Proxy {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         schemars::json_schema!({
-            "description": "The forward proxy (SOCKS5, CONNECT) on the listener of HTTP. off: there is none",
+            "description": "The forward proxy: SOCKS5, CONNECT, and requests with a whole URL. off: there is none",
             "type": ["object", "string"],
             "pattern": "^off$",
             "properties": {
+                "listen": {
+                    "description": "Address of its own, host:port. Default: none, it is on the listener of HTTP.",
+                    "type": "string"
+                },
                 "elsewhere": {
                     "description": "What to do for hosts outside of the cluster; direct reaches only addresses of the internet. Default: refuse.",
                     "type": "string",
@@ -374,6 +378,15 @@ impl JsonSchema for Proxy {
             "additionalProperties": false
         })
     }
+}
+
+/// An address, or a list of them.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is of use")]
+enum Addresses {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// `90s`, `60m`, `1h30m`; 0 means never.

@@ -76,7 +76,7 @@ pub(super) const HTTP_ROUTE: &[&str] = &[
 ];
 pub(super) const HEADERS: &[&str] = &["request", "response", "set", "remove"];
 pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
-pub(super) const PROXY: &[&str] = &["elsewhere", "cluster_domain"];
+pub(super) const PROXY: &[&str] = &["listen", "elsewhere", "cluster_domain"];
 pub(super) const ADMIN: &[&str] = &["listen"];
 pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
 pub(super) const LOCAL: &[&str] =

@@ -13,7 +13,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Connection, join::join};
+use super::{
+    Connection,
+    http::{HttpFrontend, rules::ReadOnly},
+    join::join,
+};
 use crate::{
     config::Elsewhere,
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
@@ -34,10 +38,22 @@ pub struct Asked {
     pub port: u16,
 }
 
+impl Asked {
+    /// Returns whether a name of the cluster or an address could be one of the internet as well: `example.com`, 192.0.2.1.
+    pub fn has_two_meanings(&self) -> bool {
+        let host = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
+        let last = host.split_once('.').map(|(_, rest)| rest);
+        let is_name = last.is_some_and(|last| !last.contains('.') && last != "svc" && last != "localhost");
+        is_name || host.parse::<IpAddr>().is_ok()
+    }
+}
+
 /// Opens what clients ask for.
 pub struct Forward {
     router: SharedRouter,
     tunnels: Manager,
+    /// It knows which contexts take only some requests.
+    http: Arc<HttpFrontend>,
 }
 
 /// Why a client does not get what it asks for.
@@ -45,6 +61,8 @@ pub struct Forward {
 pub enum ForwardError {
     Route(RouteError),
     Open(Box<Route>, OpenError),
+    /// The context takes only some requests of HTTP: nobody can tell what a connection would write.
+    ReadOnly(ReadOnly),
     /// A host of another network was not reached.
     Direct {
         host: String,
@@ -60,13 +78,8 @@ pub enum Reached {
 }
 
 impl Forward {
-    pub fn new(router: SharedRouter, tunnels: Manager) -> Arc<Self> {
-        Arc::new(Self { router, tunnels })
-    }
-
-    /// Returns whether there is a forward proxy.
-    pub fn is_on(&self) -> bool {
-        self.router.load().config.proxy.is_some()
+    pub fn new(router: SharedRouter, tunnels: Manager, http: Arc<HttpFrontend>) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, http })
     }
 
     /// Returns a stream, once the other side has taken it.
@@ -81,10 +94,15 @@ impl Forward {
         };
         let may_be_direct = elsewhere == Elsewhere::Direct && asked.context.is_none();
         let route = match found {
+            // No cluster is asked for an address of the internet.
+            Ok(_) if may_be_direct && is_internet(&asked.host) => return direct(asked).await.map(Reached::Direct),
             Ok(route) => route,
             Err(RouteError::Elsewhere { .. }) if may_be_direct => return direct(asked).await.map(Reached::Direct),
             Err(error) => return Err(ForwardError::Route(error)),
         };
+        if let Some(rule) = self.http.rule(&route) {
+            return Err(ForwardError::ReadOnly(rule));
+        }
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let stream = lease.connect_taken(connection.ends).await?;
@@ -93,7 +111,7 @@ impl Forward {
         match reached.await {
             Ok((lease, stream)) => Ok(Reached::Pod(route, lease, stream)),
             // `example.com` could have been a Service as well.
-            Err(error) if may_be_direct && error.blame() == Blame::Asked && asked.host.contains('.') => {
+            Err(error) if may_be_direct && error.blame() == Blame::Asked && asked.has_two_meanings() => {
                 direct(asked).await.map(Reached::Direct)
             }
             Err(error) => Err(ForwardError::Open(Box::new(route), error)),
@@ -124,6 +142,7 @@ impl ForwardError {
         match self {
             Self::Route(error) => error.code(),
             Self::Open(_, error) => error.code(),
+            Self::ReadOnly(_) => "read-only",
             Self::Direct { .. } => "direct",
         }
     }
@@ -132,6 +151,7 @@ impl ForwardError {
         match self {
             Self::Route(error) => error.hint(),
             Self::Open(_, error) => error.hint(),
+            Self::ReadOnly(rule) => Some(rule.unlock()),
             Self::Direct { .. } => None,
         }
     }
@@ -142,13 +162,14 @@ impl std::fmt::Display for ForwardError {
         match self {
             Self::Route(error) => error.fmt(f),
             Self::Open(_, error) => error.fmt(f),
+            Self::ReadOnly(rule) => write!(f, "context {} takes only requests of some methods", rule.context),
             Self::Direct { host, reason, .. } => write!(f, "cannot reach {host}: {reason}"),
         }
     }
 }
 
 /// Connects to a host of the internet.
-async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
+pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     let Asked { host, port, .. } = asked;
     let failed = |reason: &str, is_timeout| ForwardError::Direct {
         host: format!("{host}:{port}"),
@@ -188,6 +209,11 @@ async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     }
 }
 
+/// Returns whether a host is an address of the internet.
+pub fn is_internet(host: &str) -> bool {
+    host.parse().is_ok_and(is_global)
+}
+
 /// Returns whether an address is one of the internet, and not of this machine, the local network or a test.
 fn is_global(ip: IpAddr) -> bool {
     match ip.to_canonical() {
@@ -216,6 +242,15 @@ fn is_global(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_labels_and_addresses_could_be_of_the_internet() {
+        let of = |host: &str| Asked { context: None, host: host.to_owned(), port: 80 }.has_two_meanings();
+        assert!(["example.com", "Example.COM.", "web.shop", "1.1.1.1", "2606:4700::1"].into_iter().all(of));
+        let ours =
+            ["web", "web.svc", "web.shop.svc", "web.shop.svc.cluster.local", "web.localhost", "web.shop.localhost"];
+        assert!(!ours.into_iter().any(of));
+    }
 
     #[test]
     fn only_addresses_of_the_internet_are_reached_directly() {

@@ -4,6 +4,8 @@
 //! client --> http1 behind guard::normaliser, or http2::server
 //!                          |
 //!                      exchange -- admit -- forward -- upstream --> pod
+//!                          |         |                     |
+//!                          |         direct --> another network
 //!                          |                               |
 //! client <------------ exchange ------------------- respond
 //! ```
@@ -11,6 +13,7 @@
 pub mod access;
 mod admit;
 pub mod body;
+mod direct;
 pub mod error_page;
 mod exchange;
 mod forward;

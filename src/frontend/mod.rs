@@ -1,6 +1,7 @@
 //! Frontends: what a client speaks, from its first byte to a tunnel.
 
 mod client;
+pub mod door;
 pub mod forward;
 pub mod greeting;
 pub mod http;
@@ -17,6 +18,7 @@ pub mod tls;
 
 use std::net::SocketAddr;
 
+use self::door::Door;
 use crate::io::{abandoned::Ends, accept::Place};
 
 /// What is known of an accepted connection.
@@ -30,4 +32,6 @@ pub struct Connection {
     pub ends: Option<Ends>,
     /// Its place among the others, with the limits for it.
     pub place: Place,
+    /// Whether its listener is a forward proxy.
+    pub door: Door,
 }

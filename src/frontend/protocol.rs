@@ -246,6 +246,8 @@ pub fn fix(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
         return format!("set scheme: {scheme} for {}", route.name);
     };
     let workload = match &target.workload {
+        // A route has a name.
+        Workload::Address(_) => return format!("make a route with scheme: {scheme} for the Service at {}", route.name),
         Workload::Service(service) => format!("service: {service}"),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod: {pod}"),
     };

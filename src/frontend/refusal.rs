@@ -115,6 +115,7 @@ pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
     let of_workload = || match &pods?.workload {
         Workload::Service(name) | Workload::Pod(name) => by_name(name),
         Workload::PodOfService { service, .. } => by_name(service),
+        Workload::Address(_) => None,
     };
     of_port.or_else(|| by_number(local_port)).or_else(of_workload)
 }

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Connection,
+    door::{Door, NoPassword},
     forward::{Asked, Forward, ForwardError},
 };
 use crate::{
@@ -34,8 +35,10 @@ pub struct SocksFrontend {
 enum HandshakeError {
     #[error("no SOCKS5: {0}")]
     Malformed(#[from] Malformed),
-    #[error("it offers no way to sign in that adit has")]
+    #[error("it offers no way to sign in that this port has")]
     NoMethod,
+    #[error(transparent)]
+    NoPassword(#[from] NoPassword),
     #[error("it ended in the middle of its request")]
     Ended,
     #[error(transparent)]
@@ -47,17 +50,12 @@ impl SocksFrontend {
         Self { forward, metrics }
     }
 
-    /// Returns whether there is a forward proxy.
-    pub fn is_on(&self) -> bool {
-        self.forward.is_on()
-    }
-
     /// Serves one connection until both sides have ended.
     pub async fn serve(&self, mut stream: BoxedIo, mut received: BytesMut, connection: Arc<Connection>) {
         let _open = self.metrics.socks_connections.open();
         let (id, started) = (connection.id, Instant::now());
         let limit = connection.place.limits().first_byte;
-        let asked = match timeout(limit, handshake(&mut stream, &mut received)).await {
+        let asked = match timeout(limit, handshake(&mut stream, &mut received, &connection.door)).await {
             Ok(Ok(asked)) => asked,
             Ok(Err(error)) => return info!(connection = id, peer = %connection.peer, %error, "socks: closed"),
             Err(_) => {
@@ -89,11 +87,13 @@ impl SocksFrontend {
 }
 
 /// Exchanges what comes before the reply.
-async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<Asked, HandshakeError> {
+async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut, door: &Door) -> Result<Asked, HandshakeError> {
+    let ours: &[u8] =
+        if door.is_private() { &[socks5::USER_PASSWORD] } else { &[socks5::USER_PASSWORD, socks5::NO_AUTH] };
     let method = loop {
         if let Some((methods, length)) = socks5::greeting(received)? {
             let has = |method: u8| methods.contains(&method);
-            let method = [socks5::USER_PASSWORD, socks5::NO_AUTH].into_iter().find(|method| has(*method));
+            let method = ours.iter().copied().find(|method| has(*method));
             received.advance(length);
             break method;
         }
@@ -104,11 +104,11 @@ async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<Aske
     match method {
         None => return Err(HandshakeError::NoMethod),
         Some(socks5::USER_PASSWORD) => loop {
-            if let Some((user, length)) = socks5::user(received)? {
-                context = Some(user.to_owned()).filter(|user| !user.is_empty());
+            if let Some((credentials, length)) = socks5::user(received)? {
                 received.advance(length);
-                // There is no password to be wrong: which context may be used is the guard's to say.
-                stream.write_all(&socks5::user_answer(true)).await?;
+                let admitted = door.context(Some(&credentials));
+                stream.write_all(&socks5::user_answer(admitted.is_ok())).await?;
+                context = admitted?;
                 break;
             }
             more(stream, received).await?;
@@ -149,6 +149,7 @@ async fn more(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), Hands
 /// Returns the code that tells a client why it is not connected.
 fn reply(error: &ForwardError) -> Reply {
     let error = match error {
+        ForwardError::ReadOnly(_) => return Reply::NotAllowed,
         ForwardError::Route(RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. }) => {
             return Reply::NotAllowed;
         }

@@ -2,6 +2,7 @@
 //!
 //! The slices of a Service decide, as they do in the cluster; its selector only where slices cannot be read.
 
+mod address;
 mod alias;
 mod failure;
 
@@ -42,6 +43,8 @@ pub struct Resolution {
     pub namespace: Namespace,
     /// The port that was asked for, as the Service or Pod describes it.
     pub port: ServicePort,
+    /// The TCP ports of the Service that was asked for. Empty: it has none, it is another name for something, or it is a pod.
+    pub ports: Vec<ServicePort>,
     /// At least one pod.
     pub reachable: Reachable,
     /// How long a client stays with a pod (`sessionAffinity: ClientIP`). None: each connection may lead to another.
@@ -127,16 +130,22 @@ async fn follow_aliases(
 ) -> Result<Resolution, ClusterError> {
     let (mut lookup, mut workload) = (Lookup { cluster, namespace: namespace.clone() }, workload.clone());
     let mut port = port.cloned();
+    let mut is_alias = false;
     for _ in 0..=MOST_ALIASES {
         let found = match &workload {
             Workload::Service(service) => lookup.service(service, port.as_ref()).await?,
             Workload::PodOfService { pod, service } => lookup.pod_of_service(pod, service, port.as_ref()).await?,
             Workload::Pod(pod) => Found::Pods(Box::new(lookup.pod(pod, port.as_ref()).await?)),
+            Workload::Address(address) => {
+                (lookup.namespace, workload) = lookup.owner_of(*address).await?;
+                continue;
+            }
         };
         match found {
+            Found::Pods(resolution) if is_alias => return Ok(Resolution { ports: Vec::new(), ..*resolution }),
             Found::Pods(resolution) => return Ok(*resolution),
             Found::Alias { to, port: through } => {
-                port = through;
+                (is_alias, port) = (true, through);
                 (lookup.namespace, workload) = to.workload(workload);
             }
         }
@@ -208,8 +217,8 @@ impl Lookup<'_> {
         if reachable.pods.is_empty() {
             return Err(self.nothing_ready(&what, name, &spec, &source).await);
         }
-        let (namespace, affinity) = (self.namespace.clone(), affinity(&spec));
-        Ok(Found::Pods(Box::new(Resolution { namespace, port, reachable, affinity, source })))
+        let (namespace, affinity, ports) = (self.namespace.clone(), affinity(&spec), tcp_ports(&spec));
+        Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source })))
     }
 
     /// A pod that was named is reached when it runs, on any port: those of the Service mean what they mean there.
@@ -313,7 +322,8 @@ impl Lookup<'_> {
         }
         let version = pod.metadata.resource_version.clone().unwrap_or_default();
         let source = Source::Pod { name, version, container_port };
-        Ok(Resolution { namespace: self.namespace.clone(), port, reachable, affinity: None, source })
+        let (namespace, ports) = (self.namespace.clone(), Vec::new());
+        Ok(Resolution { namespace, port, ports, reachable, affinity: None, source })
     }
 
     /// Returns the port of a pod; it may listen on ports that it does not declare.

@@ -1,6 +1,9 @@
 //! The sockets that a configuration asks for.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use tokio::net::TcpListener;
 use tracing::debug;
@@ -12,6 +15,8 @@ use crate::{config::Config, io::accept};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Http,
+    /// The forward proxy, where it has an address of its own.
+    Proxy,
     Tcp,
     Sni,
     Admin,
@@ -43,14 +48,13 @@ impl BindError {
             (io::ErrorKind::AddrInUse, Kind::Tcp) => Some(format!(
                 "rename {asked_by} to a free port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
             )),
-            (io::ErrorKind::AddrInUse, Kind::Sni | Kind::Admin) => Some(format!(
+            (io::ErrorKind::AddrInUse, Kind::Proxy | Kind::Sni | Kind::Admin) => Some(format!(
                 "set {asked_by} to another port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
             )),
-            (io::ErrorKind::PermissionDenied, Kind::Tcp) => {
-                Some(format!("ports below 1024 need permission: rename {asked_by} to a higher one"))
-            }
             (io::ErrorKind::PermissionDenied, _) => {
-                Some(format!("ports below 1024 need permission: set {asked_by} to a higher one"))
+                let other = if *kind == Kind::Tcp { "rename" } else { "set" };
+                let allowed = allow(port).map(|command| format!("; to allow it: {command}")).unwrap_or_default();
+                Some(format!("ports below 1024 need permission: {other} {asked_by} to a higher one{allowed}"))
             }
             (io::ErrorKind::AddrNotAvailable, Kind::Tcp) => {
                 Some(format!("this machine does not have that address: change {asked_by}.listen"))
@@ -61,6 +65,14 @@ impl BindError {
             _ => None,
         }
     }
+}
+
+/// Returns the command that lets ordinary users listen on a port and all above it, until it is undone and after a restart too. None: this
+/// system has none.
+pub fn allow(port: u16) -> Option<String> {
+    let file = "/etc/sysctl.d/50-adit.conf";
+    let setting = format!("net.ipv4.ip_unprivileged_port_start={port}");
+    cfg!(target_os = "linux").then(|| format!("echo {setting} | sudo tee {file} && sudo sysctl -p {file}"))
 }
 
 fn reason(error: &io::Error) -> String {
@@ -86,11 +98,14 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
         let one = |(at, address): (usize, &SocketAddr)| Wanted {
             key: (kind, *address),
             asked_by: asked_by.to_owned(),
-            beside: (at > 0).then_some(addresses[0]),
+            beside: addresses[..at].iter().copied().find(|other| other.port() == address.port()),
         };
         addresses.iter().enumerate().map(one).collect()
     };
     let mut all = list(Kind::Http, &config.http.listen, "http.listen");
+    if let Some(proxy) = &config.proxy {
+        all.extend(list(Kind::Proxy, &proxy.listen, "proxy.listen"));
+    }
     let routes = || {
         config.tcp.routes.iter().map(|(address, route)| {
             let section = if route.destination.jump.is_some() { "jump" } else { "routes" };
@@ -128,7 +143,7 @@ impl Sockets {
                 let local = sockets.local(&first).or_else(|| serving(&first));
                 address.set_port(local.map_or(address.port(), |local| local.port()));
             }
-            match inherited.listener(address).unwrap_or_else(|| accept::listen(address)) {
+            match inherited.listener(address).unwrap_or_else(|| listen(address)) {
                 Ok(listener) => sockets.0.push((*key, listener)),
                 Err(error) if beside.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
                     debug!(%address, %error, "not listening there")
@@ -156,6 +171,30 @@ impl Sockets {
     }
 }
 
+/// Listens on an address. macOS lets an ordinary user have ports below 1024 on all addresses only: what is for loopback takes no peer from
+/// anywhere else then.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match accept::listen(address) {
+        Err(error)
+            if error.kind() == io::ErrorKind::PermissionDenied
+                && cfg!(target_os = "macos")
+                && address.ip().is_loopback() =>
+        {
+            accept::listen(SocketAddr::new(every_address(address), address.port()))
+        }
+        listener => listener,
+    }
+}
+
+fn every_address(address: SocketAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+/// Returns whether a listener for an address takes a peer: one for loopback has none from elsewhere, wherever its socket listens.
+pub fn takes(configured: SocketAddr, peer: SocketAddr) -> bool {
+    !configured.ip().is_loopback() || peer.ip().to_canonical().is_loopback()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -175,6 +214,51 @@ mod tests {
             assert_eq!((pair.len(), pair[0].port()), (2, pair[1].port()));
         }
         assert_ne!(http[0].port(), sni[0].port());
+    }
+
+    #[tokio::test]
+    async fn several_addresses_have_their_own_ports() {
+        let sockets = bind("http: {listen: [\"127.0.0.1:0\", \"127.0.0.2:0\"]}\n");
+        // The second one has the port of the first: both are 0 in the file.
+        assert!(sockets.is_ok_and(|sockets| sockets.addresses(Kind::Http).len() >= 2));
+        let config = parse(Path::new("c"), b"http: {listen: [\":80\", \":443\"]}\n").unwrap();
+        let all = wanted(&config);
+        let beside = all.iter().map(|wanted| (wanted.key.1.port(), wanted.beside.map(|other| other.port())));
+        assert_eq!(beside.collect::<Vec<_>>(), [(80, None), (80, Some(80)), (443, None), (443, Some(443))]);
+        for text in ["[\":80\", \"127.0.0.1:80\"]", "[]", "[{}]"] {
+            assert!(parse(Path::new("c"), format!("http: {{listen: {text}}}\n").as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_listener_for_loopback_has_no_peer_from_elsewhere() {
+        for (configured, peer, is_taken) in [
+            ("127.0.0.1:80", "127.0.0.1:5", true),
+            ("127.0.0.1:80", "127.0.0.9:5", true),
+            ("127.0.0.1:80", "192.168.1.5:5", false),
+            ("[::1]:80", "[::1]:5", true),
+            ("[::1]:80", "[::ffff:127.0.0.1]:5", true),
+            ("[::1]:80", "[fe80::1]:5", false),
+            ("0.0.0.0:80", "192.168.1.5:5", true),
+            ("192.168.1.1:80", "192.168.1.5:5", true),
+        ] {
+            assert_eq!(takes(configured.parse().unwrap(), peer.parse().unwrap()), is_taken, "{configured} {peer}");
+        }
+    }
+
+    #[test]
+    fn what_lets_users_have_a_low_port_is_one_command() {
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = BindError {
+            kind: Kind::Http,
+            address: "127.0.0.1:80".parse().unwrap(),
+            asked_by: "http.listen".into(),
+            source,
+        };
+        let hint = error.hint().unwrap();
+        assert!(hint.starts_with("ports below 1024 need permission: set http.listen to a higher one"), "{hint}");
+        let setting = "net.ipv4.ip_unprivileged_port_start=80 | sudo tee";
+        assert_eq!(hint.contains(setting), cfg!(target_os = "linux"), "{hint}");
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use crate::{
     drain::Drain,
     frontend::{
         Connection,
+        door::Door,
         http::{HttpFrontend, HttpVersion, proxy_connect::ConnectFrontend},
         proxied,
         socks::SocksFrontend,
@@ -57,6 +58,15 @@ impl Mux {
         Self { http, tls, forward, router, metrics }
     }
 
+    /// Returns whether a listener is a forward proxy. `is_own`: it listens for that alone.
+    pub fn door(&self, is_own: bool) -> Door {
+        let router = self.router.load();
+        match &router.config.proxy {
+            Some(proxy) if is_own || proxy.listen.is_empty() => Door::Open,
+            _ => Door::Closed,
+        }
+    }
+
     /// Refuses a client; one of HTTP/1 reads why.
     pub async fn refuse(&self, stream: TcpStream, full: Full) {
         self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
@@ -88,12 +98,16 @@ impl Mux {
                 return debug!(connection = connection.id, peer = %connection.peer, "closed: silent for {limit:?}");
             }
         };
-        let forwards = self.forward.socks.is_on();
+        let forwards = !connection.door.is_closed();
         let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || forwards) else {
             self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
         };
+        let is_locked = connection.door.is_private() && matches!(protocol, Protocol::Tls | Protocol::Postgres);
+        if is_locked {
+            return info!(connection = connection.id, peer = %connection.peer, "closed: a private port serves SOCKS5 and HTTP");
+        }
         // On the heap: a client that says nothing holds no room for what others need.
         match protocol {
             Protocol::Tls => {

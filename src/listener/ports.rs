@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::{Config, listen::overlap},
     drain::Drain,
-    frontend::{Connection, sni::SniFrontend, tcp::TcpFrontend},
+    frontend::{Connection, door::Door, sni::SniFrontend, tcp::TcpFrontend},
     io::{
         abandoned::Ends,
         accept::{self, Admission, Limits, Names},
@@ -33,7 +33,7 @@ impl Kind {
     /// be under way while the next ones are read.
     fn spare(self) -> usize {
         match self {
-            Self::Http => 8,
+            Self::Http | Self::Proxy => 8,
             Self::Tcp | Self::Sni | Self::Admin => 1,
         }
     }
@@ -103,12 +103,21 @@ impl Ports {
                     &admission,
                     kind.spare(),
                     |stream, peer, place| {
+                        if !bind::takes(configured, peer) {
+                            return;
+                        }
                         let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
                         let ends = Ends::between(peer, local);
-                        let connection = Arc::new(Connection { id, peer, local, ends, place });
+                        let door = match kind {
+                            Kind::Http | Kind::Proxy => frontends.mux.door(kind == Kind::Proxy),
+                            Kind::Tcp | Kind::Sni | Kind::Admin => Door::Closed,
+                        };
+                        let connection = Arc::new(Connection { id, peer, local, ends, place, door });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         let serving: BoxFuture<'static, ()> = match kind {
-                            Kind::Http => Box::pin(async move { frontends.mux.serve(stream, connection, drain).await }),
+                            Kind::Http | Kind::Proxy => {
+                                Box::pin(async move { frontends.mux.serve(stream, connection, drain).await })
+                            }
                             Kind::Tcp => Box::pin(frontends.tcp.clone().serve(stream, configured, connection)),
                             Kind::Sni => Box::pin(frontends.sni.clone().serve(stream, connection)),
                             Kind::Admin => (frontends.admin)(stream, local),
@@ -119,7 +128,7 @@ impl Ports {
                         let frontends = refusing.clone();
                         async move {
                             match kind {
-                                Kind::Http => frontends.mux.refuse(stream, full).await,
+                                Kind::Http | Kind::Proxy => frontends.mux.refuse(stream, full).await,
                                 // A close that is no reset would look like an answer.
                                 Kind::Tcp => frontends.tcp.refuse(stream),
                                 Kind::Sni | Kind::Admin => {}
@@ -195,7 +204,7 @@ impl Ports {
 
     fn restore(&mut self, left: &[(Key, SocketAddr)]) {
         for (key, address) in left {
-            match self.inherited.listener(*address).unwrap_or_else(|| accept::listen(*address)) {
+            match self.inherited.listener(*address).unwrap_or_else(|| bind::listen(*address)) {
                 Ok(listener) => {
                     self.serve(Sockets(vec![(*key, listener)]));
                     info!(%address, "listening again");

@@ -22,6 +22,7 @@ use crate::{
     drain::Drain,
     frontend::{
         Connection,
+        door::Door,
         http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, rules::ReadOnly, sites::Sites},
     },
     io::{
@@ -83,7 +84,8 @@ impl Front {
         let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
             id += 1;
             let local = stream.local_addr().unwrap_or(peer);
-            let connection = Arc::new(Connection { id, peer, local, ends: None, place: place.clone() });
+            let connection =
+                Arc::new(Connection { id, peer, local, ends: None, place: place.clone(), door: Door::Closed });
             let https = https.as_ref().map(|https| https.load_full());
             let visiting = place.run(visit(stream, connection, front.clone(), https, drain.clone()));
             drain.spawn(async move {
@@ -109,7 +111,7 @@ impl Sites for Front {
         None
     }
 
-    fn route(&self, host: &str, _: &Request<Body>) -> Result<Route, Page> {
+    fn route(&self, host: &str, _: &Request<Body>, _: &Door) -> Result<Route, Page> {
         let name = host.strip_suffix(&self.domain).and_then(|name| name.strip_suffix('.'));
         let names = self.names.load();
         match name.and_then(|name| Some((name, names.get(name)?))) {
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn a_host_is_a_name_below_the_domain_that_a_client_has() {
         let front = Front::new("relay.test".to_owned());
-        let ask = |host: &str| front.route(host, &Request::new(body_of("")));
+        let ask = |host: &str| front.route(host, &Request::new(body_of("")), &Door::Closed);
         assert!(ask("web.relay.test").is_err());
         front.set([HttpName { name: "web".to_owned(), host: None }]);
         assert_eq!(ask("web.relay.test").unwrap().target, Target::Named("web".into()));

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! {service}[.{namespace}[.svc[.{cluster_domain}]]]      {pod}.{service}.{namespace}.svc[.{cluster_domain}]
+//! {10-0-0-5}.{namespace}.pod[.{cluster_domain}]
 //! ```
 //!
 //! A service alone is one of the default namespace. `example.com` could be `{service}.{namespace}`, so that only the cluster
 //! can tell; `www.example.com` is no name of a pod, which ends with `svc`.
+
+use std::net::IpAddr;
 
 use crate::config::{Namespace, Workload, names::is_label};
 
@@ -27,7 +30,11 @@ impl ClusterName {
         let labels: Vec<&str> = in_cluster.unwrap_or(host).split('.').collect();
         let (labels, is_whole) = match labels.as_slice() {
             [labels @ .., "svc"] if labels.len() >= 2 => (labels, true),
-            // Below the domain there is nothing without a kind: Services are `svc`.
+            [address, namespace, "pod"] if is_label(namespace) && address_of(address).is_some() => {
+                let workload = Workload::Address(address_of(address)?);
+                return Some(Self { namespace: Some(Namespace((*namespace).to_owned())), workload });
+            }
+            // Below the domain there is nothing without a kind: Services are `svc`, addresses of pods `pod`.
             _ if in_cluster.is_some() => return None,
             labels => (labels, false),
         };
@@ -46,6 +53,12 @@ impl ClusterName {
     }
 }
 
+/// Returns the address that a label writes with hyphens: `10-0-0-5`, `fd00--5`.
+fn address_of(label: &str) -> Option<IpAddr> {
+    let of_v4 = label.replace('-', ".").parse().map(IpAddr::V4);
+    of_v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6)).ok()
+}
+
 fn is_number(label: &str) -> bool {
     label.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -60,6 +73,7 @@ mod tests {
             Workload::Service(service) => service,
             Workload::PodOfService { pod, service } => format!("{service}/{pod}"),
             Workload::Pod(pod) => format!("pod/{pod}"),
+            Workload::Address(address) => address.to_string(),
         };
         Some((name.namespace.map(|namespace| namespace.0), workload))
     }
@@ -76,6 +90,9 @@ mod tests {
             ("svc.svc.svc", Some("svc"), "svc"),
             ("web.svc", Some("svc"), "web"),
             ("svc", None, "svc"),
+            ("10-0-0-5.shop.pod.cluster.local", Some("shop"), "10.0.0.5"),
+            ("10-0-0-5.shop.pod", Some("shop"), "10.0.0.5"),
+            ("fd00--5.shop.pod.cluster.local", Some("shop"), "fd00::5"),
         ] {
             assert_eq!(parse(host), Some((namespace.map(str::to_owned), workload.to_owned())), "{host}");
         }
@@ -102,6 +119,9 @@ mod tests {
             ".web.shop",
             "[::1]",
             "_http._tcp.web.shop.svc.cluster.local",
+            "web-0.shop.pod.cluster.local",
+            "10-0-0-5.pod.cluster.local",
+            "10-0-0.shop.pod",
         ] {
             assert_eq!(parse(host), None, "{host}");
         }

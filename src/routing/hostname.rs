@@ -152,6 +152,8 @@ impl fmt::Display for DynamicName {
             match &self.workload {
                 Workload::PodOfService { pod, service } => write!(f, "{pod}.{service}")?,
                 Workload::Service(name) | Workload::Pod(name) => f.write_str(name)?,
+                // No name says it.
+                Workload::Address(address) => write!(f, "{address}")?,
             }
             write!(f, ".{}", self.namespace)?;
             if let Some(context) = &self.context {
@@ -160,8 +162,9 @@ impl fmt::Display for DynamicName {
             return f.write_str(SHORT_SUFFIX);
         }
         let (workload, kind) = match &self.workload {
-            Workload::Service(service) => (service, "svc"),
-            Workload::Pod(pod) | Workload::PodOfService { pod, .. } => (pod, "pod"),
+            Workload::Service(service) => (service.clone(), "svc"),
+            Workload::Pod(pod) | Workload::PodOfService { pod, .. } => (pod.clone(), "pod"),
+            Workload::Address(address) => (address.to_string(), "pod"),
         };
         let port = match &self.port {
             PortRef::Number(port) => port.to_string(),

@@ -1,11 +1,14 @@
 //! From a name to a route.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend},
+    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend, Workload},
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
         cluster_name::ClusterName,
@@ -90,7 +93,7 @@ impl Router {
         let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let Some(proxy) = self.config.proxy.as_ref() else { return elsewhere(host) };
-        if table::is_own_name(&host) {
+        if table::is_here(&host) {
             return elsewhere(host);
         }
         match self.http(&host) {
@@ -103,9 +106,14 @@ impl Router {
         if let Some(route) = self.jump_to(&host, port).filter(|_| context.is_none()) {
             return route;
         }
-        let Some(ClusterName { namespace, workload }) = ClusterName::parse(&host, &proxy.cluster_domain) else {
-            return elsewhere(host);
+        let name = match host.parse() {
+            Ok(address) if may_be_of_cluster(address) => {
+                Some(ClusterName { namespace: None, workload: Workload::Address(address) })
+            }
+            Ok(_) => None,
+            Err(_) => ClusterName::parse(&host, &proxy.cluster_domain),
         };
+        let Some(ClusterName { namespace, workload }) = name else { return elsewhere(host) };
         let context = context.map(|context| self.context_of(context));
         let destination = Destination { context, namespace, workload, port: PortRef::Number(port), jump: None };
         let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
@@ -258,6 +266,20 @@ impl Router {
     }
 }
 
+/// Returns whether a Service or a pod may have an address: whichever the cluster gave it, and none that means a machine or a link.
+fn may_be_of_cluster(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            let [first, ..] = address.octets();
+            !(address.is_loopback() || address.is_link_local() || address.is_multicast() || first == 0 || first >= 240)
+        }
+        IpAddr::V6(address) => {
+            let [first, ..] = address.segments();
+            !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || first & 0xffc0 == 0xfe80)
+        }
+    }
+}
+
 impl RouteError {
     /// Returns a stable, machine-readable name.
     pub fn code(&self) -> &'static str {
@@ -304,7 +326,7 @@ mod tests {
     use std::{collections::BTreeMap, path::Path};
 
     use super::*;
-    use crate::config::{Workload, validate};
+    use crate::config::validate;
 
     fn router(text: &str) -> Router {
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
@@ -376,13 +398,20 @@ mod tests {
             ("8080.web.shop.localhost", 80, "dev/shop/web:8080"),
             ("shop.test", 8080, "dev/shop/web:8080"),
             ("DB.internal", 5432, "dev/shop/socat->db.internal:5432"),
+            ("10.0.0.1", 80, "dev/team/10.0.0.1:80"),
+            ("fd00::1", 80, "dev/team/[fd00::1]:80"),
+            ("10-0-0-5.shop.pod.cluster.local", 80, "dev/shop/10.0.0.5:80"),
         ] {
             assert_eq!(target(None, host, port).as_deref(), Ok(wanted), "{host}:{port}");
         }
         for (context, host, code) in [
             (None, "www.example.com", "elsewhere"),
             (None, "localhost", "elsewhere"),
-            (None, "10.0.0.1", "elsewhere"),
+            (None, "127.0.0.2", "elsewhere"),
+            (None, "169.254.169.254", "elsewhere"),
+            (None, "::ffff:127.0.0.1", "elsewhere"),
+            (None, "fe80::1", "elsewhere"),
+            (Some("p"), "10.0.0.1", "dynamic-denied"),
             (Some("p"), "web.shop", "dynamic-denied"),
             (Some("prod"), "web.shop.svc.cluster.local", "dynamic-denied"),
         ] {

@@ -22,6 +22,12 @@ pub fn is_own_name(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok()
 }
 
+/// Returns whether a normalised host means this machine wherever it is used, also by a client of the forward proxy.
+pub fn is_here(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback() || address.is_unspecified())
+}
+
 /// Returns the key and the route of a normalised host: its own, else that of the longest `*.` above it. A
 /// wildcard stands for one or more labels.
 pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t str, &'t T)> {

@@ -1,6 +1,6 @@
 //! What a tunnel leads to.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::config::{Command, ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
@@ -89,6 +89,8 @@ impl fmt::Display for PodTarget {
             Workload::Service(service) => f.write_str(service)?,
             Workload::Pod(pod) => write!(f, "pod/{pod}")?,
             Workload::PodOfService { pod, service } => write!(f, "{service}/{pod}")?,
+            Workload::Address(IpAddr::V4(address)) => write!(f, "{address}")?,
+            Workload::Address(IpAddr::V6(address)) => write!(f, "[{address}]")?,
         }
         match &self.port {
             PortRef::Number(port) => write!(f, ":{port}")?,

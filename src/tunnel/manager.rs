@@ -51,6 +51,8 @@ struct Shared {
 /// Tunnels that start, run, or have failed a moment ago: others are forgotten, so that random names cannot fill it.
 struct Tunnels {
     by_target: HashMap<Target, Arc<Tunnel>>,
+    /// Targets that the tunnel to another one leads to as well.
+    same: HashMap<Target, Target>,
     /// What the tunnels that are over have done.
     past: Totals,
     /// A token bucket for tunnels that are made.
@@ -153,8 +155,13 @@ pub struct TunnelSnapshot {
 impl Manager {
     /// `drain` tracks the tunnels' tasks; when it starts, acquire answers [`OpenError::Stopped`].
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
-        let tunnels =
-            Tunnels { by_target: HashMap::new(), past: Totals::default(), tokens: NEW_AT_ONCE, filled: Instant::now() };
+        let tunnels = Tunnels {
+            by_target: HashMap::new(),
+            same: HashMap::new(),
+            past: Totals::default(),
+            tokens: NEW_AT_ONCE,
+            filled: Instant::now(),
+        };
         let journal = Arc::new(Journal::default());
         Self { shared: Arc::new(Shared { backend, drain, journal, tunnels: Mutex::new(tunnels) }) }
     }
@@ -188,8 +195,7 @@ impl Manager {
 
     fn hold(&self, target: &Target, idle_timeout: Duration) -> Result<Hold, OpenError> {
         let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
-        if let Some(tunnel) = tunnels.by_target.get(target)
-            && !matches!(*tunnel.view.borrow(), View::Over)
+        if let Some(tunnel) = tunnels.find(target)
             && let Some(hold) = Hold::new(tunnel.clone())
         {
             tunnel.extend_idle_timeout(idle_timeout);
@@ -216,6 +222,7 @@ impl Manager {
             tunnels.past.add(&tunnel.usage);
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
                 tunnels.by_target.remove(&tunnel.target);
+                tunnels.same.retain(|_, other| *other != tunnel.target);
             }
         });
         Ok(hold)
@@ -321,6 +328,25 @@ impl Manager {
 }
 
 impl Tunnels {
+    /// Returns the tunnel to a target, or one that runs to the same port of the same pods: `web.shop` and `web.shop:80` are one.
+    fn find(&mut self, target: &Target) -> Option<Arc<Tunnel>> {
+        let exact = self.by_target.get(target).filter(|tunnel| !matches!(*tunnel.view.borrow(), View::Over));
+        if let Some(exact) = exact {
+            return Some(exact.clone());
+        }
+        let pods = target.pods()?;
+        let known = self.same.get(target).and_then(|other| self.by_target.get(other));
+        if let Some(known) = known.filter(|tunnel| tunnel.leads_to(pods)) {
+            return Some(known.clone());
+        }
+        let found = self.by_target.values().find(|tunnel| tunnel.leads_to(pods)).cloned();
+        match &found {
+            Some(tunnel) => self.same.insert(target.clone(), tunnel.target.clone()),
+            None => self.same.remove(target),
+        };
+        found
+    }
+
     fn take_token(&mut self) -> Result<(), OpenError> {
         let now = Instant::now();
         let since = now.duration_since(self.filled).as_secs_f64();

@@ -25,7 +25,7 @@ use crate::{
     backend::{Backend, Endpoint, OpenError, Session},
     drain::Drain,
     journal::{Event as Noted, History, Journal},
-    routing::Target,
+    routing::{PodTarget, Target},
 };
 
 /// One tunnel: the part that its task, its leases and its streams share.
@@ -196,6 +196,14 @@ impl Tunnel {
     /// budget after that, it does.
     pub fn put_off(&self) -> Option<Instant> {
         self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
+    }
+
+    /// Returns whether it runs to the pods and the port that are wanted, though the port has another name there.
+    pub fn leads_to(&self, wanted: &PodTarget) -> bool {
+        let Some(pods) = self.target.pods().filter(|_| !self.retired.is_cancelled()) else { return false };
+        (&pods.workload, &pods.namespace, &pods.cluster) == (&wanted.workload, &wanted.namespace, &wanted.cluster)
+            && pods.jump == wanted.jump
+            && matches!(&*self.view.borrow(), View::Running(running) if running.session.leads_to(&wanted.port))
     }
 
     pub fn is_used(&self) -> bool {

@@ -12,8 +12,22 @@ pub struct Connect {
     /// A name, or an address without brackets.
     pub host: String,
     pub port: u16,
-    /// The name in the Proxy-Authorization header (RFC 7617). None: there is none.
-    pub user: Option<String>,
+    /// Those of the Proxy-Authorization header (RFC 7617). None: there are none.
+    pub credentials: Option<Credentials>,
+}
+
+/// The name that a client of a proxy gives, and its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub user: String,
+    pub password: Vec<u8>,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// Why a head is no CONNECT request.
@@ -42,7 +56,7 @@ pub fn parse(head: &[u8]) -> Result<Connect, Malformed> {
     let mut lines = head.split("\r\n");
     let line = lines.next().unwrap_or_default();
     let (host, port) = request_line(line).ok_or(Malformed::RequestLine)?;
-    let mut user = None;
+    let mut credentials = None;
     for line in lines {
         let (name, value) = line.split_once(':').ok_or(Malformed::Header)?;
         let value = value.trim_matches([' ', '\t']);
@@ -53,20 +67,20 @@ pub fn parse(head: &[u8]) -> Result<Connect, Malformed> {
         match name.to_ascii_lowercase().as_str() {
             "transfer-encoding" => return Err(Malformed::Body),
             "content-length" if value != "0" => return Err(Malformed::Body),
-            "proxy-authorization" => user = basic_user(value),
+            "proxy-authorization" => credentials = basic(value),
             _ => {}
         }
     }
-    Ok(Connect { host, port, user })
+    Ok(Connect { host, port, credentials })
 }
 
-/// Returns the user name of an Authorization or Proxy-Authorization header, where it is a basic one with a name.
-pub fn basic_user(value: &str) -> Option<String> {
+/// Returns the credentials of an Authorization or Proxy-Authorization header. None: it is not a basic one.
+pub fn basic(value: &str) -> Option<Credentials> {
     let (scheme, encoded) = value.split_once(' ')?;
     let decoded = STANDARD.decode(encoded.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
-    let text = String::from_utf8(decoded).ok()?;
-    let (user, _) = text.split_once(':')?;
-    Some(user.to_owned()).filter(|user| !user.is_empty())
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    let user = std::str::from_utf8(&decoded[..colon]).ok()?.to_owned();
+    Some(Credentials { user, password: decoded[colon + 1..].to_vec() })
 }
 
 fn request_line(line: &str) -> Option<(String, u16)> {
@@ -100,20 +114,22 @@ mod tests {
     }
 
     #[test]
-    fn a_host_a_port_and_a_user_are_read() {
-        let of = |host: &str, port, user: Option<&str>| {
-            Ok(Connect { host: host.to_owned(), port, user: user.map(str::to_owned) })
-        };
+    fn a_host_a_port_and_credentials_are_read() {
+        let prod = |password: &[u8]| Some(Credentials { user: "prod".to_owned(), password: password.to_vec() });
+        let of = |host: &str, port, credentials| Ok(Connect { host: host.to_owned(), port, credentials });
         // As curl 7.88 sends it.
         let curl = "CONNECT web.shop:443 HTTP/1.1\r\nHost: web.shop:443\r\nProxy-Authorization: Basic cHJvZDo=\r\n\
                     User-Agent: curl/7.88.1\r\nProxy-Connection: Keep-Alive\r\n\r\n";
-        assert_eq!(parsed(curl), of("web.shop", 443, Some("prod")));
+        assert_eq!(parsed(curl), of("web.shop", 443, prod(b"")));
         assert_eq!(parsed("CONNECT [fd00::1]:80 HTTP/1.1\r\n\r\n"), of("fd00::1", 80, None));
         assert_eq!(parsed("CONNECT 10.0.0.5:80 HTTP/1.0\r\nContent-Length: 0\r\n\r\n"), of("10.0.0.5", 80, None));
-        assert_eq!(basic_user("basic cHJvZDpzZWNyZXQ="), Some("prod".to_owned()));
-        for other in ["Bearer cHJvZDo=", "Basic", "Basic %", "Basic cHJvZA==", "Basic OnA=", ""] {
-            assert_eq!(basic_user(other), None, "{other}");
+        assert_eq!(basic("basic cHJvZDpzZWNyZXQ="), prod(b"secret"));
+        assert_eq!(basic("Basic OnA=").map(|found| (found.user, found.password)), Some((String::new(), b"p".to_vec())));
+        for other in ["Bearer cHJvZDo=", "Basic", "Basic %", "Basic cHJvZA==", "Basic /zo=", ""] {
+            assert_eq!(basic(other), None, "{other}");
         }
+        let shown = format!("{:?}", basic("basic cHJvZDpzZWNyZXQ="));
+        assert!(shown.contains("prod") && !shown.contains("115"), "no password is shown: {shown}");
     }
 
     #[test]

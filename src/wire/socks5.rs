@@ -13,6 +13,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::connect::Credentials;
+
 pub const VERSION: u8 = 5;
 
 /// The version of the exchange of user name and password.
@@ -104,11 +106,11 @@ pub fn greeting(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
     }
 }
 
-/// Reads a user name, and how many bytes the message has; the password is passed over. None: more has to come.
+/// Reads a user name with its password, and how many bytes the message has. None: more has to come.
 ///
 /// # Errors
 /// It is no such message.
-pub fn user(bytes: &[u8]) -> Result<Option<(&str, usize)>, Malformed> {
+pub fn user(bytes: &[u8]) -> Result<Option<(Credentials, usize)>, Malformed> {
     let (version, rest) = match bytes {
         [] => return Ok(None),
         [version, rest @ ..] => (*version, rest),
@@ -119,8 +121,8 @@ pub fn user(bytes: &[u8]) -> Result<Option<(&str, usize)>, Malformed> {
     let Some((name, rest)) = counted(rest) else { return Ok(None) };
     let Some((password, _)) = counted(rest) else { return Ok(None) };
     let length = 3 + name.len() + password.len();
-    let name = std::str::from_utf8(name).map_err(|_| Malformed::User)?;
-    Ok(Some((name, length)))
+    let user = std::str::from_utf8(name).map_err(|_| Malformed::User)?.to_owned();
+    Ok(Some((Credentials { user, password: password.to_vec() }, length)))
 }
 
 /// Reads a request, and how many bytes it has. None: more has to come.
@@ -219,10 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn user_names_are_read_and_passwords_passed_over() {
-        let of = |message: &[u8]| by_prefixes(message, |bytes| Ok(user(bytes)?.map(|(name, n)| (name.to_owned(), n))));
-        assert_eq!(of(b"\x01\x04prod\x00"), Ok(Some(("prod".into(), 7))));
-        assert_eq!(of(b"\x01\x00\x01x\x05"), Ok(Some(("".into(), 4))));
+    fn user_names_are_read_with_their_passwords() {
+        let of = |message: &[u8]| {
+            by_prefixes(message, |bytes| {
+                Ok(user(bytes)?.map(|(Credentials { user, password }, length)| (user, password, length)))
+            })
+        };
+        assert_eq!(of(b"\x01\x04prod\x00"), Ok(Some(("prod".into(), vec![], 7))));
+        assert_eq!(of(b"\x01\x00\x01x\x05"), Ok(Some(("".into(), vec![b'x'], 4))));
         assert_eq!(of(b"\x01\x04prod\x02a"), Ok(None));
         assert_eq!(of(b"\x05\x04prod\x00"), Err(Malformed::AuthVersion));
         assert_eq!(of(b"\x01\x01\xff\x00"), Err(Malformed::User));

@@ -15,6 +15,9 @@
 //! so that the next run starts at once. `ADIT_E2E_IMAGE` is the image of the servers (see `world.yaml`);
 //! `ADIT_E2E_PROTOCOL` is the transport that the cluster is expected to lead to, checked where it is set.
 
+#[path = "../it/browser/chromium.rs"]
+#[allow(dead_code, reason = "the suite of the browser uses more of it")]
+mod chromium;
 mod clients;
 mod databases;
 mod death;
@@ -22,6 +25,7 @@ mod expose;
 mod http;
 mod jump;
 mod load;
+mod proxy;
 mod reload;
 mod support;
 mod tcp;

@@ -94,7 +94,7 @@ async fn each_refusal_of_connect_has_its_status_and_code() {
         ("web.shop:80", user("no-such-context"), 404, "unknown-context"),
         ("www.example.com:443", String::new(), 403, "elsewhere"),
         ("127.0.0.1:80", String::new(), 403, "elsewhere"),
-        ("web.shop:80", user("demo-nobody"), 502, "forbidden"),
+        ("web.shop:80", user("demo-nobody"), 403, "forbidden"),
         ("tools.shop:7000", String::new(), 502, "refused"),
         ("broken.shop:80", String::new(), 503, "not-ready"),
         ("web.shop", String::new(), 400, "connect"),
@@ -103,6 +103,115 @@ async fn each_refusal_of_connect_has_its_status_and_code() {
     ] {
         assert_eq!(refused(&app, authority, &headers).await, (status, code.to_owned()), "{authority} {headers}");
     }
+    app.demo.faults().answer("/services/web", Some(500));
+    assert_eq!(refused(&app, "web.shop:80", "").await.0, 502);
+    app.demo.faults().answer("/services/web", None);
+    app.demo.faults().delay("/services/tools", Some(10 * PATIENCE));
+    assert_eq!(refused(&app, "tools.shop:8080", "").await, (504, "timeout".to_owned()));
+    app.demo.faults().delay("/services/tools", None);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn hosts_of_other_networks_are_reached_only_where_that_is_allowed_and_never_near_ones() {
+    let app = TestApp::start("proxy: {elsewhere: direct}\n").await;
+    let whole = |host: &str, headers: &str| {
+        format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n")
+    };
+    let near = [
+        "127.0.0.1:1".to_owned(),
+        format!("127.0.0.1:{}", app.http.port()),
+        "10.0.0.1:80".to_owned(),
+        "192.168.1.1:80".to_owned(),
+        "169.254.169.254:80".to_owned(),
+        "[::1]:80".to_owned(),
+        "[fd00::1]:80".to_owned(),
+        "[::ffff:127.0.0.1]:80".to_owned(),
+    ];
+    for host in &near {
+        assert_eq!(refused(&app, host, "").await, (403, "elsewhere".to_owned()), "{host}");
+        // To this machine by a name of its own a browser gets the page of adit.
+        if !host.contains("127.") && host != "[::1]:80" {
+            let (status, said) = app.request(&whole(host, "")).await;
+            assert_eq!(status, 403, "{host}: {said}");
+        }
+    }
+    // A name that only the internet could know, and does not.
+    assert_eq!(refused(&app, "nobody.of.invalid:443", "").await, (502, "direct".to_owned()));
+    let (status, said) = app.request(&whole("nobody.of.invalid", "")).await;
+    assert!(status == 502 && said.contains("its name is not known"), "{status} {said}");
+    // It could have been a Service.
+    let (status, said) = app.request(&whole("nobody.invalid", "")).await;
+    assert!(status == 502 && said.contains("cannot reach nobody.invalid:80"), "{status} {said}");
+    assert_eq!(app.request(&whole("none.shop.svc", "")).await.0, 404, "names of the cluster stay there");
+    assert_eq!(app.request(&whole("web.shop", "")).await.0, 200);
+    // A context is named: that is for the cluster.
+    assert_eq!(app.request(&whole("nobody.of.invalid", &user("demo"))).await.0, 403);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_context_that_only_reads_is_closed_to_connections_that_could_write() {
+    let app = TestApp::start("contexts: {prod: {name: demo, methods: [GET]}}\n").await;
+    for (authority, headers) in [("web.shop:80", String::new()), ("web.shop.localhost:80", user("prod"))] {
+        assert_eq!(refused(&app, authority, &headers).await, (403, "read-only".to_owned()), "{authority}");
+        let host = authority.split(':').next().unwrap();
+        assert_eq!(crate::socks::connect(app.http, None, host, 80).await.err(), Some(2), "{host}");
+    }
+    let whole = |method: &str| {
+        format!(
+            "{method} http://web.shop/whoami HTTP/1.1\r\nHost: web.shop\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    };
+    assert_eq!((app.request(&whole("GET")).await.0, app.request(&whole("POST")).await.0), (200, 403));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_web_page_can_send_reaches_nothing() {
+    let app = TestApp::start("").await;
+    let (name, foreign) = ("web.shop.svc.cluster.local", "Origin: https://evil.example\r\nConnection: close\r\n");
+    let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let length = |body: &str| format!("Content-Length: {}\r\n", body.len());
+    let connect = format!("CONNECT {name}:80 HTTP/1.1\r\nHost: {name}\r\n\r\n");
+    let socks = "\x05\x01\x00\x05\x01\x00\x03\x08web.shop\x00\x50";
+    let requests = [
+        // A page whose name was rebound to our address.
+        format!("GET /whoami HTTP/1.1\r\nHost: {name}\r\n{foreign}\r\n"),
+        format!(
+            "GET /whoami HTTP/1.1\r\nHost: {name}\r\n{upgrade}Origin: https://evil.example\r\nConnection: upgrade, close\r\n\r\n"
+        ),
+        // A body, and what would be behind it for a lenient reader.
+        format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}{}\r\n{connect}", length(&connect)),
+        format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}{}\r\n{socks}", length(socks)),
+        format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n{connect}"),
+        format!("GET //{name}/whoami HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}\r\n"),
+        format!("GET http:{name}/ HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}\r\n"),
+    ];
+    for request in &requests {
+        let (_, said) = app.request(request).await;
+        assert!(!said.contains("web-6d5f-"), "{request}: {said}");
+    }
+    assert_eq!(app.demo.faults().requests_seen("/services/web"), 0, "the cluster was not asked");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_proxy_with_an_address_of_its_own_is_there_and_nowhere_else() {
+    let port = crate::process::free_port().await;
+    let app = TestApp::start(&format!("proxy: {{listen: '127.0.0.1:{port}'}}\n")).await;
+    assert_eq!(refused(&app, "web.shop:80", "").await.0, 400);
+    let whole = "GET http://web.shop/whoami HTTP/1.1\r\nHost: web.shop\r\nConnection: close\r\n\r\n";
+    assert_eq!(app.request(whole).await.0, 404);
+    let (_, script) = app.get("adit.localhost", "/proxy.pac").await;
+    assert!(script.contains(&format!("PROXY 127.0.0.1:{port}")), "{script}");
+    let own = ([127, 0, 0, 1], port).into();
+    let mut stream = TcpStream::connect::<std::net::SocketAddr>(own).await.unwrap();
+    stream.write_all(whole.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(crate::socks::connect(own, None, "web.shop", 80).await.is_ok());
     app.finish().await;
 }
 
@@ -221,10 +330,22 @@ async fn curl_uses_it_as_an_http_proxy() {
 }
 
 #[tokio::test]
-async fn three_hundred_connects_at_once_are_served() {
+async fn a_thousand_connects_in_parallel_are_served() {
+    adit::cli::up::raise_open_file_limit();
     let app = TestApp::start("").await;
-    let all = (0..300).map(|_| async { connect(&app, "tools.shop:7000", "").await.map(drop).is_ok() });
-    let served = futures::future::join_all(all).await.into_iter().filter(|is_served| *is_served).count();
-    assert_eq!(served, 300);
+    // All are open at the same time: each says something once the last one is connected.
+    let all = (0..1_000).map(|_| connect(&app, "tools.shop:7000", ""));
+    let open: Vec<TcpStream> = futures::future::join_all(all).await.into_iter().flatten().collect();
+    assert_eq!(open.len(), 1_000);
+    let all = open.into_iter().enumerate().map(|(number, mut stream)| async move {
+        let word = format!("word {number}");
+        stream.write_all(word.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut back = String::new();
+        timeout(2 * PATIENCE, stream.read_to_string(&mut back)).await.expect("an end").unwrap();
+        back == word
+    });
+    let right = futures::future::join_all(all).await.into_iter().filter(|is_right| *is_right).count();
+    assert_eq!(right, 1_000);
     app.finish().await;
 }

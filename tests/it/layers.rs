@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("html", &[]),
     ("tls", &[]),
     ("trust", &[]),
+    ("dns", &[]),
     ("config", &["wire"]),
     ("routing", &["wire", "config"]),
     ("k8s", &["config", "routing", "io", "wire", "telemetry", "tls"]),

@@ -171,6 +171,32 @@ fn tcp_route(ip: &str, port: u16) -> String {
 }
 
 #[tokio::test]
+async fn two_names_of_one_port_share_a_tunnel_whichever_comes_first() {
+    for names_first in [true, false] {
+        let process = Process::start("", &[]).await;
+        let by_name = async || assert!(process.serves("web.shop.localhost").await);
+        let by_socks = async || {
+            for (host, port) in [("web.shop", 80), ("web.shop.svc.cluster.local", 80), ("web.shop.localhost", 80)] {
+                assert!(crate::socks::connect(process.http, None, host, port).await.is_ok(), "{host}:{port}");
+            }
+        };
+        match names_first {
+            true => (by_name().await, by_socks().await),
+            false => (by_socks().await, by_name().await),
+        };
+        assert!(process.serves("80.web.shop.localhost").await);
+        let status = process.status().await;
+        assert_eq!(status.matches("demo/shop/web").count(), 1, "{status}");
+        // Another port of a Service is another tunnel.
+        for port in [7000, 443] {
+            assert!(crate::socks::connect(process.http, None, "tools.shop", port).await.is_ok(), "{port}");
+        }
+        let status = process.status().await;
+        assert_eq!(status.matches("demo/shop/tools:").count(), 2, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn status_shows_a_tunnel_and_stop_ends_it() {
     let process = Process::start("", &[]).await;
     assert!(process.status().await.contains("no tunnels"));

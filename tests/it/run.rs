@@ -1,5 +1,6 @@
 //! `adit run`: a command with the demo cluster at local ports.
 
+mod proxy;
 mod terminal;
 
 use std::{

@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, TestApp};
 /// What a client of SOCKS5 has: a stream, or the code of the reply.
 type Socks = Result<TcpStream, u8>;
 
-async fn connect(proxy: SocketAddr, user: Option<&str>, host: &str, port: u16) -> Socks {
+pub async fn connect(proxy: SocketAddr, user: Option<&str>, host: &str, port: u16) -> Socks {
     let name = [&[3, u8::try_from(host.len()).unwrap()][..], host.as_bytes()].concat();
     request(proxy, user, 1, &name, port).await
 }
@@ -109,7 +109,9 @@ async fn replies_tell_why_there_is_no_connection() {
         (None, "web.shop", 81, 4),
         (None, "example.com", 443, 4),
         (None, "www.example.com", 443, 2),
-        (None, "192.168.0.1", 80, 2),
+        (None, "192.168.0.1", 80, 4),
+        (None, "127.0.0.2", 80, 2),
+        (None, "169.254.169.254", 80, 2),
         (None, "localhost", 80, 2),
         (Some("demo-nobody"), "web.shop", 80, 2),
         (Some("no-such-context"), "web.shop", 80, 4),
@@ -122,6 +124,9 @@ async fn replies_tell_why_there_is_no_connection() {
     assert_eq!(code(&app, None, "tools.shop", 7000).await, None);
     app.demo.faults().answer("/services/web", Some(503));
     assert_eq!(code(&app, None, "web.shop", 80).await, Some(3));
+    app.demo.faults().delay("/services/tools", Some(10 * PATIENCE));
+    assert_eq!(code(&app, None, "tools.shop", 8080).await, Some(6));
+    app.demo.faults().delay("/services/tools", None);
     assert_eq!(request(app.http, None, 2, b"\x01\x0a\x00\x00\x05", 80).await.unwrap_err(), 7);
     app.finish().await;
 }
@@ -137,6 +142,52 @@ async fn a_context_that_is_closed_to_names_without_a_route_is_closed_to_socks() 
         }
     }
     assert_eq!(app.demo.faults().requests_seen("/services/web"), 0, "the cluster was not asked");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn cluster_ips_and_addresses_of_pods_are_reached() {
+    let app = TestApp::start("contexts: {d: {name: demo, dynamic: allow}}\n").await;
+    let text = |kind: &'static str, namespace: &str, name: &str, path: &str| {
+        let object = app.demo.world().get(kind, namespace, name).unwrap();
+        object.pointer(path).unwrap().as_str().unwrap().to_owned()
+    };
+    let of_service = text("services", "shop", "web", "/spec/clusterIP");
+    let of_pod = text("pods", "shop", "web-6d5f-b2", "/status/podIP");
+    let name = format!("{}.shop.pod.cluster.local", of_pod.replace('.', "-"));
+    for (host, port, body) in
+        [(&of_service, 80, "web-6d5f-"), (&of_pod, 8080, "web-6d5f-b2"), (&name, 8080, "web-6d5f-b2")]
+    {
+        let answer =
+            get(connect(app.http, None, host, port).await.unwrap_or_else(|code| panic!("{host}: {code}"))).await;
+        assert!(answer.contains("200 OK") && answer.contains(body), "{host}: {answer}");
+    }
+    // The other form of an address.
+    let four: std::net::Ipv4Addr = of_service.parse().unwrap();
+    let address = [&[1][..], &four.octets()].concat();
+    let reached = request(app.http, Some("demo"), 1, &address, 80).await;
+    assert!(get(reached.unwrap()).await.contains("200 OK"));
+    let (status, body) = app
+        .request(&format!("GET http://{of_service}/whoami HTTP/1.1\r\nHost: {of_service}\r\nConnection: close\r\n\r\n"))
+        .await;
+    assert!(status == 200 && body.starts_with("web-6d5f-"), "{status} {body}");
+    assert_eq!(code(&app, None, &of_service, 81).await, Some(4), "the Service has no such port");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn hosts_of_other_networks_have_their_codes_too() {
+    let app = TestApp::start("proxy: {elsewhere: direct}\n").await;
+    for (user, host, wanted) in [
+        (None, "127.0.0.1", 2),
+        (None, "10.0.0.1", 2),
+        (None, "localhost", 2),
+        (None, "nobody.of.invalid", 4),
+        (None, "nobody.invalid", 4),
+        (Some("demo"), "nobody.of.invalid", 2),
+    ] {
+        assert_eq!(code(&app, user, host, 80).await, Some(wanted), "{host} as {user:?}");
+    }
     app.finish().await;
 }
 

@@ -13,7 +13,6 @@ use adit::trust::Authority;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 use rustls::{
     ServerConfig,
-    crypto::ring,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 use tokio::{
@@ -51,7 +50,7 @@ pub async fn server(home: &Path, name: &str) -> u16 {
     let key = KeyPair::generate().unwrap();
     let leaf = params.signed_by(&key, &authority.issuer().unwrap()).unwrap();
     let chain = vec![leaf.der().clone(), authority.issuing().clone()];
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = ServerConfig::builder_with_provider(adit::tls::provider());
     let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let acceptor = TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).unwrap()));

@@ -117,6 +117,8 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
     let name = match &pods.workload {
         Workload::Service(service) => service.clone(),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
+        // Its Service or pod is not known here.
+        Workload::Address(_) => return None,
     };
     let port = match &pods.port {
         PortRef::Number(port) => format!(":{port}"),

@@ -137,6 +137,8 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
     let object = match &pods.workload {
         Workload::Service(service) => format!("svc/{service}"),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
+        // kubectl takes no address.
+        Workload::Address(_) => return None,
     };
     let (context, namespace) = (quoted(&pods.cluster.context.0), &pods.namespace);
     Some(format!("kubectl --context {context} -n {namespace} port-forward {object} :{port}"))

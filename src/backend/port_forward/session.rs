@@ -21,12 +21,13 @@ use super::{
     pool::{PodPool, SHRINK_AFTER},
 };
 use crate::{
-    backend::{CloseReason, ConnectError, Endpoint, Placement, Session, SessionGauges, StreamFault},
-    config::Namespace,
+    backend::{CloseReason, ConnectError, Endpoint, Placement, ServicePort, Session, SessionGauges, StreamFault},
+    config::{Namespace, PortRef},
     io::{BoxedIo, abandoned::Ends},
     k8s::{
         client::Cluster,
         endpoints::{Reachable, ReadyPod},
+        ports::choose_port,
         resolve::Resolution,
         upgrade::Upgraded,
         watch::follow,
@@ -41,6 +42,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct TargetSession {
     shared: Arc<Shared>,
     endpoint: Endpoint,
+    /// Those of the Service, where it is one.
+    ports: Vec<ServicePort>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -73,6 +76,7 @@ impl TargetSession {
             port: resolution.port.clone(),
             protocol: upgraded.transport.name(),
         };
+        let ports = resolution.ports;
         let shared = Arc::new(Shared {
             cluster,
             namespace: resolution.namespace,
@@ -101,7 +105,7 @@ impl TargetSession {
                 shared.lock().iter().for_each(|pool| pool.shrink());
             }
         });
-        Self { shared, endpoint, tasks: [follow, shrink] }
+        Self { shared, endpoint, ports, tasks: [follow, shrink] }
     }
 
     /// `wanted`: the pod that is tried first.
@@ -261,6 +265,10 @@ impl Session for TargetSession {
 
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    fn leads_to(&self, port: &PortRef) -> bool {
+        choose_port(&self.ports, port).is_some_and(|port| port.number == self.endpoint.port.number)
     }
 
     fn pods(&self) -> Vec<String> {

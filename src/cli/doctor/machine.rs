@@ -13,7 +13,6 @@ use super::{
 use crate::{
     admin::{api::answers::Status as Running, socket},
     config::problem::LoadError,
-    io::accept,
     listener::bind::{self, BindError},
 };
 
@@ -65,9 +64,11 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
     };
     let wanted = bind::wanted(&scope.router.config);
     let (mut checks, mut free) = (Vec::new(), Vec::new());
+    // One command allows all of them.
+    let lowest = wanted.iter().map(|wanted| wanted.key.1.port()).filter(|port| *port > 0).min();
     for wanted in wanted {
         let (kind, address) = wanted.key;
-        match accept::listen(address) {
+        match bind::listen(address) {
             Ok(_) => free.push(address.to_string()),
             // A machine without IPv6 does without the address beside.
             Err(error) if wanted.beside.is_some() && error.kind() != std::io::ErrorKind::AddrInUse => {}
@@ -96,6 +97,10 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
                     (true, _) if owner.is_some() => {
                         let pid = owner.map(|owner| owner.pid).unwrap_or_default();
                         check.fix(error.hint().unwrap_or_default(), Some(format!("kill {pid}")))
+                    }
+                    _ if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
+                        let command = bind::allow(lowest.unwrap_or(address.port()));
+                        check.fix("let ordinary users listen on low ports, or choose higher ones", command)
                     }
                     _ => check.fix(error.hint().unwrap_or_default(), None),
                 });
@@ -158,9 +163,14 @@ fn of_names(found: &[SocketAddr]) -> Check {
         (true, false) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to 127.0.0.1"),
         (false, true) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to ::1"),
         (false, false) => Check::new(ID, GROUP, Status::Warn, "this system does not resolve names below localhost")
-            .detail(Some("browsers and curl resolve them by themselves; other programs need each name in /etc/hosts"))
-            .fix("write the names that they need into /etc/hosts", Some(hosts())),
+            .detail(Some("browsers and curl resolve them by themselves; other programs do not"))
+            .fix("have the system resolve them", Some(resolved())),
     }
+}
+
+/// macOS asks no service that could answer for them.
+fn resolved() -> String {
+    if cfg!(target_os = "linux") { "sudo adit dns install".to_owned() } else { hosts() }
 }
 
 fn hosts() -> String {

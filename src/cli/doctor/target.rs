@@ -48,6 +48,7 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
         Workload::Service(name) => format!("service {namespace}/{name}"),
         Workload::Pod(name) => format!("pod {namespace}/{name}"),
         Workload::PodOfService { pod, .. } => format!("pod {namespace}/{pod}"),
+        Workload::Address(address) => format!("address {address}"),
     };
     let port = if pods.jump.is_some() { PortRef::Auto } else { pods.port.clone() };
     let resolving = match pods.jump {

@@ -5,7 +5,7 @@ use super::*;
 impl Walk {
     pub(super) fn http(&mut self, node: &Node, config: &mut Config) -> bool {
         let Some(map) = self.map(node, HTTP) else { return false };
-        if let Some(listen) = self.field(&map, "listen", Self::listen) {
+        if let Some(listen) = self.field(&map, "listen", Self::listens) {
             config.http.listen = listen;
         }
         config.http.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.http.idle_timeout);

@@ -8,11 +8,17 @@ impl Walk {
         let mut proxy = ForwardProxy::default();
         if let Value::Scalar { text, .. } = &node.value {
             if !matches!(text.as_str(), "off" | "false") {
-                self.wrong::<()>(node, "off, or the keys elsewhere and cluster_domain", None);
+                self.wrong::<()>(node, "off, or the keys listen, elsewhere and cluster_domain", None);
             }
             return None;
         }
         let Some(map) = self.map(node, PROXY) else { return Some(proxy) };
+        let listen = self.field(&map, "listen", |walk, node| {
+            let addresses = walk.listen(node)?;
+            walk.claim(&addresses, node.place, "proxy.listen");
+            Some(addresses)
+        });
+        proxy.listen = listen.unwrap_or_default();
         let elsewhere = self.field(&map, "elsewhere", |walk, node| match walk.text(node)?.as_str() {
             "refuse" => Some(Elsewhere::Refuse),
             "direct" => Some(Elsewhere::Direct),

@@ -1,6 +1,7 @@
 //! Values of one word or a few, each with what is expected in its place.
 
 use super::{claims::ListenIp, *};
+use crate::config::listen::overlap;
 
 impl Walk {
     pub(super) fn boolean(&mut self, node: &Node) -> Option<bool> {
@@ -167,6 +168,24 @@ impl Walk {
             Ok(ip) => Some(vec![SocketAddr::new(ip, port)]),
             Err(_) => self.wrong(node, "an IP address and a port", Some("write 127.0.0.1:8989")),
         }
+    }
+
+    /// One address, or a list of them.
+    pub(super) fn listens(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
+        let Value::List(list) = &node.value else { return self.listen(node) };
+        if list.is_empty() {
+            return self.wrong(node, "at least one address", Some("write 127.0.0.1:8989"));
+        }
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for node in list {
+            let addresses = self.listen(node)?;
+            if let Some(twice) = addresses.iter().find(|address| all.iter().any(|other| overlap(*other, **address))) {
+                self.problem(node.place, &format!("{twice} is in the list already"), Some("remove one of the two"));
+                return None;
+            }
+            all.extend(addresses);
+        }
+        Some(all)
     }
 
     pub(super) fn listen_ip(&mut self, node: &Node) -> Option<ListenIp> {

@@ -5,8 +5,13 @@ use http_body_util::BodyExt;
 
 use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, rules, upgrade};
 use crate::{
+    frontend::{
+        Connection,
+        forward::{Asked, is_internet},
+    },
     guard::{normaliser::Refused, origin},
     routing::{Route, table},
+    tunnel::Blame,
     wire::http1::Refusal,
 };
 
@@ -23,8 +28,14 @@ impl HttpFrontend {
     /// Answers a request for adit itself. None: it is for somebody else.
     pub(super) fn own(&self, request: &Request<Body>, exchange: &mut Exchange) -> Option<Response<Body>> {
         let authority = authority(request).ok()?;
-        let port = exchange.arrival.connection.local.port();
-        let response = self.sites.answer(&table::normalise(&authority), request, port)?;
+        let host = table::normalise(&authority);
+        let Connection { local, door, .. } = &*exchange.arrival.connection;
+        // To a forward proxy, the address of a pod is that of a pod.
+        if request.uri().scheme().is_some() && !door.is_closed() && table::is_own_name(&host) && !table::is_here(&host)
+        {
+            return None;
+        }
+        let response = self.sites.answer(&host, request, local.port())?;
         exchange.access.host(&authority);
         exchange.access.answered(response.status(), response.headers());
         Some(response.map(|body| exchange.track(body).boxed_unsync()))
@@ -38,7 +49,8 @@ impl HttpFrontend {
         if self.identity.is_loop(request.headers()) {
             return Err(pages::in_a_circle(&host));
         }
-        let route = self.sites.route(&host, request).map_err(|page| match page.code {
+        let door = &exchange.arrival.connection.door;
+        let route = self.sites.route(&host, request, door).map_err(|page| match page.code {
             pages::INDEX => page.with_hints(self.waits()),
             _ => page,
         })?;
@@ -50,6 +62,25 @@ impl HttpFrontend {
         rules::check_replay(request, &route)?;
         self.check_rules(request, &route)?;
         Ok(Admitted { route, authority, host })
+    }
+
+    /// Returns the host of another network that a request may be for, where such hosts may be reached.
+    pub(super) fn elsewhere(&self, request: &Request<Body>, exchange: &Exchange) -> Option<Asked> {
+        let host = table::normalise(&authority(request).ok()?);
+        self.sites.elsewhere(&host, request, &exchange.arrival.connection.door)
+    }
+
+    /// Returns whether a host is none of the cluster. `admitted`: what became of the request for it.
+    pub(super) async fn is_elsewhere(&self, asked: &Asked, admitted: &Result<Admitted, Page>) -> bool {
+        match admitted {
+            Ok(_) if is_internet(&asked.host) => true,
+            Ok(Admitted { route, .. }) if asked.has_two_meanings() => {
+                let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
+                acquired.is_err_and(|error| error.blame() == Blame::Asked)
+            }
+            Err(page) => page.code == pages::ELSEWHERE,
+            Ok(_) => false,
+        }
     }
 
     /// Returns what the page of adit's own names says beside its list.

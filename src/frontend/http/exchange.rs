@@ -15,7 +15,7 @@ use super::{
     access::{Access, Tracked},
     body::{Body, body_of},
     error_page::Page,
-    http2, pages,
+    http2, pages, sites,
 };
 use crate::{
     drain::Drain,
@@ -55,7 +55,9 @@ pub struct Exchange {
 impl HttpFrontend {
     /// Answers a request.
     pub(super) async fn answer(&self, request: Request<Body>, arrival: Arrival) -> Response<Body> {
-        let request = match self.answer_own(request, &arrival).await {
+        let is_locked = locked(&arrival, &request).is_some();
+        let own = if is_locked { Err(request) } else { self.answer_own(request, &arrival).await };
+        let request = match own {
             Ok(response) => return response,
             Err(request) => request,
         };
@@ -65,7 +67,7 @@ impl HttpFrontend {
         }
         let mut exchange =
             Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone(), keeps);
-        let refusal = exchange.refusal();
+        let refusal = exchange.refusal().or_else(|| locked(&exchange.arrival, &request));
         if refusal.is_none()
             && let Some(response) = self.own(&request, &mut exchange)
         {
@@ -75,6 +77,12 @@ impl HttpFrontend {
             Some(page) => Err(page),
             None => self.admit(&request, &mut exchange),
         };
+        if let Some(asked) = self.elsewhere(&request, &exchange)
+            && self.is_elsewhere(&asked, &admitted).await
+        {
+            let answered = self.direct(request, &asked, &mut exchange).await;
+            return exchange.end(answered);
+        }
         let answered = match admitted {
             Ok(admitted) => {
                 let request = exchange.access.record(request);
@@ -154,4 +162,11 @@ impl Exchange {
         let body = if self.is_head { Bytes::new() } else { body };
         Response::from_parts(parts, self.track(body_of(body)).boxed_unsync())
     }
+}
+
+/// Returns the page where the listener needs a password, and the request does not give it.
+fn locked(arrival: &Arrival, request: &Request<Body>) -> Option<Page> {
+    let door = &arrival.connection.door;
+    let admitted = door.is_private().then(|| door.context(sites::credentials(request).as_ref()))?;
+    admitted.err().map(pages::locked)
 }

@@ -23,6 +23,7 @@ pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, port: u16) -
     let is_ours = !has_route && (host == HOST || table::is_own_name(host));
     let is_asked = is_ours && request.uri().path() == PATH && matches!(*request.method(), Method::GET | Method::HEAD);
     let proxy = router.config.proxy.as_ref().filter(|_| is_asked)?;
+    let port = proxy.listen.first().map_or(port, std::net::SocketAddr::port);
     let body =
         if request.method() == Method::HEAD { String::new() } else { script(router, &proxy.cluster_domain, port) };
     let mut response = Response::new(body_of(body));

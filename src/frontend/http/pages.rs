@@ -10,7 +10,7 @@ use http::{
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
     config::{DASHBOARD_HOST, HttpOptions, PortRef, Workload},
-    frontend::protocol,
+    frontend::{door::NoPassword, protocol},
     guard::{normaliser::Refused, origin::Foreign},
     routing::{PodTarget, Route, RouteError, hostname::DynamicName},
     tunnel::{Lease, OpenError, SignInReport},
@@ -19,6 +19,9 @@ use crate::{
 
 /// How much of an answer that is no HTTP is shown, in bytes.
 const MOST_SHOWN: usize = 60;
+
+/// The code of a host of another network.
+pub const ELSEWHERE: &str = "elsewhere";
 
 /// The code of the page of adit's own names.
 pub const INDEX: &str = "index";
@@ -46,6 +49,17 @@ pub fn index(has_dashboard: bool) -> Page {
     });
     page.links = has_dashboard.then(|| ("the dashboard".to_owned(), DASHBOARD_HOST.to_owned())).into_iter().collect();
     page
+}
+
+/// Returns the page for a client that has not given the password of a private port.
+pub fn locked(locked: NoPassword) -> Page {
+    Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "proxy-password", locked.to_string())
+}
+
+/// Returns the page for a host of another network that was not reached. `host`: with its port.
+pub fn undirected(host: &str, reason: &str, is_timeout: bool) -> Page {
+    let status = if is_timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+    Page { cause: Some(reason.to_owned()), ..Page::new(status, "direct", format!("cannot reach {host}")) }
 }
 
 /// Returns the page for a request that was refused for what it looks like.

@@ -21,7 +21,7 @@ use crate::{
     io::{BoxedIo, prefixed::Prefixed},
     metrics::Metrics,
     routing::{Router, SharedRouter},
-    tunnel::OpenError,
+    tunnel::{ClusterError, OpenError},
     wire::{
         connect::{self, Malformed},
         http1::{self, Refusal},
@@ -62,7 +62,10 @@ impl ConnectFrontend {
         };
         connection.place.settle();
         let asked = match connect::parse(&head) {
-            Ok(connect::Connect { host, port, user }) => Asked { context: user, host, port },
+            Ok(connect::Connect { host, port, credentials }) => match connection.door.context(credentials.as_ref()) {
+                Ok(context) => Asked { context, host, port },
+                Err(locked) => return refuse(&mut stream, pages::locked(locked)).await,
+            },
             Err(malformed) => return refuse(&mut stream, malformed_page(malformed)).await,
         };
         let (host, port) = (&asked.host, asked.port);
@@ -115,12 +118,16 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
     match error {
         ForwardError::Route(error) => pages::of_route(error, router.config.dashboard),
         ForwardError::Open(route, OpenError::Stream(fault)) => Page::of_stream(fault, &route.target.to_string()),
-        ForwardError::Open(route, error) => pages::unopened(error, host, route),
-        ForwardError::Direct { host, reason, is_timeout } => {
-            let status = if *is_timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-            let page = Page::new(status, "direct", format!("cannot reach {host}"));
-            Page { cause: Some(reason.clone()), ..page }
+        ForwardError::Open(route, error) => {
+            let page = pages::unopened(error, host, route);
+            // A client of a proxy sees no page: its status has to tell what is denied from what is broken.
+            let is_denied = matches!(error, OpenError::Cluster(ClusterError::Forbidden { .. }));
+            Page { status: if is_denied { StatusCode::FORBIDDEN } else { page.status }, ..page }
         }
+        ForwardError::ReadOnly(rule) => {
+            Page { hint: Some(rule.unlock()), ..Page::new(StatusCode::FORBIDDEN, error.code(), error.to_string()) }
+        }
+        ForwardError::Direct { host, reason, is_timeout } => pages::undirected(host, reason, *is_timeout),
     }
 }
 

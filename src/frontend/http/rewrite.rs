@@ -38,6 +38,7 @@ impl Names {
                 all.push(pod.clone());
             }
             (None, Workload::Pod(pod)) => all.push(pod.clone()),
+            (None, Workload::Address(address)) => all.push(address.to_string()),
         }
         let host = if all[0].contains(':') { format!("[{}]", all[0]) } else { all[0].clone() };
         let default = if scheme == Scheme::Https { 443 } else { 80 };

@@ -33,6 +33,11 @@ impl ReadOnly {
         Some(Self { context: context.clone(), alias: alias.clone(), methods })
     }
 
+    /// Returns the command that lifts the rules for a while.
+    pub fn unlock(&self) -> String {
+        format!("adit unlock {} --for 15m", self.alias)
+    }
+
     fn lists(&self) -> String {
         self.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
     }
@@ -41,7 +46,12 @@ impl ReadOnly {
 impl HttpFrontend {
     /// Returns whether the context of a route takes only some methods at the moment.
     pub fn has_rules(&self, route: &Route) -> bool {
-        self.sites.read_only(route).is_some_and(|rule| self.locks.time_left(&rule.context.0).is_none())
+        self.rule(route).is_some()
+    }
+
+    /// Returns the methods that the context of a route takes at the moment. None: every one, and all other protocols.
+    pub fn rule(&self, route: &Route) -> Option<ReadOnly> {
+        self.sites.read_only(route).filter(|rule| self.locks.time_left(&rule.context.0).is_none())
     }
 
     /// Checks that a request may go to the context of its route.
@@ -65,7 +75,7 @@ impl HttpFrontend {
         let title = format!("context {} takes only {}", rule.context, rule.lists());
         Err(Page {
             cause: Some(format!("the request is {what}, and contexts.{}.methods does not have it", rule.alias)),
-            hint: Some(format!("adit unlock {} --for 15m", rule.alias)),
+            hint: Some(rule.unlock()),
             ..Page::new(StatusCode::FORBIDDEN, "read-only", title)
         })
     }

@@ -11,9 +11,10 @@ use http::{
 
 use super::{body::Body, error_page::Page, pac, pages, rules::ReadOnly};
 use crate::{
-    config::HttpOptions,
+    config::{Elsewhere, HttpOptions},
+    frontend::{door::Door, forward::Asked},
     routing::{Route, RouteError, Router, table},
-    wire::connect::basic_user,
+    wire::connect::{Credentials, basic},
 };
 
 /// Gives each request its route.
@@ -23,9 +24,17 @@ pub trait Sites: Send + Sync + 'static {
 
     /// Returns the route of a request. `host`: whom it is for, in lower case, without port.
     ///
+    /// `door`: whether it came to a forward proxy.
+    ///
     /// # Errors
     /// There is none: the page to answer with.
-    fn route(&self, host: &str, request: &Request<Body>) -> Result<Route, Page>;
+    fn route(&self, host: &str, request: &Request<Body>, door: &Door) -> Result<Route, Page>;
+
+    /// Returns the host of another network that a request to a forward proxy may be for, if no pod has its name.
+    fn elsewhere(&self, host: &str, request: &Request<Body>, door: &Door) -> Option<Asked> {
+        let _ = (host, request, door);
+        None
+    }
 
     /// Returns the methods that the context of a route takes. None: every one.
     fn read_only(&self, route: &Route) -> Option<ReadOnly>;
@@ -43,12 +52,17 @@ impl Sites for ArcSwap<Router> {
         pac::answer(request, &self.load(), host, port)
     }
 
-    fn route(&self, host: &str, request: &Request<Body>) -> Result<Route, Page> {
+    fn route(&self, host: &str, request: &Request<Body>, door: &Door) -> Result<Route, Page> {
         let router = self.load();
         let is_own = table::is_own_name(host);
-        let route = router.http(host).or_else(|error| match is_for_a_proxy(request, &router) && !is_own {
-            true => forwarded(request, &router, error),
-            false => Err(error),
+        let route = router.http(host).or_else(|error| match to_proxy(request, &router, door) {
+            Some(asked) if !table::is_here(host) => {
+                let route = router.forward(asked.context.as_deref(), &asked.host, asked.port)?;
+                // The client knows the names that redirects lead to.
+                let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
+                Ok(Route { options: Arc::new(options), ..route })
+            }
+            _ => Err(error),
         });
         route.map_err(|error| match error {
             RouteError::Unknown { .. } if is_own => pages::index(router.config.dashboard),
@@ -58,6 +72,13 @@ impl Sites for ArcSwap<Router> {
 
     fn read_only(&self, route: &Route) -> Option<ReadOnly> {
         ReadOnly::of(&self.load().config, route)
+    }
+
+    fn elsewhere(&self, host: &str, request: &Request<Body>, door: &Door) -> Option<Asked> {
+        let router = self.load();
+        let is_direct = router.config.proxy.as_ref().is_some_and(|proxy| proxy.elsewhere == Elsewhere::Direct);
+        let asked = to_proxy(request, &router, door).filter(|_| is_direct && !table::is_here(host))?;
+        (asked.context.is_none() && router.http(host).is_err()).then_some(asked)
     }
 
     /// The HTTP listener speaks TLS, too.
@@ -73,19 +94,18 @@ impl Sites for ArcSwap<Router> {
     }
 }
 
-/// Returns whether a request is one to a forward proxy: its target is a whole URL, which no web page can make a browser send.
-fn is_for_a_proxy<B>(request: &Request<B>, router: &Router) -> bool {
+/// Returns what a request to a forward proxy asks for: its target is a whole URL, which no web page can make a browser send.
+fn to_proxy<B>(request: &Request<B>, router: &Router, door: &Door) -> Option<Asked> {
     let is_whole = request.version() < Version::HTTP_2 && request.uri().scheme() == Some(&uri::Scheme::HTTP);
-    is_whole && router.config.proxy.is_some()
+    if !is_whole || router.config.proxy.is_none() || door.is_closed() {
+        return None;
+    }
+    let context = door.context(credentials(request).as_ref()).ok()?;
+    let host = request.uri().host()?.trim_matches(['[', ']']).to_owned();
+    Some(Asked { context, host, port: request.uri().port_u16().unwrap_or(80) })
 }
 
-/// Returns the route of a request to the forward proxy. `error`: what its host means otherwise.
-fn forwarded<B>(request: &Request<B>, router: &Router, error: RouteError) -> Result<Route, RouteError> {
-    let user = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| basic_user(value.to_str().ok()?));
-    let Some(host) = request.uri().host() else { return Err(error) };
-    let port = request.uri().port_u16().unwrap_or(80);
-    let route = router.forward(user.as_deref(), host.trim_matches(['[', ']']), port)?;
-    // The client knows the names that redirects lead to.
-    let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
-    Ok(Route { options: Arc::new(options), ..route })
+/// Returns the credentials that a request gives a proxy.
+pub fn credentials<B>(request: &Request<B>) -> Option<Credentials> {
+    basic(request.headers().get(PROXY_AUTHORIZATION)?.to_str().ok()?)
 }

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{ContextName, Scheme, validate},
+    frontend::door::Door,
     io::{abandoned::Ends, accept::Place},
     routing::{Contexts, Router, Target},
     tunnel::{Endpoint, OpenError, ServicePort},
@@ -168,8 +169,14 @@ impl World {
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
         let address = "127.0.0.1:8989".parse().unwrap();
-        let connection =
-            Arc::new(Connection { id: 1, peer: address, local: address, ends: None, place: Place::uncounted() });
+        let connection = Arc::new(Connection {
+            id: 1,
+            peer: address,
+            local: address,
+            ends: None,
+            place: Place::uncounted(),
+            door: Door::Open,
+        });
         self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
         near
     }

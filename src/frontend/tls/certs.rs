@@ -199,7 +199,7 @@ impl Authority {
 /// Returns a serial number that no other certificate has: by default it would be a digest of the key, which all leaves share, and Firefox
 /// refuses a second certificate of one issuer and number. 16 bytes, positive (RFC 5280, section 4.1.2.2).
 fn serial() -> Result<SerialNumber, MintError> {
-    let random = ring::default_provider().secure_random;
+    let random = crate::tls::provider().secure_random;
     let mut bytes = [0; 16];
     random.fill(&mut bytes).map_err(|_| "the system gives no random numbers")?;
     bytes[0] = bytes[0] & 0x7f | 0x40;

@@ -44,7 +44,7 @@ impl InCluster {
     pub fn workload(self, asked: Workload) -> (Namespace, Workload) {
         let of_asked = match asked {
             Workload::PodOfService { pod, .. } => Some(pod),
-            Workload::Service(_) | Workload::Pod(_) => None,
+            Workload::Service(_) | Workload::Pod(_) | Workload::Address(_) => None,
         };
         let workload = match self.pod.or(of_asked) {
             Some(pod) => Workload::PodOfService { pod, service: self.service },

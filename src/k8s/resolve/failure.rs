@@ -31,6 +31,7 @@ impl Lookup<'_> {
         match workload {
             Workload::Service(name) => format!("service {}/{name}", self.namespace),
             Workload::Pod(name) | Workload::PodOfService { pod: name, .. } => format!("pod {}/{name}", self.namespace),
+            Workload::Address(address) => format!("address {address}"),
         }
     }
 

@@ -1,0 +1,247 @@
+//! Whether programs of this system resolve names below `localhost`, and how that is changed: glibc asks the services that
+//! `/etc/nsswitch.conf` names, and `myhostname` of systemd answers for every such name (nss-myhostname(8)).
+//!
+//! Browsers and curl resolve these names by themselves; this is for all other programs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The file, below the root folder, and our copy of it as it was.
+const FILE: &str = "etc/nsswitch.conf";
+const COPY: &str = "etc/nsswitch.conf.before-adit";
+
+/// The service that answers for names below localhost, and its library.
+const SERVICE: &str = "myhostname";
+const LIBRARY: &str = "libnss_myhostname.so.2";
+
+/// Where libraries are; those of Debian have a folder for each architecture.
+const FOLDERS: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
+
+/// What is the case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The system asks this service, which answers for names below localhost.
+    Asks(&'static str),
+    /// It asks none that does.
+    Lacks,
+    /// The file cannot be changed without root.
+    NeedsRoot,
+    /// The library is missing: the commands of distributions that install it.
+    NeedsPackage(String),
+    Failed(String),
+}
+
+/// The system below a root folder: `/`, but in tests.
+pub struct System {
+    root: PathBuf,
+}
+
+impl System {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Returns whether names below localhost are resolved, as far as the file tells.
+    pub fn look(&self) -> State {
+        match fs::read_to_string(self.file()) {
+            Ok(text) => service(&text).map_or(State::Lacks, State::Asks),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Has the system ask `myhostname`. Nothing happens where names are resolved already.
+    pub fn install(&self) -> State {
+        let text = match fs::read_to_string(self.file()) {
+            Ok(text) => text,
+            Err(error) => return self.failed(&error),
+        };
+        if let Some(service) = service(&text) {
+            return State::Asks(service);
+        }
+        if !self.has_library() {
+            let commands = "apt install libnss-myhostname, dnf install systemd-libs, or pacman -S systemd-libs";
+            return State::NeedsPackage(format!("{LIBRARY} is missing: {commands}"));
+        }
+        let Some(changed) = with_service(&text) else {
+            return State::Failed(format!("{} has no line 'hosts:'", self.file().display()));
+        };
+        let written = self.write(COPY, &text).and_then(|()| self.write(FILE, &changed));
+        written.map_or_else(|error| self.failed(&error), |()| self.look())
+    }
+
+    /// Takes back what [`install`](Self::install) has done: the file is byte for byte what it was, unless somebody else has changed it
+    /// since; then the service alone is removed.
+    pub fn uninstall(&self) -> State {
+        let (before, now) = match (fs::read_to_string(self.root.join(COPY)), fs::read_to_string(self.file())) {
+            (Ok(before), Ok(now)) => (before, now),
+            // It was never installed.
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return self.look(),
+            (Err(error), _) | (_, Err(error)) => return self.failed(&error),
+        };
+        let is_ours = with_service(&before).is_some_and(|changed| changed == now);
+        let restored = if is_ours { before } else { without_service(&now) };
+        let written = self.write(FILE, &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
+        written.map_or_else(|error| self.failed(&error), |()| self.look())
+    }
+
+    /// Returns the file that is changed.
+    pub fn file(&self) -> PathBuf {
+        self.root.join(FILE)
+    }
+
+    fn has_library(&self) -> bool {
+        FOLDERS.iter().map(|folder| self.root.join(folder)).any(|folder| {
+            let of_architectures = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            folder.join(LIBRARY).exists() || of_architectures.into_iter().any(|folder| folder.join(LIBRARY).exists())
+        })
+    }
+
+    /// Writes a file as a whole: every program reads it.
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        let (file, temporary) = (self.root.join(file), self.root.join(format!("{file}.new")));
+        fs::write(&temporary, text)?;
+        fs::set_permissions(&temporary, fs::metadata(self.file())?.permissions())?;
+        fs::rename(temporary, file)
+    }
+
+    fn failed(&self, error: &io::Error) -> State {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => State::NeedsRoot,
+            io::ErrorKind::NotFound => State::Failed(format!("this system has no {}", self.file().display())),
+            _ => State::Failed(format!("{}: {error}", self.file().display())),
+        }
+    }
+}
+
+/// Returns the services of the line `hosts:`, and where the list stands in the text.
+fn hosts(text: &str) -> Option<(usize, &str)> {
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let content = line.split('#').next().unwrap_or_default();
+        if let Some(list) = content.trim_start().strip_prefix("hosts:") {
+            let start = at + (content.len() - list.len());
+            return Some((start, list));
+        }
+        at += line.len();
+    }
+    None
+}
+
+/// Returns the first service that answers for names below localhost.
+fn service(text: &str) -> Option<&'static str> {
+    let (_, list) = hosts(text)?;
+    list.split_whitespace().find_map(|word| [SERVICE, "resolve"].into_iter().find(|service| *service == word))
+}
+
+/// Returns the text with the service before all that ask the network. None: it has no line for it.
+fn with_service(text: &str) -> Option<String> {
+    let (start, list) = hosts(text)?;
+    let files = list.find("files").map(|at| at + "files".len());
+    let is_word = |at: &usize| list[*at..].chars().next().is_none_or(char::is_whitespace);
+    let at = start + files.filter(is_word).unwrap_or(0);
+    Some(format!("{} {SERVICE}{}", &text[..at], &text[at..]))
+}
+
+fn without_service(text: &str) -> String {
+    let Some((start, list)) = hosts(text) else { return text.to_owned() };
+    let word = format!(" {SERVICE}");
+    let is_word = |at: &usize| list[at + word.len()..].chars().next().is_none_or(char::is_whitespace);
+    match list.find(&word).filter(is_word) {
+        Some(at) => format!("{}{}", &text[..start + at], &text[start + at + word.len()..]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBIAN: &str =
+        "# /etc/nsswitch.conf\n\npasswd:         files\nhosts:          files dns # names\nnetworks:       files\n";
+
+    fn system(text: Option<&str>, has_library: bool) -> (tempfile::TempDir, System) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("etc")).unwrap();
+        if let Some(text) = text {
+            fs::write(root.path().join(FILE), text).unwrap();
+        }
+        let libraries = root.path().join("usr/lib/x86_64-linux-gnu");
+        fs::create_dir_all(&libraries).unwrap();
+        if has_library {
+            fs::write(libraries.join(LIBRARY), "").unwrap();
+        }
+        let system = System::new(root.path());
+        (root, system)
+    }
+
+    #[test]
+    fn the_file_is_changed_in_one_word_and_restored_byte_for_byte() {
+        let (root, system) = system(Some(DEBIAN), true);
+        assert_eq!(system.look(), State::Lacks);
+        for _ in 0..2 {
+            assert_eq!(system.install(), State::Asks(SERVICE));
+        }
+        let changed = fs::read_to_string(system.file()).unwrap();
+        assert_eq!(changed, DEBIAN.replace("files dns #", "files myhostname dns #"));
+        for _ in 0..2 {
+            assert_eq!(system.uninstall(), State::Lacks);
+        }
+        assert_eq!(fs::read_to_string(system.file()).unwrap(), DEBIAN);
+        let left: Vec<_> =
+            fs::read_dir(root.path().join("etc")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["nsswitch.conf"]);
+    }
+
+    #[test]
+    fn what_somebody_else_has_changed_meanwhile_stays() {
+        let (_root, system) = system(Some(DEBIAN), true);
+        assert_eq!(system.install(), State::Asks(SERVICE));
+        let changed = fs::read_to_string(system.file()).unwrap() + "shadow: files\n";
+        fs::write(system.file(), changed).unwrap();
+        assert_eq!(system.uninstall(), State::Lacks);
+        assert_eq!(fs::read_to_string(system.file()).unwrap(), format!("{DEBIAN}shadow: files\n"));
+    }
+
+    #[test]
+    fn systems_that_need_nothing_or_lack_something_are_left_alone() {
+        let resolved = DEBIAN.replace("files dns", "files resolve [!UNAVAIL=return] dns");
+        let own = DEBIAN.replace("files dns", "files dns myhostname");
+        for (text, has_library, wanted) in [
+            (Some(resolved.as_str()), false, Some(State::Asks("resolve"))),
+            (Some(&own), true, Some(State::Asks(SERVICE))),
+            (Some(DEBIAN), false, None),
+            (Some("passwd: files\n"), true, None),
+            (None, true, None),
+        ] {
+            let (root, system) = system(text, has_library);
+            let found = system.install();
+            match wanted {
+                Some(wanted) => assert_eq!(found, wanted),
+                None => assert!(matches!(found, State::NeedsPackage(_) | State::Failed(_)), "{found:?}"),
+            }
+            assert_eq!(fs::read_to_string(root.path().join(FILE)).ok().as_deref(), text);
+            assert!(!root.path().join(COPY).exists());
+        }
+    }
+
+    #[test]
+    fn the_line_is_found_in_each_of_its_forms() {
+        for (text, changed) in [
+            ("hosts: files dns\n", "hosts: files myhostname dns\n"),
+            ("hosts:\tfiles\n", "hosts:\tfiles myhostname\n"),
+            (
+                "  hosts:files mdns4_minimal [NOTFOUND=return] dns",
+                "  hosts:files myhostname mdns4_minimal [NOTFOUND=return] dns",
+            ),
+            ("hosts: dns\n", "hosts: myhostname dns\n"),
+            ("#hosts: files\nhosts: files # hosts: x\n", "#hosts: files\nhosts: files myhostname # hosts: x\n"),
+        ] {
+            assert_eq!(with_service(text).as_deref(), Some(changed));
+            assert_eq!(without_service(changed), text);
+        }
+        assert_eq!(with_service("#hosts: files\n"), None);
+        assert_eq!(service("hosts: files # myhostname\n"), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! A request of the forward proxy to a host of another network, where the configuration allows it: on a connection of its own.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::PathAndQuery};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tower::BoxError;
+
+use super::{
+    HttpFrontend,
+    body::{Body, innermost},
+    error_page::Page,
+    exchange::Exchange,
+    headers, pages,
+};
+use crate::{
+    drain::Drain,
+    frontend::forward::{Asked, ForwardError, direct},
+};
+
+/// How long a host may take to begin its answer: as browsers wait.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
+impl HttpFrontend {
+    /// Sends a request to its host, and returns the client's answer.
+    pub(super) async fn direct(
+        &self,
+        mut request: Request<Body>,
+        asked: &Asked,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Body>, Page> {
+        let stream = direct(asked).await.map_err(|error| match error {
+            ForwardError::Direct { host, reason, is_timeout } => pages::undirected(&host, &reason, is_timeout),
+            ForwardError::Route(error) => Page::of_route(&error),
+            ForwardError::ReadOnly(_) => Page::new(http::StatusCode::FORBIDDEN, error.code(), error.to_string()),
+            ForwardError::Open(route, error) => pages::unopened(&error, &asked.host, &route),
+        })?;
+        headers::remove_hop_by_hop(request.headers_mut());
+        self.identity.mark(request.headers_mut(), exchange.version);
+        let sending = send(stream, request, &exchange.arrival.drain);
+        let host = format!("{}:{}", asked.host, asked.port);
+        let response = match timeout(ANSWER_TIMEOUT, sending).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(pages::undirected(&host, &innermost(&error), false)),
+            Err(_) => return Err(pages::undirected(&host, "it does not answer", true)),
+        };
+        exchange.access.answered(response.status(), response.headers());
+        Ok(response.map(|body| exchange.track(body).boxed_unsync()))
+    }
+}
+
+/// Sends a request for a whole URL as its host expects it, and returns the answer as a proxy passes it on.
+async fn send<S>(stream: S, mut request: Request<Body>, drain: &Drain) -> hyper::Result<Response<Body>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if let Some(authority) = request.uri().authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        // The target has the last word (RFC 9112, section 3.2.2).
+        request.headers_mut().insert(HOST, host);
+    }
+    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    let builder = &mut http1::Builder::new();
+    let (mut sender, connection) =
+        builder.preserve_header_case(true).handshake::<_, Body>(TokioIo::new(stream)).await?;
+    // What goes wrong on the connection is told to the request on it.
+    drain.spawn(async move { drop(connection.await) });
+    let mut response = sender.send_request(request).await?;
+    headers::remove_hop_by_hop(response.headers_mut());
+    // The sender keeps the connection until the body has been read.
+    Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::{CONNECTION, UPGRADE};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::frontend::http::body::body_of;
+
+    #[tokio::test]
+    async fn a_host_gets_the_path_and_its_own_name_and_the_client_the_whole_answer() {
+        let (near, mut far) = duplex(64 * 1024);
+        let host = tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\nbody") {
+                assert_ne!(far.read_buf(&mut head).await.unwrap(), 0, "{head:?}");
+            }
+            let answer = "HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+            far.write_all(answer.as_bytes()).await.unwrap();
+            for chunk in ["3\r\none\r\n", "5\r\n, two\r\n", "0\r\n\r\n"] {
+                tokio::task::yield_now().await;
+                far.write_all(chunk.as_bytes()).await.unwrap();
+            }
+            String::from_utf8(head).unwrap()
+        });
+        let request = Request::post("http://example.com:8080/a?b").header(HOST, "other").body(body_of("body"));
+        let drain = Drain::new();
+        let response = send(near, request.unwrap(), &drain).await.unwrap();
+        assert!(!response.headers().contains_key(UPGRADE) && !response.headers().contains_key(CONNECTION));
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one, two");
+        let head = host.await.unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("post /a?b http/1.1\r\n") && head.contains("host: example.com:8080\r\n"), "{head}");
+    }
+}
