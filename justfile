@@ -116,3 +116,9 @@ packages:
     target/dist/adit package target/package
     cargo deb --no-build
     cargo generate-rpm
+
+# The pages of docs/ that the program writes: the configuration, the API and the command line
+docs:
+    cargo run --locked -q -- schema -o markdown > docs/configuration.md
+    cargo run --locked -q -- schema --api > docs/api.schema.json
+    cargo run --locked -q -- package target/package && cp target/package/cli.md docs/reference/cli.md

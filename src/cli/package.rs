@@ -1,6 +1,7 @@
 //! `adit package`: what packages hold beside the binary, and the manifests of package managers.
 
 mod manifests;
+mod reference;
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
@@ -62,6 +63,9 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     };
     let units = systemd::files(&service("/usr/bin/adit", defaults::loopback(defaults::PORT)), "".as_ref());
     let agent = launchd::file(&service("/usr/local/bin/adit", Vec::new()), "".as_ref(), None);
+    let mut root = scope::apply(Cli::command());
+    root.build();
+    files.push((PathBuf::from("cli.md"), reference::markdown(&root).into_bytes()));
     files.extend(units.into_iter().chain([agent]).map(|file| (file.path, file.text.into_bytes())));
     Ok(files)
 }

@@ -767,6 +767,25 @@ async fn client_certificates_are_presented_as_by_kubectl() {
         let user = format!("{{token: \"$TOKEN\", {user}}}");
         oracle.judge_text(case, &text.replace("{token: \"$TOKEN\"}", &user), &[], verdict).await;
     }
+    for (case, status, verdict) in [
+        (
+            "a plugin's token and certificate",
+            json!({"token": "$TOKEN", "clientCertificateData": certificate, "clientKeyData": client.serialize_pem()}),
+            Works,
+        ),
+        (
+            "a plugin's certificate with a foreign key",
+            json!({"token": "$TOKEN", "clientCertificateData": certificate, "clientKeyData": KEY_OF_VERSION_1}),
+            Refused("does not belong"),
+        ),
+        ("a plugin without a certificate", json!({"token": "$TOKEN"}), Refused("wants a client certificate")),
+    ] {
+        let version = "client.authentication.k8s.io/v1";
+        let credential = json!({"kind": "ExecCredential", "apiVersion": version, "status": status}).to_string();
+        let file = oracle.write("credential.json", oracle.fill(&credential).as_bytes());
+        let user = plugin("v1", &format!("cat {}", file.display()), &[]);
+        oracle.judge_text(case, &text.replace("{token: \"$TOKEN\"}", &user), &[], &verdict).await;
+    }
     task.abort();
 }
 

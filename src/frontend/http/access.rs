@@ -13,7 +13,11 @@ use tokio::time::Instant;
 use tower::BoxError;
 use tracing::info;
 
-use super::{body::Body, recorded, upstream::pool::Returning};
+use super::{
+    body::{Body, innermost},
+    recorded,
+    upstream::pool::Returning,
+};
 use crate::{
     guard::normaliser::Busy,
     journal::{
@@ -246,6 +250,14 @@ impl Tracked {
     }
 }
 
+/// Returns how an answer broke off, for `adit status`.
+fn broken(error: &BoxError) -> String {
+    match error.downcast_ref::<hyper::Error>() {
+        Some(error) if error.is_incomplete_message() => "the pod closed the connection within its answer".to_owned(),
+        _ => format!("the answer broke off: {}", innermost(&**error)),
+    }
+}
+
 impl HttpBody for Tracked {
     type Data = Bytes;
     type Error = BoxError;
@@ -271,7 +283,7 @@ impl HttpBody for Tracked {
             }
             Poll::Ready(Some(Err(error))) => {
                 if let (Some(lease), Some(access)) = (&this.lease, &mut this.access) {
-                    lease.note_error(error);
+                    lease.note_error(&broken(error));
                     access.error = Some("broken");
                 }
             }
