@@ -25,6 +25,7 @@ use super::{
     api::{
         ROOT,
         answers::{Failure, Overview, Problem},
+        feed::{Change, Snapshot},
         open::{OpenAnswer, OpenRequest, PROTOCOL},
     },
     endpoints::{self, Reach},
@@ -272,18 +273,41 @@ pub async fn events(socket: &Path) -> io::Result<Events> {
     Ok(Events(BufReader::new(io).lines()))
 }
 
+/// What a running adit tells.
+pub enum Update {
+    Snapshot(Box<Snapshot>),
+    Change(Box<Change>),
+}
+
 /// The events of a running adit.
 pub struct Events(Lines<BufReader<UnixStream>>);
 
 impl Events {
+    /// Waits for the next event. None: the process has ended, or is of another version.
+    pub async fn next(&mut self) -> Option<Update> {
+        let mut is_snapshot = false;
+        loop {
+            let line = self.0.next_line().await.ok()??;
+            if let Some(name) = line.strip_prefix("event: ") {
+                is_snapshot = name == "snapshot";
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                return match is_snapshot {
+                    true => serde_json::from_str(data).ok().map(Update::Snapshot),
+                    false => serde_json::from_str(data).ok().map(Update::Change),
+                };
+            }
+        }
+    }
+
     /// Waits until the facts of the process are told: at first, and after each reload. None: it has ended.
     pub async fn next_status(&mut self) -> Option<Overview> {
         loop {
-            let line = self.0.next_line().await.ok()??;
-            let Some(data) = line.strip_prefix("data: ") else { continue };
-            let mut event: serde_json::Value = serde_json::from_str(data).ok()?;
-            if let Ok(status) = serde_json::from_value(event["status"].take()) {
-                return Some(status);
+            match self.next().await? {
+                Update::Snapshot(snapshot) => return Some(snapshot.status),
+                Update::Change(change) => match change.status {
+                    Some(status) => return Some(status),
+                    None => continue,
+                },
             }
         }
     }

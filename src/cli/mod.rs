@@ -26,6 +26,7 @@ pub mod service;
 pub mod status;
 pub mod stop;
 pub mod supervise;
+mod top;
 mod trust;
 pub mod ui;
 pub mod unlock;
@@ -133,6 +134,8 @@ enum Command {
     Browser(browser::Args),
     /// Show the tunnels of the running adit
     Status(status::Args),
+    /// Show the running adit in the terminal, live
+    Top(top::Args),
     /// Open the dashboard of the running adit
     Ui(ui::Args),
     /// Let a context that is read-only take every method for a while
@@ -217,6 +220,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),
         Command::Jump(args) => return block_on(jump::run(globals, args)),
+        Command::Top(args) => return block_on(top::run(globals, args)),
         Command::Ui(args) => return block_on(ui::run(globals, args)),
         Command::Unlock(args) => return block_on(unlock::run(globals, args)),
         Command::Stop(args) => return block_on(stop::run(globals, args)),

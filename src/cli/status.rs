@@ -45,8 +45,13 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             print(&format!("{first}{text}"))?;
             sleep(EVERY).await;
         },
-        None => print(&all(globals).await?),
+        None => once(globals).await,
     }
+}
+
+/// Prints the tunnels once.
+pub async fn once(globals: &Globals) -> Result<(), CliError> {
+    print(&all(globals).await?)
 }
 
 async fn all(globals: &Globals) -> Result<String, CliError> {

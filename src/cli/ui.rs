@@ -28,10 +28,15 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     if args.print {
         return print(&format!("{url}\n"));
     }
-    if OPENERS.iter().any(|program| opens(program, &url)) {
+    if open(&url) {
         return print("opened the dashboard in your browser; 'adit ui --print' prints a link\n");
     }
     print(&format!("no program opens a browser here; open this within a minute:\n{url}\n"))
+}
+
+/// Opens a URL in the user's browser. Returns whether a program did.
+pub fn open(url: &str) -> bool {
+    OPENERS.iter().any(|program| opens(program, url))
 }
 
 fn opens(program: &str, url: &str) -> bool {

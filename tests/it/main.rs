@@ -40,5 +40,6 @@ mod support;
 mod tcp;
 mod tls;
 mod trust;
+mod top;
 mod tunnels;
 mod watches;

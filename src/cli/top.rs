@@ -1,0 +1,647 @@
+//! `adit top`: the running adit in a terminal, live.
+
+mod clipboard;
+mod model;
+mod panes;
+mod screen;
+mod terminal;
+
+use std::{
+    io::{BufRead, IsTerminal, Write, stdin, stdout},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+
+use self::{
+    model::Model,
+    panes::{Line, Pane, View},
+    screen::Look,
+    terminal::Screen,
+};
+use super::{Globals, report::CliError, status, ui};
+use crate::admin::{
+    api::answers::{Log, LogRow, RequestAnswer, TunnelAnswer},
+    socket::{self, Update},
+};
+
+/// Between two drawings, however much happens.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two drawings where nothing happens: rates fall, and connections idle.
+const DRAW_AT_LEAST: Duration = Duration::from_secs(1);
+
+/// Until another attempt to connect.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a message stands.
+const MESSAGE: Duration = Duration::from_secs(4);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "? lists the keys. Without a terminal it is 'adit status'.")]
+pub struct Args {}
+
+/// What the keys go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Mode {
+    Table,
+    /// The filter, while it is typed.
+    Filter(String),
+    /// A question, and what is done with yes: a path of the API.
+    Ask(String, String),
+    /// A title, lines, and how far they are scrolled.
+    Detail(String, Vec<String>, u16),
+    Help,
+}
+
+/// What is shown.
+struct App {
+    model: Model,
+    look: Look,
+    pane: Pane,
+    /// By pane.
+    views: [View; 3],
+    /// The key of the selected line, and where it was.
+    selected: [(Option<String>, usize); 3],
+    offsets: [usize; 3],
+    mode: Mode,
+    message: Option<String>,
+    is_wide: bool,
+    is_connected: bool,
+    /// How many lines the table has.
+    height: usize,
+}
+
+/// What comes from the adit that is shown.
+enum News {
+    Event(Update),
+    /// The lines of its log, newest first, from before the first event.
+    Log(Vec<LogRow>),
+}
+
+/// What a key asks for that takes longer than a drawing.
+#[derive(Debug, PartialEq, Eq)]
+enum Wish {
+    Quit,
+    Suspend,
+    /// A POST to a path of the API.
+    Post(String),
+    /// The details of a tunnel or a request.
+    Tunnel(String),
+    Request(String),
+    Copy(String, &'static str),
+    CopyCommand(String),
+    Open(String),
+}
+
+pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
+    if !stdout().is_terminal() || !stdin().is_terminal() {
+        return status::once(globals).await;
+    }
+    let socket = choose(globals).await?;
+    let look = Look {
+        has_colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        has_unicode: has_unicode(|name| std::env::var(name).ok()),
+    };
+    // Before the terminal is taken: a signal that comes between is not lost.
+    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    let mut app = App::new(look);
+    let mut screen = Screen::open()?;
+    let (updates_tx, mut updates) = mpsc::channel(16);
+    let reading = tokio::spawn(read(socket.clone(), updates_tx));
+    let mut keys = keys();
+    let mut message_until = Instant::now();
+    let mut drawn = None::<Instant>;
+    let mut is_dirty = true;
+    loop {
+        if is_dirty && drawn.is_none_or(|drawn| drawn.elapsed() >= DRAW_EVERY) {
+            screen.terminal.draw(|frame| screen::draw(frame, &mut app))?;
+            (drawn, is_dirty) = (Some(Instant::now()), false);
+        }
+        let wait = if is_dirty { DRAW_EVERY } else { DRAW_AT_LEAST };
+        let next = drawn.map_or_else(Instant::now, |drawn| drawn + wait);
+        let wish = tokio::select! {
+            Some(update) = updates.recv() => {
+                app.take(update);
+                None
+            }
+            event = keys.recv() => match event {
+                Some(Event::Key(key)) if key.kind != KeyEventKind::Release => app.key(key),
+                Some(_) => None,
+                // Standard input is at its end.
+                None => Some(Wish::Quit),
+            },
+            () = sleep_until(next) => None,
+            _ = terminate.recv() => Some(Wish::Quit),
+            _ = hang_up.recv() => Some(Wish::Quit),
+        };
+        is_dirty = true;
+        let said = match wish {
+            None => None,
+            Some(Wish::Quit) => break,
+            Some(Wish::Suspend) => {
+                screen.suspend()?;
+                drawn = None;
+                None
+            }
+            Some(wish) => Some(act(&socket, &mut app, wish).await),
+        };
+        if let Some(said) = said.filter(|said| !said.is_empty()) {
+            (app.message, message_until) = (Some(said), Instant::now() + MESSAGE);
+        } else if message_until <= Instant::now() {
+            app.message = None;
+        }
+    }
+    reading.abort();
+    Ok(())
+}
+
+/// Returns the socket of the adit that is meant; asks where several run.
+async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
+    let mut found = status::find(globals).await?;
+    if found.len() > 1 {
+        let mut out = stdout();
+        for (at, (_, status)) in found.iter().enumerate() {
+            let address = status.overview.http.first().map(ToString::to_string).unwrap_or_default();
+            let context = status.overview.context.as_deref().unwrap_or("no context");
+            writeln!(out, "{}  {address}  {context}  pid {}", at + 1, status.overview.pid)?;
+        }
+        write!(out, "which one? [1] ")?;
+        out.flush()?;
+        let mut answer = String::new();
+        stdin().lock().read_line(&mut answer)?;
+        let chosen = if answer.trim().is_empty() { Some(1) } else { answer.trim().parse::<usize>().ok() };
+        match chosen.filter(|chosen| (1..=found.len()).contains(chosen)) {
+            Some(chosen) => return Ok(found.swap_remove(chosen - 1).0),
+            None => return Err(CliError::usage(format!("{:?} is none of the numbers", answer.trim()))),
+        }
+    }
+    Ok(found.swap_remove(0).0)
+}
+
+/// Returns whether the locale is UTF-8: the first variable that is set says so (POSIX, section 8.2).
+fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
+    set.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
+}
+
+/// Reads events and connects again, until nobody takes them.
+async fn read(socket: PathBuf, updates: mpsc::Sender<Option<News>>) {
+    loop {
+        if let Ok(mut events) = socket::events(&socket).await {
+            if let Ok(log) = socket::get::<Log>(&socket, "log").await
+                && updates.send(Some(News::Log(log.log))).await.is_err()
+            {
+                return;
+            }
+            while let Some(update) = events.next().await {
+                if updates.send(Some(News::Event(update))).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if updates.send(None).await.is_err() {
+            return;
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Reads keys in a thread: a terminal is read by blocking.
+fn keys() -> mpsc::Receiver<Event> {
+    let (keys_tx, keys) = mpsc::channel(64);
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if keys_tx.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    });
+    keys
+}
+
+/// Does what takes longer, and returns what is said of it.
+async fn act(socket: &Path, app: &mut App, wish: Wish) -> String {
+    match wish {
+        Wish::Quit | Wish::Suspend => String::new(),
+        Wish::Post(path) => match socket::post(socket, &path).await {
+            Ok(()) if path.ends_with("/stop") => "stopped".to_owned(),
+            Ok(()) if path.ends_with("/replay") => "sent again".to_owned(),
+            Ok(()) => "another session opens".to_owned(),
+            Err(error) => format!("failed: {error}"),
+        },
+        Wish::Tunnel(id) => {
+            match socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await {
+                Ok(found) => app.mode = Mode::Detail(id, tunnel_lines(&found), 0),
+                Err(error) => return error.to_string(),
+            }
+            String::new()
+        }
+        Wish::Request(id) => {
+            match socket::get::<RequestAnswer>(socket, &format!("requests/{id}")).await {
+                Ok(found) => app.mode = Mode::Detail(format!("request {id}"), request_lines(&found), 0),
+                Err(error) => return error.to_string(),
+            }
+            String::new()
+        }
+        Wish::Copy(text, what) => match clipboard::copy(&text) {
+            Ok(()) => format!("copied {what}: {text}"),
+            Err(error) => error.to_string(),
+        },
+        Wish::CopyCommand(id) => match app.pane {
+            Pane::Requests => match socket::get::<RequestAnswer>(socket, &format!("requests/{id}")).await {
+                Ok(found) => match found.exchange {
+                    Some(kept) => copied(&kept.curl),
+                    None => "its headers are not kept".to_owned(),
+                },
+                Err(error) => error.to_string(),
+            },
+            _ => match socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await {
+                Ok(found) => {
+                    found.kubectl.map_or_else(|| "kubectl has no command for this".to_owned(), |text| copied(&text))
+                }
+                Err(error) => error.to_string(),
+            },
+        },
+        Wish::Open(id) => {
+            let found = socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await;
+            let url = found.ok().and_then(|found| found.names.into_iter().find(|name| name.starts_with("http")));
+            match url {
+                Some(url) if ui::open(&url) => format!("opened {url}"),
+                Some(url) => format!("no program opens a browser here: {url}"),
+                None => "no URL leads there".to_owned(),
+            }
+        }
+    }
+}
+
+fn copied(text: &str) -> String {
+    clipboard::copy(text).map_or_else(|error| error.to_string(), |()| "copied the command".to_owned())
+}
+
+fn tunnel_lines(found: &TunnelAnswer) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(tunnel) = &found.tunnel {
+        lines.push(format!("state       {}", tunnel.state));
+        lines.push(format!("pods        {}", tunnel.pods.join(", ")));
+        lines.push(format!("protocol    {}", tunnel.protocol.as_deref().unwrap_or("-")));
+        lines.push(format!("streams     {} open, {} in all", tunnel.streams, tunnel.streams_total));
+        lines.push(format!("requests    {}, {} failed", tunnel.requests, tunnel.errors));
+        lines.push(format!("bytes       {} down, {} up", amount(tunnel.bytes_down), amount(tunnel.bytes_up)));
+        if let (Some(p50), Some(p95)) = (tunnel.first_byte_ms.p50, tunnel.first_byte_ms.p95) {
+            lines.push(format!("first byte  p50 {p50} ms, p95 {p95} ms"));
+        }
+        lines.extend(tunnel.last_error.as_ref().map(|error| format!("last error  {error}")));
+    } else {
+        lines.push("closed".to_owned());
+    }
+    lines.extend(found.names.iter().map(|name| format!("name        {name}")));
+    lines.extend(found.kubectl.iter().map(|command| format!("kubectl     {command}")));
+    lines.extend([String::new(), "events, newest first".to_owned()]);
+    lines.extend(
+        found.events.iter().map(|event| format!("{}  {:<10} {}", panes::clock(&event.time), event.event, event.text)),
+    );
+    lines
+}
+
+fn request_lines(found: &RequestAnswer) -> Vec<String> {
+    let row = &found.request;
+    let mut lines = vec![
+        format!("{} {}{}", row.method.as_deref().unwrap_or(&row.kind), row.host, row.path),
+        format!("status      {}", row.status.map_or_else(|| "-".to_owned(), |status| status.to_string())),
+        format!("pod         {}", row.pod.as_deref().unwrap_or("-")),
+        format!("tunnel      {}", row.tunnel.as_deref().unwrap_or("-")),
+    ];
+    let millis = |name: &str, millis: Option<f64>| millis.map(|millis| format!("{name}{millis} ms"));
+    lines.extend(millis("tunnel      ", row.tunnel_ms));
+    lines.extend(millis("first byte  ", row.first_byte_ms));
+    lines.extend(millis("all         ", row.took_ms));
+    lines.push(format!("bytes       {} down, {} up", amount(row.bytes_down), amount(row.bytes_up)));
+    lines.extend(row.error.as_ref().map(|error| format!("error       {error}")));
+    if let Some(kept) = &found.exchange {
+        for (title, headers) in [("request", &kept.request_headers), ("answer", &kept.response_headers)] {
+            lines.extend([String::new(), title.to_owned()]);
+            lines.extend(headers.iter().map(|(name, value)| format!("  {name}: {value}")));
+        }
+        lines.extend([String::new(), kept.curl.clone()]);
+        lines.extend(kept.no_replay.as_ref().map(|reason| format!("no replay: {reason}")));
+    }
+    lines
+}
+
+/// Returns an amount of bytes in few characters: `1.5M`.
+fn amount(bytes: u64) -> String {
+    let (mut amount, mut unit) = (bytes as f64, 0);
+    while amount >= 1024.0 && unit < 4 {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let name = ["B", "K", "M", "G", "T"][unit];
+    if unit == 0 { format!("{bytes}B") } else { format!("{amount:.1}{name}") }
+}
+
+impl App {
+    fn new(look: Look) -> Self {
+        Self {
+            model: Model::default(),
+            look,
+            pane: Pane::default(),
+            views: Default::default(),
+            selected: Default::default(),
+            offsets: [0; 3],
+            mode: Mode::Table,
+            message: None,
+            is_wide: false,
+            is_connected: false,
+            height: 1,
+        }
+    }
+
+    /// Takes news. None: there is no connection.
+    fn take(&mut self, news: Option<News>) {
+        self.is_connected = news.is_some();
+        match news {
+            Some(News::Event(Update::Snapshot(snapshot))) => self.model.snapshot(*snapshot),
+            Some(News::Event(Update::Change(change))) => self.model.change(*change),
+            Some(News::Log(lines)) => self.model.log(lines),
+            None => {}
+        }
+    }
+
+    /// Returns where the selected line is: the one of the same key, else the one that has taken its place.
+    fn select(&mut self, lines: &[Line]) -> Option<usize> {
+        let (key, before) = &mut self.selected[self.pane as usize];
+        let found = key.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key));
+        let at = found.or((!lines.is_empty()).then(|| (*before).min(lines.len() - 1)))?;
+        // At the top it stays at the top: what is new is seen.
+        if key.is_some() {
+            *key = Some(lines[at].key.clone());
+        }
+        *before = at;
+        Some(at)
+    }
+
+    /// Returns the first line that is shown, so that the selected one is.
+    fn offset(&mut self, selected: Option<usize>, count: usize, height: usize) -> usize {
+        let offset = &mut self.offsets[self.pane as usize];
+        let selected = selected.unwrap_or(0);
+        *offset = (*offset).min(count.saturating_sub(height)).min(selected);
+        if height > 0 && selected >= *offset + height {
+            *offset = selected + 1 - height;
+        }
+        *offset
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        panes::lines(&self.model, self.pane, &self.views[self.pane as usize])
+    }
+
+    fn move_by(&mut self, by: isize) {
+        let lines = self.lines();
+        let Some(at) = self.select(&lines) else { return };
+        let to = at.saturating_add_signed(by).min(lines.len() - 1);
+        self.selected[self.pane as usize] = ((to > 0).then(|| lines[to].key.clone()), to);
+    }
+
+    /// Returns the key of the selected line.
+    fn current(&mut self) -> Option<String> {
+        let lines = self.lines();
+        self.select(&lines).map(|at| lines[at].key.clone())
+    }
+
+    /// Returns the tunnel of the selected line.
+    fn tunnel(&mut self) -> Option<String> {
+        let key = self.current()?;
+        match self.pane {
+            Pane::Tunnels => Some(key),
+            Pane::Requests => self.model.requests.get(&key.parse().ok()?)?.tunnel.clone(),
+            Pane::Log => None,
+        }
+    }
+
+    fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+        if key.modifiers.contains(KeyModifiers::CONTROL) {
+            return match key.code {
+                KeyCode::Char('c') => Some(Wish::Quit),
+                KeyCode::Char('z') => Some(Wish::Suspend),
+                _ => None,
+            };
+        }
+        match &mut self.mode {
+            Mode::Filter(text) => {
+                match key.code {
+                    KeyCode::Char(each) => text.push(each),
+                    KeyCode::Backspace => drop(text.pop()),
+                    KeyCode::Enter => {
+                        self.views[self.pane as usize].filter = std::mem::take(text);
+                        self.mode = Mode::Table;
+                        return None;
+                    }
+                    KeyCode::Esc => {
+                        self.views[self.pane as usize].filter.clear();
+                        self.mode = Mode::Table;
+                        return None;
+                    }
+                    _ => {}
+                }
+                // It filters while it is typed.
+                self.views[self.pane as usize].filter.clone_from(text);
+                None
+            }
+            Mode::Ask(_, path) => {
+                let path = std::mem::take(path);
+                self.mode = Mode::Table;
+                matches!(key.code, KeyCode::Char('y' | 'Y')).then_some(Wish::Post(path))
+            }
+            Mode::Detail(_, lines, scroll) => {
+                let most = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+                match key.code {
+                    KeyCode::Char('j') | KeyCode::Down => *scroll = (*scroll + 1).min(most),
+                    KeyCode::Char('k') | KeyCode::Up => *scroll = scroll.saturating_sub(1),
+                    KeyCode::PageDown => *scroll = (*scroll + 10).min(most),
+                    KeyCode::PageUp => *scroll = scroll.saturating_sub(10),
+                    KeyCode::Char('q' | 'Q') | KeyCode::Esc | KeyCode::Enter => self.mode = Mode::Table,
+                    _ => {}
+                }
+                None
+            }
+            Mode::Help => {
+                self.mode = Mode::Table;
+                None
+            }
+            Mode::Table => self.table_key(key.code),
+        }
+    }
+
+    fn table_key(&mut self, code: KeyCode) -> Option<Wish> {
+        let page = isize::try_from(self.height.max(2) - 1).unwrap_or(1);
+        let view = &mut self.views[self.pane as usize];
+        match code {
+            KeyCode::Char('q') => return Some(Wish::Quit),
+            KeyCode::Tab => self.pane = self.pane.next(),
+            KeyCode::BackTab => self.pane = self.pane.next().next(),
+            KeyCode::Char('j') | KeyCode::Down => self.move_by(1),
+            KeyCode::Char('k') | KeyCode::Up => self.move_by(-1),
+            KeyCode::Char('g') | KeyCode::Home => self.move_by(isize::MIN),
+            KeyCode::Char('G') | KeyCode::End => self.move_by(isize::MAX),
+            KeyCode::PageDown => self.move_by(page),
+            KeyCode::PageUp => self.move_by(-page),
+            KeyCode::Char('/') => self.mode = Mode::Filter(view.filter.clone()),
+            KeyCode::Esc => view.filter.clear(),
+            KeyCode::Char('e') => view.only_errors = !view.only_errors,
+            KeyCode::Char('w') => self.is_wide = !self.is_wide,
+            KeyCode::Char('p') => self.model.is_paused = !self.model.is_paused,
+            KeyCode::Char('?') => self.mode = Mode::Help,
+            KeyCode::Char(way @ ('<' | '>')) => {
+                let last = self.pane.columns().len() - 1;
+                view.sort = match (view.sort, way) {
+                    (None, '>') => Some((0, false)),
+                    (None, _) => Some((last, false)),
+                    (Some((at, is_down)), '>') if at == last => Some((at, !is_down)),
+                    (Some((0, false)), '<') => None,
+                    (Some((0, true)), '<') => Some((0, false)),
+                    (Some((at, is_down)), '>') => Some((at + 1, is_down)),
+                    (Some((at, is_down)), _) => Some((at - 1, is_down)),
+                };
+            }
+            KeyCode::Enter => {
+                let key = self.current()?;
+                return match self.pane {
+                    Pane::Tunnels => Some(Wish::Tunnel(key)),
+                    Pane::Requests => Some(Wish::Request(key)),
+                    Pane::Log => {
+                        let line = self.model.log.iter().find(|line| line.id.to_string() == key)?;
+                        let title = format!("{} {}", panes::clock(&line.time), line.level);
+                        self.mode = Mode::Detail(title, vec![line.text.clone()], 0);
+                        None
+                    }
+                };
+            }
+            KeyCode::Char('s') => {
+                let id = self.tunnel()?;
+                self.mode = Mode::Ask(format!("stop {id}?"), format!("tunnels/{}/stop", socket::escape(&id)));
+            }
+            KeyCode::Char('r') => match self.pane {
+                Pane::Requests => {
+                    let id = self.current()?;
+                    self.mode = Mode::Ask(format!("send request {id} again?"), format!("requests/{id}/replay"));
+                }
+                _ => return Some(Wish::Post(format!("tunnels/{}/reconnect", socket::escape(&self.tunnel()?)))),
+            },
+            KeyCode::Char('c') => {
+                return match self.pane {
+                    Pane::Requests => {
+                        let id = self.current()?.parse().ok()?;
+                        let row = self.model.requests.get(&id)?;
+                        row.method.as_ref()?;
+                        Some(Wish::Copy(format!("http://{}{}", row.host, row.path), "the URL"))
+                    }
+                    Pane::Tunnels => Some(Wish::Copy(self.current()?, "the id")),
+                    Pane::Log => {
+                        let key = self.current()?;
+                        let line = self.model.log.iter().find(|line| line.id.to_string() == key)?;
+                        Some(Wish::Copy(line.text.clone(), "the line"))
+                    }
+                };
+            }
+            KeyCode::Char('y') if self.pane != Pane::Log => return Some(Wish::CopyCommand(self.current()?)),
+            KeyCode::Char('o') => return Some(Wish::Open(self.tunnel()?)),
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app() -> App {
+        let mut app = App::new(Look { has_colours: false, has_unicode: false });
+        for id in 1..=5 {
+            let line = serde_json::json!({"id": id, "time": "2026-01-01T00:00:00Z", "level": "info", "text": format!("line {id}")});
+            app.model.log(vec![serde_json::from_value(line).unwrap()]);
+        }
+        app.pane = Pane::Log;
+        app
+    }
+
+    fn press(app: &mut App, keys: &str) -> Option<Wish> {
+        keys.chars().fold(None, |_, each| {
+            let code = match each {
+                '\n' => KeyCode::Enter,
+                '\x1b' => KeyCode::Esc,
+                '\t' => KeyCode::Tab,
+                each => KeyCode::Char(each),
+            };
+            app.key(KeyEvent::new(code, KeyModifiers::NONE))
+        })
+    }
+
+    #[test]
+    fn the_selected_line_keeps_its_place_when_others_come() {
+        let mut app = app();
+        press(&mut app, "jj");
+        assert_eq!(app.current().as_deref(), Some("3"));
+        let line = serde_json::json!({"id": 6, "time": "", "level": "info", "text": "new"});
+        app.model.log(vec![serde_json::from_value(line).unwrap()]);
+        assert_eq!(app.current().as_deref(), Some("3"));
+        press(&mut app, "g");
+        assert_eq!(app.current().as_deref(), Some("6"));
+        press(&mut app, "G");
+        assert_eq!(app.current().as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_filter_is_typed_kept_and_ended() {
+        let mut app = app();
+        press(&mut app, "/q2");
+        assert_eq!((app.lines().len(), &app.views[2].filter), (0, &"q2".to_owned()), "q is a letter here");
+        press(&mut app, "\x1b/2\n");
+        assert_eq!(app.lines().len(), 1);
+        press(&mut app, "\x1b");
+        assert_eq!(app.lines().len(), 5);
+    }
+
+    #[test]
+    fn stopping_asks_first() {
+        let mut app = App::new(Look { has_colours: false, has_unicode: false });
+        assert_eq!(press(&mut app, "s"), None);
+        assert_eq!(app.mode, Mode::Table, "there is nothing to stop");
+        let tunnel = serde_json::json!({
+            "id": "a/b/c:80", "target": "", "state": "running", "pods": [], "pod": null, "protocol": null, "connections": 0,
+            "streams": 0, "streams_total": 0, "leases": 0, "requests": 0, "errors": 0, "recent_requests": 0, "recent_errors": 0,
+            "context": null, "bytes_up": 0, "bytes_down": 0,
+            "first_byte_ms": {"count": 0, "p50": null, "p95": null, "p99": null}, "idle_seconds": null,
+            "closes_in_seconds": null, "last_error": null
+        });
+        app.model.tunnels.insert("a/b/c:80".into(), serde_json::from_value(tunnel).unwrap());
+        assert_eq!(press(&mut app, "sn"), None);
+        assert_eq!(press(&mut app, "sy"), Some(Wish::Post("tunnels/a%2Fb%2Fc%3A80/stop".into())));
+        assert_eq!(press(&mut app, "r"), Some(Wish::Post("tunnels/a%2Fb%2Fc%3A80/reconnect".into())));
+        assert_eq!(press(&mut app, "q"), Some(Wish::Quit));
+    }
+
+    #[test]
+    fn the_locale_says_what_can_be_shown() {
+        let of = |all: &str, ctype: &str, lang: &str| {
+            has_unicode(|name| {
+                Some(match name {
+                    "LC_ALL" => all.to_owned(),
+                    "LC_CTYPE" => ctype.to_owned(),
+                    _ => lang.to_owned(),
+                })
+            })
+        };
+        assert!(of("", "", "en_GB.UTF-8") && of("", "C.utf8", "C") && !of("C", "", "en_GB.UTF-8") && !of("", "", ""));
+    }
+}

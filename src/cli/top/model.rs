@@ -1,0 +1,133 @@
+//! What `adit top` knows: the last snapshot, and the changes since.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::admin::api::{
+    answers::{LogRow, Overview, Row, Second, Tunnel},
+    attention::Attention,
+    feed::{Change, Snapshot},
+};
+
+/// How many requests, lines and seconds are kept.
+const MOST_ROWS: usize = 1_000;
+const MOST_SECONDS: usize = 120;
+
+#[derive(Default)]
+pub struct Model {
+    pub status: Option<Overview>,
+    pub attention: Vec<Attention>,
+    pub tunnels: BTreeMap<String, Tunnel>,
+    /// By id.
+    pub requests: BTreeMap<u64, Row>,
+    pub log: VecDeque<LogRow>,
+    /// Oldest first.
+    pub seconds: VecDeque<Second>,
+    pub is_paused: bool,
+}
+
+impl Model {
+    pub fn snapshot(&mut self, snapshot: Snapshot) {
+        let Snapshot { status, attention, tunnels, requests, seconds, .. } = snapshot;
+        if self.status.as_ref().is_some_and(|known| known.started != status.started) {
+            self.requests.clear();
+            self.log.clear();
+        }
+        (self.status, self.attention) = (Some(status), attention);
+        self.tunnels = tunnels.into_iter().map(|tunnel| (tunnel.id.clone(), tunnel)).collect();
+        self.take_requests(requests);
+        self.seconds = seconds.into();
+        // The last one is still going on.
+        self.seconds.pop_back();
+        self.trim();
+    }
+
+    pub fn change(&mut self, change: Change) {
+        let Change { status, attention, tunnels, closed, requests, seconds, log, .. } = change;
+        self.status = status.or(self.status.take());
+        self.attention = attention.unwrap_or_else(|| std::mem::take(&mut self.attention));
+        for tunnel in tunnels {
+            self.tunnels.insert(tunnel.id.clone(), tunnel);
+        }
+        for id in closed {
+            self.tunnels.remove(&id);
+        }
+        self.take_requests(requests);
+        self.log(log);
+        self.seconds.extend(seconds);
+        self.trim();
+    }
+
+    /// Takes lines of the log, newest first.
+    pub fn log(&mut self, lines: Vec<LogRow>) {
+        let last = self.log.back().map_or(0, |line| line.id);
+        self.log.extend(lines.into_iter().rev().filter(|line| line.id > last));
+        while self.log.len() > MOST_ROWS {
+            self.log.pop_front();
+        }
+    }
+
+    fn take_requests(&mut self, requests: Vec<Row>) {
+        if self.is_paused {
+            return;
+        }
+        self.requests.extend(requests.into_iter().map(|row| (row.id, row)));
+        while self.requests.len() > MOST_ROWS {
+            self.requests.pop_first();
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.seconds.len() > MOST_SECONDS {
+            self.seconds.pop_front();
+        }
+    }
+
+    /// Returns the last seconds as numbers, oldest first. A second that is left out had none of it.
+    pub fn rates(&self, read: impl Fn(&Second) -> f64, count: usize, now: jiff::Timestamp) -> Vec<f64> {
+        let at = |second: &Second| Some(second.time.parse::<jiff::Timestamp>().ok()?.as_second());
+        let by_second: BTreeMap<i64, f64> =
+            self.seconds.iter().filter_map(|second| Some((at(second)?, read(second)))).collect();
+        let last = now.as_second() - 1;
+        (0..count as i64).rev().map(|back| by_second.get(&(last - back)).copied().unwrap_or_default()).collect()
+    }
+}
+
+/// Returns whether a request failed through no fault of its client.
+pub fn is_error(row: &Row) -> bool {
+    match row.status {
+        Some(status) => status >= 500 || (row.error.is_some() && status < 400),
+        None => row.error.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_log_are_taken_once() {
+        let mut model = Model::default();
+        let line = |id| LogRow { id, time: String::new(), level: "info".into(), text: id.to_string() };
+        model.log(vec![line(3), line(2)]);
+        model.log(vec![line(4), line(3)]);
+        assert_eq!(model.log.iter().map(|line| line.id).collect::<Vec<_>>(), [2, 3, 4]);
+        model.log((10..3_000).rev().map(line).collect());
+        assert_eq!((model.log.len(), model.log.back().map(|line| line.id)), (MOST_ROWS, Some(2_999)));
+    }
+
+    #[test]
+    fn seconds_in_which_nothing_happened_count_as_none() {
+        let second = |time: &str, requests| Second {
+            time: time.into(),
+            requests,
+            errors: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            connections: 0,
+        };
+        let mut model = Model::default();
+        model.seconds.extend([second("2026-01-01T00:00:01Z", 4), second("2026-01-01T00:00:03.5Z", 2)]);
+        let now = "2026-01-01T00:00:05Z".parse().unwrap();
+        assert_eq!(model.rates(|second| f64::from(second.requests), 5, now), [0.0, 4.0, 0.0, 2.0, 0.0]);
+    }
+}

@@ -1,0 +1,143 @@
+//! `adit top` in a real terminal: tmux. Left out, with a sentence, where there is none.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use crate::{process::Process, support::eventually};
+
+/// A terminal of tmux, with a shell in it.
+struct Tmux {
+    socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Tmux {
+    /// None: there is no tmux, and nothing is tried.
+    fn start(width: u16, height: u16) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let tmux = Self { socket: folder.path().join("tmux"), _folder: folder };
+        let (width, height) = (width.to_string(), height.to_string());
+        let started =
+            tmux.try_run(&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height, "env PS1='$ ' sh"]);
+        match started {
+            Ok(output) => {
+                assert!(output.status.success(), "{output:?}");
+                Some(tmux)
+            }
+            // CI installs it.
+            Err(_) => None,
+        }
+    }
+
+    fn try_run(&self, arguments: &[&str]) -> std::io::Result<Output> {
+        Command::new("tmux").arg("-S").arg(&self.socket).args(arguments).output()
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.try_run(arguments).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn keys(&self, keys: &[&str]) {
+        self.run(&[&["send-keys"], keys].concat());
+    }
+
+    fn line(&self, line: &str) {
+        self.keys(&["-l", line]);
+        self.keys(&["Enter"]);
+    }
+
+    fn screen(&self) -> String {
+        self.run(&["capture-pane", "-p"])
+    }
+
+    async fn shows(&self, text: &str) {
+        eventually(text, || async { self.screen().contains(text) }).await;
+    }
+
+    /// Returns what `stty -a` says in the shell.
+    async fn settings(&self, mark: &str) -> String {
+        self.line(&format!("clear; stty -a; echo {mark}-"));
+        self.shows(&format!("\n{mark}-")).await;
+        self.screen().lines().filter(|line| line.contains(';') || line.starts_with(['-', 'i', 'o', 'p'])).collect()
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        // Its server ends with its only session.
+        let _ = self.try_run(&["kill-server"]);
+    }
+}
+
+#[tokio::test]
+async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
+    let Some(tmux) = Tmux::start(80, 24) else { return };
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
+    let before = tmux.settings("first").await;
+    let folder = process.socket().parent().unwrap().parent().unwrap().display().to_string();
+    let program = env!("CARGO_BIN_EXE_adit");
+    let start = format!("clear; XDG_RUNTIME_DIR={folder} HOME={folder} LC_ALL=C NO_COLOR=1 {program} top");
+    tmux.line(&start);
+    tmux.shows("demo/shop/web").await;
+    let screen = tmux.screen();
+    let lines: Vec<&str> = screen.lines().collect();
+    assert!(lines[0].starts_with("adit ") && lines[0].contains("demo"), "{screen}");
+    assert!(lines[2].contains("demo/shop/nothing cannot be reached"), "{screen}");
+    assert!(lines[4].starts_with("TUNNEL") && lines[4].contains("REQS"), "{screen}");
+
+    tmux.keys(&["Tab"]);
+    tmux.shows("/whoami").await;
+    tmux.keys(&["-l", "/nothing"]);
+    eventually("it is filtered", || async { !tmux.screen().contains("web.shop") }).await;
+    tmux.keys(&["Escape"]);
+    tmux.shows("web.shop").await;
+    tmux.keys(&["G"]);
+    tmux.keys(&["Enter"]);
+    tmux.shows("curl http://").await;
+    tmux.keys(&["Escape"]);
+    tmux.shows("METHOD").await;
+
+    // A resize while things change.
+    tmux.run(&["resize-window", "-x", "200", "-y", "50"]);
+    assert!(process.serves("web.shop.localhost").await);
+    tmux.shows("NOTE").await;
+    tmux.run(&["resize-window", "-x", "40", "-y", "12"]);
+    eventually("it is narrow", || async { !tmux.screen().contains("NOTE") }).await;
+    tmux.run(&["resize-window", "-x", "80", "-y", "24"]);
+
+    // Ctrl-Z and back.
+    tmux.keys(&["C-z"]);
+    eventually("it is stopped", || async { tmux.screen().to_lowercase().contains("stopped") }).await;
+    tmux.line("fg");
+    tmux.shows("METHOD").await;
+
+    tmux.keys(&["q"]);
+    eventually("it has quit", || async { !tmux.screen().contains("METHOD") }).await;
+    assert_eq!(tmux.settings("second").await, before);
+
+    tmux.line(&start);
+    tmux.shows("demo/shop/web").await;
+    let top = Command::new("pgrep").args(["-f", &format!("^{program} top$")]).output().unwrap();
+    let ids = String::from_utf8_lossy(&top.stdout).into_owned();
+    for id in ids.lines() {
+        let environment = std::fs::read_to_string(format!("/proc/{id}/environ")).unwrap_or_default();
+        if environment.contains(&folder) {
+            assert!(Command::new("kill").args(["-TERM", id]).status().unwrap().success());
+        }
+    }
+    eventually("it has ended", || async { !tmux.screen().contains("TUNNEL") }).await;
+    assert_eq!(tmux.settings("third").await, before);
+}
+
+#[tokio::test]
+async fn without_a_terminal_it_prints_the_status() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let (is_ok, said, error) = process.command(&["top"]).await;
+    assert!(is_ok && said.contains("demo/shop/web"), "{said}{error}");
+}
