@@ -1,5 +1,7 @@
 //! `adit demo`: a small cluster in this process, and adit in front of it.
 
+mod traffic;
+
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use super::{
@@ -20,6 +22,9 @@ const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Nothing outside of this process is needed or changed. Ctrl-C ends it.")]
 pub struct Args {
+    /// Send no traffic of its own, and restart no pod
+    #[arg(long, short)]
+    quiet: bool,
     /// Folder with the dashboard's files, read again for each request
     #[arg(long, hide = true, value_name = "FOLDER")]
     ui_dir: Option<PathBuf>,
@@ -39,7 +44,11 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             config,
         )?;
         print(&banner(&demo, &bound))?;
+        let traffic = (!args.quiet).then(|| tokio::spawn(traffic::run(bound.http_addresses(), demo.kubeconfig())));
         let ended = up::serve(bound, signals).await;
+        if let Some(traffic) = traffic {
+            traffic.abort();
+        }
         drop(demo);
         ended
     })

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fs, path::PathBuf};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
@@ -9,10 +10,7 @@ use http::{
 use sha2::{Digest, Sha256};
 
 use super::policy;
-use crate::{
-    frontend::http::body::{Body, body_of},
-    html::{Html, escape},
-};
+use crate::html::{Html, escape};
 
 const PAGE: &str = include_str!("ui/index.html");
 const STYLE: &str = include_str!("ui/app.css");
@@ -38,7 +36,7 @@ pub enum Mode {
 
 impl Assets {
     /// Returns the answer to a request for a file. None: there is none of that name.
-    pub fn file(&self, path: &str, request: &HeaderMap) -> Option<Response<Body>> {
+    pub fn file(&self, path: &str, request: &HeaderMap) -> Option<Response<Bytes>> {
         let (name, kind, embedded) = match path {
             "/app.css" => ("app.css", "text/css; charset=utf-8", STYLE),
             "/app.js" => ("app.js", "text/javascript; charset=utf-8", SCRIPT),
@@ -51,8 +49,8 @@ impl Assets {
             given.to_str().is_ok_and(|given| given.split(',').any(|each| each.trim().trim_start_matches("W/") == tag))
         });
         let mut response = match has_it {
-            true => Response::new(body_of("")),
-            false => Response::new(body_of(text.into_owned())),
+            true => Response::new(Bytes::new()),
+            false => Response::new(Bytes::from(text.into_owned())),
         };
         if has_it {
             *response.status_mut() = StatusCode::NOT_MODIFIED;

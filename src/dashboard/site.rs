@@ -89,7 +89,7 @@ impl Dashboard {
             return response;
         }
         if let Some(file) = self.assets.file(&path, request.headers()) {
-            return file;
+            return file.map(body_of);
         }
         if path == "/in" {
             return self.sign_in(&request, &visitor, keys);

@@ -10,9 +10,9 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::server::Server;
+use super::{page, server::Server};
 use crate::{
-    admin::http::{Body, HTML, TEXT, respond, serve_one},
+    admin::http::{Body, TEXT, respond, serve_one},
     drain::Drain,
     guard::origin::is_of_this_machine,
     io::accept::{self, Admission, Limits, Names},
@@ -47,7 +47,10 @@ fn answer(server: &Server, reach: Reach, request: &Request<Incoming>) -> Respons
         (&Method::GET, "/readyz") if server.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
         (&Method::GET, "/readyz") => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
         (&Method::GET, "/metrics") => respond(StatusCode::OK, metrics::CONTENT_TYPE, counters(server)),
-        (&Method::GET, "/") if reach == Reach::Machine => respond(StatusCode::OK, HTML, page(server)),
+        (&Method::GET, _) if reach == Reach::Machine => match page::answer(server, request) {
+            Some(response) => response,
+            None => respond(StatusCode::NOT_FOUND, TEXT, "there are /, /healthz, /readyz and /metrics\n"),
+        },
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
     }
 }
@@ -72,21 +75,4 @@ fn counters(server: &Server) -> String {
     text.sample("adit_relay_bytes_total", &[("direction", "up")], counters.up.load(Ordering::Relaxed));
     text.sample("adit_relay_bytes_total", &[("direction", "down")], counters.down.load(Ordering::Relaxed));
     text.finish()
-}
-
-fn page(server: &Server) -> String {
-    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let rows: String = server
-        .snapshot()
-        .iter()
-        .map(|tunnel| {
-            let (public, key) = (escape(&tunnel.public), escape(&tunnel.key));
-            format!("<tr><td>{public}<td>{}<td>{key}<td>{}<td>{}", tunnel.kind, tunnel.client, tunnel.streams)
-        })
-        .collect();
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"5\"><title>adit relay</title>\
-         <style>html{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}td,th{{padding:.2em 1em;text-align:left}}</style>\
-         <h1>adit relay</h1><table><tr><th>Public<th>Kind<th>Key<th>Client<th>Streams{rows}</table></html>\n"
-    )
 }

@@ -19,6 +19,7 @@ pub mod client;
 pub mod conversation;
 pub mod expose;
 pub mod front;
+mod page;
 pub mod ports;
 pub mod reservations;
 pub mod server;

@@ -5,6 +5,7 @@ mod idle;
 pub mod options;
 mod quotas;
 pub mod tunnels;
+pub mod usage;
 mod visitors;
 
 use std::{
@@ -34,6 +35,7 @@ use self::{
     idle::Idle,
     quotas::Notices,
     tunnels::{HttpName, Tunnel},
+    usage::Refusals,
     visitors::{Pending, StreamName},
 };
 use super::{
@@ -67,6 +69,8 @@ pub struct Server {
     /// Told when a name comes or goes.
     names_changed: Box<dyn Fn(Vec<HttpName>) + Send + Sync>,
     pub counters: Counters,
+    /// Whom it has refused last.
+    pub refusals: Refusals,
 }
 
 /// What has happened since the start.
@@ -139,6 +143,7 @@ impl Server {
             drain,
             names_changed: Box::new(names_changed),
             counters: Counters::default(),
+            refusals: Refusals::default(),
         })
     }
 

@@ -44,6 +44,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "frontend",
             "listener",
             "admin",
+            "dashboard",
+            "html",
             "metrics",
             "drain",
             "tls",

@@ -306,8 +306,8 @@ const isProduction = context => {
 // ---- charts: each with a table for those who do not see it
 
 function hiddenTable(caption, heads, rows) {
-  return h('table', {class: 'sr'}, h('caption', {}, caption), h('thead', {}, h('tr', {}, heads.map(head => h('th', {scope: 'col'}, head)))),
-    h('tbody', {}, rows.map(row => h('tr', {}, row.map((cell, at) => h(at ? 'td' : 'th', {scope: at ? null : 'row'}, String(cell)))))));
+  return h('div', {class: 'sr'}, h('table', {}, h('caption', {}, caption), h('thead', {}, h('tr', {}, heads.map(head => h('th', {scope: 'col'}, head)))),
+    h('tbody', {}, rows.map(row => h('tr', {}, row.map((cell, at) => h(at ? 'td' : 'th', {scope: at ? null : 'row'}, String(cell))))))));
 }
 /** Five minutes, a value for each second; `two` is a second line. */
 class Spark {
@@ -505,7 +505,7 @@ function services() {
     open: row => tunnelOf(row) ? go(tunnelAddress(row.tunnel)) : null,
     columns: [
       {name: 'Name', c: 'id', sort: row => row.name, cell: row => row.speaks === 'http' && !row.name.startsWith('*') ? {t: row.name, a: row.url, out: true, prod: isProduction(row.context)} : {t: row.name, prod: isProduction(row.context)}},
-      {name: 'Port', sort: row => row.port || '', cell: row => row.port || row.leads_to},
+      {name: 'Port', c: 'port', sort: row => row.port || '', cell: row => row.port || row.leads_to},
       {name: 'Context', c: 'wide', sort: row => row.context || '', cell: row => row.context || ''},
       {name: 'Ready', c: 'nowrap', sort: row => row.ready ?? -1, cell: row => row.pods === null || row.pods === undefined ? '' : {t: `${row.ready}/${row.pods}`, c: row.ready ? '' : 'bad'}},
       {name: 'Tunnel', c: 'nowrap', sort: row => tunnelOf(row) ? tunnelOf(row).state : '', cell: row => tunnelOf(row) ? {...stateCell(tunnelOf(row).state), a: tunnelAddress(row.tunnel)} : {t: '○ none', c: 'dim'}},
@@ -861,6 +861,38 @@ function key(event) {
 const replayKey = row => ask('Replay', `${row.method || row.kind} ${row.host}${row.path}`, () => replay(row.id), 'Send it again');
 document.addEventListener('keydown', key);
 
+function relay() {
+  let before = null;
+  const columns = [
+    {name: 'Public', c: 'id', sort: row => row.public, cell: row => row.public}, {name: 'Kind', cell: row => row.kind}, {name: 'Key', sort: row => row.key, cell: row => row.key},
+    {name: 'Client', sort: row => row.client, cell: row => row.client}, {name: 'Open for', num: true, c: 'wide', sort: row => row.open_seconds, cell: row => seconds(row.open_seconds)},
+    {name: 'Streams', num: true, sort: row => row.streams, cell: row => row.streams}, {name: 'Visitors', num: true, sort: row => row.visitors, cell: row => count.format(row.visitors)},
+    {name: 'Refused', num: true, sort: row => row.refused, cell: row => ({t: row.refused, c: row.refused ? 'bad' : 'dim'})},
+    {name: 'Up', num: true, c: 'wide', sort: row => row.bytes_up, cell: row => bytes(row.bytes_up)}, {name: 'Down', num: true, c: 'wide', sort: row => row.bytes_down, cell: row => bytes(row.bytes_down)},
+    {name: 'Per second', num: true, sort: row => row.rate, cell: row => bytes(Math.round(row.rate))}];
+  const grid = new Grid({caption: 'Tunnels', columns, key: row => row.public, empty: 'No client has a tunnel.'});
+  const refused = new Grid({caption: 'Refused', key: row => row.key, empty: 'Nobody was refused.', columns: [
+    {name: 'Time', c: 'nowrap', cell: row => clock(row.time)}, {name: 'Client', cell: row => row.client}, {name: 'What', cell: row => row.what}, {name: 'Why', cell: row => row.reason}]});
+  put(main, h('h1', {}, 'Relay'), h('h2', {}, 'Tunnels'), grid.element, h('h2', {}, 'Refused'), refused.element);
+  const load = async () => {
+    if (document.hidden) return;
+    try {
+      const found = await get('relay'), at = Date.now();
+      const rate = row => { const old = before && before.rows.get(row.public); return old === undefined || old === null ? 0 : Math.max(0, (row.bytes_up + row.bytes_down - old) * 1000 / (at - before.at)); };
+      grid.set(found.tunnels.map(row => ({...row, rate: rate(row)})));
+      refused.set(found.refused.map((row, at) => ({...row, key: `${row.time} ${row.client} ${at}`})));
+      before = {at, rows: new Map(found.tunnels.map(row => [row.public, row.bytes_up + row.bytes_down]))};
+      setText($('#place'), `relay ${found.version}`);
+      state.at = new Date();
+      notice('');
+    } catch { notice(`No connection to the relay.${state.at ? ` What you see is of ${clock(state.at)}.` : ''}`); }
+  };
+  view = {title: 'Relay', grid};
+  load();
+  setInterval(load, 2000);
+}
+
+if (MODE === 'relay') relay();
 if (MODE === 'laptop') {
   $('header').insertBefore(button('Keys', help, {'aria-haspopup': 'dialog', title: 'The keys of this page (?)'}), $('#state'));
   document.addEventListener('visibilitychange', () => { if (document.hidden) disconnect(); else connect(); });

@@ -72,6 +72,11 @@ impl Access {
         }
     }
 
+    /// Returns whether it can be looked at afterwards.
+    pub fn is_kept(&mut self) -> bool {
+        self.entry().is_some_and(|entry| entry.exchange.is_some())
+    }
+
     /// Says who has sent it.
     pub fn by(mut self, client: Option<Client>) -> Self {
         if let Some(entry) = self.entry() {

@@ -7,7 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER},
 };
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
     html::escape,
@@ -25,10 +25,16 @@ pub const NOT_READY: HeaderName = HeaderName::from_static("x-adit-not-ready");
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const STYLE: &str = "html{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:44rem;margin:0 auto;padding:8vh 1.25rem}\
-    h1{font-size:1.35rem;line-height:1.3;margin:0 0 1rem;overflow-wrap:anywhere}p{margin:.5rem 0;overflow-wrap:anywhere}\
-    code{font:.9em ui-monospace,monospace;background:color-mix(in srgb,currentColor 10%,transparent);padding:.15em .4em;border-radius:.3em;overflow-wrap:anywhere}\
-    ul{padding-left:1.2rem}small{opacity:.65}";
+/// Host and path of the view of a tunnel.
+const TUNNEL_VIEW: &str = "adit.localhost/tunnel/";
+
+/// The face of the dashboard: its colours, in light and dark.
+const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--text:#1d2226;--dim:#5c656d;--line:#dfe2e4;--soft:#f0f2f3;--link:#0b5a8f}\
+    @media(prefers-color-scheme:dark){:root{--back:#14171a;--card:#1b1f23;--text:#e4e7e9;--dim:#a0a9b0;--line:#31373c;--soft:#22272b;--link:#7dbdea}}\
+    html{font:15px/1.5 system-ui,sans-serif;background:var(--back);color:var(--text)}body{box-sizing:border-box;width:min(44rem,100% - 2rem);margin:8vh auto;padding:1.25rem 1.5rem;background:var(--card);border:1px solid var(--line);border-radius:6px}\
+    h1{font-size:1.3rem;line-height:1.3;margin:0 0 .75rem;overflow-wrap:anywhere}p{margin:.5rem 0;overflow-wrap:anywhere}a{color:var(--link)}\
+    code{display:block;font:.9em ui-monospace,monospace;background:var(--soft);padding:.4em .6em;border-radius:4px;overflow-wrap:anywhere}\
+    ul{padding-left:1.2rem}footer{margin-top:1.25rem;padding-top:.6rem;border-top:1px solid var(--line);color:var(--dim);font-size:.87em}";
 
 /// What a client is told instead of an answer of the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +44,7 @@ pub struct Page {
     pub title: String,
     pub cause: Option<String>,
     pub hint: Option<String>,
-    /// Names to go to instead: text and host.
+    /// Names to go to instead: text, and host with a path where it has one.
     pub links: Vec<(String, String)>,
     /// The page looks again by itself: a pod may become ready.
     pub reloads: bool,
@@ -50,6 +56,19 @@ impl Page {
     pub fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
         let title = title.into();
         Self { status, code, title, cause: None, hint: None, links: Vec::new(), reloads: false, retry_after: None }
+    }
+
+    /// Adds a link to the view of a tunnel in the dashboard.
+    pub fn with_tunnel(mut self, id: &str) -> Self {
+        let id = utf8_percent_encode(id, NON_ALPHANUMERIC);
+        self.links.push(("its tunnel in the dashboard".to_owned(), format!("{TUNNEL_VIEW}{id}")));
+        self
+    }
+
+    /// Leaves out what only a dashboard can show.
+    pub fn without_dashboard(mut self) -> Self {
+        self.links.retain(|(_, host)| !host.starts_with(TUNNEL_VIEW));
+        self
     }
 
     /// Adds lines to the hint.
@@ -210,12 +229,14 @@ impl Page {
             let scheme = if tls { "https" } else { "http" };
             body.push_str("<ul>");
             for (name, host) in &self.links {
-                let _ = write!(body, "<li><a href=\"{scheme}://{}:{port}/\">{}</a></li>", escape(host), escape(name));
+                let (host, path) = host.split_once('/').unwrap_or((host, ""));
+                let (host, path, name) = (escape(host), escape(path), escape(name));
+                let _ = write!(body, "<li><a href=\"{scheme}://{host}:{port}/{path}\">{name}</a></li>");
             }
             body.push_str("</ul>");
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
-            let _ = if line.starts_with("kubectl ") {
+            let _ = if line.starts_with("kubectl ") || line.starts_with("adit ") {
                 write!(body, "<p><code>{}</code></p>", escape(line))
             } else {
                 write!(body, "<p>{}</p>", with_link(line))
@@ -229,7 +250,7 @@ impl Page {
         let refresh = if self.reloads { "<meta http-equiv=\"refresh\" content=\"2\">" } else { "" };
         format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">{refresh}\
-             <title>{}</title><style>{STYLE}</style></head><body>{body}<p><small>{footer}</small></p></body></html>\n",
+             <title>{}</title><style>{STYLE}</style></head><body>{body}<footer>{footer}</footer></body></html>\n",
             escape(&self.title)
         )
     }

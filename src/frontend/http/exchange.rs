@@ -149,7 +149,11 @@ impl Exchange {
         response
     }
 
-    fn page(&mut self, page: Page) -> Response<Body> {
+    fn page(&mut self, mut page: Page) -> Response<Body> {
+        // Heads are kept where there is a dashboard to show them.
+        if !self.access.is_kept() {
+            page = page.without_dashboard();
+        }
         let code = page.code;
         self.access.error = Some(code);
         let port = self.arrival.connection.local.port();

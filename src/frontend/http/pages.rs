@@ -155,7 +155,10 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
                 error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
         }
     }
-    page
+    match page.status.is_server_error() {
+        true => page.with_tunnel(&route.target.to_string()),
+        false => page,
+    }
 }
 
 /// Returns the page for a request that the pod did not answer.
@@ -165,7 +168,11 @@ pub fn unanswered(error: &RequestError, host: &str, route: &Route, lease: &Lease
         let note = format!("the pod is not ready ({reason})");
         page.cause = Some(page.cause.map_or_else(|| note.clone(), |cause| format!("{cause}; {note}")));
     }
-    page
+    match error {
+        // It has the link already.
+        RequestError::Open(_) => page,
+        _ => page.with_tunnel(&route.target.to_string()),
+    }
 }
 
 fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) -> Page {

@@ -71,6 +71,7 @@ impl Server {
                 let Some(key) = known.filter(|_| is_proven) else {
                     // Anybody may have sent this name.
                     let key: String = transcript.key.chars().take(LONGEST_SHOWN).collect();
+                    self.refusals.add(peer, &key, "the secret is not the one of this relay");
                     info!(%peer, key, "relay: rejected: wrong secret");
                     return self.reject(&mut tls, "the secret is not the one of this relay").await;
                 };
@@ -110,6 +111,7 @@ impl Server {
             Frame::Handshake { version: 1, secret } => {
                 let key = self.keys.load().iter().find(|key| auth::is_same(key.secret.as_bytes(), &secret)).cloned();
                 let Some(key) = key else {
+                    self.refusals.add(peer, "a client of version 1", "the secret is not the one of this relay");
                     info!(%peer, "relay: rejected: wrong secret");
                     return self.reject(&mut stream, "the secret is not the one of this relay").await;
                 };

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Opening, Server, Session, quotas::Quota};
+use super::{Opening, Server, Session, quotas::Quota, usage::Usage};
 use crate::{
     config::names::{host_header, is_label},
     relay::{
@@ -52,6 +52,7 @@ pub struct Tunnel {
     pub(super) claim: Mutex<Option<Claim>>,
     pub(super) resume: Token,
     pub(super) streams: AtomicUsize,
+    pub(super) usage: Usage,
     /// Permits to ask the client for a connection.
     pub(super) turns: Semaphore,
     pub(super) rate: Mutex<(f64, Instant)>,
@@ -77,6 +78,15 @@ pub struct TunnelSnapshot {
     pub kind: &'static str,
     pub public: String,
     pub streams: usize,
+    /// Since it was opened.
+    pub visitors: u64,
+    /// Of these, those that reached nobody.
+    pub refused: u64,
+    /// Bytes from visitors to the client.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    /// For how long it is open.
+    pub open_seconds: u64,
 }
 
 impl Server {
@@ -152,6 +162,7 @@ impl Server {
                 claim: Mutex::new(claim),
                 resume,
                 streams: AtomicUsize::new(0),
+                usage: Usage::default(),
                 turns: Semaphore::new(self.options.limits.pending_per_tunnel),
                 rate,
                 gone: CancellationToken::new(),
@@ -402,6 +413,11 @@ impl Server {
                 },
                 public: self.shown(tunnel),
                 streams: tunnel.streams.load(Ordering::Relaxed),
+                visitors: tunnel.usage.visitors.load(Ordering::Relaxed),
+                refused: tunnel.usage.refused.load(Ordering::Relaxed),
+                bytes_up: tunnel.usage.up.load(Ordering::Relaxed),
+                bytes_down: tunnel.usage.down.load(Ordering::Relaxed),
+                open_seconds: tunnel.usage.since.elapsed().as_secs(),
             })
             .collect();
         snapshots.sort_by(|a, b| a.public.cmp(&b.public));

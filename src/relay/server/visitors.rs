@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Server, quotas::Quota, tunnels::Tunnel};
+use super::{Server, quotas::Quota, tunnels::Tunnel, usage::Counting};
 use crate::{
     io::{
         BoxedIo,
@@ -96,8 +96,11 @@ impl Server {
     pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
         self.counters.visitors.fetch_add(1, Ordering::Relaxed);
         let asked = self.ask(tunnel, peer).await;
-        if asked.is_err() {
+        tunnel.usage.visitors.fetch_add(1, Ordering::Relaxed);
+        if let Err(reason) = &asked {
             self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
+            tunnel.usage.refused.fetch_add(1, Ordering::Relaxed);
+            self.refusals.add(peer, &self.shown(tunnel), reason);
         }
         asked
     }
@@ -110,7 +113,7 @@ impl Server {
         }
         let count = StreamCount::new(tunnel, limits.streams_per_tunnel).ok_or_else(|| used_up(Quota::Streams))?;
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
-            return Ok(Box::new(Held::new(answer?, count)));
+            return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
         // A burst waits for its turn: the client dials a connection for each, and all at once would only be slower.
         let turn = tokio::select! {
@@ -120,7 +123,7 @@ impl Server {
         let Ok(Ok(turn)) = turn else { return Err(used_up(Quota::Pending)) };
         // One that was served meanwhile may have left its connection.
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
-            return Ok(Box::new(Held::new(answer?, count)));
+            return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
         let (name, frame) = if tunnel.session.is_v1 {
             let stream = new_uuid().map_err(|error| error.to_string())?;
@@ -136,7 +139,7 @@ impl Server {
         let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| "the client did not come".to_owned())?;
         let stream = answered.map_err(|_| "the client is gone".to_owned())??;
         drop(turn);
-        Ok(Box::new(Held::new(stream, count)))
+        Ok(Box::new(Held::new(Counting::new(stream, tunnel.clone()), count)))
     }
 
     /// Finds the visitor that a client has come for, and tells the client.
