@@ -1,0 +1,264 @@
+//! The dashboard in a real Chromium: by keyboard alone, with names that are markup, and beside pages that want in.
+
+use std::{fs, path::PathBuf};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use super::{
+    chromium::{Chromium, Page},
+    site_of_somebody_else,
+};
+use crate::{dashboard::send, process::Process};
+
+/// A name that would be an element, and a script with it.
+const HOSTILE: &str = "<img src=x onerror=document.title='owned'>";
+
+/// Collects what the policy has refused, from the first script on.
+const WATCH: &str = "window.refused = []; addEventListener('securitypolicyviolation', event => refused.push(event.violatedDirective + ' ' + event.blockedURI));";
+
+/// Opens a tab that is signed in.
+async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b> {
+    let (_, link, _) = process.command(&["ui", "--print"]).await;
+    let mut page = browser.page().await;
+    page.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": WATCH})).await;
+    page.goto(link.trim()).await;
+    page.until("document.querySelector('.tiles') !== null").await;
+    page
+}
+
+/// Presses keys one after the other.
+async fn press(page: &mut Page<'_>, keys: &[&str]) {
+    for key in keys {
+        let text = match *key {
+            "Enter" => "\r",
+            key if key.chars().count() == 1 => key,
+            _ => "",
+        };
+        let code = match *key {
+            "Enter" => 13,
+            "Escape" => 27,
+            "Tab" => 9,
+            _ => 0,
+        };
+        let down = json!({"type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code});
+        page.call("Input.dispatchKeyEvent", down).await;
+        page.call("Input.dispatchKeyEvent", json!({"type": "keyUp", "key": key, "windowsVirtualKeyCode": code})).await;
+    }
+}
+
+#[tokio::test]
+async fn every_view_is_used_by_keyboard_alone() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    page.until(
+        "document.title === 'Now · adit' && document.body.innerText.includes('demo/shop/nothing cannot be reached')",
+    )
+    .await;
+    press(&mut page, &["g", "s"]).await;
+    page.until("location.pathname === '/services' && document.title.startsWith('Services') && document.querySelectorAll('tbody tr').length > 3").await;
+    press(&mut page, &["/"]).await;
+    page.until("document.activeElement.type === 'search'").await;
+    press(&mut page, &["s", "h", "o", "p", "/", "w", "e", "b", "Escape"]).await;
+    page.until("document.querySelectorAll('tbody tr').length === 1 && location.search === '?q=shop%2Fweb'").await;
+    // A reload keeps the filter.
+    page.call("Page.reload", json!({})).await;
+    page.until(
+        "document.querySelectorAll('tbody tr').length === 1 && document.querySelector('input').value === 'shop/web'",
+    )
+    .await;
+    press(&mut page, &["j"]).await;
+    page.until("document.activeElement.matches('tr[aria-current]')").await;
+    press(&mut page, &["Enter"]).await;
+    page.until("location.pathname === '/tunnel/demo%2Fshop%2Fweb' && document.title === 'Tunnel demo/shop/web · adit'")
+        .await;
+    page.until("document.querySelector('svg.bars') !== null && document.body.innerText.includes('kubectl --context demo -n shop port-forward svc/web')").await;
+    press(&mut page, &["r"]).await;
+    page.until("document.querySelector('#state').textContent === 'Another session opens'").await;
+    press(&mut page, &["s"]).await;
+    page.until("document.querySelector('dialog[open]') !== null").await;
+    press(&mut page, &["Escape"]).await;
+    page.until("document.querySelector('dialog') === null").await;
+    press(&mut page, &["s"]).await;
+    page.until("document.activeElement.textContent === 'Stop the tunnel' || (document.querySelector('dialog button').focus(), false)").await;
+    press(&mut page, &["Enter"]).await;
+    page.until("document.body.innerText.includes('○ closed')").await;
+    press(&mut page, &["g", "r"]).await;
+    page.until("location.pathname === '/requests' && document.querySelectorAll('tbody tr').length >= 2").await;
+    press(&mut page, &["e"]).await;
+    page.until("document.querySelector('input').value === 'is:error'").await;
+    press(&mut page, &["e", "j", "j", "Enter"]).await;
+    page.until("!document.querySelector('aside').hidden && document.querySelector('svg.fall') !== null").await;
+    press(&mut page, &["Escape"]).await;
+    page.until("document.querySelector('aside').hidden").await;
+    press(&mut page, &["g", "l"]).await;
+    page.until("location.pathname === '/log' && document.title === 'Log · adit'").await;
+    press(&mut page, &["?"]).await;
+    page.until("document.querySelector('dialog[open]').innerText.includes('Single keys do something')").await;
+    press(&mut page, &["Escape", "g", "n"]).await;
+    page.until("location.pathname === '/'").await;
+    page.eval("history.back()").await;
+    page.until("location.pathname === '/log' && document.querySelector('h1').textContent === 'Log'").await;
+    assert_eq!(page.eval("refused").await, json!([]));
+    assert_eq!(page.eval("Object.keys(document.cookie).length").await, json!(0), "no script reads the cookie");
+}
+
+#[tokio::test]
+async fn names_that_are_markup_stay_text() {
+    let process = Process::start("", &[]).await;
+    let service = json!({
+        "metadata": {"namespace": "shop", "name": HOSTILE},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "name": "<b>http</b>"}]}
+    });
+    process.demo.world().put("services", service);
+    let path = HOSTILE.replace(' ', "%20");
+    send(
+        &process,
+        &format!("GET /{path}"),
+        "web.shop.localhost",
+        &["X-Note: <script>document.title='owned'</script>"],
+        "",
+    )
+    .await;
+    send(&process, "GET /%3Cscript%3Ealert(1)%3C/script%3E", "web.shop.localhost", &[], "").await;
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    for (view, text) in [("/services", HOSTILE), ("/requests", "alert(1)"), ("/log", ""), ("/", "")] {
+        let address = format!("http://adit.localhost:{}{view}", process.http.port());
+        page.goto(&address).await;
+        page.until(&format!("document.body.innerText.includes({})", json!(text))).await;
+        assert_eq!(
+            page.eval("document.querySelectorAll('main img, main script, main b').length").await,
+            json!(0),
+            "{view}"
+        );
+        assert_ne!(page.eval("document.title").await, json!("owned"), "{view}");
+        assert_eq!(page.eval("refused").await, json!([]), "{view}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_others_get_nothing_and_change_nothing() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let evil = site_of_somebody_else().await;
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1, MAP rebound.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    let port = process.http.port();
+    let own = format!("http://adit.localhost:{port}");
+    for from in [
+        format!("http://evil.example:{}/", evil.port()),
+        format!("http://evil.localhost:{}/", evil.port()),
+        format!("http://localhost:{}/", evil.port()),
+        format!("http://web.shop.localhost:{port}/"),
+        format!("http://rebound.example:{port}/"),
+    ] {
+        page.goto(&from).await;
+        let read = format!(
+            "fetch('{own}/api/v1/tunnels', {{credentials: 'include'}}).then(answer => answer.text(), () => 'refused')"
+        );
+        assert_eq!(page.eval(&read).await, json!("refused"), "{from}");
+        let blind = format!(
+            "fetch('{own}/api/v1/tunnels/demo%2Fshop%2Fweb/stop', {{method: 'POST', mode: 'no-cors', credentials: 'include', body: '{{}}'}}).then(() => 'sent', () => 'refused')"
+        );
+        page.eval(&blind).await;
+        let script = format!(
+            "new Promise(done => {{ const tag = document.createElement('script'); tag.src = '{own}/api/v1/status'; tag.onload = () => done('loaded'); tag.onerror = () => done('refused'); document.head.append(tag); }})"
+        );
+        assert_eq!(page.eval(&script).await, json!("refused"), "{from}");
+        let socket = format!(
+            "new Promise(done => {{ const socket = new WebSocket('{}/api/v1/events'); socket.onopen = () => done('open'); socket.onerror = () => done('refused'); }})",
+            own.replace("http:", "ws:")
+        );
+        assert_eq!(page.eval(&socket).await, json!("refused"), "{from}");
+        let frame = format!(
+            "new Promise(done => {{ const frame = document.createElement('iframe'); frame.src = '{own}/'; frame.onload = () => setTimeout(() => done(frame.contentWindow.length), 200); document.body.append(frame); setTimeout(() => done('nothing'), 3000); }})"
+        );
+        let framed = page.eval(&frame).await;
+        assert!(framed == json!(0) || framed == json!("nothing"), "{from}: {framed}");
+        let form = format!(
+            "(() => {{ const form = document.createElement('form'); form.method = 'post'; form.enctype = 'text/plain'; form.target = '_self'; form.action = '{own}/api/v1/tunnels/demo%2Fshop%2Fweb/stop'; document.body.append(form); form.submit(); }})()"
+        );
+        page.eval(&form).await;
+        // A page of adit's own may send no form at all.
+        if !from.contains("rebound") {
+            page.until(&format!("location.href.startsWith('{own}') && document.body.innerText.includes('other-page')"))
+                .await;
+        }
+        // On a name that was rebound there is nothing to read either.
+        page.goto(&from).await;
+        let text = page.eval("fetch('/api/v1/tunnels').then(answer => answer.text(), () => '')").await;
+        assert!(!text.to_string().contains("demo/shop/web"), "{from}: {text}");
+    }
+    assert!(process.status().await.contains("demo/shop/web"), "nothing was stopped");
+    // A link from elsewhere still finds the visitor signed in.
+    page.goto(&format!("http://web.shop.localhost:{port}/")).await;
+    page.eval(&format!("location.href = '{own}/services'")).await;
+    page.until("document.title === 'Services · adit'").await;
+}
+
+#[tokio::test]
+async fn two_adits_keep_both_sign_ins_and_a_lost_one_is_said() {
+    let (first, mut second) = (Process::start("", &[]).await, Process::start("", &[]).await);
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let (_, link, _) = second.command(&["ui", "--print"]).await;
+    let mut page = signed_in(&mut browser, &first).await;
+    page.goto(link.trim()).await;
+    for process in [&first, &second] {
+        page.goto(&format!("http://adit.localhost:{}/", process.http.port())).await;
+        page.until("document.querySelector('.tiles') !== null").await;
+    }
+    second.signal("TERM").await;
+    second.exit_code().await;
+    page.until("!document.querySelector('#notice').hidden && document.body.classList.contains('stale')").await;
+}
+
+#[tokio::test]
+async fn axe_finds_nothing() {
+    let Some(axe) = std::env::var_os("ADIT_AXE").map(PathBuf::from) else {
+        // `just browser` says so.
+        return;
+    };
+    let axe = fs::read_to_string(axe).expect("axe-core");
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    let shots = std::env::var_os("ADIT_SCREENSHOTS").map(PathBuf::from);
+    for scheme in ["light", "dark"] {
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        page.call("Emulation.setEmulatedMedia", features).await;
+        for width in [1440, 800, 320] {
+            let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+            page.call("Emulation.setDeviceMetricsOverride", size).await;
+            for (name, path) in [
+                ("now", "/"),
+                ("services", "/services"),
+                ("tunnel", "/tunnel/demo%2Fshop%2Fweb"),
+                ("requests", "/requests"),
+                ("log", "/log"),
+            ] {
+                page.goto(&format!("http://adit.localhost:{}{path}", process.http.port())).await;
+                page.until("document.querySelector('tbody tr') !== null").await;
+                if name == "requests" {
+                    press(&mut page, &["j", "Enter"]).await;
+                    page.until("!document.querySelector('aside').hidden").await;
+                }
+                page.eval(&axe).await;
+                let found = page
+                    .eval("axe.run().then(found => found.violations.map(each => `${each.id}: ${each.nodes[0].html}`))")
+                    .await;
+                assert_eq!(found, json!([]), "{name} at {width}, {scheme}");
+                let overflow = page.eval("document.documentElement.scrollWidth <= innerWidth").await;
+                assert_eq!(overflow, json!(true), "{name} at {width} scrolls to the side");
+                if let Some(folder) = &shots {
+                    let shot: Value = page.call("Page.captureScreenshot", json!({"format": "png"})).await;
+                    let bytes = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+                    fs::write(folder.join(format!("{name}-{width}-{scheme}.png")), bytes).unwrap();
+                }
+            }
+        }
+    }
+}
