@@ -14,10 +14,13 @@ pub fn is_secret(name: &str) -> bool {
 
 /// Returns a value as it may be shown.
 pub fn shown(name: &str, value: &[u8]) -> String {
-    match is_secret(name) {
-        true => hidden(value.len()),
-        false => String::from_utf8_lossy(value).into_owned(),
+    if is_secret(name) {
+        return hidden(value.len());
     }
+    let text = String::from_utf8_lossy(value);
+    // Referer, Location and others are URLs, and their queries have parameters too.
+    let is_url = text.starts_with('/') || text.starts_with("http://") || text.starts_with("https://");
+    if is_url { target(&text) } else { text.into_owned() }
 }
 
 /// Returns the target of a request as it may be shown: its query without secrets.
@@ -46,6 +49,8 @@ mod tests {
             assert_eq!(shown(name, b"abc"), "(hidden, 3 bytes)", "{name}");
         }
         assert_eq!(shown("accept", b"*/*"), "*/*");
+        assert_eq!(shown("referer", b"http://a/b?x=1&token=abc"), "http://a/b?x=1&token=(hidden, 3 bytes)");
+        assert_eq!(shown("x-note", b"why? token=abc"), "why? token=abc");
         assert_eq!(target("/a?x=1&access_token=abcd&y"), "/a?x=1&access_token=(hidden, 4 bytes)&y");
         assert_eq!(target("/a"), "/a");
     }

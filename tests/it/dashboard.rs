@@ -272,6 +272,25 @@ async fn two_adits_side_by_side_keep_both_sign_ins() {
 }
 
 #[tokio::test]
+async fn over_https_the_cookie_stays_there() {
+    let process = Process::start("", &[]).await;
+    let (port, code) = (process.http.port(), code(&process).await);
+    let curl = format!("curl -sk -i --max-time 20 --resolve adit.localhost:{port}:127.0.0.1");
+    let (is_ok, answer) = process.shell(&format!("{curl} 'https://adit.localhost:{port}/in?code={code}'")).await;
+    let cookie =
+        answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap_or_else(|| panic!("{answer}"));
+    assert!(is_ok && cookie.trim().ends_with("; SameSite=Strict; Path=/; Secure"), "{answer}");
+    let cookie = cookie.split(';').next().unwrap();
+    let ask = async |origin: &str| {
+        let ask =
+            format!("{curl} -H 'Cookie: {cookie}' -H 'Origin: {origin}' https://adit.localhost:{port}/api/v1/status");
+        process.shell(&ask).await.1
+    };
+    assert!(ask(&format!("https://adit.localhost:{port}")).await.contains("\"version\""));
+    assert!(ask(&format!("http://adit.localhost:{port}")).await.contains("other-page"));
+}
+
+#[tokio::test]
 async fn the_dashboard_can_be_off_and_its_name_is_reserved() {
     let process = Process::start("dashboard: off\n", &[]).await;
     let page = process.get(process.http, "adit.localhost").await.unwrap();
@@ -345,6 +364,12 @@ async fn services_say_how_they_are_reached() {
     let queue = row("shop/queue", "5672");
     assert!(queue["command"].is_null() && queue["missing_route"].as_str().unwrap().lines().count() == 4, "{queue}");
     assert!(row("data/postgres", "5432")["command"].as_str().unwrap().starts_with("psql "), "{services}");
+
+    assert!(process.serves("web.shop.localhost").await);
+    let tunnel = visit.get("/api/v1/tunnels/demo%2Fshop%2Fweb").await.json();
+    assert_eq!(tunnel["names"][0], format!("http://web.shop.localhost:{}/", process.http.port()));
+    assert_eq!(tunnel["kubectl"], "kubectl --context demo -n shop port-forward svc/web :80");
+    assert_eq!((&tunnel["tunnel"]["recent_requests"], &tunnel["tunnel"]["context"]), (&1.into(), &"demo".into()));
 }
 
 /// Returns the newest row whose path is this.

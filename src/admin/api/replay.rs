@@ -32,7 +32,7 @@ pub struct ReplayRequest {
     pub method: Option<String>,
     /// Path and query.
     pub target: Option<String>,
-    /// All headers but Host. A value that is the hidden text of the first one stands for the secret.
+    /// All headers but Host. A value that is as it was shown stands for the real one.
     pub headers: Option<Vec<(String, String)>>,
     pub text: Option<String>,
     /// A body that is no text; instead of `text`.
@@ -170,8 +170,7 @@ fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, Str
             return Err(format!("{name} is about a connection, and cannot be sent again"));
         }
         let mut of_first = first.get_all(&name).iter();
-        let secret =
-            of_first.find(|first| hidden::is_secret(name.as_str()) && *value == hidden::hidden(first.as_bytes().len()));
+        let secret = of_first.find(|first| *value == hidden::shown(name.as_str(), first.as_bytes()));
         let value = secret.cloned().map_or_else(|| HeaderValue::from_str(value).map_err(|_| wrong()), Ok)?;
         headers.append(name, value);
     }

@@ -195,9 +195,9 @@ const reconnect = id => act('Another session opens', `tunnels/${encodeURICompone
 // ---- a table whose rows are changed in place
 
 class Grid {
-  /** columns: {name, cell(row), sort(row), num, c}; key(row); open(row): Enter or a click. */
-  constructor({caption, columns, key, open, empty, sort, c}) {
-    Object.assign(this, {columns, key, open, empty, rows: [], byKey: new Map(), most: SHOWN, order: sort || null, current: null});
+  /** columns: {name, cell(row), sort(row), num, c}; key(row); open(row): Enter or a click; fixed: cells depend on their row alone. */
+  constructor({caption, columns, key, open, empty, sort, c, fixed}) {
+    Object.assign(this, {columns, key, open, empty, fixed, rows: [], byKey: new Map(), most: SHOWN, order: sort || null, current: null});
     this.body = h('tbody');
     this.heads = columns.map((column, at) => h('th', {scope: 'col', class: [column.num && 'num', column.c].filter(Boolean).join(' ') || null},
       column.sort ? button(column.name, () => this.sortBy(at)) : column.name || h('span', {class: 'sr'}, 'Actions')));
@@ -248,8 +248,9 @@ class Grid {
         element.rowKey = key;
         this.byKey.set(key, element);
       }
+      const isSame = this.fixed && element.row === row;
       element.row = row;
-      this.columns.forEach((column, at) => this.write(element.children[at], column.cell(row), column));
+      if (!isSame) this.columns.forEach((column, at) => this.write(element.children[at], column.cell(row), column));
       if (element === cursor) cursor = cursor.nextSibling;
       else {
         const hadFocus = element === focused;
@@ -267,7 +268,7 @@ class Grid {
   }
   write(cell, found, column) {
     const value = found === null || found === undefined ? {t: ''} : typeof found === 'object' ? found : {t: String(found)};
-    const sign = JSON.stringify([value.t, value.a, value.c, value.tip, value.prod, (value.b || []).map(each => each[0])]);
+    const sign = `${value.t}\n${value.a}\n${value.c}\n${value.tip}\n${value.prod}\n${value.b ? value.b.map(each => each[0]) : ''}`;
     if (cell.sign === sign) { cell.acts = value.b; return; }
     cell.sign = sign;
     cell.acts = value.b;
@@ -449,7 +450,7 @@ function now() {
       contexts.set((status.contexts || []).map(context => {
         const of = inUse.filter(tunnel => tunnel.context === context.name);
         const has = word => of.some(tunnel => tunnel.state === word);
-        const word = has('running') ? {t: '● ok', c: 'ok'} : has('failed') ? {t: '▲ failing', c: 'bad'} : has('starting') ? {t: '◐ starting', c: 'warn'} : {t: '○ not in use', c: 'dim'};
+        const word = has('running') ? {t: '● ok', c: 'ok'} : has('failed') ? {t: '▲ failing', c: 'bad', tip: of.find(tunnel => tunnel.state === 'failed').last_error} : has('starting') ? {t: '◐ starting', c: 'warn'} : {t: '○ not in use', c: 'dim'};
         return {...context, state: word, tunnels: of.length};
       }));
       rest();
@@ -635,7 +636,7 @@ function requests() {
   }, {'aria-pressed': 'false'});
   let since = 0, open = params.get('id');
   const marks = row => [row.replay_of ? `↻ replay of ${row.replay_of}` : '', row.retries ? `⟳ sent ${row.retries + 1} times` : '', row.error ? row.error : ''].filter(Boolean).join(', ');
-  const grid = new Grid({caption: 'Requests and connections', key: row => row.id, empty: 'No request yet, or none as you filter.', open: row => show(row.id),
+  const grid = new Grid({caption: 'Requests and connections', fixed: true, key: row => row.id, empty: 'No request yet, or none as you filter.', open: row => show(row.id),
     columns: [
       {name: 'Time', c: 'nowrap', sort: row => row.id, cell: row => clock(row.time)},
       {name: 'Method', sort: row => row.method || row.kind, cell: row => row.method && row.kind === 'http' ? row.method : row.kind},
@@ -755,7 +756,7 @@ function log() {
   const LEVELS = ['error', 'warn', 'info', 'debug', 'trace'];
   const level = h('select', {'aria-label': 'Level', onchange: () => { setQuery({level: level.value}); changed(); }}, LEVELS.map(name => h('option', {value: name, selected: (params.get('level') || 'trace') === name}, `${name} and above`)));
   const total = h('span', {class: 'count', role: 'status'}), reload = h('p'), config = h('pre', {tabindex: 0, role: 'region', 'aria-label': 'Configuration'});
-  const grid = new Grid({caption: 'Log', c: 'log', key: row => row.id, empty: 'No line of the log is as you search.', columns: [
+  const grid = new Grid({caption: 'Log', fixed: true, c: 'log', key: row => row.id, empty: 'No line of the log is as you search.', columns: [
     {name: 'Time', c: 'nowrap', cell: row => clock(row.time)},
     {name: 'Level', cell: row => ({t: row.level, c: row.level === 'error' ? 'bad' : row.level === 'warn' ? 'warn' : 'dim'})},
     {name: 'Text', cell: row => row.text}]});

@@ -209,6 +209,15 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
     assert!(get(metrics, "10.0.0.7:9090", "/metrics").await.contains("adit_relay_tunnels 1"));
     assert!(get(metrics, "127.0.0.1", "/").await.starts_with("HTTP/1.1 404"), "no page of clients");
     assert!(get(admin, "127.0.0.1", "/").await.contains(&public.port().to_string()));
+    let shown = get(admin, "127.0.0.1", "/api/v1/relay").await;
+    assert!(shown.contains("\"visitors\":") && shown.contains(&public.port().to_string()), "{shown}");
+    assert!(get(admin, "127.0.0.1", "/app.js").await.starts_with("HTTP/1.1 200"));
+    for path in ["/", "/api/v1/relay"] {
+        let page = get(admin, "127.0.0.1", path).await.to_ascii_lowercase();
+        assert!(page.contains("content-security-policy: default-src 'none'") && page.contains("no-store"), "{page}");
+    }
+    assert!(get(metrics, "127.0.0.1", "/api/v1/relay").await.starts_with("HTTP/1.1 404"), "no data of clients");
+    assert!(get(admin, "evil.example", "/api/v1/relay").await.starts_with("HTTP/1.1 403"));
     assert!(get(admin, "evil.example", "/").await.starts_with("HTTP/1.1 403"));
     client_drain.start();
     drain.start();
