@@ -305,11 +305,16 @@ async fn pages_of_others_can_read_nothing_and_change_nothing() {
     page.close().await;
     assert_eq!(suite.seen("upload?allowed"), 1, "the route lets it in");
 
-    // Another name of this machine is no stranger.
+    // A page of one Service does not write to another, but to its own.
+    let (home, own) = (suite.url("shop.localhost", "/"), suite.url("shop.localhost", "/upload?own"));
     let mut page = suite.page("shop.localhost", "/").await;
     page.eval(&form(&format!("{shop}/upload?neighbour"))).await;
+    page.until("document.body.innerText.includes('cross-origin request from http://shop.localhost')").await;
+    page.goto(&home).await;
+    page.eval(&form(&own)).await;
     page.until("document.body.innerText.includes('sha256')").await;
     page.close().await;
+    assert_eq!((suite.seen("upload?neighbour"), suite.seen("upload?own")), (0, 1));
 
     // Its name leads to our address: rebinding.
     let mut page = suite.page("evil.example", "/whoami?rebound").await;
