@@ -51,6 +51,10 @@ browser:
 bench-peers *options:
     cargo bench --features e2e --bench compare -- {{options}}
 
+# What people wait for when the cluster is far away, on the cluster that KUBECONFIG names: just bench-far [--round-trip 50] [--rate 100] [--loss 1] [--rounds 3]
+bench-far *options:
+    cargo bench --features e2e --bench compare -- far {{options}}
+
 # adit's relay beside bore, which has to be in PATH: cargo install bore-cli
 bench-relay:
     cargo bench --bench relay

@@ -12,11 +12,13 @@ use tokio::{
     time::timeout,
 };
 
+use super::far::PART;
+
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Nothing that is measured takes longer on an idle machine than a tenth of this.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const TRANSFER: usize = 100 * 1024 * 1024;
 
@@ -51,14 +53,30 @@ impl Outcome {
 }
 
 impl Load {
-    async fn connect(&self) -> Result<TcpStream> {
+    pub async fn connect(&self) -> Result<TcpStream> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    fn get(&self, path: &str) -> Vec<u8> {
+    pub fn get(&self, path: &str) -> Vec<u8> {
         format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host).into_bytes()
+    }
+
+    /// A request for the part of a page.
+    pub fn part(&self) -> Vec<u8> {
+        format!("GET /100m HTTP/1.1\r\nHost: {}\r\nRange: bytes=0-{}\r\n\r\n", self.host, PART - 1).into_bytes()
+    }
+
+    /// The time of a request on a connection that had one already.
+    pub async fn one_more(&self) -> Result<Duration> {
+        let mut stream = self.connect().await?;
+        stream.write_all(&self.get("/whoami")).await?;
+        answer(&mut stream).await?;
+        let started = Instant::now();
+        stream.write_all(&self.get("/whoami")).await?;
+        timeout(PATIENCE, answer(&mut stream)).await??;
+        Ok(started.elapsed())
     }
 
     /// The time from connecting to the first byte of an answer.
@@ -122,40 +140,62 @@ impl Load {
 
     /// Returns MB/s.
     pub async fn download(&self) -> Result<f64> {
+        timeout(PATIENCE, self.download_for(PATIENCE)).await?
+    }
+
+    /// Downloads for this long at most. Returns MB/s.
+    pub async fn download_for(&self, time: Duration) -> Result<f64> {
         let started = Instant::now();
-        let exchange = async {
-            let mut stream = self.connect().await?;
-            stream.write_all(&self.get("/100m")).await?;
-            let mut buffer = vec![0; 256 * 1024];
-            let mut left = TRANSFER;
-            while left > 0 {
-                let count = stream.read(&mut buffer).await?;
-                if count == 0 {
-                    return Err("the download ended early".into());
-                }
-                left = left.saturating_sub(count);
+        let mut stream = self.connect().await?;
+        stream.write_all(&self.get("/100m")).await?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut left = TRANSFER;
+        while left > 0 && started.elapsed() < time {
+            let count = timeout(PATIENCE, stream.read(&mut buffer)).await??;
+            if count == 0 {
+                return Err("the download ended early".into());
             }
-            Ok::<_, Error>(())
-        };
-        timeout(PATIENCE, exchange).await??;
-        Ok(TRANSFER as f64 / 1e6 / started.elapsed().as_secs_f64())
+            left = left.saturating_sub(count);
+        }
+        Ok((TRANSFER - left) as f64 / 1e6 / started.elapsed().as_secs_f64())
     }
 
     /// Returns MB/s.
     pub async fn upload(&self) -> Result<f64> {
+        self.upload_of(TRANSFER).await
+    }
+
+    /// Uploads about as much as takes this long at most. Returns MB/s.
+    pub async fn upload_for(&self, time: Duration) -> Result<f64> {
+        let mut length = 1 << 20;
+        loop {
+            let started = Instant::now();
+            let rate = self.upload_of(length).await?;
+            if length == TRANSFER || started.elapsed() * 2 > time {
+                return Ok(rate);
+            }
+            let within = time.as_secs_f64() / started.elapsed().as_secs_f64() / 2.0;
+            length = ((length as f64 * within) as usize).clamp(length * 2, TRANSFER.max(length * 2)).min(TRANSFER);
+        }
+    }
+
+    async fn upload_of(&self, length: usize) -> Result<f64> {
         let started = Instant::now();
         let exchange = async {
             let mut stream = self.connect().await?;
-            let head = format!("POST /upload HTTP/1.1\r\nHost: {}\r\nContent-Length: {TRANSFER}\r\n\r\n", self.host);
+            let head = format!("POST /upload HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n\r\n", self.host);
             stream.write_all(head.as_bytes()).await?;
             let piece = vec![0; 256 * 1024];
-            for _ in 0..TRANSFER / piece.len() {
-                stream.write_all(&piece).await?;
+            let mut left = length;
+            while left > 0 {
+                let count = left.min(piece.len());
+                stream.write_all(&piece[..count]).await?;
+                left -= count;
             }
             answer(&mut stream).await
         };
-        timeout(PATIENCE, exchange).await??;
-        Ok(TRANSFER as f64 / 1e6 / started.elapsed().as_secs_f64())
+        timeout(PATIENCE * 2, exchange).await??;
+        Ok(length as f64 / 1e6 / started.elapsed().as_secs_f64())
     }
 
     /// Opens connections that have had one answer, and keeps them.
@@ -203,7 +243,7 @@ impl Load {
 }
 
 /// Reads a whole answer with a Content-Length, or without a body.
-async fn answer(stream: &mut TcpStream) -> Result<()> {
+pub async fn answer(stream: &mut TcpStream) -> Result<()> {
     let mut received = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut received).await? == 0 {

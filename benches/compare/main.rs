@@ -1,22 +1,26 @@
 //! adit beside kubectl and a direct connection, on the cluster that KUBECONFIG names.
 //!
 //! ```text
-//! cargo bench --features e2e --bench compare -- [--rounds 3] [--seconds 2] [--round-trip MILLIS]
+//! cargo bench --features e2e --bench compare -- [far] [--rounds 3] [--seconds 2] [--round-trip MILLIS] [--rate MBIT] [--loss PERCENT]
 //! ```
 //!
+//! `far` measures what people wait for when the cluster is far away (by default 50 ms), else what the programs take of a machine.
 //! The peers take turns in each round, so that what the machine does meanwhile hits all of them; the table has the
-//! medians, and their ratios to kubectl's default. `--round-trip` puts a way of that length in front of the API
+//! medians, and their ratios to kubectl's default. `--round-trip`, `--rate` and `--loss` put a link in front of the API
 //! server. `ADIT_E2E_IMAGE` is the image of the servers. Pods have to be reachable from here for the direct column.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
 
+mod far;
+mod link;
 mod load;
 mod peers;
 
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use self::{
-    load::{Load, Result},
+    link::Link,
+    load::Result,
     peers::{Kind, Peer, Way},
 };
 
@@ -45,30 +49,40 @@ const TRANSFERS: usize = 3;
 type Column = BTreeMap<usize, Vec<f64>>;
 
 struct Options {
+    far: bool,
     rounds: usize,
     seconds: Duration,
-    round_trip: Duration,
+    link: Link,
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 3, seconds: Duration::from_secs(2), round_trip: Duration::ZERO };
+    let mut options = Options { far: false, rounds: 3, seconds: Duration::from_secs(2), link: Link::default() };
+    let mut round_trip = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or_else(|| usage());
+        let mut number = || arguments.next().and_then(|text| text.parse::<f64>().ok()).unwrap_or_else(|| usage());
         match argument.as_str() {
-            "--rounds" => options.rounds = number(arguments.next()) as usize,
-            "--seconds" => options.seconds = Duration::from_secs(number(arguments.next())),
-            "--round-trip" => options.round_trip = Duration::from_millis(number(arguments.next())),
+            "far" => options.far = true,
+            "--rounds" => options.rounds = number() as usize,
+            "--seconds" => options.seconds = Duration::from_secs_f64(number()),
+            "--round-trip" => round_trip = Some(number()),
+            "--rate" => options.link.rate = Some(number() * 1e6 / 8.0),
+            "--loss" => options.link.loss = number() / 100.0,
             // Cargo's own.
             "--bench" => {}
             _ => usage(),
         }
     }
+    let round_trip = round_trip.unwrap_or(if options.far { 50.0 } else { 0.0 });
+    options.link.round_trip = Duration::from_secs_f64(round_trip / 1e3);
     options
 }
 
 fn usage() -> ! {
-    eprintln!("usage: compare [--rounds N] [--seconds N] [--round-trip MILLISECONDS]");
+    eprintln!(
+        "usage: compare [far] [--rounds N] [--seconds N] [--round-trip MILLISECONDS] [--rate MBIT_PER_SECOND] \
+         [--loss PERCENT]"
+    );
     std::process::exit(2)
 }
 
@@ -77,16 +91,24 @@ fn main() -> Result<()> {
     apply_world()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let way = Way::make(options.round_trip).await?;
+        let way = Way::make(options.link)?;
+        let kinds = if options.far { far::KINDS.as_slice() } else { Kind::ALL.as_slice() };
         let mut table: BTreeMap<Kind, Column> = BTreeMap::new();
         for round in 0..options.rounds {
-            for kind in Kind::ALL {
+            for kind in kinds {
                 eprintln!("round {} of {}: {}", round + 1, options.rounds, kind.name());
-                let column = table.entry(kind).or_default();
-                measure(kind, &way, options.seconds, column).await?;
+                let column = table.entry(*kind).or_default();
+                match options.far {
+                    true => far::measure(*kind, &way, column).await?,
+                    false => measure(*kind, &way, options.seconds, column).await?,
+                }
             }
         }
-        print(&table);
+        if options.far {
+            far::print(&table)
+        } else {
+            print(&table)
+        }
         Ok(())
     })
 }
@@ -118,7 +140,7 @@ async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) 
     if let Some(memory) = peer.memory_at_start {
         note(12, memory);
     }
-    let load = Load { address: peer.http, host: peer.host.clone() };
+    let load = peer.load();
     load.first_byte().await?;
     let mut warm: Vec<f64> = Vec::new();
     for _ in 0..20 {
@@ -150,7 +172,7 @@ async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) 
 
     // What idles and what stalls, in a process that has done nothing else.
     let peer = Peer::start(kind, way).await?;
-    let load = Load { address: peer.http, host: peer.host.clone() };
+    let load = peer.load();
     let idle = load.idle(500).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     if let Some(memory) = peer.memory() {

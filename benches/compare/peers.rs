@@ -6,18 +6,15 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    time::sleep_until,
+use super::{
+    link::{Link, Shared},
+    load::{Load, Result},
 };
-
-use super::load::{Load, Result};
+use tempfile::TempDir;
 
 pub const NAMESPACE: &str = "adit-bench";
 
@@ -44,65 +41,35 @@ impl Kind {
     }
 }
 
-/// The way to the API server: a kubeconfig, and what makes the way longer.
+/// The way to the cluster: a kubeconfig, and the link that is between.
 pub struct Way {
     kubeconfig: PathBuf,
+    link: Link,
+    shared: Arc<Shared>,
     _folder: TempDir,
 }
 
 impl Way {
-    pub async fn make(round_trip: Duration) -> Result<Self> {
+    pub fn make(link: Link) -> Result<Self> {
         let folder = tempfile::tempdir()?;
+        let shared = Arc::new(Shared::default());
         let text = succeed(Command::new("kubectl").args(["config", "view", "--raw", "--minify", "--flatten"]))?;
         let server =
             text.lines().find_map(|line| line.trim().strip_prefix("server: ")).ok_or("a kubeconfig has a server")?;
         let mut changed = text.clone();
-        if round_trip > Duration::ZERO {
+        if link.is_there() {
             let target: SocketAddr = server.trim_start_matches("https://").parse()?;
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            changed = text.replace(server, &format!("https://{}", listener.local_addr()?));
-            tokio::spawn(async move {
-                while let Ok((near, _)) = listener.accept().await {
-                    tokio::spawn(lengthen(near, target, round_trip / 2));
-                }
-            });
+            changed = text.replace(server, &format!("https://{}", link.to(target, &shared)?));
         }
         let kubeconfig = folder.path().join("kubeconfig");
         fs::write(&kubeconfig, changed)?;
-        Ok(Self { kubeconfig, _folder: folder })
+        Ok(Self { kubeconfig, link, shared, _folder: folder })
     }
-}
 
-/// Carries a connection, with a delay in each direction.
-async fn lengthen(near: TcpStream, target: SocketAddr, delay: Duration) -> std::io::Result<()> {
-    let far = TcpStream::connect(target).await?;
-    near.set_nodelay(true)?;
-    far.set_nodelay(true)?;
-    let (near_read, near_write) = near.into_split();
-    let (far_read, far_write) = far.into_split();
-    let direction = |mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf| async move {
-        let (queue_tx, mut queue) = mpsc::channel::<(tokio::time::Instant, Vec<u8>)>(1024);
-        let reading = async move {
-            let mut buffer = vec![0; 64 * 1024];
-            while let Ok(count) = from.read(&mut buffer).await {
-                let due = tokio::time::Instant::now() + delay;
-                if count == 0 || queue_tx.send((due, buffer[..count].to_vec())).await.is_err() {
-                    return;
-                }
-            }
-        };
-        let writing = async move {
-            while let Some((due, bytes)) = queue.recv().await {
-                sleep_until(due).await;
-                if to.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::join!(reading, writing);
-    };
-    tokio::join!(direction(near_read, far_write), direction(far_read, near_write));
-    Ok(())
+    /// Returns an address of the pod as far away as the API server is.
+    fn as_far(&self, pod: SocketAddr) -> Result<SocketAddr> {
+        Ok(if self.link.is_there() { self.link.to(pod, &self.shared)? } else { pod })
+    }
 }
 
 /// A peer that is ready to be measured. Dropping it ends its process.
@@ -113,6 +80,9 @@ pub struct Peer {
     pub host: String,
     /// A port that accepts and never reads.
     pub stalled: Option<SocketAddr>,
+    /// A port that sends back what it is sent.
+    pub echo: SocketAddr,
+    started: Instant,
     /// From asking for a Service that was never used to its first byte; for kubectl that begins with its start.
     pub cold: Option<Duration>,
     /// In MiB.
@@ -120,11 +90,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub async fn start(kind: Kind, way: &Way) -> Result<Self> {
+    /// Starts it; it has had no request.
+    pub fn launch(kind: Kind, way: &Way) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (http, stalled) = (free_port()?, free_port()?);
+        let (http, stalled, echo) = (free_port()?, free_port()?, free_port()?);
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let started = Instant::now();
+        let mut direct = None;
         let (child, http, stalled) = match kind {
             Kind::Direct => {
                 let path = "jsonpath={.items[0].status.podIP}";
@@ -132,12 +104,13 @@ impl Peer {
                     Command::new("kubectl").args(["-n", NAMESPACE, "get", "pods", "-l", "app=web", "-o", path]),
                 )?;
                 let ip = ip.trim().parse()?;
-                (None, SocketAddr::new(ip, 80), Some(SocketAddr::new(ip, 9000)))
+                direct = Some(way.as_far(SocketAddr::new(ip, 7000))?);
+                (None, way.as_far(SocketAddr::new(ip, 80))?, Some(SocketAddr::new(ip, 9000)))
             }
             Kind::KubectlTunnel | Kind::KubectlRaw => {
                 let mut command = Command::new("kubectl");
                 command.args(["-n", NAMESPACE, "port-forward", "service/web"]);
-                command.args([format!("{http}:80"), format!("{stalled}:9000")]);
+                command.args([format!("{http}:80"), format!("{stalled}:9000"), format!("{echo}:7000")]);
                 command
                     .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", if kind == Kind::KubectlTunnel { "true" } else { "false" });
                 (Some(spawn(&mut command, way)?), local(http), Some(local(stalled)))
@@ -145,7 +118,7 @@ impl Peer {
             Kind::AditTcp | Kind::AditHttp => {
                 let config = format!(
                     "apiVersion: adit/v1\nhttp: {{listen: '127.0.0.1:{}'}}\ntcp:\n  k8s:\n    routes:\n      {}: {{namespace: {NAMESPACE}, service: web, port: 80}}\n      \
-                     {stalled}: {{namespace: {NAMESPACE}, service: web, port: 9000}}\n",
+                     {stalled}: {{namespace: {NAMESPACE}, service: web, port: 9000}}\n      {echo}: {{namespace: {NAMESPACE}, service: web, port: 7000}}\n",
                     if kind == Kind::AditHttp { http } else { free_port()? },
                     if kind == Kind::AditTcp { http } else { free_port()? },
                 );
@@ -157,21 +130,36 @@ impl Peer {
             }
         };
         let host = format!("web.{NAMESPACE}.localhost");
-        let mut peer = Self { child, _folder: folder, http, host, stalled, cold: None, memory_at_start: None };
+        let echo = direct.unwrap_or(local(echo));
+        Ok(Self { child, _folder: folder, http, host, stalled, echo, started, cold: None, memory_at_start: None })
+    }
+
+    /// Starts it, and makes a first request.
+    pub async fn start(kind: Kind, way: &Way) -> Result<Self> {
+        let mut peer = Self::launch(kind, way)?;
         if matches!(kind, Kind::AditTcp | Kind::AditHttp) {
             peer.memory_at_start = peer.memory();
         }
-        let load = Load { address: peer.http, host: peer.host.clone() };
-        let first = load.first_byte().await?;
+        let first = peer.load().first_byte().await?;
         peer.cold = match kind {
             Kind::Direct => None,
             Kind::AditTcp | Kind::AditHttp => Some(first),
-            Kind::KubectlTunnel | Kind::KubectlRaw => Some(started.elapsed()),
+            Kind::KubectlTunnel | Kind::KubectlRaw => Some(peer.age()),
         };
         if peer.memory_at_start.is_none() {
             peer.memory_at_start = peer.memory();
         }
         Ok(peer)
+    }
+
+    /// Returns a client of its HTTP.
+    pub fn load(&self) -> Load {
+        Load { address: self.http, host: self.host.clone() }
+    }
+
+    /// Returns for how long it has been starting or running.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Resident memory in MiB.

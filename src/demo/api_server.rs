@@ -51,6 +51,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
         let of_connection = tasks.clone();
         tasks.spawn(async move {
             let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await else { return };
+            let _open = Open::new(&node);
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let service = service_fn(move |request| {
                 let (node, tokens) = (node.clone(), tokens.clone());
@@ -62,6 +63,22 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
                 false => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
             };
         });
+    }
+}
+
+/// A connection, until it ends or is upgraded.
+struct Open(Arc<Node>);
+
+impl Open {
+    fn new(node: &Arc<Node>) -> Self {
+        node.faults.count_connection();
+        Self(node.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.faults.connection_ended();
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Faults {
     rules: watch::Sender<Rules>,
     drop_upgrades: Notify,
     end_watches: Notify,
+    connections: AtomicU64,
+    open_connections: AtomicU64,
     upgrades: AtomicU64,
     streams: AtomicU64,
     requests: Mutex<HashMap<String, u64>>,
@@ -192,6 +194,16 @@ impl Faults {
         self.end_watches.notify_waiters();
     }
 
+    /// Returns how many connections there have been to the API server.
+    pub fn connections_seen(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many connections to the API server are open and not upgraded.
+    pub fn connections_open(&self) -> u64 {
+        self.open_connections.load(Ordering::SeqCst)
+    }
+
     /// Returns how many connections have been upgraded.
     pub fn upgrades_seen(&self) -> u64 {
         self.upgrades.load(Ordering::SeqCst)
@@ -213,6 +225,15 @@ impl Faults {
         if requests.len() < MOST_PATHS || requests.contains_key(path) {
             *requests.entry(path.to_owned()).or_default() += 1;
         }
+    }
+
+    pub(super) fn count_connection(&self) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        self.open_connections.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn connection_ended(&self) {
+        self.open_connections.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(super) fn count_upgrade(&self) {

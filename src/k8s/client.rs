@@ -20,22 +20,24 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tower::ServiceBuilder;
+use tracing::debug;
 
 pub use self::failure::printable;
 use self::{
     authorize::Authorized,
-    transport::{Transports, tls_config},
+    transport::{Transport, Transports, tls_config},
 };
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
     k8s::{
         ClusterError,
         credentials::{Credential, User},
-        dial::Dialer,
+        dial::{Connector, Dialer},
         exec_path::ExecPath,
         kubeconfig::{self, Access, Fingerprint},
         proxy,
         sign_in::{Report, SignIns},
+        spare::Spare,
         upgrade,
     },
     routing::{ClusterId, Contexts},
@@ -65,6 +67,9 @@ pub struct Cluster {
     pub client: kube::Client,
     /// The same for watches, which start no sign-in.
     pub watches: kube::Client,
+    /// For upgrades, of which each needs a connection of its own.
+    pub(super) connector: Connector,
+    pub(super) spare: Spare<Arc<Transport>>,
     /// The API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`: upgrades keep its path prefix.
     pub server: Uri,
     pub dialer: Dialer,
@@ -165,7 +170,11 @@ impl Cluster {
             ),
             name => name.filter(|_| is_https),
         };
+        let connector =
+            Connector { dialer: dialer.clone(), server: config.cluster_url.clone(), server_name: server_name.clone() };
         Ok(Self {
+            spare: spare(connector.clone(), user.clone(), transports.clone()),
+            connector,
             namespace: Namespace(config.default_namespace.clone()),
             client: requests,
             watches,
@@ -226,13 +235,9 @@ impl Cluster {
         self.refusal(status, message, &self.namespace)
     }
 
-    /// Returns the TLS settings of an upgrade with this credential. None: `http://`.
-    pub(super) fn upgrade_tls(
-        &self,
-        credential: &Credential,
-    ) -> Option<(Arc<rustls::ClientConfig>, ServerName<'static>)> {
-        let name = self.tls_server_name.clone()?;
-        Some((self.transports.of(credential.identity.as_ref()).upgrades.clone(), name))
+    /// Returns the connections, and their settings, of whoever a credential names.
+    pub(super) fn transport(&self, credential: &Credential) -> Arc<Transport> {
+        self.transports.of(credential.identity.as_ref())
     }
 
     /// Waits for an answer of the API server, translating what went wrong. `doing`: `looking up service shop/web`.
@@ -265,6 +270,20 @@ impl Cluster {
             deadline = self.user.sign_in()?.report().put_off(budget, Instant::now())?;
         }
     }
+}
+
+/// Returns a spare connection that is made with the credential that is there. Nobody signs in for one.
+fn spare(connector: Connector, user: User, transports: Arc<Transports>) -> Spare<Arc<Transport>> {
+    Spare::new(Box::new(move || {
+        let (connector, user, transports) = (connector.clone(), user.clone(), transports.clone());
+        Box::pin(async move {
+            let credential = user.present()?;
+            let transport = transports.of(credential.identity.as_ref());
+            let connected = connector.connect(transport.upgrades.clone()).await;
+            let io = connected.inspect_err(|error| debug!(?error, "no spare connection to the API server")).ok()?;
+            Some((transport, io))
+        })
+    }))
 }
 
 /// Why the API server gave no answer to use.

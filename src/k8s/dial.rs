@@ -1,9 +1,10 @@
-//! TCP to an API server, through a proxy where one is configured; for requests and upgrades alike.
+//! TCP to an API server, through a proxy where one is configured, for requests and upgrades alike; and TLS for upgrades.
 
 use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,10 +18,15 @@ use hyper_util::{
     },
     rt::TokioIo,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::io::BoxedIo;
+use crate::io::{BoxedIo, read_ahead::ReadAhead};
 
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,6 +92,39 @@ impl Dialer {
             Way::HttpsProxy(proxy) => Box::new(TokioIo::new(proxy.oneshot(uri).await?)),
             Way::Socks5(proxy) => Box::new(proxy.oneshot(uri).await?.into_inner()),
         })
+    }
+}
+
+/// Opens connections to one API server that are ready for a request.
+#[derive(Clone)]
+pub struct Connector {
+    pub dialer: Dialer,
+    pub server: Uri,
+    /// The name that the server's certificate is verified against. None: `http://`.
+    pub server_name: Option<ServerName<'static>>,
+}
+
+/// Why a connection did not come up.
+#[derive(Debug)]
+pub enum ConnectError {
+    Tcp(BoxError),
+    Tls(io::Error),
+    TimedOut,
+}
+
+impl Connector {
+    /// Connects, with these settings of TLS.
+    ///
+    /// # Errors
+    /// The server is not reached, refuses, or takes longer than [`CONNECT_TIMEOUT`].
+    pub async fn connect(&self, tls: Arc<ClientConfig>) -> Result<BoxedIo, ConnectError> {
+        let connect = async {
+            let tcp = self.dialer.connect(self.server.clone()).await.map_err(ConnectError::Tcp)?;
+            let Some(name) = self.server_name.clone() else { return Ok(tcp) };
+            let tls = TlsConnector::from(tls).connect(name, ReadAhead::new(tcp)).await;
+            tls.map(|tls| Box::new(tls) as BoxedIo).map_err(ConnectError::Tls)
+        };
+        timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(ConnectError::TimedOut))
     }
 }
 

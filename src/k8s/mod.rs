@@ -18,6 +18,7 @@ pub mod reach;
 pub mod resolve;
 pub mod secret;
 pub mod sign_in;
+pub mod spare;
 pub mod upgrade;
 pub mod watch;
 pub mod websocket;

@@ -17,7 +17,7 @@ mod choice;
 pub mod exec;
 mod request;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tokio::time::timeout;
@@ -31,12 +31,12 @@ use self::{
 };
 use crate::{
     config::Namespace,
-    io::{BoxedIo, read_ahead::ReadAhead},
+    io::BoxedIo,
     k8s::{
         ClusterError,
         client::Cluster,
         credentials::{Credential, Renewal},
-        dial::CONNECT_TIMEOUT,
+        dial::{CONNECT_TIMEOUT, ConnectError},
         websocket::byte_stream::WebSocketIo,
     },
 };
@@ -102,27 +102,37 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
-/// Opens TCP and TLS to the API server: the part of an upgrade that can be done before the pod is known.
-pub async fn dial(cluster: &Cluster) -> Result<BoxedIo, ClusterError> {
-    // The client certificate may have to be issued first.
-    let credential = cluster.credential().await?;
-    dial_as(cluster, &credential).await
+/// A connection that an upgrade can be asked for on.
+pub struct Dialled {
+    io: BoxedIo,
+    /// It was made some time ago: the server, or something in between, may have forgotten it.
+    is_spare: bool,
 }
 
-async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<BoxedIo, ClusterError> {
-    let connect = async {
-        let tcp = cluster.dialer.connect(cluster.server.clone()).await.map_err(|error| cluster.unreachable(&*error))?;
-        match cluster.upgrade_tls(credential) {
-            Some((tls, name)) => {
-                let tls = TlsConnector::from(tls).connect(name, ReadAhead::new(tcp)).await;
-                Ok(Box::new(tls.map_err(|error| cluster.broken(&error, credential))?) as BoxedIo)
-            }
-            None => Ok(tcp),
-        }
-    };
-    match timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(connected) => connected,
-        Err(_) => Err(ClusterError::TimedOut {
+/// Opens TCP and TLS to the API server, unless a connection is kept for that: the part of an upgrade that can be done
+/// before the pod is known.
+pub async fn dial(cluster: &Cluster) -> Result<Dialled, ClusterError> {
+    // The client certificate may have to be issued first.
+    let credential = cluster.credential().await?;
+    match spare(cluster, &credential) {
+        Some(spare) => Ok(spare),
+        None => dial_as(cluster, &credential).await,
+    }
+}
+
+/// Returns the connection that is kept for this user.
+fn spare(cluster: &Cluster, credential: &Credential) -> Option<Dialled> {
+    let transport = cluster.transport(credential);
+    let io = cluster.spare.take(|by| Arc::ptr_eq(by, &transport))?;
+    Some(Dialled { io, is_spare: true })
+}
+
+async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, ClusterError> {
+    match cluster.connector.connect(cluster.transport(credential).upgrades.clone()).await {
+        Ok(io) => Ok(Dialled { io, is_spare: false }),
+        Err(ConnectError::Tcp(error)) => Err(cluster.unreachable(&*error)),
+        Err(ConnectError::Tls(error)) => Err(cluster.broken(&error, credential)),
+        Err(ConnectError::TimedOut) => Err(ClusterError::TimedOut {
             context: cluster.context.clone(),
             doing: "connecting".into(),
             after: CONNECT_TIMEOUT,
@@ -137,7 +147,7 @@ pub async fn port_forward(
     namespace: &Namespace,
     pod: &str,
     port: u16,
-    dialled: Option<BoxedIo>,
+    dialled: Option<Dialled>,
 ) -> Result<Upgraded, UpgradeError> {
     let default = if cluster.proxy.is_some() { Transport::WebSocket } else { Transport::Spdy };
     let path = path(cluster, namespace, pod);
@@ -195,9 +205,9 @@ pub async fn try_transport(
 ) -> Result<(), TryError> {
     let credential = cluster.credential().await.map_err(TryError::Cluster)?;
     let headers = cluster.user().headers(&credential);
-    let io = dial_as(cluster, &credential).await.map_err(TryError::Cluster)?;
+    let dialled = dial_as(cluster, &credential).await.map_err(TryError::Cluster)?;
     let request = asked(cluster, &path(cluster, namespace, pod), port, transport, &headers);
-    match timeout(TRY_TIMEOUT, request.send(io)).await {
+    match timeout(TRY_TIMEOUT, request.send(dialled.io)).await {
         Ok(Ok(Answer::Switched { protocol, .. })) if protocol == transport.protocol() => Ok(()),
         Ok(Ok(Answer::Switched { protocol, .. })) => {
             Err(TryError::Refused { text: Refusal::odd_switch(&protocol).text(), server: None })
@@ -220,7 +230,7 @@ pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
         .with_custom_certificate_verifier(crate::tls::Pinned::to_nothing(provider))
         .with_no_client_auth();
     let tcp = cluster.dialer.connect(cluster.server.clone()).await.ok()?;
-    let tls = TlsConnector::from(std::sync::Arc::new(config)).connect(name, tcp).await.ok()?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.ok()?;
     let shown = tls.get_ref().1.peer_certificates()?.first()?;
     crate::tls::certificate::Certificate::parse(shown)?.issuer_name()
 }
@@ -242,7 +252,7 @@ impl Act<'_> {
         &self,
         memory: &Memory<T>,
         default: T,
-        mut dialled: Option<BoxedIo>,
+        mut dialled: Option<Dialled>,
         ask: impl Fn(T, &HeaderMap) -> Asked,
         takes: impl Fn(T, &str) -> bool,
     ) -> Result<Switched<T>, UpgradeError> {
@@ -256,6 +266,7 @@ impl Act<'_> {
                 match memory.upgrade(cluster, &credential, default, dialled.take(), ask, &takes).await {
                     Ok(switched) => {
                         cluster.user().accepted(&credential);
+                        cluster.spare.used();
                         return Ok(switched);
                     }
                     Err(failure) => match self.error(failure, &credential) {

@@ -7,6 +7,7 @@ mod chart;
 mod cli;
 mod config;
 mod connect;
+mod connections;
 mod corpus;
 mod dashboard;
 mod databases;

@@ -1,17 +1,19 @@
 //! Requests with the credential of a user, sent once more with another one where a server refuses it.
 
 use std::{
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use kube::client::Body;
 use tower::{BoxError, Service};
 
-use super::transport::{HttpClient, Transport, Transports};
+use super::transport::{Room, Transports};
 use crate::k8s::{
     credentials::{Renewal, User},
     reach,
@@ -23,34 +25,58 @@ use crate::k8s::{
 #[error("{}", .0.reason)]
 pub struct NotSignedIn(pub Failure);
 
+/// The body of an answer.
+pub struct Answer {
+    body: Incoming,
+    _room: Room,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A client as kube wants it.
 #[derive(Clone)]
 pub struct Authorized {
     user: User,
     transports: Arc<Transports>,
-    of: fn(&Transport) -> &HttpClient,
-    /// Whether it may start a sign-in.
-    signs_in: bool,
+    /// Nobody waits for a watch: it starts no sign-in. Its answer lasts for minutes.
+    is_watch: bool,
 }
 
 impl Authorized {
     pub fn requests(user: User, transports: Arc<Transports>) -> Self {
-        Self { user, transports, of: |transport| &transport.requests, signs_in: true }
+        Self { user, transports, is_watch: false }
     }
 
-    /// Nobody waits for a watch: it starts no sign-in.
     pub fn watches(user: User, transports: Arc<Transports>) -> Self {
-        Self { user, transports, of: |transport| &transport.watches, signs_in: false }
+        Self { user, transports, is_watch: true }
     }
 
-    async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    async fn send(self, request: Request<Body>) -> Result<Response<Answer>, BoxError> {
         let (parts, body) = request.into_parts();
         let mut renewal = Renewal::new(&self.user);
         let mut body = Some(body);
         loop {
-            let credential = match self.signs_in {
-                true => self.user.credential().await.map_err(NotSignedIn)?,
-                false => self.user.present().ok_or_else(|| {
+            let credential = match self.is_watch {
+                false => self.user.credential().await.map_err(NotSignedIn)?,
+                true => self.user.present().ok_or_else(|| {
                     NotSignedIn(Failure::new("nobody has signed in since the credential expired".to_owned()))
                 })?,
             };
@@ -60,7 +86,11 @@ impl Authorized {
             let mut request = Request::from_parts(parts.clone(), sent);
             request.headers_mut().extend(self.user.headers(&credential));
             let transport = self.transports.of(credential.identity.as_ref());
-            let answer = (self.of)(&transport).request(request).await;
+            let (client, room) = match self.is_watch {
+                false => (transport.for_requests(), None),
+                true => transport.for_watch(),
+            };
+            let answer = client.request(request).await;
             let is_refused = match &answer {
                 Ok(response) => response.status() == StatusCode::UNAUTHORIZED,
                 Err(error) => credential.identity.is_some() && reach::is_about_identity(error),
@@ -69,14 +99,14 @@ impl Authorized {
                 self.user.accepted(&credential);
             }
             if !is_refused || !renewal.again(&credential) || body.is_none() {
-                return answer.map_err(BoxError::from);
+                return answer.map(|answer| answer.map(|body| Answer { body, _room: room })).map_err(BoxError::from);
             }
         }
     }
 }
 
 impl Service<Request<Body>> for Authorized {
-    type Response = Response<Incoming>;
+    type Response = Response<Answer>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 

@@ -1,4 +1,4 @@
-//! Connections to one API server, for requests, for watches, and for upgrades; others for each client certificate.
+//! Connections to one API server, for requests and watches, and for upgrades; others for each client certificate.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,6 +12,7 @@ use hyper_util::{
 };
 use kube::client::{Body, ConfigExt};
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::CertifiedKey};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     k8s::dial::Dialer,
@@ -20,19 +21,45 @@ use crate::{
 
 pub type HttpClient = Client<HttpsConnector<Dialer>, Body>;
 
-/// How long a connection to an API server is kept after the last request, and after the last watch on it.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection to an API server is kept after the last request on it. Longer than a watch lasts: while a tunnel is open, a
+/// watch begins before that, and the connection is there when somebody looks something up.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// The same for a connection that only the watches have which found no room on that of the requests.
 const IDLE_WATCHES: Duration = Duration::from_secs(5);
+
+/// How many watches share the connection of the requests. API servers allow 100 streams on a connection, or 250, and
+/// gateways may allow fewer.
+const WATCHES_BESIDE_REQUESTS: usize = 32;
 
 /// The connections as whoever a client certificate names.
 pub struct Transport {
     identity: Option<Arc<CertifiedKey>>,
     /// HTTP/2 where the server has it.
-    pub requests: HttpClient,
-    /// Of their own: watches take up the streams that an API server allows on a connection.
-    pub watches: HttpClient,
+    requests: HttpClient,
+    /// For more watches than there is room for on the connection of the requests: each takes up a stream for minutes.
+    watches: HttpClient,
+    room: Arc<Semaphore>,
     /// For upgrades: ALPN `http/1.1`.
     pub upgrades: Arc<ClientConfig>,
+}
+
+/// What a watch holds while it lasts.
+pub type Room = Option<OwnedSemaphorePermit>;
+
+impl Transport {
+    /// Returns what sends requests that are answered at once.
+    pub fn for_requests(&self) -> &HttpClient {
+        &self.requests
+    }
+
+    /// Returns what sends a watch, on the connection of the requests while it has room.
+    pub fn for_watch(&self) -> (&HttpClient, Room) {
+        match self.room.clone().try_acquire_owned() {
+            Ok(room) => (&self.requests, Some(room)),
+            Err(_) => (&self.watches, None),
+        }
+    }
 }
 
 /// Makes a [`Transport`] for each client certificate, and keeps that of the last one.
@@ -94,7 +121,8 @@ fn make(
     };
     let (requests, watches) = (client(IDLE), client(IDLE_WATCHES));
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Transport { identity: identity.cloned(), requests, watches, upgrades: Arc::new(tls) }
+    let room = Arc::new(Semaphore::new(WATCHES_BESIDE_REQUESTS));
+    Transport { identity: identity.cloned(), requests, watches, room, upgrades: Arc::new(tls) }
 }
 
 /// Returns the TLS settings without a client certificate.

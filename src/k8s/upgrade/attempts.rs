@@ -14,9 +14,11 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    Dialled,
     choice::{self, Next, Transport, Verdict},
     dial_as,
     request::{Answer, Asked, Refusal},
+    spare,
 };
 use crate::{
     io::BoxedIo,
@@ -69,6 +71,10 @@ struct Attempts<T> {
 }
 
 impl<T: Transport> Attempts<T> {
+    fn new() -> Self {
+        Self { made: Vec::new(), asked: FuturesUnordered::new(), failures: Vec::new(), switched: None }
+    }
+
     fn ask(&mut self, transport: T, request: Asked, io: BoxedIo) {
         let sending = request.send(io);
         self.asked.push(Box::pin(async move { (transport, sending.await) }));
@@ -107,36 +113,47 @@ impl<T: Transport> Memory<T> {
         cluster: &Cluster,
         credential: &Credential,
         default: T,
-        mut dialled: Option<BoxedIo>,
+        mut dialled: Option<Dialled>,
         ask: impl Fn(T) -> Asked,
         takes: impl Fn(T, &str) -> bool,
     ) -> Result<Switched<T>, Failure<T>> {
         let remembered = *self.worked.lock().expect("no panic while the lock is held");
         let order = choice::order(remembered.unwrap_or(default));
-        let mut attempts =
-            Attempts { made: Vec::new(), asked: FuturesUnordered::new(), failures: Vec::new(), switched: None };
+        let mut attempts = Attempts::new();
         let mut late_at = Instant::now();
+        // An attempt on a spare connection that fails says nothing of the transport. It is made again on a new connection.
+        let mut is_on_spare = false;
+        if dialled.is_none() {
+            dialled = spare(cluster, credential);
+        }
         loop {
             match choice::next(&order, &attempts.made) {
                 Next::Try(transport) => {
-                    let io = match dialled.take() {
-                        Some(io) => io,
+                    let dialled = match dialled.take() {
+                        Some(dialled) => dialled,
                         None => select! {
-                            io = dial_as(cluster, credential) => io.map_err(Failure::Cluster)?,
+                            dialled = dial_as(cluster, credential) => dialled.map_err(Failure::Cluster)?,
                             Some(answered) = attempts.asked.next() => {
                                 attempts.take(answered, &takes);
                                 continue;
                             }
                         },
                     };
-                    attempts.ask(transport, ask(transport), io);
+                    is_on_spare = dialled.is_spare;
+                    attempts.ask(transport, ask(transport), dialled.io);
                     late_at = Instant::now() + choice::patience(remembered.is_some(), attempts.made.len());
                 }
                 Next::Wait => {
                     let is_patient = attempts.made.iter().any(|(_, verdict)| *verdict == Verdict::Asked);
                     select! {
-                        Some(answered) = attempts.asked.next() => attempts.take(answered, &takes),
-                        () = sleep_until(late_at), if is_patient => attempts.lose_patience(),
+                        Some(answered) = attempts.asked.next() => match answered.1 {
+                            Err(_) if is_on_spare => attempts = Attempts::new(),
+                            _ => attempts.take(answered, &takes),
+                        },
+                        () = sleep_until(late_at), if is_patient => match is_on_spare {
+                            true => attempts = Attempts::new(),
+                            false => attempts.lose_patience(),
+                        },
                         else => return Err(Failure::Silent),
                     }
                 }
