@@ -27,7 +27,7 @@ use tracing::debug;
 
 pub(super) use self::{
     report::classify,
-    state::{LONGEST_REPORT, OUTBOX, State, Stream},
+    state::{LONGEST_REPORT, State, Stream},
 };
 use super::stream::MuxStream;
 use crate::{

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::connection::{Connection, OUTBOX, Shared, Stream};
+use super::connection::{Connection, Shared, Stream};
 use crate::{backend::StreamFault, io::abandoned::Ends};
 
 /// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
@@ -170,6 +170,7 @@ impl AsyncWrite for MuxStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         let fault = state.fault().cloned();
+        let outbox = state.outbox(self.number);
         let Some(stream) = state.streams.get_mut(&self.number) else {
             return Poll::Ready(Err(fault.unwrap_or_else(gone).into()));
         };
@@ -182,7 +183,7 @@ impl AsyncWrite for MuxStream {
         if self.shut_down.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let room = OUTBOX.saturating_sub(stream.outbox.len());
+        let room = outbox.saturating_sub(stream.outbox.len());
         if room == 0 {
             stream.writer = Some(cx.waker().clone());
             return Poll::Pending;

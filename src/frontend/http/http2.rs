@@ -7,6 +7,7 @@ mod keepalive;
 mod request_body;
 pub mod server;
 mod tunnel;
+mod windows;
 
 use std::{
     error::Error,
@@ -21,10 +22,11 @@ use http::{HeaderMap, header::CONTENT_LENGTH};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::BoxError;
 
+use self::windows::Pace;
 pub use self::{request_body::glance_at, tunnel::Tunnel};
 use super::body::Body;
 
-/// How much of one stream may wait for its reader: over a way of 50 ms it is 20 MiB/s.
+/// How much of one stream may wait for its reader. Clients are near; for pods see [`windows`].
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
 /// How much of all streams of a connection may wait, so that readers that stall leave room for the others.
@@ -43,12 +45,14 @@ struct Received {
     left: Option<u64>,
     /// The data is over: what is left are trailers.
     is_at_trailers: bool,
+    /// Of an answer of a pod.
+    pace: Option<Pace>,
 }
 
 impl Received {
     fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
         let left = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, is_at_trailers: false }
+        Self { stream, left, is_at_trailers: false, pace: None }
     }
 }
 
@@ -62,6 +66,9 @@ impl HttpBody for Received {
                 Some(Ok(data)) => {
                     // It is with the reader now, who asks for more when it has gone. Fails where the stream has ended.
                     let _ = self.stream.flow_control().release_capacity(data.len());
+                    if let Some(pace) = &mut self.pace {
+                        pace.took(data.len());
+                    }
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

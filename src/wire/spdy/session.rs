@@ -160,6 +160,11 @@ impl Session {
         lane.sent = lane.sent.wrapping_add(1);
     }
 
+    /// Returns whether the lane of a stream has taken a whole window of frames since the connection began.
+    pub fn has_taken_a_window(&self, id: u32) -> bool {
+        self.lanes[lane_of(id)].acknowledged >= WINDOW
+    }
+
     /// Returns how many frames on a lane the node may not have taken.
     pub fn unacknowledged(&self, lane: usize) -> u32 {
         self.lanes[lane].unacknowledged()
@@ -298,6 +303,13 @@ mod tests {
         assert_eq!(session.on_ping(ids[2], &mut out), Some((2, 0)));
         assert_eq!((session.unacknowledged(2), session.questions(2)), (1, 0));
         assert_eq!(session.on_ping(ids[2], &mut out), None, "once");
+        assert!(!session.has_taken_a_window(pair.data));
+        (0..WINDOW).for_each(|_| session.sent(pair.data));
+        out.clear();
+        session.ping_every_lane(&mut out);
+        let later = pings(&mut out);
+        session.on_ping(later[2], &mut BytesMut::new());
+        assert!(session.has_taken_a_window(pair.data) && !session.has_taken_a_window(pair.data + 2));
         session.on_ping(2, &mut out);
         assert_eq!(pings(&mut out), [2], "a question of the server's is answered");
     }

@@ -44,6 +44,13 @@ const FRAME_ON_LONG_WAY: usize = OUTBOX;
 const LONG_WAY: Duration = Duration::from_millis(5);
 const SLOW_LINK: Duration = Duration::from_millis(500);
 
+/// With frames of this length for each millisecond of round trip, the half of a window that is always in flight
+/// (18 frames) carries 125 kB in each millisecond: 1 Gbit/s.
+const FRAME_PER_MILLISECOND: usize = 7 * 1024;
+
+/// 36 of these are 36 MiB, which the node of a pod that stops reading may have to hold.
+const LONGEST_FRAME: usize = 1024 * 1024;
+
 /// New streams are kept off a lane that has not answered for this long.
 const SLOW_LANE: Duration = Duration::from_millis(100);
 
@@ -108,6 +115,21 @@ pub struct Stream {
     transferred: u64,
 }
 
+/// Returns how long a frame may be. `shortest`, `latest`: the times in which PINGs were answered. `is_proven`: the lane has
+/// taken a window of frames, so that its pod reads.
+fn longest_frame(shortest: Option<Duration>, latest: Option<Duration>, is_proven: bool) -> usize {
+    let (Some(shortest), Some(latest)) = (shortest, latest) else { return FRAME };
+    if shortest < LONG_WAY || latest >= SLOW_LINK {
+        return FRAME;
+    }
+    // Where answers take much longer than they could, bytes wait in front of the link: it is full with what it has.
+    let is_full = latest > shortest + shortest / 4;
+    if is_full || !is_proven {
+        return FRAME_ON_LONG_WAY;
+    }
+    (FRAME_PER_MILLISECOND * shortest.as_millis() as usize).clamp(FRAME_ON_LONG_WAY, LONGEST_FRAME)
+}
+
 impl State {
     pub fn fault(&self) -> Option<&StreamFault> {
         self.phase.fault()
@@ -167,7 +189,6 @@ impl State {
     }
 
     fn send_data(&mut self, batch: &mut BytesMut) {
-        let longest = if self.is_long_way() { FRAME_ON_LONG_WAY } else { FRAME };
         let mut held_up = 0;
         while batch.len() < BATCH && held_up < self.ready.len() {
             let Some(number) = self.ready.pop_front() else { break };
@@ -179,6 +200,8 @@ impl State {
                 continue;
             }
             held_up = 0;
+            let is_proven = self.session.has_taken_a_window(pair.data);
+            let longest = longest_frame(self.pings.shortest(), self.pings.latest(), is_proven);
             stream.is_ready = false;
             let length = stream.outbox.len().min(longest);
             let is_last = length == stream.outbox.len() && stream.local == Local::Queued;
@@ -280,9 +303,11 @@ impl State {
         self.pings.silent_since(lane).is_some_and(|since| now.duration_since(since) >= SLOW_LANE)
     }
 
-    fn is_long_way(&self) -> bool {
-        let is_long = self.pings.shortest().is_some_and(|time| time >= LONG_WAY);
-        is_long && self.pings.latest().is_some_and(|time| time < SLOW_LINK)
+    /// Returns how much a stream may have on its way out before its writer waits: enough for a frame.
+    pub fn outbox(&self, number: u64) -> usize {
+        let pair = self.streams.get(&number).and_then(|stream| stream.pair);
+        let is_proven = pair.is_some_and(|pair| self.session.has_taken_a_window(pair.data));
+        longest_frame(self.pings.shortest(), self.pings.latest(), is_proven).max(OUTBOX)
     }
 
     /// Queues a PING for each lane. `ahead`: how many bytes of the batch that is being filled leave before it.
@@ -380,5 +405,38 @@ impl Stream {
             (true, true) => Err(StreamFault::Reset),
             (true, false) => Ok(()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_as_long_as_the_path_needs() {
+        let longest = |shortest: u64, latest: u64, is_proven: bool| {
+            let millis = |time| Some(Duration::from_millis(time));
+            longest_frame(millis(shortest), millis(latest), is_proven) / 1024
+        };
+        assert_eq!(longest_frame(None, None, true), FRAME, "nothing is known");
+        assert_eq!(longest(1, 1, true), 64, "a cluster on this machine");
+        assert_eq!(longest(20, 20, true), 256);
+        assert_eq!(longest(50, 55, true), 350);
+        assert_eq!(longest(100, 100, true), 700);
+        assert_eq!(longest(200, 200, true), 1024);
+        assert_eq!(longest(400, 450, true), 1024, "what a node holds is bounded");
+        assert_eq!(longest(200, 200, false), 256, "whether the pod reads is not known");
+        assert_eq!(longest(100, 150, true), 256, "the link is full");
+        assert_eq!(longest(100, 600, true), 64, "others would wait behind long frames");
+    }
+
+    #[test]
+    fn a_window_carries_a_gigabit_up_to_150_ms() {
+        for round_trip in [20, 50, 100, 150] {
+            let time = Some(Duration::from_millis(round_trip));
+            // Half of a window is acknowledged while the other half is in flight.
+            let in_flight = longest_frame(time, time, true) * 18;
+            assert!(in_flight as u64 >= 125_000 * round_trip.min(150), "{round_trip} ms: {in_flight}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use tokio::{
     time::{advance, timeout},
 };
 
-use super::{super::stream::HOLD_ANSWERED, liveness::PROBE, *};
+use super::{super::stream::HOLD_ANSWERED, liveness::PROBE, state::OUTBOX, *};
 use crate::wire::spdy::{
     frame::{self, Frame, Parser},
     headers::Decoder,

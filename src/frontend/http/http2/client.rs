@@ -5,6 +5,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
@@ -13,11 +14,14 @@ use h2::client::{Builder, ResponseFuture, SendRequest};
 use http::{Request, Response, header::CONTENT_LENGTH};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::task::AbortHandle;
+use tokio::{task::AbortHandle, time::Instant};
 use tower::BoxError;
 use tracing::debug;
 
-use super::{CONNECTION_WINDOW, LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW, send_body};
+use super::{
+    CONNECTION_WINDOW, LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW, send_body,
+    windows::{Driver, Pace, Windows},
+};
 use crate::{
     frontend::http::{body::Body, headers, interim::Listener},
     io::BoxedIo,
@@ -25,7 +29,7 @@ use crate::{
 
 /// Sends requests on one connection; clones share it.
 #[derive(Clone)]
-pub struct Sender(SendRequest<Bytes>);
+pub struct Sender(SendRequest<Bytes>, Arc<Windows>);
 
 /// Begins with a connection; the future carries it to its end.
 pub async fn handshake(
@@ -38,7 +42,8 @@ pub async fn handshake(
         .max_header_list_size(LONGEST_ANSWER_HEAD)
         .enable_push(false);
     let (sender, connection) = builder.handshake(stream).await?;
-    Ok((Sender(sender), connection))
+    let windows = Arc::<Windows>::default();
+    Ok((Sender(sender, windows.clone()), Driver::new(connection, windows)))
 }
 
 impl Sender {
@@ -67,6 +72,7 @@ impl Sender {
         if let Some(length) = body.size_hint().exact().filter(|_| !is_empty) {
             parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
+        let started = Instant::now();
         let sent = self.0.send_request(Request::from_parts(parts, ()), is_empty);
         let (mut response, stream) = sent.map_err(|error| (error, None))?;
         let sending = (!is_empty).then(|| {
@@ -79,7 +85,8 @@ impl Sender {
         });
         let answered = poll_fn(|cx| poll_answer(&mut response, listener.as_ref(), cx)).await;
         let (parts, received) = answered.map_err(|error| (error, None))?.into_parts();
-        let received = Received::new(received, &parts.headers);
+        let mut received = Received::new(received, &parts.headers);
+        received.pace = Some(Pace::new(self.1.clone(), started.elapsed()));
         let body = match sending {
             Some(sending) => Answer::new(received, sending).boxed_unsync(),
             None => received.boxed_unsync(),
@@ -184,5 +191,48 @@ mod tests {
         drop(answer);
         let read = timeout(PATIENCE, pod).await.expect("the pod is told").unwrap();
         assert!(read.expect("not the end of a whole body").is_err());
+    }
+
+    fn empty() -> Body {
+        http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fast_reader_far_away_gets_a_wider_window() {
+        let (near, far) = duplex(64 * 1024);
+        let (mut sender, connection) = handshake(Box::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        let pod = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(far).await.unwrap();
+            let mut rooms = Vec::new();
+            while let Some(accepted) = connection.accept().await {
+                let (_, mut respond) = accepted.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                stream.reserve_capacity(64 << 20);
+                poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                rooms.push(stream.capacity());
+                let sending = async {
+                    for _ in 0..640 {
+                        stream.reserve_capacity(8192);
+                        poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                        stream.send_data(vec![0; 8192].into(), false).unwrap();
+                    }
+                    stream.send_data(Bytes::new(), true).unwrap();
+                };
+                let driven = poll_fn(|cx| connection.poll_closed(cx));
+                tokio::select! { () = sending => {}, _ = driven => {} }
+            }
+            rooms
+        });
+        for _ in 0..2 {
+            let request = Request::get("http://web.localhost/").body(empty()).unwrap();
+            let answer = sender.send(request).await.map_err(|(error, _)| error).unwrap();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), 640 * 8192);
+        }
+        drop(sender);
+        let rooms = timeout(PATIENCE, pod).await.expect("the connection ends").unwrap();
+        assert_eq!(rooms.len(), 2);
+        assert!(rooms[0] <= STREAM_WINDOW as usize && rooms[1] > STREAM_WINDOW as usize, "{rooms:?}");
     }
 }

@@ -1,0 +1,130 @@
+//! The windows of a connection to a pod: small, so that a reader that stalls holds little, and wider on a long path where a reader
+//! is fast enough for the window to be what limits it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use h2::client::Connection;
+use tokio::time::Instant;
+
+use super::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::io::BoxedIo;
+
+/// A window is filled once in a round trip where it is the limit. Who takes four of them in eight round trips is limited by it.
+const PROOF: u64 = 4 * STREAM_WINDOW as u64;
+const ROUND_TRIPS: u32 = 8;
+
+/// What 1 Gbit/s needs for each millisecond of round trip: 125 kB, and a quarter as the other side waits for updates.
+const PER_MILLISECOND: u32 = 160 * 1024;
+
+/// Two readers that stall leave room for others in the connection's window.
+const WIDEST: u32 = 16 * STREAM_WINDOW;
+const WIDEST_CONNECTION: u32 = 2 * CONNECTION_WINDOW;
+
+/// What the readers of a connection tell whoever drives it.
+#[derive(Debug, Default)]
+pub struct Windows {
+    wanted: AtomicU32,
+    driver: AtomicWaker,
+}
+
+/// How fast one answer is read.
+#[derive(Debug)]
+pub struct Pace {
+    windows: Arc<Windows>,
+    /// From the request to the head of its answer: a round trip, and the time of the pod.
+    answered_in: Duration,
+    since: Instant,
+    taken: u64,
+}
+
+impl Pace {
+    pub fn new(windows: Arc<Windows>, answered_in: Duration) -> Self {
+        Self { windows, answered_in, since: Instant::now(), taken: 0 }
+    }
+
+    /// Takes note of data that went to the reader.
+    pub fn took(&mut self, bytes: usize) {
+        let before = self.taken;
+        self.taken += bytes as u64;
+        if before < PROOF && self.taken >= PROOF && self.since.elapsed() <= self.answered_in * ROUND_TRIPS {
+            self.windows.want(needed(self.answered_in));
+        }
+    }
+}
+
+/// Returns the window with which a path of this round trip carries 1 Gbit/s, as far as memory allows.
+fn needed(round_trip: Duration) -> u32 {
+    let millis = u32::try_from(round_trip.as_millis()).unwrap_or(u32::MAX);
+    PER_MILLISECOND.saturating_mul(millis).clamp(STREAM_WINDOW, WIDEST)
+}
+
+impl Windows {
+    fn want(&self, window: u32) {
+        if self.wanted.fetch_max(window, Ordering::SeqCst) < window {
+            self.driver.wake();
+        }
+    }
+}
+
+/// Carries a connection to its end, with windows that become wider.
+pub struct Driver {
+    connection: Connection<BoxedIo, Bytes>,
+    windows: Arc<Windows>,
+    present: u32,
+}
+
+impl Driver {
+    pub fn new(connection: Connection<BoxedIo, Bytes>, windows: Arc<Windows>) -> Self {
+        Self { connection, windows, present: STREAM_WINDOW }
+    }
+}
+
+impl Future for Driver {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.windows.driver.register(cx.waker());
+        let wanted = this.windows.wanted.load(Ordering::SeqCst);
+        // Refused while the settings before were not acknowledged: the acknowledgement polls again.
+        if wanted > this.present && this.connection.set_initial_window_size(wanted).is_ok() {
+            this.present = wanted;
+            this.connection.set_target_window_size(WIDEST_CONNECTION);
+        }
+        Pin::new(&mut this.connection).poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_as_wide_as_a_gigabit_needs_or_memory_allows() {
+        let millis = |time| needed(Duration::from_millis(time)) / 1024;
+        assert_eq!([millis(0), millis(5), millis(20), millis(50), millis(200)], [1024, 1024, 3200, 8000, 16 * 1024]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_reader_that_the_window_limits_widens_it() {
+        for (pieces, pause, is_wider) in [(8, 20, true), (8, 500, false), (3, 20, false)] {
+            let windows = Arc::new(Windows::default());
+            let mut pace = Pace::new(windows.clone(), Duration::from_millis(50));
+            for _ in 0..pieces {
+                tokio::time::advance(Duration::from_millis(pause)).await;
+                pace.took(STREAM_WINDOW as usize);
+            }
+            assert_eq!(windows.wanted.load(Ordering::SeqCst) > STREAM_WINDOW, is_wider, "{pieces} each {pause} ms");
+        }
+    }
+}
