@@ -59,6 +59,14 @@ bench-far *options:
 bench-relay:
     cargo bench --bench relay
 
+# Requests and bytes by the processors that adit has
+bench-cores *options:
+    cargo bench --bench scale -- cores {{options}}
+
+# Memory and CPU by how many connections, tunnels, routes and Services there are: just bench-growth [--most 1000]
+bench-growth *options:
+    cargo bench --bench scale -- growth {{options}}
+
 # The parsers and the writer, measured
 bench:
     cargo bench --bench parsers
