@@ -19,6 +19,7 @@ pub mod report;
 pub mod routes;
 pub mod run;
 mod running;
+mod runtime;
 pub mod schema;
 mod scope;
 pub mod server;
@@ -35,7 +36,7 @@ pub mod url;
 pub mod version;
 pub mod wait;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -85,6 +86,9 @@ pub struct Globals {
     /// Address to listen on [default: 127.0.0.1:8989; adit server: 0.0.0.0:7835]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Threads that carry data, for 'up' and 'server' [default: one per core, on a laptop at most 4]
+    #[arg(long, global = true, value_name = "COUNT")]
+    pub workers: Option<NonZeroUsize>,
     /// Log format
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
 };
@@ -14,6 +15,7 @@ use self::limits::LimitArgs;
 use super::{
     Globals,
     report::{CliError, print},
+    runtime,
     up::{self, Signals},
 };
 use crate::{
@@ -116,7 +118,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 .hint(Some("write 0.0.0.0:7835"))
         })?,
     };
-    up::run_to_end(serve(control, args.serve))
+    let workers = globals.workers.map_or_else(runtime::of_relay, NonZeroUsize::get);
+    runtime::serve(workers, serve(control, args.serve))
 }
 
 /// Returns the keys of a file, else those of the environment.

@@ -6,6 +6,7 @@ use std::{
     future::Future,
     io::{self, IsTerminal},
     net::SocketAddr,
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -17,6 +18,7 @@ use tracing::{debug, info};
 use super::{
     Globals,
     report::{CliError, print},
+    runtime,
 };
 use crate::{
     app::{App, Bound},
@@ -50,7 +52,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         ui_dir: args.ui_dir,
         inherited: Arc::new(Inherited::take()),
     };
-    run_to_end(async {
+    let workers = globals.workers.or(config.workers).map_or_else(runtime::of_laptop, NonZeroUsize::get);
+    runtime::serve(workers, async {
         // Before the first socket: whoever sees one may send a signal.
         let signals = Signals::new()?;
         let bound = bind(app, config)?;
@@ -59,19 +62,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Returns the runtime that serves. One thread moves more bytes than a cluster's API server takes, and wakes no other
-/// to do it.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// Runs `main` to its end, and waits for nothing else: a name that is being resolved, or a credential plugin that ignores
-/// signals, blocks a thread for as long as it likes.
+/// Runs a command to its end, on one thread.
 pub fn run_to_end<T>(main: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    let runtime = runtime()?;
-    let ended = runtime.block_on(main);
-    runtime.shutdown_background();
-    ended
+    runtime::serve(1, main)
 }
 
 /// Does the same for a command. `quiet`: an error gives its exit code, and no text.
@@ -198,26 +191,4 @@ fn banner(bound: &Bound) -> String {
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_thread_that_blocks_does_not_hold_up_the_end() {
-        let (ended_tx, ended) = std::sync::mpsc::channel::<()>();
-        let (tell_tx, told) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let main = run_to_end(async move {
-                tokio::task::spawn_blocking(move || ended.recv());
-                Ok(7)
-            });
-            tell_tx.send(main.ok())
-        });
-        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Some(7)));
-        drop(ended_tx);
-    }
 }

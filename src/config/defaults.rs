@@ -29,6 +29,7 @@ pub fn config() -> Config {
         shown: serde_json::Value::Null,
         verbose: false,
         auto_reload: true,
+        workers: None,
         exec_path: Vec::new(),
         default_context: None,
         contexts: Default::default(),

@@ -20,6 +20,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -69,6 +70,8 @@ pub struct Config {
     pub verbose: bool,
     /// Applies changes of the file while running. Default: true.
     pub auto_reload: bool,
+    /// How many threads carry data. None: by the processors. A reload does not change it.
+    pub workers: Option<NonZeroUsize>,
     /// Folders put in front of `PATH` when a credential plugin is looked for.
     pub exec_path: Vec<PathBuf>,
     /// The context of names and routes that give none. None: the kubeconfig's current one.

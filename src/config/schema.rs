@@ -27,6 +27,9 @@ struct File {
     verbose: Option<bool>,
     /// Apply changes of the file while running. Default: true.
     auto_reload_config: Option<bool>,
+    /// Threads that carry data, 1 to 1024; a restart applies a change. Default: one per core, at most 4.
+    #[schemars(range(min = 1, max = 1024))]
+    workers: Option<u16>,
     /// Folders that credential plugins are looked for in, before the usual ones.
     exec_path: Option<Vec<String>>,
     /// The context, or alias, of names and routes that give none. Default: the kubeconfig's current one.

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -36,6 +37,7 @@ pub(super) const ROOT: &[&str] = &[
     "apiVersion",
     "verbose",
     "auto_reload_config",
+    "workers",
     "exec_path",
     "default_context",
     "contexts",
@@ -104,6 +106,9 @@ pub(super) const VIA: &[&str] = &["service", "pod", "container", "create"];
 pub(super) const CREATE: &[&str] = &["image", "command", "timeout"];
 pub(super) const TARGET: &[&str] = &["host", "port"];
 
+/// More threads than any machine has processors would only wait for each other.
+const MOST_WORKERS: usize = 1024;
+
 /// Loads a file.
 ///
 /// # Errors
@@ -169,6 +174,7 @@ impl Walk {
         }
         config.verbose = self.field(&map, "verbose", Self::boolean).unwrap_or(config.verbose);
         config.auto_reload = self.field(&map, "auto_reload_config", Self::boolean).unwrap_or(config.auto_reload);
+        config.workers = self.field(&map, "workers", Self::workers);
         config.exec_path = self.field(&map, "exec_path", Self::folders).unwrap_or_default();
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
         let default_context = self.field(&map, "default_context", Self::text);

@@ -23,6 +23,16 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn workers_are_at_least_one_thread() {
+    assert_eq!(load("workers: 3\n").unwrap().workers.map(std::num::NonZero::get), Some(3));
+    assert_eq!(load("").unwrap().workers, None);
+    for wrong in ["0", "-1", "1025", "two", "'3'", "[3]", "1.5"] {
+        let problems = problems(&format!("workers: {wrong}\n"));
+        assert!(problems.len() == 1 && problems[0].contains("1-1024"), "{wrong}: {problems:?}");
+    }
+}
+
+#[test]
 fn an_autotunnel_file_is_read_with_the_same_keys() {
     let config = load(
         "apiVersion: autotunnel/v1\nverbose: true\nauto_reload_config: false\nexec_path: [/custom/bin]\n\

@@ -15,6 +15,18 @@ impl Walk {
         }
     }
 
+    pub(super) fn workers(&mut self, node: &Node) -> Option<NonZeroUsize> {
+        match &node.value {
+            Value::Scalar { text, quoted: false } => {
+                match text.parse().ok().filter(|count| *count <= MOST_WORKERS).and_then(NonZeroUsize::new) {
+                    Some(count) => Some(count),
+                    None => self.wrong(node, "1-1024", None),
+                }
+            }
+            _ => self.wrong(node, "1-1024", None),
+        }
+    }
+
     pub(super) fn text(&mut self, node: &Node) -> Option<String> {
         match &node.value {
             Value::Scalar { text, .. } if !text.is_empty() => Some(text.clone()),
