@@ -168,7 +168,7 @@ mod tests {
     use http_body_util::StreamBody;
     use tokio::{io::duplex, time::timeout};
 
-    use super::*;
+    use super::{super::poll_room, *};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -203,19 +203,19 @@ mod tests {
         let (mut sender, connection) = handshake(Box::new(near)).await.unwrap();
         tokio::spawn(connection);
         let pod = tokio::spawn(async move {
-            let mut connection = h2::server::handshake(far).await.unwrap();
+            let mut builder = h2::server::Builder::new();
+            let mut connection = builder.max_send_buffer_size(64 << 20).handshake(far).await.unwrap();
             let mut rooms = Vec::new();
             while let Some(accepted) = connection.accept().await {
                 let (_, mut respond) = accepted.unwrap();
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 let mut stream = respond.send_response(Response::new(()), false).unwrap();
                 stream.reserve_capacity(64 << 20);
-                poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
-                rooms.push(stream.capacity());
+                rooms.push(poll_fn(|cx| poll_room(&mut stream, cx)).await.unwrap());
                 let sending = async {
                     for _ in 0..640 {
                         stream.reserve_capacity(8192);
-                        poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                        poll_fn(|cx| poll_room(&mut stream, cx)).await.unwrap();
                         stream.send_data(vec![0; 8192].into(), false).unwrap();
                     }
                     stream.send_data(Bytes::new(), true).unwrap();
@@ -227,8 +227,10 @@ mod tests {
         });
         for _ in 0..2 {
             let request = Request::get("http://web.localhost/").body(empty()).unwrap();
-            let answer = sender.send(request).await.map_err(|(error, _)| error).unwrap();
-            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), 640 * 8192);
+            let sent = timeout(PATIENCE, sender.send(request)).await.expect("an answer");
+            let answer = sent.map_err(|(error, _)| error).unwrap();
+            let body = timeout(PATIENCE, answer.into_body().collect()).await.expect("a whole body");
+            assert_eq!(body.unwrap().to_bytes().len(), 640 * 8192);
         }
         drop(sender);
         let rooms = timeout(PATIENCE, pod).await.expect("the connection ends").unwrap();
