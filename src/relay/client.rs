@@ -333,6 +333,10 @@ impl Client {
                             let (this, frames) = (self.clone(), frames.clone());
                             self.drain.spawn(async move { this.serve(tunnel, session, stream, peer, frames).await });
                         }
+                        Frame::Prepare { stream } => {
+                            let this = self.clone();
+                            self.drain.spawn(async move { this.prepare(session, stream).await });
+                        }
                         Frame::Ping { cookie } => drop(frames.try_send(Frame::Pong { cookie })),
                         Frame::Pong { .. } => {}
                         Frame::Goodbye { reason } => return Err(Ended::Goodbye(printable(&reason))),

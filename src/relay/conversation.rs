@@ -115,6 +115,7 @@ pub fn name(frame: &Frame) -> &'static str {
         Frame::Claim { .. } => "Claim",
         Frame::Start { .. } => "Start",
         Frame::Identity { .. } => "Identity",
+        Frame::Prepare { .. } => "Prepare",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
         Frame::Goodbye { .. } => "Goodbye",

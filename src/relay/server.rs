@@ -1,5 +1,6 @@
 //! The relay: what it is told, and the control connections of its clients.
 
+mod demand;
 mod greeting;
 mod idle;
 pub mod options;
@@ -32,7 +33,7 @@ use tracing::{debug, info};
 
 pub use self::options::{Limits, Options};
 use self::{
-    idle::Idle,
+    idle::{Idle, Ready},
     quotas::Notices,
     tunnels::{HttpName, Tunnel},
     usage::Refusals,
@@ -110,6 +111,7 @@ struct Session {
     peer: SocketAddr,
     frames: mpsc::Sender<Frame>,
     idle: Idle,
+    ready: Mutex<Ready>,
     /// The client's own token for the API server, as it has sent it; see [`Authority`](super::expose::Authority).
     token_of_user: Mutex<Option<SecretString>>,
     /// When the client has said something last.
@@ -202,6 +204,7 @@ impl Server {
             peer,
             frames: frames_tx,
             idle: Idle::new(),
+            ready: Mutex::default(),
             token_of_user: Mutex::default(),
             heard: watch::Sender::new(Instant::now()),
             gone: CancellationToken::new(),
@@ -255,6 +258,7 @@ impl Server {
                         // A full queue is one that will be found dead.
                         let _ = session.frames.try_send(Frame::Ping { cookie: 0 });
                         session.idle.sweep();
+                        session.prepare();
                     }
                     () = self.drain.started(), if !has_said_goodbye => {
                         has_said_goodbye = true;

@@ -130,6 +130,10 @@ pub enum Frame {
     Identity {
         token: String,
     },
+    /// A connection for a visitor who has not come yet: the client claims it, and waits on it for Start.
+    Prepare {
+        stream: Token,
+    },
     Ping {
         cookie: u64,
     },
@@ -178,7 +182,7 @@ impl Frame {
     pub fn length(input: &[u8]) -> Result<usize, RelayError> {
         let Some(header) = input.first_chunk::<HEADER>() else { return Ok(HEADER) };
         let (kind, length) = (header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
-        if !matches!(kind, 0x01..=0x07 | 0x10..=0x1f) {
+        if !matches!(kind, 0x01..=0x07 | 0x10..=0x20) {
             return Err(RelayError::Type(kind));
         }
         match usize::try_from(length) {
@@ -284,6 +288,7 @@ impl Frame {
                 text(to, peer, 0x1e)
             }
             Self::Identity { token } => text(to, token, 0x1f),
+            Self::Prepare { stream } => token(to, stream, 0x20),
         }
     }
 }
@@ -340,6 +345,7 @@ impl Payload {
             0x1d => Frame::Decline { stream: self.array()?, reason: self.text()? },
             0x1e => Frame::Start { tunnel: self.u32()?, peer: self.text()? },
             0x1f => Frame::Identity { token: self.text()? },
+            0x20 => Frame::Prepare { stream: self.array()? },
             _ => return None,
         })
     }

@@ -43,23 +43,41 @@ impl Client {
         frames: mpsc::Sender<Frame>,
     ) {
         // A visitor of a service that is down is told so before his stream exists.
-        let mut visit = match self.receive(tunnel, peer).await {
+        let visit = match self.receive(tunnel, peer).await {
             Ok(visit) => visit,
             // The relay's own time-out would tell him later.
             Err(reason) => return drop(frames.send(Frame::Decline { stream, reason }).await),
         };
-        let mut connection = match self.claim(session, stream).await {
-            Ok(connection) => connection,
-            Err(error) => return debug!(peer = visit.peer, %error, "a visitor's stream was not opened"),
-        };
-        while let Some(ended) = carry(connection, visit).await {
-            connection = ended;
-            visit = tokio::select! {
-                next = self.next(&mut connection) => match next {
-                    Ok(visit) => visit,
-                    Err(_) => return,
+        match self.claim(session, stream).await {
+            Ok(connection) => self.carry_all(connection, Some(visit)).await,
+            Err(error) => debug!(peer = visit.peer, %error, "a visitor's stream was not opened"),
+        }
+    }
+
+    /// Opens a connection for a visitor who has not come yet, and serves those that the relay sends.
+    pub(super) async fn prepare(&self, session: Token, stream: Token) {
+        match self.claim(session, stream).await {
+            Ok(connection) => self.carry_all(connection, None).await,
+            Err(error) => debug!(%error, "no connection ahead of need"),
+        }
+    }
+
+    /// Serves one visitor after another on a connection, for as long as it can be used again.
+    async fn carry_all(&self, mut connection: Connection, mut first: Option<Visit>) {
+        loop {
+            let visit = match first.take() {
+                Some(visit) => visit,
+                None => tokio::select! {
+                    next = self.next(&mut connection) => match next {
+                        Ok(visit) => visit,
+                        Err(_) => return,
+                    },
+                    () = self.drain.started() => return,
                 },
-                () = self.drain.started() => return,
+            };
+            connection = match carry(connection, visit).await {
+                Some(ended) => ended,
+                None => return,
             };
         }
     }

@@ -88,6 +88,12 @@ impl Server {
                 let session = self.state().sessions.get(&session).cloned().filter(|known| {
                     !known.is_v1 && auth::is_claimed(&known.key.secret, &session, &stream, &exporter, &proof)
                 });
+                if let Some(session) = session.as_ref().filter(|session| session.is_prepared(&stream)) {
+                    conversation::send(&mut tls, &[Frame::StreamAccept]).await?;
+                    drop(place);
+                    session.idle.put(tls);
+                    return Ok(());
+                }
                 let token = session.as_ref().map(|session| session.token);
                 let pending = self.join(&mut tls, StreamName::V2(stream), token).await?;
                 drop(place);

@@ -1,10 +1,12 @@
-//! Connections of a client that have carried a stream, and are there for the next visitor.
+//! Connections of a client that carry no stream, and are there for the next visitor: they have carried others, or were made ahead of
+//! need.
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -16,11 +18,11 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::Session;
+use super::{Session, demand::Demand};
 use crate::{
     io::{BoxedIo, read_ahead::ReadAhead},
-    relay::{carrier::Carrier, conversation},
-    wire::relay::Frame,
+    relay::{auth, carrier::Carrier, conversation},
+    wire::relay::{Frame, Token},
 };
 
 /// A connection of a client.
@@ -35,6 +37,17 @@ const MOST: usize = 64;
 /// A client that does not answer on a connection by now has perhaps lost it: he is asked for another.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// A connection that was asked for and has not come by now does not come any more.
+const LONGEST_PREPARED: Duration = Duration::from_secs(10);
+
+/// What is known of the connections that one client needs next.
+#[derive(Default)]
+pub(super) struct Ready {
+    demand: Demand,
+    /// Those that were asked for, and when.
+    asked: HashMap<Token, Instant>,
+}
+
 /// Those of one client; None when it is gone.
 pub(super) struct Idle(Mutex<Option<Vec<(Connection, Instant)>>>);
 
@@ -47,7 +60,7 @@ impl Idle {
         self.0.lock().expect("no panic while the lock is held").as_mut().map(change)
     }
 
-    fn put(&self, connection: Connection) {
+    pub(super) fn put(&self, connection: Connection) {
         self.with(|waiting| {
             if waiting.len() < MOST {
                 waiting.push((connection, Instant::now()));
@@ -70,6 +83,15 @@ impl Idle {
     /// Closes those that have waited for long.
     pub(super) fn sweep(&self) {
         self.with(|waiting| waiting.retain(|(_, since)| since.elapsed() < LONGEST_WAIT));
+    }
+
+    fn count(&self) -> usize {
+        self.with(|waiting| waiting.len()).unwrap_or(0)
+    }
+
+    /// Closes all: one of them was lost without a word, and so perhaps were the others.
+    fn distrust(&self) {
+        self.with(Vec::clear);
     }
 
     /// Closes all, now and later.
@@ -103,8 +125,49 @@ impl Session {
                 self.idle.put(connection);
                 Some(Err(reason))
             }
-            Ok(_) | Err(_) => None,
+            Ok(_) | Err(_) => {
+                self.idle.distrust();
+                None
+            }
         }
+    }
+
+    /// Takes note of a visitor.
+    pub(super) fn came(&self) {
+        self.ready().demand.came(Instant::now());
+    }
+
+    /// Takes note of how long a connection took that a visitor waited for.
+    pub(super) fn made(&self, took: Duration) {
+        self.ready().demand.made(took);
+    }
+
+    /// Asks the client for the connections that are to be ready and are not.
+    pub(super) fn prepare(&self) {
+        if self.is_v1 {
+            return;
+        }
+        let (mut ready, now) = (self.ready(), Instant::now());
+        ready.asked.retain(|_, since| now.duration_since(*since) < LONGEST_PREPARED);
+        let wanted = ready.demand.wanted(now).min(MOST);
+        for _ in self.idle.count() + ready.asked.len()..wanted {
+            let Ok(stream) = auth::random() else { return };
+            if self.frames.try_send(Frame::Prepare { stream }).is_err() {
+                return;
+            }
+            ready.asked.insert(stream, now);
+        }
+    }
+
+    /// Returns whether a connection was asked for ahead of need; once.
+    pub(super) fn is_prepared(&self, stream: &Token) -> bool {
+        let mut ready = self.ready();
+        let asked = ready.asked.remove(stream);
+        asked.inspect(|since| ready.demand.made(since.elapsed())).is_some()
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Ready> {
+        self.ready.lock().expect("no panic while the lock is held")
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{
     io::AsyncWrite,
     net::{TcpListener, TcpStream},
     sync::oneshot,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::debug;
 
@@ -112,7 +112,10 @@ impl Server {
             return Err(used_up(Quota::Rate));
         }
         let count = StreamCount::new(tunnel, limits.streams_per_tunnel).ok_or_else(|| used_up(Quota::Streams))?;
-        if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
+        tunnel.session.came();
+        let started = tunnel.session.start(tunnel.id, peer).await;
+        if let Some(answer) = started {
+            tunnel.session.prepare();
             return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
         // A burst waits for its turn: the client dials a connection for each, and all at once would only be slower.
@@ -136,8 +139,12 @@ impl Server {
         self.state().pending.insert(name, Pending { session: tunnel.session.token, to });
         let _forgotten = Forgotten { server: self, name };
         tunnel.session.frames.try_send(frame).map_err(|_| "the client does not keep up".to_owned())?;
+        let asked = Instant::now();
         let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| "the client did not come".to_owned())?;
         let stream = answered.map_err(|_| "the client is gone".to_owned())??;
+        tunnel.session.made(asked.elapsed());
+        // Behind the one that a visitor waited for.
+        tunnel.session.prepare();
         drop(turn);
         Ok(Box::new(Held::new(Counting::new(stream, tunnel.clone()), count)))
     }

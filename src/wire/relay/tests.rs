@@ -23,6 +23,7 @@ fn all() -> Vec<Frame> {
         Frame::Decline { stream: [8; 16], reason: reason.clone() },
         Frame::Claim { session: [5; 16], stream: [8; 16], proof: [9; 32] },
         Frame::Start { tunnel: 7, peer: "192.0.2.1:5".into() },
+        Frame::Prepare { stream: [8; 16] },
         Frame::Ping { cookie: 1 },
         Frame::Pong { cookie: u64::MAX },
         Frame::Goodbye { reason },
