@@ -150,10 +150,9 @@ fn configuration(kind: Kind, count: usize, http: SocketAddr, echo: SocketAddr) -
     text += "tcp:\n  k8s:\n    routes:\n";
     writeln!(text, "      {}: {{namespace: shop, service: tools, port: 7000}}", echo.port())?;
     if kind == Kind::TcpRoutes {
-        // Ports that nobody has, of addresses that nobody uses.
+        // Two listeners each: 127.0.0.1 and [::1].
         for number in 0..count {
-            let address = format!("'127.77.{}.{}:7000'", number / 250, number % 250 + 1);
-            writeln!(text, "      {address}: {{namespace: shop, service: tools, port: 7000}}")?;
+            writeln!(text, "      {}: {{namespace: shop, service: tools, port: 7000}}", 20_000 + number)?;
         }
     }
     Ok(text)

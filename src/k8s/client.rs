@@ -2,6 +2,7 @@
 
 mod authorize;
 mod failure;
+mod one_at_a_time;
 mod transport;
 
 use std::{

@@ -14,12 +14,13 @@ use kube::client::{Body, ConfigExt};
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::CertifiedKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::one_at_a_time::OneAtATime;
 use crate::{
     k8s::dial::Dialer,
     tls::{Pinned, bundle::Bundle, identity},
 };
 
-pub type HttpClient = Client<HttpsConnector<Dialer>, Body>;
+pub type HttpClient = Client<OneAtATime<HttpsConnector<Dialer>>, Body>;
 
 /// How long a connection to an API server is kept after the last request on it. Longer than a watch lasts: while a tunnel is open, a
 /// watch begins before that, and the connection is there when somebody looks something up.
@@ -117,7 +118,7 @@ fn make(
             .pool_idle_timeout(idle)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .http2_keep_alive_timeout(Duration::from_secs(5))
-            .build(https.clone())
+            .build(OneAtATime::new(https.clone()))
     };
     let (requests, watches) = (client(IDLE), client(IDLE_WATCHES));
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];

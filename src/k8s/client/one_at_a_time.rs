@@ -1,0 +1,138 @@
+//! Connects one at a time. Requests that begin together would otherwise each dial, as it is known only after the handshake
+//! that one HTTP/2 connection serves them all.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::Uri;
+use hyper_util::client::legacy::connect::Connection;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use tower::Service;
+
+/// Requests that waited while an HTTP/2 connection was made get it from the pool, and their own dial is dropped. It goes on
+/// after this long: then that connection is of no use to them.
+const LATE: Duration = Duration::from_secs(1);
+
+/// A connector whose calls wait for each other.
+#[derive(Clone, Debug)]
+pub struct OneAtATime<C> {
+    inner: C,
+    /// When a connection was last made that serves many requests. Held while one is made.
+    shared: Arc<Mutex<Option<Instant>>>,
+}
+
+impl<C> OneAtATime<C> {
+    pub fn new(inner: C) -> Self {
+        Self { inner, shared: Arc::default() }
+    }
+}
+
+impl<C> Service<Uri> for OneAtATime<C>
+where
+    C: Service<Uri> + Clone + Send + 'static,
+    C::Response: Connection + Send,
+    C::Error: Send,
+    C::Future: Send,
+{
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = BoxFuture<'static, Result<C::Response, C::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (mut inner, shared, came) = (self.inner.clone(), self.shared.clone(), Instant::now());
+        Box::pin(async move {
+            let mut last = shared.lock().await;
+            if last.is_some_and(|at| at >= came) {
+                drop(last);
+                sleep(LATE).await;
+                last = shared.lock().await;
+            }
+            let connection = inner.call(uri).await?;
+            *last = connection.connected().is_negotiated_h2().then(Instant::now);
+            Ok(connection)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::{join_all, select};
+    use hyper_util::client::legacy::connect::Connected;
+
+    use super::*;
+
+    struct Dialled {
+        is_h2: bool,
+    }
+
+    impl Connection for Dialled {
+        fn connected(&self) -> Connected {
+            if self.is_h2 { Connected::new().negotiated_h2() } else { Connected::new() }
+        }
+    }
+
+    /// Connects in 10 ms, and counts.
+    #[derive(Clone, Default)]
+    struct Dialer {
+        is_h2: bool,
+        fails: bool,
+        dials: Arc<AtomicUsize>,
+    }
+
+    impl Service<Uri> for Dialer {
+        type Response = Dialled;
+        type Error = &'static str;
+        type Future = BoxFuture<'static, Result<Dialled, &'static str>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Uri) -> Self::Future {
+            self.dials.fetch_add(1, Ordering::SeqCst);
+            let (is_h2, fails) = (self.is_h2, self.fails);
+            Box::pin(async move {
+                sleep(Duration::from_millis(10)).await;
+                if fails { Err("refused") } else { Ok(Dialled { is_h2 }) }
+            })
+        }
+    }
+
+    /// Dials for three requests at once, which give up after a time, and returns how many dials that took.
+    async fn dials(dialer: Dialer, patience: Duration) -> usize {
+        let connector = OneAtATime::new(dialer.clone());
+        let calls = (0..3).map(|_| {
+            let call = connector.clone().call(Uri::from_static("https://api.test"));
+            select(call, Box::pin(sleep(patience)))
+        });
+        join_all(calls).await;
+        dialer.dials.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_begin_together_make_one_connection_of_http2() {
+        let h2 = Dialer { is_h2: true, ..Dialer::default() };
+        assert_eq!(dials(h2.clone(), LATE / 2).await, 1);
+        let h2 = Dialer { is_h2: true, ..Dialer::default() };
+        assert_eq!(dials(h2, LATE * 4).await, 3, "who cannot use it dials in the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_dial_one_after_the_other() {
+        assert_eq!(dials(Dialer::default(), LATE / 2).await, 3, "HTTP/1.1 serves one request at a time");
+        assert_eq!(dials(Dialer { fails: true, ..Dialer::default() }, LATE / 2).await, 3, "a failure is nobody else's");
+    }
+}
