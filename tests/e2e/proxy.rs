@@ -76,7 +76,8 @@ fn refusals_have_their_codes() {
         let (status, said) = code("socks", &format!("http://{host}/"));
         assert!(status == Some(97) && said.contains(socks), "{host}: {said}");
         let (status, said) = code("connect", &format!("http://{host}/"));
-        assert!(status == Some(56) && said.contains(connect), "{host}: {said}");
+        // Versions of curl do not agree on its exit code.
+        assert!(matches!(status, Some(22 | 56)) && said.contains(connect), "{host}: {said}");
     }
 }
 
