@@ -5,6 +5,7 @@
 mod chromium;
 mod dashboard;
 mod firefox;
+mod proxy;
 mod trust;
 
 use std::net::SocketAddr;

@@ -27,10 +27,10 @@ pub struct Firefox {
 }
 
 impl Firefox {
-    /// Starts it with a profile below a home folder. `here`: names that are this machine, beside localhost and all below it.
-    /// None: it is not installed.
-    pub async fn start(home: &Path, profile: &Path, here: &str) -> Option<Self> {
-        let preferences = format!("user_pref(\"network.dns.localDomains\", \"{here}\");\n");
+    /// Starts it with a profile below a home folder, which has these preferences. None: it is not installed.
+    pub async fn start(home: &Path, profile: &Path, preferences: &[(&str, Value)]) -> Option<Self> {
+        let line = |(name, value): &(&str, Value)| format!("user_pref(\"{name}\", {value});\n");
+        let preferences: String = preferences.iter().map(line).collect();
         std::fs::write(profile.join("user.js"), preferences).expect("a profile");
         let mut child = PROGRAMS.into_iter().find_map(|program| {
             let mut command = Command::new(program);

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use super::{chromium::Chromium, firefox::Firefox};
 use crate::{
     process::Process,
@@ -45,7 +47,9 @@ async fn firefox_trusts_local_names_alone() {
     let (is_created, said) = person.shell(create).await;
     assert!(is_created, "certutil is needed: {said}");
     let port = person.http.port();
-    let Some(mut before) = Firefox::start(home, &profile, STOLEN).await else {
+    // Its name is that of this machine.
+    let here = [("network.dns.localDomains", json!(STOLEN))];
+    let Some(mut before) = Firefox::start(home, &profile, &here).await else {
         // It is not on every machine.
         return;
     };
@@ -55,7 +59,7 @@ async fn firefox_trusts_local_names_alone() {
     let (is_installed, said) = person.shell("adit trust install").await;
     assert!(is_installed && said.contains("trusts    Firefox"), "{said}");
     takes_up(&person).await;
-    let mut browser = Firefox::start(home, &profile, STOLEN).await.expect("it was there");
+    let mut browser = Firefox::start(home, &profile, &here).await.expect("it was there");
     let of_local = server(home, LOCAL).await;
     for (name, port) in [(NAMES[0], port), (NAMES[1], port), (LOCAL, of_local)] {
         let opened = browser.open(&format!("https://{name}:{port}/")).await;
