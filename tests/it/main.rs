@@ -40,7 +40,7 @@ mod socks;
 mod support;
 mod tcp;
 mod tls;
-mod trust;
 mod top;
+mod trust;
 mod tunnels;
 mod watches;
