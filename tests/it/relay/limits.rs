@@ -25,7 +25,13 @@ impl Process {
     async fn start(options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         command.args(["server", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--domain", "relay.test"]);
-        command.args(["--ports", "26000-26999"]).args(options).env("ADIT_SECRET", WORD).env_remove("RUST_LOG");
+        // Two suites at once on one machine do not visit each other's relays.
+        let first = 20_000 + std::process::id() % 120 * 100;
+        command
+            .args(["--ports", &format!("{first}-{}", first + 99)])
+            .args(options)
+            .env("ADIT_SECRET", WORD)
+            .env_remove("RUST_LOG");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut address = async |of: &str| loop {
