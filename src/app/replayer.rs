@@ -20,7 +20,7 @@ use crate::{
     routing::SharedRouter,
 };
 
-/// How long an answer is read. What goes on for longer is cut, and is a row as far as it came.
+/// The longest time to read the answer of a replay. A longer answer is cut; its row shows the bytes that arrived.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// See [`Replayer`].

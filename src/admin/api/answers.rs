@@ -38,7 +38,7 @@ pub struct Status {
     pub tunnels: Vec<Tunnel>,
     /// Sign-ins that run, or have failed.
     pub sign_ins: Vec<SignIn>,
-    /// What a person has to look at.
+    /// Problems that need a person: each with its hint and a command.
     pub attention: Vec<Attention>,
 }
 

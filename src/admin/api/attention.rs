@@ -1,4 +1,4 @@
-//! What a person has to look at: the one list that the dashboard and `adit top` begin with.
+//! Problems that need a person. The dashboard and `adit top` show this list first.
 
 use std::time::Duration;
 

@@ -73,7 +73,7 @@ pub struct Snapshot {
     pub format: u32,
     pub status: Overview,
     pub sign_ins: Vec<SignIn>,
-    /// What a person has to look at.
+    /// Problems that need a person.
     pub attention: Vec<Attention>,
     pub tunnels: Vec<Tunnel>,
     /// The last 250 requests and connections, newest first.

@@ -56,7 +56,7 @@ pub async fn run(addresses: Vec<SocketAddr>, kubeconfig: PathBuf) {
     for at in 0.. {
         every.tick().await;
         let (method, host, path, body) = REQUESTS[at % REQUESTS.len()];
-        // What becomes of it is seen in the dashboard. A slow one holds nothing up.
+        // The dashboard shows the result. A slow request delays no other.
         tokio::spawn(timeout(PATIENCE, send(address, method, host, path, body)));
         if at % RESTART_EVERY == RESTART_EVERY / 2 {
             tokio::spawn(restart(kubeconfig.clone()));

@@ -1,4 +1,4 @@
-//! What this machine has to offer: the configuration, ports, limits, names.
+//! Checks of this machine: configuration, ports, limits, name resolution.
 
 use std::{env, net::SocketAddr, path::PathBuf};
 

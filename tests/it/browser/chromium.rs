@@ -126,6 +126,11 @@ impl Chromium {
         loop {
             let answer = self.next().await;
             if answer["id"] == id {
+                // What was evaluated has no result on the next page.
+                if method == "Runtime.evaluate" && answer["error"]["message"] == "Inspected target navigated or closed"
+                {
+                    return json!({});
+                }
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
                 return answer["result"].clone();
             }

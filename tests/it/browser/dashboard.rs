@@ -89,7 +89,10 @@ async fn every_view_is_used_by_keyboard_alone() {
     page.until("location.pathname === '/requests' && document.querySelectorAll('tbody tr').length >= 2").await;
     press(&mut page, &["e"]).await;
     page.until("document.querySelector('input').value === 'is:error'").await;
-    press(&mut page, &["e", "j", "j", "Enter"]).await;
+    press(&mut page, &["e"]).await;
+    page.until("document.querySelector('input').value === '' && document.querySelectorAll('tbody tr').length >= 2")
+        .await;
+    press(&mut page, &["j", "j", "Enter"]).await;
     page.until("!document.querySelector('aside').hidden && document.querySelector('svg.fall') !== null").await;
     press(&mut page, &["Escape"]).await;
     page.until("document.querySelector('aside').hidden").await;

@@ -26,23 +26,28 @@ fn pem(folder: &Path, name: &str) -> PemFiles {
     files
 }
 
-fn run(keys: PathBuf, tls: PemFiles, of_names: PemFiles) -> Running {
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let relay = Bound::bind(Settings {
-        control: any,
+/// Returns the settings of a relay without names.
+fn settings(control: SocketAddr, keys: PathBuf, tls: PemFiles) -> Settings {
+    Settings {
+        control,
         keys: Some(keys),
         tls: Some(tls),
-        http: Some(HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names) }),
+        http: None,
         admin: None,
         metrics: None,
         ports: 25_200..=25_299,
-        bind: any.ip(),
+        bind: "127.0.0.1".parse().unwrap(),
         allow_v1: false,
         register: None,
         authority: Authority::Keys,
         limits: Limits::default(),
-    })
-    .unwrap();
+    }
+}
+
+fn run(keys: PathBuf, tls: PemFiles, of_names: PemFiles) -> Running {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let http = HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names) };
+    let relay = Bound::bind(Settings { http: Some(http), ..settings(any, keys, tls) }).unwrap();
     let (control, http) = (relay.control().unwrap(), relay.http().unwrap());
     assert_eq!(http.0, "https");
     let drain = Drain::new();
@@ -124,20 +129,7 @@ async fn a_relay_that_cannot_start_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let (keys, tls) = (folder.path().join("keys"), pem(folder.path(), "relay"));
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let settings = |control| Settings {
-        control,
-        keys: Some(keys.clone()),
-        tls: Some(tls.clone()),
-        http: None,
-        admin: None,
-        metrics: None,
-        ports: 25_200..=25_299,
-        bind: any.ip(),
-        allow_v1: false,
-        register: None,
-        authority: Authority::Keys,
-        limits: Limits::default(),
-    };
+    let settings = |control| settings(control, keys.clone(), tls.clone());
     let failed = |settings| {
         let error = Bound::bind(settings).err().unwrap();
         format!("{error}: {}", error.cause())

@@ -64,8 +64,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn over(inner: Arc<dyn Dial>) -> Arc<Self> {
-        Arc::new(Self { inner, count: AtomicUsize::new(0), is_cut: Mutex::default() })
+    /// Stands between a client and the network.
+    fn of(options: &mut client::Options) -> Arc<Self> {
+        let watched = Self { inner: options.dial.clone(), count: AtomicUsize::new(0), is_cut: Mutex::default() };
+        let watched = Arc::new(watched);
+        options.dial = watched.clone();
+        watched
     }
 
     fn count(&self) -> usize {
@@ -154,8 +158,7 @@ async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
     let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
     let (local, services) = echo().await;
     let mut options = relay.client(local, 0);
-    let watched = Watched::over(options.dial.clone());
-    options.dial = watched.clone();
+    let watched = Watched::of(&mut options);
     let (mut rx, _running) = start(options, &drain);
     let public = opened(&mut rx).await;
     let nobody = || async { relay.server.snapshot()[0].streams == 0 };
@@ -191,8 +194,7 @@ async fn a_visitor_beside_others_finds_a_connection_that_is_ready() {
     let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
     let (local, services) = echo().await;
     let mut options = relay.client(local, 0);
-    let watched = Watched::over(options.dial.clone());
-    options.dial = watched.clone();
+    let watched = Watched::of(&mut options);
     let (mut rx, _running) = start(options, &drain);
     let public = opened(&mut rx).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -224,8 +226,7 @@ async fn a_service_that_comes_and_goes_is_found_again_on_the_same_connection() {
         stream.write_all(text.as_bytes()).await.unwrap();
     };
     let mut options = relay.client(local.port(), 0);
-    let watched = Watched::over(options.dial.clone());
-    options.dial = watched.clone();
+    let watched = Watched::of(&mut options);
     let (mut rx, _running) = start(options, &drain);
     let public = opened(&mut rx).await;
     let nobody = || async { relay.server.snapshot()[0].streams == 0 };
