@@ -49,3 +49,36 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     fs::write(folder.join(SCHEMA), schema::text()).map_err(failed)?;
     print(&format!("wrote {}\n", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Adds the names of all keys in a schema.
+    fn keys(schema: &Value, found: &mut BTreeSet<String>) {
+        if let Some(properties) = schema["properties"].as_object() {
+            found.extend(properties.keys().cloned());
+        }
+        match schema {
+            Value::Object(parts) => parts.values().for_each(|part| keys(part, found)),
+            Value::Array(parts) => parts.iter().for_each(|part| keys(part, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_key_is_in_the_template() {
+        let mut all = BTreeSet::new();
+        keys(&serde_json::from_str(&schema::text()).unwrap(), &mut all);
+        assert!(all.contains("http") && all.contains("cluster_domain"), "{all:?}");
+        // The former name of local.
+        all.remove("expose");
+        let words: BTreeSet<&str> = TEMPLATE.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).collect();
+        let missing: Vec<_> = all.iter().filter(|key| !words.contains(format!("{key}:").as_str())).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}
