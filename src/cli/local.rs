@@ -9,7 +9,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::names::{host_header, relay_address},
+    config::names::{self, host_header, relay_address},
     drain::Drain,
     relay::{
         auth,
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:...
-    #[arg(long, value_name = "FINGERPRINT")]
+    #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
     fingerprint: Option<String>,
     /// Verify the relay's certificate against this CA bundle (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
@@ -56,6 +56,11 @@ pub struct Args {
     /// Print JSON, a line each time that the tunnels are open
     #[arg(short, long, value_enum)]
     output: Option<Output>,
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    names::fingerprint(text)
+        .ok_or_else(|| "write sha256: and 64 hexadecimal digits, as 'adit server' prints it".to_owned())
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {

@@ -27,7 +27,7 @@ use super::{
     Elsewhere, ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort,
     Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
+    names::{fingerprint, host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
     near::near,
     problem::{LoadError, Problem},
     shown,

@@ -29,11 +29,21 @@ impl Walk {
                 host_header(&text, local_host.as_deref(), *port)
                     .or_else(|| walk.wrong(node, "a host", Some("write host: rewrite, or host: shop.test:3000")))
             };
+            let sha256 = |walk: &mut Self, node: &Node| {
+                let text = walk.text(node)?;
+                fingerprint(&text).or_else(|| {
+                    walk.wrong(
+                        node,
+                        "a fingerprint",
+                        Some("write sha256: and 64 hexadecimal digits, as 'adit server' prints it"),
+                    )
+                })
+            };
             let host_place = map.get("host").map(|node| node.place);
             let local = LocalPort {
                 to: to?,
                 secret_file: self.field(&map, "secret_file", Self::file),
-                fingerprint: self.field(&map, "fingerprint", Self::text),
+                fingerprint: self.field(&map, "fingerprint", sha256),
                 ca: self.field(&map, "ca", Self::file),
                 host: self.field(&map, "host", host),
                 local_host,

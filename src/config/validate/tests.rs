@@ -144,6 +144,21 @@ fn files_that_are_too_large_or_not_text_are_refused() {
 }
 
 #[test]
+fn a_fingerprint_is_a_whole_sha256() {
+    let of =
+        |fingerprint: &str| format!("local: [{{port: 1, to: relay.example.com, fingerprint: \"{fingerprint}\"}}]\n");
+    let digits = "aB".repeat(32);
+    let good = load(&of(&format!("sha256:{digits}"))).unwrap();
+    assert_eq!(good.local[0].fingerprint, Some(format!("sha256:{}", digits.to_lowercase())));
+    for bad in
+        ["", "sha256:", "sha256:...", &digits, &format!("sha256:{digits}0"), &format!("sha256:{}", "g".repeat(64))]
+    {
+        let found = problems(&of(bad));
+        assert_eq!(found.len(), 1, "{bad:?}: {found:?}");
+    }
+}
+
+#[test]
 fn local_was_called_expose_and_both_are_too_many() {
     let entry = "[{port: 3000, to: relay.example.com}]";
     let (local, expose) = (load(&format!("local: {entry}\n")).unwrap(), load(&format!("expose: {entry}\n")).unwrap());
