@@ -57,7 +57,7 @@ use crate::{
 
 pub use crate::listener::bind::BindError;
 
-/// What the command line says beside the file; it holds across reloads.
+/// Options of the command line that override the file, also after a reload.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub context: Option<ContextName>,
@@ -110,13 +110,13 @@ pub struct App {
     pub overrides: Overrides,
     /// The file to follow. None: the configuration never changes.
     pub file: Option<PathBuf>,
-    /// What is changed with `verbose`, and keeps the last lines of the log.
+    /// Log filter that `verbose` changes, with the last lines of the log.
     pub verbosity: Option<Verbosity>,
-    /// What stands between adit and a command: a program that knows `supervise`, as adit itself does. None: nothing does.
+    /// Program that runs each command with `supervise`, normally adit itself. None: commands are direct children.
     pub supervisor: Option<PathBuf>,
     /// Whether `adit status` and `adit stop` find it.
     pub admin: bool,
-    /// Where the files of the dashboard are read from. None: they are part of the program.
+    /// Folder of the dashboard's files. None: the files in the binary.
     pub ui_dir: Option<PathBuf>,
     /// Sockets that a service manager has bound.
     pub inherited: Arc<Inherited>,
@@ -177,7 +177,7 @@ impl Bound {
         &self.config
     }
 
-    /// Serves until `drain` starts. What is in progress then is tracked by `drain`.
+    /// Serves until `drain` starts; `drain` tracks the connections after that.
     ///
     /// # Errors
     /// The system gives no random numbers for the keys of error pages.

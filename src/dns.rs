@@ -1,4 +1,4 @@
-//! Whether programs of this system resolve names below `localhost`, and how that is changed: glibc asks the services that
+//! Checks whether programs of this system resolve names below `localhost`, and changes that: glibc asks the services that
 //! `/etc/nsswitch.conf` names, and `myhostname` of systemd answers for every such name (nss-myhostname(8)).
 //!
 //! Browsers and curl resolve these names by themselves; this is for all other programs.
@@ -16,10 +16,10 @@ const COPY: &str = "etc/nsswitch.conf.before-adit";
 const SERVICE: &str = "myhostname";
 const LIBRARY: &str = "libnss_myhostname.so.2";
 
-/// Where libraries are; those of Debian have a folder for each architecture.
+/// Library folders; Debian has one for each architecture.
 const FOLDERS: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
 
-/// What is the case.
+/// State of the system's resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// The system asks this service, which answers for names below localhost.

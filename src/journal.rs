@@ -1,4 +1,4 @@
-//! What has happened in this process, in fixed memory: the last requests and connections, the last events of each
+//! History of this process, in fixed memory: the last requests and connections, the last events of each
 //! tunnel, and five minutes of rates. The API and everything that shows it read from here.
 //!
 //! | | at most | bytes each, at most | together |
@@ -272,7 +272,7 @@ impl Journal {
 /// An entry of something that goes on. Its end is taken down on drop.
 pub struct Ongoing {
     journal: Arc<Journal>,
-    /// What is known at its end.
+    /// The entry, complete at its end.
     pub entry: Entry,
     started: Instant,
 }

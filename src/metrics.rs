@@ -1,4 +1,4 @@
-//! What is counted, and how it is told: OpenMetrics 1.0 text.
+//! Counters, and their OpenMetrics 1.0 text.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 /// The media type of [`Exposition`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How many routes are told apart; names are the client's choice, and the rest is counted together.
+/// Most routes with counts of their own; clients choose the names, and the rest is counted together.
 const MOST_ROUTES: usize = 1000;
 
 /// Upper bounds of the times to first byte, in milliseconds.

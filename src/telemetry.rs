@@ -62,7 +62,7 @@ fn filter(verbose: bool) -> Targets {
 /// Starts to log to stderr. `RUST_LOG` (`debug`, or `warn,adit::backend=trace`) replaces the filter; without a terminal,
 /// or with `NO_COLOR`, there is no colour.
 pub fn init(format: Format, verbose: bool) -> Verbosity {
-    // What cannot be read is no reason not to start.
+    // An invalid filter must not prevent the start.
     let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
     let is_fixed = from_env.is_some();
     let (filter, handle) = reload::Layer::new(from_env.unwrap_or_else(|| filter(verbose)));

@@ -1,4 +1,4 @@
-//! What the ends of TLS share: certificates from PEM files, and how a server is known by something else than its name.
+//! TLS for clients and servers: certificates from PEM files, and verification by fingerprint.
 
 pub mod bundle;
 pub mod certificate;

@@ -55,7 +55,7 @@ pub const FORMAT: u32 = 1;
 /// How large a request may be: a body that is sent again, in base64, and what is around it.
 pub const MOST_OF_A_CHANGE: usize = 2 * LONGEST_BODY;
 
-/// Where the API is.
+/// Root path of the API.
 pub const ROOT: &str = "/api/v1/";
 
 /// Answers a request of the user of the process below [`ROOT`].

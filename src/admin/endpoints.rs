@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{guard::origin::is_of_this_machine, metrics};
 
-/// Who can send a request.
+/// Origin of a request: anyone on loopback, or the user of the Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// The user of the process, by the file's mode.

@@ -1,4 +1,4 @@
-//! What lets a browser in: a token of the process, and codes that are good once.
+//! Sign-in of browsers: one token for each process, and single-use codes.
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,4 @@
-//! What a running adit tells of itself: over a Unix socket to its user, and over `admin.listen` to whoever watches it.
+//! The admin interface of a running adit: the Unix socket for its user, and `admin.listen` for probes and metrics.
 
 pub mod api;
 pub mod endpoints;

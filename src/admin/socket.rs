@@ -273,7 +273,7 @@ pub async fn events(socket: &Path) -> io::Result<Events> {
     Ok(Events(BufReader::new(io).lines()))
 }
 
-/// What a running adit tells.
+/// A message of the running adit to a client of its socket.
 pub enum Update {
     Snapshot(Box<Snapshot>),
     Change(Box<Change>),
@@ -299,7 +299,7 @@ impl Events {
         }
     }
 
-    /// Waits until the facts of the process are told: at first, and after each reload. None: it has ended.
+    /// Waits for the facts of the process: the first ones, and those after each reload. None: it has ended.
     pub async fn next_status(&mut self) -> Option<Overview> {
         loop {
             match self.next().await? {

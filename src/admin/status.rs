@@ -25,7 +25,7 @@ use crate::{
     tunnel::{Manager, SignInSnapshot, TunnelSnapshot},
 };
 
-/// What changes with a reload only.
+/// Facts that change only with a reload.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
     /// None: adit runs on defaults.
@@ -62,7 +62,7 @@ pub struct LocalStatus {
     pub reason: Option<String>,
 }
 
-/// What a running adit knows of itself.
+/// Source of the status of a running adit.
 #[derive(Clone)]
 pub struct Source {
     tunnels: Manager,
@@ -79,7 +79,7 @@ pub struct Source {
     locks: Arc<Locks>,
 }
 
-/// What a [`Source`] is made of.
+/// Parts of a [`Source`].
 pub struct Parts {
     pub tunnels: Manager,
     pub metrics: Arc<Metrics>,
@@ -95,7 +95,7 @@ pub struct Parts {
     pub keys: Option<Arc<Keys>>,
     /// None: nothing is sent again.
     pub replayer: Option<Arc<dyn Replayer>>,
-    /// Which contexts are unlocked.
+    /// Contexts that `adit unlock` has unlocked.
     pub locks: Arc<Locks>,
 }
 

@@ -10,7 +10,7 @@ pub struct Opened {
     /// The name that the user gave it. None: it is a route of the configuration.
     pub name: Option<String>,
     pub address: SocketAddr,
-    /// What it speaks, where that is HTTP.
+    /// HTTP scheme of the port. None: it does not speak HTTP.
     pub scheme: Option<Scheme>,
     /// The port in the cluster, where it is known.
     pub port: Option<ServicePort>,

@@ -30,7 +30,7 @@ use crate::{
 pub struct Opening {
     pub reach: Reach,
     pub router: SharedRouter,
-    /// What is at a local port already, by what was asked for.
+    /// Open local ports, by target and context.
     pub opened: Mutex<HashMap<(String, Option<String>), Opened>>,
 }
 
@@ -54,7 +54,7 @@ impl Opening {
                 At::Bound(listener, address)
             }
         };
-        // Whether it can be reached is not asked: who uses the port is told.
+        // No check for reachability here: a client of the port gets the error.
         let wait = (request.wait_ms != Some(0)).then(|| request.wait());
         let opened = self.reach.open(None, &named, at, wait, |_| {}).await?;
         let answer = answer(&request.target, &opened);

@@ -79,7 +79,7 @@ pub struct Reach {
     pub forwards: Forwards,
 }
 
-/// What a look-up found.
+/// Result of a look-up.
 struct Found {
     /// The port that is meant, where it is known.
     port: Option<ServicePort>,
@@ -215,7 +215,7 @@ impl Reach {
     }
 }
 
-/// Where a target is served.
+/// Local address of a target.
 pub enum At {
     /// A port that is bound and not served yet.
     Bound(TcpListener, SocketAddr),

@@ -33,7 +33,7 @@ pub struct Running {
     pub router: SharedRouter,
     pub ports: Ports,
     pub source: Source,
-    /// What the file said as first started.
+    /// Value in the file at the start of the process.
     pub allow_commands: bool,
     /// The clients of relays that run, with what ends each.
     pub local: BTreeMap<LocalPort, Drain>,
@@ -226,7 +226,7 @@ fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<St
     });
 }
 
-/// Returns what the client of a relay is told.
+/// Returns the options of a relay's client.
 fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
     let keys = relay::auth::load(local.secret_file.as_deref())?;
     let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;

@@ -1,6 +1,6 @@
 //! Commands that lead to a backend: started when somebody comes, shared, restarted, stopped when idle.
 //!
-//! A command that listens gets a port of the pool, and is ready when it listens there. That is seen from outside, without
+//! A command that listens gets a port of the pool, and is ready when it listens there. adit finds that out without
 //! connecting: to `cloudflared` and its like each connection is a session of its own, and may be a sign-in. With `mode: stdio`
 //! there is no port, and a process for each connection.
 //!
@@ -60,7 +60,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The backend of commands.
 pub struct Commands {
-    /// Whose folders programs are looked for in.
+    /// Source of the folders that are searched for programs.
     clusters: Arc<Clusters>,
     supervisor: Option<PathBuf>,
     waits: Arc<Waits>,
@@ -160,7 +160,7 @@ impl Commands {
         let now = Instant::now();
         let pause = {
             let mut started = self.started.lock().expect("no panic while the lock is held");
-            // What a reload has taken away is forgotten in time.
+            // Forgets commands that a reload removed.
             started.retain(|_, last| now.duration_since(last.at) < LONGEST_PAUSE + SOON);
             let last = started.get(command).copied();
             let soon = last.filter(|last| now.duration_since(last.at) < SOON).map_or(0, |last| last.soon + 1);
@@ -238,7 +238,7 @@ impl Session for ListenSession {
     }
 }
 
-/// What is started for a command.
+/// A program to start, with its arguments and environment.
 pub struct Program {
     file: PathBuf,
     /// Its PATH: what it starts itself is looked for in the same places.

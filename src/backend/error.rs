@@ -29,10 +29,10 @@ pub enum OpenError {
     Stopped,
 }
 
-/// Whose fault an error is; decides the HTTP status and the log level.
+/// Party that caused an error; decides the HTTP status and the log level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// What was asked for cannot be: 404 or 400.
+    /// The request is wrong or names nothing that exists: 404 or 400.
     Asked,
     /// The cluster or the pod: 502, 503, 504.
     Cluster,
@@ -91,7 +91,7 @@ impl From<StreamFault> for io::Error {
 /// Why a session gave no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// This attempt failed, and the session takes others. Its caller is told at once.
+    /// This attempt failed, and the session takes others. Its caller gets the error at once.
     #[error(transparent)]
     Retry(#[from] StreamFault),
     /// The session takes no new streams: [`Session::closed`](super::Session::closed) has resolved. Another session may.

@@ -39,7 +39,7 @@ use crate::{
     routing::PodTarget,
 };
 
-/// A program that is asked whether it is there answers at once.
+/// A check for a program takes no time.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The program that is gone through, by pod UID, container, and what is configured.
@@ -100,7 +100,7 @@ fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
     .into()
 }
 
-/// What an exec in the pod needs.
+/// Parameters of an exec in the pod.
 struct Way {
     cluster: Arc<Cluster>,
     namespace: Namespace,

@@ -126,7 +126,7 @@ pub trait Session: Send + Sync + 'static {
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;
 
-    /// What was reached first.
+    /// Endpoint of the first connection.
     fn endpoint(&self) -> &Endpoint;
 
     /// Returns whether its port is also the one that `port` means: the Service's only one has several names. It may say no where it
@@ -150,7 +150,7 @@ pub trait Session: Send + Sync + 'static {
     fn gauges(&self) -> &SessionGauges;
 }
 
-/// Where a stream leads, and whether a new one would still be led there.
+/// Pod and port of a stream, and whether a new stream would still go there.
 #[derive(Clone, Debug)]
 pub struct Placement {
     pod: Arc<str>,
@@ -164,7 +164,7 @@ impl Placement {
         Self { pod: pod.into(), is_leaving: Arc::default(), session: CancellationToken::new() }
     }
 
-    /// Ties the placement to its session: once `session` is cancelled, nothing new is led there.
+    /// Ties the placement to its session: once `session` is cancelled, no new stream goes there.
     pub fn of_session(self, session: CancellationToken) -> Self {
         Self { session, ..self }
     }
@@ -184,7 +184,7 @@ impl Placement {
     }
 }
 
-/// What a session reached, in facts that a frontend may need (which scheme does this port speak?).
+/// Facts about the port that a session reached, such as its appProtocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The pod's name; for other backends what stands in its place.

@@ -26,7 +26,7 @@ pub struct Args {
     browser: Option<PathBuf>,
 }
 
-/// Where browsers of this family are.
+/// Executables of Chromium's family.
 const NAMES: [&str; 8] = [
     "chromium",
     "chromium-browser",

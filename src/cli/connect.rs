@@ -26,7 +26,7 @@ use crate::{
     telemetry,
 };
 
-/// What a pipe holds.
+/// Capacity of a pipe on Linux.
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]

@@ -96,7 +96,7 @@ fn banner(demo: &Demo, bound: &Bound) -> String {
     let mut text = format!(
         "A small cluster runs in this process, and adit in front of it. Open in a browser, or with curl:\n\n\
          \x20 http://web.shop.localhost:{port}/              a web page that says what you are looking at\n\
-         \x20 http://shop.localhost:{port}/headers           what the pod is told of you, by a route of your own name\n\
+         \x20 http://shop.localhost:{port}/headers           the request as the pod gets it, by a route of your own name\n\
          \x20 http://443.tools.shop.localhost:{port}/        an https backend\n\
          \x20 http://queue.shop.localhost:{port}/            several ports, none of them obvious\n\
          \x20 http://broken.shop.localhost:{port}/           no pod is ready\n\n"

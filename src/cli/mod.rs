@@ -65,7 +65,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// What every command takes.
+/// Global options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Globals {
     /// Configuration file [default: $ADIT_CONFIG, then ~/.config/adit/config.yaml]
@@ -132,7 +132,7 @@ enum Command {
     Routes(routes::Args),
     /// Print the URL of a Service
     Url(url::Args),
-    /// Print how programs are told to use the forward proxy
+    /// Print the settings that let programs use the forward proxy
     Proxy(proxy::Args),
     /// Start a browser in which the names of the cluster work
     Browser(browser::Args),

@@ -1,4 +1,4 @@
-//! What a command that does not serve is about: one cluster, and a namespace of it.
+//! Cluster and namespace of a command that does not serve.
 
 use std::{net::SocketAddr, sync::Arc};
 

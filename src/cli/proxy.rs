@@ -1,4 +1,4 @@
-//! `adit proxy`: how programs are told to use the forward proxy.
+//! `adit proxy`: prints the settings that let programs use the forward proxy.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -198,7 +198,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::from(code))
 }
 
-/// Returns the targets that are asked for: those of --to, else every TCP route.
+/// Returns the wanted targets: those of --to, else every TCP route.
 fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namespace>) -> Result<Vec<Asked>, CliError> {
     if args.to.is_empty() {
         return Asked::routes(router).map_err(fail);

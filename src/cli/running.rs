@@ -83,7 +83,7 @@ impl Running {
             match ask(request).await {
                 Err(CallError::Refused(problem)) if problem.may_pass => {
                     tokio::time::sleep(PAUSE).await;
-                    // What is left is too short for another reason than that it was too short.
+                    // The last step may be shorter than `STEP`: only the deadline limits it.
                     step = until.saturating_duration_since(Instant::now()).min(STEP);
                     if step < PAUSE {
                         return Err(CallError::Refused(problem));

@@ -1,4 +1,4 @@
-//! Which global options a command uses: its help shows no others.
+//! Global options of each command: its help shows no others.
 
 use clap::{Arg, Command};
 

@@ -94,7 +94,7 @@ struct Serve {
     /// and POD_IPS in the environment)
     #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, require_equals = true)]
     register: Option<Option<String>>,
-    /// Who decides which Services a client may take over: its key, or also what RBAC lets its own user do in the cluster
+    /// Authority over takeovers: the client's key alone, or also the RBAC permissions of its user in the cluster
     #[arg(long, value_enum, default_value = "keys", requires = "register", value_name = "BY")]
     authorize: AuthorizeBy,
     #[command(flatten)]

@@ -39,7 +39,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?))
         }
         None if args.watch => loop {
-            // One that is started meanwhile is seen.
+            // Looks again for an adit that started meanwhile.
             let text = all(globals).await.unwrap_or_else(|_| "no adit is running\n".to_owned());
             let first = if io::stdout().is_terminal() { HOME } else { "" };
             print(&format!("{first}{text}"))?;

@@ -47,7 +47,7 @@ const MESSAGE: Duration = Duration::from_secs(4);
 #[command(after_help = "? lists the keys. Without a terminal it is 'adit status'.")]
 pub struct Args {}
 
-/// What the keys go to.
+/// Part of the screen that gets the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mode {
     Table,
@@ -60,7 +60,7 @@ enum Mode {
     Help,
 }
 
-/// What is shown.
+/// State of the screen.
 struct App {
     model: Model,
     look: Look,
@@ -78,14 +78,14 @@ struct App {
     height: usize,
 }
 
-/// What comes from the adit that is shown.
+/// A message from the adit on the screen.
 enum News {
     Event(Update),
     /// The lines of its log, newest first, from before the first event.
     Log(Vec<LogRow>),
 }
 
-/// What a key asks for that takes longer than a drawing.
+/// A request of a key that takes longer than one frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Wish {
     Quit,
@@ -382,7 +382,7 @@ impl App {
         let (key, before) = &mut self.selected[self.pane as usize];
         let found = key.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key));
         let at = found.or((!lines.is_empty()).then(|| (*before).min(lines.len() - 1)))?;
-        // At the top it stays at the top: what is new is seen.
+        // A view at the top stays there, to show new rows.
         if key.is_some() {
             *key = Some(lines[at].key.clone());
         }

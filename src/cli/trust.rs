@@ -160,7 +160,7 @@ fn install(
 
 fn uninstall(known: Option<Authority>, folder: &std::path::Path, places: &Places) -> Result<ExitCode, CliError> {
     let Some(authority) = known else {
-        // What cannot be read is of no use to anybody.
+        // A folder that adit cannot read is useless.
         let _ = std::fs::remove_dir_all(folder);
         print("there is no CA\n")?;
         return Ok(ExitCode::SUCCESS);

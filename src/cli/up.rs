@@ -54,7 +54,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let workers = globals.workers.or(config.workers).map_or_else(runtime::of_laptop, NonZeroUsize::get);
     runtime::serve(workers, async {
-        // Before the first socket: whoever sees one may send a signal.
+        // Before the first socket: a program that sees one may send a signal.
         let signals = Signals::new()?;
         let bound = bind(app, config)?;
         print(&banner(&bound))?;

@@ -45,7 +45,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let (clusters, router) = super::router(config);
     let targets = targets(&args, &router)?;
     let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone().map(Namespace));
-    // What is no target at all is known before anything is waited for.
+    // Refuses malformed targets before it waits for any.
     let named = targets.iter().map(|target| router.named(target, namespace.as_ref()));
     let named = named.collect::<Result<Vec<_>, _>>()?;
     let running = Running::find(globals, &router).await;

@@ -10,7 +10,7 @@ use std::{
 use super::{Config, ForwardProxy, Http, KubeconfigPaths, Tcp};
 
 pub const PORT: u16 = 8989;
-/// Where a relay takes its clients.
+/// Default port for a relay's clients.
 pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 pub const CLUSTER_DOMAIN: &str = "cluster.local";

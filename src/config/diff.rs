@@ -1,4 +1,4 @@
-//! What changed between two configurations, for those who have to act on it.
+//! Difference of two configurations, for the parts that act on a reload.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 

@@ -14,7 +14,7 @@ use super::problem::Problem;
 /// Larger files are refused: a configuration of 1,000 routes has 100 KiB.
 pub const LARGEST: usize = 1024 * 1024;
 
-/// What aliases may multiply a file to, and how deep it may go. More is no configuration but a bomb.
+/// Limits on YAML nodes after alias expansion, and on depth: a file beyond them is an attack.
 const MOST_NODES: usize = 50_000;
 const DEEPEST: usize = 64;
 
@@ -172,7 +172,7 @@ impl<'a> Builder<'a> {
             _ => return Err(self.problem(span, "not a value")),
         };
         if let Value::List(_) | Value::Map(_) = value {
-            // What a message about it shows is the line where it begins.
+            // A message shows the first line of the value.
             let line_end = self.text[place.start..].find('\n').map_or(self.text.len(), |length| place.start + length);
             place.end = line_end.max(place.start);
         }

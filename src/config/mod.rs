@@ -1,4 +1,4 @@
-//! What the user asked for: read, checked, with defaults filled in.
+//! The configuration: parsed, validated, with defaults.
 //!
 //! Everything outside this module sees only [`Config`], whose values cannot be wrong; the YAML and its
 //! mistakes stay in [`file`] and [`validate`].
@@ -50,7 +50,7 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// Where clusters are described: the kubeconfig files that are merged, in order.
+/// Paths of the kubeconfig files, in the order of their merge.
 ///
 /// Empty: there is no file, and adit uses the service account of the pod it runs in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ pub const DASHBOARD_HOST: &str = "adit.localhost";
 pub struct Config {
     /// The file it came from. None: no file, everything is a default.
     pub source: Option<PathBuf>,
-    /// What the file says, without its secrets.
+    /// Content of the file without its secrets.
     pub shown: serde_json::Value,
     /// Logs each request and connection. Default: false.
     pub verbose: bool,
@@ -100,7 +100,7 @@ pub struct Config {
 /// `proxy:` in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardProxy {
-    /// Where it listens. Empty: on the listeners of HTTP.
+    /// Addresses to listen on. Empty: the HTTP listeners.
     pub listen: Vec<SocketAddr>,
     pub elsewhere: Elsewhere,
     /// The domain of the cluster's names. Default: `cluster.local`. Lower case, no dots at the ends.
@@ -117,7 +117,7 @@ impl Default for ForwardProxy {
     }
 }
 
-/// What the forward proxy does for hosts that are none of the cluster.
+/// Policy of the forward proxy for hosts outside the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Elsewhere {
     #[default]
@@ -170,7 +170,7 @@ pub struct SniRoute {
     pub idle_timeout: Duration,
 }
 
-/// Where a server name leads.
+/// Backend of a server name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SniBackend {
     Kubernetes(Box<Destination>),
@@ -213,7 +213,7 @@ pub enum ProxyProtocol {
 /// `admin:` in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// Where `/healthz`, `/readyz` and `/metrics` are served beside the Unix socket; on loopback. None: nowhere.
+    /// Loopback address that serves `/healthz`, `/readyz` and `/metrics`. None: only the Unix socket serves them.
     pub listen: Option<SocketAddr>,
 }
 
@@ -260,7 +260,7 @@ pub struct Tcp {
     pub routes: BTreeMap<SocketAddr, TcpRoute>,
 }
 
-/// Where a route leads: what to reach, where to look for it.
+/// Destination of a route: the workload, its namespace, context and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// None: [`Config::default_context`], then the kubeconfig's current context.
@@ -273,7 +273,7 @@ pub struct Destination {
     pub jump: Option<Jump>,
 }
 
-/// What runs behind a destination.
+/// Workload of a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Workload {
     /// Any ready pod of this Service.
@@ -282,7 +282,7 @@ pub enum Workload {
     Pod(String),
     /// This pod, which has to belong to this Service (`{pod}.{service}` of a StatefulSet).
     PodOfService { pod: String, service: String },
-    /// What has this address in the cluster: the Service whose ClusterIP it is, else the pod.
+    /// An address in the cluster: the Service with this ClusterIP, else the pod.
     Address(IpAddr),
 }
 
@@ -299,7 +299,7 @@ pub enum PortRef {
     Https,
 }
 
-/// What becomes of a client's TLS.
+/// Treatment of a client's TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientTls {
     /// It ends here, behind a certificate of ours.
@@ -308,10 +308,10 @@ pub enum ClientTls {
     Passthrough,
 }
 
-/// What a backend is sent as Host.
+/// Host header for the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostHeader {
-    /// What the client sent.
+    /// The client's own Host header.
     #[default]
     Client,
     /// The backend's own name in the cluster.
@@ -342,10 +342,10 @@ pub struct HttpRoute {
 pub struct HttpOptions {
     /// None: from the port's appProtocol, its name, its number.
     pub scheme: Option<Scheme>,
-    /// What becomes of a client's TLS. None: it is passed through to a backend that speaks it, and ended where an authority of this user
+    /// Treatment of a client's TLS. None: passthrough to a backend that speaks TLS, and termination where an authority of this user
     /// vouches for the name and no port is named.
     pub client_tls: Option<ClientTls>,
-    /// How an https backend is spoken to.
+    /// TLS settings for an https backend.
     pub tls: BackendTls,
     /// Changes of the request's headers, after adit's own.
     pub request_headers: HeaderRules,
@@ -353,14 +353,14 @@ pub struct HttpOptions {
     pub response_headers: HeaderRules,
     /// The name that the backend is sent. Default: the client's; its own for a jump.
     pub host: HostHeader,
-    /// Whose redirects and cookies come back to the name that the client used. None: those of the host that was asked for; true: those
+    /// Redirects and cookies that are rewritten to the client's name. None: those of the requested host; true: those
     /// of the backend's own names as well, the default for a jump; false: none.
     pub rewrite_location: Option<bool>,
-    /// Origins whose pages may send what changes something, beside those of this machine: `https://app.example.com`, or `*`.
+    /// Origins whose pages may send changes, beside the Service's own: `https://app.example.com`, or `*`.
     pub allow_origins: Vec<String>,
 }
 
-/// How an https backend is spoken to.
+/// TLS settings for an https backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BackendTls {
     /// Verifies the backend's certificate. Default: false, as pods' certificates are
@@ -368,7 +368,7 @@ pub struct BackendTls {
     pub verify: bool,
     /// A PEM file of certificate authorities to verify with. None: the system's.
     pub ca: Option<PathBuf>,
-    /// The name the backend is asked for (SNI), and verified against. None: the request's host.
+    /// Server name (SNI) for the backend, and for its verification. None: the request's host.
     pub server_name: Option<String>,
     /// PEM files of the certificate chain and the key that we show.
     pub client_cert: Option<(PathBuf, PathBuf)>,
@@ -400,7 +400,7 @@ pub struct TcpRoute {
     pub idle_timeout: Duration,
 }
 
-/// Where a jump goes on to, and how (`tcp.k8s.jump`). The pod that it goes through is the destination's workload.
+/// Target and method of a jump (`tcp.k8s.jump`). Its pod is the destination's workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Jump {
     /// None: the pod's default container.

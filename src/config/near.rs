@@ -1,4 +1,4 @@
-//! What is likely meant by a name that is not known.
+//! Suggests known names for an unknown one.
 
 /// How many are suggested.
 const MOST: usize = 3;

@@ -1,4 +1,4 @@
-//! What is wrong with a file, and where: for a terminal, a log line, and `adit status`.
+//! Errors of a file with their place, for a terminal, a log line, and `adit status`.
 
 use std::{fmt, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! The JSON schema of the file, for editors. What it describes is checked in [`super::validate`]; a test holds the two
+//! The JSON schema of the file, for editors. [`super::validate`] checks the same rules; a test holds the two
 //! together.
 
 #![expect(dead_code, reason = "the types are described, never built")]
@@ -108,7 +108,7 @@ struct Http {
     proxy_protocol: Option<ProxyProtocol>,
     /// Addresses and networks of proxies whose PROXY headers are believed.
     trusted_proxies: Option<Vec<String>>,
-    /// Where hosts lead.
+    /// Routes by host.
     k8s: Option<HttpK8s>,
 }
 
@@ -123,7 +123,7 @@ struct HttpK8s {
     routes: Option<std::collections::BTreeMap<String, Option<HttpRoute>>>,
 }
 
-/// Where a host leads: to a Service or a pod.
+/// Route of a host: to a Service or a pod.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HttpRoute {
@@ -137,7 +137,7 @@ struct HttpRoute {
     pod: Option<String>,
     /// A number or name. Default: the only one, or the one that a browser would mean.
     port: Option<Port>,
-    /// What the backend speaks. Default: told by the port's appProtocol, name and number.
+    /// Protocol of the backend. Default: by the port's appProtocol, name and number, and by the backend's answers.
     scheme: Option<Scheme>,
     /// Terminate a client's TLS here, or pass it through to a backend that speaks TLS. Default: passthrough; terminate with a CA of adit trust install where no port is named.
     tls: Option<ClientTls>,
@@ -145,15 +145,15 @@ struct HttpRoute {
     idle_timeout: Option<GoDuration>,
     /// The pod to go through, to a target that only the cluster can reach.
     via: Option<Via>,
-    /// Where to go on to from there.
+    /// Target of the jump.
     target: Option<JumpTarget>,
-    /// What carries the bytes in the pod of via; auto takes what is there. Default: auto.
+    /// Program in the pod of via that copies the bytes; auto uses an installed one. Default: auto.
     method: Option<JumpMethod>,
     /// Verify the certificate of an https backend. Default: false; true with a ca.
     verify: Option<bool>,
     /// A PEM file of the certificate authorities to verify with. Default: the system's.
     ca: Option<String>,
-    /// The name that an https backend is asked for. Default: the request's host.
+    /// Server name (SNI) for an https backend. Default: the request's host.
     server_name: Option<String>,
     /// A PEM file of the certificate chain to show to an https backend.
     client_cert: Option<String>,
@@ -178,7 +178,7 @@ struct Headers {
     remove: Option<Vec<String>>,
     /// The same, written out.
     request: Option<HeaderRules>,
-    /// What happens to the headers of a response.
+    /// Changes to the headers of a response.
     response: Option<HeaderRules>,
 }
 
@@ -199,7 +199,7 @@ enum Scheme {
     H2c,
 }
 
-/// What becomes of a client's TLS.
+/// Treatment of a client's TLS.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ClientTls {
@@ -239,7 +239,7 @@ struct Local {
     host: Option<String>,
 }
 
-/// What adit tells of itself, beside its Unix socket.
+/// Probes and metrics of adit beside its Unix socket.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Admin {
@@ -257,7 +257,7 @@ struct Tcp {
     proxy_protocol: Option<ProxyProtocol>,
     /// Addresses and networks of proxies whose PROXY headers are believed.
     trusted_proxies: Option<Vec<String>>,
-    /// Where local ports lead.
+    /// Routes by local port.
     k8s: Option<TcpK8s>,
 }
 
@@ -272,7 +272,7 @@ struct TcpK8s {
     jump: Option<std::collections::BTreeMap<String, Jump>>,
 }
 
-/// Where a local port leads: to a Service or a pod.
+/// Route of a local port: to a Service or a pod.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TcpRoute {
@@ -300,9 +300,9 @@ struct Jump {
     /// Default: the context's namespace.
     namespace: Option<String>,
     via: Via,
-    /// Where to go on to from there.
+    /// Target of the jump.
     target: JumpTarget,
-    /// What carries the bytes in the pod; auto takes what is there. Default: auto.
+    /// Program in the pod that copies the bytes; auto uses an installed one. Default: auto.
     method: Option<JumpMethod>,
 }
 
@@ -326,7 +326,7 @@ struct Via {
 struct Create {
     /// An image with socat or nc.
     image: String,
-    /// What keeps it running. Default: sleep for a day.
+    /// Command of the container. Default: sleep for a day.
     command: Option<Vec<String>>,
     /// How long it may take until it is Ready. Default: 60s.
     timeout: Option<GoDuration>,

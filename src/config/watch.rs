@@ -26,7 +26,7 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 /// How often the file is looked at where the system has no events to give.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What a look at the file gave.
+/// Result of one read of the file.
 #[derive(Clone, Debug)]
 pub struct Reload {
     /// Errors are words for people.
@@ -37,7 +37,7 @@ pub struct Reload {
 
 /// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
 ///
-/// What the file holds at first is sent too, as it may have changed since it was loaded; after that each change of
+/// Sends the first content too, as it may have changed since it was loaded; after that each change of
 /// content, once, and whatever it holds when it was asked for. A file that is gone changes nothing, and one that is empty now
 /// and was not before is a mistake: truncated, or a mount that is not there. `{}` is the wish for defaults.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
@@ -95,10 +95,10 @@ fn emptied(file: &Path) -> String {
     format!("{}: the file is empty, and it was not before\nhint: write {{}} into it for the defaults\n", file.display())
 }
 
-/// Waits until no more events come, but not for ever.
+/// Waits until no more events come, within a bound.
 async fn settle(events: &mut mpsc::Receiver<()>) {
     let until_quiet = async { while timeout(DEBOUNCE, events.recv()).await.is_ok_and(|event| event.is_some()) {} };
-    // What still comes after this is another change.
+    // Events after this belong to the next change.
     let _ = timeout(DEBOUNCE * 6, until_quiet).await;
 }
 
@@ -141,7 +141,7 @@ impl Folders {
     /// None: this system has no events, or no room for another watch.
     fn new(events: mpsc::Sender<()>) -> Option<Self> {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reads are events too, and would keep us looking for ever.
+            // Our own reads are events too, and would cause endless reads.
             if !event.is_ok_and(|event| event.kind.is_access()) {
                 // One that waits already says the same.
                 let _ = events.try_send(());

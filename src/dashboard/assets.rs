@@ -16,14 +16,14 @@ const PAGE: &str = include_str!("ui/index.html");
 const STYLE: &str = include_str!("ui/app.css");
 const SCRIPT: &str = include_str!("ui/app.js");
 
-/// Where the files come from. Default: they are part of the program.
+/// Source of the dashboard's files. Default: the files in the binary.
 #[derive(Clone, Debug, Default)]
 pub struct Assets {
     /// A folder with `index.html`, `app.css` and `app.js`.
     pub folder: Option<PathBuf>,
 }
 
-/// What the page is for; the script shows other views for each.
+/// Owner of the page, a laptop's adit or a relay: each has its own views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A visitor who may see everything.

@@ -25,7 +25,7 @@ pub fn needs_script() -> Html {
     html
 }
 
-/// Returns what runs, and what a person has to look at.
+/// Returns the status, and the problems that need a person.
 pub fn now(source: &Source) -> Html {
     let status = Status::of(source);
     let mut html = Html::default();

@@ -1,4 +1,4 @@
-//! What every answer says of itself: what the page may load, and that no other page may read or frame it.
+//! Security headers of every answer: content policy, framing, and reads by other pages.
 
 use http::{
     HeaderName, HeaderValue, Response,

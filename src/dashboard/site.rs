@@ -1,4 +1,4 @@
-//! Which request gets which answer.
+//! Routes requests of the dashboard to their answers.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use crate::{
 /// How long an answer of the API may take; a list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// What browsers ask for at the same name, and without a cookie.
+/// Browsers fetch this file from the same name, without a cookie.
 const PROXY_FILE: &str = "/proxy.pac";
 
 const HTML: &str = "text/html; charset=utf-8";

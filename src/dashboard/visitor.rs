@@ -1,4 +1,4 @@
-//! Who sends a request to the dashboard, and what it may do.
+//! Identity and permissions of a request to the dashboard.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method,

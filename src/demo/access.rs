@@ -1,4 +1,4 @@
-//! Who may use the demo cluster, and how: certificates, tokens, the kubeconfig and its folder.
+//! Access to the demo cluster: certificates, tokens, the kubeconfig and its folder.
 
 use std::{
     fs,

@@ -35,7 +35,7 @@ use super::{
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// What is sent to it: a scale, a question, the options of a deletion.
+/// Bound of a request body: a scale, a review, the options of a deletion.
 const LONGEST_REQUEST: usize = 1 << 20;
 
 /// Serves until it is dropped.
@@ -117,7 +117,7 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
             Err(HangUp)
         }
         Some(Mishap::Late(delay)) => {
-            // What has been read goes on after the client has gone.
+            // Finishes a request that was read whole, also if the client leaves.
             let (head, sent) = whole(request).await;
             let tasks = node.tasks.clone();
             tasks.spawn(async move {
@@ -229,7 +229,7 @@ async fn of_resource(
     }
 }
 
-/// What a path of the API names.
+/// Resource that a path of the API names.
 struct Resource<'a> {
     kind: &'static Kind,
     namespace: Option<&'a str>,
@@ -387,7 +387,7 @@ async fn scale(resource: &Resource<'_>, object: &Value, request: Request<Incomin
     }))
 }
 
-/// What the container has said, and with `follow=true` what it says from now on.
+/// Log of a container; with `follow=true` also later lines.
 fn log(pod: &Value, request: &Request<Incoming>, node: &Node) -> Response<Body> {
     let Some(process) = node.world.process(text(&pod["metadata"]["uid"])) else {
         return status(StatusCode::BAD_REQUEST, "BadRequest", "the container is waiting to start");
@@ -418,7 +418,7 @@ pub(super) fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| decode(value)).collect()
 }
 
-/// Reads a JSON body. What is none is null.
+/// Reads a JSON body. Null: it is no JSON.
 async fn body(request: Request<Incoming>) -> Value {
     whole(request).await.1
 }

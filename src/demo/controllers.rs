@@ -1,4 +1,4 @@
-//! What a cluster does by itself: pods start and stop, workloads replace them, EndpointSlices follow.
+//! Controllers of the demo cluster: pods start and stop, workloads replace them, EndpointSlices follow.
 //!
 //! Everything is derived from the state as it is, so that no order of events can be wrong.
 
@@ -30,7 +30,7 @@ const RESTARTING: Duration = Duration::from_millis(700);
 /// The workloads whose pods are made here, with what they call themselves.
 const OWNERS: [&str; 2] = ["replicasets", "statefulsets"];
 
-/// What writes the slices of Services with a selector.
+/// Controller that writes the slices of Services with a selector.
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
 /// Keeps the world in order until it is dropped.

@@ -24,7 +24,7 @@ pub enum Era {
     V1_36,
 }
 
-/// What becomes of one request to the API server.
+/// Fault for one request to the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
     /// It is answered with this status, and not done.
@@ -40,7 +40,7 @@ pub enum Mishap {
 /// Decides what becomes of a request, by its method and path.
 type Judge = Box<dyn Fn(&Method, &str) -> Option<Mishap> + Send + Sync>;
 
-/// What the demo is told to do wrong; each call takes effect at once.
+/// Faults that the demo injects; each call takes effect at once.
 ///
 /// Paths are given by their end: `/pods/web-1/portforward`. None takes an order back.
 #[derive(Debug, Default)]

@@ -63,7 +63,7 @@ pub struct Node {
     pub world: World,
     pub faults: Faults,
     pub tasks: Tasks,
-    /// What the TLS site in the pods serves with.
+    /// TLS settings of the site in the pods.
     site: TlsAcceptor,
 }
 
@@ -98,7 +98,7 @@ impl Demo {
         &self.node.faults
     }
 
-    /// What is in it, and how to change that.
+    /// The objects of the cluster.
     pub fn world(&self) -> &World {
         &self.node.world
     }

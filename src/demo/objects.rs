@@ -87,7 +87,7 @@ fn postgres(state: &mut State) {
         .put("secrets", json!({"metadata": {"namespace": "data", "name": "postgres"}, "type": "Opaque", "data": data}));
 }
 
-/// What a port-forward cannot reach, each for a reason of its own.
+/// Services that a port-forward cannot reach, each for a different reason.
 fn unreachable(state: &mut State) {
     // Nothing ready.
     let pod = json!({

@@ -1,4 +1,4 @@
-//! What runs in a container of the demo: a group of tasks, and what it says.
+//! A container of the demo: a group of tasks, and their log.
 
 use std::{
     collections::VecDeque,

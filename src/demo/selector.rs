@@ -11,7 +11,7 @@ enum Term {
     Missing(String),
 }
 
-/// What a request selects. Empty: everything.
+/// Label or field selector of a request. Empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     labels: Vec<Term>,

@@ -1,4 +1,4 @@
-//! What `exec` can run in the demo's pods: a few programs, so that it can be tried.
+//! Programs that `exec` can run in the demo's pods.
 
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
                 return;
             }
         }
-        // What is on the other side may still have something to say.
+        // The other side may still send.
         let _ = to.shutdown().await;
     };
     let down = async {

@@ -1,4 +1,4 @@
-//! What runs in the demo's pods: servers of this process, on streams in memory.
+//! Servers in the demo's pods: tasks of this process, on streams in memory.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -154,7 +154,7 @@ fn streamed(kind: &'static str, pieces: impl futures::Stream<Item = Bytes> + Sen
     response
 }
 
-/// What the visitor is looking at.
+/// Page that describes the pod to its visitor.
 fn page(request: &Request<Incoming>, pod: &str, tls: bool) -> String {
     let header = |name: &str| {
         request.headers().get(name).map(|value| escape(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default()

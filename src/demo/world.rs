@@ -41,7 +41,7 @@ pub struct World {
     changed: watch::Sender<u64>,
 }
 
-/// What the lock protects. Controllers work on it as a whole.
+/// State behind the lock. Controllers work on it as a whole.
 pub(super) struct State {
     pub objects: BTreeMap<Key, Arc<Value>>,
     pub version: u64,
@@ -113,7 +113,7 @@ impl World {
         self.changed.subscribe()
     }
 
-    /// Forgets the history: a watch that starts from an old version is told to list again.
+    /// Forgets the history: a watch from an old version gets 410 Gone.
     pub fn forget_history(&self) {
         self.change(|state| {
             state.history.clear();

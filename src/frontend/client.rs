@@ -1,4 +1,4 @@
-//! Who has opened a connection, for the audit log: the user and the program, where both ends are on this machine.
+//! Peer of a connection, for the audit log: its user and program, if both ends are on this machine.
 
 use std::{fs, path::PathBuf};
 

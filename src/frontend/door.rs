@@ -9,7 +9,7 @@ use crate::wire::connect::Credentials;
 /// The user name that means the current context where a password is needed: some clients send no password without a name.
 pub const CURRENT: &str = "adit";
 
-/// What a listener is to clients of a forward proxy.
+/// Role of a listener for clients of a forward proxy.
 #[derive(Clone, Debug, Default)]
 pub enum Door {
     /// It is no forward proxy.

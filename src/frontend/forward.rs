@@ -28,7 +28,7 @@ use crate::{
 /// How long a host of another network may take.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a client of the forward proxy asks for.
+/// Destination in a request to the forward proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The context that it names, or its alias. None: the current one.
@@ -94,7 +94,7 @@ impl Forward {
         };
         let may_be_direct = elsewhere == Elsewhere::Direct && asked.context.is_none();
         let route = match found {
-            // No cluster is asked for an address of the internet.
+            // A direct connection involves no cluster.
             Ok(_) if may_be_direct && is_internet(&asked.host) => return direct(asked).await.map(Reached::Direct),
             Ok(route) => route,
             Err(RouteError::Elsewhere { .. }) if may_be_direct => return direct(asked).await.map(Reached::Direct),

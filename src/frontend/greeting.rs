@@ -1,4 +1,4 @@
-//! What a client says before its TLS, and its ClientHello: whom it wants, before anything is decided.
+//! Reads the bytes before a client's TLS, and its ClientHello.
 
 use std::{io, time::Duration};
 
@@ -68,7 +68,7 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
         match postgres::first(&received) {
             First::SslRequest if !is_postgres => {
                 drop(received.split_to(postgres::SSL_REQUEST.len()));
-                // What was sent behind it was not sent by someone who waits for the answer.
+                // A client that waits for the answer sends nothing behind the SSLRequest (CVE-2021-23214).
                 if !received.is_empty() {
                     return Err(HelloError::NotTls.into());
                 }

@@ -71,12 +71,12 @@ pub struct HttpFrontend {
     protocols: Arc<Protocols>,
     identity: Identity,
     metrics: Arc<Metrics>,
-    /// What answers for adit's own names.
+    /// Site for adit's own names.
     own: OnceLock<Arc<dyn OwnSite>>,
     locks: Arc<Locks>,
 }
 
-/// What a client speaks, when its first bytes have told.
+/// Protocol of a client, as detected from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
     Http1,

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use self::door::Door;
 use crate::io::{abandoned::Ends, accept::Place};
 
-/// What is known of an accepted connection.
+/// Facts about an accepted connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
     /// Counts up from 1 for the whole process; the id in logs.

@@ -1,7 +1,7 @@
-//! What the ports of backends speak.
+//! Protocols of the backends' ports.
 //!
-//! A route's `scheme` decides. Else the port's appProtocol, name and number are hints, what a request needs is another, and the
-//! backend's answer tells whether they were right. What was learned counts until the tunnel has another session.
+//! A route's `scheme` decides. Else the port's appProtocol, name and number are hints, the needs of a request are another, and the
+//! backend's answer tells whether they were right. The result is kept until the tunnel gets another session.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use crate::{
     wire::sniff::{Protocol, Sniff},
 };
 
-/// What servers of https answer a request without TLS, in a response of status 400. Each with the server that says it.
+/// Texts in the 400 answer of https servers to a request without TLS, each with its server.
 const TLS_IS_WANTED: [&str; 5] = [
     // nginx: src/http/ngx_http_special_response.c, status 497
     "plain HTTP request was sent to HTTPS port",
@@ -32,13 +32,13 @@ const TLS_IS_WANTED: [&str; 5] = [
     "this server only speaks HTTPS on this port",
 ];
 
-/// What servers of HTTP/2 alone answer an HTTP/1 request.
+/// Answers of servers with HTTP/2 only to an HTTP/1 request.
 const HTTP2_IS_WANTED: [&str; 1] = [
     // Kestrel: Core/src/CoreStrings.resx
     "An HTTP/1.x request was sent to an HTTP/2 only endpoint",
 ];
 
-/// What a request needs of the connection to the backend.
+/// Protocol that a request needs on the connection to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asks {
     /// HTTP of any version.
@@ -66,7 +66,7 @@ impl Asks {
     }
 }
 
-/// What is spoken to a backend, and how sure that is.
+/// Protocol to use with a backend, and its certainty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub scheme: Scheme,
@@ -87,11 +87,11 @@ pub enum SpeaksTls {
     No,
 }
 
-/// What was learned of the ports of targets.
+/// Learned protocols by target.
 #[derive(Default)]
 pub struct Protocols(Mutex<HashMap<Target, Learned>>);
 
-/// What the answers of one session's pods have taught.
+/// Protocol learned from the answers of one session's pods.
 struct Learned {
     session: Weak<Endpoint>,
     grpc: Option<Scheme>,

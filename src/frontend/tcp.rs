@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-/// How long a client of PostgreSQL may take for its first message, before it is led to a pod all the same.
+/// How long to wait for the first message of a PostgreSQL client; after that it is routed to any pod.
 const FIRST_MESSAGE: Duration = Duration::from_millis(300);
 
 /// Serves the clients of TCP routes.

@@ -102,8 +102,8 @@ impl TlsFrontend {
         }
     }
 
-    /// Returns the stream to the backend of the client's name, which has answered the ClientHello. None: no TLS is spoken there, or
-    /// the backend is not reached, which is told in a page.
+    /// Returns the stream to the backend of the client's name, which has answered the ClientHello. None: it speaks no TLS, or
+    /// no connection came up, which an error page reports.
     async fn backend(
         &self,
         hello: &ClientHello,
@@ -118,11 +118,11 @@ impl TlsFrontend {
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
-        // What goes through unread cannot be held to rules for requests.
+        // Rules for requests cannot apply to a passthrough.
         if self.http.has_rules(&route) {
             return None;
         }
-        // What keeps the tunnel from running is told by the error page, which asks again.
+        // The error page tries again and reports the failure.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());
         let speaks_tls = protocols.speaks_tls(&route, &endpoint);
@@ -153,7 +153,7 @@ impl TlsFrontend {
     fn ends(&self, route: &Route, name: &str) -> bool {
         match route.options.client_tls {
             Some(client_tls) => client_tls == ClientTls::Terminate,
-            // Who names a port wants what is there.
+            // A name with a port asks for that port's own protocol.
             None => {
                 let is_named = |port: &PortRef| matches!(port, PortRef::Number(_) | PortRef::Name(_));
                 let names_port = route.target.pods().is_some_and(|target| is_named(&target.port));
@@ -182,7 +182,7 @@ impl TlsFrontend {
     }
 }
 
-/// What a backend answers a ClientHello.
+/// Answer of a backend to a ClientHello.
 enum Greeted {
     Tls(BoxedIo, Placement),
     /// Nothing, for long.
@@ -192,7 +192,7 @@ enum Greeted {
 }
 
 /// Opens a stream to the backend, sends it the ClientHello, and waits for its first bytes: a handshake or an alert (RFC 8446, section
-/// 5.1), where TLS is spoken. The client has seen nothing yet, and can still be told in a page. `waits`: a silent backend counts.
+/// 5.1), if it speaks TLS. The client has seen nothing yet, and can still get an error page. `waits`: a silent backend counts.
 async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
     let (mut backend, placement) = lease.connect_to(None, client).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;

@@ -1,4 +1,4 @@
-//! What is let in: requests that can be read in one way only, from where they may come.
+//! Admits requests with one interpretation only, and only from permitted origins.
 
 pub mod locks;
 pub mod normaliser;

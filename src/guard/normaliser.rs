@@ -36,7 +36,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How long the client's bytes are taken after our end. Closing over unread bytes is a reset, which can overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What is read at a time where bytes are looked at.
+/// Size of a read while the normaliser parses.
 const CHUNK: usize = 8 * 1024;
 
 /// The most that is held of what a client has sent: a head that is not whole, and what was read behind it.
@@ -67,14 +67,14 @@ pub struct Normaliser<T> {
     shut_down: bool,
 }
 
-/// What follows the bytes that pass.
+/// Parser state after the bytes that pass.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
     Head,
     Chunk {
         has_upgrade: bool,
     },
-    /// What the answer to an upgrade says.
+    /// Bytes behind an upgrade: the answer decides on them.
     Held,
     /// Bytes of another protocol.
     Switched,
@@ -283,7 +283,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
     }
 }
 
-/// What is to be done before a byte passes.
+/// Next step before a byte passes.
 enum Look {
     Again,
     Fill,
@@ -376,7 +376,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
         self.inner.is_write_vectored()
     }
 
-    /// What the server has written before is out, and it has not begun with the answer: here interim responses belong.
+    /// Interim responses go here: earlier answers are flushed, and the next one has not begun.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interim(cx))?;
         self.interim = self.gate.interim.take();

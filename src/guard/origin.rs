@@ -1,7 +1,7 @@
-//! Which web pages may change something: those of this machine, and those that a route allows.
+//! Web pages that may send changes: those of the same Service, and those that a route allows.
 //!
-//! A browser sends any page's forms, fetches and WebSockets anywhere. What only reads is harmless, as no answer gets a CORS header
-//! from us; what writes has to come from a page that is known (Fetch Metadata, and RFC 6454 for Origin).
+//! A browser sends any page's forms, fetches and WebSockets anywhere. Reads are harmless, as adit
+//! adds no CORS header to an answer; a write must come from a permitted page (Fetch Metadata, and RFC 6454 for Origin).
 
 use std::net::IpAddr;
 

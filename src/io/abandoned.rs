@@ -1,4 +1,4 @@
-//! Whether a client that has ended its direction still reads.
+//! Asks the kernel whether a client that has ended its direction still reads.
 //!
 //! TCP does not tell: a program that has closed its socket and one that has ended its direction and waits for the answer
 //! both sent a FIN. Where the program is on this machine the kernel knows: a socket that was closed has no inode.
@@ -67,7 +67,7 @@ mod sock_diag {
     /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
     const ASKED: usize = 16 + 56;
 
-    /// Where in the answer the state, the user and the inode of `struct inet_diag_msg` are.
+    /// Offsets of the state, the user and the inode in `struct inet_diag_msg`.
     const STATE: usize = 16 + 1;
     const USER: usize = 16 + 64;
     const INODE: usize = 16 + 68;

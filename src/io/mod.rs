@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A connection in both directions, whatever carries it.
 ///
-/// What the calls mean on every stream of this crate:
+/// Contract of the calls on every stream of this crate:
 ///
 /// - a read of 0 bytes: the peer ended its direction cleanly, every byte before it was delivered;
 /// - an error of a read: the connection broke (`ConnectionReset` where the peer reset it), and what was

@@ -12,7 +12,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{held::write_through, prefixed::take};
 
-/// What is asked for at a time: four records of TLS.
+/// Size of one read: four TLS records.
 const CHUNK: usize = 64 * 1024;
 
 /// Goes below TLS: rustls asks for 4 KiB at a time, which makes five system calls of each record.

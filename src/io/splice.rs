@@ -26,7 +26,7 @@ const ROOM: usize = 16 * 1024;
 const TURNS: usize = 4;
 
 /// How long no byte may move once the backend has ended its direction, or takes no more. A server that has closed its socket
-/// altogether looks the same as one that still reads, and its client may hold the other half for ever: connection pools do.
+/// altogether looks the same as one that still reads, and its client may hold the other half without end: connection pools do.
 pub const HALF_CLOSED: Duration = Duration::from_secs(30);
 
 /// The same, once the process ends.
@@ -36,7 +36,7 @@ const IN_DRAIN: Duration = Duration::from_secs(1);
 /// reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Which of the two streams.
+/// One of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Client,
@@ -164,7 +164,7 @@ where
         self.patience = IN_DRAIN;
     }
 
-    /// Ends a connection that is half closed and on which nothing moves: the backend is told of an end, as if the client had
+    /// Ends a half-closed connection without progress: the backend gets an end, as if the client had
     /// closed, unless there are bytes that it has not taken.
     fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let count = self.up.delivered() + self.down.delivered();

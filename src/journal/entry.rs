@@ -23,7 +23,7 @@ const LONGEST_METHOD: usize = 24;
 /// that gRPC's own metrics count as a server's).
 const GRPC_FAULTS: [u32; 6] = [2, 4, 12, 13, 14, 15];
 
-/// What an entry is of.
+/// Kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Http,
@@ -61,7 +61,7 @@ impl Kind {
     }
 }
 
-/// What is known of one.
+/// Facts about one request or connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Counts up from 1 for the whole process.
@@ -104,9 +104,9 @@ pub struct Entry {
     pub grpc_status: Option<u32>,
     /// How many messages a stream of Server-Sent Events has brought.
     pub messages: u64,
-    /// Who has sent it. None: nobody wants to know, or a person has sent it again.
+    /// Client. None: there is no audit log, or the request is a replay.
     pub client: Option<Client>,
-    /// What is kept to show it and to send it again. None: the dashboard is off, or others needed the room.
+    /// Recording, for the detail view and replays. None: the dashboard is off, or newer recordings needed the memory.
     pub exchange: Option<Kept>,
 }
 
@@ -131,7 +131,7 @@ pub struct Program {
     pub path: Option<PathBuf>,
 }
 
-/// What is kept of a request; two are equal where they are one.
+/// Shared recording of a request; equal if it is the same allocation.
 #[derive(Clone)]
 pub struct Kept(Arc<Exchange>);
 

@@ -13,7 +13,7 @@ const LONGEST_HEAD: usize = 16 * 1024;
 /// How much of a body is kept.
 pub const LONGEST_BODY: usize = 256 * 1024;
 
-/// What is kept of one request.
+/// Recording of one request.
 pub struct Exchange {
     /// Path and query, as the client sent them.
     pub target: Box<str>,
@@ -94,7 +94,7 @@ impl Exchange {
     }
 }
 
-/// What marks a request that a person sends again, in its extensions.
+/// Extension of a request that marks a replay.
 #[derive(Clone, Debug)]
 pub struct ReplayOf {
     /// The entry of the journal.
@@ -121,7 +121,7 @@ impl KeptBody {
         Self { recorder, state: Mutex::default() }
     }
 
-    /// Takes the next bytes. What is longer than is kept is only counted.
+    /// Takes the next bytes. Beyond the limit it only counts them.
     pub fn add(&self, bytes: &[u8]) {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.total += bytes.len() as u64;

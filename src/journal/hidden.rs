@@ -1,4 +1,4 @@
-//! Which values are secrets, and the text that stands for one.
+//! Finds secret values, and replaces them.
 
 /// Headers whose values are secrets.
 const HEADERS: &[&str] = &["authorization", "cookie", "set-cookie", "proxy-authorization", "x-api-key"];

@@ -1,4 +1,4 @@
-//! The events of one tunnel, and how its requests fared. It outlives the tunnel: why one closed is asked afterwards.
+//! The events of one tunnel, and how its requests fared. It outlives the tunnel, to say why one closed.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -20,10 +20,10 @@ const LONGEST_TEXT: usize = 200;
 /// How many minutes are recent.
 const RECENT_MINUTES: usize = 5;
 
-/// How many pods are told apart.
+/// Most pods with counts of their own.
 const MOST_PODS: usize = 64;
 
-/// What happens to a tunnel.
+/// Event of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A session was opened.

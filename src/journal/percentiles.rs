@@ -1,4 +1,4 @@
-//! Times as a histogram, from which percentiles are told.
+//! A histogram of times, and its percentiles.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! What passed in each of the last 300 seconds.
+//! Counts for each of the last 300 seconds.
 
 /// How many seconds are kept.
 pub const SECONDS: u64 = 300;
 
-/// What passed in one second.
+/// Counts of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Second {
     /// Counts from the start of the process.

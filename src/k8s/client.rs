@@ -78,7 +78,7 @@ pub struct Cluster {
     pub tls_server_name: Option<ServerName<'static>>,
     /// The proxy that requests pass through, without its credentials.
     pub proxy: Option<String>,
-    /// What the servers behind this context take.
+    /// Transports that the servers behind this context support.
     pub(super) port_forwards: upgrade::Memory<upgrade::Transport>,
     pub(super) execs: upgrade::Memory<upgrade::exec::ExecTransport>,
     said: Mutex<HashSet<String>>,
@@ -197,7 +197,7 @@ impl Cluster {
         self.said.lock().expect("no panic while the lock is held").insert(text.to_owned())
     }
 
-    /// Whose requests these are.
+    /// The user of the requests.
     pub(super) fn user(&self) -> &User {
         &self.user
     }
@@ -236,7 +236,7 @@ impl Cluster {
         self.refusal(status, message, &self.namespace)
     }
 
-    /// Returns the connections, and their settings, of whoever a credential names.
+    /// Returns the connections, and their settings, for the user of a credential.
     pub(super) fn transport(&self, credential: &Credential) -> Arc<Transport> {
         self.transports.of(credential.identity.as_ref())
     }

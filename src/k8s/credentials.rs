@@ -29,7 +29,7 @@ use super::sign_in::{Failure, SignIn, SignIns};
 /// run for each request.
 const SHORTEST: Duration = Duration::from_secs(5);
 
-/// What one request is authorized with.
+/// Credential of one request.
 #[derive(Default)]
 pub struct Credential {
     /// The Authorization header. None: none.
@@ -136,7 +136,7 @@ impl Login {
     }
 }
 
-/// Where the credential of a user comes from.
+/// Source of a user's credential.
 #[derive(Clone)]
 pub enum Method {
     /// The kubeconfig has it, or there is none.

@@ -1,4 +1,4 @@
-//! Which pods stand behind a Service, and on which of their ports. Pure: from slices and pods as the API server has them.
+//! Chooses the pods and ports of a Service. Pure: a function of slices and pods.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ impl Reachable {
     }
 }
 
-/// Which port of the pods is meant.
+/// Port of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodPort {
     /// A Service's: its slices call it by name, and `targetPort` says which it is in a pod.
@@ -90,7 +90,7 @@ impl PodPort {
     }
 }
 
-/// What slices say.
+/// Pods and addresses in slices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InSlices {
     /// The pods that they name.

@@ -1,4 +1,4 @@
-//! What can go wrong between adit and a cluster, told apart by what the user has to do about it.
+//! Errors between adit and a cluster, one for each thing that the user can do about it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where credential plugins are found.
+//! Search path of credential plugins.
 //!
 //! launchd and systemd start programs with a bare PATH, so that `aws` or `gke-gcloud-auth-plugin` would not be
 //! found. PATH of the process itself cannot be changed safely while threads run; the plugin's own can.
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where people's package managers put programs, below the root and below the home folder.
+/// Folders of package managers, below the root and below the home folder.
 const SYSTEM: &[&str] = &[
     "/usr/local/bin",
     "/opt/homebrew/bin",

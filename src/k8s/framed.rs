@@ -66,7 +66,7 @@ pub trait Codec: Send + 'static {
     fn put_close(&mut self, out: &mut BytesMut);
 }
 
-/// What came.
+/// A received message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<I> {
     Item(I),
@@ -362,7 +362,7 @@ async fn keep<C: Codec>(core: Weak<Mutex<Core<C>>>) {
     }
 }
 
-/// What is known of the connection's life.
+/// Liveness of the connection.
 struct Life {
     /// When bytes last came, or began to be waited for.
     inbound: Instant,

@@ -23,7 +23,7 @@ use crate::{
 /// The only context where there is no kubeconfig: the cluster that adit runs in.
 pub const IN_CLUSTER: &str = "in-cluster";
 
-/// What tells one state of the files from another, without reading them.
+/// Times and sizes of the files: tells whether they changed, without reading them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint(Vec<Option<(SystemTime, u64)>>);
 

@@ -37,7 +37,7 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
         spec.is_some_and(|spec| spec.type_.as_deref() != Some("ExternalName") && !has_selector(spec))
     };
     let by_hand: BTreeSet<(String, String)> = match all.iter().any(is_by_hand) {
-        // Who may not list slices has the Services with a selector.
+        // A user without the permission to list slices still gets Services with a selector.
         true => {
             objects(cluster, namespace, "endpointslices").await.unwrap_or_default().iter().filter_map(pods_of).collect()
         }

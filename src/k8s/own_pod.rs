@@ -1,4 +1,4 @@
-//! Pods that adit makes: by whoever needs one first, waited for by the others, and made again once they have ended.
+//! Pods that adit creates: the first caller creates one, others wait for it, and an ended one is created again.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a Pod object says: is it ready, which port has that name, and why not, in words.
+//! Reads a Pod: its readiness, its named ports, and the reason that it is not ready.
 
 use kube::Api;
 

@@ -1,4 +1,4 @@
-//! Which proxy the environment names for a server, by the rules that kubectl follows.
+//! Chooses the proxy for a server from the environment, by kubectl's rules.
 //!
 //! The rules are those of Go's `golang.org/x/net/http/httpproxy`: NO_PROXY is compared with the server, and loopback is
 //! never reached through a proxy of the environment. A kubeconfig's `proxy-url` comes before all of this.

@@ -36,10 +36,10 @@ const MOST_PAGES: usize = 20;
 /// For how long a client stays with a pod where the Service does not say (core/v1, ClientIPConfig).
 const AFFINITY_SECONDS: i32 = 10_800;
 
-/// What a target means at a moment.
+/// Pods and port of a target at one moment.
 #[derive(Clone, Debug)]
 pub struct Resolution {
-    /// Where the pods are: an ExternalName may lead to another namespace.
+    /// Namespace of the pods: an ExternalName may point to another one.
     pub namespace: Namespace,
     /// The port that was asked for, as the Service or Pod describes it.
     pub port: ServicePort,
@@ -49,7 +49,7 @@ pub struct Resolution {
     pub reachable: Reachable,
     /// How long a client stays with a pod (`sessionAffinity: ClientIP`). None: each connection may lead to another.
     pub affinity: Option<Duration>,
-    /// What the pods were found in, for those who follow it.
+    /// Object that lists the pods, for the watch that follows it.
     pub source: Source,
 }
 
@@ -166,7 +166,7 @@ pub(super) async fn of_slices(
     if !addresses.is_empty() {
         match lookup.pods_at(&addresses).await {
             Ok(found) => pods.extend(found),
-            // Who may not list pods still has those that the slices name.
+            // A user without the permission to list pods still gets those in the slices.
             Err(error @ ClusterError::Forbidden { .. }) if !pods.is_empty() => lookup.tell_once(&error),
             Err(error) => return Err(error),
         }
@@ -183,7 +183,7 @@ enum Found {
     },
 }
 
-/// Where a Service's pods are told.
+/// Source of a Service's pods.
 enum Told {
     Slices(ObjectList<EndpointSlice>),
     Endpoints { slices: Vec<EndpointSlice>, version: String },
@@ -228,7 +228,7 @@ impl Lookup<'_> {
         let (pod, found) = tokio::join!(self.get::<Pod>(&what, name), self.get::<Service>(&of_service, service));
         let spec = match found {
             Ok(service) => service.spec.unwrap_or_default(),
-            // Who may get pods and no Services has the pod all the same, with the ports that are its own.
+            // A user with the permission for pods but not for Services gets the pod with its own ports.
             Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
                 self.tell_once(&error);
                 let pod = match pod {
@@ -513,7 +513,7 @@ impl Lookup<'_> {
     }
 }
 
-/// What can be asked for in a namespace.
+/// A namespaced kind of object.
 trait NamespacedKind:
     kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
     + Clone

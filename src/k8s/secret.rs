@@ -1,4 +1,4 @@
-//! One value of a Secret, for whoever may read it.
+//! Reads one value of a Secret.
 
 use kube::Api;
 

@@ -1,7 +1,7 @@
 //! Sign-ins: for each user of a kubeconfig a task of its own, which callers wait for.
 //!
 //! Somebody may have to open a browser, or to touch a key. So a sign-in goes on when the caller that wanted it has left, only
-//! one runs at a time for a user, and what it says is for everybody: the log, `adit status`, and the page of whoever waits.
+//! one runs at a time for a user, and its prompts go to the log, to `adit status` and to the waiting page.
 //! Only requests start one. Watches wait for the next.
 
 mod state;
@@ -43,12 +43,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Takes a line that an issuer says.
 pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
-/// Who issues credentials: a plugin, or an OIDC provider.
+/// Issuer of credentials: a plugin, or an OIDC provider.
 pub trait Issuer: Send + Sync + 'static {
     /// The name for people, e.g. `'aws'`.
     fn name(&self) -> String;
 
-    /// Asks for a credential. What is dropped ends at once, with all its processes.
+    /// Asks for a credential. Dropping the future ends the issuer at once, with all its processes.
     fn issue<'a>(&'a self, say: Say<'a>) -> BoxFuture<'a, Result<Credential, Failure>>;
 }
 
@@ -56,7 +56,7 @@ pub trait Issuer: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: String,
-    /// What to do about it. None: to try it with kubectl.
+    /// Advice. None: the advice is to try it with kubectl.
     pub hint: Option<String>,
 }
 
@@ -146,7 +146,7 @@ impl Drop for SignIns {
     }
 }
 
-/// What people see of a sign-in.
+/// State of a sign-in, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// `user "ana" of /home/ana/.kube/config`.
@@ -314,7 +314,7 @@ fn fresh(state: &State) -> Option<Arc<Credential>> {
     }
 }
 
-/// Ends the sign-in also where its task does not come to that: nobody waits for ever.
+/// Ends the sign-in also if its task panics or is dropped, so that no caller waits forever.
 struct Ending(Arc<SignIn>);
 
 impl Drop for Ending {

@@ -141,7 +141,7 @@ impl<K> Kept<K> {
             && self.poll_closed(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
-    /// Servers say nothing before they are asked: whatever comes is the end.
+    /// A server sends nothing before a request: any byte means that it closes.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)

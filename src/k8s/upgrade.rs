@@ -41,7 +41,7 @@ use crate::{
     },
 };
 
-/// What a port-forward travels in.
+/// Transport of a port-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// SPDY frames follow the 101 as they are.
@@ -180,7 +180,7 @@ fn asked(cluster: &Cluster, path: &str, port: u16, transport: Transport, headers
 #[derive(Clone, Debug)]
 pub enum TryError {
     Cluster(ClusterError),
-    /// What was answered, and the program that says it has answered.
+    /// Status and message of the answer, and the program that sent it.
     Refused {
         text: String,
         server: Option<String>,

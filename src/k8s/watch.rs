@@ -22,7 +22,7 @@ use super::{
 };
 use crate::config::Namespace;
 
-/// For how long an API server is asked to keep a watch. It ends some early.
+/// Requested duration of a watch. API servers end some early.
 const WATCH_SECONDS: u32 = 290;
 
 /// How much later it may end one: from then on, nobody is there who would tell a change.
@@ -114,7 +114,7 @@ impl Reader<Pod> for Named {
     }
 }
 
-/// Which objects of a kind are followed.
+/// Selection of the watched objects.
 struct Selection {
     list: ListParams,
     watch: WatchParams,
@@ -156,7 +156,7 @@ async fn objects<K>(
     let (mut all, mut version) = (by_name(known.0), known.1);
     let mut backoff = Backoff::default();
     loop {
-        // Nobody waits for a watch, and so it starts no sign-in. What a request has started serves it too.
+        // Nobody waits for a watch, and so it starts no sign-in. It uses one that a request started.
         cluster.user().signed_in().await;
         if version.is_empty() {
             match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
@@ -192,7 +192,7 @@ async fn objects<K>(
 enum Ended {
     /// It goes on where it ended.
     InTime,
-    /// What came after the version is no longer known: everything has to be listed again.
+    /// The server no longer has the events after this version: list again.
     TooOld,
     /// It was not ended when it was to be, so that nothing is known of what it did not tell.
     Silent,

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::inherited::Inherited;
 use crate::{config::Config, io::accept};
 
-/// What accepted connections are handed to.
+/// Handler of accepted connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Http,
@@ -31,7 +31,7 @@ pub type Key = (Kind, SocketAddr);
 pub struct BindError {
     pub kind: Kind,
     pub address: SocketAddr,
-    /// What asks for it: `tcp.k8s.routes.5432`, or an option.
+    /// Key or option that asks for it: `tcp.k8s.routes.5432`.
     pub asked_by: String,
     pub source: io::Error,
 }

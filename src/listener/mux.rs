@@ -1,4 +1,4 @@
-//! One listener for every protocol: told apart by the first bytes, which are kept and replayed.
+//! One listener for every protocol: it detects them by the first bytes, which are kept and replayed.
 
 use std::{
     io,

@@ -44,7 +44,7 @@ pub struct Frontends {
     pub mux: Mux,
     pub tcp: Arc<TcpFrontend>,
     pub sni: Arc<SniFrontend>,
-    /// What `admin.listen` serves.
+    /// Handler of `admin.listen`.
     pub admin: Box<dyn Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
@@ -58,7 +58,7 @@ pub struct Ports {
     next_connection: Arc<AtomicU64>,
 }
 
-/// What a reload changes, ready to be served.
+/// Listeners of a reload, bound and ready.
 pub struct Change {
     sockets: Sockets,
     leaving: Vec<Key>,

@@ -1,4 +1,4 @@
-//! What a relay tells of itself: `/healthz`, `/readyz`, `/metrics`, and, on loopback, a page of its tunnels.
+//! The admin interface of a relay: `/healthz`, `/readyz`, `/metrics`, and, on loopback, a page of its tunnels.
 
 use std::{
     convert::Infallible,
@@ -19,7 +19,7 @@ use crate::{
     metrics::{self, Exposition},
 };
 
-/// Who may ask.
+/// Client of the admin interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// Programs of this machine: they see the tunnels with the addresses of clients.

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{config::watch::touched, drain::Drain, io::accept};
 
-/// What a relay is told at its start.
+/// Options of a relay.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The address for clients.
@@ -38,7 +38,7 @@ pub struct Settings {
     pub http: Option<HttpSettings>,
     /// `/healthz`, `/readyz`, `/metrics` and a page of the tunnels, for programs of this machine.
     pub admin: Option<SocketAddr>,
-    /// `/healthz`, `/readyz` and `/metrics`, for everybody who reaches it.
+    /// `/healthz`, `/readyz` and `/metrics`, without authentication.
     pub metrics: Option<SocketAddr>,
     /// The public ports.
     pub ports: RangeInclusive<u16>,
@@ -48,7 +48,7 @@ pub struct Settings {
     pub allow_v1: bool,
     /// Takes over Services of the cluster that this runs in: of this namespace only, or of all.
     pub register: Option<Option<String>>,
-    /// Who decides which Services clients may take over.
+    /// Authority over takeovers.
     pub authority: Authority,
     pub limits: Limits,
 }

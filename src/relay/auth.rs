@@ -1,4 +1,4 @@
-//! Who may open tunnels: keys that both ends have, and proofs that they have them.
+//! Authentication of clients: shared keys, and proofs of them.
 
 use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
 
@@ -159,14 +159,14 @@ pub fn new_secret() -> io::Result<String> {
     Ok(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?))
 }
 
-/// Which end proves that it has the secret: what one says cannot be said again by the other.
+/// The end that proves the secret: a proof of one end is no proof of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Server,
     Client,
 }
 
-/// What both ends of a control connection have seen of each other.
+/// Handshake bytes that both ends of a control connection have seen.
 #[derive(Clone, Debug)]
 pub struct Transcript {
     pub key: String,

@@ -41,7 +41,7 @@ const LONGEST_SHOWN: usize = 1000;
 /// How many frames may wait to be sent.
 const MOST_FRAMES: usize = 1024;
 
-/// What a client is told at its start.
+/// Options of a client.
 #[derive(Clone)]
 pub struct Options {
     /// The way to the relay.
@@ -54,7 +54,7 @@ pub struct Options {
     pub tunnels: Vec<Wanted>,
 }
 
-/// What a connection is for.
+/// Purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Control,
@@ -66,7 +66,7 @@ pub trait Dial: Send + Sync + 'static {
     /// A stream has to lead to the relay that the last control connection leads to.
     fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>>;
 
-    /// Where it leads, for people.
+    /// Name of the local end, for people.
     fn name(&self) -> String;
 
     /// The token of the user for the relay's cluster, if the relay asks for it (`--authorize kubernetes`).
@@ -184,7 +184,7 @@ impl From<io::Error> for Ended {
     }
 }
 
-/// What a tunnel was given, and asks for again.
+/// Name or port that the relay assigned, requested again after a reconnect.
 #[derive(Clone, Debug, Default)]
 struct Given {
     port: u16,

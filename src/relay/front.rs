@@ -62,7 +62,7 @@ impl Front {
         let of_name = |HttpName { name, host }: HttpName| {
             let (rewrite_location, host) =
                 (host.is_some().then_some(true), host.map_or_else(HostHeader::default, HostHeader::Fixed));
-            // Which pages of the public may use a service is for the service to say.
+            // The service itself decides on the pages that may use it.
             let allow_origins = vec!["*".to_owned()];
             (name, Arc::new(HttpOptions { allow_origins, host, rewrite_location, ..HttpOptions::default() }))
         };
@@ -128,7 +128,7 @@ impl Sites for Front {
         }
     }
 
-    /// What a service takes is for the service to say.
+    /// The service itself decides on the methods that it accepts.
     fn read_only(&self, _: &Route) -> Option<ReadOnly> {
         None
     }

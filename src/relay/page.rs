@@ -19,7 +19,7 @@ use crate::{
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What the page shows.
+/// Data of the page.
 #[derive(Serialize)]
 struct RelayAnswer {
     format: u32,

@@ -1,6 +1,6 @@
 //! Public ports and names that wait for a client that was lost.
 //!
-//! A reservation is the key's: a client that was killed has forgotten everything else. What the client was given with the tunnel
+//! A reservation is the key's: a client that was killed has forgotten everything else. The cookie that the client got with the tunnel
 //! (its resume token) only says which of several ports was its own.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::wire::relay::Token;
 /// For how long a port or a name waits. A laptop sleeps longer, but then others want the port.
 pub const RESERVED_FOR: Duration = Duration::from_secs(10 * 60);
 
-/// What the public reaches a tunnel by.
+/// Public name or port of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Public {
     Port(u16),

@@ -1,4 +1,4 @@
-//! The relay: what it is told, and the control connections of its clients.
+//! The relay: its settings, and the control connections of its clients.
 
 mod demand;
 mod greeting;
@@ -74,7 +74,7 @@ pub struct Server {
     pub refusals: Refusals,
 }
 
-/// What has happened since the start.
+/// Counters since the start.
 #[derive(Default)]
 pub struct Counters {
     pub sessions: AtomicU64,
@@ -120,7 +120,7 @@ struct Session {
 }
 
 impl Server {
-    /// `names_changed` is told all names of HTTP tunnels each time that one comes or goes.
+    /// `names_changed` gets all names of HTTP tunnels each time that one comes or goes.
     pub fn new(
         options: Options,
         tls: Arc<ServerConfig>,

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use crate::config::{Namespace, Workload, names::is_label};
 
-/// What a name of a cluster says.
+/// Parsed name of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName {
     /// None: that of the context.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Contexts and pods may have dots of their own, so the long form is taken apart from its end. Every name is checked
-//! before anything is asked of an API server.
+//! before any request to an API server.
 //!
 //! Namespaces may be called `cx`, or what the dynamic host starts with (`k8s`): a name that is not of the form that its
 //! end suggests is read as one of such a namespace. No name can be read both ways, as no Service is called by a number:
@@ -21,7 +21,7 @@ use crate::config::{
 
 const SHORT_SUFFIX: &str = ".localhost";
 
-/// What a dynamic hostname says.
+/// Parsed dynamic hostname.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicName {
     /// An alias of the configuration, or a context of the kubeconfig. None: the current one.
@@ -197,7 +197,7 @@ fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
     }
 }
 
-/// What a context or alias can be in a hostname. A kubeconfig's may have anything; others need an alias.
+/// Returns whether a context's name or alias can stand in a hostname. Others need an alias.
 fn is_context(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 253

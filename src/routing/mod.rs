@@ -1,4 +1,4 @@
-//! What a name means: from a hostname or a local port to a [`Route`]. Pure.
+//! Routing: from a hostname or a local port to a [`Route`]. Pure.
 
 pub mod cluster_name;
 pub mod hostname;

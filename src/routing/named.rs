@@ -37,7 +37,7 @@ pub struct Named {
     pub route: Route,
     /// The port of this machine that was asked for. None: any.
     pub local_port: Option<u16>,
-    /// Where the route that was named listens. None: it is none of `tcp.k8s.routes`.
+    /// Local address of the named route. None: it is none of `tcp.k8s.routes`.
     pub listener: Option<SocketAddr>,
 }
 
@@ -74,7 +74,7 @@ struct Written {
 impl Router {
     /// Returns what a text means; `namespace` is that of names that give none, before the context's own.
     ///
-    /// A context that is closed to names without a route (`dynamic: deny`) is open here: whoever writes a command has a
+    /// A context that is closed to names without a route (`dynamic: deny`) is open here: the user of a command has a
     /// reason, and is no web page.
     ///
     /// # Errors

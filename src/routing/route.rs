@@ -1,11 +1,11 @@
-//! Where a connection goes, and how it is treated on the way.
+//! Target of a connection, and its treatment on the way.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{PodTarget, Target};
 use crate::config::{HttpOptions, PortRef, Scheme};
 
-/// Where a connection goes, and how it is treated on the way.
+/// Target of a connection, and its treatment on the way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// The route as the user knows it: its key in the file, or the dynamic name.

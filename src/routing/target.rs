@@ -1,4 +1,4 @@
-//! What a tunnel leads to.
+//! Targets of tunnels.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -11,11 +11,11 @@ pub struct ClusterId {
     pub context: ContextName,
 }
 
-/// What to reach, never how the client asked: two names of one Service are one target and share a tunnel.
+/// Target of a tunnel, whatever name the client used: two names of one Service share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     Pods(Arc<PodTarget>),
-    /// What a command leads to.
+    /// A command of the configuration.
     Command(Arc<Command>),
     /// A name that only the backend in use knows: a relay has one for each tunnel.
     Named(Arc<str>),
@@ -77,7 +77,7 @@ pub struct PodTarget {
     pub namespace: Namespace,
     pub workload: Workload,
     pub port: PortRef,
-    /// Where it goes on to from the pod.
+    /// Jump from the pod to a further host.
     pub jump: Option<Jump>,
 }
 

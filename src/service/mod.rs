@@ -5,7 +5,7 @@ pub mod systemd;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-/// What the service runs, and with what.
+/// Program of the service, its arguments and environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The absolute path of adit, and its arguments.

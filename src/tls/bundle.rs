@@ -33,7 +33,7 @@ struct Trusted {
     is_constrained: bool,
 }
 
-/// What webpki says of a server that presents the certificate of an authority; its type is not ours to name.
+/// Name of webpki's error for a server with an authority's certificate; rustls exports no type for it.
 const CA_USED_AS_END_ENTITY: &str = "CaUsedAsEndEntity";
 
 impl Bundle {

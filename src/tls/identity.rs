@@ -1,4 +1,4 @@
-//! What a client proves who it is with: a chain of certificates and a private key. The server judges them, not we.
+//! Identity of a TLS end: a certificate chain and a private key. The peer judges them.
 
 use std::sync::Arc;
 

@@ -49,7 +49,7 @@ pub struct Authority {
     issuing: CertificateDer<'static>,
 }
 
-/// What is kept beside the certificate, so that nobody has to take it apart.
+/// Facts stored beside the certificate, so that nobody has to parse it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Facts {
     /// The common name.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::Authority;
 
-/// What is the matter with a store.
+/// State of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// It trusts the authority.
@@ -41,13 +41,13 @@ pub trait Store {
     fn remove(&self, authority: &Authority) -> State;
 }
 
-/// Where stores are looked for.
+/// Places of the stores.
 #[derive(Clone, Debug)]
 pub struct Places {
     pub home: PathBuf,
     /// The root folder of the system's store.
     pub root: PathBuf,
-    /// Where the copies of stores are kept that uninstalling brings back.
+    /// Folder of the backups that uninstalling restores.
     pub kept: PathBuf,
     /// The folder of the authority.
     pub ours: PathBuf,

@@ -16,7 +16,7 @@ use super::{Authority, authority};
 /// The name of a CA bundle; one with more than the system's CAs has the digest of its sources between the two.
 const BUNDLE: (&str, &str) = ("bundle", ".pem");
 
-/// What stands before a source in the first lines of a bundle.
+/// Prefix of a source in the first lines of a bundle.
 const FROM: &str = "# from ";
 
 /// The variables that name a file of CAs; a program that obeys one of them knows no other CA.

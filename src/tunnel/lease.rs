@@ -148,7 +148,7 @@ pub(super) async fn running(
                 tunnel.wanted.notify_waiters();
             }
             View::Failed(error, retry_at) if retry_at > Instant::now() => return Err(NotRunning::Failed(error)),
-            // The task starts again for whoever comes after the time.
+            // The task starts again for the next caller.
             View::Failed(..) => tunnel.wanted.notify_waiters(),
             View::Over => return Err(NotRunning::Over),
         }

@@ -53,14 +53,14 @@ struct Tunnels {
     by_target: HashMap<Target, Arc<Tunnel>>,
     /// Targets that the tunnel to another one leads to as well.
     same: HashMap<Target, Target>,
-    /// What the tunnels that are over have done.
+    /// Totals of ended tunnels.
     past: Totals,
     /// A token bucket for tunnels that are made.
     tokens: f64,
     filled: Instant,
 }
 
-/// What all tunnels have done since the start of the process.
+/// Totals of all tunnels since the start of the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     /// Sessions that were opened.
@@ -90,7 +90,7 @@ impl Totals {
 pub struct SignInSnapshot {
     /// `user "ana" of /home/ana/.kube/config`.
     pub user: String,
-    /// Who is asked for the credential: `'aws'`.
+    /// Program or provider that issues the credential: `'aws'`.
     pub issuer: String,
     /// `running` or `failed`.
     pub state: String,
@@ -141,7 +141,7 @@ pub struct TunnelSnapshot {
     pub bytes_down: u64,
     /// Time since the last use. None: in use.
     pub idle: Option<Duration>,
-    /// How long it stays open without use from now on. None: in use, or for ever.
+    /// How long it stays open without use from now on. None: in use, or without limit.
     pub closes_in: Option<Duration>,
     /// Requests and connections that have ended, and how many of them failed.
     pub requests: u64,

@@ -20,7 +20,7 @@ pub use reach::Patience;
 
 pub use crate::backend::{Blame, ClusterError, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
 
-/// How long a caller waits for a ready pod before it is told why there is none.
+/// How long a caller waits for a ready pod before it gets the reason that there is none.
 pub const BUDGET: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const RETRY_AFTER_ASKED: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Debug, PartialEq)]
-/// Where a tunnel stands.
+/// State of a tunnel.
 pub enum State {
     /// A session is being opened, since then.
     Starting {
@@ -44,7 +44,7 @@ pub enum State {
     Over,
 }
 
-/// What happens to a tunnel.
+/// Event of a tunnel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Somebody wants to use it.
@@ -63,7 +63,7 @@ pub enum Event {
     Stopped,
 }
 
-/// What the owner of a tunnel has to do next.
+/// Next step of a tunnel's owner.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Nothing but to wait for the next event.

@@ -28,10 +28,10 @@ use crate::{
     journal::Event as Noted,
 };
 
-/// What is kept of the first bytes, so that they can be sent again.
+/// Most first bytes that are kept to send them again.
 const KEPT: usize = 64 * 1024;
 
-/// How long a refusing port is asked again. A container that restarts in place refuses for 0.5 to 1 s; a port on which
+/// How long a refusing port is tried again. A container that restarts in place refuses for 0.5 to 1 s; a port on which
 /// nothing listens should not look like one that is slow.
 const REFUSED_GRACE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -46,7 +46,7 @@ pub(super) struct TunnelStream {
     cell: Arc<Cell>,
 }
 
-/// What a [`TunnelStream`] is until its tunnel is over.
+/// A [`TunnelStream`] while its tunnel lives.
 ///
 /// Until the first byte has come back, it can be moved: a pod that is gone or refuses has certainly seen none of its
 /// bytes, so they are sent again, in order and once, over a new stream, and the end after them if it was told.
@@ -55,7 +55,7 @@ pub(super) struct Stream {
     inner: BoxedIo,
     running: Arc<Running>,
     client: Option<Ends>,
-    /// What was written so far. None: it can no longer be moved.
+    /// Written bytes so far. None: the stream can no longer be moved.
     kept: Option<BytesMut>,
     /// How much of `kept` the present stream has not been given yet.
     unsent: usize,
@@ -142,7 +142,7 @@ impl Stream {
         if is_refused && self.opened.elapsed() >= patience {
             self.tunnel.refuses.store(true, Ordering::Relaxed);
         }
-        // Where a whole grace has not helped just now, the next one is not waited out again.
+        // If a whole grace period has just passed in vain, does not wait for another one.
         let is_hopeless =
             is_refused && (self.tunnel.drain.is_draining() || self.tunnel.refuses.load(Ordering::Relaxed));
         if self.opened.elapsed() >= patience || is_hopeless {

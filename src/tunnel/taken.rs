@@ -1,4 +1,4 @@
-//! Streams for clients that are told when they are connected: the pod has taken those, as far as anybody can know.
+//! Streams for clients that learn when they are connected: the pod has accepted those, as far as adit can know.
 //!
 //! A node says that a port refuses, and never that it does not. So a stream counts as taken once the pod has said
 //! something, or has not refused it for a while.

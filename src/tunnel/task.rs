@@ -62,7 +62,7 @@ pub(super) struct Tunnel {
     idle_timeout: AtomicU64,
 }
 
-/// What callers see of the tunnel's state.
+/// State of the tunnel for callers.
 #[derive(Clone)]
 pub(super) enum View {
     /// The error of the last attempt, while there is patience with it.
@@ -182,7 +182,7 @@ impl Tunnel {
         }
     }
 
-    /// Keeps the tunnel for at least this long without use. Zero: for ever.
+    /// Keeps the tunnel for at least this long without use. Zero: without limit.
     pub fn extend_idle_timeout(&self, timeout: Duration) {
         self.idle_timeout.fetch_max(to_millis(timeout), Ordering::Relaxed);
     }

@@ -40,9 +40,9 @@ struct Scripted {
     sessions: Mutex<Vec<watch::Sender<Option<CloseReason>>>>,
     /// How many streams break as if their pod were gone.
     gone_streams: AtomicUsize,
-    /// What the next streams fail with. An error that ends its session also closes it.
+    /// Errors of the next streams. An error that ends its session also closes it.
     refusals: Mutex<VecDeque<ConnectError>>,
-    /// Whether streams take for ever to open.
+    /// Whether streams never finish opening.
     stalls: AtomicBool,
 }
 

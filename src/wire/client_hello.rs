@@ -12,7 +12,7 @@ use std::net::IpAddr;
 /// post-quantum key shares and ECH included; TLS itself would allow 16 MiB.
 pub const LONGEST: usize = 64 * 1024;
 
-/// What a ClientHello says that matters for routing.
+/// Fields of a ClientHello for routing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientHello {
     pub server_name: ServerName,
@@ -32,7 +32,7 @@ pub enum ServerName {
     Address(IpAddr),
 }
 
-/// What the bytes so far are.
+/// Result of parsing the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parse {
     Hello(ClientHello),

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::http1::is_token;
 
-/// Where a client wants to go.
+/// Destination of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// A name, or an address without brackets.

@@ -1,6 +1,6 @@
 //! Errors of database servers whose clients do not speak PostgreSQL's protocol, as they come before a session.
 
-/// What a database's clients expect of its server.
+/// Database protocols, by the error packet that their clients read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
     Postgres,
@@ -31,7 +31,7 @@ pub fn redis_error(message: &str) -> Vec<u8> {
 pub fn mysql_error(message: &str) -> Vec<u8> {
     /// ER_HANDSHAKE_ERROR.
     const CODE: u16 = 1043;
-    /// What clients keep of a message.
+    /// Longest message that clients show.
     const LONGEST: usize = 512;
     let mut end = message.len().min(LONGEST);
     while !message.is_char_boundary(end) {

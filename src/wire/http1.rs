@@ -1,7 +1,7 @@
 //! The framing of HTTP/1 requests, read strictly (RFC 9112): where a head ends, whether there is exactly one way to read it,
 //! and where the body behind it ends.
 //!
-//! What two readers could take for two different requests is refused here, before anything that is lenient sees it.
+//! Refuses requests that two readers could read differently, before a lenient parser sees them.
 
 /// The longest head that is read, its last empty line included.
 pub const LONGEST_HEAD: usize = 256 * 1024;
@@ -27,7 +27,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// What a head says that matters for what follows it.
+/// Fields of a request's head that decide on the bytes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub framing: Framing,
@@ -445,7 +445,7 @@ mod tests {
             let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {{a}}\r\nX: \"<>\r\n\r\n").into_bytes();
             let found = encode_target(&head(target)).unwrap();
             let wanted = encoded.map(head);
-            // What need not be encoded stays; the head as it is means the same.
+            // Characters that need no encoding stay.
             assert_eq!(
                 found.as_deref().unwrap_or(&head(target)),
                 wanted.as_deref().unwrap_or(&head(target)),

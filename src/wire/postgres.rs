@@ -18,7 +18,7 @@ const LONGEST: usize = 10_000;
 /// The lengths of a cancel request: the code, a process id, and a key of 4 bytes, of up to 256 from protocol 3.2 on.
 const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> = 16..=268;
 
-/// What a client says first.
+/// First message of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
     SslRequest,
@@ -80,7 +80,7 @@ pub struct KeyWatch {
     has_begun: bool,
 }
 
-/// What a [`KeyWatch`] knows.
+/// State of a [`KeyWatch`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Key {
     #[default]

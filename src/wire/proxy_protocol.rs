@@ -15,14 +15,14 @@ const LONGEST_LINE: usize = 107;
 /// The most that is read of version 2 behind its first 16 bytes. The addresses of Unix sockets are 216 bytes; the rest is TLVs.
 const LONGEST_V2: usize = 4096;
 
-/// Which of the two is written.
+/// Version of the header to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Version {
     V1,
     V2,
 }
 
-/// What a header says.
+/// Parsed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The length of the header, in bytes.
@@ -111,7 +111,7 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some(body) = rest.get(..length) else { return Ok(None) };
     let length = 16 + length;
     if is_local {
-        // What else it says is to be ignored.
+        // Other commands and families carry no addresses: the receiver ignores them.
         return Ok(Some(Header { length, addresses: None }));
     }
     check_tlvs(&body[addresses_length..])?;

@@ -21,7 +21,7 @@ pub type Digest = [u8; 32];
 /// The text form of a UUID (RFC 9562, section 4).
 pub type Uuid = [u8; 36];
 
-/// What a tunnel carries.
+/// Protocol of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A port of the relay.
@@ -161,7 +161,7 @@ impl Frame {
     /// Takes the first frame from `input`. None: its end has not come.
     ///
     /// # Errors
-    /// There is none, or one that is not known. What comes behind it cannot be read either.
+    /// The message is absent or unknown. The bytes after it cannot be read either.
     pub fn take(input: &mut BytesMut) -> Result<Option<Self>, RelayError> {
         let length = Self::length(input)?;
         if input.len() < length {

@@ -5,7 +5,7 @@ use super::{
     postgres, socks5,
 };
 
-/// What a client speaks.
+/// Protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tls,
@@ -16,7 +16,7 @@ pub enum Protocol {
     Socks5,
 }
 
-/// What the first bytes of a connection tell.
+/// Result of sniffing the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sniff {
     Is(Protocol),

@@ -51,7 +51,7 @@ pub enum Malformed {
     Port,
 }
 
-/// What a client asks for.
+/// Command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Connect,
@@ -59,7 +59,7 @@ pub enum Command {
     Other(u8),
 }
 
-/// Where a client wants to go.
+/// Destination of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub command: Command,

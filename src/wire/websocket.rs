@@ -8,14 +8,14 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Buf, Bytes, BytesMut};
 use sha1::{Digest, Sha1};
 
-/// Which end of the connection we are: clients mask what they send, servers do not (section 5.1).
+/// Our end of the connection: clients mask their frames, servers do not (section 5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Client,
     Server,
 }
 
-/// What a frame carries.
+/// Type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
     Continuation,
@@ -26,7 +26,7 @@ pub enum Opcode {
     Pong,
 }
 
-/// What the peer sent.
+/// A message from the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A piece of a message, as it comes; `last` with its end. Text and binary are not told apart.
@@ -254,7 +254,7 @@ struct Header {
     key: Option<[u8; 4]>,
 }
 
-/// Where one frame ends and the next begins, in bytes that pass by.
+/// Finds frame boundaries in passing bytes.
 #[derive(Debug, Default)]
 pub struct Boundary {
     /// Of the frame that has begun: at most 2 bytes, 8 of length, 4 of mask.

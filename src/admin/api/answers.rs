@@ -24,7 +24,7 @@ use crate::{
     tunnel::{SignInSnapshot, TunnelSnapshot},
 };
 
-/// What runs.
+/// The running adit: its listeners, contexts, configuration and tunnels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The version of this answer.
@@ -47,7 +47,7 @@ pub struct Status {
 pub struct SignIn {
     /// `user "ana" of /home/ana/.kube/config`.
     pub user: String,
-    /// Who is asked for the credential: `'aws'`.
+    /// Program or provider that issues the credential: `'aws'`.
     pub issuer: String,
     /// `running` or `failed`.
     pub state: String,
@@ -70,10 +70,10 @@ pub struct Overview {
     pub config: Option<PathBuf>,
     /// The kubeconfig files, in the order of $KUBECONFIG.
     pub kubeconfig: Vec<PathBuf>,
-    /// Where HTTP and TLS are served.
+    /// Addresses that serve HTTP and TLS.
     #[schemars(with = "Vec<String>")]
     pub http: Vec<SocketAddr>,
-    /// Where TCP routes listen.
+    /// Addresses of the TCP routes.
     #[schemars(with = "Vec<String>")]
     pub tcp: Vec<SocketAddr>,
     /// The context of names that give none.
@@ -105,7 +105,7 @@ pub struct ContextRow {
     pub unlocked_minutes: Option<u64>,
 }
 
-/// What passed in one second.
+/// Counts of one second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Second {
     /// When it began.
@@ -144,7 +144,7 @@ pub struct Tunnels {
 pub struct Tunnel {
     /// Names it in paths: `CONTEXT/NAMESPACE/SERVICE:PORT`.
     pub id: String,
-    /// What it leads to.
+    /// The target.
     pub target: String,
     /// `starting`, `running`, `failed` or `stopping`.
     pub state: String,
@@ -295,7 +295,7 @@ pub struct Service {
     /// The port and its name. null: a route.
     pub port: Option<String>,
     pub url: String,
-    /// What the URL leads to, or why to nothing.
+    /// The target of the URL, or the reason that it has none.
     pub leads_to: String,
     /// `service`, `http` or `tcp`: where it comes from.
     pub from: String,
@@ -305,7 +305,7 @@ pub struct Service {
     pub speaks: String,
     /// The id that its tunnel has, or would have.
     pub tunnel: Option<String>,
-    /// Where it listens on this machine, for clients that are no HTTP. null: no route of tcp leads to it.
+    /// Local address for clients of other protocols than HTTP. null: no TCP route has this target.
     pub address: Option<String>,
     /// A command for a shell that opens it.
     pub command: Option<String>,
@@ -327,7 +327,7 @@ pub struct ConfigAnswer {
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
-    /// What the file says, with `(hidden, 32 bytes)` in the place of secrets.
+    /// Content of the file; secrets read `(hidden, 32 bytes)`.
     pub config: serde_json::Value,
 }
 
@@ -365,7 +365,7 @@ pub struct Problem {
     pub code: Option<String>,
     pub message: String,
     pub cause: Option<String>,
-    /// What to do about it.
+    /// Advice: the next step for the user.
     pub hint: Option<String>,
     /// The same may succeed in a moment by itself.
     #[serde(default)]

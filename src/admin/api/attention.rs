@@ -26,7 +26,7 @@ pub struct Attention {
     pub kind: String,
     pub title: String,
     pub cause: Option<String>,
-    /// What to do about it.
+    /// Advice: the next step for the user.
     pub hint: Option<String>,
     /// A command for a shell that repairs it, or finds out more.
     pub command: Option<String>,

@@ -15,7 +15,7 @@ use crate::journal::{
     hidden,
 };
 
-/// What is kept of a request beside its row.
+/// Details of a request that its row does not show.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExchangeRow {
     /// Path and query, with `(hidden, 32 bytes)` in the place of secrets.
@@ -43,7 +43,7 @@ pub struct BodyRow {
     pub bytes: u64,
     /// All of it is kept; 256 KiB of a longer one are.
     pub is_whole: bool,
-    /// What is kept, where it is text.
+    /// The recorded bytes as text. null: they are not UTF-8.
     pub text: Option<String>,
     /// The same where it is something else.
     pub base64: Option<String>,

@@ -83,7 +83,7 @@ pub struct Snapshot {
     pub first_byte_ms: FirstByte,
 }
 
-/// What has changed since the event before.
+/// Changes since the event before.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     #[schemars(range(min = 1, max = 1))]
@@ -93,7 +93,7 @@ pub struct Change {
     /// All sign-ins, where one is new, has changed or is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign_ins: Option<Vec<SignIn>>,
-    /// All that a person has to look at, where that has changed.
+    /// All problems that need a person, if they have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<Vec<Attention>>,
     /// Tunnels that are new or have changed.
@@ -141,7 +141,7 @@ struct State {
     seen: Seen,
 }
 
-/// What the last event said.
+/// State of the listener as of its last event.
 #[derive(Default)]
 struct Seen {
     status: Option<Overview>,
@@ -255,7 +255,7 @@ impl Reader {
 
     fn snapshot(&mut self) -> Bytes {
         let (source, feed) = (&self.source, self.source.feed());
-        // The number first: what happens meanwhile is told twice rather than not at all.
+        // Reads the number first: an event in between is sent twice rather than never.
         let last = feed.state.lock().expect("no panic while the lock is held").last;
         let journal = source.journal();
         let (tunnels, sign_ins) = (source.tunnels(), SignIn::all(source));
@@ -382,7 +382,7 @@ impl Seen {
             let is_new = |second: &&journal::Second| Some(second.second) > self.second && Some(second.second) <= passed;
             for second in journal.rates().iter().filter(is_new) {
                 let is_busy = (second.requests, second.up, second.down) != (0, 0, 0);
-                // The first silent second is told too: what shows them falls to zero.
+                // Sends the first silent second too, so that charts fall to zero.
                 if is_busy || self.was_busy || second.connections != self.connections {
                     change.seconds.push(Second::of(journal, second));
                 }

@@ -32,7 +32,7 @@ const MOST: usize = 64 * 1024;
 /// How long a target is waited for, where the request does not say.
 const WAIT_MS: u64 = 10_000;
 
-/// What is wanted.
+/// Parameters of the request.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OpenRequest {
@@ -67,10 +67,10 @@ pub struct OpenAnswer {
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
     pub target: String,
-    /// Where it is on this machine. null: it was only checked.
+    /// Local address. null: the request only asked for a check.
     #[schemars(with = "Option<String>")]
     pub address: Option<SocketAddr>,
-    /// Where it speaks HTTP.
+    /// URL, if the port speaks HTTP.
     pub url: Option<String>,
     /// Its port in the cluster, where that is known.
     pub port: Option<PortRow>,
@@ -92,7 +92,7 @@ pub struct ServicePorts {
     pub ports: Vec<LocalPort>,
 }
 
-/// Where a port of a Service is on this machine.
+/// Local address of a Service's port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LocalPort {
     #[serde(flatten)]
@@ -101,16 +101,16 @@ pub struct LocalPort {
     pub address: SocketAddr,
 }
 
-/// Who opens targets: the program that the API is of.
+/// Opens targets for the API; the application implements it.
 pub trait Opener: Send + Sync {
-    /// Waits until a target can be reached, and serves it at a local port if that is asked for.
+    /// Waits until a target can be reached, and serves it at a local port if the request wants one.
     fn open(&self, request: OpenRequest) -> BoxFuture<'_, Result<OpenAnswer, Problem>>;
 
-    /// Opens a connection to a target. What comes with it holds the tunnel open.
+    /// Opens a connection to a target. The second value holds the tunnel open.
     fn stream(&self, request: OpenRequest) -> BoxFuture<'_, Result<(BoxedIo, Held), Problem>>;
 }
 
-/// What belongs to a stream while it lives.
+/// Resources that a stream holds until it ends.
 pub struct Held {
     /// The id of the tunnel.
     pub tunnel: std::sync::Arc<str>,

@@ -25,7 +25,7 @@ use crate::{
 /// For how long bodies may be recorded.
 const LONGEST_RECORD_MINUTES: u64 = 60;
 
-/// What is changed of a request. A key that is left out stays as it was.
+/// Edits of a request. An absent key keeps the original value.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplayRequest {
@@ -39,7 +39,7 @@ pub struct ReplayRequest {
     pub base64: Option<String>,
 }
 
-/// Whose bodies are recorded.
+/// Route and duration of a recording.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordRequest {
@@ -49,7 +49,7 @@ pub struct RecordRequest {
     pub minutes: u64,
 }
 
-/// Who sends requests again: the program that the API is of.
+/// Sends recorded requests again for the API; the application implements it.
 pub trait Replayer: Send + Sync {
     /// Sends a request the way that a client's goes, and waits for the end of the answer.
     /// `of`: the entry that it repeats; `tunnel`: where it may go; `is_tls`: it comes as by https.

@@ -20,7 +20,7 @@ use crate::{
     routing::{ClusterId, Route, RouteError, Router, Target, hostname::DynamicName},
 };
 
-/// What is wanted.
+/// Parameters of the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     /// None: the one of names that give none.
@@ -90,7 +90,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
         let cluster = clusters.get(&id).await?;
         let pods = async {
             match query.pods {
-                // Who may not list them sees the Services.
+                // A user without the permission to list slices still gets the Services.
                 true => list::readiness(&cluster, namespace.as_ref()).await.ok(),
                 false => None,
             }
@@ -164,7 +164,7 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
     http.chain(tcp).collect()
 }
 
-/// Where Services are, and how they are named.
+/// Context and names of the Services in a list.
 struct Placed<'r> {
     router: &'r Router,
     context: &'r ContextName,

@@ -9,7 +9,7 @@ use crate::{
     routing::{PodTarget, Router, Target},
 };
 
-/// What a port says that it speaks.
+/// Protocol that a port declares by its name, number or appProtocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     Http,

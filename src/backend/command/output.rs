@@ -1,4 +1,4 @@
-//! What a command says: to our log, line by line, without its secrets and its escape sequences.
+//! Copies the output of a command to the log, line by line, without secrets and escape sequences.
 
 use std::{
     collections::VecDeque,

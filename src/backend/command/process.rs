@@ -29,7 +29,7 @@ use crate::{
     k8s::exec_path::ExecPath,
 };
 
-/// What every program needs of our environment, beside a PATH.
+/// Variables that every program inherits beside PATH.
 const KEPT: &[&str] = &[
     "HOME",
     "USER",
@@ -39,7 +39,7 @@ const KEPT: &[&str] = &[
     "TZ",
     "TMPDIR",
     "SSH_AUTH_SOCK",
-    // What a browser needs that opens for a sign-in.
+    // A sign-in may open a browser, which needs these.
     "BROWSER",
     "DBUS_SESSION_BUS_ADDRESS",
     "DISPLAY",
@@ -109,7 +109,7 @@ impl Process {
                     return;
                 }
             };
-            // What it said last is read before its end is told.
+            // Reads the last output before it reports the exit.
             if let Some(said) = said {
                 let _ = timeout(Duration::from_millis(500), said).await;
             }

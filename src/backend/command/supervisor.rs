@@ -1,4 +1,4 @@
-//! The process between adit and a command: it ends the command, and all that it has started, when it is told to, and when adit is
+//! The process between adit and a command: it ends the command and its children on a signal, and when adit is
 //! no more, a crash included.
 
 use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};

@@ -16,7 +16,7 @@ const MOST_LINES: usize = 8;
 /// A command does not say that a person has done what it asked for. So what it said counts for as long as that may take.
 const LASTS: Duration = Duration::from_secs(5 * 60);
 
-/// What people are asked for by programs that sign in: cloudflared, ssh, gcloud, aws, az, tsh.
+/// Words in the prompts of cloudflared, ssh, gcloud, aws, az and tsh.
 const WORDS: [&str; 16] = [
     "waiting for",
     "browser",
@@ -42,11 +42,11 @@ pub fn is_for_a_person(line: &str) -> bool {
     ["https://", "http://"].iter().chain(&WORDS).any(|word| line.contains(word))
 }
 
-/// What all processes wait for.
+/// Prompts of all running processes.
 #[derive(Default)]
 pub struct Waits(Mutex<Vec<Weak<Wait>>>);
 
-/// What a process of a command waits for; dropped with the last process that it is of.
+/// Prompt that a command's process waits at; dropped with its last process.
 pub struct Wait {
     command: Arc<Command>,
     said: Mutex<Said>,

@@ -1,4 +1,4 @@
-//! What the streams of an exec travel in.
+//! Framing of an exec's streams.
 //!
 //! | | stdin, stdout, stderr, status | the end of stdin |
 //! |---|---|---|
@@ -44,7 +44,7 @@ pub enum Channel {
 pub enum Event {
     /// A piece of what a channel says.
     Data(Channel, Bytes),
-    /// The program has ended, and all is told.
+    /// The program has ended, and all output was read.
     Ended,
 }
 

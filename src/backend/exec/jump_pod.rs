@@ -30,7 +30,7 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: 
 /// The labels of the pods that adit creates, as a selector. Nothing else is ever deleted.
 const OURS: &str = "app.kubernetes.io/name=adit-jump,app.kubernetes.io/managed-by=adit";
 
-/// Who created a pod, for people.
+/// Annotation that names the creator of a pod.
 const OWNER: &str = "adit/owner";
 
 /// A pod that adit has created.
@@ -86,7 +86,7 @@ fn owner() -> String {
 }
 
 fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> serde_json::Result<DynamicObject> {
-    // Something that waits, and ends when it is told to.
+    // A command that waits, and ends on SIGTERM.
     let sleep = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"].map(str::to_owned);
     let command = if command.is_empty() { &sleep[..] } else { command };
     serde_json::from_value(json!({

@@ -9,7 +9,7 @@ pub enum Program {
     Nc(Nc),
 }
 
-/// There are many programs of this name; what each has is told by its help.
+/// Many programs have this name; the help of each lists its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nc {
     options: &'static [&'static str],
@@ -87,7 +87,7 @@ fn socat_message(line: &str) -> Option<(&str, &str)> {
     rest.split_once(' ').filter(|(level, _)| level.len() == 1)
 }
 
-/// What socat reports on stderr, line by line as its pieces come.
+/// Parses socat's reports on stderr, also when a line arrives in pieces.
 #[derive(Default)]
 pub struct Reports {
     line: Vec<u8>,

@@ -26,7 +26,8 @@ use crate::{
 /// As much of a program's complaint, and of a Status object, as is kept.
 const LONGEST_REPORT: usize = 4 * 1024;
 
-/// Where stdin cannot be closed alone, all is closed when the program has been silent for this long after the client's end.
+/// After the client's end, where the transport cannot close stdin alone, closes the exec once the program has been silent for this
+/// long.
 const QUIET: Duration = Duration::from_secs(30);
 
 /// The same once the server has answered the client's last byte, as for a port-forward.

@@ -55,7 +55,7 @@ pub enum Opening {
     Retired,
 }
 
-/// What the connections to one pod tell of it.
+/// Fate of a pod, as its connections report it.
 pub struct Fate {
     is_gone: AtomicBool,
     gauges: Arc<SessionGauges>,
@@ -89,7 +89,7 @@ pub(super) struct Shared {
 }
 
 impl Connection {
-    /// Starts the tasks of an upgraded connection. `fate` is told when the pod is found gone.
+    /// Starts the tasks of an upgraded connection. They report to `fate` when the pod is gone.
     pub fn start(io: BoxedIo, port: u16, fate: Arc<Fate>) -> Arc<Self> {
         fate.gauges.connections.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(Shared {

@@ -51,7 +51,7 @@ pub(super) struct PodPool {
     dialling: Dialling,
     growing: Mutex<Option<JoinHandle<()>>>,
     opened: AtomicU64,
-    /// Where each connection into the pod has a WebSocket of its own.
+    /// State of the channels transport: one WebSocket for each connection into the pod.
     channels: Channels,
 }
 
@@ -64,7 +64,7 @@ struct Channels {
     streams: Arc<()>,
 }
 
-/// What was dialled.
+/// A new upgraded connection, by transport.
 enum Dialled {
     Connection(Arc<Connection>),
     Channel(BoxedIo),
@@ -176,7 +176,7 @@ impl PodPool {
             let open = connections.iter().filter(|connection| connection.opening() == Opening::Open);
             let best = open.min_by_key(|connection| (connection.is_busy(), connection.streams()))?;
             let is_crowded = best.is_busy() || best.streams() >= SPREAD;
-            // One that is warm is there before it is needed; whoever comes once does not need it.
+            // A warm connection is for the next client; a single one does not need it.
             let wants_warm = connections.len() == 1 && self.opened.fetch_add(1, Ordering::Relaxed) > 0;
             let usable = connections.iter().filter(|connection| connection.opening() != Opening::Retired).count();
             (best.open(client).ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)

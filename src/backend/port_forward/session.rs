@@ -57,7 +57,7 @@ struct Shared {
     gauges: Arc<SessionGauges>,
     /// Why the pod that was named is not ready.
     not_ready: Mutex<Option<String>>,
-    /// Which pod clients stay with.
+    /// Session affinity: the pod that each client stays with.
     affinity: Option<Arc<Affinity>>,
 }
 

@@ -29,7 +29,7 @@ const RESTART_EVERY: usize = 80;
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is asked for, one after the other: method, host, path, body.
+/// The requests in their order: method, host, path, body.
 const REQUESTS: [(&str, &str, &str, &str); 16] = [
     ("GET", "web.shop.localhost", "/", ""),
     ("GET", "shop.localhost", "/headers", ""),

@@ -112,7 +112,7 @@ async fn tls_failed(cluster: &Cluster, error: &ClusterError) -> Check {
     )
 }
 
-/// What the server says: its version, its time, and who we are there.
+/// Checks the server's version, its clock, and the user that it takes us for.
 async fn answers(cluster: &Cluster, all: &mut Vec<Check>) {
     let started = Instant::now();
     let version = ask(cluster, "/version", None).await;

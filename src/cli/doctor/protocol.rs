@@ -1,4 +1,4 @@
-//! What a server says when it is spoken to.
+//! Finds the protocol of a server by its answer to first bytes.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{io::BoxedIo, k8s::ServicePort, wire::postgres::SSL_REQUEST};
 /// How long a server may take to answer.
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// What is spoken to a port.
+/// Protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     Http,

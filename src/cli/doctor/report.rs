@@ -1,4 +1,4 @@
-//! What `adit doctor` has found, for people and for programs.
+//! The report of `adit doctor`, as text and as JSON.
 
 use std::{fmt::Write, time::Duration};
 
@@ -43,7 +43,7 @@ pub enum Status {
     Skip,
 }
 
-/// What repairs something.
+/// A repair: the command or the edit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Fix {
     pub text: String,

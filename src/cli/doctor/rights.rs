@@ -1,4 +1,4 @@
-//! What the user may do, in each namespace that the configuration uses.
+//! Checks the user's permissions in each namespace of the configuration.
 
 use futures::future::join_all;
 use serde_json::json;

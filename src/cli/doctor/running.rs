@@ -85,7 +85,7 @@ fn of_status(status: &Answer) -> Vec<Check> {
     all
 }
 
-/// What the process uses, where the system shows it (proc(5)).
+/// Checks the memory of the process (proc(5)).
 fn memory(pid: u32) -> Option<Check> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib: u64 =

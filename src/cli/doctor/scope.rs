@@ -1,4 +1,4 @@
-//! What is checked: the contexts and namespaces that the configuration uses.
+//! Scope of the checks: the contexts and namespaces of the configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

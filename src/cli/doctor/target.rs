@@ -58,7 +58,7 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
     let resolved = match resolving {
         Ok(resolved) => resolved,
         Err(error) => {
-            // These are told where the API server and the permissions are checked.
+            // The checks of the API server and the permissions report these.
             if ["unreachable", "timeout", "unavailable", "credentials", "kubeconfig", "forbidden"]
                 .contains(&error.code())
             {

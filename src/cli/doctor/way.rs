@@ -1,4 +1,4 @@
-//! What lies between this machine and a pod: which upgrades pass, and whether bytes do.
+//! Checks the path to a pod: the upgrades that pass, and the bytes on them.
 
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::ValueEnum;
 
-/// What reads the variables.
+/// Syntax of the variables, by the program that reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// sh, bash, zsh: export NAME='value'

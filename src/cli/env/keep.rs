@@ -13,7 +13,7 @@ use crate::{
     config::validate,
 };
 
-/// What a file says once its adit has ended.
+/// First line of a file whose adit has ended.
 const STALE: &str = "stale: the adit of these variables has ended; start it, and write them again";
 
 /// Writes a file that only its user reads, whole or not at all.

@@ -34,7 +34,7 @@ use crate::{
     tunnel::Manager,
 };
 
-/// What finds the relays, and where their secret is.
+/// Label selector of the relays.
 const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
 pub const KEYS: &str = "adit/keys";
 /// On a relay's pod: the namespace whose Services it takes over, or `true` for all.

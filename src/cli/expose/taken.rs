@@ -44,7 +44,7 @@ pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
     let none = Namespace(String::new());
     let asked = cluster.ask("asking for its version", &none, cluster.client.apiserver_version()).await;
     match asked {
-        // Who may not see the version may see Services.
+        // A user without the permission for the version may still read Services.
         Ok(_) | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. })) => {
             Ok(Kube::new(cluster.client.clone()))
         }

@@ -28,7 +28,7 @@ use super::signals::Signals;
 /// A keeper connects at once; a machine may be busy.
 const START_WITHIN: Duration = Duration::from_secs(10);
 
-/// What a shell returns for a command that was killed: this, and the number of the signal.
+/// A shell's exit code for a killed command is this plus the signal's number.
 pub const KILLED: u8 = 128;
 
 /// The command, as it runs.

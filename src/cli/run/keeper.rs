@@ -43,7 +43,7 @@ const STOPPED_FOR: Duration = Duration::from_millis(100);
 /// Between two looks at processes that are to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What ended the command.
+/// Cause of the command's end.
 enum Ended {
     Itself,
     /// adit is gone.
@@ -177,7 +177,7 @@ fn pass_on(child: Pid, number: i32) {
     }
 }
 
-/// What has become of the command.
+/// State of the command.
 enum State {
     Stopped,
     Continued,

@@ -1,4 +1,4 @@
-//! Where a program is.
+//! Finds a program in PATH.
 
 use std::{
     env,

@@ -1,4 +1,4 @@
-//! What is waited for, on the terminal.
+//! Shows on the terminal what a command waits for.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -1,4 +1,4 @@
-//! What `adit top` knows: the last snapshot, and the changes since.
+//! Data of `adit top`: the last snapshot, and the changes since.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -3,7 +3,7 @@
 use super::model::{Model, is_error};
 use crate::admin::api::answers::{LogRow, Row, Tunnel};
 
-/// What is shown.
+/// State of the screen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pane {
     #[default]
@@ -77,11 +77,11 @@ pub enum Mood {
 /// A line of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
-    /// What it is of: the id of a tunnel, or the number of a request or line.
+    /// Key of the row: the id of a tunnel, or the number of a request or line.
     pub key: String,
     pub cells: Vec<String>,
     pub mood: Mood,
-    /// What it is sorted by, for each column.
+    /// Sort keys, one for each column.
     order: Vec<Order>,
 }
 
@@ -91,7 +91,7 @@ enum Order {
     Text,
 }
 
-/// What a person has chosen for a pane.
+/// The user's choices for a pane: filter, sort order, selection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// Words that a line has to have; one with `!` before it must not be there.

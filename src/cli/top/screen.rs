@@ -1,4 +1,4 @@
-//! What `adit top` draws: a header of four lines, a table, and a line for keys and messages.
+//! The screen of `adit top`: a header of four lines, a table, and a line for keys and messages.
 
 use ratatui::{
     Frame,
@@ -13,7 +13,7 @@ use super::{
     panes::{self, Line, Mood, Pane, clean},
 };
 
-/// What the terminal can show.
+/// Capabilities of the terminal: colour, and UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// NO_COLOR is not set.

@@ -16,7 +16,7 @@ pub enum Step<'a> {
 /// Returns the text with these values set in the map at `path`, which has at least one key.
 ///
 /// None: there is no such map, or the text is written in a way that cannot be edited (a key twice, several documents).
-/// What is returned has been read again: it says the same as before but for these values.
+/// The result has been parsed again and differs from the input in these values only.
 pub fn set(text: &str, path: &[Step<'_>], values: &[(&str, &str)]) -> Option<String> {
     let mut text = text.to_owned();
     for (key, value) in values {

@@ -40,7 +40,7 @@ struct Cloudflared {
     service_token_secret_env: Option<String>,
 }
 
-/// Where a server name leads: one of cloudflared, command and k8s.
+/// Backend of a server name: one of cloudflared, command and k8s.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SniRoute {

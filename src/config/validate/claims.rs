@@ -1,4 +1,4 @@
-//! Which key listens where: two listeners cannot share an address.
+//! Addresses by the key that claims them: two listeners cannot share one.
 
 use super::*;
 use crate::config::listen::overlap;

@@ -95,7 +95,7 @@ impl Walk {
             tls: BackendTls { verify, ca, server_name, client_cert },
             request_headers,
             response_headers,
-            // What is behind a jump has a name of its own, and serves nobody who calls it otherwise.
+            // A server behind a jump usually answers only to its own name.
             host: match self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")) {
                 true => HostHeader::Own,
                 false => HostHeader::Client,
@@ -135,7 +135,7 @@ impl Walk {
 
     pub(super) fn header_name(&mut self, text: &str, place: Place) -> Option<HeaderName> {
         let name = HeaderName::from_bytes(text.as_bytes()).ok();
-        // What says where a message ends is not the configuration's to change.
+        // A configuration must not change the headers that frame a message.
         const FRAMING: [&str; 5] = ["connection", "content-length", "transfer-encoding", "upgrade", "te"];
         match name {
             Some(name) if FRAMING.contains(&name.as_str()) => {

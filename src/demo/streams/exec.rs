@@ -20,7 +20,7 @@ use crate::demo::{
     shell::{self, Stdio},
 };
 
-/// What a request asks for.
+/// Parameters of an exec request.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub command: Vec<String>,

@@ -145,7 +145,7 @@ async fn copy<F: Future<Output = bool>>(
     tokio::select! {
         problem = &mut up => timeout(GRACE, down).await.ok().flatten().or(problem),
         problem = &mut down => {
-            // What is still on its way may find nobody.
+            // Bytes in flight may have no reader any more.
             let _ = timeout(GRACE, up).await;
             problem
         }

@@ -25,7 +25,7 @@ const LANE_QUEUE: usize = 50;
 pub struct Opened {
     pub id: u32,
     pub headers: Headers,
-    /// What the client sends; closed with its end.
+    /// Bytes of the client; closed at its end.
     pub incoming: mpsc::Receiver<Bytes>,
 }
 
@@ -57,7 +57,7 @@ impl Frames {
     }
 }
 
-/// What a worker does next.
+/// A job of a worker.
 enum Work {
     Data(u32, Bytes, bool),
     Reset(u32),
@@ -130,7 +130,7 @@ async fn read<R: AsyncRead + Unpin>(
         lanes.push(work_tx);
         new_streams.push(stream_tx);
     }
-    // What has come of a frame that is not complete: workers get whole ones.
+    // Incomplete frames: workers get whole ones.
     let mut partial: HashMap<u32, BytesMut> = HashMap::new();
     let mut pings = 0;
     loop {

@@ -29,7 +29,7 @@ use crate::{
     tunnel::Lease,
 };
 
-/// What the line says. Written on drop.
+/// A line of the access log, written on drop.
 pub struct Access {
     /// None: another one has it.
     record: Option<Record>,
@@ -41,7 +41,7 @@ pub struct Access {
     pub error: Option<&'static str>,
 }
 
-/// What is known of a request, in the journal at its end, or from its answer on.
+/// Journal record of a request: written at its end, or from its answer on.
 enum Record {
     Kept(Entry),
     /// An answer that goes on for as long as the client likes.
@@ -66,7 +66,7 @@ impl Access {
             metrics,
             journal,
             version: request.version(),
-            // What is written for a client that went away before there was an answer (nginx's 499).
+            // Status for a client that left before the answer, as in nginx.
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
         }

@@ -1,4 +1,4 @@
-//! The first station: whom a request is for, and whether it may go on. Nothing is asked of a cluster here.
+//! The first station: finds the route of a request and checks the rules. It asks no cluster.
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::HOST};
 use http_body_util::BodyExt;

@@ -52,7 +52,7 @@ struct State {
     is_held: bool,
     hold: Option<Pin<Box<Sleep>>>,
     waker: Option<Waker>,
-    /// Which reading counts; those before it have ended.
+    /// Number of the current read; earlier ones have ended.
     reading: u64,
 }
 

@@ -71,7 +71,7 @@ where
     let builder = &mut http1::Builder::new();
     let (mut sender, connection) =
         builder.preserve_header_case(true).handshake::<_, Body>(TokioIo::new(stream)).await?;
-    // What goes wrong on the connection is told to the request on it.
+    // The request on the connection gets its errors.
     drain.spawn(async move { drop(connection.await) });
     let mut response = sender.send_request(request).await?;
     headers::remove_hop_by_hop(response.headers_mut());

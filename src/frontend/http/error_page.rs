@@ -36,7 +36,7 @@ const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--
     code{display:block;font:.9em ui-monospace,monospace;background:var(--soft);padding:.4em .6em;border-radius:4px;overflow-wrap:anywhere}\
     ul{padding-left:1.2rem}footer{margin-top:1.25rem;padding-top:.6rem;border-top:1px solid var(--line);color:var(--dim);font-size:.87em}";
 
-/// What a client is told instead of an answer of the backend.
+/// An error page in the place of a backend's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     pub status: StatusCode,
@@ -256,7 +256,7 @@ impl Page {
     }
 }
 
-/// What is percent-encoded in grpc-message: all but the printable characters of ASCII, and the percent sign.
+/// Bytes to percent-encode in grpc-message: all but printable ASCII, and the percent sign.
 const NOT_IN_GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Returns a line whose first URL can be followed.

@@ -32,13 +32,13 @@ pub struct Arrival {
     /// The client's bytes came through TLS that we ended.
     pub tls: bool,
     pub drain: Drain,
-    /// What stands before the server; None for HTTP/2.
+    /// Gate in front of the server; None for HTTP/2.
     pub gate: Option<Arc<Gate>>,
     /// None: nobody wants to know, or it is no client's.
     pub client: Option<Client>,
 }
 
-/// What is known of a request until its answer has begun.
+/// State of a request until its answer begins.
 pub struct Exchange {
     pub arrival: Arrival,
     pub version: Version,
@@ -160,7 +160,7 @@ impl Exchange {
         let (mut parts, body) = page.into_response(&self.headers, port, self.arrival.tls).into_parts();
         self.access.status = parts.status;
         if (self.is_refused || code == "ambiguous") && self.version < Version::HTTP_2 {
-            // Where one reader sees the end of such a request another sees the start of the next one.
+            // Two readers may disagree on the end of such a request: one connection for one request.
             parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let body = if self.is_head { Bytes::new() } else { body };

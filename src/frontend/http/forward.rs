@@ -62,7 +62,7 @@ impl HttpFrontend {
         }
     }
 
-    /// Returns what the backend is called, where it is told so, or its redirects come back.
+    /// Returns the backend's names, if it gets its own Host or its redirects are rewritten.
     fn names(&self, route: &Route, lease: &Lease, asks: Asks) -> Option<Names> {
         let endpoint = lease.endpoint();
         let scheme = self.protocols.choose(route, &endpoint, asks).scheme;

@@ -1,4 +1,4 @@
-//! What a proxy adds to, and takes from, the headers.
+//! Headers that a proxy adds and removes.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -79,7 +79,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). What the client sent of these is replaced: it
+/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). The client's own values are replaced: it
 /// is the first in the chain, and could claim anything.
 pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     let proto = if via.tls { "https" } else { "http" };

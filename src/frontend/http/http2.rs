@@ -41,7 +41,7 @@ const LONGEST_ANSWER_HEAD: u32 = 512 * 1024;
 /// The body of a message that comes in.
 struct Received {
     stream: RecvStream,
-    /// What Content-Length has told and has not come yet.
+    /// Bytes of Content-Length that have not arrived yet.
     left: Option<u64>,
     /// The data is over: what is left are trailers.
     is_at_trailers: bool,

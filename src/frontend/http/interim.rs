@@ -36,7 +36,7 @@ impl Listener {
     }
 }
 
-/// What is said of one request, on its way to a client of HTTP/1.1. None: nothing is, or another way.
+/// Interim responses of one request to a client of HTTP/1.1. None: there are none, or HTTP/2 sends them.
 pub struct Interim(Option<(Arc<Gate>, u64)>);
 
 impl Interim {

@@ -1,4 +1,4 @@
-//! What is said where no pod answers: a page for each reason.
+//! Error pages for requests that no pod answers, one for each reason.
 
 use std::io;
 
@@ -40,7 +40,7 @@ pub fn of_route(error: &RouteError, has_dashboard: bool) -> Page {
     page
 }
 
-/// Returns the page of adit's own names. It says nothing of what can be reached: it is for everybody who finds the port.
+/// Returns the page of adit's own names. It names no Service: everybody who finds the port can read it.
 pub fn index(has_dashboard: bool) -> Page {
     let mut page = Page::new(StatusCode::OK, INDEX, "adit is running");
     page.hint = Some(match has_dashboard {

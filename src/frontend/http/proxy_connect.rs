@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// What tells a client that its bytes go through from here on.
+/// Answer to CONNECT; the tunnel begins after it (RFC 9110, section 9.3.6).
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// Serves the clients of CONNECT.

@@ -22,9 +22,9 @@ pub struct Forwarded {
     pub lease: Lease,
     /// The other protocol that the client has asked for.
     pub asked: Option<Asked>,
-    /// What the backend is called, where that matters.
+    /// Names of the backend, for redirects and cookies.
     pub names: Option<Names>,
-    /// What the client has asked for.
+    /// Path and query of the request.
     pub target: PathAndQuery,
 }
 
@@ -57,7 +57,7 @@ impl HttpFrontend {
             (Some(asked), Some((Some(_), backend))) => {
                 asked.tell(&mut parts.headers);
                 if asked.is_extended() {
-                    // What 101 is in HTTP/1.1 (RFC 8441, section 5).
+                    // HTTP/2 answers 200 where HTTP/1.1 answers 101 (RFC 8441, section 5).
                     parts.status = StatusCode::OK;
                 }
                 asked.join(backend, lease, exchange.access.take(), &exchange.arrival.drain);

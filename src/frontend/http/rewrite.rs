@@ -11,10 +11,10 @@ use crate::{
     routing::{PodTarget, table},
 };
 
-/// What this machine is called.
+/// Names of this machine.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// What a backend is called, by itself and by others.
+/// Names of a backend: its own, and the client's.
 pub struct Names {
     /// The name that it is sent as Host, with a port where it is not the scheme's own.
     own: String,
@@ -84,13 +84,13 @@ impl Names {
     }
 }
 
-/// Whose redirects and cookies come back to the client's name: those of the host that was asked for, and of the backend's own names.
+/// Rewrites redirects and cookies of the requested host, and of the backend's own names, to the client's name.
 pub struct Redirects<'a> {
     /// As the client wrote it: the host, and the port where it is not the scheme's own.
     pub authority: &'a str,
     /// The client came by https.
     pub tls: bool,
-    /// What it asked for.
+    /// Path and query of its request.
     pub target: &'a PathAndQuery,
     /// The port that speaks https, where a client without TLS named none and 443 is not adit's.
     pub https_port: Option<u16>,
@@ -101,7 +101,7 @@ pub struct Redirects<'a> {
 }
 
 impl Redirects<'_> {
-    /// Leads what a client would follow back to the name that it used. What is about another host stays as it is.
+    /// Rewrites targets of redirects to the name that the client used. Other hosts stay as they are.
     pub fn lead_back(&self, headers: &mut HeaderMap) {
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(url) = headers.get(&name).and_then(|value| self.url(value.as_bytes())) {

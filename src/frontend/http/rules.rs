@@ -1,4 +1,4 @@
-//! What may be sent to a context: the rules of the configuration, unless somebody has lifted them for a while.
+//! Rules for requests to a context: those of the configuration, unless `adit unlock` has lifted them.
 
 use http::{Method, Request, StatusCode};
 

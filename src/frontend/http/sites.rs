@@ -1,4 +1,4 @@
-//! What names mean to the HTTP front: a laptop asks its router, a relay its tunnels.
+//! Resolves names for the HTTP front: by the router on a laptop, by the tunnels on a relay.
 
 use std::sync::Arc;
 

@@ -54,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answered = BoxFuture<'static, io::Result<Response<Body>>>;
 
-/// What becomes of the connections of a pod.
+/// Serves the connections of a pod.
 type Serve = Box<dyn Fn(Arc<Pod>, DuplexStream) + Send + Sync>;
 
 /// A pod, and what it has seen.

@@ -66,7 +66,7 @@ impl Asked {
             if let Ok(key) = HeaderValue::from_str(&key) {
                 headers.insert(SEC_WEBSOCKET_KEY, key);
             }
-            // What follows is no body.
+            // The bytes that follow are no body.
             headers.remove(CONTENT_LENGTH);
             *request.method_mut() = Method::GET;
             request.extensions_mut().remove::<Protocol>();

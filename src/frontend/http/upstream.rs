@@ -36,7 +36,7 @@ pub struct Upstreams {
     drain: Drain,
 }
 
-/// Where a request goes, and what it needs there.
+/// Target of a request, and the protocol features that it needs.
 #[derive(Clone, Copy)]
 pub struct Way<'a> {
     pub route: &'a Route,
@@ -50,7 +50,7 @@ pub struct Way<'a> {
 pub struct Answered {
     pub response: Response<Body>,
     pub returning: Option<Returning>,
-    /// What the backend speaks.
+    /// Scheme of the backend.
     pub scheme: Scheme,
     pub pod: Arc<str>,
     /// How often the request was sent again.
@@ -65,7 +65,7 @@ impl Upstreams {
 
     /// Sends a request and returns the head of the answer.
     ///
-    /// [`retry`] says what is sent again, and [`protocol`] what is spoken.
+    /// [`retry`] decides on retries, and [`protocol`] on the protocol.
     pub async fn send(self: &Arc<Self>, way: &Way<'_>, request: Request<Body>) -> Result<Answered, RequestError> {
         Delivery::new(self, way, request).deliver().await
     }

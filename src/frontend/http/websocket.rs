@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clients_connection_ends_when_both_close_frames_have_passed() {
-        // What the client was about to say when the backend closed.
+        // Partial frames of the client at the time of the close.
         for unfinished in [&b""[..], b"\x81\x85\0\0\0\0he"] {
             for client_first in [true, false] {
                 let ((mut client, mut front), (inner, mut backend)) = (duplex(64), duplex(64));

@@ -1,4 +1,4 @@
-//! Which pod has which PostgreSQL session: a request to cancel a query comes on a connection of its own, and has no name but the
+//! Pods by PostgreSQL session: a cancel request arrives on a connection of its own, and names only the
 //! key that the server gave the session.
 
 use std::{
@@ -29,7 +29,7 @@ struct State {
     open: BTreeMap<u64, Session>,
 }
 
-/// Where a session is.
+/// Place of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub target: Target,
@@ -118,7 +118,7 @@ impl Drop for OpenSession {
 pub struct Watched {
     inner: BoxedIo,
     client: Client,
-    /// What the client has sent first.
+    /// First message of the client.
     first: Vec<u8>,
     watch: KeyWatch,
     session: Option<OpenSession>,

@@ -1,4 +1,4 @@
-//! What the server and the normaliser of one connection tell each other, a room for each matter.
+//! State that the server and the normaliser of a connection share, one type for each matter.
 
 mod interim;
 mod progress;
@@ -25,7 +25,7 @@ pub enum Refused {
     Slow(Duration),
 }
 
-/// What stands between the server and the normaliser of one connection.
+/// State between the server and the normaliser of one connection.
 #[derive(Default)]
 pub struct Gate {
     pub(super) limits: Limits,

@@ -1,4 +1,4 @@
-//! Who has a place among the accepted connections.
+//! Admission of connections, within the limits in all and for each peer.
 
 use std::{
     cmp::Reverse,
@@ -30,10 +30,10 @@ pub struct Admission {
     address_reached: Notice,
 }
 
-/// What the log says when a limit is reached.
+/// Words for the log when a limit is reached.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Names {
-    /// What is counted, in the plural.
+    /// The counted things, in the plural.
     pub counted: &'static str,
     /// The option that raises [`Limits::connections`].
     pub connections: &'static str,
@@ -41,7 +41,7 @@ pub struct Names {
     pub per_address: &'static str,
 }
 
-/// Which limit keeps a newcomer out.
+/// Limit that refuses a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// [`Limits::connections`].

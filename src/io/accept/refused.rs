@@ -73,7 +73,7 @@ mod tests {
             refused.push(std::future::pending());
         }
         assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
-        // Where nobody else waits they have their time.
+        // If no other connection waits, gives the client time to read the answer.
         refused.one_ended().await;
         assert!(began.elapsed() >= WHOLE, "{:?}", began.elapsed());
     }

@@ -1,4 +1,4 @@
-//! What it means when an API server gives no answer to use.
+//! Translates failures of API requests into errors for people.
 
 use super::{Cluster, authorize::NotSignedIn};
 use crate::{
@@ -71,7 +71,7 @@ impl Cluster {
     }
 }
 
-/// Who may not do what, from the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
+/// User, verb and resource in the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
 #[derive(Debug, PartialEq, Eq)]
 struct Denial {
     user: String,

@@ -33,7 +33,7 @@ const IDLE_WATCHES: Duration = Duration::from_secs(5);
 /// gateways may allow fewer.
 const WATCHES_BESIDE_REQUESTS: usize = 32;
 
-/// The connections as whoever a client certificate names.
+/// Connections with one client certificate.
 pub struct Transport {
     identity: Option<Arc<CertifiedKey>>,
     /// HTTP/2 where the server has it.
@@ -45,7 +45,7 @@ pub struct Transport {
     pub upgrades: Arc<ClientConfig>,
 }
 
-/// What a watch holds while it lasts.
+/// Permit of a watch, held until it ends.
 pub type Room = Option<OwnedSemaphorePermit>;
 
 impl Transport {
@@ -100,7 +100,7 @@ fn make(
     identity: Option<&Arc<CertifiedKey>>,
 ) -> Transport {
     let mut tls = tls.clone();
-    // A session that is resumed is that of whoever began it.
+    // A resumed session keeps the identity that began it.
     tls.resumption = Resumption::in_memory_sessions(32);
     if let Some(identity) = identity {
         tls.client_auth_cert_resolver = identity::resolver((**identity).clone());

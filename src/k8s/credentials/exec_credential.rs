@@ -1,4 +1,4 @@
-//! What adit and a credential plugin say to each other: `ExecCredential` of `client.authentication.k8s.io`.
+//! Messages between adit and a credential plugin: `ExecCredential` of `client.authentication.k8s.io`.
 //!
 //! | | where | form |
 //! |---|---|---|
@@ -58,7 +58,7 @@ pub fn info(version: Version, cluster: Option<&Value>) -> String {
     json!({"kind": "ExecCredential", "apiVersion": version.name(), "spec": spec}).to_string()
 }
 
-/// What a plugin has issued.
+/// Credential that a plugin has issued.
 #[derive(Default, PartialEq, Eq)]
 pub struct Issued {
     pub token: Option<String>,
@@ -71,7 +71,7 @@ pub struct Issued {
 /// Reads what a plugin has printed.
 ///
 /// # Errors
-/// What is wrong with it, in words that follow the plugin's name. They contain none of the text.
+/// A problem as text that follows the plugin's name. It contains nothing of the output.
 pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let no_credential = || "printed no ExecCredential to stdout".to_owned();
     let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;

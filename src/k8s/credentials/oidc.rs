@@ -46,7 +46,7 @@ const WRITE_PAUSE: Duration = Duration::from_millis(200);
 /// The settings of an `auth-provider`, which are in the kubeconfig.
 pub type Settings = HashMap<String, String>;
 
-/// Where the settings of a user are kept: a kubeconfig.
+/// Store of a user's settings: a kubeconfig.
 pub trait Store: Send + Sync + 'static {
     /// Reads the settings as they are now.
     ///
@@ -70,10 +70,10 @@ pub struct Oidc {
     client: Client,
     /// The client certificate of the same user.
     identity: Option<Arc<CertifiedKey>>,
-    /// What tells this user from others.
+    /// Key that identifies this user.
     user: String,
     store: Box<dyn Store>,
-    /// The ID token that was given out last. Where it is asked for again, a server has refused it.
+    /// The last ID token. A second request for it means that a server has refused it.
     last: Mutex<Option<String>>,
     /// The provider's refresh token where it could not be written.
     unwritten: Mutex<Option<String>>,

@@ -1,4 +1,4 @@
-//! What a plugin says on stderr, as it may be shown: without escape sequences, and without secrets.
+//! Cleans a plugin's stderr for people: no escape sequences, no secrets.
 //!
 //! Secrets are known by where they come from (the kubeconfig's arguments and variables, the plugin's own answer), by the
 //! word in front of them (`token=`, `Bearer`), and by their looks. URLs stay whole but for such words: people have to open them.
@@ -6,7 +6,7 @@
 /// A longer line is cut.
 const LONGEST: usize = 500;
 
-/// What stands in the place of a secret.
+/// Replacement for a secret.
 const HIDDEN: &str = "***";
 
 /// A shorter value may be a word of the text.
@@ -15,7 +15,7 @@ const SHORTEST_SECRET: usize = 6;
 /// From this length on, letters and digits in a mixture are a key or a token.
 const LONG_WORD: usize = 32;
 
-/// What names of secrets contain.
+/// Parts of names that mark a secret.
 const NAMES: [&str; 9] =
     ["token", "secret", "passw", "authorization", "apikey", "api_key", "api-key", "keydata", "private_key"];
 

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 
 use super::{Credential, bearer};
 
-/// A kubelet, and whoever else renews such files, does it long before the old token expires.
+/// A kubelet renews such files long before the old token expires.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// Gives requests the token of a file; while that cannot be read, the last one that could.

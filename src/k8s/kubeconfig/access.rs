@@ -22,7 +22,7 @@ use crate::{
     tls::{bundle::Bundle, identity},
 };
 
-/// What is needed to reach a cluster as a user.
+/// Cluster and user of a context, ready for a client.
 pub struct Access {
     /// The address, and how its TLS is verified. It has no credentials.
     pub config: kube::Config,
@@ -175,7 +175,7 @@ fn stored(merged: &Merged, user: &str) -> Stored {
 
 const WRONG_TYPE: &str = "one of its values has the wrong type";
 
-/// Returns the entry that is asked for.
+/// Returns the requested entry.
 ///
 /// # Errors
 /// One file has two of them.

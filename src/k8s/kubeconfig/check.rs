@@ -1,4 +1,4 @@
-//! What client-go refuses of a cluster and a user that are used, before anything is asked.
+//! Checks of client-go on a cluster and a user, before the first request.
 
 use kube::config::{AuthInfo, Cluster};
 

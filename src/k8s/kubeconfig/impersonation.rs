@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use kube::config::AuthInfo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What a header name may have beside letters and digits (RFC 9110, section 5.6.2), but for the percent sign.
+/// Characters of a header name beside letters and digits (RFC 9110, section 5.6.2), except the percent sign.
 const NOT_IN_NAME: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'!')
     .remove(b'#')

@@ -13,11 +13,11 @@ use crate::k8s::{
     exec_path::ExecPath,
 };
 
-/// Where a cluster keeps what a plugin is told about it.
+/// Extension of a cluster entry that plugins receive.
 const EXTENSION: &str = "client.authentication.k8s.io/exec";
 
 /// # Errors
-/// Settings that client-go refuses whether the plugin is asked or not.
+/// Settings that client-go refuses, also if it never runs the plugin.
 pub(super) fn check(exec: &ExecConfig) -> Result<(), String> {
     let is_empty = |text: &Option<String>| text.as_deref().unwrap_or_default().is_empty();
     if is_empty(&exec.command) {

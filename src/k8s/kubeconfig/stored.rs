@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Where the settings are.
+/// Place of the settings.
 pub(super) struct Stored {
     pub file: PathBuf,
     pub user: String,
@@ -65,7 +65,7 @@ impl Stored {
 
     /// Replaces the file at once: others never read half of it.
     fn replace(&self, text: &str) -> io::Result<()> {
-        // Where the file is a symlink, the one that it leads to.
+        // Resolves a symlink, to write its target.
         let file = fs::canonicalize(&self.file)?;
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let new = file.with_file_name(format!(".{name}.{}", std::process::id()));

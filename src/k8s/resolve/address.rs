@@ -1,4 +1,4 @@
-//! Who has an address in the cluster.
+//! Finds the owner of an address in the cluster.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Lookup<'_> {
-    /// Returns the Service whose ClusterIP an address is, else the pod that has it, in whichever namespace. Who may not list all
+    /// Returns the Service whose ClusterIP an address is, else the pod that has it, in any namespace. A user who may not list all
     /// namespaces has those of the target's.
     pub(super) async fn owner_of(&self, address: IpAddr) -> Result<(Namespace, Workload), ClusterError> {
         let (of_services, of_pods) = (format!("spec.clusterIP={address}"), format!("status.podIP={address}"));

@@ -14,7 +14,7 @@ use crate::{
 /// The domain of nearly every cluster; nothing tells a client which another one has.
 const DOMAIN: &str = "cluster.local";
 
-/// What a name of the cluster's DNS means: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
+/// A name of the cluster's DNS: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InCluster {
     pod: Option<String>,

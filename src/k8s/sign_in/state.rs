@@ -22,17 +22,17 @@ use crate::k8s::credentials::Credential;
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Where a sign-in stands.
+/// Phase of a sign-in.
 #[derive(Clone, Debug)]
 pub enum Phase {
     /// There is no credential, and nobody has asked for one.
     Idle,
-    /// Somebody is asked for one, since then.
+    /// The issuer runs, since then.
     Running {
         since: Instant,
     },
     Signed(Arc<Credential>),
-    /// Nobody is asked before `retry_at`.
+    /// The issuer does not run before `retry_at`.
     Failed {
         failure: Failure,
         retry_at: Instant,
@@ -41,7 +41,7 @@ pub enum Phase {
     Stopped,
 }
 
-/// What a caller that needs a credential has to do.
+/// Next step of a caller that needs a credential.
 #[derive(Debug)]
 pub enum Next {
     Use(Arc<Credential>),

@@ -28,7 +28,7 @@ use crate::{
 /// An attempt that was not answered in time may be answered later than the one that has won.
 const LATE: Duration = Duration::from_secs(10);
 
-/// Which transport the servers of a context take, learned by upgrades.
+/// Transport that the servers of a context support, learned from upgrades.
 pub struct Memory<T> {
     worked: Arc<Mutex<Option<T>>>,
     /// Attempts whose answer would tell that a server was slow, and not that something swallows.

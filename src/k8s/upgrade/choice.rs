@@ -1,4 +1,4 @@
-//! Which transport is tried next: a function of what the attempts so far have shown. No I/O, no clock.
+//! Chooses the next transport: a function of the results so far. No I/O, no clock.
 //!
 //! | an attempt | what it shows | what follows |
 //! |---|---|---|
@@ -22,7 +22,7 @@ pub trait Transport: Copy + PartialEq + Send + Sync + 'static {
     fn name(self) -> &'static str;
 }
 
-/// What an attempt has shown so far.
+/// Result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It was asked just now.
@@ -40,7 +40,7 @@ pub enum Verdict {
     Broken,
 }
 
-/// What to do next.
+/// Next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next<T> {
     Try(T),
@@ -162,7 +162,7 @@ mod tests {
             (A, &[(A, Silent), (B, Refused), (C, Broken)], Next::Wait),
             (A, &[(A, Silent), (B, Silent), (C, Silent)], Next::Wait),
             (A, &[(A, Broken), (B, Refused), (C, Broken)], Next::Fail(B)),
-            // A permission is asked for once.
+            // One attempt for each permission.
             (A, &[(A, Denied)], Next::Try(B)),
             (A, &[(A, Denied), (B, Denied)], Next::Fail(A)),
             (B, &[(B, Denied)], Next::Try(A)),

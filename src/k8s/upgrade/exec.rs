@@ -10,7 +10,7 @@ use crate::{config::Namespace, io::BoxedIo, k8s::client::Cluster};
 const V5_PROTOCOL: &str = "v5.channel.k8s.io";
 const PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
-/// What an exec travels in.
+/// Transport of an exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecTransport {
     WebSocket,
@@ -29,7 +29,7 @@ impl choice::Transport for ExecTransport {
     }
 }
 
-/// How the streams of an exec are told apart.
+/// Channels of an exec's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecProtocol {
     /// A WebSocket, `v5.channel.k8s.io`: channels can be closed alone.

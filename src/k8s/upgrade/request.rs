@@ -28,7 +28,7 @@ use crate::{
 const LONGEST_REFUSAL: usize = 16 * 1024;
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 
-/// Longer than any wait that helps: a server that is away for longer is asked again by whoever comes then.
+/// Longer than any useful wait: after that, the next request tries again.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 pub(super) const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
@@ -41,7 +41,7 @@ pub(super) struct Asked {
     accept: Option<String>,
 }
 
-/// What came back.
+/// Answer to an upgrade request.
 pub(super) enum Answer {
     Switched {
         /// The protocol that the server has named.

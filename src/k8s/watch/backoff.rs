@@ -1,4 +1,4 @@
-//! How long is waited before an API server is asked again.
+//! Pauses before the next request to an API server.
 
 use std::{
     hash::{BuildHasher, RandomState},

@@ -14,7 +14,7 @@ const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// Where visitors of one tunnel are connected to.
+/// Local end of one tunnel.
 #[derive(Debug)]
 pub struct LocalEnd {
     /// None: both loopbacks. Many dev servers listen on what `localhost` means first, which is often `[::1]` alone.

@@ -16,7 +16,7 @@ use crate::{drain::Drain, relay::auth};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a refusal means: a wrong secret, a port that is not free.
+/// Treatment of refusals such as a wrong secret or a port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusals {
     /// The client ends with it, unless its tunnels have been open before: a person waits for the answer.

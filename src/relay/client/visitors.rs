@@ -42,7 +42,7 @@ impl Client {
         peer: String,
         frames: mpsc::Sender<Frame>,
     ) {
-        // A visitor of a service that is down is told so before his stream exists.
+        // A visitor of a service that is down gets the error before its stream exists.
         let visit = match self.receive(tunnel, peer).await {
             Ok(visit) => visit,
             // The relay's own time-out would tell him later.

@@ -1,4 +1,4 @@
-//! Which Services a key may take over.
+//! Services that a key may take over.
 
 use super::{ExposeRequest, ServiceName};
 use crate::relay::auth::Key;

@@ -294,7 +294,7 @@ struct Following {
     pause: Duration,
     /// Until then changes may appear that got no answer.
     doubt: Option<Instant>,
-    /// What was logged last.
+    /// Last message in the log, to say it once.
     said: Option<String>,
     looks: Option<Looks>,
 }

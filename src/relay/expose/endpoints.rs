@@ -123,7 +123,7 @@ pub fn covers(found: &Value, wanted: &Value) -> bool {
 /// `has_selector`: of the Service.
 pub fn is_by_hand(object: &Value, has_selector: bool) -> bool {
     match object["metadata"]["labels"][SLICE_MANAGED_BY].as_str() {
-        // What it has left behind when the selector was removed is nobody's.
+        // Slices that it left when the selector was removed have no owner.
         Some(CONTROLLER) => !has_selector,
         Some(MIRRORING | "adit") => false,
         _ => true,

@@ -10,7 +10,7 @@ use super::{
     start, text,
 };
 
-/// What has happened to a Service.
+/// Reason of an Event on a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     TakenOver,

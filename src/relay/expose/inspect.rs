@@ -1,4 +1,4 @@
-//! What people ask and do by hand: which Services are taken over, and put one back.
+//! Takeovers by hand: list them, and restore a Service.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ pub async fn is_touched(kube: &Kube, name: &ServiceName) -> Result<bool, KubeErr
     by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).is_touched().await
 }
 
-/// Restores a Service, whoever holds it. Returns the Service; None: there is none now, as a relay had created it.
+/// Restores a Service, whichever relay holds it. Returns the Service; None: there is none now, as a relay had created it.
 ///
 /// # Errors
 /// It cannot be restored, a permission is missing, or there is no answer.

@@ -1,7 +1,7 @@
 //! The Lease of a Service that is taken over: which relay may change it (coordination.k8s.io/v1).
 //!
 //! Every other object is changed by the holder of the Lease alone. It is created before the first change, renewed as long as the
-//! Service is taken over, and deleted after the last. Whoever takes it from a relay that is gone first puts in order what that has left.
+//! Service is taken over, and deleted after the last. A relay that takes it over from a lost one first restores the objects of that one.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub const DURATION: Duration = Duration::from_secs(40);
 /// How often it is renewed: three times may fail.
 pub const RENEW_EVERY: Duration = Duration::from_secs(10);
 
-/// Whose a Lease is.
+/// Owner of a Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// There is none.

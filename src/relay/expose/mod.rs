@@ -17,7 +17,7 @@
 //! sweep    what relays that are gone have left is a claim that nobody holds
 //! ```
 //!
-//! A relay has no memory of its own. What an object was is kept in that object, by the patch that changes it.
+//! A relay has no memory of its own. The patch that changes an object keeps its old state in the object.
 
 pub mod authorize;
 pub mod claim;
@@ -66,7 +66,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// What a client asks for: a port of a Service that is to lead to it.
+/// Request of a client to take over a port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExposeRequest {
     pub service: ServiceName,
@@ -74,7 +74,7 @@ pub struct ExposeRequest {
     pub port: u16,
     /// A Service that exists may be taken over.
     pub replaces: bool,
-    /// Whose laptop it is, for people.
+    /// Name of the laptop's user, for people.
     pub owner: String,
 }
 
@@ -108,7 +108,7 @@ pub struct Relay {
     pub uid: String,
     /// Tells a relay from the one before it in the same pod.
     pub start: String,
-    /// Where visitors of its tunnels reach it.
+    /// Addresses of the relay's pod.
     pub addresses: Vec<IpAddr>,
     /// The node of its pod, where that is known.
     pub node: Option<String>,

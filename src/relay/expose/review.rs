@@ -1,4 +1,4 @@
-//! Who a client is for the cluster, and whether it may do itself what it asks of the relay: with `--authorize kubernetes` nobody can
+//! Reviews a client's token and permissions in the cluster: with `--authorize kubernetes` nobody can
 //! do through a relay what RBAC does not let them do.
 
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{EXPOSED, MANAGED_BY, ServiceName, TAKEOVER, text};
 
-/// What the annotation [`TAKEOVER`] says, as JSON.
+/// Content of the annotation [`TAKEOVER`], as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Takeover {
     /// The relay that has done it: `namespace/pod/uid/start`.
@@ -27,16 +27,16 @@ pub struct Takeover {
 #[serde(rename_all = "camelCase")]
 pub struct TakenPort {
     pub port: u16,
-    /// What `targetPort` was. Null: it was absent.
+    /// The original `targetPort`. Null: it was absent.
     #[serde(default)]
     pub target_port: Value,
-    /// Whose laptop it is: the name of the key, and the address.
+    /// Holder: the name of the key, and the address.
     pub owner: String,
     /// RFC 3339.
     pub since: String,
 }
 
-/// Who has a port, and since when.
+/// Holder of a port, and the time of the takeover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     pub owner: String,
@@ -78,7 +78,7 @@ pub enum Refusal {
     Damaged { service: ServiceName, problem: String },
 }
 
-/// What has to be done to a Service.
+/// Change to a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     Nothing,

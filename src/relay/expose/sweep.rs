@@ -1,4 +1,4 @@
-//! What relays that are gone have left.
+//! Restores Services that relays left taken over.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

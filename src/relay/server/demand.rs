@@ -9,7 +9,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a connection takes to be made until one was: a far client, with a handshake.
+/// Assumed time to open a connection until one was measured: a far client, with a handshake.
 const FIRST_GUESS: Duration = Duration::from_millis(300);
 
 /// The visitors of one client, and how long its connections take to be made.

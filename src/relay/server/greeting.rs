@@ -1,4 +1,4 @@
-//! What a connection of a client says first: who it is, or which visitor it is for.
+//! Reads the first message of a client's connection: a login, or the visitor that it serves.
 
 use std::{
     net::SocketAddr,
@@ -60,7 +60,7 @@ impl Server {
             Frame::Hello { version: 2, nonce, port, key } => {
                 let known = self.keys.load().iter().find(|known| known.name == key).cloned();
                 let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
-                // Whether there is such a key is not told: its proof is that of a secret that nobody has.
+                // An unknown key is checked against a random secret, so that the answer does not tell whether it exists.
                 let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
                 let proof = transcript.proof(&secret, Role::Server);
                 conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server, proof }]).await?;
@@ -158,7 +158,7 @@ impl Server {
     {
         self.counters.rejected.fetch_add(1, Ordering::Relaxed);
         conversation::send(connection, &[Frame::Reject { reason: reason.to_owned() }]).await?;
-        // What it sent meanwhile must not turn our close into a reset.
+        // Reads the rest, as unread bytes would turn our close into a reset.
         let _ =
             timeout(Duration::from_secs(1), async { while conversation::receive(connection).await.is_ok() {} }).await;
         Ok(())

@@ -34,13 +34,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How many of one client wait.
 const MOST: usize = 64;
 
-/// A client that does not answer on a connection by now has perhaps lost it: he is asked for another.
+/// A client that has not answered on a connection by now may have lost it: the relay asks for another.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// A connection that was asked for and has not come by now does not come any more.
 const LONGEST_PREPARED: Duration = Duration::from_secs(10);
 
-/// What is known of the connections that one client needs next.
+/// Ready connections of one client, and its demand.
 #[derive(Default)]
 pub(super) struct Ready {
     demand: Demand,

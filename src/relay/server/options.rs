@@ -1,4 +1,4 @@
-//! What a relay is told at its start.
+//! Options of a relay.
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
@@ -7,13 +7,13 @@ use crate::{
     relay::{auth::Key, expose::Exposer},
 };
 
-/// What a relay is told at its start.
+/// Options of a relay.
 #[derive(Clone)]
 pub struct Options {
     pub keys: Vec<Key>,
     /// The public ports.
     pub ports: RangeInclusive<u16>,
-    /// Where they listen.
+    /// Address that public ports bind to.
     pub bind: IpAddr,
     /// The names of HTTP tunnels are below this.
     pub domain: Option<String>,
@@ -26,14 +26,14 @@ pub struct Options {
     pub exposer: Option<Arc<Exposer>>,
 }
 
-/// What one client, or one visitor, can take from the others.
+/// Limits for one client and one visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Default: 64.
     pub tunnels_per_key: usize,
     /// Default: 1,024.
     pub streams_per_tunnel: usize,
-    /// Visitors for which the client is asked for a connection at a time; others wait behind them. Default: 256.
+    /// Visitors that wait for a connection of the client at a time; others queue behind them. Default: 256.
     pub pending_per_tunnel: usize,
     /// Connections that have not authenticated. Default: 512.
     pub handshakes: usize,

@@ -1,11 +1,11 @@
-//! What a key or a tunnel has of something, and what is said when it has no more.
+//! Quotas of a key or a tunnel, and the messages when they are used up.
 
 use tracing::warn;
 
 use super::Limits;
 use crate::io::accept::Notice;
 
-/// What there is a limit of.
+/// Limited resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quota {
     Tunnels,

@@ -1,4 +1,4 @@
-//! What passes through a tunnel, and whom the relay has refused: for its page.
+//! Traffic of a tunnel, and refused clients, for the relay's page.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ const MOST: usize = 100;
 /// How much of a reason is kept, in characters.
 const LONGEST: usize = 200;
 
-/// What has passed through a tunnel.
+/// Traffic of a tunnel.
 pub struct Usage {
     pub visitors: AtomicU64,
     pub refused: AtomicU64,

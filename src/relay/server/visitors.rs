@@ -89,7 +89,7 @@ impl Server {
         }
     }
 
-    /// Gets a stream to the client of a tunnel: on a connection that is there, else on one that it is asked for.
+    /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one.
     ///
     /// # Errors
     /// In words: there are too many, or the client does not come, or says why it cannot.

@@ -21,7 +21,7 @@ const FIREFOX: [&str; 4] = [
 /// The files of a database.
 const FILES: [&str; 3] = ["cert9.db", "key4.db", "pkcs11.txt"];
 
-/// What we left in a database, to know later whether somebody else has changed it.
+/// Record of our write to a database: tells later whether another program changed it.
 const LEFT: &str = "left.json";
 
 /// Returns the databases that there are, and Chromium's.
@@ -67,7 +67,7 @@ impl Database {
         self.folder.join(FILES[0]).exists()
     }
 
-    /// Where the copy of this database is kept.
+    /// Returns the path of this database's backup.
     fn copy(&self) -> PathBuf {
         self.kept.join(fingerprint(self.folder.as_os_str().as_encoded_bytes()))
     }

@@ -122,7 +122,7 @@ impl AsyncWrite for Fake {
     }
 }
 
-/// One session, which hands out the streams of its test in order and lives for ever.
+/// One session, which hands out the streams of its test in order and never ends.
 struct Streams {
     streams: Arc<Mutex<VecDeque<BoxedIo>>>,
     connects: Arc<AtomicUsize>,
@@ -173,7 +173,7 @@ fn refused() -> StreamFault {
     StreamFault::Refused { port: 80 }
 }
 
-/// What a stream lives on, and what counts how often it was opened.
+/// Surroundings of a stream: a session that counts its streams.
 struct Around {
     connects: Arc<AtomicUsize>,
     manager: Manager,

@@ -1,4 +1,4 @@
-//! What a client keeps of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, and what the
+//! Client state of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, and bytes that the
 //! node has not taken yet.
 //!
 //! A forwarded connection is a pair of streams, one for errors and one for data. The node serves its streams with
@@ -31,7 +31,7 @@ pub const WINDOW: u32 = 36;
 /// How many frames open a pair.
 const OPENING: u32 = 3;
 
-/// After this many frames on one lane, all lanes are asked.
+/// After this many frames on one lane, every lane gets a ping.
 const ASK_AFTER: u32 = 18;
 
 /// A lane with this many PINGs in its queue is held up. More of them would fill it.
@@ -70,7 +70,7 @@ pub fn lane_of(id: u32) -> usize {
 struct Lane {
     sent: u32,
     acknowledged: u32,
-    /// What had been sent when it was asked last.
+    /// Sent bytes at the time of the last ping.
     asked: u32,
     questions: u32,
 }
@@ -80,7 +80,7 @@ struct Lane {
 struct Question {
     id: u32,
     lane: usize,
-    /// What the lane had been sent before it.
+    /// Bytes sent on the lane before it.
     sent: u32,
 }
 
@@ -141,7 +141,7 @@ impl Session {
 
     /// Returns whether a frame of this stream may be sent now.
     ///
-    /// Where a worker is held up it cannot be asked without end, and the others not without it. Then lanes that have
+    /// A stalled worker limits the number of open pings. Then lanes that have
     /// answered everything go on without being asked.
     pub fn has_room(&self, id: u32) -> bool {
         let lane = &self.lanes[lane_of(id)];

@@ -1,4 +1,4 @@
-//! Whether an upgraded connection lives: a function of what came, what went and what is waited for. No I/O, no clock.
+//! Decides whether an upgraded connection lives: a function of received and sent bytes and of open pings. No I/O, no clock.
 //!
 //! Progress of either direction is life: bytes that come, and a write that had to wait for the socket and went on. A write
 //! that the socket takes at once proves nothing, since its buffer takes bytes for a dead connection as well.

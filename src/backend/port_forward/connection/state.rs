@@ -1,4 +1,4 @@
-//! What the tasks and the streams of an upgraded connection share: who has something to send, what has come for whom,
+//! State that the tasks and streams of an upgraded connection share: queues in both directions,
 //! and which of the node's workers answer.
 
 use std::{
@@ -28,7 +28,7 @@ use crate::{
 /// How much a stream may have on its way out before its writer waits.
 pub const OUTBOX: usize = 256 * 1024;
 
-/// What one write to the socket carries at most: large enough to be cheap, small enough that a new request waits little.
+/// Most bytes of one write to the socket: large enough to be cheap, small enough that a new request waits little.
 const BATCH: usize = 128 * 1024;
 
 /// A stream that has moved this much is a transfer, beside which others would wait.
@@ -62,7 +62,7 @@ pub struct State {
     pub session: Session,
     /// Control frames to send, before any data.
     pub control: BytesMut,
-    /// By a number that is ours: a stream has its ids once the node is told of it.
+    /// By our own number: a stream gets its ids when the node learns of it.
     pub streams: HashMap<u64, Stream>,
     last_stream: u64,
     /// The stream that the id of a data stream stands for.
@@ -122,7 +122,7 @@ fn longest_frame(shortest: Option<Duration>, latest: Option<Duration>, is_proven
     if shortest < LONG_WAY || latest >= SLOW_LINK {
         return FRAME;
     }
-    // Where answers take much longer than they could, bytes wait in front of the link: it is full with what it has.
+    // If pings take much longer than the shortest one, bytes queue in front of the link: it is full.
     let is_full = latest > shortest + shortest / 4;
     if is_full || !is_proven {
         return FRAME_ON_LONG_WAY;
@@ -135,7 +135,7 @@ impl State {
         self.phase.fault()
     }
 
-    /// Takes a new stream; the node is told of it by the next [`fill`](Self::fill) that finds a lane with room.
+    /// Takes a new stream; the next [`fill`](Self::fill) that finds a lane with room announces it to the node.
     pub fn add_stream(&mut self) -> u64 {
         self.last_stream += 1;
         self.streams.insert(self.last_stream, Stream::default());
@@ -219,7 +219,7 @@ impl State {
                 stream.is_ready = true;
                 self.ready.push_back(number);
             } else {
-                // What an idle connection holds is what counts when there are thousands.
+                // With thousands of connections, the memory of the idle ones decides.
                 stream.outbox = BytesMut::new();
             }
             if let Some(waker) = stream.writer.take() {
@@ -279,7 +279,7 @@ impl State {
         if !self.phase.takes_streams() {
             return;
         }
-        // What is on its way may have been sent before the cause.
+        // Bytes in flight may be older than the cause.
         let all_owe = (0..LANES).all(|lane| self.pings.silent_since(lane).is_some());
         if self.session.can_ask() && !(self.phase.is_probing() && all_owe) {
             self.ping(0);

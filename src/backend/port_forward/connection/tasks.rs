@@ -36,7 +36,7 @@ const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
 const CONNECTION_QUEUE_IN_NEED: usize = 2 * CONNECTION_QUEUE;
 
 /// A reader that takes nothing while the others wait for it is reset: after a second where one of them has asked something
-/// of its pod, later where none has. Who reads slowly takes something again and again.
+/// of its pod, later where none has. A slow reader takes bytes again and again.
 const STALLED: Duration = Duration::from_secs(1);
 const STALLED_UNNOTICED: Duration = Duration::from_secs(30);
 
@@ -140,7 +140,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             break StreamFault::Lost { detail: error.to_string() };
         }
         if wait_for_readers(&shared).await {
-            // What came meanwhile is still to be read.
+            // Frames that arrived meanwhile are still unread.
             last_inbound = Instant::now();
         }
     };
@@ -291,7 +291,7 @@ fn has_room(state: &mut State, since: Instant) -> bool {
         return false;
     }
     debug!("a reader that takes nothing is reset: others on its connection wait");
-    // Its reader is told: bytes are missing at the end of what it has.
+    // Its reader gets an error: bytes are missing at the end.
     stream.remote.reset();
     stream.wake();
     if let Some(pair) = stream.pair {

@@ -100,7 +100,7 @@ fn poll_answer(
     listener: Option<&Listener>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Response<h2::RecvStream>, h2::Error>> {
-    // What follows is the answer only when it says so: asked for that, h2 throws away what comes before.
+    // Polls for interim responses first: waiting for the final one makes h2 drop them.
     while let Some(interim) = ready!(response.poll_informational(cx)).transpose()? {
         if let Some(listener) = listener {
             listener.tell(interim.status(), interim.headers());

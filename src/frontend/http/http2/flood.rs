@@ -83,7 +83,7 @@ impl<T> Patient<T> {
     }
 }
 
-/// Where the frames of one direction begin.
+/// Finds the frame boundaries of one direction.
 #[derive(Default)]
 struct Frames {
     head: Vec<u8>,

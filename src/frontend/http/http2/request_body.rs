@@ -30,7 +30,7 @@ use crate::frontend::http::body::Body;
 const LINGER: Duration = Duration::from_secs(5);
 
 /// How much of a body that nobody wants is read before the answer, and for how long: what is wrong with the rest of its
-/// stream is told instead of the answer.
+/// stream gets instead of the answer.
 const MOST_UNWANTED: usize = 64 * 1024;
 const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
@@ -39,7 +39,7 @@ pub struct RequestBody {
     /// None: it has ended.
     received: Option<Received>,
     back: Option<oneshot::Sender<Received>>,
-    /// Who waits to be asked for it (RFC 9110, section 10.1.1).
+    /// Sends 100 to a client that waits for it (RFC 9110, section 10.1.1).
     asked: Option<InterimSender>,
     /// Messages of a conversation, which may be far apart: gRPC and Connect.
     is_conversation: bool,
@@ -48,7 +48,7 @@ pub struct RequestBody {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// What comes back of a [`RequestBody`].
+/// The unread rest of a [`RequestBody`].
 pub struct Rest(oneshot::Receiver<Received>);
 
 impl RequestBody {
@@ -125,7 +125,7 @@ impl Rest {
                 while let Some(Ok(_)) = received.frame().await {}
             }
         };
-        // Who takes longer is told that it is not wanted.
+        // A slower client gets a reset.
         let _ = timeout(LINGER, reading).await;
     }
 }

@@ -68,7 +68,7 @@ impl InterimSender {
     }
 }
 
-/// Where the bytes of an extended CONNECT come out when it is answered with success; an extension of such a request.
+/// Yields the tunnel of an extended CONNECT after a 2xx answer; an extension of the request.
 #[derive(Clone)]
 pub struct Switching(Arc<Mutex<Option<oneshot::Receiver<Tunnel>>>>);
 
@@ -85,7 +85,7 @@ struct Stream {
     interim: mpsc::Receiver<Response<()>>,
     /// For a CONNECT: what the client sends, and who waits for it.
     switching: Option<(RecvStream, oneshot::Sender<Tunnel>, TaskTrackerToken)>,
-    /// What is not read of the request's body; None where there is none.
+    /// Unread rest of the request's body; None: no body.
     rest: Option<Rest>,
 }
 
@@ -267,7 +267,7 @@ impl Stream {
             }
         };
         match switching {
-            // Where nobody waits any more it is reset by being dropped.
+            // If the receiver is gone, the dropped tunnel resets the stream.
             Some((receiving, waiting, open)) => drop(waiting.send(Tunnel::new(receiving, sending, open))),
             None if is_empty => {}
             None => send_body(sending, body).await?,

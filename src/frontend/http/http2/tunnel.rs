@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 pub struct Tunnel {
     receiving: RecvStream,
     sending: SendStream<Bytes>,
-    /// What has come and was not read.
+    /// Received bytes that were not read yet.
     read: Bytes,
     is_shut: bool,
     /// Keeps the connection from being idle.

@@ -19,18 +19,18 @@ use tokio::time::Instant;
 use super::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::io::BoxedIo;
 
-/// A window is filled once in a round trip where it is the limit. Who takes four of them in eight round trips is limited by it.
+/// A window is filled once in a round trip where it is the limit. A peer that fills four of them in eight round trips is limited by it.
 const PROOF: u64 = 4 * STREAM_WINDOW as u64;
 const ROUND_TRIPS: u32 = 8;
 
-/// What 1 Gbit/s needs for each millisecond of round trip: 125 kB, and a quarter as the other side waits for updates.
+/// 1 Gbit/s needs 125 kB for each millisecond of round trip, and a quarter more while the peer waits for updates.
 const PER_MILLISECOND: u32 = 160 * 1024;
 
 /// Two readers that stall leave room for others in the connection's window.
 const WIDEST: u32 = 16 * STREAM_WINDOW;
 const WIDEST_CONNECTION: u32 = 2 * CONNECTION_WINDOW;
 
-/// What the readers of a connection tell whoever drives it.
+/// Shared by the readers of a connection and the task that drives it.
 #[derive(Debug, Default)]
 pub struct Windows {
     wanted: AtomicU32,

@@ -1,4 +1,4 @@
-//! What comes before an answer and behind it: interim responses, trailers.
+//! Tests of interim responses and trailers.
 
 use tokio::sync::Notify;
 
@@ -41,7 +41,7 @@ async fn trailers_pass_from_http1_to_http1() {
 
 const HINTS: [&str; 2] = ["</a.css>; rel=preload", "</b.css>; rel=preload"];
 
-/// A pod that hints, and answers when it is told to; the tasks of its connections go on until the client has gone.
+/// A pod that sends hints, and answers on a signal; the tasks of its connections run until the client has gone.
 fn hinting(speaks: Scheme, go: Arc<Notify>) -> World {
     World::over(
         speaks,
@@ -115,7 +115,7 @@ async fn interim_responses_come_before_the_answer_in_the_order_of_the_requests()
     }
 }
 
-/// Begins with HTTP/2 as one who is told of interim responses.
+/// Starts HTTP/2 with a client that reads interim responses.
 async fn hinted_client(world: &World) -> h2::client::SendRequest<Bytes> {
     let (sender, connection) = h2::client::handshake(world.connect(HttpVersion::Http2)).await.unwrap();
     tokio::spawn(connection);

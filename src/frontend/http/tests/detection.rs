@@ -1,4 +1,4 @@
-//! What ports speak, where nothing says it or something says it wrongly. The servers refuse what they do not speak as those do that
+//! Tests of protocol detection with absent or wrong hints. The servers refuse other protocols as the programs do that
 //! they are named after.
 
 use super::*;
@@ -19,7 +19,7 @@ const NETTY: &[u8] =
     b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x0f\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01HTTP/1?";
 const PYTHON: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\nConnection: close\r\n\r\n<!DOCTYPE HTML>";
 
-/// A server: what it speaks, and what it says before it closes where it is spoken to in something else.
+/// A server: its protocol, and its last bytes to a client of another protocol.
 #[derive(Clone, Copy, Debug)]
 struct Server {
     speaks: &'static [Scheme],

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// What a pod got: method, target, headers in lower case, body.
+/// Request that a pod received: method, target, headers in lower case, body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Got {
     method: String,

@@ -4,7 +4,7 @@ use super::{frames::*, *};
 
 #[tokio::test]
 async fn a_connection_that_is_flooded_ends() {
-    // What begins the flood, and its frames by their number.
+    // Name, first bytes, and frames by their number.
     type Flood = (&'static str, Vec<u8>, fn(u32) -> Vec<u8>);
     let floods: [Flood; 7] = [
         ("PING", vec![], |_| frame(PING, 0, 0, &[0; 8])),

@@ -30,7 +30,7 @@ pub struct Received {
     pub payload: Vec<u8>,
 }
 
-/// What a client says first.
+/// First message of a client.
 pub fn preface() -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
 }

@@ -55,7 +55,7 @@ impl Decoder for Text {
     }
 }
 
-/// Whether the server's end of a call that goes on for ever has been dropped.
+/// Tells whether the server's end of an endless call was dropped.
 #[derive(Clone, Default)]
 struct Dropped(Arc<AtomicBool>);
 

@@ -1,4 +1,4 @@
-//! How long a client's connection lives when nothing is asked on it. Clients in memory, on a paused clock.
+//! Tests of the idle limits of client connections. Clients in memory, on a paused clock.
 
 use tokio::time::Instant;
 

@@ -1,4 +1,4 @@
-//! What happens to a stream: it is switched to another protocol, or let go before its end.
+//! Tests of streams that switch protocols or end early.
 
 use super::{frames::*, *};
 

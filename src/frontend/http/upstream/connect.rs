@@ -26,7 +26,7 @@ const MOST_HEADERS: usize = 2_000;
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a backend of which it is not known what it speaks may be silent when it is spoken to in TLS or HTTP/2. Servers of either
+/// Longest silence of a backend with an unknown protocol after a TLS or HTTP/2 greeting. Servers of either
 /// answer at once.
 const GREETING: Duration = Duration::from_secs(3);
 
@@ -41,7 +41,7 @@ pub struct Opened {
 /// Why there is no connection.
 pub struct Unopened {
     pub error: RequestError,
-    /// What the backend said instead; [`Sniff::NeedMore`] where that is nothing. None: it was not reached.
+    /// The backend's first bytes; [`Sniff::NeedMore`]: it sent none. None: no connection came up.
     pub said: Option<Sniff>,
 }
 
@@ -60,7 +60,7 @@ impl Unopened {
 }
 
 impl Upstreams {
-    /// Connects to the backend. `is_known`: it speaks what is asked for; otherwise the connection is only returned where it does,
+    /// Connects to the backend. `is_known`: it speaks this protocol; otherwise the connection is only returned if it does,
     /// as far as that can be told before a request.
     pub async fn connect(&self, key: &Key, way: &Way<'_>, is_known: bool) -> Result<Opened, Unopened> {
         let placed = way.lease.connect_to(None, None).await;
@@ -68,7 +68,7 @@ impl Upstreams {
         let heard = Heard::default();
         let stream = heard.on(stream);
         let sender = match &key.tls {
-            // What speaks h2c takes HTTP/1.1 for an upgrade, or nothing does.
+            // Only HTTP/1.1 carries an upgrade, also to a backend with h2c.
             None if key.scheme == Scheme::H2c && !way.is_upgrade() => {
                 self.http2(key, Box::new(stream), heard, &placement, is_known).await?
             }
@@ -105,7 +105,7 @@ impl Upstreams {
             .await;
         let (sender, connection) =
             shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
-        // What goes wrong on the connection is told to the request on it.
+        // The request on the connection gets its errors.
         self.drain.spawn(async move { drop(connection.with_upgrades().await) });
         Ok(Sender::H1(H1 { sender, heard }))
     }

@@ -54,7 +54,7 @@ pub struct Delivery<'a> {
     ready: Option<Opened>,
 }
 
-/// What follows an attempt: another one, or the end.
+/// Next step after an attempt: another one, or the end.
 type Next = ControlFlow<Result<Answered, RequestError>>;
 
 impl<'a> Delivery<'a> {
@@ -115,7 +115,7 @@ impl<'a> Delivery<'a> {
     async fn unopened(&mut self, Unopened { error, said }: Unopened) -> Next {
         let others = match said {
             None => &[][..],
-            // A route that says what is spoken is only wrong where the backend says what else that is.
+            // A route's `scheme` is only wrong if the backend's answer names another protocol.
             Some(Sniff::Unknown | Sniff::NeedMore) if self.choice.is_fixed => &[],
             Some(said) => self.way.others(self.choice.scheme, said),
         };
@@ -174,11 +174,11 @@ impl<'a> Delivery<'a> {
             return Next::Break(Err(failed.error));
         }
         if !failed.is_of_stream {
-            // What ended one connection has ended the others like it.
+            // The cause has ended the other pooled connections too.
             self.upstreams.pool.forget(key);
         }
         let is_silent = failed.said == Sniff::NeedMore;
-        // Behind TLS nothing shows what else there is; and where a route says what is spoken, only the backend's word does.
+        // Behind TLS nothing hints at other protocols; and with a route's `scheme`, only the backend's answer does.
         let others = match key.scheme {
             Scheme::Https => &[][..],
             _ if was_used || (is_silent && (self.choice.is_fixed || failed.outcome != Outcome::Unanswered)) => &[],
@@ -202,7 +202,7 @@ impl<'a> Delivery<'a> {
             sleep(pause).await;
             return Next::Continue(());
         }
-        // What the pod spoke may not be what the next one speaks.
+        // The next pod may speak another protocol.
         match self.turn(if asks_first { &[] } else { others }).await {
             Some(turned) => self.send_in(turned, is_unread),
             None => Next::Break(Err(failed.error)),

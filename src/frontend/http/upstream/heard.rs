@@ -1,4 +1,4 @@
-//! What a backend has said on a connection, before anything takes it for an answer.
+//! First bytes of a backend on a connection, before the HTTP client reads them.
 
 use std::{
     future::poll_fn,
@@ -27,7 +27,7 @@ use crate::{
 /// How much is kept of what a backend says first: the whole of a page like nginx's "The plain HTTP request was sent to HTTPS port".
 const MOST_KEPT: usize = 1024;
 
-/// What has come from a backend on one connection.
+/// First bytes from a backend on one connection.
 #[derive(Clone, Default)]
 pub struct Heard(Arc<Inner>);
 

@@ -24,7 +24,7 @@ use crate::{
 pub struct Failed {
     pub error: RequestError,
     pub outcome: Outcome,
-    /// What the backend said first on the connection; [`Sniff::NeedMore`]: nothing.
+    /// The backend's first bytes on the connection; [`Sniff::NeedMore`]: none.
     pub said: Sniff,
     /// The connection goes on.
     pub is_of_stream: bool,

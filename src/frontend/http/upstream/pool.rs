@@ -40,12 +40,12 @@ const MOST_SHARED_BY_ONE: usize = 32;
 /// A connection whose answer has just been read needs a moment until it takes the next request.
 const BREATH: Duration = Duration::from_millis(2);
 
-/// What connections are shared by.
+/// Key of the pool: requests with equal keys share connections.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub target: Target,
     pub scheme: Scheme,
-    /// For https: the name that is asked for, and how.
+    /// For https: the server name, and the TLS settings.
     pub tls: Option<(String, BackendTls)>,
 }
 
@@ -323,7 +323,7 @@ impl State {
     }
 }
 
-/// What a response's body holds until its end.
+/// Held by a response body until its end.
 pub struct Returning {
     _connection: Option<ReturningConnection>,
     _stream: Option<Stream>,

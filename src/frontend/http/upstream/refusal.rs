@@ -26,7 +26,7 @@ use crate::{
 const LONGEST: usize = 4 * 1024;
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// What an answer says of what the server speaks.
+/// Reason of a server that refuses the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Wants(Scheme),

@@ -1,4 +1,4 @@
-//! Which requests are sent again.
+//! Policy of retries.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What follows a request with an Upgrade header: nothing passes until its answer has said so.
+//! Holds the bytes behind a request with an Upgrade header until its answer.
 
 use std::{
     sync::atomic::{AtomicU8, Ordering},
@@ -11,7 +11,7 @@ const WAITING: u8 = 0;
 const HTTP: u8 = 1;
 const SWITCHED: u8 = 2;
 
-/// What the bytes behind such a request are.
+/// Meaning of the bytes behind such a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {
     Http,

@@ -9,7 +9,7 @@ use serde_json::Value;
 /// Returns the time.
 ///
 /// # Errors
-/// What is wrong with the token, in words that follow its name. They contain none of it.
+/// A problem as text that follows the token's name. It contains nothing of the token.
 pub fn expiry(token: &str) -> Result<SystemTime, String> {
     let odd = || "is no JSON Web Token".to_owned();
     let mut parts = token.split('.');

@@ -1,4 +1,4 @@
-//! What adit asks of an OpenID Connect provider.
+//! Requests to an OpenID Connect provider.
 //!
 //! | | request | answer |
 //! |---|---|---|
@@ -42,7 +42,7 @@ const LONGEST_ANSWER: usize = 1 << 20;
 
 const MOST_REDIRECTS: usize = 5;
 
-/// What a form escapes; a space may be `%20` in it.
+/// Bytes to escape in a form; a space may be `%20`.
 const NOT_IN_FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A client of a provider.
@@ -54,7 +54,7 @@ pub struct Client {
     pub bundle: Option<Arc<Bundle>>,
 }
 
-/// What a renewal gives.
+/// Tokens of a renewal.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tokens {
     pub id_token: String,

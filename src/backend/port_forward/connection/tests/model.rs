@@ -20,7 +20,7 @@ fn byte_at(stream: u32, place: usize) -> u8 {
     (place.wrapping_mul(31) ^ (place >> 8) ^ stream as usize) as u8
 }
 
-/// What a model of a node knows of a stream.
+/// A stream in the model of a node.
 #[derive(Default)]
 struct Pod {
     received: usize,

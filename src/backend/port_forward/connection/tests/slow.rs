@@ -101,7 +101,7 @@ async fn small_requests_beside_a_download_on_a_slow_link_retire_nothing() {
     let (connection, far) = Link { buffer: 16 * 1024, bandwidth: 1 }.connection();
     let (mut reader, mut writer) = tokio::io::split(far);
     let mut download = connection.open(None).unwrap();
-    // What the node says waits in a queue of 1 MB, and passes at 1 Mbit/s.
+    // Bytes of the node pass a queue of 1 MB at 1 Mbit/s.
     let (say, mut said) = tokio::sync::mpsc::channel::<Bytes>(64);
     let of_pings = say.clone();
     let passing = tokio::spawn(async move {
