@@ -18,6 +18,7 @@ pub mod wire;
 
 pub mod dns;
 pub mod drain;
+pub mod error_code;
 pub mod html;
 pub mod journal;
 pub mod metrics;

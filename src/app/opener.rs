@@ -128,7 +128,7 @@ fn answer(target: &str, opened: &Opened) -> OpenAnswer {
 fn problem(error: &ReachError) -> Problem {
     let told = error.told();
     let (code, may_pass) = match error {
-        ReachError::Open { error, .. } => (error.code(), passes(error)),
+        ReachError::Open { error, .. } => (error.code().as_str(), passes(error)),
         ReachError::Named(_) => ("malformed", false),
         ReachError::Bind(_) => ("port-taken", false),
     };

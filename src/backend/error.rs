@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use crate::k8s::{ClusterError, ServicePort};
+use crate::{
+    error_code::ErrorCode,
+    k8s::{ClusterError, ServicePort},
+};
 
 /// Why a session could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,16 +128,16 @@ impl From<CloseReason> for StreamFault {
 }
 
 impl OpenError {
-    /// Returns a stable, machine-readable name: `not-ready`, `forbidden`, ...
-    pub fn code(&self) -> &'static str {
+    /// Returns the stable code: `not-ready`, `forbidden`, ...
+    pub fn code(&self) -> ErrorCode {
         match self {
             Self::Cluster(error) => error.code(),
-            Self::TimedOut { .. } => "timeout",
-            Self::Command { .. } => "command",
-            Self::TooManyNew => "too-many-names",
-            Self::Stream(_) => "no-stream",
-            Self::NoClient { .. } => "no-client",
-            Self::Stopped => "stopped",
+            Self::TimedOut { .. } => ErrorCode::TimedOut,
+            Self::Command { .. } => ErrorCode::Command,
+            Self::TooManyNew => ErrorCode::TooManyNames,
+            Self::Stream(_) => ErrorCode::NoStream,
+            Self::NoClient { .. } => ErrorCode::NoClient,
+            Self::Stopped => ErrorCode::Stopped,
         }
     }
 

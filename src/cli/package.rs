@@ -12,6 +12,7 @@ use clap_mangen::Man;
 use super::{Cli, report::CliError, scope};
 use crate::{
     config::defaults,
+    error_code,
     service::{Service, launchd, systemd},
 };
 
@@ -66,6 +67,7 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut root = scope::apply(Cli::command());
     root.build();
     files.push((PathBuf::from("cli.md"), reference::markdown(&root).into_bytes()));
+    files.push((PathBuf::from("errors.md"), error_code::markdown().into_bytes()));
     files.extend(units.into_iter().chain([agent]).map(|file| (file.path, file.text.into_bytes())));
     Ok(files)
 }

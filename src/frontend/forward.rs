@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     config::Elsewhere,
+    error_code::ErrorCode,
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
     routing::{Route, RouteError, SharedRouter},
     tunnel::{Blame, Lease, Manager, OpenError},
@@ -138,12 +139,12 @@ impl Reached {
 }
 
 impl ForwardError {
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
             Self::Route(error) => error.code(),
             Self::Open(_, error) => error.code(),
-            Self::ReadOnly(_) => "read-only",
-            Self::Direct { .. } => "direct",
+            Self::ReadOnly(_) => ErrorCode::ReadOnly,
+            Self::Direct { .. } => ErrorCode::Direct,
         }
     }
 

@@ -68,7 +68,7 @@ impl SocksFrontend {
             Ok(reached) => reached,
             Err(error) => {
                 let reply = reply(&error);
-                warn!(connection = id, host, port, code = error.code(), %error, hint = error.hint(), "socks: refused");
+                warn!(connection = id, host, port, code = %error.code(), %error, hint = error.hint(), "socks: refused");
                 // A client that has gone needs none.
                 let _ = stream.write_all(&reply.bytes()).await;
                 let _ = stream.shutdown().await;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::{ContextName, Namespace};
+use crate::{
+    config::{ContextName, Namespace},
+    error_code::ErrorCode,
+};
 
 /// A port of a Service or Pod, as the API server describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,23 +64,23 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
-    /// Returns a stable, machine-readable name.
-    pub fn code(&self) -> &'static str {
+    /// Returns the stable code.
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::UnknownContext { .. } => "unknown-context",
-            Self::Kubeconfig { .. } => "kubeconfig",
-            Self::Credentials { .. } => "credentials",
-            Self::Forbidden { .. } => "forbidden",
-            Self::Unreachable { .. } => "unreachable",
-            Self::TimedOut { .. } => "timeout",
-            Self::Unavailable { .. } => "unavailable",
-            Self::NotServed { .. } => "not-served",
-            Self::NotFound { .. } => "not-found",
-            Self::NoSuchPort { .. } => "no-such-port",
-            Self::ChoosePort { .. } => "choose-port",
-            Self::NotReady { .. } => "not-ready",
-            Self::Unsupported { .. } => "unsupported",
-            Self::Protocol { .. } => "protocol",
+            Self::UnknownContext { .. } => ErrorCode::UnknownContext,
+            Self::Kubeconfig { .. } => ErrorCode::Kubeconfig,
+            Self::Credentials { .. } => ErrorCode::Credentials,
+            Self::Forbidden { .. } => ErrorCode::Forbidden,
+            Self::Unreachable { .. } => ErrorCode::Unreachable,
+            Self::TimedOut { .. } => ErrorCode::TimedOut,
+            Self::Unavailable { .. } => ErrorCode::Unavailable,
+            Self::NotServed { .. } => ErrorCode::NotServed,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::NoSuchPort { .. } => ErrorCode::NoSuchPort,
+            Self::ChoosePort { .. } => ErrorCode::ChoosePort,
+            Self::NotReady { .. } => ErrorCode::NotReady,
+            Self::Unsupported { .. } => ErrorCode::Unsupported,
+            Self::Protocol { .. } => ErrorCode::Protocol,
         }
     }
 

@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use crate::{
     drain::Drain,
+    error_code::ErrorCode,
     frontend::{
         Connection,
         door::Door,
@@ -146,12 +147,14 @@ pub async fn refuse_http(mut stream: TcpStream, full: Full) {
 fn refusal(full: Full) -> Vec<u8> {
     let (code, text) = match full {
         Full::OpenFiles => (
-            "out-of-descriptors",
+            ErrorCode::OutOfDescriptors,
             "adit has reached its open-file limit: close connections, or raise it with 'ulimit -n'.\n",
         ),
-        Full::Connections => ("too-many-connections", "All connections of this server are in use: try again later.\n"),
+        Full::Connections => {
+            (ErrorCode::TooManyConnections, "All connections of this server are in use: try again later.\n")
+        }
         Full::Address => {
-            ("too-many-connections", "Your address has as many connections as one may have: close some.\n")
+            (ErrorCode::TooManyConnections, "Your address has as many connections as one may have: close some.\n")
         }
     };
     let length = text.len();

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::{HostHeader, HttpOptions},
     drain::Drain,
+    error_code::ErrorCode,
     frontend::{
         Connection,
         door::Door,
@@ -122,7 +123,8 @@ impl Sites for Front {
                 options: options.clone(),
             }),
             None => {
-                let page = Page::new(StatusCode::NOT_FOUND, "unknown-host", format!("nothing is served at {host}"));
+                let page =
+                    Page::new(StatusCode::NOT_FOUND, ErrorCode::UnknownHost, format!("nothing is served at {host}"));
                 Err(Page { cause: Some("no client of this relay has that name at the moment".to_owned()), ..page })
             }
         }
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!(ask("web.relay.test").unwrap().target, Target::Named("web".into()));
         for host in ["web", "relay.test", "web.other.test", "webrelay.test", "a.web.relay.test", "api.relay.test", ""] {
             let page = ask(host).expect_err(host);
-            assert_eq!((page.status, page.code), (StatusCode::NOT_FOUND, "unknown-host"), "{host}");
+            assert_eq!((page.status, page.code), (StatusCode::NOT_FOUND, ErrorCode::UnknownHost), "{host}");
             assert!(page.hint.is_none() && page.links.is_empty(), "a visitor has no adit: {page:?}");
         }
     }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend, Workload},
+    error_code::ErrorCode,
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
         cluster_name::ClusterName,
@@ -281,14 +282,14 @@ fn may_be_of_cluster(address: IpAddr) -> bool {
 }
 
 impl RouteError {
-    /// Returns a stable, machine-readable name.
-    pub fn code(&self) -> &'static str {
+    /// Returns the stable code.
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Unknown { .. } => "unknown-host",
-            Self::Malformed { .. } => "malformed-host",
-            Self::DynamicDenied { .. } => "dynamic-denied",
-            Self::Elsewhere { .. } => "elsewhere",
-            Self::NoContext { .. } => "no-context",
+            Self::Unknown { .. } => ErrorCode::UnknownHost,
+            Self::Malformed { .. } => ErrorCode::MalformedHost,
+            Self::DynamicDenied { .. } => ErrorCode::DynamicDenied,
+            Self::Elsewhere { .. } => ErrorCode::Elsewhere,
+            Self::NoContext { .. } => ErrorCode::NoContext,
         }
     }
 
@@ -373,7 +374,7 @@ mod tests {
         for host in
             ["web.shop.p.cx.localhost", "web.shop.prod.cx.localhost", "web-80.svc.shop.ns.prod.cx.k8s.localhost"]
         {
-            assert_eq!(router.http(host).unwrap_err().code(), "dynamic-denied", "{host}");
+            assert_eq!(router.http(host).unwrap_err().code(), ErrorCode::DynamicDenied, "{host}");
         }
         assert!(router.http("web.shop.localhost").is_ok());
     }
@@ -405,20 +406,20 @@ mod tests {
             assert_eq!(target(None, host, port).as_deref(), Ok(wanted), "{host}:{port}");
         }
         for (context, host, code) in [
-            (None, "www.example.com", "elsewhere"),
-            (None, "localhost", "elsewhere"),
-            (None, "127.0.0.2", "elsewhere"),
-            (None, "169.254.169.254", "elsewhere"),
-            (None, "::ffff:127.0.0.1", "elsewhere"),
-            (None, "fe80::1", "elsewhere"),
-            (Some("p"), "10.0.0.1", "dynamic-denied"),
-            (Some("p"), "web.shop", "dynamic-denied"),
-            (Some("prod"), "web.shop.svc.cluster.local", "dynamic-denied"),
+            (None, "www.example.com", ErrorCode::Elsewhere),
+            (None, "localhost", ErrorCode::Elsewhere),
+            (None, "127.0.0.2", ErrorCode::Elsewhere),
+            (None, "169.254.169.254", ErrorCode::Elsewhere),
+            (None, "::ffff:127.0.0.1", ErrorCode::Elsewhere),
+            (None, "fe80::1", ErrorCode::Elsewhere),
+            (Some("p"), "10.0.0.1", ErrorCode::DynamicDenied),
+            (Some("p"), "web.shop", ErrorCode::DynamicDenied),
+            (Some("prod"), "web.shop.svc.cluster.local", ErrorCode::DynamicDenied),
         ] {
             assert_eq!(router.forward(context, host, 80).unwrap_err().code(), code, "{host}");
         }
         let off = Router { config: Arc::new(Config { proxy: None, ..(*router.config).clone() }), ..router.clone() };
-        assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), "elsewhere");
+        assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), ErrorCode::Elsewhere);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::{
 use super::{BUDGET, Lease, Manager, lease::connect, task::View};
 use crate::{
     backend::{Endpoint, OpenError, StreamFault},
+    error_code::ErrorCode,
     routing::Target,
 };
 
@@ -35,7 +36,7 @@ pub fn passes(error: &OpenError) -> bool {
     match error {
         OpenError::Stream(fault) => !matches!(fault, StreamFault::Other { .. } | StreamFault::Jump { .. }),
         OpenError::TimedOut { .. } | OpenError::TooManyNew => true,
-        error => !error.patience().is_zero() || error.code() == "timeout",
+        error => !error.patience().is_zero() || error.code() == ErrorCode::TimedOut,
     }
 }
 

@@ -141,7 +141,7 @@ async fn an_address_without_a_target_is_a_pod_where_one_has_it() {
 async fn an_address_outside_of_the_pods_is_an_error_that_says_how_it_is_reached() {
     let demo = Demo::start().await.unwrap();
     let error = resolved(&demo, "shop", service("mainframe"), PortRef::Auto).await.unwrap_err();
-    assert_eq!(error.code(), "unsupported");
+    assert_eq!(error.code().as_str(), "unsupported");
     assert!(error.to_string().contains("192.0.2.7"), "{error}");
     let hint = error.hint().unwrap();
     assert!(hint.contains("via") && hint.contains("tcp.k8s.jump"), "{hint}");
@@ -202,9 +202,9 @@ async fn a_named_pod_of_a_service_has_every_port() {
     let found = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(8081)).await;
     assert_eq!(pods(found), ["shop/tools-0:8081"], "a port that only the pod declares");
     let wrong = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(9999)).await;
-    assert_eq!(wrong.unwrap_err().code(), "no-such-port", "and one that nobody does");
+    assert_eq!(wrong.unwrap_err().code().as_str(), "no-such-port", "and one that nobody does");
     let wrong = resolved(&demo, "data", pod_of("postgres-1", "postgres"), PortRef::Name("http".into())).await;
-    assert_eq!(wrong.unwrap_err().code(), "no-such-port");
+    assert_eq!(wrong.unwrap_err().code().as_str(), "no-such-port");
     let other = resolved(&demo, "shop", pod_of("tools-0", "web"), PortRef::Auto).await.unwrap_err();
     assert!(other.to_string().contains("not one of the pods of service shop/web"), "{other}");
 }

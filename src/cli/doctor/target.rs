@@ -10,6 +10,7 @@ use super::{
 use crate::{
     app::reach::Reach,
     config::{PortRef, Workload},
+    error_code::ErrorCode,
     k8s::{ServicePort, resolve},
     routing::{PodTarget, Target},
     tunnel::OpenError,
@@ -59,14 +60,20 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
         Ok(resolved) => resolved,
         Err(error) => {
             // The checks of the API server and the permissions report these.
-            if ["unreachable", "timeout", "unavailable", "credentials", "kubeconfig", "forbidden"]
-                .contains(&error.code())
-            {
+            if matches!(
+                error.code(),
+                ErrorCode::Unreachable
+                    | ErrorCode::TimedOut
+                    | ErrorCode::Unavailable
+                    | ErrorCode::Credentials
+                    | ErrorCode::Kubeconfig
+                    | ErrorCode::Forbidden
+            ) {
                 let says = format!("{what} (needs what has failed above)");
                 all.push(Check::new("service", GROUP, Status::Skip, says).detail(Some(error.to_string())));
                 return all;
             }
-            let is_ready = error.code() == "not-ready";
+            let is_ready = error.code() == ErrorCode::NotReady;
             if is_ready {
                 all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists")));
             }

@@ -5,6 +5,7 @@ use http_body_util::BodyExt;
 
 use super::{HttpFrontend, body::Body, error_page::Page, exchange::Exchange, pages, rules, upgrade};
 use crate::{
+    error_code::ErrorCode,
     frontend::{
         Connection,
         forward::{Asked, is_internet},
@@ -51,7 +52,7 @@ impl HttpFrontend {
         }
         let door = &exchange.arrival.connection.door;
         let route = self.sites.route(&host, request, door).map_err(|page| match page.code {
-            pages::INDEX => page.with_hints(self.waits()),
+            ErrorCode::Index => page.with_hints(self.waits()),
             _ => page,
         })?;
         let route = route.for_client(exchange.arrival.tls);
@@ -78,7 +79,7 @@ impl HttpFrontend {
                 let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
                 acquired.is_err_and(|error| error.blame() == Blame::Asked)
             }
-            Err(page) => page.code == pages::ELSEWHERE,
+            Err(page) => page.code == ErrorCode::Elsewhere,
             Ok(_) => false,
         }
     }
@@ -111,11 +112,13 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<String, Page> {
     match (request.uri().authority(), host) {
         (Some(authority), Some(host)) if table::normalise(authority.as_str()) != table::normalise(host) => {
             let title = "the request is for one host and names another";
-            Err(Page::new(StatusCode::BAD_REQUEST, "ambiguous", title))
+            Err(Page::new(StatusCode::BAD_REQUEST, ErrorCode::Ambiguous, title))
         }
         (Some(authority), _) if authority.as_str().contains('@') => refuse(Refusal::Host),
         (Some(authority), None) => Ok(authority.to_string()),
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
-        _ => Err(Page::new(StatusCode::BAD_REQUEST, "no-host", "the request does not say for which host it is")),
+        _ => {
+            Err(Page::new(StatusCode::BAD_REQUEST, ErrorCode::NoHost, "the request does not say for which host it is"))
+        }
     }
 }

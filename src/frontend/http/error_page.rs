@@ -10,6 +10,7 @@ use http::{
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
+    error_code::ErrorCode,
     html::escape,
     routing::RouteError,
     tunnel::{Blame, OpenError, StreamFault},
@@ -40,7 +41,7 @@ const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     pub status: StatusCode,
-    pub code: &'static str,
+    pub code: ErrorCode,
     pub title: String,
     pub cause: Option<String>,
     pub hint: Option<String>,
@@ -53,7 +54,7 @@ pub struct Page {
 }
 
 impl Page {
-    pub fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
+    pub fn new(status: StatusCode, code: ErrorCode, title: impl Into<String>) -> Self {
         let title = title.into();
         Self { status, code, title, cause: None, hint: None, links: Vec::new(), reloads: false, retry_after: None }
     }
@@ -99,8 +100,8 @@ impl Page {
             (_, OpenError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,
             (_, OpenError::TooManyNew) => StatusCode::TOO_MANY_REQUESTS,
             (_, OpenError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
-            _ if error.code() == "not-ready" => StatusCode::SERVICE_UNAVAILABLE,
-            _ if error.code() == "timeout" => StatusCode::GATEWAY_TIMEOUT,
+            _ if error.code() == ErrorCode::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            _ if error.code() == ErrorCode::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
         // The links replace the port that was asked for, if there was one.
@@ -121,15 +122,16 @@ impl Page {
     /// Returns the page for a stream that broke before the pod had answered.
     pub fn of_stream(fault: &StreamFault, target: &str) -> Self {
         let (code, hint) = match fault {
-            StreamFault::Refused { port } => {
-                ("refused", Some(format!("does the container listen on port {port}, on all of its addresses?")))
-            }
-            StreamFault::PodGone { .. } => ("pod-gone", None),
-            StreamFault::Reset => ("reset", None),
-            StreamFault::Lost { .. } => ("lost", None),
-            StreamFault::Unavailable { .. } => ("unavailable", None),
-            StreamFault::Jump { .. } => ("jump", None),
-            StreamFault::Other { .. } => ("port-forward", None),
+            StreamFault::Refused { port } => (
+                ErrorCode::Refused,
+                Some(format!("does the container listen on port {port}, on all of its addresses?")),
+            ),
+            StreamFault::PodGone { .. } => (ErrorCode::PodGone, None),
+            StreamFault::Reset => (ErrorCode::Reset, None),
+            StreamFault::Lost { .. } => (ErrorCode::Lost, None),
+            StreamFault::Unavailable { .. } => (ErrorCode::Unavailable, None),
+            StreamFault::Jump { .. } => (ErrorCode::Jump, None),
+            StreamFault::Other { .. } => (ErrorCode::PortForward, None),
         };
         Self {
             cause: Some(fault.to_string()),
@@ -161,7 +163,7 @@ impl Page {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
         if self.status != StatusCode::OK {
-            headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
+            headers.insert(ERROR_CODE, HeaderValue::from_static(self.code.as_str()));
         }
         if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"adit\""));
@@ -192,7 +194,7 @@ impl Page {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static(status));
-        headers.insert(ERROR_CODE, HeaderValue::from_static(self.code));
+        headers.insert(ERROR_CODE, HeaderValue::from_static(self.code.as_str()));
         if let Ok(message) = HeaderValue::from_str(&message) {
             headers.insert(HeaderName::from_static("grpc-message"), message);
         }
@@ -216,7 +218,7 @@ impl Page {
     fn json(&self) -> String {
         let links: Vec<_> =
             self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
-        let value = serde_json::json!({"error": self.code, "status": self.status.as_u16(), "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
+        let value = serde_json::json!({"error": self.code.as_str(), "status": self.status.as_u16(), "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
         format!("{value}\n")
     }
 

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
+    error_code::ErrorCode,
     frontend::{Connection, client},
     guard::normaliser::{Busy, Gate, REFUSED},
     journal::{Journal, entry::Client, exchange::Exchange as Kept},
@@ -155,11 +156,11 @@ impl Exchange {
             page = page.without_dashboard();
         }
         let code = page.code;
-        self.access.error = Some(code);
+        self.access.error = Some(code.as_str());
         let port = self.arrival.connection.local.port();
         let (mut parts, body) = page.into_response(&self.headers, port, self.arrival.tls).into_parts();
         self.access.status = parts.status;
-        if (self.is_refused || code == "ambiguous") && self.version < Version::HTTP_2 {
+        if (self.is_refused || code == ErrorCode::Ambiguous) && self.version < Version::HTTP_2 {
             // Two readers may disagree on the end of such a request: one connection for one request.
             parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -10,6 +10,7 @@ use http::{
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
     config::{DASHBOARD_HOST, HttpOptions, PortRef, Workload},
+    error_code::ErrorCode,
     frontend::{door::NoPassword, protocol},
     guard::{normaliser::Refused, origin::Foreign},
     routing::{PodTarget, Route, RouteError, hostname::DynamicName},
@@ -19,12 +20,6 @@ use crate::{
 
 /// How much of an answer that is no HTTP is shown, in bytes.
 const MOST_SHOWN: usize = 60;
-
-/// The code of a host of another network.
-pub const ELSEWHERE: &str = "elsewhere";
-
-/// The code of the page of adit's own names.
-pub const INDEX: &str = "index";
 
 /// Returns the page for a name that leads nowhere. It names routes only where no page of elsewhere can read it: a name below
 /// `localhost` cannot be rebound to this machine.
@@ -42,7 +37,7 @@ pub fn of_route(error: &RouteError, has_dashboard: bool) -> Page {
 
 /// Returns the page of adit's own names. It names no Service: everybody who finds the port can read it.
 pub fn index(has_dashboard: bool) -> Page {
-    let mut page = Page::new(StatusCode::OK, INDEX, "adit is running");
+    let mut page = Page::new(StatusCode::OK, ErrorCode::Index, "adit is running");
     page.hint = Some(match has_dashboard {
         true => "'adit ui' opens the dashboard, 'adit routes' lists what can be reached".to_owned(),
         false => "'adit routes' lists what can be reached".to_owned(),
@@ -53,24 +48,26 @@ pub fn index(has_dashboard: bool) -> Page {
 
 /// Returns the page for a client that has not given the password of a private port.
 pub fn locked(locked: NoPassword) -> Page {
-    Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "proxy-password", locked.to_string())
+    Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, ErrorCode::ProxyPassword, locked.to_string())
 }
 
 /// Returns the page for a host of another network that was not reached. `host`: with its port.
 pub fn undirected(host: &str, reason: &str, is_timeout: bool) -> Page {
     let status = if is_timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-    Page { cause: Some(reason.to_owned()), ..Page::new(status, "direct", format!("cannot reach {host}")) }
+    Page { cause: Some(reason.to_owned()), ..Page::new(status, ErrorCode::Direct, format!("cannot reach {host}")) }
 }
 
 /// Returns the page for a request that was refused for what it looks like.
 pub fn refused(refused: Option<Refused>) -> Page {
     let (status, code) = match refused {
-        Some(Refused::Slow(_)) => (StatusCode::REQUEST_TIMEOUT, "slow"),
-        Some(Refused::Ambiguous(Refusal::TooLarge)) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-large"),
-        Some(Refused::Ambiguous(Refusal::TargetTooLong)) => (StatusCode::URI_TOO_LONG, "target-too-long"),
-        Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, "no-host"),
-        Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, "connect"),
-        _ => (StatusCode::BAD_REQUEST, "ambiguous"),
+        Some(Refused::Slow(_)) => (StatusCode::REQUEST_TIMEOUT, ErrorCode::Slow),
+        Some(Refused::Ambiguous(Refusal::TooLarge)) => {
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ErrorCode::TooLarge)
+        }
+        Some(Refused::Ambiguous(Refusal::TargetTooLong)) => (StatusCode::URI_TOO_LONG, ErrorCode::TargetTooLong),
+        Some(Refused::Ambiguous(Refusal::NoHost)) => (StatusCode::BAD_REQUEST, ErrorCode::NoHost),
+        Some(Refused::Ambiguous(Refusal::Connect)) => (StatusCode::BAD_REQUEST, ErrorCode::Connect),
+        _ => (StatusCode::BAD_REQUEST, ErrorCode::Ambiguous),
     };
     let title = refused.map_or_else(|| "the request was refused".to_owned(), |refused| refused.to_string());
     Page::new(status, code, title)
@@ -81,7 +78,7 @@ pub fn in_a_circle(host: &str) -> Page {
     Page {
         cause: Some("its Via header says that it has been through this adit before".to_owned()),
         hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
-        ..Page::new(StatusCode::LOOP_DETECTED, "loop", "routing loop")
+        ..Page::new(StatusCode::LOOP_DETECTED, ErrorCode::Loop, "routing loop")
     }
 }
 
@@ -110,7 +107,7 @@ pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
     Page {
         cause: Some("blocked: cross-origin requests may not modify data".to_owned()),
         hint: Some(hint),
-        ..Page::new(StatusCode::FORBIDDEN, "foreign-origin", foreign.to_string())
+        ..Page::new(StatusCode::FORBIDDEN, ErrorCode::ForeignOrigin, foreign.to_string())
     }
 }
 
@@ -129,7 +126,7 @@ pub fn signing_in(report: &SignInReport) -> Page {
         cause: Some(format!("{} has run for {seconds} s: {}", report.issuer, report.user)),
         hint: Some(report.said.join("\n")).filter(|said| !said.is_empty()),
         reloads: true,
-        ..Page::new(StatusCode::SERVICE_UNAVAILABLE, "signing-in", format!("signing in with {}", report.issuer))
+        ..Page::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::SigningIn, format!("signing in with {}", report.issuer))
     }
 }
 
@@ -181,7 +178,7 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
         (RequestError::Open(error), _) => unopened(error, host, route),
         (RequestError::Client(cause), _) => Page {
             cause: Some(cause.clone()),
-            ..Page::new(StatusCode::BAD_REQUEST, "body", "the request's body is not complete")
+            ..Page::new(StatusCode::BAD_REQUEST, ErrorCode::Body, "the request's body is not complete")
         },
         (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Tls(error), None) => Page {
@@ -193,7 +190,7 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
                 }
                 .to_owned(),
             ),
-            ..Page::new(StatusCode::BAD_GATEWAY, "backend-tls", format!("no TLS with {}", route.target))
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BackendTls, format!("no TLS with {}", route.target))
         },
         (RequestError::WrongScheme { spoke, speaks, is_fixed }, None) => {
             let (spoke, name) = (protocol::name(*spoke), protocol::name(*speaks));
@@ -204,12 +201,12 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             Page {
                 cause: Some(cause),
                 hint: Some(protocol::fix(route, &lease.endpoint(), *speaks)),
-                ..Page::new(StatusCode::BAD_GATEWAY, "wrong-scheme", format!("{} speaks {name}", route.target))
+                ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::WrongScheme, format!("{} speaks {name}", route.target))
             }
         }
         (_, None) => Page {
             cause: Some(describe(error)),
-            ..Page::new(StatusCode::BAD_GATEWAY, "bad-answer", format!("no answer from {}", route.target))
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BadAnswer, format!("no answer from {}", route.target))
         },
     }
 }

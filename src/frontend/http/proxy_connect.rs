@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::{error_page::Page, pages};
 use crate::{
+    error_code::ErrorCode,
     frontend::{
         Connection,
         forward::{Asked, Forward, ForwardError},
@@ -72,7 +73,7 @@ impl ConnectFrontend {
         let reached = match self.forward.reach(&asked, &connection).await {
             Ok(reached) => reached,
             Err(error) => {
-                warn!(connection = id, host, port, code = error.code(), %error, hint = error.hint(), "connect: refused");
+                warn!(connection = id, host, port, code = %error.code(), %error, hint = error.hint(), "connect: refused");
                 let page = page(&error, host, &self.router.load());
                 return refuse(&mut stream, page).await;
             }
@@ -106,11 +107,11 @@ async fn read_head(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<Byte
 }
 
 fn ambiguous(reason: &str) -> Page {
-    Page::new(StatusCode::BAD_REQUEST, "ambiguous", reason)
+    Page::new(StatusCode::BAD_REQUEST, ErrorCode::Ambiguous, reason)
 }
 
 fn malformed_page(malformed: Malformed) -> Page {
-    Page::new(StatusCode::BAD_REQUEST, "connect", malformed.to_string())
+    Page::new(StatusCode::BAD_REQUEST, ErrorCode::Connect, malformed.to_string())
 }
 
 /// Returns the page that says why a client of CONNECT is not connected.

@@ -14,7 +14,7 @@ use super::{
     upgrade::Asked,
     upstream::Answered,
 };
-use crate::{config::Scheme, tunnel::Lease};
+use crate::{config::Scheme, error_code::ErrorCode, tunnel::Lease};
 
 /// A request that was sent to its pod.
 pub struct Forwarded {
@@ -66,13 +66,13 @@ impl HttpFrontend {
             (_, Some(_)) => {
                 let cause = Some("it answered 101 without being asked to switch, or does not say to what".to_owned());
                 let title = format!("no answer from {}", route.target);
-                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "switched", title) });
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::Switched, title) });
             }
             // A success would tell the client that there is a tunnel now.
             (Some(asked), None) if asked.is_extended() && parts.status.is_success() => {
                 let cause = Some(format!("it answered {} to a request to switch the protocol", parts.status));
                 let title = format!("{} does not switch", route.target);
-                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, "no-switch", title) });
+                return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::NoSwitch, title) });
             }
             _ => {}
         }

@@ -5,6 +5,7 @@ use http::{Method, Request, StatusCode};
 use super::{HttpFrontend, body::Body, error_page::Page, upgrade};
 use crate::{
     config::{Config, ContextName},
+    error_code::ErrorCode,
     journal::exchange::ReplayOf,
     routing::Route,
 };
@@ -76,7 +77,7 @@ impl HttpFrontend {
         Err(Page {
             cause: Some(format!("the request is {what}, and contexts.{}.methods does not have it", rule.alias)),
             hint: Some(rule.unlock()),
-            ..Page::new(StatusCode::FORBIDDEN, "read-only", title)
+            ..Page::new(StatusCode::FORBIDDEN, ErrorCode::ReadOnly, title)
         })
     }
 }
@@ -93,5 +94,5 @@ pub fn check_replay(request: &Request<Body>, route: &Route) -> Result<(), Page> 
     }
     let title = format!("{} leads to {target} now", route.name);
     let cause = Some(format!("the request that is to be sent again went to {}", replay.tunnel));
-    Err(Page { cause, ..Page::new(StatusCode::CONFLICT, "moved", title) })
+    Err(Page { cause, ..Page::new(StatusCode::CONFLICT, ErrorCode::Moved, title) })
 }

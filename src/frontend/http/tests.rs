@@ -34,6 +34,7 @@ use super::{
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{ContextName, Scheme, validate},
+    error_code::ErrorCode,
     frontend::door::Door,
     io::{abandoned::Ends, accept::Place},
     routing::{Contexts, Router, Target},
@@ -368,7 +369,7 @@ fn a_request_has_to_name_one_host() {
     };
     assert_eq!(request("/", &["a:80"]), Ok("a:80".into()));
     assert_eq!(request("http://a:80/", &["A"]), Ok("A".into()));
-    assert_eq!(request("http://a/", &["b"]), Err("ambiguous"));
-    assert_eq!(request("/", &["a", "a"]), Err("ambiguous"));
-    assert_eq!(request("/", &[]), Err("no-host"));
+    assert_eq!(request("http://a/", &["b"]), Err(ErrorCode::Ambiguous));
+    assert_eq!(request("/", &["a", "a"]), Err(ErrorCode::Ambiguous));
+    assert_eq!(request("/", &[]), Err(ErrorCode::NoHost));
 }
