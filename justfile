@@ -139,4 +139,5 @@ packages:
 docs:
     cargo run --locked -q -- schema -o markdown > docs/configuration.md
     cargo run --locked -q -- schema --api > docs/api.schema.json
+    cargo run --locked -q -- doctor -o schema > docs/doctor.schema.json
     cargo run --locked -q -- package target/package && cp target/package/cli.md target/package/errors.md docs/reference/

@@ -37,7 +37,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, ports::ports};
 
 pub const SECRET: &str = "a secret of the tests";
 
@@ -63,7 +63,7 @@ impl Relay {
         };
         let mut options = Options {
             keys: vec![key],
-            ports: 25_000..=25_999,
+            ports: ports(20),
             bind: "127.0.0.1".parse().unwrap(),
             domain: None,
             http_public: ("http", None),
@@ -153,7 +153,8 @@ pub async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Frame {
 
 #[tokio::test]
 async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
-    let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
+    let of_relay = ports(20);
+    let (relay, drain) = (Relay::start(|options| options.ports = of_relay.clone()).await, Drain::new());
     let (local, count) = echo().await;
     let (mut rx, _running) = start(client::Options { trust: Trust::Secret, ..relay.client(local, 0) }, &drain);
     let public = opened(&mut rx).await;
@@ -164,7 +165,7 @@ async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
     let address = relay.address;
     relay.drain.finish(Duration::from_millis(100)).await;
     drop(relay);
-    let relay = Relay::start_on(address, |_| {}).await;
+    let relay = Relay::start_on(address, |options| options.ports = of_relay).await;
     assert_eq!(opened(&mut rx).await, public);
     let mut again = TcpStream::connect(public).await.unwrap();
     again.write_all(b"after!").await.unwrap();
@@ -191,7 +192,8 @@ async fn a_service_on_ipv6_loopback_alone_is_served_unless_another_host_is_given
 
 #[tokio::test]
 async fn what_would_not_help_is_not_tried_again() {
-    let (relay, drain) = (Relay::start(|options| options.ports = 25_001..=25_001).await, Drain::new());
+    let only = ports(1);
+    let (relay, drain) = (Relay::start(|options| options.ports = only.clone()).await, Drain::new());
     let ended = async |options: client::Options| {
         timeout(PATIENCE, client::run(move || Ok(options.clone()), Refusals::End, drain.clone(), |_| {}))
             .await
@@ -208,7 +210,8 @@ async fn what_would_not_help_is_not_tried_again() {
     let (mut rx, _running) = start(relay.client(1, 0), &drain);
     opened(&mut rx).await;
     let full = ended(relay.client(1, 0)).await;
-    assert!(full.contains("no port from 25001 to 25001 is free"), "{full}");
+    let port = only.start();
+    assert!(full.contains(&format!("no port from {port} to {port} is free")), "{full}");
 }
 
 #[tokio::test]

@@ -25,10 +25,9 @@ impl Process {
     async fn start(options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         command.args(["server", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--domain", "relay.test"]);
-        // Two suites at once on one machine do not visit each other's relays.
-        let first = 20_000 + std::process::id() % 120 * 100;
+        let ports = ports(20);
         command
-            .args(["--ports", &format!("{first}-{}", first + 99)])
+            .args(["--ports", &format!("{}-{}", ports.start(), ports.end())])
             .args(options)
             .env("ADIT_SECRET", WORD)
             .env_remove("RUST_LOG");

@@ -12,7 +12,9 @@ fn entry(relay: &Relay, port: u16, more: &str) -> String {
 
 #[tokio::test]
 async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for() {
-    let relay = Relay::start(|options| options.ports = 25_100..=25_100).await;
+    let only = ports(1);
+    let public = *only.start();
+    let relay = Relay::start(|options| options.ports = only).await;
     let (port, _) = echo().await;
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
@@ -30,13 +32,14 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
     waits("No such file").await;
     std::fs::write(&secret, "another-secret-of-theirs").unwrap();
     waits("does not have our secret").await;
-    let taken = TcpListener::bind(("127.0.0.1", 25_100)).await.unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", public)).await.unwrap();
     std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
     relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
-    waits("no port from 25100 to 25100 is free").await;
+    waits(&format!("no port from {public} to {public} is free")).await;
     drop(taken);
-    eventually("it is open", || async { adit.status().await.contains("reachable at 127.0.0.1:25100") }).await;
-    let mut visitor = TcpStream::connect(("127.0.0.1", 25_100)).await.unwrap();
+    let reachable = format!("reachable at 127.0.0.1:{public}");
+    eventually("it is open", || async { adit.status().await.contains(&reachable) }).await;
+    let mut visitor = TcpStream::connect(("127.0.0.1", public)).await.unwrap();
     visitor.write_all(b"x").await.unwrap();
     assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
     // An entry that is gone is gone from the status.

@@ -1,5 +1,6 @@
 //! What the suite shares: the app in-process in front of a demo cluster, and clients.
 
+pub mod ports;
 pub mod schema;
 
 use std::{
