@@ -96,6 +96,8 @@ struct State {
     opening: HashMap<(Token, u32), Opening>,
     /// Ports and names of clients that were lost.
     reservations: Reservations,
+    /// Ports of closed tunnels whose listeners are still open: cancelled when they are closed.
+    closing: HashMap<u16, CancellationToken>,
 }
 
 struct Opening {

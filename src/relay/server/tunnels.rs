@@ -100,6 +100,7 @@ impl Server {
         resume: Token,
     ) -> Result<Arc<Tunnel>, String> {
         let before = self.take_over(session, resume, kind, port, name).await;
+        self.port_closed(session, resume, port).await;
         let asked = self.exposed(session, kind, name).await?;
         let count = {
             let (state, key) = (self.state(), &session.key.name);
@@ -291,11 +292,20 @@ impl Server {
         };
         let claim = old.claim().take();
         self.close(&old, false);
-        if old.kind != Kind::Http {
-            // If it takes longer, the port says so.
-            let _ = timeout(TAKE_OVER, old.unbound.cancelled()).await;
-        }
         claim
+    }
+
+    /// Waits until the listener of the tunnel that had the wanted port is closed.
+    async fn port_closed(&self, session: &Session, resume: Token, port: u16) {
+        let closing = {
+            let mut state = self.state();
+            let wanted = state.reservations.port_of(&session.key.name, &resume).unwrap_or(port);
+            state.closing.get(&wanted).cloned()
+        };
+        if let Some(closing) = closing {
+            // If it takes longer, the client learns that the port is in use.
+            let _ = timeout(TAKE_OVER, closing.cancelled()).await;
+        }
     }
 
     /// Returns how many tunnels a key may still open.
@@ -350,8 +360,14 @@ impl Server {
 
     /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return.
     pub(super) fn close(&self, tunnel: &Tunnel, is_clean: bool) {
-        if self.state().tunnels.remove(&tunnel.number).is_none() {
-            return;
+        {
+            let mut state = self.state();
+            if state.tunnels.remove(&tunnel.number).is_none() {
+                return;
+            }
+            if tunnel.kind != Kind::Http && !tunnel.unbound.is_cancelled() {
+                state.closing.insert(tunnel.port, tunnel.unbound.clone());
+            }
         }
         tunnel.gone.cancel();
         drop(tunnel.claim().take());

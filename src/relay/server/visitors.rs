@@ -70,6 +70,7 @@ impl Server {
         }
         drop(listener);
         tunnel.unbound.cancel();
+        self.state().closing.remove(&tunnel.port);
     }
 
     pub(super) async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) {

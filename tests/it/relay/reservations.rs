@@ -71,6 +71,20 @@ async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_being_closed_is_waited_for() {
+    let relay = relay(&["ana"], |_| {}).await;
+    let mut client = Bare::connect(&relay, "ana").await;
+    let port = client.open(0, Kind::Tcp, 0, "").await.unwrap();
+    for _ in 0..30 {
+        let mut next = Bare::connect(&relay, "ana").await;
+        // The relay notices the end and gets the request in one moment.
+        drop(client);
+        assert_eq!(next.open(0, Kind::Tcp, port, "").await, Ok(port));
+        client = next;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_has_fallen_silent_makes_room_for_one_of_its_key() {
     let relay = relay(&["ana", "bo"], |_| {}).await;
     let mut silent = Bare::connect(&relay, "ana").await;
