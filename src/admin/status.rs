@@ -15,12 +15,13 @@ use super::{
     keys::Keys,
 };
 use crate::{
+    config::ContextName,
     drain::Drain,
     guard::locks::Locks,
     journal::Journal,
-    k8s::client::Clusters,
+    k8s::client::{Clusters, Health},
     metrics::{Exposition, Metrics},
-    routing::{Router, SharedRouter},
+    routing::{ClusterId, Router, SharedRouter},
     telemetry::{Line, Lines},
     tunnel::{Manager, SignInSnapshot, TunnelSnapshot},
 };
@@ -168,6 +169,12 @@ impl Source {
     /// Returns every tunnel, sorted by id.
     pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
         self.tunnels.snapshot()
+    }
+
+    /// Returns the state of a context of the kubeconfig. None: it was not used yet.
+    pub fn health(&self, context: &ContextName) -> Option<Health> {
+        let kubeconfig = self.router.load().http_contexts.kubeconfig.clone();
+        self.clusters.health(&ClusterId { kubeconfig, context: context.clone() })
     }
 
     /// Returns the sign-ins that run, or have failed.

@@ -323,6 +323,7 @@ fn request_lines(found: &RequestAnswer) -> Vec<String> {
     ];
     let millis = |name: &str, millis: Option<f64>| millis.map(|millis| format!("{name}{millis} ms"));
     lines.extend(millis("tunnel      ", row.tunnel_ms));
+    lines.extend(millis("connection  ", row.connected_ms));
     lines.extend(millis("first byte  ", row.first_byte_ms));
     lines.extend(millis("all         ", row.took_ms));
     lines.push(format!("bytes       {} down, {} up", amount(row.bytes_down), amount(row.bytes_up)));

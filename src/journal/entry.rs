@@ -89,6 +89,8 @@ pub struct Entry {
     pub pod: Option<Arc<str>>,
     /// From its begin until the tunnel ran.
     pub tunnel_after: Option<Duration>,
+    /// From its begin until the connection to the pod was ready.
+    pub connected_after: Option<Duration>,
     /// From its begin to the first byte of the answer.
     pub first_byte: Option<Duration>,
     /// From its begin to its end. None: it goes on.
@@ -102,8 +104,10 @@ pub struct Entry {
     pub replay_of: Option<u64>,
     /// The status of gRPC (`grpc-status`), which is behind the body.
     pub grpc_status: Option<u32>,
-    /// How many messages a stream of Server-Sent Events has brought.
+    /// How many messages a WebSocket or a stream of Server-Sent Events has brought from the pod.
     pub messages: u64,
+    /// How many messages of a WebSocket the client has sent.
+    pub messages_up: u64,
     /// Client. None: there is no audit log, or the request is a replay.
     pub client: Option<Client>,
     /// Recording, for the detail view and replays. None: the dashboard is off, or newer recordings needed the memory.
@@ -181,6 +185,7 @@ impl Entry {
             tunnel: None,
             pod: None,
             tunnel_after: None,
+            connected_after: None,
             first_byte: None,
             took: None,
             bytes_up: 0,
@@ -189,6 +194,7 @@ impl Entry {
             replay_of: None,
             grpc_status: None,
             messages: 0,
+            messages_up: 0,
             client: None,
             exchange: None,
         }

@@ -1,6 +1,7 @@
 //! Clients for the contexts of a kubeconfig.
 
 mod authorize;
+mod contact;
 mod failure;
 mod one_at_a_time;
 mod transport;
@@ -26,6 +27,7 @@ use tracing::debug;
 pub use self::failure::printable;
 use self::{
     authorize::Authorized,
+    contact::Contact,
     transport::{Transport, Transports, tls_config},
 };
 use crate::{
@@ -84,6 +86,18 @@ pub struct Cluster {
     said: Mutex<HashSet<String>>,
     user: User,
     transports: Arc<Transports>,
+    pub(super) contact: Contact,
+}
+
+/// State of a cluster, as its last requests have shown it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Time of the first request without an answer. None: the API server answers.
+    pub lost_since: Option<SystemTime>,
+    /// End of the present credential. None: it has none, or there is no credential.
+    pub sign_in_ends: Option<SystemTime>,
+    /// The last sign-in printed something: a person may have to answer the next one.
+    pub asks_people: bool,
 }
 
 impl Clusters {
@@ -138,6 +152,18 @@ impl Clusters {
         made.get(id)?.cluster.get()?.user.sign_in().map(|sign_in| sign_in.report())
     }
 
+    /// Returns the state of a cluster. None: it was not used yet.
+    pub fn health(&self, id: &ClusterId) -> Option<Health> {
+        let made = self.made.lock().expect("no panic while the lock is held");
+        let cluster = made.get(id)?.cluster.get()?;
+        let sign_in = cluster.user.sign_in();
+        Some(Health {
+            lost_since: cluster.contact.lost_since(),
+            sign_in_ends: sign_in.and_then(|sign_in| sign_in.present()?.expires()),
+            asks_people: sign_in.is_some_and(|sign_in| !sign_in.report().said.is_empty()),
+        })
+    }
+
     /// The sign-ins of all users.
     pub fn sign_ins(&self) -> &SignIns {
         &self.sign_ins
@@ -159,8 +185,9 @@ impl Cluster {
             let service = ServiceBuilder::new().layer(config.base_uri_layer()).service(authorized);
             ClientBuilder::new(service, config.default_namespace.clone()).build()
         };
-        let requests = client(Authorized::requests(user.clone(), transports.clone()));
-        let watches = client(Authorized::watches(user.clone(), transports.clone()));
+        let contact = Contact::default();
+        let requests = client(Authorized::requests(user.clone(), transports.clone(), contact.clone()));
+        let watches = client(Authorized::watches(user.clone(), transports.clone(), contact.clone()));
 
         let is_https = config.cluster_url.scheme_str() == Some("https");
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -188,6 +215,7 @@ impl Cluster {
             execs: upgrade::Memory::default(),
             user,
             transports,
+            contact,
             context,
         })
     }
@@ -252,11 +280,14 @@ impl Cluster {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
             Some(Err(error)) => Err(AskError::Failed(self.translate(namespace, error))),
-            None => Err(AskError::Failed(ClusterError::TimedOut {
-                context: self.context.clone(),
-                doing: doing.to_owned(),
-                after: REQUEST_TIMEOUT,
-            })),
+            None => {
+                self.contact.note(false);
+                Err(AskError::Failed(ClusterError::TimedOut {
+                    context: self.context.clone(),
+                    doing: doing.to_owned(),
+                    after: REQUEST_TIMEOUT,
+                }))
+            }
         }
     }
 

@@ -128,7 +128,9 @@ fn spare(cluster: &Cluster, credential: &Credential) -> Option<Dialled> {
 }
 
 async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, ClusterError> {
-    match cluster.connector.connect(cluster.transport(credential).upgrades.clone()).await {
+    let connected = cluster.connector.connect(cluster.transport(credential).upgrades.clone()).await;
+    cluster.contact.note(connected.is_ok());
+    match connected {
         Ok(io) => Ok(Dialled { io, is_spare: false }),
         Err(ConnectError::Tcp(error)) => Err(cluster.unreachable(&*error)),
         Err(ConnectError::Tls(error)) => Err(cluster.broken(&error, credential)),

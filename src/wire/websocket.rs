@@ -262,6 +262,7 @@ pub struct Boundary {
     have: usize,
     payload_left: u64,
     close: Close,
+    messages: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -298,6 +299,8 @@ impl Boundary {
                     short => u64::from(short),
                 };
                 self.have = 0;
+                // Opcodes of data: a continuation, text, binary (section 5.2). FIN marks the last frame of a message.
+                self.messages += u64::from(self.header[0] & 0x80 != 0 && self.header[0] & 0x0f <= 2);
                 self.note_close();
             }
         }
@@ -308,6 +311,11 @@ impl Boundary {
         if self.payload_left == 0 && self.header[0] == 0x80 | Opcode::Close.bits() && self.close == Close::None {
             self.close = Close::Last;
         }
+    }
+
+    /// Returns how many messages have passed: their last frames have begun.
+    pub fn messages(&self) -> u64 {
+        self.messages
     }
 
     /// Returns whether a Close frame has passed, and nothing behind it (RFC 6455, section 5.5.1).

@@ -306,6 +306,53 @@ async fn websockets_and_event_streams_are_rows_while_they_go_on() {
     };
     let open = row().await;
     assert!(open["took_ms"].is_null() && open["status"] == 101, "{open}");
+    assert!(open["tunnel_ms"].as_f64() <= open["connected_ms"].as_f64(), "{open}");
+    assert!(open["connected_ms"].as_f64() <= open["first_byte_ms"].as_f64(), "{open}");
+    // Two texts, a ping that is no message, and the Close frame; all masked with zeros.
+    stream
+        .write_all(b"\x81\x81\0\0\0\0a\x01\x81\0\0\0\0b\x89\x80\0\0\0\0\x80\x81\0\0\0\0c\x88\x80\0\0\0\0")
+        .await
+        .unwrap();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
     drop(stream);
     eventually("its end is known", || async { row().await["took_ms"].is_number() }).await;
+    let row = row().await;
+    assert_eq!(row["messages_up"], 2, "{row}");
+    assert!(row["messages"].as_u64() >= Some(2), "the pod echoes: {row}");
+}
+
+#[tokio::test]
+async fn a_context_says_since_when_its_server_does_not_answer() {
+    let process = Process::start("", &[]).await;
+    let context = async || {
+        let status = get(&process, "status").await;
+        list(&status, "contexts").iter().find(|row| row["is_default"] == true).cloned().unwrap()
+    };
+    assert_eq!(context().await["is_used"], false);
+    let visit = async |host: &str| {
+        let mut stream = TcpStream::connect(process.http).await.unwrap();
+        stream
+            .write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+        answer
+    };
+    assert!(visit("web.shop.localhost").await.starts_with("HTTP/1.1 200 "));
+    let used = context().await;
+    assert!(used["is_used"] == true && used["unreachable_since"].is_null(), "{used}");
+    // Nobody listens there any more.
+    let file = process.demo.kubeconfig();
+    let kubeconfig = fs::read_to_string(&file).unwrap();
+    let start = kubeconfig.find("https://").unwrap();
+    let length = kubeconfig[start..].find(['\n', '"']).unwrap();
+    fs::write(file, kubeconfig.replace(&kubeconfig[start..start + length], "https://127.0.0.1:1")).unwrap();
+    let answer = visit("tools.shop.localhost").await;
+    assert!(answer.contains("x-adit-error: unreachable"), "{answer}");
+    let lost = context().await;
+    assert!(lost["unreachable_since"].is_string(), "{lost}");
+    let status = get(&process, "status").await;
+    let said = list(&status, "attention").iter().find(|each| each["kind"] == "context").cloned().unwrap_or_default();
+    assert!(said["title"].as_str().is_some_and(|title| title.ends_with("does not answer")), "{status}");
 }

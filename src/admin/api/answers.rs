@@ -103,6 +103,13 @@ pub struct ContextRow {
     pub methods: Option<Vec<String>>,
     /// For how many minutes it is unlocked still. null: it is not.
     pub unlocked_minutes: Option<u64>,
+    /// Whether adit has used it since its start.
+    #[serde(default)]
+    pub is_used: bool,
+    /// Time of the first request without an answer since the last answer. null: its API server answers.
+    pub unreachable_since: Option<String>,
+    /// Time when the credential of the sign-in expires. null: it does not, or nobody has signed in.
+    pub sign_in_ends: Option<String>,
 }
 
 /// Counts of one second.
@@ -265,10 +272,15 @@ pub struct Row {
     pub replay_of: Option<u64>,
     /// The status of gRPC.
     pub grpc_status: Option<u32>,
-    /// How many events a stream of Server-Sent Events has brought.
+    /// Messages from the pod: events of Server-Sent Events, or messages of a WebSocket at its end.
     pub messages: u64,
+    /// Messages of the client of a WebSocket, at its end.
+    #[serde(default)]
+    pub messages_up: u64,
     /// Milliseconds until the tunnel ran.
     pub tunnel_ms: Option<f64>,
+    /// Milliseconds until the connection to the pod was ready.
+    pub connected_ms: Option<f64>,
     /// Milliseconds to the first byte of the answer.
     pub first_byte_ms: Option<f64>,
     /// Milliseconds to its end. null: it goes on.
@@ -416,6 +428,7 @@ impl ContextRow {
             let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
             let methods = alias.and_then(|(_, alias)| alias.methods.as_ref());
             let left = source.locks().time_left(&name.0);
+            let health = source.health(name);
             Self {
                 name: name.to_string(),
                 alias: alias.map(|(alias, _)| alias.clone()),
@@ -423,6 +436,9 @@ impl ContextRow {
                 production: alias.map_or_else(|| says_production(&name.0), |(_, alias)| alias.production),
                 methods: methods.map(|methods| methods.iter().map(ToString::to_string).collect()),
                 unlocked_minutes: left.map(|left| left.as_secs().div_ceil(60)),
+                is_used: health.is_some(),
+                unreachable_since: health.and_then(|health| health.lost_since).map(time),
+                sign_in_ends: health.and_then(|health| health.sign_in_ends).map(time),
             }
         };
         router.http_contexts.namespaces.keys().map(row).collect()
@@ -537,7 +553,9 @@ impl Row {
             replay_of: entry.replay_of,
             grpc_status: entry.grpc_status,
             messages: entry.messages,
+            messages_up: entry.messages_up,
             tunnel_ms: entry.tunnel_after.map(millis),
+            connected_ms: entry.connected_after.map(millis),
             first_byte_ms: entry.first_byte.map(millis),
             took_ms: entry.took.map(millis),
             bytes_up: entry.bytes_up,

@@ -1,14 +1,15 @@
 //! Problems that need a person. The dashboard and `adit top` show this list first.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::answers::SignIn;
+use super::answers::{SignIn, time};
 use crate::{
     admin::status::{Facts, Source},
-    config::{PortRef, Workload},
+    config::{ContextName, PortRef, Workload},
+    k8s::client::Health,
     routing::{Router, Target},
     tunnel::TunnelSnapshot,
 };
@@ -19,10 +20,13 @@ const RECENT: Duration = Duration::from_secs(300);
 /// How many of those are shown.
 const MOST_IN_VAIN: usize = 10;
 
+/// A sign-in that a person may have to repeat is shown when it ends this soon.
+const ENDS_SOON: Duration = Duration::from_secs(600);
+
 /// Something that does not mend itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Attention {
-    /// `config`, `sign-in`, `tunnel`, `not-ready` or `local`.
+    /// `config`, `sign-in`, `context`, `tunnel`, `not-ready` or `local`.
     pub kind: String,
     pub title: String,
     pub cause: Option<String>,
@@ -51,6 +55,7 @@ pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> V
             ..Attention::default()
         }
     }));
+    all.extend(router.http_contexts.namespaces.keys().filter_map(|name| of_context(name, source.health(name)?)));
     let waits = facts.local.iter().filter(|local| local.public.is_none());
     all.extend(waits.filter_map(|local| {
         Some(Attention {
@@ -75,6 +80,25 @@ fn of_config(facts: &Facts) -> Option<Attention> {
             None => "adit check".to_owned(),
         }),
         tunnel: None,
+    })
+}
+
+/// Returns the problem of a context: its API server does not answer, or a person has to sign in again soon.
+fn of_context(name: &ContextName, health: Health) -> Option<Attention> {
+    let command = Some(format!("adit doctor --context {}", quoted(&name.0)));
+    let kind = "context".to_owned();
+    if let Some(since) = health.lost_since {
+        let title = format!("the API server of context {name} does not answer");
+        let cause = Some(format!("since {}", time(since)));
+        return Some(Attention { kind, title, cause, command, ..Attention::default() });
+    }
+    let left = health.sign_in_ends?.duration_since(SystemTime::now()).ok()?;
+    (health.asks_people && left < ENDS_SOON).then(|| Attention {
+        kind,
+        title: format!("the sign-in of context {name} ends in {} min", left.as_secs().div_ceil(60)),
+        cause: Some("the next request after that asks for another one".to_owned()),
+        command,
+        ..Attention::default()
     })
 }
 

@@ -196,9 +196,10 @@ fn har_entry(entry: &Entry, exchange: &Exchange, method: &http::Method) -> Optio
     let status = entry.status.unwrap_or_default();
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let millis = |time: Option<std::time::Duration>| time.map(|time| time.as_secs_f64() * 1e3);
-    let (tunnel, first, took) = (millis(entry.tunnel_after), millis(entry.first_byte), millis(entry.took));
+    let (connected, first, took) =
+        (millis(entry.connected_after.or(entry.tunnel_after)), millis(entry.first_byte), millis(entry.took));
     let total = took.or(first).unwrap_or_default();
-    let connect = tunnel.unwrap_or_default().min(total);
+    let connect = connected.unwrap_or_default().min(total);
     let wait = (first.unwrap_or(total) - connect).max(0.0);
     Some(json!({
         "startedDateTime": time(entry.at),

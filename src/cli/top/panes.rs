@@ -253,7 +253,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "id": id, "kind": "http", "time": "2026-01-01T00:00:00Z", "connection": 1, "method": "GET",
             "host": "web.shop.localhost:8989", "path": path, "status": status, "error": null, "route": null, "tunnel": null,
-            "pod": null, "retries": 0, "replay_of": null, "grpc_status": null, "messages": 0, "tunnel_ms": null,
+            "pod": null, "retries": 0, "replay_of": null, "grpc_status": null, "messages": 0, "messages_up": 0, "tunnel_ms": null, "connected_ms": null,
             "first_byte_ms": null, "took_ms": took_ms, "bytes_up": 0, "bytes_down": 0
         }))
         .unwrap()

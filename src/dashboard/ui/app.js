@@ -368,14 +368,15 @@ function histogram(buckets, title) {
 }
 function waterfall(row) {
   const total = row.took_ms ?? row.first_byte_ms ?? row.tunnel_ms ?? 0;
-  const tunnel = Math.min(row.tunnel_ms ?? 0, total), first = Math.max(tunnel, Math.min(row.first_byte_ms ?? total, total));
-  const parts = [['Name and tunnel', 0, tunnel, ''], ['Waiting for the pod', tunnel, first, 'wait'], ['Body', first, total, 'body']];
+  const tunnel = Math.min(row.tunnel_ms ?? 0, total), connected = Math.max(tunnel, Math.min(row.connected_ms ?? tunnel, total));
+  const first = Math.max(connected, Math.min(row.first_byte_ms ?? total, total));
+  const parts = [['Name and tunnel', 0, tunnel, ''], ['Connection to the pod', tunnel, connected, 'connect'], ['Waiting for the pod', connected, first, 'wait'], ['Body', first, total, 'body']];
   const W = 480, x = value => total ? 150 + 250 * value / total : 150;
   const lines = parts.map(([name, from, to, c], at) => [
     s('text', {x: 0, y: 14 + at * 20}, name),
     s('rect', {class: c, x: x(from).toFixed(1), y: 4 + at * 20, width: Math.max(1, x(to) - x(from)).toFixed(1), height: 12}),
     s('text', {x: 410, y: 14 + at * 20}, `${ms(to - from)} ms`)]).flat();
-  return h('div', {}, s('svg', {class: 'fall', viewBox: `0 0 ${W} 64`, role: 'img', 'aria-label': 'Timing'}, lines),
+  return h('div', {}, s('svg', {class: 'fall', viewBox: `0 0 ${W} 84`, role: 'img', 'aria-label': 'Timing'}, lines),
     hiddenTable('Timing', ['Part', 'From', 'To'], parts.map(([name, from, to]) => [name, `${ms(from)} ms`, `${ms(to)} ms`])));
 }
 
@@ -414,6 +415,7 @@ function now() {
     {name: 'Context', c: 'id', cell: row => ({t: row.name, prod: row.production})},
     {name: 'Alias', cell: row => row.alias || ''},
     {name: 'State', c: 'nowrap', cell: row => row.state},
+    {name: 'Sign-in', c: 'nowrap', cell: row => signInLeft(row.sign_in_ends)},
     {name: 'Writes', cell: row => row.methods ? {t: row.unlocked_minutes ? `unlocked for ${row.unlocked_minutes} min` : `only ${row.methods.join(', ')}`, c: row.unlocked_minutes ? 'warn' : ''} : ''},
     {name: 'Tunnels', num: true, cell: row => row.tunnels},
   ]});
@@ -450,7 +452,7 @@ function now() {
       contexts.set((status.contexts || []).map(context => {
         const of = inUse.filter(tunnel => tunnel.context === context.name);
         const has = word => of.some(tunnel => tunnel.state === word);
-        const word = has('running') ? {t: '● ok', c: 'ok'} : has('failed') ? {t: '▲ failing', c: 'bad', tip: of.find(tunnel => tunnel.state === 'failed').last_error} : has('starting') ? {t: '◐ starting', c: 'warn'} : {t: '○ not in use', c: 'dim'};
+        const word = context.unreachable_since ? {t: `▲ unreachable since ${new Date(context.unreachable_since).toLocaleTimeString('en-GB')}`, c: 'bad'} : has('running') ? {t: '● ok', c: 'ok'} : has('failed') ? {t: '▲ failing', c: 'bad', tip: of.find(tunnel => tunnel.state === 'failed').last_error} : has('starting') ? {t: '◐ starting', c: 'warn'} : context.is_used ? {t: '● ok', c: 'ok'} : {t: '○ not used', c: 'dim'};
         return {...context, state: word, tunnels: of.length};
       }));
       rest();
@@ -458,6 +460,12 @@ function now() {
     end() { clearInterval(ticking); },
     item: () => grid.selected && {tunnel: grid.selected.id},
   };
+}
+// When a sign-in ends; the last quarter of an hour in minutes.
+function signInLeft(ends) {
+  if (!ends) return '';
+  const minutes = Math.ceil((new Date(ends) - Date.now()) / 60000);
+  return minutes <= 0 ? {t: 'has ended', c: 'warn'} : minutes <= 15 ? {t: `ends in ${minutes} min`, c: 'warn'} : `until ${new Date(ends).toLocaleTimeString('en-GB', {hour: '2-digit', minute: '2-digit'})}`;
 }
 function need(one) {
   return h('article', {class: 'need'}, h('h3', {}, one.tunnel ? h('a', {href: tunnelAddress(one.tunnel)}, one.title) : one.title),
@@ -697,7 +705,7 @@ function pairs(list) {
 function requestDetail(row, close) {
   const facts = [['Time', new Date(row.time).toLocaleString('en-GB')], ['Kind', row.kind], ['Host', row.host], ['Path', row.path], ['Status', String(row.status ?? '')], ['Error', row.error],
     ['Route', row.route], ['Pod', row.pod], ['Sent again', row.retries ? String(row.retries) : null], ['Bytes', `↑ ${bytes(row.bytes_up)}  ↓ ${bytes(row.bytes_down)}`],
-    ['Messages', row.messages ? String(row.messages) : null], ['gRPC status', row.grpc_status === null || row.grpc_status === undefined ? null : String(row.grpc_status)]].filter(([, value]) => value);
+    ['Messages', row.messages || row.messages_up ? (row.kind === 'websocket' ? `↓ ${row.messages}  ↑ ${row.messages_up}` : String(row.messages)) : null], ['gRPC status', row.grpc_status === null || row.grpc_status === undefined ? null : String(row.grpc_status)]].filter(([, value]) => value);
   const elements = [h('div', {class: 'tools'}, h('h2', {}, `${row.method || row.kind} ${row.path}`), button('Close', close)), h('h3', {}, 'Timing'), waterfall(row),
     h('dl', {class: 'facts'}, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]).flat())];
   if (row.tunnel) elements.push(h('p', {}, 'Tunnel: ', h('a', {href: tunnelAddress(row.tunnel)}, row.tunnel)));

@@ -114,10 +114,11 @@ impl Access {
         }
     }
 
-    /// Takes note of how a request got its answer. `retries`: how often it was sent again.
-    pub fn sent(&mut self, pod: &Arc<str>, retries: u32) {
+    /// Takes note of how a request got its answer. `retries`: how often it was sent again; `connected`: when its connection was ready.
+    pub fn sent(&mut self, pod: &Arc<str>, retries: u32, connected: Instant) {
+        let after = connected.saturating_duration_since(self.started);
         if let Some(entry) = self.entry() {
-            (entry.pod, entry.retries) = (Some(pod.clone()), retries);
+            (entry.pod, entry.retries, entry.connected_after) = (Some(pod.clone()), retries, Some(after));
         }
     }
 
@@ -186,6 +187,13 @@ impl Access {
     pub fn moved(&mut self, up: u64, down: u64) {
         if let Some(entry) = self.entry() {
             (entry.bytes_up, entry.bytes_down) = (up, down);
+        }
+    }
+
+    /// Takes note of the messages of a WebSocket: those of the client, and those of the backend.
+    pub fn messages(&mut self, up: u64, down: u64) {
+        if let Some(entry) = self.entry() {
+            (entry.messages_up, entry.messages) = (up, down);
         }
     }
 

@@ -32,11 +32,11 @@ impl HttpFrontend {
     /// Returns what the client gets of the pod's answer.
     pub(super) fn respond(
         &self,
-        Answered { mut response, returning, scheme, pod, retries }: Answered,
+        Answered { mut response, returning, scheme, pod, retries, connected }: Answered,
         forwarded: Forwarded,
         exchange: &mut Exchange,
     ) -> Result<Response<Body>, Page> {
-        exchange.access.sent(&pod, retries);
+        exchange.access.sent(&pod, retries, connected);
         exchange.access.answered(response.status(), response.headers());
         let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
             .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));

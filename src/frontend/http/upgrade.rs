@@ -102,6 +102,8 @@ impl Asked {
                 let mut backend = WebSocketBackend::new(backend, ended);
                 let end = join(&mut client, &mut backend, &lease).await;
                 drop(client);
+                let (up, down) = backend.messages();
+                access.messages(up, down);
                 backend.finish().await;
                 end
             } else {

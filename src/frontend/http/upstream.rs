@@ -12,6 +12,7 @@ mod retry;
 use std::sync::Arc;
 
 use http::{Request, Response};
+use tokio::time::Instant;
 
 pub use self::failure::RequestError;
 use self::{
@@ -55,6 +56,8 @@ pub struct Answered {
     pub pod: Arc<str>,
     /// How often the request was sent again.
     pub retries: u32,
+    /// When the connection that it was sent on was ready.
+    pub connected: Instant,
 }
 
 impl Upstreams {

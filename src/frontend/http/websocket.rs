@@ -51,6 +51,11 @@ impl<T> WebSocketBackend<T> {
         }
     }
 
+    /// Returns how many messages have passed from the client, and from the backend.
+    pub fn messages(&self) -> (u64, u64) {
+        (self.from_client.messages(), self.from_backend.messages())
+    }
+
     fn has_ended(&self) -> bool {
         self.from_backend.has_closed() && self.from_client.has_closed()
     }

@@ -13,7 +13,10 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use kube::client::Body;
 use tower::{BoxError, Service};
 
-use super::transport::{Room, Transports};
+use super::{
+    contact::Contact,
+    transport::{Room, Transports},
+};
 use crate::k8s::{
     credentials::{Renewal, User},
     reach,
@@ -56,17 +59,18 @@ impl HttpBody for Answer {
 pub struct Authorized {
     user: User,
     transports: Arc<Transports>,
+    contact: Contact,
     /// Nobody waits for a watch: it starts no sign-in. Its answer lasts for minutes.
     is_watch: bool,
 }
 
 impl Authorized {
-    pub fn requests(user: User, transports: Arc<Transports>) -> Self {
-        Self { user, transports, is_watch: false }
+    pub fn requests(user: User, transports: Arc<Transports>, contact: Contact) -> Self {
+        Self { user, transports, contact, is_watch: false }
     }
 
-    pub fn watches(user: User, transports: Arc<Transports>) -> Self {
-        Self { user, transports, is_watch: true }
+    pub fn watches(user: User, transports: Arc<Transports>, contact: Contact) -> Self {
+        Self { user, transports, contact, is_watch: true }
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Answer>, BoxError> {
@@ -91,6 +95,7 @@ impl Authorized {
                 true => transport.for_watch(),
             };
             let answer = client.request(request).await;
+            self.contact.note(answer.is_ok());
             let is_refused = match &answer {
                 Ok(response) => response.status() == StatusCode::UNAUTHORIZED,
                 Err(error) => credential.identity.is_some() && reach::is_about_identity(error),

@@ -8,7 +8,7 @@ use std::{
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Body as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Answered, RequestError, Upstreams, Way,
@@ -52,6 +52,8 @@ pub struct Delivery<'a> {
     retries: u32,
     /// A connection that was opened for the next attempt.
     ready: Option<Opened>,
+    /// When the connection of the last attempt was ready.
+    connected: Instant,
 }
 
 /// Next step after an attempt: another one, or the end.
@@ -77,13 +79,16 @@ impl<'a> Delivery<'a> {
             turns: 0,
             retries: 0,
             ready: None,
+            connected: Instant::now(),
         }
     }
 
     pub async fn deliver(mut self) -> Result<Answered, RequestError> {
         loop {
             let key = self.way.key(self.choice.scheme);
-            let next = match self.open(&key).await {
+            let opened = self.open(&key).await;
+            self.connected = Instant::now();
+            let next = match opened {
                 Ok(opened) => self.attempt(key, opened).await,
                 Err(unopened) => self.unopened(unopened).await,
             };
@@ -151,7 +156,7 @@ impl<'a> Delivery<'a> {
             true => None,
             false => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
-        Next::Break(Ok(Answered { response, returning, scheme, pod, retries }))
+        Next::Break(Ok(Answered { response, returning, scheme, pod, retries, connected: self.connected }))
     }
 
     /// HTTP/1 without TLS was answered 400: that may be how the server says that it speaks something else.
