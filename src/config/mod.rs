@@ -299,6 +299,16 @@ pub enum PortRef {
     Https,
 }
 
+impl PortRef {
+    /// Returns whether both may be one port of one Service: two numbers, or two names, are not.
+    pub fn may_be(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Number(_), Self::Number(_)) | (Self::Name(_), Self::Name(_)) => self == other,
+            _ => true,
+        }
+    }
+}
+
 /// Treatment of a client's TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientTls {

@@ -180,10 +180,16 @@ impl Manager {
         loop {
             let hold = self.hold(target, idle_timeout)?;
             match lease::running(&hold.0, None, deadline).await {
-                Ok(running) => {
+                Ok(running) if hold.0.serves(target) => {
+                    hold.0.extend_idle_timeout(idle_timeout);
                     self.give_token_back(&hold.0);
                     return Ok(Lease::new(hold, running.endpoint.clone()));
                 }
+                // It might have been the same port, and is not, or it was named in a way that means none: this target gets its own.
+                Ok(_) | Err(NotRunning::Failed(_)) if hold.0.target != *target && Instant::now() < deadline => {
+                    tokio::task::yield_now().await;
+                }
+                Ok(_) => return Err(OpenError::TimedOut { after: BUDGET }),
                 // It went idle just now, or was stopped by hand: another one is made.
                 Err(NotRunning::Over) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
                     tokio::task::yield_now().await;
@@ -196,9 +202,8 @@ impl Manager {
     fn hold(&self, target: &Target, idle_timeout: Duration) -> Result<Hold, OpenError> {
         let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
         if let Some(tunnel) = tunnels.find(target)
-            && let Some(hold) = Hold::new(tunnel.clone())
+            && let Some(hold) = Hold::new(tunnel)
         {
-            tunnel.extend_idle_timeout(idle_timeout);
             return Ok(hold);
         }
         if self.shared.drain.is_draining() {
@@ -318,8 +323,9 @@ impl Manager {
         }
     }
 
+    /// Returns the tunnel that callers for a target use, or wait for.
     pub(super) fn tunnel(&self, target: &Target) -> Option<Arc<Tunnel>> {
-        self.shared.tunnels.lock().expect("no panic while the lock is held").by_target.get(target).cloned()
+        self.shared.tunnels.lock().expect("no panic while the lock is held").find(target)
     }
 
     fn all(&self) -> Vec<Arc<Tunnel>> {
@@ -328,23 +334,25 @@ impl Manager {
 }
 
 impl Tunnels {
-    /// Returns the tunnel to a target, or one that runs to the same port of the same pods: `web.shop` and `web.shop:80` are one.
+    /// Returns the tunnel to a target, whatever it is called there: `web.shop`, `web.shop:80` and `web.shop:http` are one. While
+    /// one of them starts, nobody knows yet which port it means, and the others wait for it. In this order: the tunnel that runs, the
+    /// one of this very name, one that starts and may turn out to be the same.
     fn find(&mut self, target: &Target) -> Option<Arc<Tunnel>> {
         let exact = self.by_target.get(target).filter(|tunnel| !matches!(*tunnel.view.borrow(), View::Over));
-        if let Some(exact) = exact {
+        let Some(pods) = target.pods() else { return exact.cloned() };
+        if let Some(exact) = exact.filter(|tunnel| matches!(*tunnel.view.borrow(), View::Running(_))) {
             return Some(exact.clone());
         }
-        let pods = target.pods()?;
         let known = self.same.get(target).and_then(|other| self.by_target.get(other));
         if let Some(known) = known.filter(|tunnel| tunnel.leads_to(pods)) {
             return Some(known.clone());
         }
-        let found = self.by_target.values().find(|tunnel| tunnel.leads_to(pods)).cloned();
-        match &found {
-            Some(tunnel) => self.same.insert(target.clone(), tunnel.target.clone()),
-            None => self.same.remove(target),
-        };
-        found
+        if let Some(tunnel) = self.by_target.values().find(|tunnel| tunnel.leads_to(pods)) {
+            self.same.insert(target.clone(), tunnel.target.clone());
+            return Some(tunnel.clone());
+        }
+        self.same.remove(target);
+        exact.or_else(|| self.by_target.values().find(|tunnel| tunnel.may_lead_to(pods))).cloned()
     }
 
     fn take_token(&mut self) -> Result<(), OpenError> {

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, Endpoint, OpenError, Session},
+    config::PortRef,
     drain::Drain,
     journal::{Event as Noted, History, Journal},
     routing::{PodTarget, Target},
@@ -198,12 +199,29 @@ impl Tunnel {
         self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
     }
 
+    /// Returns whether callers for `target` can use it.
+    pub fn serves(&self, target: &Target) -> bool {
+        self.target == *target || target.pods().is_some_and(|pods| self.leads_to(pods))
+    }
+
     /// Returns whether it runs to the pods and the port that are wanted, though the port has another name there.
     pub fn leads_to(&self, wanted: &PodTarget) -> bool {
-        let Some(pods) = self.target.pods().filter(|_| !self.retired.is_cancelled()) else { return false };
-        (&pods.workload, &pods.namespace, &pods.cluster) == (&wanted.workload, &wanted.namespace, &wanted.cluster)
-            && pods.jump == wanted.jump
+        self.is_beside(wanted).is_some()
             && matches!(&*self.view.borrow(), View::Running(running) if running.session.leads_to(&wanted.port))
+    }
+
+    /// Returns whether it starts, and may lead to the port that is wanted once it runs.
+    pub fn may_lead_to(&self, wanted: &PodTarget) -> bool {
+        self.is_beside(wanted).is_some_and(|port| port.may_be(&wanted.port))
+            && matches!(&*self.view.borrow(), View::Starting(_))
+    }
+
+    /// Returns its port where it is one of the pods that are wanted.
+    fn is_beside(&self, wanted: &PodTarget) -> Option<&PortRef> {
+        let pods = self.target.pods().filter(|_| !self.retired.is_cancelled())?;
+        let is_beside = (&pods.workload, &pods.namespace, &pods.cluster, &pods.jump)
+            == (&wanted.workload, &wanted.namespace, &wanted.cluster, &wanted.jump);
+        is_beside.then_some(&pods.port)
     }
 
     pub fn is_used(&self) -> bool {

@@ -56,7 +56,7 @@ struct ScriptedSession {
 struct Shared(Arc<Scripted>);
 
 impl Backend for Shared {
-    fn open<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
+    fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>> {
         Box::pin(async move {
             sleep(self.0.delay).await;
             let number = self.0.opened.fetch_add(1, Ordering::SeqCst) + 1;
@@ -65,7 +65,11 @@ impl Backend for Shared {
             }
             let (closed_tx, closed) = watch::channel(None);
             self.0.sessions.lock().unwrap().push(closed_tx);
-            let port = ServicePort { number: 80, name: None, app_protocol: None };
+            let number_of_port = match target.pods().map(|pods| &pods.port) {
+                Some(PortRef::Number(number)) => *number,
+                _ => 80,
+            };
+            let port = ServicePort { number: number_of_port, name: None, app_protocol: None };
             let endpoint = Endpoint { pod: format!("pod-{number}"), container_port: 80, port, protocol: "test" };
             Ok(
                 Box::new(ScriptedSession {
@@ -120,17 +124,31 @@ impl Session for ScriptedSession {
         &self.endpoint
     }
 
+    /// Its Service has one port without a number for its name.
+    fn leads_to(&self, port: &PortRef) -> bool {
+        let number = if let PortRef::Number(number) = port { *number } else { 80 };
+        self.endpoint.port.number == number
+    }
+
     fn gauges(&self) -> &SessionGauges {
         &self.gauges
     }
 }
 
 fn target(service: &str) -> Target {
+    target_at(service, PortRef::Number(80))
+}
+
+async fn lease_at(manager: &Manager, service: &str, port: PortRef) -> Result<Lease, OpenError> {
+    manager.acquire(&target_at(service, port), IDLE).await
+}
+
+fn target_at(service: &str, port: PortRef) -> Target {
     Target::Pods(Arc::new(PodTarget {
         cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
         namespace: Namespace("n".into()),
         workload: Workload::Service(service.into()),
-        port: PortRef::Number(80),
+        port,
         jump: None,
     }))
 }
@@ -162,6 +180,56 @@ async fn callers_at_the_same_time_share_one_start_and_the_first_may_leave() {
     let first = tokio::spawn(async move { one.acquire(&target("s"), IDLE).await.map(drop) });
     let second = tokio::spawn(async move { two.acquire(&target("s"), IDLE).await.map(drop) });
     sleep(Duration::from_secs(1)).await;
+    first.abort();
+    second.await.unwrap().unwrap();
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_one_port_that_start_together_share_one_tunnel() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
+    let names = [PortRef::Auto, PortRef::Number(80), PortRef::Name("http".into()), PortRef::Https, PortRef::Auto];
+    let leases = futures::future::join_all(names.map(|port| lease_at(&manager, "s", port))).await;
+    let leases: Result<Vec<_>, _> = leases.into_iter().collect();
+    let ids: std::collections::HashSet<_> = leases.unwrap().iter().map(Lease::id).collect();
+    assert_eq!((ids.len(), backend.opened.load(Ordering::SeqCst), manager.snapshot().len()), (1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_port_of_a_service_that_starts_gets_a_tunnel_of_its_own() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
+    let started = Instant::now();
+    let (first, second) =
+        tokio::join!(lease_at(&manager, "s", PortRef::Number(80)), lease_at(&manager, "s", PortRef::Number(81)));
+    assert_eq!(started.elapsed(), Duration::from_secs(2), "two numbers do not wait for each other");
+    assert_eq!((first.unwrap().endpoint().port.number, second.unwrap().endpoint().port.number), (80, 81));
+    let (any, other) =
+        tokio::join!(lease_at(&manager, "t", PortRef::Auto), lease_at(&manager, "t", PortRef::Number(81)));
+    assert_eq!((any.unwrap().endpoint().port.number, other.unwrap().endpoint().port.number), (80, 81));
+    assert_eq!(backend.opened.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_means_no_port_does_not_keep_others_from_theirs() {
+    let answers = Mutex::new([not_found()].into());
+    let (manager, ..) = manager(Scripted { delay: Duration::from_secs(1), answers, ..Scripted::default() });
+    let (unclear, clear) =
+        tokio::join!(lease_at(&manager, "s", PortRef::Auto), lease_at(&manager, "s", PortRef::Number(80)));
+    assert_eq!(unclear.err(), Some(not_found()));
+    let clear = clear.unwrap();
+    // From now on it is known which port is meant.
+    assert_eq!(manager.acquire(&target_at("s", PortRef::Auto), IDLE).await.unwrap().id(), clear.id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_start_under_another_name_keeps_it_going() {
+    let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
+    let one = manager.clone();
+    let first = tokio::spawn(async move { one.acquire(&target_at("s", PortRef::Auto), IDLE).await.map(drop) });
+    sleep(Duration::from_millis(500)).await;
+    let two = manager.clone();
+    let second = tokio::spawn(async move { two.acquire(&target("s"), IDLE).await.map(drop) });
+    sleep(Duration::from_millis(500)).await;
     first.abort();
     second.await.unwrap().unwrap();
     assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
