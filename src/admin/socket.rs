@@ -24,7 +24,7 @@ use tracing::debug;
 use super::{
     api::{
         ROOT,
-        answers::{Failure, Overview, Problem},
+        answers::{Failure, Overview, Problem, Status},
         feed::{Change, Snapshot},
         open::{OpenAnswer, OpenRequest, PROTOCOL},
     },
@@ -38,6 +38,9 @@ use crate::{
 
 /// A list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The status is in memory.
+const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
 /// A listening admin socket; its file is removed on drop.
 pub struct AdminSocket {
@@ -172,6 +175,20 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Ca
         StatusCode::OK => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
         code => Err(refused(code, &body)),
     }
+}
+
+/// Asks a running adit what it does. One that does not answer soon is stopped, or hangs.
+///
+/// # Errors
+/// It does not answer, or with something else.
+pub async fn status(socket: &Path) -> Result<Status, CallError> {
+    let answer = timeout(STATUS_WITHIN, get(socket, "status")).await;
+    answer.unwrap_or_else(|_| Err(CallError::Silent(io::ErrorKind::TimedOut.into())))
+}
+
+/// Returns the process behind a socket, where the system says it. None: nobody listens.
+pub async fn owner(socket: &Path) -> Option<i32> {
+    UnixStream::connect(socket).await.ok()?.peer_cred().ok()?.pid()
 }
 
 /// Lets a running adit do something.

@@ -43,8 +43,14 @@ impl Opening {
     async fn port(&self, request: OpenRequest) -> Result<OpenAnswer, ReachError> {
         let key = (request.target.clone(), request.namespace.clone());
         let named = self.named(&request)?;
-        if let Some(opened) = self.opened.lock().expect("no panic while the lock is held").get(&key) {
-            return Ok(answer(&request.target, opened));
+        // Without a wait, a client of the port gets the error.
+        let wait = (request.wait_ms != Some(0)).then(|| request.wait());
+        let before = self.opened.lock().expect("no panic while the lock is held").get(&key).cloned();
+        if let Some(opened) = before {
+            if wait.is_some() {
+                self.reach.check(&named, wait, |_| {}).await?;
+            }
+            return Ok(answer(&request.target, &opened));
         }
         let at = match (named.listener, named.local_port) {
             (Some(listener), None) => At::Served(listener),
@@ -54,8 +60,6 @@ impl Opening {
                 At::Bound(listener, address)
             }
         };
-        // No check for reachability here: a client of the port gets the error.
-        let wait = (request.wait_ms != Some(0)).then(|| request.wait());
         let opened = self.reach.open(None, &named, at, wait, |_| {}).await?;
         let answer = answer(&request.target, &opened);
         self.opened.lock().expect("no panic while the lock is held").insert(key, opened);

@@ -13,14 +13,7 @@ use super::{
     running::{self, Running},
     up,
 };
-use crate::{
-    admin::api::open::{OpenAnswer, OpenKind},
-    app::opened::{self, Opened, OpenedService},
-    config::Scheme,
-    k8s::ServicePort,
-    routing::Router,
-    telemetry,
-};
+use crate::{app::opened, routing::Router, telemetry};
 
 /// How long a target is waited for. Its port is there in any case.
 const WAIT: Duration = Duration::from_secs(10);
@@ -100,36 +93,16 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
             return Err(CliError::usage(format!("--to: {text:?} is not NAME=TARGET"))
                 .hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")));
         }
-        let answer = running.open(target, OpenKind::Port, WAIT, progress).await.map_err(running::unreachable)?;
-        opened.extend(of_answer(Some(name), answer));
+        let at_port = running.port(Some(name.to_owned()), target, Some(WAIT), progress).await;
+        opened.extend(at_port.map_err(running::unreachable)?);
     }
     for address in router.config.tcp.routes.keys() {
-        let answer = running.open(&address.to_string(), OpenKind::Port, WAIT, progress).await;
-        opened.extend(of_answer(None, answer.map_err(running::unreachable)?));
+        let at_port = running.port(None, &address.to_string(), Some(WAIT), progress).await;
+        opened.extend(at_port.map_err(running::unreachable)?);
     }
     let mut variables = opened::variables(&opened);
     variables_of("--env", &args.env, &opened, &mut variables)?;
     Ok(variables)
-}
-
-fn of_answer(name: Option<&str>, answer: OpenAnswer) -> Option<Opened> {
-    let scheme = answer.url.as_deref().map(|url| if url.starts_with("https:") { Scheme::Https } else { Scheme::Http });
-    let port = |port: crate::admin::api::open::PortRow| ServicePort {
-        number: port.number,
-        name: port.name,
-        app_protocol: None,
-    };
-    let service = answer.service.map(|service| OpenedService {
-        name: service.name,
-        ports: service.ports.into_iter().map(|local| (port(local.port), local.address)).collect(),
-    });
-    Some(Opened {
-        name: name.map(str::to_owned),
-        address: answer.address?,
-        scheme,
-        port: answer.port.map(port),
-        service,
-    })
 }
 
 /// Returns the arguments of this process, for one that goes on in its place.

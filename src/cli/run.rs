@@ -33,6 +33,7 @@ use super::{
     Globals,
     place::Place,
     report::{CliError, print},
+    running::Running,
     up,
 };
 use crate::{
@@ -61,7 +62,7 @@ pub const FAILED: u8 = 125;
         command starts once each pod has taken a connection, and finds the ports in its environment: for --to \
         db=postgres.shop these are DB_HOST, DB_PORT and DB_ADDR, WEB_URL for HTTP, and what Kubernetes gives to pods \
         (POSTGRES_SERVICE_HOST, POSTGRES_SERVICE_PORT); for psql, pgbench and mysql also PGHOST and its like. Without --to, every TCP route of the configuration is open on its \
-        own port.\n\n\
+        own port, or on that of the adit that runs with this configuration.\n\n\
         A TARGET is SERVICE[.NAMESPACE][:PORT], pod/POD[.NAMESPACE][:PORT], 'via SERVICE.NAMESPACE HOST:PORT' for what only \
         a pod can reach, or the name of a route. @PORT at its end asks for that local port.",
     after_help = "Examples:\n  \
@@ -151,10 +152,13 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
 
     let reach = Reach::new(clusters);
-    let bound = asked.into_iter().map(|asked| asked.bind(&reach)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    // Only routes have ports of their own, which a running adit has already.
+    let running = if args.to.is_empty() { Running::find(globals, &router).await } else { None };
+    let bound = asked.into_iter().map(|asked| asked.bind(&reach, running.as_ref()));
+    let bound = bound.collect::<Result<Vec<_>, _>>().map_err(fail)?;
     let progress = Progress::new(args.quiet);
     let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
-    let opening = targets::open_all(bound, &reach, wait, progress);
+    let opening = targets::open_all(bound, &reach, running.as_ref(), wait, progress);
     let reading = async {
         // A list of what would be set has no need of their values.
         let wanted = secrets.iter().filter(|_| !args.dry_run);

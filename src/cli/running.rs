@@ -1,6 +1,6 @@
 //! The running adit, for commands that work with it and without it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,11 +9,14 @@ use crate::{
     admin::{
         api::{
             answers::{Problem, Status},
-            open::{OpenAnswer, OpenKind, OpenRequest},
+            open::{OpenAnswer, OpenKind, OpenRequest, PortRow},
         },
         socket::{self, CallError},
     },
+    app::opened::{Opened, OpenedService},
+    config::Scheme,
     io::BoxedIo,
+    k8s::ServicePort,
     routing::Router,
 };
 
@@ -27,6 +30,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct Running {
     pub socket: PathBuf,
     namespace: Option<String>,
+    /// Where its TCP routes listen.
+    tcp: Vec<SocketAddr>,
 }
 
 impl Running {
@@ -34,24 +39,48 @@ impl Running {
     pub async fn find(globals: &Globals, router: &Router) -> Option<Self> {
         let config = &router.config;
         let socket = socket::of_port(config.http.listen.first()?.port())?;
-        let status: Status = socket::get(&socket, "status").await.ok()?;
-        let overview = &status.overview;
+        let status: Status = socket::status(&socket).await.ok()?;
+        let overview = status.overview;
         let context = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
         let is_same = overview.config == config.source
             && overview.kubeconfig == config.http.kubeconfig.0
             && overview.context == context.map(ToString::to_string);
-        is_same.then_some(Self { socket, namespace: globals.namespace.clone() })
+        is_same.then_some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp })
     }
 
-    /// Opens a target at a local port, or checks it.
+    /// Returns whether it listens for the TCP route of this address.
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        self.tcp.contains(&address)
+    }
+
+    /// Waits until a target can be reached.
     ///
     /// # Errors
     /// It cannot be reached within `wait`.
-    pub async fn open(
+    pub async fn check(&self, target: &str, wait: Duration, progress: Progress) -> Result<(), CallError> {
+        self.open(target, OpenKind::Check, Some(wait), progress).await.map(drop)
+    }
+
+    /// Has a target served at a local port until that adit ends. `name`: what the user calls it. `wait`: for how long; None: the port
+    /// is there before the target can be reached.
+    ///
+    /// # Errors
+    /// It cannot be reached within `wait`.
+    pub async fn port(
+        &self,
+        name: Option<String>,
+        target: &str,
+        wait: Option<Duration>,
+        progress: Progress,
+    ) -> Result<Option<Opened>, CallError> {
+        Ok(opened(name, self.open(target, OpenKind::Port, wait, progress).await?))
+    }
+
+    async fn open(
         &self,
         target: &str,
         kind: OpenKind,
-        wait: Duration,
+        wait: Option<Duration>,
         progress: Progress,
     ) -> Result<OpenAnswer, CallError> {
         self.patiently(target, kind, wait, progress, async |request| socket::open(&self.socket, &request).await).await
@@ -63,21 +92,22 @@ impl Running {
     /// It cannot be reached within `wait`.
     pub async fn stream(&self, target: &str, wait: Duration, progress: Progress) -> Result<BoxedIo, CallError> {
         let stream = async |request| socket::stream(&self.socket, &request).await;
-        self.patiently(target, OpenKind::Stream, wait, progress, stream).await
+        self.patiently(target, OpenKind::Stream, Some(wait), progress, stream).await
     }
 
     async fn patiently<T>(
         &self,
         target: &str,
         kind: OpenKind,
-        wait: Duration,
+        wait: Option<Duration>,
         progress: Progress,
         mut ask: impl AsyncFnMut(OpenRequest) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
-        let until = Instant::now() + wait;
-        let mut step = STEP.min(wait);
+        let until = Instant::now() + wait.unwrap_or_default();
+        let mut step = STEP.min(wait.unwrap_or_default());
         loop {
-            let wait_ms = u64::try_from(step.as_millis()).unwrap_or(u64::MAX).max(1);
+            // 0 asks for no wait at all.
+            let wait_ms = wait.map_or(0, |_| u64::try_from(step.as_millis()).unwrap_or(u64::MAX).max(1));
             let namespace = self.namespace.clone();
             let request = OpenRequest { target: target.to_owned(), kind, namespace, wait_ms: Some(wait_ms) };
             match ask(request).await {
@@ -94,6 +124,17 @@ impl Running {
             }
         }
     }
+}
+
+/// Returns what the variables of a target are made of. None: it is at no port.
+fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
+    let scheme = answer.url.as_deref().map(|url| if url.starts_with("https:") { Scheme::Https } else { Scheme::Http });
+    let port = |port: PortRow| ServicePort { number: port.number, name: port.name, app_protocol: None };
+    let service = answer.service.map(|service| OpenedService {
+        name: service.name,
+        ports: service.ports.into_iter().map(|local| (port(local.port), local.address)).collect(),
+    });
+    Some(Opened { name, address: answer.address?, scheme, port: answer.port.map(port), service })
 }
 
 /// Returns the error for a target that cannot be reached.

@@ -11,7 +11,7 @@ use super::{
     running::{self, Running},
     up,
 };
-use crate::{admin::api::open::OpenKind, app::reach::Reach, config::Namespace, routing::Router, telemetry};
+use crate::{app::reach::Reach, config::Namespace, routing::Router, telemetry};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -52,8 +52,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let reach = Reach::new(clusters);
     let waiting = named.iter().map(async |named| match &running {
         Some(running) => {
-            let checked = running.open(&named.text, OpenKind::Check, args.timeout, progress).await;
-            checked.map(drop).map_err(|error| running::unreachable(error).doctor(&named.text))
+            let checked = running.check(&named.text, args.timeout, progress).await;
+            checked.map_err(|error| running::unreachable(error).doctor(&named.text))
         }
         None => {
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);

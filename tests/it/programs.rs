@@ -109,6 +109,38 @@ async fn connect_uses_the_tunnels_of_the_running_adit() {
 }
 
 #[tokio::test]
+async fn run_without_targets_has_the_ports_of_the_running_adit() {
+    let port = free_port().await;
+    let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
+    let world = World::new(&config, true).await;
+    for wait in [&["--wait", "20s"][..], &["--no-wait"]] {
+        let said = world.output(&[&["run"], wait, &["--env", "X={postgres}", "--", "env"]].concat()).await;
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{said:?}");
+        for line in [format!("POSTGRES_SERVICE_PORT={port}"), format!("X=127.0.0.1:{port}")] {
+            assert!(said.out.lines().any(|other| other == line), "{line}: {said:?}");
+        }
+    }
+    assert!(world.output(&["status"]).await.out.contains("data/postgres"), "its tunnel is used");
+    // A name asks for a port of the command's own.
+    let said = world.output(&["run", "--to", &format!("db={port}"), "--", "sh", "-c", "echo $DB_PORT"]).await;
+    assert!(said.code == Some(0) && said.out.trim() != port.to_string(), "{said:?}");
+    world.home.demo.faults().refuse(5432, true);
+    let said = world.output(&["run", "--wait", "1s", "--", "true"]).await;
+    assert!(said.code == Some(125) && said.err.contains("refused"), "{said:?}");
+}
+
+#[tokio::test]
+async fn an_adit_that_does_not_answer_keeps_nobody_waiting() {
+    let world = World::new("", true).await;
+    let pid = world.adit.as_ref().unwrap().id().unwrap().to_string();
+    let stop = |signal: &'static str| Command::new("kill").args([signal, &pid]).status();
+    assert!(stop("-STOP").await.unwrap().success());
+    let said = world.output(&["wait", "web.shop"]).await;
+    assert_eq!(said.code, Some(0), "tunnels of its own: {said:?}");
+    assert!(stop("-CONT").await.unwrap().success());
+}
+
+#[tokio::test]
 async fn wait_ends_when_all_can_be_reached_or_says_which_cannot() {
     for is_running in [false, true] {
         let world = World::new("", is_running).await;

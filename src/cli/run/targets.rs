@@ -14,7 +14,10 @@ use crate::{
         opened::{Opened, is_name},
         reach::{At, Reach},
     },
-    cli::report::CliError,
+    cli::{
+        report::CliError,
+        running::{self, Running},
+    },
     config::Namespace,
     routing::{Named, NamedError, Router},
     tunnel::OpenError,
@@ -27,11 +30,16 @@ pub struct Asked {
     pub named: Named,
 }
 
-/// A target with its local ports, which take connections already.
+/// A target with its local port, which takes connections already.
 pub struct Bound {
     asked: Asked,
-    address: SocketAddr,
-    listener: TcpListener,
+    at: Place,
+}
+
+enum Place {
+    Own(TcpListener, SocketAddr),
+    /// The running adit's port for a route.
+    OfRunning(SocketAddr),
 }
 
 impl From<NamedError> for CliError {
@@ -76,16 +84,20 @@ impl Asked {
         }
     }
 
-    /// Binds its local port.
+    /// Binds its local port. A route that the running adit listens for is at that port already.
     ///
     /// # Errors
     /// Another program has it.
-    pub fn bind(self, reach: &Reach) -> Result<Bound, CliError> {
+    pub fn bind(self, reach: &Reach, running: Option<&Running>) -> Result<Bound, CliError> {
+        let address = self.address();
+        if self.name.is_none() && running.is_some_and(|running| running.serves(address)) {
+            return Ok(Bound { asked: self, at: Place::OfRunning(address) });
+        }
         let asked_by = match &self.name {
             Some(name) => format!("--to {name}"),
-            None => format!("tcp.k8s.routes.{}", self.address().port()),
+            None => format!("tcp.k8s.routes.{}", address.port()),
         };
-        let (listener, address) = reach.forwards.bind(self.address(), &asked_by).map_err(|error| {
+        let (listener, address) = reach.forwards.bind(address, &asked_by).map_err(|error| {
             let hint = match (error.source.kind(), &self.name) {
                 (std::io::ErrorKind::AddrInUse | std::io::ErrorKind::PermissionDenied, Some(name)) => {
                     format!("leave out @{} to get a free port: --to {name}={}", error.address.port(), self.named)
@@ -98,16 +110,33 @@ impl Asked {
             };
             CliError::new(&error).hint(Some(hint).filter(|hint| !hint.is_empty()))
         })?;
-        Ok(Bound { asked: self, address, listener })
+        Ok(Bound { asked: self, at: Place::Own(listener, address) })
     }
 }
 
 impl Bound {
-    async fn open(self, reach: &Reach, wait: Option<Duration>, progress: Progress) -> Result<Opened, CliError> {
-        let Self { asked: Asked { name, named }, address, listener } = self;
-        let told = |error: &OpenError| progress.waits(&named.text, error);
-        let opened = reach.open(name, &named, At::Bound(listener, address), wait, told).await;
-        opened.map_err(|error| CliError::from(error).doctor(&named.text))
+    async fn open(
+        self,
+        reach: &Reach,
+        running: Option<&Running>,
+        wait: Option<Duration>,
+        progress: Progress,
+    ) -> Result<Opened, CliError> {
+        let Self { asked: Asked { name, named }, at } = self;
+        let opened = match (at, running) {
+            (Place::Own(listener, address), _) => {
+                let told = |error: &OpenError| progress.waits(&named.text, error);
+                reach.open(name, &named, At::Bound(listener, address), wait, told).await.map_err(CliError::from)
+            }
+            (Place::OfRunning(address), Some(running)) => {
+                let at_port = running.port(name, &address.to_string(), wait, progress).await;
+                at_port.map_err(running::unreachable).and_then(|opened| {
+                    opened.ok_or_else(|| CliError::new(format!("the running adit has no port for {address}")))
+                })
+            }
+            (Place::OfRunning(address), None) => Err(CliError::new(format!("no adit runs that serves {address}"))),
+        };
+        opened.map_err(|error| error.doctor(&named.text))
     }
 }
 
@@ -118,10 +147,11 @@ impl Bound {
 pub async fn open_all(
     bound: Vec<Bound>,
     reach: &Reach,
+    running: Option<&Running>,
     wait: Option<Duration>,
     progress: Progress,
 ) -> Result<Vec<Opened>, Vec<CliError>> {
-    let opening = bound.into_iter().map(|bound| bound.open(reach, wait, progress));
+    let opening = bound.into_iter().map(|bound| bound.open(reach, running, wait, progress));
     let (mut opened, mut errors) = (Vec::new(), Vec::new());
     for one in join_all(opening).await {
         match one {
