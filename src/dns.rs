@@ -19,6 +19,14 @@ const LIBRARY: &str = "libnss_myhostname.so.2";
 /// Library folders; Debian has one for each architecture.
 const FOLDERS: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
 
+/// The package of the library, by the distribution's program.
+const PACKAGES: [(&str, &str); 4] = [
+    ("apt-get", "sudo apt-get install libnss-myhostname"),
+    ("dnf", "sudo dnf install systemd-libs"),
+    ("zypper", "sudo zypper install libnss_myhostname2"),
+    ("pacman", "sudo pacman -S systemd-libs"),
+];
+
 /// State of the system's resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -28,7 +36,7 @@ pub enum State {
     Lacks,
     /// The file cannot be changed without root.
     NeedsRoot,
-    /// The library is missing: the commands of distributions that install it.
+    /// The library is missing: the command that installs it.
     NeedsPackage(String),
     Failed(String),
 }
@@ -61,8 +69,8 @@ impl System {
             return State::Asks(service);
         }
         if !self.has_library() {
-            let commands = "apt install libnss-myhostname, dnf install systemd-libs, or pacman -S systemd-libs";
-            return State::NeedsPackage(format!("{LIBRARY} is missing: {commands}"));
+            let command = self.package().unwrap_or("this system has no package for it that adit knows");
+            return State::NeedsPackage(format!("{LIBRARY} is missing: {command}"));
         }
         let Some(changed) = with_service(&text) else {
             return State::Failed(format!("{} has no line 'hosts:'", self.file().display()));
@@ -84,6 +92,21 @@ impl System {
         let restored = if is_ours { before } else { without_service(&now) };
         let written = self.write(FILE, &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
         written.map_or_else(|error| self.failed(&error), |()| self.look())
+    }
+
+    /// Returns the command that makes names resolve, if any does.
+    pub fn command(&self) -> Option<String> {
+        let has_glibc = self.file().exists();
+        match self.has_library() {
+            true => has_glibc.then(|| "sudo adit dns install".to_owned()),
+            false => self.package().filter(|_| has_glibc).map(|command| format!("{command} && sudo adit dns install")),
+        }
+    }
+
+    /// Returns the command that installs the library.
+    fn package(&self) -> Option<&'static str> {
+        let has = |program: &str| self.root.join("usr/bin").join(program).exists();
+        PACKAGES.iter().find(|(program, _)| has(program)).map(|(_, command)| *command)
     }
 
     /// Returns the file that is changed.
@@ -224,6 +247,21 @@ mod tests {
             assert_eq!(fs::read_to_string(root.path().join(FILE)).ok().as_deref(), text);
             assert!(!root.path().join(COPY).exists());
         }
+    }
+
+    #[test]
+    fn the_command_that_repairs_is_that_of_the_system() {
+        let (root, without) = system(Some(DEBIAN), false);
+        assert_eq!(without.command(), None);
+        fs::create_dir_all(root.path().join("usr/bin")).unwrap();
+        fs::write(root.path().join("usr/bin/dnf"), "").unwrap();
+        let command = without.command().unwrap();
+        assert_eq!(command, "sudo dnf install systemd-libs && sudo adit dns install");
+        assert!(matches!(without.install(), State::NeedsPackage(what) if what.contains("dnf install systemd-libs")));
+        let (_root, with) = system(Some(DEBIAN), true);
+        assert_eq!(with.command().as_deref(), Some("sudo adit dns install"));
+        let (_root, musl) = system(None, true);
+        assert_eq!(musl.command(), None);
     }
 
     #[test]

@@ -32,6 +32,29 @@ pub fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     }
 }
 
+/// Speaks TLS with a server, and returns the certificate that it shows and the protocol that it chose by ALPN. Neither is verified.
+///
+/// # Errors
+/// It does not speak TLS, or closes.
+pub async fn shown_certificate<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    stream: I,
+    name: ServerName<'static>,
+    protocols: &[&[u8]],
+) -> io::Result<(CertificateDer<'static>, Option<Vec<u8>>)> {
+    let provider = provider();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Pinned::to_nothing(provider))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let (_, session) = tls.get_ref();
+    let shown = session.peer_certificates().and_then(|shown| shown.first()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((shown.clone().into_owned(), session.alpn_protocol().map(<[u8]>::to_vec)))
+}
+
 /// Reads the private key of a PEM file.
 ///
 /// # Errors

@@ -10,10 +10,12 @@ mod listeners;
 mod machine;
 mod protocol;
 mod rbac;
+mod relays;
 pub mod report;
 mod rights;
 mod running;
 mod scope;
+mod service;
 mod target;
 mod trust;
 mod way;
@@ -39,7 +41,10 @@ use super::{
     report::{CliError, colours, print},
     up,
 };
-use crate::{config::validate, telemetry};
+use crate::{
+    config::{Config, validate},
+    telemetry,
+};
 
 /// How long all checks of a group may take together.
 const PATIENCE: Duration = Duration::from_millis(9_500);
@@ -98,7 +103,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let (mut config, problem) = match loaded {
         Some(Ok(config)) => (config, None),
-        Some(Err(problem)) => (crate::config::defaults::config(), Some(problem)),
+        // The adit that runs with the file has an older state of it.
+        Some(Err(problem)) => {
+            let defaults = crate::config::defaults::config();
+            (Config { source: path.clone(), ..defaults }, Some(problem))
+        }
         None => (crate::config::defaults::config(), None),
     };
     overrides.apply(&mut config);
@@ -133,12 +142,12 @@ async fn checks(
     let config = scope.router.config.clone();
     let of_stores = tokio::task::spawn_blocking(move || trust::checks(&config));
     let of_contexts = async {
-        let checks = scope.contexts.iter().map(|of| timed(scope, of));
+        let checks = scope.contexts.iter().map(|of| of_context(scope, of));
         join_all(checks).await.into_iter().flatten().collect::<Vec<_>>()
     };
     let of_target = async {
         match target {
-            Some(target) => within(Group::Target, "route", target::checks(scope, target)).await,
+            Some(target) => of_target(scope, target).await,
             None => Vec::new(),
         }
     };
@@ -157,44 +166,55 @@ async fn checks(
     all
 }
 
-/// Everything about one context: what stands behind a check that failed is skipped, and says why.
-async fn timed(scope: &Scope, of: &Of) -> Vec<Check> {
-    let checking = async {
-        let mut all = Vec::new();
-        let cluster = match kubeconfig::context(scope, of).await {
-            (checks, Some(cluster)) => {
-                all.extend(checks);
-                cluster
-            }
-            (checks, None) => return (checks, false),
+/// Everything about one context.
+async fn of_context(scope: &Scope, of: &Of) -> Vec<Check> {
+    let mut all = Vec::new();
+    if timeout(PATIENCE, fill(scope, of, &mut all)).await.is_err() {
+        let (group, id) = match all.last().map(|check| check.group) {
+            None => (Group::Kubeconfig, "credentials"),
+            Some(Group::Kubeconfig | Group::Machine) => (Group::Cluster, "api-server"),
+            Some(Group::Cluster) => (Group::Rights, "permissions"),
+            Some(_) => (Group::Way, "pod-stream"),
         };
-        let (reach, is_reached) = cluster::checks(&cluster).await;
-        all.extend(reach);
-        if !is_reached {
-            let name = of.id.context.to_string();
-            let skip = |id, group, what: &str| {
-                Check::new(id, group, Status::Skip, format!("{what} (needs the API server)")).of_context(&name)
-            };
-            all.push(skip("permissions", Group::Rights, "permissions"));
-            all.push(skip("pod-stream", Group::Way, "a stream to a pod"));
-            return (all, true);
-        }
-        let rights = rights::checks(of, &cluster).await;
-        let may_forward = !rights.iter().any(|check| check.id == "right-portforward" && check.status == Status::Fail);
-        all.extend(rights);
-        match may_forward {
-            true => all.extend(way::checks(scope, of, &cluster).await),
-            false => all.push(
-                Check::new("pod-stream", Group::Way, Status::Skip, "a stream to a pod (needs the permission above)")
-                    .of_context(of.context()),
-            ),
-        }
-        (all, true)
-    };
-    match timeout(PATIENCE, checking).await {
-        Ok((checks, _)) => checks,
-        Err(_) => vec![late(Group::Cluster, "api-server").of_context(&of.id.context.to_string())],
+        all.push(late(group, id).of_context(of.context()));
     }
+    all
+}
+
+/// What stands behind a check that failed is skipped, and says why.
+async fn fill(scope: &Scope, of: &Of, all: &mut Vec<Check>) {
+    let (checks, cluster) = kubeconfig::context(scope, of).await;
+    all.extend(checks);
+    let Some(cluster) = cluster else { return };
+    let skip = |id, group, what: &str| Check::new(id, group, Status::Skip, what).of_context(of.context());
+    let Some(minor) = cluster::checks(scope, &cluster, all).await else {
+        all.push(skip("permissions", Group::Rights, "permissions (needs the API server)"));
+        all.push(skip("pod-stream", Group::Way, "a stream to a pod (needs the API server)"));
+        return;
+    };
+    let (rights, relays) = tokio::join!(rights::checks(of, &cluster, minor), relays::checks(of, &cluster));
+    let may_forward = !rights.iter().any(|check| check.id == "right-portforward" && check.status == Status::Fail);
+    all.extend(rights);
+    all.extend(relays.into_iter().map(|check| check.of_context(of.context())));
+    match may_forward {
+        true => all.extend(way::checks(scope, of, &cluster).await),
+        false => all.push(skip("pod-stream", Group::Way, "a stream to a pod (needs the permission above)")),
+    }
+}
+
+/// The way to a target, as far as it is known in time.
+async fn of_target(scope: &Scope, target: &str) -> Vec<Check> {
+    let mut all = Vec::new();
+    if timeout(PATIENCE, target::checks(scope, target, &mut all)).await.is_err() {
+        let id = match all.last().map(|check| check.id) {
+            None => "route",
+            Some("route") => "service",
+            Some("pod-port") => "protocol",
+            Some(_) => "pod-port",
+        };
+        all.push(late(Group::Target, id));
+    }
+    all
 }
 
 async fn within(group: Group, id: &'static str, checks: impl Future<Output = Vec<Check>>) -> Vec<Check> {

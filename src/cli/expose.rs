@@ -1,7 +1,7 @@
 //! `adit expose`: a Service inside the cluster that routes to a port of this machine, through a relay in the cluster.
 
 mod create;
-mod find;
+pub mod find;
 mod taken;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, sync::Mutex, time::Duration};

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     listener::bind::{self, Kind},
-    service::{Service, ServiceFile, launchd, systemd},
+    service::{Installed, Service, ServiceFile, launchd, systemd},
 };
 
 /// Variables that credential plugins and the API client read; they are written down where they are set.
@@ -140,6 +140,23 @@ impl Manager {
             Self::Launchd => vec![Step::new(["launchctl", "bootout", &target()]).may_fail()],
         }
     }
+}
+
+/// Returns the service that is installed, and its file: the user's own, else one of the system.
+pub fn installed() -> Option<(PathBuf, Installed)> {
+    let manager = Manager::here();
+    let own = manager.possible_files().unwrap_or_default();
+    let of_system =
+        [PathBuf::from("/etc/systemd/user/adit.service"), PathBuf::from("/etc/systemd/system/adit.service")];
+    let is_service = |path: &PathBuf| path.extension().is_none_or(|end| end != "socket");
+    own.into_iter().chain(of_system).filter(is_service).find_map(|path| {
+        let text = fs::read_to_string(&path).ok()?;
+        let installed = match manager {
+            Manager::Systemd => systemd::installed(&text),
+            Manager::Launchd => launchd::installed(&text),
+        };
+        Some((path, installed))
+    })
 }
 
 /// Returns launchd's name of the user's session.

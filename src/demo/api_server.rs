@@ -55,7 +55,13 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let service = service_fn(move |request| {
                 let (node, tokens) = (node.clone(), tokens.clone());
-                async move { answer(request, node, &tokens).await }
+                async move {
+                    let mut answer = answer(request, node.clone(), &tokens).await?;
+                    if let Some(date) = node.faults.date().and_then(|date| HeaderValue::try_from(date).ok()) {
+                        answer.headers_mut().insert(header::DATE, date);
+                    }
+                    Ok::<_, HangUp>(answer)
+                }
             });
             // The client went away.
             let _ = match is_h2 {

@@ -6,7 +6,7 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::Method;
@@ -85,6 +85,8 @@ struct Rules {
     is_frozen: bool,
     cuts_watches: bool,
     wedges: bool,
+    /// In seconds.
+    clock_ahead: i64,
 }
 
 /// More paths than any test asks for: the demo of a person may run for long.
@@ -114,6 +116,11 @@ impl Faults {
     /// The next request to these paths is answered with this status.
     pub fn answer_once(&self, path_end: &str, status: u16) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.next_statuses, path_end, Some(status)));
+    }
+
+    /// The clock of the API server is this many seconds ahead of ours; below 0: behind.
+    pub fn clock(&self, ahead: i64) {
+        self.rules.send_modify(|rules| rules.clock_ahead = ahead);
     }
 
     /// No token is accepted, or they are again.
@@ -262,6 +269,18 @@ impl Faults {
 
     pub(super) fn wedges(&self) -> bool {
         self.rules.borrow().wedges
+    }
+
+    /// Returns what the API server's clock says. None: it is right.
+    pub(super) fn date(&self) -> Option<String> {
+        let ahead = self.rules.borrow().clock_ahead;
+        let (now, by) = (SystemTime::now(), Duration::from_secs(ahead.unsigned_abs()));
+        match ahead {
+            0 => None,
+            1.. => now.checked_add(by),
+            _ => now.checked_sub(by),
+        }
+        .map(httpdate::fmt_http_date)
     }
 
     pub(super) fn refuses(&self, port: u16) -> bool {

@@ -146,6 +146,14 @@ impl Clusters {
         cluster.get_or_try_init(make).await.cloned()
     }
 
+    /// Returns why a process with another PATH could not use a context: its plugin is looked for in the folders of `exec_path`.
+    ///
+    /// # Errors
+    /// It could not.
+    pub fn usable_with(&self, id: &ClusterId, exec_path: &ExecPath) -> Result<(), ClusterError> {
+        kubeconfig::load(id, exec_path).map(drop)
+    }
+
     /// Returns the sign-in that requests to a cluster wait for. None: nobody issues its credentials.
     pub fn sign_in(&self, id: &ClusterId) -> Option<Report> {
         let made = self.made.lock().expect("no panic while the lock is held");

@@ -44,6 +44,12 @@ impl ExecPath {
         Self::of(configured, home.as_deref(), &env::split_paths(&path).collect::<Vec<_>>(), Path::is_dir)
     }
 
+    /// Returns the same for a process whose PATH is `path`.
+    pub fn with_path(configured: &[PathBuf], path: &std::ffi::OsStr) -> Self {
+        let home = etcetera::home_dir().ok();
+        Self::of(configured, home.as_deref(), &env::split_paths(path).collect::<Vec<_>>(), Path::is_dir)
+    }
+
     fn of(configured: &[PathBuf], home: Option<&Path>, path: &[PathBuf], exists: impl Fn(&Path) -> bool) -> Self {
         let usual = SYSTEM
             .iter()

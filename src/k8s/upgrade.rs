@@ -21,7 +21,6 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 pub use self::attempts::Memory;
 use self::{
@@ -224,17 +223,9 @@ pub async fn try_transport(
 /// Returns who has issued the certificate that is shown for an API server, whether it is trusted or not. None: none is shown.
 pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
     let name = cluster.tls_server_name.clone()?;
-    let provider = crate::tls::provider();
-    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .ok()?
-        .dangerous()
-        .with_custom_certificate_verifier(crate::tls::Pinned::to_nothing(provider))
-        .with_no_client_auth();
     let tcp = cluster.dialer.connect(cluster.server.clone()).await.ok()?;
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.ok()?;
-    let shown = tls.get_ref().1.peer_certificates()?.first()?;
-    crate::tls::certificate::Certificate::parse(shown)?.issuer_name()
+    let (shown, _) = crate::tls::shown_certificate(tcp, name, &[]).await.ok()?;
+    crate::tls::certificate::Certificate::parse(&shown)?.issuer_name()
 }
 
 /// An upgrade, as errors name it.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{Service, ServiceFile, escaped};
+use super::{Installed, Service, ServiceFile, escaped};
 
 pub const LABEL: &str = "dev.adit";
 
@@ -34,6 +34,16 @@ fn xml(text: &str) -> String {
     escaped(text, &[('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;")])
 }
 
+/// Returns what an agent of ours starts.
+pub fn installed(agent: &str) -> Installed {
+    let string_after = |key: &str| {
+        let (_, rest) = agent.split_once(&format!("<key>{key}</key>"))?;
+        let (value, _) = rest.split_once("<string>")?.1.split_once("</string>")?;
+        Some(value.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    };
+    Installed { program: string_after("ProgramArguments").unwrap_or_default().into(), path: string_after("PATH") }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -52,6 +62,12 @@ mod tests {
         for part in ["<string>/Applications/a &amp; b/adit</string>", "<string>/usr/bin:/&lt;x&gt;</string>"] {
             assert!(file.text.contains(part), "{}", file.text);
         }
+        let read = installed(&file.text);
+        assert_eq!(
+            (read.program.to_str(), read.path.as_deref()),
+            (Some("/Applications/a & b/adit"), Some("/usr/bin:/<x>"))
+        );
+        assert_eq!(installed("<plist/>"), Installed::default());
         let count = |tag: &str| file.text.matches(tag).count();
         for tag in ["dict", "array", "key", "string"] {
             assert_eq!(count(&format!("<{tag}>")), count(&format!("</{tag}>")), "{tag}");

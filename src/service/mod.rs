@@ -23,6 +23,15 @@ pub struct ServiceFile {
     pub text: String,
 }
 
+/// What a service that is installed starts, as its file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Empty: the file names none.
+    pub program: PathBuf,
+    /// The value of PATH. None: the service manager's own.
+    pub path: Option<String>,
+}
+
 /// Returns values as they have to be where `special` characters mean something else.
 fn escaped(text: &str, special: &[(char, &str)]) -> String {
     let mut escaped = String::with_capacity(text.len());

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{Service, ServiceFile, escaped};
+use super::{Installed, Service, ServiceFile, escaped};
 
 pub const SERVICE_UNIT: &str = "adit.service";
 pub const SOCKET_UNIT: &str = "adit.socket";
@@ -63,6 +63,46 @@ fn socket_unit(service: &Service) -> String {
     text + "BindIPv6Only=ipv6-only\nBacklog=4096\n\n[Install]\nWantedBy=sockets.target\n"
 }
 
+/// Returns what a unit starts, whoever has written it.
+pub fn installed(unit: &str) -> Installed {
+    let mut installed = Installed::default();
+    for line in unit.lines().map(str::trim) {
+        if let Some(command) = line.strip_prefix("ExecStart=") {
+            // Prefixes change how a program is started, not which (systemd.service(5)).
+            let command = command.trim_start_matches(['-', '@', ':', '+', '!']);
+            installed.program = words(command).into_iter().next().unwrap_or_default().replace("$$", "$").into();
+        } else if let Some(variables) = line.strip_prefix("Environment=") {
+            let path =
+                words(variables).into_iter().rev().find_map(|word| word.strip_prefix("PATH=").map(str::to_owned));
+            installed.path = path.or(installed.path);
+        }
+    }
+    installed
+}
+
+/// Splits the value of a unit into its words, as systemd does: quotes and backslashes are taken off, `%%` is `%`.
+fn words(text: &str) -> Vec<String> {
+    let (mut words, mut word): (Vec<String>, Option<String>) = (Vec::new(), None);
+    let (mut quote, mut rest) = (None, text.chars());
+    while let Some(char) = rest.next() {
+        match char {
+            '\\' => {
+                let escaped = rest.next().map(|char| if char == 'n' { '\n' } else { char });
+                word.get_or_insert_default().extend(escaped);
+            }
+            '"' | '\'' if quote.is_none() && word.is_none() => {
+                quote = Some(char);
+                word = Some(String::new());
+            }
+            char if quote == Some(char) => quote = None,
+            char if quote.is_none() && char.is_whitespace() => words.extend(word.take()),
+            char => word.get_or_insert_default().push(char),
+        }
+    }
+    words.extend(word);
+    words.iter().map(|word| word.replace("%%", "%")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -77,9 +117,26 @@ mod tests {
             listeners: Vec::new(),
         };
         let [unit] = &files(&service, Path::new("/units"))[..] else { panic!("one unit") };
+        let read = installed(&unit.text);
+        assert_eq!(read.program.to_str(), Some(service.command[0].as_str()));
+        assert_eq!(read.path.as_ref(), service.environment.get("PATH"));
         assert!(unit.text.contains(r#"ExecStart="/opt/my \"adit\"/100%%/$$HOME" "up""#), "{}", unit.text);
         assert!(unit.text.contains(r#"Environment="PATH=/a b:/c\\d:$x:%%h""#), "{}", unit.text);
         assert!(!unit.text.contains(SOCKET_UNIT));
+    }
+
+    #[test]
+    fn units_that_people_write_are_read_too() {
+        for (unit, program, path) in [
+            ("[Service]\nExecStart=-/usr/bin/adit up -v\n", "/usr/bin/adit", None),
+            ("  ExecStart='/a b/adit' up\nEnvironment=X=1 \"PATH=/bin:/a b\"\n", "/a b/adit", Some("/bin:/a b")),
+            ("Environment=PATH=/a\nEnvironment=PATH=/b\nEnvironment=Y=1\n", "", Some("/b")),
+            ("ExecStart=\"/unclosed\nExecStart", "/unclosed", None),
+            ("", "", None),
+        ] {
+            let read = installed(unit);
+            assert_eq!((read.program.to_str(), read.path.as_deref()), (Some(program), path), "{unit}");
+        }
     }
 
     #[test]

@@ -34,16 +34,14 @@ pub struct Certificate<'a> {
 }
 
 impl<'a> Certificate<'a> {
-    /// Returns the common name of the issuer, else its organization (X.520: 2.5.4.3 and 2.5.4.10).
+    /// Returns the common name of the issuer, else its organization.
     pub fn issuer_name(&self) -> Option<String> {
-        let value = |oid: &[u8]| {
-            let at = self.issuer.windows(oid.len()).position(|found| found == oid)? + oid.len();
-            // The tag of a string, its length below 128, its bytes.
-            let length = usize::from(*self.issuer.get(at + 1)?);
-            let bytes = self.issuer.get(at + 2..at + 2 + length)?;
-            Some(String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect())
-        };
-        value(&[0x06, 3, 0x55, 4, 3]).or_else(|| value(&[0x06, 3, 0x55, 4, 10]))
+        name(self.issuer)
+    }
+
+    /// Returns the same of its owner. None: it has alternative names alone.
+    pub fn subject_name(&self) -> Option<String> {
+        name(self.subject)
     }
 
     /// Returns None where `der` is no certificate.
@@ -79,6 +77,18 @@ impl<'a> Certificate<'a> {
             key,
         })
     }
+}
+
+/// Returns the common name of a Name, else the organization (X.520: 2.5.4.3 and 2.5.4.10).
+fn name(of: &[u8]) -> Option<String> {
+    let value = |oid: &[u8]| {
+        let at = of.windows(oid.len()).position(|found| found == oid)? + oid.len();
+        // The tag of a string, its length below 128, its bytes.
+        let length = usize::from(*of.get(at + 1)?);
+        let bytes = of.get(at + 2..at + 2 + length)?;
+        Some(String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect())
+    };
+    value(&[0x06, 3, 0x55, 4, 3]).or_else(|| value(&[0x06, 3, 0x55, 4, 10]))
 }
 
 /// DER values that have not been read.

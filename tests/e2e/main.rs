@@ -25,6 +25,7 @@ mod expose;
 mod http;
 mod jump;
 mod load;
+mod programs;
 mod proxy;
 mod reload;
 mod support;

@@ -1,14 +1,23 @@
 //! `adit doctor`: one fault at a time, and the check that finds it.
 
-use std::{collections::BTreeSet, fs, net::TcpListener as StdListener, path::Path, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener as StdListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use serde_json::Value;
-use tokio::time::timeout;
+use adit::demo::{Demo, faults::Era};
+use serde_json::{Value, json};
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     process::free_port,
     run::{Home, Said},
-    support::PATIENCE,
+    support::{PATIENCE, eventually},
 };
 
 struct Patient {
@@ -22,27 +31,73 @@ impl Patient {
     }
 
     async fn doctor(&self, arguments: &[&str]) -> Said {
+        let mut command = self.command(&[&["-n", "shop", "doctor"], arguments].concat());
+        Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let listen = format!("127.0.0.1:{}", self.port);
-        let mut command = self.home.adit(&[&["--listen", &listen, "-n", "shop", "doctor"], arguments].concat());
+        let mut command = self.home.adit(&[&["--listen", &listen], arguments].concat());
         for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env_remove(proxy);
         }
-        Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap())
+        command
+    }
+
+    /// Writes a kubeconfig, and returns its path.
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.home.folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn kubeconfig(&self) -> String {
+        fs::read_to_string(self.home.demo.kubeconfig()).unwrap()
+    }
+
+    /// Writes a program of these lines, and returns a kubeconfig whose user signs in with it.
+    fn with_plugin(&self, name: &str, script: &str) -> String {
+        let program = self.home.folder.path().join(name);
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        self.with_exec(&program.display().to_string())
+    }
+
+    fn with_exec(&self, command: &str) -> String {
+        let exec = format!(
+            "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {command:?}, interactiveMode: Never}}}}"
+        );
+        let text = self.kubeconfig();
+        let user = text.lines().find(|line| line.starts_with("- {name: demo, user:")).unwrap();
+        let text = text.replace(user, &format!("- {{name: demo, user: {exec}}}"));
+        self.write(&format!("signs-in-with-{}", command.rsplit('/').next().unwrap()), &text)
+    }
+
+    /// Returns the report with another kubeconfig, and the ids of the checks that have failed.
+    async fn report_of(&self, kubeconfig: &str, arguments: &[&str]) -> (Value, BTreeSet<String>) {
+        let mut command =
+            self.command(&[&["--kubeconfig", kubeconfig, "-n", "shop", "doctor", "-o", "json"], arguments].concat());
+        let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
+        report(&said)
     }
 
     /// Returns the report and the ids of the checks that have failed.
     async fn report(&self, arguments: &[&str]) -> (Value, BTreeSet<String>) {
         let said = self.doctor(&[&["-o", "json"], arguments].concat()).await;
-        let report: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("no JSON: {said:?}"));
-        let failed: BTreeSet<String> = checks(&report)
-            .iter()
-            .filter(|check| check["status"] == "fail")
-            .map(|check| check["id"].as_str().unwrap().to_owned())
-            .collect();
-        assert_eq!(said.code, Some(i32::from(!failed.is_empty())), "{said:?}");
-        assert_eq!(report["ok"], failed.is_empty());
-        (report, failed)
+        report(&said)
     }
+}
+
+fn report(said: &Said) -> (Value, BTreeSet<String>) {
+    let report: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("no JSON: {said:?}"));
+    let failed: BTreeSet<String> = checks(&report)
+        .iter()
+        .filter(|check| check["status"] == "fail")
+        .map(|check| check["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(said.code, Some(i32::from(!failed.is_empty())), "{said:?}");
+    assert_eq!(report["ok"], failed.is_empty());
+    (report, failed)
 }
 
 fn checks(report: &Value) -> &[Value] {
@@ -99,6 +154,17 @@ async fn each_missing_permission_is_named_with_the_role_that_grants_it() {
         assert!(check["detail"].as_str().unwrap().contains("apiGroups"), "{check}");
         verbs.iter().for_each(|verb| patient.home.demo.faults().forbid(verb, resource, false));
     }
+    // Raw SPDY is left where a WebSocket may not be; where neither may be, nothing is.
+    let forbid = |verb, on| patient.home.demo.faults().forbid(verb, "pods/portforward", on);
+    forbid("get", true);
+    let (report, failed) = patient.report(&[]).await;
+    assert!(failed.is_empty() && find(&report, "right-portforward")["status"] == "warn", "{report:#}");
+    forbid("get", false);
+    forbid("create", true);
+    let (report, failed) = patient.report(&[]).await;
+    assert_eq!(failed, only("right-portforward"), "{report:#}");
+    assert_eq!(find(&report, "pod-stream")["status"], "skip");
+    forbid("create", false);
     patient.home.demo.faults().forbid("watch", "endpointslices", true);
     let (report, failed) = patient.report(&[]).await;
     assert!(failed.is_empty() && find(&report, "right-endpointslices")["status"] == "warn", "{report:#}");
@@ -138,40 +204,261 @@ async fn a_port_that_is_taken_is_named_with_its_owner() {
 #[tokio::test]
 async fn what_keeps_the_cluster_away_is_found() {
     let patient = Patient::new().await;
-    let good = fs::read_to_string(patient.home.demo.kubeconfig()).unwrap();
-    let folder = patient.home.folder.path();
-    let with = async |name: &str, kubeconfig: String| {
-        let path = folder.join(name);
-        fs::write(&path, kubeconfig).unwrap();
-        let said = patient.doctor(&["-o", "json", "--kubeconfig", &path.display().to_string()]).await;
-        let report: Value = serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("no JSON: {said:?}"));
-        let failed: Vec<String> = checks(&report)
-            .iter()
-            .filter(|check| check["status"] == "fail")
-            .map(|check| check["id"].as_str().unwrap().to_owned())
-            .collect();
-        (report, failed)
-    };
+    let good = patient.kubeconfig();
     let server = good.split("server: \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a server").to_owned();
-    for (name, kubeconfig, id) in [
-        ("broken", "contexts: [".to_owned(), "kubeconfig-files"),
-        ("nowhere", good.replace(&server, "https://nothing.invalid:6443"), "api-dns"),
-        ("closed", good.replace(&server, "https://127.0.0.1:1"), "api-tcp"),
+    let other = Demo::start().await.unwrap();
+    let other = fs::read_to_string(other.kubeconfig()).unwrap();
+    let authority = |text: &str| {
+        let (_, rest) = text.split_once("certificate-authority-data: ").unwrap();
+        rest.split('}').next().unwrap().to_owned()
+    };
+    for (name, kubeconfig, id, command) in [
+        ("broken", "contexts: [".to_owned(), "kubeconfig-files", "config view"),
+        ("nowhere", good.replace(&server, "https://nothing.invalid:6443"), "api-dns", "getent hosts nothing.invalid"),
+        ("closed", good.replace(&server, "https://127.0.0.1:1"), "api-tcp", "curl -vk https://127.0.0.1:1/version"),
+        ("untrusted", good.replace(&authority(&good), &authority(&other)), "api-tls", "config set-cluster"),
         (
             "none",
             good.lines().filter(|line| !line.starts_with("current-context")).collect::<Vec<_>>().join("\n"),
             "current-context",
+            "config use-context demo",
+        ),
+        (
+            "gone",
+            good.replace("current-context: demo", "current-context: prod"),
+            "current-context",
+            "config use-context demo",
         ),
     ] {
-        let (report, failed) = with(name, kubeconfig).await;
-        assert_eq!(failed, [id], "{name}: {report:#}");
+        let kubeconfig = patient.write(name, &kubeconfig);
+        let (report, mut failed) = patient.report_of(&kubeconfig, &[]).await;
+        if name == "gone" {
+            // The context cannot be used either.
+            failed.remove("context");
+        }
+        assert_eq!(failed, only(id), "{name}: {report:#}");
         let check = checks(&report).iter().find(|check| check["status"] == "fail").unwrap();
-        assert!(check["fix"].is_object(), "{check}");
+        assert!(check["fix"]["command"].as_str().is_some_and(|fix| fix.contains(command)), "{check}");
     }
 }
 
 #[tokio::test]
-async fn the_role_and_the_bundle_have_what_is_needed_and_no_secret() {
+async fn a_fix_repairs_when_it_is_pasted() {
+    let patient = Patient::new().await;
+    let good = patient.kubeconfig();
+    let long = "arn:aws:eks:eu-central-1:123:cluster/Prod";
+    for (name, kubeconfig, id) in [
+        ("none", good.replace("current-context: demo\n", ""), "current-context"),
+        ("long", good.replace("- {name: demo-nobody,", &format!("- {{name: {long:?},")), "context-names"),
+    ] {
+        let kubeconfig = patient.write(name, &kubeconfig);
+        let (report, _) = patient.report_of(&kubeconfig, &[]).await;
+        let check = find(&report, id);
+        assert_ne!(check["status"], "ok", "{check}");
+        let command = check["fix"]["command"].as_str().unwrap();
+        // kubectl reads its own file where it is not told another.
+        let pasted = Command::new("sh").arg("-c").arg(command).env("KUBECONFIG", "/nowhere").output().await.unwrap();
+        assert!(pasted.status.success(), "{command}: {pasted:?}");
+        let (report, failed) = patient.report_of(&kubeconfig, &[]).await;
+        assert_eq!((failed, find(&report, id)["status"].as_str()), (BTreeSet::new(), Some("ok")), "{report:#}");
+    }
+    // A file that is missing among others.
+    let missing = format!("{}:/no/such/file", patient.home.demo.kubeconfig().display());
+    let mut command = patient.command(&["doctor", "-o", "json"]);
+    let said = Said::of(command.env("KUBECONFIG", &missing).output().await.unwrap());
+    let (report, _) = report(&said);
+    let check = find(&report, "kubeconfig-files");
+    let fix = check["fix"]["command"].as_str().unwrap();
+    assert_eq!(
+        (check["status"].as_str(), fix),
+        (Some("warn"), format!("export KUBECONFIG={}", patient.home.demo.kubeconfig().display()).as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_missing_fails_or_hangs_is_the_only_finding() {
+    let patient = Patient::new().await;
+    let expired = r#"echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"x","expirationTimestamp":"2020-01-01T00:00:00Z"}}'"#;
+    for (kubeconfig, words) in [
+        (patient.with_exec("no-such-plugin"), "no-such-plugin"),
+        (patient.with_plugin("fails", "echo 'the session has ended' >&2; exit 3"), "the session has ended"),
+        (patient.with_plugin("hangs", "sleep 60"), "within 5 s"),
+        (patient.with_plugin("expired", expired), "expired"),
+    ] {
+        let started = Instant::now();
+        let (report, failed) = patient.report_of(&kubeconfig, &["web.shop"]).await;
+        assert_eq!(failed, only("credentials"), "{words}: {report:#}");
+        assert!(find(&report, "credentials").to_string().contains(words), "{report:#}");
+        assert_eq!(find(&report, "service")["status"], "skip", "{report:#}");
+        assert!(started.elapsed() < Duration::from_secs(25), "it waits for nobody: {:?}", started.elapsed());
+    }
+    // A Role is printed without a cluster too.
+    let hangs = patient.with_plugin("hangs", "sleep 60");
+    let mut command = patient.command(&["--kubeconfig", &hangs, "-n", "shop", "doctor", "--rbac"]);
+    let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
+    assert!(said.code == Some(0) && said.out.contains("name: \"USER\""), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_the_only_finding() {
+    let patient = Patient::new().await;
+    for (ahead, words) in [(600, "600 s behind"), (-600, "ahead of")] {
+        patient.home.demo.faults().clock(ahead);
+        let (report, failed) = patient.report(&[]).await;
+        assert_eq!(failed, only("clock"), "{report:#}");
+        let check = find(&report, "clock");
+        assert!(check["says"].as_str().unwrap().contains(words) || ahead > 0, "{check}");
+        assert_eq!(check["fix"]["command"], "sudo timedatectl set-ntp true");
+    }
+}
+
+#[tokio::test]
+async fn what_a_gateway_does_to_upgrades_is_told() {
+    let patient = Patient::new().await;
+    let faults = patient.home.demo.faults();
+    let ids = BTreeSet::from(["upgrade-spdy", "upgrade-websocket", "upgrade-channels"].map(str::to_owned));
+    for status in [404, 405, 426, 502] {
+        faults.answer("/portforward", Some(status));
+        let (report, failed) = patient.report(&[]).await;
+        assert_eq!(failed, ids, "{status}: {report:#}");
+        for id in &ids {
+            let check = find(&report, id);
+            assert!(
+                check["says"].as_str().unwrap().contains(&status.to_string()) && check["fix"].is_object(),
+                "{check}"
+            );
+        }
+        assert_eq!(find(&report, "pod-stream")["status"], "skip");
+    }
+    faults.answer("/portforward", None);
+    faults.hang_up_on_upgrades(true);
+    assert_eq!(patient.report(&[]).await.1, ids);
+    faults.hang_up_on_upgrades(false);
+    // One that passes is enough, and the others are told.
+    faults.only_channels(true);
+    let (report, failed) = patient.report(&[]).await;
+    assert!(failed.is_empty() && find(&report, "pod-stream")["status"] == "ok", "{report:#}");
+    assert!(find(&report, "upgrade-spdy")["says"].as_str().unwrap().contains("refused"), "{report:#}");
+    faults.only_channels(false);
+    faults.era(Era::V1_30);
+    let (report, failed) = patient.report(&[]).await;
+    assert!(
+        failed.is_empty() && find(&report, "upgrade-spdy")["says"].as_str().unwrap().contains("pass"),
+        "{report:#}"
+    );
+}
+
+#[tokio::test]
+async fn the_running_adit_is_looked_at() {
+    let patient = Patient::new().await;
+    let config = patient.home.config("http: {k8s: {routes: {}}}\n");
+    let mut adit = patient.command(&["--config", &config, "up"]);
+    let adit = adit.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = patient.home.folder.path().join(format!("adit/{}.sock", patient.port));
+    eventually("it runs", || async { socket.exists() }).await;
+    let doctor = async |arguments: &[&str]| {
+        let mut command = patient.command(&[arguments, &["doctor", "-o", "json"]].concat());
+        report(&Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap()))
+    };
+    let (report, failed) = doctor(&["--config", &config]).await;
+    assert_eq!(failed, BTreeSet::new(), "{report:#}");
+    for id in ["running-adit", "running-version", "rejected-configuration", "failed-tunnels", "memory"] {
+        assert_eq!(find(&report, id)["status"], "ok", "{report:#}");
+    }
+    let (report, _) = doctor(&[]).await;
+    assert!(find(&report, "running-adit")["says"].as_str().unwrap().contains("config.yaml"), "{report:#}");
+    patient.home.config("http: {k8s: {routes: 5}}\n");
+    eventually("it is rejected", || async {
+        let (report, _) = doctor(&["--config", &config]).await;
+        checks(&report).iter().any(|check| check["id"] == "rejected-configuration" && check["status"] == "warn")
+    })
+    .await;
+    patient.home.config("http: {k8s: {routes: {}}}\n");
+    let pid = adit.id().unwrap();
+    let signal = |name: &'static str| Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(signal("-STOP").await.unwrap().success());
+    let (report, failed) = doctor(&["--config", &config]).await;
+    assert_eq!(failed, only("running-adit"), "{report:#}");
+    let fix = find(&report, "running-adit")["fix"]["command"].as_str().unwrap();
+    assert_eq!(fix, format!("kill -9 {pid} && adit"));
+    assert!(signal("-CONT").await.unwrap().success());
+}
+
+#[tokio::test]
+async fn the_service_is_to_start_this_program_and_to_find_the_plugins() {
+    let patient = Patient::new().await;
+    let folder = patient.home.folder.path().join("plugins");
+    fs::create_dir(&folder).unwrap();
+    let token =
+        patient.kubeconfig().split("token: \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    let program = folder.join("sign-in-here");
+    let credential =
+        json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}});
+    fs::write(&program, format!("#!/bin/sh\necho '{credential}'\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let kubeconfig = patient.with_exec("sign-in-here");
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let adit = async |arguments: &[&str]| {
+        let mut command = patient.command(&[&["--kubeconfig", &kubeconfig, "-n", "shop"], arguments].concat());
+        command.env("PATH", &path);
+        Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap())
+    };
+    // What the installation would write, without a systemd to start it.
+    let shown = adit(&["service", "install", "--dry-run"]).await;
+    let mut units = shown.out.split("# /").filter_map(|part| part.split_once('\n'));
+    let (unit, text) = units.find(|(path, _)| path.ends_with("adit.service")).unwrap_or_else(|| panic!("{shown:?}"));
+    let unit = PathBuf::from(format!("/{unit}"));
+    assert!(unit.starts_with(patient.home.folder.path()), "{unit:?}");
+    fs::create_dir_all(unit.parent().unwrap()).unwrap();
+    fs::write(&unit, text).unwrap();
+    let (found, failed) = report(&adit(&["doctor", "-o", "json"]).await);
+    assert!(failed.is_empty(), "{found:#}");
+    assert_eq!(
+        (find(&found, "service-unit")["status"].as_str(), find(&found, "service-plugin")["status"].as_str()),
+        (Some("ok"), Some("ok")),
+        "{found:#}"
+    );
+    // The PATH of another day, and a program that was moved.
+    fs::write(&unit, text.replace(&format!("{}:", folder.display()), "")).unwrap();
+    let (found, failed) = report(&adit(&["doctor", "-o", "json"]).await);
+    let check = find(&found, "service-plugin");
+    assert!(
+        failed.is_empty() && check["status"] == "warn" && check["fix"]["command"] == "adit service install",
+        "{found:#}"
+    );
+    fs::write(&unit, text.replace(env!("CARGO_BIN_EXE_adit"), "/no/such/adit")).unwrap();
+    assert_eq!(report(&adit(&["doctor", "-o", "json"]).await).1, only("service-unit"));
+}
+
+#[tokio::test]
+async fn what_expose_needs_is_checked_where_there_is_a_relay() {
+    let patient = Patient::new().await;
+    let (report, _) = patient.report(&[]).await;
+    assert_eq!(find(&report, "right-expose")["status"], "skip", "{report:#}");
+    let pods = patient.home.demo.world().list("pods", Some("shop")).0;
+    let ready = pods.iter().find(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("web-")));
+    let mut relay = (**ready.unwrap()).clone();
+    relay["metadata"] = json!({
+        "name": "relay-0", "namespace": "relay", "labels": {"app.kubernetes.io/name": "adit-relay"},
+        "annotations": {"adit/keys": "relay-keys", "adit/exposes": "true"}
+    });
+    patient.home.demo.world().put("pods", relay);
+    let (report, failed) = patient.report(&[]).await;
+    assert!(failed.is_empty(), "{report:#}");
+    assert!(find(&report, "right-expose")["says"].as_str().unwrap().contains("namespace relay"), "{report:#}");
+    patient.home.demo.faults().forbid("get", "secrets", true);
+    let (report, failed) = patient.report(&[]).await;
+    let check = find(&report, "right-expose");
+    assert!(failed.is_empty() && check["status"] == "warn", "{report:#}");
+    assert!(check["detail"].as_str().unwrap().contains("resourceNames: [\"relay-keys\"], verbs: [get]"), "{check}");
+    assert_eq!(check["fix"]["command"], "adit doctor --rbac -n relay");
+    let mut command = patient.command(&["-n", "relay", "doctor", "--rbac"]);
+    let role = Said::of(command.output().await.unwrap());
+    assert!(role.out.contains("resources: [secrets], resourceNames: [\"relay-keys\"], verbs: [get]"), "{role:?}");
+}
+
+#[tokio::test]
+async fn the_role_has_what_is_needed() {
     let patient = Patient::new().await;
     let role = patient.doctor(&["--rbac"]).await;
     assert!(
@@ -179,12 +466,55 @@ async fn the_role_and_the_bundle_have_what_is_needed_and_no_secret() {
         "{role:?}"
     );
     assert!(!role.out.contains("pods/exec"), "{role:?}");
+}
+
+#[tokio::test]
+async fn a_bundle_lists_what_it_has_and_has_no_secret() {
+    let patient = Patient::new().await;
+    let (secret, plugin_secret) = ("hunter2-of-the-configuration", "hunter2-of-the-plugin");
+    let token =
+        patient.kubeconfig().split("token: \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    let credential =
+        json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}});
+    let script = format!("echo \"signing in with $PASSWORD\" >&2; echo '{credential}'");
+    let kubeconfig = patient.with_plugin("plugin", &script);
+    let text = fs::read_to_string(&kubeconfig).unwrap();
+    let env = format!("interactiveMode: Never, env: [{{name: PASSWORD, value: {plugin_secret}}}]");
+    let proxied = text.replace("interactiveMode: Never", &env);
+    fs::write(&kubeconfig, proxied).unwrap();
+    let config = patient.home.config(&format!(
+        "http:\n  k8s:\n    kubeconfig: {kubeconfig}\n    routes:\n      a.localhost:\n        namespace: shop\n        service: web\n        headers: {{set: {{authorization: Bearer {secret}}}}}\n"
+    ));
+    let checked = Said::of(patient.command(&["--config", &config, "check"]).output().await.unwrap());
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let mut adit = patient.command(&["--config", &config, "-v", "up"]);
+    let _adit = adit.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = patient.home.folder.path().join(format!("adit/{}.sock", patient.port));
+    eventually("it runs", || async { socket.exists() }).await;
+    let url = format!("http://127.0.0.1:{}/", patient.port);
+    eventually("its tunnel is used", || async {
+        let got = Command::new("curl").args(["-sf", "-H", "Host: a.localhost", &url]).output().await.unwrap();
+        got.status.success()
+    })
+    .await;
     let file = patient.home.folder.path().join("b.tar.gz");
-    let said = patient.doctor(&["--bundle", &file.display().to_string()]).await;
-    assert!(said.out.contains("report.json") && said.out.contains("configuration.json"), "{said:?}");
-    let listed = std::process::Command::new("tar").args(["-tzf"]).arg(&file).output().unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    assert!(listed.contains("adit-doctor/report.txt") && listed.contains("versions.txt"), "{listed}");
+    let mut command = patient.command(&["--config", &config, "doctor", "--bundle", &file.display().to_string()]);
+    let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let unpacked = patient.home.folder.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    let tar = Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(&unpacked).status().await.unwrap();
+    assert!(tar.success());
+    let names = ["report.txt", "report.json", "configuration.json", "versions.txt", "status.json", "log.json"];
+    for name in names {
+        assert!(said.out.contains(name), "{name} is said before it is written: {said:?}");
+        let text = fs::read_to_string(unpacked.join("adit-doctor").join(name)).unwrap();
+        for secret in [secret, plugin_secret, &token] {
+            assert!(!text.contains(secret), "{name} has {secret}");
+        }
+    }
+    let log = fs::read_to_string(unpacked.join("adit-doctor/log.json")).unwrap();
+    assert!(log.contains("signing in"), "the log is there, with what the plugin said: {log}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The way to an API server: name, TCP, TLS, version, who one is there.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,6 +14,7 @@ use tokio::{net::lookup_host, time::timeout};
 use super::{
     kubeconfig::of_error,
     report::{Check, Group, Status},
+    scope::Scope,
 };
 use crate::{
     config::Namespace,
@@ -31,21 +33,22 @@ const WITHIN: Duration = Duration::from_secs(3);
 /// By how much a clock may be wrong: tokens and certificates are valid from the minute they are issued on.
 const MOST_SKEW: Duration = Duration::from_secs(60);
 
-/// Returns the checks, and whether the server answers.
-pub async fn checks(cluster: &Arc<Cluster>) -> (Vec<Check>, bool) {
-    let context = cluster.context.to_string();
-    let mut all = Vec::new();
-    let is_there = way(cluster, &mut all).await;
-    if is_there {
-        answers(cluster, &mut all).await;
+/// Adds the checks, and returns the minor version of a server that answers.
+pub async fn checks(scope: &Scope, cluster: &Arc<Cluster>, all: &mut Vec<Check>) -> Option<u32> {
+    let from = all.len();
+    let mut minor = None;
+    if way(scope, cluster, all).await {
+        minor = answers(cluster, all).await;
     }
-    let is_well = is_there && all.iter().all(|check| check.status != Status::Fail || check.id == "clock");
     // The clock is this machine's.
-    let placed = |check: Check| if check.group == GROUP { check.of_context(&context) } else { check };
-    (all.into_iter().map(placed).collect(), is_well)
+    for check in all[from..].iter_mut().filter(|check| check.group == GROUP) {
+        check.context = Some(cluster.context.to_string());
+    }
+    let is_well = all[from..].iter().all(|check| check.status != Status::Fail || check.id == "clock");
+    minor.filter(|_| is_well)
 }
 
-async fn way(cluster: &Cluster, all: &mut Vec<Check>) -> bool {
+async fn way(scope: &Scope, cluster: &Cluster, all: &mut Vec<Check>) -> bool {
     let host = cluster.server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = cluster.server.port_u16().unwrap_or(if cluster.tls_server_name.is_some() { 443 } else { 80 });
     if cluster.proxy.is_none() && host.parse::<std::net::IpAddr>().is_err() {
@@ -89,7 +92,7 @@ async fn way(cluster: &Cluster, all: &mut Vec<Check>) -> bool {
                 "TLS comes up, and the certificate is of the CA bundle",
             )),
             Err(error) => {
-                all.push(tls_failed(cluster, &error).await);
+                all.push(tls_failed(scope, cluster, &error).await);
                 return false;
             }
         }
@@ -98,37 +101,52 @@ async fn way(cluster: &Cluster, all: &mut Vec<Check>) -> bool {
 }
 
 /// Names who has issued the certificate that was not trusted: often a proxy that opens TLS.
-async fn tls_failed(cluster: &Cluster, error: &ClusterError) -> Check {
+async fn tls_failed(scope: &Scope, cluster: &Cluster, error: &ClusterError) -> Check {
     let issuer = timeout(WITHIN, upgrade::shown_issuer(cluster)).await.ok().flatten();
     let cause = error.cause().unwrap_or_default();
     let detail = match issuer {
         Some(issuer) => format!("{cause}\nthe certificate was issued by {issuer}"),
         None => cause,
     };
-    let cluster_name = &cluster.context;
-    Check::new("api-tls", GROUP, Status::Fail, error.to_string()).detail(Some(detail)).fix(
-        "where that is your company's proxy, put its CA into certificate-authority of the kubeconfig",
-        Some(format!("kubectl --context {cluster_name} config view --minify --raw")),
-    )
+    let command = BUNDLES.iter().find(|bundle| Path::new(bundle).exists()).map(|bundle| {
+        let name = "-o jsonpath='{.contexts[0].context.cluster}'";
+        let view = format!("{} config view --minify {name}", scope.kubectl_of(&cluster.context));
+        format!("{} config set-cluster \"$({view})\" --certificate-authority={bundle}", scope.kubectl())
+    });
+    Check::new("api-tls", GROUP, Status::Fail, error.to_string())
+        .detail(Some(detail))
+        .fix("where that is your company's proxy, and this system trusts its CA, use the system's CA bundle", command)
 }
 
-/// Checks the server's version, its clock, and the user that it takes us for.
-async fn answers(cluster: &Cluster, all: &mut Vec<Check>) {
+/// CA bundles of systems: Debian, Fedora, openSUSE, Alpine and macOS.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Checks the server's version, its clock, and the user that it takes us for. Returns the minor version of a server that
+/// has one.
+async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     let started = Instant::now();
     let version = ask(cluster, "/version", None).await;
     let took = started.elapsed();
-    match version {
+    let minor = match version {
         Ok((version, date)) => {
+            // `36+` is said by builds of clouds.
+            let minor = version["minor"].as_str().unwrap_or_default().trim_end_matches('+').parse().unwrap_or_default();
             let version = version["gitVersion"].as_str().unwrap_or("an unknown version").to_owned();
             let says = format!("the API server answers ({version}, {} ms)", took.as_millis());
             all.push(Check::new("api-server", GROUP, Status::Ok, says).took(took));
             all.extend(date.map(|date| clock(date, SystemTime::now())));
+            minor
         }
         Err(error) => {
             all.push(of_error("api-server", GROUP, &error));
-            return;
+            return None;
         }
-    }
+    };
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
     all.push(match ask(cluster, "/apis/authentication.k8s.io/v1/selfsubjectreviews", Some(review)).await {
         Ok((review, _)) => {
@@ -141,6 +159,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) {
         }
         Err(error) => of_error("authentication", GROUP, &error),
     });
+    Some(minor)
 }
 
 /// The clock of this machine against that of the API server.

@@ -1,20 +1,21 @@
 //! Kubeconfig files, contexts, and what signs in.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::{Timestamp, Unit};
 use tokio::time::timeout;
 
 use super::{
-    report::{Check, Group, Status},
-    scope::{Of, Scope},
+    report::{Check, Group, Status, quoted},
+    scope::{Of, Scope, joined},
+    service,
 };
 use crate::k8s::{ClusterError, client::Cluster};
 
 const GROUP: Group = Group::Kubeconfig;
 
 /// How long a credential plugin may take here. A person who signs in takes longer, and is not waited for.
-const PLUGIN_WITHIN: Duration = Duration::from_secs(5);
+pub const PLUGIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The files, and the contexts in them.
 pub fn files(scope: &Scope) -> Vec<Check> {
@@ -23,7 +24,7 @@ pub fn files(scope: &Scope) -> Vec<Check> {
     let shown = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if let Some(problem) = &contexts.problem {
         let fix = match paths.first() {
-            Some(path) if path.exists() => format!("kubectl --kubeconfig {} config view", path.display()),
+            Some(path) if path.exists() => format!("{} config view", scope.kubectl()),
             _ => "export KUBECONFIG=~/.kube/config".to_owned(),
         };
         let says = format!("the kubeconfig cannot be read: {problem}");
@@ -32,15 +33,15 @@ pub fn files(scope: &Scope) -> Vec<Check> {
                 .fix("look at the file, or name another", Some(fix)),
         ];
     }
-    let missing: Vec<String> =
-        paths.iter().filter(|path| !path.exists()).map(|path| path.display().to_string()).collect();
+    let (present, missing): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.exists());
+    let missing: Vec<String> = missing.iter().map(|path| path.display().to_string()).collect();
     let files = match (paths.is_empty(), missing.is_empty()) {
         (true, _) => Check::new("kubeconfig-files", GROUP, Status::Ok, "adit runs in a pod, as its service account"),
         (_, true) => Check::new("kubeconfig-files", GROUP, Status::Ok, format!("the kubeconfig is {shown}")),
         (_, false) => {
             Check::new("kubeconfig-files", GROUP, Status::Warn, format!("{} does not exist", missing.join(", ")))
                 .detail(Some("kubectl passes over files that do not exist, and so does adit"))
-                .fix("take it out of $KUBECONFIG", None)
+                .fix("take it out of $KUBECONFIG", Some(format!("export KUBECONFIG={}", quoted(&joined(&present)))))
         }
     };
     vec![files, current(scope), names(scope)]
@@ -49,13 +50,17 @@ pub fn files(scope: &Scope) -> Vec<Check> {
 fn current(scope: &Scope) -> Check {
     const ID: &str = "current-context";
     let contexts = &scope.router.http_contexts;
-    let known = || contexts.namespaces.keys().next().map_or_else(|| "NAME".to_owned(), ToString::to_string);
+    let choose = || {
+        let known = contexts.namespaces.keys().next()?;
+        Some(format!("{} config use-context {}", scope.kubectl(), quoted(&known.0)))
+    };
     match scope.router.config.default_context.as_ref().or(contexts.current.as_ref()) {
-        None => Check::new(ID, GROUP, Status::Fail, "the kubeconfig has no current context")
-            .fix("choose one", Some(format!("kubectl config use-context {}", known()))),
+        None => {
+            Check::new(ID, GROUP, Status::Fail, "the kubeconfig has no current context").fix("choose one", choose())
+        }
         Some(context) if !contexts.namespaces.contains_key(context) => {
             Check::new(ID, GROUP, Status::Fail, format!("there is no context {context}, which is the current one"))
-                .fix("choose one", Some(format!("kubectl config use-context {}", known())))
+                .fix("choose one", choose())
         }
         Some(context) => Check::new(ID, GROUP, Status::Ok, format!("the current context is {context}")),
     }
@@ -64,6 +69,7 @@ fn current(scope: &Scope) -> Check {
 /// Contexts whose name is no label cannot stand in a hostname.
 fn names(scope: &Scope) -> Check {
     const ID: &str = "context-names";
+    let contexts = &scope.router.http_contexts;
     let fits = |name: &str| crate::config::names::is_label(&name.to_ascii_lowercase());
     let config = &scope.router.config;
     let has_alias = |name: &str| config.contexts.values().any(|alias| alias.name.0 == name);
@@ -78,15 +84,37 @@ fn names(scope: &Scope) -> Check {
         .collect();
     match odd.first() {
         None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
-        Some(first) => Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", ")))
-            .fix("give it a short name in the configuration", Some(format!("contexts: {{prod: {{name: {first:?}}}}}"))),
+        Some(first) => {
+            let known: Vec<&str> = contexts.namespaces.keys().map(|context| context.0.as_str()).collect();
+            let short = short_name(first, &known);
+            let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));
+            Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", "))).fix(
+                format!("write 'contexts: {{{short}: {{name: {first:?}}}}}' into the configuration, or rename it"),
+                Some(command),
+            )
+        }
     }
+}
+
+/// Returns a name that fits a hostname: the last part of those that clouds give.
+fn short_name(context: &str, known: &[&str]) -> String {
+    let last = context.rsplit(['/', '@', ':', '_', '|', ' ']).find(|part| !part.is_empty()).unwrap_or_default();
+    let fitting = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
+    let short: String = last.chars().map(fitting).take(40).collect();
+    let short = match short.trim_matches('-') {
+        "" => "cluster",
+        short => short,
+    };
+    let numbered = (2..).map(|number| format!("{short}-{number}"));
+    let is_free = |name: &String| !known.contains(&name.as_str());
+    std::iter::once(short.to_owned()).chain(numbered).find(is_free).unwrap_or_default()
 }
 
 /// Whether the user of a context can sign in.
 pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>>) {
     const ID: &str = "credentials";
     let context = of.context();
+    let by_hand = format!("{} get --raw /version", scope.kubectl_of(&of.id.context));
     let cluster = match scope.clusters.get(&of.id).await {
         Ok(cluster) => cluster,
         Err(error) => {
@@ -103,7 +131,7 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
             let at = at.round(Unit::Second).unwrap_or(at);
             match left {
                 ..=0 => Check::new(ID, GROUP, Status::Fail, format!("the credentials have expired at {at}"))
-                    .fix("sign in again", Some(format!("kubectl --context {context} get --raw /version"))),
+                    .fix("sign in again", Some(by_hand)),
                 _ => Check::new(ID, GROUP, Status::Ok, format!("the credentials are valid until {at}")),
             }
         }
@@ -111,17 +139,34 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
         Err(_) => {
             let who = scope.clusters.sign_in(&of.id).map_or_else(|| "the sign-in".to_owned(), |report| report.issuer);
             let says = format!("{who} has given no credential within {} s", PLUGIN_WITHIN.as_secs());
-            Check::new(ID, GROUP, Status::Fail, says).fix(
-                "sign in by hand and see what it waits for",
-                Some(format!("kubectl --context {context} get --raw /version")),
-            )
+            Check::new(ID, GROUP, Status::Fail, says).fix("sign in by hand and see what it waits for", Some(by_hand))
         }
     };
     let is_signed_in = check.status != Status::Fail;
-    (vec![check.of_context(context)], is_signed_in.then_some(cluster))
+    let checks = [Some(check), service::plugin(scope, of)].into_iter().flatten();
+    (checks.map(|check| check.of_context(context)).collect(), is_signed_in.then_some(cluster))
 }
 
 /// Makes a check of an error that was met.
 pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
     Check::new(id, group, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_is_the_last_part_and_free() {
+        for (context, known, short) in [
+            ("arn:aws:eks:eu-central-1:123:cluster/Prod", &[][..], "prod"),
+            ("gke_my-project_europe-west1_shop", &[], "shop"),
+            ("kubernetes-admin@kubernetes", &["kubernetes"], "kubernetes-2"),
+            ("a.b c/", &[], "c"),
+            ("__", &[], "cluster"),
+            ("x/é", &[], "cluster"),
+        ] {
+            assert_eq!(short_name(context, known), short, "{context}");
+        }
+    }
 }

@@ -1,18 +1,21 @@
 //! Checks of this machine: configuration, ports, limits, name resolution.
 
-use std::{env, net::SocketAddr, path::PathBuf};
+use std::{env, net::SocketAddr, path::Path};
 
+use futures::future::join_all;
 use rustix::process::{Resource, getrlimit};
 use tokio::net::lookup_host;
 
 use super::{
     listeners, measured,
-    report::{Check, Group, Status},
+    report::{Check, Group, Status, quoted},
     scope::Scope,
+    service,
 };
 use crate::{
-    admin::{api::answers::Status as Running, socket},
+    admin::socket,
     config::problem::LoadError,
+    dns,
     listener::bind::{self, BindError},
 };
 
@@ -28,7 +31,7 @@ pub async fn checks(scope: &Scope, problem: Option<&LoadError>) -> Vec<Check> {
     all.push(measured(localhost_names()).await);
     all.push(proxy_variables(|name| env::var(name).ok()));
     all.push(another_adit(scope).await);
-    all.push(service_unit());
+    all.push(service::unit());
     all
 }
 
@@ -58,9 +61,10 @@ fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
 /// Each address that the configuration asks for, by the code that would bind it.
 async fn listeners(scope: &Scope) -> Vec<Check> {
     const ID: &str = "listen-port";
-    let ours = match socket::of_port(scope.port()) {
-        Some(socket) => socket::get::<Running>(&socket, "status").await.ok(),
-        None => None,
+    // The process behind the socket is known also where it does not answer.
+    let (ours, our_pid) = match socket::of_port(scope.port()) {
+        Some(socket) => tokio::join!(async { socket::status(&socket).await.ok() }, socket::owner(&socket)),
+        None => (None, None),
     };
     let wanted = bind::wanted(&scope.router.config);
     let (mut checks, mut free) = (Vec::new(), Vec::new());
@@ -74,11 +78,9 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
             Err(error) if wanted.beside.is_some() && error.kind() != std::io::ErrorKind::AddrInUse => {}
             Err(source) => {
                 let owner = listeners::owner(address);
-                let is_ours = ours.as_ref().is_some_and(|status| {
-                    let overview = &status.overview;
-                    overview.http.iter().chain(&overview.tcp).any(|other| *other == address)
-                        || owner.as_ref().is_some_and(|owner| owner.pid == overview.pid)
-                });
+                let listens = ours.as_ref().map(|status| status.overview.http.iter().chain(&status.overview.tcp));
+                let is_ours = listens.is_some_and(|mut listens| listens.any(|other| *other == address))
+                    || owner.as_ref().is_some_and(|owner| Some(owner.pid.cast_signed()) == our_pid);
                 if is_ours {
                     free.push(format!("{address} (adit's already)"));
                     continue;
@@ -168,9 +170,9 @@ fn of_names(found: &[SocketAddr]) -> Check {
     }
 }
 
-/// macOS asks no service that could answer for them.
+/// macOS, and systems without glibc, ask no service that could answer for them.
 fn resolved() -> String {
-    if cfg!(target_os = "linux") { "sudo adit dns install".to_owned() } else { hosts() }
+    dns::System::new(Path::new("/")).command().unwrap_or_else(hosts)
 }
 
 fn hosts() -> String {
@@ -208,8 +210,10 @@ fn proxy_variables(variable: impl Fn(&str) -> Option<String>) -> Check {
 
 async fn another_adit(scope: &Scope) -> Check {
     let mut others = Vec::new();
-    for socket in socket::sockets() {
-        let Ok(status) = socket::get::<Running>(&socket, "status").await else { continue };
+    let sockets = socket::sockets();
+    // One that hangs holds no other up.
+    let answers = join_all(sockets.iter().map(|socket| socket::status(socket))).await;
+    for status in answers.into_iter().flatten() {
         let listens = status.overview.http.first();
         if listens.is_none_or(|address| address.port() != scope.port()) {
             let at = listens.map(|address| format!(" on {address}")).unwrap_or_default();
@@ -219,38 +223,6 @@ async fn another_adit(scope: &Scope) -> Check {
     match others.is_empty() {
         true => Check::new("another-adit", GROUP, Status::Ok, "no other adit runs"),
         false => Check::new("another-adit", GROUP, Status::Ok, format!("another adit runs: {}", others.join(", "))),
-    }
-}
-
-/// A unit that somebody has written by hand, or that a package brings.
-fn service_unit() -> Check {
-    const ID: &str = "service-unit";
-    let home = etcetera::home_dir().unwrap_or_default();
-    let units = [home.join(".config/systemd/user/adit.service"), PathBuf::from("/etc/systemd/system/adit.service")];
-    let Some((unit, text)) = units.iter().find_map(|unit| Some((unit, std::fs::read_to_string(unit).ok()?))) else {
-        return Check::new(ID, GROUP, Status::Skip, "the service (needs a unit: none is installed)");
-    };
-    of_unit(&unit.display().to_string(), &text)
-}
-
-fn of_unit(unit: &str, text: &str) -> Check {
-    const ID: &str = "service-unit";
-    let start = text.lines().find_map(|line| line.trim().strip_prefix("ExecStart=")).unwrap_or_default();
-    let program = start.trim_start_matches(['-', '@', ':', '+', '!']).split_whitespace().next().unwrap_or_default();
-    match PathBuf::from(program).exists() {
-        true => Check::new(ID, GROUP, Status::Ok, format!("the service starts {program}")),
-        false => Check::new(ID, GROUP, Status::Fail, format!("{unit} starts {program:?}, which does not exist")).fix(
-            "write the path of adit into ExecStart, then load it again",
-            Some("systemctl --user daemon-reload".to_owned()),
-        ),
-    }
-}
-
-/// Returns a word as a shell reads it.
-fn quoted(word: &str) -> String {
-    match word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte)) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -280,11 +252,5 @@ mod tests {
         assert_eq!(of_names(&[address("127.0.0.1:80"), address("[::1]:80")]).status, Status::Ok);
         let captured = of_names(&[address("192.0.2.1:80")]);
         assert!(captured.status == Status::Warn && captured.says.contains("192.0.2.1"), "{captured:?}");
-    }
-
-    #[test]
-    fn a_unit_that_starts_nothing_is_a_failure() {
-        assert_eq!(of_unit("u", "[Service]\nExecStart=/bin/sh -c true\n").status, Status::Ok);
-        assert_eq!(of_unit("u", "[Service]\nExecStart=-/no/such/adit up\n").status, Status::Fail);
     }
 }

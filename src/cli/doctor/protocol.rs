@@ -2,20 +2,34 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 
-use crate::{io::BoxedIo, k8s::ServicePort, wire::postgres::SSL_REQUEST};
+use crate::{
+    config::Scheme,
+    io::BoxedIo,
+    k8s::ServicePort,
+    tls::{certificate::Certificate, shown_certificate},
+    wire::postgres::SSL_REQUEST,
+};
 
 /// How long a server may take to answer.
 const WITHIN: Duration = Duration::from_secs(3);
+
+const TLS: &str = "TLS";
+
+/// https, its usual other numbers, and LDAP, IMAP and MQTT over TLS.
+const TLS_PORTS: [u16; 7] = [443, 8443, 6443, 636, 993, 9443, 8883];
 
 /// Protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     Http,
+    Tls,
     Postgres,
     Redis,
     /// Servers that greet, or of which nothing is known.
@@ -31,13 +45,31 @@ impl Speaks {
             (name, _) if name.contains("redis") || name.contains("valkey") => Self::Redis,
             (_, 5432) => Self::Postgres,
             (_, 6379) => Self::Redis,
+            (name, number) if TLS_PORTS.contains(&number) || name == "tls" || name.starts_with("tls-") => Self::Tls,
+            _ if port.hint() == Some(Scheme::Https) => Self::Tls,
             _ if crate::k8s::ports::is_web(port) => Self::Http,
             _ => Self::Other,
         }
     }
 
-    /// Speaks to the server, and returns what it is in words. `host`: for HTTP. None: it says nothing that is understood.
-    pub async fn ask(self, mut stream: BoxedIo, host: &str) -> Option<String> {
+    /// Returns its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Tls => "TLS",
+            Self::Postgres => "PostgreSQL",
+            Self::Redis => "Redis",
+            Self::Other => "a server that greets",
+        }
+    }
+
+    /// Speaks to the server, and returns what it is in words. `open`: another connection to it. `host`: its name for HTTP and TLS. None:
+    /// it says nothing that is understood.
+    pub async fn ask(self, open: impl AsyncFn() -> Option<BoxedIo>, host: &str) -> Option<String> {
+        if self == Self::Tls {
+            return tls(open().await?, host).await;
+        }
+        let mut stream = open().await?;
         let request = match self {
             Self::Http => {
                 format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: adit-doctor\r\nConnection: close\r\n\r\n")
@@ -45,13 +77,18 @@ impl Speaks {
             }
             Self::Postgres => SSL_REQUEST.to_vec(),
             Self::Redis => b"PING\r\n".to_vec(),
-            Self::Other => Vec::new(),
+            Self::Tls | Self::Other => Vec::new(),
         };
         stream.write_all(&request).await.ok()?;
         stream.flush().await.ok()?;
         let mut answer = vec![0; 1024];
         let count = timeout(WITHIN, stream.read(&mut answer)).await.ok()?.ok()?;
-        self.understand(&answer[..count])
+        let says = self.understand(&answer[..count]);
+        // Its server has closed this connection.
+        match says {
+            Some(says) if says == TLS => Some(tls(open().await?, host).await.unwrap_or(says)),
+            says => says,
+        }
     }
 
     fn understand(self, answer: &[u8]) -> Option<String> {
@@ -62,7 +99,7 @@ impl Speaks {
                 Some(format!("HTTP, which answers {}", first.get(9..).unwrap_or_default().trim()))
             }
             // An alert or a handshake, or the preface of HTTP/2.
-            Self::Http if matches!(answer, [0x15 | 0x16, 3, ..]) => Some("TLS".to_owned()),
+            Self::Http if matches!(answer, [0x15 | 0x16, 3, ..]) => Some(TLS.to_owned()),
             Self::Http if answer.get(3) == Some(&4) => Some("HTTP/2".to_owned()),
             Self::Postgres => match answer {
                 b"S" => Some("PostgreSQL, with TLS".to_owned()),
@@ -79,6 +116,33 @@ impl Speaks {
             _ => None,
         }
     }
+}
+
+/// Shakes hands, and returns what the server shows.
+async fn tls(stream: BoxedIo, host: &str) -> Option<String> {
+    let name = ServerName::try_from(host.to_owned()).ok()?;
+    let shaking = shown_certificate(stream, name, &[b"h2", b"http/1.1"]);
+    let (shown, protocol) = timeout(WITHIN, shaking).await.ok()?.ok()?;
+    let by = protocol.map(|protocol| format!(" with {}", String::from_utf8_lossy(&protocol))).unwrap_or_default();
+    Some(match Certificate::parse(&shown) {
+        Some(certificate) => format!("{TLS}{by}, {}", certificate_in_words(&certificate, Timestamp::now().as_second())),
+        None => format!("{TLS}{by}"),
+    })
+}
+
+/// `now`: in seconds since 1970.
+fn certificate_in_words(certificate: &Certificate<'_>, now: i64) -> String {
+    let days = (certificate.not_after - now).div_euclid(24 * 60 * 60);
+    let validity = match days {
+        ..0 => format!("which expired {} days ago", -days),
+        days => format!("valid for {days} days"),
+    };
+    let of = certificate.subject_name().map(|name| format!(" of {name}")).unwrap_or_default();
+    let by = match certificate.issuer_name() {
+        _ if certificate.issuer == certificate.subject => " by itself".to_owned(),
+        name => name.map(|name| format!(" by {name}")).unwrap_or_default(),
+    };
+    format!("with a certificate{of}, issued{by}, {validity}")
 }
 
 #[cfg(test)]

@@ -1,12 +1,22 @@
 //! The permissions that adit needs, and the smallest Role that has them.
 
-use std::fmt::Write;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+    time::Duration,
+};
+
+use tokio::time::timeout;
 
 use super::{
     cluster::ask,
+    relays,
     scope::{Of, Scope},
 };
 use crate::{cli::report::CliError, config::Namespace};
+
+/// How long the cluster is asked for what makes a Role better: whose it is, and where relays are.
+const WITHIN: Duration = Duration::from_secs(5);
 
 /// Verbs on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,20 +25,60 @@ pub struct Need {
     pub group: &'static str,
     pub resource: &'static str,
     pub verbs: &'static [&'static str],
-    /// One of the verbs is enough.
-    pub any: bool,
+    /// It is upgraded: by raw SPDY, which needs `create`, or by WebSocket, which needs `get`, and from Kubernetes 1.35 on both.
+    pub is_upgrade: bool,
     /// Without it nothing can be reached.
     pub is_needed: bool,
     pub why: &'static str,
 }
 
-const ALWAYS: &[Need] = &[
+/// A rule of a Role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub group: &'static str,
+    pub resource: &'static str,
+    pub verbs: Vec<&'static str>,
+    /// The only object that it is for.
+    pub name: Option<String>,
+}
+
+impl Rule {
+    pub fn of(group: &'static str, resource: &'static str, verbs: &[&'static str]) -> Self {
+        Self { group, resource, verbs: verbs.to_vec(), name: None }
+    }
+
+    /// Adds a rule to others: one for each resource, and each verb once.
+    fn join(self, rules: &mut Vec<Self>) {
+        let is_same =
+            |rule: &&mut Self| (rule.group, rule.resource, &rule.name) == (self.group, self.resource, &self.name);
+        match rules.iter_mut().find(is_same) {
+            Some(rule) => {
+                let new = self.verbs.iter().filter(|verb| !rule.verbs.contains(verb)).copied().collect::<Vec<_>>();
+                rule.verbs.extend(new);
+            }
+            None => rules.push(self),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { group, resource, verbs, name } = self;
+        write!(f, "- {{apiGroups: [{group:?}], resources: [{resource}], ")?;
+        if let Some(name) = name {
+            write!(f, "resourceNames: [{name:?}], ")?;
+        }
+        write!(f, "verbs: [{}]}}", verbs.join(", "))
+    }
+}
+
+pub const ALWAYS: &[Need] = &[
     Need {
         id: "right-services",
         group: "",
         resource: "services",
         verbs: &["get"],
-        any: false,
+        is_upgrade: false,
         is_needed: true,
         why: "a name means a Service",
     },
@@ -37,7 +87,7 @@ const ALWAYS: &[Need] = &[
         group: "",
         resource: "pods",
         verbs: &["get"],
-        any: false,
+        is_upgrade: false,
         is_needed: true,
         why: "the ports of a pod are in it",
     },
@@ -46,7 +96,7 @@ const ALWAYS: &[Need] = &[
         group: "",
         resource: "pods",
         verbs: &["list"],
-        any: false,
+        is_upgrade: false,
         is_needed: false,
         why: "without it adit cannot say why a Service has no ready pod",
     },
@@ -55,7 +105,7 @@ const ALWAYS: &[Need] = &[
         group: "discovery.k8s.io",
         resource: "endpointslices",
         verbs: &["list", "watch"],
-        any: false,
+        is_upgrade: false,
         is_needed: false,
         why: "without list, adit takes the pods of the selector; without watch, it looks them up for each session",
     },
@@ -64,7 +114,7 @@ const ALWAYS: &[Need] = &[
         group: "",
         resource: "services",
         verbs: &["list"],
-        any: false,
+        is_upgrade: false,
         is_needed: false,
         why: "without it 'adit routes' has no list, and errors know no names that are alike",
     },
@@ -73,9 +123,9 @@ const ALWAYS: &[Need] = &[
         group: "",
         resource: "pods/portforward",
         verbs: &["create", "get"],
-        any: true,
+        is_upgrade: true,
         is_needed: true,
-        why: "create is for raw SPDY, and from Kubernetes 1.35 on for WebSockets too; get is for WebSockets before that",
+        why: "raw SPDY needs create; WebSockets need get, and from Kubernetes 1.35 on both",
     },
 ];
 
@@ -84,7 +134,7 @@ const JUMP: Need = Need {
     group: "",
     resource: "pods/exec",
     verbs: &["create", "get"],
-    any: true,
+    is_upgrade: true,
     is_needed: true,
     why: "a jump host is an exec of socat or nc in a pod",
 };
@@ -94,7 +144,7 @@ const CREATE: Need = Need {
     group: "",
     resource: "pods",
     verbs: &["create", "delete"],
-    any: false,
+    is_upgrade: false,
     is_needed: true,
     why: "the configuration has adit create the pod to jump through",
 };
@@ -118,35 +168,47 @@ pub async fn roles(scope: &Scope) -> Result<String, CliError> {
     }
     let mut text = String::new();
     for of in &scope.contexts {
-        let user = who(scope, of).await;
+        let (user, relays) = tokio::join!(who(scope, of), of_relays(scope, of));
         for namespace in
             of.namespaces.iter().filter(|namespace| scope.namespace.as_ref().is_none_or(|only| only == *namespace))
         {
-            text.push_str(&role(of, namespace, user.as_deref()));
+            let beside = relays.get(namespace).cloned().unwrap_or_default();
+            text.push_str(&role(of, namespace, beside, user.as_deref()));
         }
     }
     Ok(text)
 }
 
 async fn who(scope: &Scope, of: &Of) -> Option<String> {
-    let cluster = scope.clusters.get(&of.id).await.ok()?;
-    let review = serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
-    let (review, _) = ask(&cluster, "/apis/authentication.k8s.io/v1/selfsubjectreviews", Some(review)).await.ok()?;
+    let asking = async {
+        let cluster = scope.clusters.get(&of.id).await.ok()?;
+        let review = serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+        ask(&cluster, "/apis/authentication.k8s.io/v1/selfsubjectreviews", Some(review)).await.ok()
+    };
+    let (review, _) = timeout(WITHIN, asking).await.ok().flatten()?;
     Some(review["status"]["userInfo"]["username"].as_str()?.to_owned())
 }
 
-fn role(of: &Of, namespace: &Namespace, user: Option<&str>) -> String {
-    let mut rules: Vec<(&str, &str, Vec<&str>)> = Vec::new();
+/// Returns the rules for clients of the relays in the namespaces that the Roles are for.
+async fn of_relays(scope: &Scope, of: &Of) -> BTreeMap<Namespace, Vec<Rule>> {
+    let asking = async {
+        let cluster = scope.clusters.get(&of.id).await.ok()?;
+        relays::rules(&cluster, scope.namespace.as_ref()).await.ok()
+    };
+    timeout(WITHIN, asking).await.ok().flatten().unwrap_or_default()
+}
+
+/// `beside`: rules for something else than pods and Services.
+fn role(of: &Of, namespace: &Namespace, beside: Vec<Rule>, user: Option<&str>) -> String {
+    let mut rules = Vec::new();
     for need in needs(of, namespace) {
-        match rules.iter_mut().find(|(group, resource, _)| (*group, *resource) == (need.group, need.resource)) {
-            Some((.., verbs)) => verbs.extend(need.verbs),
-            None => rules.push((need.group, need.resource, need.verbs.to_vec())),
-        }
+        Rule::of(need.group, need.resource, need.verbs).join(&mut rules);
     }
+    beside.into_iter().for_each(|rule| rule.join(&mut rules));
     let mut text = format!("# context {}\napiVersion: rbac.authorization.k8s.io/v1\nkind: Role\n", of.context());
     let _ = writeln!(text, "metadata: {{name: adit, namespace: {namespace}}}\nrules:");
-    for (group, resource, verbs) in rules {
-        let _ = writeln!(text, "- {{apiGroups: [{group:?}], resources: [{resource}], verbs: [{}]}}", verbs.join(", "));
+    for rule in rules {
+        let _ = writeln!(text, "{rule}");
     }
     let subject = subject(user);
     let _ = writeln!(
@@ -181,12 +243,15 @@ mod tests {
         let id = ClusterId { kubeconfig: Default::default(), context: ContextName("prod".into()) };
         let mut of =
             Of { id, namespaces: BTreeSet::from([shop.clone()]), jumps: BTreeSet::new(), creates: BTreeSet::new() };
-        let plain = role(&of, &shop, Some("ana@example.com"));
+        let plain = role(&of, &shop, Vec::new(), Some("ana@example.com"));
         assert!(plain.contains("- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}\n"), "{plain}");
         assert!(!plain.contains("exec") && plain.contains("name: \"ana@example.com\""), "{plain}");
         of.jumps.insert(shop.clone());
         of.creates.insert(shop.clone());
-        let jump = role(&of, &shop, Some("system:serviceaccount:ci:runner"));
+        let secret = Rule { name: Some("keys".into()), ..Rule::of("", "secrets", &["get"]) };
+        let beside = vec![Rule::of("", "pods", &["get", "list"]), secret];
+        let jump = role(&of, &shop, beside, Some("system:serviceaccount:ci:runner"));
+        assert!(jump.contains("resources: [secrets], resourceNames: [\"keys\"], verbs: [get]"), "{jump}");
         assert!(jump.contains("resources: [pods], verbs: [get, list, create, delete]"), "{jump}");
         assert!(jump.contains("resources: [pods/exec], verbs: [create, get]"), "{jump}");
         assert!(jump.contains("{kind: ServiceAccount, namespace: ci, name: runner}"), "{jump}");

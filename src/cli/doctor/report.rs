@@ -123,6 +123,14 @@ impl Check {
     }
 }
 
+/// Returns a word as a shell reads it.
+pub fn quoted(word: &str) -> String {
+    match !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~:@".contains(&byte)) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 fn is_command(hint: &str) -> bool {
     ["kubectl ", "adit ", "aws ", "gcloud ", "az "].iter().any(|program| hint.starts_with(program))
         && !hint.contains('\n')

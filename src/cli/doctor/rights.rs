@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{
     cluster::ask,
     kubeconfig::of_error,
-    rbac::{Need, needs},
+    rbac::{Need, Rule, needs},
     report::{Check, Group, Status},
     scope::Of,
 };
@@ -17,11 +17,16 @@ use crate::{
 
 const GROUP: Group = Group::Rights;
 
-pub async fn checks(of: &Of, cluster: &Cluster) -> Vec<Check> {
+/// The minor version from which on a WebSocket needs `create` too (KEP-2862).
+const WEBSOCKETS_NEED_CREATE: u32 = 35;
+
+/// `minor`: of the API server's version.
+pub async fn checks(of: &Of, cluster: &Cluster, minor: u32) -> Vec<Check> {
     let asked =
         of.namespaces.iter().flat_map(|namespace| needs(of, namespace).into_iter().map(move |need| (namespace, need)));
     let answers = join_all(asked.map(async |(namespace, need)| {
-        let answers = need.verbs.iter().map(|verb| may(cluster, namespace, verb, need.resource, need.group));
+        let asked = |verb| Asked { verb, resource: need.resource, group: need.group, name: None };
+        let answers = need.verbs.iter().map(|verb| may(cluster, namespace, asked(verb)));
         let answers: Vec<Result<bool, ClusterError>> = join_all(answers).await;
         let missing: Vec<&str> = need
             .verbs
@@ -32,7 +37,7 @@ pub async fn checks(of: &Of, cluster: &Cluster) -> Vec<Check> {
             .collect();
         match answers.into_iter().find_map(Result::err) {
             Some(error) => of_error(need.id, GROUP, &error),
-            None => judged(&need, namespace, &missing),
+            None => judged(&need, namespace, &missing, minor),
         }
     }))
     .await;
@@ -53,45 +58,66 @@ pub async fn checks(of: &Of, cluster: &Cluster) -> Vec<Check> {
     all.into_iter().map(|check| check.of_context(of.context())).collect()
 }
 
-fn judged(need: &Need, namespace: &Namespace, missing: &[&str]) -> Check {
-    // Raw SPDY and the WebSockets of older servers need one of the two.
-    let is_enough = missing.is_empty() || (need.any && missing.len() < need.verbs.len());
+fn judged(need: &Need, namespace: &Namespace, missing: &[&str], minor: u32) -> Check {
     let resource =
         if need.group.is_empty() { need.resource.to_owned() } else { format!("{}.{}", need.resource, need.group) };
-    if is_enough {
-        return Check::new(
-            need.id,
-            GROUP,
-            Status::Ok,
-            format!("may {} {resource} in {namespace}", need.verbs.join(" and ")),
-        );
-    }
-    let status = if need.is_needed { Status::Fail } else { Status::Warn };
+    let lacks = |verb| missing.contains(&verb);
+    let status = match need.is_upgrade {
+        _ if missing.is_empty() => {
+            let says = format!("may {} {resource} in {namespace}", need.verbs.join(" and "));
+            return Check::new(need.id, GROUP, Status::Ok, says);
+        }
+        // One transport is left.
+        true if !lacks("create") || (!lacks("get") && minor < WEBSOCKETS_NEED_CREATE) => Status::Warn,
+        _ if need.is_needed => Status::Fail,
+        _ => Status::Warn,
+    };
+    let rule = Rule::of(need.group, need.resource, need.verbs);
     Check::new(need.id, GROUP, status, format!("cannot {} {resource} in namespace {namespace}", missing.join(" or ")))
-        .detail(Some(format!("{}\n{}", need.why, lines(need))))
+        .detail(Some(format!("{}\n{rule}", need.why)))
         .fix("ask for this Role", Some(format!("adit doctor --rbac -n {namespace}")))
 }
 
-/// The rule of a Role that grants it.
-fn lines(need: &Need) -> String {
-    format!("- {{apiGroups: [{:?}], resources: [{}], verbs: [{}]}}", need.group, need.resource, need.verbs.join(", "))
+/// What somebody may do, or not.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub verb: &'a str,
+    pub resource: &'a str,
+    pub group: &'a str,
+    pub name: Option<&'a str>,
 }
 
-async fn may(
-    cluster: &Cluster,
-    namespace: &Namespace,
-    verb: &str,
-    resource: &str,
-    group: &str,
-) -> Result<bool, ClusterError> {
+/// Returns whether the user may do it.
+///
+/// # Errors
+/// The API server does not say.
+pub async fn may(cluster: &Cluster, namespace: &Namespace, asked: Asked<'_>) -> Result<bool, ClusterError> {
+    let Asked { verb, resource, group, name } = asked;
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": {
             "namespace": namespace.0, "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+            "name": name.unwrap_or_default(),
         }},
     });
     let (answer, _) = ask(cluster, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Some(review)).await?;
     Ok(answer["status"]["allowed"] == true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::rbac::ALWAYS;
+
+    #[test]
+    fn a_permission_of_upgrades_is_judged_by_the_version() {
+        let forward = ALWAYS.iter().find(|need| need.is_upgrade).unwrap();
+        let status = |missing: &[&str], minor| judged(forward, &Namespace("shop".into()), missing, minor).status;
+        assert_eq!(status(&[], 36), Status::Ok);
+        assert_eq!((status(&["get"], 30), status(&["get"], 36)), (Status::Warn, Status::Warn), "raw SPDY is left");
+        assert_eq!((status(&["create"], 34), status(&["create"], 35)), (Status::Warn, Status::Fail));
+        assert_eq!(status(&["create", "get"], 30), Status::Fail);
+    }
 }

@@ -12,21 +12,28 @@ use crate::{
 const GROUP: Group = Group::Running;
 
 pub async fn checks(scope: &Scope) -> Vec<Check> {
-    let Some(running) = Running::find(&scope.globals, &scope.router).await else {
-        return vec![Check::new(
-            "running-adit",
-            GROUP,
-            Status::Skip,
-            "the running adit (needs one with this configuration: none runs)",
-        )];
-    };
-    match socket::get::<Answer>(&running.socket, "status").await {
-        Ok(status) => of_status(&status),
-        Err(error) => {
-            let says = format!("{error}: {}", running.socket.display());
-            vec![Check::new("running-adit", GROUP, Status::Fail, says).fix("start it again", Some("adit".to_owned()))]
-        }
+    let check = |status, says: String| Check::new("running-adit", GROUP, status, says);
+    if let Some(running) = Running::find(&scope.globals, &scope.router).await
+        && let Ok(status) = socket::status(&running.socket).await
+    {
+        return of_status(&status);
     }
+    let Some(socket) = socket::of_port(scope.port()) else { return vec![none(check)] };
+    vec![match (socket::owner(&socket).await, socket::status(&socket).await) {
+        (_, Ok(status)) => {
+            let with = status.overview.config.map_or("no file".to_owned(), |file| file.display().to_string());
+            check(Status::Skip, format!("the running adit (needs one with this configuration: it runs with {with})"))
+        }
+        // Nobody listens: a process that was killed has left it.
+        (None, _) => none(check),
+        (Some(pid), Err(error)) => check(Status::Fail, format!("{error} (pid {pid})"))
+            .detail(Some(format!("its socket is {}", socket.display())))
+            .fix("end it and start it again", Some(format!("kill -9 {pid} && adit"))),
+    }]
+}
+
+fn none(check: impl Fn(Status, String) -> Check) -> Check {
+    check(Status::Skip, "the running adit (needs one with this configuration: none runs)".to_owned())
 }
 
 fn of_status(status: &Answer) -> Vec<Check> {

@@ -2,13 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
 };
 
+use super::report::quoted;
 use crate::{
     cli::Globals,
-    config::Namespace,
+    config::{ContextName, Namespace},
     k8s::client::Clusters,
     routing::{ClusterId, Named, NamedError, Router, Target},
 };
@@ -73,6 +76,25 @@ impl Scope {
         self.router.named(target, self.namespace.as_ref())
     }
 
+    /// Returns kubectl as it reads the same kubeconfig.
+    pub fn kubectl(&self) -> String {
+        let paths = &self.router.http_contexts.kubeconfig.0;
+        let usual = env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map_or_else(
+            || etcetera::home_dir().map(|home| vec![home.join(".kube/config")]).unwrap_or_default(),
+            |value| env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect(),
+        );
+        match paths.as_slice() {
+            paths if paths.is_empty() || *paths == usual => "kubectl".to_owned(),
+            [path] => format!("kubectl --kubeconfig {}", quoted(&path.display().to_string())),
+            paths => format!("KUBECONFIG={} kubectl", quoted(&joined(paths))),
+        }
+    }
+
+    /// Returns the same for a context.
+    pub fn kubectl_of(&self, context: &ContextName) -> String {
+        format!("{} --context {}", self.kubectl(), quoted(&context.0))
+    }
+
     /// Returns the port of the HTTP listener, 0 where there is none.
     pub fn port(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)
@@ -87,6 +109,11 @@ impl Of {
     pub fn context(&self) -> &str {
         &self.id.context.0
     }
+}
+
+/// Returns paths as `KUBECONFIG` has them.
+pub fn joined(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
 }
 
 fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::{
+    kubeconfig::PLUGIN_WITHIN,
     protocol::Speaks,
-    report::{Check, Group, Status},
+    report::{Check, Group, Status, quoted},
     scope::Scope,
 };
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     error_code::ErrorCode,
     k8s::{ServicePort, resolve},
     routing::{PodTarget, Target},
-    tunnel::OpenError,
+    tunnel::{Lease, OpenError},
 };
 
 const GROUP: Group = Group::Target;
@@ -21,19 +24,22 @@ const GROUP: Group = Group::Target;
 /// How long a pod may take to refuse a connection.
 const SETTLE: Duration = Duration::from_millis(500);
 
-pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
+/// Adds the checks of one target, each as soon as it is known.
+pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
     let named = match scope.named(target) {
         Ok(named) => named,
-        Err(error) => return vec![Check::new("route", GROUP, Status::Fail, error.to_string()).hint(error.hint())],
+        Err(error) => {
+            return all.push(Check::new("route", GROUP, Status::Fail, error.to_string()).hint(error.hint()));
+        }
     };
     let how = match named.listener {
         Some(listener) => format!("the route that listens on {listener}"),
         None if *named.route.name != *named.text => format!("the route {}", named.route.name),
         None => "its name".to_owned(),
     };
-    let mut all =
-        vec![Check::new("route", GROUP, Status::Ok, format!("{} means {}, by {how}", named.text, named.route.target))];
-    let Target::Pods(pods) = &named.route.target else { return all };
+    let says = format!("{} means {}, by {how}", named.text, named.route.target);
+    all.push(Check::new("route", GROUP, Status::Ok, says));
+    let Target::Pods(pods) = &named.route.target else { return };
     let cluster = match scope.clusters.get(&pods.cluster).await {
         Ok(cluster) => cluster,
         Err(error) => {
@@ -41,7 +47,7 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
                 Check::new("service", GROUP, Status::Skip, "the Service (needs the API server)")
                     .detail(Some(error.to_string())),
             );
-            return all;
+            return;
         }
     };
     let (namespace, workload) = (&pods.namespace, &pods.workload);
@@ -52,13 +58,21 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
         Workload::Address(address) => format!("address {address}"),
     };
     let port = if pods.jump.is_some() { PortRef::Auto } else { pods.port.clone() };
-    let resolving = match pods.jump {
-        Some(_) => resolve::resolve_pods(&cluster, namespace, workload).await,
-        None => resolve::resolve(&cluster, namespace, workload, &port).await,
+    let resolving = async {
+        match pods.jump {
+            Some(_) => resolve::resolve_pods(&cluster, namespace, workload).await,
+            None => resolve::resolve(&cluster, namespace, workload, &port).await,
+        }
     };
-    let resolved = match resolving {
-        Ok(resolved) => resolved,
-        Err(error) => {
+    // A sign-in that takes too long has its own check.
+    let is_signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await.is_ok();
+    let resolved = match if is_signed_in { Some(resolving.await) } else { None } {
+        Some(Ok(resolved)) => resolved,
+        None => {
+            let says = format!("{what} (needs the credentials above)");
+            return all.push(Check::new("service", GROUP, Status::Skip, says));
+        }
+        Some(Err(error)) => {
             // The checks of the API server and the permissions report these.
             if matches!(
                 error.code(),
@@ -70,16 +84,15 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
                     | ErrorCode::Forbidden
             ) {
                 let says = format!("{what} (needs what has failed above)");
-                all.push(Check::new("service", GROUP, Status::Skip, says).detail(Some(error.to_string())));
-                return all;
+                return all.push(Check::new("service", GROUP, Status::Skip, says).detail(Some(error.to_string())));
             }
             let is_ready = error.code() == ErrorCode::NotReady;
             if is_ready {
                 all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists")));
             }
             let id = if is_ready { "endpoints" } else { "service" };
-            all.push(Check::new(id, GROUP, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint()));
-            return all;
+            let check = Check::new(id, GROUP, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint());
+            return all.push(check);
         }
     };
     all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists, and its port is {}", resolved.port)));
@@ -90,34 +103,39 @@ pub async fn checks(scope: &Scope, target: &str) -> Vec<Check> {
         Some(reason) => Check { status: Status::Warn, ..endpoints }.detail(Some(format!("it is not ready: {reason}"))),
         None => endpoints,
     });
-    all.extend(reached(scope, pods, &resolved.port, target).await);
-    all
+    reached(scope, pods, &resolved.port, target, all).await;
 }
 
 /// Whether the port in the pod takes a connection, and what answers there.
-async fn reached(scope: &Scope, pods: &std::sync::Arc<PodTarget>, port: &ServicePort, target: &str) -> Vec<Check> {
+async fn reached(
+    scope: &Scope,
+    pods: &std::sync::Arc<PodTarget>,
+    port: &ServicePort,
+    target: &str,
+    all: &mut Vec<Check>,
+) {
     let (reach, started) = (Reach::new(scope.clusters.clone()), Instant::now());
     let route = Target::Pods(pods.clone());
     let opening = async {
         let lease = reach.forwards.tunnels().acquire(&route, Duration::from_secs(60)).await?;
         lease.probe(SETTLE).await?;
-        let stream = lease.connect(None).await?;
-        Ok::<_, OpenError>((lease, stream))
+        Ok::<_, OpenError>(lease)
     };
-    let mut all = Vec::new();
     match opening.await {
-        Ok((lease, stream)) => {
+        Ok(lease) => {
             let endpoint = lease.endpoint();
             let says = match &pods.jump {
                 Some(jump) => format!("{}:{} takes connections, through pod {}", jump.host, jump.port, endpoint.pod),
                 None => format!("port {} in pod {} takes connections", endpoint.container_port, endpoint.pod),
             };
             all.push(Check::new("pod-port", GROUP, Status::Ok, says).took(started.elapsed()));
-            let port = match &pods.jump {
-                Some(jump) => ServicePort { number: jump.port, name: None, app_protocol: None },
-                None => port.clone(),
+            let (port, host) = match &pods.jump {
+                Some(jump) => {
+                    (ServicePort { number: jump.port, name: None, app_protocol: None }, Some(jump.host.as_str()))
+                }
+                None => (port.clone(), None),
             };
-            all.push(protocol(stream, &port, target, scope).await);
+            all.push(protocol(&lease, &port, host, target, scope).await);
         }
         Err(error) => {
             all.push(
@@ -126,26 +144,30 @@ async fn reached(scope: &Scope, pods: &std::sync::Arc<PodTarget>, port: &Service
         }
     }
     reach.forwards.end();
-    all
 }
 
-async fn protocol(stream: crate::io::BoxedIo, port: &ServicePort, target: &str, scope: &Scope) -> Check {
+/// `host`: the server's own name, where it has one.
+async fn protocol(lease: &Lease, port: &ServicePort, host: Option<&str>, target: &str, scope: &Scope) -> Check {
     let speaks = Speaks::of(port);
     let name = target.split(':').next().unwrap_or(target);
-    let host = if name.ends_with(".localhost") { name.to_owned() } else { format!("{name}.localhost") };
+    let local = if name.ends_with(".localhost") { name.to_owned() } else { format!("{name}.localhost") };
     let command = match speaks {
-        Speaks::Http => format!("curl http://{host}:{}/", scope.port()),
+        Speaks::Http => format!("curl http://{local}:{}/", scope.port()),
+        Speaks::Tls if crate::k8s::ports::is_web(port) => format!("curl -k https://{local}:{}/", scope.port()),
         Speaks::Postgres => format!("adit run --to db={target} -- psql"),
         Speaks::Redis => format!("adit run --to redis={target} --for redis -- sh -c 'redis-cli -u $REDIS_URL'"),
-        Speaks::Other => format!("adit connect {target}"),
+        Speaks::Tls | Speaks::Other => format!("adit connect {}", quoted(target)),
     };
-    match (speaks.ask(stream, &host).await, speaks) {
+    let open = async || lease.connect(None).await.ok();
+    match (speaks.ask(open, host.unwrap_or(&local)).await, speaks) {
         (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
         (None, Speaks::Other) => {
             Check::new("protocol", GROUP, Status::Skip, "what it speaks (needs a port whose name or number says that)")
                 .detail(Some(command))
         }
-        (None, speaks) => Check::new("protocol", GROUP, Status::Warn, format!("it does not answer as {speaks:?} does"))
-            .fix("see what it says", Some(format!("adit connect {target}"))),
+        (None, speaks) => {
+            Check::new("protocol", GROUP, Status::Warn, format!("it does not answer as {} does", speaks.name()))
+                .fix("see what it says", Some(format!("adit connect {}", quoted(target))))
+        }
     }
 }

@@ -50,7 +50,7 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct Relay {
     pub target: (Namespace, String),
     /// The Secret with its keys.
-    keys: Option<String>,
+    pub keys: Option<String>,
     /// It reviews the client's own token.
     pub reviews: bool,
     pub image: Option<String>,
@@ -64,16 +64,9 @@ pub async fn find(
     for_namespace: &Namespace,
     before: Option<&(Namespace, String)>,
 ) -> Result<Option<Relay>, CliError> {
-    let api: Api<Pod> = match namespace {
-        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
-        None => Api::all(cluster.client.clone()),
-    };
-    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
-    let listed = match cluster.ask("looking for relays", &shown, api.list(&ListParams::default().labels(RELAYS))).await
-    {
-        Ok(listed) => listed.items,
-        Err(AskError::NotFound) => Vec::new(),
-        Err(AskError::Failed(error)) => {
+    let listed = match pods(cluster, namespace).await {
+        Ok(listed) => listed,
+        Err(error) => {
             let hint = match &error {
                 ClusterError::Forbidden { .. } if namespace.is_none() => Some(
                     "if you may not list the pods of all namespaces, name the relay's: --relay-namespace NAME".into(),
@@ -89,23 +82,49 @@ pub async fn find(
         exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
     };
     let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
-    let mut relays: Vec<Relay> = ready
-        .map(|pod| {
-            let mut annotations = pod.metadata.annotations.unwrap_or_default();
-            let keys = annotations.remove(KEYS);
-            let reviews = annotations.get(AUTHORIZE).is_some_and(|by| by == "kubernetes");
-            let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
-            let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
-            let image = container.and_then(|container| container.image);
-            Relay { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, reviews, image }
-        })
-        .collect();
+    let mut relays: Vec<Relay> = ready.map(Relay::of).collect();
     if relays.is_empty() {
         return Ok(None);
     }
     let same = relays.iter().position(|relay| Some(&relay.target) == before);
     let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
     Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
+}
+
+/// Returns the ready relays that take over Services of any namespace.
+///
+/// # Errors
+/// The pods cannot be listed.
+pub async fn ready(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Relay>, ClusterError> {
+    let exposes = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(EXPOSES));
+    let listed = pods(cluster, namespace).await?.into_iter();
+    Ok(listed.filter(|pod| pods::is_ready(pod) && exposes(pod)).map(Relay::of).collect())
+}
+
+/// Returns the pods of relays, in one namespace or in all.
+async fn pods(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Pod>, ClusterError> {
+    let api: Api<Pod> = match namespace {
+        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        None => Api::all(cluster.client.clone()),
+    };
+    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
+    match cluster.ask("looking for relays", &shown, api.list(&ListParams::default().labels(RELAYS))).await {
+        Ok(listed) => Ok(listed.items),
+        Err(AskError::NotFound) => Ok(Vec::new()),
+        Err(AskError::Failed(error)) => Err(error),
+    }
+}
+
+impl Relay {
+    fn of(pod: Pod) -> Self {
+        let mut annotations = pod.metadata.annotations.unwrap_or_default();
+        let keys = annotations.remove(KEYS);
+        let reviews = annotations.get(AUTHORIZE).is_some_and(|by| by == "kubernetes");
+        let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+        let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
+        let image = container.and_then(|container| container.image);
+        Self { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, reviews, image }
+    }
 }
 
 pub fn no_relay(cluster: &Cluster) -> CliError {
