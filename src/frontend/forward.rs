@@ -22,7 +22,7 @@ use crate::{
     config::Elsewhere,
     error_code::ErrorCode,
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
-    routing::{Route, RouteError, SharedRouter},
+    routing::{Route, RouteError, Router, SharedRouter},
     tunnel::{Blame, Lease, Manager, OpenError},
 };
 
@@ -55,6 +55,8 @@ pub struct Forward {
     tunnels: Manager,
     /// It knows which contexts take only some requests.
     http: Arc<HttpFrontend>,
+    /// The user that this process is of.
+    own_user: Option<String>,
 }
 
 /// Why a client does not get what it asks for.
@@ -80,7 +82,7 @@ pub enum Reached {
 
 impl Forward {
     pub fn new(router: SharedRouter, tunnels: Manager, http: Arc<HttpFrontend>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, http })
+        Arc::new(Self { router, tunnels, http, own_user: own_user() })
     }
 
     /// Returns a stream, once the other side has taken it.
@@ -88,12 +90,13 @@ impl Forward {
     /// # Errors
     /// The name leads nowhere, must not be used, or nothing answers there.
     pub async fn reach(&self, asked: &Asked, connection: &Connection) -> Result<Reached, ForwardError> {
-        let (found, elsewhere) = {
+        let (found, may_be_direct) = {
             let router = self.router.load();
+            let context = asked.context.as_deref().filter(|named| !self.is_of_jvm(named, &router));
             let elsewhere = router.config.proxy.as_ref().map_or(Elsewhere::Refuse, |proxy| proxy.elsewhere);
-            (router.forward(asked.context.as_deref(), &asked.host, asked.port), elsewhere)
+            let may_be_direct = elsewhere == Elsewhere::Direct && context.is_none();
+            (router.forward(context, &asked.host, asked.port), may_be_direct)
         };
-        let may_be_direct = elsewhere == Elsewhere::Direct && asked.context.is_none();
         let route = match found {
             // A direct connection involves no cluster.
             Ok(_) if may_be_direct && is_internet(&asked.host) => return direct(asked).await.map(Reached::Direct),
@@ -118,6 +121,32 @@ impl Forward {
             Err(error) => Err(ForwardError::Open(Box::new(route), error)),
         }
     }
+}
+
+impl Forward {
+    /// A JVM that was given no name sends the one of its user (`user.name`), which names no context then.
+    fn is_of_jvm(&self, named: &str, router: &Router) -> bool {
+        let is_context = router.config.contexts.contains_key(named)
+            || router.http_contexts.namespaces.keys().any(|context| context.0 == named);
+        !is_context && self.own_user.as_deref() == Some(named)
+    }
+}
+
+/// Returns the name of the user of this process, as getpwuid(3) does where users are in a file, else as the shell has it.
+fn own_user() -> Option<String> {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let of_file = user_of(&users, rustix::process::getuid().as_raw());
+    of_file.or_else(|| std::env::var("USER").ok()).filter(|user| !user.is_empty())
+}
+
+/// Finds a user in the text of passwd(5).
+fn user_of(users: &str, id: u32) -> Option<String> {
+    let user = |line: &str| {
+        let mut fields = line.split(':');
+        let (name, _password, number) = (fields.next()?, fields.next()?, fields.next()?);
+        (number.parse() == Ok(id)).then(|| name.to_owned())
+    };
+    users.lines().find_map(user)
 }
 
 impl Reached {
@@ -243,6 +272,15 @@ fn is_global(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_own_user_is_found_in_passwd() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nbroken\nana:x:1000:1000::/home/ana:/bin/sh\n";
+        assert_eq!(user_of(users, 0).as_deref(), Some("root"));
+        assert_eq!(user_of(users, 1000).as_deref(), Some("ana"));
+        assert_eq!(user_of(users, 1), None);
+        assert_eq!(user_of("", 0), None);
+    }
 
     #[test]
     fn two_labels_and_addresses_could_be_of_the_internet() {

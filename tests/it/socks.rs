@@ -84,6 +84,23 @@ async fn services_and_pods_are_reached_by_their_names_in_the_cluster() {
     app.finish().await;
 }
 
+/// A JVM with `-DsocksProxyHost` cannot send no name.
+#[tokio::test]
+async fn the_name_of_the_own_user_means_the_current_context() {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    let user = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let app = TestApp::start("").await;
+    let stream = connect(app.http, Some(&user), "web.shop.svc.cluster.local", 80).await;
+    assert!(get(stream.expect("it is no context")).await.contains("web-6d5f-"));
+    let other = format!("{user}x");
+    assert_eq!(code(&app, Some(&other), "web.shop.svc.cluster.local", 80).await, Some(4), "a context that is misspelt");
+    app.finish().await;
+    // One that is called so is meant.
+    let app = TestApp::start(&format!("contexts: {{{user}: {{name: nowhere}}}}\n")).await;
+    assert_eq!(code(&app, Some(&user), "web.shop.svc.cluster.local", 80).await, Some(4));
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn a_server_that_speaks_first_is_heard_and_ends_are_passed_on() {
     let app = TestApp::start("").await;
