@@ -158,7 +158,7 @@ enum Command {
     Server(Box<server::Args>),
     /// Trust adit's certificates in browsers and programs
     Trust(trust::Args),
-    /// Have the system resolve names below localhost
+    /// Have the system resolve the names that adit serves
     Dns(dns::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
@@ -219,7 +219,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Service(args) => return service::run(globals, args),
         Command::Supervise(args) => return supervise::run(&args),
         Command::Trust(args) => return trust::run(globals, args),
-        Command::Dns(args) => return dns::run(&args),
+        Command::Dns(args) => return dns::run(globals, &args),
         Command::Routes(args) => return block_on(routes::run(globals, args)),
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -13,6 +14,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
+use super::dns;
 use crate::{
     drain::Drain,
     error_code::ErrorCode,
@@ -49,6 +51,13 @@ pub struct Mux {
 }
 
 impl Mux {
+    /// Returns where a name that is served is reached on this machine.
+    pub fn addresses(&self, host: &str) -> Option<Vec<IpAddr>> {
+        let router = self.router.load();
+        let is_local = host == "localhost" || host.ends_with(".localhost");
+        (is_local || router.http(host).is_ok()).then(|| dns::addresses(&router.config))
+    }
+
     pub fn new(
         http: Arc<HttpFrontend>,
         tls: Arc<TlsFrontend>,

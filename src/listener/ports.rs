@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     bind::{self, BindError, Key, Kind, Sockets, Wanted},
+    dns,
     inherited::Inherited,
     mux::Mux,
 };
@@ -141,6 +142,15 @@ impl Ports {
                     () = of_listener.started() => {}
                 }
             });
+            if kind == Kind::Http {
+                let (frontends, drain) = (self.frontends.clone(), drain.clone());
+                self.drain.spawn(async move {
+                    tokio::select! {
+                        () = dns::serve(local, |host| frontends.mux.addresses(host)) => {}
+                        () = drain.started() => {}
+                    }
+                });
+            }
             self.serving.insert((kind, configured), Serving { local, drain, closed });
         }
     }

@@ -3,6 +3,7 @@
 pub mod client_hello;
 pub mod connect;
 pub mod database;
+pub mod dns;
 pub mod http1;
 pub mod postgres;
 pub mod proxy_protocol;

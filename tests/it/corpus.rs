@@ -31,6 +31,11 @@ fn config() {
 }
 
 #[test]
+fn dns() {
+    replay("dns", checks::dns::check);
+}
+
+#[test]
 fn exec_frames() {
     replay("exec_frames", checks::exec_frames::check);
 }

@@ -12,6 +12,7 @@ mod corpus;
 mod dashboard;
 mod databases;
 mod demo;
+mod dns;
 mod docs;
 mod doctor;
 mod endurance;

@@ -1,6 +1,6 @@
 //! Checks of this machine: configuration, ports, limits, name resolution.
 
-use std::{env, net::SocketAddr, path::Path};
+use std::{env, net::SocketAddr};
 
 use futures::future::join_all;
 use rustix::process::{Resource, getrlimit};
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     admin::socket,
+    cli,
     config::problem::LoadError,
-    dns,
     listener::bind::{self, BindError},
 };
 
@@ -28,7 +28,7 @@ pub async fn checks(scope: &Scope, problem: Option<&LoadError>) -> Vec<Check> {
     let mut all = vec![configuration(scope, problem)];
     all.extend(listeners(scope).await);
     all.push(open_files());
-    all.push(measured(localhost_names()).await);
+    all.push(measured(localhost_names(scope)).await);
     all.push(proxy_variables(|name| env::var(name).ok()));
     all.push(another_adit(scope).await);
     all.push(service::unit());
@@ -137,16 +137,17 @@ fn open_files() -> Check {
     }
 }
 
-async fn localhost_names() -> Check {
+async fn localhost_names(scope: &Scope) -> Check {
     // A name that nobody has written into /etc/hosts.
     let found: Vec<SocketAddr> = match lookup_host("adit-doctor.shop.localhost:80").await {
         Ok(found) => found.collect(),
         Err(_) => Vec::new(),
     };
-    of_names(&found)
+    of_names(&found, cli::dns::system(&scope.router.config).command())
 }
 
-fn of_names(found: &[SocketAddr]) -> Check {
+/// `command`: what has the system resolve them.
+fn of_names(found: &[SocketAddr], command: Option<String>) -> Check {
     const ID: &str = "localhost-names";
     let has = |text: &str| found.iter().any(|address| address.ip().to_string() == text);
     if found.iter().any(|address| !address.ip().is_loopback()) {
@@ -166,13 +167,8 @@ fn of_names(found: &[SocketAddr]) -> Check {
         (false, true) => Check::new(ID, GROUP, Status::Ok, "names below localhost resolve to ::1"),
         (false, false) => Check::new(ID, GROUP, Status::Warn, "this system does not resolve names below localhost")
             .detail(Some("browsers and curl resolve them by themselves; other programs do not"))
-            .fix("have the system resolve them", Some(resolved())),
+            .fix("have the system resolve them", Some(command.unwrap_or_else(hosts))),
     }
-}
-
-/// macOS, and systems without glibc, ask no service that could answer for them.
-fn resolved() -> String {
-    dns::System::new(Path::new("/")).command().unwrap_or_else(hosts)
 }
 
 fn hosts() -> String {
@@ -248,9 +244,9 @@ mod tests {
     #[test]
     fn names_below_localhost_lead_to_this_machine_or_nowhere() {
         let address = |text: &str| text.parse().unwrap();
-        assert_eq!(of_names(&[]).status, Status::Warn);
-        assert_eq!(of_names(&[address("127.0.0.1:80"), address("[::1]:80")]).status, Status::Ok);
-        let captured = of_names(&[address("192.0.2.1:80")]);
+        assert_eq!(of_names(&[], None).status, Status::Warn);
+        assert_eq!(of_names(&[address("127.0.0.1:80"), address("[::1]:80")], None).status, Status::Ok);
+        let captured = of_names(&[address("192.0.2.1:80")], None);
         assert!(captured.status == Status::Warn && captured.says.contains("192.0.2.1"), "{captured:?}");
     }
 }

@@ -4,6 +4,7 @@ pub mod carrier;
 pub mod client_hello;
 pub mod config;
 pub mod connect;
+pub mod dns;
 pub mod exec_frames;
 pub mod hostname;
 pub mod http1;

@@ -1,12 +1,12 @@
-//! Checks whether programs of this system resolve names below `localhost`, and changes that: glibc asks the services that
-//! `/etc/nsswitch.conf` names, and `myhostname` of systemd answers for every such name (nss-myhostname(8)).
-//!
-//! Browsers and curl resolve these names by themselves; this is for all other programs.
+//! `/etc/nsswitch.conf` names the services that glibc asks, and `myhostname` of systemd answers for every name below localhost
+//! (nss-myhostname(8)).
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+use super::{Act, Part, State, failed};
 
 /// The file, below the root folder, and our copy of it as it was.
 const FILE: &str = "etc/nsswitch.conf";
@@ -27,46 +27,44 @@ const PACKAGES: [(&str, &str); 4] = [
     ("pacman", "sudo pacman -S systemd-libs"),
 ];
 
-/// State of the system's resolver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// The system asks this service, which answers for names below localhost.
-    Asks(&'static str),
-    /// It asks none that does.
-    Lacks,
-    /// The file cannot be changed without root.
-    NeedsRoot,
-    /// The library is missing: the command that installs it.
-    NeedsPackage(String),
-    Failed(String),
+/// Looks at the file, or changes it.
+pub fn part(root: &Path, act: Act) -> Part {
+    let nsswitch = Nsswitch { root };
+    let state = match act {
+        Act::Look => nsswitch.look(),
+        Act::Install => nsswitch.install(),
+        Act::Uninstall => nsswitch.uninstall(),
+    };
+    Part { name: "localhost".to_owned(), state, file: nsswitch.file() }
 }
 
-/// The system below a root folder: `/`, but in tests.
-pub struct System {
-    root: PathBuf,
+/// Returns the command that has names below localhost resolved, if any does.
+pub fn command(root: &Path) -> Option<String> {
+    Nsswitch { root }.command()
 }
 
-impl System {
-    pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
-    }
+/// The file, below a root folder.
+struct Nsswitch<'r> {
+    root: &'r Path,
+}
 
+impl Nsswitch<'_> {
     /// Returns whether names below localhost are resolved, as far as the file tells.
-    pub fn look(&self) -> State {
+    fn look(&self) -> State {
         match fs::read_to_string(self.file()) {
-            Ok(text) => service(&text).map_or(State::Lacks, State::Asks),
-            Err(error) => self.failed(&error),
+            Ok(text) => service(&text).map_or(State::Lacks, asks),
+            Err(error) => failed(&self.file(), &error),
         }
     }
 
     /// Has the system ask `myhostname`. Nothing happens where names are resolved already.
-    pub fn install(&self) -> State {
+    fn install(&self) -> State {
         let text = match fs::read_to_string(self.file()) {
             Ok(text) => text,
-            Err(error) => return self.failed(&error),
+            Err(error) => return failed(&self.file(), &error),
         };
         if let Some(service) = service(&text) {
-            return State::Asks(service);
+            return asks(service);
         }
         if !self.has_library() {
             let command = self.package().unwrap_or("this system has no package for it that adit knows");
@@ -76,26 +74,26 @@ impl System {
             return State::Failed(format!("{} has no line 'hosts:'", self.file().display()));
         };
         let written = self.write(COPY, &text).and_then(|()| self.write(FILE, &changed));
-        written.map_or_else(|error| self.failed(&error), |()| self.look())
+        written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
     /// Takes back what [`install`](Self::install) has done: the file is byte for byte what it was, unless somebody else has changed it
     /// since; then the service alone is removed.
-    pub fn uninstall(&self) -> State {
+    fn uninstall(&self) -> State {
         let (before, now) = match (fs::read_to_string(self.root.join(COPY)), fs::read_to_string(self.file())) {
             (Ok(before), Ok(now)) => (before, now),
             // It was never installed.
             (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return self.look(),
-            (Err(error), _) | (_, Err(error)) => return self.failed(&error),
+            (Err(error), _) | (_, Err(error)) => return failed(&self.file(), &error),
         };
         let is_ours = with_service(&before).is_some_and(|changed| changed == now);
         let restored = if is_ours { before } else { without_service(&now) };
         let written = self.write(FILE, &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
-        written.map_or_else(|error| self.failed(&error), |()| self.look())
+        written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
     /// Returns the command that makes names resolve, if any does.
-    pub fn command(&self) -> Option<String> {
+    fn command(&self) -> Option<String> {
         let has_glibc = self.file().exists();
         match self.has_library() {
             true => has_glibc.then(|| "sudo adit dns install".to_owned()),
@@ -110,7 +108,7 @@ impl System {
     }
 
     /// Returns the file that is changed.
-    pub fn file(&self) -> PathBuf {
+    fn file(&self) -> PathBuf {
         self.root.join(FILE)
     }
 
@@ -128,14 +126,10 @@ impl System {
         fs::set_permissions(&temporary, fs::metadata(self.file())?.permissions())?;
         fs::rename(temporary, file)
     }
+}
 
-    fn failed(&self, error: &io::Error) -> State {
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => State::NeedsRoot,
-            io::ErrorKind::NotFound => State::Failed(format!("this system has no {}", self.file().display())),
-            _ => State::Failed(format!("{}: {error}", self.file().display())),
-        }
-    }
+fn asks(service: &str) -> State {
+    State::Asks(service.to_owned())
 }
 
 /// Returns the services of the line `hosts:`, and where the list stands in the text.
@@ -184,7 +178,7 @@ mod tests {
     const DEBIAN: &str =
         "# /etc/nsswitch.conf\n\npasswd:         files\nhosts:          files dns # names\nnetworks:       files\n";
 
-    fn system(text: Option<&str>, has_library: bool) -> (tempfile::TempDir, System) {
+    fn root(text: Option<&str>, has_library: bool) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("etc")).unwrap();
         if let Some(text) = text {
@@ -195,16 +189,16 @@ mod tests {
         if has_library {
             fs::write(libraries.join(LIBRARY), "").unwrap();
         }
-        let system = System::new(root.path());
-        (root, system)
+        root
     }
 
     #[test]
     fn the_file_is_changed_in_one_word_and_restored_byte_for_byte() {
-        let (root, system) = system(Some(DEBIAN), true);
+        let root = root(Some(DEBIAN), true);
+        let system = Nsswitch { root: root.path() };
         assert_eq!(system.look(), State::Lacks);
         for _ in 0..2 {
-            assert_eq!(system.install(), State::Asks(SERVICE));
+            assert_eq!(system.install(), asks(SERVICE));
         }
         let changed = fs::read_to_string(system.file()).unwrap();
         assert_eq!(changed, DEBIAN.replace("files dns #", "files myhostname dns #"));
@@ -219,8 +213,9 @@ mod tests {
 
     #[test]
     fn what_somebody_else_has_changed_meanwhile_stays() {
-        let (_root, system) = system(Some(DEBIAN), true);
-        assert_eq!(system.install(), State::Asks(SERVICE));
+        let root = root(Some(DEBIAN), true);
+        let system = Nsswitch { root: root.path() };
+        assert_eq!(system.install(), asks(SERVICE));
         let changed = fs::read_to_string(system.file()).unwrap() + "shadow: files\n";
         fs::write(system.file(), changed).unwrap();
         assert_eq!(system.uninstall(), State::Lacks);
@@ -232,13 +227,14 @@ mod tests {
         let resolved = DEBIAN.replace("files dns", "files resolve [!UNAVAIL=return] dns");
         let own = DEBIAN.replace("files dns", "files dns myhostname");
         for (text, has_library, wanted) in [
-            (Some(resolved.as_str()), false, Some(State::Asks("resolve"))),
-            (Some(&own), true, Some(State::Asks(SERVICE))),
+            (Some(resolved.as_str()), false, Some(asks("resolve"))),
+            (Some(&own), true, Some(asks(SERVICE))),
             (Some(DEBIAN), false, None),
             (Some("passwd: files\n"), true, None),
             (None, true, None),
         ] {
-            let (root, system) = system(text, has_library);
+            let root = root(text, has_library);
+            let system = Nsswitch { root: root.path() };
             let found = system.install();
             match wanted {
                 Some(wanted) => assert_eq!(found, wanted),
@@ -251,17 +247,16 @@ mod tests {
 
     #[test]
     fn the_command_that_repairs_is_that_of_the_system() {
-        let (root, without) = system(Some(DEBIAN), false);
-        assert_eq!(without.command(), None);
-        fs::create_dir_all(root.path().join("usr/bin")).unwrap();
-        fs::write(root.path().join("usr/bin/dnf"), "").unwrap();
-        let command = without.command().unwrap();
-        assert_eq!(command, "sudo dnf install systemd-libs && sudo adit dns install");
-        assert!(matches!(without.install(), State::NeedsPackage(what) if what.contains("dnf install systemd-libs")));
-        let (_root, with) = system(Some(DEBIAN), true);
-        assert_eq!(with.command().as_deref(), Some("sudo adit dns install"));
-        let (_root, musl) = system(None, true);
-        assert_eq!(musl.command(), None);
+        let without = root(Some(DEBIAN), false);
+        assert_eq!(command(without.path()), None);
+        fs::create_dir_all(without.path().join("usr/bin")).unwrap();
+        fs::write(without.path().join("usr/bin/dnf"), "").unwrap();
+        assert_eq!(command(without.path()).unwrap(), "sudo dnf install systemd-libs && sudo adit dns install");
+        let installed = part(without.path(), Act::Install).state;
+        assert!(matches!(installed, State::NeedsPackage(what) if what.contains("dnf install systemd-libs")));
+        let with = root(Some(DEBIAN), true);
+        assert_eq!(command(with.path()).as_deref(), Some("sudo adit dns install"));
+        assert_eq!(command(root(None, true).path()), None, "a system without glibc");
     }
 
     #[test]

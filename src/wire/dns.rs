@@ -1,0 +1,190 @@
+//! Questions of DNS (RFC 1035, section 4.1) about the addresses of names, and their answers.
+//!
+//! ```text
+//! header    id(2) flags(2) questions(2) answers(2) authorities(2) additional(2)
+//! flags     QR opcode(4) AA TC RD RA Z(3) RCODE(4)
+//! question  name type(2) class(2); a name is labels, each with its length in front, and ends with a length of 0
+//! answer    name type(2) class(2) TTL(4) length(2) address; the name is a pointer to that of the question
+//! ```
+
+use std::net::IpAddr;
+
+/// The longest question without extensions (section 4.2.1); all addresses of a name fit into such an answer.
+pub const LONGEST: usize = 512;
+
+/// The longest name with its lengths (section 2.3.4).
+const LONGEST_NAME: usize = 255;
+const LONGEST_LABEL: usize = 63;
+
+const HEADER: usize = 12;
+
+/// How long an answer may be kept, in seconds: a name may be of a route that goes with the next reload.
+const TTL: u32 = 5;
+
+const A: u16 = 1;
+const AAAA: u16 = 28;
+const ANY: u16 = 255;
+const INTERNET: u16 = 1;
+
+const FORMAT_ERROR: u8 = 1;
+const NOT_IMPLEMENTED: u8 = 4;
+const REFUSED: u8 = 5;
+
+/// Returns the answer to a message. None: it is no question, and gets none.
+///
+/// `addresses`: those of a name, in lower case and without a dot at its end; None: the name is not ours, and the question is refused, so
+/// that the client asks another server.
+pub fn answer(message: &[u8], addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Option<Vec<u8>> {
+    let (header, rest) = message.split_at_checked(HEADER)?;
+    let is_response = header[2] & 0x80 != 0;
+    if is_response {
+        return None;
+    }
+    let is_query = header[2] & 0x78 == 0;
+    if !is_query {
+        return Some(reply(header, NOT_IMPLEMENTED, &[], &[]));
+    }
+    let Some((name, end)) = (header[4..6] == [0, 1]).then(|| name(rest)).flatten() else {
+        return Some(reply(header, FORMAT_ERROR, &[], &[]));
+    };
+    let Some(&[kind_high, kind_low, class_high, class_low]) = rest.get(end..end + 4) else {
+        return Some(reply(header, FORMAT_ERROR, &[], &[]));
+    };
+    let question = &rest[..end + 4];
+    let (kind, class) = (u16::from_be_bytes([kind_high, kind_low]), u16::from_be_bytes([class_high, class_low]));
+    let known = addresses(&name).filter(|_| matches!(class, INTERNET | ANY));
+    let Some(known) = known else { return Some(reply(header, REFUSED, question, &[])) };
+    let records: Vec<Vec<u8>> = known.into_iter().filter_map(|address| record(kind, address)).collect();
+    Some(reply(header, 0, question, &records))
+}
+
+/// Reads a name, and returns it with the place behind it. A question has no pointers (section 4.1.4), as it comes first.
+fn name(bytes: &[u8]) -> Option<(String, usize)> {
+    let (mut name, mut at) = (String::new(), 0);
+    loop {
+        let length = usize::from(*bytes.get(at)?);
+        at += 1;
+        if length == 0 {
+            return (!name.is_empty() && at <= LONGEST_NAME).then_some((name, at));
+        }
+        let label = bytes.get(at..at + length).filter(|_| length <= LONGEST_LABEL)?;
+        if !label.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)) {
+            return None;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+        at += length;
+    }
+}
+
+/// Returns the record of an address. None: a question of this type does not ask for it.
+fn record(kind: u16, address: IpAddr) -> Option<Vec<u8>> {
+    let (of, bytes) = match address {
+        IpAddr::V4(address) => (A, address.octets().to_vec()),
+        IpAddr::V6(address) => (AAAA, address.octets().to_vec()),
+    };
+    let length = u16::try_from(bytes.len()).ok()?;
+    // The question begins behind the header.
+    let pointer = [0xc0, HEADER as u8];
+    let head = [&pointer[..], &of.to_be_bytes(), &INTERNET.to_be_bytes(), &TTL.to_be_bytes(), &length.to_be_bytes()];
+    (kind == of || kind == ANY).then(|| [head.concat(), bytes].concat())
+}
+
+fn reply(header: &[u8], code: u8, question: &[u8], records: &[Vec<u8>]) -> Vec<u8> {
+    let is_ours = code == 0;
+    // QR and AA are set; opcode and RD are the question's.
+    let first = 0x80 | (header[2] & 0x79) | if is_ours { 0x04 } else { 0 };
+    let questions = u16::from(!question.is_empty());
+    let answers = u16::try_from(records.len()).unwrap_or_default();
+    let mut message = vec![header[0], header[1], first, code];
+    for count in [questions, answers, 0, 0] {
+        message.extend(count.to_be_bytes());
+    }
+    message.extend(question);
+    message.extend(records.iter().flatten());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a question as glibc 2.36 sends it.
+    fn question(name: &str, kind: u16) -> Vec<u8> {
+        let mut message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+        for label in name.split('.') {
+            message.push(u8::try_from(label.len()).unwrap());
+            message.extend(label.as_bytes());
+        }
+        message.push(0);
+        [message, kind.to_be_bytes().to_vec(), INTERNET.to_be_bytes().to_vec()].concat()
+    }
+
+    fn local(name: &str) -> Option<Vec<IpAddr>> {
+        let is_local = name == "localhost" || name.ends_with(".localhost");
+        is_local.then(|| vec![[127, 0, 0, 1].into(), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)])
+    }
+
+    /// The code, how many answers there are, and the bytes of the last one.
+    fn answered(message: &[u8]) -> Option<(u8, u8, Vec<u8>)> {
+        let reply = answer(message, local)?;
+        assert_eq!((&reply[..2], reply[2] & 0x80), (&message[..2], 0x80));
+        let length = if reply[7] == 0 {
+            0
+        } else if reply.ends_with(&[127, 0, 0, 1]) {
+            4
+        } else {
+            16
+        };
+        Some((reply[3], reply[7], reply[reply.len() - length..].to_vec()))
+    }
+
+    #[test]
+    fn addresses_are_given_by_type() {
+        let v6 = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
+        assert_eq!(answered(&question("Web.Shop.localhost", A)), Some((0, 1, vec![127, 0, 0, 1])));
+        assert_eq!(answered(&question("web.shop.localhost", AAAA)), Some((0, 1, v6.clone())));
+        assert_eq!(answered(&question("localhost", ANY)), Some((0, 2, v6)));
+        // The name is there, and has no such record.
+        assert_eq!(answered(&question("web.shop.localhost", 65)), Some((0, 0, vec![])));
+        let reply = answer(&question("a.localhost", A), local).unwrap();
+        assert_eq!(&reply[2..4], &[0x85, 0], "an authoritative answer, with the question's wish for recursion");
+        assert_eq!(
+            &reply[12..],
+            &b"\x01a\x09localhost\x00\x00\x01\x00\x01\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x05\x00\x04\x7f\x00\x00\x01"
+                [..]
+        );
+    }
+
+    #[test]
+    fn other_names_are_refused_so_that_others_are_asked() {
+        assert_eq!(answered(&question("example.com", A)), Some((REFUSED, 0, vec![])));
+        let mut chaos = question("localhost", A);
+        *chaos.last_mut().unwrap() = 3;
+        assert_eq!(answered(&chaos), Some((REFUSED, 0, vec![])));
+    }
+
+    #[test]
+    fn what_is_no_question_gets_no_answer_or_an_error() {
+        let whole = question("web.shop.localhost", A);
+        for end in 0..whole.len() {
+            let wanted = (end >= HEADER).then_some((FORMAT_ERROR, 0, vec![]));
+            assert_eq!(answered(&whole[..end]), wanted, "{end} bytes");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut message = whole.clone();
+            message[at] = byte;
+            answered(&message)
+        };
+        assert_eq!(with(2, 0x81), None, "an answer");
+        assert_eq!(with(2, 0x28), Some((NOT_IMPLEMENTED, 0, vec![])), "an update");
+        assert_eq!(with(5, 2), Some((FORMAT_ERROR, 0, vec![])), "two questions");
+        assert_eq!(with(12, 0xc0), Some((FORMAT_ERROR, 0, vec![])), "a pointer");
+        assert_eq!(with(13, b' '), Some((FORMAT_ERROR, 0, vec![])), "a blank");
+        let long = question(&vec!["a".repeat(63); 4].join("."), A);
+        assert_eq!(answered(&long), Some((FORMAT_ERROR, 0, vec![])));
+        assert_eq!(answered(&question(&format!("{}.localhost", "a".repeat(64)), A)), Some((FORMAT_ERROR, 0, vec![])));
+    }
+}
