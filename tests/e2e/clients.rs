@@ -13,6 +13,9 @@ fn every_client_of_the_suite_is_installed() {
         "psql --version",
         "redis-cli --version",
         "mariadb --version",
+        "ssh -V",
+        "rsync --version",
+        "script --version",
     ] {
         let mut words = client.split(' ');
         let output = run(Command::new(words.next().expect("a program")).args(words));

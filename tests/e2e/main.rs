@@ -11,7 +11,7 @@
 //! cargo test --features e2e --test e2e -- --ignored --test-threads 1
 //! ```
 //!
-//! Needs kubectl, curl, openssl, psql, redis-cli and mariadb on PATH. The suite makes the namespace `adit-e2e` and leaves it,
+//! Needs kubectl, curl, openssl, psql, redis-cli, mariadb, ssh, rsync and script on PATH. The suite makes the namespace `adit-e2e` and leaves it,
 //! so that the next run starts at once. `ADIT_E2E_IMAGE` is the image of the servers (see `world.yaml`);
 //! `ADIT_E2E_PROTOCOL` is the transport that the cluster is expected to lead to, checked where it is set.
 

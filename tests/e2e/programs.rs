@@ -5,13 +5,15 @@ use std::{
     fs,
     io::{Read, Write},
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Adit, NAMESPACE, kubectl, run, succeed, world};
+use crate::support::{Adit, NAMESPACE, eventually, kubectl, run, succeed, world};
 
 /// The login of the image's PostgreSQL.
 const LOGIN: [(&str, &str); 3] = [("PGUSER", "postgres"), ("PGPASSWORD", "postgres"), ("PGDATABASE", "postgres")];
@@ -143,6 +145,90 @@ fn connect_moves_everything_both_ways_with_its_ends() {
         assert!(ended.status.success() && ended.stdout == sent, "{} bytes, {:?}", ended.stdout.len(), ended.stderr);
     }
     assert_eq!(running.tunnels().len(), 1, "the second one used its tunnel");
+}
+
+/// Returns how ssh is run by rsync: through `adit connect`, with a key of its own that the pod takes.
+fn ssh(folder: &TempDir) -> String {
+    let key = folder.path().join("key").display().to_string();
+    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &key]));
+    let public = fs::read_to_string(format!("{key}.pub")).expect("a public key");
+    let script = format!(
+        "mkdir -p /root/.ssh && chmod 700 /root/.ssh && echo '{}' >> /root/.ssh/authorized_keys",
+        public.trim()
+    );
+    kubectl(&["-n", NAMESPACE, "exec", "ssh", "--", "sh", "-c", &script]);
+    let adit = env!("CARGO_BIN_EXE_adit");
+    format!(
+        "ssh -i {key} -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+         -o 'ProxyCommand={adit} connect %h:%p'"
+    )
+}
+
+#[test]
+fn ssh_and_rsync_go_through_connect() {
+    let folder = folder();
+    let (ssh, host) = (ssh(&folder), format!("root@ssh.{NAMESPACE}"));
+    let shell = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("XDG_RUNTIME_DIR", folder.path()).env("XDG_STATE_HOME", folder.path());
+        command.env("XDG_CONFIG_HOME", folder.path());
+        command
+    };
+    assert_eq!(succeed(&mut shell(&format!("{ssh} {host} 'echo in $HOSTNAME; exit 0'"))), "in ssh\n");
+    let exit = run(&mut shell(&format!("{ssh} {host} 'exit 7'")));
+    assert_eq!(exit.status.code(), Some(7));
+    // Compression would make it less.
+    let sent: Vec<u8> = (0..8_000_000u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let (there, back) = (folder.path().join("there"), folder.path().join("back"));
+    fs::write(&there, &sent).expect("the file is written");
+    let rsync = |from: &str, to: &str| succeed(&mut shell(&format!("rsync -e \"{ssh}\" {from} {to}")));
+    rsync(&there.display().to_string(), &format!("{host}:/tmp/file"));
+    rsync(&format!("{host}:/tmp/file"), &back.display().to_string());
+    assert!(fs::read(&back).expect("it came back") == sent);
+}
+
+#[test]
+fn ctrl_c_stops_the_query_and_not_psql() {
+    let folder = folder();
+    let adit = env!("CARGO_BIN_EXE_adit");
+    let line = format!("{adit} run --to db=postgres.{NAMESPACE} -- psql -X -P pager=off");
+    let mut terminal = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("XDG_RUNTIME_DIR", folder.path())
+        .env("XDG_STATE_HOME", folder.path())
+        .env("XDG_CONFIG_HOME", folder.path())
+        .envs(LOGIN)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a terminal");
+    let (mut types, mut screen) =
+        (terminal.stdin.take().expect("a keyboard"), terminal.stdout.take().expect("a screen"));
+    let shown = Arc::new(Mutex::new(String::new()));
+    let show = shown.clone();
+    let reading = thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = screen.read(&mut piece) {
+            show.lock().expect("no panic while the lock is held").push_str(&String::from_utf8_lossy(&piece[..count]));
+        }
+    });
+    let shows = |words: &str| {
+        eventually(words, Duration::from_secs(30), || shown.lock().expect("no panic").contains(words));
+    };
+    shows("postgres=#");
+    types.write_all(b"select pg_sleep(600);\r").expect("it is typed");
+    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
+    let target = format!("db=postgres.{NAMESPACE}");
+    eventually("the query runs", Duration::from_secs(30), || {
+        succeed(&mut self::adit(&folder, &["run", "--to", &target, "--", "psql", "-Atc", sleeps])) == "1\n"
+    });
+    types.write_all(b"\x03").expect("it is typed");
+    shows("canceling statement due to user request");
+    types.write_all(b"select 'still ' || 'there';\r").expect("it is typed");
+    shows("still there");
+    types.write_all(b"\\q\r").expect("it is typed");
+    assert!(terminal.wait().expect("it ends").success());
+    reading.join().expect("no panic");
 }
 
 #[test]

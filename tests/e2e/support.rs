@@ -39,7 +39,7 @@ static WORLD: LazyLock<()> = LazyLock::new(|| {
     for what in ["deployment/web", "deployment/victim", "deployment/busy", "statefulset/postgres", "statefulset/only"] {
         kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]);
     }
-    kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/data", "pod/echo", "--timeout=120s"]);
+    kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/data", "pod/echo", "pod/ssh", "--timeout=120s"]);
 });
 
 /// Puts the world into the cluster, where it is not there.

@@ -59,18 +59,15 @@ impl Store for System {
         let Some(kind) = &self.kind else { return unknown() };
         match (fs::read(kind.file(authority)), fs::read(authority.file())) {
             (Ok(there), Ok(ours)) if there == ours => State::Trusts,
-            _ => State::Lacks,
+            _ => {
+                let (ours, file, command) = (authority.file(), kind.file(authority), kind.command.join(" "));
+                State::NeedsRoot(format!("sudo cp {} {} && sudo {command}", ours.display(), file.display()))
+            }
         }
     }
 
     fn add(&self, authority: &Authority) -> State {
-        let Some(kind) = &self.kind else { return unknown() };
-        if self.look(authority) == State::Trusts {
-            return State::Trusts;
-        }
-        let (ours, file) = (authority.file(), kind.file(authority));
-        let command = kind.command.join(" ");
-        State::NeedsRoot(format!("sudo cp {} {} && sudo {command}", ours.display(), file.display()))
+        self.look(authority)
     }
 
     fn remove(&self, authority: &Authority) -> State {
@@ -103,9 +100,9 @@ mod tests {
         assert!(matches!(System::new(&places).add(&authority), State::Failed(why) if why.contains("NixOS")));
         fs::create_dir_all(&folder).unwrap();
         let system = System::new(&places);
+        assert_eq!(system.look(&authority), system.add(&authority), "a look says what is to be done too");
         let State::NeedsRoot(command) = system.add(&authority) else { panic!("it has to be said") };
         assert!(command.starts_with("sudo cp ") && command.ends_with("&& sudo update-ca-trust extract"), "{command}");
-        assert_eq!(system.look(&authority), State::Lacks);
         assert_eq!(system.remove(&authority), State::Lacks);
         fs::copy(authority.file(), system.kind.as_ref().unwrap().file(&authority)).unwrap();
         assert_eq!((system.look(&authority), system.add(&authority)), (State::Trusts, State::Trusts));
