@@ -174,7 +174,7 @@ fn ssh_and_rsync_go_through_connect() {
         command.env("XDG_CONFIG_HOME", folder.path());
         command
     };
-    assert_eq!(succeed(&mut shell(&format!("{ssh} {host} 'echo in $HOSTNAME; exit 0'"))), "in ssh\n");
+    assert_eq!(succeed(&mut shell(&format!("{ssh} {host} 'echo in $(hostname)'"))), "in ssh\n");
     let exit = run(&mut shell(&format!("{ssh} {host} 'exit 7'")));
     assert_eq!(exit.status.code(), Some(7));
     // Compression would make it less.
@@ -217,7 +217,7 @@ fn ctrl_c_stops_the_query_and_not_psql() {
     };
     shows("postgres=#");
     types.write_all(b"select pg_sleep(600);\r").expect("it is typed");
-    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
+    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep(600)%'";
     let target = format!("db=postgres.{NAMESPACE}");
     eventually("the query runs", Duration::from_secs(30), || {
         succeed(&mut self::adit(&folder, &["run", "--to", &target, "--", "psql", "-Atc", sleeps])) == "1\n"
