@@ -117,13 +117,13 @@ impl PostgresFrontend {
     pub async fn serve_greeted(&self, stream: BoxedIo, greeting: Greeting, connection: Arc<Connection>) {
         let ServerName::Name(name) = &greeting.hello.server_name else {
             info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without a server name");
-            return self.refuse_greeted(stream, greeting, &Refusal::nameless()).await;
+            return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::nameless())).await;
         };
         let route = match self.router.load().http(name) {
             Ok(route) => route,
             Err(error) => {
                 info!(connection = connection.id, host = name, %error, hint = error.hint(), "refused: no route");
-                return self.refuse_greeted(stream, greeting, &Refusal::of_route(&error)).await;
+                return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::of_route(&error))).await;
             }
         };
         let mut noted = noted::begin(&self.tunnels, Kind::Postgres, name, &route, &connection);
@@ -138,7 +138,7 @@ impl PostgresFrontend {
             Err(error) => {
                 noted::failed(&mut noted, &error);
                 warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
-                return self.refuse_greeted(stream, greeting, &Refusal::of_open(&error)).await;
+                return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::of_open(&error))).await;
             }
         };
         noted::reached(&mut noted, &placement);
@@ -185,7 +185,7 @@ impl PostgresFrontend {
                         Refusal::new(format!("{}: {error}", route.target), "does the name lead to PostgreSQL's port?")
                     }
                 };
-                self.refuse_greeted(stream, greeting, &refusal).await;
+                Box::pin(self.refuse_greeted(stream, greeting, &refusal)).await;
             }
         }
     }

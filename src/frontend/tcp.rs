@@ -133,7 +133,7 @@ impl TcpFrontend {
             Err(error) => {
                 noted::failed(&mut noted, &error);
                 warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
-                return self.turn_away(client, received, database, &Refusal::of_open(&error)).await;
+                return Box::pin(self.turn_away(client, received, database, &Refusal::of_open(&error))).await;
             }
         };
         noted::reached(&mut noted, &placement);
@@ -147,7 +147,7 @@ impl TcpFrontend {
                     // The client has heard nothing yet.
                     Some(fault) if end.down == 0 => {
                         let refusal = Refusal::of_stream(fault, &route.target);
-                        self.turn_away(client, backend.first().into(), database, &refusal).await;
+                        Box::pin(self.turn_away(client, backend.first().into(), database, &refusal)).await;
                     }
                     _ => reset(&client),
                 }

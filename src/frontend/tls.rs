@@ -93,12 +93,12 @@ impl TlsFrontend {
             }
         };
         if greeting.hello.alpn.iter().any(|protocol| protocol == postgres::ALPN) {
-            return self.postgres.serve_greeted(stream, greeting, connection).await;
+            return Box::pin(self.postgres.serve_greeted(stream, greeting, connection)).await;
         }
         let (hello, received) = (greeting.hello, greeting.bytes);
         match self.backend(&hello, &received, &connection).await {
             Some((backend, lease, noted)) => pass_through(stream, backend, lease, noted).await,
-            None => self.terminate(Prefixed::new(received, stream), connection, drain).await,
+            None => Box::pin(self.terminate(Prefixed::new(received, stream), connection, drain)).await,
         }
     }
 

@@ -35,11 +35,12 @@ pub struct Head(Box<[u8]>);
 impl Head {
     /// Returns None where they are longer than is kept.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut bytes = Vec::new();
+        let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 2).sum();
+        if length > LONGEST_HEAD {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(length);
         for (name, value) in headers {
-            if bytes.len() + name.as_str().len() + value.len() + 2 > LONGEST_HEAD {
-                return None;
-            }
             // Neither has a line's end in it.
             for part in [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"] {
                 bytes.extend_from_slice(part);

@@ -1,14 +1,28 @@
 //! Targets of tunnels.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::config::{Command, ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
 /// One cluster, seen as one user: a context of certain kubeconfig files.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClusterId {
     pub kubeconfig: Arc<KubeconfigPaths>,
     pub context: ContextName,
+}
+
+impl Hash for ClusterId {
+    /// Leaves out the paths: each request hashes its target, and clusters of one name in other files are rare.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.context.hash(state);
+    }
 }
 
 /// Target of a tunnel, whatever name the client used: two names of one Service share a tunnel.

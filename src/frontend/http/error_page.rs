@@ -53,6 +53,31 @@ pub struct Page {
     pub retry_after: Option<u16>,
 }
 
+/// Form of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Html,
+    Json,
+    Text,
+    /// Trailers alone: for calls of gRPC.
+    Grpc,
+}
+
+impl Form {
+    /// Returns the form that a client accepts.
+    pub fn of(request: &HeaderMap) -> Self {
+        let accepts = |kind: &str| {
+            request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind))
+        };
+        match request.get(CONTENT_TYPE) {
+            Some(kind) if kind.as_bytes().starts_with(b"application/grpc") => Self::Grpc,
+            _ if accepts("text/html") => Self::Html,
+            _ if accepts("application/json") => Self::Json,
+            _ => Self::Text,
+        }
+    }
+}
+
 impl Page {
     pub fn new(status: StatusCode, code: ErrorCode, title: impl Into<String>) -> Self {
         let title = title.into();
@@ -140,20 +165,13 @@ impl Page {
         }
     }
 
-    /// Returns the response in the form that the client accepts. `port` is that of our listener, for links.
-    pub fn into_response(self, request: &HeaderMap, port: u16, tls: bool) -> Response<Bytes> {
-        if request.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-            return self.grpc();
-        }
-        let accepts = |kind: &str| {
-            request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind))
-        };
-        let (kind, body) = if accepts("text/html") {
-            ("text/html; charset=utf-8", self.html(port, tls))
-        } else if accepts("application/json") {
-            ("application/json", self.json())
-        } else {
-            ("text/plain; charset=utf-8", self.text())
+    /// Returns the response. `port` is that of our listener, for links.
+    pub fn into_response(self, form: Form, port: u16, tls: bool) -> Response<Bytes> {
+        let (kind, body) = match form {
+            Form::Grpc => return self.grpc(),
+            Form::Html => ("text/html; charset=utf-8", self.html(port, tls)),
+            Form::Json => ("application/json", self.json()),
+            Form::Text => ("text/plain; charset=utf-8", self.text()),
         };
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.status;
@@ -284,7 +302,7 @@ mod tests {
 
     fn body(accept: &'static str) -> (String, HeaderMap) {
         let request = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
-        let response = page().into_response(&request, 8989, false);
+        let response = page().into_response(Form::of(&request), 8989, false);
         (String::from_utf8(response.body().to_vec()).unwrap(), response.headers().clone())
     }
 
@@ -297,7 +315,7 @@ mod tests {
         let (json, _) = body("application/json");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "unknown-host");
         let call = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"))]);
-        let call = page().into_response(&call, 8989, false);
+        let call = page().into_response(Form::of(&call), 8989, false);
         assert_eq!((call.status(), &call.headers()["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("12")));
         assert!(call.headers()["grpc-message"].to_str().unwrap().starts_with("no route for <b>.localhost%0A"));
         assert!(body("*/*").0.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"));

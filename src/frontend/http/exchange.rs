@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, UPGRADE},
 };
 use http_body_util::BodyExt;
@@ -14,7 +14,7 @@ use super::{
     HttpFrontend,
     access::{Access, Tracked},
     body::{Body, body_of},
-    error_page::Page,
+    error_page::{Form, Page},
     http2, pages, sites,
 };
 use crate::{
@@ -44,8 +44,10 @@ pub struct Exchange {
     pub arrival: Arrival,
     pub version: Version,
     pub access: Access,
-    /// The request's headers as they came.
-    headers: HeaderMap,
+    /// Form of a page in the place of the answer.
+    form: Form,
+    /// It has an Upgrade header.
+    is_upgrade: bool,
     is_head: bool,
     /// It stands in for one that was refused.
     is_refused: bool,
@@ -123,7 +125,8 @@ impl Exchange {
                 keeps.then(|| Arc::new(Kept::of(request, arrival.tls))),
             )
             .by(arrival.client.clone()),
-            headers: request.headers().clone(),
+            form: Form::of(request.headers()),
+            is_upgrade: request.headers().contains_key(UPGRADE),
             is_head: request.method() == Method::HEAD,
             is_refused,
             arrival,
@@ -144,7 +147,7 @@ impl Exchange {
     /// Ends with an answer, or with the page instead of one.
     fn end(mut self, answered: Result<Response<Body>, Page>) -> Response<Body> {
         let response = answered.unwrap_or_else(|page| self.page(page));
-        if let Some(gate) = self.arrival.gate.filter(|_| self.headers.contains_key(UPGRADE)) {
+        if let Some(gate) = self.arrival.gate.filter(|_| self.is_upgrade) {
             gate.upgrade.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
         response
@@ -158,7 +161,7 @@ impl Exchange {
         let code = page.code;
         self.access.error = Some(code.as_str());
         let port = self.arrival.connection.local.port();
-        let (mut parts, body) = page.into_response(&self.headers, port, self.arrival.tls).into_parts();
+        let (mut parts, body) = page.into_response(self.form, port, self.arrival.tls).into_parts();
         self.access.status = parts.status;
         if (self.is_refused || code == ErrorCode::Ambiguous) && self.version < Version::HTTP_2 {
             // Two readers may disagree on the end of such a request: one connection for one request.

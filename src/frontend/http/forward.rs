@@ -1,5 +1,7 @@
 //! The second station: a request on its way to the pod, as a proxy sends it on.
 
+use std::pin::pin;
+
 use http::{Request, Response, uri::PathAndQuery};
 
 use super::{
@@ -39,7 +41,7 @@ impl HttpFrontend {
         }
         let interim = Interim::of(&mut request, exchange.version, exchange.arrival.gate.as_ref());
         let way = Way { route, lease: &lease, host, asks };
-        let sent = interim.beside(self.upstreams.send(&way, request)).await;
+        let sent = interim.beside(pin!(self.upstreams.send(&way, request))).await;
         let answered = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));
             pages::unanswered(&error, host, route, &lease)

@@ -2,7 +2,7 @@
 //!
 //! 100 is not among them: the server sends its own when the body is wanted.
 
-use std::{future::poll_fn, pin::pin, sync::Arc};
+use std::{future::poll_fn, pin::Pin, sync::Arc};
 
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_LENGTH};
@@ -55,9 +55,8 @@ impl Interim {
     }
 
     /// Lets the client have it while the request goes on.
-    pub async fn beside<F: Future>(self, sending: F) -> F::Output {
+    pub async fn beside<F: Future>(self, mut sending: Pin<&mut F>) -> F::Output {
         let Some((gate, number)) = self.0 else { return sending.await };
-        let mut sending = pin!(sending);
         let sent = poll_fn(|cx| {
             // The server's task is woken: it flushes, and that is when the client gets it.
             gate.interim.register(cx.waker());

@@ -5,14 +5,17 @@
 use std::{io, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{Response, StatusCode, header::CONTENT_LENGTH};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 use tracing::{debug, info, warn};
 
-use super::{error_page::Page, pages};
+use super::{
+    error_page::{Form, Page},
+    pages,
+};
 use crate::{
     error_code::ErrorCode,
     frontend::{
@@ -134,7 +137,7 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
 
 /// Answers with a page, and closes the connection.
 async fn refuse(stream: &mut BoxedIo, page: Page) {
-    let response = page.into_response(&HeaderMap::new(), 0, false);
+    let response = page.into_response(Form::Text, 0, false);
     // A client that has gone needs none.
     if stream.write_all(&written(&response)).await.is_ok() && stream.shutdown().await.is_ok() {
         // Closing over unread bytes would be a reset, which can overtake the answer.

@@ -174,7 +174,7 @@ where
         let Some(accepted) = accepted else { return Ok(()) };
         let (request, respond) = accepted?;
         let (request, stream) = Stream::of(request, respond, limits.body, streams.token());
-        streams.spawn(stream.answer(answer(request)));
+        streams.spawn(stream.answer(Box::pin(answer(request))));
     }
 }
 
@@ -209,9 +209,11 @@ impl Stream {
         (Request::from_parts(parts, body), Self { respond, interim, switching, rest })
     }
 
-    async fn answer(mut self, answering: impl Future<Output = Response<Body>>) {
+    /// `answering`: on the heap, as the room for what is moved and pinned in here would be taken twice.
+    async fn answer(mut self, mut answering: Pin<Box<impl Future<Output = Response<Body>>>>) {
         // A client that has reset the stream wants no answer.
-        let Some(response) = self.wait_for(pin!(answering)).await else { return };
+        let Some(response) = self.wait_for(answering.as_mut()).await else { return };
+        drop(answering);
         if let Err(error) = self.send(response).await {
             return debug!(error, "HTTP/2 stream broken");
         }
