@@ -37,7 +37,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::support::{PATIENCE, eventually, ports::ports};
+use crate::support::{
+    PATIENCE, eventually,
+    ports::{Ports, ports},
+};
 
 pub const SECRET: &str = "a secret of the tests";
 
@@ -46,6 +49,7 @@ pub struct Relay {
     pub address: SocketAddr,
     identity: Identity,
     pub drain: Drain,
+    _ports: Ports,
 }
 
 impl Relay {
@@ -54,6 +58,7 @@ impl Relay {
     }
 
     async fn start_on(address: SocketAddr, change: impl FnOnce(&mut Options)) -> Self {
+        let of_relay = ports(20);
         let key = Key {
             name: "default".into(),
             secret: SECRET.into(),
@@ -63,7 +68,7 @@ impl Relay {
         };
         let mut options = Options {
             keys: vec![key],
-            ports: ports(20),
+            ports: of_relay.clone(),
             bind: "127.0.0.1".parse().unwrap(),
             domain: None,
             http_public: ("http", None),
@@ -77,7 +82,7 @@ impl Relay {
         let listener = adit::io::accept::listen(address).unwrap();
         let address = listener.local_addr().unwrap();
         drain.spawn(server.clone().serve(listener));
-        Self { server, address, identity, drain }
+        Self { server, address, identity, drain, _ports: of_relay }
     }
 
     pub fn client(&self, local_port: u16, port: u16) -> client::Options {
@@ -165,7 +170,7 @@ async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
     let address = relay.address;
     relay.drain.finish(Duration::from_millis(100)).await;
     drop(relay);
-    let relay = Relay::start_on(address, |options| options.ports = of_relay).await;
+    let relay = Relay::start_on(address, |options| options.ports = of_relay.clone()).await;
     assert_eq!(opened(&mut rx).await, public);
     let mut again = TcpStream::connect(public).await.unwrap();
     again.write_all(b"after!").await.unwrap();

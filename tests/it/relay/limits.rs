@@ -19,6 +19,7 @@ struct Process {
     control: SocketAddr,
     http: SocketAddr,
     log: Arc<Mutex<String>>,
+    _ports: Ports,
 }
 
 impl Process {
@@ -48,7 +49,7 @@ impl Process {
                 kept.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        Self { child, control, http, log }
+        Self { child, control, http, log, _ports: ports }
     }
 
     fn client(&self, local_port: u16, kind: Kind, name: &str) -> client::Options {

@@ -14,7 +14,7 @@ fn entry(relay: &Relay, port: u16, more: &str) -> String {
 async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for() {
     let only = ports(1);
     let public = *only.start();
-    let relay = Relay::start(|options| options.ports = only).await;
+    let relay = Relay::start(|options| options.ports = only.clone()).await;
     let (port, _) = echo().await;
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");

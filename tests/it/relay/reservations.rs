@@ -48,7 +48,7 @@ async fn relay(keys: &[&str], change: impl FnOnce(&mut Options)) -> Relay {
 
 #[tokio::test]
 async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
-    let relay = relay(&["ana", "bo"], |options| options.ports = ports(10)).await;
+    let relay = relay(&["ana", "bo"], |options| options.ports = ports(10).forever()).await;
     let mut killed = Bare::connect(&relay, "ana").await;
     let port = killed.open(0, Kind::Tcp, 0, "").await.unwrap();
     killed.open(1, Kind::Http, 0, "web").await.unwrap();
@@ -108,7 +108,7 @@ async fn a_client_that_has_fallen_silent_makes_room_for_one_of_its_key() {
 #[tokio::test]
 async fn a_key_cannot_reserve_more_than_it_may_open() {
     let relay = relay(&["ana", "bo"], |options| {
-        options.ports = ports(6);
+        options.ports = ports(6).forever();
         options.limits.tunnels_per_key = 2;
     })
     .await;
