@@ -25,10 +25,12 @@ struct Process {
 impl Process {
     async fn start(options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-        command.args(["server", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--domain", "relay.test"]);
+        // No port of these is one that the system gives to another test.
         let ports = ports(20);
+        let [listen, http] = [0, 1].map(|offset| format!("127.0.0.1:{}", ports.start() + offset));
+        command.args(["server", "--listen", &listen, "--http-listen", &http, "--domain", "relay.test"]);
         command
-            .args(["--ports", &format!("{}-{}", ports.start(), ports.end())])
+            .args(["--ports", &format!("{}-{}", ports.start() + 2, ports.end())])
             .args(options)
             .env("ADIT_SECRET", WORD)
             .env_remove("RUST_LOG");
