@@ -31,7 +31,7 @@ endurance:
 
 # Takeovers of Services that the other tests use, so alone, on the cluster that KUBECONFIG names
 e2e-takeovers:
-    cargo test --features e2e --test e2e services_are_taken_over -- --ignored
+    cargo test --features e2e --test e2e expose:: -- --ignored --skip api_server
 
 # What happens when parts of the cluster restart or hang; $1 is the program that does that to them
 e2e-faults cluster:

@@ -18,11 +18,15 @@ use super::{
 };
 use crate::{
     backend::Backends,
-    config::Namespace,
+    config::{ContextName, Namespace},
     drain::Drain,
     relay::{
         Kind,
         client::{self, LocalEnd, Options, Wanted},
+        expose::{
+            ExposeRequest, ServiceName,
+            condition::{Condition, ConditionError},
+        },
         tls::Trust,
     },
     telemetry,
@@ -35,6 +39,7 @@ use crate::{
     subcommand_negates_reqs = true,
     after_help = "Examples:\n  adit expose 3000:80 --as web.shop            # http://web.shop in the cluster is port 3000 here\n  \
                   adit expose 3000:80 --as web.shop --replace  # take over port 80 of a Service that exists\n  \
+                  adit expose 3000:80 --as web.shop --personal x-user=anna  # only requests with this header\n  \
                   adit expose ls -A                            # the Services that are taken over\n  \
                   adit expose restore web.shop                 # restore one, also if its relay is gone"
 )]
@@ -80,6 +85,16 @@ struct Take {
     /// Take over the port of a Service that exists, and restore it at the end
     #[arg(long)]
     replace: bool,
+    /// Take over only requests with this header and exactly this value; all others go to the pods. Can be repeated: a request has to
+    /// meet all conditions
+    #[arg(long, value_name = "HEADER=VALUE", conflicts_with = "replace")]
+    personal: Vec<String>,
+    /// Take over only requests for this host
+    #[arg(long, value_name = "HOST", conflicts_with = "replace")]
+    personal_host: Option<String>,
+    /// Take over only requests with this path, or a path below it
+    #[arg(long, value_name = "/PATH", conflicts_with = "replace")]
+    personal_path: Option<String>,
     /// Look for the relay in this namespace only
     #[arg(long, value_name = "NAME")]
     relay_namespace: Option<String>,
@@ -149,27 +164,67 @@ struct Setup {
     drain: Drain,
 }
 
+/// Returns what is printed when it is open.
+fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd) -> String {
+    let ServiceName { namespace, name } = &request.service;
+    let which = match &request.condition {
+        Some(condition) => format!(", requests with {condition}"),
+        None => String::new(),
+    };
+    format!("{name}.{namespace}:{} in {context}{which} -> {local}\n", request.port)
+}
+
+/// Returns which requests are asked for. None: all.
+fn condition(args: &Take) -> Result<Option<Condition>, CliError> {
+    if args.personal.is_empty() && args.personal_host.is_none() && args.personal_path.is_none() {
+        return Ok(None);
+    }
+    let mut headers = Vec::new();
+    for text in &args.personal {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            CliError::usage(format!("--personal: {text:?} is not HEADER=VALUE"))
+                .hint(Some("write --personal x-user=anna"))
+        })?;
+        headers.push((name.to_owned(), value.to_owned()));
+    }
+    let condition = Condition::new(headers, args.personal_host.clone(), args.personal_path.clone());
+    condition.map(Some).map_err(|error| {
+        let (option, hint) = match &error {
+            ConditionError::Host(_) => ("--personal-host", None),
+            ConditionError::Path(_) => ("--personal-path", None),
+            ConditionError::EveryPath => ("--personal-path", Some("--replace takes over the whole port")),
+            ConditionError::HostHeader => ("--personal", Some("--personal-host HOST")),
+            _ => ("--personal", None),
+        };
+        CliError::usage(format!("{option}: {error}")).hint(hint)
+    })
+}
+
 async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
+    let condition = condition(&args)?;
     let place = Place::of(globals)?;
     let cluster = place.cluster().await?;
     let Place { clusters, id, namespace, .. } = place;
     let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port)?;
     let (service, namespace) = service_of(&args.service, &namespace);
-    let name = format!("{service}.{namespace}:{}", if port == 0 { local_port } else { port });
+    let service = ServiceName { namespace: namespace.to_owned(), name: service.to_owned() };
+    let replaces = args.replace || condition.is_some();
+    let port = if port == 0 { local_port } else { port };
+    let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
     let relay_namespace = args.relay_namespace.map(Namespace);
     let for_namespace = Namespace(namespace.to_owned());
-    let found = find(&cluster, relay_namespace.as_ref(), &for_namespace, None).await?;
+    let found = find(&cluster, relay_namespace.as_ref(), &service, None).await?;
     let relay = match (found, &args.image) {
         (None, Some(image)) => {
             create::ensure(&cluster, &for_namespace, image).await?;
-            find(&cluster, Some(&for_namespace), &for_namespace, None).await?
+            find(&cluster, Some(&for_namespace), &service, None).await?
         }
         (Some(relay), Some(image)) if create::is_created(&relay, &for_namespace) => {
             create::renew(&cluster, &for_namespace, image, relay.image.as_deref()).await?;
-            find(&cluster, Some(&for_namespace), &for_namespace, None).await?
+            find(&cluster, Some(&for_namespace), &service, None).await?
         }
         (found, _) => found,
     };
@@ -178,17 +233,17 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
         Some(file) => server::keys(Some(file))?.remove(0),
         None => secret(&cluster, &relay).await?,
     };
-    let kind = if args.replace { Kind::ReplacedService } else { Kind::Service };
+    let kind = if replaces { Kind::ReplacedService } else { Kind::Service };
     let (pod, reviews) = (Mutex::new(relay.target), relay.reviews.into());
-    let dial = InCluster { id, cluster, manager, relay_namespace, for_namespace, pod, reviews };
+    let dial = InCluster { id, cluster, manager, relay_namespace, service, pod, reviews };
     let options = Options {
         dial: Arc::new(dial),
         key: key.name,
         secret: key.secret,
         trust: Trust::Secret,
         local_host: args.local_host.clone(),
-        tunnels: vec![Wanted { local_port, kind, port: 0, name: name.clone() }],
+        tunnels: vec![Wanted { local_port, kind, port: 0, name: request.name() }],
     };
     let local = LocalEnd::new(args.local_host.as_deref(), local_port);
-    Ok(Setup { options, shown: format!("{name} in {context} -> {local}\n"), drain })
+    Ok(Setup { options, shown: shown(&request, &context, &local), drain })
 }

@@ -74,5 +74,14 @@ fn counters(server: &Server) -> String {
     text.family("adit_relay_bytes", "counter", "Bytes through TCP tunnels: up to the clients, down to the visitors.");
     text.sample("adit_relay_bytes_total", &[("direction", "up")], counters.up.load(Ordering::Relaxed));
     text.sample("adit_relay_bytes_total", &[("direction", "down")], counters.down.load(Ordering::Relaxed));
+    let parted = &server.parted;
+    let name = "adit_relay_personal_requests";
+    text.family(name, "counter", "Requests to ports that are taken over in part, by where they went.");
+    for (to, counter) in [("laptop", &parted.to_laptops), ("pods", &parted.to_pods)] {
+        text.sample(&format!("{name}_total"), &[("to", to)], counter.load(Ordering::Relaxed));
+    }
+    let name = "adit_relay_personal_passed";
+    text.family(name, "counter", "Connections to such ports that are not HTTP, and went to pods as they are.");
+    text.sample(&format!("{name}_total"), &[], parted.passed.load(Ordering::Relaxed));
     text.finish()
 }

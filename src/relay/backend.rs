@@ -29,20 +29,13 @@ impl Backend for Tunnels {
             let no_client = || OpenError::NoClient { name: target.to_string() };
             let Target::Named(name) = target else { return Err(no_client()) };
             let tunnel = self.0.tunnel(name).ok_or_else(no_client)?;
-            let endpoint = Endpoint {
-                pod: name.to_string(),
-                container_port: 0,
-                port: ServicePort { number: 80, name: None, app_protocol: None },
-                protocol: "relay",
-            };
-            let (server, placement) = (self.0.clone(), Placement::new(name));
-            Ok(Box::new(TunnelSession { server, tunnel, endpoint, placement, gauges: Arc::default() })
-                as Box<dyn Session>)
+            Ok(Box::new(TunnelSession::new(self.0.clone(), tunnel, name)) as Box<dyn Session>)
         })
     }
 }
 
-struct TunnelSession {
+/// Streams to the client of a tunnel.
+pub struct TunnelSession {
     server: Arc<Server>,
     tunnel: Arc<Tunnel>,
     endpoint: Endpoint,
@@ -50,12 +43,25 @@ struct TunnelSession {
     gauges: Arc<SessionGauges>,
 }
 
+impl TunnelSession {
+    /// `name`: what the tunnel is called.
+    pub fn new(server: Arc<Server>, tunnel: Arc<Tunnel>, name: &str) -> Self {
+        let endpoint = Endpoint {
+            pod: name.to_owned(),
+            container_port: 0,
+            port: ServicePort { number: 80, name: None, app_protocol: None },
+            protocol: "relay",
+        };
+        Self { server, tunnel, endpoint, placement: Placement::new(name), gauges: Arc::default() }
+    }
+}
+
 impl Session for TunnelSession {
     fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, MANY).await;
             // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.
-            let stream = stream.map_err(|detail| StreamFault::Other { detail })?;
+            let stream = stream.map_err(|error| StreamFault::Other { detail: error.to_string() })?;
             Ok((stream, self.placement.clone()))
         })
     }

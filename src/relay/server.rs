@@ -5,6 +5,7 @@ mod greeting;
 mod idle;
 pub mod options;
 mod quotas;
+pub mod refused;
 pub mod tunnels;
 pub mod usage;
 mod visitors;
@@ -14,7 +15,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -35,6 +36,7 @@ pub use self::options::{Limits, Options};
 use self::{
     idle::{Idle, Ready},
     quotas::Notices,
+    refused::{TunnelError, VisitorError},
     tunnels::{HttpName, Tunnel},
     usage::Refusals,
     visitors::{Pending, StreamName},
@@ -42,6 +44,8 @@ use self::{
 use super::{
     auth::{self, Key},
     conversation::{self, DEAD, HEARTBEAT, Over, Reader},
+    expose::ServiceName,
+    personal::{Parted, SharedPort},
     ports::Ports,
     reservations::Reservations,
 };
@@ -70,6 +74,8 @@ pub struct Server {
     /// Told when a name comes or goes.
     names_changed: Box<dyn Fn(Vec<HttpName>) + Send + Sync>,
     pub counters: Counters,
+    /// Of ports that are taken over in part.
+    pub parted: Arc<Parted>,
     /// Whom it has refused last.
     pub refusals: Refusals,
 }
@@ -94,6 +100,8 @@ struct State {
     pending: HashMap<StreamName, Pending>,
     /// Tunnels to Services that are being opened: their client may close them before that is done.
     opening: HashMap<(Token, u32), Opening>,
+    /// Ports of Services that are taken over in part; they end with the last of their tunnels.
+    shared: HashMap<(ServiceName, u16), Weak<SharedPort>>,
     /// Ports and names of clients that were lost.
     reservations: Reservations,
     /// Ports of closed tunnels whose listeners are still open: cancelled when they are closed.
@@ -147,6 +155,7 @@ impl Server {
             drain,
             names_changed: Box::new(names_changed),
             counters: Counters::default(),
+            parted: Arc::default(),
             refusals: Refusals::default(),
         })
     }
@@ -289,7 +298,7 @@ impl Server {
                 if !session.is_v1 =>
             {
                 let Some(closed) = self.begin_opening(session, tunnel) else {
-                    let reason = "the tunnel is being opened already".to_owned();
+                    let reason = TunnelError::Opening.to_string();
                     session.frames.send(Frame::Refused { tunnel, reason }).await.map_err(|_| Over::Closed)?;
                     return Ok(false);
                 };
@@ -304,7 +313,7 @@ impl Server {
                         let address = self.public_address(&opened);
                         Frame::Opened { tunnel, port: opened.port, resume: opened.resume, address }
                     }
-                    Err(reason) => Frame::Refused { tunnel, reason },
+                    Err(error) => Frame::Refused { tunnel, reason: error.to_string() },
                 };
                 session.frames.send(answer).await.map_err(|_| Over::Closed)?;
             }
@@ -334,7 +343,7 @@ impl Server {
                 };
                 if let Some(pending) = pending {
                     // The visitor may have gone.
-                    let _ = pending.to.send(Err(reason));
+                    let _ = pending.to.send(Err(VisitorError::Declined(reason)));
                 }
             }
             Frame::Ping { cookie } => drop(session.frames.try_send(Frame::Pong { cookie })),
@@ -343,6 +352,16 @@ impl Server {
             other => return Err(Over::Unexpected(conversation::name(&other))),
         }
         Ok(false)
+    }
+
+    pub(super) fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// Takes note of a visitor that has reached nobody.
+    pub(super) fn refused(&self, peer: SocketAddr, what: &str, reason: &str) {
+        self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
+        self.refusals.add(peer, what, reason);
     }
 
     pub fn is_ready(&self) -> bool {

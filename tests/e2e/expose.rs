@@ -3,13 +3,16 @@
 //! The relays run the binary of this build: its folder is mounted into pods of the suite's image, which has the same C library as
 //! the machine that the suite runs on. Needs ClusterIPs (`cluster up --services`).
 
+mod faults;
+mod personal;
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -69,8 +72,36 @@ fn are_again(before: &BTreeMap<String, Value>) {
     }
 }
 
-/// Puts three relays into the cluster, and waits until they are ready.
-fn relays() {
+/// These tests take turns: each has the relays for itself.
+static RELAYS_IN_USE: Mutex<()> = Mutex::new(());
+
+/// Three relays in the cluster, until this is dropped.
+struct Relays {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Relays {
+    fn start() -> Self {
+        let turn = RELAYS_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        world();
+        kubectl(&["delete", "namespace", RELAYS, "--ignore-not-found", "--timeout=120s"]);
+        apply();
+        kubectl(&["-n", RELAYS, "rollout", "status", "statefulset/relay", "--timeout=120s"]);
+        Self { _turn: turn }
+    }
+}
+
+impl Drop for Relays {
+    fn drop(&mut self) {
+        // A test that has failed says why itself.
+        for objects in [["namespace", RELAYS], ["clusterrole,clusterrolebinding", RELAYS]] {
+            let _ =
+                run(Command::new("kubectl").arg("delete").args(objects).args(["--wait=false", "--ignore-not-found"]));
+        }
+    }
+}
+
+fn apply() {
     let image = std::env::var("ADIT_E2E_IMAGE").unwrap_or_else(|_| "localhost/servers:1".to_owned());
     let binary = Path::new(env!("CARGO_BIN_EXE_adit"));
     let rules: Vec<Value> = PERMISSIONS
@@ -123,11 +154,15 @@ fn relays() {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     std::fs::write(&file, list.to_string()).unwrap();
     kubectl(&["apply", "-f", file.to_str().unwrap()]);
-    kubectl(&["-n", RELAYS, "rollout", "status", "statefulset/relay", "--timeout=120s"]);
 }
 
 /// A local service by HTTP that says that it is the laptop. Returns its port.
 fn laptop() -> u16 {
+    laptop_of("laptop")
+}
+
+/// A local service by HTTP that says whose it is. Returns its port.
+fn laptop_of(whose: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -135,7 +170,9 @@ fn laptop() -> u16 {
             thread::spawn(move || {
                 let mut stream = stream;
                 let _ = stream.read(&mut [0; 4096]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nlaptop");
+                let length = whose.len();
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{whose}");
+                let _ = stream.write_all(answer.as_bytes());
             });
         }
     });
@@ -204,18 +241,13 @@ impl Drop for Expose {
 
 /// Returns what a pod of the cluster gets from a Service.
 fn visitor(url: &str) -> String {
-    let output = run(Command::new("kubectl").args([
-        "-n",
-        NAMESPACE,
-        "exec",
-        "echo",
-        "--",
-        "curl",
-        "-s",
-        "--max-time",
-        "5",
-        url,
-    ]));
+    curl(&[url])
+}
+
+/// Runs curl in a pod of the cluster, and returns what it prints.
+fn curl(arguments: &[&str]) -> String {
+    let curl = ["-n", NAMESPACE, "exec", "echo", "--", "curl", "-s", "--max-time", "5"];
+    let output = run(Command::new("kubectl").args(curl).args(arguments));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -232,8 +264,7 @@ fn gets(url: &str, is_laptop: bool) {
 #[test]
 #[ignore = "it takes over Services that the other tests use: cargo test --features e2e --test e2e expose:: -- --ignored"]
 fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
-    world();
-    relays();
+    let relays = Relays::start();
     let (port, web) = (laptop(), format!("http://web.{NAMESPACE}/whoami"));
     gets(&web, false);
     let before = objects();
@@ -315,6 +346,5 @@ fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
     // A relay that was told to end may have done it already.
     assert!(["restored", "nothing to restore"].iter().any(|said| restored().contains(said)));
     are_again(&before);
-    kubectl(&["delete", "namespace", RELAYS, "--wait=false"]);
-    kubectl(&["delete", "clusterrole,clusterrolebinding", RELAYS]);
+    drop(relays);
 }

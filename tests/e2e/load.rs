@@ -183,7 +183,7 @@ fn a_pod_of_a_stateful_set_that_is_replaced() {
 }
 
 /// Runs the program that restarts the parts of the cluster.
-fn cluster(arguments: &[&str]) {
+pub fn cluster(arguments: &[&str]) {
     let program = std::env::var("ADIT_E2E_CLUSTER").expect("ADIT_E2E_CLUSTER names the cluster's program");
     succeed(Command::new(program).args(arguments));
 }

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod faults;
+mod personal;
 mod random;
 mod rules;
 mod support;

@@ -29,6 +29,7 @@ use crate::{
     relay::{
         auth::{self, Key},
         client::{Dial, Purpose},
+        expose::{ServiceName, inspect, kube::Kube},
     },
     routing::{ClusterId, PodTarget, Target},
     tunnel::Manager,
@@ -56,12 +57,12 @@ pub struct Relay {
     pub image: Option<String>,
 }
 
-/// Looks for a ready relay that takes over Services of `for_namespace`: in one namespace, or in all. Of several it is `before`, which
-/// keeps what it was told, or any, so that clients are spread over them.
+/// Looks for a ready relay that takes over `service`: in one namespace, or in all. Of several it is the one that has other ports or parts
+/// of the Service, else `before`, which keeps what it was told, or any, so that clients are spread over them.
 pub async fn find(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
-    for_namespace: &Namespace,
+    service: &ServiceName,
     before: Option<&(Namespace, String)>,
 ) -> Result<Option<Relay>, CliError> {
     let listed = match pods(cluster, namespace).await {
@@ -79,14 +80,20 @@ pub async fn find(
     };
     let exposes = |pod: &Pod| {
         let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
-        exposes.is_some_and(|exposes| exposes == "true" || *exposes == for_namespace.0)
+        exposes.is_some_and(|exposes| exposes == "true" || *exposes == service.namespace)
     };
     let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
     let mut relays: Vec<Relay> = ready.map(Relay::of).collect();
     if relays.is_empty() {
         return Ok(None);
     }
-    let same = relays.iter().position(|relay| Some(&relay.target) == before);
+    if relays.len() == 1 {
+        return Ok(relays.pop());
+    }
+    let holder = inspect::relay_of(&Kube::new(cluster.client.clone()), service).await;
+    let holder = holder.map(|(namespace, pod)| (Namespace(namespace), pod));
+    let of = |wanted: Option<&(Namespace, String)>| relays.iter().position(|relay| Some(&relay.target) == wanted);
+    let same = of(holder.as_ref()).or_else(|| of(before));
     let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
     Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
 }
@@ -161,8 +168,7 @@ pub struct InCluster {
     pub cluster: Arc<Cluster>,
     pub manager: Manager,
     pub relay_namespace: Option<Namespace>,
-    /// The namespace of the Service.
-    pub for_namespace: Namespace,
+    pub service: ServiceName,
     /// The relay of the control connection.
     pub pod: Mutex<(Namespace, String)>,
     /// That relay reviews the client's own token.
@@ -176,7 +182,7 @@ impl Dial for InCluster {
                 // The relay's pod may have been replaced.
                 let before = self.pod.lock().expect("no panic while the lock is held").clone();
                 let namespace = self.relay_namespace.as_ref();
-                let found = find(&self.cluster, namespace, &self.for_namespace, Some(&before)).await;
+                let found = find(&self.cluster, namespace, &self.service, Some(&before)).await;
                 let found = found.map_err(io::Error::other)?;
                 let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
                 *self.pod.lock().expect("no panic while the lock is held") = relay.target;

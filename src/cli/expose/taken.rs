@@ -20,6 +20,7 @@ use crate::{
         ServiceName,
         inspect::{self, Exposed, RelayState},
         kube::{Kube, KubeError},
+        service::TakenPort,
     },
 };
 
@@ -70,8 +71,11 @@ pub async fn list(place: &Place, all_namespaces: bool, output: Option<Output>) -
 
 fn as_json(exposed: &Exposed) -> serde_json::Value {
     let ports = exposed.takeover.ports.iter();
-    let ports: Vec<_> =
-        ports.map(|taken| json!({"port": taken.port, "owner": taken.owner, "since": taken.since})).collect();
+    let port = |taken: &TakenPort| match taken.personal.is_empty() {
+        true => json!({"port": taken.port, "owner": taken.owner, "since": taken.since}),
+        false => json!({"port": taken.port, "owner": taken.owner, "since": taken.since, "personal": taken.personal}),
+    };
+    let ports: Vec<_> = ports.map(port).collect();
     json!({
         "namespace": exposed.service.namespace, "service": exposed.service.name, "created": exposed.takeover.created,
         "ports": ports, "relay": exposed.relay, "state": exposed.state
@@ -79,24 +83,30 @@ fn as_json(exposed: &Exposed) -> serde_json::Value {
 }
 
 fn listed(exposed: &[Exposed]) -> String {
-    let mut rows = vec![["SERVICE", "PORT", "OWNER", "SINCE", "RELAY", "STATE"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["SERVICE", "PORT", "REQUESTS", "OWNER", "SINCE", "RELAY", "STATE"].map(str::to_owned).to_vec()];
     for exposed in exposed {
-        rows.extend(exposed.takeover.ports.iter().map(|taken| {
-            let state = match exposed.state {
-                RelayState::Running => "running",
-                RelayState::Gone => "relay is gone",
-                RelayState::Unknown => "unknown",
-            };
-            let clean = |text: &str| text.chars().filter(|character| !character.is_control()).collect::<String>();
-            vec![
-                exposed.service.to_string(),
-                taken.port.to_string(),
-                clean(&taken.owner),
-                clean(&taken.since),
-                clean(&exposed.relay),
-                state.to_owned(),
-            ]
-        }));
+        let state = match exposed.state {
+            RelayState::Running => "running",
+            RelayState::Gone => "relay is gone",
+            RelayState::Unknown => "unknown",
+        };
+        let clean = |text: &str| text.chars().filter(|character| !character.is_control()).collect::<String>();
+        let row = |port: u16, requests: String, owner: &str, since: &str| {
+            let (service, relay) = (exposed.service.to_string(), clean(&exposed.relay));
+            vec![service, port.to_string(), requests, clean(owner), clean(since), relay, state.to_owned()]
+        };
+        for taken in &exposed.takeover.ports {
+            match taken.personal.is_empty() {
+                true => rows.push(row(taken.port, "all".to_owned(), &taken.owner, &taken.since)),
+                false => rows.extend(
+                    taken
+                        .personal
+                        .iter()
+                        .map(|part| row(taken.port, part.requests.to_string(), &part.owner, &part.since)),
+                ),
+            }
+        }
     }
     table(&rows)
 }

@@ -99,7 +99,10 @@ impl HttpFrontend {
             }
             _ => {}
         }
-        headers::set_forwarded(headers, hop);
+        match self.sites.is_first() {
+            true => headers::set_forwarded(headers, hop),
+            false => headers::add_forwarded(headers, hop.peer),
+        }
         self.identity.mark(headers, exchange.version);
         headers::apply(&route.options.request_headers, headers);
     }

@@ -109,6 +109,14 @@ pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     }
 }
 
+/// Says whom a request is from, where no proxy before this one has said so.
+pub fn add_forwarded(headers: &mut HeaderMap, peer: SocketAddr) {
+    let is_said = [X_FORWARDED_FOR, FORWARDED].iter().any(|name| headers.contains_key(name));
+    if let (false, Ok(ip)) = (is_said, HeaderValue::from_str(&peer.ip().to_canonical().to_string())) {
+        headers.insert(X_FORWARDED_FOR, ip);
+    }
+}
+
 /// This process among the proxies that a request goes through, and the numbers of the requests that go through it.
 pub struct Identity {
     /// `adit-` and 16 hexadecimal digits: the pseudonym in Via (RFC 9110, section 7.6.3).
@@ -165,6 +173,21 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
             .collect()
+    }
+
+    #[test]
+    fn behind_other_proxies_what_they_have_said_stays() {
+        let peer = SocketAddr::from(([10, 0, 0, 7], 1));
+        for (name, value) in [("x-forwarded-for", "1.2.3.4, 10.0.0.1"), ("forwarded", "for=1.2.3.4")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            let before = headers.clone();
+            add_forwarded(&mut headers, peer);
+            assert_eq!(headers, before);
+        }
+        let mut headers = HeaderMap::new();
+        add_forwarded(&mut headers, peer);
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.7");
     }
 
     #[test]

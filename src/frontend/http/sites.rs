@@ -45,6 +45,12 @@ pub trait Sites: Send + Sync + 'static {
 
     /// Returns whether a name means this machine: what a browser remembers of it concerns every name below the same suffix.
     fn is_local(&self, host: &str) -> bool;
+
+    /// Returns whether clients reach this proxy before any other, so that what they say of themselves (X-Forwarded-For) is not to be
+    /// believed. Where it stands behind others, it passes on what those have said.
+    fn is_first(&self) -> bool {
+        true
+    }
 }
 
 impl Sites for ArcSwap<Router> {

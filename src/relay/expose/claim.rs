@@ -11,7 +11,8 @@
 //! state counts. A claim has a generation, so that the end of an old one never takes back what a new one has.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -30,13 +31,15 @@ use tracing::{info, warn};
 
 use super::{
     Authority, ExposeRequest, Relay, ServiceName,
-    authorize::Rules,
+    authorize::{Denied, Rules},
+    condition::Condition,
     events::{self, Reason},
-    kube::{Kind, Kube},
+    kube::{Kind, Kube, KubeError},
     lease,
-    reconcile::{Expiry, Failure, Step, Want},
-    review::review,
-    service::Holder,
+    pods::{Behind, PodPort, named_ports},
+    reconcile::{Done, Expiry, Failure, Step, Want},
+    review::{Unreviewed, review},
+    service::{Holder, PersonalPart},
 };
 use crate::{drain::Drain, relay::auth::Key};
 
@@ -71,8 +74,49 @@ pub struct Exposer {
     pub(super) expiry: Expiry,
 }
 
-/// By port.
-type Claims = BTreeMap<u16, Arc<Asked>>;
+/// How many laptops may have a part of one Service each. All parts are in one annotation.
+const MOST_PARTS: usize = 64;
+
+/// A port, or a part of it.
+type Part = (u16, Option<Condition>);
+
+type Claims = BTreeMap<Part, Arc<Asked>>;
+
+/// Where a port of a pod is reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodAddress {
+    /// Its name. Empty: it is no pod.
+    pub pod: String,
+    pub address: SocketAddr,
+}
+
+/// The ready pods behind a port that is taken over in part, for those who send them its other requests.
+pub type Pods = watch::Sender<Vec<PodAddress>>;
+
+/// Why a client does not get a port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Unreviewed(#[from] Unreviewed),
+    #[error("the relay is shutting down")]
+    ShuttingDown,
+    #[error("port {port} of Service {service} is taken over by {owner} already")]
+    Taken { port: u16, service: ServiceName, owner: String },
+    #[error(
+        "port {port} of Service {service} is taken over in part: requests with {condition} go to {owner}. Take over a part too \
+         (--personal), or wait until there is none"
+    )]
+    Parted { port: u16, service: ServiceName, condition: Box<Condition>, owner: String },
+    #[error("requests with {condition} to port {port} of Service {service} go to {owner} already: take another value")]
+    SamePart { port: u16, service: ServiceName, condition: Box<Condition>, owner: String },
+    #[error("Service {service} is taken over in {MOST_PARTS} parts already")]
+    ManyParts { service: ServiceName },
+    /// The step that would have brought it has failed.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// A claim as its Service's task sees it.
 struct Asked {
@@ -82,6 +126,8 @@ struct Asked {
     at: Instant,
     /// RFC 3339.
     since: String,
+    /// For a part of a port: who wants to know its pods.
+    pods: Option<Arc<Pods>>,
     state: watch::Sender<State>,
 }
 
@@ -101,12 +147,32 @@ impl Asked {
         *self.state.borrow() == State::Asked
     }
 
-    fn want(&self) -> Want {
-        Want {
-            holder: Holder { owner: self.request.owner.clone(), since: self.since.clone() },
-            target_port: self.target_port,
-            replaces: self.request.replaces,
-            is_held: self.is_held(),
+    fn part(&self) -> Part {
+        (self.request.port, self.request.condition.clone())
+    }
+
+    /// Adds it to what is wanted of its port. Of several, the youngest knows the tunnels' port.
+    fn join(&self, wanted: &mut BTreeMap<u16, Want>) {
+        let (owner, since) = (self.request.owner.clone(), self.since.clone());
+        let of_part = |requests: &Condition| PersonalPart {
+            requests: requests.clone(),
+            owner: owner.clone(),
+            since: since.clone(),
+        };
+        let personal: Vec<_> = self.request.condition.iter().map(of_part).collect();
+        let (target_port, replaces, is_held) = (self.target_port, self.request.replaces, self.is_held());
+        match wanted.get_mut(&self.request.port) {
+            Some(want) => {
+                want.holder.personal.extend(personal);
+                if !want.holder.owner.split(", ").any(|known| known == owner) {
+                    want.holder.owner += &format!(", {owner}");
+                }
+                (want.target_port, want.is_held) = (target_port, want.is_held || is_held);
+            }
+            None => {
+                let holder = Holder { owner, since, personal };
+                wanted.insert(self.request.port, Want { holder, target_port, replaces, is_held });
+            }
         }
     }
 }
@@ -173,62 +239,62 @@ impl Exposer {
     /// user of the token, if it was reviewed.
     ///
     /// # Errors
-    /// In words.
-    pub async fn authorize(&self, key: &Key, token: Option<&str>, request: &mut ExposeRequest) -> Result<(), String> {
-        self.rules.check(key, request).map_err(|denied| denied.to_string())?;
+    /// A key does not allow it, or RBAC does not.
+    pub async fn authorize(
+        &self,
+        key: &Key,
+        token: Option<&str>,
+        request: &mut ExposeRequest,
+    ) -> Result<(), ClaimError> {
+        self.rules.check(key, request)?;
         if self.authority == Authority::Kubernetes {
-            let user = review(&self.kube, token, request).await.map_err(|unreviewed| unreviewed.to_string())?;
+            let user = review(&self.kube, token, request).await?;
             request.owner = format!("{user}, {}", request.owner);
         }
         Ok(())
     }
 
-    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `after`: the claim that this one takes over
-    /// from, where it is for the same port.
+    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: who wants to know the pods behind it,
+    /// for a request with a condition. `after`: the claim that this one takes over from, where it is for the same port.
     ///
     /// # Errors
-    /// In words: it exists and may not be replaced, somebody else has it, a permission is missing, it could not be put back.
+    /// It exists and may not be replaced, somebody else has it, a permission is missing, it could not be put back.
     pub async fn claim(
         self: &Arc<Self>,
         request: ExposeRequest,
         target_port: u16,
+        pods: Option<Arc<Pods>>,
         after: Option<&Claim>,
-    ) -> Result<Claim, String> {
+    ) -> Result<Claim, ClaimError> {
         if self.drain.is_draining() {
-            return Err("the relay is shutting down".to_owned());
+            return Err(ClaimError::ShuttingDown);
         }
         let asked = Arc::new(Asked {
             generation: self.generation.fetch_add(1, Ordering::Relaxed),
             target_port,
             at: Instant::now(),
             since: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            pods,
             state: watch::Sender::new(State::Asked),
             request,
         });
         let mut state = asked.state.subscribe();
-        let request = &asked.request;
-        let port = request.port;
         {
             let mut services = self.services();
-            let claims = self.followed(&mut services, &request.service);
-            if let Some(other) = claims.borrow().get(&port)
-                && after.is_none_or(|after| after.asked.generation != other.generation)
-            {
-                let (service, owner) = (&request.service, &other.request.owner);
-                return Err(format!("port {port} of Service {service} is taken over by {owner} already"));
-            }
-            claims.send_modify(|claims| drop(claims.insert(port, asked.clone())));
+            let claims = self.followed(&mut services, &asked.request.service);
+            free(&claims.borrow(), &asked.request, after)?;
+            claims.send_modify(|claims| drop(claims.insert(asked.part(), asked.clone())));
         }
         // From here on it is given up where nobody waits any more.
         let claim = Claim { exposer: self.clone(), asked };
         loop {
             match state.borrow_and_update().clone() {
                 State::Held => return Ok(claim),
-                State::Over(reason) => return Err(reason),
+                State::Over(reason) => return Err(ClaimError::Failed(reason)),
                 State::Asked => {}
             }
             if state.changed().await.is_err() {
-                return Err("the relay is shutting down".to_owned());
+                return Err(ClaimError::ShuttingDown);
             }
         }
     }
@@ -255,9 +321,9 @@ impl Exposer {
     fn give_up(&self, asked: &Arc<Asked>) {
         if let Some(claims) = self.services().get(&asked.request.service) {
             claims.send_if_modified(|claims| {
-                let is_current =
-                    claims.get(&asked.request.port).is_some_and(|current| current.generation == asked.generation);
-                is_current && claims.remove(&asked.request.port).is_some()
+                let part = asked.part();
+                let is_current = claims.get(&part).is_some_and(|current| current.generation == asked.generation);
+                is_current && claims.remove(&part).is_some()
             });
         }
     }
@@ -283,13 +349,40 @@ impl Exposer {
     }
 }
 
+/// Says who has what a client asks for. `after`: the claim that it takes over from.
+fn free(claims: &Claims, request: &ExposeRequest, after: Option<&Claim>) -> Result<(), ClaimError> {
+    let ExposeRequest { service, port, condition, .. } = request;
+    let others =
+        || claims.values().filter(|other| after.is_none_or(|after| after.asked.generation != other.generation));
+    for other in others().filter(|other| other.request.port == *port) {
+        let (service, owner) = (service.clone(), other.request.owner.clone());
+        match (&other.request.condition, condition) {
+            (None, _) => return Err(ClaimError::Taken { port: *port, service, owner }),
+            (Some(theirs), None) => {
+                return Err(ClaimError::Parted { port: *port, service, condition: Box::new(theirs.clone()), owner });
+            }
+            (Some(theirs), Some(ours)) if theirs == ours => {
+                return Err(ClaimError::SamePart { port: *port, service, condition: Box::new(theirs.clone()), owner });
+            }
+            (Some(_), Some(_)) => {}
+        }
+    }
+    let parts = others().filter(|other| other.request.condition.is_some()).count();
+    match condition.is_some() && parts >= MOST_PARTS {
+        true => Err(ClaimError::ManyParts { service: service.clone() }),
+        false => Ok(()),
+    }
+}
+
 /// The task of one Service.
 struct Following {
     exposer: Arc<Exposer>,
     name: ServiceName,
     claims: watch::Receiver<Claims>,
-    /// The ports that lead to laptops, with their owners, as far as this task has brought it.
-    in_effect: BTreeMap<u16, String>,
+    /// The ports, and the parts of ports, that lead to laptops, with their owners, as far as this task has brought it.
+    in_effect: BTreeMap<Part, String>,
+    /// What ports are called in pods, by the UID of the pod. None: it cannot be read.
+    named: HashMap<String, Option<BTreeMap<String, u16>>>,
     renewed: Instant,
     pause: Duration,
     /// Until then changes may appear that got no answer.
@@ -305,6 +398,10 @@ struct Looks {
     _end: DropGuard,
 }
 
+fn shown(condition: Option<&Condition>) -> String {
+    condition.map_or_else(String::new, Condition::to_string)
+}
+
 impl Following {
     fn new(exposer: Arc<Exposer>, name: ServiceName, claims: watch::Receiver<Claims>) -> Self {
         Self {
@@ -312,6 +409,7 @@ impl Following {
             name,
             claims,
             in_effect: BTreeMap::new(),
+            named: HashMap::new(),
             renewed: Instant::now(),
             pause: FIRST_PAUSE,
             doubt: None,
@@ -339,10 +437,11 @@ impl Following {
             let working: Vec<Arc<Asked>> = held.chain(next).cloned().collect();
             let done = self.step(&working).await;
             let wait = match done {
-                Ok(service) => {
+                Ok(done) => {
                     self.pause = FIRST_PAUSE;
                     self.said = None;
-                    self.succeeded(&working, service.as_ref()).await;
+                    self.tell_pods(&working, &done).await;
+                    self.succeeded(&working, done.service.as_ref()).await;
                     match (working.is_empty(), self.doubt) {
                         (true, None) if self.exposer.forget(&self.name) => return,
                         // A claim has come at this moment.
@@ -359,9 +458,12 @@ impl Following {
         }
     }
 
-    async fn step(&mut self, working: &[Arc<Asked>]) -> Result<Option<Value>, Failure> {
+    async fn step(&mut self, working: &[Arc<Asked>]) -> Result<Done, Failure> {
         let exposer = self.exposer.clone();
-        let wanted = working.iter().map(|asked| (asked.request.port, asked.want())).collect();
+        let mut by_age: Vec<_> = working.iter().collect();
+        by_age.sort_by_key(|asked| asked.generation);
+        let mut wanted = BTreeMap::new();
+        by_age.into_iter().for_each(|asked| asked.join(&mut wanted));
         let renews = self.renewed.elapsed() >= lease::RENEW_EVERY;
         let step = Step {
             kube: &exposer.kube,
@@ -394,24 +496,81 @@ impl Following {
                 is_new
             });
         }
-        let now = working.iter().map(|asked| (asked.request.port, asked.request.owner.clone())).collect();
+        let now = working.iter().map(|asked| (asked.part(), asked.request.owner.clone())).collect();
         let before = std::mem::replace(&mut self.in_effect, now);
-        let is_in = |ports: &BTreeMap<u16, String>, port: &u16| ports.contains_key(port);
-        let taken: Vec<(u16, String)> =
-            self.in_effect.iter().filter(|(port, _)| !is_in(&before, port)).map(|(p, o)| (*p, o.clone())).collect();
-        let back: BTreeSet<u16> = before.into_keys().filter(|port| !is_in(&self.in_effect, port)).collect();
-        for (port, owner) in taken {
-            info!(service = %self.name, port, owner, "relay: Service port taken over");
-            let message = format!(
-                "port {port} is routed to {owner} through relay {}",
-                Relay::shown(&self.exposer.relay.to_string())
-            );
+        let is_new = |(part, _): &(&Part, &String)| !before.contains_key(*part);
+        let taken: Vec<(Part, String)> =
+            self.in_effect.iter().filter(is_new).map(|(part, owner)| (part.clone(), owner.clone())).collect();
+        let back: Vec<Part> = before.into_keys().filter(|part| !self.in_effect.contains_key(part)).collect();
+        let relay = Relay::shown(&self.exposer.relay.to_string());
+        for ((port, condition), owner) in taken {
+            info!(service = %self.name, port, condition = shown(condition.as_ref()), owner, "relay: Service port taken over");
+            let message = match condition {
+                Some(condition) => {
+                    format!("requests to port {port} with {condition} are routed to {owner} through relay {relay}")
+                }
+                None => format!("port {port} is routed to {owner} through relay {relay}"),
+            };
             self.tell(service, Reason::TakenOver, &message).await;
         }
-        for port in back {
-            info!(service = %self.name, port, "relay: Service port restored");
-            self.tell(service, Reason::GivenBack, &format!("port {port} is restored")).await;
+        for (port, condition) in back {
+            info!(service = %self.name, port, condition = shown(condition.as_ref()), "relay: Service port restored");
+            let is_parted = self.in_effect.keys().any(|(other, _)| *other == port);
+            let message = match condition.filter(|_| is_parted) {
+                Some(condition) => format!("requests to port {port} with {condition} are routed to the pods again"),
+                None => format!("port {port} is restored"),
+            };
+            self.tell(service, Reason::GivenBack, &message).await;
         }
+    }
+
+    /// Says which pods are behind the ports that are taken over in part.
+    async fn tell_pods(&mut self, working: &[Arc<Asked>], done: &Done) {
+        let uids: Vec<&String> = done.behind.values().flatten().filter_map(|b| Some(&b.pod.as_ref()?.1)).collect();
+        self.named.retain(|uid, _| uids.contains(&uid));
+        for (port, behind) in &done.behind {
+            let mut found = Vec::new();
+            for behind in behind {
+                found.extend(self.address(behind).await);
+            }
+            // Of one that is reached at the port that leads to ourselves nothing would come back.
+            let ours = &self.exposer.relay.addresses;
+            let of_port = working.iter().filter(|asked| asked.request.port == *port);
+            for (asked, pods) in of_port.filter_map(|asked| Some((asked, asked.pods.as_ref()?))) {
+                let mut found = found.clone();
+                let target_port = asked.target_port;
+                found.retain(|pod| pod.address.port() != target_port || !ours.contains(&pod.address.ip()));
+                pods.send_if_modified(|known| {
+                    *known != found && {
+                        *known = found;
+                        true
+                    }
+                });
+            }
+        }
+    }
+
+    /// Returns where a pod is reached. None: it has no port of that name, or nobody may say so.
+    async fn address(&mut self, behind: &Behind) -> Option<PodAddress> {
+        let (pod, uid) = behind.pod.clone().unwrap_or_default();
+        let port = match &behind.port {
+            PodPort::Number(port) => *port,
+            PodPort::Name(name) => {
+                if !self.named.contains_key(&uid) {
+                    let found = self.exposer.kube.get(Kind::Pod, &self.name.namespace, &pod).await;
+                    if let Err(error) = &found {
+                        warn!(service = %self.name, pod, %error, "relay: cannot read a pod, and sends it nothing");
+                    }
+                    // What may succeed later is asked for again with the next step.
+                    if found.as_ref().is_err_and(KubeError::is_temporary) {
+                        return None;
+                    }
+                    self.named.insert(uid.clone(), found.ok().flatten().map(|pod| named_ports(&pod)));
+                }
+                *self.named.get(&uid)?.as_ref()?.get(name)?
+            }
+        };
+        Some(PodAddress { pod, address: SocketAddr::new(behind.address, port) })
     }
 
     async fn tell(&self, service: Option<&Value>, reason: Reason, message: &str) {
@@ -426,7 +585,7 @@ impl Following {
             let reason = failure.to_string();
             warn!(service = %self.name, reason, "relay: a takeover was undone");
             for asked in working.iter().filter(|asked| ports.contains(&asked.request.port)) {
-                self.in_effect.remove(&asked.request.port);
+                self.in_effect.remove(&asked.part());
                 self.exposer.end(asked, reason.clone());
             }
             let found = self.exposer.kube.get(Kind::Service, &self.name.namespace, &self.name.name).await;

@@ -19,10 +19,10 @@ pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Writes the slices of Services with a selector.
-const CONTROLLER: &str = "endpointslice-controller.k8s.io";
+pub(super) const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
 /// Copies Endpoints that were written by hand into slices.
-const MIRRORING: &str = "endpointslicemirroring-controller.k8s.io";
+pub(super) const MIRRORING: &str = "endpointslicemirroring-controller.k8s.io";
 
 /// Programs through which people write objects, by how they call themselves in `managedFields`. Everything else is taken for a
 /// controller, which would write its object again.
@@ -225,18 +225,23 @@ pub fn is_changed(object: &Value) -> bool {
     object["metadata"]["annotations"][ORIGINAL].is_string()
 }
 
-/// Returns the merge patch that leaves ports out of an object, and what was left out before is written again. None: it is so.
-pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<Value> {
+/// Returns what an object would say if nothing was left out of it.
+pub fn whole(object: &Value, field: Field) -> Value {
     let now = &object[field.name()];
     let kept =
         object["metadata"]["annotations"][ORIGINAL].as_str().and_then(|kept| serde_json::from_str::<Value>(kept).ok());
-    let whole = match &kept {
+    match &kept {
         Some(kept) => {
             let names = kept["names"].as_array().into_iter().flatten().map(|name| text(name).to_owned()).collect();
             field.restored(now, &kept[field.name()], &names)
         }
         None => now.clone(),
-    };
+    }
+}
+
+/// Returns the merge patch that leaves ports out of an object, and what was left out before is written again. None: it is so.
+pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<Value> {
+    let (now, whole) = (&object[field.name()], whole(object, field));
     let after = field.without(&whole, names);
     let annotation = match after == whole {
         true => Value::Null,

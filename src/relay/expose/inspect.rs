@@ -79,7 +79,15 @@ pub async fn is_touched(kube: &Kube, name: &ServiceName) -> Result<bool, KubeErr
 /// # Errors
 /// It cannot be restored, a permission is missing, or there is no answer.
 pub async fn restore(kube: &Kube, name: &ServiceName) -> Result<Option<Value>, Failure> {
-    by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).run().await
+    Ok(by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).run().await?.service)
+}
+
+/// Returns the pod of the relay that a Service is taken over through: its namespace and its name. None: it is not, or there is no answer.
+pub async fn relay_of(kube: &Kube, name: &ServiceName) -> Option<(String, String)> {
+    let service = kube.get(Kind::Service, &name.namespace, &name.name).await.ok()??;
+    let takeover = service::takeover(&service, name, None).ok()??;
+    let [namespace, pod, ..] = Relay::parse(&takeover.relay)?;
+    Some((namespace.to_owned(), pod.to_owned()))
 }
 
 fn us() -> Relay {

@@ -5,6 +5,7 @@
 //! | no such Service | it is created, with the ports that were asked for | it is deleted |
 //! | a Service, and `--replace` | its port leads to the laptop, all others to the pods | its port is as before |
 //! | a Service without a selector, and `--replace` | the same; the port is left out of its endpoints | they are as before |
+//! | a Service, and conditions | requests of its port that meet one go to that laptop, all others to the pods | its port is as before |
 //! | an ExternalName, a headless Service, endpoints that a controller writes | it is refused, and nothing is touched | |
 //!
 //! ```text
@@ -13,6 +14,8 @@
 //!        -> service, endpoints    what has to be changed in an object, and what it was: functions without a cluster
 //!        -> lease                 who may change it
 //!        -> kube                  the calls
+//!   -> pods    where the requests go that are nobody's, of a port that is taken over in part
+//! condition    which requests are whose
 //! authorize, review    who may have which Service: by the rules of a key, and by RBAC
 //! sweep    what relays that are gone have left is a claim that nobody holds
 //! ```
@@ -21,11 +24,13 @@
 
 pub mod authorize;
 pub mod claim;
+pub mod condition;
 pub mod endpoints;
 mod events;
 pub mod inspect;
 pub mod kube;
 mod lease;
+mod pods;
 mod reconcile;
 pub mod review;
 pub mod service;
@@ -35,8 +40,12 @@ use std::{env, fmt, net::IpAddr};
 
 use serde_json::Value;
 
-pub use self::claim::{Claim, Exposer};
+pub use self::claim::{Claim, ClaimError, Exposer, PodAddress, Pods};
+use self::condition::{Condition, ConditionError};
 use super::auth;
+
+/// How many letters of a name are repeated that is none.
+const LONGEST_SHOWN: usize = 200;
 
 /// Label of every object that a relay has created or changed, except endpoints that are written by hand.
 pub const EXPOSED: &str = "adit/exposed";
@@ -72,21 +81,68 @@ pub struct ExposeRequest {
     pub service: ServiceName,
     /// The Service's port.
     pub port: u16,
+    /// Only these requests; all others go on to the pods. None: everything.
+    pub condition: Option<Condition>,
     /// A Service that exists may be taken over.
     pub replaces: bool,
     /// Name of the laptop's user, for people.
     pub owner: String,
 }
 
+/// Why a name is nothing to take over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    #[error("{0:?} is not SERVICE.NAMESPACE:PORT")]
+    Name(String),
+    #[error(transparent)]
+    Condition(#[from] ConditionError),
+    #[error("a Service that is created has no pods for the requests that are not yours")]
+    Created,
+}
+
 impl ExposeRequest {
-    /// Reads `service.namespace:port`, as a client writes it.
-    pub fn parse(text: &str, replaces: bool, owner: String) -> Option<Self> {
-        let (name, port) = text.rsplit_once(':')?;
-        let (name, namespace) = name.split_once('.')?;
-        let is_label = crate::config::names::is_label;
-        let port = port.parse().ok().filter(|port| *port > 0)?;
-        let service = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
-        (is_label(name) && is_label(namespace)).then_some(Self { service, port, replaces, owner })
+    /// Reads `service.namespace:port`, as a client writes it, or that and a condition as JSON behind a space.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(text: &str, replaces: bool, owner: String) -> Result<Self, RequestError> {
+        let (name, condition) = match text.split_once(' ') {
+            Some((name, condition)) => (name, Some(Condition::parse(condition)?)),
+            None => (text, None),
+        };
+        if condition.is_some() && !replaces {
+            return Err(RequestError::Created);
+        }
+        let read = || {
+            let (name, port) = name.rsplit_once(':')?;
+            let (name, namespace) = name.split_once('.')?;
+            let is_label = crate::config::names::is_label;
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            let service = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
+            (is_label(name) && is_label(namespace)).then_some((service, port))
+        };
+        let (service, port) = read().ok_or_else(|| RequestError::Name(name.chars().take(LONGEST_SHOWN).collect()))?;
+        Ok(Self { service, port, condition, replaces, owner })
+    }
+
+    /// Returns it as a client writes it.
+    pub fn name(&self) -> String {
+        let Self { service: ServiceName { namespace, name }, port, condition, .. } = self;
+        let condition = condition.as_ref().map_or(String::new(), |condition| format!(" {}", condition.to_json()));
+        format!("{name}.{namespace}:{port}{condition}")
+    }
+
+    /// Returns whether two clients ask for the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.service, self.port, &self.condition) == (&other.service, other.port, &other.condition)
+    }
+}
+
+/// `web.shop:80`, or `web.shop:80, requests with x-user: anna`.
+impl fmt::Display for ExposeRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}:{}", self.service.name, self.service.namespace, self.port)?;
+        self.condition.as_ref().map_or(Ok(()), |condition| write!(f, ", requests with {condition}"))
     }
 }
 
@@ -182,7 +238,22 @@ mod tests {
         let wanted = parse("web.shop:80").unwrap();
         assert_eq!((wanted.service.to_string().as_str(), wanted.port), ("shop/web", 80));
         for text in ["web:80", "web.shop", "web.shop:0", "Web.shop:80", "web.sh.op:80", ".shop:80", "web.shop:99999"] {
-            assert_eq!(parse(text), None, "{text}");
+            assert_eq!(parse(text), Err(RequestError::Name(text.to_owned())), "{text}");
         }
+    }
+
+    #[test]
+    fn a_condition_follows_the_name_and_is_never_wider_than_it_was_meant() {
+        let parse = |text: &str| ExposeRequest::parse(text, true, "ana".into());
+        let text = r#"web.shop:80 {"headers":{"X-User":"anna"}}"#;
+        let personal = parse(text).unwrap();
+        assert_eq!(personal.name(), r#"web.shop:80 {"headers":{"x-user":"anna"}}"#);
+        assert_eq!(personal.to_string(), "web.shop:80, requests with x-user: anna");
+        assert_eq!(parse(&personal.name()).unwrap(), personal);
+        assert!(!personal.is_same(&parse("web.shop:80").unwrap()));
+        for text in ["web.shop:80 ", "web.shop:80 {}", "web.shop:80 x-user=anna", r#"web.shop:80 {"method":"GET"}"#] {
+            assert!(matches!(parse(text), Err(RequestError::Condition(_))), "{text}");
+        }
+        assert_eq!(ExposeRequest::parse(text, false, "ana".into()), Err(RequestError::Created));
     }
 }

@@ -15,7 +15,8 @@ use super::{
     endpoints::{self, Field},
     kube::{Kind, Kube, KubeError},
     lease::{self, Standing},
-    service::{self, Change, Holder, Refusal, Takeover},
+    pods::{self, Behind},
+    service::{self, Change, Holder, Refusal, Takeover, has_selector},
     text,
 };
 
@@ -34,6 +35,26 @@ pub struct Want {
     pub replaces: bool,
     /// It has led there before: what somebody changes from now on is not done again.
     pub is_held: bool,
+}
+
+impl Want {
+    fn is_personal(&self) -> bool {
+        !self.holder.personal.is_empty()
+    }
+}
+
+/// What there is after a step.
+#[derive(Debug, Default)]
+pub struct Done {
+    pub service: Option<Value>,
+    /// The pods behind each port that is taken over in part.
+    pub behind: BTreeMap<u16, Vec<Behind>>,
+}
+
+impl From<Option<Value>> for Done {
+    fn from(service: Option<Value>) -> Self {
+        Self { service, behind: BTreeMap::new() }
+    }
 }
 
 /// Why a step did not come to its end.
@@ -126,13 +147,9 @@ impl Scene {
     }
 }
 
-fn has_selector(service: &Value) -> bool {
-    service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty())
-}
-
 impl Step<'_> {
-    /// Does the step. Returns the Service as it is then, where there is one.
-    pub async fn run(&self) -> Result<Option<Value>, Failure> {
+    /// Does the step.
+    pub async fn run(&self) -> Result<Done, Failure> {
         let mut tries = 0;
         loop {
             match self.once().await {
@@ -155,7 +172,7 @@ impl Step<'_> {
         Ok(has_lease || !scene.is_untouched() || taken.is_some_and(|taken| !matches!(taken, Ok(None))))
     }
 
-    async fn once(&self) -> Result<Option<Value>, Failure> {
+    async fn once(&self) -> Result<Done, Failure> {
         let scene = self.read().await?;
         let kept = lease::takeover(scene.lease.as_ref());
         let before = match &scene.service {
@@ -163,21 +180,25 @@ impl Step<'_> {
             None => None,
         };
         if let Some(relay) = self.other_relay(&scene, before.as_ref()).await? {
-            return self.leave_to(&relay, before.as_ref(), scene.service);
+            return self.leave_to(&relay, before.as_ref(), scene.service).map(Done::from);
         }
         if self.wanted.is_empty() && before.is_none() && scene.is_untouched() {
             self.release(scene.lease).await?;
-            return Ok(scene.service);
+            return Ok(scene.service.into());
         }
         self.check(&scene, before.as_ref())?;
         let after = (!self.wanted.is_empty()).then(|| self.plan(&scene, before.as_ref()));
         let lease = self.hold(scene.lease.clone(), scene.service.as_ref(), kept.as_ref(), after.as_ref()).await?;
         match &after {
-            Some(after) => self.take(scene, before.as_ref(), after).await.map(Some),
+            Some(after) => {
+                let behind = self.behind(&scene, after);
+                let service = self.take(scene, before.as_ref(), after).await?;
+                Ok(Done { service: Some(service), behind })
+            }
             None => {
                 let service = self.give_back(scene, before.as_ref()).await?;
                 self.release(lease).await?;
-                Ok(service)
+                Ok(service.into())
             }
         }
     }
@@ -279,9 +300,15 @@ impl Step<'_> {
             let (reason, ports) = (reason.clone(), undone.iter().map(|(port, _)| *port).collect());
             return Err(Failure::Undone { service: self.name.clone(), ports, reason });
         }
-        let Some(service) = &scene.service else { return Ok(()) };
+        let is_personal = self.wanted.values().any(|want| want.is_personal() && !want.is_held);
+        let Some(service) = &scene.service else {
+            return if is_personal { Err(Refusal::NoPods(self.name.clone()).into()) } else { Ok(()) };
+        };
         if self.wanted.is_empty() {
             return Ok(());
+        }
+        if is_personal && before.is_some_and(|before| before.created) {
+            return Err(Refusal::OnlyOurs(self.name.clone()).into());
         }
         if before.is_none_or(|before| !before.created) {
             let families = self.families();
@@ -320,6 +347,14 @@ impl Step<'_> {
         let service = scene.service.as_ref().unwrap_or(&nothing);
         let plan = service::plan(service, before, &relay, &self.holders());
         Takeover { created: plan.created || scene.service.is_none(), ..plan }
+    }
+
+    fn behind(&self, scene: &Scene, after: &Takeover) -> BTreeMap<u16, Vec<Behind>> {
+        let Some(service) = &scene.service else { return BTreeMap::new() };
+        let parted = after.ports.iter().filter(|taken| !taken.personal.is_empty());
+        parted
+            .map(|taken| (taken.port, pods::behind(service, &scene.slices, scene.endpoints.as_ref(), taken)))
+            .collect()
     }
 
     /// Returns the names of the ports that are wanted, as endpoints have them.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{EXPOSED, MANAGED_BY, ServiceName, TAKEOVER, text};
+use super::{EXPOSED, MANAGED_BY, ServiceName, TAKEOVER, condition::Condition, text};
 
 /// Content of the annotation [`TAKEOVER`], as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,19 @@ pub struct TakenPort {
     /// The original `targetPort`. Null: it was absent.
     #[serde(default)]
     pub target_port: Value,
-    /// Holder: the name of the key, and the address.
+    /// Holder: the name of the key, and the address. Where the port is taken over in part, all holders.
+    pub owner: String,
+    /// RFC 3339.
+    pub since: String,
+    /// Which requests go to whom, all others to the pods. Empty: everything goes to the owner.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub personal: Vec<PersonalPart>,
+}
+
+/// The requests of a port that go to one laptop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersonalPart {
+    pub requests: Condition,
     pub owner: String,
     /// RFC 3339.
     pub since: String,
@@ -41,6 +53,8 @@ pub struct TakenPort {
 pub struct Holder {
     pub owner: String,
     pub since: String,
+    /// Empty: all of it.
+    pub personal: Vec<PersonalPart>,
 }
 
 /// Why a Service is left alone.
@@ -48,6 +62,10 @@ pub struct Holder {
 pub enum Refusal {
     #[error("Service {0} exists: --replace takes it over until the end")]
     Exists(ServiceName),
+    #[error("Service {0} does not exist: there are no pods for the requests that are not yours")]
+    NoPods(ServiceName),
+    #[error("Service {0} was created by adit: there are no pods for the requests that are not yours")]
+    OnlyOurs(ServiceName),
     #[error("Service {service} has no TCP port {port}; it has {ports}")]
     NoPort { service: ServiceName, port: u16, ports: String },
     #[error("Service {0} is an ExternalName: it has no endpoints that a relay could replace")]
@@ -154,6 +172,16 @@ pub fn taken_names(service: &Value, wanted: &BTreeMap<u16, Holder>, created: boo
     wanted.keys().filter_map(of_port).collect()
 }
 
+/// Returns the name of a port, as endpoints have it: empty for an only port without one.
+pub fn port_name(service: &Value, port: u16) -> String {
+    let is_it = |entry: &&Value| is_tcp(entry) && (number(entry) == Some(port) || marked(entry) == Some(port));
+    entries(service).iter().find(is_it).map_or(String::new(), |entry| text(&entry["name"]).to_owned())
+}
+
+pub fn has_selector(service: &Value) -> bool {
+    service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty())
+}
+
 /// Returns the address families of a Service: `IPv4`, `IPv6`.
 pub fn families(service: &Value) -> Vec<String> {
     let families = service["spec"]["ipFamilies"].as_array().into_iter().flatten();
@@ -241,7 +269,8 @@ pub fn plan(service: &Value, before: Option<&Takeover>, relay: &str, wanted: &BT
             _ if created => Value::Null,
             _ => now.map_or(Value::Null, |entry| entry["targetPort"].clone()),
         };
-        TakenPort { port: *port, target_port, owner: holder.owner.clone(), since: holder.since.clone() }
+        let Holder { owner, since, personal } = holder.clone();
+        TakenPort { port: *port, target_port, owner, since, personal }
     });
     Takeover { relay: relay.to_owned(), created, ports: ports.collect() }
 }
@@ -327,7 +356,7 @@ pub fn undone(service: &Value, takeover: Option<&Takeover>, port: u16) -> Option
     let Some(takeover) = takeover.filter(|takeover| takeover.ports.iter().any(|taken| taken.port == port)) else {
         return Some(format!("was given back{by}"));
     };
-    if takeover.created && service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty()) {
+    if takeover.created && has_selector(service) {
         return Some(format!("was given a selector{by}"));
     }
     match taken_ports(service, takeover).contains(&port) {

@@ -129,9 +129,9 @@ impl Server {
                         conversation::send(&mut stream, &[Frame::Accept { port: tunnel.port, host }]).await?;
                         self.converse(stream, session, frames).await
                     }
-                    Err(reason) => {
+                    Err(error) => {
                         self.forget(&session, true);
-                        self.reject(&mut stream, &reason).await
+                        self.reject(&mut stream, &error.to_string()).await
                     }
                 }
             }

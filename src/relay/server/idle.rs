@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{Session, demand::Demand};
+use super::{Session, demand::Demand, refused::VisitorError};
 use crate::{
     io::{BoxedIo, read_ahead::ReadAhead},
     relay::{auth, carrier::Carrier, conversation},
@@ -111,8 +111,12 @@ impl Session {
     /// Gives a visitor a connection that is there. None: there is none that the client answers on, and it has not heard of him.
     ///
     /// # Errors
-    /// In words: the client's service is down.
-    pub(super) async fn start(self: &Arc<Self>, tunnel: u32, peer: SocketAddr) -> Option<Result<BoxedIo, String>> {
+    /// The client's service is down.
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        tunnel: u32,
+        peer: SocketAddr,
+    ) -> Option<Result<BoxedIo, VisitorError>> {
         let mut connection = self.idle.take()?;
         let asking = async {
             let start = Frame::Start { tunnel, peer: peer.to_string() };
@@ -123,7 +127,7 @@ impl Session {
             Ok(Ok(Frame::StreamAccept)) => Some(Ok(Box::new(Lent::new(connection, self.clone())))),
             Ok(Ok(Frame::StreamReject { reason })) => {
                 self.idle.put(connection);
-                Some(Err(reason))
+                Some(Err(VisitorError::Declined(reason)))
             }
             Ok(_) | Err(_) => {
                 self.idle.distrust();

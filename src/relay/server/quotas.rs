@@ -14,6 +14,11 @@ pub(super) enum Quota {
     Rate,
 }
 
+/// There is no more of something, in words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsedUp(String);
+
 /// Says in the log, once a second for each quota, that it is used up.
 #[derive(Default)]
 pub(super) struct Notices {
@@ -24,8 +29,8 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Notes that `quota` is used up, and returns it in words. `whose`: the name of the key, or the public address.
-    pub(super) fn used_up(&self, quota: Quota, limits: &Limits, whose: &str) -> String {
+    /// Notes that `quota` is used up, and returns so. `whose`: the name of the key, or the public address.
+    pub(super) fn used_up(&self, quota: Quota, limits: &Limits, whose: &str) -> UsedUp {
         let (notice, option, words) = match quota {
             Quota::Tunnels => (
                 &self.tunnels,
@@ -54,6 +59,6 @@ impl Notices {
         if let Some(times) = notice.due() {
             warn!(times, "relay: {words}; {option} raises the limit");
         }
-        words
+        UsedUp(words)
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::Entry,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,19 +12,20 @@ use std::{
 
 use secrecy::ExposeSecret;
 use tokio::{
+    net::TcpListener,
     sync::Semaphore,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Opening, Server, Session, quotas::Quota, usage::Usage};
+use super::{Opening, Server, Session, State, quotas::Quota, refused::TunnelError, usage::Usage};
 use crate::{
     config::names::{host_header, is_label},
     relay::{
         auth,
         expose::{Claim, ExposeRequest},
-        ports::PortError,
+        personal::{Seat, SharedPort},
         reservations::Public,
     },
     wire::relay::{Frame, Kind, Token},
@@ -48,8 +49,12 @@ pub struct Tunnel {
     pub(super) name: String,
     /// For HTTP: the Host header that the local service gets. None: the public name.
     pub(super) host: Option<String>,
+    /// The Service that it was opened for.
+    pub(super) exposed: Option<ExposeRequest>,
     /// The port of a Service that leads to it.
     pub(super) claim: Mutex<Option<Claim>>,
+    /// Its part of that port, where it has not all of it.
+    pub(super) seat: Mutex<Option<Seat>>,
     pub(super) resume: Token,
     pub(super) streams: AtomicUsize,
     pub(super) usage: Usage,
@@ -67,6 +72,21 @@ pub struct HttpName {
     pub name: String,
     /// The Host header that the local service gets. None: the public name.
     pub host: Option<String>,
+}
+
+/// What visitors of a tunnel come through.
+enum Entrance {
+    Port((TcpListener, u16)),
+    /// A part of a port of a Service.
+    Shared(Arc<SharedPort>),
+    Name(String),
+}
+
+/// What a tunnel had of a Service whose client is back.
+#[derive(Default)]
+struct Before {
+    claim: Option<Claim>,
+    shared: Option<Arc<SharedPort>>,
 }
 
 /// A tunnel as `/` and `adit status` show it.
@@ -98,7 +118,7 @@ impl Server {
         port: u16,
         name: &str,
         resume: Token,
-    ) -> Result<Arc<Tunnel>, String> {
+    ) -> Result<Arc<Tunnel>, TunnelError> {
         let before = self.take_over(session, resume, kind, port, name).await;
         self.port_closed(session, resume, port).await;
         let asked = self.exposed(session, kind, name).await?;
@@ -110,57 +130,73 @@ impl Server {
             opening.count() + state.tunnels.values().filter(|tunnel| tunnel.session.key.name == *key).count()
         };
         if count >= self.options.limits.tunnels_per_key {
-            return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name));
+            return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name).into());
         }
         let (name, host) = match name.split_once('=') {
             Some((name, host)) if kind == Kind::Http => {
-                let host = host_header(host, None, 0).ok_or_else(|| format!("{host:?} is not a host"))?;
-                (name, Some(host))
+                let known = host_header(host, None, 0);
+                (name, Some(known.ok_or_else(|| TunnelError::Host(host.to_owned()))?))
             }
             _ => (name, None),
         };
-        let (listener, port, name) = match kind {
-            Kind::Tcp => {
-                let opened = self.ports.open(&session.key, port, &resume, &mut self.state().reservations);
-                let (listener, port) = opened.map_err(|error: PortError| error.to_string())?;
-                (Some(listener), port, String::new())
-            }
-            Kind::Http => (None, 0, self.checked_name(session, name)?),
-            Kind::Service | Kind::ReplacedService => {
-                let opened = self.ports.open(&session.key, 0, &resume, &mut self.state().reservations);
-                let (listener, port) = opened.map_err(|error: PortError| error.to_string())?;
-                (Some(listener), port, name.to_owned())
-            }
+        let listen =
+            |port: u16, resume: &Token| self.ports.open(&session.key, port, resume, &mut self.state().reservations);
+        let entrance = match (kind, &asked) {
+            (Kind::Http, _) => Entrance::Name(self.checked_name(session, name)?),
+            (_, Some(asked)) if asked.condition.is_some() => Entrance::Shared(match before.shared {
+                Some(shared) => shared,
+                None => self.shared_port(session, asked)?,
+            }),
+            (_, Some(_)) => Entrance::Port(listen(0, &resume)?),
+            (_, None) => Entrance::Port(listen(port, &resume)?),
         };
-        let claim = match (asked, &self.options.exposer) {
-            (Some(asked), Some(exposer)) => Some(exposer.claim(asked, port, before.as_ref()).await?),
+        let (port, pods) = match &entrance {
+            Entrance::Port((_, port)) => (*port, None),
+            Entrance::Shared(shared) => (shared.port, Some(shared.pods())),
+            Entrance::Name(_) => (0, None),
+        };
+        let claim = match (asked.clone(), &self.options.exposer) {
+            (Some(asked), Some(exposer)) => Some(exposer.claim(asked, port, pods, before.claim.as_ref()).await?),
             _ => None,
         };
-        drop(before);
-        let resume = auth::random().map_err(|error| error.to_string())?;
+        drop(before.claim);
+        let resume = auth::random()?;
+        let name = match (&entrance, &asked) {
+            (Entrance::Name(name), _) => name.clone(),
+            (_, Some(asked)) => asked.to_string(),
+            (_, None) => String::new(),
+        };
         let tunnel = {
             let mut state = self.state();
             // Its tunnels were ended before this one was among them.
             if session.gone.is_cancelled() {
-                return Err("the client is gone".to_owned());
+                return Err(TunnelError::ClientGone);
             }
             if kind == Kind::Http && state.tunnels.values().any(|tunnel| tunnel.name == name) {
-                return Err(format!("the name \"{name}\" is in use"));
+                return Err(TunnelError::NameInUse(name));
             }
             if kind == Kind::Http {
                 state.reservations.end(&Public::Name(name.clone()));
             }
             state.next_tunnel += 1;
+            let number = state.next_tunnel;
+            let condition = asked.as_ref().and_then(|asked| asked.condition.as_ref());
+            let seat = match &entrance {
+                Entrance::Shared(shared) => condition.map(|condition| shared.sit(number, condition)),
+                Entrance::Port(_) | Entrance::Name(_) => None,
+            };
             let rate = Mutex::new((f64::from(self.options.limits.visitors_per_second), Instant::now()));
             let tunnel = Arc::new(Tunnel {
-                number: state.next_tunnel,
+                number,
                 id,
                 session: session.clone(),
                 kind,
                 port,
                 name,
                 host,
+                exposed: asked,
                 claim: Mutex::new(claim),
+                seat: Mutex::new(seat),
                 resume,
                 streams: AtomicUsize::new(0),
                 usage: Usage::default(),
@@ -175,14 +211,31 @@ impl Server {
             tunnel
         };
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
-        match listener {
-            Some(listener) => {
-                self.drain.spawn(self.clone().serve_port(listener, tunnel.clone()));
-                self.drain.spawn(self.clone().watch_claim(tunnel.clone()));
-            }
-            None => self.tell_names(),
+        match entrance {
+            Entrance::Port((listener, _)) => self.drain.spawn(self.clone().serve_port(listener, tunnel.clone())),
+            Entrance::Shared(_) => {}
+            Entrance::Name(_) => self.tell_names(),
+        }
+        if tunnel.exposed.is_some() {
+            self.drain.spawn(self.clone().watch_claim(tunnel.clone()));
         }
         Ok(tunnel)
+    }
+
+    /// Returns the port that a Service's port leads to while it is taken over in part: the one that is there, or a new one.
+    fn shared_port(self: &Arc<Self>, session: &Session, asked: &ExposeRequest) -> Result<Arc<SharedPort>, TunnelError> {
+        let mut state = self.state();
+        let State { shared, reservations, .. } = &mut *state;
+        let of = (asked.service.clone(), asked.port);
+        if let Some(shared) = shared.get(&of).and_then(Weak::upgrade) {
+            return Ok(shared);
+        }
+        let (listener, port) = self.ports.open(&session.key, 0, &[0; 16], reservations)?;
+        let name = format!("{}.{}:{}", asked.service.name, asked.service.namespace, asked.port);
+        let opened = SharedPort::start(self, name, listener, port);
+        shared.retain(|_, shared| shared.strong_count() > 0);
+        shared.insert(of, Arc::downgrade(&opened));
+        Ok(opened)
     }
 
     /// Notes that a tunnel to a Service is being opened, before the next frame is read. Returns what is cancelled when the client
@@ -212,8 +265,8 @@ impl Server {
     ) {
         let opened = tokio::select! {
             opened = self.open(session, id, kind, port, name, resume) => opened,
-            () = closed.cancelled() => Err("the client closed it before it was open".to_owned()),
-            () = session.gone.cancelled() => Err("the client is gone".to_owned()),
+            () = closed.cancelled() => Err(TunnelError::Closed),
+            () = session.gone.cancelled() => Err(TunnelError::ClientGone),
         };
         self.state().opening.remove(&(session.token, id));
         let answer = match opened {
@@ -224,23 +277,20 @@ impl Server {
                 }
                 Frame::Opened { tunnel: id, port: opened.port, resume: opened.resume, address }
             }
-            Err(reason) => Frame::Refused { tunnel: id, reason },
+            Err(error) => Frame::Refused { tunnel: id, reason: error.to_string() },
         };
         // A client that has gone needs no answer.
         let _ = session.frames.send(answer).await;
     }
 
     /// Returns the port of a Service that a client asks for, where it may have it.
-    async fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, String> {
+    async fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, TunnelError> {
         if !matches!(kind, Kind::Service | Kind::ReplacedService) {
             return Ok(None);
         }
-        let Some(exposer) = &self.options.exposer else {
-            return Err("this relay takes over no Services: it was started without --register".to_owned());
-        };
+        let exposer = self.options.exposer.as_ref().ok_or(TunnelError::NoServices)?;
         let owner = format!("{} ({})", session.key.name, session.peer.ip());
-        let asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner);
-        let mut asked = asked.ok_or_else(|| format!("{name:?} is not SERVICE.NAMESPACE:PORT"))?;
+        let mut asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner)?;
         let token = session.token_of_user.lock().expect("no panic while the lock is held").clone();
         let token = token.as_ref().map(|token| token.expose_secret());
         exposer.authorize(&session.key, token, &mut asked).await?;
@@ -262,19 +312,24 @@ impl Server {
     }
 
     /// Closes the tunnel of a client that was cut off, and is back: it has the tunnel's resume token, or it has the same key and the
-    /// old client does not answer. Returns the old tunnel's claim: the Service stays taken over until the new tunnel has a claim, or
-    /// this one is dropped.
-    async fn take_over(&self, session: &Session, resume: Token, kind: Kind, port: u16, name: &str) -> Option<Claim> {
+    /// old client does not answer. Returns what the old tunnel had of a Service: it stays taken over until the new tunnel has a claim,
+    /// or this one is dropped.
+    async fn take_over(&self, session: &Session, resume: Token, kind: Kind, port: u16, name: &str) -> Before {
         let of_key = |tunnel: &&Arc<Tunnel>| tunnel.session.key.name == session.key.name;
         let same = |tunnel: &&Arc<Tunnel>| resume != [0; 16] && tunnel.resume == resume;
+        let exposed = match kind {
+            Kind::Tcp | Kind::Http => None,
+            Kind::Service | Kind::ReplacedService => {
+                ExposeRequest::parse(name, kind == Kind::ReplacedService, String::new()).ok()
+            }
+        };
         // A name by HTTP may come with a Host header: NAME=HOST.
         let name = name.split('=').next().unwrap_or_default().to_ascii_lowercase();
-        let same_public = |tunnel: &&Arc<Tunnel>| match kind {
-            Kind::Tcp => tunnel.kind == Kind::Tcp && tunnel.port == port,
-            Kind::Http => tunnel.kind == Kind::Http && tunnel.name == name,
-            Kind::Service | Kind::ReplacedService => {
-                !matches!(tunnel.kind, Kind::Tcp | Kind::Http) && tunnel.name == name
-            }
+        let same_public = |tunnel: &&Arc<Tunnel>| match (&exposed, &tunnel.exposed) {
+            (Some(asked), Some(exposed)) => asked.is_same(exposed),
+            (None, None) if kind == Kind::Tcp => tunnel.kind == Kind::Tcp && tunnel.port == port,
+            (None, None) => kind == Kind::Http && tunnel.kind == Kind::Http && tunnel.name == name,
+            _ => false,
         };
         let find = |wanted: &dyn Fn(&&Arc<Tunnel>) -> bool| {
             self.state().tunnels.values().filter(of_key).find(|tunnel| wanted(tunnel)).cloned()
@@ -282,17 +337,20 @@ impl Server {
         let old = match find(&same) {
             Some(old) => old,
             None => {
-                let old = find(&|tunnel| tunnel.session.token != session.token && same_public(tunnel))?;
+                let old = find(&|tunnel| tunnel.session.token != session.token && same_public(tunnel));
+                let Some(old) = old else { return Before::default() };
                 if answers(&old.session).await {
-                    return None;
+                    return Before::default();
                 }
                 info!(peer = %old.session.peer, key = old.session.key.name, "relay: client does not answer, and is back");
                 old
             }
         };
-        let claim = old.claim().take();
+        let is_same = same_public(&&old);
+        let shared = old.seat().as_ref().filter(|_| is_same).map(|seat| seat.shared().clone());
+        let before = Before { claim: old.claim().take(), shared };
         self.close(&old, false);
-        claim
+        before
     }
 
     /// Waits until the listener of the tunnel that had the wanted port is closed.
@@ -314,13 +372,13 @@ impl Server {
         self.options.limits.tunnels_per_key.saturating_sub(open)
     }
 
-    fn checked_name(&self, session: &Session, name: &str) -> Result<String, String> {
+    fn checked_name(&self, session: &Session, name: &str) -> Result<String, TunnelError> {
         if self.options.domain.is_none() {
-            return Err("this relay has no domain for names".to_owned());
+            return Err(TunnelError::NoDomain);
         }
         let name = match name.is_empty() {
             true => {
-                let random = auth::random::<5>().map_err(|error| error.to_string())?;
+                let random = auth::random::<5>()?;
                 random
                     .iter()
                     .map(|byte| char::from(b"abcdefghijkmnpqrstuvwxyz23456789"[usize::from(byte % 32)]))
@@ -329,13 +387,13 @@ impl Server {
             false => name.to_ascii_lowercase(),
         };
         if !is_label(&name) {
-            return Err(format!("{name:?} cannot be a part of a hostname"));
+            return Err(TunnelError::NoLabel(name));
         }
         if !session.key.allows_name(&name) {
-            return Err(format!("the key may not have the name {name}"));
+            return Err(TunnelError::NameNotAllowed(name));
         }
-        let reserved = self.state().reservations.check(&Public::Name(name.clone()), &session.key.name);
-        reserved.map(|()| name).map_err(|reserved| reserved.to_string())
+        self.state().reservations.check(&Public::Name(name.clone()), &session.key.name)?;
+        Ok(name)
     }
 
     pub(super) fn public_address(&self, tunnel: &Tunnel) -> String {
@@ -365,13 +423,16 @@ impl Server {
             if state.tunnels.remove(&tunnel.number).is_none() {
                 return;
             }
-            if tunnel.kind != Kind::Http && !tunnel.unbound.is_cancelled() {
+            if tunnel.has_port() && !tunnel.unbound.is_cancelled() {
                 state.closing.insert(tunnel.port, tunnel.unbound.clone());
             }
         }
+        // Its requests go to the pods from now on.
+        let seat = tunnel.seat().take();
         tunnel.gone.cancel();
         drop(tunnel.claim().take());
-        if !is_clean && !tunnel.session.is_v1 {
+        drop(seat);
+        if !is_clean && !tunnel.session.is_v1 && (tunnel.has_port() || tunnel.kind == Kind::Http) {
             let public = match tunnel.kind {
                 Kind::Tcp | Kind::Service | Kind::ReplacedService => Public::Port(tunnel.port),
                 Kind::Http => Public::Name(tunnel.name.clone()),
@@ -412,6 +473,11 @@ impl Server {
     /// Returns the tunnel of a name.
     pub fn tunnel(&self, name: &str) -> Option<Arc<Tunnel>> {
         self.state().tunnels.values().find(|tunnel| tunnel.kind == Kind::Http && tunnel.name == name).cloned()
+    }
+
+    /// Returns a tunnel by its [`number`](Tunnel::number).
+    pub(in crate::relay) fn tunnel_by_number(&self, number: u64) -> Option<Arc<Tunnel>> {
+        self.state().tunnels.get(&number).cloned()
     }
 
     /// Returns every tunnel, sorted.
@@ -460,6 +526,16 @@ async fn answers(session: &Session) -> bool {
 impl Tunnel {
     fn claim(&self) -> MutexGuard<'_, Option<Claim>> {
         self.claim.lock().expect("no panic while the lock is held")
+    }
+
+    fn seat(&self) -> MutexGuard<'_, Option<Seat>> {
+        self.seat.lock().expect("no panic while the lock is held")
+    }
+
+    /// Returns whether it has a port of its own.
+    fn has_port(&self) -> bool {
+        let has_part = self.exposed.as_ref().is_some_and(|exposed| exposed.condition.is_some());
+        self.kind != Kind::Http && !has_part
     }
 
     /// A token bucket.

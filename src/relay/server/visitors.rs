@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Server, quotas::Quota, tunnels::Tunnel, usage::Counting};
+use super::{Server, quotas::Quota, refused::VisitorError, tunnels::Tunnel, usage::Counting};
 use crate::{
     io::{
         BoxedIo,
@@ -42,7 +42,7 @@ pub(super) enum StreamName {
 
 pub(super) struct Pending {
     pub(super) session: Token,
-    pub(super) to: oneshot::Sender<Result<BoxedIo, String>>,
+    pub(super) to: oneshot::Sender<Result<BoxedIo, VisitorError>>,
 }
 
 impl Server {
@@ -93,24 +93,23 @@ impl Server {
     /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one.
     ///
     /// # Errors
-    /// In words: there are too many, or the client does not come, or says why it cannot.
-    pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
+    /// There are too many, or the client does not come, or says why it cannot.
+    pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, VisitorError> {
         self.counters.visitors.fetch_add(1, Ordering::Relaxed);
         let asked = self.ask(tunnel, peer).await;
         tunnel.usage.visitors.fetch_add(1, Ordering::Relaxed);
         if let Err(reason) = &asked {
-            self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
             tunnel.usage.refused.fetch_add(1, Ordering::Relaxed);
-            self.refusals.add(peer, &self.shown(tunnel), reason);
+            self.refused(peer, &self.shown(tunnel), &reason.to_string());
         }
         asked
     }
 
-    pub(super) async fn ask(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, String> {
+    pub(super) async fn ask(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, VisitorError> {
         let limits = &self.options.limits;
         let used_up = |quota| self.notices.used_up(quota, limits, &self.shown(tunnel));
         if !tunnel.takes_another(limits.visitors_per_second) {
-            return Err(used_up(Quota::Rate));
+            return Err(used_up(Quota::Rate).into());
         }
         let count = StreamCount::new(tunnel, limits.streams_per_tunnel).ok_or_else(|| used_up(Quota::Streams))?;
         tunnel.session.came();
@@ -122,27 +121,27 @@ impl Server {
         // A burst waits for its turn: the client dials a connection for each, and all at once would only be slower.
         let turn = tokio::select! {
             turn = timeout(VISITOR_WAITS, tunnel.turns.acquire()) => turn,
-            () = tunnel.gone.cancelled() => return Err("the client is gone".to_owned()),
+            () = tunnel.gone.cancelled() => return Err(VisitorError::ClientGone),
         };
-        let Ok(Ok(turn)) = turn else { return Err(used_up(Quota::Pending)) };
+        let Ok(Ok(turn)) = turn else { return Err(used_up(Quota::Pending).into()) };
         // One that was served meanwhile may have left its connection.
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
             return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
         let (name, frame) = if tunnel.session.is_v1 {
-            let stream = new_uuid().map_err(|error| error.to_string())?;
+            let stream = new_uuid()?;
             (StreamName::V1(stream), Frame::Connect { stream })
         } else {
-            let stream = auth::random().map_err(|error| error.to_string())?;
+            let stream = auth::random()?;
             (StreamName::V2(stream), Frame::Incoming { tunnel: tunnel.id, stream, peer: peer.to_string() })
         };
         let (to, from) = oneshot::channel();
         self.state().pending.insert(name, Pending { session: tunnel.session.token, to });
         let _forgotten = Forgotten { server: self, name };
-        tunnel.session.frames.try_send(frame).map_err(|_| "the client does not keep up".to_owned())?;
+        tunnel.session.frames.try_send(frame).map_err(|_| VisitorError::Slow)?;
         let asked = Instant::now();
-        let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| "the client did not come".to_owned())?;
-        let stream = answered.map_err(|_| "the client is gone".to_owned())??;
+        let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| VisitorError::Absent)?;
+        let stream = answered.map_err(|_| VisitorError::ClientGone)??;
         tunnel.session.made(asked.elapsed());
         // Behind the one that a visitor waited for.
         tunnel.session.prepare();

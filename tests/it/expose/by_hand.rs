@@ -62,10 +62,11 @@ async fn takeovers_are_listed_and_restored_by_hand() {
     let rows: Vec<Vec<&str>> =
         rows.iter().map(|row| row.iter().filter(|cell| !cell.is_empty()).copied().collect()).collect();
     assert_eq!(listed.code, Some(0), "{}", listed.stderr);
-    assert_eq!(rows[0], ["SERVICE", "PORT", "OWNER", "SINCE", "RELAY", "STATE"]);
+    assert_eq!(rows[0], ["SERVICE", "PORT", "REQUESTS", "OWNER", "SINCE", "RELAY", "STATE"]);
     let of_web = rows.iter().find(|row| row[0] == "shop/web").unwrap_or_else(|| panic!("{}", listed.stdout));
-    assert_eq!((of_web[1], of_web[2], of_web[4], of_web[5]), ("80", "default (127.0.0.1)", "relay/one", "running"));
-    assert!(of_web[3].ends_with('Z') && of_web[3].contains('T'), "{of_web:?}");
+    assert_eq!((of_web[1], of_web[2], of_web[3]), ("80", "all", "default (127.0.0.1)"));
+    assert_eq!((of_web[5], of_web[6]), ("relay/one", "running"));
+    assert!(of_web[4].ends_with('Z') && of_web[4].contains('T'), "{of_web:?}");
     assert_eq!(rows.len(), 4);
 
     // A relay that runs is left alone, unless the Service is named.
@@ -180,4 +181,25 @@ async fn clean_deletes_a_relay_that_adit_has_created_and_restores_what_it_has_le
     let spared = adit(&place, &["expose", "clean", "-n", "data"]).await;
     assert_eq!(spared.stdout, "there is no relay of adit's in namespace data\n", "{}", spared.stderr);
     assert!(place.demo.world().get("pods", "data", "adit-relay").is_some());
+}
+
+#[tokio::test]
+async fn a_condition_that_no_request_can_meet_is_refused_at_once() {
+    let place = Place::new().await;
+    for (options, words) in [
+        (&["--personal", "x-user"][..], "\"x-user\" is not HEADER=VALUE"),
+        (&["--personal", "x user=anna"], "\"x user\" is not the name of a header"),
+        (&["--personal", "x-user="], "the header \"x-user\" cannot have the value \"\""),
+        (&["--personal", "Host=web"], "--personal-host HOST"),
+        (&["--personal", "cookie=a"], "the header \"cookie\" is a secret"),
+        (&["--personal", "x-user=a", "--personal", "X-User=b"], "the header \"x-user\" is named twice"),
+        (&["--personal-host", "web:80"], "--personal-host: \"web:80\" is not a host"),
+        (&["--personal-path", "api"], "--personal-path: \"api\" is not the start of a path"),
+        (&["--personal-path", "/"], "--replace takes over the whole port"),
+        (&["--personal", "x-user=anna", "--replace"], "cannot be used with '--replace'"),
+    ] {
+        let refused = adit(&place, &[&["expose", "3000:80", "--as", "web.shop"], options].concat()).await;
+        assert_eq!(refused.code, Some(2), "{options:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(words), "{options:?}: {}", refused.stderr);
+    }
 }

@@ -35,9 +35,12 @@ impl Random {
     }
 }
 
-const SERVICES: [(Kind, &str); 7] = [
+const SERVICES: [(Kind, &str); 10] = [
     (Kind::ReplacedService, "web.shop:80"),
     (Kind::ReplacedService, "tools.shop:80"),
+    (Kind::ReplacedService, r#"tools.shop:80 {"headers":{"x-user":"anna"}}"#),
+    (Kind::ReplacedService, r#"tools.shop:80 {"path":"/bo"}"#),
+    (Kind::ReplacedService, r#"outside.shop:81 {"host":"anna"}"#),
     (Kind::ReplacedService, "tools.shop:7000"),
     (Kind::ReplacedService, "outside.shop:80"),
     (Kind::ReplacedService, "outside.shop:81"),

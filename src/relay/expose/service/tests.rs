@@ -20,8 +20,12 @@ fn two_ports() -> Value {
 }
 
 fn holders(ports: &[u16]) -> BTreeMap<u16, Holder> {
-    let holder =
-        |port: &u16| (*port, Holder { owner: format!("owner of {port}"), since: "2026-01-02T03:04:05Z".into() });
+    let holder = |port: &u16| {
+        (
+            *port,
+            Holder { owner: format!("owner of {port}"), since: "2026-01-02T03:04:05Z".into(), personal: Vec::new() },
+        )
+    };
     ports.iter().map(holder).collect()
 }
 

@@ -1,0 +1,292 @@
+//! A port of a Service that several laptops have a part of each: which request is whose is decided for each request.
+//!
+//! ```text
+//! visitor --> listener --> HTTP, by its first bytes --> front --> a condition is met --> the tunnel of that laptop
+//!                    |                                       +--> none is            --> a pod
+//!                    +--> TLS, another protocol, or a server that speaks first --------> a pod, byte by byte
+//! ```
+//!
+//! Nothing that a relay cannot read is kept from the pods, and what a visitor sends is changed as little as a proxy can.
+
+mod backend;
+mod passing;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use http::{Request, Response, Version};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tracing::debug;
+
+use self::backend::Ways;
+use super::{
+    expose::{PodAddress, Pods, condition::Condition},
+    server::Server,
+};
+use crate::{
+    config::{HttpOptions, Scheme},
+    drain::Drain,
+    frontend::{
+        Connection,
+        door::Door,
+        http::{HttpFrontend, body::Body, error_page::Page, rules::ReadOnly, sites::Sites},
+    },
+    io::accept::{self, Place},
+    listener::mux::refuse_http,
+    metrics::Metrics,
+    routing::{Route, Target},
+    tunnel::Manager,
+};
+
+/// How many open files are kept for visitors that are refused when there are no others.
+const SPARE_FILES: usize = 8;
+
+/// How long unused connections to a pod or a laptop stay open.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The target of requests that no condition meets.
+const PODS: &str = "pods";
+
+/// What has gone where.
+#[derive(Default)]
+pub struct Parted {
+    /// Requests to laptops.
+    pub to_laptops: AtomicU64,
+    /// Requests to pods.
+    pub to_pods: AtomicU64,
+    /// Connections that were passed on to pods as they are.
+    pub passed: AtomicU64,
+}
+
+/// A port that is shared, until the last of those who share it drops it.
+pub struct SharedPort {
+    /// The port of the relay that the Service's port leads to.
+    pub port: u16,
+    split: Arc<Split>,
+    /// Of the listener and its connections: requests in progress are answered.
+    drain: Drain,
+}
+
+impl Drop for SharedPort {
+    fn drop(&mut self) {
+        self.drain.start();
+    }
+}
+
+/// A part of a shared port, until it is dropped.
+pub struct Seat {
+    shared: Arc<SharedPort>,
+    tunnel: u64,
+}
+
+impl Seat {
+    pub fn shared(&self) -> &Arc<SharedPort> {
+        &self.shared
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared
+            .split
+            .parts
+            .rcu(|parts| parts.iter().filter(|part| part.tunnel != self.tunnel).cloned().collect::<Vec<_>>());
+    }
+}
+
+impl SharedPort {
+    /// Serves the visitors of a port of Service `name` until this is dropped.
+    pub fn start(server: &Arc<Server>, name: String, listener: TcpListener, port: u16) -> Arc<Self> {
+        let split = Arc::new(Split::new(name, server.parted.clone()));
+        let drain = server.drain().child();
+        server.drain().spawn(serve(server.clone(), listener, split.clone(), drain.clone()));
+        Arc::new(Self { port, split, drain })
+    }
+
+    /// Who says which pods there are.
+    pub fn pods(&self) -> Arc<Pods> {
+        self.split.pods.clone()
+    }
+
+    /// Gives the requests with a condition to a tunnel.
+    pub fn sit(self: &Arc<Self>, tunnel: u64, condition: &Condition) -> Seat {
+        self.split.parts.rcu(|parts| {
+            let mut parts = Vec::clone(parts);
+            parts.push(Part { tunnel, condition: condition.clone() });
+            // The narrowest first; of equal ones the oldest, whose tunnel has the lowest number.
+            parts.sort_by_key(|part| (std::cmp::Reverse(part.condition.rank()), part.tunnel));
+            parts
+        });
+        Seat { shared: self.clone(), tunnel }
+    }
+}
+
+#[derive(Clone)]
+struct Part {
+    tunnel: u64,
+    condition: Condition,
+}
+
+/// Which request is whose.
+struct Split {
+    /// `web.shop:80`.
+    name: String,
+    parts: ArcSwap<Vec<Part>>,
+    pods: Arc<Pods>,
+    /// Counts up with each connection to a pod, so that they take turns.
+    turn: AtomicUsize,
+    parted: Arc<Parted>,
+    to_laptops: Arc<HttpOptions>,
+    /// A pod gets the version of HTTP that the visitor speaks, as without a relay.
+    to_pods: [Arc<HttpOptions>; 2],
+}
+
+impl Split {
+    fn new(name: String, parted: Arc<Parted>) -> Self {
+        let options = |scheme: Option<Scheme>| {
+            // Which pages may use a service is for the service to say, and so is where its redirects lead.
+            let allow_origins = vec!["*".to_owned()];
+            Arc::new(HttpOptions { scheme, allow_origins, rewrite_location: Some(false), ..HttpOptions::default() })
+        };
+        Self {
+            name,
+            parts: ArcSwap::default(),
+            pods: Arc::new(watch::Sender::new(Vec::new())),
+            turn: AtomicUsize::new(0),
+            parted,
+            to_laptops: options(None),
+            to_pods: [options(Some(Scheme::Http)), options(Some(Scheme::H2c))],
+        }
+    }
+
+    /// Returns the tunnel of a request. None: it is for the pods.
+    fn tunnel<B>(&self, host: &str, request: &Request<B>) -> Option<u64> {
+        self.parts.load().iter().find(|part| part.condition.matches(host, request)).map(|part| part.tunnel)
+    }
+
+    /// Returns the pods in the order in which they are to be tried.
+    fn pods_in_turn(&self) -> Vec<PodAddress> {
+        let mut pods = self.pods.borrow().clone();
+        if !pods.is_empty() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % pods.len();
+            pods.rotate_left(turn);
+        }
+        pods
+    }
+}
+
+impl Sites for Split {
+    fn answer(&self, _: &str, _: &Request<Body>, _: u16) -> Option<Response<Body>> {
+        None
+    }
+
+    fn route(&self, host: &str, request: &Request<Body>, _: &Door) -> Result<Route, Page> {
+        let (counter, target, options) = match self.tunnel(host, request) {
+            Some(tunnel) => (&self.parted.to_laptops, tunnel.to_string().into(), &self.to_laptops),
+            None => {
+                let is_h2 = request.version() == Version::HTTP_2;
+                (&self.parted.to_pods, PODS.into(), &self.to_pods[usize::from(is_h2)])
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(Route { name: host.into(), target: Target::Named(target), idle_timeout: IDLE, options: options.clone() })
+    }
+
+    fn read_only(&self, _: &Route) -> Option<ReadOnly> {
+        None
+    }
+
+    fn https_port(&self, _: &str, _: u16) -> Option<u16> {
+        None
+    }
+
+    fn is_local(&self, _: &str) -> bool {
+        false
+    }
+
+    /// What an ingress has said of the visitor stays: without the relay it would reach the pods too.
+    fn is_first(&self) -> bool {
+        false
+    }
+}
+
+async fn serve(server: Arc<Server>, listener: TcpListener, split: Arc<Split>, drain: Drain) {
+    let ways = Arc::new(Ways::new(server.clone(), split.clone(), drain.clone()));
+    let tunnels = Manager::new(ways, drain.clone());
+    let front = HttpFrontend::new(split.clone(), tunnels, Arc::new(Metrics::default()), drain.clone());
+    let mut id = 0;
+    let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
+        id += 1;
+        let local = stream.local_addr().unwrap_or(peer);
+        let connection = Arc::new(Connection { id, peer, local, ends: None, place: place.clone(), door: Door::Closed });
+        let visiting = passing::visit(server.clone(), split.clone(), front.clone(), stream, connection, drain.clone());
+        // The relay's own drain: what is in progress goes on when the port is given back.
+        let visiting = place.run(visiting);
+        server.drain().spawn(async move {
+            if visiting.await.is_none() {
+                debug!(%peer, "connection of a visitor ended: it was silent, and others came");
+            }
+        });
+    };
+    let refuse = |stream, full| refuse_http(stream, full);
+    tokio::select! {
+        never = accept::accept(&listener, server.visitors(), SPARE_FILES, serve, refuse) => match never {},
+        () = drain.started() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::http::body::body_of;
+
+    fn split(parts: &[(u64, &str)]) -> Split {
+        let split = Split::new("web.shop:80".into(), Arc::default());
+        let parts =
+            parts.iter().map(|(tunnel, json)| Part { tunnel: *tunnel, condition: Condition::parse(json).unwrap() });
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_by_key(|part| (std::cmp::Reverse(part.condition.rank()), part.tunnel));
+        split.parts.store(Arc::new(parts));
+        split
+    }
+
+    #[test]
+    fn the_narrowest_condition_counts_and_then_the_oldest() {
+        let split = split(&[
+            (4, r#"{"path":"/api"}"#),
+            (1, r#"{"headers":{"x-user":"anna"}}"#),
+            (2, r#"{"headers":{"x-user":"anna"},"path":"/api"}"#),
+            (3, r#"{"path":"/api/v1"}"#),
+            (5, r#"{"headers":{"x-team":"red"}}"#),
+        ]);
+        let ask = |path: &str, headers: &[(&str, &str)]| {
+            let request = Request::get(path);
+            let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            let request = request.body(body_of("")).unwrap();
+            split.route("web", &request, &Door::Closed).unwrap().target
+        };
+        for (path, headers, target) in [
+            ("/", &[][..], "pods"),
+            ("/", &[("x-user", "anna")], "1"),
+            ("/api", &[("x-user", "anna")], "2"),
+            ("/api/v1", &[], "3"),
+            ("/api/v2", &[], "4"),
+            ("/", &[("x-user", "anna"), ("x-team", "red")], "1"),
+            ("/", &[("x-user", "bo")], "pods"),
+        ] {
+            assert_eq!(ask(path, headers), Target::Named(target.into()), "{path} {headers:?}");
+        }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!((of(&split.parted.to_laptops), of(&split.parted.to_pods)), (5, 2));
+    }
+}

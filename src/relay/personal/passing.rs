@@ -1,0 +1,191 @@
+//! A connection to a shared port: read as far as it takes to tell HTTP from everything else.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+use tracing::debug;
+
+use super::Split;
+use crate::{
+    drain::Drain,
+    frontend::{
+        Connection,
+        http::{HttpFrontend, HttpVersion},
+    },
+    io::{
+        prefixed::Prefixed,
+        splice::{Side, splice},
+    },
+    relay::{expose::PodAddress, server::Server},
+    wire::sniff::{Protocol, Sniff, sniff},
+};
+
+/// How long a visitor may say nothing before a pod is asked whether it speaks first, as servers of MySQL and SMTP do. Clients of HTTP
+/// send a request at once, or keep a connection for later.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How long a pod may take to accept, before another is tried.
+const ACCEPTS_WITHIN: Duration = Duration::from_secs(3);
+
+/// How many pods are tried for one connection.
+const TRIES: usize = 3;
+
+/// Why no pod has taken a connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoPod {
+    #[error("no pod behind {0} is ready")]
+    NoneReady(String),
+    #[error("pod {pod} at {address} does not accept: {reason}", pod = .pod.pod, address = .pod.address)]
+    Refused { pod: PodAddress, reason: String },
+}
+
+/// Connects to a pod; where one does not accept, to the next.
+pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
+    let mut failed = NoPod::NoneReady(split.name.clone());
+    for pod in split.pods_in_turn().into_iter().take(TRIES) {
+        let reason = match timeout(ACCEPTS_WITHIN, TcpStream::connect(pod.address)).await {
+            Ok(Ok(stream)) => {
+                // It fails only on a socket that is closed already.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, pod));
+            }
+            Ok(Err(error)) => error.kind().to_string(),
+            Err(_) => format!("no answer within {} s", ACCEPTS_WITHIN.as_secs()),
+        };
+        failed = NoPod::Refused { pod, reason };
+    }
+    Err(failed)
+}
+
+/// What a visitor has said.
+enum Said {
+    Http(HttpVersion),
+    /// Something else, or too little to tell.
+    Other,
+    /// The server is first.
+    Server,
+    /// It is gone, or nobody waits for it any more.
+    Nothing,
+}
+
+/// Serves a visitor to its end.
+pub async fn visit(
+    server: Arc<Server>,
+    split: Arc<Split>,
+    front: Arc<HttpFrontend>,
+    mut visitor: TcpStream,
+    connection: Arc<Connection>,
+    drain: Drain,
+) {
+    let (mut received, mut pod) = (BytesMut::new(), None);
+    // A visitor that has said nothing has nothing in progress.
+    let said = tokio::select! {
+        said = listen(&split, &mut visitor, &mut pod, &mut received, &connection) => said,
+        () = drain.started() => return,
+    };
+    match said {
+        Said::Http(version) => {
+            drop(pod);
+            let stream = Box::new(Prefixed::new(received.freeze(), visitor));
+            front.serve(stream, version, connection, false, drain).await;
+        }
+        Said::Other | Said::Server => pass(&server, &split, visitor, pod, &received, &connection).await,
+        Said::Nothing => {}
+    }
+}
+
+/// Reads until it is known what a visitor speaks. `pod`: the pod that was asked meanwhile whether it speaks first.
+async fn listen(
+    split: &Split,
+    visitor: &mut TcpStream,
+    pod: &mut Option<TcpStream>,
+    received: &mut BytesMut,
+    connection: &Connection,
+) -> Said {
+    // To be readable is a guess: only a look at the first byte tells.
+    let (mut of_visitor, mut of_pod) = ([0], [0]);
+    if timeout(SILENCE, visitor.peek(&mut of_visitor)).await.is_err() {
+        // Without a pod the visitor may still have a request for a laptop.
+        *pod = dial(split).await.ok().map(|(stream, _)| stream);
+        if let Some(pod) = pod {
+            // As long as both are silent, so would the two be without a relay.
+            connection.place.settle();
+            tokio::select! {
+                biased;
+                _ = visitor.peek(&mut of_visitor) => {}
+                _ = pod.peek(&mut of_pod) => return Said::Server,
+            }
+        }
+    }
+    let mut until = None;
+    loop {
+        match sniff(received) {
+            Sniff::Is(Protocol::Http1) => return Said::Http(HttpVersion::Http1),
+            Sniff::Is(Protocol::Http2) => return Said::Http(HttpVersion::Http2),
+            Sniff::NeedMore => {}
+            Sniff::Is(_) | Sniff::Unknown => return Said::Other,
+        }
+        received.reserve(1024);
+        let limit = connection.place.limits().first_byte;
+        let until = *until.get_or_insert_with(|| Instant::now() + limit);
+        match timeout_at(until, visitor.read_buf(received)).await {
+            Ok(Ok(0) | Err(_)) if received.is_empty() => return Said::Nothing,
+            // It has ended its direction behind a few bytes: the pod may have an answer.
+            Ok(Ok(0)) => return Said::Other,
+            Ok(Err(_)) => return Said::Nothing,
+            Ok(Ok(_)) => {}
+            Err(_) if received.is_empty() => return Said::Nothing,
+            // Half a word is for the pod to judge.
+            Err(_) => return Said::Other,
+        }
+    }
+}
+
+/// Joins a visitor with a pod, byte by byte.
+async fn pass(
+    server: &Server,
+    split: &Split,
+    mut visitor: TcpStream,
+    pod: Option<TcpStream>,
+    received: &[u8],
+    connection: &Connection,
+) {
+    connection.place.settle();
+    let peer = connection.peer;
+    let dialled = match pod {
+        Some(pod) => Ok(pod),
+        None => dial(split).await.map(|(stream, _)| stream),
+    };
+    let mut pod = match dialled {
+        Ok(pod) => pod,
+        Err(error) => {
+            debug!(%peer, %error, "relay: visitor refused");
+            server.refused(peer, &split.name, &error.to_string());
+            return reset(&visitor);
+        }
+    };
+    split.parted.passed.fetch_add(1, Ordering::Relaxed);
+    // A pod that is gone without a word is noticed.
+    let _ = SockRef::from(&pod).set_tcp_keepalive(&connection.place.limits().tcp_keepalive());
+    if pod.write_all(received).await.is_err() {
+        return reset(&visitor);
+    }
+    let end = splice(&mut visitor, &mut pod).await;
+    match end.broken {
+        Some((Side::Backend, _)) => reset(&visitor),
+        Some((Side::Client, _)) => reset(&pod),
+        None => {}
+    }
+}
+
+/// Lets the close that follows be a reset: any other would look like an end.
+fn reset(stream: &TcpStream) {
+    // It fails only on a socket that is closed already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
