@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{
     admin::{self, Reach},
     auth::{self, Key},
-    expose::{Authority, Exposer, Relay},
+    expose::{Authority, Exposer, PodError, Relay},
     front::Front,
     server::{Limits, Options, Server},
     tls::Identity,
@@ -80,7 +80,7 @@ pub enum StartError {
     #[error("cannot use the certificate")]
     Certificate(#[source] io::Error),
     #[error("--register: cannot take over Services")]
-    Register(String),
+    Register(#[from] PodError),
 }
 
 impl StartError {
@@ -88,7 +88,7 @@ impl StartError {
     pub fn cause(&self) -> String {
         match self {
             Self::Keys(error) | Self::Certificate(error) | Self::Listen { source: error, .. } => error.to_string(),
-            Self::Register(problem) => problem.clone(),
+            Self::Register(error) => error.to_string(),
         }
     }
 
@@ -138,10 +138,7 @@ impl Bound {
         let https = settings.http.as_ref().and_then(|http| http.tls.as_ref());
         let https = https.map(https_config).transpose().map_err(StartError::Certificate)?;
         let cluster = match &settings.register {
-            Some(_) => Some((
-                in_cluster().map_err(StartError::Register)?,
-                Relay::of_this_pod(settings.bind).map_err(StartError::Register)?,
-            )),
+            Some(_) => Some((in_cluster()?, Relay::of_this_pod(settings.bind)?)),
             None => None,
         };
         let control = listen(settings.control)?;
@@ -248,11 +245,11 @@ fn usable(address: IpAddr) -> IpAddr {
 }
 
 /// Returns a client that uses the service account of this pod.
-fn in_cluster() -> Result<kube::Client, String> {
-    let mut config = kube::Config::incluster().map_err(|_| "there is no service account in this pod".to_owned())?;
+fn in_cluster() -> Result<kube::Client, PodError> {
+    let mut config = kube::Config::incluster().map_err(|_| PodError::NoServiceAccount)?;
     // A takeover repeats its own calls: only it knows whether an answer that was lost matters.
     config.default_retry = false;
-    kube::Client::try_from(config).map_err(|_| "the service account of this pod cannot be used".to_owned())
+    kube::Client::try_from(config).map_err(|_| PodError::ServiceAccount)
 }
 
 fn https_config(files: &PemFiles) -> io::Result<Arc<ServerConfig>> {

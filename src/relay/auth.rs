@@ -57,6 +57,30 @@ impl Key {
     }
 }
 
+/// Why a text has no keys.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeysError {
+    #[error("there is no secret in it: 'adit server genkey' makes one")]
+    None,
+    #[error("line {line}: {problem}")]
+    Line { line: usize, problem: KeyProblem },
+}
+
+/// Why a line is no key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyProblem {
+    #[error("a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one")]
+    ShortSecret,
+    #[error("{0:?} is not a port or two")]
+    Ports(String),
+    #[error("{0:?} is not NAMESPACE/NAME, e.g. shop/web or shop/*")]
+    Service(String),
+    #[error("{0:?} is not ports=..., names=... or services=...")]
+    Word(String),
+    #[error("there is a key {0} already")]
+    Twice(String),
+}
+
 /// Reads a file of keys: one secret alone, or a line for each key.
 ///
 /// ```text
@@ -71,18 +95,16 @@ pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
 }
 
 /// Does the same for the content of such a file.
-pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
+pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
     let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let mut keys: Vec<Key> = Vec::new();
     for (at, line) in lines {
         let mut words = line.split_ascii_whitespace();
         let (first, second) = (words.next().unwrap_or_default(), words.next());
         let (name, secret) = second.map_or((DEFAULT_NAME, first), |secret| (first, secret));
-        let wrong = |what: String| format!("line {}: {what}", at + 1);
+        let wrong = |problem: KeyProblem| KeysError::Line { line: at + 1, problem };
         if secret.len() < SHORTEST_SECRET {
-            return Err(wrong(format!(
-                "a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one"
-            )));
+            return Err(wrong(KeyProblem::ShortSecret));
         }
         let mut key = Key {
             name: name.to_owned(),
@@ -95,29 +117,29 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, String> {
             match word.split_once('=') {
                 Some(("ports", list)) => {
                     for range in list.split(',') {
-                        key.ports
-                            .push(parse_ports(range).ok_or_else(|| wrong(format!("{range:?} is not a port or two")))?);
+                        let ports = parse_ports(range).ok_or_else(|| KeyProblem::Ports(range.to_owned()));
+                        key.ports.push(ports.map_err(wrong)?);
                     }
                 }
                 Some(("names", list)) => key.names.extend(list.split(',').map(str::to_owned)),
                 Some(("services", list)) => {
                     for pattern in list.split(',') {
                         if !is_pattern(pattern) {
-                            return Err(wrong(format!("{pattern:?} is not NAMESPACE/NAME, e.g. shop/web or shop/*")));
+                            return Err(wrong(KeyProblem::Service(pattern.to_owned())));
                         }
                         key.services.push(pattern.to_owned());
                     }
                 }
-                _ => return Err(wrong(format!("{word:?} is not ports=..., names=... or services=..."))),
+                _ => return Err(wrong(KeyProblem::Word(word.to_owned()))),
             }
         }
         if keys.iter().any(|other| other.name == key.name) {
-            return Err(wrong(format!("there is a key {} already", key.name)));
+            return Err(wrong(KeyProblem::Twice(key.name)));
         }
         keys.push(key);
     }
     match keys.is_empty() {
-        true => Err("there is no secret in it: 'adit server genkey' makes one".to_owned()),
+        true => Err(KeysError::None),
         false => Ok(keys),
     }
 }
@@ -253,7 +275,7 @@ mod tests {
             ("a 0123456789abcdef services=shop", "line 1: \"shop\" is not NAMESPACE/NAME"),
             ("a 0123456789abcdef\na 0123456789abcdef", "line 2: there is a key a already"),
         ] {
-            assert!(parse_keys(text).unwrap_err().contains(problem), "{text}");
+            assert!(parse_keys(text).unwrap_err().to_string().contains(problem), "{text}");
         }
         assert!(!format!("{:?}", keys[0]).contains("0123456789abcdef"));
     }

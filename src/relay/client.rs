@@ -153,7 +153,7 @@ pub struct Open {
 pub enum Fatal {
     #[error("the relay at {to} rejected us: {reason}")]
     Rejected { to: String, reason: String },
-    #[error("the relay at {to} does not have our secret: wrong secret, wrong relay, or a man in the middle")]
+    #[error("the relay at {to} does not have our secret: wrong relay, or a man in the middle")]
     Stranger { to: String },
     #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
     Refused { to: String, port: u16, reason: String },
@@ -246,23 +246,23 @@ impl Client {
         let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
         conversation::send(&mut tls, &[hello]).await?;
         let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason: printable(&reason) });
-        let (server, proof) = match conversation::step(&mut tls).await? {
-            Frame::Challenge { nonce, proof } => (nonce, proof),
+        let server = match conversation::step(&mut tls).await? {
+            Frame::Challenge { nonce } => nonce,
             Frame::Reject { reason } => return Err(rejected(reason)),
             other => return Err(Over::Unexpected(conversation::name(&other)).into()),
         };
         let transcript = Transcript { key, port: first_port, client: nonce, server, exporter };
-        if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
-            return Err(Ended::Fatal(Fatal::Stranger { to: shown() }));
-        }
         let proof = transcript.proof(&self.options.secret, Role::Client);
         conversation::send(&mut tls, &[Frame::Proof { proof }]).await?;
-        let (session, _heartbeat) = match conversation::step(&mut tls).await? {
-            Frame::Welcome { session, heartbeat } => (session, heartbeat),
+        let (session, proof) = match conversation::step(&mut tls).await? {
+            Frame::Welcome { session, proof, .. } => (session, proof),
             Frame::Reject { reason } => return Err(rejected(reason)),
             other => return Err(Over::Unexpected(conversation::name(&other)).into()),
         };
-        // The relay has proven that it has the secret.
+        if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
+            return Err(Ended::Fatal(Fatal::Stranger { to: shown() }));
+        }
+        // Only now is it certain who the relay is.
         if let Some(token) = self.options.dial.token().await? {
             conversation::send(&mut tls, &[Frame::Identity { token }]).await?;
         }

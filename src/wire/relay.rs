@@ -71,15 +71,15 @@ pub enum Frame {
     },
     Challenge {
         nonce: Digest,
-        proof: Digest,
     },
     Proof {
         proof: Digest,
     },
-    /// `heartbeat`: seconds between two pings.
+    /// `heartbeat`: seconds between two pings. `proof`: the relay's own.
     Welcome {
         session: Token,
         heartbeat: u16,
+        proof: Digest,
     },
     /// `port` and `name`: what is wanted, 0 and empty for any. `resume`: what a tunnel before it was given; zeros for none.
     Open {
@@ -224,15 +224,12 @@ impl Frame {
                 to.put_u16(*port);
                 text(to, key, 0x10)
             }
-            Self::Challenge { nonce, proof } => {
-                to.extend_from_slice(nonce);
-                token(to, proof, 0x11)
-            }
+            Self::Challenge { nonce } => token(to, nonce, 0x11),
             Self::Proof { proof } => token(to, proof, 0x12),
-            Self::Welcome { session, heartbeat } => {
+            Self::Welcome { session, heartbeat, proof } => {
                 to.extend_from_slice(session);
                 to.put_u16(*heartbeat);
-                0x13
+                token(to, proof, 0x13)
             }
             Self::Open { tunnel, kind, port, resume, name } => {
                 to.put_u32(*tunnel);
@@ -316,9 +313,9 @@ impl Payload {
             0x06 => Frame::StreamAccept,
             0x07 => Frame::StreamReject { reason: self.text()? },
             0x10 => Frame::Hello { version: self.u8()?, nonce: self.array()?, port: self.u16()?, key: self.text()? },
-            0x11 => Frame::Challenge { nonce: self.array()?, proof: self.array()? },
+            0x11 => Frame::Challenge { nonce: self.array()? },
             0x12 => Frame::Proof { proof: self.array()? },
-            0x13 => Frame::Welcome { session: self.array()?, heartbeat: self.u16()? },
+            0x13 => Frame::Welcome { session: self.array()?, heartbeat: self.u16()?, proof: self.array()? },
             0x14 => Frame::Open {
                 tunnel: self.u32()?,
                 kind: match self.u8()? {

@@ -207,9 +207,9 @@ async fn what_would_not_help_is_not_tried_again() {
             .to_string()
     };
     let wrong = ended(client::Options { secret: "another secret entirely".into(), ..relay.client(1, 0) }).await;
-    assert!(wrong.contains("does not have our secret"), "{wrong}");
+    assert!(wrong.contains("rejected us: the secret is not the one of this relay"), "{wrong}");
     let unknown = ended(client::Options { key: "nobody".into(), ..relay.client(1, 0) }).await;
-    assert!(unknown.contains("does not have our secret"), "{unknown}");
+    assert_eq!(unknown, wrong, "nobody learns which keys there are");
     let port = ended(relay.client(1, 80)).await;
     assert!(port.contains("the key may not have port 80"), "{port}");
     let (mut rx, _running) = start(relay.client(1, 0), &drain);
@@ -220,16 +220,53 @@ async fn what_would_not_help_is_not_tried_again() {
 }
 
 #[tokio::test]
+async fn a_relay_that_takes_any_proof_and_has_no_secret_gets_no_more_than_that() {
+    let identity = Identity::generate().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(identity.relay_config().unwrap());
+    let posing = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut tls = acceptor.accept(stream).await.unwrap();
+        let Frame::Hello { .. } = frame(&mut tls).await else { panic!("no hello") };
+        send(&mut tls, &[Frame::Challenge { nonce: [2; 32] }]).await.unwrap();
+        let Frame::Proof { proof } = frame(&mut tls).await else { panic!("no proof") };
+        // What the client has said is no proof of ours.
+        send(&mut tls, &[Frame::Welcome { session: [3; 16], heartbeat: 15, proof }]).await.unwrap();
+        assert!(timeout(PATIENCE, receive(&mut tls)).await.unwrap().is_err(), "it says nothing more");
+    });
+    let options = client::Options {
+        dial: Arc::new(Direct { host: address.ip().to_string(), port: address.port() }),
+        key: "default".into(),
+        secret: SECRET.into(),
+        trust: Trust::Secret,
+        local_host: None,
+        tunnels: vec![Wanted { local_port: 1, kind: Kind::Tcp, port: 0, name: String::new() }],
+    };
+    let running = client::run(move || Ok(options.clone()), Refusals::End, Drain::new(), |_| {});
+    let ended = timeout(PATIENCE, running).await.expect("soon").unwrap_err().to_string();
+    assert!(ended.contains("does not have our secret: wrong relay, or a man in the middle"), "{ended}");
+    posing.await.unwrap();
+}
+
+#[tokio::test]
 async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
     let relay = Relay::start(|_| {}).await;
     let (mut good, exporter) = relay.dial().await;
     send(&mut good, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }]).await.unwrap();
-    let Frame::Challenge { nonce, proof } = frame(&mut good).await else { panic!("no challenge") };
+    // Nothing to try secrets on: only a random number.
+    let Frame::Challenge { nonce } = frame(&mut good).await else { panic!("no challenge") };
     let transcript = Transcript { key: "default".into(), port: 0, client: [1; 32], server: nonce, exporter };
-    assert!(transcript.is_proven(SECRET, Role::Server, &proof));
-    // Reflected: what the relay has said is no proof of ours.
-    send(&mut good, &[Frame::Proof { proof }]).await.unwrap();
+    // Reflected: what the relay says is no proof of ours.
+    send(&mut good, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Server) }]).await.unwrap();
     assert!(matches!(frame(&mut good).await, Frame::Reject { .. }));
+    let (mut good, exporter) = relay.dial().await;
+    send(&mut good, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }]).await.unwrap();
+    let Frame::Challenge { nonce } = frame(&mut good).await else { panic!("no challenge") };
+    let transcript = Transcript { server: nonce, exporter, ..transcript };
+    send(&mut good, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Client) }]).await.unwrap();
+    let Frame::Welcome { proof, .. } = frame(&mut good).await else { panic!("not welcome") };
+    assert!(transcript.is_proven(SECRET, Role::Server, &proof));
     // Replayed: what was right there is wrong here.
     let right = transcript.proof(SECRET, Role::Client);
     for _ in 0..50 {

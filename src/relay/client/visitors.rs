@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tracing::{debug, info, warn};
 
-use super::{Client, Connection, Purpose};
+use super::{Client, Connection, Purpose, local_end::Unreached};
 use crate::{
     io::{
         accept::Limits,
@@ -32,6 +32,15 @@ struct Visit {
     local: TcpStream,
 }
 
+/// Why a visitor does not reach the local service.
+#[derive(Debug, thiserror::Error)]
+enum Unserved {
+    #[error("there is no such tunnel")]
+    NoTunnel,
+    #[error(transparent)]
+    Unreached(#[from] Unreached),
+}
+
 impl Client {
     /// Serves a visitor, and those that the relay sends after him on the same connection.
     pub(super) async fn serve(
@@ -46,7 +55,9 @@ impl Client {
         let visit = match self.receive(tunnel, peer).await {
             Ok(visit) => visit,
             // The relay's own time-out would tell him later.
-            Err(reason) => return drop(frames.send(Frame::Decline { stream, reason }).await),
+            Err(error) => {
+                return drop(frames.send(Frame::Decline { stream, reason: error.to_string() }).await);
+            }
         };
         match self.claim(session, stream).await {
             Ok(connection) => self.carry_all(connection, Some(visit)).await,
@@ -85,9 +96,9 @@ impl Client {
     /// Connects a visitor of a tunnel with the local service.
     ///
     /// # Errors
-    /// In words: it does not answer.
-    async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, String> {
-        let local_end = self.local_ends.get(tunnel as usize).ok_or("there is no such tunnel")?;
+    /// It does not answer.
+    async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, Unserved> {
+        let local_end = self.local_ends.get(tunnel as usize).ok_or(Unserved::NoTunnel)?;
         match local_end.connect().await {
             Ok(local) => {
                 // They fail only on a socket that is closed already.
@@ -97,7 +108,7 @@ impl Client {
             }
             Err(error) => {
                 warn!(%peer, %error, "no local service: the visitor is turned away");
-                Err(error.to_string())
+                Err(error.into())
             }
         }
     }
@@ -128,7 +139,9 @@ impl Client {
                     conversation::send(connection, &[Frame::StreamAccept]).await?;
                     return Ok(visit);
                 }
-                Err(reason) => conversation::send(connection, &[Frame::StreamReject { reason }]).await?,
+                Err(error) => {
+                    conversation::send(connection, &[Frame::StreamReject { reason: error.to_string() }]).await?;
+                }
             }
         }
     }

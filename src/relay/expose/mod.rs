@@ -36,7 +36,7 @@ pub mod review;
 pub mod service;
 mod sweep;
 
-use std::{env, fmt, net::IpAddr};
+use std::{env, fmt, io, net::IpAddr};
 
 use serde_json::Value;
 
@@ -156,6 +156,23 @@ pub enum Authority {
     Kubernetes,
 }
 
+/// Why a relay cannot take over Services from where it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error("${0} is not set: the chart sets it (expose.enabled)")]
+    Variable(&'static str),
+    #[error("$POD_IP: {0:?} is not an address")]
+    Address(String),
+    #[error("the pod has no address that visitors of '--bind {0}' reach: use '--bind ::'")]
+    Unreachable(IpAddr),
+    #[error("there is no service account in this pod")]
+    NoServiceAccount,
+    #[error("the service account of this pod cannot be used")]
+    ServiceAccount,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// A relay, and the pod that it runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relay {
@@ -181,17 +198,16 @@ impl Relay {
     /// Returns the relay of this process, as the downward API tells. `bind`: the address that its tunnels listen on.
     ///
     /// # Errors
-    /// In words: this is no pod, or it does not know who it is.
-    pub fn of_this_pod(bind: IpAddr) -> Result<Self, String> {
-        let variable =
-            |name: &str| env::var(name).map_err(|_| format!("${name} is not set: the chart sets it (expose.enabled)"));
+    /// This is no pod, or it does not know who it is.
+    pub fn of_this_pod(bind: IpAddr) -> Result<Self, PodError> {
+        let variable = |name: &'static str| env::var(name).map_err(|_| PodError::Variable(name));
         let ips = env::var("POD_IPS").or_else(|_| variable("POD_IP"))?;
-        let parse = |ip: &str| ip.trim().parse().map_err(|_| format!("$POD_IP: {ip:?} is not an address"));
+        let parse = |ip: &str| ip.trim().parse().map_err(|_| PodError::Address(ip.to_owned()));
         let addresses = ips.split(',').map(parse).collect::<Result<Vec<IpAddr>, _>>()?;
         // A socket of 0.0.0.0 takes no visitors by IPv6.
         let addresses: Vec<IpAddr> = addresses.into_iter().filter(|ip| bind.is_ipv6() || ip.is_ipv4()).collect();
         if addresses.is_empty() {
-            return Err(format!("the pod has no address that visitors of '--bind {bind}' reach: use '--bind ::'"));
+            return Err(PodError::Unreachable(bind));
         }
         Ok(Self {
             namespace: variable("POD_NAMESPACE")?,
@@ -218,9 +234,9 @@ impl Relay {
 /// Returns a new value for [`Relay::start`].
 ///
 /// # Errors
-/// In words: the system has no random numbers.
-pub fn start() -> Result<String, String> {
-    let random = auth::random::<4>().map_err(|error| error.to_string())?;
+/// The system has no random numbers.
+pub fn start() -> io::Result<String> {
+    let random = auth::random::<4>()?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -60,13 +60,14 @@ impl Server {
             Frame::Hello { version: 2, nonce, port, key } => {
                 let known = self.keys.load().iter().find(|known| known.name == key).cloned();
                 let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
-                // An unknown key is checked against a random secret, so that the answer does not tell whether it exists.
-                let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
-                let proof = transcript.proof(&secret, Role::Server);
-                conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server, proof }]).await?;
+                // Nothing that depends on the secret leaves the relay before the client has proven that it has it: whoever knows the
+                // name of a key would get an HMAC to try secrets on, without ever asking again.
+                conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server }]).await?;
                 let Frame::Proof { proof } = conversation::step(&mut tls).await? else {
                     return Err(Over::Unexpected("another frame"));
                 };
+                // An unknown key is checked against a random secret, so that the answer does not tell whether it exists.
+                let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
                 let is_proven = transcript.is_proven(&secret, Role::Client, &proof);
                 let Some(key) = known.filter(|_| is_proven) else {
                     // Anybody may have sent this name.
@@ -77,7 +78,8 @@ impl Server {
                 };
                 let (session, frames) = self.new_session(key, peer, false)?;
                 let heartbeat = HEARTBEAT.as_secs() as u16;
-                conversation::send(&mut tls, &[Frame::Welcome { session: session.token, heartbeat }]).await?;
+                let proof = transcript.proof(&secret, Role::Server);
+                conversation::send(&mut tls, &[Frame::Welcome { session: session.token, heartbeat, proof }]).await?;
                 drop(place);
                 self.converse(tls, session, frames).await
             }

@@ -115,7 +115,7 @@ async fn keys_and_certificates_are_read_again_and_nobodys_tunnel_ends() {
     let options = relay.client(local, "ana", OTHER);
     let refused = client::run(move || Ok(options.clone()), Refusals::End, drain.clone(), |_| {});
     let refused = timeout(PATIENCE, refused).await.expect("soon").unwrap_err().to_string();
-    assert!(refused.contains("does not have our secret"), "{refused}");
+    assert!(refused.contains("the secret is not the one of this relay"), "{refused}");
 
     // The visitor of a client whose key is gone has noticed nothing.
     visitor.write_all(b"x").await.unwrap();

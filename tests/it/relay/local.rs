@@ -31,7 +31,7 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
     // The file is not there yet, then it has another secret, then the port is in use.
     waits("No such file").await;
     std::fs::write(&secret, "another-secret-of-theirs").unwrap();
-    waits("does not have our secret").await;
+    waits("the secret is not the one of this relay").await;
     let taken = TcpListener::bind(("127.0.0.1", public)).await.unwrap();
     std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
     relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
