@@ -55,7 +55,7 @@ bench-peers *options:
 bench-far *options:
     cargo bench --features e2e --bench compare -- far {{options}}
 
-# adit's relay beside bore, which has to be in PATH: cargo install bore-cli
+# adit's relay beside those of bore, rathole and frp that are in PATH: cargo install bore-cli rathole
 bench-relay:
     cargo bench --bench relay
 

@@ -1,14 +1,16 @@
-//! adit's relay beside bore, in one run: `just bench-relay`. bore has to be in PATH (`cargo install bore-cli`).
+//! adit's relay beside bore, rathole and frp, in one run: `just bench-relay`. Those that are in PATH take part.
 //!
-//! Each tool carries visitors to the same local echo server. adit runs with TLS, bore has none.
+//! Each tool carries visitors to the same local server. CPU is that of both ends, relay and client, as /proc counts it.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
 
+mod tools;
+
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
+    process::Child,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,87 +19,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-const SECRET: &str = "a-secret-for-the-benchmark";
-const VISITORS: usize = 16;
+use self::tools::{ALL, Pair};
+
+/// How many visitors at a time.
+const VISITORS: [usize; 2] = [1, 16];
+
+/// How long connections are counted.
 const FOR: Duration = Duration::from_secs(4);
+
 const IDLE: usize = 1000;
+
+/// Bytes of a transfer, all visitors together.
 const TRANSFER: u64 = 256 << 20;
 
-/// A relay and its client.
-struct Pair {
-    name: &'static str,
-    server: Child,
-    client: Child,
-    public: SocketAddr,
-}
+const ROUNDS: usize = 3;
 
-impl Drop for Pair {
-    fn drop(&mut self) {
-        for process in [&mut self.client, &mut self.server] {
-            // It may have ended by itself.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-/// Whoever writes its log to a pipe that nobody reads stops.
-fn spawn(command: &mut Command) -> Child {
-    let spawned = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn();
-    spawned.unwrap_or_else(|error| panic!("{command:?}: {error}"))
-}
-
-fn adit(local: u16) -> Pair {
-    let program = env!("CARGO_BIN_EXE_adit");
-    let mut server = Command::new(program);
-    server.args([
-        "server",
-        "--listen",
-        "127.0.0.1:27835",
-        "--max-rate",
-        "1000000",
-        "--max-streams",
-        "5000",
-        "--max-pending",
-        "5000",
-    ]);
-    let server = spawn(server.stdout(Stdio::null()).args(["--max-handshakes", "5000"]).env("ADIT_SECRET", SECRET));
-    thread::sleep(Duration::from_millis(500));
-    let mut client = Command::new(program);
-    client.args(["local", &local.to_string(), "--to", "127.0.0.1:27835"]).env("ADIT_SECRET", SECRET);
-    client.stdout(Stdio::piped());
-    let mut client = spawn(&mut client);
-    let mut line = String::new();
-    BufReader::new(client.stdout.take().expect("it is piped")).read_line(&mut line).expect("a line");
-    let public =
-        line.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no address: {line}"));
-    Pair { name: "adit (TLS)", server, client, public }
-}
-
-fn bore(local: u16) -> Pair {
-    let mut server = Command::new("bore");
-    server.stdout(Stdio::null());
-    let server = spawn(server.args([
-        "server",
-        "--secret",
-        SECRET,
-        "--min-port",
-        "28000",
-        "--max-port",
-        "28000",
-        "--bind-addr",
-        "127.0.0.1",
-    ]));
-    thread::sleep(Duration::from_millis(500));
-    let mut client = Command::new("bore");
-    client.stdout(Stdio::null());
-    client.args(["local", &local.to_string(), "--to", "127.0.0.1", "--port", "28000", "--secret", SECRET]);
-    let client = spawn(client.stdout(Stdio::null()));
-    thread::sleep(Duration::from_millis(500));
-    Pair { name: "bore", server, client, public: SocketAddr::from(([127, 0, 0, 1], 28_000)) }
-}
-
-/// A server that says how it is spoken to with the first byte: `e` echoes, `d` sends for ever.
+/// A server that says how it is spoken to with the first byte: `e` echoes, `d` sends for ever, `u` takes, and says how much.
 fn service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
@@ -115,16 +52,25 @@ fn serve(mut stream: TcpStream) {
     if stream.read_exact(&mut first).is_err() {
         return;
     }
-    if first[0] == b'd' {
-        while stream.write_all(&buffer).is_ok() {}
-        return;
-    }
-    if stream.write_all(&first).is_err() {
-        return;
-    }
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..count]).is_err() {
-            return;
+    match first[0] {
+        b'd' => while stream.write_all(&buffer).is_ok() {},
+        b'u' => {
+            let mut length = [0; 8];
+            if stream.read_exact(&mut length).is_err() {
+                return;
+            }
+            let mut left = u64::from_be_bytes(length);
+            while let (1.., Ok(count @ 1..)) = (left, stream.read(&mut buffer)) {
+                left = left.saturating_sub(count as u64);
+            }
+            let _ = stream.write_all(b"!");
+        }
+        _ => {
+            let mut count = 1;
+            buffer[0] = first[0];
+            while count > 0 && stream.write_all(&buffer[..count]).is_ok() {
+                count = stream.read(&mut buffer).unwrap_or(0);
+            }
         }
     }
 }
@@ -136,37 +82,79 @@ fn connect(public: SocketAddr) -> TcpStream {
     stream
 }
 
-/// New connections, each with a byte there and back, per second.
-fn connections(public: SocketAddr) -> f64 {
-    let count = Arc::new(AtomicU64::new(0));
+/// Runs so many visitors at the same time, and returns how long they took.
+fn together(visitors: usize, visit: impl Fn() + Send + Sync + Clone + 'static) -> Duration {
     let started = Instant::now();
-    let visitors: Vec<_> = (0..VISITORS)
+    let all: Vec<_> = (0..visitors)
         .map(|_| {
-            let count = count.clone();
-            thread::spawn(move || {
-                while started.elapsed() < FOR {
-                    let mut stream = connect(public);
-                    let mut byte = [b'e'];
-                    if stream.write_all(&byte).is_ok() && stream.read_exact(&mut byte).is_ok() {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            })
+            let visit = visit.clone();
+            thread::spawn(visit)
         })
         .collect();
-    visitors.into_iter().for_each(|visitor| drop(visitor.join()));
-    count.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
+    all.into_iter().for_each(|visitor| drop(visitor.join()));
+    started.elapsed()
 }
 
-/// MB/s of one download.
-fn download(public: SocketAddr) -> f64 {
-    let mut stream = connect(public);
-    stream.write_all(b"d").expect("it is open");
-    let (mut buffer, mut count, started) = (vec![0; 256 << 10], 0u64, Instant::now());
-    while count < TRANSFER {
-        count += stream.read(&mut buffer).expect("bytes") as u64;
-    }
-    count as f64 / 1e6 / started.elapsed().as_secs_f64()
+/// New connections, each with a byte there and back: per second, and how many there were.
+fn connections(public: SocketAddr, visitors: usize) -> (f64, u64) {
+    let (count, started) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let counted = count.clone();
+    let took = together(visitors, move || {
+        while started.elapsed() < FOR {
+            let mut stream = connect(public);
+            let mut byte = [b'e'];
+            if stream.write_all(&byte).is_ok() && stream.read_exact(&mut byte).is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let count = count.load(Ordering::Relaxed);
+    (count as f64 / took.as_secs_f64(), count)
+}
+
+/// MB/s of downloads, all together.
+fn download(public: SocketAddr, visitors: usize) -> f64 {
+    let each = TRANSFER / visitors as u64;
+    let took = together(visitors, move || {
+        let mut stream = connect(public);
+        stream.write_all(b"d").expect("it is open");
+        let (mut buffer, mut count) = (vec![0; 256 << 10], 0u64);
+        while count < each {
+            count += stream.read(&mut buffer).expect("bytes") as u64;
+        }
+    });
+    TRANSFER as f64 / 1e6 / took.as_secs_f64()
+}
+
+/// MB/s of uploads, until the server has all.
+fn upload(public: SocketAddr, visitors: usize) -> f64 {
+    let each = TRANSFER / visitors as u64;
+    let took = together(visitors, move || {
+        let mut stream = connect(public);
+        stream.write_all(b"u").expect("it is open");
+        stream.write_all(&each.to_be_bytes()).expect("it is open");
+        let (buffer, mut left) = (vec![0; 256 << 10], each);
+        while left > 0 {
+            let count = left.min(buffer.len() as u64);
+            stream.write_all(&buffer[..count as usize]).expect("it is open");
+            left -= count;
+        }
+        stream.read_exact(&mut [0]).expect("the server has all");
+    });
+    TRANSFER as f64 / 1e6 / took.as_secs_f64()
+}
+
+/// Seconds of CPU that both ends have used.
+fn cpu(pair: &Pair) -> f64 {
+    let of = |process: &Child| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap_or_default();
+        // Behind the name in brackets, which may have spaces: utime and stime are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
+        // USER_HZ is 100 on Linux.
+        (ticks(11) + ticks(12)) / 100.0
+    };
+    of(&pair.server) + of(&pair.client)
 }
 
 /// MiB of both ends with idle streams.
@@ -191,32 +179,56 @@ fn memory(pair: &Pair) -> f64 {
     sum
 }
 
+/// Measures all rows of one tool.
+fn measure(pair: &Pair) -> Vec<(String, f64)> {
+    let mut rows = Vec::new();
+    // The first ones wake the pair up.
+    for _ in 0..20 {
+        drop(connect(pair.public).write_all(b"e"));
+    }
+    for visitors in VISITORS {
+        let before = cpu(pair);
+        let (rate, count) = connections(pair.public, visitors);
+        let each = (cpu(pair) - before) / count.max(1) as f64 * 1e6;
+        rows.push((format!("connections/s, {visitors} at a time"), rate));
+        rows.push((format!("CPU for a connection, us, {visitors} at a time"), each));
+    }
+    for visitors in VISITORS {
+        for (name, transfer) in [("download", download as fn(SocketAddr, usize) -> f64), ("upload", upload)] {
+            let before = cpu(pair);
+            let rate = transfer(pair.public, visitors);
+            let each = (cpu(pair) - before) / (TRANSFER as f64 / 1e6) * 1e3;
+            rows.push((format!("{name}, MB/s, {visitors} at a time"), rate));
+            rows.push((format!("CPU for a MB, ms, {name}, {visitors} at a time"), each));
+        }
+    }
+    rows.push((format!("memory, {IDLE} idle streams, MiB"), memory(pair)));
+    rows
+}
+
 fn main() {
     if env::args().any(|argument| argument == "--test") {
         return;
     }
     let local = service();
-    let mut rows: Vec<(&str, [f64; 3])> = Vec::new();
-    for round in 0..3 {
-        let starts: [fn(u16) -> Pair; 2] = [bore, adit];
-        for start in starts {
-            let pair = start(local);
-            eprintln!("round {}: {}", round + 1, pair.name);
-            // The first ones wake the pair up.
-            drop(connect(pair.public).write_all(b"e"));
-            let measured = [connections(pair.public), download(pair.public), memory(&pair)];
-            rows.push((pair.name, measured));
+    let there: Vec<_> = ALL.iter().filter(|tool| tool.is_there()).collect();
+    let mut measured: Vec<Vec<Vec<(String, f64)>>> = there.iter().map(|_| Vec::new()).collect();
+    for round in 0..ROUNDS {
+        for (tool, measured) in there.iter().zip(&mut measured) {
+            eprintln!("round {}: {}", round + 1, tool.name);
+            let pair = (tool.start)(local);
+            measured.push(measure(&pair));
         }
     }
-    let median = |name: &str, column: usize| {
-        let mut all: Vec<f64> = rows.iter().filter(|(of, _)| *of == name).map(|(_, row)| row[column]).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
-    };
-    println!("\n{:34}{:>12}{:>14}", "", "bore", "adit (TLS)");
-    let titles = ["connections/s, 16 visitors", "download, MB/s", "memory, 1000 idle streams, MiB"];
-    for (column, title) in titles.iter().enumerate() {
-        let (theirs, ours) = (median("bore", column), median("adit (TLS)", column));
-        println!("{title:34}{theirs:>12.1}{ours:>14.1}   {:.2}x", ours / theirs);
+    let names: Vec<&str> = there.iter().map(|tool| tool.name).collect();
+    println!("\n| | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()));
+    for row in 0..measured[0][0].len() {
+        let cells = measured.iter().map(|rounds| {
+            let mut all: Vec<f64> = rounds.iter().map(|rows| rows[row].1).collect();
+            all.sort_by(f64::total_cmp);
+            let median = all[all.len() / 2];
+            if median < 10.0 { format!("{median:.2}") } else { format!("{median:.0}") }
+        });
+        println!("| {} | {} |", measured[0][0][row].0, cells.collect::<Vec<_>>().join(" | "));
     }
 }
