@@ -57,7 +57,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// The target of requests that no condition meets.
 const PODS: &str = "pods";
 
-/// What has gone where.
+/// Counts of requests and connections, by their way.
 #[derive(Default)]
 pub struct Parted {
     /// Requests to laptops.
@@ -113,7 +113,7 @@ impl SharedPort {
         Arc::new(Self { port, split, drain })
     }
 
-    /// Who says which pods there are.
+    /// Returns the channel for the list of ready pods.
     pub fn pods(&self) -> Arc<Pods> {
         self.split.pods.clone()
     }
@@ -214,7 +214,7 @@ impl Sites for Split {
         false
     }
 
-    /// What an ingress has said of the visitor stays: without the relay it would reach the pods too.
+    /// Headers of an ingress stay: without the relay they would reach the pods too.
     fn is_first(&self) -> bool {
         false
     }

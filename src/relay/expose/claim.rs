@@ -82,7 +82,7 @@ type Part = (u16, Option<Condition>);
 
 type Claims = BTreeMap<Part, Arc<Asked>>;
 
-/// Where a port of a pod is reached.
+/// Address of a port of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodAddress {
     /// Its name. Empty: it is no pod.
@@ -126,7 +126,7 @@ struct Asked {
     at: Instant,
     /// RFC 3339.
     since: String,
-    /// For a part of a port: who wants to know its pods.
+    /// For a part of a port: the channel for its ready pods.
     pods: Option<Arc<Pods>>,
     state: watch::Sender<State>,
 }
@@ -254,7 +254,7 @@ impl Exposer {
         Ok(())
     }
 
-    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: who wants to know the pods behind it,
+    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: gets the list of ready pods behind it,
     /// for a request with a condition. `after`: the claim that this one takes over from, where it is for the same port.
     ///
     /// # Errors
@@ -349,7 +349,7 @@ impl Exposer {
     }
 }
 
-/// Says who has what a client asks for. `after`: the claim that it takes over from.
+/// Returns an error if somebody else has the port or the part. `after`: the claim that it takes over from.
 fn free(claims: &Claims, request: &ExposeRequest, after: Option<&Claim>) -> Result<(), ClaimError> {
     let ExposeRequest { service, port, condition, .. } = request;
     let others =
@@ -381,7 +381,7 @@ struct Following {
     claims: watch::Receiver<Claims>,
     /// The ports, and the parts of ports, that lead to laptops, with their owners, as far as this task has brought it.
     in_effect: BTreeMap<Part, String>,
-    /// What ports are called in pods, by the UID of the pod. None: it cannot be read.
+    /// Named ports of pods, by the UID of the pod. None: the relay may not read it.
     named: HashMap<String, Option<BTreeMap<String, u16>>>,
     renewed: Instant,
     pause: Duration,
@@ -561,7 +561,7 @@ impl Following {
                     if let Err(error) = &found {
                         warn!(service = %self.name, pod, %error, "relay: cannot read a pod, and sends it nothing");
                     }
-                    // What may succeed later is asked for again with the next step.
+                    // The next step asks again, if that may help.
                     if found.as_ref().is_err_and(KubeError::is_temporary) {
                         return None;
                     }

@@ -40,7 +40,7 @@ const OF_CONNECTION: [&str; 11] = [
     "x-forwarded-for",
 ];
 
-/// What a request has to have: all of it.
+/// Headers, host and path that a request has to have, all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct Condition {

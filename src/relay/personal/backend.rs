@@ -50,7 +50,7 @@ impl Backend for Ways {
     }
 }
 
-/// Where idle connections to pods lead, by pod.
+/// Placements of idle connections, by pod.
 type Placements = Arc<Mutex<HashMap<PodAddress, Placement>>>;
 
 struct PodsSession {

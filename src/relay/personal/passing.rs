@@ -63,7 +63,7 @@ pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
     Err(failed)
 }
 
-/// What a visitor has said.
+/// Protocol of a visitor, as far as its first bytes tell.
 enum Said {
     Http(HttpVersion),
     /// Something else, or too little to tell.

@@ -74,7 +74,7 @@ pub struct HttpName {
     pub host: Option<String>,
 }
 
-/// What visitors of a tunnel come through.
+/// Entrance for the visitors of a tunnel.
 enum Entrance {
     Port((TcpListener, u16)),
     /// A part of a port of a Service.
@@ -82,7 +82,7 @@ enum Entrance {
     Name(String),
 }
 
-/// What a tunnel had of a Service whose client is back.
+/// Parts of a Service that the old tunnel of a returning client had.
 #[derive(Default)]
 struct Before {
     claim: Option<Claim>,

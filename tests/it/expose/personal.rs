@@ -145,7 +145,7 @@ impl Serving {
     }
 }
 
-/// Where visitors of the Service get to.
+/// Returns the address that visitors of the Service reach.
 fn entrance(place: &Place) -> SocketAddr {
     let ports = place.served("team", "http");
     assert_eq!(ports.len(), 1, "the relay alone: {ports:?}");
