@@ -185,3 +185,25 @@ fn a_service_is_shown_before_it_is_installed_and_nothing_is_written() {
     let missing = adit(home.path(), &["service", "install", "--dry-run", "--env", "NO_SUCH_VARIABLE"]);
     assert_eq!(missing.status.code(), Some(2));
 }
+
+#[test]
+fn a_condition_that_no_request_can_meet_is_refused_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    for (options, words) in [
+        (&["--personal", "x-user"][..], "\"x-user\" is not HEADER=VALUE"),
+        (&["--personal", "x user=anna"], "\"x user\" is not the name of a header"),
+        (&["--personal", "x-user="], "the header \"x-user\" cannot have the value \"\""),
+        (&["--personal", "Host=web"], "--personal-host HOST"),
+        (&["--personal", "cookie=a"], "the header \"cookie\" is a secret"),
+        (&["--personal", "x-user=a", "--personal", "X-User=b"], "the header \"x-user\" is named twice"),
+        (&["--personal-host", "web:80"], "--personal-host: \"web:80\" is not a host"),
+        (&["--personal-path", "api"], "--personal-path: \"api\" is not the start of a path"),
+        (&["--personal-path", "/"], "--replace takes over the whole port"),
+        (&["--personal", "x-user=anna", "--replace"], "cannot be used with '--replace'"),
+    ] {
+        let refused = adit(home.path(), &[&["expose", "3000:80", "--as", "web.shop"], options].concat());
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{options:?}: {said}");
+        assert!(said.contains(words), "{options:?}: {said}");
+    }
+}

@@ -182,24 +182,3 @@ async fn clean_deletes_a_relay_that_adit_has_created_and_restores_what_it_has_le
     assert_eq!(spared.stdout, "there is no relay of adit's in namespace data\n", "{}", spared.stderr);
     assert!(place.demo.world().get("pods", "data", "adit-relay").is_some());
 }
-
-#[tokio::test]
-async fn a_condition_that_no_request_can_meet_is_refused_at_once() {
-    let place = Place::new().await;
-    for (options, words) in [
-        (&["--personal", "x-user"][..], "\"x-user\" is not HEADER=VALUE"),
-        (&["--personal", "x user=anna"], "\"x user\" is not the name of a header"),
-        (&["--personal", "x-user="], "the header \"x-user\" cannot have the value \"\""),
-        (&["--personal", "Host=web"], "--personal-host HOST"),
-        (&["--personal", "cookie=a"], "the header \"cookie\" is a secret"),
-        (&["--personal", "x-user=a", "--personal", "X-User=b"], "the header \"x-user\" is named twice"),
-        (&["--personal-host", "web:80"], "--personal-host: \"web:80\" is not a host"),
-        (&["--personal-path", "api"], "--personal-path: \"api\" is not the start of a path"),
-        (&["--personal-path", "/"], "--replace takes over the whole port"),
-        (&["--personal", "x-user=anna", "--replace"], "cannot be used with '--replace'"),
-    ] {
-        let refused = adit(&place, &[&["expose", "3000:80", "--as", "web.shop"], options].concat()).await;
-        assert_eq!(refused.code, Some(2), "{options:?}: {}", refused.stderr);
-        assert!(refused.stderr.contains(words), "{options:?}: {}", refused.stderr);
-    }
-}
