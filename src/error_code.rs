@@ -44,6 +44,7 @@ codes! {
     DynamicDenied "dynamic-denied" "403" "The context refuses names without a route: `dynamic: deny`.";
     Elsewhere "elsewhere" "403" "A client of the forward proxy wants a host outside the cluster: set `proxy.elsewhere`, or add a route with `via`.";
     NoContext "no-context" "502" "The kubeconfig has no current context: set `default_context`.";
+    NoNamespace "no-namespace" "502" "The name gives no namespace, and that of the context in the kubeconfig cannot be one.";
     UnknownContext "unknown-context" "404" "The kubeconfig has no context of this name.";
     Kubeconfig "kubeconfig" "502" "adit cannot read the kubeconfig; the message has the file and the line.";
     Credentials "credentials" "502" "The plugin or token of the context failed; the message has the plugin's last lines.";

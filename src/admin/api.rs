@@ -102,10 +102,10 @@ async fn answer_at_once(source: &Source, request: &Request<()>) -> Response<Body
     let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
     match (words.as_slice(), is_get) {
         (["status"], true) => json(&Status::of(source)),
-        (["services"], true) => {
-            let query = services::Query::parse(request.uri().query().unwrap_or_default());
-            json(&services::list(&source.clusters, &source.router(), &query, source.facts().port()).await)
-        }
+        (["services"], true) => match services::Query::parse(request.uri().query().unwrap_or_default()) {
+            Ok(query) => json(&services::list(&source.clusters, &source.router(), &query, source.facts().port()).await),
+            Err(invalid) => failure(StatusCode::BAD_REQUEST, "malformed", invalid.to_string()),
+        },
         (["tunnels"], true) => json(&Tunnels::of(source)),
         (["tunnels", id], true) => found(TunnelAnswer::of(source, &decoded(id)), "tunnel", &decoded(id)),
         (["tunnels", id, "stop"], false) => done(source.stop(&decoded(id)), NO_CONTENT, &decoded(id)),

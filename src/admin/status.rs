@@ -38,6 +38,8 @@ pub struct Facts {
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
+    /// The keys that the last reload changed.
+    pub changed: Vec<String>,
     /// The ports of this machine that relays make reachable (`local` in the configuration).
     pub local: Vec<LocalStatus>,
 }

@@ -36,7 +36,7 @@ pub struct Opening {
 
 impl Opening {
     fn named(&self, request: &OpenRequest) -> Result<Named, NamedError> {
-        let namespace = request.namespace.clone().map(Namespace);
+        let namespace: Option<Namespace> = request.namespace.as_deref().map(str::parse).transpose()?;
         self.router.load().named(&request.target, namespace.as_ref())
     }
 

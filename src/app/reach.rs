@@ -281,9 +281,10 @@ async fn look_up(
 /// Returns the route to this port of the same Service.
 fn with_port(route: &Route, port: Option<&ServicePort>) -> Route {
     let target = match (&route.target, port) {
-        (Target::Pods(pods), Some(port)) => {
-            Target::Pods(Arc::new(PodTarget { port: PortRef::Number(port.number), ..(**pods).clone() }))
-        }
+        (Target::Pods(pods), Some(port)) => Target::Pods(Arc::new(PodTarget {
+            port: PortRef::number(port.number).unwrap_or(PortRef::Auto),
+            ..(**pods).clone()
+        })),
         (target, _) => target.clone(),
     };
     Route { target, ..route.clone() }

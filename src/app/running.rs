@@ -9,8 +9,7 @@ use super::{App, audit, now, route};
 use crate::{
     admin::status::{LocalStatus, Source},
     config::{
-        Config, LocalPort, SniBackend,
-        diff::Diff,
+        Config, LocalPort, SniBackend, diff,
         watch::{self as files, Reload},
     },
     drain::Drain,
@@ -170,7 +169,7 @@ impl Running {
         if config.notes != old.notes {
             config.notes.iter().for_each(|note| warn!("{note}"));
         }
-        let diff = Diff::between(&old, &config);
+        let changed: Vec<String> = diff::between(&old, &config).iter().map(ToString::to_string).collect();
         if let Some(verbosity) = &self.app.verbosity {
             verbosity.set(config.verbose);
         }
@@ -178,9 +177,9 @@ impl Running {
         self.reroute(Arc::new(config));
         // A new listener's first connection finds its route.
         self.ports.complete(change).await;
-        self.source.update(|facts| (facts.loaded_at, facts.rejected) = (now(), None));
+        info!(changed = changed.join(", "), "config reloaded");
+        self.source.update(|facts| (facts.loaded_at, facts.rejected, facts.changed) = (now(), None, changed));
         self.tell_facts();
-        info!(changed = ?diff.routes, "config reloaded");
     }
 
     /// Gives names their new meaning, and lets tunnels that none leads to any more finish.
@@ -210,7 +209,7 @@ impl Running {
 }
 
 fn relay_of(local: &LocalPort) -> String {
-    format!("{}:{}", local.to.0, local.to.1)
+    local.to.to_string()
 }
 
 fn is_of(status: &LocalStatus, local: &LocalPort) -> bool {
@@ -232,10 +231,10 @@ fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
     let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
     let trust = Trust::of(local.fingerprint.as_ref(), local.ca.as_ref());
     let kind = if local.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
-    let name = local.name.clone().unwrap_or_default();
-    let name = local.host.as_ref().map_or_else(|| name.clone(), |host| format!("{name}={host}"));
+    let name = local.name.as_deref().unwrap_or_default();
+    let name = local.host.as_ref().map_or_else(|| name.to_owned(), |host| format!("{name}={host}"));
     let tunnels = vec![Wanted { local_port: local.local_port, kind, port: local.public_port, name }];
-    let dial = Arc::new(Direct { host: local.to.0.clone(), port: local.to.1 });
+    let dial = Arc::new(Direct { host: local.to.host().to_owned(), port: local.to.port() });
     let local_host = local.local_host.clone();
     Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }

@@ -128,7 +128,7 @@ impl Commands {
         }
         let port = self.ports.take(command.ports).ok_or_else(|| OpenError::Command {
             what: format!("{} cannot be started", command.run[0]),
-            cause: format!("no port from {} to {} is free", command.ports.0, command.ports.1),
+            cause: format!("no port of {} is free", command.ports),
             hint: Some("widen sni.port_range".to_owned()),
         })?;
         self.pause(command).await;
@@ -136,7 +136,7 @@ impl Commands {
         let started = Instant::now();
         loop {
             if let Some(end) = process.end() {
-                return Err(process.failed(&end));
+                return Err(process.failed(&end.to_string()));
             }
             if ports::is_listened_on(port.number()) {
                 break;
@@ -296,7 +296,7 @@ mod tests {
             env: BTreeMap::new(),
             env_from: BTreeMap::new(),
             startup_timeout: Duration::from_millis(600),
-            ports: (21_800, 21_899),
+            ports: "21800-21899".parse().unwrap(),
         })
     }
 

@@ -26,7 +26,7 @@ use self::{
 };
 use super::{CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges};
 use crate::{
-    config::{Jump, JumpMethod, Namespace, Workload},
+    config::{Jump, JumpMethod, Label, Namespace, Workload},
     io::{BoxedIo, abandoned::Ends, held::Held},
     k8s::{
         ClusterError,
@@ -43,7 +43,7 @@ use crate::{
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The program that is gone through, by pod UID, container, and what is configured.
-type Programs = Mutex<HashMap<(String, Option<String>, JumpMethod), Program>>;
+type Programs = Mutex<HashMap<(String, Option<Label>, JumpMethod), Program>>;
 
 /// The backend of jump hosts.
 pub struct Exec {
@@ -79,7 +79,7 @@ impl Exec {
         let way = Way { cluster, namespace, pod, jump };
         let program = way.program(&self.programs).await?;
         let endpoint = Endpoint {
-            pod: way.pod.name.clone(),
+            pod: way.pod.name.to_string(),
             container_port: way.jump.port,
             port: ServicePort { number: way.jump.port, name: None, app_protocol: None },
             protocol: program.name(),
@@ -116,7 +116,7 @@ impl Way {
             true => format!("[{}]:{}", self.jump.host, self.jump.port),
             false => format!("{}:{}", self.jump.host, self.jump.port),
         };
-        Ok(ExecStream::new(executed, target, self.pod.name.clone()))
+        Ok(ExecStream::new(executed, target, self.pod.name.to_string()))
     }
 
     /// Returns the program to go through: the one that is configured, else the first that the container has.
@@ -160,7 +160,7 @@ impl Way {
         };
         let mut said = Vec::new();
         let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
-        debug!(pod = self.pod.name, name, ?ended, "probed");
+        debug!(pod = &*self.pod.name, name, ?ended, "probed");
         // Help may end with any code; that there is no such program is said by the runtime.
         if matches!(ended, Ok(Err(_))) && stream.is_without_program() {
             return Ok(None);

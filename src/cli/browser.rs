@@ -42,7 +42,7 @@ pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     let config = globals.load()?;
     let address = proxy::address(&config)?;
     let domain = config.proxy.as_ref().map_or(defaults::CLUSTER_DOMAIN, |proxy| proxy.cluster_domain.as_str());
-    let url = url(&args.target, globals.namespace.as_deref(), domain)?;
+    let url = url(&args.target, globals.namespace.as_ref(), domain)?;
     let browser = match &args.browser {
         Some(browser) => browser.clone(),
         None => NAMES.iter().find_map(|name| found(name)).ok_or_else(|| {
@@ -61,7 +61,7 @@ pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
 }
 
 /// Returns the URL of a Service by its name in the cluster; a URL is taken as it is.
-fn url(target: &str, namespace: Option<&str>, domain: &str) -> Result<String, CliError> {
+fn url(target: &str, namespace: Option<&Namespace>, domain: &str) -> Result<String, CliError> {
     if target.starts_with("http://") || target.starts_with("https://") {
         return Ok(target.to_owned());
     }
@@ -77,7 +77,7 @@ fn url(target: &str, namespace: Option<&str>, domain: &str) -> Result<String, Cl
     // Only whole names go through the proxy wherever a browser sees them.
     let scheme = if port == Some("443") { "https" } else { "http" };
     let port = port.filter(|port| !matches!(*port, "80" | "443")).map(|port| format!(":{port}")).unwrap_or_default();
-    let namespace = parsed.namespace.or_else(|| namespace.map(|namespace| Namespace(namespace.to_owned())));
+    let namespace = parsed.namespace.or_else(|| namespace.cloned());
     let Some(namespace) = namespace else {
         return Err(
             CliError::usage(format!("{target:?} names no namespace")).hint(Some("write SERVICE.NAMESPACE, or use -n"))
@@ -90,7 +90,8 @@ fn url(target: &str, namespace: Option<&str>, domain: &str) -> Result<String, Cl
             );
         }
         Workload::PodOfService { pod, service } => format!("{pod}.{service}"),
-        Workload::Service(name) | Workload::Pod(name) => name,
+        Workload::Service(name) => name.into(),
+        Workload::Pod(name) => name.into(),
     };
     Ok(format!("{scheme}://{host}.{namespace}.svc.{domain}{port}/"))
 }
@@ -133,7 +134,8 @@ mod tests {
             ("web.shop:http", None, None),
             ("a b", None, None),
         ] {
-            assert_eq!(url(target, namespace, "cluster.local").ok().as_deref(), wanted, "{target}");
+            let namespace = namespace.map(|namespace| namespace.parse().unwrap());
+            assert_eq!(url(target, namespace.as_ref(), "cluster.local").ok().as_deref(), wanted, "{target}");
         }
     }
 }

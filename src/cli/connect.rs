@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     app::reach::Reach,
-    config::Namespace,
     io::splice::{Side, splice},
     telemetry,
 };
@@ -66,7 +65,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             (stream.map_err(|error| running::unreachable(error).doctor(&args.target).failed_with(FAILED))?, None)
         }
         None => {
-            let namespace = globals.namespace.clone().map(Namespace);
+            let namespace = globals.namespace.clone();
             let named = router
                 .named(&args.target, namespace.as_ref())
                 .map_err(|error| CliError::from(error).failed_with(FAILED))?;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app::{App, Bound, Overrides},
-    config::{Config, Destination, HttpRoute, KubeconfigPaths, Namespace, PortRef, TcpRoute, Workload, defaults},
+    config::{Config, Destination, HttpRoute, KubeconfigPaths, PortRef, TcpRoute, Workload, defaults},
     demo::Demo,
     telemetry,
 };
@@ -62,29 +62,24 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
     if let Some(listen) = &overrides.listen {
         config.http.listen.clone_from(listen);
     }
-    let destination = |namespace: &str, service: &str, port: PortRef| Destination {
-        context: None,
-        namespace: Some(Namespace(namespace.to_owned())),
-        workload: Workload::Service(service.to_owned()),
-        port,
-        jump: None,
+    let destination = |namespace: &str, service: &str, port: PortRef| {
+        let (namespace, service) = (namespace.parse().ok()?, service.parse().ok()?);
+        let workload = Workload::Service(service);
+        Some(Destination { context: None, namespace: Some(namespace), workload, port, jump: None })
     };
     let idle_timeout = config.http.idle_timeout;
-    let shop =
-        HttpRoute { destination: destination("shop", "web", PortRef::Auto), idle_timeout, options: Default::default() };
-    config.http.routes.insert("shop.localhost".to_owned(), shop);
+    if let Some(destination) = destination("shop", "web", PortRef::Auto) {
+        let shop = HttpRoute { destination, idle_timeout, options: Default::default() };
+        config.http.routes.insert("shop.localhost".to_owned(), shop);
+    }
     for (local, namespace, service, port) in TCP {
         let address = SocketAddr::from(([127, 0, 0, 1], local));
         // A second demo, or a real database, may have the port.
-        if std::net::TcpListener::bind(address).is_ok() {
-            config.tcp.routes.insert(
-                address,
-                TcpRoute {
-                    destination: destination(namespace, service, PortRef::Number(port)),
-                    also: None,
-                    idle_timeout,
-                },
-            );
+        let is_free = std::net::TcpListener::bind(address).is_ok();
+        if let Some(port) = PortRef::number(port).filter(|_| is_free)
+            && let Some(destination) = destination(namespace, service, port)
+        {
+            config.tcp.routes.insert(address, TcpRoute { destination, also: None, idle_timeout });
         }
     }
     config

@@ -11,6 +11,7 @@ use clap::Subcommand;
 use self::find::{InCluster, find, no_relay, secret};
 use super::{
     Globals, Output, local,
+    named_service::NamedService,
     place::Place,
     report::{CliError, print},
     server,
@@ -65,7 +66,7 @@ enum Command {
     Restore {
         /// The Service, whether its relay runs or not [default: all whose relay is gone]
         #[arg(value_name = "SERVICE[.NAMESPACE]")]
-        service: Option<String>,
+        service: Option<NamedService>,
         /// Restore those of all namespaces
         #[arg(short = 'A', long, conflicts_with = "service")]
         all_namespaces: bool,
@@ -81,7 +82,7 @@ struct Take {
     port: String,
     /// The Service
     #[arg(long = "as", value_name = "SERVICE[.NAMESPACE]")]
-    service: String,
+    service: NamedService,
     /// Take over the port of a Service that exists, and restore it at the end
     #[arg(long)]
     replace: bool,
@@ -97,7 +98,7 @@ struct Take {
     personal_path: Option<String>,
     /// Look for the relay in this namespace only
     #[arg(long, value_name = "NAME")]
-    relay_namespace: Option<String>,
+    relay_namespace: Option<Namespace>,
     /// Create a relay in the Service's namespace if there is none; it ends after a day, 'adit expose clean' deletes it
     #[arg(long, requires = "image")]
     create: bool,
@@ -148,11 +149,6 @@ async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliE
         Some(Command::Clean) => create::clean(&*place.cluster().await?, &place.namespace).await,
         None => Err(CliError::usage("no port is given").hint(Some("adit expose --help"))),
     }
-}
-
-/// Returns the Service and the namespace that `SERVICE[.NAMESPACE]` names.
-fn service_of<'a>(text: &'a str, namespace: &'a Namespace) -> (&'a str, &'a str) {
-    text.split_once('.').unwrap_or((text, &namespace.0))
 }
 
 /// A takeover that is ready to start.
@@ -207,15 +203,15 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
     let Place { clusters, id, namespace, .. } = place;
     let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port)?;
-    let (service, namespace) = service_of(&args.service, &namespace);
-    let service = ServiceName { namespace: namespace.to_owned(), name: service.to_owned() };
+    let NamedService { name: service, namespace: of_service } = args.service;
+    let for_namespace = of_service.unwrap_or(namespace);
+    let service = ServiceName { namespace: for_namespace.to_string(), name: service.to_string() };
     let replaces = args.replace || condition.is_some();
     let port = if port == 0 { local_port } else { port };
     let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
-    let relay_namespace = args.relay_namespace.map(Namespace);
-    let for_namespace = Namespace(namespace.to_owned());
+    let relay_namespace = args.relay_namespace;
     let found = find(&cluster, relay_namespace.as_ref(), &service, None).await?;
     let relay = match (found, &args.image) {
         (None, Some(image)) => {

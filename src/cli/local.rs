@@ -9,7 +9,10 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::names::{self, host_header, relay_address},
+    config::{
+        RelayAddress,
+        names::{self, host_header},
+    },
     drain::Drain,
     relay::{
         auth,
@@ -165,11 +168,12 @@ fn options(args: &Args) -> Result<Options, CliError> {
         })?;
         tunnels[0].name += &format!("={header}");
     }
-    let (host, port) = relay_address(&args.to).ok_or_else(|| {
+    let relay: RelayAddress = args.to.parse().map_err(|_| {
         CliError::usage(format!("--to: {:?} is not a relay", args.to))
             .hint(Some("write relay.example.com, or relay.example.com:7835"))
     })?;
     let trust = Trust::of(args.fingerprint.as_ref(), args.ca.as_ref());
     let local_host = args.local_host.clone();
-    Ok(Options { dial: Arc::new(Direct { host, port }), key: key.name, secret: key.secret, trust, local_host, tunnels })
+    let dial = Arc::new(Direct { host: relay.host().to_owned(), port: relay.port() });
+    Ok(Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }

@@ -12,6 +12,7 @@ pub mod expose;
 pub mod init;
 pub mod jump;
 pub mod local;
+mod named_service;
 pub mod package;
 mod place;
 pub mod proxy;
@@ -43,7 +44,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use self::report::CliError;
 use crate::{
     app::Overrides,
-    config::{Config, ContextName, Namespace, defaults, names, validate},
+    config::{Config, ContextName, Namespace, defaults, validate},
     telemetry::{self, Format},
 };
 
@@ -76,10 +77,10 @@ pub struct Globals {
     pub verbose: bool,
     /// Context, or alias, for names and routes that set none [default: the current one]
     #[arg(long, global = true, value_name = "NAME")]
-    pub context: Option<String>,
+    pub context: Option<ContextName>,
     /// Namespace for names and routes that set none
     #[arg(long, short, global = true, value_name = "NAME")]
-    pub namespace: Option<String>,
+    pub namespace: Option<Namespace>,
     /// Kubeconfig files, a list like $KUBECONFIG [default: $KUBECONFIG, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILES")]
     pub kubeconfig: Option<String>,
@@ -272,14 +273,10 @@ impl Globals {
 
     /// Returns what the command line says beside the file.
     pub fn overrides(&self) -> Result<Overrides, CliError> {
-        if let Some(namespace) = self.namespace.as_deref().filter(|name| !names::is_label(name)) {
-            return Err(CliError::usage(format!("--namespace: {namespace:?} is not a name of a namespace"))
-                .hint(Some("letters a-z, digits and '-', at most 63")));
-        }
         let listen = self.listen.as_deref().map(listen).transpose()?;
         Ok(Overrides {
-            context: self.context.clone().map(ContextName),
-            namespace: self.namespace.clone().map(Namespace),
+            context: self.context.clone(),
+            namespace: self.namespace.clone(),
             kubeconfig: self.kubeconfig.as_deref().map(|list| defaults::kubeconfig_paths(Some(list))),
             listen,
             verbose: self.verbose,

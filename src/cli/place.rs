@@ -5,9 +5,9 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{Globals, report::CliError};
 use crate::{
     admin::api::services,
-    config::{ContextName, Namespace},
+    config::{ContextName, InvalidValue, Namespace},
     k8s::client::{Cluster, Clusters},
-    routing::{ClusterId, Router},
+    routing::{ClusterId, RouteError, Router},
 };
 
 pub struct Place {
@@ -25,10 +25,13 @@ impl Place {
         let (clusters, router) = super::router(globals.load()?);
         let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context(&router)? };
         let of_alias = router.config.contexts.values().find(|alias| alias.name == id.context);
-        let namespace = globals.namespace.clone().map(Namespace);
+        let namespace = globals.namespace.clone();
         let namespace = namespace.or_else(|| of_alias.and_then(|alias| alias.namespace.clone()));
-        let of_context = || router.http_contexts.namespaces.get(&id.context).cloned();
-        let namespace = namespace.or_else(of_context).unwrap_or_else(|| Namespace("default".to_owned()));
+        let of_context = || router.http_contexts.namespaces.get(&id.context).cloned().transpose();
+        let namespace = match namespace {
+            Some(namespace) => namespace,
+            None => of_context().map_err(|invalid| no_namespace(&id.context, invalid))?.unwrap_or_default(),
+        };
         Ok(Self { clusters, router, id, namespace })
     }
 
@@ -43,7 +46,7 @@ impl Place {
     }
 
     /// Returns how a hostname has to name the context. None: it is the one that names without a context mean.
-    pub fn named_context(&self) -> Option<String> {
+    pub fn named_context(&self) -> Option<ContextName> {
         services::named_context(&self.router, self.context())
     }
 
@@ -51,6 +54,12 @@ impl Place {
     pub fn listener(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)
     }
+}
+
+/// Returns the error of a context whose namespace is none.
+fn no_namespace(context: &ContextName, invalid: InvalidValue) -> CliError {
+    let error = RouteError::NoNamespace { context: context.clone(), invalid };
+    CliError::new(&error).hint(error.hint())
 }
 
 /// Returns the context that is meant where none is said.

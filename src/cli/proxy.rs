@@ -18,7 +18,7 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     let address = address(&globals.load()?)?;
-    let proxy = Proxy { address, user: globals.context.clone().unwrap_or_default() };
+    let proxy = Proxy { address, user: globals.context.clone().map(String::from).unwrap_or_default() };
     print(&if args.env { proxy.variables() } else { proxy.lines() })
 }
 

@@ -30,8 +30,8 @@ pub struct Args {
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let place = Place::of(globals)?;
     let (context, namespace) = (place.context().clone(), place.namespace.clone());
-    let namespaces = (!args.all_namespaces).then(|| namespace.to_string());
-    let query = Query { context: Some(context.to_string()), namespace: namespaces, pods: false };
+    let namespaces = (!args.all_namespaces).then(|| namespace.clone());
+    let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
     // It is signed in already.
     let mut found = match Running::find(globals, &place.router).await {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,

@@ -42,10 +42,7 @@ use crate::{
         private_proxy::PrivateProxy,
         reach::Reach,
     },
-    config::{
-        Namespace,
-        names::{is_host, is_label, parse_duration},
-    },
+    config::{Namespace, Subdomain, names::parse_duration},
     frontend::door::CURRENT,
     k8s::secret,
     telemetry,
@@ -142,7 +139,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let open_files = getrlimit(Resource::Nofile).current;
     up::raise_open_file_limit();
     let (clusters, router) = super::router(config);
-    let namespace = globals.namespace.clone().map(Namespace);
+    let namespace = globals.namespace.clone();
     let asked = asked(&args, &router, namespace.as_ref())?;
     let (templates, secrets) = (pairs("--env", &args.env)?, secrets(&args.secret)?);
     if !args.dry_run {
@@ -312,7 +309,7 @@ fn keep(args: &Args, variables: &mut BTreeMap<String, String>) {
 struct FromSecret {
     variable: String,
     namespace: Option<Namespace>,
-    name: String,
+    name: Subdomain,
     key: String,
 }
 
@@ -322,12 +319,10 @@ fn secrets(texts: &[String]) -> Result<Vec<FromSecret>, CliError> {
         let (secret, key) = from.rsplit_once(':')?;
         let (namespace, name) = secret.split_once('/').map_or((None, secret), |(of, name)| (Some(of), name));
         let is_right = is_variable(variable)
-            && namespace.is_none_or(is_label)
-            && is_host(name)
             && !key.is_empty()
             && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        let namespace = namespace.map(|namespace| Namespace(namespace.to_owned()));
-        let (variable, name, key) = (variable.to_owned(), name.to_owned(), key.to_owned());
+        let (namespace, name) = (namespace.map(str::parse).transpose().ok()?, name.parse().ok()?);
+        let (variable, key) = (variable.to_owned(), key.to_owned());
         is_right.then_some(FromSecret { variable, namespace, name, key })
     };
     let parse = |text| {

@@ -14,7 +14,7 @@ use crate::{
         socket::{self, CallError},
     },
     app::opened::{Opened, OpenedService},
-    config::Scheme,
+    config::{Namespace, Scheme},
     io::BoxedIo,
     k8s::ServicePort,
     routing::Router,
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// A running adit that gives names the same meaning as this command.
 pub struct Running {
     pub socket: PathBuf,
-    namespace: Option<String>,
+    namespace: Option<Namespace>,
     /// Where its TCP routes listen.
     tcp: Vec<SocketAddr>,
 }
@@ -108,7 +108,7 @@ impl Running {
         loop {
             // 0 asks for no wait at all.
             let wait_ms = wait.map_or(0, |_| u64::try_from(step.as_millis()).unwrap_or(u64::MAX).max(1));
-            let namespace = self.namespace.clone();
+            let namespace = self.namespace.as_ref().map(ToString::to_string);
             let request = OpenRequest { target: target.to_owned(), kind, namespace, wait_ms: Some(wait_ms) };
             match ask(request).await {
                 Err(CallError::Refused(problem)) if problem.may_pass => {

@@ -262,8 +262,8 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     };
     let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| path.to_string_lossy().into_owned());
     option("--config", globals.config.as_ref().map(absolute).transpose()?);
-    option("--context", globals.context.clone());
-    option("--namespace", globals.namespace.clone());
+    option("--context", globals.context.clone().map(String::from));
+    option("--namespace", globals.namespace.clone().map(String::from));
     option("--kubeconfig", globals.kubeconfig.clone());
     option("--listen", globals.listen.clone());
     if globals.verbose {

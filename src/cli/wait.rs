@@ -11,7 +11,7 @@ use super::{
     running::{self, Running},
     up,
 };
-use crate::{app::reach::Reach, config::Namespace, routing::Router, telemetry};
+use crate::{app::reach::Reach, routing::Router, telemetry};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -44,7 +44,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init_command(globals.format(), config.verbose && !args.quiet);
     let (clusters, router) = super::router(config);
     let targets = targets(&args, &router)?;
-    let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone().map(Namespace));
+    let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone());
     // Refuses malformed targets before it waits for any.
     let named = targets.iter().map(|target| router.named(target, namespace.as_ref()));
     let named = named.collect::<Result<Vec<_>, _>>()?;

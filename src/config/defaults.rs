@@ -3,16 +3,28 @@
 use std::{
     env,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU16,
     path::PathBuf,
     time::Duration,
 };
 
-use super::{Config, ForwardProxy, Http, KubeconfigPaths, Tcp};
+use super::{Config, ForwardProxy, Http, KubeconfigPaths, PortRange, Tcp};
 
 pub const PORT: u16 = 8989;
 /// Default port for a relay's clients.
 pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+/// Of routes for server names: databases keep their connections open.
+pub const SNI_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// How long a command may take until it listens.
+pub const COMMAND_STARTUP: Duration = Duration::from_secs(15);
+/// The ports that are lent to commands.
+pub const COMMAND_PORTS: PortRange =
+    PortRange::new(NonZeroU16::new(20_000).unwrap(), NonZeroU16::new(20_999).unwrap()).unwrap();
+/// Looked for in `PATH`.
+pub const CLOUDFLARED: &str = "cloudflared";
+/// How long the pod of a jump may take until it is ready.
+pub const JUMP_POD_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const DYNAMIC_HOST: &str = "k8s.localhost";
 

@@ -6,6 +6,7 @@
 pub mod defaults;
 pub mod diff;
 pub mod file;
+pub mod keys;
 pub mod listen;
 pub mod names;
 pub mod near;
@@ -14,11 +15,11 @@ pub mod reference;
 pub mod schema;
 pub mod shown;
 pub mod validate;
+pub mod values;
 pub mod watch;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
@@ -27,28 +28,13 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
+
+pub use self::values::{
+    ContextName, InvalidValue, Label, Namespace, PortName, PortRange, PortRef, RelayAddress, Subdomain,
+};
 
 use crate::wire::proxy_protocol;
-
-/// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ContextName(pub String);
-
-impl fmt::Display for ContextName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A namespace, a DNS-1123 label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Namespace(pub String);
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// Paths of the kubeconfig files, in the order of their merge.
 ///
@@ -129,8 +115,7 @@ pub enum Elsewhere {
 /// An entry of `local`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPort {
-    /// Host and port of the relay.
-    pub to: (String, u16),
+    pub to: RelayAddress,
     /// None: the secret is in `$ADIT_SECRET`.
     pub secret_file: Option<PathBuf>,
     /// The certificate that the relay has to have: `sha256:...`. None: the secret proves it.
@@ -143,7 +128,7 @@ pub struct LocalPort {
     /// The public port that is wanted; 0 for any.
     pub public_port: u16,
     /// Served by HTTP under this name instead of a port.
-    pub name: Option<String>,
+    pub name: Option<Label>,
     /// The Host header that the local service gets instead of the public name. Only with `name`.
     pub host: Option<String>,
 }
@@ -189,8 +174,8 @@ pub struct Command {
     pub env_from: BTreeMap<String, String>,
     /// How long it may take until it listens.
     pub startup_timeout: Duration,
-    /// The ports that are lent to commands, first and last.
-    pub ports: (u16, u16),
+    /// The ports that are lent to commands.
+    pub ports: PortRange,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -206,8 +191,8 @@ pub enum CommandMode {
 pub enum ProxyProtocol {
     #[default]
     Off,
-    /// Every one does, and only proxies from these networks are believed: (address, prefix length).
-    Require(Vec<(IpAddr, u8)>),
+    /// Every one does, and only proxies from these networks are believed.
+    Require(Vec<IpNet>),
 }
 
 /// `admin:` in the file.
@@ -277,36 +262,13 @@ pub struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Workload {
     /// Any ready pod of this Service.
-    Service(String),
+    Service(Label),
     /// This pod.
-    Pod(String),
+    Pod(Subdomain),
     /// This pod, which has to belong to this Service (`{pod}.{service}` of a StatefulSet).
-    PodOfService { pod: String, service: String },
+    PodOfService { pod: Subdomain, service: Label },
     /// An address in the cluster: the Service with this ClusterIP, else the pod.
     Address(IpAddr),
-}
-
-/// A port of a Service or Pod as a person names it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PortRef {
-    /// 1-65535.
-    Number(u16),
-    /// An IANA_SVC_NAME: at most 15 lower-case letters, digits and hyphens.
-    Name(String),
-    /// None was given: the only one, else the one that a browser would mean.
-    Auto,
-    /// The same for a client of https: the port that says it speaks https, where there is one.
-    Https,
-}
-
-impl PortRef {
-    /// Returns whether both may be one port of one Service: two numbers, or two names, are not.
-    pub fn may_be(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Number(_), Self::Number(_)) | (Self::Name(_), Self::Name(_)) => self == other,
-            _ => true,
-        }
-    }
 }
 
 /// Treatment of a client's TLS.
@@ -380,8 +342,15 @@ pub struct BackendTls {
     pub ca: Option<PathBuf>,
     /// Server name (SNI) for the backend, and for its verification. None: the request's host.
     pub server_name: Option<String>,
-    /// PEM files of the certificate chain and the key that we show.
-    pub client_cert: Option<(PathBuf, PathBuf)>,
+    /// What we show to a backend that asks for a certificate.
+    pub client_cert: Option<KeyPairFiles>,
+}
+
+/// PEM files of a certificate chain and its key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyPairFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Headers that are set, then removed.
@@ -414,7 +383,7 @@ pub struct TcpRoute {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Jump {
     /// None: the pod's default container.
-    pub container: Option<String>,
+    pub container: Option<Label>,
     /// Creates the pod where it does not exist.
     pub create: Option<JumpPod>,
     /// A hostname or an IP address, as the pod knows it; an IPv6 address without brackets.

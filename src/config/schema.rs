@@ -1,5 +1,4 @@
-//! The JSON schema of the file, for editors. [`super::validate`] checks the same rules; a test holds the two
-//! together.
+//! The JSON schema of the file, for editors. Its keys are those that [`super::validate`] takes ([`super::keys`]).
 
 #![expect(dead_code, reason = "the types are described, never built")]
 
@@ -423,49 +422,5 @@ impl JsonSchema for Port {
             "description": "A port number, or the name of a port",
             "oneOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "minLength": 1, "maxLength": 15}]
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::config::validate;
-
-    #[test]
-    fn the_schema_has_the_keys_that_are_read_and_no_others() {
-        let schema = schema();
-        let keys = |name: &str| -> BTreeSet<String> {
-            let part = if name.is_empty() { &schema } else { &schema["$defs"][name] };
-            part["properties"].as_object().expect(name).keys().cloned().collect()
-        };
-        for (name, known) in [
-            ("", validate::ROOT),
-            ("ContextAlias", validate::CONTEXT),
-            ("Http", validate::HTTP),
-            ("HttpK8s", validate::HTTP_K8S),
-            ("HttpRoute", validate::HTTP_ROUTE),
-            ("Headers", validate::HEADERS),
-            ("HeaderRules", validate::HEADER_RULES),
-            ("Proxy", validate::PROXY),
-            ("Admin", validate::ADMIN),
-            ("Local", validate::LOCAL),
-            ("Sni", validate::SNI),
-            ("Cloudflared", validate::CLOUDFLARED),
-            ("SniRoute", validate::SNI_ROUTE),
-            ("SniCloudflared", validate::SNI_CLOUDFLARED),
-            ("Command", validate::COMMAND),
-            ("SniK8s", validate::SNI_K8S),
-            ("Tcp", validate::TCP),
-            ("TcpK8s", validate::TCP_K8S),
-            ("TcpRoute", validate::TCP_ROUTE),
-            ("Jump", validate::JUMP),
-            ("Via", validate::VIA),
-            ("Create", validate::CREATE),
-            ("JumpTarget", validate::TARGET),
-        ] {
-            assert_eq!(keys(name), known.iter().map(|key| (*key).to_owned()).collect(), "{name}");
-        }
     }
 }

@@ -14,97 +14,28 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
     time::Duration,
 };
 
 use ::http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
 
 use crate::wire::proxy_protocol;
 
 use super::{
     BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination,
-    Elsewhere, ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, LocalPort,
-    Namespace, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, TcpRoute, Workload, defaults,
+    Elsewhere, ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, KeyPairFiles,
+    Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, Subdomain,
+    TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
-    names::{fingerprint, host_header, is_host, is_image, is_label, is_port_name, parse_duration, relay_address},
+    keys::Keys,
+    names::{fingerprint, host_header, is_host, is_image, is_label, parse_duration},
     near::near,
     problem::{LoadError, Problem},
     shown,
 };
-
-pub(super) const ROOT: &[&str] = &[
-    "apiVersion",
-    "verbose",
-    "auto_reload_config",
-    "workers",
-    "exec_path",
-    "default_context",
-    "contexts",
-    "http",
-    "tcp",
-    "sni",
-    "local",
-    "expose",
-    "proxy",
-    "admin",
-    "dashboard",
-    "audit",
-];
-pub(super) const CONTEXT: &[&str] = &["name", "namespace", "dynamic", "methods", "production"];
-pub(super) const HTTP: &[&str] = &["listen", "idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
-pub(super) const HTTP_K8S: &[&str] = &["kubeconfig", "dynamic_host", "routes"];
-pub(super) const HTTP_ROUTE: &[&str] = &[
-    "context",
-    "namespace",
-    "service",
-    "pod",
-    "port",
-    "via",
-    "target",
-    "method",
-    "scheme",
-    "tls",
-    "idle_timeout",
-    "verify",
-    "ca",
-    "server_name",
-    "client_cert",
-    "client_key",
-    "headers",
-    "rewrite_host",
-    "rewrite_location",
-    "allow_origins",
-];
-pub(super) const HEADERS: &[&str] = &["request", "response", "set", "remove"];
-pub(super) const HEADER_RULES: &[&str] = &["set", "remove"];
-pub(super) const PROXY: &[&str] = &["listen", "elsewhere", "cluster_domain"];
-pub(super) const ADMIN: &[&str] = &["listen"];
-pub(super) const TCP: &[&str] = &["idle_timeout", "proxy_protocol", "trusted_proxies", "k8s"];
-pub(super) const LOCAL: &[&str] =
-    &["port", "to", "secret_file", "fingerprint", "ca", "local_host", "public_port", "name", "host"];
-pub(super) const SNI: &[&str] = &[
-    "listen",
-    "idle_timeout",
-    "startup_timeout",
-    "port_range",
-    "proxy_protocol",
-    "trusted_proxies",
-    "allow_commands",
-    "cloudflared",
-    "routes",
-];
-pub(super) const CLOUDFLARED: &[&str] = &["path", "service_token_id_env", "service_token_secret_env"];
-pub(super) const SNI_ROUTE: &[&str] = &["cloudflared", "command", "k8s", "send_proxy", "idle_timeout"];
-pub(super) const SNI_CLOUDFLARED: &[&str] = &["hostname"];
-pub(super) const COMMAND: &[&str] = &["run", "mode", "env", "env_from"];
-pub(super) const SNI_K8S: &[&str] = &["context", "namespace", "service", "pod", "port"];
-pub(super) const TCP_K8S: &[&str] = &["kubeconfig", "routes", "jump"];
-pub(super) const TCP_ROUTE: &[&str] = &["context", "namespace", "service", "pod", "port", "listen", "idle_timeout"];
-pub(super) const JUMP: &[&str] = &["context", "namespace", "via", "target", "method"];
-pub(super) const VIA: &[&str] = &["service", "pod", "container", "create"];
-pub(super) const CREATE: &[&str] = &["image", "command", "timeout"];
-pub(super) const TARGET: &[&str] = &["host", "port"];
 
 /// More threads than any machine has processors would only wait for each other.
 const MOST_WORKERS: usize = 1024;
@@ -143,7 +74,7 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     let Ok(text) = std::str::from_utf8(bytes) else { return Err(fail(vec![whole("the file is not UTF-8 text")], "")) };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let node = file::parse(text).map_err(|problems| fail(problems, text))?;
-    let mut walk = Walk::default();
+    let mut walk = Walk { keys: Arc::new(Keys::new()), problems: Vec::new(), claimed: Vec::new(), path: Vec::new() };
     let mut config = walk.root(&node);
     config.source = Some(file.to_owned());
     config.shown = shown::shown(&node);
@@ -152,8 +83,8 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
 }
 
 /// Collects problems on the way through the tree.
-#[derive(Default)]
 struct Walk {
+    keys: Arc<Keys>,
     problems: Vec<Problem>,
     /// Addresses, and the key that listens on each.
     claimed: Vec<(SocketAddr, String)>,
@@ -163,7 +94,7 @@ struct Walk {
 impl Walk {
     fn root(&mut self, node: &Node) -> Config {
         let mut config = defaults::config();
-        let Some(map) = self.map(node, ROOT) else { return config };
+        let Some(map) = self.map(node, "File") else { return config };
         if let Some(version) = map.get("apiVersion") {
             self.at("apiVersion", |walk| {
                 let text = walk.text(version);
@@ -177,7 +108,7 @@ impl Walk {
         config.workers = self.field(&map, "workers", Self::workers);
         config.exec_path = self.field(&map, "exec_path", Self::folders).unwrap_or_default();
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
-        let default_context = self.field(&map, "default_context", Self::text);
+        let default_context = self.field(&map, "default_context", Self::context_name);
         config.default_context = default_context.map(|name| context(&config, name));
         config.audit = self.field(&map, "audit", Self::file);
         config.dashboard = self.field(&map, "dashboard", Self::on_or_off).unwrap_or(config.dashboard);
@@ -206,7 +137,7 @@ impl Walk {
             config.proxy = self.at("proxy", |walk| walk.forward_proxy(node));
         }
         self.field(&map, "admin", |walk, node| {
-            let map = walk.map(node, ADMIN)?;
+            let map = walk.map(node, "Admin")?;
             config.admin.listen = walk.field(&map, "listen", |walk, node| {
                 let address = walk.admin_listen(node)?;
                 walk.claim(&[address], node.place, "admin.listen");
@@ -230,8 +161,8 @@ impl Walk {
                         None,
                     );
                 }
-                let Some(map) = walk.map(value, CONTEXT) else { return };
-                let name = walk.field(&map, "name", Self::text);
+                let Some(map) = walk.map(value, "ContextAlias") else { return };
+                let name = walk.field(&map, "name", Self::context_name);
                 if name.is_none() && !map.contains_key("name") {
                     walk.problem(
                         key.place,
@@ -246,9 +177,9 @@ impl Walk {
                     _ => walk.wrong(node, "allow or deny", None),
                 });
                 let methods = walk.field(&map, "methods", Self::methods);
-                let name = ContextName(name.unwrap_or_default());
                 let production = walk.field(&map, "production", Self::boolean);
-                let production = production.unwrap_or_else(|| says_production(&key.name) || says_production(&name.0));
+                let Some(name) = name else { return };
+                let production = production.unwrap_or_else(|| says_production(&key.name) || says_production(&name));
                 let dynamic = dynamic.unwrap_or(true);
                 contexts.insert(key.name.clone(), ContextAlias { name, namespace, dynamic, methods, production });
             });
@@ -281,7 +212,7 @@ impl Walk {
     }
 
     fn destination(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
-        let context_name = self.field(map, "context", Self::text).map(|name| context(config, name));
+        let context_name = self.field(map, "context", Self::context_name).map(|name| context(config, name));
         let namespace = self.field(map, "namespace", Self::namespace);
         let workload = self.workload(map, node);
         let port = match map.get("port") {
@@ -306,12 +237,11 @@ impl Walk {
         None
     }
 
-    // ---- values
-
-    // ---- the tree
-
-    fn map<'n>(&mut self, node: &'n Node, known: &[&str]) -> Option<Map<'n>> {
+    /// Returns the keys and values of a part of the file: a definition of the schema, which says what keys there are.
+    fn map<'n>(&mut self, node: &'n Node, part: &str) -> Option<Map<'n>> {
         let entries = self.entries(node)?;
+        let keys = self.keys.clone();
+        let known = &keys.of(part)[..];
         let mut map = Map::new();
         for (key, value) in entries {
             if known.contains(&key.name.as_str()) {
@@ -402,8 +332,8 @@ pub fn says_production(name: &str) -> bool {
 }
 
 /// Returns the context that a name or alias stands for.
-fn context(config: &Config, name: String) -> ContextName {
-    config.contexts.get(&name).map_or(ContextName(name), |alias| alias.name.clone())
+fn context(config: &Config, name: ContextName) -> ContextName {
+    config.contexts.get(name.as_str()).map_or(name, |alias| alias.name.clone())
 }
 
 /// Returns a key as a part of a path: in quotes where it has dots of its own.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::wire::connect::Credentials;
+use crate::{config::ContextName, wire::connect::Credentials};
 
 /// The user name that means the current context where a password is needed: some clients send no password without a name.
 pub const CURRENT: &str = "adit";
@@ -60,12 +60,13 @@ impl Door {
     ///
     /// # Errors
     /// It has to give a password, and has not.
-    pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<String>, NoPassword> {
-        let user = credentials.map(|credentials| credentials.user.as_str()).filter(|user| !user.is_empty());
+    pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<ContextName>, NoPassword> {
+        // An empty name is none.
+        let user = |credentials: &Credentials| credentials.user.parse().ok();
         match (self, credentials) {
-            (Self::Closed | Self::Open, _) => Ok(user.map(str::to_owned)),
+            (Self::Closed | Self::Open, _) => Ok(credentials.and_then(user)),
             (Self::Private(password), Some(given)) if password.is(&given.password) => {
-                Ok(user.filter(|user| *user != CURRENT).map(str::to_owned))
+                Ok(user(given).filter(|user: &ContextName| user.as_str() != CURRENT))
             }
             (Self::Private(_), _) => Err(NoPassword),
         }
@@ -81,9 +82,9 @@ mod tests {
         let of = |user: &str, password: &str| Credentials { user: user.to_owned(), password: password.into() };
         let (open, private) = (Door::Open, Door::Private(Password::new("secret")));
         assert_eq!(open.context(None), Ok(None));
-        assert_eq!(open.context(Some(&of("prod", "x"))), Ok(Some("prod".to_owned())));
+        assert_eq!(open.context(Some(&of("prod", "x"))), Ok(Some("prod".parse().unwrap())));
         assert_eq!(open.context(Some(&of("", ""))), Ok(None));
-        assert_eq!(private.context(Some(&of("prod", "secret"))), Ok(Some("prod".to_owned())));
+        assert_eq!(private.context(Some(&of("prod", "secret"))), Ok(Some("prod".parse().unwrap())));
         assert_eq!(private.context(Some(&of(CURRENT, "secret"))), Ok(None));
         for wrong in [None, Some(of("prod", "")), Some(of("prod", "secret2")), Some(of("secret", "Secret"))] {
             assert_eq!(private.context(wrong.as_ref()), Err(NoPassword), "{wrong:?}");

@@ -19,7 +19,7 @@ use super::{
     join::join,
 };
 use crate::{
-    config::Elsewhere,
+    config::{ContextName, Elsewhere},
     error_code::ErrorCode,
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
     routing::{Route, RouteError, Router, SharedRouter},
@@ -33,7 +33,7 @@ const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The context that it names, or its alias. None: the current one.
-    pub context: Option<String>,
+    pub context: Option<ContextName>,
     /// A name, or an address without brackets.
     pub host: String,
     pub port: u16,

@@ -252,7 +252,7 @@ pub fn fix(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod: {pod}"),
     };
     let port = match &target.port {
-        PortRef::Name(name) => name.clone(),
+        PortRef::Name(name) => name.to_string(),
         PortRef::Number(_) | PortRef::Auto | PortRef::Https => endpoint.port.number.to_string(),
     };
     let namespace = &target.namespace;

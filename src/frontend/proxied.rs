@@ -36,7 +36,7 @@ pub async fn accept(
 ) -> Result<(Arc<Connection>, BytesMut), ProxiedError> {
     let ProxyProtocol::Require(trusted) = policy else { return Ok((connection.clone(), BytesMut::new())) };
     let peer = connection.peer.ip().to_canonical();
-    if !trusted.iter().any(|network| contains(*network, peer)) {
+    if !trusted.iter().any(|network| network.contains(&peer)) {
         return Err(ProxiedError::NotTrusted(peer));
     }
     let limit = connection.place.limits().first_byte;
@@ -55,30 +55,4 @@ pub async fn accept(
     let (addresses, rest) = timeout(limit, reading).await.map_err(|_| ProxiedError::TimedOut(limit))??;
     let peer = addresses.map_or(connection.peer, |(source, _): (SocketAddr, SocketAddr)| source);
     Ok((Arc::new(Connection { peer, ..Connection::clone(connection) }), rest))
-}
-
-fn contains((network, prefix): (IpAddr, u8), ip: IpAddr) -> bool {
-    let same = |a: u128, b: u128, bits: u32| {
-        let shift = bits.saturating_sub(u32::from(prefix));
-        shift >= 128 || a >> shift == b >> shift
-    };
-    match (network.to_canonical(), ip) {
-        (IpAddr::V4(network), IpAddr::V4(ip)) => same(network.to_bits().into(), ip.to_bits().into(), 32) || prefix == 0,
-        (IpAddr::V6(network), IpAddr::V6(ip)) => same(network.to_bits(), ip.to_bits(), 128),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn networks_hold_what_is_in_them() {
-        let holds = |network: &str, prefix, ip: &str| contains((network.parse().unwrap(), prefix), ip.parse().unwrap());
-        assert!(holds("10.0.0.0", 8, "10.255.0.1") && !holds("10.0.0.0", 8, "11.0.0.1"));
-        assert!(holds("127.0.0.1", 32, "127.0.0.1") && !holds("127.0.0.1", 32, "127.0.0.2"));
-        assert!(holds("0.0.0.0", 0, "8.8.8.8") && !holds("0.0.0.0", 0, "::1"));
-        assert!(holds("fd00::", 8, "fd12::1") && !holds("fd00::", 8, "fe80::1") && holds("::", 0, "fe80::1"));
-    }
 }

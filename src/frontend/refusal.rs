@@ -108,12 +108,13 @@ pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
     let pods = target.pods();
     let of_port = pods.and_then(|pods| match (&pods.jump, &pods.port) {
         (Some(jump), _) => by_number(jump.port),
-        (None, PortRef::Number(port)) => by_number(*port),
+        (None, PortRef::Number(port)) => by_number(port.get()),
         (None, PortRef::Name(name)) => by_name(name),
         (None, PortRef::Auto | PortRef::Https) => None,
     });
     let of_workload = || match &pods?.workload {
-        Workload::Service(name) | Workload::Pod(name) => by_name(name),
+        Workload::Service(name) => by_name(name),
+        Workload::Pod(name) => by_name(name),
         Workload::PodOfService { service, .. } => by_name(service),
         Workload::Address(_) => None,
     };

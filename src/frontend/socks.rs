@@ -153,7 +153,9 @@ fn reply(error: &ForwardError) -> Reply {
         ForwardError::Route(RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. }) => {
             return Reply::NotAllowed;
         }
-        ForwardError::Route(RouteError::NoContext { .. }) => return Reply::NetworkUnreachable,
+        ForwardError::Route(RouteError::NoContext { .. } | RouteError::NoNamespace { .. }) => {
+            return Reply::NetworkUnreachable;
+        }
         ForwardError::Route(_) => return Reply::HostUnreachable,
         ForwardError::Direct { is_timeout: true, .. } => return Reply::TimedOut,
         ForwardError::Direct { .. } => return Reply::HostUnreachable,

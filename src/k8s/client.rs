@@ -31,9 +31,9 @@ use self::{
     transport::{Transport, Transports, tls_config},
 };
 use crate::{
-    config::{ContextName, KubeconfigPaths, Namespace},
+    config::{ContextName, KubeconfigPaths},
     k8s::{
-        ClusterError,
+        ClusterError, Namespaces,
         credentials::{Credential, User},
         dial::{Connector, Dialer},
         exec_path::ExecPath,
@@ -65,8 +65,6 @@ struct Entry {
 /// One cluster as one user: the API client, and what an upgrade needs beside it.
 pub struct Cluster {
     pub context: ContextName,
-    /// The namespace that the context names, else `default`.
-    pub namespace: Namespace,
     pub client: kube::Client,
     /// The same for watches, which start no sign-in.
     pub watches: kube::Client,
@@ -211,7 +209,6 @@ impl Cluster {
         Ok(Self {
             spare: spare(connector.clone(), user.clone(), transports.clone()),
             connector,
-            namespace: Namespace(config.default_namespace.clone()),
             client: requests,
             watches,
             said: Mutex::default(),
@@ -269,7 +266,7 @@ impl Cluster {
 
     /// Returns the error for an answer with this status.
     pub fn refused(&self, status: u16, message: &str) -> ClusterError {
-        self.refusal(status, message, &self.namespace)
+        self.refusal(status, message, Namespaces::All)
     }
 
     /// Returns the connections, and their settings, for the user of a credential.
@@ -281,13 +278,13 @@ impl Cluster {
     pub async fn ask<T>(
         &self,
         doing: &str,
-        namespace: &Namespace,
+        namespaces: impl Into<Namespaces>,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, AskError> {
         match self.within(REQUEST_TIMEOUT, answer).await {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
-            Some(Err(error)) => Err(AskError::Failed(self.translate(namespace, error))),
+            Some(Err(error)) => Err(AskError::Failed(self.translate(namespaces.into(), error))),
             None => {
                 self.contact.note(false);
                 Err(AskError::Failed(ClusterError::TimedOut {
@@ -354,7 +351,7 @@ mod tests {
         });
         fs::write(&path, kubeconfig.to_string()).unwrap();
         let kubeconfig = Arc::new(KubeconfigPaths(vec![path]));
-        let id = |context: &str| ClusterId { kubeconfig: kubeconfig.clone(), context: ContextName(context.into()) };
+        let id = |context: &str| ClusterId { kubeconfig: kubeconfig.clone(), context: context.parse().unwrap() };
         let clusters = Clusters::new(&[]);
         for name in ["two", "three"] {
             let refused = clusters.get(&id(name)).await.err().unwrap();

@@ -13,11 +13,12 @@ use super::{
     },
     pods,
 };
+use crate::config::Subdomain;
 
 /// A pod that takes connections: a ready one of a Service, or one that was named and runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadyPod {
-    pub name: String,
+    pub name: Subdomain,
     /// A pod of the same name with another UID is another pod.
     pub uid: String,
     /// 0: no port was asked for.
@@ -27,7 +28,7 @@ pub struct ReadyPod {
 impl ReadyPod {
     fn of(pod: &Pod, container_port: u16) -> Option<Self> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        Some(Self { name: pod.metadata.name.clone()?, uid, container_port })
+        Some(Self { name: pod.metadata.name.as_ref()?.parse().ok()?, uid, container_port })
     }
 }
 
@@ -129,7 +130,7 @@ pub fn port_in_slices<'s>(
 pub fn has_pod(slice: &EndpointSlice, pod: &Pod) -> bool {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     slice.endpoints.iter().flatten().any(|endpoint| match named_pod(endpoint.target_ref.as_ref(), namespace) {
-        Some((name, _)) => pod.metadata.name.as_deref() == Some(&name),
+        Some((name, _)) => pod.metadata.name.as_deref() == Some(&*name),
         None => endpoint.addresses.iter().filter_map(|address| address.parse().ok()).any(|ip| has_address(pod, ip)),
     })
 }
@@ -142,12 +143,13 @@ fn is_ready(endpoint: &Endpoint) -> bool {
         .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false))
 }
 
-fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(String, String)> {
+/// A slice may say anything: what cannot be the name of a pod is none.
+fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(Subdomain, String)> {
     let target = target.filter(|target| {
         target.kind.as_deref() == Some("Pod")
             && target.namespace.as_deref().is_none_or(|other| other.is_empty() || other == namespace)
     })?;
-    Some((target.name.clone()?, target.uid.clone().unwrap_or_default()))
+    Some((target.name.as_ref()?.parse().ok()?, target.uid.clone().unwrap_or_default()))
 }
 
 /// Returns the running pods that have one of the addresses. Pods on the node's network share its address: one that

@@ -18,6 +18,36 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
+/// Where in a cluster something is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// In all of them, or outside of them.
+    All,
+    One(Namespace),
+}
+
+impl From<&Namespace> for Namespaces {
+    fn from(namespace: &Namespace) -> Self {
+        Self::One(namespace.clone())
+    }
+}
+
+/// None: all.
+impl From<Option<&Namespace>> for Namespaces {
+    fn from(namespace: Option<&Namespace>) -> Self {
+        namespace.map_or(Self::All, Self::from)
+    }
+}
+
+impl std::fmt::Display for Namespaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::One(namespace) => write!(f, "namespace {namespace}"),
+        }
+    }
+}
+
 /// Why a cluster did not give what was asked of it.
 ///
 /// Display is the first line (what and where), [`cause`](Self::cause) the second, [`hint`](Self::hint) the third.
@@ -30,8 +60,8 @@ pub enum ClusterError {
     /// The credential plugin is missing or failed, a certificate could not be read, or the server answered 401.
     #[error("cannot sign in to context {context}: {reason}")]
     Credentials { context: ContextName, reason: String, hint: Option<String> },
-    #[error("user {user} may not {verb} {resource} in namespace {namespace} (context {context})")]
-    Forbidden { user: String, verb: String, resource: String, namespace: Namespace, context: ContextName },
+    #[error("user {user} may not {verb} {resource} in {namespaces} (context {context})")]
+    Forbidden { user: String, verb: String, resource: String, namespaces: Namespaces, context: ContextName },
     /// DNS, TCP or TLS to the API server failed.
     #[error("cannot reach the API server of context {context} at {server}")]
     Unreachable { context: ContextName, server: String, reason: String },
@@ -100,8 +130,12 @@ impl ClusterError {
             Self::UnknownContext { known, .. } if known.is_empty() => Some("the kubeconfig has no contexts".to_owned()),
             Self::UnknownContext { known, .. } => Some(format!("the contexts are {}", join(known))),
             Self::Credentials { hint, .. } | Self::Unsupported { hint, .. } => hint.clone(),
-            Self::Forbidden { verb, resource, namespace, context, .. } => {
-                Some(format!("kubectl --context {context} auth can-i {verb} {resource} -n {namespace}"))
+            Self::Forbidden { verb, resource, namespaces, context, .. } => {
+                let option = match namespaces {
+                    Namespaces::All => "-A".to_owned(),
+                    Namespaces::One(namespace) => format!("-n {namespace}"),
+                };
+                Some(format!("kubectl --context {context} auth can-i {verb} {resource} {option}"))
             }
             Self::Unreachable { context, .. } | Self::Unavailable { context, .. } | Self::TimedOut { context, .. } => {
                 Some(format!("kubectl --context {context} version"))

@@ -37,15 +37,14 @@ impl Fingerprint {
 /// Returns the contexts of the files, or why there are none.
 pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
     if paths.0.is_empty() {
-        let context = ContextName(IN_CLUSTER.to_owned());
-        return match kube::Config::incluster() {
-            Ok(config) => Contexts {
+        return match (kube::Config::incluster(), ContextName::new(IN_CLUSTER)) {
+            (Ok(config), Ok(context)) => Contexts {
                 kubeconfig: paths.clone(),
                 current: Some(context.clone()),
-                namespaces: BTreeMap::from([(context, Namespace(config.default_namespace))]),
+                namespaces: BTreeMap::from([(context, Namespace::new(config.default_namespace))]),
                 problem: None,
             },
-            Err(_) => Contexts {
+            _ => Contexts {
                 kubeconfig: paths.clone(),
                 problem: Some("there is no kubeconfig, and adit does not run in a cluster".to_owned()),
                 ..Contexts::default()
@@ -55,14 +54,18 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
     match Merged::read(paths) {
         Ok(Merged { kubeconfig, .. }) => Contexts {
             kubeconfig: paths.clone(),
-            current: kubeconfig.current_context.filter(|name| !name.is_empty()).map(ContextName),
+            current: kubeconfig.current_context.and_then(|name| ContextName::new(name).ok()),
             namespaces: kubeconfig
                 .contexts
                 .into_iter()
-                .map(|named| {
+                // One without a name cannot be meant.
+                .filter_map(|named| {
                     let namespace =
                         named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
-                    (ContextName(named.name), Namespace(namespace.unwrap_or_else(|| "default".to_owned())))
+                    Some((
+                        ContextName::new(named.name).ok()?,
+                        namespace.map_or(Ok(Namespace::default()), Namespace::new),
+                    ))
                 })
                 .collect(),
             problem: None,
@@ -98,7 +101,7 @@ mod tests {
     }
 
     fn id(paths: Vec<PathBuf>, context: &str) -> ClusterId {
-        ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: ContextName(context.into()) }
+        ClusterId { kubeconfig: Arc::new(KubeconfigPaths(paths)), context: context.parse().unwrap() }
     }
 
     #[test]
@@ -109,9 +112,9 @@ mod tests {
             .unwrap();
         fs::write(&paths[2], kubeconfig("[{name: two, context: {cluster: c, user: u}}]", "two")).unwrap();
         let contexts = contexts(&Arc::new(KubeconfigPaths(paths)));
-        assert_eq!(contexts.current, Some(ContextName("one".into())));
-        assert_eq!(contexts.namespaces[&ContextName("one".into())], Namespace("shop".into()));
-        assert_eq!(contexts.namespaces[&ContextName("two".into())], Namespace("default".into()));
+        assert_eq!(contexts.current, Some("one".parse().unwrap()));
+        assert_eq!(contexts.namespaces[&"one".parse().unwrap()], Ok("shop".parse().unwrap()));
+        assert_eq!(contexts.namespaces[&"two".parse().unwrap()], Ok(Namespace::default()));
     }
 
     #[test]

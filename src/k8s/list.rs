@@ -7,7 +7,7 @@ use kube::{Api, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    config::Namespace,
+    config::{Label, Namespace},
     k8s::{
         ClusterError, ServicePort,
         client::{AskError, Cluster},
@@ -23,7 +23,7 @@ const PAGE: u32 = 500;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub namespace: Namespace,
-    pub name: String,
+    pub name: Label,
     /// Its TCP ports, at least one.
     pub ports: Vec<ServicePort>,
 }
@@ -76,14 +76,13 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let api: Api<K> = match namespace {
-        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
         None => Api::all(cluster.client.clone()),
     };
-    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
     let mut params = ListParams::default().limit(PAGE);
     let mut found = Vec::new();
     loop {
-        let page = match cluster.ask(&format!("listing {plural}"), &shown, api.list(&params)).await {
+        let page = match cluster.ask(&format!("listing {plural}"), namespace, api.list(&params)).await {
             Ok(page) => page,
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Ok(found),
@@ -114,5 +113,9 @@ fn listed(service: Service, by_hand: &BTreeSet<(String, String)>) -> Option<List
     let (spec, key) = (service.spec?, (service.metadata.namespace?, service.metadata.name?));
     let has_pods = spec.type_.as_deref() != Some("ExternalName") && (has_selector(&spec) || by_hand.contains(&key));
     let ports = ports::tcp_ports(&spec);
-    (has_pods && !ports.is_empty()).then_some(Listed { namespace: Namespace(key.0), name: key.1, ports })
+    (has_pods && !ports.is_empty()).then_some(Listed {
+        namespace: key.0.parse().ok()?,
+        name: key.1.parse().ok()?,
+        ports,
+    })
 }

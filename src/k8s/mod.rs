@@ -23,4 +23,4 @@ pub mod upgrade;
 pub mod watch;
 pub mod websocket;
 
-pub use error::{ClusterError, ServicePort};
+pub use error::{ClusterError, Namespaces, ServicePort};

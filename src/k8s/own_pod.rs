@@ -39,7 +39,7 @@ pub async fn ensure(
     pod: &DynamicObject,
     within: Duration,
 ) -> Result<(), ClusterError> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let what = format!("pod {namespace}/{name}");
     let until = Instant::now() + within;
     loop {
@@ -72,7 +72,7 @@ pub async fn ensure(
 /// Makes the pod, unless somebody else has meanwhile.
 async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &DynamicObject) -> Result<(), ClusterError> {
     let api: Api<DynamicObject> =
-        Api::namespaced_with(cluster.client.clone(), &namespace.0, &ApiResource::erase::<Pod>(&()));
+        Api::namespaced_with(cluster.client.clone(), namespace, &ApiResource::erase::<Pod>(&()));
     let answer = async {
         match api.create(&PostParams::default(), pod).await {
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
@@ -93,7 +93,7 @@ async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Dynami
 
 /// Deletes this very pod; one that is gone already, or is another one by now, is no error.
 async fn delete(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Pod) -> Result<(), ClusterError> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
     let this_one = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     let answer = async {

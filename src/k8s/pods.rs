@@ -3,7 +3,7 @@
 use kube::Api;
 
 use crate::{
-    config::Namespace,
+    config::{Label, Namespace, Subdomain},
     k8s::{
         ServicePort,
         client::{AskError, Cluster, printable},
@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Asks whether this very pod exists and is not terminating. None: the API server gave no answer.
-pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &str, uid: &str) -> Option<bool> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdomain, uid: &str) -> Option<bool> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     match cluster.ask("looking up the pod", namespace, api.get_metadata(name)).await {
         Ok(pod) => {
             let is_same = uid.is_empty() || pod.metadata.uid.as_deref() == Some(uid);
@@ -26,12 +26,12 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &str, ui
 
 /// Returns the container that is meant where none is named: the one that the pod's annotation says, else the first, as
 /// kubectl has it. None: the API server gave no answer.
-pub async fn default_container(cluster: &Cluster, namespace: &Namespace, name: &str) -> Option<String> {
+pub async fn default_container(cluster: &Cluster, namespace: &Namespace, name: &Subdomain) -> Option<Label> {
     const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = cluster.ask("looking up the pod", namespace, api.get(name)).await.ok()?;
-    let annotated = pod.metadata.annotations.and_then(|annotations| annotations.get(ANNOTATION).cloned());
-    annotated.or_else(|| pod.spec?.containers.into_iter().next().map(|container| container.name))
+    let annotated = pod.metadata.annotations.and_then(|annotations| annotations.get(ANNOTATION)?.parse().ok());
+    annotated.or_else(|| pod.spec?.containers.into_iter().next()?.name.parse().ok())
 }
 
 /// Returns whether the pod takes new connections: Running, Ready, not terminating.

@@ -80,7 +80,7 @@ pub fn is_web(port: &ServicePort) -> bool {
 /// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.
 pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
     match wanted {
-        PortRef::Number(number) => ports.iter().find(|port| port.number == *number),
+        PortRef::Number(number) => ports.iter().find(|port| port.number == number.get()),
         PortRef::Name(name) => ports.iter().find(|port| port.name.as_deref() == Some(name)),
         PortRef::Https => {
             let named = ports.iter().find(|port| port.name.as_deref() == Some("https"));
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_unknown_port_is_not_taken_for_a_container_port() {
-        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Number(8080)), None);
-        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Name("grpc".into())), None);
+        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::number(8080).unwrap()), None);
+        assert_eq!(choose_port(&[port(80, Some("http"))], &PortRef::Name("grpc".parse().unwrap())), None);
     }
 }

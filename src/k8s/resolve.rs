@@ -162,7 +162,7 @@ pub(super) async fn of_slices(
     port: &PodPort,
 ) -> Result<Reachable, ClusterError> {
     let lookup = Lookup { cluster, namespace: namespace.clone() };
-    let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, &namespace.0);
+    let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, namespace);
     if !addresses.is_empty() {
         match lookup.pods_at(&addresses).await {
             Ok(found) => pods.extend(found),
@@ -330,7 +330,7 @@ impl Lookup<'_> {
     fn own_port(&self, what: &str, declared: &[ServicePort], wanted: &PortRef) -> Result<ServicePort, ClusterError> {
         match (choose_port(declared, wanted), wanted) {
             (Some(port), _) => Ok(port.clone()),
-            (None, PortRef::Number(number)) => Ok(ServicePort { number: *number, name: None, app_protocol: None }),
+            (None, PortRef::Number(number)) => Ok(ServicePort { number: number.get(), name: None, app_protocol: None }),
             (None, _) => Err(self.no_port(what, declared, wanted)),
         }
     }
@@ -509,7 +509,7 @@ impl Lookup<'_> {
     }
 
     fn api<K: NamespacedKind>(&self) -> Api<K> {
-        Api::namespaced(self.cluster.client.clone(), &self.namespace.0)
+        Api::namespaced(self.cluster.client.clone(), &self.namespace)
     }
 }
 

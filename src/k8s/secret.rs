@@ -7,15 +7,20 @@ use super::{
     client::{AskError, Cluster},
     objects::Secret,
 };
-use crate::config::{Namespace, near::near};
+use crate::config::{Namespace, Subdomain, near::near};
 
 /// Reads the value of `key` in a Secret, with the permissions of the user.
 ///
 /// # Errors
 /// There is no such Secret or key, or the user may not read it.
-pub async fn value(cluster: &Cluster, namespace: &Namespace, name: &str, key: &str) -> Result<Vec<u8>, ClusterError> {
+pub async fn value(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    name: &Subdomain,
+    key: &str,
+) -> Result<Vec<u8>, ClusterError> {
     let (what, context) = (format!("secret {namespace}/{name}"), cluster.context.clone());
-    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let mut secret = match cluster.ask(&format!("reading {what}"), namespace, api.get(name)).await {
         Ok(secret) => secret,
         Err(AskError::NotFound) => {

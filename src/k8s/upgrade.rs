@@ -29,7 +29,7 @@ use self::{
     request::{Answer, Asked, Refusal},
 };
 use crate::{
-    config::Namespace,
+    config::{Namespace, Subdomain},
     io::BoxedIo,
     k8s::{
         ClusterError,
@@ -146,7 +146,7 @@ async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, 
 pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,
-    pod: &str,
+    pod: &Subdomain,
     port: u16,
     dialled: Option<Dialled>,
 ) -> Result<Upgraded, UpgradeError> {
@@ -163,7 +163,7 @@ pub async fn port_forward(
     Ok(Upgraded { io, transport: switched.transport })
 }
 
-fn path(cluster: &Cluster, namespace: &Namespace, pod: &str) -> String {
+fn path(cluster: &Cluster, namespace: &Namespace, pod: &Subdomain) -> String {
     format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/portforward", cluster.server.path().trim_end_matches('/'))
 }
 
@@ -200,7 +200,7 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 pub async fn try_transport(
     cluster: &Cluster,
     namespace: &Namespace,
-    pod: &str,
+    pod: &Subdomain,
     port: u16,
     transport: Transport,
 ) -> Result<(), TryError> {

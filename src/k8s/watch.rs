@@ -149,7 +149,7 @@ async fn objects<K>(
         + Sync
         + 'static,
 {
-    let api: Api<K> = Api::namespaced(cluster.watches.clone(), &namespace.0);
+    let api: Api<K> = Api::namespaced(cluster.watches.clone(), namespace);
     let by_name = |objects: Vec<K>| -> BTreeMap<String, K> {
         objects.into_iter().filter_map(|object| Some((object.meta().name.clone()?, object))).collect()
     };

@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Namespace, Workload, names::is_label};
+use crate::config::{Label, Namespace, Workload};
 
 /// Parsed name of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,26 +30,28 @@ impl ClusterName {
         let labels: Vec<&str> = in_cluster.unwrap_or(host).split('.').collect();
         let (labels, is_whole) = match labels.as_slice() {
             [labels @ .., "svc"] if labels.len() >= 2 => (labels, true),
-            [address, namespace, "pod"] if is_label(namespace) && address_of(address).is_some() => {
-                let workload = Workload::Address(address_of(address)?);
-                return Some(Self { namespace: Some(Namespace((*namespace).to_owned())), workload });
+            [address, namespace, "pod"]
+                if let (Some(address), Ok(namespace)) = (address_of(address), namespace.parse()) =>
+            {
+                return Some(Self { namespace: Some(namespace), workload: Workload::Address(address) });
             }
             // Below the domain there is nothing without a kind: Services are `svc`, addresses of pods `pod`.
             _ if in_cluster.is_some() => return None,
             labels => (labels, false),
         };
-        if !labels.iter().all(|label| is_label(label)) || labels.iter().all(|label| is_number(label)) {
+        if labels.iter().all(|label| is_number(label)) {
             return None;
         }
         let (workload, namespace) = match labels {
-            [service] if !is_whole => (Workload::Service((*service).to_owned()), None),
-            [service, namespace] => (Workload::Service((*service).to_owned()), Some(*namespace)),
+            [service] if !is_whole => (Workload::Service(service.parse().ok()?), None),
+            [service, namespace] => (Workload::Service(service.parse().ok()?), Some(*namespace)),
             [pod, service, namespace] if is_whole => {
-                (Workload::PodOfService { pod: (*pod).to_owned(), service: (*service).to_owned() }, Some(*namespace))
+                let pod: Label = pod.parse().ok()?;
+                (Workload::PodOfService { pod: pod.into(), service: service.parse().ok()? }, Some(*namespace))
             }
             _ => return None,
         };
-        Some(Self { namespace: namespace.map(|namespace| Namespace(namespace.to_owned())), workload })
+        Some(Self { namespace: namespace.map(str::parse).transpose().ok()?, workload })
     }
 }
 
@@ -70,12 +72,12 @@ mod tests {
     fn parse(host: &str) -> Option<(Option<String>, String)> {
         let name = ClusterName::parse(host, "cluster.local")?;
         let workload = match name.workload {
-            Workload::Service(service) => service,
+            Workload::Service(service) => service.to_string(),
             Workload::PodOfService { pod, service } => format!("{service}/{pod}"),
             Workload::Pod(pod) => format!("pod/{pod}"),
             Workload::Address(address) => address.to_string(),
         };
-        Some((name.namespace.map(|namespace| namespace.0), workload))
+        Some((name.namespace.map(String::from), workload))
     }
 
     #[test]

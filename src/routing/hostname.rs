@@ -14,10 +14,7 @@
 
 use std::fmt;
 
-use crate::config::{
-    Namespace, PortRef, Workload,
-    names::{is_host, is_label, is_port_name},
-};
+use crate::config::{ContextName, Label, Namespace, PortRef, Workload};
 
 const SHORT_SUFFIX: &str = ".localhost";
 
@@ -25,7 +22,7 @@ const SHORT_SUFFIX: &str = ".localhost";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicName {
     /// An alias of the configuration, or a context of the kubeconfig. None: the current one.
-    pub context: Option<String>,
+    pub context: Option<ContextName>,
     pub namespace: Namespace,
     pub workload: Workload,
     pub port: PortRef,
@@ -83,19 +80,16 @@ impl DynamicName {
         };
         let (workload, port) =
             workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
-        let port =
-            parse_port(port).ok_or(malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
+        let port = port
+            .parse()
+            .map_err(|_| malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
         let namespace = parse_namespace(namespace)?;
-        if !is_context(context) {
-            return Err(malformed("the context is not one that a hostname can have: give it an alias"));
-        }
+        let context = parse_context(context)?;
         let workload = match is_service {
-            true if is_label(workload) => Workload::Service(workload.to_owned()),
-            false if is_host(workload) => Workload::Pod(workload.to_owned()),
-            true => return Err(malformed("the service is not a valid name")),
-            false => return Err(malformed("the pod is not a valid name")),
+            true => Workload::Service(workload.parse().map_err(|_| malformed("the service is not a valid name"))?),
+            false => Workload::Pod(workload.parse().map_err(|_| malformed("the pod is not a valid name"))?),
         };
-        Ok(Self { context: Some(context.to_owned()), namespace, workload, port })
+        Ok(Self { context: Some(context), namespace, workload, port })
     }
 
     fn parse_short(name: &str) -> Result<Self, NameError> {
@@ -103,30 +97,26 @@ impl DynamicName {
         let malformed = NameError::Malformed;
         let with_context = match before.rsplit_once('.') {
             None => Err(malformed("a context is missing before .cx")),
-            Some((_, context)) if !is_context(context) => {
-                Err(malformed("the context is not one that a hostname can have: give it an alias"))
-            }
-            Some((name, context)) => Self::of_labels(name, Some(context)),
+            Some((name, context)) => parse_context(context).and_then(|context| Self::of_labels(name, Some(context))),
         };
         with_context.or_else(|error| Self::of_labels(name, None).map_err(|_| error))
     }
 
     /// Parses `[{port}.][{pod}.]{service}.{namespace}`.
-    fn of_labels(name: &str, context: Option<&str>) -> Result<Self, NameError> {
+    fn of_labels(name: &str, context: Option<ContextName>) -> Result<Self, NameError> {
         let malformed = NameError::Malformed;
         let mut labels: Vec<&str> = name.split('.').collect();
         let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
         let port = match is_number(labels[0]) && labels.len() > 2 {
-            true => parse_port(labels.remove(0)).ok_or(malformed("the port is not one of 1-65535"))?,
+            true => labels.remove(0).parse().map_err(|_| malformed("the port is not one of 1-65535"))?,
             false => PortRef::Auto,
         };
-        if !labels.iter().all(|label| is_label(label)) {
-            return Err(malformed("a part of it is not a Kubernetes name"));
-        }
+        let labels: Result<Vec<Label>, _> = labels.into_iter().map(str::parse).collect();
+        let labels = labels.map_err(|_| malformed("a part of it is not a Kubernetes name"))?;
         let (workload, namespace) = match labels.as_slice() {
-            [service, namespace] => (Workload::Service((*service).to_owned()), namespace),
+            [service, namespace] => (Workload::Service(service.clone()), namespace),
             [pod, service, namespace] => {
-                (Workload::PodOfService { pod: (*pod).to_owned(), service: (*service).to_owned() }, namespace)
+                (Workload::PodOfService { pod: pod.clone().into(), service: service.clone() }, namespace)
             }
             _ => return Err(malformed("the short form is [port.][pod.]service.namespace[.context.cx].localhost")),
         };
@@ -135,7 +125,6 @@ impl DynamicName {
         {
             return Err(malformed("no Service is called by a number"));
         }
-        let context = context.map(str::to_owned);
         Ok(Self { context, namespace: parse_namespace(namespace)?, workload, port })
     }
 }
@@ -151,7 +140,8 @@ impl fmt::Display for DynamicName {
             }
             match &self.workload {
                 Workload::PodOfService { pod, service } => write!(f, "{pod}.{service}")?,
-                Workload::Service(name) | Workload::Pod(name) => f.write_str(name)?,
+                Workload::Service(name) => f.write_str(name)?,
+                Workload::Pod(name) => f.write_str(name)?,
                 // No name says it.
                 Workload::Address(address) => write!(f, "{address}")?,
             }
@@ -162,13 +152,13 @@ impl fmt::Display for DynamicName {
             return f.write_str(SHORT_SUFFIX);
         }
         let (workload, kind) = match &self.workload {
-            Workload::Service(service) => (service.clone(), "svc"),
-            Workload::Pod(pod) | Workload::PodOfService { pod, .. } => (pod.clone(), "pod"),
+            Workload::Service(service) => (service.to_string(), "svc"),
+            Workload::Pod(pod) | Workload::PodOfService { pod, .. } => (pod.to_string(), "pod"),
             Workload::Address(address) => (address.to_string(), "pod"),
         };
         let port = match &self.port {
             PortRef::Number(port) => port.to_string(),
-            PortRef::Name(name) => name.clone(),
+            PortRef::Name(name) => name.to_string(),
             PortRef::Auto => "80".to_owned(),
             PortRef::Https => "443".to_owned(),
         };
@@ -182,25 +172,18 @@ impl fmt::Display for DynamicName {
     }
 }
 
-pub(super) fn parse_port(text: &str) -> Option<PortRef> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok().filter(|port| *port > 0).map(PortRef::Number);
-    }
-    is_port_name(text).then(|| PortRef::Name(text.to_owned()))
-}
-
 fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
-    if is_label(text) {
-        Ok(Namespace(text.to_owned()))
-    } else {
-        Err(NameError::Malformed("the namespace is not a valid name"))
-    }
+    text.parse().map_err(|_| NameError::Malformed("the namespace is not a valid name"))
 }
 
-/// Returns whether a context's name or alias can stand in a hostname. Others need an alias.
-fn is_context(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 253
+/// Parses the name or alias of a context that can stand in a hostname. Others need an alias.
+fn parse_context(text: &str) -> Result<ContextName, NameError> {
+    let refused = NameError::Malformed("the context is not one that a hostname can have: give it an alias");
+    text.parse().ok().filter(|_| fits_a_hostname(text)).ok_or(refused)
+}
+
+fn fits_a_hostname(text: &str) -> bool {
+    text.len() <= 253
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
         && !text.starts_with('.')
         && !text.ends_with('.')
@@ -215,28 +198,29 @@ mod tests {
     }
 
     fn name(context: Option<&str>, namespace: &str, workload: Workload, port: PortRef) -> DynamicName {
-        DynamicName { context: context.map(str::to_owned), namespace: Namespace(namespace.into()), workload, port }
+        let context = context.map(|context| context.parse().unwrap());
+        DynamicName { context, namespace: namespace.parse().unwrap(), workload, port }
     }
 
     #[test]
     fn the_long_form_is_taken_apart_from_its_end() {
-        let service = |name: &str| Workload::Service(name.into());
+        let service = |name: &str| Workload::Service(name.parse().unwrap());
         let cases = [
             (
                 "nginx-80.svc.default.ns.my-cluster.cx.k8s.localhost",
-                name(Some("my-cluster"), "default", service("nginx"), PortRef::Number(80)),
+                name(Some("my-cluster"), "default", service("nginx"), PortRef::number(80).unwrap()),
             ),
             (
                 "argocd-server-https.svc.argocd.ns.kind.cx.k8s.localhost",
-                name(Some("kind"), "argocd", service("argocd-server"), PortRef::Name("https".into())),
+                name(Some("kind"), "argocd", service("argocd-server"), PortRef::Name("https".parse().unwrap())),
             ),
             (
                 "web-80.svc.shop.ns.gke_a_b.dots.in.it.cx.k8s.localhost",
-                name(Some("gke_a_b.dots.in.it"), "shop", service("web"), PortRef::Number(80)),
+                name(Some("gke_a_b.dots.in.it"), "shop", service("web"), PortRef::number(80).unwrap()),
             ),
             (
                 "my.pod-0-8080.pod.shop.ns.c.cx.k8s.localhost",
-                name(Some("c"), "shop", Workload::Pod("my.pod-0".into()), PortRef::Number(8080)),
+                name(Some("c"), "shop", Workload::Pod("my.pod-0".parse().unwrap()), PortRef::number(8080).unwrap()),
             ),
         ];
         for (host, wanted) in cases {
@@ -246,13 +230,13 @@ mod tests {
 
     #[test]
     fn the_short_form_has_a_service_and_a_namespace_at_least() {
-        let service = |name: &str| Workload::Service(name.into());
-        let pod = Workload::PodOfService { pod: "pg-0".into(), service: "pg".into() };
+        let service = |name: &str| Workload::Service(name.parse().unwrap());
+        let pod = Workload::PodOfService { pod: "pg-0".parse().unwrap(), service: "pg".parse().unwrap() };
         let cases = [
             ("web.shop.localhost", name(None, "shop", service("web"), PortRef::Auto)),
-            ("8080.web.shop.localhost", name(None, "shop", service("web"), PortRef::Number(8080))),
+            ("8080.web.shop.localhost", name(None, "shop", service("web"), PortRef::number(8080).unwrap())),
             ("pg-0.pg.data.localhost", name(None, "data", pod.clone(), PortRef::Auto)),
-            ("5432.pg-0.pg.data.prod.cx.localhost", name(Some("prod"), "data", pod, PortRef::Number(5432))),
+            ("5432.pg-0.pg.data.prod.cx.localhost", name(Some("prod"), "data", pod, PortRef::number(5432).unwrap())),
             ("web.shop.prod.cx.localhost", name(Some("prod"), "shop", service("web"), PortRef::Auto)),
         ];
         for (host, wanted) in cases {
@@ -263,34 +247,49 @@ mod tests {
 
     #[test]
     fn namespaces_may_be_called_as_the_grammar_calls_its_parts() {
-        let service = |name: &str| Workload::Service(name.into());
-        let pod = |pod: &str, service: &str| Workload::PodOfService { pod: pod.into(), service: service.into() };
+        let service = |name: &str| Workload::Service(name.parse().unwrap());
+        let pod = |pod: &str, service: &str| Workload::PodOfService {
+            pod: pod.parse().unwrap(),
+            service: service.parse().unwrap(),
+        };
         for (host, wanted) in [
             ("web.cx.localhost", name(None, "cx", service("web"), PortRef::Auto)),
-            ("8080.web.cx.localhost", name(None, "cx", service("web"), PortRef::Number(8080))),
+            ("8080.web.cx.localhost", name(None, "cx", service("web"), PortRef::number(8080).unwrap())),
             ("pg-0.pg.cx.localhost", name(None, "cx", pod("pg-0", "pg"), PortRef::Auto)),
-            ("5432.pg-0.pg.cx.localhost", name(None, "cx", pod("pg-0", "pg"), PortRef::Number(5432))),
+            ("5432.pg-0.pg.cx.localhost", name(None, "cx", pod("pg-0", "pg"), PortRef::number(5432).unwrap())),
             ("web.cx.dev.cx.localhost", name(Some("dev"), "cx", service("web"), PortRef::Auto)),
             ("cx.cx.localhost", name(None, "cx", service("cx"), PortRef::Auto)),
             ("cx.cx.cx.cx.localhost", name(Some("cx"), "cx", service("cx"), PortRef::Auto)),
             ("web.shop.cx.cx.localhost", name(Some("cx"), "shop", service("web"), PortRef::Auto)),
             ("web.k8s.localhost", name(None, "k8s", service("web"), PortRef::Auto)),
-            ("80.web.k8s.localhost", name(None, "k8s", service("web"), PortRef::Number(80))),
-            ("5432.pg-0.pg.k8s.localhost", name(None, "k8s", pod("pg-0", "pg"), PortRef::Number(5432))),
+            ("80.web.k8s.localhost", name(None, "k8s", service("web"), PortRef::number(80).unwrap())),
+            ("5432.pg-0.pg.k8s.localhost", name(None, "k8s", pod("pg-0", "pg"), PortRef::number(5432).unwrap())),
             ("web.k8s.dev.cx.localhost", name(Some("dev"), "k8s", service("web"), PortRef::Auto)),
             ("web.svc.localhost", name(None, "svc", service("web"), PortRef::Auto)),
             ("svc.ns.localhost", name(None, "ns", service("svc"), PortRef::Auto)),
-            ("web-80.svc.svc.ns.c.cx.k8s.localhost", name(Some("c"), "svc", service("web"), PortRef::Number(80))),
-            ("web-80.svc.ns.ns.c.cx.k8s.localhost", name(Some("c"), "ns", service("web"), PortRef::Number(80))),
-            ("web-80.svc.pod.ns.c.cx.k8s.localhost", name(Some("c"), "pod", service("web"), PortRef::Number(80))),
-            ("web-80.svc.cx.ns.cx.cx.k8s.localhost", name(Some("cx"), "cx", service("web"), PortRef::Number(80))),
+            (
+                "web-80.svc.svc.ns.c.cx.k8s.localhost",
+                name(Some("c"), "svc", service("web"), PortRef::number(80).unwrap()),
+            ),
+            (
+                "web-80.svc.ns.ns.c.cx.k8s.localhost",
+                name(Some("c"), "ns", service("web"), PortRef::number(80).unwrap()),
+            ),
+            (
+                "web-80.svc.pod.ns.c.cx.k8s.localhost",
+                name(Some("c"), "pod", service("web"), PortRef::number(80).unwrap()),
+            ),
+            (
+                "web-80.svc.cx.ns.cx.cx.k8s.localhost",
+                name(Some("cx"), "cx", service("web"), PortRef::number(80).unwrap()),
+            ),
             (
                 "web-80.svc.shop.ns.a.ns.b.cx.k8s.localhost",
-                name(Some("a.ns.b"), "shop", service("web"), PortRef::Number(80)),
+                name(Some("a.ns.b"), "shop", service("web"), PortRef::number(80).unwrap()),
             ),
             (
                 "my.svc.x-80.pod.shop.ns.c.cx.k8s.localhost",
-                name(Some("c"), "shop", Workload::Pod("my.svc.x".into()), PortRef::Number(80)),
+                name(Some("c"), "shop", Workload::Pod("my.svc.x".parse().unwrap()), PortRef::number(80).unwrap()),
             ),
         ] {
             assert_eq!(parse(host), Ok(wanted), "{host}");
@@ -300,11 +299,14 @@ mod tests {
     #[test]
     fn every_name_that_is_written_is_read_as_what_it_was() {
         let words = ["web", "cx", "k8s", "svc", "ns", "pod", "pg-0", "localhost"];
-        let ports = [PortRef::Auto, PortRef::Number(8080), PortRef::Name("http".into())];
+        let ports = [PortRef::Auto, PortRef::number(8080).unwrap(), PortRef::Name("http".parse().unwrap())];
         let mut count = 0;
         for (service, namespace) in words.iter().flat_map(|service| words.map(|namespace| (*service, namespace))) {
-            let pods = words.map(|pod| Workload::PodOfService { pod: pod.into(), service: service.into() });
-            let workloads = pods.into_iter().chain([Workload::Service(service.into()), Workload::Pod(service.into())]);
+            let pods = words
+                .map(|pod| Workload::PodOfService { pod: pod.parse().unwrap(), service: service.parse().unwrap() });
+            let workloads = pods
+                .into_iter()
+                .chain([Workload::Service(service.parse().unwrap()), Workload::Pod(service.parse().unwrap())]);
             for workload in workloads {
                 for port in &ports {
                     for context in [None, Some("dev"), Some("cx"), Some("a.ns.b"), Some("x.cx")] {

@@ -16,14 +16,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Route, RouteError, Router, Target,
-    hostname::{self, DynamicName},
-    table,
-};
+use super::{Route, RouteError, Router, Target, hostname::DynamicName, table};
 use crate::config::{
-    Destination, Jump, JumpMethod, Namespace, PortRef, Workload,
-    names::{is_host, is_label},
+    ContextName, Destination, InvalidValue, Jump, JumpMethod, Namespace, PortRef, Workload, names::is_host,
 };
 
 /// The end of the names that Services have inside of most clusters.
@@ -46,6 +41,9 @@ pub struct Named {
 pub enum NamedError {
     #[error("{text:?} names no target: {reason}")]
     Malformed { text: String, reason: String },
+    /// The namespace beside the text is none.
+    #[error(transparent)]
+    Namespace(#[from] InvalidValue),
     #[error(transparent)]
     Route(#[from] RouteError),
 }
@@ -58,6 +56,7 @@ impl NamedError {
                 "write SERVICE.NAMESPACE[:PORT], pod/POD.NAMESPACE[:PORT], 'via SERVICE.NAMESPACE HOST:PORT', or a route's name"
                     .to_owned(),
             ),
+            Self::Namespace(_) => None,
             Self::Route(error) => error.hint(),
         }
     }
@@ -65,7 +64,7 @@ impl NamedError {
 
 /// A workload and a port of it, as they are written.
 struct Written {
-    context: Option<String>,
+    context: Option<ContextName>,
     namespace: Option<Namespace>,
     workload: Workload,
     port: PortRef,
@@ -93,7 +92,7 @@ impl Router {
             None => (self.written(name).map_err(malformed)?, None),
         };
         let destination = Destination {
-            context: written.context.as_deref().map(|context| self.context_of(context)),
+            context: written.context.map(|context| self.context_of(context)),
             namespace: written.namespace.or_else(|| namespace.cloned()),
             workload: written.workload,
             port: written.port,
@@ -162,8 +161,8 @@ impl Router {
         }
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) => {
-                let port = hostname::parse_port(port);
-                (name, Some(port.ok_or("the port behind the colon is neither 1-65535 nor a port's name")?))
+                let port = port.parse();
+                (name, Some(port.map_err(|_| "the port behind the colon is neither 1-65535 nor a port's name")?))
             }
             None => (text, None),
         };
@@ -187,10 +186,7 @@ impl Router {
         let name = name.strip_suffix('.').unwrap_or(name);
         let name = name.strip_suffix(CLUSTER_DOMAIN).unwrap_or(name);
         if !name.contains('.') {
-            if !is_label(name) {
-                return Err(format!("{name:?} is not a name of lower-case letters, digits and '-'"));
-            }
-            let workload = Workload::Service(name.to_owned());
+            let workload = Workload::Service(name.parse().map_err(|error: InvalidValue| error.to_string())?);
             return Ok(Written { context: None, namespace: None, workload, port: PortRef::Auto });
         }
         let host = if name.ends_with(".localhost") { name.to_owned() } else { format!("{name}.localhost") };
@@ -203,18 +199,17 @@ impl Router {
 /// Parses `POD[.NAMESPACE[.CONTEXT.cx]]`: a pod with dots in its name needs its namespace.
 fn written_pod(text: &str) -> Result<Written, String> {
     let (text, context) = match text.strip_suffix(".cx").and_then(|before| before.rsplit_once('.')) {
-        Some((text, context)) => (text, Some(context.to_owned())),
+        Some((text, context)) => (text, Some(context.parse().map_err(|_| "the context before .cx is missing")?)),
         None => (text, None),
     };
     let (pod, namespace) = match text.rsplit_once('.') {
         Some((pod, namespace)) => (pod, Some(namespace)),
         None => (text, None),
     };
-    let is_named = is_host(pod) && namespace.is_none_or(is_label);
-    if !is_named {
+    let (Ok(pod), Ok(namespace)) = (pod.parse(), namespace.map(str::parse).transpose()) else {
         return Err(format!("{text:?} is not POD or POD.NAMESPACE"));
-    }
-    let (namespace, workload) = (namespace.map(|name| Namespace(name.to_owned())), Workload::Pod(pod.to_owned()));
+    };
+    let workload = Workload::Pod(pod);
     Ok(Written { context, namespace, workload, port: PortRef::Auto })
 }
 
@@ -241,10 +236,7 @@ mod tests {
     use std::{collections::BTreeMap, path::Path};
 
     use super::*;
-    use crate::{
-        config::{ContextName, validate},
-        routing::Contexts,
-    };
+    use crate::{config::validate, routing::Contexts};
 
     const CONFIG: &str = "
 contexts: {prod: {name: 'arn:aws:eks:x:cluster/prod', namespace: live, dynamic: deny}}
@@ -260,8 +252,8 @@ sni: {listen: '127.0.0.1:1', routes: {db.example.com: {command: {run: [ssh, host
         let config = Arc::new(validate::parse(Path::new("c"), CONFIG.as_bytes()).unwrap());
         let contexts = Arc::new(Contexts {
             kubeconfig: Arc::new(config.http.kubeconfig.clone()),
-            current: Some(ContextName("dev".into())),
-            namespaces: BTreeMap::from([(ContextName("dev".into()), Namespace("team".into()))]),
+            current: Some("dev".parse().unwrap()),
+            namespaces: BTreeMap::from([("dev".parse().unwrap(), Ok("team".parse().unwrap()))]),
             problem: None,
         });
         Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts }
@@ -346,7 +338,7 @@ sni: {listen: '127.0.0.1:1', routes: {db.example.com: {command: {run: [ssh, host
 
     #[test]
     fn a_namespace_is_taken_where_the_name_has_none() {
-        let named = |text: &str| router().named(text, Some(&Namespace("ops".into()))).unwrap().route.target.to_string();
+        let named = |text: &str| router().named(text, Some(&"ops".parse().unwrap())).unwrap().route.target.to_string();
         assert_eq!(named("web:80"), "dev/ops/web:80");
         assert_eq!(named("web.shop:80"), "dev/shop/web:80");
         assert_eq!(named("pod/web-0"), "dev/ops/pod/web-0");

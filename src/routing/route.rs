@@ -37,7 +37,7 @@ impl Route {
         match port {
             80 => {}
             443 => self.name_port(PortRef::Https),
-            port => self.name_port(PortRef::Number(port)),
+            port => PortRef::number(port).into_iter().for_each(|port| self.name_port(port)),
         }
         self
     }
@@ -55,18 +55,15 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{ContextName, Namespace, Workload},
-        routing::ClusterId,
-    };
+    use crate::{config::Workload, routing::ClusterId};
 
     #[test]
     fn https_means_the_https_port_where_none_is_named() {
         let port = |port: PortRef, scheme: Option<Scheme>, tls: bool| {
             let target = PodTarget {
-                cluster: ClusterId { kubeconfig: Arc::default(), context: ContextName("dev".into()) },
-                namespace: Namespace("shop".into()),
-                workload: Workload::Service("web".into()),
+                cluster: ClusterId { kubeconfig: Arc::default(), context: "dev".parse().unwrap() },
+                namespace: "shop".parse().unwrap(),
+                workload: Workload::Service("web".parse().unwrap()),
                 port,
                 jump: None,
             };
@@ -84,8 +81,8 @@ mod tests {
             (PortRef::Auto, Some(Scheme::Https), false, PortRef::Https),
             (PortRef::Auto, Some(Scheme::Http), true, PortRef::Auto),
             (PortRef::Auto, Some(Scheme::H2c), true, PortRef::Auto),
-            (PortRef::Number(80), None, true, PortRef::Number(80)),
-            (PortRef::Name("web".into()), Some(Scheme::Https), true, PortRef::Name("web".into())),
+            (PortRef::number(80).unwrap(), None, true, PortRef::number(80).unwrap()),
+            (PortRef::Name("web".parse().unwrap()), Some(Scheme::Https), true, PortRef::Name("web".parse().unwrap())),
         ] {
             assert_eq!(port(named.clone(), scheme, tls), meant, "{named:?} {scheme:?} {tls}");
         }

@@ -8,7 +8,9 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::{Config, ContextName, Destination, KubeconfigPaths, Namespace, PortRef, SniBackend, Workload},
+    config::{
+        Config, ContextName, Destination, InvalidValue, KubeconfigPaths, Namespace, PortRef, SniBackend, Workload,
+    },
     error_code::ErrorCode,
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
@@ -49,6 +51,9 @@ pub enum RouteError {
     /// The name gives no context, and there is no current one (or no kubeconfig at all).
     #[error("no context for {host}: {reason}")]
     NoContext { host: String, reason: String },
+    /// The name gives no namespace, and the kubeconfig's for this context cannot be one.
+    #[error("context {context} of the kubeconfig has no namespace to use: {invalid}")]
+    NoNamespace { context: ContextName, invalid: InvalidValue },
 }
 
 impl Router {
@@ -76,7 +81,7 @@ impl Router {
             Err(NameError::NotDynamic) => return Err(RouteError::Unknown { near: table::near(routes, &host), host }),
             Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
         };
-        let context = name.context.as_deref().map(|context| self.context_of(context));
+        let context = name.context.map(|context| self.context_of(context));
         let destination = Destination {
             context,
             namespace: Some(name.namespace),
@@ -90,7 +95,7 @@ impl Router {
 
     /// Returns the route of a host and a port that a client of the forward proxy names: adit's own names, those of the
     /// cluster, and the targets of jumps. `context`: its name or alias; None: the current one.
-    pub fn forward(&self, context: Option<&str>, host: &str, port: u16) -> Result<Route, RouteError> {
+    pub fn forward(&self, context: Option<&ContextName>, host: &str, port: u16) -> Result<Route, RouteError> {
         let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let Some(proxy) = self.config.proxy.as_ref() else { return elsewhere(host) };
@@ -104,6 +109,9 @@ impl Router {
             Err(RouteError::Unknown { .. }) if !host.ends_with(".localhost") => {}
             Err(error) => return Err(error),
         }
+        let Some(port_ref) = PortRef::number(port) else {
+            return Err(RouteError::Malformed { host, reason: "its port is 0".to_owned() });
+        };
         if let Some(route) = self.jump_to(&host, port).filter(|_| context.is_none()) {
             return route;
         }
@@ -115,8 +123,8 @@ impl Router {
             Err(_) => ClusterName::parse(&host, &proxy.cluster_domain),
         };
         let Some(ClusterName { namespace, workload }) = name else { return elsewhere(host) };
-        let context = context.map(|context| self.context_of(context));
-        let destination = Destination { context, namespace, workload, port: PortRef::Number(port), jump: None };
+        let context = context.map(|context| self.context_of(context.clone()));
+        let destination = Destination { context, namespace, workload, port: port_ref, jump: None };
         let target = self.target(&destination, &self.http_contexts, &self.config.http.kubeconfig, &host)?;
         self.dynamic(host, target)
     }
@@ -224,17 +232,17 @@ impl Router {
     }
 
     /// Returns the context that an alias or a context's name in a hostname means; browsers write hosts in lower case.
-    pub(super) fn context_of(&self, written: &str) -> ContextName {
+    pub(super) fn context_of(&self, written: ContextName) -> ContextName {
         let alias = self
             .config
             .contexts
             .iter()
-            .find(|(alias, _)| alias.eq_ignore_ascii_case(written))
+            .find(|(alias, _)| alias.eq_ignore_ascii_case(&written))
             .map(|(_, alias)| alias.name.clone());
         let known = || self.http_contexts.namespaces.keys();
-        let exact = || known().find(|context| context.0 == written).cloned();
-        let any_case = || known().find(|context| context.0.eq_ignore_ascii_case(written)).cloned();
-        alias.or_else(exact).or_else(any_case).unwrap_or_else(|| ContextName(written.to_owned()))
+        let exact = || known().find(|context| **context == written).cloned();
+        let any_case = || known().find(|context| context.eq_ignore_ascii_case(&written)).cloned();
+        alias.or_else(exact).or_else(any_case).unwrap_or(written)
     }
 
     pub(super) fn target(
@@ -253,13 +261,14 @@ impl Router {
         let of_alias = || {
             self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
         };
-        let namespace =
-            destination.namespace.clone().or_else(of_alias).or_else(|| contexts.namespaces.get(context).cloned());
+        let of_context = || contexts.namespaces.get(context).cloned().unwrap_or_else(|| Ok(Namespace::default()));
+        let namespace = destination.namespace.clone().or_else(of_alias).map_or_else(of_context, Ok);
+        let namespace = namespace.map_err(|invalid| RouteError::NoNamespace { context: context.clone(), invalid })?;
         let kubeconfig =
             if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
         Ok(Arc::new(PodTarget {
             cluster: ClusterId { kubeconfig, context: context.clone() },
-            namespace: namespace.unwrap_or_else(|| Namespace("default".to_owned())),
+            namespace,
             workload: destination.workload.clone(),
             port: destination.port.clone(),
             jump: destination.jump.clone(),
@@ -290,6 +299,7 @@ impl RouteError {
             Self::DynamicDenied { .. } => ErrorCode::DynamicDenied,
             Self::Elsewhere { .. } => ErrorCode::Elsewhere,
             Self::NoContext { .. } => ErrorCode::NoContext,
+            Self::NoNamespace { .. } => ErrorCode::NoNamespace,
         }
     }
 
@@ -318,6 +328,9 @@ impl RouteError {
                     .to_owned()
             }
             Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
+            Self::NoNamespace { context, .. } => format!(
+                "name the namespace, or correct the kubeconfig: kubectl config set-context {context} --namespace NAME"
+            ),
         })
     }
 }
@@ -333,10 +346,10 @@ mod tests {
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
         let contexts = Arc::new(Contexts {
             kubeconfig: Arc::new(config.http.kubeconfig.clone()),
-            current: Some(ContextName("dev".into())),
+            current: Some("dev".parse().unwrap()),
             namespaces: BTreeMap::from([
-                (ContextName("dev".into()), Namespace("team".into())),
-                (ContextName("Prod".into()), Namespace("default".into())),
+                ("dev".parse().unwrap(), Ok("team".parse().unwrap())),
+                ("Prod".parse().unwrap(), Ok(Namespace::default())),
             ]),
             problem: None,
         });
@@ -360,7 +373,7 @@ mod tests {
         let a = a.pods().unwrap().clone();
         assert_eq!(
             (a.to_string(), a.port, a.workload),
-            ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".into()))
+            ("dev/team/a".into(), PortRef::Auto, Workload::Service("a".parse().unwrap()))
         );
         assert_eq!(router.http("b.localhost").unwrap().target.to_string(), "Prod/default/b");
     }
@@ -386,7 +399,10 @@ mod tests {
              http: {k8s: {routes: {shop.test: {namespace: shop, service: web}}}}\n\
              tcp: {k8s: {jump: {15432: {namespace: shop, via: {service: socat}, target: {host: db.internal, port: 5432}}}}}\n",
         );
-        let target = |context, host, port| router.forward(context, host, port).map(|route| route.target.to_string());
+        let context_of = |text: Option<&str>| text.map(|text| text.parse::<ContextName>().unwrap());
+        let target = |context, host, port| {
+            router.forward(context_of(context).as_ref(), host, port).map(|route| route.target.to_string())
+        };
         for (host, port, wanted) in [
             ("web.shop.svc.cluster.local.", 80, "dev/shop/web:80"),
             ("WEB.shop", 8080, "dev/shop/web:8080"),
@@ -416,10 +432,24 @@ mod tests {
             (Some("p"), "web.shop", ErrorCode::DynamicDenied),
             (Some("prod"), "web.shop.svc.cluster.local", ErrorCode::DynamicDenied),
         ] {
-            assert_eq!(router.forward(context, host, 80).unwrap_err().code(), code, "{host}");
+            assert_eq!(router.forward(context_of(context).as_ref(), host, 80).unwrap_err().code(), code, "{host}");
         }
         let off = Router { config: Arc::new(Config { proxy: None, ..(*router.config).clone() }), ..router.clone() };
         assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), ErrorCode::Elsewhere);
+    }
+
+    #[test]
+    fn a_kubeconfig_whose_namespace_is_none_serves_names_that_say_theirs() {
+        let mut router = router("http: {k8s: {routes: {a.localhost: {service: a}}}}\n");
+        let mut contexts = (*router.http_contexts).clone();
+        contexts.namespaces.insert("dev".parse().unwrap(), Namespace::new("../x"));
+        router.http_contexts = Arc::new(contexts);
+        assert!(router.http("web.shop.localhost").is_ok());
+        for error in [router.http("a.localhost").unwrap_err(), router.forward(None, "web", 80).unwrap_err()] {
+            assert_eq!(error.code(), ErrorCode::NoNamespace);
+            assert!(error.to_string().contains("\"../x\" is not the name of a namespace"), "{error}");
+            assert!(error.hint().unwrap().contains("kubectl config set-context dev --namespace"), "{error}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::config::{Command, ContextName, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
+use crate::config::{Command, ContextName, InvalidValue, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
 /// One cluster, seen as one user: a context of certain kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,8 +127,8 @@ pub struct Contexts {
     pub kubeconfig: Arc<KubeconfigPaths>,
     /// `current-context`. None: the files name none.
     pub current: Option<ContextName>,
-    /// The default namespace of each context.
-    pub namespaces: BTreeMap<ContextName, Namespace>,
+    /// The default namespace of each context. Err: the file has a text that is none, and names have to say the namespace.
+    pub namespaces: BTreeMap<ContextName, Result<Namespace, InvalidValue>>,
     /// Why the kubeconfig could not be read, in words; the rest is empty then.
     pub problem: Option<String>,
 }

@@ -116,12 +116,12 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::ContextName, k8s::ClusterError};
+    use crate::k8s::ClusterError;
 
     fn not_ready() -> OpenError {
         ClusterError::NotReady {
             what: "service a/b".into(),
-            context: ContextName("c".into()),
+            context: "c".parse().unwrap(),
             cause: String::new(),
             hint: String::new(),
         }
@@ -129,18 +129,13 @@ mod tests {
     }
 
     fn not_found() -> OpenError {
-        ClusterError::NotFound {
-            what: "service a/b".into(),
-            context: ContextName("c".into()),
-            near: vec![],
-            hint: None,
-        }
-        .into()
+        ClusterError::NotFound { what: "service a/b".into(), context: "c".parse().unwrap(), near: vec![], hint: None }
+            .into()
     }
 
     fn away(seconds: Option<u64>) -> OpenError {
         let retry_after = seconds.map(Duration::from_secs);
-        ClusterError::Unavailable { context: ContextName("c".into()), reason: "429".into(), retry_after }.into()
+        ClusterError::Unavailable { context: "c".parse().unwrap(), reason: "429".into(), retry_after }.into()
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::{
 use super::*;
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
-    config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
+    config::{KubeconfigPaths, PortRef, Workload},
     drain::Drain,
     io::{BoxedIo, abandoned::Ends},
     k8s::ClusterError,
@@ -145,9 +145,9 @@ async fn lease_at(manager: &Manager, service: &str, port: PortRef) -> Result<Lea
 
 fn target_at(service: &str, port: PortRef) -> Target {
     Target::Pods(Arc::new(PodTarget {
-        cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
-        namespace: Namespace("n".into()),
-        workload: Workload::Service(service.into()),
+        cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: "c".parse().unwrap() },
+        namespace: "n".parse().unwrap(),
+        workload: Workload::Service(service.parse().unwrap()),
         port,
         jump: None,
     }))
@@ -161,7 +161,7 @@ fn manager(backend: Scripted) -> (Manager, Arc<Scripted>, Drain) {
 fn not_ready() -> OpenError {
     ClusterError::NotReady {
         what: "service n/s".into(),
-        context: ContextName("c".into()),
+        context: "c".parse().unwrap(),
         cause: "0 of 1".into(),
         hint: String::new(),
     }
@@ -169,7 +169,7 @@ fn not_ready() -> OpenError {
 }
 
 fn not_found() -> OpenError {
-    ClusterError::NotFound { what: "service n/s".into(), context: ContextName("c".into()), near: vec![], hint: None }
+    ClusterError::NotFound { what: "service n/s".into(), context: "c".parse().unwrap(), near: vec![], hint: None }
         .into()
 }
 

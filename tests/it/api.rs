@@ -106,6 +106,43 @@ fn the_committed_schema_is_this_one() {
 }
 
 #[tokio::test]
+async fn a_namespace_that_cannot_be_one_is_refused_and_the_configuration_says_what_a_reload_changed() {
+    let process = Process::start("verbose: true\n", &[]).await;
+    for query in ["namespace=x%2Fy", "namespace=..", "namespace=Shop", "namespace=a%0d"] {
+        let (status, body) = call(&process, "GET", &format!("services?{query}")).await;
+        assert_eq!((status, &body["error"]["code"]), (400, &"malformed".into()), "{query}: {body}");
+    }
+    let open = |target: &str, namespace: &str| {
+        let body =
+            serde_json::json!({"target": target, "namespace": namespace, "as": "check", "wait_ms": 10_000}).to_string();
+        let length = body.len();
+        let head = format!(
+            "POST /api/v1/open HTTP/1.1\r\nHost: adit\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let socket = process.socket();
+        async move {
+            let mut stream = UnixStream::connect(socket).await.unwrap();
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            answer
+        }
+    };
+    for (target, namespace) in [("web", "x/y"), ("web", ".."), ("web.x/y", "shop"), ("pod/../a.shop", "shop")] {
+        let answer = open(target, namespace).await;
+        assert!(!answer.starts_with("HTTP/1.1 200") && answer.contains("is not"), "{target} {namespace}: {answer}");
+    }
+    assert!(open("web", "shop").await.starts_with("HTTP/1.1 200"));
+
+    assert_eq!(get(&process, "config").await["changed"], serde_json::json!([]));
+    fs::write(process.config(), "http: {idle_timeout: 1m}\nadmin: {listen: \"127.0.0.1:0\"}\n").unwrap();
+    process.logs("config reloaded").await;
+    let changed = serde_json::json!(["admin", "http.idle_timeout", "verbose"]);
+    eventually("the change is told", || async { get(&process, "config").await["changed"] == changed }).await;
+    assert!(process.log().contains("admin, http.idle_timeout, verbose"), "{}", process.log());
+}
+
+#[tokio::test]
 async fn every_answer_is_what_its_schema_says() {
     let port = free_port().await;
     let config = format!(

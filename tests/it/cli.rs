@@ -37,6 +37,41 @@ fn help_has_examples_and_a_wrong_flag_is_exit_code_2() {
 }
 
 #[test]
+fn a_name_that_cannot_be_one_reaches_no_path() {
+    let home = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["url", "web.x/y"][..],
+        &["url", "web/../x.shop"],
+        &["url", "..shop"],
+        &["url", "web.shop:a/b"],
+        &["url", "web.shop:0"],
+        &["url", "web.Shop"],
+        &["url", "web?x.shop"],
+        &["url", "web.shop", "-n", "x/y"],
+        &["routes", "-n", "../x"],
+        &["routes", "-n", ""],
+        &["routes", "--context", ""],
+        &["connect", "web.x/y:80"],
+        &["connect", "pod/../x.shop:80"],
+        &["wait", "web.shop", "-n", "a%2fb"],
+        &["expose", "3000", "web.x/y"],
+        &["expose", "3000", "web", "--relay-namespace", "x/y"],
+        &["expose", "restore", "web.x/y"],
+        &["doctor", "web.x/y"],
+    ] {
+        let output = adit(home.path(), arguments);
+        let shown = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {shown}");
+        assert!(shown.starts_with("error: "), "{arguments:?}: {shown}");
+    }
+    let shown = text(&adit(home.path(), &["url", "web.x/y"]).stderr);
+    assert!(
+        shown.contains("\"x/y\" is not the name of a namespace") && shown.contains("hint: write SERVICE"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn what_init_writes_is_valid_and_not_overwritten() {
     let home = tempfile::tempdir().unwrap();
     assert!(adit(home.path(), &["init"]).status.success());

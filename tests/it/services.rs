@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use adit::{
-    config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
+    config::{KubeconfigPaths, PortRef, Workload},
     demo::Demo,
     k8s::{
         ClusterError,
@@ -24,19 +24,19 @@ use crate::support::{PATIENCE, TestApp, eventually};
 
 async fn cluster(demo: &Demo) -> Arc<Cluster> {
     let kubeconfig = Arc::new(KubeconfigPaths(vec![demo.kubeconfig()]));
-    Clusters::new(&[]).get(&ClusterId { kubeconfig, context: ContextName("demo".into()) }).await.unwrap()
+    Clusters::new(&[]).get(&ClusterId { kubeconfig, context: "demo".parse().unwrap() }).await.unwrap()
 }
 
 async fn resolved(demo: &Demo, namespace: &str, workload: Workload, port: PortRef) -> Result<Resolution, ClusterError> {
-    resolve(&*cluster(demo).await, &Namespace(namespace.into()), &workload, &port).await
+    resolve(&*cluster(demo).await, &namespace.parse().unwrap(), &workload, &port).await
 }
 
 fn service(name: &str) -> Workload {
-    Workload::Service(name.into())
+    Workload::Service(name.parse().unwrap())
 }
 
 fn pod_of(pod: &str, service: &str) -> Workload {
-    Workload::PodOfService { pod: pod.into(), service: service.into() }
+    Workload::PodOfService { pod: pod.parse().unwrap(), service: service.parse().unwrap() }
 }
 
 fn pods(found: Result<Resolution, ClusterError>) -> Vec<String> {
@@ -109,13 +109,27 @@ async fn without_a_selector_new_connections_follow_the_slice() {
 }
 
 #[tokio::test]
+async fn a_slice_cannot_lead_out_of_its_namespace() {
+    let demo = Demo::start().await.unwrap();
+    put_service(&demo, "shop", "primary", without_selector());
+    let mut by_hand = endpoint(&demo, "web-6d5f-a1");
+    for name in ["../../data/pods/postgres-0", "web-6d5f-b2/../../x", "web?x=", "", "Web"] {
+        by_hand[0]["targetRef"]["name"] = json!(name);
+        put_slice(&demo, "shop", "primary", by_hand.clone());
+        let found = resolved(&demo, "shop", service("primary"), PortRef::Auto).await;
+        // Its address is that of a pod, which is found by it.
+        assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"], "{name:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_service_without_a_selector_is_listed_where_its_slices_name_pods() {
     let demo = Demo::start().await.unwrap();
     put_service(&demo, "shop", "primary", without_selector());
     put_slice(&demo, "shop", "primary", endpoint(&demo, "web-6d5f-a1"));
     let names = async || -> Vec<String> {
-        let all = list::services(&*cluster(&demo).await, Some(&Namespace("shop".into()))).await.unwrap();
-        all.into_iter().map(|service| service.name).collect()
+        let all = list::services(&*cluster(&demo).await, Some(&"shop".parse().unwrap())).await.unwrap();
+        all.into_iter().map(|service| service.name.into()).collect()
     };
     assert_eq!(names().await, ["broken", "primary", "queue", "tools", "web"]);
     demo.faults().forbid("list", "endpointslices", true);
@@ -154,7 +168,7 @@ async fn an_endpoints_object_counts_where_there_are_no_slices() {
     let address = json!({"ip": address_of(&demo, "web-6d5f-a1"), "targetRef": {"kind": "Pod", "name": "web-6d5f-a1", "uid": "u"}});
     let subsets = json!([{"addresses": [address], "ports": [{"name": "http", "port": 8080}]}]);
     demo.world().put("endpoints", json!({"metadata": {"namespace": "shop", "name": "old"}, "subsets": subsets}));
-    let found = resolved(&demo, "shop", service("old"), PortRef::Number(80)).await;
+    let found = resolved(&demo, "shop", service("old"), PortRef::number(80).unwrap()).await;
     assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"]);
     let error = resolved(&demo, "shop", service("legacy"), PortRef::Auto).await.unwrap_err();
     assert!(error.to_string().contains("no selector and no EndpointSlices"), "{error}");
@@ -190,20 +204,20 @@ async fn a_named_pod_of_a_service_has_every_port() {
     let demo = Demo::start().await.unwrap();
     for (port, wanted) in [
         (PortRef::Auto, "data/postgres-1:5432"),
-        (PortRef::Number(5432), "data/postgres-1:5432"),
-        (PortRef::Name("postgres".into()), "data/postgres-1:5432"),
-        (PortRef::Number(9187), "data/postgres-1:9187"),
+        (PortRef::number(5432).unwrap(), "data/postgres-1:5432"),
+        (PortRef::Name("postgres".parse().unwrap()), "data/postgres-1:5432"),
+        (PortRef::number(9187).unwrap(), "data/postgres-1:9187"),
     ] {
         let found = resolved(&demo, "data", pod_of("postgres-1", "postgres"), port.clone()).await;
         assert_eq!(pods(found), [wanted], "{port:?}");
     }
-    let found = resolved(&demo, "shop", pod_of("web-6d5f-a1", "web"), PortRef::Number(80)).await;
+    let found = resolved(&demo, "shop", pod_of("web-6d5f-a1", "web"), PortRef::number(80).unwrap()).await;
     assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"], "a port of the Service means what it means there");
-    let found = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(8081)).await;
+    let found = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::number(8081).unwrap()).await;
     assert_eq!(pods(found), ["shop/tools-0:8081"], "a port that only the pod declares");
-    let wrong = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::Number(9999)).await;
+    let wrong = resolved(&demo, "shop", pod_of("tools-0", "queue"), PortRef::number(9999).unwrap()).await;
     assert_eq!(wrong.unwrap_err().code().as_str(), "no-such-port", "and one that nobody does");
-    let wrong = resolved(&demo, "data", pod_of("postgres-1", "postgres"), PortRef::Name("http".into())).await;
+    let wrong = resolved(&demo, "data", pod_of("postgres-1", "postgres"), PortRef::Name("http".parse().unwrap())).await;
     assert_eq!(wrong.unwrap_err().code().as_str(), "no-such-port");
     let other = resolved(&demo, "shop", pod_of("tools-0", "web"), PortRef::Auto).await.unwrap_err();
     assert!(other.to_string().contains("not one of the pods of service shop/web"), "{other}");
@@ -218,15 +232,17 @@ async fn a_headless_service_without_ports_has_those_of_its_pods() {
         slices.iter().any(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "bare")
     })
     .await;
-    for (port, number) in
-        [(PortRef::Auto, 5432), (PortRef::Name("postgres".into()), 5432), (PortRef::Number(9187), 9187)]
-    {
+    for (port, number) in [
+        (PortRef::Auto, 5432),
+        (PortRef::Name("postgres".parse().unwrap()), 5432),
+        (PortRef::number(9187).unwrap(), 9187),
+    ] {
         let found = resolved(&demo, "data", service("bare"), port.clone()).await;
         assert_eq!(pods(found), [format!("data/postgres-0:{number}"), format!("data/postgres-1:{number}")], "{port:?}");
         let found = resolved(&demo, "data", pod_of("postgres-0", "bare"), port.clone()).await;
         assert_eq!(pods(found), [format!("data/postgres-0:{number}")], "{port:?}");
     }
-    let jump = resolve_pods(&*cluster(&demo).await, &Namespace("shop".into()), &service("dns")).await;
+    let jump = resolve_pods(&*cluster(&demo).await, &"shop".parse().unwrap(), &service("dns")).await;
     assert_eq!(pods(jump), ["shop/tools-0:0"], "who needs no port does not mind UDP");
 }
 

@@ -124,6 +124,9 @@ async fn replies_tell_why_there_is_no_connection() {
     for (user, host, port, wanted) in [
         (None, "none.shop.svc.cluster.local", 80, 4),
         (None, "web.shop", 81, 4),
+        (None, "web.shop", 0, 1),
+        (None, "web.x/y", 80, 2),
+        (None, "../x.shop.svc.cluster.local", 80, 2),
         (None, "example.com", 443, 4),
         (None, "www.example.com", 443, 2),
         (None, "192.168.0.1", 80, 4),

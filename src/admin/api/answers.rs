@@ -339,6 +339,9 @@ pub struct ConfigAnswer {
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
     pub rejected: Option<String>,
+    /// The keys that the last reload changed, with + before a new one and - before one that is gone. Empty: there was no reload.
+    #[serde(default)]
+    pub changed: Vec<String>,
     /// Content of the file; secrets read `(hidden, 32 bytes)`.
     pub config: serde_json::Value,
 }
@@ -411,7 +414,7 @@ impl SignIn {
 
 impl Overview {
     pub fn of(source: &Source) -> Self {
-        let Facts { config, http, tcp, context, loaded_at, rejected, local } = source.facts();
+        let Facts { config, http, tcp, context, loaded_at, rejected, local, changed: _ } = source.facts();
         let kubeconfig = source.router().config.http.kubeconfig.0.clone();
         let started = time(source.journal().started());
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -427,13 +430,13 @@ impl ContextRow {
         let row = |name: &ContextName| {
             let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
             let methods = alias.and_then(|(_, alias)| alias.methods.as_ref());
-            let left = source.locks().time_left(&name.0);
+            let left = source.locks().time_left(name);
             let health = source.health(name);
             Self {
                 name: name.to_string(),
                 alias: alias.map(|(alias, _)| alias.clone()),
-                is_default: default == Some(name.0.as_str()),
-                production: alias.map_or_else(|| says_production(&name.0), |(_, alias)| alias.production),
+                is_default: default == Some(name.as_str()),
+                production: alias.map_or_else(|| says_production(name), |(_, alias)| alias.production),
                 methods: methods.map(|methods| methods.iter().map(ToString::to_string).collect()),
                 unlocked_minutes: left.map(|left| left.as_secs().div_ceil(60)),
                 is_used: health.is_some(),
@@ -566,8 +569,8 @@ impl Row {
 
 impl ConfigAnswer {
     pub fn of(source: &Source) -> Self {
-        let Facts { config: file, loaded_at, rejected, .. } = source.facts();
-        Self { format: FORMAT, file, loaded_at, rejected, config: source.router().config.shown.clone() }
+        let Facts { config: file, loaded_at, rejected, changed, .. } = source.facts();
+        Self { format: FORMAT, file, loaded_at, rejected, changed, config: source.router().config.shown.clone() }
     }
 }
 

@@ -85,7 +85,7 @@ fn of_config(facts: &Facts) -> Option<Attention> {
 
 /// Returns the problem of a context: its API server does not answer, or a person has to sign in again soon.
 fn of_context(name: &ContextName, health: Health) -> Option<Attention> {
-    let command = Some(format!("adit doctor --context {}", quoted(&name.0)));
+    let command = Some(format!("adit doctor --context {}", quoted(name)));
     let kind = "context".to_owned();
     if let Some(since) = health.lost_since {
         let title = format!("the API server of context {name} does not answer");
@@ -139,7 +139,7 @@ fn of_tunnel(tunnel: &TunnelSnapshot, router: &Router) -> Attention {
 fn doctor(target: &Target, router: &Router) -> Option<String> {
     let pods = target.pods().filter(|pods| pods.jump.is_none())?;
     let name = match &pods.workload {
-        Workload::Service(service) => service.clone(),
+        Workload::Service(service) => service.to_string(),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
         // Its Service or pod is not known here.
         Workload::Address(_) => return None,
@@ -152,7 +152,7 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
     let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
     let context = match default == Some(&pods.cluster.context) {
         true => String::new(),
-        false => format!(" --context {}", quoted(&pods.cluster.context.0)),
+        false => format!(" --context {}", quoted(&pods.cluster.context)),
     };
     Some(format!("adit doctor{context} {}", quoted(&format!("{name}.{}{port}", pods.namespace))))
 }

@@ -10,7 +10,7 @@ use super::{
     ways::{self, Speaks},
 };
 use crate::{
-    config::{ContextName, Namespace, PortRef, Workload},
+    config::{ContextName, InvalidValue, Label, Namespace, PortRef, Workload},
     k8s::{
         ClusterError, ServicePort,
         client::Clusters,
@@ -24,30 +24,40 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     /// None: the one of names that give none.
-    pub context: Option<String>,
+    pub context: Option<ContextName>,
     /// None: all.
-    pub namespace: Option<String>,
+    pub namespace: Option<Namespace>,
     /// The ready pods of each Service are counted.
     pub pods: bool,
 }
 
 impl Query {
     /// Reads the query of a URL; keys that are not known are passed over.
-    pub fn parse(query: &str) -> Self {
+    ///
+    /// # Errors
+    /// The namespace cannot be one.
+    pub fn parse(query: &str) -> Result<Self, InvalidValue> {
         let value = |name: &str| {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             let (_, value) = pairs.into_iter().find(|(key, _)| *key == name)?;
             Some(percent_decode_str(value).decode_utf8_lossy().into_owned()).filter(|value| !value.is_empty())
         };
-        Self { context: value("context"), namespace: value("namespace"), pods: value("pods").is_some() }
+        Ok(Self {
+            context: value("context").map(ContextName::new).transpose()?,
+            namespace: value("namespace").map(Namespace::new).transpose()?,
+            pods: value("pods").is_some(),
+        })
     }
 }
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pods = self.pods.then(|| "1".to_owned());
-        let pairs = [("context", &self.context), ("namespace", &self.namespace), ("pods", &pods)];
-        let pairs = pairs.iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+        let pairs = [
+            ("context", self.context.as_deref()),
+            ("namespace", self.namespace.as_deref()),
+            ("pods", self.pods.then_some("1")),
+        ];
+        let pairs = pairs.iter().filter_map(|(name, value)| Some((name, (*value)?)));
         for (at, (name, value)) in pairs.enumerate() {
             let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
             write!(f, "{}{name}={value}", if at == 0 { "" } else { "&" })?;
@@ -69,7 +79,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     let contexts = &router.http_contexts;
     let context = match &query.context {
         Some(name) => {
-            Some(router.config.contexts.get(name).map_or_else(|| ContextName(name.clone()), |alias| alias.name.clone()))
+            Some(router.config.contexts.get(name.as_str()).map_or_else(|| name.clone(), |alias| alias.name.clone()))
         }
         None => router.config.default_context.clone().or_else(|| contexts.current.clone()),
     };
@@ -85,24 +95,23 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     };
     let named = named_context(router, &context);
     let id = ClusterId { kubeconfig: contexts.kubeconfig.clone(), context };
-    let namespace = query.namespace.clone().map(Namespace);
     let listing = async {
         let cluster = clusters.get(&id).await?;
         let pods = async {
             match query.pods {
                 // A user without the permission to list slices still gets the Services.
-                true => list::readiness(&cluster, namespace.as_ref()).await.ok(),
+                true => list::readiness(&cluster, query.namespace.as_ref()).await.ok(),
                 false => None,
             }
         };
-        let (found, pods) = tokio::join!(list::services(&cluster, namespace.as_ref()), pods);
+        let (found, pods) = tokio::join!(list::services(&cluster, query.namespace.as_ref()), pods);
         Ok::<_, ClusterError>((found?, pods))
     };
     match listing.await {
         Ok((found, pods)) => {
-            let place = Placed { router, context: &id.context, named: named.as_deref(), listener };
+            let place = Placed { router, context: &id.context, named: named.as_ref(), listener };
             services.extend(found.iter().flat_map(|service| {
-                let key = (service.namespace.0.clone(), service.name.clone());
+                let key = (service.namespace.to_string(), service.name.to_string());
                 // A Service without a slice has no pods.
                 place.rows(service, pods.as_ref().map(|pods| pods.get(&key).copied().unwrap_or_default()))
             }));
@@ -113,13 +122,13 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
 }
 
 /// Returns how a hostname has to name a context. None: it is the one that names without a context mean.
-pub fn named_context(router: &Router, context: &ContextName) -> Option<String> {
+pub fn named_context(router: &Router, context: &ContextName) -> Option<ContextName> {
     let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
     if default == Some(context) {
         return None;
     }
     let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *context);
-    Some(alias.map_or_else(|| context.to_string(), |(alias, _)| alias.clone()))
+    alias.and_then(|(alias, _)| alias.parse().ok()).or_else(|| Some(context.clone()))
 }
 
 /// Returns the routes of the configuration.
@@ -151,7 +160,9 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
     let tcp = router.config.tcp.routes.iter();
     let tcp = tcp.map(|(address, route)| {
         let speaks = match route.destination.port {
-            PortRef::Number(number) => Speaks::of(&ServicePort { number, name: None, app_protocol: None }),
+            PortRef::Number(number) => {
+                Speaks::of(&ServicePort { number: number.get(), name: None, app_protocol: None })
+            }
             _ => Speaks::Tcp,
         };
         // No name is said to speak HTTP at a port of its own.
@@ -169,7 +180,7 @@ struct Placed<'r> {
     router: &'r Router,
     context: &'r ContextName,
     /// See [`named_context`].
-    named: Option<&'r str>,
+    named: Option<&'r ContextName>,
     listener: u16,
 }
 
@@ -199,8 +210,8 @@ impl Placed<'_> {
                 command: speaks.command(&name, self.listener, address),
                 address: address.map(|address| address.to_string()),
                 missing_route: needs_route.then(|| {
-                    let context = self.named.map(|_| self.context.0.as_str());
-                    ways::missing_route(&service.namespace.0, &service.name, port.number, context)
+                    let context = self.named.map(|_| self.context.as_str());
+                    ways::missing_route(&service.namespace, &service.name, port.number, context)
                 }),
                 ready: pods.map(|(ready, _)| ready),
                 pods: pods.map(|(_, all)| all),
@@ -212,16 +223,27 @@ impl Placed<'_> {
 
 /// Returns the URL of a Service by its short name. `context`: as a hostname names it; None: the one that is meant where none
 /// is named.
-pub fn url(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>, listener: u16) -> String {
+pub fn url(
+    namespace: &Namespace,
+    service: &Label,
+    port: Option<u16>,
+    context: Option<&ContextName>,
+    listener: u16,
+) -> String {
     format!("http://{}:{listener}/", dynamic_name(namespace, service, port, context))
 }
 
-fn dynamic_name(namespace: &Namespace, service: &str, port: Option<u16>, context: Option<&str>) -> DynamicName {
+fn dynamic_name(
+    namespace: &Namespace,
+    service: &Label,
+    port: Option<u16>,
+    context: Option<&ContextName>,
+) -> DynamicName {
     DynamicName {
-        context: context.map(str::to_owned),
+        context: context.cloned(),
         namespace: namespace.clone(),
-        workload: Workload::Service(service.to_owned()),
-        port: port.map_or(PortRef::Auto, PortRef::Number),
+        workload: Workload::Service(service.clone()),
+        port: port.and_then(PortRef::number).unwrap_or(PortRef::Auto),
     }
 }
 
@@ -231,10 +253,14 @@ mod tests {
 
     #[test]
     fn a_query_is_decoded() {
-        let query = Query::parse("namespace=shop&x&context=a%2Fb%26c&namespace=");
-        assert_eq!(query, Query { context: Some("a/b&c".into()), namespace: Some("shop".into()), pods: false });
-        assert_eq!(Query::parse("namespace="), Query::default());
-        let query = Query { context: Some("arn:aws/é&=x".into()), namespace: None, pods: true };
-        assert_eq!(Query::parse(&query.to_string()), query);
+        let query = Query::parse("namespace=shop&x&context=a%2Fb%26c&namespace=").unwrap();
+        let (context, namespace) = ("a/b&c".parse().unwrap(), "shop".parse().unwrap());
+        assert_eq!(query, Query { context: Some(context), namespace: Some(namespace), pods: false });
+        assert_eq!(Query::parse("namespace="), Ok(Query::default()));
+        let query = Query { context: Some("arn:aws/é&=x".parse().unwrap()), namespace: None, pods: true };
+        assert_eq!(Query::parse(&query.to_string()), Ok(query));
+        for wrong in ["namespace=a%2Fb", "namespace=..", "namespace=A", "namespace=a%00"] {
+            assert!(Query::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -43,8 +43,8 @@ pub fn answer(source: &Source, name: &str, wanted: &[u8]) -> Response<Body> {
     };
     let router = source.router();
     let aliases = &router.config.contexts;
-    let context = aliases.get(name).map_or(name, |alias| alias.name.0.as_str());
-    let rules = aliases.values().filter(|alias| alias.name.0 == context && alias.methods.is_some());
+    let context = aliases.get(name).map_or(name, |alias| alias.name.as_str());
+    let rules = aliases.values().filter(|alias| alias.name.as_str() == context && alias.methods.is_some());
     if rules.count() == 0 {
         let known: Vec<&str> =
             aliases.iter().filter(|(_, alias)| alias.methods.is_some()).map(|(name, _)| name.as_str()).collect();

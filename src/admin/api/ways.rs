@@ -99,7 +99,7 @@ pub fn address(router: &Router, target: &PodTarget, port: u16) -> Option<SocketA
         let found = route.target.pods()?;
         let same = (&found.cluster.context, &found.namespace, &found.workload)
             == (&target.cluster.context, &target.namespace, &target.workload);
-        (same && found.jump.is_none() && found.port == PortRef::Number(port)).then_some(*address)
+        (same && found.jump.is_none() && Some(&found.port) == PortRef::number(port).as_ref()).then_some(*address)
     };
     router.config.tcp.routes.keys().find_map(is_there)
 }
@@ -115,12 +115,12 @@ pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) 
     let dynamic = pods.and_then(|pods| {
         let Workload::Service(service) = &pods.workload else { return None };
         let port = match pods.port {
-            PortRef::Number(port) => Some(port),
+            PortRef::Number(port) => Some(port.get()),
             PortRef::Auto => None,
             PortRef::Name(_) | PortRef::Https => return None,
         };
         let context = services::named_context(router, &pods.cluster.context);
-        Some(services::url(&pods.namespace, service, port, context.as_deref(), listener))
+        Some(services::url(&pods.namespace, service, port, context.as_ref(), listener))
     });
     names.extend(dynamic);
     names
@@ -131,7 +131,7 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
     let pods = target.pods().filter(|pods| pods.jump.is_none())?;
     let port = match &pods.port {
         PortRef::Number(port) => port.to_string(),
-        PortRef::Name(name) => name.clone(),
+        PortRef::Name(name) => name.to_string(),
         PortRef::Auto | PortRef::Https => port?.to_string(),
     };
     let object = match &pods.workload {
@@ -140,7 +140,7 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
         // kubectl takes no address.
         Workload::Address(_) => return None,
     };
-    let (context, namespace) = (quoted(&pods.cluster.context.0), &pods.namespace);
+    let (context, namespace) = (quoted(&pods.cluster.context), &pods.namespace);
     Some(format!("kubectl --context {context} -n {namespace} port-forward {object} :{port}"))
 }
 

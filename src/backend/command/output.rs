@@ -132,7 +132,7 @@ mod tests {
             env: [("API_TOKEN".to_owned(), "hunter22".to_owned())].into(),
             env_from: Default::default(),
             startup_timeout: Default::default(),
-            ports: (1, 1),
+            ports: "1-1".parse().unwrap(),
         };
         let wait = Arc::<Waits>::default().begin(Arc::new(command.clone()), Box::new(|| {}));
         let output = Output::new("x", &command, wait);

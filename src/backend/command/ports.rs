@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use crate::config::PortRange;
+
 /// Lends each port to one command at a time.
 #[derive(Default)]
 pub struct PortPool(Mutex<Lending>);
@@ -36,8 +38,9 @@ impl Drop for Lent {
 }
 
 impl PortPool {
-    /// Returns a port from the first to the last that nobody has. None: there is none.
-    pub fn take(self: &Arc<Self>, (first, last): (u16, u16)) -> Option<Lent> {
+    /// Returns a port of the range that nobody has. None: there is none.
+    pub fn take(self: &Arc<Self>, range: PortRange) -> Option<Lent> {
+        let (first, last) = (range.first(), range.last());
         let mut lending = self.0.lock().expect("no panic while the lock is held");
         let after = if (first..last).contains(&lending.last) { lending.last + 1 } else { first };
         let number = (after..=last).chain(first..after).find(|port| !lending.lent.contains(port) && is_free(*port))?;
@@ -87,20 +90,20 @@ mod tests {
     #[test]
     fn a_port_is_lent_once_and_rests_when_it_is_back() {
         let pool = Arc::<PortPool>::default();
-        let range = (21_900, 21_902);
+        let range = "21900-21902".parse().unwrap();
         let taken: Vec<_> = std::iter::from_fn(|| pool.take(range)).collect();
         let numbers: BTreeSet<u16> = taken.iter().map(Lent::number).collect();
         assert_eq!(numbers.len(), taken.len());
         assert!(!taken.is_empty() && pool.take(range).is_none());
         let first = taken[0].number();
         drop(taken);
-        assert!(eventually(|| pool.take((first, first)).is_some()));
+        assert!(eventually(|| pool.take(format!("{first}-{first}").parse().unwrap()).is_some()));
     }
 
     #[test]
     fn a_listener_is_seen_from_outside() {
         // None that the system gives to others as soon as it is free.
-        let lent = Arc::<PortPool>::default().take((21_910, 21_949)).unwrap();
+        let lent = Arc::<PortPool>::default().take("21910-21949".parse().unwrap()).unwrap();
         let port = lent.number();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         assert!(is_listened_on(port));

@@ -3,8 +3,8 @@
 use std::{
     env,
     ffi::OsString,
-    io,
-    os::unix::fs::PermissionsExt,
+    fmt, io,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::PathBuf,
     pin::Pin,
     process::{ExitStatus, Stdio},
@@ -68,12 +68,45 @@ pub fn find(program: &str, exec_path: &ExecPath) -> Option<PathBuf> {
     exec_path.find(program)
 }
 
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessEnd {
+    /// By itself, with this exit code; 0: it did what it was to do.
+    Exited(i32),
+    /// A signal with this number ended it.
+    Signalled(i32),
+    /// The system does not say how, and why not where it says that.
+    Unknown(Option<String>),
+}
+
+impl From<io::Result<ExitStatus>> for ProcessEnd {
+    fn from(status: io::Result<ExitStatus>) -> Self {
+        match status.map(|status| (status.code(), status.signal())) {
+            Ok((Some(code), _)) => Self::Exited(code),
+            Ok((None, Some(signal))) => Self::Signalled(signal),
+            Ok((None, None)) => Self::Unknown(None),
+            Err(error) => Self::Unknown(Some(error.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "it ended with exit code {code}"),
+            Self::Signalled(signal) => write!(f, "it was ended by signal {signal}"),
+            Self::Unknown(None) => f.write_str("it ended"),
+            Self::Unknown(Some(reason)) => write!(f, "it ended, and how is not known: {reason}"),
+        }
+    }
+}
+
 /// A process that runs, and is stopped when this is dropped.
 pub struct Process {
     pid: Option<Pid>,
     shown: String,
     output: Output,
-    end: watch::Receiver<Option<String>>,
+    end: watch::Receiver<Option<ProcessEnd>>,
 }
 
 impl Process {
@@ -100,7 +133,7 @@ impl Process {
         let (end_tx, end) = watch::channel(None);
         tokio::spawn(async move {
             let end = tokio::select! {
-                status = child.wait() => status.map_or_else(|error| error.to_string(), described),
+                status = child.wait() => ProcessEnd::from(status),
                 // It has been told to end; its supervisor gives it its time.
                 () = end_tx.closed() => {
                     if timeout(GRACE + Duration::from_secs(1), child.wait()).await.is_err() {
@@ -120,7 +153,7 @@ impl Process {
     }
 
     /// Returns how it ended. None: it runs.
-    pub fn end(&self) -> Option<String> {
+    pub fn end(&self) -> Option<ProcessEnd> {
         self.end.borrow().clone()
     }
 
@@ -128,8 +161,8 @@ impl Process {
     pub async fn ended(&self) -> String {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await;
-        let how = ended.ok().and_then(|end| end.clone()).unwrap_or_else(|| "it ended".to_owned());
-        self.with_last_words(&how)
+        let how = ended.ok().and_then(|end| end.clone()).unwrap_or(ProcessEnd::Unknown(None));
+        self.with_last_words(&how.to_string())
     }
 
     /// Returns `how` with what the process said last.
@@ -185,15 +218,6 @@ fn not_started(command: &Command, error: &io::Error) -> OpenError {
     OpenError::Command { what: format!("{} cannot be started", command.run[0]), cause: error.to_string(), hint: None }
 }
 
-fn described(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it ended with exit code {code}"),
-        (None, Some(signal)) => format!("it was ended by signal {signal}"),
-        (None, None) => "it ended".to_owned(),
-    }
-}
-
 /// Starts a process whose standard streams are the stream.
 ///
 /// # Errors
@@ -211,8 +235,8 @@ pub struct StdioStream {
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     process: Process,
-    /// How it ended, once its output has.
-    ended: Option<BoxFuture<'static, String>>,
+    /// What its end means for a reader, once its output has ended. None: the stream has ended as it should.
+    ended: Option<BoxFuture<'static, Option<StreamFault>>>,
 }
 
 impl AsyncRead for StdioStream {
@@ -230,17 +254,15 @@ impl AsyncRead for StdioStream {
         let (mut end, output) = (this.process.end.clone(), this.process.output.clone());
         let ended = this.ended.get_or_insert_with(|| {
             Box::pin(async move {
-                let end = timeout(GRACE, end.wait_for(Option::is_some)).await;
-                let end = end.ok().and_then(|end| end.ok().and_then(|end| end.clone())).unwrap_or_default();
-                if end.ends_with("exit code 0") { String::new() } else { format!("{end}: {}", output.last()) }
+                // It may have closed its output and go on.
+                let end = timeout(GRACE, end.wait_for(Option::is_some)).await.ok()?.ok()?.clone()?;
+                let detail = format!("{end}: {}", output.last());
+                (end != ProcessEnd::Exited(0)).then_some(StreamFault::Other { detail })
             })
         });
         let end = ready!(ended.as_mut().poll(cx));
         this.ended = Some(Box::pin(std::future::ready(end.clone())));
-        match end.is_empty() || end.starts_with(':') {
-            true => Poll::Ready(Ok(())),
-            false => Poll::Ready(Err(StreamFault::Other { detail: end }.into())),
-        }
+        Poll::Ready(end.map_or(Ok(()), |fault| Err(fault.into())))
     }
 }
 

@@ -150,7 +150,7 @@ mod tests {
             env: Default::default(),
             env_from: Default::default(),
             startup_timeout: Default::default(),
-            ports: (1, 1),
+            ports: "1-1".parse().unwrap(),
         });
         let waits = Waits::default();
         let wait = waits.begin(command.clone(), Box::new(|| {}));

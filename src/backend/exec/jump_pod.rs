@@ -7,7 +7,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    config::{Jump, Namespace},
+    config::{Jump, Namespace, Subdomain},
     k8s::{
         ClusterError,
         client::{AskError, Cluster},
@@ -36,8 +36,10 @@ const OWNER: &str = "adit/owner";
 /// A pod that adit has created.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Created {
-    pub namespace: String,
-    pub name: String,
+    #[serde(serialize_with = "as_text")]
+    pub namespace: Namespace,
+    #[serde(serialize_with = "as_text")]
+    pub name: Subdomain,
     /// `ready`, or why it is not.
     pub state: String,
     pub owner: Option<String>,
@@ -45,35 +47,40 @@ pub struct Created {
     pub created: Option<String>,
 }
 
+fn as_text<S: serde::Serializer>(name: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
+}
+
 /// Lists the pods of one namespace, or of all, that adit has created.
 pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Created>, ClusterError> {
     let api: Api<Pod> = match namespace {
-        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
         None => Api::all(cluster.client.clone()),
     };
-    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
-    let listed = match cluster.ask("listing jump pods", &shown, api.list(&ListParams::default().labels(OURS))).await {
+    let listed = match cluster.ask("listing jump pods", namespace, api.list(&ListParams::default().labels(OURS))).await
+    {
         Ok(listed) => listed.items,
         Err(AskError::NotFound) => Vec::new(),
         Err(AskError::Failed(error)) => return Err(error),
     };
-    let created = listed.into_iter().map(|pod| Created {
-        state: if pods::is_ready(&pod) { "ready".to_owned() } else { pods::why_not_ready(&pod) },
-        namespace: pod.metadata.namespace.unwrap_or_default(),
-        name: pod.metadata.name.unwrap_or_default(),
-        owner: pod.metadata.annotations.and_then(|mut annotations| annotations.remove(OWNER)),
-        created: pod.metadata.creation_timestamp.map(|time| time.0.to_string()),
+    let created = listed.into_iter().filter_map(|pod| {
+        Some(Created {
+            state: if pods::is_ready(&pod) { "ready".to_owned() } else { pods::why_not_ready(&pod) },
+            namespace: pod.metadata.namespace?.parse().ok()?,
+            name: pod.metadata.name?.parse().ok()?,
+            owner: pod.metadata.annotations.and_then(|mut annotations| annotations.remove(OWNER)),
+            created: pod.metadata.creation_timestamp.map(|time| time.0.to_string()),
+        })
     });
     Ok(created.collect())
 }
 
 /// Deletes a pod that [`list`] has returned; one that is gone already is no error.
 pub async fn delete(cluster: &Cluster, pod: &Created) -> Result<(), ClusterError> {
-    let namespace = Namespace(pod.namespace.clone());
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.0);
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
     let doing = format!("deleting pod {}/{}", pod.namespace, pod.name);
     let answer = async { api.delete(&pod.name, &DeleteParams::default()).await.map(drop) };
-    match cluster.ask(&doing, &namespace, answer).await {
+    match cluster.ask(&doing, &pod.namespace, answer).await {
         Ok(()) | Err(AskError::NotFound) => Ok(()),
         Err(AskError::Failed(error)) => Err(error),
     }

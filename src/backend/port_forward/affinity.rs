@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    config::{Namespace, Workload},
+    config::{Namespace, Subdomain, Workload},
     k8s::endpoints::ReadyPod,
     routing::{ClusterId, PodTarget},
 };
@@ -40,7 +40,7 @@ pub struct Affinity(Mutex<Kept>);
 struct Kept {
     lasts: Duration,
     /// Name and UID, and the last connection.
-    pod: Option<(String, String, Instant)>,
+    pod: Option<(Subdomain, String, Instant)>,
 }
 
 impl Affinity {
@@ -66,7 +66,7 @@ impl Affinity {
         pods.sort_by_key(|pod| !kept.is(pod));
     }
 
-    fn pod(&self) -> Option<String> {
+    fn pod(&self) -> Option<Subdomain> {
         let kept = self.lock();
         kept.pod.as_ref().filter(|(.., last)| last.elapsed() < kept.lasts).map(|(name, ..)| name.clone())
     }
@@ -89,18 +89,18 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::config::{ContextName, PortRef};
+    use crate::config::PortRef;
 
     fn pod(name: &str, uid: &str) -> ReadyPod {
-        ReadyPod { name: name.into(), uid: uid.into(), container_port: 80 }
+        ReadyPod { name: name.parse().unwrap(), uid: uid.into(), container_port: 80 }
     }
 
     fn target(port: u16) -> PodTarget {
         PodTarget {
-            cluster: ClusterId { kubeconfig: Arc::default(), context: ContextName("c".into()) },
-            namespace: Namespace("shop".into()),
-            workload: Workload::Service("web".into()),
-            port: PortRef::Number(port),
+            cluster: ClusterId { kubeconfig: Arc::default(), context: "c".parse().unwrap() },
+            namespace: "shop".parse().unwrap(),
+            workload: Workload::Service("web".parse().unwrap()),
+            port: PortRef::number(port).unwrap(),
             jump: None,
         }
     }
@@ -134,12 +134,12 @@ mod tests {
             let affinity = affinities.of(&target(port), Duration::from_secs(60));
             affinity.keep(all.iter(), |pod| pod, || all.get(otherwise)).map(|pod| pod.name.clone())
         };
-        assert_eq!((keep(80, 1), keep(81, 0)), (Some("b".into()), Some("b".into())));
+        assert_eq!((keep(80, 1), keep(81, 0)), (Some("b".parse().unwrap()), Some("b".parse().unwrap())));
         let mut sorted = all.to_vec();
         affinities.of(&target(80), Duration::from_secs(60)).sort(&mut sorted);
         assert_eq!(sorted[0].name, "b");
         advance(Duration::from_secs(61)).await;
-        let other = PodTarget { workload: Workload::Service("other".into()), ..target(80) };
+        let other = PodTarget { workload: Workload::Service("other".parse().unwrap()), ..target(80) };
         drop(affinities.of(&other, Duration::from_secs(60)));
         assert_eq!(affinities.0.lock().unwrap().len(), 1);
     }

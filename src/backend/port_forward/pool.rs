@@ -201,7 +201,7 @@ impl PodPool {
                 Ok(Dialled::Connection(connection)) => pool.lock().push(connection),
                 // A gateway closes what says nothing; one is made when it is needed.
                 Ok(Dialled::Channel(_)) => {}
-                Err(error) => debug!(pod = pool.pod.name, %error, "no further connection to the pod"),
+                Err(error) => debug!(pod = &*pool.pod.name, %error, "no further connection to the pod"),
             }
         }));
     }

@@ -71,7 +71,7 @@ impl TargetSession {
     ) -> Self {
         let (pod, upgraded) = first;
         let endpoint = Endpoint {
-            pod: pod.name.clone(),
+            pod: pod.name.to_string(),
             container_port: pod.container_port,
             port: resolution.port.clone(),
             protocol: upgraded.transport.name(),
@@ -169,7 +169,7 @@ impl Shared {
         pools.retain(|pool| {
             let stays = ready.contains(pool.pod()) && !pool.is_gone();
             if !stays {
-                info!(pod = pool.pod().name, "takes no new streams: terminating, not ready, or gone");
+                info!(pod = &*pool.pod().name, "takes no new streams: terminating, not ready, or gone");
                 pool.leave();
             }
             stays
@@ -187,7 +187,7 @@ impl Shared {
     }
 
     fn remove(&self, gone: &Arc<PodPool>, fault: &StreamFault) {
-        info!(pod = gone.pod().name, %fault, "takes no new streams");
+        info!(pod = &*gone.pod().name, %fault, "takes no new streams");
         gone.leave();
         self.lock().retain(|pool| !Arc::ptr_eq(pool, gone));
     }
@@ -195,7 +195,7 @@ impl Shared {
     /// Returns the pod that clients stay with, else the one with the fewest streams. One that was not reached yet is reached in the background where
     /// another has room, so that nobody waits for it.
     fn pool_of(&self, pod: &str) -> Option<Arc<PodPool>> {
-        self.lock().iter().find(|pool| pool.pod().name == pod && !pool.is_gone()).cloned()
+        self.lock().iter().find(|pool| *pool.pod().name == *pod && !pool.is_gone()).cloned()
     }
 
     fn choose(&self, tried: &[Arc<PodPool>]) -> Option<Arc<PodPool>> {
@@ -272,7 +272,7 @@ impl Session for TargetSession {
     }
 
     fn pods(&self) -> Vec<String> {
-        self.shared.lock().iter().filter(|pool| pool.is_warm()).map(|pool| pool.pod().name.clone()).collect()
+        self.shared.lock().iter().filter(|pool| pool.is_warm()).map(|pool| pool.pod().name.to_string()).collect()
     }
 
     fn not_ready(&self) -> Option<String> {

@@ -14,11 +14,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 
-use crate::{
-    config::{ContextName, KubeconfigPaths},
-    k8s::client::Clusters,
-    routing::ClusterId,
-};
+use crate::{config::KubeconfigPaths, k8s::client::Clusters, routing::ClusterId};
 
 /// Between two requests.
 const EVERY: Duration = Duration::from_millis(700);
@@ -87,8 +83,8 @@ async fn send(address: SocketAddr, method: &str, host: &str, path: &str, body: &
 
 /// Deletes a pod, as a rollout does: its controller creates another one.
 async fn restart(kubeconfig: PathBuf) {
-    let id =
-        ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![kubeconfig])), context: ContextName("demo".to_owned()) };
+    let Ok(context) = "demo".parse() else { return };
+    let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![kubeconfig])), context };
     let Ok(cluster) = Clusters::new(&[]).get(&id).await else { return };
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "shop");
     let Ok(found) = pods.list(&ListParams::default().labels("app=web")).await else { return };

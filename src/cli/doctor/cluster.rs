@@ -16,13 +16,10 @@ use super::{
     report::{Check, Group, Status},
     scope::Scope,
 };
-use crate::{
-    config::Namespace,
-    k8s::{
-        ClusterError,
-        client::{AskError, Cluster},
-        upgrade,
-    },
+use crate::k8s::{
+    ClusterError, Namespaces,
+    client::{AskError, Cluster},
+    upgrade,
 };
 
 const GROUP: Group = Group::Cluster;
@@ -205,7 +202,7 @@ pub async fn ask(
             .map_err(|error| kube::Error::Service(Box::new(error)))?;
         Ok((status, bytes.to_bytes(), date))
     };
-    let asked = cluster.ask(&format!("asking for {path}"), &Namespace("*".to_owned()), asking).await;
+    let asked = cluster.ask(&format!("asking for {path}"), Namespaces::All, asking).await;
     let (status, bytes, date) = asked.map_err(|error| match error {
         AskError::NotFound => malformed(NOT_FOUND.to_owned()),
         AskError::Failed(error) => error,

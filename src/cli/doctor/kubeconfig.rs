@@ -72,15 +72,15 @@ fn names(scope: &Scope) -> Check {
     let contexts = &scope.router.http_contexts;
     let fits = |name: &str| crate::config::names::is_label(&name.to_ascii_lowercase());
     let config = &scope.router.config;
-    let has_alias = |name: &str| config.contexts.values().any(|alias| alias.name.0 == name);
+    let has_alias = |name: &str| config.contexts.values().any(|alias| alias.name == *name);
     let current = scope.router.http_contexts.current.as_ref();
     let odd: Vec<&str> = scope
         .router
         .http_contexts
         .namespaces
         .keys()
-        .filter(|context| Some(*context) != current && !fits(&context.0) && !has_alias(&context.0))
-        .map(|context| context.0.as_str())
+        .filter(|context| Some(*context) != current && !fits(context) && !has_alias(context))
+        .map(|context| context.as_str())
         .collect();
     match odd.first() {
         None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),

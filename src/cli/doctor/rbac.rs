@@ -235,12 +235,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{config::ContextName, routing::ClusterId};
+    use crate::routing::ClusterId;
 
     #[test]
     fn a_role_has_each_resource_once_and_nothing_that_is_not_used() {
-        let shop = Namespace("shop".into());
-        let id = ClusterId { kubeconfig: Default::default(), context: ContextName("prod".into()) };
+        let shop: Namespace = "shop".parse().unwrap();
+        let id = ClusterId { kubeconfig: Default::default(), context: "prod".parse().unwrap() };
         let mut of =
             Of { id, namespaces: BTreeSet::from([shop.clone()]), jumps: BTreeSet::new(), creates: BTreeSet::new() };
         let plain = role(&of, &shop, Vec::new(), Some("ana@example.com"));

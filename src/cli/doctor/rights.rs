@@ -98,7 +98,7 @@ pub async fn may(cluster: &Cluster, namespace: &Namespace, asked: Asked<'_>) -> 
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": {
-            "namespace": namespace.0, "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+            "namespace": namespace.as_str(), "verb": verb, "group": group, "resource": resource, "subresource": subresource,
             "name": name.unwrap_or_default(),
         }},
     });

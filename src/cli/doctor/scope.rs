@@ -41,7 +41,7 @@ pub struct Scope {
 impl Scope {
     /// `target`: what is checked beside what the configuration uses.
     pub fn new(clusters: Arc<Clusters>, router: Router, globals: &Globals, target: Option<&str>) -> Self {
-        let namespace = globals.namespace.clone().map(Namespace);
+        let namespace = globals.namespace.clone();
         let mut contexts: BTreeMap<ClusterId, Of> = BTreeMap::new();
         let named = target.and_then(|target| router.named(target, namespace.as_ref()).ok()).map(|named| named.route);
         let http = router.config.http.routes.keys().filter_map(|host| router.http(host).ok());
@@ -107,7 +107,7 @@ impl Of {
     }
 
     pub fn context(&self) -> &str {
-        &self.id.context.0
+        &self.id.context
     }
 }
 
@@ -119,6 +119,6 @@ pub fn joined(paths: &[PathBuf]) -> String {
 fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {
     let alias = router.config.contexts.values().find(|alias| alias.name == id.context);
     let of_alias = alias.and_then(|alias| alias.namespace.clone());
-    let of_context = || router.http_contexts.namespaces.get(&id.context).cloned();
-    of_alias.or_else(of_context).unwrap_or_else(|| Namespace("default".to_owned()))
+    let of_context = || router.http_contexts.namespaces.get(&id.context).cloned()?.ok();
+    of_alias.or_else(of_context).unwrap_or_default()
 }

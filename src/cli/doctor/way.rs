@@ -12,7 +12,7 @@ use super::{
 use crate::{
     app::reach::Reach,
     backend::{OpenError, StreamFault},
-    config::{Namespace, PortRef, Workload},
+    config::{Label, Namespace, PortRef, Subdomain, Workload},
     k8s::{
         client::Cluster,
         list, resolve,
@@ -32,9 +32,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// A pod that takes connections, behind a Service.
 struct Found {
     namespace: Namespace,
-    service: String,
+    service: Label,
     port: u16,
-    pod: String,
+    pod: Subdomain,
     container_port: u16,
 }
 
@@ -65,7 +65,13 @@ async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::C
         for service in services.into_iter().take(MOST_SERVICES) {
             let Some(port) = service.ports.first() else { continue };
             let (workload, port) = (Workload::Service(service.name.clone()), port.number);
-            let Ok(found) = resolve::resolve(cluster, &service.namespace, &workload, &PortRef::Number(port)).await
+            let Ok(found) = resolve::resolve(
+                cluster,
+                &service.namespace,
+                &workload,
+                &PortRef::number(port).unwrap_or(PortRef::Auto),
+            )
+            .await
             else {
                 continue;
             };
@@ -135,7 +141,7 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
         cluster: of.id.clone(),
         namespace: found.namespace.clone(),
         workload: Workload::Service(found.service.clone()),
-        port: PortRef::Number(found.port),
+        port: PortRef::number(found.port).unwrap_or(PortRef::Auto),
         jump: None,
     };
     let (started, reach) = (Instant::now(), Reach::new(scope.clusters.clone()));

@@ -43,11 +43,11 @@ const GONE_WITHIN: Duration = Duration::from_secs(40);
 /// # Errors
 /// An object may not be created, or the pod is not ready in time; the error tells its state.
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Result<(), CliError> {
-    for (group, kind, object) in beside(&namespace.0)? {
+    for (group, kind, object) in beside(namespace)? {
         let object = named(group, kind, object)?;
         make(cluster, namespace, group, kind, &object).await?;
     }
-    let pod = named("", "Pod", pod(&namespace.0, image))?;
+    let pod = named("", "Pod", pod(namespace, image))?;
     Ok(own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT).await?)
 }
 
@@ -78,7 +78,7 @@ pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliEr
     let mut count = usize::from(delete(cluster, namespace, "", "Pod").await?);
     let kube = super::taken::kube(cluster).await?;
     let failed = |error: String| CliError::new("cannot restore what the relay has left").cause(Some(error));
-    let left = inspect::list(&kube, Some(&namespace.0)).await.map_err(|error| failed(error.to_string()))?;
+    let left = inspect::list(&kube, Some(namespace)).await.map_err(|error| failed(error.to_string()))?;
     for exposed in left.iter().filter(|exposed| exposed.state == RelayState::Gone) {
         inspect::restore(&kube, &exposed.service).await.map_err(|error| failed(error.to_string()))?;
         print(&format!("restored {}\n", exposed.service))?;
@@ -94,7 +94,7 @@ pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliEr
 
 /// Deletes an object that adit has created, and waits until it is gone. Returns whether it was there.
 async fn delete(cluster: &Cluster, namespace: &Namespace, group: &str, kind: &str) -> Result<bool, CliError> {
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource(group, kind));
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, &resource(group, kind));
     let (until, mut was_there) = (Instant::now() + GONE_WITHIN, false);
     loop {
         let found = match cluster.ask(&format!("reading {kind} {namespace}/{NAME}"), namespace, api.get(NAME)).await {
@@ -138,7 +138,7 @@ async fn make(
     kind: &str,
     object: &DynamicObject,
 ) -> Result<(), CliError> {
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource(group, kind));
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, &resource(group, kind));
     let answer = async {
         match api.create(&PostParams::default(), object).await {
             Ok(_) => info!(kind, %namespace, name = NAME, "created"),

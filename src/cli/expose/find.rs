@@ -18,7 +18,7 @@ use kube::{
 
 use crate::{
     cli::report::CliError,
-    config::{Namespace, PortRef, Workload},
+    config::{Namespace, PortRef, Subdomain, Workload},
     io::BoxedIo,
     k8s::{
         ClusterError,
@@ -49,7 +49,7 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// A relay that can be reached.
 pub struct Relay {
-    pub target: (Namespace, String),
+    pub target: (Namespace, Subdomain),
     /// The Secret with its keys.
     pub keys: Option<String>,
     /// It reviews the client's own token.
@@ -63,7 +63,7 @@ pub async fn find(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
     service: &ServiceName,
-    before: Option<&(Namespace, String)>,
+    before: Option<&(Namespace, Subdomain)>,
 ) -> Result<Option<Relay>, CliError> {
     let listed = match pods(cluster, namespace).await {
         Ok(listed) => listed,
@@ -83,7 +83,7 @@ pub async fn find(
         exposes.is_some_and(|exposes| exposes == "true" || *exposes == service.namespace)
     };
     let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
-    let mut relays: Vec<Relay> = ready.map(Relay::of).collect();
+    let mut relays: Vec<Relay> = ready.filter_map(Relay::of).collect();
     if relays.is_empty() {
         return Ok(None);
     }
@@ -148,7 +148,7 @@ pub async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
     let name = name.ok_or_else(|| CliError::new("the relay does not say where its secret is").hint(hint))?;
     let namespace = &relay.target.0;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &namespace.0, &resource);
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, &resource);
     let failed = CliError::new(format!("cannot read Secret {namespace}/{name}")).hint(hint);
     let secret = match cluster.ask("reading the relay's secret", namespace, api.get(name)).await {
         Ok(secret) => secret,
@@ -170,7 +170,7 @@ pub struct InCluster {
     pub relay_namespace: Option<Namespace>,
     pub service: ServiceName,
     /// The relay of the control connection.
-    pub pod: Mutex<(Namespace, String)>,
+    pub pod: Mutex<(Namespace, Subdomain)>,
     /// That relay reviews the client's own token.
     pub reviews: AtomicBool,
 }
@@ -189,7 +189,8 @@ impl Dial for InCluster {
                 self.reviews.store(relay.reviews, Ordering::Relaxed);
             }
             let (namespace, pod) = self.pod.lock().expect("no panic while the lock is held").clone();
-            let (workload, port) = (Workload::Pod(pod), PortRef::Name("control".to_owned()));
+            let port: PortRef = "control".parse().map_err(io::Error::other)?;
+            let workload = Workload::Pod(pod);
             let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
             let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), IDLE).await.map_err(io::Error::other)?;
             lease.connect(None).await.map_err(io::Error::other)

@@ -4,16 +4,15 @@ use std::io;
 
 use serde_json::json;
 
-use super::service_of;
 use crate::{
     cli::{
         Output,
+        named_service::NamedService,
         place::Place,
         report::{CliError, print, table},
     },
-    config::Namespace,
     k8s::{
-        ClusterError,
+        ClusterError, Namespaces,
         client::{AskError, Cluster},
     },
     relay::expose::{
@@ -30,7 +29,7 @@ fn failed(act: &str, cluster: &Cluster, error: &KubeError) -> CliError {
 
 /// Returns the Services that are taken over in the namespace of the command, or in all.
 async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, CliError> {
-    let namespace = (!all_namespaces).then_some(place.namespace.0.as_str());
+    let namespace = (!all_namespaces).then_some(place.namespace.as_str());
     let cluster = place.cluster().await?;
     let listed = inspect::list(&kube(&cluster).await?, namespace).await;
     listed.map_err(|error| {
@@ -42,8 +41,7 @@ async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, Cl
 
 /// Returns the API server, once it is known that it can be reached and that the user is signed in: later calls have short deadlines.
 pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
-    let none = Namespace(String::new());
-    let asked = cluster.ask("asking for its version", &none, cluster.client.apiserver_version()).await;
+    let asked = cluster.ask("asking for its version", Namespaces::All, cluster.client.apiserver_version()).await;
     match asked {
         // A user without the permission for the version may still read Services.
         Ok(_) | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. })) => {
@@ -111,11 +109,11 @@ fn listed(exposed: &[Exposed]) -> String {
     table(&rows)
 }
 
-pub async fn restore(place: &Place, service: Option<String>, all_namespaces: bool) -> Result<(), CliError> {
-    let names: Vec<ServiceName> = match &service {
-        Some(text) => {
-            let (name, namespace) = service_of(text, &place.namespace);
-            vec![ServiceName { namespace: namespace.to_owned(), name: name.to_owned() }]
+pub async fn restore(place: &Place, service: Option<NamedService>, all_namespaces: bool) -> Result<(), CliError> {
+    let names: Vec<ServiceName> = match service {
+        Some(NamedService { name, namespace }) => {
+            let namespace = namespace.unwrap_or_else(|| place.namespace.clone());
+            vec![ServiceName { namespace: namespace.into(), name: name.into() }]
         }
         None => {
             let exposed = exposed(place, all_namespaces).await?;

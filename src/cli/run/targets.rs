@@ -46,7 +46,7 @@ impl From<NamedError> for CliError {
     fn from(error: NamedError) -> Self {
         let hint = error.hint();
         match error {
-            NamedError::Malformed { .. } => Self::usage(&error).hint(hint),
+            NamedError::Malformed { .. } | NamedError::Namespace(_) => Self::usage(&error).hint(hint),
             NamedError::Route(_) => Self::new(&error).hint(hint),
         }
     }

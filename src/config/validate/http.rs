@@ -4,7 +4,7 @@ use super::*;
 
 impl Walk {
     pub(super) fn http(&mut self, node: &Node, config: &mut Config) -> bool {
-        let Some(map) = self.map(node, HTTP) else { return false };
+        let Some(map) = self.map(node, "Http") else { return false };
         if let Some(listen) = self.field(&map, "listen", Self::listens) {
             config.http.listen = listen;
         }
@@ -12,7 +12,7 @@ impl Walk {
         config.http.proxy_protocol = self.proxy_protocol(&map, node);
         let idle_timeout = config.http.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
-            let map = walk.map(node, HTTP_K8S)?;
+            let map = walk.map(node, "HttpK8s")?;
             if let Some(list) = walk.field(&map, "kubeconfig", Self::path_list) {
                 config.http.kubeconfig = defaults::kubeconfig_paths(Some(&list));
             }
@@ -27,8 +27,10 @@ impl Walk {
                         let message = format!("{DASHBOARD_HOST} is the name of the dashboard");
                         walk.problem(key.place, &message, Some("give the route another name, or set dashboard: off"));
                     }
-                    let Some(map) = walk.map(value, HTTP_ROUTE) else { return };
-                    let destination = match map.contains_key("via") || map.contains_key("target") {
+                    let Some(map) = walk.map(value, "HttpRoute") else { return };
+                    let is_jump = map.contains_key("via") || map.contains_key("target");
+                    walk.refuse_beside(&map, is_jump);
+                    let destination = match is_jump {
                         true => walk.jump(&map, value, config),
                         false => walk.destination(&map, value, config),
                     };
@@ -51,6 +53,19 @@ impl Walk {
         true
     }
 
+    /// Refuses keys that mean nothing in a jump, or without one.
+    fn refuse_beside(&mut self, map: &Map<'_>, is_jump: bool) {
+        let (keys, hint): (&[&str], _) = match is_jump {
+            true => (&["service", "pod", "port"], "a jump has its pod in via, and its port in target: remove it"),
+            false => (&["method"], "it says how a jump goes on from a pod: add via and target, or remove it"),
+        };
+        for key in keys {
+            if let Some(node) = map.get(key) {
+                self.at(key, |walk| walk.problem(node.place, "this key has no meaning here", Some(hint)));
+            }
+        }
+    }
+
     pub(super) fn http_options(&mut self, map: &Map<'_>, node: &Node) -> HttpOptions {
         let scheme = self.field(map, "scheme", |walk, node| match walk.text(node)?.to_ascii_lowercase().as_str() {
             "http" => Some(Scheme::Http),
@@ -68,7 +83,7 @@ impl Walk {
         let server_name = self.field(map, "server_name", Self::host);
         let client_cert = match (self.field(map, "client_cert", Self::file), self.field(map, "client_key", Self::file))
         {
-            (Some(cert), Some(key)) => Some((cert, key)),
+            (Some(cert), Some(key)) => Some(KeyPairFiles { cert, key }),
             (None, None) => None,
             _ => {
                 self.problem(node.place, "client_cert and client_key are given one without the other", None);
@@ -77,11 +92,11 @@ impl Walk {
         };
         let (mut request_headers, mut response_headers) = <(HeaderRules, HeaderRules)>::default();
         self.field(map, "headers", |walk, node| {
-            let map = walk.map(node, HEADERS)?;
+            let map = walk.map(node, "Headers")?;
             request_headers = walk.header_rules(&map);
             for (key, rules) in [("request", &mut request_headers), ("response", &mut response_headers)] {
                 walk.field(&map, key, |walk, node| {
-                    let of_one_way = walk.map(node, HEADER_RULES).map(|map| walk.header_rules(&map))?;
+                    let of_one_way = walk.map(node, "HeaderRules").map(|map| walk.header_rules(&map))?;
                     rules.set.extend(of_one_way.set);
                     rules.remove.extend(of_one_way.remove);
                     Some(())

@@ -9,7 +9,7 @@ impl Walk {
         };
         let mut all = Vec::new();
         for node in list {
-            let map = self.map(node, LOCAL)?;
+            let map = self.map(node, "Local")?;
             let port = |walk: &mut Self, node: &Node| {
                 let text = walk.text(node)?;
                 walk.port_number(&text, node.place)
@@ -17,16 +17,15 @@ impl Walk {
             let local_port = self.required(&map, node, "port", port);
             let public_port = self.field(&map, "public_port", port).unwrap_or(0);
             let to = self.required(&map, node, "to", |walk, node| {
-                let text = walk.text(node)?;
-                relay_address(&text)
-                    .or_else(|| walk.wrong(node, "a relay", Some("write relay.example.com, or relay.example.com:7835")))
+                walk.value(node, "a relay", Some("write relay.example.com, or relay.example.com:7835"))
             });
             let local_host = self.field(&map, "local_host", Self::text);
             let local_service = local_port.map(|port| (local_host.clone(), port));
             let host = |walk: &mut Self, node: &Node| {
                 let text = walk.text(node)?;
-                let (local_host, port) = local_service.as_ref()?;
-                host_header(&text, local_host.as_deref(), *port)
+                // Without a port, that is what has to be mended first.
+                let (local_host, port) = local_service.clone().unwrap_or((None, 1));
+                host_header(&text, local_host.as_deref(), port)
                     .or_else(|| walk.wrong(node, "a host", Some("write host: rewrite, or host: shop.test:3000")))
             };
             let sha256 = |walk: &mut Self, node: &Node| {
@@ -40,17 +39,13 @@ impl Walk {
                 })
             };
             let host_place = map.get("host").map(|node| node.place);
-            let local = LocalPort {
-                to: to?,
-                secret_file: self.field(&map, "secret_file", Self::file),
-                fingerprint: self.field(&map, "fingerprint", sha256),
-                ca: self.field(&map, "ca", Self::file),
-                host: self.field(&map, "host", host),
-                local_host,
-                local_port: local_port?,
-                public_port,
-                name: self.field(&map, "name", Self::label),
-            };
+            let secret_file = self.field(&map, "secret_file", Self::file);
+            let fingerprint = self.field(&map, "fingerprint", sha256);
+            let ca = self.field(&map, "ca", Self::file);
+            let host = self.field(&map, "host", host);
+            let name = self.field(&map, "name", Self::label);
+            let (to, local_port) = (to?, local_port?);
+            let local = LocalPort { to, secret_file, fingerprint, ca, host, local_host, local_port, public_port, name };
             if local.name.is_some() && local.public_port != 0 {
                 self.problem(node.place, "both name and public_port are given", Some("a name has no port of its own"));
             }

@@ -12,7 +12,7 @@ impl Walk {
             }
             return None;
         }
-        let Some(map) = self.map(node, PROXY) else { return Some(proxy) };
+        let Some(map) = self.map(node, "Proxy") else { return Some(proxy) };
         let listen = self.field(&map, "listen", |walk, node| {
             let addresses = walk.listen(node)?;
             walk.claim(&addresses, node.place, "proxy.listen");

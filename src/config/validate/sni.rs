@@ -4,13 +4,13 @@ use super::*;
 
 impl Walk {
     pub(super) fn sni(&mut self, node: &Node, config: &Config) -> Option<Sni> {
-        let map = self.map(node, SNI)?;
-        let idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(Duration::from_secs(10 * 60));
-        let startup_timeout = self.field(&map, "startup_timeout", Self::duration).unwrap_or(Duration::from_secs(15));
-        let ports = self.field(&map, "port_range", Self::port_range).unwrap_or((20_000, 20_999));
-        let (mut path, mut env_from) = ("cloudflared".to_owned(), BTreeMap::new());
+        let map = self.map(node, "Sni")?;
+        let idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(defaults::SNI_IDLE_TIMEOUT);
+        let startup_timeout = self.field(&map, "startup_timeout", Self::duration).unwrap_or(defaults::COMMAND_STARTUP);
+        let ports = self.field(&map, "port_range", Self::port_range).unwrap_or(defaults::COMMAND_PORTS);
+        let (mut path, mut env_from) = (defaults::CLOUDFLARED.to_owned(), BTreeMap::new());
         self.field(&map, "cloudflared", |walk, node| {
-            let map = walk.map(node, CLOUDFLARED)?;
+            let map = walk.map(node, "Cloudflared")?;
             path = walk.field(&map, "path", Self::text).unwrap_or(path.clone());
             for (key, name) in [
                 ("service_token_id_env", "TUNNEL_SERVICE_TOKEN_ID"),
@@ -33,7 +33,7 @@ impl Walk {
         for (key, value) in self.field(&map, "routes", Self::entries).unwrap_or_default() {
             self.at_child("routes", &quoted(&key.name), |walk| {
                 let name = walk.route_host(&key.name, key.place);
-                let Some(map) = walk.map(value, SNI_ROUTE) else { return };
+                let Some(map) = walk.map(value, "SniRoute") else { return };
                 if ["cloudflared", "command", "k8s"].iter().filter(|key| map.contains_key(**key)).count() != 1 {
                     let hint = "give one of them: what the name leads to";
                     walk.problem(value.place, "expected one of cloudflared, command and k8s", Some(hint));
@@ -42,14 +42,14 @@ impl Walk {
                     SniBackend::Command(Arc::new(Command { run, mode, env, env_from, startup_timeout, ports }))
                 };
                 let mut backend = walk.field(&map, "cloudflared", |walk, node| {
-                    let map = walk.map(node, SNI_CLOUDFLARED)?;
+                    let map = walk.map(node, "SniCloudflared")?;
                     let hostname = walk.required(&map, node, "hostname", Self::host)?;
                     let words = ["access", "tcp", "--hostname", &hostname, "--url", "127.0.0.1:{port}"];
                     let run = [path.clone()].into_iter().chain(words.map(str::to_owned)).collect();
                     Some(of_command(run, CommandMode::Listen, BTreeMap::new(), env_from.clone()))
                 });
                 if let Some(command) = walk.field(&map, "command", |walk, node| {
-                    let map = walk.map(node, COMMAND)?;
+                    let map = walk.map(node, "Command")?;
                     let run = walk.required(&map, node, "run", Self::words);
                     let mode = walk.field(&map, "mode", |walk, node| match walk.text(node)?.as_str() {
                         "listen" => Some(CommandMode::Listen),
@@ -79,7 +79,7 @@ impl Walk {
                     backend = Some(command);
                 }
                 if let Some(destination) = walk.field(&map, "k8s", |walk, node| {
-                    let map = walk.map(node, SNI_K8S)?;
+                    let map = walk.map(node, "SniK8s")?;
                     walk.destination(&map, node, config)
                 }) {
                     backend = Some(SniBackend::Kubernetes(Box::new(destination)));
@@ -98,15 +98,8 @@ impl Walk {
         Some(Sni { listen: listen?, proxy_protocol, allow_commands, routes })
     }
 
-    pub(super) fn port_range(&mut self, node: &Node) -> Option<(u16, u16)> {
-        let text = self.text(node)?;
-        let range = text
-            .split_once('-')
-            .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
-        match range {
-            Some((first, last)) if first > 0 && first <= last => Some((first, last)),
-            _ => self.wrong(node, "two ports", Some("write 20000-20999")),
-        }
+    pub(super) fn port_range(&mut self, node: &Node) -> Option<PortRange> {
+        self.value(node, "two ports", Some("write 20000-20999"))
     }
 
     pub(super) fn variables(&mut self, node: &Node) -> Option<BTreeMap<String, String>> {

@@ -4,12 +4,12 @@ use super::{claims::ListenIp, *};
 
 impl Walk {
     pub(super) fn tcp(&mut self, node: &Node, config: &mut Config) -> bool {
-        let Some(map) = self.map(node, TCP) else { return false };
+        let Some(map) = self.map(node, "Tcp") else { return false };
         config.tcp.idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(config.tcp.idle_timeout);
         config.tcp.proxy_protocol = self.proxy_protocol(&map, node);
         let idle_timeout = config.tcp.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
-            let map = walk.map(node, TCP_K8S)?;
+            let map = walk.map(node, "TcpK8s")?;
             config.tcp.kubeconfig = match walk.field(&map, "kubeconfig", Self::path_list) {
                 Some(list) => defaults::kubeconfig_paths(Some(&list)),
                 None => config.http.kubeconfig.clone(),
@@ -17,7 +17,7 @@ impl Walk {
             for (key, value) in walk.field(&map, "routes", Self::entries).unwrap_or_default() {
                 walk.at_child("routes", &key.name, |walk| {
                     let port = walk.port_number(&key.name, key.place);
-                    let Some(map) = walk.map(value, TCP_ROUTE) else { return };
+                    let Some(map) = walk.map(value, "TcpRoute") else { return };
                     let destination = walk.destination(&map, value, config);
                     let idle = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
                     let ip = walk.field(&map, "listen", Self::listen_ip).unwrap_or_default();
@@ -32,7 +32,7 @@ impl Walk {
             for (key, value) in walk.field(&map, "jump", Self::entries).unwrap_or_default() {
                 walk.at_child("jump", &key.name, |walk| {
                     let port = walk.port_number(&key.name, key.place);
-                    let jump = walk.map(value, JUMP).and_then(|map| walk.jump(&map, value, config));
+                    let jump = walk.map(value, "Jump").and_then(|map| walk.jump(&map, value, config));
                     let Some(port) = port else { return };
                     let (address, also) = ListenIp::default().on(port);
                     walk.claim(&[address], key.place, &format!("tcp.k8s.jump.{port}"));
@@ -48,7 +48,7 @@ impl Walk {
     }
 
     pub(super) fn jump(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
-        let context_name = self.field(map, "context", Self::text).map(|name| context(config, name));
+        let context_name = self.field(map, "context", Self::context_name).map(|name| context(config, name));
         let namespace = self.field(map, "namespace", Self::namespace);
         let method = self.field(map, "method", |walk, node| match walk.text(node)?.as_str() {
             "auto" => Some(JumpMethod::Auto),
@@ -57,24 +57,24 @@ impl Walk {
             _ => walk.wrong(node, "auto, socat or nc", None),
         });
         let via = self.required(map, node, "via", |walk, node| {
-            let map = walk.map(node, VIA)?;
-            let workload = walk.workload(&map, node)?;
+            let map = walk.map(node, "Via")?;
+            let workload = walk.workload(&map, node);
             let container = walk.field(&map, "container", Self::label);
             let create = walk.field(&map, "create", |walk, node| {
-                let map = walk.map(node, CREATE)?;
+                let map = walk.map(node, "Create")?;
                 let image = walk.required(&map, node, "image", |walk, node| {
                     let image = walk.text(node)?;
                     let hint = Some("write alpine/socat, or registry.example.com/socat:1.8");
                     if is_image(&image) { Some(image) } else { walk.wrong(node, "the name of an image", hint) }
                 });
                 let command = walk.field(&map, "command", Self::words).unwrap_or_default();
-                let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(Duration::from_secs(60));
+                let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(defaults::JUMP_POD_TIMEOUT);
                 Some(JumpPod { image: image?, command, timeout })
             });
-            Some((workload, container, create))
+            Some((workload?, container, create))
         });
         let target = self.required(map, node, "target", |walk, node| {
-            let map = walk.map(node, TARGET)?;
+            let map = walk.map(node, "JumpTarget")?;
             let host = walk.required(&map, node, "host", |walk, node| {
                 let host = walk.text(node)?;
                 let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();

@@ -46,8 +46,14 @@ fn an_autotunnel_file_is_read_with_the_same_keys() {
     assert!(config.verbose && !config.auto_reload);
     assert_eq!(config.http.listen[0], "0.0.0.0:8989".parse().unwrap());
     let argocd = &config.http.routes["argocd.localhost"];
-    assert_eq!((argocd.options.scheme, &argocd.destination.port), (Some(Scheme::Https), &PortRef::Number(443)));
-    assert_eq!(config.http.routes["debug.localhost"].destination.workload, Workload::Pod("my-debug-pod".into()));
+    assert_eq!(
+        (argocd.options.scheme, &argocd.destination.port),
+        (Some(Scheme::Https), &PortRef::number(443).unwrap())
+    );
+    assert_eq!(
+        config.http.routes["debug.localhost"].destination.workload,
+        Workload::Pod("my-debug-pod".parse().unwrap())
+    );
     assert_eq!(config.http.kubeconfig.0, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!(config.tcp.routes[&"127.0.0.1:5432".parse().unwrap()].idle_timeout, Duration::from_secs(1800));
     let jump = &config.tcp.routes[&"127.0.0.1:3306".parse().unwrap()].destination.jump;
@@ -72,6 +78,18 @@ fn every_problem_is_told_at_once_with_its_place() {
             "foo: unknown key (line 14, column 1)",
         ]
     );
+}
+
+#[test]
+fn a_key_that_would_mean_nothing_is_a_mistake() {
+    let route = |keys: &str| problems(&format!("http: {{k8s: {{routes: {{a.test: {{{keys}}}}}}}}}\n"));
+    let at = |key: &str| format!("http.k8s.routes.\"a.test\".{key}: this key has no meaning here");
+    assert!(route("service: a, method: nc")[0].starts_with(&at("method")));
+    for key in ["service: b", "pod: b", "port: 80"] {
+        let found = route(&format!("via: {{pod: p}}, target: {{host: h, port: 1}}, {key}"));
+        let key = key.split(':').next().unwrap();
+        assert!(found.len() == 1 && found[0].starts_with(&at(key)), "{found:?}");
+    }
 }
 
 #[test]
@@ -125,8 +143,8 @@ fn tcp_routes_listen_on_both_loopbacks_unless_they_say_where() {
 #[test]
 fn aliases_of_contexts_stand_for_their_names() {
     let config = load("contexts:\n  prod: {name: \"arn:aws:eks:x\", namespace: shop, dynamic: deny}\ndefault_context: prod\nhttp: {k8s: {routes: {a.localhost: {context: prod, service: a}}}}\n").unwrap();
-    assert_eq!(config.default_context, Some(ContextName("arn:aws:eks:x".into())));
-    assert_eq!(config.http.routes["a.localhost"].destination.context, Some(ContextName("arn:aws:eks:x".into())));
+    assert_eq!(config.default_context, Some("arn:aws:eks:x".parse().unwrap()));
+    assert_eq!(config.http.routes["a.localhost"].destination.context, Some("arn:aws:eks:x".parse().unwrap()));
     assert!(!config.contexts["prod"].dynamic);
     assert_eq!(problems("contexts: {Prod: {dynamic: maybe}}\n").len(), 3);
 }

@@ -63,22 +63,26 @@ impl Walk {
         parse_duration(&text).or_else(|| self.wrong(node, "a duration", Some("write 90s, 60m or 1h30m; 0 means never")))
     }
 
-    /// A text that `is` what it should be: `wanted`, in words.
-    fn word(&mut self, node: &Node, is: fn(&str) -> bool, wanted: &str) -> Option<String> {
+    /// A value with a rule of its own: `wanted`, in words.
+    pub(super) fn value<T: FromStr>(&mut self, node: &Node, wanted: &str, hint: Option<&str>) -> Option<T> {
         let text = self.text(node)?;
-        if is(&text) { Some(text) } else { self.wrong(node, wanted, None) }
+        text.parse().ok().or_else(|| self.wrong(node, wanted, hint))
     }
 
-    pub(super) fn label(&mut self, node: &Node) -> Option<String> {
-        self.word(node, is_label, "a name of lower-case letters, digits and hyphens")
+    pub(super) fn label(&mut self, node: &Node) -> Option<Label> {
+        self.value(node, "a name of lower-case letters, digits and hyphens", None)
     }
 
     pub(super) fn namespace(&mut self, node: &Node) -> Option<Namespace> {
-        self.label(node).map(Namespace)
+        self.value(node, "a name of lower-case letters, digits and hyphens", None)
     }
 
-    pub(super) fn pod_name(&mut self, node: &Node) -> Option<String> {
-        self.word(node, is_host, "a name of lower-case letters, digits, hyphens and dots")
+    pub(super) fn context_name(&mut self, node: &Node) -> Option<ContextName> {
+        self.value(node, "the name of a context", None)
+    }
+
+    pub(super) fn pod_name(&mut self, node: &Node) -> Option<Subdomain> {
+        self.value(node, "a name of lower-case letters, digits, hyphens and dots", None)
     }
 
     pub(super) fn host(&mut self, node: &Node) -> Option<String> {
@@ -125,13 +129,10 @@ impl Walk {
 
     pub(super) fn port(&mut self, node: &Node) -> Option<PortRef> {
         let text = self.text(node)?;
-        match text.parse::<i64>() {
-            Ok(number) => match u16::try_from(number) {
-                Ok(number) if number > 0 => Some(PortRef::Number(number)),
-                _ => self.wrong(node, "1-65535", Some("use the Service port, e.g. 443")),
-            },
-            Err(_) if is_port_name(&text) => Some(PortRef::Name(text)),
-            Err(_) => {
+        match (text.parse(), text.parse::<i64>()) {
+            (Ok(port), _) => Some(port),
+            (Err(_), Ok(_)) => self.wrong(node, "1-65535", Some("use the Service port, e.g. 443")),
+            (Err(_), Err(_)) => {
                 self.wrong(node, "a port number or the name of a port", Some("use the Service port, e.g. 443 or https"))
             }
         }
@@ -225,14 +226,14 @@ impl Walk {
         self.text(node).map(|text| defaults::expand_home(&text))
     }
 
-    pub(super) fn network(&mut self, node: &Node) -> Option<(IpAddr, u8)> {
+    /// A network, or one address. An IPv4 address that is written as one of IPv6 is one of IPv4.
+    pub(super) fn network(&mut self, node: &Node) -> Option<IpNet> {
         let text = self.text(node)?;
-        let (ip, prefix) = text.split_once('/').map_or((text.as_str(), None), |(ip, prefix)| (ip, Some(prefix)));
-        let ip: Option<IpAddr> = ip.trim_matches(['[', ']']).parse().ok();
-        let most = ip.map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
-        match (ip, prefix.map_or(Some(most), |prefix| prefix.parse().ok())) {
-            (Some(ip), Some(prefix)) if prefix <= most => Some((ip, prefix)),
-            _ => self.wrong(node, "an address or a network", Some("write 127.0.0.1 or 10.0.0.0/8")),
-        }
+        let text = text.replace(['[', ']'], "");
+        let one = || text.parse().ok().map(|ip: IpAddr| IpNet::from(ip.to_canonical()));
+        text.parse()
+            .ok()
+            .or_else(one)
+            .or_else(|| self.wrong(node, "an address or a network", Some("write 127.0.0.1 or 10.0.0.0/8")))
     }
 }

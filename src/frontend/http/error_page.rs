@@ -109,7 +109,7 @@ impl Page {
             RouteError::Unknown { .. } => StatusCode::NOT_FOUND,
             RouteError::Malformed { .. } => StatusCode::NOT_FOUND,
             RouteError::DynamicDenied { .. } | RouteError::Elsewhere { .. } => StatusCode::FORBIDDEN,
-            RouteError::NoContext { .. } => StatusCode::BAD_GATEWAY,
+            RouteError::NoContext { .. } | RouteError::NoNamespace { .. } => StatusCode::BAD_GATEWAY,
         };
         let links = match error {
             RouteError::Unknown { near, .. } => near.iter().map(|host| (host.clone(), host.clone())).collect(),

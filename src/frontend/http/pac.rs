@@ -38,10 +38,10 @@ pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, port: u16) -
 
 /// Returns the script. Namespaces are those that the kubeconfig and the configuration name.
 fn script(router: &Router, cluster_domain: &str, port: u16) -> String {
-    let of_contexts = router.http_contexts.namespaces.values().map(|namespace| namespace.0.clone());
-    let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.0.clone()));
+    let of_contexts = router.http_contexts.namespaces.values().flatten().map(ToString::to_string);
+    let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.to_string()));
     let of_routes = router.config.http.routes.values();
-    let of_routes = of_routes.filter_map(|route| Some(route.destination.namespace.as_ref()?.0.clone()));
+    let of_routes = of_routes.filter_map(|route| Some(route.destination.namespace.as_ref()?.to_string()));
     let namespaces: BTreeSet<String> = of_contexts.chain(of_aliases).chain(of_routes).collect();
     let jumps = router.config.http.routes.values().map(|route| &route.destination);
     let jumps = jumps.chain(router.config.tcp.routes.values().map(|route| &route.destination));

@@ -31,13 +31,13 @@ impl Names {
             (Some(Jump { host, .. }), _) => all.push(host.to_ascii_lowercase()),
             (None, Workload::Service(service)) => {
                 let short = format!("{service}.{namespace}");
-                all.extend([format!("{short}.svc.cluster.local"), format!("{short}.svc"), short, service.clone()]);
+                all.extend([format!("{short}.svc.cluster.local"), format!("{short}.svc"), short, service.to_string()]);
             }
             (None, Workload::PodOfService { pod, service }) => {
                 all.push(format!("{pod}.{service}.{namespace}.svc.cluster.local"));
-                all.push(pod.clone());
+                all.push(pod.to_string());
             }
-            (None, Workload::Pod(pod)) => all.push(pod.clone()),
+            (None, Workload::Pod(pod)) => all.push(pod.to_string()),
             (None, Workload::Address(address)) => all.push(address.to_string()),
         }
         let host = if all[0].contains(':') { format!("[{}]", all[0]) } else { all[0].clone() };
@@ -210,16 +210,13 @@ mod tests {
     use http::HeaderName;
 
     use super::*;
-    use crate::{
-        config::{ContextName, Namespace, PortRef},
-        routing::ClusterId,
-    };
+    use crate::{config::PortRef, routing::ClusterId};
 
     fn names() -> Names {
         let target = PodTarget {
-            cluster: ClusterId { kubeconfig: Arc::default(), context: ContextName("dev".into()) },
-            namespace: Namespace("shop".into()),
-            workload: Workload::Service("web".into()),
+            cluster: ClusterId { kubeconfig: Arc::default(), context: "dev".parse().unwrap() },
+            namespace: "shop".parse().unwrap(),
+            workload: Workload::Service("web".parse().unwrap()),
             port: PortRef::Auto,
             jump: None,
         };

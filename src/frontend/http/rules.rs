@@ -52,7 +52,7 @@ impl HttpFrontend {
 
     /// Returns the methods that the context of a route takes at the moment. None: every one, and all other protocols.
     pub fn rule(&self, route: &Route) -> Option<ReadOnly> {
-        self.sites.read_only(route).filter(|rule| self.locks.time_left(&rule.context.0).is_none())
+        self.sites.read_only(route).filter(|rule| self.locks.time_left(&rule.context).is_none())
     }
 
     /// Checks that a request may go to the context of its route.
@@ -61,7 +61,7 @@ impl HttpFrontend {
     /// The context does not take it.
     pub(super) fn check_rules(&self, request: &Request<Body>, route: &Route) -> Result<(), Page> {
         let Some(rule) = self.sites.read_only(route) else { return Ok(()) };
-        if self.locks.time_left(&rule.context.0).is_some() {
+        if self.locks.time_left(&rule.context).is_some() {
             return Ok(());
         }
         // A connection of another protocol can write whatever its first request was.

@@ -63,7 +63,7 @@ impl Sites for ArcSwap<Router> {
         let is_own = table::is_own_name(host);
         let route = router.http(host).or_else(|error| match to_proxy(request, &router, door) {
             Some(asked) if !table::is_here(host) => {
-                let route = router.forward(asked.context.as_deref(), &asked.host, asked.port)?;
+                let route = router.forward(asked.context.as_ref(), &asked.host, asked.port)?;
                 // The client knows the names that redirects lead to.
                 let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
                 Ok(Route { options: Arc::new(options), ..route })

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
-    config::{ContextName, Scheme, validate},
+    config::{Scheme, validate},
     error_code::ErrorCode,
     frontend::door::Door,
     io::{abandoned::Ends, accept::Place},
@@ -146,7 +146,7 @@ impl World {
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
         let contexts = Arc::new(Contexts {
             kubeconfig: Arc::new(config.http.kubeconfig.clone()),
-            current: Some(ContextName("dev".into())),
+            current: Some("dev".parse().unwrap()),
             namespaces: Default::default(),
             problem: None,
         });

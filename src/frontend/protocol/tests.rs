@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    config::{ContextName, HttpOptions, Namespace},
+    config::HttpOptions,
     routing::{ClusterId, PodTarget},
     tunnel::ServicePort,
 };
 
 fn route(scheme: Option<Scheme>) -> Route {
     let target = PodTarget {
-        cluster: ClusterId { kubeconfig: Arc::default(), context: ContextName("dev".into()) },
-        namespace: Namespace("shop".into()),
-        workload: Workload::Service("web".into()),
+        cluster: ClusterId { kubeconfig: Arc::default(), context: "dev".parse().unwrap() },
+        namespace: "shop".parse().unwrap(),
+        workload: Workload::Service("web".parse().unwrap()),
         port: PortRef::Auto,
         jump: None,
     };

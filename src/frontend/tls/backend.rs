@@ -11,7 +11,7 @@ use std::{
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
-    config::BackendTls,
+    config::{BackendTls, KeyPairFiles},
     tls::{self, Pinned},
 };
 
@@ -34,7 +34,7 @@ impl ClientConfigs {
     /// # Errors
     /// A file cannot be read or is not what it should be, or the system has no roots that could be read.
     pub fn config(&self, tls: &BackendTls, http1: bool) -> io::Result<Arc<ClientConfig>> {
-        let client = tls.client_cert.iter().flat_map(|(cert, key)| [cert, key]);
+        let client = tls.client_cert.iter().flat_map(|files| [&files.cert, &files.key]);
         let files: Vec<_> = tls.ca.iter().chain(client).map(|path| modified(path)).collect();
         let key = (BackendTls { server_name: None, ..tls.clone() }, http1);
         let mut made = self.made.lock().expect("no panic while the lock is held");
@@ -77,8 +77,8 @@ fn make(options: &BackendTls, http1: bool) -> io::Result<ClientConfig> {
         builder.dangerous().with_custom_certificate_verifier(Pinned::to_nothing(provider))
     };
     let mut config = match &options.client_cert {
-        Some((chain, key_file)) => {
-            let (chain, key) = (tls::certificates(chain)?, tls::private_key(key_file)?);
+        Some(KeyPairFiles { cert, key: key_file }) => {
+            let (chain, key) = (tls::certificates(cert)?, tls::private_key(key_file)?);
             builder.with_client_auth_cert(chain, key).map_err(|error| tls::of_file(key_file, error))?
         }
         None => builder.with_no_client_auth(),

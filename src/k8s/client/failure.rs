@@ -1,17 +1,14 @@
 //! Translates failures of API requests into errors for people.
 
 use super::{Cluster, authorize::NotSignedIn};
-use crate::{
-    config::Namespace,
-    k8s::{ClusterError, credentials::Credential, reach, sign_in::Failure},
-};
+use crate::k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure};
 
 impl Cluster {
     /// Returns what an error of a request means.
-    pub(super) fn translate(&self, namespace: &Namespace, error: kube::Error) -> ClusterError {
+    pub(super) fn translate(&self, namespaces: Namespaces, error: kube::Error) -> ClusterError {
         let context = self.context.clone();
         match error {
-            kube::Error::Api(status) => self.refusal(status.code, &status.message, namespace),
+            kube::Error::Api(status) => self.refusal(status.code, &status.message, namespaces),
             kube::Error::Service(error) => match error.downcast::<NotSignedIn>() {
                 Ok(error) => self.not_signed_in(error.0),
                 Err(error) => self.unreachable(&*error),
@@ -22,7 +19,7 @@ impl Cluster {
     }
 
     /// Returns what a status code and the message of a Status object mean.
-    pub fn refusal(&self, code: u16, message: &str, namespace: &Namespace) -> ClusterError {
+    pub fn refusal(&self, code: u16, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
         let context = self.context.clone();
         match code {
             401 => self.not_signed_in(Failure::refused()),
@@ -31,7 +28,7 @@ impl Cluster {
                     user: denial.user,
                     verb: denial.verb,
                     resource: denial.resource,
-                    namespace: namespace.clone(),
+                    namespaces: namespaces.into(),
                     context,
                 },
                 None => ClusterError::Protocol { context, reason: format!("403: {message}") },

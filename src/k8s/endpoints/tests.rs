@@ -146,7 +146,7 @@ fn slices_decide_which_pods_and_which_of_their_ports() {
 
 #[test]
 fn a_pod_of_two_address_families_counts_once() {
-    let twice = vec![ReadyPod { name: "a".into(), uid: "u".into(), container_port: 80 }; 2];
+    let twice = vec![ReadyPod { name: "a".parse().unwrap(), uid: "u".into(), container_port: 80 }; 2];
     assert_eq!(Reachable::ready(twice).pods.len(), 1);
 }
 

@@ -52,9 +52,9 @@ impl Access {
     /// The context, its cluster or its user cannot be used: which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let contexts = one(&merged.kubeconfig.contexts, "contexts", |named| named.name == context.0);
+        let contexts = one(&merged.kubeconfig.contexts, "contexts", |named| named.name == context.as_str());
         let Some(found) = contexts.map_err(unusable)? else {
-            let known = merged.kubeconfig.contexts.iter().map(|named| ContextName(named.name.clone())).collect();
+            let known = merged.kubeconfig.contexts.iter().filter_map(|named| named.name.parse().ok()).collect();
             return Err(ClusterError::UnknownContext { context: context.clone(), known });
         };
         let Some(found) = found.context.clone() else {

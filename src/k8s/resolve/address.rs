@@ -1,6 +1,6 @@
 //! Finds the owner of an address in the cluster.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr};
 
 use kube::{
     Api,
@@ -9,7 +9,7 @@ use kube::{
 
 use super::{Lookup, NamespacedKind};
 use crate::{
-    config::{Namespace, Workload},
+    config::{InvalidValue, Namespace, Workload},
     k8s::{
         ClusterError,
         client::AskError,
@@ -29,8 +29,8 @@ impl Lookup<'_> {
             service.spec.as_ref().is_some_and(of)
         });
         if let Some(service) = service {
-            let name = service.metadata.name.unwrap_or_default();
-            return Ok((self.in_or(service.metadata.namespace), Workload::Service(name)));
+            let name = self.valid(service.metadata.name)?;
+            return Ok((self.in_or(service.metadata.namespace)?, Workload::Service(name)));
         }
         // Those on the network of their node share its address, and one that has ended has none.
         let pod = pods?.items.into_iter().find(|pod| {
@@ -44,8 +44,8 @@ impl Lookup<'_> {
         });
         match pod {
             Some(pod) => {
-                let name = pod.metadata.name.unwrap_or_default();
-                Ok((self.in_or(pod.metadata.namespace), Workload::Pod(name)))
+                let name = self.valid(pod.metadata.name)?;
+                Ok((self.in_or(pod.metadata.namespace)?, Workload::Pod(name)))
             }
             None => Err(ClusterError::NotFound {
                 what: format!("Service or pod with the address {address}"),
@@ -59,8 +59,16 @@ impl Lookup<'_> {
         }
     }
 
-    fn in_or(&self, namespace: Option<String>) -> Namespace {
-        namespace.map_or_else(|| self.namespace.clone(), Namespace)
+    fn in_or(&self, namespace: Option<String>) -> Result<Namespace, ClusterError> {
+        namespace.map_or_else(|| Ok(self.namespace.clone()), |namespace| self.valid(Some(namespace)))
+    }
+
+    /// Returns a name that the API server has answered.
+    fn valid<T: FromStr<Err = InvalidValue>>(&self, name: Option<String>) -> Result<T, ClusterError> {
+        name.unwrap_or_default().parse().map_err(|invalid: InvalidValue| ClusterError::Protocol {
+            context: self.cluster.context.clone(),
+            reason: invalid.to_string(),
+        })
     }
 
     /// Returns the objects that a field selects.

@@ -1,10 +1,7 @@
 //! ExternalNames that mean a Service of the same cluster.
 
 use crate::{
-    config::{
-        Namespace, PortRef, Workload,
-        names::{is_host, is_label},
-    },
+    config::{Label, Namespace, PortRef, Subdomain, Workload},
     k8s::{
         objects::ServiceSpec,
         ports::{choose_port, tcp_ports},
@@ -17,8 +14,8 @@ const DOMAIN: &str = "cluster.local";
 /// A name of the cluster's DNS: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InCluster {
-    pod: Option<String>,
-    service: String,
+    pod: Option<Subdomain>,
+    service: Label,
     namespace: Namespace,
 }
 
@@ -29,15 +26,10 @@ impl InCluster {
         let name = name.strip_suffix(DOMAIN).and_then(|name| name.strip_suffix('.')).unwrap_or(&name);
         let (rest, namespace) = name.strip_suffix(".svc")?.rsplit_once('.')?;
         let (pod, service) = match rest.rsplit_once('.') {
-            Some((pod, service)) => (Some(pod), service),
+            Some((pod, service)) => (Some(pod.parse().ok()?), service),
             None => (None, rest),
         };
-        let is_valid = is_label(service) && is_label(namespace) && pod.is_none_or(is_host);
-        is_valid.then(|| Self {
-            pod: pod.map(str::to_owned),
-            service: service.to_owned(),
-            namespace: Namespace(namespace.to_owned()),
-        })
+        Some(Self { pod, service: service.parse().ok()?, namespace: namespace.parse().ok()? })
     }
 
     /// Returns the namespace and the workload that stand for `asked`: a pod that was named stays named.
@@ -58,7 +50,7 @@ impl InCluster {
 /// the ExternalName calls a port it gives a number.
 pub fn port_behind(spec: &ServiceSpec, wanted: &PortRef) -> PortRef {
     match (wanted, choose_port(&tcp_ports(spec), wanted)) {
-        (PortRef::Name(_), Some(port)) => PortRef::Number(port.number),
+        (PortRef::Name(_), Some(port)) => PortRef::number(port.number).unwrap_or_else(|| wanted.clone()),
         _ => wanted.clone(),
     }
 }
@@ -71,7 +63,7 @@ mod tests {
     fn names_of_the_cluster_are_told_from_those_outside() {
         let shown = |name: &str| {
             let InCluster { pod, service, namespace } = InCluster::parse(name)?;
-            Some(format!("{}/{service}/{namespace}", pod.unwrap_or_default()))
+            Some(format!("{}/{service}/{namespace}", pod.map(String::from).unwrap_or_default()))
         };
         for (name, wanted) in [
             ("web.shop.svc.cluster.local", Some("/web/shop")),
@@ -100,9 +92,12 @@ mod tests {
     fn a_port_that_the_external_name_calls_something_has_a_number_behind_it() {
         let spec: ServiceSpec =
             serde_json::from_value(serde_json::json!({"ports": [{"name": "http", "port": 8080}]})).unwrap();
-        assert_eq!(port_behind(&spec, &PortRef::Name("http".into())), PortRef::Number(8080));
-        assert_eq!(port_behind(&spec, &PortRef::Name("other".into())), PortRef::Name("other".into()));
-        assert_eq!(port_behind(&spec, &PortRef::Number(1)), PortRef::Number(1));
+        assert_eq!(port_behind(&spec, &PortRef::Name("http".parse().unwrap())), PortRef::number(8080).unwrap());
+        assert_eq!(
+            port_behind(&spec, &PortRef::Name("other".parse().unwrap())),
+            PortRef::Name("other".parse().unwrap())
+        );
+        assert_eq!(port_behind(&spec, &PortRef::number(1).unwrap()), PortRef::number(1).unwrap());
         assert_eq!(port_behind(&spec, &PortRef::Auto), PortRef::Auto);
     }
 }

@@ -54,7 +54,7 @@ impl Lookup<'_> {
         match wanted {
             PortRef::Auto | PortRef::Https => ClusterError::ChoosePort { what, context, ports },
             PortRef::Number(number) => ClusterError::NoSuchPort { what, context, port: number.to_string(), ports },
-            PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.clone(), ports },
+            PortRef::Name(name) => ClusterError::NoSuchPort { what, context, port: name.to_string(), ports },
         }
     }
 
@@ -105,7 +105,7 @@ impl Lookup<'_> {
         source: &Source,
     ) -> ClusterError {
         if let Source::Slices { slices, port, .. } | Source::Endpoints { slices, port, .. } = source {
-            let outside = endpoints::in_slices(slices, port, &self.namespace.0).addresses;
+            let outside = endpoints::in_slices(slices, port, &self.namespace).addresses;
             if !outside.is_empty() {
                 return self.outside(what, outside.into_iter().collect());
             }
@@ -167,7 +167,7 @@ impl Lookup<'_> {
 
     async fn namespace_is_missing(&self) -> bool {
         let namespaces: Api<NamespaceObject> = Api::all(self.cluster.client.clone());
-        let answer = namespaces.get_metadata(&self.namespace.0);
+        let answer = namespaces.get_metadata(&self.namespace);
         let answer = self.cluster.ask("looking up the namespace", &self.namespace, answer).await;
         matches!(answer, Err(AskError::NotFound))
     }

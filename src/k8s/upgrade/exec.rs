@@ -4,7 +4,11 @@ use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Act, CHANNELS_PROTOCOL, UpgradeError, choice, request::Asked};
-use crate::{config::Namespace, io::BoxedIo, k8s::client::Cluster};
+use crate::{
+    config::{Namespace, Subdomain},
+    io::BoxedIo,
+    k8s::client::Cluster,
+};
 
 /// Can close stdin alone.
 const V5_PROTOCOL: &str = "v5.channel.k8s.io";
@@ -66,7 +70,7 @@ pub struct Executed {
 pub async fn exec(
     cluster: &Cluster,
     namespace: &Namespace,
-    pod: &str,
+    pod: &Subdomain,
     container: Option<&str>,
     command: &[String],
 ) -> Result<Executed, UpgradeError> {

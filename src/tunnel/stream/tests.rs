@@ -18,7 +18,7 @@ use tokio::{
 use super::*;
 use crate::{
     backend::{Backend, CloseReason, ConnectError, Endpoint, Placement, ServicePort, Session, SessionGauges},
-    config::{ContextName, KubeconfigPaths, Namespace, PortRef, Workload},
+    config::{KubeconfigPaths, PortRef, Workload},
     drain::Drain,
     routing::{ClusterId, PodTarget, Target},
     tunnel::{Lease, Manager},
@@ -199,10 +199,10 @@ async fn stream<const N: usize>(streams: [BoxedIo; N]) -> (BoxedIo, Around) {
 
 fn target() -> Target {
     Target::Pods(Arc::new(PodTarget {
-        cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: ContextName("c".into()) },
-        namespace: Namespace("n".into()),
-        workload: Workload::Service("s".into()),
-        port: PortRef::Number(80),
+        cluster: ClusterId { kubeconfig: Arc::new(KubeconfigPaths::default()), context: "c".parse().unwrap() },
+        namespace: "n".parse().unwrap(),
+        workload: Workload::Service("s".parse().unwrap()),
+        port: PortRef::number(80).unwrap(),
         jump: None,
     }))
 }

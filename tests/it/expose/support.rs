@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use adit::{
-    config::{ContextName, KubeconfigPaths},
+    config::KubeconfigPaths,
     demo::Demo,
     drain::Drain,
     k8s::client::Clusters,
@@ -46,7 +46,7 @@ impl Place {
     pub async fn new() -> Self {
         let demo = Demo::start().await.unwrap();
         let kubeconfig = Arc::new(KubeconfigPaths(vec![demo.kubeconfig()]));
-        let id = ClusterId { kubeconfig, context: ContextName("demo".into()) };
+        let id = ClusterId { kubeconfig, context: "demo".parse().unwrap() };
         let client = Clusters::new(&[]).get(&id).await.unwrap().client.clone();
         for namespace in ["relay", "kube-system"] {
             demo.world().put("namespaces", json!({"metadata": {"name": namespace}}));

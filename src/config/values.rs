@@ -1,0 +1,300 @@
+//! Values with one way in, which checks: whoever holds one need not ask whether it may stand in a path of the API.
+
+use std::{fmt, num::NonZeroU16, ops::Deref, str::FromStr};
+
+use super::names::{is_host, is_label, is_port_name, relay_address};
+
+/// Why a text is not the value that it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {wanted}")]
+pub struct InvalidValue {
+    text: String,
+    /// With an article: `a hostname`.
+    wanted: &'static str,
+}
+
+/// Defines a text that `is` what it should be: `wanted`, in words.
+macro_rules! text_value {
+    ($(#[$doc:meta])* $name:ident, $is:expr, $wanted:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// # Errors
+            /// The text breaks the rule.
+            pub fn new(text: impl Into<String>) -> Result<Self, InvalidValue> {
+                let (text, is): (String, fn(&str) -> bool) = (text.into(), $is);
+                if is(&text) { Ok(Self(text)) } else { Err(InvalidValue { text, wanted: $wanted }) }
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Deref for $name {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl PartialEq<str> for $name {
+            fn eq(&self, text: &str) -> bool {
+                self.0 == text
+            }
+        }
+
+        impl PartialEq<&str> for $name {
+            fn eq(&self, text: &&str) -> bool {
+                self.0 == *text
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidValue;
+
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
+                Self::new(text)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.0
+            }
+        }
+    };
+}
+
+text_value!(
+    /// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`. Any text but an empty one.
+    ContextName,
+    |text| !text.is_empty(),
+    "the name of a context"
+);
+
+text_value!(
+    /// A namespace: a DNS-1123 label.
+    Namespace,
+    is_label,
+    "the name of a namespace: at most 63 lower-case letters, digits and hyphens"
+);
+
+text_value!(
+    /// The name of a Service or a container: a DNS-1123 label.
+    Label,
+    is_label,
+    "a name of at most 63 lower-case letters, digits and hyphens"
+);
+
+text_value!(
+    /// The name of a pod or a Secret: a DNS-1123 subdomain.
+    Subdomain,
+    is_host,
+    "a name of at most 253 lower-case letters, digits, hyphens and dots"
+);
+
+text_value!(
+    /// The name of a port: an IANA_SVC_NAME (RFC 6335, section 5.1).
+    PortName,
+    is_port_name,
+    "the name of a port: at most 15 lower-case letters, digits and single hyphens, with one letter at least"
+);
+
+/// The namespace `default`, which Kubernetes means if none is given.
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+/// A Service may own pods, whose names may have dots as well: every label is a subdomain.
+impl From<Label> for Subdomain {
+    fn from(label: Label) -> Self {
+        Self(label.0)
+    }
+}
+
+/// A port of a Service or Pod as a person names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortRef {
+    Number(NonZeroU16),
+    Name(PortName),
+    /// None was given: the only one, else the one that a browser would mean.
+    Auto,
+    /// The same for a client of https: the port that says it speaks https, where there is one.
+    Https,
+}
+
+impl PortRef {
+    /// Returns None for 0.
+    pub fn number(port: u16) -> Option<Self> {
+        NonZeroU16::new(port).map(Self::Number)
+    }
+
+    /// Returns whether both may be one port of one Service: two numbers, or two names, are not.
+    pub fn may_be(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Number(_), Self::Number(_)) | (Self::Name(_), Self::Name(_)) => self == other,
+            _ => true,
+        }
+    }
+}
+
+/// A number from 1 to 65535, or a port's name.
+impl FromStr for PortRef {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let wrong = || InvalidValue { text: text.to_owned(), wanted: "a port: 1-65535, or the name of a port" };
+        match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => text.parse().map(Self::Number).map_err(|_| wrong()),
+            false => PortName::new(text).map(Self::Name).map_err(|_| wrong()),
+        }
+    }
+}
+
+/// Where a relay listens: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless given.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelayAddress {
+    host: String,
+    port: u16,
+}
+
+impl RelayAddress {
+    /// A hostname, or an IP address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// 1-65535.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl FromStr for RelayAddress {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let (host, port) = relay_address(text).ok_or_else(|| InvalidValue {
+            text: text.to_owned(),
+            wanted: "the address of a relay: HOST or HOST:PORT",
+        })?;
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for RelayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Ports from the first to the last, both among them: `20000-20999`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+impl PortRange {
+    /// Returns None if the last is below the first.
+    pub const fn new(first: NonZeroU16, last: NonZeroU16) -> Option<Self> {
+        if first.get() <= last.get() { Some(Self { first, last }) } else { None }
+    }
+
+    pub fn first(self) -> u16 {
+        self.first.get()
+    }
+
+    pub fn last(self) -> u16 {
+        self.last.get()
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let range = text
+            .split_once('-')
+            .and_then(|(first, last)| Self::new(first.trim().parse().ok()?, last.trim().parse().ok()?));
+        range.ok_or_else(|| InvalidValue { text: text.to_owned(), wanted: "two ports: FIRST-LAST" })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_can_leave_its_place_in_a_path() {
+        let long = "a".repeat(64);
+        for text in ["", "x/y", "..", ".", "a b", "a\n", "A", "ä", "-a", "a-", "a%2fb", "a?b", "a#b", "*", &long] {
+            assert!(Namespace::new(text).is_err() && Label::new(text).is_err(), "{text:?}");
+        }
+        let longest = [&long[..63], &long[..63], &long[..63], &long[..61]].join(".");
+        for text in ["", "x/y", "..", ".", "a..b", "a.", ".a", "a b", "a\n", "A.b", "a.-b", "*", &format!("{longest}a")]
+        {
+            assert!(Subdomain::new(text).is_err(), "{text:?}");
+        }
+        assert!(Namespace::new("kube-system").is_ok() && Label::new(&long[..63]).is_ok());
+        assert!(Subdomain::new("web-0.a").is_ok() && Subdomain::new(longest).is_ok());
+        assert!(ContextName::new("").is_err() && ContextName::new("arn:aws:eks:x/prod").is_ok());
+        let error = Namespace::new("x/y").unwrap_err().to_string();
+        assert!(error.starts_with("\"x/y\" is not the name of a namespace"), "{error}");
+    }
+
+    #[test]
+    fn a_port_is_a_number_or_a_name() {
+        let named = |text: &str| text.parse::<PortRef>();
+        assert_eq!(named("80"), Ok(PortRef::number(80).unwrap()));
+        assert_eq!(named("http"), Ok(PortRef::Name("http".parse().unwrap())));
+        for text in ["", "0", "65536", "99999999999", "+80", "-1", "a/b", "HTTP", "sixteen-letters-x", "a--b", "8 0"] {
+            assert!(named(text).is_err(), "{text:?}");
+        }
+        assert_eq!(PortRef::number(0), None);
+    }
+
+    #[test]
+    fn a_range_has_two_ports_in_order() {
+        let range: PortRange = "20000 - 20999".parse().unwrap();
+        assert_eq!((range.first(), range.last(), range.to_string()), (20_000, 20_999, "20000-20999".to_owned()));
+        for text in ["", "1", "0-1", "2-1", "1-65536", "1-2-3", "a-b"] {
+            assert!(text.parse::<PortRange>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_relay_is_written_as_it_is_read() {
+        for (text, shown) in [
+            ("relay.test", "relay.test:7835"),
+            ("10.0.0.5:1", "10.0.0.5:1"),
+            ("[::1]", "[::1]:7835"),
+            ("::1", "[::1]:7835"),
+        ] {
+            assert_eq!(text.parse::<RelayAddress>().unwrap().to_string(), shown);
+            assert_eq!(shown.parse::<RelayAddress>().unwrap().to_string(), shown);
+        }
+        assert!("a b".parse::<RelayAddress>().is_err());
+    }
+}
