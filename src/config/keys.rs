@@ -7,11 +7,13 @@ use super::schema::schema;
 /// The keys of every part of the file.
 pub struct Keys(Value);
 
-impl Keys {
-    pub fn new() -> Self {
+impl Default for Keys {
+    fn default() -> Self {
         Self(schema())
     }
+}
 
+impl Keys {
     /// Returns the keys of a part: a definition of the schema, e.g. `HttpRoute`; `File` is the whole file.
     pub fn of(&self, part: &str) -> Vec<&str> {
         let part = if part == "File" { &self.0 } else { &self.0["$defs"][part] };
@@ -55,7 +57,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_schema_is_read() {
-        let keys = Keys::new();
+        let keys = Keys::default();
         let parts: Vec<&str> = keys.0["$defs"]
             .as_object()
             .unwrap()

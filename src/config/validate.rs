@@ -74,7 +74,8 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     let Ok(text) = std::str::from_utf8(bytes) else { return Err(fail(vec![whole("the file is not UTF-8 text")], "")) };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let node = file::parse(text).map_err(|problems| fail(problems, text))?;
-    let mut walk = Walk { keys: Arc::new(Keys::new()), problems: Vec::new(), claimed: Vec::new(), path: Vec::new() };
+    let mut walk =
+        Walk { keys: Arc::new(Keys::default()), problems: Vec::new(), claimed: Vec::new(), path: Vec::new() };
     let mut config = walk.root(&node);
     config.source = Some(file.to_owned());
     config.shown = shown::shown(&node);
