@@ -318,6 +318,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_argument_of_a_command_has_the_id_of_a_global_one() {
+        fn check(command: &clap::Command, globals: &[clap::Id]) {
+            for own in command.get_arguments().filter(|own| !own.is_global_set()) {
+                assert!(!globals.contains(own.get_id()), "{}: {}", command.get_name(), own.get_id());
+            }
+            command.get_subcommands().for_each(|command| check(command, globals));
+        }
+        let all = Cli::command();
+        let globals: Vec<_> =
+            all.get_arguments().filter(|global| global.is_global_set()).map(|global| global.get_id().clone()).collect();
+        assert!(globals.len() > 5);
+        all.get_subcommands().for_each(|command| check(command, &globals));
+    }
+
+    #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
     }

@@ -21,6 +21,7 @@ use crate::{
 )]
 pub struct Args {
     /// Context, or its alias
+    #[arg(id = "locked", value_name = "CONTEXT")]
     context: String,
     /// For how long, at most 8h; 0 locks it again
     #[arg(long = "for", value_name = "DURATION", default_value = "15m", value_parser = duration)]
