@@ -21,9 +21,10 @@ use crate::{
     drain::Drain,
     error_code::ErrorCode,
     frontend::{Connection, client},
-    guard::normaliser::{Busy, Gate, REFUSED},
+    guard::normaliser::{Busy, Gate, REFUSED, Refused},
     journal::{Journal, entry::Client, exchange::Exchange as Kept},
     metrics::Metrics,
+    wire::http1::Refusal,
 };
 
 /// How a request came.
@@ -70,7 +71,7 @@ impl HttpFrontend {
         }
         let mut exchange =
             Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone(), keeps);
-        let refusal = exchange.refusal().or_else(|| locked(&exchange.arrival, &request));
+        let refusal = exchange.refusal(&request).or_else(|| locked(&exchange.arrival, &request));
         if refusal.is_none()
             && let Some(response) = self.own(&request, &mut exchange)
         {
@@ -133,8 +134,12 @@ impl Exchange {
         }
     }
 
-    /// Returns the page where the guard has refused the request.
-    fn refusal(&self) -> Option<Page> {
+    /// Returns the page where the guard has refused the request, or would have done so had it come by HTTP/1.1.
+    fn refusal(&self, request: &Request<Body>) -> Option<Page> {
+        let is_ascii = request.uri().path_and_query().is_none_or(|target| target.as_str().is_ascii());
+        if self.version == Version::HTTP_2 && !is_ascii {
+            return Some(pages::refused(Some(Refused::Ambiguous(Refusal::Target))));
+        }
         let gate = self.arrival.gate.as_ref().filter(|_| self.is_refused)?;
         Some(pages::refused(gate.refused()))
     }

@@ -316,6 +316,50 @@ async fn answers_without_a_body_pass_with_what_they_say_of_it() {
 }
 
 #[tokio::test]
+async fn a_target_of_http2_is_one_that_http1_may_carry() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let world = World::new(speaks, |request| {
+            let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+            Box::pin(async move { Ok(Response::new(body_of(target))) })
+        });
+        let mut client = world.http2().await;
+        for (target, status) in [
+            (r#"/a"{b}|c^d?x={job="#, 200),
+            ("/?`{x}|^[y]", 200),
+            ("/\u{e9}", 400),
+            ("/?\u{e9}", 400),
+            ("/a?b=\u{1f600}", 400),
+        ] {
+            client.ready().await.unwrap();
+            let response = client.send_request(get(&format!("http://web.localhost{target}"))).await.unwrap();
+            assert_eq!(response.status(), status, "{target} {speaks:?}");
+            if status == 200 {
+                assert_eq!(text(response).await, target, "{speaks:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_is_answered_though_the_backend_sends_content() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        // hyper's server of HTTP/2 sends what it is given.
+        let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(body_of("hello"))) }));
+        let head = || Request::head("http://web.localhost/").header(HOST, "web.localhost").body(body_of("")).unwrap();
+        let mut client = world.http2().await;
+        for _ in 0..2 {
+            client.ready().await.unwrap();
+            let response = client.send_request(head()).await.unwrap();
+            let length = response.headers().get("content-length").map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!((response.status().as_u16(), length.as_deref()), (200, Some("5")), "{speaks:?}");
+            assert_eq!(text(response).await, "", "{speaks:?}");
+        }
+        let answer = world.exchange("HEAD / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_tunnel_is_in_use_until_the_body_has_ended() {
     let (pieces_tx, pieces_rx) = tokio::sync::mpsc::channel(1);
     let pieces_rx = Mutex::new(Some(pieces_rx));

@@ -87,6 +87,8 @@ struct Stream {
     switching: Option<(RecvStream, oneshot::Sender<Tunnel>, TaskTrackerToken)>,
     /// Unread rest of the request's body; None: no body.
     rest: Option<Rest>,
+    /// The request is a HEAD: its answer has no content.
+    is_head: bool,
 }
 
 /// Serves a connection until it ends, or, in a drain, until its requests in progress are answered.
@@ -192,6 +194,7 @@ impl Stream {
         let to_client = interim_sender.clone();
         parts.extensions.insert(ToClient::new(move |status, headers| to_client.send(status, headers)));
         let (mut switching, mut rest) = (None, None);
+        let is_head = parts.method == Method::HEAD;
         let body = if parts.method == Method::CONNECT {
             let (sender, receiver) = oneshot::channel();
             parts.extensions.insert(Switching(Arc::new(Mutex::new(Some(receiver)))));
@@ -206,7 +209,7 @@ impl Stream {
             rest = Some(kept);
             body.boxed_unsync()
         };
-        (Request::from_parts(parts, body), Self { respond, interim, switching, rest })
+        (Request::from_parts(parts, body), Self { respond, interim, switching, rest, is_head })
     }
 
     /// `answering`: on the heap, as the room for what is moved and pinned in here would be taken twice.
@@ -257,10 +260,12 @@ impl Stream {
             parts.headers.insert(DATE, now);
         }
         let switching = self.switching.take_if(|_| parts.status.is_success());
-        let is_empty = switching.is_none() && body.is_end_stream();
+        let mut is_empty = switching.is_none() && body.is_end_stream();
         if let Some(length) = body.size_hint().exact().filter(|_| switching.is_none() && !is_empty) {
             parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
+        // Some backends send the content that HEAD leaves out, which is an error of their stream: it may not undo the answer.
+        is_empty |= self.is_head;
         let sending = match self.respond.send_response(Response::from_parts(parts, ()), is_empty) {
             Ok(sending) => sending,
             Err(error) => {
