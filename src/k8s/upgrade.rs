@@ -15,12 +15,13 @@
 pub mod attempts;
 mod choice;
 pub mod exec;
+pub mod probation;
 mod request;
 
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use self::attempts::Memory;
 use self::{
@@ -86,6 +87,8 @@ impl Transport {
 pub struct Upgraded {
     pub io: BoxedIo,
     pub transport: Transport,
+    /// How long it has taken.
+    pub took: Duration,
 }
 
 /// Why a connection was not upgraded.
@@ -150,6 +153,7 @@ pub async fn port_forward(
     port: u16,
     dialled: Option<Dialled>,
 ) -> Result<Upgraded, UpgradeError> {
+    let started = Instant::now();
     let default = if cluster.proxy.is_some() { Transport::WebSocket } else { Transport::Spdy };
     let path = path(cluster, namespace, pod);
     let act = Act { cluster, namespace, pod, what: "port-forwards", doing: "opening a port-forward to" };
@@ -160,7 +164,7 @@ pub async fn port_forward(
         Transport::Spdy | Transport::Channels => switched.io,
         Transport::WebSocket => Box::new(WebSocketIo::new(switched.io)),
     };
-    Ok(Upgraded { io, transport: switched.transport })
+    Ok(Upgraded { io, transport: switched.transport, took: started.elapsed() })
 }
 
 fn path(cluster: &Cluster, namespace: &Namespace, pod: &Subdomain) -> String {
@@ -209,7 +213,11 @@ pub async fn try_transport(
     let dialled = dial_as(cluster, &credential).await.map_err(TryError::Cluster)?;
     let request = asked(cluster, &path(cluster, namespace, pod), port, transport, &headers);
     match timeout(TRY_TIMEOUT, request.send(dialled.io)).await {
-        Ok(Ok(Answer::Switched { protocol, .. })) if protocol == transport.protocol() => Ok(()),
+        Ok(Ok(Answer::Switched { protocol, io })) if protocol == transport.protocol() => {
+            // A switch that nothing follows is of no use.
+            let answered = timeout(TRY_TIMEOUT, probation::is_answered(io, transport)).await;
+            answered.ok().flatten().ok_or(TryError::Silent)
+        }
         Ok(Ok(Answer::Switched { protocol, .. })) => {
             Err(TryError::Refused { text: Refusal::odd_switch(&protocol).text(), server: None })
         }

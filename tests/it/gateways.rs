@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use adit::{app::App, demo::Demo, tls::Pinned};
+use adit::{app::App, tls::Pinned};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{
     crypto::aws_lc_rs,
@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::{PATIENCE, TestApp};
+use crate::support::{PATIENCE, TestApp, start_demo};
 
 /// What a gateway does with a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,9 +39,13 @@ enum Does {
     Reset,
     /// Keeps the connection, and says nothing.
     Swallow,
+    /// Passes the request and the switch, and nothing that follows.
+    SwitchAndSwallow,
+    /// Switches by itself at once, and passes everything late.
+    SwitchAndPassLate(Duration),
     Say(&'static str),
 }
-use Does::{Close, Pass, PassAfter, PassLate, PassUntilIdle, Reset, Say, Swallow};
+use Does::{Close, Pass, PassAfter, PassLate, PassUntilIdle, Reset, Say, Swallow, SwitchAndPassLate, SwitchAndSwallow};
 
 /// The kinds of upgrade that a gateway can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +154,7 @@ async fn serve(
         None => Pass,
     };
     match does {
-        Pass | PassUntilIdle(_) => {}
+        Pass | PassUntilIdle(_) | SwitchAndSwallow | SwitchAndPassLate(_) => {}
         PassAfter(said) => client.write_all(said.as_bytes()).await?,
         PassLate(late) => sleep(late).await,
         Close => return client.shutdown().await,
@@ -167,6 +171,26 @@ async fn serve(
     let server = TcpStream::connect(to).await?;
     let mut server = connector.connect(ServerName::try_from("kubernetes").unwrap(), server).await?;
     server.write_all(&head).await?;
+    match does {
+        SwitchAndSwallow => {
+            let mut switch = Vec::new();
+            while !switch.ends_with(b"\r\n\r\n") {
+                switch.push(server.read_u8().await?);
+            }
+            client.write_all(&switch).await?;
+            while client.read_u8().await.is_ok() {}
+            return Ok(());
+        }
+        SwitchAndPassLate(late) => {
+            let mut switch = Vec::new();
+            while !switch.ends_with(b"\r\n\r\n") {
+                switch.push(server.read_u8().await?);
+            }
+            client.write_all(&switch).await?;
+            sleep(late).await;
+        }
+        _ => {}
+    }
     let PassUntilIdle(idle) = does else {
         copy_bidirectional(&mut client, &mut server).await?;
         return Ok(());
@@ -197,7 +221,7 @@ struct Behind {
 
 impl Behind {
     async fn start(jumps: bool, rule: impl Fn(Kind) -> Does + Send + Sync + 'static) -> Self {
-        let demo = Demo::start().await.unwrap();
+        let demo = start_demo().await;
         let gateway = Gateway::start(demo.address(), rule).await;
         let written = fs::read_to_string(demo.kubeconfig()).unwrap();
         let token = written.split_once("token:").unwrap().1.trim_start_matches([' ', '"']);
@@ -388,6 +412,42 @@ async fn a_server_that_is_slow_keeps_its_transport() {
         Behind::start(false, |kind| if kind == Kind::Spdy { PassLate(Duration::from_secs(2)) } else { Pass }).await;
     assert!(behind.echo().await.is_some());
     sleep(Duration::from_millis(1500)).await;
+    behind.gateway.seen();
+    behind.cut().await;
+    assert!(behind.echo().await.is_some());
+    assert_eq!(behind.gateway.seen().first(), Some(&Kind::Spdy));
+    behind.app.drain().cut();
+}
+
+#[tokio::test]
+async fn a_transport_that_is_switched_to_and_swallowed_is_left_for_the_next() {
+    for passes in [Kind::Tunnel, Kind::Channels] {
+        let behind = Behind::start(false, move |kind| if kind == passes { Pass } else { SwitchAndSwallow }).await;
+        let first = behind.echo().await.unwrap_or_else(|| panic!("{passes:?}"));
+        assert!(first < Duration::from_secs(12), "{passes:?}: {first:?}");
+        behind.gateway.seen();
+        behind.cut().await;
+        assert!(behind.echo().await.is_some(), "{passes:?}: again");
+        let again = behind.gateway.seen();
+        assert!(!again.is_empty() && again.iter().all(|kind| *kind == passes), "{passes:?} is remembered: {again:?}");
+        // So does a request that may not be repeated.
+        let (status, answer) = behind
+            .app
+            .request(
+                "POST /whoami HTTP/1.1\r\nHost: web.shop.localhost\r\nContent-Length: 4\r\nConnection: close\r\n\r\nword",
+            )
+            .await;
+        assert_eq!(status, 200, "{answer}");
+        behind.app.drain().cut();
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_slow_behind_a_gateway_that_switches_at_once_keeps_its_transport() {
+    let late = SwitchAndPassLate(Duration::from_secs(2));
+    let behind = Behind::start(false, move |_| late).await;
+    assert!(behind.echo().await.is_some());
+    behind.gateway.change(|_| Pass);
     behind.gateway.seen();
     behind.cut().await;
     assert!(behind.echo().await.is_some());

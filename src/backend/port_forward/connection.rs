@@ -83,6 +83,8 @@ pub(super) struct Shared {
     read: Notify,
     /// Tells the reader that its next look at the connection's life may be due earlier.
     look: Notify,
+    /// Tells who waits for it that the first bytes have come.
+    first_bytes: Notify,
     fate: Arc<Fate>,
     pub(super) port: u16,
     is_paused: AtomicBool,
@@ -97,6 +99,7 @@ impl Connection {
             write: Notify::new(),
             read: Notify::new(),
             look: Notify::new(),
+            first_bytes: Notify::new(),
             fate,
             port,
             is_paused: AtomicBool::new(false),
@@ -145,6 +148,11 @@ impl Connection {
         }
     }
 
+    /// Returns what waits for the first bytes that come.
+    pub fn silence(&self) -> Silence {
+        Silence(self.shared.clone())
+    }
+
     /// Returns how many streams are open.
     pub fn streams(&self) -> usize {
         self.shared.lock().streams.len()
@@ -175,6 +183,39 @@ impl Drop for Connection {
             task.abort();
         }
         self.shared.die(StreamFault::Lost { detail: "no longer needed".to_owned() });
+    }
+}
+
+/// A connection on which nothing has come yet. Another one may take its place.
+pub struct Silence(Arc<Shared>);
+
+impl Silence {
+    /// Waits until bytes have come, or the connection has ended.
+    pub async fn broken(&self) {
+        let is_over = || {
+            let state = self.0.lock();
+            state.heard.is_some() || state.fault().is_some()
+        };
+        while !is_over() {
+            self.0.first_bytes.notified().await;
+        }
+    }
+
+    /// Asks the node for a sign of life, where no stream has done so.
+    pub fn ping(&self) {
+        let mut state = self.0.lock();
+        if state.streams.is_empty() {
+            state.ping(0);
+            self.0.write.notify_one();
+        }
+    }
+
+    /// Fails all streams, of which nothing has left the gateway.
+    pub fn fail(&self, fault: StreamFault) {
+        self.0.lock().phase.fail(fault);
+        self.0.write.notify_one();
+        self.0.read.notify_one();
+        self.0.look.notify_one();
     }
 }
 
@@ -276,6 +317,7 @@ impl Shared {
         }
         drop(state);
         self.write.notify_one();
+        self.first_bytes.notify_one();
         self.fate.gauges.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

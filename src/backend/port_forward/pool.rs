@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tracing::debug;
 
 use super::{
     channel_stream::ChannelStream,
-    connection::{Connection, Fate, Opening},
+    connection::{Connection, Fate, Opening, Silence},
     dialling::Dialling,
 };
 use crate::{
@@ -25,7 +28,7 @@ use crate::{
         client::Cluster,
         endpoints::ReadyPod,
         pods,
-        upgrade::{self, Transport, UpgradeError, Upgraded},
+        upgrade::{self, Transport, UpgradeError, Upgraded, probation},
     },
 };
 
@@ -50,6 +53,8 @@ pub(super) struct PodPool {
     connections: Mutex<Vec<Arc<Connection>>>,
     dialling: Dialling,
     growing: Mutex<Option<JoinHandle<()>>>,
+    /// New connections, until their node has said something.
+    on_probation: Mutex<JoinSet<()>>,
     opened: AtomicU64,
     /// State of the channels transport: one WebSocket for each connection into the pod.
     channels: Channels,
@@ -81,6 +86,7 @@ impl PodPool {
             connections: Mutex::default(),
             dialling: Dialling::default(),
             growing: Mutex::default(),
+            on_probation: Mutex::default(),
             opened: AtomicU64::new(0),
             channels: Channels::default(),
         })
@@ -252,8 +258,36 @@ impl PodPool {
         self.channels.are_used.store(is_channel, Ordering::Relaxed);
         match is_channel {
             true => Dialled::Channel(upgraded.io),
-            false => Dialled::Connection(Connection::start(upgraded.io, self.pod.container_port, self.fate.clone())),
+            false => {
+                let connection = Connection::start(upgraded.io, self.pod.container_port, self.fate.clone());
+                self.put_on_probation(connection.silence(), upgraded.transport, probation::patience(upgraded.took));
+                Dialled::Connection(connection)
+            }
         }
+    }
+
+    /// Watches a new connection until its node has said something. Where another transport carries bytes before that, its streams
+    /// move to that one.
+    fn put_on_probation(&self, silence: Silence, transport: Transport, patience: Duration) {
+        let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
+        let (pod, port) = (self.pod.name.clone(), self.pod.container_port);
+        let mut tasks = self.on_probation.lock().expect("no panic while the lock is held");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            silence.ping();
+            if timeout(patience, silence.broken()).await.is_ok() {
+                return;
+            }
+            let outdone = probation::outdo(&cluster, &namespace, &pod, port, transport);
+            tokio::select! {
+                () = silence.broken() => {}
+                outdone = outdone => if let Some(other) = outdone {
+                    let (silent, other) = (transport.name(), other.name());
+                    let detail = format!("upgrades to {silent} are answered and nothing follows; {other} works");
+                    silence.fail(StreamFault::Unavailable { detail, retry_after: None });
+                }
+            }
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {

@@ -106,6 +106,14 @@ impl<T: Transport> Attempts<T> {
 }
 
 impl<T: Transport> Memory<T> {
+    /// Remembers a transport that carries bytes instead of one that does not.
+    pub(super) fn replace(&self, silent: T, works: T) {
+        let mut worked = self.worked.lock().expect("no panic while the lock is held");
+        if worked.is_none_or(|worked| worked == silent) {
+            *worked = Some(works);
+        }
+    }
+
     /// Upgrades a connection. `dialled`: one that is there already. `ask` gives the request for a transport, and `takes`
     /// says whether a protocol was offered for it.
     pub(super) async fn upgrade(

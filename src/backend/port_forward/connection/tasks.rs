@@ -172,6 +172,9 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
     let now = Instant::now();
     let mut state = shared.lock();
     let state = &mut *state;
+    if state.heard.is_none() {
+        shared.first_bytes.notify_one();
+    }
     state.heard = Some((now, SystemTime::now()));
     while let Some(frame) = parser.next(input)? {
         let id = match frame {
