@@ -21,6 +21,10 @@ audit:
 test:
     cargo test
 
+# The integration suite with the app, the demo cluster and relays on several threads: just test-threads 4
+test-threads workers="4":
+    ADIT_TEST_WORKERS={{workers}} cargo test --test it
+
 # The end-to-end suite, on the cluster that KUBECONFIG names
 e2e:
     cargo test --features e2e --test e2e -- --test-threads 4

@@ -31,7 +31,7 @@ use crate::kubeconfigs::{
     Verdict::{self, Refused, Works},
     with_user,
 };
-use crate::support::TestApp;
+use crate::support::{TestApp, start_demo};
 
 /// A provider with an issuer for each way to behave: the first part of the path.
 struct Idp {
@@ -378,7 +378,7 @@ async fn a_file_that_cannot_be_written_costs_no_refresh_token() {
 
 #[tokio::test]
 async fn a_token_that_is_refused_is_renewed_at_once_and_then_shared() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     let written = fs::read_to_string(demo.kubeconfig()).unwrap();
     let (_, of_demo) = written.split_once("token: \"").unwrap();
     let of_demo = format!("{{token: \"{}\"}}", of_demo.split('"').next().unwrap());

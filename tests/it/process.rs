@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, start_demo};
 
 /// adit as a process with a home folder of its own, in front of a demo cluster in this one.
 pub struct Process {
@@ -39,7 +39,7 @@ impl Process {
 
     /// `script`: what a shell does with the command line.
     async fn start_with(config: &str, arguments: &[&str], script: &str) -> Self {
-        let demo = Demo::start().await.unwrap();
+        let demo = start_demo().await;
         let kubeconfig = demo.kubeconfig();
         Self::start_on(demo, &kubeconfig, config, arguments, script).await
     }

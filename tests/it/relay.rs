@@ -38,8 +38,9 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::support::{
-    PATIENCE, eventually,
+    PATIENCE, eventually, on_workers,
     ports::{Ports, ports},
+    spawn,
 };
 
 pub const SECRET: &str = "a secret of the tests";
@@ -78,10 +79,15 @@ impl Relay {
         };
         change(&mut options);
         let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
-        let server = Server::new(options, identity.relay_config().unwrap(), drain.clone(), |_| {});
-        let listener = adit::io::accept::listen(address).unwrap();
-        let address = listener.local_addr().unwrap();
-        drain.spawn(server.clone().serve(listener));
+        let (config, of_server) = (identity.relay_config().unwrap(), drain.clone());
+        let (server, address) = on_workers(async move {
+            let server = Server::new(options, config, of_server.clone(), |_| {});
+            let listener = adit::io::accept::listen(address).unwrap();
+            let address = listener.local_addr().unwrap();
+            of_server.spawn(server.clone().serve(listener));
+            (server, address)
+        })
+        .await;
         Self { server, address, identity, drain, _ports: of_relay }
     }
 
@@ -113,7 +119,7 @@ pub fn start(
     drain: &Drain,
 ) -> (mpsc::UnboundedReceiver<Vec<Open>>, tokio::task::JoinHandle<Result<(), Fatal>>) {
     let (tx, rx) = mpsc::unbounded_channel();
-    let running = tokio::spawn(client::run(
+    let running = spawn(client::run(
         move || Ok(options.clone()),
         Refusals::End,
         drain.clone(),

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     process::environment,
-    support::{PATIENCE, eventually},
+    support::{PATIENCE, eventually, start_demo},
 };
 
 /// A demo cluster, and a home folder for whoever uses it.
@@ -34,7 +34,7 @@ pub struct Home {
 
 impl Home {
     pub async fn new() -> Self {
-        Self { demo: Demo::start().await.unwrap(), folder: tempfile::tempdir().unwrap() }
+        Self { demo: start_demo().await, folder: tempfile::tempdir().unwrap() }
     }
 
     /// Returns adit with these arguments, as a process of this home.

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{PATIENCE, TestApp, eventually};
+use crate::support::{PATIENCE, TestApp, eventually, start_demo};
 
 async fn cluster(demo: &Demo) -> Arc<Cluster> {
     let kubeconfig = Arc::new(KubeconfigPaths(vec![demo.kubeconfig()]));
@@ -110,7 +110,7 @@ async fn without_a_selector_new_connections_follow_the_slice() {
 
 #[tokio::test]
 async fn a_slice_cannot_lead_out_of_its_namespace() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     put_service(&demo, "shop", "primary", without_selector());
     let mut by_hand = endpoint(&demo, "web-6d5f-a1");
     for name in ["../../data/pods/postgres-0", "web-6d5f-b2/../../x", "web?x=", "", "Web"] {
@@ -124,7 +124,7 @@ async fn a_slice_cannot_lead_out_of_its_namespace() {
 
 #[tokio::test]
 async fn a_service_without_a_selector_is_listed_where_its_slices_name_pods() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     put_service(&demo, "shop", "primary", without_selector());
     put_slice(&demo, "shop", "primary", endpoint(&demo, "web-6d5f-a1"));
     let names = async || -> Vec<String> {
@@ -153,7 +153,7 @@ async fn an_address_without_a_target_is_a_pod_where_one_has_it() {
 
 #[tokio::test]
 async fn an_address_outside_of_the_pods_is_an_error_that_says_how_it_is_reached() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     let error = resolved(&demo, "shop", service("mainframe"), PortRef::Auto).await.unwrap_err();
     assert_eq!(error.code().as_str(), "unsupported");
     assert!(error.to_string().contains("192.0.2.7"), "{error}");
@@ -163,7 +163,7 @@ async fn an_address_outside_of_the_pods_is_an_error_that_says_how_it_is_reached(
 
 #[tokio::test]
 async fn an_endpoints_object_counts_where_there_are_no_slices() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     put_service(&demo, "shop", "old", without_selector());
     let address = json!({"ip": address_of(&demo, "web-6d5f-a1"), "targetRef": {"kind": "Pod", "name": "web-6d5f-a1", "uid": "u"}});
     let subsets = json!([{"addresses": [address], "ports": [{"name": "http", "port": 8080}]}]);
@@ -201,7 +201,7 @@ async fn an_external_name_of_this_cluster_is_followed() {
 
 #[tokio::test]
 async fn a_named_pod_of_a_service_has_every_port() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     for (port, wanted) in [
         (PortRef::Auto, "data/postgres-1:5432"),
         (PortRef::number(5432).unwrap(), "data/postgres-1:5432"),
@@ -225,7 +225,7 @@ async fn a_named_pod_of_a_service_has_every_port() {
 
 #[tokio::test]
 async fn a_headless_service_without_ports_has_those_of_its_pods() {
-    let demo = Demo::start().await.unwrap();
+    let demo = start_demo().await;
     put_service(&demo, "data", "bare", json!({"clusterIP": "None", "selector": {"app": "postgres"}}));
     eventually("it has a slice", || async {
         let (slices, _) = demo.world().list("endpointslices", Some("data"));

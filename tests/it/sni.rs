@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, on_workers, spawn, start_demo};
 
 /// How many apps the tests have started.
 static APPS: AtomicU16 = AtomicU16::new(0);
@@ -58,7 +58,7 @@ impl SniApp {
             stand_in.display()
         );
         fs::write(&file, &text).unwrap();
-        let demo = Demo::start().await.unwrap();
+        let demo = start_demo().await;
         let overrides = Overrides {
             kubeconfig: Some(KubeconfigPaths(vec![demo.kubeconfig()])),
             listen: Some(vec!["127.0.0.1:0".parse().unwrap()]),
@@ -66,12 +66,13 @@ impl SniApp {
         };
         let supervisor = Some(PathBuf::from(env!("CARGO_BIN_EXE_adit")));
         let app = App { overrides, file: Some(file), supervisor, ..App::default() };
-        let bound = app.bind(validate::parse("config.yaml".as_ref(), text.as_bytes()).unwrap()).unwrap();
+        let config = validate::parse("config.yaml".as_ref(), text.as_bytes()).unwrap();
+        let bound = on_workers(async move { app.bind(config).unwrap() }).await;
         // Port 0 is chosen for each of the loopback addresses; the first is IPv4's.
         let (sni, http) = (bound.sni_addresses()[0], bound.http_addresses()[0]);
         let drain = Drain::new();
         let of_app = drain.clone();
-        tokio::spawn(async move { bound.run(of_app).await.unwrap() });
+        spawn(async move { bound.run(of_app).await.unwrap() });
         Self { sni, http, drain, folder, _demo: demo }
     }
 

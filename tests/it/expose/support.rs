@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::{
     relay::{Relay, SECRET, frame},
-    support::{PATIENCE, eventually},
+    support::{PATIENCE, eventually, start_demo},
 };
 
 /// What is compared: everything that a takeover may touch.
@@ -44,7 +44,7 @@ pub struct InPod {
 
 impl Place {
     pub async fn new() -> Self {
-        let demo = Demo::start().await.unwrap();
+        let demo = start_demo().await;
         let kubeconfig = Arc::new(KubeconfigPaths(vec![demo.kubeconfig()]));
         let id = ClusterId { kubeconfig, context: "demo".parse().unwrap() };
         let client = Clusters::new(&[]).get(&id).await.unwrap().client.clone();

@@ -4,9 +4,10 @@ pub mod ports;
 pub mod schema;
 
 use std::{
-    io,
+    env, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -19,12 +20,39 @@ use adit::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::{Builder, Handle, Runtime},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
 /// Nothing in the suite takes longer on an idle machine than a tenth of this.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Returns the runtime that the app, the demo cluster and relays run on. None: that of the test, on its one thread. With
+/// `ADIT_TEST_WORKERS=4` four threads carry them, as they do in the binary, and races come out that one thread cannot have.
+fn workers() -> Option<&'static Runtime> {
+    static WORKERS: OnceLock<Option<Runtime>> = OnceLock::new();
+    let build = || {
+        let count = env::var("ADIT_TEST_WORKERS").ok()?.parse().expect("ADIT_TEST_WORKERS is a number");
+        Some(Builder::new_multi_thread().worker_threads(count).enable_all().build().expect("threads"))
+    };
+    WORKERS.get_or_init(build).as_ref()
+}
+
+/// Spawns a task where the app runs.
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    workers().map_or_else(Handle::current, |runtime| runtime.handle().clone()).spawn(task)
+}
+
+/// Runs something to its end where the app runs: its sockets and tasks belong there.
+pub async fn on_workers<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
+    spawn(task).await.expect("no panic")
+}
+
+/// Starts a demo cluster where the app runs.
+pub async fn start_demo() -> Demo {
+    on_workers(async { Demo::start().await.expect("a demo cluster") }).await
+}
 
 /// adit on a free port, in front of a demo cluster of its own.
 pub struct TestApp {
@@ -43,7 +71,7 @@ impl TestApp {
 
     /// Starts with `app`, which may follow a file.
     pub async fn start_app(config: &str, app: App) -> Self {
-        let demo = Demo::start().await.expect("a demo cluster");
+        let demo = start_demo().await;
         let kubeconfig = demo.kubeconfig();
         Self::start_on(demo, kubeconfig, config, app).await
     }
@@ -54,11 +82,11 @@ impl TestApp {
         let kubeconfig = Some(KubeconfigPaths(vec![kubeconfig]));
         let listen = Some(vec!["127.0.0.1:0".parse().expect("an address")]);
         let app = App { overrides: Overrides { kubeconfig, listen, ..app.overrides }, ..app };
-        let bound = app.bind(config).expect("free ports");
+        let bound = on_workers(async move { app.bind(config).expect("free ports") }).await;
         let (http, tcp) = (bound.http_addresses()[0], bound.tcp_addresses());
         let drain = Drain::new();
         let of_app = drain.clone();
-        let running = tokio::spawn(async move { bound.run(of_app).await.expect("adit runs") });
+        let running = spawn(async move { bound.run(of_app).await.expect("adit runs") });
         Self { demo, http, tcp, drain, running }
     }
 
