@@ -305,7 +305,12 @@ mod tests {
     }
 
     async fn error(run: &[&str]) -> (String, String) {
-        let error = commands().open(&command(run, CommandMode::Listen)).await.err().expect("it fails");
+        error_within(Duration::from_secs(30), run).await
+    }
+
+    async fn error_within(startup_timeout: Duration, run: &[&str]) -> (String, String) {
+        let command = Command { startup_timeout, ..(*command(run, CommandMode::Listen)).clone() };
+        let error = commands().open(&Arc::new(command)).await.err().expect("it fails");
         (error.to_string(), error.cause().unwrap_or_default())
     }
 
@@ -315,7 +320,8 @@ mod tests {
         let (what, said) = error(&["sh", "-c", "echo to {port}; echo '\x1b[31mbad\x1b[0m token' >&2; exit 3"]).await;
         assert!(what.contains("exit code 3"), "{what}");
         assert!(said.contains("bad token") && !said.contains('\x1b'), "{said}");
-        let (what, _) = error(&["sh", "-c", "sleep 100; : {port}"]).await;
+        let soon = Duration::from_millis(300);
+        let (what, _) = error_within(soon, &["sh", "-c", "sleep 100; : {port}"]).await;
         assert!(what.contains("does not listen on port 218"), "{what}");
     }
 
