@@ -92,7 +92,7 @@ impl Forward {
     pub async fn reach(&self, asked: &Asked, connection: &Connection) -> Result<Reached, ForwardError> {
         let (found, may_be_direct) = {
             let router = self.router.load();
-            let context = asked.context.as_deref().filter(|named| !self.is_of_jvm(named, &router));
+            let context = asked.context.as_ref().filter(|named| !self.is_of_jvm(named, &router));
             let elsewhere = router.config.proxy.as_ref().map_or(Elsewhere::Refuse, |proxy| proxy.elsewhere);
             let may_be_direct = elsewhere == Elsewhere::Direct && context.is_none();
             (router.forward(context, &asked.host, asked.port), may_be_direct)
@@ -127,7 +127,7 @@ impl Forward {
     /// A JVM that was given no name sends the one of its user (`user.name`), which names no context then.
     fn is_of_jvm(&self, named: &str, router: &Router) -> bool {
         let is_context = router.config.contexts.contains_key(named)
-            || router.http_contexts.namespaces.keys().any(|context| context.0 == named);
+            || router.http_contexts.namespaces.keys().any(|context| *context == *named);
         !is_context && self.own_user.as_deref() == Some(named)
     }
 }

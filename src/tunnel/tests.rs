@@ -66,7 +66,7 @@ impl Backend for Shared {
             let (closed_tx, closed) = watch::channel(None);
             self.0.sessions.lock().unwrap().push(closed_tx);
             let number_of_port = match target.pods().map(|pods| &pods.port) {
-                Some(PortRef::Number(number)) => *number,
+                Some(PortRef::Number(number)) => number.get(),
                 _ => 80,
             };
             let port = ServicePort { number: number_of_port, name: None, app_protocol: None };
@@ -126,7 +126,7 @@ impl Session for ScriptedSession {
 
     /// Its Service has one port without a number for its name.
     fn leads_to(&self, port: &PortRef) -> bool {
-        let number = if let PortRef::Number(number) = port { *number } else { 80 };
+        let number = if let PortRef::Number(number) = port { number.get() } else { 80 };
         self.endpoint.port.number == number
     }
 
@@ -136,7 +136,7 @@ impl Session for ScriptedSession {
 }
 
 fn target(service: &str) -> Target {
-    target_at(service, PortRef::Number(80))
+    target_at(service, PortRef::number(80).unwrap())
 }
 
 async fn lease_at(manager: &Manager, service: &str, port: PortRef) -> Result<Lease, OpenError> {
@@ -188,7 +188,13 @@ async fn callers_at_the_same_time_share_one_start_and_the_first_may_leave() {
 #[tokio::test(start_paused = true)]
 async fn names_of_one_port_that_start_together_share_one_tunnel() {
     let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
-    let names = [PortRef::Auto, PortRef::Number(80), PortRef::Name("http".into()), PortRef::Https, PortRef::Auto];
+    let names = [
+        PortRef::Auto,
+        PortRef::number(80).unwrap(),
+        PortRef::Name("http".parse().unwrap()),
+        PortRef::Https,
+        PortRef::Auto,
+    ];
     let leases = futures::future::join_all(names.map(|port| lease_at(&manager, "s", port))).await;
     let leases: Result<Vec<_>, _> = leases.into_iter().collect();
     let ids: std::collections::HashSet<_> = leases.unwrap().iter().map(Lease::id).collect();
@@ -199,12 +205,14 @@ async fn names_of_one_port_that_start_together_share_one_tunnel() {
 async fn another_port_of_a_service_that_starts_gets_a_tunnel_of_its_own() {
     let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
     let started = Instant::now();
-    let (first, second) =
-        tokio::join!(lease_at(&manager, "s", PortRef::Number(80)), lease_at(&manager, "s", PortRef::Number(81)));
+    let (first, second) = tokio::join!(
+        lease_at(&manager, "s", PortRef::number(80).unwrap()),
+        lease_at(&manager, "s", PortRef::number(81).unwrap())
+    );
     assert_eq!(started.elapsed(), Duration::from_secs(2), "two numbers do not wait for each other");
     assert_eq!((first.unwrap().endpoint().port.number, second.unwrap().endpoint().port.number), (80, 81));
     let (any, other) =
-        tokio::join!(lease_at(&manager, "t", PortRef::Auto), lease_at(&manager, "t", PortRef::Number(81)));
+        tokio::join!(lease_at(&manager, "t", PortRef::Auto), lease_at(&manager, "t", PortRef::number(81).unwrap()));
     assert_eq!((any.unwrap().endpoint().port.number, other.unwrap().endpoint().port.number), (80, 81));
     assert_eq!(backend.opened.load(Ordering::SeqCst), 4);
 }
@@ -214,7 +222,7 @@ async fn a_name_that_means_no_port_does_not_keep_others_from_theirs() {
     let answers = Mutex::new([not_found()].into());
     let (manager, ..) = manager(Scripted { delay: Duration::from_secs(1), answers, ..Scripted::default() });
     let (unclear, clear) =
-        tokio::join!(lease_at(&manager, "s", PortRef::Auto), lease_at(&manager, "s", PortRef::Number(80)));
+        tokio::join!(lease_at(&manager, "s", PortRef::Auto), lease_at(&manager, "s", PortRef::number(80).unwrap()));
     assert_eq!(unclear.err(), Some(not_found()));
     let clear = clear.unwrap();
     // From now on it is known which port is meant.

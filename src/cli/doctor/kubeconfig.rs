@@ -52,7 +52,7 @@ fn current(scope: &Scope) -> Check {
     let contexts = &scope.router.http_contexts;
     let choose = || {
         let known = contexts.namespaces.keys().next()?;
-        Some(format!("{} config use-context {}", scope.kubectl(), quoted(&known.0)))
+        Some(format!("{} config use-context {}", scope.kubectl(), quoted(known)))
     };
     match scope.router.config.default_context.as_ref().or(contexts.current.as_ref()) {
         None => {
@@ -85,7 +85,7 @@ fn names(scope: &Scope) -> Check {
     match odd.first() {
         None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
         Some(first) => {
-            let known: Vec<&str> = contexts.namespaces.keys().map(|context| context.0.as_str()).collect();
+            let known: Vec<&str> = contexts.namespaces.keys().map(|context| context.as_str()).collect();
             let short = short_name(first, &known);
             let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));
             Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", "))).fix(

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_permission_of_upgrades_is_judged_by_the_version() {
         let forward = ALWAYS.iter().find(|need| need.is_upgrade).unwrap();
-        let status = |missing: &[&str], minor| judged(forward, &Namespace("shop".into()), missing, minor).status;
+        let status = |missing: &[&str], minor| judged(forward, &"shop".parse().unwrap(), missing, minor).status;
         assert_eq!(status(&[], 36), Status::Ok);
         assert_eq!((status(&["get"], 30), status(&["get"], 36)), (Status::Warn, Status::Warn), "raw SPDY is left");
         assert_eq!((status(&["create"], 34), status(&["create"], 35)), (Status::Warn, Status::Fail));

@@ -92,7 +92,7 @@ impl Scope {
 
     /// Returns the same for a context.
     pub fn kubectl_of(&self, context: &ContextName) -> String {
-        format!("{} --context {}", self.kubectl(), quoted(&context.0))
+        format!("{} --context {}", self.kubectl(), quoted(context))
     }
 
     /// Returns the port of the HTTP listener, 0 where there is none.

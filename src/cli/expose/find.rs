@@ -105,17 +105,16 @@ pub async fn find(
 pub async fn ready(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Relay>, ClusterError> {
     let exposes = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(EXPOSES));
     let listed = pods(cluster, namespace).await?.into_iter();
-    Ok(listed.filter(|pod| pods::is_ready(pod) && exposes(pod)).map(Relay::of).collect())
+    Ok(listed.filter(|pod| pods::is_ready(pod) && exposes(pod)).filter_map(Relay::of).collect())
 }
 
 /// Returns the pods of relays, in one namespace or in all.
 async fn pods(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Pod>, ClusterError> {
     let api: Api<Pod> = match namespace {
-        Some(namespace) => Api::namespaced(cluster.client.clone(), &namespace.0),
+        Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
         None => Api::all(cluster.client.clone()),
     };
-    let shown = namespace.cloned().unwrap_or(Namespace("*".to_owned()));
-    match cluster.ask("looking for relays", &shown, api.list(&ListParams::default().labels(RELAYS))).await {
+    match cluster.ask("looking for relays", namespace, api.list(&ListParams::default().labels(RELAYS))).await {
         Ok(listed) => Ok(listed.items),
         Err(AskError::NotFound) => Ok(Vec::new()),
         Err(AskError::Failed(error)) => Err(error),
@@ -123,14 +122,14 @@ async fn pods(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Po
 }
 
 impl Relay {
-    fn of(pod: Pod) -> Self {
+    fn of(pod: Pod) -> Option<Self> {
         let mut annotations = pod.metadata.annotations.unwrap_or_default();
         let keys = annotations.remove(KEYS);
         let reviews = annotations.get(AUTHORIZE).is_some_and(|by| by == "kubernetes");
-        let namespace = Namespace(pod.metadata.namespace.unwrap_or_default());
+        let target = (pod.metadata.namespace?.parse().ok()?, pod.metadata.name?.parse().ok()?);
         let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
         let image = container.and_then(|container| container.image);
-        Self { target: (namespace, pod.metadata.name.unwrap_or_default()), keys, reviews, image }
+        Some(Self { target, keys, reviews, image })
     }
 }
 
