@@ -3,7 +3,7 @@
 mod form;
 mod keep;
 
-use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
 
 use self::form::Form;
 use super::{
@@ -14,9 +14,6 @@ use super::{
     up,
 };
 use crate::{app::opened, routing::Router, telemetry};
-
-/// How long a target is waited for. Its port is there in any case.
-const WAIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -85,7 +82,8 @@ async fn text(running: &Running, router: &Router, args: &Args, form: Form) -> Re
 }
 
 async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BTreeMap<String, String>, CliError> {
-    let progress = Progress::new(false);
+    // The ports are there whether a pod answers or not; 'adit wait' waits for that.
+    let progress = Progress::new(true);
     let mut opened = Vec::new();
     for text in &args.to {
         let (name, target) = text.split_once('=').unwrap_or_default();
@@ -93,11 +91,11 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
             return Err(CliError::usage(format!("--to: {text:?} is not NAME=TARGET"))
                 .hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")));
         }
-        let at_port = running.port(Some(name.to_owned()), target, Some(WAIT), progress).await;
+        let at_port = running.port(Some(name.to_owned()), target, None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     for address in router.config.tcp.routes.keys() {
-        let at_port = running.port(None, &address.to_string(), Some(WAIT), progress).await;
+        let at_port = running.port(None, &address.to_string(), None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     let mut variables = opened::variables(&opened);

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit::demo::{Demo, faults::Era};
+use adit::demo::{
+    Demo,
+    faults::{Era, Mishap},
+};
 use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
@@ -297,6 +300,77 @@ async fn a_plugin_that_is_missing_fails_or_hangs_is_the_only_finding() {
     let mut command = patient.command(&["--kubeconfig", &hangs, "-n", "shop", "doctor", "--rbac"]);
     let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
     assert!(said.code == Some(0) && said.out.contains("name: \"USER\""), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_or_hangs_is_the_only_finding() {
+    let patient = Patient::new().await;
+    let faults = patient.home.demo.faults();
+    faults.refuse_tokens(true);
+    let (report, failed) = patient.report(&["web.shop"]).await;
+    assert_eq!(failed, only("api-server"), "{report:#}");
+    assert!(find(&report, "api-server").to_string().contains("401"), "{report:#}");
+    faults.refuse_tokens(false);
+    faults.judge(Some(Box::new(|_, _| Some(Mishap::Hang))));
+    let started = Instant::now();
+    let (report, failed) = patient.report(&[]).await;
+    assert_eq!(failed, only("api-server"), "{report:#}");
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn what_this_machine_lacks_is_told_with_what_repairs_it() {
+    let patient = Patient::new().await;
+    let listen = format!("127.0.0.1:{}", patient.port);
+    // A shell that the user types into, in which fixes are pasted.
+    let shell = async |script: &str| {
+        let mut command = Command::new("sh");
+        let words = [env!("CARGO_BIN_EXE_adit"), "--listen", &listen, "-n", "shop", "doctor", "-o", "json"];
+        command.args(["-c", &format!("{script}\nexec \"$@\""), "sh"]).args(words);
+        crate::process::environment(&mut command, &patient.home.folder)
+            .env("KUBECONFIG", patient.home.demo.kubeconfig());
+        for variable in ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"] {
+            command.env_remove(variable);
+        }
+        let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
+        report(&said).0
+    };
+    let catches = "export HTTP_PROXY=http://proxy.invalid:3128";
+    let found = shell(catches).await;
+    let check = find(&found, "proxy-variables");
+    assert!(check["status"] == "warn" && check["says"].as_str().unwrap().contains("HTTP_PROXY"), "{check}");
+    let fixed = shell(&format!("{catches}\n{}", check["fix"]["command"].as_str().unwrap())).await;
+    assert_eq!(find(&fixed, "proxy-variables")["status"], "ok", "{fixed:#}");
+    let few = shell("ulimit -n 300").await;
+    let check = find(&few, "open-files");
+    assert!(check["status"] == "warn" && check["fix"]["command"].as_str().unwrap().contains("prlimit"), "{check}");
+}
+
+#[tokio::test]
+async fn a_route_beyond_the_ca_is_told_and_repaired() {
+    let patient = Patient::new().await;
+    let config = |host: &str| {
+        patient.home.config(&format!("http: {{k8s: {{routes: {{{host}: {{namespace: shop, service: web}}}}}}}}\n"))
+    };
+    let adit = async |arguments: &[&str]| {
+        let config = patient.home.folder.path().join("config.yaml").display().to_string();
+        let mut command = patient.command(&[&["--config", &config], arguments].concat());
+        Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap())
+    };
+    config("a.localhost");
+    let installed = adit(&["trust", "install"]).await;
+    assert!(installed.out.contains("local names only"), "{installed:?}");
+    config("shop.example.test");
+    let beyond = |report: &Value| {
+        let warns = checks(report).iter().filter(|check| check["id"] == "local-ca" && check["status"] == "warn");
+        warns.cloned().find(|check| check["says"].as_str().unwrap().contains("shop.example.test"))
+    };
+    let (found, _) = report(&adit(&["doctor", "-o", "json"]).await);
+    let check = beyond(&found).unwrap_or_else(|| panic!("{found:#}"));
+    assert_eq!(check["fix"]["command"], "adit trust install");
+    adit(&["trust", "install"]).await;
+    let (found, _) = report(&adit(&["doctor", "-o", "json"]).await);
+    assert_eq!(beyond(&found), None, "{found:#}");
 }
 
 #[tokio::test]

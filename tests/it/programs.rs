@@ -178,6 +178,8 @@ async fn env_prints_what_a_shell_evaluates() {
     assert!(lines[1].starts_with("it's http://127.0.0.1:") && lines[2].starts_with("web-6d5f-"), "{lines:?}");
     // The same target has the same port.
     assert_eq!(world.output(&["env", "--to", "web=web.shop", "--env", "URL=it's {web.url}/x"]).await.out, said.out);
+    // A shell that enters a folder does not wait for a pod.
+    world.home.demo.faults().refuse(5432, true);
     let json = world.output(&["env", "-o", "json"]).await.out;
     let json: BTreeMap<String, String> = serde_json::from_str(&json).unwrap();
     assert_eq!(json["POSTGRES_SERVICE_HOST"], "127.0.0.1");
