@@ -170,10 +170,12 @@ async fn checks(
 async fn of_context(scope: &Scope, of: &Of) -> Vec<Check> {
     let mut all = Vec::new();
     if timeout(PATIENCE, fill(scope, of, &mut all)).await.is_err() {
-        let (group, id) = match all.last().map(|check| check.group) {
+        // The check behind the last one that has ended.
+        let (group, id) = match all.last().map(|check| (check.group, check.id)) {
             None => (Group::Kubeconfig, "credentials"),
-            Some(Group::Kubeconfig | Group::Machine) => (Group::Cluster, "api-server"),
-            Some(Group::Cluster) => (Group::Rights, "permissions"),
+            Some((Group::Machine, _) | (_, "api-server")) => (Group::Cluster, "authentication"),
+            Some((Group::Cluster, "authentication")) => (Group::Rights, "permissions"),
+            Some((Group::Kubeconfig | Group::Cluster, _)) => (Group::Cluster, "api-server"),
             Some(_) => (Group::Way, "pod-stream"),
         };
         all.push(late(group, id).of_context(of.context()));
