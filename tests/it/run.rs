@@ -358,7 +358,7 @@ async fn a_kill_of_adit_leaves_no_child_and_no_port() {
 #[tokio::test]
 async fn a_kill_of_every_adit_ends_the_command_too() {
     let home = Home::new().await;
-    let mut child = home.adit(&["run", "--", "sh", "-c", "echo $$ $PPID; sleep 300; true"]).spawn().unwrap();
+    let mut child = home.adit(&["run", "--", "sh", "-c", "echo $$ $PPID; exec sleep 300"]).spawn().unwrap();
     let line = first_line(&mut child).await;
     let (pid, keeper) = line.split_once(' ').unwrap();
     send("KILL", keeper.parse().unwrap()).await;
