@@ -91,8 +91,8 @@ pub async fn find(
         return Ok(relays.pop());
     }
     let holder = inspect::relay_of(&Kube::new(cluster.client.clone()), service).await;
-    let holder = holder.map(|(namespace, pod)| (Namespace(namespace), pod));
-    let of = |wanted: Option<&(Namespace, String)>| relays.iter().position(|relay| Some(&relay.target) == wanted);
+    let holder = holder.and_then(|(namespace, pod)| Some((namespace.parse().ok()?, pod.parse().ok()?)));
+    let of = |wanted: Option<&(Namespace, Subdomain)>| relays.iter().position(|relay| Some(&relay.target) == wanted);
     let same = of(holder.as_ref()).or_else(|| of(before));
     let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
     Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
