@@ -104,8 +104,6 @@ struct State {
     shared: HashMap<(ServiceName, u16), Weak<SharedPort>>,
     /// Ports and names of clients that were lost.
     reservations: Reservations,
-    /// Ports of closed tunnels whose listeners are still open: cancelled when they are closed.
-    closing: HashMap<u16, CancellationToken>,
 }
 
 struct Opening {

@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -26,6 +26,7 @@ use crate::{
         auth,
         expose::{Claim, ExposeRequest},
         personal::{Seat, SharedPort},
+        ports::PortError,
         reservations::Public,
     },
     wire::relay::{Frame, Kind, Token},
@@ -62,8 +63,6 @@ pub struct Tunnel {
     pub(super) turns: Semaphore,
     pub(super) rate: Mutex<(f64, Instant)>,
     pub(super) gone: CancellationToken,
-    /// Its public port is closed.
-    pub(super) unbound: CancellationToken,
 }
 
 /// A name of an HTTP tunnel.
@@ -120,7 +119,6 @@ impl Server {
         resume: Token,
     ) -> Result<Arc<Tunnel>, TunnelError> {
         let before = self.take_over(session, resume, kind, port, name).await;
-        self.port_closed(session, resume, port).await;
         let asked = self.exposed(session, kind, name).await?;
         let count = {
             let (state, key) = (self.state(), &session.key.name);
@@ -139,16 +137,14 @@ impl Server {
             }
             _ => (name, None),
         };
-        let listen =
-            |port: u16, resume: &Token| self.ports.open(&session.key, port, resume, &mut self.state().reservations);
         let entrance = match (kind, &asked) {
             (Kind::Http, _) => Entrance::Name(self.checked_name(session, name)?),
             (_, Some(asked)) if asked.condition.is_some() => Entrance::Shared(match before.shared {
                 Some(shared) => shared,
                 None => self.shared_port(session, asked)?,
             }),
-            (_, Some(_)) => Entrance::Port(listen(0, &resume)?),
-            (_, None) => Entrance::Port(listen(port, &resume)?),
+            (_, Some(_)) => Entrance::Port(self.listen(session, 0, &resume).await?),
+            (_, None) => Entrance::Port(self.listen(session, port, &resume).await?),
         };
         let (port, pods) = match &entrance {
             Entrance::Port((_, port)) => (*port, None),
@@ -203,7 +199,6 @@ impl Server {
                 turns: Semaphore::new(self.options.limits.pending_per_tunnel),
                 rate,
                 gone: CancellationToken::new(),
-                unbound: CancellationToken::new(),
             });
             state.tunnels.insert(tunnel.number, tunnel.clone());
             let most = self.spare_tunnels(&state, &session.key.name);
@@ -353,17 +348,23 @@ impl Server {
         before
     }
 
-    /// Waits until the listener of the tunnel that had the wanted port is closed.
-    async fn port_closed(&self, session: &Session, resume: Token, port: u16) {
-        let closing = {
-            let mut state = self.state();
-            let wanted = state.reservations.port_of(&session.key.name, &resume).unwrap_or(port);
-            state.closing.get(&wanted).cloned()
-        };
-        if let Some(closing) = closing {
-            // If it takes longer, the client learns that the port is in use.
-            let _ = timeout(TAKE_OVER, closing.cancelled()).await;
+    /// Listens on the port that a client had before, else the wanted one, else any. A port that no tunnel has any more may still be
+    /// closing: it is tried again for a while.
+    async fn listen(&self, session: &Session, port: u16, resume: &Token) -> Result<(TcpListener, u16), PortError> {
+        let deadline = Instant::now() + TAKE_OVER;
+        loop {
+            let opened = self.ports.open(&session.key, port, resume, &mut self.state().reservations);
+            match opened {
+                Err(PortError::Taken(port)) if Instant::now() < deadline && !self.has_port(port) => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                opened => return opened,
+            }
         }
+    }
+
+    fn has_port(&self, port: u16) -> bool {
+        self.state().tunnels.values().any(|tunnel| tunnel.has_port() && tunnel.port == port)
     }
 
     /// Returns how many tunnels a key may still open.
@@ -418,14 +419,8 @@ impl Server {
 
     /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return.
     pub(super) fn close(&self, tunnel: &Tunnel, is_clean: bool) {
-        {
-            let mut state = self.state();
-            if state.tunnels.remove(&tunnel.number).is_none() {
-                return;
-            }
-            if tunnel.has_port() && !tunnel.unbound.is_cancelled() {
-                state.closing.insert(tunnel.port, tunnel.unbound.clone());
-            }
+        if self.state().tunnels.remove(&tunnel.number).is_none() {
+            return;
         }
         // Its requests go to the pods from now on.
         let seat = tunnel.seat().take();

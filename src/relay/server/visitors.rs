@@ -68,9 +68,6 @@ impl Server {
             () = tunnel.gone.cancelled() => {}
             () = self.drain.started() => {}
         }
-        drop(listener);
-        tunnel.unbound.cancel();
-        self.state().closing.remove(&tunnel.port);
     }
 
     pub(super) async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) {
