@@ -183,7 +183,7 @@ async fn of_context(scope: &Scope, of: &Of) -> Vec<Check> {
     all
 }
 
-/// What stands behind a check that failed is skipped, and says why.
+/// Skips the checks behind a failed one, with the reason.
 async fn fill(scope: &Scope, of: &Of, all: &mut Vec<Check>) {
     let (checks, cluster) = kubeconfig::context(scope, of).await;
     all.extend(checks);

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct Running {
     pub socket: PathBuf,
     namespace: Option<Namespace>,
-    /// Where its TCP routes listen.
+    /// Addresses of its TCP routes.
     tcp: Vec<SocketAddr>,
 }
 

@@ -1,4 +1,4 @@
-//! What a reload changes, for the log and the API.
+//! Changes of a reload, for the log and the API.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -28,7 +28,7 @@ mod tests {
     use super::*;
     use crate::config::validate::parse;
 
-    /// Where each part stands in a file: `@` is the part.
+    /// Place of each part in a file: `@` is the part.
     const PLACES: [(&str, &str); 23] = [
         ("File", "@"),
         ("ContextAlias", "contexts: {a: @}"),

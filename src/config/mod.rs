@@ -342,7 +342,7 @@ pub struct BackendTls {
     pub ca: Option<PathBuf>,
     /// Server name (SNI) for the backend, and for its verification. None: the request's host.
     pub server_name: Option<String>,
-    /// What we show to a backend that asks for a certificate.
+    /// Client certificate for a backend that asks for one.
     pub client_cert: Option<KeyPairFiles>,
 }
 

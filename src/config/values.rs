@@ -1,4 +1,4 @@
-//! Values with one way in, which checks: whoever holds one need not ask whether it may stand in a path of the API.
+//! Values with one way in, which checks: the holder of one need not check whether it may stand in a path of the API.
 
 use std::{fmt, num::NonZeroU16, ops::Deref, str::FromStr};
 
@@ -163,7 +163,7 @@ impl FromStr for PortRef {
     }
 }
 
-/// Where a relay listens: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless given.
+/// Address of a relay: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelayAddress {
     host: String,

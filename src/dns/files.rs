@@ -8,7 +8,7 @@ const OURS: &str = "# Written by 'adit dns install', and removed by 'adit dns un
 /// The second line where the folder is ours too.
 const WITH_FOLDER: &str = "# Its folder too.";
 
-/// What is at a path.
+/// Content at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Nothing,

@@ -46,7 +46,7 @@ pub struct Part {
     pub file: PathBuf,
 }
 
-/// Which of the ways a system has.
+/// Resolvers that a system has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Linux,
@@ -59,7 +59,7 @@ impl Kind {
     }
 }
 
-/// What is to be done.
+/// Change to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Look,
@@ -71,7 +71,7 @@ pub enum Act {
 pub struct System {
     root: PathBuf,
     kind: Kind,
-    /// Where adit answers questions.
+    /// Address at which adit answers DNS.
     port: u16,
     /// The names that routes have beside those below localhost.
     names: Vec<String>,

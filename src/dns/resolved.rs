@@ -14,10 +14,10 @@ const DROP_IN: &str = "etc/systemd/resolved.conf.d/adit.conf";
 /// It is there while the service runs.
 const RUNS: &str = "run/systemd/resolve/stub-resolv.conf";
 
-/// Where it listens, the second one without names of its own (systemd-resolved.service(8)).
+/// Addresses that it listens on, the second one without names of its own (systemd-resolved.service(8)).
 const STUBS: [[u8; 4]; 2] = [[127, 0, 0, 53], [127, 0, 0, 54]];
 
-/// What has it read its configuration again.
+/// Command that makes it read its configuration again.
 pub const RESTART: &str = "systemctl restart systemd-resolved";
 
 /// Returns what is the case for names below localhost where the system asks it. None: the system does not.
@@ -30,7 +30,7 @@ pub fn answers(root: &Path) -> Option<Part> {
     is_asked.then(|| Part { name: "localhost".to_owned(), state, file })
 }
 
-/// What becomes of the names that are not below localhost: all of them are in one file.
+/// Treatment of names that are not below localhost: all of them are in one file.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
     let file = system.root.join(DROP_IN);
     let text = text(system.port, &system.names);
@@ -57,7 +57,7 @@ fn state(system: &System, act: Act, file: &Path, text: &str) -> State {
     }
 }
 
-/// Names with `~` are led to this server, and it is not asked for others.
+/// Names with `~` go to this server, and no others do.
 fn text(port: u16, names: &[String]) -> String {
     let names = names.iter().map(|name| format!("~{name}")).collect::<Vec<_>>().join(" ");
     format!("[Resolve]\nDNS=127.0.0.1:{port}\nDomains={names}\n")

@@ -18,7 +18,7 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
-/// Where in a cluster something is asked for.
+/// Place of a request in a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
     /// In all of them, or outside of them.

@@ -137,7 +137,7 @@ struct Part {
     condition: Condition,
 }
 
-/// Which request is whose.
+/// Owners of the requests.
 struct Split {
     /// `web.shop:80`.
     name: String,
@@ -154,7 +154,7 @@ struct Split {
 impl Split {
     fn new(name: String, parted: Arc<Parted>) -> Self {
         let options = |scheme: Option<Scheme>| {
-            // Which pages may use a service is for the service to say, and so is where its redirects lead.
+            // The service itself decides on the pages that may use it, and on its redirects.
             let allow_origins = vec!["*".to_owned()];
             Arc::new(HttpOptions { scheme, allow_origins, rewrite_location: Some(false), ..HttpOptions::default() })
         };

@@ -23,7 +23,7 @@ pub struct ServiceFile {
     pub text: String,
 }
 
-/// What a service that is installed starts, as its file says.
+/// Program that an installed service starts, as its file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Empty: the file names none.

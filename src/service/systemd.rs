@@ -63,7 +63,7 @@ fn socket_unit(service: &Service) -> String {
     text + "BindIPv6Only=ipv6-only\nBacklog=4096\n\n[Install]\nWantedBy=sockets.target\n"
 }
 
-/// Returns what a unit starts, whoever has written it.
+/// Returns the program that a unit starts, also in a unit of somebody else.
 pub fn installed(unit: &str) -> Installed {
     let mut installed = Installed::default();
     for line in unit.lines().map(str::trim) {

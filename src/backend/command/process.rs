@@ -235,7 +235,7 @@ pub struct StdioStream {
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     process: Process,
-    /// What its end means for a reader, once its output has ended. None: the stream has ended as it should.
+    /// Meaning of its end for a reader, once its output has ended. None: a clean end of the stream.
     ended: Option<BoxFuture<'static, Option<StreamFault>>>,
 }
 

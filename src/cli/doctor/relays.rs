@@ -1,4 +1,4 @@
-//! What `adit expose` needs, where the cluster has relays.
+//! Checks the permissions for `adit expose`, if the cluster has relays.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub async fn checks(of: &Of, cluster: &Cluster) -> Vec<Check> {
     let skip = |needs: &str| vec![Check::new(ID, Group::Rights, Status::Skip, format!("adit expose (needs {needs})"))];
     let mut found = rules(cluster, None).await;
     if matches!(found, Err(ClusterError::Forbidden { .. })) {
-        // Who may not look everywhere may look where the configuration leads.
+        // A user without permissions everywhere may have them in the namespaces of the configuration.
         let near = join_all(of.namespaces.iter().map(|namespace| rules(cluster, Some(namespace)))).await;
         let near: BTreeMap<_, _> = near.into_iter().flatten().flatten().collect();
         if near.is_empty() {

@@ -78,7 +78,7 @@ fn judged(need: &Need, namespace: &Namespace, missing: &[&str], minor: u32) -> C
         .fix("ask for this Role", Some(format!("adit doctor --rbac -n {namespace}")))
 }
 
-/// What somebody may do, or not.
+/// A permission, granted or not.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     pub verb: &'a str,

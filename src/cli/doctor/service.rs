@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{cli, k8s::exec_path::ExecPath, service::Installed};
 
-/// What systemd gives a service whose unit names no PATH (systemd.exec(5)), and launchd an agent.
+/// PATH of a service whose file names none: of systemd (systemd.exec(5)), and of launchd.
 const BARE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether the service starts this program.

@@ -1,4 +1,4 @@
-//! Which requests a personal takeover is for: those with certain headers, for a certain host, below a certain path.
+//! Requests of a personal takeover: those with certain headers, for a certain host, below a certain path.
 //!
 //! A condition is shown to everybody who may read the Service: it is in its annotations, in Events and in logs.
 

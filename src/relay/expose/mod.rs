@@ -146,7 +146,7 @@ impl fmt::Display for ExposeRequest {
     }
 }
 
-/// Who decides which Services a client may take over.
+/// Authority over takeovers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Authority {
     /// Its key.

@@ -1,6 +1,6 @@
 //! The pods behind a port that is taken over in part: where requests go that are nobody's.
 //!
-//! The cluster's controllers leave the port out of the Service's slices, but go on writing who is ready. What the port is at a pod is
+//! The cluster's controllers leave the port out of the Service's slices, but go on writing who is ready. The port at a pod is
 //! what the takeover keeps: a number, or a name that each pod resolves for itself.
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -43,7 +43,7 @@ impl Want {
     }
 }
 
-/// What there is after a step.
+/// State after a step.
 #[derive(Debug, Default)]
 pub struct Done {
     pub service: Option<Value>,

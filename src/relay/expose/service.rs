@@ -34,7 +34,7 @@ pub struct TakenPort {
     pub owner: String,
     /// RFC 3339.
     pub since: String,
-    /// Which requests go to whom, all others to the pods. Empty: everything goes to the owner.
+    /// Requests and their owners; all others go to the pods. Empty: everything goes to the owner.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub personal: Vec<PersonalPart>,
 }

@@ -60,7 +60,7 @@ impl Server {
             Frame::Hello { version: 2, nonce, port, key } => {
                 let known = self.keys.load().iter().find(|known| known.name == key).cloned();
                 let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
-                // Nothing that depends on the secret leaves the relay before the client has proven that it has it: whoever knows the
+                // Nothing that depends on the secret leaves the relay before the client has proven that it has it: anyone who knows the
                 // name of a key would get an HMAC to try secrets on, without ever asking again.
                 conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server }]).await?;
                 let Frame::Proof { proof } = conversation::step(&mut tls).await? else {

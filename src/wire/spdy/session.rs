@@ -21,7 +21,7 @@ pub const LANES: usize = 5;
 /// Between the error and the data stream of a pair: the next odd id on the same lane.
 const PAIR_GAP: u32 = 2 * LANES as u32;
 
-/// Ids have 31 bits. What is left above is for the pairs that are about to be opened.
+/// Ids have 31 bits. The rest above is for pairs that are about to be opened.
 const LAST_ID: u32 = 0x7fff_0000;
 
 /// How many frames of data a lane may be ahead of what was acknowledged. The rest of the node's queue of 50 is for the

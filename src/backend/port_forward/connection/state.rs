@@ -260,7 +260,7 @@ impl State {
         }
     }
 
-    /// Returns whether an upload may be in the queue of its lane, though its pod has answered. What fits into one frame has
+    /// Returns whether an upload may be in the queue of its lane, though its pod has answered. A body within one frame has
     /// been read by a pod that answers.
     pub fn is_on_its_way(&self, number: u64) -> bool {
         let upload = self.streams.get(&number).filter(|stream| stream.sent > FRAME as u64);
