@@ -184,7 +184,7 @@ mod tests {
             ("", "exec_path: [/opt/bin]", &["exec_path"]),
             ("", "default_context: dev", &["default_context"]),
             ("", "dashboard: off", &["dashboard"]),
-            ("", "audit: /tmp/audit", &["audit"]),
+            ("", "audit: audit.jsonl", &["audit"]),
             ("", "admin: {listen: \"127.0.0.1:1\"}", &["admin"]),
             ("", "proxy: {elsewhere: direct}", &["proxy"]),
             ("contexts: {a: {name: x}}", "contexts: {a: {name: y}, b: {name: x}}", &["contexts.a", "+contexts.b"]),

@@ -24,7 +24,7 @@ use crate::{
     frontend::{
         Connection,
         door::Door,
-        http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, rules::ReadOnly, sites::Sites},
+        http::{HttpFrontend, HttpVersion, body::Body, error_page::Page, sites::Sites},
     },
     io::{
         BoxedIo,
@@ -128,20 +128,6 @@ impl Sites for Front {
                 Err(Page { cause: Some("no client of this relay has that name at the moment".to_owned()), ..page })
             }
         }
-    }
-
-    /// The service itself decides on the methods that it accepts.
-    fn read_only(&self, _: &Route) -> Option<ReadOnly> {
-        None
-    }
-
-    /// The certificate of the domain is on another port, which only the administrator knows.
-    fn https_port(&self, _: &str, _: u16) -> Option<u16> {
-        None
-    }
-
-    fn is_local(&self, _: &str) -> bool {
-        false
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
     frontend::{
         Connection,
         door::Door,
-        http::{HttpFrontend, body::Body, error_page::Page, rules::ReadOnly, sites::Sites},
+        http::{HttpFrontend, body::Body, error_page::Page, sites::Sites},
     },
     io::accept::{self, Place},
     listener::mux::refuse_http,
@@ -200,18 +200,6 @@ impl Sites for Split {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         Ok(Route { name: host.into(), target: Target::Named(target), idle_timeout: IDLE, options: options.clone() })
-    }
-
-    fn read_only(&self, _: &Route) -> Option<ReadOnly> {
-        None
-    }
-
-    fn https_port(&self, _: &str, _: u16) -> Option<u16> {
-        None
-    }
-
-    fn is_local(&self, _: &str) -> bool {
-        false
     }
 
     /// Headers of an ingress stay: without the relay they would reach the pods too.

@@ -152,10 +152,7 @@ fn ssh(folder: &TempDir) -> String {
     let key = folder.path().join("key").display().to_string();
     succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &key]));
     let public = fs::read_to_string(format!("{key}.pub")).expect("a public key");
-    let script = format!(
-        "mkdir -p /root/.ssh && chmod 700 /root/.ssh && echo '{}' >> /root/.ssh/authorized_keys",
-        public.trim()
-    );
+    let script = format!("mkdir -p ~/.ssh && chmod 700 ~/.ssh && echo '{}' >> ~/.ssh/authorized_keys", public.trim());
     kubectl(&["-n", NAMESPACE, "exec", "ssh", "--", "sh", "-c", &script]);
     let adit = env!("CARGO_BIN_EXE_adit");
     format!(

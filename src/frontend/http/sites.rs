@@ -37,14 +37,23 @@ pub trait Sites: Send + Sync + 'static {
     }
 
     /// Returns the methods that the context of a route takes. None: every one.
-    fn read_only(&self, route: &Route) -> Option<ReadOnly>;
+    fn read_only(&self, route: &Route) -> Option<ReadOnly> {
+        let _ = route;
+        None
+    }
 
     /// Returns the port of https for a client without TLS that named no port. `local`: the port that it has connected to. None: it is
     /// 443, or the client's port, which something in between may have changed.
-    fn https_port(&self, authority: &str, local: u16) -> Option<u16>;
+    fn https_port(&self, authority: &str, local: u16) -> Option<u16> {
+        let _ = (authority, local);
+        None
+    }
 
     /// Returns whether a name means this machine: what a browser remembers of it concerns every name below the same suffix.
-    fn is_local(&self, host: &str) -> bool;
+    fn is_local(&self, host: &str) -> bool {
+        let _ = host;
+        false
+    }
 
     /// Returns whether clients reach this proxy before any other, so that what they say of themselves (X-Forwarded-For) is not to be
     /// believed. Where it stands behind others, it passes on what those have said.
