@@ -224,8 +224,9 @@ fn ctrl_c_stops_the_query_and_not_psql() {
     types.write_all(b"select 'still ' || 'there';\r").expect("it is typed");
     shows("still there");
     types.write_all(b"\\q\r").expect("it is typed");
-    assert!(terminal.wait().expect("it ends").success());
+    let status = terminal.wait().expect("it ends");
     reading.join().expect("no panic");
+    assert!(status.success(), "{status}: {}", shown.lock().expect("no panic"));
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::backend::command::supervisor::GRACE;
 
 /// A signal that reaches the keeper within this time of adit, before or after, was sent to all of the group, the command
 /// among them.
-const SAME_SIGNAL: Duration = Duration::from_millis(50);
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// A command that is stopped for this long was not stopped and continued together with adit.
 const STOPPED_FOR: Duration = Duration::from_millis(100);
