@@ -3,7 +3,12 @@
 mod manifests;
 mod reference;
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::{Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
@@ -68,8 +73,14 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     root.build();
     files.push((PathBuf::from("cli.md"), reference::markdown(&root).into_bytes()));
     files.push((PathBuf::from("errors.md"), error_code::markdown().into_bytes()));
-    files.extend(units.into_iter().chain([agent]).map(|file| (file.path, file.text.into_bytes())));
+    // The name says for whom the unit is, as another package could have one for the whole system. It is installed as adit.service.
+    let units = units.into_iter().map(|file| (format!("adit.user.{}", extension(&file.path)).into(), file.text));
+    files.extend(units.chain([(agent.path, agent.text)]).map(|(path, text)| (path, text.into_bytes())));
     Ok(files)
+}
+
+fn extension(path: &Path) -> &str {
+    path.extension().and_then(OsStr::to_str).unwrap_or_default()
 }
 
 /// Returns `adit.1`, and a page for each command.
@@ -95,8 +106,6 @@ fn manual_pages() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -123,8 +132,8 @@ mod tests {
             "man/adit-routes.1",
             "completions/adit.bash",
             "completions/adit.fish",
-            "adit.service",
-            "adit.socket",
+            "adit.user.service",
+            "adit.user.socket",
             "dev.adit.plist",
         ] {
             assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
