@@ -105,7 +105,7 @@ grpc-interop host port:
 demo:
     cargo run -- demo
 
-# Archives for Linux in target/archives, built with the dist profile, with manual pages, completions and units, and their checksums: the same bytes each time
+# Archives for Linux in target/archives, with manual pages, completions, units, checksums and lists of what is in the binaries (SBOM): the same bytes each time. cargo install cargo-auditable cargo-cyclonedx
 dist *targets="x86_64-unknown-linux-musl":
     #!/usr/bin/env bash
     set -euo pipefail
@@ -115,13 +115,16 @@ dist *targets="x86_64-unknown-linux-musl":
     rm -rf target/archives && mkdir -p target/archives
     for target in {{targets}}; do
       rustup target add "$target" >/dev/null
-      cargo build --profile dist --locked --target "$target"
+      cargo auditable build --profile dist --locked --target "$target"
+      # It writes beside Cargo.toml, and the folder's path into the list.
+      cargo cyclonedx --format json --target "$target"
+      sed "s,$PWD,/adit,g" adit.cdx.json > "target/archives/adit-$target.cdx.json" && rm adit.cdx.json
       name=adit-$target-v$version; folder=target/archives/$name; binary=target/$target/dist/adit
       mkdir -p "$folder"
       cp "$binary" LICENSE README.md CHANGELOG.md "$folder/"
       # A binary of another processor cannot write its pages here.
       runs=$("$binary" version >/dev/null 2>&1 && echo "$binary" || echo target/dist/adit)
-      [ -x "$runs" ] || cargo build --profile dist --locked
+      [ -x "$runs" ] || cargo auditable build --profile dist --locked
       "$runs" package "$folder"
       tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw,a-s \
         -C target/archives -cf - "$name" | gzip -n -9 > "target/archives/$name.tar.gz"
@@ -132,9 +135,9 @@ dist *targets="x86_64-unknown-linux-musl":
 manifests url:
     cargo run --locked -q -- package target/manifests --archives target/archives/SHA256SUMS --url {{url}}
 
-# A .deb and an .rpm for this machine: cargo install cargo-deb cargo-generate-rpm
+# A .deb and an .rpm for this machine: cargo install cargo-auditable cargo-deb cargo-generate-rpm
 packages:
-    cargo build --profile dist --locked
+    cargo auditable build --profile dist --locked
     target/dist/adit package target/package
     cargo deb --no-build
     cargo generate-rpm

@@ -5,6 +5,7 @@ mod reference;
 
 use std::{
     collections::BTreeMap,
+    env,
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use std::{
 use clap::{Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use jiff::Timestamp;
 
 use super::{Cli, report::CliError, scope};
 use crate::{
@@ -79,6 +81,13 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     Ok(files)
 }
 
+/// Returns the day of the pages, as 2026-01-31: that of SOURCE_DATE_EPOCH (reproducible-builds.org), in seconds, else today.
+fn date() -> String {
+    let given =
+        env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| Timestamp::from_second(seconds.parse().ok()?).ok());
+    given.unwrap_or_else(Timestamp::now).strftime("%F").to_string()
+}
+
 fn extension(path: &Path) -> &str {
     path.extension().and_then(OsStr::to_str).unwrap_or_default()
 }
@@ -96,9 +105,11 @@ fn manual_pages() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         commands.extend(below);
         at += 1;
     }
+    let date = date();
     let page = |(name, command): (String, Command)| {
         let mut page = Vec::new();
-        Man::new(command.display_name(name.clone())).title(name.clone()).render(&mut page)?;
+        let manual = Man::new(command.display_name(name.clone())).title(name.clone());
+        manual.date(&date).source(concat!("adit ", env!("CARGO_PKG_VERSION"))).manual("adit").render(&mut page)?;
         Ok((PathBuf::from(format!("man/{name}.1")), page))
     };
     commands.into_iter().map(page).collect()

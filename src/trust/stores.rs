@@ -6,6 +6,7 @@ pub mod java;
 #[cfg(target_os = "macos")]
 mod keychain;
 mod nss;
+#[cfg(not(target_os = "macos"))]
 mod system;
 
 use std::path::PathBuf;
