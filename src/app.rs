@@ -128,6 +128,8 @@ pub struct Bound {
     config: Config,
     sockets: Sockets,
     admin: Option<AdminSocket>,
+    /// Port that names the admin socket. None: there is to be none.
+    admin_port: Option<u16>,
 }
 
 impl App {
@@ -145,10 +147,10 @@ impl App {
         let port = sockets.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.admin);
         let admin = port.and_then(|port| {
             AdminSocket::bind(port)
-                .inspect_err(|error| warn!(%error, "no admin socket: 'adit status' will not find this adit"))
+                .inspect_err(|error| warn!(%error, "no admin socket: 'adit status' does not find this adit until there is one; trying again"))
                 .ok()
         });
-        Ok(Bound { app: self, config, sockets, admin })
+        Ok(Bound { app: self, config, sockets, admin, admin_port: port })
     }
 }
 
@@ -182,7 +184,7 @@ impl Bound {
     /// # Errors
     /// The system gives no random numbers for the keys of error pages.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
-        let Self { app, config, sockets, admin } = self;
+        let Self { app, config, sockets, admin, admin_port } = self;
         let clusters = Clusters::new(&config.exec_path);
         let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone(), app.supervisor.clone()));
         let tunnels = Manager::new(backend, drain.clone());
@@ -199,9 +201,12 @@ impl Bound {
             tunnels.journal().set_audit(Some(audit(file)?));
         }
         let keys = Arc::new(Keys::new()?);
-        if let Some(admin) = &admin {
-            admin.write_token(keys.token()).unwrap_or_else(|error| debug!(%error, "no token file"));
-        }
+        let of_socket = keys.clone();
+        let write_token = move |socket: &AdminSocket| {
+            socket.write_token(of_socket.token()).unwrap_or_else(|error| debug!(%error, "no token file"));
+        };
+        // Whoever is served may ask for it at once.
+        admin.iter().for_each(&write_token);
         let source = Source::new(Parts {
             tunnels: tunnels.clone(),
             metrics,
@@ -245,11 +250,22 @@ impl Bound {
             Running { app, clusters, tunnels, router, ports, source, allow_commands, local: BTreeMap::new() };
         running.tell_facts();
         running.serve_local(&drain);
-        if let Some(socket) = admin {
+        if let Some(port) = admin_port {
             let (source, tasks, ended) = (running.source.clone(), drain.clone(), drain.clone());
             drain.spawn(async move {
+                let serving = async {
+                    let socket = match admin {
+                        Some(socket) => socket,
+                        None => {
+                            let socket = AdminSocket::bind_when_free(port).await;
+                            write_token(&socket);
+                            socket
+                        }
+                    };
+                    socket.serve(source, tasks).await;
+                };
                 tokio::select! {
-                    () = socket.serve(source, tasks) => {}
+                    () = serving => {}
                     () = ended.started() => {}
                 }
             });

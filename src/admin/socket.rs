@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::{UnixListener, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::{
     api::{
@@ -41,6 +41,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The status is in memory.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between two attempts to bind the socket.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// A listening admin socket; its file is removed on drop.
 pub struct AdminSocket {
@@ -83,6 +86,18 @@ impl AdminSocket {
             }
         }
         Err(failed)
+    }
+
+    /// Binds the same socket as soon as that is possible: where another adit that listens on this port of another address has ended, or a
+    /// folder can be written.
+    pub async fn bind_when_free(port: u16) -> Self {
+        loop {
+            sleep(RETRY).await;
+            if let Ok(bound) = Self::bind(port) {
+                info!(socket = %bound.path.display(), "'adit status' finds this adit from now on");
+                return bound;
+            }
+        }
     }
 
     fn bind_in(folder: &Path, port: u16) -> io::Result<Self> {

@@ -1,8 +1,11 @@
 //! The program in service: it follows its files, and applies what changes.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tracing::{debug, info, warn};
 
 use super::{App, audit, now, route};
@@ -23,6 +26,9 @@ use crate::{
     routing::{SharedRouter, Target},
     tunnel::Manager,
 };
+
+/// Between two attempts to listen where another program has taken the port.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The program in service.
 pub struct Running {
@@ -115,6 +121,11 @@ impl Running {
                     info!("kubeconfig changed");
                     self.reroute(self.router.load().config.clone());
                 }
+                () = sleep(LISTEN_AGAIN), if self.ports.has_lost() => {
+                    if self.ports.recover() {
+                        self.tell_facts();
+                    }
+                }
                 () = drain.started() => return,
             }
             if self.kubeconfigs() != watched {
@@ -152,19 +163,22 @@ impl Running {
             );
             return self.reject(&reason);
         }
+        // Before any listener is left: from there on nothing but a listener can refuse the configuration.
+        let new_audit = match config.audit.as_deref().filter(|_| config.audit != old.audit).map(audit).transpose() {
+            Ok(opened) => opened,
+            Err(error) => return self.reject(&error.to_string()),
+        };
         let change = match self.ports.prepare(&config).await {
             Ok(change) => change,
             Err(error) => {
                 let error = self.app.overrides.explain(error);
                 let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+                self.tell_facts();
                 return self.reject(&format!("{error}{hint}"));
             }
         };
         if config.audit != old.audit {
-            match config.audit.as_deref().map(audit).transpose() {
-                Ok(audit) => self.tunnels.journal().set_audit(audit),
-                Err(error) => return self.reject(&error.to_string()),
-            }
+            self.tunnels.journal().set_audit(new_audit);
         }
         if config.notes != old.notes {
             config.notes.iter().for_each(|note| warn!("{note}"));

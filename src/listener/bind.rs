@@ -75,7 +75,8 @@ pub fn allow(port: u16) -> Option<String> {
     cfg!(target_os = "linux").then(|| format!("echo {setting} | sudo tee {file} && sudo sysctl -p {file}"))
 }
 
-fn reason(error: &io::Error) -> String {
+/// Returns why an address cannot be bound, for people.
+pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the port is already in use".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),

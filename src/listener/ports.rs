@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -56,6 +58,8 @@ pub struct Ports {
     admission: Arc<Admission>,
     inherited: Arc<Inherited>,
     serving: BTreeMap<Key, Serving>,
+    /// Listeners that a reload has left for others, and whose port another program had taken when the reload failed.
+    lost: BTreeMap<Key, SocketAddr>,
     next_connection: Arc<AtomicU64>,
 }
 
@@ -81,6 +85,7 @@ impl Ports {
             admission: Admission::new(Limits::default(), Names::default()),
             inherited,
             serving: BTreeMap::new(),
+            lost: BTreeMap::new(),
             next_connection: Arc::new(AtomicU64::new(1)),
         }
     }
@@ -91,7 +96,7 @@ impl Ports {
             let Ok(local) = listener.local_addr() else { continue };
             let drain = self.drain.child();
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
-            let refusing = frontends.clone();
+            let (refusing, answering_for) = (frontends.clone(), frontends.clone());
             // The loop itself ends with the drain; its connections are tracked by the whole process.
             let all = self.drain.clone();
             let admission = self.admission.clone();
@@ -137,20 +142,19 @@ impl Ports {
                         }
                     },
                 );
+                // In this task, so that its socket too is closed when the listener is: the next one may want the same port.
+                let answering = async {
+                    match kind {
+                        Kind::Http => dns::serve(local, |host| answering_for.mux.addresses(host)).await,
+                        _ => pending().await,
+                    }
+                };
                 tokio::select! {
                     never = accepting => match never {},
+                    never = answering => match never {},
                     () = of_listener.started() => {}
                 }
             });
-            if kind == Kind::Http {
-                let (frontends, drain) = (self.frontends.clone(), drain.clone());
-                self.drain.spawn(async move {
-                    tokio::select! {
-                        () = dns::serve(local, |host| frontends.mux.addresses(host)) => {}
-                        () = drain.started() => {}
-                    }
-                });
-            }
             self.serving.insert((kind, configured), Serving { local, drain, closed });
         }
     }
@@ -193,6 +197,8 @@ impl Ports {
     /// Serves what a change has bound, and stops listening on the rest. The names of the new configuration have to have
     /// their meaning already. Connections of a listener that is left finish what they do.
     pub async fn complete(&mut self, change: Change) {
+        // What is still wanted of them was bound again.
+        self.lost.clear();
         self.serve(change.sockets);
         for serving in change.leaving.iter().filter_map(|key| self.serving.get(key)) {
             // All at once: none of them accepts a connection that has no route any more.
@@ -214,14 +220,35 @@ impl Ports {
 
     fn restore(&mut self, left: &[(Key, SocketAddr)]) {
         for (key, address) in left {
-            match self.inherited.listener(*address).unwrap_or_else(|| bind::listen(*address)) {
-                Ok(listener) => {
-                    self.serve(Sockets(vec![(*key, listener)]));
-                    info!(%address, "listening again");
-                }
-                Err(error) => warn!(%address, %error, "no longer listening there: another program has taken the port"),
+            if let Err(error) = self.listen_again(*key, *address) {
+                let error = bind::reason(&error);
+                warn!(%address, error, "no longer listening there: trying again until the port is free");
+                self.lost.insert(*key, *address);
             }
         }
+    }
+
+    fn listen_again(&mut self, key: Key, address: SocketAddr) -> io::Result<()> {
+        let listener = self.inherited.listener(address).unwrap_or_else(|| bind::listen(address))?;
+        self.serve(Sockets(vec![(key, listener)]));
+        info!(%address, "listening again");
+        Ok(())
+    }
+
+    /// Returns whether a listener of the configuration has no socket since a reload failed.
+    pub fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    /// Tries to listen again where a reload that failed has lost a port. Returns whether a listener came back.
+    pub fn recover(&mut self) -> bool {
+        let before = self.lost.len();
+        for (key, address) in std::mem::take(&mut self.lost) {
+            if self.listen_again(key, address).is_err() {
+                self.lost.insert(key, address);
+            }
+        }
+        self.lost.len() < before
     }
 
     /// Returns where it listens.

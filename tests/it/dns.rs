@@ -1,10 +1,18 @@
 //! Questions of DNS about the names that adit serves, at the UDP port of its listener.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
-use tokio::{net::UdpSocket, time::timeout};
+use adit::{
+    app::{App, Overrides},
+    config::{KubeconfigPaths, validate},
+    drain::Drain,
+};
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 
-use crate::support::{PATIENCE, TestApp};
+use crate::support::{PATIENCE, TestApp, eventually, ports::ports, spawn, start_demo};
 
 /// A question about the addresses of a name, as resolvers send it.
 fn question(name: &str, kind: u8) -> Vec<u8> {
@@ -38,4 +46,50 @@ async fn names_that_are_served_are_this_machine_and_others_are_refused() {
     let (code, answer) = ask(app.http, "web.shop.localhost", 28).await;
     assert!(code == 0 && (answer.is_empty() || answer.ends_with(&[0, 1])), "{answer:?}");
     app.finish().await;
+}
+
+/// Returns whether a query gets an answer soon.
+async fn is_answered(server: SocketAddr) -> bool {
+    let socket = UdpSocket::bind((server.ip(), 0)).await.unwrap();
+    // An ICMP message about a port that is closed is an error of either.
+    if socket.connect(server).await.is_err() || socket.send(&question("localhost", 1)).await.is_err() {
+        return false;
+    }
+    matches!(timeout(Duration::from_millis(300), socket.recv(&mut [0; 512])).await, Ok(Ok(_)))
+}
+
+#[tokio::test]
+async fn queries_are_answered_once_the_udp_port_is_free_at_a_start_and_after_a_reload() {
+    let range = ports(3);
+    let [first, second, third] = [0, 1, 2].map(|offset| SocketAddr::from(([127, 0, 0, 1], range.start() + offset)));
+    let in_the_way = UdpSocket::bind(first).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let listen = |on: &str| format!("http: {{listen: \"{on}\"}}\n");
+    fs::write(&file, listen(&first.to_string())).unwrap();
+    let demo = start_demo().await;
+    let overrides = Overrides { kubeconfig: Some(KubeconfigPaths(vec![demo.kubeconfig()])), ..Overrides::default() };
+    let app = App { overrides, file: Some(file.clone()), ..App::default() };
+    let config = validate::parse(Path::new("test.yaml"), listen(&first.to_string()).as_bytes()).unwrap();
+    let drain = Drain::new();
+    let of_app = drain.clone();
+    let running = spawn(async move { app.bind(config).expect("free TCP ports").run(of_app).await.expect("adit runs") });
+    eventually("HTTP is served all the same", || async { TcpStream::connect(first).await.is_ok() }).await;
+    assert!(!is_answered(first).await);
+    drop(in_the_way);
+    eventually("the first port", || is_answered(first)).await;
+
+    // A listener on the same port of all addresses: its socket is bound when the one before is closed.
+    for on in ["0.0.0.0", "127.0.0.1", "0.0.0.0"] {
+        fs::write(&file, listen(&format!("{on}:{}", second.port()))).unwrap();
+        eventually(on, || is_answered(second)).await;
+    }
+
+    let in_the_way = UdpSocket::bind(third).await.unwrap();
+    fs::write(&file, listen(&third.to_string())).unwrap();
+    eventually("the listener moves", || async { TcpStream::connect(third).await.is_ok() }).await;
+    drop(in_the_way);
+    eventually("the third port", || is_answered(third)).await;
+    assert_eq!(drain.finish(Duration::from_secs(10)).await, 0, "tasks were left at the end");
+    timeout(PATIENCE, running).await.expect("it ends").unwrap();
 }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::support::{PATIENCE, eventually, start_demo};
+use crate::support::{PATIENCE, eventually, ports::ports, start_demo};
 
 /// adit as a process with a home folder of its own, in front of a demo cluster in this one.
 pub struct Process {
@@ -297,6 +297,49 @@ async fn two_tcp_routes_can_change_their_address_at_once_and_come_back_where_tha
 }
 
 #[tokio::test]
+async fn a_port_that_another_program_took_during_a_failed_reload_is_had_again_when_it_is_free() {
+    let range = ports(20);
+    let all: Vec<u16> = range.clone().collect();
+    let process = Process::start(&tcp_routes("127.0.0.1", &all), &[]).await;
+    let wanted = SocketAddr::from(([127, 0, 0, 1], all[0]));
+    assert!(process.get(wanted, "any").await.is_some());
+    let thief = tokio::task::spawn_blocking(move || {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            match std::net::TcpListener::bind(wanted) {
+                Ok(listener) => return listener,
+                Err(_) => assert!(std::time::Instant::now() < deadline, "it never left the port"),
+            }
+        }
+    });
+    // Each attempt leaves all ports for a moment, and fails.
+    let _taken = TcpListener::bind(("127.0.0.2", all[19])).await.unwrap();
+    let mut length = process.log().len();
+    for attempt in 0.. {
+        fs::write(process.config(), format!("{}# {attempt}\n", tcp_routes("0.0.0.0", &all))).unwrap();
+        length = process.logs_after(length, "config not reloaded").await;
+        if thief.is_finished() {
+            break;
+        }
+    }
+    process.logs(&format!("no longer listening there: trying again until the port is free address={wanted}")).await;
+    drop(thief.await.unwrap());
+    eventually("it listens again", || async { process.get(wanted, "any").await.is_some() }).await;
+    assert!(process.status().await.contains(&format!("{wanted}")));
+}
+
+#[tokio::test]
+async fn an_audit_log_that_cannot_be_written_costs_no_listener() {
+    let port = free_port().await;
+    let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
+    let local = SocketAddr::from(([127, 0, 0, 1], port));
+    let audit = "audit: /nowhere/at/all/audit.log\n";
+    fs::write(process.config(), format!("{audit}{}", tcp_route("0.0.0.0", port))).unwrap();
+    process.logs("config not reloaded").await;
+    assert!(process.get(local, "any").await.is_some(), "{}", process.log());
+}
+
+#[tokio::test]
 async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() {
     let port = free_port().await;
     let route = |listen: &str| {
@@ -440,6 +483,33 @@ async fn a_second_adit_leaves_the_socket_of_the_first_alone() {
     let port = process.http.port().to_string();
     let (_, shown, _) = process.command(&["--listen", &port, "status"]).await;
     assert_eq!(shown.matches(" listens on ").count(), 1, "{shown}");
+}
+
+#[tokio::test]
+async fn an_adit_that_found_its_sockets_in_use_has_one_when_another_is_gone() {
+    let mut first = Process::start("", &[]).await;
+    // The same port of other addresses, and so the same name of the socket, for which there are two folders.
+    let mut others = Vec::new();
+    for address in ["127.0.0.2", "127.0.0.3"] {
+        let address = format!("{address}:{}", first.http.port());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        let child = environment(&mut command, &first.home)
+            .args(["--listen", &address, "--config"])
+            .arg(first.config())
+            .env("KUBECONFIG", first.demo.kubeconfig())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        eventually("it serves", || async { TcpStream::connect(&address).await.is_ok() }).await;
+        others.push((address, child));
+    }
+    let found = first.status().await;
+    assert!(found.contains(&others[0].0) && !found.contains(&others[1].0), "{found}");
+    first.signal("TERM").await;
+    assert_eq!(first.exit_code().await, Some(0));
+    eventually("the third is found", || async { first.status().await.contains(&others[1].0) }).await;
 }
 
 /// Asks for a page by https, and takes only certificates of the authority in a file. Returns the answer.
