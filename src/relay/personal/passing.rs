@@ -66,8 +66,10 @@ pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
 /// Protocol of a visitor, as far as its first bytes tell.
 enum Said {
     Http(HttpVersion),
-    /// Something else, or too little to tell.
+    /// Something else.
     Other,
+    /// Too little to tell, in the time that there is.
+    TooLittle,
     /// The server is first.
     Server,
     /// It is gone, or nobody waits for it any more.
@@ -95,7 +97,11 @@ pub async fn visit(
             let stream = Box::new(Prefixed::new(received.freeze(), visitor));
             front.serve(stream, version, connection, false, drain).await;
         }
-        Said::Other | Said::Server => pass(&server, &split, visitor, pod, &received, &connection).await,
+        Said::Other | Said::Server => {
+            connection.place.settle();
+            pass(&server, &split, visitor, pod, &received, &connection).await;
+        }
+        Said::TooLittle => pass(&server, &split, visitor, pod, &received, &connection).await,
         Said::Nothing => {}
     }
 }
@@ -114,8 +120,7 @@ async fn listen(
         // Without a pod the visitor may still have a request for a laptop.
         *pod = dial(split).await.ok().map(|(stream, _)| stream);
         if let Some(pod) = pod {
-            // As long as both are silent, so would the two be without a relay.
-            connection.place.settle();
+            // Without a relay the two could be silent for as long. Meanwhile it has the place of one that has said nothing.
             tokio::select! {
                 biased;
                 _ = visitor.peek(&mut of_visitor) => {}
@@ -142,12 +147,12 @@ async fn listen(
             Ok(Ok(_)) => {}
             Err(_) if received.is_empty() => return Said::Nothing,
             // Half a word is for the pod to judge.
-            Err(_) => return Said::Other,
+            Err(_) => return Said::TooLittle,
         }
     }
 }
 
-/// Joins a visitor with a pod, byte by byte.
+/// Joins a visitor with a pod, byte by byte. One that has not settled yet does once there are more bytes of either.
 async fn pass(
     server: &Server,
     split: &Split,
@@ -156,7 +161,6 @@ async fn pass(
     received: &[u8],
     connection: &Connection,
 ) {
-    connection.place.settle();
     let peer = connection.peer;
     let dialled = match pod {
         Some(pod) => Ok(pod),
@@ -176,6 +180,12 @@ async fn pass(
     if pod.write_all(received).await.is_err() {
         return reset(&visitor);
     }
+    let (mut of_visitor, mut of_pod) = ([0], [0]);
+    tokio::select! {
+        _ = visitor.peek(&mut of_visitor) => {}
+        _ = pod.peek(&mut of_pod) => {}
+    }
+    connection.place.settle();
     let end = splice(&mut visitor, &mut pod).await;
     match end.broken {
         Some((Side::Backend, _)) => reset(&visitor),

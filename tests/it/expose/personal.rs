@@ -294,6 +294,139 @@ async fn what_the_relay_cannot_read_goes_on_to_the_pods() {
     place.relay_ends(relay).await;
 }
 
+/// Sends this, and returns a connection that says nothing more.
+async fn stall(to: SocketAddr, sent: &str) -> TcpStream {
+    let mut visitor = TcpStream::connect(to).await.unwrap();
+    visitor.write_all(sent.as_bytes()).await.unwrap();
+    visitor
+}
+
+/// Reads until the other end closes; how it does is not looked at.
+async fn rest(mut visitor: TcpStream) -> String {
+    let mut read = Vec::new();
+    let _ = timeout(PATIENCE, visitor.read_to_end(&mut read)).await.expect("it is closed");
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+#[tokio::test]
+async fn visitors_that_stall_are_closed_in_time_and_hold_nobody_up() {
+    let mut place = team(serve("pod").await).await;
+    let second = Duration::from_secs(1);
+    let accepted = &mut place.limits.accepted;
+    (accepted.head, accepted.body, accepted.idle) = (second, second, second);
+    let relay = place.relay("one", "a").await;
+    let anna = Serving::start(&relay, serve("anna").await, &of_user("team.shop:80", "anna")).await;
+    eventually("the relay serves alone", || async { place.served("team", "http").len() == 1 }).await;
+    let to = entrance(&place);
+    let mut stalled = Vec::new();
+    for user in ["", "x-user: anna\r\n"] {
+        let head = format!("POST / HTTP/1.1\r\nHost: team\r\n{user}");
+        for _ in 0..20 {
+            stalled.push((stall(to, &head).await, "HTTP/1.1 408"));
+            stalled.push((stall(to, &format!("{head}Content-Length: 9\r\n\r\nfour")).await, ""));
+            stalled.push((stall(to, &format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nfour")).await, ""));
+            // An answer, and then no other request.
+            stalled.push((stall(to, &format!("{head}Content-Length: 4\r\n\r\nfour")).await, "HTTP/1.1 200"));
+        }
+    }
+    // One that sends a byte now and then has no longer for the whole.
+    let mut trickle = stall(to, "GET / HTTP/1.1\r\nx-slow: ").await;
+    let trickling = tokio::spawn(async move {
+        while trickle.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    for _ in 0..3 {
+        assert!(Visitor::connect(to).await.ask("/", &[]).await.starts_with("pod "));
+        assert!(Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("anna "));
+    }
+    for (visitor, begins) in stalled {
+        let said = rest(visitor).await;
+        assert!(said.starts_with(begins), "{said}");
+    }
+    timeout(PATIENCE, trickling).await.expect("it is closed").unwrap();
+    // More than a head may have is refused at once.
+    let mut long = stall(to, "GET / HTTP/1.1\r\nHost: team\r\n").await;
+    let line = format!("x-long: {}\r\n", "a".repeat(8000));
+    for _ in 0..60 {
+        if long.write_all(line.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    let said = rest(long).await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 431"), "{said}");
+    anna.ends().await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn visitors_that_say_nothing_make_room_for_others() {
+    let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut place = team(pod.local_addr().unwrap().port()).await;
+    (place.limits.accepted.connections, place.limits.accepted.first_byte) = (Some(8), Duration::from_millis(500));
+    let relay = place.relay("one", "a").await;
+    let anna = Serving::start(&relay, serve("anna").await, &of_user("team.shop:80", "anna")).await;
+    eventually("the relay serves alone", || async { place.served("team", "http").len() == 1 }).await;
+    let to = entrance(&place);
+    let mut silent = Vec::new();
+    for sent in ["", "GE"] {
+        for _ in 0..8 {
+            silent.push(stall(to, sent).await);
+        }
+        // The pod was asked meanwhile whether it speaks first, or has what may become a request; it says nothing.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        for _ in 0..3 {
+            assert!(Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("anna "), "{sent}");
+        }
+        assert_eq!(rest(silent.remove(0)).await, "", "the oldest one");
+        silent.clear();
+    }
+    anna.ends().await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_visitor_that_does_not_read_its_answer_holds_little_and_nobody_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sent_tx, mut sent) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let sent_tx = sent_tx.clone();
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+                while let Ok(count) = stream.write(&[b'a'; 65536]).await {
+                    let _ = sent_tx.send(Some(count));
+                }
+                let _ = sent_tx.send(None);
+            });
+        }
+    });
+    let place = team(port).await;
+    let relay = place.relay("one", "a").await;
+    let anna = Serving::start(&relay, serve("anna").await, &of_user("team.shop:80", "anna")).await;
+    eventually("the relay serves alone", || async { place.served("team", "http").len() == 1 }).await;
+    let to = entrance(&place);
+    let visitor = stall(to, "GET / HTTP/1.1\r\nHost: team\r\n\r\n").await;
+    let mut count = 0;
+    // The kernel's buffers of both connections take what they take.
+    while let Ok(Some(Some(more))) = timeout(Duration::from_secs(2), sent.recv()).await {
+        count += more;
+        assert!(count < 64 << 20, "the relay goes on reading for a visitor that does not");
+    }
+    assert!(count > 0);
+    for _ in 0..3 {
+        assert!(Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("anna "));
+    }
+    // The pod learns that it has gone.
+    drop(visitor);
+    while timeout(PATIENCE, sent.recv()).await.expect("the pod's connection ends").expect("the pod runs").is_some() {}
+    anna.ends().await;
+    place.relay_ends(relay).await;
+}
+
 #[tokio::test]
 async fn laptops_share_a_port_as_long_as_their_requests_differ() {
     let place = team(serve("pod").await).await;

@@ -11,6 +11,7 @@ use adit::{
         auth::{Key, Role, Transcript},
         conversation::send,
         expose::{self, Authority, Exposer},
+        server::Limits,
     },
     routing::ClusterId,
     wire::relay::{Frame, Kind, Token},
@@ -34,6 +35,8 @@ pub struct Place {
     pub client: kube::Client,
     /// Of the relays that are started.
     pub authority: Authority,
+    /// The same.
+    pub limits: Limits,
 }
 
 /// A relay in a pod of the demo cluster.
@@ -51,7 +54,7 @@ impl Place {
         for namespace in ["relay", "kube-system"] {
             demo.world().put("namespaces", json!({"metadata": {"name": namespace}}));
         }
-        Self { demo, client, authority: Authority::Keys }
+        Self { demo, client, authority: Authority::Keys, limits: Limits::default() }
     }
 
     pub async fn relay(&self, pod: &str, start: &str) -> InPod {
@@ -80,6 +83,7 @@ impl Place {
             adit::relay::auth::parse_keys(&format!("default {} {key}", SECRET.replace(' ', "-"))).unwrap();
         let relay = Relay::start(|options| {
             options.exposer = Some(exposer);
+            options.limits = self.limits;
             options.keys = keys.into_iter().map(|key| Key { secret: SECRET.into(), ..key }).collect();
         })
         .await;
