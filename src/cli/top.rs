@@ -7,15 +7,17 @@ mod screen;
 mod terminal;
 
 use std::{
-    io::{BufRead, IsTerminal, Write, stdin, stdout},
+    io::{self, BufRead, IsTerminal, Write, stdin, stdout},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use futures::{StreamExt, future::select_all, stream::FuturesUnordered};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -28,7 +30,7 @@ use self::{
 use super::{Globals, report::CliError, status, ui};
 use crate::admin::{
     api::answers::{Log, LogRow, RequestAnswer, TunnelAnswer},
-    socket::{self, Update},
+    socket::{self, CallError, Update},
 };
 
 /// Between two drawings, however much happens.
@@ -110,16 +112,23 @@ pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
         has_unicode: has_unicode(|name| std::env::var(name).ok()),
     };
     // Before the terminal is taken: a signal that comes between is not lost.
-    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    let mut ends = Ends::new()?;
     let mut app = App::new(look);
     let mut screen = Screen::open()?;
     let (updates_tx, mut updates) = mpsc::channel(16);
-    let reading = tokio::spawn(read(socket.clone(), updates_tx));
+    let mut reading = tokio::spawn(read(socket.clone(), updates_tx));
     let mut keys = keys();
+    // Beside the keys: an adit that hangs does not hold up the end.
+    let mut acting = FuturesUnordered::new();
     let mut message_until = Instant::now();
     let mut drawn = None::<Instant>;
     let mut is_dirty = true;
+    let failed = || CliError::new("adit top has failed: the message above says where");
     loop {
+        // A panic of another thread has given the terminal back.
+        if !screen.is_held() {
+            return Err(failed());
+        }
         if is_dirty && drawn.is_none_or(|drawn| drawn.elapsed() >= DRAW_EVERY) {
             screen.terminal.draw(|frame| screen::draw(frame, &mut app))?;
             (drawn, is_dirty) = (Some(Instant::now()), false);
@@ -137,25 +146,32 @@ pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
                 // Standard input is at its end.
                 None => Some(Wish::Quit),
             },
+            Some(outcome) = acting.next(), if !acting.is_empty() => {
+                match outcome {
+                    Outcome::Said(said) => (app.message, message_until) = (Some(said), Instant::now() + MESSAGE),
+                    // Not over a filter that is typed meanwhile.
+                    Outcome::Shows(title, lines) if app.mode == Mode::Table => app.mode = Mode::Detail(title, lines, 0),
+                    Outcome::Shows(..) => {}
+                }
+                None
+            }
             () = sleep_until(next) => None,
-            _ = terminate.recv() => Some(Wish::Quit),
-            _ = hang_up.recv() => Some(Wish::Quit),
+            // It reads for as long as somebody takes the news.
+            _ = &mut reading => return Err(failed()),
+            () = ends.one() => Some(Wish::Quit),
         };
         is_dirty = true;
-        let said = match wish {
-            None => None,
+        if message_until <= Instant::now() {
+            app.message = None;
+        }
+        match wish {
+            None => {}
             Some(Wish::Quit) => break,
             Some(Wish::Suspend) => {
                 screen.suspend()?;
                 drawn = None;
-                None
             }
-            Some(wish) => Some(act(&socket, &mut app, wish).await),
-        };
-        if let Some(said) = said.filter(|said| !said.is_empty()) {
-            (app.message, message_until) = (Some(said), Instant::now() + MESSAGE);
-        } else if message_until <= Instant::now() {
-            app.message = None;
+            Some(wish) => acting.push(act(socket.clone(), app.pane, wish)),
         }
     }
     reading.abort();
@@ -229,63 +245,87 @@ fn keys() -> mpsc::Receiver<Event> {
     keys
 }
 
-/// Does what takes longer, and returns what is said of it.
-async fn act(socket: &Path, app: &mut App, wish: Wish) -> String {
-    match wish {
-        Wish::Quit | Wish::Suspend => String::new(),
-        Wish::Post(path) => match socket::post(socket, &path).await {
+/// The signals that end it, beside those that end every command.
+struct Ends([Signal; 2]);
+
+impl Ends {
+    fn new() -> io::Result<Self> {
+        Ok(Self([signal(SignalKind::hangup())?, signal(SignalKind::quit())?]))
+    }
+
+    async fn one(&mut self) {
+        select_all(self.0.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
+    }
+}
+
+/// Result of a wish.
+enum Outcome {
+    /// A message for a moment.
+    Said(String),
+    /// A title and its lines.
+    Shows(String, Vec<String>),
+}
+
+/// Does what takes longer.
+async fn act(socket: PathBuf, pane: Pane, wish: Wish) -> Outcome {
+    let done = match wish {
+        Wish::Quit | Wish::Suspend => Ok(Outcome::Said(String::new())),
+        Wish::Post(path) => Ok(Outcome::Said(match socket::post(&socket, &path).await {
             Ok(()) if path.ends_with("/stop") => "stopped".to_owned(),
             Ok(()) if path.ends_with("/replay") => "sent again".to_owned(),
             Ok(()) => "another session opens".to_owned(),
             Err(error) => format!("failed: {error}"),
-        },
-        Wish::Tunnel(id) => {
-            match socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await {
-                Ok(found) => app.mode = Mode::Detail(id, tunnel_lines(&found), 0),
-                Err(error) => return error.to_string(),
-            }
-            String::new()
-        }
+        })),
+        Wish::Tunnel(id) => tunnel(&socket, &id).await.map(|found| Outcome::Shows(id, tunnel_lines(&found))),
         Wish::Request(id) => {
-            match socket::get::<RequestAnswer>(socket, &format!("requests/{id}")).await {
-                Ok(found) => app.mode = Mode::Detail(format!("request {id}"), request_lines(&found), 0),
-                Err(error) => return error.to_string(),
-            }
-            String::new()
+            let found = request(&socket, &id).await;
+            found.map(|found| Outcome::Shows(format!("request {id}"), request_lines(&found)))
         }
-        Wish::Copy(text, what) => match clipboard::copy(&text) {
-            Ok(()) => format!("copied {what}: {text}"),
-            Err(error) => error.to_string(),
-        },
-        Wish::CopyCommand(id) => match app.pane {
-            Pane::Requests => match socket::get::<RequestAnswer>(socket, &format!("requests/{id}")).await {
-                Ok(found) => match found.exchange {
-                    Some(kept) => copied(&kept.curl),
-                    None => "its headers are not kept".to_owned(),
-                },
-                Err(error) => error.to_string(),
-            },
-            _ => match socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await {
-                Ok(found) => {
-                    found.kubectl.map_or_else(|| "kubectl has no command for this".to_owned(), |text| copied(&text))
-                }
-                Err(error) => error.to_string(),
-            },
-        },
-        Wish::Open(id) => {
-            let found = socket::get::<TunnelAnswer>(socket, &format!("tunnels/{}", socket::escape(&id))).await;
-            let url = found.ok().and_then(|found| found.names.into_iter().find(|name| name.starts_with("http")));
-            match url {
-                Some(url) if ui::open(&url) => format!("opened {url}"),
-                Some(url) => format!("no program opens a browser here: {url}"),
-                None => "no URL leads there".to_owned(),
-            }
+        Wish::Copy(text, what) => {
+            let said = format!("copied {what}: {text}");
+            Ok(Outcome::Said(copied(text, said).await))
         }
+        Wish::CopyCommand(id) => command(&socket, pane, &id).await.map(Outcome::Said),
+        Wish::Open(id) => open(&socket, &id).await.map(Outcome::Said),
+    };
+    done.unwrap_or_else(|error| Outcome::Said(error.to_string()))
+}
+
+async fn tunnel(socket: &Path, id: &str) -> Result<TunnelAnswer, CallError> {
+    socket::get(socket, &format!("tunnels/{}", socket::escape(id))).await
+}
+
+async fn request(socket: &Path, id: &str) -> Result<RequestAnswer, CallError> {
+    socket::get(socket, &format!("requests/{id}")).await
+}
+
+/// Copies the command that does what a line shows, and returns what is said of it.
+async fn command(socket: &Path, pane: Pane, id: &str) -> Result<String, CallError> {
+    let (command, none) = match pane {
+        Pane::Requests => (request(socket, id).await?.exchange.map(|kept| kept.curl), "its headers are not kept"),
+        _ => (tunnel(socket, id).await?.kubectl, "kubectl has no command for this"),
+    };
+    match command {
+        Some(text) => Ok(copied(text, "copied the command".to_owned()).await),
+        None => Ok(none.to_owned()),
     }
 }
 
-fn copied(text: &str) -> String {
-    clipboard::copy(text).map_or_else(|error| error.to_string(), |()| "copied the command".to_owned())
+/// Opens a tunnel's URL, and returns what is said of it.
+async fn open(socket: &Path, id: &str) -> Result<String, CallError> {
+    let found = tunnel(socket, id).await?;
+    let Some(url) = found.names.into_iter().find(|name| name.starts_with("http")) else {
+        return Ok("no URL leads there".to_owned());
+    };
+    let opened = url.clone();
+    match spawn_blocking(move || ui::open(&opened)).await {
+        Ok(true) => Ok(format!("opened {url}")),
+        _ => Ok(format!("no program opens a browser here: {url}")),
+    }
+}
+
+async fn copied(text: String, said: String) -> String {
+    clipboard::copy(text).await.map_or_else(|error| error.to_string(), |()| said)
 }
 
 fn tunnel_lines(found: &TunnelAnswer) -> Vec<String> {

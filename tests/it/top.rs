@@ -120,18 +120,53 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     eventually("it has quit", || async { !tmux.screen().contains("METHOD") }).await;
     assert_eq!(tmux.settings("second").await, before);
 
+    for (round, signal) in ["TERM", "INT", "HUP", "QUIT"].into_iter().enumerate() {
+        tmux.line(&start);
+        tmux.shows("demo/shop/web").await;
+        let ids = tops(&folder);
+        assert_eq!(ids.len(), 1);
+        signals(&ids[0], signal);
+        eventually("it has ended", || async { !tmux.screen().contains("TUNNEL") }).await;
+        assert_eq!(tmux.settings(&format!("round{round}")).await, before, "{signal}");
+    }
+
+    // An adit that hangs holds up no key and no signal.
+    for last in ["q", "TERM"] {
+        tmux.line(&start);
+        tmux.shows("demo/shop/web").await;
+        process.signal("STOP").await;
+        tmux.keys(&["Enter"]);
+        tmux.keys(&["?"]);
+        tmux.shows("q, Ctrl-C").await;
+        tmux.keys(&["Escape"]);
+        match last {
+            "q" => tmux.keys(&["q"]),
+            signal => signals(&tops(&folder)[0], signal),
+        }
+        eventually("it has ended", || async { !tmux.screen().contains("TUNNEL") && tops(&folder).is_empty() }).await;
+        process.signal("CONT").await;
+        assert_eq!(tmux.settings(last).await, before, "{last}");
+    }
+
+    // The terminal is closed.
     tmux.line(&start);
     tmux.shows("demo/shop/web").await;
-    let top = Command::new("pgrep").args(["-f", &format!("^{program} top$")]).output().unwrap();
-    let ids = String::from_utf8_lossy(&top.stdout).into_owned();
-    for id in ids.lines() {
-        let environment = std::fs::read_to_string(format!("/proc/{id}/environ")).unwrap_or_default();
-        if environment.contains(&folder) {
-            assert!(Command::new("kill").args(["-TERM", id]).status().unwrap().success());
-        }
-    }
-    eventually("it has ended", || async { !tmux.screen().contains("TUNNEL") }).await;
-    assert_eq!(tmux.settings("third").await, before);
+    tmux.run(&["kill-session"]);
+    eventually("none is left", || async { tops(&folder).is_empty() }).await;
+}
+
+/// Returns the ids of the processes `adit top` with this home folder.
+fn tops(folder: &str) -> Vec<String> {
+    let program = env!("CARGO_BIN_EXE_adit");
+    let found = Command::new("pgrep").args(["-f", &format!("^{program} top$")]).output().unwrap();
+    let is_ours = |id: &&str| {
+        std::fs::read_to_string(format!("/proc/{id}/environ")).is_ok_and(|environment| environment.contains(folder))
+    };
+    String::from_utf8_lossy(&found.stdout).lines().filter(is_ours).map(str::to_owned).collect()
+}
+
+fn signals(id: &str, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), id]).status().unwrap().success());
 }
 
 #[tokio::test]

@@ -6,14 +6,16 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use tokio::task::spawn_blocking;
 
 const PROGRAMS: [&[&str]; 3] = [&["wl-copy"], &["xclip", "-selection", "clipboard"], &["pbcopy"]];
 
 /// Copies a text. Not every terminal takes it, and none says so: the programs get it as well.
-pub fn copy(text: &str) -> io::Result<()> {
-    write!(stdout(), "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(text))?;
+pub async fn copy(text: String) -> io::Result<()> {
+    write!(stdout(), "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(&text))?;
     stdout().flush()?;
-    PROGRAMS.iter().any(|program| gives(program, text));
+    // One that waits for a display that does not answer blocks a thread, and not the screen.
+    let _ = spawn_blocking(move || PROGRAMS.iter().any(|program| gives(program, &text))).await;
     Ok(())
 }
 

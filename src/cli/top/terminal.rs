@@ -1,6 +1,12 @@
 //! The terminal while `adit top` has it. However that ends, it is left as it was.
 
-use std::io::{self, Stdout, stdout};
+use std::{
+    io::{self, Stdout, stdout},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use ratatui::{
     Terminal,
@@ -16,20 +22,57 @@ use rustix::process::{Signal, getpid, kill_process};
 /// The terminal, until it is dropped.
 pub struct Screen {
     pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    held: Arc<Held>,
+}
+
+/// Whether the terminal is in our hands. A panic of any thread gives it back.
+#[derive(Default)]
+struct Held(AtomicBool);
+
+impl Held {
+    fn enter(&self) -> io::Result<()> {
+        // Before the first change: where the second one fails, the first is undone.
+        self.0.store(true, Ordering::SeqCst);
+        enable_raw_mode()?;
+        execute!(stdout(), EnterAlternateScreen)
+    }
+
+    /// Restores the terminal, once.
+    fn leave(&self) {
+        if self.0.swap(false, Ordering::SeqCst) {
+            // There is nobody left to be told.
+            let _ = disable_raw_mode();
+            let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl Screen {
     /// # Errors
     /// Standard output is no terminal.
     pub fn open() -> io::Result<Self> {
+        let held = Arc::new(Held::default());
         // A panic says why on the screen that the user sees, not on the one that goes away.
-        let before = std::panic::take_hook();
+        let (before, of_panic) = (std::panic::take_hook(), Arc::downgrade(&held));
         std::panic::set_hook(Box::new(move |panic| {
-            leave();
+            if let Some(held) = of_panic.upgrade() {
+                held.leave();
+            }
             before(panic);
         }));
-        enter()?;
-        Ok(Self { terminal: Terminal::new(CrosstermBackend::new(stdout()))? })
+        held.enter()?;
+        Ok(Self { terminal: Terminal::new(CrosstermBackend::new(stdout()))?, held })
+    }
+
+    /// Returns whether the terminal is still ours. A panic of another thread has given it back.
+    pub fn is_held(&self) -> bool {
+        self.held.0.load(Ordering::SeqCst)
     }
 
     /// Gives the terminal back, stops this process as Ctrl-Z does, and takes the terminal again when it goes on.
@@ -37,26 +80,108 @@ impl Screen {
     /// # Errors
     /// The terminal cannot be taken again.
     pub fn suspend(&mut self) -> io::Result<()> {
-        leave();
+        self.held.leave();
         kill_process(getpid(), Signal::TSTP)?;
-        enter()?;
+        self.held.enter()?;
         self.terminal.clear()
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        leave();
+        self.held.leave();
     }
 }
 
-fn enter() -> io::Result<()> {
-    enable_raw_mode()?;
-    execute!(stdout(), EnterAlternateScreen)
-}
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::PathBuf,
+        process::{Command, Output},
+        thread::{sleep, spawn},
+        time::{Duration, Instant},
+    };
 
-fn leave() {
-    // There is nobody left to be told.
-    let _ = disable_raw_mode();
-    let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+    use super::*;
+
+    /// What the test below runs in a terminal.
+    #[test]
+    #[ignore = "needs a terminal: a_panic_of_any_thread_restores_the_terminal runs it"]
+    fn panics_in_this_thread() {
+        let screen = Screen::open().unwrap();
+        assert!(!screen.is_held(), "why it panics");
+    }
+
+    /// The same.
+    #[test]
+    #[ignore = "needs a terminal: a_panic_of_any_thread_restores_the_terminal runs it"]
+    fn panics_in_another_thread() {
+        let screen = Screen::open().unwrap();
+        assert!(spawn(|| panic!("why it panics")).join().is_err());
+        assert!(!screen.is_held());
+        // The screen is still there, as where its own thread waits for something.
+        sleep(Duration::from_secs(3600));
+    }
+
+    /// A shell in a terminal of tmux.
+    struct Tmux(PathBuf);
+
+    impl Tmux {
+        fn run(&self, arguments: &[&str]) -> io::Result<Output> {
+            Command::new("tmux").arg("-S").arg(&self.0).args(arguments).output()
+        }
+
+        fn said(&self, arguments: &[&str]) -> String {
+            let output = self.run(arguments).unwrap();
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+
+        fn shows(&self, text: &str) {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !self.said(&["capture-pane", "-p"]).contains(text) {
+                assert!(Instant::now() < deadline, "no {text}: {}", self.said(&["capture-pane", "-p"]));
+                sleep(Duration::from_millis(50));
+            }
+        }
+
+        fn settings(&self) -> String {
+            let terminal = self.said(&["display-message", "-p", "#{pane_tty}"]);
+            let settings = Command::new("stty").args(["-a", "-F", terminal.trim()]).output().unwrap();
+            assert!(settings.status.success(), "{settings:?}");
+            String::from_utf8_lossy(&settings.stdout).into_owned()
+        }
+    }
+
+    impl Drop for Tmux {
+        fn drop(&mut self) {
+            // Its server ends with its only session.
+            let _ = self.run(&["kill-server"]);
+        }
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_restores_the_terminal() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = std::env::current_exe().unwrap().display().to_string();
+        for test in ["panics_in_this_thread", "panics_in_another_thread"] {
+            let tmux = Tmux(folder.path().join(test));
+            let shell = ["-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "50", "env PS1='$ ' sh"];
+            // CI installs tmux.
+            let Ok(started) = tmux.run(&shell) else { return };
+            assert!(started.status.success(), "{started:?}");
+            tmux.shows("$");
+            let before = tmux.settings();
+            let name = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
+            tmux.said(&[
+                "send-keys",
+                "-l",
+                &format!("RUST_BACKTRACE=0 '{program}' --ignored --exact {name} --nocapture"),
+            ]);
+            tmux.said(&["send-keys", "Enter"]);
+            tmux.shows("\nwhy it panics");
+            let state = tmux.said(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
+            assert_eq!((tmux.settings(), state.trim()), (before, "0 1"), "{test}");
+        }
+    }
 }
