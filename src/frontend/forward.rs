@@ -17,11 +17,13 @@ use super::{
     Connection,
     http::{HttpFrontend, rules::ReadOnly},
     join::join,
+    noted,
 };
 use crate::{
     config::{ContextName, Elsewhere},
     error_code::ErrorCode,
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
+    journal::{Kind, Ongoing},
     routing::{Route, RouteError, Router, SharedRouter},
     tunnel::{Blame, Lease, Manager, OpenError},
 };
@@ -40,6 +42,12 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Returns host and port as they are in a URL.
+    fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
     /// Returns whether a name of the cluster or an address could be one of the internet as well: `example.com`, 192.0.2.1.
     pub fn has_two_meanings(&self) -> bool {
         let host = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
@@ -85,11 +93,27 @@ impl Forward {
         Arc::new(Self { router, tunnels, http, own_user: own_user() })
     }
 
-    /// Returns a stream, once the other side has taken it.
+    /// Returns a stream, once the other side has taken it, with the entry of the connection in the journal.
     ///
     /// # Errors
-    /// The name leads nowhere, must not be used, or nothing answers there.
-    pub async fn reach(&self, asked: &Asked, connection: &Connection) -> Result<Reached, ForwardError> {
+    /// The name leads nowhere, must not be used, or nothing answers there: the entry says so.
+    pub async fn reach(
+        &self,
+        kind: Kind,
+        asked: &Asked,
+        connection: &Connection,
+    ) -> Result<(Reached, Ongoing), ForwardError> {
+        let mut noted = noted::begin_unrouted(&self.tunnels, kind, &asked.authority(), connection).await;
+        match self.open(asked, connection, &mut noted).await {
+            Ok(reached) => Ok((reached, noted)),
+            Err(error) => {
+                noted.error(error.code().as_str());
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, asked: &Asked, connection: &Connection, noted: &mut Ongoing) -> Result<Reached, ForwardError> {
         let (found, may_be_direct) = {
             let router = self.router.load();
             let context = asked.context.as_ref().filter(|named| !self.is_of_jvm(named, &router));
@@ -104,12 +128,14 @@ impl Forward {
             Err(RouteError::Elsewhere { .. }) if may_be_direct => return direct(asked).await.map(Reached::Direct),
             Err(error) => return Err(ForwardError::Route(error)),
         };
+        noted::leads(noted, &route);
         if let Some(rule) = self.http.rule(&route) {
             return Err(ForwardError::ReadOnly(rule));
         }
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let stream = lease.connect_taken(connection.ends).await?;
+            let (stream, placement) = lease.connect_taken(connection.ends).await?;
+            noted::reached(noted, &placement);
             Ok::<_, OpenError>((lease, stream))
         };
         match reached.await {
@@ -151,11 +177,13 @@ fn user_of(users: &str, id: u32) -> Option<String> {
 
 impl Reached {
     /// Moves the bytes of a client until both sides have ended.
-    pub async fn join(self, client: &mut BoxedIo) -> SpliceEnd {
-        match self {
+    pub async fn join(self, client: &mut BoxedIo, mut noted: Ongoing) -> SpliceEnd {
+        let end = match self {
             Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease).await,
             Self::Direct(mut stream) => splice(client, &mut stream).await,
-        }
+        };
+        noted::ended(&mut noted, &end);
+        end
     }
 
     /// Returns where it leads, for logs.
@@ -192,7 +220,7 @@ impl std::fmt::Display for ForwardError {
         match self {
             Self::Route(error) => error.fmt(f),
             Self::Open(_, error) => error.fmt(f),
-            Self::ReadOnly(rule) => write!(f, "context {} takes only requests of some methods", rule.context),
+            Self::ReadOnly(rule) => f.write_str(&rule.title()),
             Self::Direct { host, reason, .. } => write!(f, "cannot reach {host}: {reason}"),
         }
     }

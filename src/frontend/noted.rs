@@ -9,11 +9,35 @@ use crate::{
 };
 
 /// Takes down a connection that begins. `host`: the name or the local address that its client has chosen.
-pub fn begin(tunnels: &Manager, kind: Kind, host: &str, route: &Route, connection: &Connection) -> Ongoing {
-    let entry = Entry::new(kind).with_host(host);
-    let (route, tunnel) = (Some(route.name.clone()), Some(route.target.to_string().into()));
+pub async fn begin(tunnels: &Manager, kind: Kind, host: &str, route: &Route, connection: &Connection) -> Ongoing {
+    known(tunnels.journal().begin(routed(entry(tunnels, kind, host, connection), route)), connection).await
+}
+
+/// Takes down a connection of which it is not known yet where it leads.
+pub async fn begin_unrouted(tunnels: &Manager, kind: Kind, host: &str, connection: &Connection) -> Ongoing {
+    known(tunnels.journal().begin(entry(tunnels, kind, host, connection)), connection).await
+}
+
+/// Takes note of where it leads.
+pub fn leads(noted: &mut Ongoing, route: &Route) {
+    noted.change(|entry| *entry = routed(entry.clone(), route));
+}
+
+/// Waits until the client is known, where it is looked for: it may be gone a moment later.
+async fn known(noted: Ongoing, connection: &Connection) -> Ongoing {
+    if let Some(client) = &noted.entry.client {
+        client::wait_for(client, connection.ends).await;
+    }
+    noted
+}
+
+fn entry(tunnels: &Manager, kind: Kind, host: &str, connection: &Connection) -> Entry {
     let client = client::look_for(tunnels.journal(), connection);
-    tunnels.journal().begin(Entry { connection: connection.id, route, tunnel, client, ..entry })
+    Entry { connection: connection.id, client, ..Entry::new(kind).with_host(host) }
+}
+
+fn routed(entry: Entry, route: &Route) -> Entry {
+    Entry { route: Some(route.name.clone()), tunnel: Some(route.target.to_string().into()), ..entry }
 }
 
 /// Takes note that it has not reached a pod.

@@ -17,10 +17,12 @@ use self::sessions::{Sessions, Watched};
 use super::{
     Connection,
     greeting::{self, Greeting, GreetingError},
+    http::HttpFrontend,
     join, noted,
     refusal::{Refusal, refuse_greeted},
 };
 use crate::{
+    error_code::ErrorCode,
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
     journal::{Kind, Ongoing},
     routing::{SharedRouter, Target},
@@ -41,14 +43,21 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct PostgresFrontend {
     router: SharedRouter,
     tunnels: Manager,
+    /// It knows which contexts take only some requests.
+    http: Arc<HttpFrontend>,
     /// For servers that speak no TLS themselves.
     server: Arc<ServerConfig>,
     sessions: Arc<Sessions>,
 }
 
 impl PostgresFrontend {
-    pub fn new(router: SharedRouter, tunnels: Manager, server: Arc<ServerConfig>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, server, sessions: Arc::default() })
+    pub fn new(
+        router: SharedRouter,
+        tunnels: Manager,
+        http: Arc<HttpFrontend>,
+        server: Arc<ServerConfig>,
+    ) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, http, server, sessions: Arc::default() })
     }
 
     /// Returns the sessions that are open, by whatever frontend.
@@ -126,7 +135,12 @@ impl PostgresFrontend {
                 return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::of_route(&error))).await;
             }
         };
-        let mut noted = noted::begin(&self.tunnels, Kind::Postgres, name, &route, &connection);
+        let mut noted = noted::begin(&self.tunnels, Kind::Postgres, name, &route, &connection).await;
+        if let Some(rule) = self.http.rule(&route) {
+            noted.error(ErrorCode::ReadOnly.as_str());
+            info!(connection = connection.id, host = name, context = %rule.context, hint = rule.unlock(), "refused: read-only");
+            return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::of_rule(&rule))).await;
+        }
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = self.sessions.pod_of(connection.peer, &route.target);

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::greeting::end_with;
+use super::{greeting::end_with, http::rules::ReadOnly};
 use crate::{
     config::{PortRef, Workload},
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
@@ -56,6 +56,11 @@ impl Refusal {
 
     pub fn of_route(error: &RouteError) -> Self {
         Self::new(error.to_string(), error.hint().unwrap_or_default())
+    }
+
+    /// The context takes only some requests of HTTP.
+    pub fn of_rule(rule: &ReadOnly) -> Self {
+        Self::new(rule.title(), format!("lift this for a while: {}", rule.unlock()))
     }
 
     pub fn of_open(error: &OpenError) -> Self {

@@ -128,7 +128,7 @@ impl SniFrontend {
             let hint = error.near().map(|near| format!("did you mean {near}?")).unwrap_or_default();
             Refused { alert: UNRECOGNIZED_NAME, refusal: Refusal::new(format!("{name} is none of sni.routes"), hint) }
         })?;
-        let mut noted = noted::begin(&self.tunnels, Kind::Sni, name, &route, connection);
+        let mut noted = noted::begin(&self.tunnels, Kind::Sni, name, &route, connection).await;
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = is_postgres.then(|| self.postgres.sessions().pod_of(connection.peer, &route.target)).flatten();

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     io::{BoxedIo, prefixed::Prefixed},
+    journal::Kind,
     metrics::Metrics,
     routing::RouteError,
     tunnel::{ClusterError, OpenError, StreamFault},
@@ -64,7 +65,7 @@ impl SocksFrontend {
         };
         connection.place.settle();
         let (host, port) = (&asked.host, asked.port);
-        let reached = match self.forward.reach(&asked, &connection).await {
+        let (reached, noted) = match self.forward.reach(Kind::Socks, &asked, &connection).await {
             Ok(reached) => reached,
             Err(error) => {
                 let reply = reply(&error);
@@ -81,7 +82,7 @@ impl SocksFrontend {
         let route = reached.name();
         // An impatient client may have sent more than its request.
         let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
-        let end = reached.join(&mut client).await;
+        let end = reached.join(&mut client, noted).await;
         info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = ?end.broken, took = ?started.elapsed(), "socks connection");
     }
 }

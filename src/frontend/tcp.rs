@@ -102,7 +102,7 @@ impl TcpFrontend {
                 return reset(&client);
             }
         };
-        let mut noted = noted::begin(&self.tunnels, Kind::Tcp, &listener.to_string(), &route, &connection);
+        let mut noted = noted::begin(&self.tunnels, Kind::Tcp, &listener.to_string(), &route, &connection).await;
         let reached = self.tunnels.acquire(&route.target, route.idle_timeout);
         // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
         let reached = tokio::select! {
@@ -197,7 +197,7 @@ pub async fn forward(
     connection: &Connection,
     listener: SocketAddr,
 ) {
-    let mut noted = noted::begin(tunnels, Kind::Tcp, &listener.to_string(), route, connection);
+    let mut noted = noted::begin(tunnels, Kind::Tcp, &listener.to_string(), route, connection).await;
     let reached = async {
         let lease = tunnels.acquire(&route.target, route.idle_timeout).await?;
         let (stream, placement) = lease.connect_to(None, connection.ends).await?;

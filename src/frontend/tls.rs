@@ -64,7 +64,7 @@ impl TlsFrontend {
         let certs = Certs::following(trust::folder());
         let server = certs.clone().server_config(&[b"h2", b"http/1.1"])?;
         let of_postgres = certs.clone().server_config(&[postgres::ALPN])?;
-        let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), of_postgres);
+        let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), http.clone(), of_postgres);
         Ok(Arc::new(Self { router, tunnels, http, postgres, certs, server, metrics }))
     }
 
@@ -131,18 +131,22 @@ impl TlsFrontend {
             SpeaksTls::Perhaps { is_hinted } => is_hinted,
             SpeaksTls::Yes => true,
         };
-        let noted = |placement: &Placement| {
-            let mut noted = noted::begin(&self.tunnels, Kind::Tls, name, &route, connection);
+        let noted = async |placement: &Placement| {
+            let mut noted = noted::begin(&self.tunnels, Kind::Tls, name, &route, connection).await;
             noted::reached(&mut noted, placement);
             noted
         };
         match greet(&lease, connection.ends, received, waits).await {
             Ok(Greeted::Tls(backend, placement)) => {
                 protocols.learn(&route, &endpoint, Asks::Http, Scheme::Https);
-                return Some((backend, lease, noted(&placement)));
+                let noted = noted(&placement).await;
+                return Some((backend, lease, noted));
             }
             // As a server that begins late.
-            Ok(Greeted::Silent(backend, placement)) => return Some((backend, lease, noted(&placement))),
+            Ok(Greeted::Silent(backend, placement)) => {
+                let noted = noted(&placement).await;
+                return Some((backend, lease, noted));
+            }
             Ok(Greeted::Otherwise) => {}
             Err(error) => lease.note_error(&error),
         }

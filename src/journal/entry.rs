@@ -39,6 +39,10 @@ pub enum Kind {
     /// The SNI listener.
     Sni,
     Postgres,
+    /// SOCKS5 at the forward proxy.
+    Socks,
+    /// CONNECT at the forward proxy.
+    Connect,
 }
 
 impl Kind {
@@ -52,6 +56,8 @@ impl Kind {
             Self::Tls => "tls",
             Self::Sni => "sni",
             Self::Postgres => "postgres",
+            Self::Socks => "socks",
+            Self::Connect => "connect",
         }
     }
 

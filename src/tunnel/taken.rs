@@ -13,7 +13,7 @@ use super::{
     stream::TunnelStream,
 };
 use crate::{
-    backend::{OpenError, StreamFault},
+    backend::{OpenError, Placement, StreamFault},
     io::{BoxedIo, abandoned::Ends, prefixed::Prefixed},
 };
 
@@ -26,9 +26,9 @@ impl Lease {
     ///
     /// # Errors
     /// Those of [`connect`](Self::connect); the pod refuses for 3 s, or is gone and no other takes its place.
-    pub async fn connect_taken(&self, client: Option<Ends>) -> Result<BoxedIo, OpenError> {
+    pub async fn connect_taken(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
         let tunnel = self.tunnel();
-        let (inner, _, running) = connect(tunnel, None, None, client, tunnel.stream_deadline()).await?;
+        let (inner, placement, running) = connect(tunnel, None, None, client, tunnel.stream_deadline()).await?;
         let mut stream = TunnelStream::new(tunnel.clone(), inner, running, client);
         let mut first = BytesMut::new();
         while !tunnel.answers.load(Ordering::Relaxed) {
@@ -39,13 +39,13 @@ impl Lease {
             match timeout(left, stream.read_buf(&mut first)).await {
                 // It may have been moved meanwhile.
                 Err(_) => {}
-                Ok(Ok(_)) => return Ok(Box::new(Prefixed::new(first.freeze(), stream))),
+                Ok(Ok(_)) => return Ok((Box::new(Prefixed::new(first.freeze(), stream)), placement)),
                 Ok(Err(error)) => {
                     let fault = StreamFault::of(&error).cloned();
                     return Err(fault.unwrap_or(StreamFault::Other { detail: error.to_string() }).into());
                 }
             }
         }
-        Ok(Box::new(stream))
+        Ok((Box::new(stream), placement))
     }
 }

@@ -1,9 +1,13 @@
 //! What may be sent to a context, who says so, and the log of who did what.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::Value;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 use crate::{
     dashboard::{Visit, send},
@@ -32,6 +36,45 @@ async fn http2(process: &Process, method: &str, host: &str, path: &str) -> (u16,
     timeout(PATIENCE, exchange).await.expect("an answer in time")
 }
 
+/// Asks for a WebSocket by HTTP/2 (RFC 8441), and returns the status.
+async fn extended_connect(process: &Process, host: &str, path: &str) -> u16 {
+    let exchange = async {
+        let stream = TcpStream::connect(process.http).await.unwrap();
+        let (client, mut connection) = h2::client::handshake(stream).await.unwrap();
+        // The server's settings say that it takes them.
+        while !client.is_extended_connect_protocol_enabled() {
+            futures::future::select(&mut connection, std::pin::pin!(sleep(Duration::from_millis(10)))).await;
+        }
+        let connection = tokio::spawn(connection);
+        let mut request =
+            http::Request::builder().method("CONNECT").uri(format!("http://{host}{path}")).body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, _stream) = client.ready().await.unwrap().send_request(request, false).unwrap();
+        let status = response.await.unwrap().status().as_u16();
+        connection.abort();
+        status
+    };
+    timeout(PATIENCE, exchange).await.expect("an answer in time")
+}
+
+/// Sends a request by https, and returns the status.
+async fn by_tls(process: &Process, line: &str, host: &str, lines: &[&str]) -> u16 {
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let head = format!("{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n{lines}\r\n");
+    first_status(crate::tls::connect_to(process.http, host).await, &head).await
+}
+
+/// Sends the head of a request, and returns the status of the answer. The connection ends.
+async fn first_status<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, head: &str) -> u16 {
+    let mut status = [0; 12];
+    let exchange = async {
+        stream.write_all(head.as_bytes()).await?;
+        stream.read_exact(&mut status).await
+    };
+    timeout(PATIENCE, exchange).await.expect("an answer in time").unwrap();
+    String::from_utf8_lossy(&status[9..]).parse().unwrap()
+}
+
 #[tokio::test]
 async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     let process = Process::start(READ_ONLY, &[]).await;
@@ -56,9 +99,24 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     ];
     assert_eq!(send(&process, "GET /ws", host, &upgrade, "").await.status, 403, "a WebSocket can write");
-    // A backend of https is not passed through unread.
-    let https = send(&process, "POST /upload", "443.tools.shop.localhost", &[], "x").await;
-    assert_eq!(https.status, 403);
+    assert_eq!(extended_connect(&process, host, "/ws").await, 403, "nor by HTTP/2");
+    // A backend of https is not passed through unread, by whatever a client speaks.
+    let https = "443.tools.shop.localhost";
+    for (method, path, status) in [("POST", "/upload", 403), ("DELETE", "/", 403), ("GET", "/whoami", 200)] {
+        let line = format!("{method} {path}");
+        assert_eq!(send(&process, &line, https, &[], "").await.status, status, "{line}");
+        assert_eq!(by_tls(&process, &line, https, &[]).await, status, "{line} by TLS");
+        assert_eq!(http2(&process, method, https, path).await.0, status, "{line} by HTTP/2");
+    }
+    assert_eq!(by_tls(&process, "GET /ws", https, &upgrade).await, 403);
+    // psql says by which name it wants a server, and adit cannot tell what it writes there.
+    let psql = format!(
+        "command -v psql >/dev/null || exit 0; psql -c 'SELECT 1' \"host=postgres.data.localhost hostaddr=127.0.0.1 port={} \
+         user=demo dbname=demo sslmode=require\" 2>&1 && exit 1 || true",
+        process.http.port()
+    );
+    let (is_refused, said) = process.shell(&psql).await;
+    assert!(is_refused && (said.is_empty() || said.contains("adit unlock prod --for 15m")), "{said}");
 
     // A request that was read before is not sent again as a change.
     let rows = visit.get("/api/v1/requests").await.json();
@@ -156,4 +214,90 @@ async fn the_audit_log_says_who_did_what_and_where() {
     assert_eq!(find(&|line| line["path"] == "/http2")["status"], 404);
     assert!(find(&|line| line["kind"] == "tcp")["bytes_down"].as_u64().unwrap() >= 4);
     assert_eq!(find(&|line| line["replay_of"] == id)["path"], "/whoami");
+}
+
+#[tokio::test]
+async fn every_way_to_a_context_is_in_the_audit_log_refused_or_not() {
+    let port = free_port().await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.log");
+    let config = format!(
+        "audit: {}\ncontexts: {{prod: {{name: demo, methods: [GET]}}}}\n\
+         tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80}}}}}}}}\n",
+        log.display()
+    );
+    let process = Process::start(&config, &[]).await;
+    let (host, https) = ("web.shop.localhost", "443.tools.shop.localhost");
+    let upgrade = [
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    let lines = || -> Vec<Value> {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    };
+    // Each way, with the fields of its line.
+    let tried = async |is_refused: bool| {
+        let before = lines().len();
+        let status = |of: u16| if is_refused { 403 } else { of };
+        for (host, by_tls) in [(https, true), (host, false)] {
+            let head = format!("GET /ws HTTP/1.1\r\nHost: {host}\r\n{}\r\n\r\n", upgrade.join("\r\n"));
+            let answered = match by_tls {
+                true => first_status(crate::tls::connect_to(process.http, host).await, &head).await,
+                false => first_status(TcpStream::connect(process.http).await.unwrap(), &head).await,
+            };
+            assert_eq!(answered, status(101), "{host}");
+        }
+        assert_eq!(send(&process, "POST /upload", https, &[], "x").await.status, status(200));
+        assert_eq!(http2(&process, "POST", host, "/upload").await.0, status(200));
+        let socks = crate::socks::connect(process.http, None, "web.shop", 80).await;
+        assert_eq!(socks.is_err(), is_refused);
+        drop(socks);
+        let connect = TcpStream::connect(process.http).await.unwrap();
+        let head = "CONNECT web.shop:80 HTTP/1.1\r\nHost: web.shop:80\r\n\r\n";
+        assert_eq!(first_status(connect, head).await, status(200));
+        // A TCP route is a line that somebody has written: it takes everything.
+        let route = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        assert_eq!(first_status(route, "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await, 200);
+        eventually("a line for each", || async { lines().len() >= before + 7 }).await;
+        lines().split_off(before)
+    };
+    let of = |lines: &[Value], kind: &str, target: &str| -> Vec<Value> {
+        // Names of one port share its tunnel, whichever came first.
+        let is_of =
+            |line: &&Value| line["kind"] == kind && line["target"].as_str().is_some_and(|to| to.starts_with(target));
+        lines.iter().filter(is_of).cloned().collect()
+    };
+    let refused = tried(true).await;
+    for (kind, target, count) in [
+        ("http", "demo/shop/web", 2),
+        ("http", "demo/shop/tools:443", 2),
+        ("socks", "demo/shop/web", 1),
+        ("connect", "demo/shop/web", 1),
+    ] {
+        let found = of(&refused, kind, target);
+        assert_eq!(found.len(), count, "{kind} {target}: {refused:?}");
+        assert!(found.iter().all(|line| line["error"] == "read-only" && line["pod"].is_null()), "{found:?}");
+    }
+    assert!(process.command(&["unlock", "prod", "--for", "15m"]).await.0);
+    let taken = tried(false).await;
+    // TLS to a backend that speaks it is passed through where no rule has to read it.
+    for (kind, target) in [
+        ("tls", "demo/shop/tools:443"),
+        ("websocket", "demo/shop/web"),
+        ("http", "demo/shop/tools:443"),
+        ("http", "demo/shop/web"),
+        ("socks", "demo/shop/web"),
+        ("connect", "demo/shop/web"),
+        ("tcp", "demo/shop/web"),
+    ] {
+        let found = of(&taken, kind, target);
+        assert_eq!(found.len(), 1, "{kind} {target}: {taken:?}");
+        assert!(found[0]["error"].is_null() && found[0]["pod"].is_string(), "{found:?}");
+        if cfg!(target_os = "linux") {
+            assert_eq!(found[0]["client"]["pid"], std::process::id(), "{found:?}");
+        }
+    }
 }

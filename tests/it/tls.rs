@@ -1,6 +1,6 @@
 //! The TLS front, from a client to a pod of the demo.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -56,11 +56,16 @@ impl ServerCertVerifier for Anything {
 }
 
 async fn connect(app: &TestApp, name: &str) -> TlsStream<TcpStream> {
+    connect_to(app.http, name).await
+}
+
+/// Connects, and takes every certificate.
+pub async fn connect_to(listener: SocketAddr, name: &str) -> TlsStream<TcpStream> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap();
     let config = config.dangerous().with_custom_certificate_verifier(Arc::new(Anything)).with_no_client_auth();
-    let stream = TcpStream::connect(app.http).await.unwrap();
+    let stream = TcpStream::connect(listener).await.unwrap();
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await.unwrap()
 }
 

@@ -248,7 +248,7 @@ pub struct RequestAnswer {
 pub struct Row {
     /// Counts up from 1 in one process.
     pub id: u64,
-    /// `http`, `grpc`, `websocket`, `sse`, `tcp`, `tls`, `sni` or `postgres`.
+    /// `http`, `grpc`, `websocket`, `sse`, `tcp`, `tls`, `sni`, `postgres`, `socks` or `connect`.
     pub kind: String,
     /// When it began.
     pub time: String,

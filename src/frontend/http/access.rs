@@ -26,6 +26,7 @@ use crate::{
         exchange::{Exchange, Head, ReplayOf},
     },
     metrics::Metrics,
+    routing::Route,
     tunnel::Lease,
 };
 
@@ -99,10 +100,17 @@ impl Access {
         }
     }
 
-    /// Takes note of the route that the name has.
-    pub fn route(&mut self, route: &Arc<str>) {
+    /// Takes note of the route that the name has, and of where it leads: a request that is refused was for it too.
+    pub fn route(&mut self, route: &Route) {
         if let Some(entry) = self.entry() {
-            entry.route = Some(route.clone());
+            (entry.route, entry.tunnel) = (Some(route.name.clone()), Some(route.target.to_string().into()));
+        }
+    }
+
+    /// Takes note that the request goes to a host of another network, whatever else its name could mean.
+    pub fn elsewhere(&mut self) {
+        if let Some(entry) = self.entry() {
+            (entry.route, entry.tunnel) = (None, None);
         }
     }
 

@@ -56,7 +56,7 @@ impl HttpFrontend {
             _ => page,
         })?;
         let route = route.for_client(exchange.arrival.tls);
-        exchange.access.route(&route.name);
+        exchange.access.route(&route);
         let switches = upgrade::asked_protocol(request).is_some();
         origin::check(request.method(), request.headers(), &host, switches, &route.options.allow_origins)
             .map_err(|foreign| pages::foreign(&foreign, &host, &route))?;

@@ -84,6 +84,7 @@ impl HttpFrontend {
         if let Some(asked) = self.elsewhere(&request, &exchange)
             && self.is_elsewhere(&asked, &admitted).await
         {
+            exchange.access.elsewhere();
             let answered = self.direct(request, &asked, &mut exchange).await;
             return exchange.end(answered);
         }

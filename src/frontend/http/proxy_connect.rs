@@ -23,6 +23,7 @@ use crate::{
         forward::{Asked, Forward, ForwardError},
     },
     io::{BoxedIo, prefixed::Prefixed},
+    journal::Kind,
     metrics::Metrics,
     routing::{Router, SharedRouter},
     tunnel::{ClusterError, OpenError},
@@ -73,7 +74,7 @@ impl ConnectFrontend {
             Err(malformed) => return refuse(&mut stream, malformed_page(malformed)).await,
         };
         let (host, port) = (&asked.host, asked.port);
-        let reached = match self.forward.reach(&asked, &connection).await {
+        let (reached, noted) = match self.forward.reach(Kind::Connect, &asked, &connection).await {
             Ok(reached) => reached,
             Err(error) => {
                 warn!(connection = id, host, port, code = %error.code(), %error, hint = error.hint(), "connect: refused");
@@ -87,7 +88,7 @@ impl ConnectFrontend {
         let route = reached.name();
         // An impatient client may have sent more than its request.
         let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
-        let end = reached.join(&mut client).await;
+        let end = reached.join(&mut client, noted).await;
         info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = ?end.broken, took = ?started.elapsed(), "connect connection");
     }
 }

@@ -39,8 +39,10 @@ impl ReadOnly {
         format!("adit unlock {} --for 15m", self.alias)
     }
 
-    fn lists(&self) -> String {
-        self.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
+    /// Returns the rule in words.
+    pub fn title(&self) -> String {
+        let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        format!("context {} takes only {}", self.context, methods.join(", "))
     }
 }
 
@@ -73,11 +75,10 @@ impl HttpFrontend {
             None if is_method_taken => return Ok(()),
             None => request.method().to_string(),
         };
-        let title = format!("context {} takes only {}", rule.context, rule.lists());
         Err(Page {
             cause: Some(format!("the request is {what}, and contexts.{}.methods does not have it", rule.alias)),
             hint: Some(rule.unlock()),
-            ..Page::new(StatusCode::FORBIDDEN, ErrorCode::ReadOnly, title)
+            ..Page::new(StatusCode::FORBIDDEN, ErrorCode::ReadOnly, rule.title())
         })
     }
 }
