@@ -20,6 +20,7 @@ mod expose;
 mod front;
 mod gateways;
 mod http;
+mod java;
 mod jump;
 mod k8s;
 mod kubeconfigs;
