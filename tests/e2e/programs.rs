@@ -121,6 +121,81 @@ fn env_and_run_share_the_ports_of_the_running_adit() {
     assert!(unreached.status.code() == Some(1) && text(unreached.stderr).contains("nothing"));
 }
 
+/// Asks each of three servers ten times, all at the same time, at the addresses of the variables, and prints what they said once.
+const THREE_TARGETS: &str = r#"
+const net = require('node:net'), http = require('node:http'), { env } = process;
+
+function ask(host, port, sent, enough) {
+  return new Promise((resolve, reject) => {
+    const socket = net.connect(Number(port), host, () => socket.write(sent));
+    let said = Buffer.alloc(0);
+    socket.on('data', data => {
+      said = Buffer.concat([said, data]);
+      if (said.length >= enough) { socket.destroy(); resolve(said); }
+    });
+    socket.on('error', reject);
+    socket.on('end', () => reject(new Error(`${host}:${port} ended after ${said.length} bytes`)));
+  });
+}
+
+async function database() {
+  const words = Buffer.from('user\0postgres\0database\0postgres\0\0');
+  const head = Buffer.alloc(8);
+  head.writeInt32BE(8 + words.length, 0);
+  head.writeInt32BE(196608, 4);
+  // Authentication: the server wants to know who it is, or says that it does not.
+  return String.fromCharCode((await ask(env.DB_HOST, env.DB_PORT, Buffer.concat([head, words]), 9))[0]);
+}
+
+async function cache() {
+  const { hostname, port } = new URL(env.CACHE);
+  return (await ask(hostname, port, 'PING\r\n', 7)).toString().trim();
+}
+
+function web() {
+  return new Promise((resolve, reject) => http.get(`${env.SITE_URL}/whoami`, answer => {
+    answer.resume().on('end', () => resolve(`${answer.statusCode} ${answer.headers.server.split('/')[0]}`));
+  }).on('error', reject));
+}
+
+const all = Array.from({ length: 10 }, () => [database(), cache(), web()]).flat();
+Promise.all(all).then(said => console.log([...new Set(said)].join('\n')), error => { console.error(error); process.exit(1); });
+"#;
+
+#[test]
+fn a_node_program_has_three_targets() {
+    if Command::new("node").arg("--version").output().is_err() {
+        return;
+    }
+    let folder = folder();
+    let running = Adit::plain();
+    let targets = ["db=postgres", "cache=data:redis", "site=web:http"].map(|target| match target.split_once(':') {
+        Some((service, port)) => format!("{service}.{NAMESPACE}:{port}"),
+        None => format!("{target}.{NAMESPACE}"),
+    });
+    let [db, cache, site] = &targets;
+    let arguments = [
+        "run",
+        "--to",
+        db,
+        "--to",
+        cache,
+        "--to",
+        site,
+        "--env",
+        "CACHE=redis://{cache}/0",
+        "--",
+        "node",
+        "-e",
+        THREE_TARGETS,
+    ];
+    // Alone, and beside an adit that runs.
+    for mut command in [adit(&folder, &arguments), beside(&running, &arguments)] {
+        let said = succeed(&mut command);
+        assert_eq!(said.lines().collect::<Vec<_>>(), ["R", "+PONG", "200 nginx"], "{said}");
+    }
+}
+
 /// Sends bytes to a command while it reads what comes back.
 fn piped(mut command: Command, sent: Vec<u8>) -> Output {
     let mut child =
