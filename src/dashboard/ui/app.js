@@ -5,7 +5,9 @@ const MODE = document.documentElement.dataset.mode;
 const main = document.getElementById('main');
 const $ = (selector, at = document) => at.querySelector(selector);
 const API = '/api/v1/';
-const MOST_ROWS = 1000, SHOWN = 300, SECONDS = 300;
+const MOST_ROWS = 1000, SECONDS = 300;
+// Up to ALL rows a table is written whole; of a longer one, the rows that are seen and AHEAD more on each side.
+const ALL = 100, AHEAD = 15;
 
 // ---- elements
 
@@ -192,22 +194,24 @@ const stop = id => ask('Stop', `${id}\n\nThe tunnel closes, and its open streams
   () => act('Stopped', `tunnels/${encodeURIComponent(id)}/stop`), 'Stop the tunnel');
 const reconnect = id => act('Another session opens', `tunnels/${encodeURIComponent(id)}/reconnect`);
 
-// ---- a table whose rows are changed in place
+// ---- a table whose rows are changed in place; a long one has elements only for what is near the rows that are seen
 
 class Grid {
   /** columns: {name, cell(row), sort(row), num, c}; key(row); open(row): Enter or a click; fixed: cells depend on their row alone. */
   constructor({caption, columns, key, open, empty, sort, c, fixed}) {
-    Object.assign(this, {columns, key, open, empty, fixed, rows: [], byKey: new Map(), most: SHOWN, order: sort || null, current: null});
+    Object.assign(this, {columns, key, open, empty, fixed, rows: [], byKey: new Map(), order: sort || null, current: null, span: [0, 0], height: 30, measured: 0});
     this.body = h('tbody');
+    this.body.grid = this;
+    // They stand for the rows before, between and behind those that are written.
+    this.pads = [0, 1, 2].map(() => h('tr', {class: 'pad', 'aria-hidden': 'true'}, h('td', {colspan: columns.length})));
     this.heads = columns.map((column, at) => h('th', {scope: 'col', class: [column.num && 'num', column.c].filter(Boolean).join(' ') || null},
       column.sort ? button(column.name, () => this.sortBy(at)) : column.name || h('span', {class: 'sr'}, 'Actions')));
     this.table = h('table', {class: c}, h('caption', {class: 'sr'}, caption), h('thead', {}, h('tr', {}, this.heads)), this.body);
     this.none = h('p', {class: 'dim'});
-    this.more = button('', () => { this.most = Infinity; this.set(this.all); });
-    this.element = h('div', {}, h('div', {class: 'scroll', role: 'region', 'aria-label': caption, tabindex: 0}, this.table), this.none, this.more);
+    this.element = h('div', {}, h('div', {class: 'scroll', role: 'region', 'aria-label': caption, tabindex: 0}, this.table), this.none);
     this.body.addEventListener('click', event => {
       const row = event.target.closest('tr');
-      if (row && !event.target.closest('a,button')) { this.select(row.rowKey); if (this.open) this.open(row.row); }
+      if (row && row.row && !event.target.closest('a,button')) { this.select(row.rowKey); if (this.open) this.open(row.row); }
     });
     this.body.addEventListener('focusin', event => { if (event.target.matches('tr')) this.mark(event.target.rowKey); });
     this.showOrder();
@@ -234,37 +238,82 @@ class Grid {
         return x === y ? 0 : (x < y ? -way : way);
       });
     }
-    this.rows = sorted.slice(0, this.most);
-    const wanted = new Set(this.rows.map(this.key));
-    const focused = document.activeElement && document.activeElement.closest ? document.activeElement.closest('tr') : null;
-    for (const [key, element] of this.byKey) if (!wanted.has(key)) { element.remove(); this.byKey.delete(key); }
-    let cursor = this.body.firstChild;
-    for (const row of this.rows) {
-      const key = this.key(row);
-      let element = this.byKey.get(key);
-      if (!element) {
-        element = h('tr', {tabindex: -1}, this.columns.map((column, at) =>
-          h(at === 0 ? 'th' : 'td', {scope: at === 0 ? 'row' : null, class: [column.num && 'num', column.c].filter(Boolean).join(' ') || null})));
-        element.rowKey = key;
-        this.byKey.set(key, element);
-      }
-      const isSame = this.fixed && element.row === row;
-      element.row = row;
-      if (!isSame) this.columns.forEach((column, at) => this.write(element.children[at], column.cell(row), column));
-      if (element === cursor) cursor = cursor.nextSibling;
-      else {
-        const hadFocus = element === focused;
-        this.body.insertBefore(element, cursor);
-        if (hadFocus) element.focus({preventScroll: true});
-      }
-    }
-    const hidden = sorted.length - this.rows.length;
-    this.more.hidden = hidden <= 0;
-    setText(this.more, `Show ${plural(hidden, 'more row')}`);
+    this.rows = sorted;
     this.none.hidden = this.rows.length > 0;
     this.table.parentElement.hidden = this.rows.length === 0;
     setText(this.none, this.empty || '');
-    if (this.rows.length && !this.body.querySelector('tr[tabindex="0"]')) this.body.firstChild.tabIndex = 0;
+    if (this.rows.length > ALL) this.table.setAttribute('aria-rowcount', this.rows.length + 1); else this.table.removeAttribute('aria-rowcount');
+    this.render();
+  }
+  /** The rows that are seen, and `ahead` more on each side: the first, and the one behind the last. */
+  near(ahead) {
+    const many = this.rows.length;
+    if (many <= ALL) return [0, many];
+    const top = Math.floor(-this.body.getBoundingClientRect().top / this.height);
+    const first = Math.max(0, Math.min(many - 1, top) - ahead);
+    return [first, Math.min(many, Math.max(top, 0) + Math.ceil(innerHeight / this.height) + ahead)];
+  }
+  scrolled() {
+    const [first, end] = this.near(AHEAD / 3);
+    if (first < this.span[0] || end > this.span[1]) this.render();
+  }
+  render() {
+    this.span = this.near(AHEAD);
+    const [first, end] = this.span, keys = new Map(), isLong = this.rows.length > ALL;
+    for (let at = first; at < end; at++) keys.set(this.key(this.rows[at]), at);
+    // The row with the focus keeps it, however far away it is.
+    const active = document.activeElement && document.activeElement.closest ? document.activeElement.closest('tr') : null;
+    const focused = active && active.parentElement === this.body ? active : null;
+    if (focused && !keys.has(focused.rowKey)) {
+      const at = this.rows.findIndex(row => this.key(row) === focused.rowKey);
+      if (at >= 0) keys.set(focused.rowKey, at);
+    }
+    for (const [key, element] of this.byKey) if (!keys.has(key)) { element.remove(); this.byKey.delete(key); }
+    let cursor = this.body.firstChild, next = 0, pad = 0;
+    const place = element => {
+      if (element === cursor) { cursor = cursor.nextSibling; return; }
+      this.body.insertBefore(element, cursor);
+      if (element === focused) element.focus({preventScroll: true});
+    };
+    const gap = to => {
+      if (to <= next) return;
+      const element = this.pads[pad++];
+      element.firstChild.style.height = `${(to - next) * this.height}px`;
+      place(element);
+    };
+    for (const [key, at] of [...keys].sort((a, b) => a[1] - b[1])) {
+      gap(at);
+      next = at + 1;
+      place(this.fill(key, this.rows[at], isLong ? at : null));
+    }
+    gap(this.rows.length);
+    while (cursor) { const stale = cursor; cursor = cursor.nextSibling; stale.remove(); }
+    if (!this.body.querySelector('tr[tabindex="0"]')) { const row = this.body.querySelector('tr[tabindex]'); if (row) row.tabIndex = 0; }
+    if (isLong && this.measured !== innerWidth) this.measure(first, end);
+  }
+  /** Takes the height of a row from those that are written: once for each width of the window, so that the rest keeps its place. */
+  measure(first, end) {
+    const [top, last] = [first, end - 1].map(at => this.byKey.get(this.key(this.rows[at])).getBoundingClientRect());
+    const height = (last.bottom - top.top) / (end - first);
+    if (!(height > 0)) return;
+    this.measured = innerWidth;
+    if (Math.abs(height - this.height) > 1) { this.height = height; this.render(); }
+  }
+  /** Returns the element of a row, as the row is now. `at`: where it is in a long table. */
+  fill(key, row, at) {
+    let element = this.byKey.get(key);
+    if (!element) {
+      const isCurrent = key === this.current;
+      element = h('tr', {tabindex: isCurrent ? 0 : -1, 'aria-current': isCurrent ? 'true' : null}, this.columns.map((column, at) =>
+        h(at === 0 ? 'th' : 'td', {scope: at === 0 ? 'row' : null, class: [column.num && 'num', column.c].filter(Boolean).join(' ') || null})));
+      element.rowKey = key;
+      this.byKey.set(key, element);
+    }
+    const isSame = this.fixed && element.row === row;
+    element.row = row;
+    if (!isSame) this.columns.forEach((column, at) => this.write(element.children[at], column.cell(row), column));
+    if (at === null) element.removeAttribute('aria-rowindex'); else element.setAttribute('aria-rowindex', at + 2);
+    return element;
   }
   write(cell, found, column) {
     const value = found === null || found === undefined ? {t: ''} : typeof found === 'object' ? found : {t: String(found)};
@@ -280,13 +329,17 @@ class Grid {
   }
   mark(key) {
     this.current = key;
-    for (const element of this.body.children) {
-      const is = element.rowKey === key;
+    for (const [other, element] of this.byKey) {
+      const is = other === key;
       element.tabIndex = is ? 0 : -1;
       if (is) element.setAttribute('aria-current', 'true'); else element.removeAttribute('aria-current');
     }
   }
   select(key) {
+    if (!this.byKey.has(key)) {
+      const at = this.rows.findIndex(row => this.key(row) === key);
+      if (at >= 0) { scrollBy(0, this.body.getBoundingClientRect().top + at * this.height - innerHeight / 2); this.render(); }
+    }
     this.mark(key);
     const element = this.byKey.get(key);
     if (element) { element.focus({preventScroll: true}); element.scrollIntoView({block: 'nearest'}); }
@@ -297,8 +350,16 @@ class Grid {
     const next = at < 0 ? 0 : Math.max(0, Math.min(this.rows.length - 1, at + by));
     this.select(this.key(this.rows[next]));
   }
-  get selected() { const element = this.byKey.get(this.current); return element ? element.row : null; }
+  get selected() { return this.rows.find(row => this.key(row) === this.current) || null; }
 }
+let isScrolled = false;
+function scrolled() {
+  if (isScrolled) return;
+  isScrolled = true;
+  requestAnimationFrame(() => { isScrolled = false; for (const body of document.querySelectorAll('tbody')) if (body.grid) body.grid.scrolled(); });
+}
+addEventListener('scroll', scrolled, {passive: true});
+addEventListener('resize', scrolled);
 const isProduction = context => {
   const found = state.status && (state.status.contexts || []).find(each => each.name === context);
   return Boolean(found && found.production);

@@ -163,6 +163,13 @@ impl Page<'_> {
         }
     }
 
+    /// Loads the page anew, and waits until it is there: until then the old one answers.
+    pub async fn reload(&mut self) {
+        self.browser.events.clear();
+        self.call("Page.reload", json!({})).await;
+        self.loaded().await;
+    }
+
     /// Waits until a page is there that was not there before.
     pub async fn loaded(&mut self) {
         let is_load =

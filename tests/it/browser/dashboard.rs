@@ -64,11 +64,13 @@ async fn every_view_is_used_by_keyboard_alone() {
     press(&mut page, &["s", "h", "o", "p", "/", "w", "e", "b", "Escape"]).await;
     page.until("document.querySelectorAll('tbody tr').length === 1 && location.search === '?q=shop%2Fweb'").await;
     // A reload keeps the filter.
-    page.call("Page.reload", json!({})).await;
+    page.reload().await;
     page.until(
         "document.querySelectorAll('tbody tr').length === 1 && document.querySelector('input').value === 'shop/web'",
     )
     .await;
+    // The tunnels come with the first event, after the Services.
+    page.until("document.querySelector('tbody tr').innerText.includes('● running')").await;
     press(&mut page, &["j"]).await;
     page.until("document.activeElement.matches('tr[aria-current]')").await;
     press(&mut page, &["Enter"]).await;
@@ -100,7 +102,9 @@ async fn every_view_is_used_by_keyboard_alone() {
     page.until("location.pathname === '/log' && document.title === 'Log · adit'").await;
     press(&mut page, &["?"]).await;
     page.until("document.querySelector('dialog[open]').innerText.includes('Single keys do something')").await;
-    press(&mut page, &["Escape", "g", "n"]).await;
+    press(&mut page, &["Escape"]).await;
+    page.until("document.querySelector('dialog') === null").await;
+    press(&mut page, &["g", "n"]).await;
     page.until("location.pathname === '/'").await;
     page.eval("history.back()").await;
     page.until("location.pathname === '/log' && document.querySelector('h1').textContent === 'Log'").await;
@@ -128,7 +132,8 @@ async fn names_that_are_markup_stay_text() {
     send(&process, "GET /%3Cscript%3Ealert(1)%3C/script%3E", "web.shop.localhost", &[], "").await;
     let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
     let mut page = signed_in(&mut browser, &process).await;
-    for (view, text) in [("/services", HOSTILE), ("/requests", "alert(1)"), ("/log", ""), ("/", "")] {
+    // A Service that no API server would have is in no list.
+    for (view, text) in [("/services", "shop/web"), ("/requests", "alert(1)"), ("/log", ""), ("/", "")] {
         let address = format!("http://adit.localhost:{}{view}", process.http.port());
         page.goto(&address).await;
         page.until(&format!("document.body.innerText.includes({})", json!(text))).await;
@@ -138,6 +143,7 @@ async fn names_that_are_markup_stay_text() {
             "{view}"
         );
         assert_ne!(page.eval("document.title").await, json!("owned"), "{view}");
+        assert!(view != "/services" || !page.text().await.contains(HOSTILE));
         assert_eq!(page.eval("refused").await, json!([]), "{view}");
     }
 }
@@ -263,5 +269,61 @@ async fn axe_finds_nothing() {
                 }
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen() {
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    many(&process);
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    press(&mut page, &["g", "s"]).await;
+    let row_count = "Number(document.querySelector('table').getAttribute('aria-rowcount'))";
+    page.until(&format!("{row_count} > 2000")).await;
+    let rows = "document.querySelectorAll('tbody tr[tabindex]').length";
+    assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
+    // What the rows do not stand for, the page is as long for.
+    let height = "document.querySelector('tbody').offsetHeight";
+    assert!(page.eval(height).await.as_u64() > Some(2000 * 20), "{}", page.eval(height).await);
+
+    press(&mut page, &["j", "j"]).await;
+    page.until("document.activeElement.getAttribute('aria-rowindex') === '3'").await;
+    page.eval("window.focused = document.activeElement; scrollTo(0, document.documentElement.scrollHeight)").await;
+    page.until(&format!("document.querySelector(`tbody tr[aria-rowindex=\"${{{row_count}}}\"]`) !== null")).await;
+    let is_seen = "(() => { const box = document.querySelector('tbody tr:last-of-type').getBoundingClientRect(); return box.bottom > 0 && box.top < innerHeight; })()";
+    page.until(is_seen).await;
+    assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
+
+    // Events change cells, and nothing else: not the focus of a row that is far away, and not where the page is.
+    page.eval("window.changes = 0; new MutationObserver(list => { changes += list.length; }).observe(document.querySelector('tbody'), {childList: true, subtree: true, characterData: true}); window.at = scrollY").await;
+    for _ in 0..20 {
+        assert!(process.serves("web.shop.localhost").await);
+    }
+    let is_counted = "[...document.querySelectorAll('tbody tr[tabindex]')].some(row => row.innerText.includes('shop/web') && row.innerText.includes('\\t21\\t'))";
+    page.until(is_counted).await;
+    assert!(page.eval("changes").await.as_u64() < Some(200), "{}", page.eval("changes").await);
+    page.until("document.activeElement === focused && focused.matches('tr[aria-current]') && scrollY === at").await;
+    // The next row is brought into sight.
+    press(&mut page, &["j"]).await;
+    page.until(
+        "document.activeElement.getAttribute('aria-rowindex') === '4' && document.activeElement.getBoundingClientRect().top > 0 \
+         && document.activeElement.getBoundingClientRect().bottom < innerHeight",
+    )
+    .await;
+    assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
+    assert_eq!(page.eval("refused").await, json!([]));
+}
+
+/// Puts two thousand ports of Services into the demo's cluster, each of which is a row.
+fn many(process: &Process) {
+    let world = process.demo.world();
+    for at in 0..100 {
+        let port =
+            |at: u16| json!({"name": format!("http-{at}"), "port": 8000 + at, "protocol": "TCP", "targetPort": 8080});
+        let ports: Vec<Value> = (0..20).map(port).collect();
+        let spec = json!({"selector": {"app": "many"}, "clusterIP": format!("10.97.0.{}", at + 1), "ports": ports});
+        world.put("services", json!({"metadata": {"namespace": "shop", "name": format!("many-{at}")}, "spec": spec}));
     }
 }
