@@ -51,6 +51,11 @@ browser:
     if [ -e "$axe" ]; then export ADIT_AXE=$PWD/$axe; else echo "axe-core cannot be fetched: accessibility is not judged"; fi
     cargo test --features browser --test it browser:: -- --test-threads 1
 
+# The pictures of docs/images/dashboard, of a demo that has run for some minutes; pngquant makes them small
+pictures:
+    ADIT_PICTURES=$PWD/docs/images/dashboard cargo test --features browser --test it browser::pictures -- --ignored
+    pngquant --force --ext .png --skip-if-larger docs/images/dashboard/*.png
+
 # adit beside kubectl, on the cluster that KUBECONFIG names: just bench-peers [--rounds 3] [--round-trip 20]
 bench-peers *options:
     cargo bench --features e2e --bench compare -- {{options}}

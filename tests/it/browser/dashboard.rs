@@ -2,7 +2,6 @@
 
 use std::{fs, path::PathBuf};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use super::{
@@ -17,6 +16,15 @@ const HOSTILE: &str = "<img src=x onerror=document.title='owned'>";
 /// Collects what the policy has refused, from the first script on.
 const WATCH: &str = "window.refused = []; addEventListener('securitypolicyviolation', event => refused.push(event.violatedDirective + ' ' + event.blockedURI));";
 
+/// The views, each with the name that its pictures have.
+pub const VIEWS: [(&str, &str); 5] = [
+    ("now", "/"),
+    ("services", "/services"),
+    ("tunnel", "/tunnel/demo%2Fshop%2Fweb"),
+    ("requests", "/requests"),
+    ("log", "/log"),
+];
+
 /// Opens a tab that is signed in.
 async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b> {
     let (_, link, _) = process.command(&["ui", "--print"]).await;
@@ -28,7 +36,7 @@ async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b>
 }
 
 /// Presses keys one after the other.
-async fn press(page: &mut Page<'_>, keys: &[&str]) {
+pub async fn press(page: &mut Page<'_>, keys: &[&str]) {
     for key in keys {
         let text = match *key {
             "Enter" => "\r",
@@ -224,49 +232,41 @@ async fn two_adits_keep_both_sign_ins_and_a_lost_one_is_said() {
     page.until("!document.querySelector('#notice').hidden && document.body.classList.contains('stale')").await;
 }
 
+/// Returns the script of axe-core, if it was fetched.
+fn axe() -> Option<String> {
+    Some(fs::read_to_string(PathBuf::from(std::env::var_os("ADIT_AXE")?)).expect("axe-core"))
+}
+
+/// Returns what axe-core finds fault with.
+async fn judged(page: &mut Page<'_>, axe: &str) -> Value {
+    page.eval(axe).await;
+    page.eval("axe.run().then(found => found.violations.map(each => `${each.id}: ${each.nodes[0].html}`))").await
+}
+
 #[tokio::test]
 async fn axe_finds_nothing() {
-    let Some(axe) = std::env::var_os("ADIT_AXE").map(PathBuf::from) else {
-        // `just browser` says so.
-        return;
-    };
-    let axe = fs::read_to_string(axe).expect("axe-core");
+    // `just browser` says where there is none.
+    let Some(axe) = axe() else { return };
     let process = Process::start("", &[]).await;
     assert!(process.serves("web.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
     let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
     let mut page = signed_in(&mut browser, &process).await;
-    let shots = std::env::var_os("ADIT_SCREENSHOTS").map(PathBuf::from);
     for scheme in ["light", "dark"] {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         page.call("Emulation.setEmulatedMedia", features).await;
         for width in [1440, 800, 320] {
             let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
             page.call("Emulation.setDeviceMetricsOverride", size).await;
-            for (name, path) in [
-                ("now", "/"),
-                ("services", "/services"),
-                ("tunnel", "/tunnel/demo%2Fshop%2Fweb"),
-                ("requests", "/requests"),
-                ("log", "/log"),
-            ] {
+            for (name, path) in VIEWS {
                 page.goto(&format!("http://adit.localhost:{}{path}", process.http.port())).await;
                 page.until("document.querySelector('tbody tr') !== null").await;
                 if name == "requests" {
                     press(&mut page, &["j", "Enter"]).await;
                     page.until("!document.querySelector('aside').hidden").await;
                 }
-                page.eval(&axe).await;
-                let found = page
-                    .eval("axe.run().then(found => found.violations.map(each => `${each.id}: ${each.nodes[0].html}`))")
-                    .await;
-                assert_eq!(found, json!([]), "{name} at {width}, {scheme}");
+                assert_eq!(judged(&mut page, &axe).await, json!([]), "{name} at {width}, {scheme}");
                 let overflow = page.eval("document.documentElement.scrollWidth <= innerWidth").await;
                 assert_eq!(overflow, json!(true), "{name} at {width} scrolls to the side");
-                if let Some(folder) = &shots {
-                    let shot: Value = page.call("Page.captureScreenshot", json!({"format": "png"})).await;
-                    let bytes = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
-                    fs::write(folder.join(format!("{name}-{width}-{scheme}.png")), bytes).unwrap();
-                }
             }
         }
     }
@@ -313,6 +313,9 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     )
     .await;
     assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
+    if let Some(axe) = axe() {
+        assert_eq!(judged(&mut page, &axe).await, json!([]));
+    }
     assert_eq!(page.eval("refused").await, json!([]));
 }
 
