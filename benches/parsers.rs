@@ -83,7 +83,7 @@ fn writer(criterion: &mut Criterion) {
             runtime.spawn(node(far));
             let connection = Connection::start(Box::new(near), 80, Arc::new(Fate::new(Arc::default())));
             drop(guard);
-            let mut open: Vec<_> = (0..streams).map(|_| connection.open(None).expect("it is new")).collect();
+            let mut open: Vec<_> = (0..streams).map(|_| connection.open().expect("it is new")).collect();
             bencher.iter(|| {
                 runtime.block_on(async {
                     let piece = vec![7; PIECE];

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::{BoxedIo, prefixed::Prefixed},
+    io::{BoxedIo, upgraded::connection_of},
 };
 
 /// A list of Services waits for an API server.
@@ -278,10 +278,7 @@ pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<BoxedIo, Cal
     loop {
         tokio::select! {
             done = &mut exchange => return match done.map_err(silent)? {
-                Ok(upgraded) => Ok(match upgraded.downcast::<TokioIo<UnixStream>>() {
-                    Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),
-                    Err(upgraded) => Box::new(TokioIo::new(upgraded)),
-                }),
+                Ok(upgraded) => Ok(connection_of::<UnixStream>(upgraded)),
                 Err((code, body)) => Err(refused(code, &body)),
             },
             // It ends with the switch.

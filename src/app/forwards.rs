@@ -14,9 +14,9 @@ use super::BindError;
 use crate::{
     backend::Backend,
     drain::Drain,
-    frontend::{Connection, door::Door, tcp},
+    frontend::{Connection, client_socket::ClientSocket, door::Door, tcp},
     io::{
-        abandoned::Ends,
+        Io,
         accept::{self, Admission, Limits, Names, Place},
     },
     listener::bind::Kind,
@@ -92,10 +92,11 @@ impl Forwards {
             let admission = Admission::new(Limits::default(), Names::default());
             let serve = |stream: TcpStream, peer, place: Place| {
                 let (id, door) = (this.next_connection.fetch_add(1, Ordering::Relaxed), door.clone());
-                let connection = Connection { id, peer, local, ends: Ends::between(peer, local), place, door };
+                let connection =
+                    Connection { id, peer, local, socket: ClientSocket::between(peer, local), place, door };
                 this.drain.spawn(serve(stream, Arc::new(connection)));
             };
-            let refuse = |stream, _| async move { tcp::reset(&stream) };
+            let refuse = |mut stream: TcpStream, _| async move { stream.reset() };
             tokio::select! {
                 never = accept::accept(&listener, &admission, SPARE, serve, refuse) => match never {},
                 () = this.drain.started() => {}

@@ -210,7 +210,7 @@ impl Reach {
     pub async fn stream(&self, route: &Route) -> Result<(Lease, BoxedIo), ReachError> {
         let cannot = |error| ReachError::Open { target: route.target.clone(), error };
         let lease = self.forwards.tunnels().acquire(&route.target, route.idle_timeout).await.map_err(cannot)?;
-        let stream = lease.connect(None).await.map_err(cannot)?;
+        let stream = lease.connect().await.map_err(cannot)?;
         Ok((lease, stream))
     }
 }

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     config::{Command, CommandMode},
-    io::{BoxedIo, abandoned::Ends, held::Held},
+    io::{BoxedIo, held::Held},
     k8s::client::Clusters,
 };
 
@@ -191,7 +191,7 @@ impl ListenSession {
 }
 
 impl Session for ListenSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let port = self.port.number();
             let connected = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
@@ -257,7 +257,7 @@ struct StdioSession {
 }
 
 impl Session for StdioSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = process::stream(&self.command, &self.program, self.wait.clone()).map_err(|error| {
                 let cause = error.cause().unwrap_or_default();
@@ -366,8 +366,8 @@ mod tests {
     #[tokio::test]
     async fn a_process_for_each_connection_speaks_over_its_standard_streams() {
         let session = commands().open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();
-        let (mut one, _) = session.connect(None).await.unwrap();
-        let (mut other, _) = session.connect(None).await.unwrap();
+        let (mut one, _) = session.connect().await.unwrap();
+        let (mut other, _) = session.connect().await.unwrap();
         one.write_all(b"one").await.unwrap();
         other.write_all(b"other").await.unwrap();
         one.shutdown().await.unwrap();
@@ -375,7 +375,7 @@ mod tests {
         one.read_to_string(&mut back).await.unwrap();
         assert_eq!((back.as_str(), session.gauges().streams.load(Ordering::Relaxed)), ("one", 2));
         let failing = commands().open(&command(&["sh", "-c", "echo no >&2; exit 1"], CommandMode::Stdio)).await;
-        let (mut stream, _) = failing.unwrap().connect(None).await.unwrap();
+        let (mut stream, _) = failing.unwrap().connect().await.unwrap();
         assert!(stream.read_to_string(&mut back).await.unwrap_err().to_string().contains("no"));
     }
 }

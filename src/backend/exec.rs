@@ -27,7 +27,7 @@ use self::{
 use super::{CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges};
 use crate::{
     config::{Jump, JumpMethod, Label, Namespace, Workload},
-    io::{BoxedIo, abandoned::Ends, held::Held},
+    io::{BoxedIo, held::Held},
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
@@ -218,7 +218,7 @@ impl JumpSession {
 }
 
 impl Session for JumpSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(self.open_stream())
     }
 

@@ -21,12 +21,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    config::PortRef,
-    io::{BoxedIo, abandoned::Ends},
-    k8s::client::Clusters,
-    routing::Target,
-};
+use crate::{config::PortRef, io::BoxedIo, k8s::client::Clusters, routing::Target};
 
 /// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
 pub trait Backend: Send + Sync + 'static {
@@ -107,20 +102,16 @@ impl Backend for Backends {
 /// A way to the endpoints of a target, over which many streams go.
 pub trait Session: Send + Sync + 'static {
     /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
-    /// refuses shows as a read error that carries a [`StreamFault`]. `client`: for whom, where it can be found out when it is gone.
+    /// refuses shows as a read error that carries a [`StreamFault`].
     ///
     /// # Errors
     /// [`ConnectError`] says whether the session takes other streams.
-    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>>;
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>>;
 
     /// Opens a stream to one of [`pods`](Self::pods); where it is gone, as [`connect`](Self::connect) does.
-    fn connect_to<'a>(
-        &'a self,
-        pod: &'a str,
-        client: Option<Ends>,
-    ) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect_to<'a>(&'a self, pod: &'a str) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
         let _ = pod;
-        self.connect(client)
+        self.connect()
     }
 
     /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.

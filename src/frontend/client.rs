@@ -5,8 +5,7 @@ use std::{fs, path::PathBuf};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    frontend::Connection,
-    io::abandoned::Ends,
+    frontend::{Connection, client_socket::ClientSocket},
     journal::{
         Journal,
         entry::{Client, Program},
@@ -18,20 +17,20 @@ pub fn look_for(journal: &Journal, connection: &Connection) -> Option<Client> {
     if !journal.is_audited() {
         return None;
     }
-    let (client, ends) = (Client::default(), connection.ends);
+    let (client, socket) = (Client::default(), connection.socket);
     let found = client.clone();
-    tokio::spawn(async move { wait_for(&found, ends).await });
+    tokio::spawn(async move { wait_for(&found, socket).await });
     Some(client)
 }
 
 /// Waits until the program is known, as far as it can be. Requests do: their client may be gone a moment later.
-pub async fn wait_for(client: &Client, ends: Option<Ends>) {
-    let look = || async { spawn_blocking(move || program(ends)).await.unwrap_or_default() };
+pub async fn wait_for(client: &Client, socket: ClientSocket) {
+    let look = || async { spawn_blocking(move || program(socket)).await.unwrap_or_default() };
     client.0.get_or_init(look).await;
 }
 
-fn program(ends: Option<Ends>) -> Program {
-    let Some((uid, inode)) = ends.and_then(Ends::owner) else { return Program::default() };
+fn program(socket: ClientSocket) -> Program {
+    let Some((uid, inode)) = socket.owner() else { return Program::default() };
     let (pid, path) = process_with(inode).unzip();
     Program { uid: Some(uid), pid, path }
 }
@@ -60,10 +59,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, peer) = listener.accept().await.unwrap();
-        let found = program(Ends::between(peer, server.local_addr().unwrap()));
+        let found = program(ClientSocket::between(peer, server.local_addr().unwrap()));
         let this = std::env::current_exe().unwrap();
         assert_eq!((found.pid, found.path), (Some(std::process::id()), Some(this)));
         assert_eq!(found.uid, Some(rustix::process::getuid().as_raw()));
-        assert_eq!(program(None), Program::default());
+        assert_eq!(program(ClientSocket::UNKNOWN), Program::default());
     }
 }

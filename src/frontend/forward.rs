@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Connection,
+    client_socket::ClientSocket,
     http::{HttpFrontend, rules::ReadOnly},
     join::join,
     noted,
@@ -104,7 +105,7 @@ impl Forward {
         connection: &Connection,
     ) -> Result<(Reached, Ongoing), ForwardError> {
         let mut noted = noted::begin_unrouted(&self.tunnels, kind, &asked.authority(), connection).await;
-        match self.open(asked, connection, &mut noted).await {
+        match self.open(asked, &mut noted).await {
             Ok(reached) => Ok((reached, noted)),
             Err(error) => {
                 noted.error(error.code().as_str());
@@ -113,7 +114,7 @@ impl Forward {
         }
     }
 
-    async fn open(&self, asked: &Asked, connection: &Connection, noted: &mut Ongoing) -> Result<Reached, ForwardError> {
+    async fn open(&self, asked: &Asked, noted: &mut Ongoing) -> Result<Reached, ForwardError> {
         let (found, may_be_direct) = {
             let router = self.router.load();
             let context = asked.context.as_ref().filter(|named| !self.is_of_jvm(named, &router));
@@ -134,7 +135,7 @@ impl Forward {
         }
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let (stream, placement) = lease.connect_taken(connection.ends).await?;
+            let (stream, placement) = lease.connect_taken().await?;
             noted::reached(noted, &placement);
             Ok::<_, OpenError>((lease, stream))
         };
@@ -177,9 +178,9 @@ fn user_of(users: &str, id: u32) -> Option<String> {
 
 impl Reached {
     /// Moves the bytes of a client until both sides have ended.
-    pub async fn join(self, client: &mut BoxedIo, mut noted: Ongoing) -> SpliceEnd {
+    pub async fn join(self, client: &mut BoxedIo, socket: ClientSocket, mut noted: Ongoing) -> SpliceEnd {
         let end = match self {
-            Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease).await,
+            Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease, socket).await,
             Self::Direct(mut stream) => splice(client, &mut stream).await,
         };
         noted::ended(&mut noted, &end);

@@ -5,20 +5,32 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    io::splice::{Side, Splice, SpliceEnd},
+    frontend::client_socket::ClientSocket,
+    io::{
+        Io,
+        splice::{Side, Splice, SpliceEnd},
+    },
     tunnel::Lease,
 };
 
+/// Does what [`carry`] does, and resets the side that did not break.
+pub async fn join(client: &mut impl Io, backend: &mut impl Io, lease: &Lease, socket: ClientSocket) -> SpliceEnd {
+    let end = carry(client, backend, lease, socket).await;
+    end.reset_other(client, backend);
+    end
+}
+
 /// Moves bytes both ways until both have ended, one breaks, or the tunnel is stopped.
 ///
-/// A tunnel that is stopped is a backend that broke, also for a client that does not read and so would not notice. How the
+/// A client whose socket is closed waits for no answer, and the backend learns that. A tunnel that is stopped is a backend that broke, also for a client that does not read and so would not notice. How the
 /// backend broke is noted for `adit status`.
-pub async fn join<C, B>(client: &mut C, backend: &mut B, lease: &Lease) -> SpliceEnd
+pub async fn carry<C, B>(client: &mut C, backend: &mut B, lease: &Lease, socket: ClientSocket) -> SpliceEnd
 where
     C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    B: Io,
 {
-    let mut splice = Splice::new(client, backend);
+    let is_gone = move || socket.is_closed();
+    let mut splice = Splice::new(client, backend).asking(&is_gone);
     let broken = tokio::select! {
         broken = async {
             tokio::select! {

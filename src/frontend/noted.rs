@@ -26,7 +26,7 @@ pub fn leads(noted: &mut Ongoing, route: &Route) {
 /// Waits until the client is known, where it is looked for: it may be gone a moment later.
 async fn known(noted: Ongoing, connection: &Connection) -> Ongoing {
     if let Some(client) = &noted.entry.client {
-        client::wait_for(client, connection.ends).await;
+        client::wait_for(client, connection.socket).await;
     }
     noted
 }

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use self::sessions::{Sessions, Watched};
 use super::{
     Connection,
+    client_socket::ClientSocket,
     greeting::{self, Greeting, GreetingError},
     http::HttpFrontend,
     join, noted,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     error_code::ErrorCode,
-    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
+    io::{BoxedIo, Io, prefixed::Prefixed, read_ahead::ReadAhead},
     journal::{Kind, Ongoing},
     routing::{SharedRouter, Target},
     tunnel::{Lease, Manager, OpenError, StreamFault},
@@ -103,7 +104,7 @@ impl PostgresFrontend {
             let sending = async {
                 let lease =
                     self.tunnels.acquire(&place.target, place.idle_timeout).await.map_err(std::io::Error::other)?;
-                let connected = lease.connect_to(Some(&place.pod), None).await;
+                let connected = lease.connect_to(Some(&place.pod)).await;
                 let (mut backend, _) = connected.map_err(std::io::Error::other)?;
                 backend.write_all(message).await?;
                 backend.flush().await?;
@@ -144,7 +145,7 @@ impl PostgresFrontend {
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = self.sessions.pod_of(connection.peer, &route.target);
-            let (backend, placement) = lease.connect_to(pod.as_deref(), connection.ends).await?;
+            let (backend, placement) = lease.connect_to(pod.as_deref()).await?;
             Ok::<_, OpenError>((lease, backend, placement))
         };
         let (lease, mut backend, placement) = match reached.await {
@@ -164,7 +165,7 @@ impl PostgresFrontend {
             Ok(true) => {
                 let mut client = stream;
                 let backend = watched(backend, true);
-                join(&mut client, backend, greeting.bytes, &lease, &mut noted).await;
+                join(&mut client, backend, greeting.bytes, &lease, connection.socket, &mut noted).await;
             }
             // It speaks plaintext from here on.
             Ok(false) => {
@@ -181,7 +182,7 @@ impl PostgresFrontend {
                             }
                             _ => {
                                 let backend = watched(backend, false);
-                                join(&mut client, backend, first.freeze(), &lease, &mut noted).await;
+                                join(&mut client, backend, first.freeze(), &lease, connection.socket, &mut noted).await;
                             }
                         }
                     }
@@ -220,15 +221,19 @@ async fn first_message<C: tokio::io::AsyncRead + Unpin>(client: &mut C) -> Bytes
     received
 }
 
-async fn join<C>(client: &mut C, mut backend: Watched, first: Bytes, lease: &Lease, noted: &mut Ongoing)
-where
-    C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
+async fn join(
+    client: &mut impl Io,
+    mut backend: Watched,
+    first: Bytes,
+    lease: &Lease,
+    socket: ClientSocket,
+    noted: &mut Ongoing,
+) {
     if let Err(error) = backend.write_all(&first).await {
         noted.error(&error.to_string());
         return lease.note_error(&error);
     }
-    let end = join::join(client, &mut backend, lease).await;
+    let end = join::join(client, &mut backend, lease, socket).await;
     noted::ended(noted, &end);
     let entry = &noted.entry;
     info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");

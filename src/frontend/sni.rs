@@ -132,7 +132,7 @@ impl SniFrontend {
         let reached = async {
             let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
             let pod = is_postgres.then(|| self.postgres.sessions().pod_of(connection.peer, &route.target)).flatten();
-            let (backend, placement) = lease.connect_to(pod.as_deref(), connection.ends).await?;
+            let (backend, placement) = lease.connect_to(pod.as_deref()).await?;
             Ok::<(Lease, BoxedIo, Placement), OpenError>((lease, backend, placement))
         };
         let (lease, mut backend, placement) = reached.await.map_err(|error| {
@@ -162,9 +162,9 @@ impl SniFrontend {
             true => {
                 let sessions = self.postgres.sessions().clone();
                 let backend = Watched::new(backend, sessions, connection.peer, &route, placement.pod());
-                join(stream, &mut backend.of_postgres(true), &lease).await
+                join(stream, &mut backend.of_postgres(true), &lease, connection.socket).await
             }
-            false => join(stream, &mut backend, &lease).await,
+            false => join(stream, &mut backend, &lease, connection.socket).await,
         };
         noted::ended(&mut noted, &end);
         info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = ?end.broken, "sni connection");

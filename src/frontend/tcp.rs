@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::BytesMut;
-use socket2::SockRef;
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -18,13 +17,13 @@ use tracing::{debug, info, warn};
 use crate::{
     frontend::{
         Connection,
-        join::join,
+        join::{carry, join},
         noted,
         postgres::{PostgresFrontend, sessions::Watched},
         proxied,
         refusal::{self, Refusal},
     },
-    io::{prefixed::Prefixed, splice::Side},
+    io::{Io, prefixed::Prefixed, splice::Side},
     journal::Kind,
     metrics::Metrics,
     routing::{Route, Router, SharedRouter},
@@ -57,9 +56,9 @@ impl TcpFrontend {
     }
 
     /// Refuses a client at the open-file limit.
-    pub fn refuse(&self, client: TcpStream) {
+    pub fn refuse(&self, mut client: TcpStream) {
         self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
-        reset(&client);
+        client.reset();
     }
 
     /// Serves one connection of the route that listens on `listener`, as that is when this is called: a reload before the
@@ -90,7 +89,7 @@ impl TcpFrontend {
             Ok(proxied) => proxied,
             Err(error) => {
                 info!(connection = connection.id, peer = %connection.peer, %listener, %error, "closed");
-                return reset(&client);
+                return client.reset();
             }
         };
         let route = router.tcp(listener);
@@ -99,7 +98,7 @@ impl TcpFrontend {
             Ok(route) => route,
             Err(error) => {
                 warn!(%listener, %error, hint = error.hint(), "closed: no route");
-                return reset(&client);
+                return client.reset();
             }
         };
         let mut noted = noted::begin(&self.tunnels, Kind::Tcp, &listener.to_string(), &route, &connection).await;
@@ -121,7 +120,7 @@ impl TcpFrontend {
             Ok(lease) => {
                 let pod = sessions.pod_of(connection.peer, &route.target);
                 let connected = tokio::select! {
-                    connected = lease.connect_to(pod.as_deref(), connection.ends) => connected,
+                    connected = lease.connect_to(pod.as_deref()) => connected,
                     () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before it was served"),
                 };
                 connected.map(|(backend, placement)| (lease, backend, placement))
@@ -138,7 +137,8 @@ impl TcpFrontend {
         };
         noted::reached(&mut noted, &placement);
         let mut backend = Watched::new(backend, sessions.clone(), connection.peer, &route, placement.pod());
-        let end = join(&mut Prefixed::new(received.freeze(), &mut client), &mut backend, &lease).await;
+        let mut greeted = Prefixed::new(received.freeze(), &mut client);
+        let end = carry(&mut greeted, &mut backend, &lease, connection.socket).await;
         noted::ended(&mut noted, &end);
         match &end.broken {
             Some((Side::Backend, error)) => {
@@ -149,7 +149,7 @@ impl TcpFrontend {
                         let refusal = Refusal::of_stream(fault, &route.target);
                         Box::pin(self.turn_away(client, backend.first().into(), database, &refusal)).await;
                     }
-                    _ => reset(&client),
+                    _ => client.reset(),
                 }
             }
             Some((Side::Client, error)) => {
@@ -171,7 +171,7 @@ impl TcpFrontend {
         refusal: &Refusal,
     ) {
         if !refusal::refuse(&mut client, received, database, refusal, self.postgres.tls()).await {
-            reset(&client);
+            client.reset();
         }
     }
 
@@ -200,7 +200,7 @@ pub async fn forward(
     let mut noted = noted::begin(tunnels, Kind::Tcp, &listener.to_string(), route, connection).await;
     let reached = async {
         let lease = tunnels.acquire(&route.target, route.idle_timeout).await?;
-        let (stream, placement) = lease.connect_to(None, connection.ends).await?;
+        let (stream, placement) = lease.connect_to(None).await?;
         Ok::<_, OpenError>((lease, stream, placement))
     };
     // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
@@ -213,22 +213,15 @@ pub async fn forward(
         Err(error) => {
             noted::failed(&mut noted, &error);
             warn!(%listener, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "closed: no tunnel");
-            return reset(&client);
+            return client.reset();
         }
     };
     noted::reached(&mut noted, &placement);
-    let end = join(&mut client, &mut backend, &lease).await;
+    let end = join(&mut client, &mut backend, &lease, connection.socket).await;
     noted::ended(&mut noted, &end);
     if let Some((Side::Backend, error)) = &end.broken {
         info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
-        reset(&client);
     }
-}
-
-/// Lets the close that follows be a reset: the client must not take what it has for all there was.
-pub fn reset(client: &TcpStream) {
-    // It fails only on a socket that is closed already.
-    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }
 
 /// Resolves when the client has reset its connection. One that has ended its own direction may still want an answer.

@@ -16,6 +16,7 @@ use tracing::{debug, info};
 
 use self::certs::Certs;
 use super::{
+    client_socket::ClientSocket,
     greeting::{self, DECODE_ERROR, GreetingError},
     http::{HttpFrontend, HttpVersion},
     join::join,
@@ -26,7 +27,7 @@ use crate::{
     config::{ClientTls, PortRef, Scheme},
     drain::Drain,
     frontend::{Connection, noted},
-    io::{BoxedIo, abandoned::Ends, prefixed::Prefixed, read_ahead::ReadAhead},
+    io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
     journal::{Kind, Ongoing},
     metrics::Metrics,
     routing::{Route, SharedRouter},
@@ -97,7 +98,7 @@ impl TlsFrontend {
         }
         let (hello, received) = (greeting.hello, greeting.bytes);
         match self.backend(&hello, &received, &connection).await {
-            Some((backend, lease, noted)) => pass_through(stream, backend, lease, noted).await,
+            Some((backend, lease, noted)) => pass_through(stream, backend, lease, noted, connection.socket).await,
             None => Box::pin(self.terminate(Prefixed::new(received, stream), connection, drain)).await,
         }
     }
@@ -136,7 +137,7 @@ impl TlsFrontend {
             noted::reached(&mut noted, placement);
             noted
         };
-        match greet(&lease, connection.ends, received, waits).await {
+        match greet(&lease, received, waits).await {
             Ok(Greeted::Tls(backend, placement)) => {
                 protocols.learn(&route, &endpoint, Asks::Http, Scheme::Https);
                 let noted = noted(&placement).await;
@@ -197,8 +198,8 @@ enum Greeted {
 
 /// Opens a stream to the backend, sends it the ClientHello, and waits for its first bytes: a handshake or an alert (RFC 8446, section
 /// 5.1), if it speaks TLS. The client has seen nothing yet, and can still get an error page. `waits`: a silent backend counts.
-async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
-    let (mut backend, placement) = lease.connect_to(None, client).await.map_err(io::Error::other)?;
+async fn greet(lease: &Lease, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
+    let (mut backend, placement) = lease.connect_to(None).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;
     let mut first = BytesMut::with_capacity(16 * 1024);
     let deadline = Instant::now() + FIRST_BYTE_TIMEOUT;
@@ -215,8 +216,14 @@ async fn greet(lease: &Lease, client: Option<Ends>, hello: &Bytes, waits: bool) 
     })
 }
 
-async fn pass_through(mut client: BoxedIo, mut backend: BoxedIo, lease: Lease, mut noted: Ongoing) {
-    let end = join(&mut client, &mut backend, &lease).await;
+async fn pass_through(
+    mut client: BoxedIo,
+    mut backend: BoxedIo,
+    lease: Lease,
+    mut noted: Ongoing,
+    socket: ClientSocket,
+) {
+    let end = join(&mut client, &mut backend, &lease, socket).await;
     noted::ended(&mut noted, &end);
     let entry = &noted.entry;
     info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "tls connection");

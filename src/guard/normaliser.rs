@@ -24,7 +24,10 @@ use tokio::{
 
 use self::gate::Follows;
 pub use self::gate::{Busy, Gate, Refused};
-use crate::wire::http1::{self, Framing, Piece, Refusal};
+use crate::{
+    io::{Io, said_to_inner},
+    wire::http1::{self, Framing, Piece, Refusal},
+};
 
 /// Longer than any method that is taken for HTTP when a connection is sniffed.
 pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
@@ -409,6 +412,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
             }
         }
     }
+}
+
+impl<T: Io> Io for Normaliser<T> {
+    said_to_inner!();
 }
 
 impl<T: AsyncWrite + Unpin> Normaliser<T> {

@@ -8,6 +8,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::{Io, said_to_inner};
+
 /// Makes a stream's writes those of its field `inner`.
 macro_rules! write_through {
     () => {
@@ -60,4 +62,8 @@ impl<T: AsyncRead + Unpin, G: Unpin> AsyncRead for Held<T, G> {
 
 impl<T: AsyncWrite + Unpin, G: Unpin> AsyncWrite for Held<T, G> {
     write_through!();
+}
+
+impl<T: Io, G: Send + Unpin + 'static> Io for Held<T, G> {
+    said_to_inner!();
 }

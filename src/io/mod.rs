@@ -1,13 +1,20 @@
 //! Byte streams. Knows no protocol.
 
-pub mod abandoned;
 pub mod accept;
 pub mod held;
 pub mod prefixed;
 pub mod read_ahead;
 pub mod splice;
+pub mod upgraded;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::{client, server};
 
 /// A connection in both directions, whatever carries it.
 ///
@@ -17,10 +24,66 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// - an error of a read: the connection broke (`ConnectionReset` where the peer reset it), and what was
 ///   read so far may be incomplete. A client in front is reset in turn, never told a clean end;
 /// - `shutdown`: no more bytes will be written, but the reply is still wanted;
-/// - drop: nothing is wanted any more, in either direction.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+/// - drop: nothing is wanted any more, in either direction. Behind a `shutdown` that is a clean end. Without one the carrier
+///   tells the peer that something is missing, if it can; TCP needs [`reset`](Self::reset) for that.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// Makes the drop that follows a reset: the peer must not take what it has for all there was.
+    fn reset(&mut self) {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+    /// Behind `shutdown`: the reply is not wanted any more either. What was written is delivered all the same.
+    fn abandon(&mut self) {}
+}
 
 /// An [`Io`] whose carrier does not matter.
 pub type BoxedIo = Box<dyn Io>;
+
+/// Makes what is said of a stream what is said of its field `inner`.
+macro_rules! said_to_inner {
+    () => {
+        fn reset(&mut self) {
+            self.inner.reset();
+        }
+
+        fn abandon(&mut self) {
+            self.inner.abandon();
+        }
+    };
+}
+
+pub(crate) use said_to_inner;
+
+impl Io for BoxedIo {
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+
+    fn abandon(&mut self) {
+        (**self).abandon();
+    }
+}
+
+impl Io for TcpStream {
+    fn reset(&mut self) {
+        // It fails only on a socket that is closed already.
+        let _ = SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<T: Io> Io for client::TlsStream<T> {
+    fn reset(&mut self) {
+        self.get_mut().0.reset();
+    }
+}
+
+impl<T: Io> Io for server::TlsStream<T> {
+    fn reset(&mut self) {
+        self.get_mut().0.reset();
+    }
+}
+
+impl Io for UnixStream {}
+
+impl Io for DuplexStream {}
+
+#[cfg(test)]
+impl Io for tokio_test::io::Mock {}

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::held::write_through;
+use super::{Io, held::write_through, said_to_inner};
 
 /// Reads `prefix` first, then what the inner stream yields; writes go through.
 #[derive(Debug)]
@@ -47,6 +47,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
     write_through!();
+}
+
+impl<T: Io> Io for Prefixed<T> {
+    said_to_inner!();
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{held::write_through, prefixed::take};
+use super::{Io, held::write_through, prefixed::take, said_to_inner};
 
 /// Size of one read: four TLS records.
 const CHUNK: usize = 64 * 1024;
@@ -45,6 +45,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for ReadAhead<T> {
     write_through!();
+}
+
+impl<T: Io> Io for ReadAhead<T> {
+    said_to_inner!();
 }
 
 #[cfg(test)]

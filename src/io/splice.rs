@@ -15,6 +15,8 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use super::Io;
+
 /// The copy buffer. It is on the stack, so that a connection that is idle, or whose reader keeps up, holds none. Four records
 /// of TLS, less what a layer between may put before it: a few bytes more would be a record of their own.
 const CHUNK: usize = 64 * 1024 - 4;
@@ -36,6 +38,12 @@ const IN_DRAIN: Duration = Duration::from_secs(1);
 /// reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// When to look whether a client is gone, after its end has come: a program may end its direction first, and close later.
+const LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(200)];
+/// Between two looks after these.
+const LATER: Duration = Duration::from_secs(1);
+
 /// One of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -54,15 +62,24 @@ pub struct SpliceEnd {
     pub broken: Option<(Side, io::Error)>,
 }
 
-/// Copies both ways until both have ended, or one breaks; see [`Splice`].
-pub async fn splice<C, B>(client: &mut C, backend: &mut B) -> SpliceEnd
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+impl SpliceEnd {
+    /// Resets the side that did not break: it must not take what it has for all there was.
+    pub fn reset_other(&self, client: &mut impl Io, backend: &mut impl Io) {
+        match self.broken {
+            Some((Side::Client, _)) => backend.reset(),
+            Some((Side::Backend, _)) => client.reset(),
+            None => {}
+        }
+    }
+}
+
+/// Copies both ways until both have ended, or one breaks; then the other is reset. See [`Splice`].
+pub async fn splice(client: &mut impl Io, backend: &mut impl Io) -> SpliceEnd {
     let mut splice = Splice::new(client, backend);
     let broken = splice.run().await;
-    splice.end(broken)
+    let end = splice.end(broken);
+    end.reset_other(client, backend);
+    end
 }
 
 /// A client and a backend that are being joined.
@@ -82,13 +99,17 @@ pub struct Splice<'a, C, B> {
     lingers_since: Option<Instant>,
     /// How long no byte may move once the backend has ended.
     patience: Duration,
+    /// Whether the client is gone, while that is not known.
+    is_gone: Option<&'a (dyn Fn() -> bool + Send + Sync)>,
+    /// How often that was asked, and when the client ended its direction.
+    looks: Option<(u32, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a, C, B> Splice<'a, C, B>
 where
     C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    B: Io,
 {
     pub fn new(client: &'a mut C, backend: &'a mut B) -> Self {
         let (up, down) = (Direction::default(), Direction::default());
@@ -101,8 +122,15 @@ where
             delivered: None,
             lingers_since: None,
             patience: HALF_CLOSED,
+            is_gone: None,
+            looks: None,
             timer: None,
         }
+    }
+
+    /// Asks, once the client has ended its direction, whether it is gone altogether. Then the backend is abandoned.
+    pub fn asking(self, is_gone: &'a (dyn Fn() -> bool + Send + Sync)) -> Self {
+        Self { is_gone: Some(is_gone), ..self }
     }
 
     /// Copies until both have ended. Returns the side that broke, and how.
@@ -134,7 +162,24 @@ where
             (true, Stage::Done) => Poll::Ready(None),
             (true, Stage::Failed) => self.poll_linger(cx),
             (true, Stage::Copying | Stage::Ending) | (false, Stage::Failed) => self.poll_half_closed(cx),
-            (false, Stage::Copying | Stage::Ending | Stage::Done) => Poll::Pending,
+            (false, Stage::Done) => self.poll_gone(cx),
+            (false, Stage::Copying | Stage::Ending) => Poll::Pending,
+        }
+    }
+
+    /// Looks now and then whether a client that has ended its direction still waits for the backend.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
+        let Some(is_gone) = self.is_gone else { return Poll::Pending };
+        loop {
+            let (looks, ended) = *self.looks.get_or_insert_with(|| (0, Instant::now()));
+            let next = LOOKS.get(looks as usize).copied().unwrap_or_else(|| LATER * (looks - LOOKS.len() as u32 + 1));
+            ready!(self.poll_timer(cx, ended + next));
+            self.looks = Some((looks + 1, ended));
+            if is_gone() {
+                self.is_gone = None;
+                self.backend.abandon();
+                return self.poll(cx);
+            }
         }
     }
 
@@ -359,6 +404,8 @@ mod tests {
         }
     }
 
+    impl Io for Refusing {}
+
     impl AsyncWrite for Refusing {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
             Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
@@ -444,6 +491,60 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "slow");
         assert!(splicing.await.unwrap().broken.is_none());
+    }
+
+    /// A backend that notes when it is abandoned.
+    struct Noting(DuplexStream, Option<Instant>);
+
+    impl AsyncRead for Noting {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            match self.1 {
+                Some(_) => Poll::Ready(Ok(())),
+                None => Pin::new(&mut self.0).poll_read(cx, buf),
+            }
+        }
+    }
+
+    impl AsyncWrite for Noting {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl Io for Noting {
+        fn abandon(&mut self) {
+            self.1 = Some(Instant::now());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_is_abandoned_once_its_client_is_gone_and_not_while_it_only_listens() {
+        for (gone_after, noticed_after) in [(0, 0), (1, 2), (150, 200), (2_500, 3_000)] {
+            let (gone_after, noticed_after) = (Duration::from_millis(gone_after), Duration::from_millis(noticed_after));
+            let (mut client, mut front) = duplex(64);
+            let (back, mut backend) = duplex(64);
+            let mut back = Noting(back, None);
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let since = Instant::now();
+            let is_gone = || since.elapsed() >= gone_after;
+            let mut splice = Splice::new(&mut front, &mut back).asking(&is_gone);
+            assert!(splice.run().await.is_none());
+            let noticed = back.1.expect("it is abandoned") - since;
+            assert!((noticed_after..noticed_after + ROUND).contains(&noticed), "{gone_after:?}: {noticed:?}");
+            drop(back);
+            let mut question = String::new();
+            backend.read_to_string(&mut question).await.unwrap();
+            assert_eq!(question, "question");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::io::{BoxedIo, read_ahead::ReadAhead};
+use crate::io::{BoxedIo, Io, read_ahead::ReadAhead};
 
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -191,6 +191,8 @@ impl AsyncWrite for Dialed {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
+
+impl Io for Dialed {}
 
 #[cfg(test)]
 mod tests {

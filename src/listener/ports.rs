@@ -24,11 +24,8 @@ use super::{
 use crate::{
     config::{Config, listen::overlap},
     drain::Drain,
-    frontend::{Connection, door::Door, sni::SniFrontend, tcp::TcpFrontend},
-    io::{
-        abandoned::Ends,
-        accept::{self, Admission, Limits, Names},
-    },
+    frontend::{Connection, client_socket::ClientSocket, door::Door, sni::SniFrontend, tcp::TcpFrontend},
+    io::accept::{self, Admission, Limits, Names},
 };
 
 impl Kind {
@@ -113,12 +110,12 @@ impl Ports {
                             return;
                         }
                         let (id, local) = (next.fetch_add(1, Ordering::Relaxed), stream.local_addr().unwrap_or(local));
-                        let ends = Ends::between(peer, local);
+                        let socket = ClientSocket::between(peer, local);
                         let door = match kind {
                             Kind::Http | Kind::Proxy => frontends.mux.door(kind == Kind::Proxy),
                             Kind::Tcp | Kind::Sni | Kind::Admin => Door::Closed,
                         };
-                        let connection = Arc::new(Connection { id, peer, local, ends, place, door });
+                        let connection = Arc::new(Connection { id, peer, local, socket, place, door });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         let serving: BoxFuture<'static, ()> = match kind {
                             Kind::Http | Kind::Proxy => {

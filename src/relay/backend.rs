@@ -13,7 +13,7 @@ use crate::{
         Backend, CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges,
         StreamFault,
     },
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
     routing::Target,
 };
 
@@ -57,7 +57,7 @@ impl TunnelSession {
 }
 
 impl Session for TunnelSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, MANY).await;
             // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.

@@ -13,6 +13,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::io::Io;
+
 /// The longest chunk that is taken.
 const LONGEST: usize = 64 * 1024;
 
@@ -191,6 +193,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+impl<S: Io> Io for Carrier<S> {}
 
 #[cfg(test)]
 mod tests {

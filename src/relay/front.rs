@@ -85,8 +85,7 @@ impl Front {
         let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
             id += 1;
             let local = stream.local_addr().unwrap_or(peer);
-            let connection =
-                Arc::new(Connection { id, peer, local, ends: None, place: place.clone(), door: Door::Closed });
+            let connection = Arc::new(Connection::remote(id, peer, local, place.clone()));
             let https = https.as_ref().map(|https| https.load_full());
             let visiting = place.run(visit(stream, connection, front.clone(), https, drain.clone()));
             drain.spawn(async move {

@@ -216,7 +216,7 @@ async fn serve(server: Arc<Server>, listener: TcpListener, split: Arc<Split>, dr
     let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
         id += 1;
         let local = stream.local_addr().unwrap_or(peer);
-        let connection = Arc::new(Connection { id, peer, local, ends: None, place: place.clone(), door: Door::Closed });
+        let connection = Arc::new(Connection::remote(id, peer, local, place.clone()));
         let visiting = passing::visit(server.clone(), split.clone(), front.clone(), stream, connection, drain.clone());
         // The relay's own drain: what is in progress goes on when the port is given back.
         let visiting = place.run(visiting);

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::{CloseReason, ConnectError, Endpoint, OpenError, Placement, StreamFault},
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
 };
 
 /// While one is held, or bytes flow, the tunnel is not idle.
@@ -52,17 +52,15 @@ impl Lease {
     ///
     /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
     /// so that a pod that certainly saw none of them can be replaced behind it.
-    ///
-    /// `client`: for whom, so that the pod learns at once when he is gone.
-    pub async fn connect(&self, client: Option<Ends>) -> Result<BoxedIo, OpenError> {
-        self.connect_to(None, client).await.map(|(stream, _)| stream)
+    pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
+        self.connect_to(None).await.map(|(stream, _)| stream)
     }
 
     /// Does the same, and tells where it leads. `pod`: the one that is tried first.
-    pub async fn connect_to(&self, pod: Option<&str>, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
+    pub async fn connect_to(&self, pod: Option<&str>) -> Result<(BoxedIo, Placement), OpenError> {
         let deadline = self.hold.0.stream_deadline();
-        let (inner, placement, running) = connect(&self.hold.0, None, pod, client, deadline).await?;
-        Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running, client)), placement))
+        let (inner, placement, running) = connect(&self.hold.0, None, pod, deadline).await?;
+        Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)), placement))
     }
 
     /// Returns the id of its tunnel.
@@ -175,7 +173,6 @@ pub(super) async fn connect(
     tunnel: &Tunnel,
     avoid: Option<Arc<Running>>,
     pod: Option<&str>,
-    client: Option<Ends>,
     deadline: Instant,
 ) -> Result<(BoxedIo, Placement, Arc<Running>), OpenError> {
     let (mut avoid, mut ended) = (avoid, None);
@@ -190,8 +187,8 @@ pub(super) async fn connect(
         };
         // A session may dial for this, and a network that swallows packets tells nothing for long.
         let connecting = match pod {
-            Some(pod) => running.session.connect_to(pod, client),
-            None => running.session.connect(client),
+            Some(pod) => running.session.connect_to(pod),
+            None => running.session.connect(),
         };
         let connected = tokio::select! {
             connected = within(tunnel, deadline, connecting) => connected,

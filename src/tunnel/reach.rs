@@ -116,7 +116,7 @@ impl Lease {
     /// The pod refused it, or it cannot be reached.
     pub async fn probe(&self, settle: Duration) -> Result<(), OpenError> {
         let deadline = Instant::now() + BUDGET;
-        let (mut stream, ..) = connect(self.tunnel(), None, None, None, deadline).await?;
+        let (mut stream, ..) = connect(self.tunnel(), None, None, deadline).await?;
         let is_jump = self.tunnel().target.pods().is_some_and(|pods| pods.jump.is_some());
         let settle = if is_jump { settle.max(SETTLE_OF_JUMP) } else { settle };
         if is_jump {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     backend::{OpenError, StreamFault},
-    io::{BoxedIo, abandoned::Ends},
+    io::{BoxedIo, Io},
     journal::Event as Noted,
 };
 
@@ -54,7 +54,6 @@ pub(super) struct Stream {
     tunnel: Arc<Tunnel>,
     inner: BoxedIo,
     running: Arc<Running>,
-    client: Option<Ends>,
     /// Written bytes so far. None: the stream can no longer be moved.
     kept: Option<BytesMut>,
     /// How much of `kept` the present stream has not been given yet.
@@ -62,6 +61,7 @@ pub(super) struct Stream {
     /// The pod has said something: another one is not asked the same.
     answered: bool,
     end: End,
+    is_abandoned: bool,
     moving: Option<Moving>,
     /// It has just been moved, which only the half that was polled knows.
     has_moved: bool,
@@ -87,16 +87,16 @@ pub(super) enum Half {
 }
 
 impl TunnelStream {
-    pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>, client: Option<Ends>) -> Self {
+    pub fn new(tunnel: Arc<Tunnel>, inner: BoxedIo, running: Arc<Running>) -> Self {
         let (number, cell) = tunnel.streams.add(Stream {
             tunnel: tunnel.clone(),
             inner,
             running,
-            client,
             kept: Some(BytesMut::new()),
             unsent: 0,
             answered: false,
             end: End::Open,
+            is_abandoned: false,
             moving: None,
             has_moved: false,
             opened: Instant::now(),
@@ -107,7 +107,7 @@ impl TunnelStream {
 
     /// Returns for how long the pod has had the stream. Zero: it is on its way to another.
     pub fn taken_for(&self) -> Duration {
-        self.cell.with(Stream::taken_for).unwrap_or_default()
+        self.cell.with(|stream| stream.taken_for()).unwrap_or_default()
     }
 }
 
@@ -153,13 +153,13 @@ impl Stream {
         self.tunnel.history.note(Noted::Retried, &fault.to_string());
         // A runtime that restarts refuses for seconds, and the session keeps the pod.
         let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. });
-        let (client, deadline) = (self.client, self.opened + BUDGET + self.tunnel.target.startup_time());
+        let deadline = self.opened + BUDGET + self.tunnel.target.startup_time();
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         self.moving = Some(Box::pin(async move {
             if pauses {
                 sleep(PAUSE).await;
             }
-            let (stream, _, running) = connect(&hold.0, None, None, client, deadline).await?;
+            let (stream, _, running) = connect(&hold.0, None, None, deadline).await?;
             Ok((stream, running))
         }));
         Ok(())
@@ -206,6 +206,9 @@ impl Stream {
         if self.end == End::Owed {
             ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
             self.end = End::Told;
+            if self.is_abandoned {
+                self.inner.abandon();
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -289,6 +292,13 @@ impl Stream {
         }
         self.poll_settled(cx)
     }
+
+    fn abandon(&mut self) {
+        self.is_abandoned = true;
+        if self.end == End::Told {
+            self.inner.abandon();
+        }
+    }
 }
 
 impl AsyncRead for TunnelStream {
@@ -308,6 +318,12 @@ impl AsyncWrite for TunnelStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.cell.poll(cx, Half::Write, Stream::poll_shutdown)
+    }
+}
+
+impl Io for TunnelStream {
+    fn abandon(&mut self) {
+        self.cell.with(Stream::abandon);
     }
 }
 

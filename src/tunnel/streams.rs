@@ -92,8 +92,8 @@ impl Cell {
     }
 
     /// Looks at the stream. None: its tunnel has taken it away.
-    pub fn with<T>(&self, look: impl FnOnce(&Stream) -> T) -> Option<T> {
-        self.lock().stream.as_ref().map(look)
+    pub fn with<T>(&self, look: impl FnOnce(&mut Stream) -> T) -> Option<T> {
+        self.lock().stream.as_mut().map(look)
     }
 
     fn end(&self) {

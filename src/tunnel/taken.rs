@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::{OpenError, Placement, StreamFault},
-    io::{BoxedIo, abandoned::Ends, prefixed::Prefixed},
+    io::{BoxedIo, prefixed::Prefixed},
 };
 
 /// A refusal takes the round trip to the node and 5 to 30 ms there.
@@ -26,10 +26,10 @@ impl Lease {
     ///
     /// # Errors
     /// Those of [`connect`](Self::connect); the pod refuses for 3 s, or is gone and no other takes its place.
-    pub async fn connect_taken(&self, client: Option<Ends>) -> Result<(BoxedIo, Placement), OpenError> {
+    pub async fn connect_taken(&self) -> Result<(BoxedIo, Placement), OpenError> {
         let tunnel = self.tunnel();
-        let (inner, placement, running) = connect(tunnel, None, None, client, tunnel.stream_deadline()).await?;
-        let mut stream = TunnelStream::new(tunnel.clone(), inner, running, client);
+        let (inner, placement, running) = connect(tunnel, None, None, tunnel.stream_deadline()).await?;
+        let mut stream = TunnelStream::new(tunnel.clone(), inner, running);
         let mut first = BytesMut::new();
         while !tunnel.answers.load(Ordering::Relaxed) {
             let left = WAIT.saturating_sub(stream.taken_for());

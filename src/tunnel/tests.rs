@@ -23,7 +23,7 @@ use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{KubeconfigPaths, PortRef, Workload},
     drain::Drain,
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
     k8s::ClusterError,
     routing::{ClusterId, PodTarget, Target},
 };
@@ -84,7 +84,7 @@ impl Backend for Shared {
 }
 
 impl Session for ScriptedSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             if self.backend.stalls.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
@@ -282,7 +282,7 @@ async fn what_does_not_exist_is_asked_for_once_in_five_seconds() {
 async fn a_tunnel_is_idle_after_its_last_lease_and_its_last_byte() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect(None).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
     sleep(IDLE * 3).await;
     assert_eq!(manager.snapshot()[0].state, "running", "a lease is use");
     drop(lease);
@@ -310,7 +310,7 @@ async fn a_lost_session_is_opened_again_for_who_holds_a_lease() {
     assert_eq!(lease.endpoint().pod, "pod-1");
     backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
     sleep(Duration::from_millis(10)).await;
-    lease.connect(None).await.unwrap();
+    lease.connect().await.unwrap();
     assert_eq!(lease.endpoint().pod, "pod-2");
 }
 
@@ -318,7 +318,7 @@ async fn a_lost_session_is_opened_again_for_who_holds_a_lease() {
 async fn a_stream_to_a_pod_that_is_gone_is_moved_with_its_bytes_once() {
     let (manager, backend, _) = manager(Scripted { gone_streams: AtomicUsize::new(1), ..Scripted::default() });
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect(None).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
     stream.write_all(b"question").await.unwrap();
     let pods = backend.clone();
     let answering = tokio::spawn(async move {
@@ -350,7 +350,7 @@ async fn a_stream_to_a_pod_that_is_gone_is_moved_with_its_bytes_once() {
 async fn a_stopped_tunnel_ends_its_streams_and_is_made_again() {
     let (manager, ..) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let mut stream = lease.connect(None).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
     assert!(manager.stop("c/n/s:80") && !manager.stop("c/n/other:80"));
     assert!(stream.read(&mut [0; 1]).await.is_err());
     sleep(Duration::from_millis(1)).await;
@@ -372,7 +372,7 @@ async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
 /// A connection that is kept for later requests holds no lease, and somebody reads it.
 async fn kept_connection(manager: &Manager) -> (tokio::task::JoinHandle<std::io::Result<usize>>, Placement) {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    let (mut stream, placement) = lease.connect_to(None, None).await.unwrap();
+    let (mut stream, placement) = lease.connect_to(None).await.unwrap();
     assert!(!placement.is_leaving());
     (tokio::spawn(async move { stream.read(&mut [0; 1]).await }), placement)
 }
@@ -407,7 +407,7 @@ async fn a_client_that_does_not_read_keeps_nothing_of_a_tunnel_that_was_stopped(
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     // Nobody polls it.
-    let mut stream = lease.connect(None).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
     let mut pod = backend.pods.lock().unwrap().pop().unwrap();
     assert!(manager.stop("c/n/s:80"));
     tokio::time::timeout(IDLE, lease.ended()).await.expect("who holds a lease learns of it");
@@ -416,7 +416,7 @@ async fn a_client_that_does_not_read_keeps_nothing_of_a_tunnel_that_was_stopped(
     assert!(backend.sessions.lock().unwrap()[0].is_closed(), "and its session");
     assert!(stream.read(&mut [0; 1]).await.is_err());
     assert!(stream.write(&[0; 1]).await.is_err());
-    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stopped));
+    assert_eq!(lease.connect().await.err(), Some(OpenError::Stopped));
 }
 
 #[tokio::test(start_paused = true)]
@@ -425,7 +425,7 @@ async fn a_caller_that_waits_for_a_stream_learns_of_the_stop() {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     backend.stalls.store(true, Ordering::SeqCst);
     let started = Instant::now();
-    let (connected, ()) = tokio::join!(lease.connect(None), async {
+    let (connected, ()) = tokio::join!(lease.connect(), async {
         sleep(Duration::from_millis(1)).await;
         assert!(manager.stop("c/n/s:80"));
     });
@@ -495,7 +495,7 @@ async fn a_session_that_gives_no_stream_is_not_waited_for_for_ever() {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     backend.stalls.store(true, Ordering::SeqCst);
     let started = Instant::now();
-    let connected = tokio::time::timeout(IDLE, lease.connect(None)).await.expect("it ends with the budget");
+    let connected = tokio::time::timeout(IDLE, lease.connect()).await.expect("it ends with the budget");
     assert_eq!(connected.err(), Some(OpenError::TimedOut { after: BUDGET }));
     assert!((9..=11).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
 }
@@ -507,9 +507,9 @@ async fn a_stream_that_fails_alone_is_told_at_once_and_leaves_the_session() {
     let fault = StreamFault::Other { detail: "too many open files".into() };
     backend.refusals.lock().unwrap().push_back(ConnectError::Retry(fault.clone()));
     let started = Instant::now();
-    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stream(fault)));
+    assert_eq!(lease.connect().await.err(), Some(OpenError::Stream(fault)));
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
-    lease.connect(None).await.unwrap();
+    lease.connect().await.unwrap();
     assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
 }
 
@@ -521,13 +521,13 @@ async fn a_session_that_is_over_is_replaced_for_its_caller() {
     let command = || ConnectError::Over(CloseReason::Command { detail: "ssh: it refuses".into() });
     for (over, opened) in [(vec![gone()], 2), (vec![gone(), gone(), gone()], 5), (vec![command()], 6)] {
         backend.refusals.lock().unwrap().extend(over);
-        lease.connect(None).await.unwrap();
+        lease.connect().await.unwrap();
         assert_eq!(backend.opened.load(Ordering::SeqCst), opened);
     }
     // A command that is of no use after a new start either is not started again and again.
     backend.refusals.lock().unwrap().extend([command(), command()]);
     let started = Instant::now();
-    let error = lease.connect(None).await.err().unwrap();
+    let error = lease.connect().await.err().unwrap();
     assert_eq!(error, OpenError::Stream(StreamFault::Other { detail: "ssh: it refuses".into() }));
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
 }
@@ -538,7 +538,7 @@ async fn the_cause_is_told_and_not_the_time_where_sessions_keep_ending() {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     let reason = CloseReason::Lost { detail: "the node hangs up".into() };
     backend.refusals.lock().unwrap().extend(std::iter::repeat_n(ConnectError::Over(reason.clone()), 100));
-    assert_eq!(lease.connect(None).await.err(), Some(OpenError::Stream(StreamFault::from(reason))));
+    assert_eq!(lease.connect().await.err(), Some(OpenError::Stream(StreamFault::from(reason))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -589,7 +589,7 @@ async fn a_lease_never_finds_its_tunnel_closed_as_idle() {
             let target = target("s");
             while Instant::now() < until {
                 let lease = manager.acquire(&target, Duration::from_millis(1)).await.unwrap();
-                drop(lease.connect(None).await.unwrap());
+                drop(lease.connect().await.unwrap());
                 drop(lease);
                 sleep(Duration::from_millis(1)).await;
             }

@@ -11,7 +11,7 @@ use tokio::{
 use crate::support::{PATIENCE, TestApp};
 
 /// Sends a CONNECT request, and returns the stream or the whole answer.
-async fn connect(app: &TestApp, authority: &str, headers: &str) -> Result<TcpStream, String> {
+pub async fn connect(app: &TestApp, authority: &str, headers: &str) -> Result<TcpStream, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(app.http).await.unwrap();
         let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n");

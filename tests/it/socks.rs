@@ -1,6 +1,6 @@
 //! The forward proxy by SOCKS5: names of the cluster, contexts as user names, and codes that tell the truth.
 
-use std::{net::SocketAddr, process::Command};
+use std::{io::ErrorKind, net::SocketAddr, process::Command};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -98,6 +98,19 @@ async fn the_name_of_the_own_user_means_the_current_context() {
     // One that is called so is meant.
     let app = TestApp::start(&format!("contexts: {{{user}: {{name: nowhere}}}}\n")).await;
     assert_eq!(code(&app, Some(&user), "web.shop.svc.cluster.local", 80).await, Some(4));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_reset_of_the_pod_is_a_reset_of_the_client() {
+    let app = TestApp::start("").await;
+    let reset = connect(app.http, None, "tools.shop", 7000).await.unwrap();
+    let proxied = crate::connect::connect(&app, "tools.shop:7000", "").await.unwrap();
+    app.demo.faults().reset(7000, true);
+    for mut client in [reset, proxied] {
+        let end = timeout(PATIENCE, client.read(&mut [0; 8])).await.unwrap();
+        assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    }
     app.finish().await;
 }
 

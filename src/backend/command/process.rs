@@ -26,6 +26,7 @@ use super::{Program, Wait, output::Output, supervisor::GRACE};
 use crate::{
     backend::{OpenError, StreamFault},
     config::Command,
+    io::Io,
     k8s::exec_path::ExecPath,
 };
 
@@ -288,3 +289,5 @@ impl AsyncWrite for StdioStream {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Io for StdioStream {}

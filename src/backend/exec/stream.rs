@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     backend::StreamFault,
+    io::Io,
     k8s::{client::printable, framed::PIECE, upgrade::exec::Executed},
 };
 
@@ -254,3 +255,5 @@ impl AsyncWrite for ExecStream {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Io for ExecStream {}

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     backend::StreamFault,
-    io::BoxedIo,
+    io::{BoxedIo, Io},
     k8s::{
         framed::{Framed, PIECE},
         websocket::channels::{Channels, Piece},
@@ -167,3 +167,5 @@ impl AsyncWrite for ChannelStream {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Io for ChannelStream {}

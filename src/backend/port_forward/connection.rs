@@ -32,7 +32,7 @@ pub(super) use self::{
 use super::stream::MuxStream;
 use crate::{
     backend::{SessionGauges, StreamFault},
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
 };
 
 /// The end of a stream that nobody uses any more waits this long for something to go with: often the next client follows.
@@ -114,7 +114,7 @@ impl Connection {
     ///
     /// # Errors
     /// The connection takes no new streams.
-    pub fn open(self: &Arc<Self>, client: Option<Ends>) -> Result<BoxedIo, Opening> {
+    pub fn open(self: &Arc<Self>) -> Result<BoxedIo, Opening> {
         let number = {
             let mut state = self.shared.lock();
             if !state.phase.takes_streams() || state.session.is_exhausted() {
@@ -125,7 +125,7 @@ impl Connection {
         self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
         // A server that speaks first is not kept waiting for our first byte.
         self.shared.write.notify_one();
-        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number, client)))
+        Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number)))
     }
 
     pub fn opening(&self) -> Opening {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     backend::{Placement, SessionGauges, StreamFault},
     config::Namespace,
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
     k8s::{
         ClusterError,
         client::Cluster,
@@ -137,33 +137,33 @@ impl PodPool {
     }
 
     /// Opens a stream, on a new connection where none takes it.
-    pub async fn open(self: &Arc<Self>, client: Option<Ends>) -> Result<BoxedIo, StreamFault> {
+    pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
         if self.uses_channels() {
             let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
             let dialled = match spare {
                 Some(io) => Dialled::Channel(io),
                 None => self.dialling.beside(self.dial()).await?,
             };
-            return self.stream_on(dialled, client);
+            return self.stream_on(dialled);
         }
-        if let Some(stream) = self.open_on_existing(client) {
+        if let Some(stream) = self.open_on_existing() {
             return Ok(stream);
         }
         let dial = async {
             let dialled = self.dial().await?;
-            self.stream_on(dialled, client)
+            self.stream_on(dialled)
         };
-        self.dialling.share(|| self.open_on_existing(client), dial).await
+        self.dialling.share(|| self.open_on_existing(), dial).await
     }
 
-    fn stream_on(&self, dialled: Dialled, client: Option<Ends>) -> Result<BoxedIo, StreamFault> {
+    fn stream_on(&self, dialled: Dialled) -> Result<BoxedIo, StreamFault> {
         match dialled {
             Dialled::Channel(io) => {
                 Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.channels.streams.clone())))
             }
             Dialled::Connection(connection) => {
                 let broke = |_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() };
-                let stream = connection.open(client).map_err(broke)?;
+                let stream = connection.open().map_err(broke)?;
                 self.lock().push(connection);
                 Ok(stream)
             }
@@ -175,7 +175,7 @@ impl PodPool {
     }
 
     /// Opens a stream on the connection that has the most room, and lets the pool grow when that is little.
-    fn open_on_existing(self: &Arc<Self>, client: Option<Ends>) -> Option<BoxedIo> {
+    fn open_on_existing(self: &Arc<Self>) -> Option<BoxedIo> {
         let (stream, should_grow) = {
             let mut connections = self.lock();
             connections.retain(|connection| !connection.is_finished());
@@ -185,7 +185,7 @@ impl PodPool {
             // A warm connection is for the next client; a single one does not need it.
             let wants_warm = connections.len() == 1 && self.opened.fetch_add(1, Ordering::Relaxed) > 0;
             let usable = connections.iter().filter(|connection| connection.opening() != Opening::Retired).count();
-            (best.open(client).ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
+            (best.open().ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
         };
         if should_grow {
             self.grow();

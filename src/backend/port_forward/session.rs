@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backend::{CloseReason, ConnectError, Endpoint, Placement, ServicePort, Session, SessionGauges, StreamFault},
     config::{Namespace, PortRef},
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
     k8s::{
         client::Cluster,
         endpoints::{Reachable, ReadyPod},
@@ -109,11 +109,7 @@ impl TargetSession {
     }
 
     /// `wanted`: the pod that is tried first.
-    async fn open_stream(
-        &self,
-        wanted: Option<&str>,
-        client: Option<Ends>,
-    ) -> Result<(BoxedIo, Placement), ConnectError> {
+    async fn open_stream(&self, wanted: Option<&str>) -> Result<(BoxedIo, Placement), ConnectError> {
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
@@ -134,7 +130,7 @@ impl TargetSession {
                     _ => break,
                 }
             };
-            match pool.open(client).await {
+            match pool.open().await {
                 Ok(stream) => return Ok((stream, pool.placement())),
                 Err(fault) => {
                     if matches!(fault, StreamFault::PodGone { .. }) {
@@ -241,16 +237,12 @@ impl Shared {
 }
 
 impl Session for TargetSession {
-    fn connect(&self, client: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
-        Box::pin(self.open_stream(None, client))
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+        Box::pin(self.open_stream(None))
     }
 
-    fn connect_to<'a>(
-        &'a self,
-        pod: &'a str,
-        client: Option<Ends>,
-    ) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
-        Box::pin(self.open_stream(Some(pod), client))
+    fn connect_to<'a>(&'a self, pod: &'a str) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
+        Box::pin(self.open_stream(Some(pod)))
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {

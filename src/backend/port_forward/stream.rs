@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::connection::{Connection, Shared, Stream};
-use crate::{backend::StreamFault, io::abandoned::Ends};
+use crate::{backend::StreamFault, io::Io};
 
 /// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
 /// our end on it gives the pod's reply 1.0 s in all and then closes both. So the node gets the end late while the pod may
@@ -28,20 +28,11 @@ pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 /// within 2 s of the last byte, and an answer that pauses for less, however often, arrives whole.
 pub(super) const HOLD_ANSWERED: Duration = Duration::from_millis(1_900);
 
-/// When it is looked whether the client is gone, after its end has come: a program may end its direction first, and close later.
-const LOOKS: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(200)];
-/// Between two looks after these.
-const LATER: Duration = Duration::from_secs(1);
-
 /// A stream on an upgraded connection, which lives as long as its last stream.
 pub struct MuxStream {
     _connection: Arc<Connection>,
     shared: Arc<Shared>,
     number: u64,
-    /// For whom.
-    client: Option<Ends>,
-    looks: usize,
     /// The exchange is over for the client: the stream ends without the node.
     is_over: bool,
     /// When `shutdown` was called.
@@ -50,24 +41,14 @@ pub struct MuxStream {
 }
 
 impl MuxStream {
-    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64, client: Option<Ends>) -> Self {
-        Self { _connection: connection, shared, number, client, looks: 0, is_over: false, shut_down: None, hold: None }
+    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>, number: u64) -> Self {
+        Self { _connection: connection, shared, number, is_over: false, shut_down: None, hold: None }
     }
 
-    /// Returns when to look next whether the client is gone.
-    fn next_look(&self, shut_down: Instant) -> Option<Instant> {
-        self.client?;
-        Some(match LOOKS.get(self.looks) {
-            Some(after) => shut_down + *after,
-            None => shut_down + LATER * (self.looks - LOOKS.len() + 1) as u32,
-        })
-    }
-
-    /// Sends the end that was held back, once the pod has been silent for long enough or the client is gone. Where nobody
-    /// wants anything any more, it goes with the stream.
+    /// Sends the end that was held back, once the pod has been silent for long enough.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down else { return };
-        let is_gone = loop {
+        loop {
             let now = Instant::now();
             let quiet_until = {
                 let state = self.shared.lock();
@@ -83,26 +64,21 @@ impl MuxStream {
                 };
                 since + quiet_time(stream)
             };
-            let look = self.next_look(shut_down);
-            if look.is_some_and(|at| at <= now) {
-                self.looks += 1;
-                if self.client.is_some_and(Ends::are_abandoned) {
-                    break true;
-                }
-                continue;
-            }
             if quiet_until <= now {
-                break false;
+                return self.end_hold(false);
             }
-            let until = look.map_or(quiet_until, |at| at.min(quiet_until));
-            let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(until)));
-            if hold.deadline() != until {
-                hold.as_mut().reset(until);
+            let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(quiet_until)));
+            if hold.deadline() != quiet_until {
+                hold.as_mut().reset(quiet_until);
             }
             if hold.as_mut().poll(cx).is_pending() {
                 return;
             }
-        };
+        }
+    }
+
+    /// Lets the end go to the node. Where nobody wants anything any more, it goes with the stream.
+    fn end_hold(&mut self, is_gone: bool) {
         self.hold = None;
         let mut state = self.shared.lock();
         let stream = state.streams.get(&self.number);
@@ -210,6 +186,18 @@ impl AsyncWrite for MuxStream {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Io for MuxStream {
+    fn abandon(&mut self) {
+        if self.shut_down.is_some() {
+            let reader = self.shared.lock().hold(self.number);
+            self.end_hold(true);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
+        }
     }
 }
 

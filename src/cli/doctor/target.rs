@@ -158,7 +158,7 @@ async fn protocol(lease: &Lease, port: &ServicePort, host: Option<&str>, target:
         Speaks::Redis => format!("adit run --to redis={target} --for redis -- sh -c 'redis-cli -u $REDIS_URL'"),
         Speaks::Tls | Speaks::Other => format!("adit connect {}", quoted(target)),
     };
-    let open = async || lease.connect(None).await.ok();
+    let open = async || lease.connect().await.ok();
     match (speaks.ask(open, host.unwrap_or(&local)).await, speaks) {
         (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
         (None, Speaks::Other) => {

@@ -192,7 +192,7 @@ impl Dial for InCluster {
             let workload = Workload::Pod(pod);
             let target = PodTarget { cluster: self.id.clone(), namespace, workload, port, jump: None };
             let lease = self.manager.acquire(&Target::Pods(Arc::new(target)), IDLE).await.map_err(io::Error::other)?;
-            lease.connect(None).await.map_err(io::Error::other)
+            lease.connect().await.map_err(io::Error::other)
         })
     }
 

@@ -67,7 +67,7 @@ impl HttpFrontend {
         };
         let keeps = self.own.get().filter(|site| site.shows_requests()).is_some();
         if let Some(client) = &arrival.client {
-            client::wait_for(client, arrival.connection.ends).await;
+            client::wait_for(client, arrival.connection.socket).await;
         }
         let mut exchange =
             Exchange::begin(&request, arrival, self.metrics.clone(), self.tunnels.journal().clone(), keeps);

@@ -5,12 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use http::{Request, Response};
 
 use super::{HttpFrontend, body::Body, exchange::Arrival};
-use crate::{
-    drain::Drain,
-    frontend::{Connection, door::Door},
-    io::accept::Place,
-    journal::exchange::ReplayOf,
-};
+use crate::{drain::Drain, frontend::Connection, io::accept::Place, journal::exchange::ReplayOf};
 
 impl HttpFrontend {
     /// Answers a request that no client has sent. `local`: the address of a listener, for the headers that name it.
@@ -25,8 +20,7 @@ impl HttpFrontend {
         let mut request = request;
         request.extensions_mut().insert(replay);
         let peer = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
-        let connection =
-            Arc::new(Connection { id: 0, peer, local, ends: None, place: Place::uncounted(), door: Door::Closed });
+        let connection = Arc::new(Connection::remote(0, peer, local, Place::uncounted()));
         Box::pin(self.answer(request, Arrival { connection, tls, drain, gate: None, client: None })).await
     }
 }

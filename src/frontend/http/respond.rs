@@ -60,7 +60,8 @@ impl HttpFrontend {
                     // HTTP/2 answers 200 where HTTP/1.1 answers 101 (RFC 8441, section 5).
                     parts.status = StatusCode::OK;
                 }
-                asked.join(backend, lease, exchange.access.take(), &exchange.arrival.drain);
+                let arrival = &exchange.arrival;
+                asked.join(backend, lease, exchange.access.take(), arrival.connection.socket, &arrival.drain);
                 return Ok(Response::from_parts(parts, body_of("")));
             }
             (_, Some(_)) => {

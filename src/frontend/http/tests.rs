@@ -35,8 +35,8 @@ use crate::{
     backend::{Backend, CloseReason, ConnectError, Placement, Session, SessionGauges},
     config::{Scheme, validate},
     error_code::ErrorCode,
-    frontend::door::Door,
-    io::{abandoned::Ends, accept::Place},
+    frontend::{client_socket::ClientSocket, door::Door},
+    io::accept::Place,
     routing::{Contexts, Router, Target},
     tunnel::{Endpoint, OpenError, ServicePort},
 };
@@ -79,7 +79,7 @@ impl Backend for Shared {
 }
 
 impl Session for Shared {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
         (self.0.serve)(self.0.clone(), far);
@@ -174,7 +174,7 @@ impl World {
             id: 1,
             peer: address,
             local: address,
-            ends: None,
+            socket: ClientSocket::UNKNOWN,
             place: Place::uncounted(),
             door: Door::Open,
         });

@@ -18,7 +18,16 @@ use super::{
     http2::{Tunnel, server::Switching},
     websocket::WebSocketBackend,
 };
-use crate::{drain::Drain, frontend::join::join, io::BoxedIo, tunnel::Lease};
+use crate::{
+    drain::Drain,
+    frontend::{
+        client_socket::ClientSocket,
+        join::{carry, join},
+    },
+    guard::normaliser::Normaliser,
+    io::{BoxedIo, upgraded::connection_of},
+    tunnel::Lease,
+};
 
 /// A request to switch to another protocol.
 pub struct Asked {
@@ -37,7 +46,7 @@ enum Client {
 impl Client {
     async fn switched(self) -> Result<BoxedIo, BoxError> {
         Ok(match self {
-            Self::Http1(upgrading) => Box::new(TokioIo::new(upgrading.await?)),
+            Self::Http1(upgrading) => connection_of::<Normaliser<BoxedIo>>(upgrading.await?),
             Self::Http2(opening) => Box::new(opening.await?),
         })
     }
@@ -88,7 +97,14 @@ impl Asked {
     }
 
     /// Joins the two connections once both have been upgraded. The lease is held for as long as they live.
-    pub fn join(self, backend: hyper::upgrade::OnUpgrade, lease: Lease, mut access: Access, drain: &Drain) {
+    pub fn join(
+        self,
+        backend: hyper::upgrade::OnUpgrade,
+        lease: Lease,
+        mut access: Access,
+        socket: ClientSocket,
+        drain: &Drain,
+    ) {
         let is_websocket = self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
         let ended = drain.clone();
         drain.spawn(async move {
@@ -100,14 +116,14 @@ impl Asked {
             let mut backend = TokioIo::new(backend);
             let end = if is_websocket {
                 let mut backend = WebSocketBackend::new(backend, ended);
-                let end = join(&mut client, &mut backend, &lease).await;
+                let end = carry(&mut client, &mut backend, &lease, socket).await;
                 drop(client);
                 let (up, down) = backend.messages();
                 access.messages(up, down);
                 backend.finish().await;
                 end
             } else {
-                join(&mut client, &mut backend, &lease).await
+                join(&mut client, &mut backend, &lease, socket).await
             };
             access.moved(end.up, end.down);
             debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");

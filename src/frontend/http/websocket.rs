@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{drain::Drain, wire::websocket::Boundary};
+use crate::{drain::Drain, io::Io, wire::websocket::Boundary};
 
 /// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
@@ -133,6 +133,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WebSocketBackend<T> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+impl<T: Io> Io for WebSocketBackend<T> {}
 
 /// Returns whether these bytes are one whole Close frame of a client.
 fn is_close(bytes: &[u8]) -> bool {

@@ -14,7 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    io::BoxedIo,
+    io::{BoxedIo, Io, said_to_inner},
     routing::{Route, Target},
     wire::postgres::{First, Key, KeyWatch, first},
 };
@@ -216,6 +216,10 @@ impl AsyncWrite for Watched {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
+}
+
+impl Io for Watched {
+    said_to_inner!();
 }
 
 #[cfg(test)]

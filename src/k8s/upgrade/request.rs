@@ -16,7 +16,7 @@ use tokio::{select, time::timeout};
 
 use super::choice::{self, Verdict};
 use crate::{
-    io::{BoxedIo, prefixed::Prefixed},
+    io::{BoxedIo, upgraded::connection_of},
     k8s::{
         client::{Cluster, printable},
         websocket::random_bytes,
@@ -145,11 +145,7 @@ impl Asked {
                 ended = &mut connection => ended?,
             }
         };
-        let io: BoxedIo = match upgraded.downcast::<TokioIo<BoxedIo>>() {
-            Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),
-            Err(upgraded) => Box::new(TokioIo::new(upgraded)),
-        };
-        Ok(Answer::Switched { protocol, io })
+        Ok(Answer::Switched { protocol, io: connection_of::<BoxedIo>(upgraded) })
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Frames;
 use crate::{
-    io::BoxedIo,
+    io::{BoxedIo, Io},
     k8s::framed::{Codec, Framed, Incoming, PIECE},
     wire::websocket::Opcode,
 };
@@ -90,6 +90,8 @@ impl AsyncWrite for WebSocketIo {
         self.framed.poll_shutdown(cx)
     }
 }
+
+impl Io for WebSocketIo {}
 
 #[cfg(test)]
 mod tests {

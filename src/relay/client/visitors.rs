@@ -152,10 +152,6 @@ async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
     let Visit { peer, local_end, mut local } = visit;
     let mut stream = Carrier::new(connection);
     let end = splice(&mut stream, &mut local).await;
-    if let Some((Side::Client, _)) = &end.broken {
-        // The service must not take what it has for all there was.
-        let _ = SockRef::from(&local).set_linger(Some(Duration::ZERO));
-    }
     let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
     info!(target: "adit::access", peer, local = local_end, up = end.up, down = end.down, ?broken, "relayed connection");
     stream.into_inner()

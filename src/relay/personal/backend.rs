@@ -17,7 +17,7 @@ use crate::{
         StreamFault,
     },
     drain::Drain,
-    io::{BoxedIo, abandoned::Ends},
+    io::BoxedIo,
     relay::{backend::TunnelSession, expose::PodAddress, server::Server},
     routing::Target,
 };
@@ -80,7 +80,7 @@ impl PodsSession {
 }
 
 impl Session for PodsSession {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             match passing::dial(&self.split).await {
                 Ok((stream, pod)) => Ok((Box::new(stream) as BoxedIo, self.placement(&pod))),

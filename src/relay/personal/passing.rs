@@ -18,10 +18,7 @@ use crate::{
         Connection,
         http::{HttpFrontend, HttpVersion},
     },
-    io::{
-        prefixed::Prefixed,
-        splice::{Side, splice},
-    },
+    io::{Io, prefixed::Prefixed, splice::splice},
     relay::{expose::PodAddress, server::Server},
     wire::sniff::{Protocol, Sniff, sniff},
 };
@@ -171,14 +168,14 @@ async fn pass(
         Err(error) => {
             debug!(%peer, %error, "relay: visitor refused");
             server.refused(peer, &split.name, &error.to_string());
-            return reset(&visitor);
+            return visitor.reset();
         }
     };
     split.parted.passed.fetch_add(1, Ordering::Relaxed);
     // A pod that is gone without a word is noticed.
     let _ = SockRef::from(&pod).set_tcp_keepalive(&connection.place.limits().tcp_keepalive());
     if pod.write_all(received).await.is_err() {
-        return reset(&visitor);
+        return visitor.reset();
     }
     let (mut of_visitor, mut of_pod) = ([0], [0]);
     tokio::select! {
@@ -186,16 +183,5 @@ async fn pass(
         _ = pod.peek(&mut of_pod) => {}
     }
     connection.place.settle();
-    let end = splice(&mut visitor, &mut pod).await;
-    match end.broken {
-        Some((Side::Backend, _)) => reset(&visitor),
-        Some((Side::Client, _)) => reset(&pod),
-        None => {}
-    }
-}
-
-/// Lets the close that follows be a reset: any other would look like an end.
-fn reset(stream: &TcpStream) {
-    // It fails only on a socket that is closed already.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    splice(&mut visitor, &mut pod).await;
 }

@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{Session, demand::Demand, refused::VisitorError};
 use crate::{
-    io::{BoxedIo, read_ahead::ReadAhead},
+    io::{BoxedIo, Io, read_ahead::ReadAhead},
     relay::{auth, carrier::Carrier, conversation},
     wire::relay::{Frame, Token},
 };
@@ -218,3 +218,5 @@ impl AsyncWrite for Lent {
         self.stream().poll_shutdown(cx)
     }
 }
+
+impl Io for Lent {}

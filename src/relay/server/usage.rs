@@ -16,6 +16,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tunnels::Tunnel;
+use crate::io::{Io, said_to_inner};
 
 /// How many refusals are kept.
 const MOST: usize = 100;
@@ -119,6 +120,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counting<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
+}
+
+impl<T: Io> Io for Counting<T> {
+    said_to_inner!();
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::{
     io::AsyncWrite,
     net::{TcpListener, TcpStream},
@@ -19,10 +18,10 @@ use tracing::debug;
 use super::{Server, quotas::Quota, refused::VisitorError, tunnels::Tunnel, usage::Counting};
 use crate::{
     io::{
-        BoxedIo,
+        BoxedIo, Io,
         accept::{self, Place},
         held::Held,
-        splice::{Side, splice},
+        splice::splice,
     },
     relay::{
         auth,
@@ -58,9 +57,9 @@ impl Server {
                 drop(place);
             });
         };
-        let refuse = |visitor: TcpStream, _| {
+        let refuse = |mut visitor: TcpStream, _| {
             self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
-            reset(&visitor);
+            visitor.reset();
             async {}
         };
         tokio::select! {
@@ -75,16 +74,12 @@ impl Server {
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, port = tunnel.port, %error, "relay: visitor refused");
-                return reset(&visitor);
+                return visitor.reset();
             }
         };
         let end = splice(&mut visitor, &mut stream).await;
         self.counters.up.fetch_add(end.up, Ordering::Relaxed);
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
-        match end.broken {
-            Some((Side::Backend, _)) => reset(&visitor),
-            Some((Side::Client, _)) | None => {}
-        }
     }
 
     /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one.
@@ -168,12 +163,6 @@ impl Server {
         conversation::send(connection, &[answer]).await?;
         Ok(pending)
     }
-}
-
-/// Lets the close that follows be a reset: any other would look like an answer.
-fn reset(visitor: &TcpStream) {
-    // It fails only on a socket that is closed already.
-    let _ = SockRef::from(visitor).set_linger(Some(Duration::ZERO));
 }
 
 /// A visitor of a tunnel, counted from when it comes until its stream is dropped.

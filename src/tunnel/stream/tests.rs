@@ -42,6 +42,7 @@ struct Script {
     fails_writes: bool,
     got: Vec<u8>,
     ended: bool,
+    is_abandoned: bool,
     reader: Option<Waker>,
 }
 
@@ -68,6 +69,10 @@ impl Fake {
 
     fn has_ended(&self) -> bool {
         self.0.lock().unwrap().ended
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.0.lock().unwrap().is_abandoned
     }
 }
 
@@ -122,6 +127,12 @@ impl AsyncWrite for Fake {
     }
 }
 
+impl Io for Fake {
+    fn abandon(&mut self) {
+        self.0.lock().unwrap().is_abandoned = true;
+    }
+}
+
 /// One session, which hands out the streams of its test in order and never ends.
 struct Streams {
     streams: Arc<Mutex<VecDeque<BoxedIo>>>,
@@ -148,7 +159,7 @@ impl Backend for Pod {
 }
 
 impl Session for Streams {
-    fn connect(&self, _: Option<Ends>) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
+    fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             self.connects.fetch_add(1, Ordering::SeqCst);
             let next = self.streams.lock().unwrap().pop_front();
@@ -193,7 +204,7 @@ async fn stream<const N: usize>(streams: [BoxedIo; N]) -> (BoxedIo, Around) {
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Pod { streams, connects: connects.clone() }), drain.clone());
     let lease = manager.acquire(&target(), LATE).await.unwrap();
-    let stream = lease.connect(None).await.unwrap();
+    let stream = lease.connect().await.unwrap();
     (stream, Around { connects, manager, drain, _lease: lease })
 }
 
@@ -267,6 +278,20 @@ async fn a_flush_and_an_end_that_are_refused_move_the_stream() {
         timeout(LATE, done).await.expect("it goes on").unwrap();
         assert_eq!((next.got().as_slice(), next.has_ended()), (&b"question"[..], ends));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_a_client_that_is_gone_are_sent_again_and_their_answer_is_not_waited_for() {
+    let next = Fake::silent();
+    let refusing = Fake::failing(8, &[], refused());
+    let (mut stream, _around) = stream([Box::new(refusing.clone()), Box::new(next.clone())]).await;
+    stream.write_all(b"question").await.unwrap();
+    stream.shutdown().await.unwrap();
+    stream.abandon();
+    assert!(refusing.is_abandoned());
+    assert!(timeout(REFUSED_GRACE, stream.read_u8()).await.is_err());
+    assert_eq!(next.got(), b"question");
+    assert!(next.has_ended() && next.is_abandoned());
 }
 
 #[tokio::test(start_paused = true)]

@@ -126,6 +126,8 @@ impl AsyncRead for Cuttable {
     }
 }
 
+impl adit::io::Io for Cuttable {}
+
 impl AsyncWrite for Cuttable {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.is_cut() {

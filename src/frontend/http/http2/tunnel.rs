@@ -11,6 +11,8 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::io::Io;
+
 /// A stream of HTTP/2 as a connection.
 pub struct Tunnel {
     receiving: RecvStream,
@@ -71,6 +73,8 @@ impl AsyncWrite for Tunnel {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Io for Tunnel {}
 
 /// A reset, or the end of the connection.
 fn broken(error: h2::Error) -> io::Error {

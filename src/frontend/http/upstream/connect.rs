@@ -63,7 +63,7 @@ impl Upstreams {
     /// Connects to the backend. `is_known`: it speaks this protocol; otherwise the connection is only returned if it does,
     /// as far as that can be told before a request.
     pub async fn connect(&self, key: &Key, way: &Way<'_>, is_known: bool) -> Result<Opened, Unopened> {
-        let placed = way.lease.connect_to(None, None).await;
+        let placed = way.lease.connect_to(None).await;
         let (stream, placement) = placed.map_err(|error| Unopened::unreached(RequestError::Open(error)))?;
         let heard = Heard::default();
         let stream = heard.on(stream);

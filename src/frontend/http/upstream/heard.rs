@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    io::{BoxedIo, held::write_through},
+    io::{BoxedIo, Io, held::write_through, said_to_inner},
     tunnel::StreamFault,
     wire::sniff::{Sniff, sniff_server},
 };
@@ -145,4 +145,8 @@ impl AsyncRead for Listening {
 
 impl AsyncWrite for Listening {
     write_through!();
+}
+
+impl Io for Listening {
+    said_to_inner!();
 }

@@ -133,7 +133,7 @@ async fn in_any_order_of_events_the_bytes_that_go_in_come_out() {
         let mut clients = Vec::new();
         let mut random = Random(seed ^ 0xabcd);
         for _ in 0..9 {
-            let Ok(stream) = connection.open(None) else { break };
+            let Ok(stream) = connection.open() else { break };
             let number = *connection.shared.lock().streams.keys().max().unwrap();
             let pair = loop {
                 if let Some(pair) = connection.shared.lock().streams[&number].pair {

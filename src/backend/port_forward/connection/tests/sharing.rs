@@ -8,7 +8,7 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
     let (connection, mut node, _) = Node::new();
     let mut streams = Vec::new();
     for number in 0..CLIENTS {
-        let mut stream = connection.open(None).unwrap();
+        let mut stream = connection.open().unwrap();
         stream.write_all(&(number as u32).to_be_bytes()).await.unwrap();
         streams.push(stream);
     }

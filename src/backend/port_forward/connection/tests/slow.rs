@@ -44,7 +44,7 @@ async fn an_upload_on_a_slow_link_arrives_whole_and_its_connection_stays_in_use(
     ] {
         let link = Link { buffer, bandwidth: kbits * KBIT };
         let (connection, mut far) = link.connection();
-        let mut stream = connection.open(None).unwrap();
+        let mut stream = connection.open().unwrap();
         let upload = tokio::spawn(async move {
             let piece = vec![7; 100_000];
             for _ in 0..bytes / piece.len() {
@@ -85,7 +85,7 @@ async fn a_link_that_has_died_below_an_upload_is_noticed() {
     for (buffer, within) in [(64 * 1024, 30), (1 << 20, 80), (4 << 20, 80)] {
         let link = Link { buffer, bandwidth: 1 };
         let (connection, far) = link.connection();
-        let mut stream = connection.open(None).unwrap();
+        let mut stream = connection.open().unwrap();
         let started = Instant::now();
         stream.write_all(&vec![7; 250_000]).await.unwrap();
         let mut answer = [0; 1];
@@ -100,7 +100,7 @@ async fn a_link_that_has_died_below_an_upload_is_noticed() {
 async fn small_requests_beside_a_download_on_a_slow_link_retire_nothing() {
     let (connection, far) = Link { buffer: 16 * 1024, bandwidth: 1 }.connection();
     let (mut reader, mut writer) = tokio::io::split(far);
-    let mut download = connection.open(None).unwrap();
+    let mut download = connection.open().unwrap();
     // Bytes of the node pass a queue of 1 MB at 1 Mbit/s.
     let (say, mut said) = tokio::sync::mpsc::channel::<Bytes>(64);
     let of_pings = say.clone();
@@ -150,7 +150,7 @@ async fn small_requests_beside_a_download_on_a_slow_link_retire_nothing() {
         let connection = connection.clone();
         tokio::spawn(async move {
             for _ in 0..30 {
-                let mut stream = connection.open(None).expect("the connection takes streams");
+                let mut stream = connection.open().expect("the connection takes streams");
                 stream.write_all(b"word").await.unwrap();
                 let mut word = [0; 4];
                 timeout(Duration::from_secs(60), stream.read_exact(&mut word)).await.expect("an answer").unwrap();

@@ -1,48 +1,49 @@
-//! Asks the kernel whether a client that has ended its direction still reads.
+//! Asks the kernel about the socket of a client on this machine: who has it, and whether it has been closed.
 //!
 //! TCP does not tell: a program that has closed its socket and one that has ended its direction and waits for the answer
 //! both sent a FIN. Where the program is on this machine the kernel knows: a socket that was closed has no inode.
 
 use std::net::SocketAddr;
 
-/// The two ends of a client's connection.
+/// The client's end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct ClientSocket(Option<Pair>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pair {
     client: SocketAddr,
     ours: SocketAddr,
 }
 
-impl Ends {
-    /// Returns those of a connection between `client` and `ours`. None: the client is on another machine, or the system is not
-    /// Linux, so that it cannot be told what becomes of it.
-    pub fn between(client: SocketAddr, ours: SocketAddr) -> Option<Self> {
+impl ClientSocket {
+    /// A socket of which nothing can be found out, as of a client on another machine.
+    pub const UNKNOWN: Self = Self(None);
+
+    /// Returns that of a connection between `client` and `ours`: [`UNKNOWN`](Self::UNKNOWN) where these are two machines, or
+    /// the system is not Linux.
+    pub fn between(client: SocketAddr, ours: SocketAddr) -> Self {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let (client, ours) = (plain(client), plain(ours));
         let is_here = client.ip() == ours.ip() || (client.ip().is_loopback() && ours.ip().is_loopback());
-        (cfg!(target_os = "linux") && is_here).then_some(Self { client, ours })
+        Self((cfg!(target_os = "linux") && is_here).then_some(Pair { client, ours }))
     }
 
-    /// Returns the user that owns the client's socket, and the socket's inode. None: the kernel does not know it.
+    /// Returns the user that owns the socket, and the socket's inode. None: the kernel does not know it.
     pub fn owner(self) -> Option<(u32, u32)> {
-        owner_of(self).ok().flatten()
+        owner_of(self.0?).ok().flatten()
     }
 
-    /// Returns whether no program has the client's socket any more. False where it cannot be told.
-    pub fn are_abandoned(self) -> bool {
-        is_open(self).is_ok_and(|is_open| !is_open)
+    /// Returns whether no program has the socket any more. False where it cannot be told.
+    pub fn is_closed(self) -> bool {
+        self.0.is_some_and(|pair| owner_of(pair).is_ok_and(|owner| owner.is_none()))
     }
 }
 
 #[cfg(target_os = "linux")]
-use sock_diag::{is_open, owner_of};
+use sock_diag::owner_of;
 
 #[cfg(not(target_os = "linux"))]
-fn is_open(_: Ends) -> std::io::Result<bool> {
-    Err(std::io::ErrorKind::Unsupported.into())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn owner_of(_: Ends) -> std::io::Result<Option<(u32, u32)>> {
+fn owner_of(_: Pair) -> std::io::Result<Option<(u32, u32)>> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
@@ -53,7 +54,7 @@ mod sock_diag {
 
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-    use super::Ends;
+    use super::Pair;
 
     /// `SOCK_DIAG_BY_FAMILY`, `NLMSG_ERROR`, `NLM_F_REQUEST`, `IPPROTO_TCP`.
     const BY_FAMILY: u16 = 20;
@@ -82,16 +83,11 @@ mod sock_diag {
         Ok(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(protocol))?)
     }
 
-    /// Returns whether a program has the client's socket.
-    pub fn is_open(ends: Ends) -> io::Result<bool> {
-        owner_of(ends).map(|owner| owner.is_some())
-    }
-
     /// Returns the user and the inode of the client's socket. None: no program has it.
-    pub fn owner_of(ends: Ends) -> io::Result<Option<(u32, u32)>> {
+    pub(super) fn owner_of(pair: Pair) -> io::Result<Option<(u32, u32)>> {
         SOCKET.with(|socket| {
             let socket = socket.get_or_init(open).as_ref().map_err(|error| io::Error::from(error.kind()))?;
-            send(socket, &request(ends), SendFlags::empty())?;
+            send(socket, &request(pair), SendFlags::empty())?;
             // The kernel answers before it returns from that.
             let mut answer = [0; 512];
             let (count, _) = recv(socket, &mut answer, RecvFlags::empty())?;
@@ -99,7 +95,7 @@ mod sock_diag {
         })
     }
 
-    fn request(Ends { client, ours }: Ends) -> [u8; ASKED] {
+    fn request(Pair { client, ours }: Pair) -> [u8; ASKED] {
         let mut request = [0; ASKED];
         let mut at = 0;
         let mut put = |bytes: &[u8], width: usize| {
@@ -161,18 +157,17 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut client = TcpStream::connect((connect, port)).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
-        let ends =
-            Ends::between(server.peer_addr().unwrap(), server.local_addr().unwrap()).expect("it is on this machine");
+        let socket = ClientSocket::between(server.peer_addr().unwrap(), server.local_addr().unwrap());
         client.shutdown().await.unwrap();
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
-        assert!(!ends.are_abandoned(), "it may still read");
+        assert!(!socket.is_closed(), "it may still read");
         drop(client);
-        let abandoned = async {
-            while !ends.are_abandoned() {
+        let closed = async {
+            while !socket.is_closed() {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(Duration::from_secs(5), abandoned).await.expect("it is closed");
+        timeout(Duration::from_secs(5), closed).await.expect("it is closed");
     }
 
     #[tokio::test]
@@ -186,6 +181,6 @@ mod tests {
     #[test]
     fn a_client_of_another_machine_is_not_looked_for() {
         let (client, ours) = ("192.0.2.7:50000".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
-        assert_eq!(Ends::between(client, ours), None);
+        assert_eq!(ClientSocket::between(client, ours), ClientSocket::UNKNOWN);
     }
 }
