@@ -17,14 +17,20 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tracing::debug;
 
 use self::{
     program::{Nc, Program},
     stream::ExecStream,
 };
-use super::{CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges};
+use super::{
+    CloseReason, ConnectError, Endpoint, OpenError, Placement, ServicePort, Session, SessionGauges, StreamFault,
+};
 use crate::{
     config::{Jump, JumpMethod, Label, Namespace, Workload},
     io::{BoxedIo, held::Held},
@@ -34,7 +40,11 @@ use crate::{
         endpoints::ReadyPod,
         pods,
         resolve::resolve_pods,
-        upgrade::{self, UpgradeError},
+        upgrade::{
+            self, UpgradeError,
+            exec::{ExecTransport, Executed, exec_by, outdone},
+            probation,
+        },
     },
     routing::PodTarget,
 };
@@ -76,7 +86,7 @@ impl Exec {
         if jump.container.is_none() {
             jump.container = pods::default_container(&cluster, &namespace, &pod.name).await;
         }
-        let way = Way { cluster, namespace, pod, jump };
+        let way = Arc::new(Way { cluster, namespace, pod, jump });
         let program = way.program(&self.programs).await?;
         let endpoint = Endpoint {
             pod: way.pod.name.to_string(),
@@ -109,18 +119,42 @@ struct Way {
 }
 
 impl Way {
-    async fn exec(&self, command: &[String]) -> Result<ExecStream, UpgradeError> {
+    async fn exec(self: &Arc<Self>, command: &[String]) -> Result<ExecStream, UpgradeError> {
         let container = self.jump.container.as_deref();
         let executed = upgrade::exec::exec(&self.cluster, &self.namespace, &self.pod.name, container, command).await?;
+        let (way, transport, patience) = (self.clone(), executed.transport, probation::patience(executed.took));
+        let probation = async move {
+            sleep(patience).await;
+            way.outdo(transport).await
+        };
+        Ok(self.stream(executed).on_probation(Box::pin(probation)))
+    }
+
+    /// Tries the other transport beside one that is silent. Returns why that one is given up, if the other carries bytes.
+    async fn outdo(&self, silent: ExecTransport) -> Option<StreamFault> {
+        let (container, command) = (self.jump.container.as_deref(), help("socat"));
+        let trial = async {
+            let by = silent.other();
+            let trying = exec_by(by, &self.cluster, &self.namespace, &self.pod.name, container, &command).await;
+            let mut stream = self.stream(trying?);
+            // Whatever it says.
+            let _ = stream.read_u8().await;
+            stream.has_heard().then_some(())
+        };
+        timeout(probation::TRY, trial).await.ok().flatten()?;
+        Some(StreamFault::Unavailable { detail: outdone(&self.cluster, silent), retry_after: None })
+    }
+
+    fn stream(&self, executed: Executed) -> ExecStream {
         let target = match self.jump.host.contains(':') {
             true => format!("[{}]:{}", self.jump.host, self.jump.port),
             false => format!("{}:{}", self.jump.host, self.jump.port),
         };
-        Ok(ExecStream::new(executed, target, self.pod.name.to_string()))
+        ExecStream::new(executed, target, self.pod.name.to_string())
     }
 
     /// Returns the program to go through: the one that is configured, else the first that the container has.
-    async fn program(&self, known: &Programs) -> Result<Program, OpenError> {
+    async fn program(self: &Arc<Self>, known: &Programs) -> Result<Program, OpenError> {
         let key = (self.pod.uid.clone(), self.jump.container.clone(), self.jump.method);
         let remembered = known.lock().expect("no panic while the lock is held").get(&key).copied();
         if let Some(program) = remembered {
@@ -151,16 +185,22 @@ impl Way {
     }
 
     /// Asks whether the container has a program, by a command that ends at once whatever it says.
-    async fn probe(&self, name: &str) -> Result<Option<Program>, OpenError> {
-        let help = if name == "socat" { "-V" } else { "-h" };
-        let mut stream = match self.exec(&[name.to_owned(), help.to_owned()]).await {
-            Ok(stream) => stream,
-            Err(UpgradeError::Cluster(error)) => return Err(error.into()),
-            Err(UpgradeError::PodGone(cause)) => return Err(self.gone(cause)),
+    async fn probe(self: &Arc<Self>, name: &str) -> Result<Option<Program>, OpenError> {
+        let (stream, mut said, ended) = loop {
+            let mut stream = match self.exec(&help(name)).await {
+                Ok(stream) => stream,
+                Err(UpgradeError::Cluster(error)) => return Err(error.into()),
+                Err(UpgradeError::PodGone(cause)) => return Err(self.gone(cause)),
+            };
+            let mut said = Vec::new();
+            let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
+            debug!(pod = &*self.pod.name, name, ?ended, "probed");
+            match ended.as_ref().map(|read| read.as_ref().err().and_then(StreamFault::of)) {
+                // The other transport carries bytes, and is used from here on.
+                Ok(Some(StreamFault::Unavailable { .. })) => {}
+                _ => break (stream, said, ended),
+            }
         };
-        let mut said = Vec::new();
-        let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
-        debug!(pod = &*self.pod.name, name, ?ended, "probed");
         // Help may end with any code; that there is no such program is said by the runtime.
         if matches!(ended, Ok(Err(_))) && stream.is_without_program() {
             return Ok(None);
@@ -183,9 +223,14 @@ impl Way {
     }
 }
 
+/// A command that says what a program can, and ends at once.
+fn help(name: &str) -> [String; 2] {
+    [name.to_owned(), if name == "socat" { "-V" } else { "-h" }.to_owned()]
+}
+
 /// A pod to go through.
 struct JumpSession {
-    way: Way,
+    way: Arc<Way>,
     program: Program,
     endpoint: Endpoint,
     placement: Placement,

@@ -198,7 +198,7 @@ impl<C: Codec> Framed<C> {
                     core.received.reserve(PIECE);
                     match poll_read_buf(Pin::new(&mut core.io), cx, &mut core.received) {
                         Poll::Ready(Ok(0)) => core.end = Some(core.ended()),
-                        Poll::Ready(Ok(_)) => core.life.inbound = Instant::now(),
+                        Poll::Ready(Ok(_)) => (core.life.inbound, core.life.has_heard) = (Instant::now(), true),
                         Poll::Ready(Err(error)) => core.end = Some(Err(error.into())),
                         Poll::Pending => {
                             core.life.wait(Instant::now());
@@ -210,6 +210,16 @@ impl<C: Codec> Framed<C> {
                 Err(error) => core.end = Some(Err(error.into())),
             }
         }
+    }
+
+    /// Puts a ping ahead of its time.
+    pub fn ping(&self) {
+        self.lock().ping();
+    }
+
+    /// Returns whether the peer has sent anything.
+    pub fn has_heard(&self) -> bool {
+        self.lock().life.has_heard
     }
 
     /// Waits until there is room for another frame.
@@ -332,11 +342,15 @@ impl<C: Codec> Core<C> {
         }
         // A connection that does not take our bytes is not idle, and a ping would only wait with them.
         if self.closed.is_none() && self.unsent.is_empty() {
-            let number = self.life.next_ping();
-            self.put(|codec, out| codec.put_ping(number, out));
-            self.life.pinged();
+            self.ping();
         }
         true
+    }
+
+    fn ping(&mut self) {
+        let number = self.life.next_ping();
+        self.put(|codec, out| codec.put_ping(number, out));
+        self.life.pinged();
     }
 }
 
@@ -366,6 +380,7 @@ async fn keep<C: Codec>(core: Weak<Mutex<Core<C>>>) {
 struct Life {
     /// When bytes last came, or began to be waited for.
     inbound: Instant,
+    has_heard: bool,
     /// Somebody waits for what comes. Else it is no wonder that nothing does.
     is_awaited: bool,
     pings: VecDeque<Ping>,
@@ -384,7 +399,16 @@ struct Ping {
 
 impl Life {
     fn new(now: Instant) -> Self {
-        Self { inbound: now, is_awaited: false, pings: VecDeque::new(), last_ping: 0, put: 0, sent: 0, arrived: 0 }
+        Self {
+            inbound: now,
+            has_heard: false,
+            is_awaited: false,
+            pings: VecDeque::new(),
+            last_ping: 0,
+            put: 0,
+            sent: 0,
+            arrived: 0,
+        }
     }
 
     fn wait(&mut self, now: Instant) {

@@ -443,16 +443,32 @@ async fn a_transport_that_is_switched_to_and_swallowed_is_left_for_the_next() {
 }
 
 #[tokio::test]
+async fn a_jump_leaves_a_transport_that_is_switched_to_and_swallowed_for_the_other() {
+    let behind = Behind::start(true, |_| SwitchAndSwallow).await;
+    for passes in [Kind::Spdy, Kind::Channels] {
+        behind.gateway.change(move |kind| if kind == passes { Pass } else { SwitchAndSwallow });
+        let first = behind.echo().await.unwrap_or_else(|| panic!("{passes:?}"));
+        assert!(first < Duration::from_secs(12), "{passes:?}: {first:?}");
+        behind.gateway.seen();
+        assert!(behind.echo().await.is_some(), "{passes:?}: again");
+        assert_eq!(behind.gateway.seen(), [passes], "it is remembered");
+    }
+    behind.app.drain().cut();
+}
+
+#[tokio::test]
 async fn a_node_that_is_slow_behind_a_gateway_that_switches_at_once_keeps_its_transport() {
     let late = SwitchAndPassLate(Duration::from_secs(2));
-    let behind = Behind::start(false, move |_| late).await;
-    assert!(behind.echo().await.is_some());
-    behind.gateway.change(|_| Pass);
-    behind.gateway.seen();
-    behind.cut().await;
-    assert!(behind.echo().await.is_some());
-    assert_eq!(behind.gateway.seen().first(), Some(&Kind::Spdy));
-    behind.app.drain().cut();
+    for (jumps, default) in [(false, Kind::Spdy), (true, Kind::Channels)] {
+        let behind = Behind::start(jumps, move |_| late).await;
+        assert!(behind.echo().await.is_some());
+        behind.gateway.change(|_| Pass);
+        behind.gateway.seen();
+        behind.cut().await;
+        assert!(behind.echo().await.is_some());
+        assert_eq!(behind.gateway.seen().first(), Some(&default));
+        behind.app.drain().cut();
+    }
 }
 
 #[tokio::test]

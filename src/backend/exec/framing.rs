@@ -13,9 +13,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use crate::{
+    io::BoxedIo,
     k8s::{
         framed::{Codec, Framed, Incoming},
-        upgrade::exec::{ExecProtocol, Executed},
+        upgrade::exec::ExecProtocol,
         websocket::channels::Channels,
     },
     wire::spdy::{
@@ -60,15 +61,15 @@ pub enum Framing {
 }
 
 impl Framing {
-    pub fn new(executed: Executed) -> Self {
-        match executed.protocol {
+    pub fn new(io: BoxedIo, protocol: ExecProtocol) -> Self {
+        match protocol {
             ExecProtocol::V5 | ExecProtocol::V4 => Self::Channels {
-                framed: Framed::new(executed.io, Channels::new()),
-                closes_channels: executed.protocol == ExecProtocol::V5,
+                framed: Framed::new(io, Channels::new()),
+                closes_channels: protocol == ExecProtocol::V5,
                 status_came: false,
             },
             ExecProtocol::Spdy => {
-                let framed = Framed::new(executed.io, Spdy::default());
+                let framed = Framed::new(io, Spdy::default());
                 framed.put(Spdy::put_streams);
                 Self::Spdy(framed)
             }
@@ -83,6 +84,22 @@ impl Framing {
         match self {
             Self::Channels { framed, .. } => framed.poll_ready(cx),
             Self::Spdy(framed) => framed.poll_ready(cx),
+        }
+    }
+
+    /// Asks the server for a sign of life.
+    pub fn ping(&self) {
+        match self {
+            Self::Channels { framed, .. } => framed.ping(),
+            Self::Spdy(framed) => framed.ping(),
+        }
+    }
+
+    /// Returns whether the server has sent anything behind the switch.
+    pub fn has_heard(&self) -> bool {
+        match self {
+            Self::Channels { framed, .. } => framed.has_heard(),
+            Self::Spdy(framed) => framed.has_heard(),
         }
     }
 
@@ -259,7 +276,7 @@ mod tests {
     async fn over_spdy_the_end_is_that_of_the_output_and_of_the_status() {
         for status_first in [true, false] {
             let (near, mut far) = duplex(1 << 16);
-            let mut framing = Framing::new(Executed { io: Box::new(near), protocol: ExecProtocol::Spdy });
+            let mut framing = Framing::new(Box::new(near), ExecProtocol::Spdy);
             let mut said = BytesMut::new();
             frame::put_syn_reply(&mut said, 1, b"");
             frame::put_ping(&mut said, 2);
@@ -300,7 +317,7 @@ mod tests {
     async fn over_channels_the_status_is_the_end() {
         for (protocol, ends) in [(ExecProtocol::V5, true), (ExecProtocol::V4, false)] {
             let (near, mut far) = duplex(1 << 16);
-            let mut framing = Framing::new(Executed { io: Box::new(near), protocol });
+            let mut framing = Framing::new(Box::new(near), protocol);
             assert_eq!(framing.ends_stdin(), ends);
             framing.put_stdin(b"in");
             framing.put_end_of_stdin();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -60,13 +61,17 @@ pub struct ExecStream {
     close_sent: bool,
     /// Until when the program has to have said that it is connected.
     connected_by: Option<Pin<Box<Sleep>>>,
+    probation: Option<Probation>,
 }
+
+/// Resolves once the server has been silent for too long: why the stream is given up. None: it is not.
+type Probation = BoxFuture<'static, Option<StreamFault>>;
 
 impl ExecStream {
     /// `target` and `pod` are for the error.
     pub fn new(executed: Executed, target: String, pod: String) -> Self {
         Self {
-            framing: Framing::new(executed),
+            framing: Framing::new(executed.io, executed.protocol),
             target,
             pod,
             payload: Bytes::new(),
@@ -81,7 +86,19 @@ impl ExecStream {
             hold: None,
             close_sent: false,
             connected_by: None,
+            probation: None,
         }
+    }
+
+    /// Watches the server until it has sent anything: it answers a ping, also while the program is silent.
+    pub fn on_probation(self, probation: Probation) -> Self {
+        self.framing.ping();
+        Self { probation: Some(probation), ..self }
+    }
+
+    /// Returns whether the server has sent anything.
+    pub fn has_heard(&self) -> bool {
+        self.framing.has_heard()
     }
 
     /// The program says when it is connected: where it says nothing in time, reading fails.
@@ -207,6 +224,17 @@ impl AsyncRead for ExecStream {
                 Poll::Ready(Ok(None)) => return Poll::Ready(Err(lost("the exec ended without a status".to_owned()))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error.to_string()))),
                 Poll::Pending => {
+                    if this.framing.has_heard() {
+                        this.probation = None;
+                    }
+                    if let Some(probation) = &mut this.probation
+                        && let Poll::Ready(fault) = probation.as_mut().poll(cx)
+                    {
+                        this.probation = None;
+                        if let Some(fault) = fault {
+                            return Poll::Ready(Err(fault.into()));
+                        }
+                    }
                     if let Some(connected_by) = &mut this.connected_by
                         && connected_by.as_mut().poll(cx).is_ready()
                     {

@@ -281,9 +281,7 @@ impl PodPool {
             let outdone = probation::outdo(&cluster, &namespace, &pod, port, transport);
             tokio::select! {
                 () = silence.broken() => {}
-                outdone = outdone => if let Some(other) = outdone {
-                    let (silent, other) = (transport.name(), other.name());
-                    let detail = format!("upgrades to {silent} are answered and nothing follows; {other} works");
+                outdone = outdone => if let Some(detail) = outdone {
                     silence.fail(StreamFault::Unavailable { detail, retry_after: None });
                 }
             }

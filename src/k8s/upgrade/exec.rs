@@ -1,9 +1,15 @@
 //! Exec: a WebSocket with channels, and SPDY where nothing lets a WebSocket through.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time::Instant;
 
-use super::{Act, CHANNELS_PROTOCOL, UpgradeError, choice, request::Asked};
+use super::{
+    Act, CHANNELS_PROTOCOL, UpgradeError, choice, probation,
+    request::{Answer, Asked},
+};
 use crate::{
     config::{Namespace, Subdomain},
     io::BoxedIo,
@@ -30,6 +36,13 @@ impl choice::Transport for ExecTransport {
 
     fn name(self) -> &'static str {
         if self == Self::Spdy { "spdy" } else { "websocket channels" }
+    }
+}
+
+impl ExecTransport {
+    /// Returns the one that is left where this one does not work.
+    pub fn other(self) -> Self {
+        if self == Self::Spdy { Self::WebSocket } else { Self::Spdy }
     }
 }
 
@@ -60,7 +73,10 @@ impl ExecProtocol {
 /// A program that runs, and the connection to it.
 pub struct Executed {
     pub io: BoxedIo,
+    pub transport: ExecTransport,
     pub protocol: ExecProtocol,
+    /// How long the upgrade has taken.
+    pub took: Duration,
 }
 
 /// Runs a command in a container of a pod, without a terminal. None: the pod's default container.
@@ -74,6 +90,42 @@ pub async fn exec(
     container: Option<&str>,
     command: &[String],
 ) -> Result<Executed, UpgradeError> {
+    let started = Instant::now();
+    let path = path(cluster, namespace, pod, container, command);
+    let act = Act { cluster, namespace, pod, what: "exec", doing: "running a command in" };
+    let ask = |transport: ExecTransport, headers: &HeaderMap| asked(cluster, &path, transport, headers);
+    let takes = |transport: ExecTransport, protocol: &str| ExecProtocol::chosen(transport, protocol).is_some();
+    let switched = act.upgrade(&cluster.execs, ExecTransport::WebSocket, None, ask, takes).await?;
+    let protocol = ExecProtocol::chosen(switched.transport, &switched.protocol).unwrap_or(ExecProtocol::V4);
+    Ok(Executed { io: switched.io, transport: switched.transport, protocol, took: started.elapsed() })
+}
+
+/// Runs a command by one transport, whatever is remembered. None: it is refused, or nobody answers.
+pub async fn exec_by(
+    transport: ExecTransport,
+    cluster: &Cluster,
+    namespace: &Namespace,
+    pod: &Subdomain,
+    container: Option<&str>,
+    command: &[String],
+) -> Option<Executed> {
+    let started = Instant::now();
+    let path = path(cluster, namespace, pod, container, command);
+    match probation::ask_alone(cluster, |headers| asked(cluster, &path, transport, headers)).await? {
+        Answer::Switched { protocol, io } => {
+            let protocol = ExecProtocol::chosen(transport, &protocol)?;
+            Some(Executed { io, transport, protocol, took: started.elapsed() })
+        }
+        Answer::Refused(_) => None,
+    }
+}
+
+/// Remembers that the other transport carries bytes and `silent` does not. Returns that as people are told it.
+pub fn outdone(cluster: &Cluster, silent: ExecTransport) -> String {
+    probation::outdone(cluster, &cluster.execs, silent, silent.other())
+}
+
+fn path(cluster: &Cluster, namespace: &Namespace, pod: &str, container: Option<&str>, command: &[String]) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let mut query = "stdin=true&stdout=true&stderr=true".to_owned();
     for word in command {
@@ -83,16 +135,14 @@ pub async fn exec(
         query += &format!("&container={}", encode(container));
     }
     let prefix = cluster.server.path().trim_end_matches('/');
-    let path = format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}");
-    let act = Act { cluster, namespace, pod, what: "exec", doing: "running a command in" };
-    let ask = |transport: ExecTransport, headers: &HeaderMap| match transport {
-        ExecTransport::WebSocket => Asked::websocket(cluster, &path, PROTOCOLS, headers),
-        ExecTransport::Spdy => Asked::spdy(cluster, &path, CHANNELS_PROTOCOL, headers),
-    };
-    let takes = |transport: ExecTransport, protocol: &str| ExecProtocol::chosen(transport, protocol).is_some();
-    let switched = act.upgrade(&cluster.execs, ExecTransport::WebSocket, None, ask, takes).await?;
-    let protocol = ExecProtocol::chosen(switched.transport, &switched.protocol).unwrap_or(ExecProtocol::V4);
-    Ok(Executed { io: switched.io, protocol })
+    format!("{prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}")
+}
+
+fn asked(cluster: &Cluster, path: &str, transport: ExecTransport, headers: &HeaderMap) -> Asked {
+    match transport {
+        ExecTransport::WebSocket => Asked::websocket(cluster, path, PROTOCOLS, headers),
+        ExecTransport::Spdy => Asked::spdy(cluster, path, CHANNELS_PROTOCOL, headers),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Whether a port-forward carries anything after its switch: some gateways answer 101 and pass nothing on.
+//! Whether an upgrade carries anything after its switch: some gateways answer 101 and pass nothing on.
 //!
 //! Nobody waits for the proof: a new connection is used at once, and its node answers the first frames. Where nothing comes for
 //! [`patience`], the other transports are tried beside it. The connection is given up only if one of them carries bytes
@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::future::{Either, select};
+use http::HeaderMap;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::{Answer, Transport, asked, choice, dial_as, path};
+use super::{Answer, Asked, Memory, Transport, asked, choice, dial_as, path};
 use crate::{
     config::{Namespace, Subdomain},
     io::BoxedIo,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// How long one transport may take until it carries a byte.
-const TRY: Duration = Duration::from_secs(8);
+pub const TRY: Duration = Duration::from_secs(8);
 
 /// How long the next transport is kept waiting for the one before it.
 const STAGGER: Duration = Duration::from_millis(800);
@@ -33,14 +34,15 @@ pub fn patience(took: Duration) -> Duration {
     took.max(Duration::from_secs(1))
 }
 
-/// Tries the other transports until one carries bytes from the node of a pod, which is remembered instead of `silent`. None: none does.
+/// Tries the other transports until one carries bytes from the node of a pod, which is remembered instead of `silent`. Returns that as
+/// people are told it. None: none does.
 pub async fn outdo(
     cluster: &Cluster,
     namespace: &Namespace,
     pod: &Subdomain,
     port: u16,
     silent: Transport,
-) -> Option<Transport> {
+) -> Option<String> {
     let attempt = |transport: Transport| async move {
         let carries = timeout(TRY, carries(cluster, namespace, pod, port, transport)).await;
         debug!(transport = transport.name(), ?carries, "tried beside a transport that is silent");
@@ -57,14 +59,26 @@ pub async fn outdo(
         Either::Left((None, later)) => later.await,
         Either::Right((None, earlier)) => earlier.await,
     }?;
-    cluster.port_forwards.replace(silent, found);
+    Some(outdone(cluster, &cluster.port_forwards, silent, found))
+}
+
+/// Remembers a transport that carries bytes instead of one that does not. Returns that as people are told it.
+pub(super) fn outdone<T: choice::Transport>(cluster: &Cluster, memory: &Memory<T>, silent: T, works: T) -> String {
+    memory.replace(silent, works);
+    let (silent, works) = (silent.name(), works.name());
     warn!(
         context = %cluster.context,
-        "something between adit and the API server takes upgrades to {} and passes nothing on: adit goes on with {}",
-        silent.name(),
-        found.name()
+        "something between adit and the API server takes upgrades to {silent} and passes nothing on: adit goes on with {works}"
     );
-    Some(found)
+    format!("upgrades to {silent} are answered and nothing follows; {works} works")
+}
+
+/// Asks for an upgrade by one transport, whatever is remembered. None: nobody answers.
+pub(super) async fn ask_alone(cluster: &Cluster, ask: impl FnOnce(&HeaderMap) -> Asked) -> Option<Answer> {
+    let credential = cluster.credential().await.ok()?;
+    let headers = cluster.user().headers(&credential);
+    let dialled = dial_as(cluster, &credential).await.ok()?;
+    ask(&headers).send(dialled.io).await.ok()
 }
 
 /// Waits until the node has sent a byte by a transport. None: it is refused, or ends.
@@ -75,11 +89,8 @@ async fn carries(
     port: u16,
     transport: Transport,
 ) -> Option<()> {
-    let credential = cluster.credential().await.ok()?;
-    let headers = cluster.user().headers(&credential);
-    let dialled = dial_as(cluster, &credential).await.ok()?;
-    let request = asked(cluster, &path(cluster, namespace, pod), port, transport, &headers);
-    match request.send(dialled.io).await.ok()? {
+    let path = path(cluster, namespace, pod);
+    match ask_alone(cluster, |headers| asked(cluster, &path, port, transport, headers)).await? {
         Answer::Switched { protocol, io } if protocol == transport.protocol() => is_answered(io, transport).await,
         Answer::Switched { .. } | Answer::Refused(_) => None,
     }
