@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -72,6 +73,12 @@ fn ready(server: Child, client: Child, port: u16, folder: Option<TempDir>) -> Pa
     Pair { server, client, public, _folder: folder }
 }
 
+fn write(folder: &TempDir, name: &str, text: String) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("a file");
+    path
+}
+
 fn adit(local: u16) -> Pair {
     let program = env!("CARGO_BIN_EXE_adit");
     let mut server = Command::new(program);
@@ -116,12 +123,8 @@ fn rathole(local: u16, transport: Transport) -> Pair {
             format!("[{side}.transport]\ntype = \"noise\"\n[{side}.transport.noise]\n{} = \"{}\"\n", key.0, key.1)
         }
     };
-    let write = |name: &str, text: String| {
-        let path = folder.path().join(name);
-        fs::write(&path, text).expect("a file");
-        path
-    };
     let server = write(
+        &folder,
         "server.toml",
         format!(
             "[server]\nbind_addr = \"127.0.0.1:28002\"\ndefault_token = \"{SECRET}\"\n[server.services.echo]\n\
@@ -130,6 +133,7 @@ fn rathole(local: u16, transport: Transport) -> Pair {
         ),
     );
     let client = write(
+        &folder,
         "client.toml",
         format!(
             "[client]\nremote_addr = \"127.0.0.1:28002\"\ndefault_token = \"{SECRET}\"\n[client.services.echo]\n\
@@ -163,14 +167,10 @@ fn rathole_keys() -> (String, String) {
 
 fn frp(local: u16) -> Pair {
     let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, text: String| {
-        let path = folder.path().join(name);
-        fs::write(&path, text).expect("a file");
-        path
-    };
     let common = format!("auth.token = \"{SECRET}\"\nlog.level = \"error\"\n");
-    let server = write("frps.toml", format!("bindAddr = \"127.0.0.1\"\nbindPort = 28004\n{common}"));
+    let server = write(&folder, "frps.toml", format!("bindAddr = \"127.0.0.1\"\nbindPort = 28004\n{common}"));
     let client = write(
+        &folder,
         "frpc.toml",
         format!(
             "serverAddr = \"127.0.0.1\"\nserverPort = 28004\n{common}[[proxies]]\nname = \"echo\"\ntype = \"tcp\"\n\

@@ -159,13 +159,19 @@ fn sign_in_lines(sign_in: &SignIn) -> String {
     text
 }
 
-/// Returns an amount as people read it: `1.5 MiB`.
-fn bytes(count: u64) -> String {
-    let (mut amount, mut unit) = (count as f64, 0);
+/// Returns an amount of bytes below 1024 of its unit, and that unit as a power of 1024, at most 4.
+pub(super) fn scaled(bytes: u64) -> (f64, usize) {
+    let (mut amount, mut unit) = (bytes as f64, 0);
     while amount >= 1024.0 && unit < 4 {
         amount /= 1024.0;
         unit += 1;
     }
+    (amount, unit)
+}
+
+/// Returns an amount as people read it: `1.5 MiB`.
+fn bytes(count: u64) -> String {
+    let (amount, unit) = scaled(count);
     let name = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
     if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {name}") }
 }

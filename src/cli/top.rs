@@ -381,11 +381,7 @@ fn request_lines(found: &RequestAnswer) -> Vec<String> {
 
 /// Returns an amount of bytes in few characters: `1.5M`.
 fn amount(bytes: u64) -> String {
-    let (mut amount, mut unit) = (bytes as f64, 0);
-    while amount >= 1024.0 && unit < 4 {
-        amount /= 1024.0;
-        unit += 1;
-    }
+    let (amount, unit) = status::scaled(bytes);
     let name = ["B", "K", "M", "G", "T"][unit];
     if unit == 0 { format!("{bytes}B") } else { format!("{amount:.1}{name}") }
 }

@@ -18,7 +18,7 @@ pub fn schema() -> serde_json::Value {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "adit")]
-#[allow(non_snake_case, reason = "the key is spelled as in Kubernetes")]
+#[expect(non_snake_case, reason = "the key is spelled as in Kubernetes")]
 struct File {
     /// `adit/v1`; `autotunnel/v1` is accepted too.
     apiVersion: Option<ApiVersion>,

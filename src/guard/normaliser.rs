@@ -25,7 +25,7 @@ use tokio::{
 use self::gate::Follows;
 pub use self::gate::{Busy, Gate, Refused};
 use crate::{
-    io::{Io, said_to_inner},
+    io::{Io, through::said_through},
     wire::http1::{self, Framing, Piece, Refusal},
 };
 
@@ -415,7 +415,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
 }
 
 impl<T: Io> Io for Normaliser<T> {
-    said_to_inner!();
+    said_through!();
 }
 
 impl<T: AsyncWrite + Unpin> Normaliser<T> {

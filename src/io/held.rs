@@ -8,38 +8,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Io, said_to_inner};
-
-/// Makes a stream's writes those of its field `inner`.
-macro_rules! write_through {
-    () => {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.inner).poll_write(cx, buf)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.inner).poll_flush(cx)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.inner).poll_shutdown(cx)
-        }
-
-        fn poll_write_vectored(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            bufs: &[io::IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-        }
-
-        fn is_write_vectored(&self) -> bool {
-            self.inner.is_write_vectored()
-        }
-    };
-}
-
-pub(crate) use write_through;
+use super::{
+    Io,
+    through::{said_through, write_through},
+};
 
 /// Reads and writes go through; `G` lives as long as the stream.
 #[derive(Debug)]
@@ -65,5 +37,5 @@ impl<T: AsyncWrite + Unpin, G: Unpin> AsyncWrite for Held<T, G> {
 }
 
 impl<T: Io, G: Send + Unpin + 'static> Io for Held<T, G> {
-    said_to_inner!();
+    said_through!();
 }

@@ -5,6 +5,7 @@ pub mod held;
 pub mod prefixed;
 pub mod read_ahead;
 pub mod splice;
+pub mod through;
 pub mod upgraded;
 
 use std::time::Duration;
@@ -36,21 +37,6 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {
 
 /// An [`Io`] whose carrier does not matter.
 pub type BoxedIo = Box<dyn Io>;
-
-/// Makes what is said of a stream what is said of its field `inner`.
-macro_rules! said_to_inner {
-    () => {
-        fn reset(&mut self) {
-            self.inner.reset();
-        }
-
-        fn abandon(&mut self) {
-            self.inner.abandon();
-        }
-    };
-}
-
-pub(crate) use said_to_inner;
 
 impl Io for BoxedIo {
     fn reset(&mut self) {

@@ -9,7 +9,10 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Io, held::write_through, said_to_inner};
+use super::{
+    Io,
+    through::{said_through, write_through},
+};
 
 /// Reads `prefix` first, then what the inner stream yields; writes go through.
 #[derive(Debug)]
@@ -24,8 +27,8 @@ impl<T> Prefixed<T> {
     }
 }
 
-/// Moves what fits of `rest` into `buf`.
-pub(super) fn take(rest: &mut Bytes, buf: &mut ReadBuf<'_>) {
+/// Moves what fits of `rest` into `buf`, and keeps no buffer once all has.
+pub fn take(rest: &mut Bytes, buf: &mut ReadBuf<'_>) {
     let count = rest.len().min(buf.remaining());
     buf.put_slice(&rest[..count]);
     rest.advance(count);
@@ -50,7 +53,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
 }
 
 impl<T: Io> Io for Prefixed<T> {
-    said_to_inner!();
+    said_through!();
 }
 
 #[cfg(test)]

@@ -10,7 +10,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{Io, held::write_through, prefixed::take, said_to_inner};
+use super::{
+    Io,
+    prefixed::take,
+    through::{said_through, write_through},
+};
 
 /// Size of one read: four TLS records.
 const CHUNK: usize = 64 * 1024;
@@ -48,7 +52,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ReadAhead<T> {
 }
 
 impl<T: Io> Io for ReadAhead<T> {
-    said_to_inner!();
+    said_through!();
 }
 
 #[cfg(test)]

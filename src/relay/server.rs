@@ -37,7 +37,7 @@ use self::{
     idle::{Idle, Ready},
     quotas::Notices,
     refused::{TunnelError, VisitorError},
-    tunnels::{HttpName, Tunnel},
+    tunnels::{HttpName, Tunnel, Wanted},
     usage::Refusals,
     visitors::{Pending, StreamName},
 };
@@ -292,26 +292,19 @@ impl Server {
     /// Returns whether the client has said goodbye.
     async fn on_frame(self: Arc<Self>, session: &Arc<Session>, frame: Frame) -> Result<bool, Over> {
         match frame {
-            Frame::Open { tunnel, kind: kind @ (Kind::Service | Kind::ReplacedService), port, resume, name }
-                if !session.is_v1 =>
-            {
-                let Some(closed) = self.begin_opening(session, tunnel) else {
-                    let reason = TunnelError::Opening.to_string();
-                    session.frames.send(Frame::Refused { tunnel, reason }).await.map_err(|_| Over::Closed)?;
-                    return Ok(false);
-                };
-                // The API server may hang: the conversation goes on meanwhile, and may close the tunnel again.
-                let (this, session) = (self.clone(), session.clone());
-                self.drain
-                    .spawn(async move { this.open_service(&session, tunnel, kind, port, &name, resume, closed).await });
-            }
-            Frame::Open { tunnel, kind, port, resume, name } if !session.is_v1 => {
-                let answer = match self.open(session, tunnel, kind, port, &name, resume).await {
-                    Ok(opened) => {
-                        let address = self.public_address(&opened);
-                        Frame::Opened { tunnel, port: opened.port, resume: opened.resume, address }
-                    }
-                    Err(error) => Frame::Refused { tunnel, reason: error.to_string() },
+            Frame::Open { tunnel: id, kind, port, resume, name } if !session.is_v1 => {
+                let wanted = Wanted { id, kind, port, name, resume };
+                let answer = match kind {
+                    Kind::Tcp | Kind::Http => self.answer(id, &self.open(session, &wanted).await),
+                    Kind::Service | Kind::ReplacedService => match self.begin_opening(session, id) {
+                        // The API server may hang: the conversation goes on meanwhile, and may close the tunnel again.
+                        Some(closed) => {
+                            let (this, session) = (self.clone(), session.clone());
+                            self.drain.spawn(async move { this.open_service(&session, wanted, closed).await });
+                            return Ok(false);
+                        }
+                        None => self.answer(id, &Err(TunnelError::Opening)),
+                    },
                 };
                 session.frames.send(answer).await.map_err(|_| Over::Closed)?;
             }

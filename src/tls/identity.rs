@@ -66,27 +66,10 @@ mod tests {
     use super::*;
 
     /// `openssl x509 -req` without extensions: version 1, until 2126.
-    const VERSION_1: &str = "\
------BEGIN CERTIFICATE-----\n\
-MIIBNTCB2wIUPcLYTl6GTVCfvUHgA6NOHkiJIGcwCgYIKoZIzj0EAwIwHDEMMAoG\n\
-A1UEAwwDYW5hMQwwCgYDVQQKDANkZXYwIBcNMjYxMTI5MDgxMjM1WhgPMjEyNjEx\n\
-MDUwODEyMzVaMBwxDDAKBgNVBAMMA2FuYTEMMAoGA1UECgwDZGV2MFkwEwYHKoZI\n\
-zj0CAQYIKoZIzj0DAQcDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8j\n\
-nr/vJAQ7XqpLaO/CtUSdmGWmq+xkggXtSovUiWimnrAEMDAKBggqhkjOPQQDAgNJ\n\
-ADBGAiEA0GLHHccOTl6LNhMbFaxtlsIlkGx6wkb8qcJACaIVR50CIQDn2Kfz3afW\n\
-eqK8/sIS7XxA4Kdw22Y3qNzAiQAT+uJrTw==\n\
------END CERTIFICATE-----\n\n";
+    const VERSION_1: &str = include_str!("../../tests/it/keys/version-1.crt");
 
     /// `openssl ecparam -genkey`, with the parameters in front.
-    const KEY: &str = "\
------BEGIN EC PARAMETERS-----\n\
-BggqhkjOPQMBBw==\n\
------END EC PARAMETERS-----\n\
------BEGIN EC PRIVATE KEY-----\n\
-MHcCAQEEIMWagB8qK8l2Lay7iYIE8hBcCStHzC65z1NkqO+bEls3oAoGCCqGSM49\n\
-AwEHoUQDQgAEymAuc0uCd8xl7fspQqOSQFORzfTuwr22UXg9lZ8jnr/vJAQ7XqpL\n\
-aO/CtUSdmGWmq+xkggXtSovUiWimnrAEMA==\n\
------END EC PRIVATE KEY-----\n\n";
+    const KEY: &str = include_str!("../../tests/it/keys/version-1.pem");
 
     fn read(chain: &str, key: &str) -> Result<CertifiedKey, IdentityError> {
         from_pem(chain.as_bytes(), key.as_bytes(), &crate::tls::provider())

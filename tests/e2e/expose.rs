@@ -261,6 +261,13 @@ fn gets(url: &str, is_laptop: bool) {
     });
 }
 
+/// Takes port 80 of the Service `web` over.
+fn take_web(port: u16) -> Expose {
+    let expose = Expose::start(&[&format!("{port}:80"), "--as", &format!("web.{NAMESPACE}"), "--replace"]);
+    expose.said(&format!("web.{NAMESPACE}:80 in "));
+    expose
+}
+
 #[test]
 #[ignore = "it takes over Services that the other tests use: cargo test --features e2e --test e2e expose:: -- --ignored"]
 fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
@@ -271,9 +278,7 @@ fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
 
     // Port 80 of three; the others go on being served by the pods.
     let as_web = format!("web.{NAMESPACE}");
-    let taken = [&format!("{port}:80"), "--as", &as_web, "--replace"];
-    let expose = Expose::start(&taken);
-    expose.said(&format!("web.{NAMESPACE}:80 in "));
+    let expose = take_web(port);
     gets(&web, true);
     let https = run(Command::new("kubectl").args([
         "-n",
@@ -313,8 +318,7 @@ fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
     are_again(&before);
 
     // The relay is deleted without a word: the client is back through another one.
-    let expose = Expose::start(&taken);
-    expose.said(&format!("web.{NAMESPACE}:80 in "));
+    let expose = take_web(port);
     let lease = kubectl(&["-n", NAMESPACE, "get", "lease", "adit-web", "-o", "jsonpath={.spec.holderIdentity}"]);
     let relay = lease.split('/').nth(1).expect("a pod").to_owned();
     kubectl(&["-n", RELAYS, "delete", "pod", &relay, "--force", "--grace-period=0"]);
@@ -337,8 +341,7 @@ fn services_are_taken_over_and_every_object_is_as_before_at_the_end() {
     are_again(&before);
 
     // All relays are gone while it is taken: it is restored by hand.
-    let expose = Expose::start(&taken);
-    expose.said(&format!("web.{NAMESPACE}:80 in "));
+    let expose = take_web(port);
     kubectl(&["-n", RELAYS, "scale", "statefulset/relay", "--replicas=0"]);
     kubectl(&["-n", RELAYS, "delete", "pod", "--all", "--force", "--grace-period=0"]);
     drop(expose);

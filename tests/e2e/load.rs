@@ -50,6 +50,18 @@ fn request(port: u16, request: &str) -> Result<String, String> {
     }
 }
 
+/// Sends GETs to a host until `stop`; counts them, and keeps the reasons of those that fail.
+fn get_until(stop: &AtomicBool, adit: &Adit, host: &str, count: &AtomicUsize, failed: &Mutex<Vec<String>>) {
+    while !stop.load(Ordering::SeqCst) {
+        count.fetch_add(1, Ordering::SeqCst);
+        let get = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        if let Err(reason) = request(adit.http, &get) {
+            failed.lock().unwrap().push(reason);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Runs `change` under load and checks what has to hold.
 fn under_load(name: &str, change: impl FnOnce()) {
     let _turn = BUSY.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -74,16 +86,7 @@ fn under_load(name: &str, change: impl FnOnce()) {
     session.write_all(b"select 'before';\n").expect("psql reads");
     thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    gets.fetch_add(1, Ordering::SeqCst);
-                    let get = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-                    if let Err(reason) = request(adit.http, &get) {
-                        failed.lock().unwrap().push(reason);
-                    }
-                    thread::sleep(Duration::from_millis(10));
-                }
-            });
+            scope.spawn(|| get_until(&stop, &adit, &host, &gets, &failed));
         }
         scope.spawn(|| {
             while !stop.load(Ordering::SeqCst) {
@@ -225,16 +228,7 @@ fn gets_under_load(name: &str, (app, pods): (&str, usize), change: impl FnOnce()
     let (stop, count, failed) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    count.fetch_add(1, Ordering::SeqCst);
-                    let get = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-                    if let Err(reason) = request(adit.http, &get) {
-                        failed.lock().unwrap().push(reason);
-                    }
-                    thread::sleep(Duration::from_millis(10));
-                }
-            });
+            scope.spawn(|| get_until(&stop, &adit, &host, &count, &failed));
         }
         let stopping = Stopping(&stop);
         thread::sleep(Duration::from_secs(1));

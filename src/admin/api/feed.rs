@@ -118,7 +118,7 @@ pub struct Change {
     pub log: Vec<LogRow>,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }

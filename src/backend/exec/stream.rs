@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backend::StreamFault,
-    io::Io,
+    io::{Io, prefixed},
     k8s::{client::printable, framed::PIECE, upgrade::exec::Executed},
 };
 
@@ -208,8 +208,7 @@ impl AsyncRead for ExecStream {
         let this = &mut *self;
         loop {
             if !this.payload.is_empty() {
-                let count = this.payload.len().min(buf.remaining());
-                buf.put_slice(&this.payload.split_to(count));
+                prefixed::take(&mut this.payload, buf);
                 this.last_read = Some(Instant::now());
                 return Poll::Ready(Ok(()));
             }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     backend::StreamFault,
-    io::{BoxedIo, Io},
+    io::{BoxedIo, Io, prefixed},
     k8s::{
         framed::{Framed, PIECE},
         websocket::channels::{Channels, Piece},
@@ -112,8 +112,7 @@ impl AsyncRead for ChannelStream {
         let this = &mut *self;
         loop {
             if !this.payload.is_empty() {
-                let count = this.payload.len().min(buf.remaining());
-                buf.put_slice(&this.payload.split_to(count));
+                prefixed::take(&mut this.payload, buf);
                 this.last_read = Some(Instant::now());
                 return Poll::Ready(Ok(()));
             }

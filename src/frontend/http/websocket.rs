@@ -13,7 +13,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{drain::Drain, io::Io, wire::websocket::Boundary};
+use crate::{
+    drain::Drain,
+    io::{Io, through::flush_through},
+    wire::websocket::Boundary,
+};
 
 /// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
@@ -125,13 +129,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WebSocketBackend<T> {
         Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
+    flush_through!();
 }
 
 impl<T: Io> Io for WebSocketBackend<T> {}

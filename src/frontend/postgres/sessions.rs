@@ -14,7 +14,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    io::{BoxedIo, Io, said_to_inner},
+    io::{
+        BoxedIo, Io,
+        through::{flush_through, said_through},
+    },
     routing::{Route, Target},
     wire::postgres::{First, Key, KeyWatch, first},
 };
@@ -209,17 +212,11 @@ impl AsyncWrite for Watched {
         polled
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
+    flush_through!();
 }
 
 impl Io for Watched {
-    said_to_inner!();
+    said_through!();
 }
 
 #[cfg(test)]

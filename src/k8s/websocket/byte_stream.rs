@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Frames;
 use crate::{
-    io::{BoxedIo, Io},
+    io::{BoxedIo, Io, prefixed},
     k8s::framed::{Codec, Framed, Incoming, PIECE},
     wire::websocket::Opcode,
 };
@@ -64,9 +64,7 @@ impl AsyncRead for WebSocketIo {
                 None => return Poll::Ready(Ok(())),
             }
         }
-        let count = self.payload.len().min(buf.remaining());
-        buf.put_slice(&self.payload[..count]);
-        self.payload.advance(count);
+        prefixed::take(&mut self.payload, buf);
         Poll::Ready(Ok(()))
     }
 }

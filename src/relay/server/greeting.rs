@@ -17,6 +17,7 @@ use tracing::info;
 use super::{
     Server,
     idle::{Connection, Lent},
+    tunnels::Wanted,
     visitors::StreamName,
 };
 use crate::{
@@ -126,7 +127,8 @@ impl Server {
                 let host = stream.local_addr()?.ip().to_string();
                 let (session, frames) = self.new_session(key, peer, true)?;
                 drop(place);
-                match self.open(&session, 0, Kind::Tcp, 0, "", [0; 16]).await {
+                let wanted = Wanted { id: 0, kind: Kind::Tcp, port: 0, name: String::new(), resume: [0; 16] };
+                match self.open(&session, &wanted).await {
                     Ok(tunnel) => {
                         conversation::send(&mut stream, &[Frame::Accept { port: tunnel.port, host }]).await?;
                         self.converse(stream, session, frames).await

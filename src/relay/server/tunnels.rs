@@ -108,17 +108,26 @@ pub struct TunnelSnapshot {
     pub open_seconds: u64,
 }
 
+/// A tunnel that a client asks for.
+pub(super) struct Wanted {
+    pub id: u32,
+    pub kind: Kind,
+    /// 0: any.
+    pub port: u16,
+    pub name: String,
+    /// Of the tunnel that it had before; zeros where it had none.
+    pub resume: Token,
+}
+
 impl Server {
     pub(super) async fn open(
         self: &Arc<Self>,
         session: &Arc<Session>,
-        id: u32,
-        kind: Kind,
-        port: u16,
-        name: &str,
-        resume: Token,
+        wanted: &Wanted,
     ) -> Result<Arc<Tunnel>, TunnelError> {
-        let before = self.take_over(session, resume, kind, port, name).await;
+        let before = self.take_over(session, wanted).await;
+        let Wanted { id, kind, port, name, resume } = wanted;
+        let (id, kind, port) = (*id, *kind, *port);
         let asked = self.exposed(session, kind, name).await?;
         let count = {
             let (state, key) = (self.state(), &session.key.name);
@@ -135,7 +144,7 @@ impl Server {
                 let known = host_header(host, None, 0);
                 (name, Some(known.ok_or_else(|| TunnelError::Host(host.to_owned()))?))
             }
-            _ => (name, None),
+            _ => (name.as_str(), None),
         };
         let entrance = match (kind, &asked) {
             (Kind::Http, _) => Entrance::Name(self.checked_name(session, name)?),
@@ -143,8 +152,8 @@ impl Server {
                 Some(shared) => shared,
                 None => self.shared_port(session, asked)?,
             }),
-            (_, Some(_)) => Entrance::Port(self.listen(session, 0, &resume).await?),
-            (_, None) => Entrance::Port(self.listen(session, port, &resume).await?),
+            (_, Some(_)) => Entrance::Port(self.listen(session, 0, resume).await?),
+            (_, None) => Entrance::Port(self.listen(session, port, resume).await?),
         };
         let (port, pods) = match &entrance {
             Entrance::Port((_, port)) => (*port, None),
@@ -247,35 +256,37 @@ impl Server {
     }
 
     /// Opens a tunnel to a Service, and answers its client, unless it closes the tunnel or goes before that.
-    #[allow(clippy::too_many_arguments)]
     pub(super) async fn open_service(
         self: &Arc<Self>,
         session: &Arc<Session>,
-        id: u32,
-        kind: Kind,
-        port: u16,
-        name: &str,
-        resume: Token,
+        wanted: Wanted,
         closed: CancellationToken,
     ) {
         let opened = tokio::select! {
-            opened = self.open(session, id, kind, port, name, resume) => opened,
+            opened = self.open(session, &wanted) => opened,
             () = closed.cancelled() => Err(TunnelError::Closed),
             () = session.gone.cancelled() => Err(TunnelError::ClientGone),
         };
-        self.state().opening.remove(&(session.token, id));
-        let answer = match opened {
+        self.state().opening.remove(&(session.token, wanted.id));
+        let answer = self.answer(wanted.id, &opened);
+        if let Ok(opened) = &opened
+            && closed.is_cancelled()
+        {
+            self.close(opened, true);
+        }
+        // A client that has gone needs no answer.
+        let _ = session.frames.send(answer).await;
+    }
+
+    /// Returns what a client is told of the tunnel that it asked for.
+    pub(super) fn answer(&self, id: u32, opened: &Result<Arc<Tunnel>, TunnelError>) -> Frame {
+        match opened {
             Ok(opened) => {
-                let address = self.public_address(&opened);
-                if closed.is_cancelled() {
-                    self.close(&opened, true);
-                }
+                let address = self.public_address(opened);
                 Frame::Opened { tunnel: id, port: opened.port, resume: opened.resume, address }
             }
             Err(error) => Frame::Refused { tunnel: id, reason: error.to_string() },
-        };
-        // A client that has gone needs no answer.
-        let _ = session.frames.send(answer).await;
+        }
     }
 
     /// Returns the port of a Service that a client asks for, where it may have it.
@@ -309,7 +320,9 @@ impl Server {
     /// Closes the tunnel of a client that was cut off, and is back: it has the tunnel's resume token, or it has the same key and the
     /// old client does not answer. Returns what the old tunnel had of a Service: it stays taken over until the new tunnel has a claim,
     /// or this one is dropped.
-    async fn take_over(&self, session: &Session, resume: Token, kind: Kind, port: u16, name: &str) -> Before {
+    async fn take_over(&self, session: &Session, wanted: &Wanted) -> Before {
+        let Wanted { kind, port, name, resume, .. } = wanted;
+        let (kind, port, resume) = (*kind, *port, *resume);
         let of_key = |tunnel: &&Arc<Tunnel>| tunnel.session.key.name == session.key.name;
         let same = |tunnel: &&Arc<Tunnel>| resume != [0; 16] && tunnel.resume == resume;
         let exposed = match kind {

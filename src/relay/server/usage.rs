@@ -16,7 +16,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tunnels::Tunnel;
-use crate::io::{Io, said_to_inner};
+use crate::io::{
+    Io,
+    through::{flush_through, said_through},
+};
 
 /// How many refusals are kept.
 const MOST: usize = 100;
@@ -113,17 +116,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counting<T> {
         self.inner.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
+    flush_through!();
 }
 
 impl<T: Io> Io for Counting<T> {
-    said_to_inner!();
+    said_through!();
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Expose, NAMESPACE, RELAYS, Relays, are_again, curl, gets, laptop, objects, run};
+use super::{Expose, NAMESPACE, RELAYS, Relays, are_again, curl, gets, laptop, objects, run, take_web};
 use crate::{load::cluster, support::kubectl};
 
 /// How long the randomised test goes on.
@@ -25,10 +25,7 @@ fn a_takeover_outlives_an_api_server_that_hangs_for_ten_seconds() {
     let (port, web) = (laptop(), format!("http://web.{NAMESPACE}/whoami"));
     gets(&web, false);
     let before = objects();
-    let as_web = format!("web.{NAMESPACE}");
-    let taken = [&format!("{port}:80"), "--as", &as_web, "--replace"];
-    let expose = Expose::start(&taken);
-    expose.said(&format!("web.{NAMESPACE}:80 in "));
+    let expose = take_web(port);
     gets(&web, true);
     // A visitor inside the cluster, which needs no API server itself.
     let asks = format!("for at in $(seq 40); do curl -s --max-time 30 {web}; echo; sleep 0.5; done > /tmp/asked 2>&1");

@@ -65,7 +65,7 @@ struct Watched {
 
 impl Watched {
     /// Stands between a client and the network.
-    fn of(options: &mut client::Options) -> Arc<Self> {
+    fn between(options: &mut client::Options) -> Arc<Self> {
         let watched = Self { inner: options.dial.clone(), count: AtomicUsize::new(0), is_cut: Mutex::default() };
         let watched = Arc::new(watched);
         options.dial = watched.clone();
@@ -79,6 +79,14 @@ impl Watched {
     fn cut(&self) {
         std::mem::take(&mut *self.is_cut.lock().unwrap()).store(true, Ordering::Relaxed);
     }
+}
+
+/// Starts a client whose connections are watched, and which runs for as long as the last value of the result is kept.
+async fn watch(relay: &Relay, local: u16, drain: &Drain) -> (SocketAddr, Arc<Watched>, impl Sized) {
+    let mut options = relay.client(local, 0);
+    let watched = Watched::between(&mut options);
+    let (mut rx, running) = start(options, drain);
+    (opened(&mut rx).await, watched, (rx, running))
 }
 
 impl Dial for Watched {
@@ -159,10 +167,7 @@ async fn visit(public: SocketAddr, text: &str) -> io::Result<String> {
 async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
     let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
     let (local, services) = echo().await;
-    let mut options = relay.client(local, 0);
-    let watched = Watched::of(&mut options);
-    let (mut rx, _running) = start(options, &drain);
-    let public = opened(&mut rx).await;
+    let (public, watched, _running) = watch(&relay, local, &drain).await;
     let nobody = || async { relay.server.snapshot()[0].streams == 0 };
     for number in 0..20 {
         let text = format!("visitor {number}");
@@ -195,10 +200,7 @@ async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
 async fn a_visitor_beside_others_finds_a_connection_that_is_ready() {
     let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
     let (local, services) = echo().await;
-    let mut options = relay.client(local, 0);
-    let watched = Watched::of(&mut options);
-    let (mut rx, _running) = start(options, &drain);
-    let public = opened(&mut rx).await;
+    let (public, watched, _running) = watch(&relay, local, &drain).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(watched.count(), 0, "none where nobody has come");
     let mut visitors = Vec::new();
@@ -227,10 +229,7 @@ async fn a_service_that_comes_and_goes_is_found_again_on_the_same_connection() {
         stream.read_to_string(&mut text).await.unwrap();
         stream.write_all(text.as_bytes()).await.unwrap();
     };
-    let mut options = relay.client(local.port(), 0);
-    let watched = Watched::of(&mut options);
-    let (mut rx, _running) = start(options, &drain);
-    let public = opened(&mut rx).await;
+    let (public, watched, _running) = watch(&relay, local.port(), &drain).await;
     let nobody = || async { relay.server.snapshot()[0].streams == 0 };
 
     tokio::join!(serve(listener), async { assert_eq!(visit(public, "first").await.unwrap(), "first") });

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::keepalive::Activity;
+use crate::io::through::flush_through;
 
 /// The most that a connection has, and what it begins with; and what it earns in a second.
 const CREDIT: u64 = 4_000;
@@ -156,13 +157,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
         self.inner.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
+    flush_through!();
 }
 
 #[cfg(test)]

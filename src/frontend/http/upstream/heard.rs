@@ -19,7 +19,10 @@ use tokio::{
 };
 
 use crate::{
-    io::{BoxedIo, Io, held::write_through, said_to_inner},
+    io::{
+        BoxedIo, Io,
+        through::{said_through, write_through},
+    },
     tunnel::StreamFault,
     wire::sniff::{Sniff, sniff_server},
 };
@@ -148,5 +151,5 @@ impl AsyncWrite for Listening {
 }
 
 impl Io for Listening {
-    said_to_inner!();
+    said_through!();
 }

@@ -1,0 +1,52 @@
+//! Calls that a stream around another passes on to its field `inner` as they are.
+
+/// The writes of `AsyncWrite`, and the rest of it.
+macro_rules! write_through {
+    () => {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.inner).poll_write(cx, buf)
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.inner.is_write_vectored()
+        }
+
+        $crate::io::through::flush_through!();
+    };
+}
+
+/// The flush and the end of `AsyncWrite`.
+macro_rules! flush_through {
+    () => {
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_shutdown(cx)
+        }
+    };
+}
+
+/// Those of [`Io`](super::Io).
+macro_rules! said_through {
+    () => {
+        fn reset(&mut self) {
+            self.inner.reset();
+        }
+
+        fn abandon(&mut self) {
+            self.inner.abandon();
+        }
+    };
+}
+
+pub(crate) use {flush_through, said_through, write_through};
