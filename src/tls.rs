@@ -7,7 +7,7 @@ pub mod identity;
 pub mod pem;
 mod provider;
 
-use std::{fmt::Write as _, io, path::Path, sync::Arc};
+use std::{fmt, io, path::Path, str::FromStr, sync::Arc};
 
 use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -80,24 +80,54 @@ pub fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {error}", path.display()))
 }
 
-/// Returns what a certificate can be known by: `sha256:` and 64 hexadecimal digits.
-pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate.as_ref()).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// The SHA-256 of a certificate, which the certificate can be known by. As text: `sha256:` and 64 hexadecimal digits, of either case
+/// where it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fingerprint([u8; 32]);
+
+/// A text is no fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write sha256: and 64 hexadecimal digits, as 'adit server' prints it")]
+pub struct InvalidFingerprint;
+
+impl Fingerprint {
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        Self(Sha256::digest(certificate.as_ref()).into())
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = InvalidFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
+        let text = text.to_ascii_lowercase();
+        let digits = text.strip_prefix("sha256:").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let digits = digits.filter(|digits| digits.len() == 64).ok_or(InvalidFingerprint)?;
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).map_err(|_| InvalidFingerprint)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Takes a certificate by its fingerprint, or, where none is given, any; never by its name or its authority.
 #[derive(Debug)]
 pub struct Pinned {
-    fingerprint: Option<String>,
+    fingerprint: Option<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Pinned {
-    pub fn to(fingerprint: &str, provider: Arc<CryptoProvider>) -> Arc<Self> {
-        Arc::new(Self { fingerprint: Some(fingerprint.to_ascii_lowercase()), provider })
+    pub fn to(fingerprint: Fingerprint, provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self { fingerprint: Some(fingerprint), provider })
     }
 
     /// For where the server is known otherwise.
@@ -115,10 +145,10 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.fingerprint {
-            Some(wanted) if *wanted != fingerprint(certificate) => Err(rustls::Error::General(format!(
-                "the server's certificate is {}, and not the one that is expected",
-                fingerprint(certificate)
+        let shown = Fingerprint::of(certificate);
+        match self.fingerprint {
+            Some(wanted) if wanted != shown => Err(rustls::Error::General(format!(
+                "the server's certificate is {shown}, and not the one that is expected"
             ))),
             _ => Ok(ServerCertVerified::assertion()),
         }

@@ -243,7 +243,7 @@ fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<St
 fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
     let keys = relay::auth::load(local.secret_file.as_deref())?;
     let key = keys.into_iter().next().ok_or_else(|| io::Error::other("there is no secret"))?;
-    let trust = Trust::of(local.fingerprint.as_ref(), local.ca.as_ref());
+    let trust = Trust::of(local.fingerprint, local.ca.as_ref());
     let kind = if local.name.is_some() { relay::Kind::Http } else { relay::Kind::Tcp };
     let name = local.name.as_deref().unwrap_or_default();
     let name = local.host.as_ref().map_or_else(|| name.to_owned(), |host| format!("{name}={host}"));

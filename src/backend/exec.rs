@@ -88,10 +88,11 @@ impl Exec {
         }
         let way = Arc::new(Way { cluster, namespace, pod, jump });
         let program = way.program(&self.programs).await?;
+        let port = way.jump.target.port.get();
         let endpoint = Endpoint {
             pod: way.pod.name.to_string(),
-            container_port: way.jump.port,
-            port: ServicePort { number: way.jump.port, name: None, app_protocol: None },
+            container_port: port,
+            port: ServicePort { number: port, name: None, app_protocol: None },
             protocol: program.name(),
         };
         let placement = Placement::new(&way.pod.name);
@@ -146,11 +147,7 @@ impl Way {
     }
 
     fn stream(&self, executed: Executed) -> ExecStream {
-        let target = match self.jump.host.contains(':') {
-            true => format!("[{}]:{}", self.jump.host, self.jump.port),
-            false => format!("{}:{}", self.jump.host, self.jump.port),
-        };
-        ExecStream::new(executed, target, self.pod.name.to_string())
+        ExecStream::new(executed, self.jump.target.to_string(), self.pod.name.to_string())
     }
 
     /// Returns the program to go through: the one that is configured, else the first that the container has.
@@ -240,8 +237,7 @@ struct JumpSession {
 
 impl JumpSession {
     async fn open_stream(&self) -> Result<(BoxedIo, Placement), ConnectError> {
-        let jump = &self.way.jump;
-        match self.way.exec(&self.program.command(&jump.host, jump.port)).await {
+        match self.way.exec(&self.program.command(&self.way.jump.target)).await {
             Ok(mut stream) => {
                 if let Program::Nc(Nc { announces: true, .. }) = self.program {
                     stream.expect_announcement();

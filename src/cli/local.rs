@@ -9,10 +9,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::{
-        RelayAddress,
-        names::{self, host_header},
-    },
+    config::{RelayAddress, names::host_header},
     drain::Drain,
     relay::{
         auth,
@@ -20,6 +17,7 @@ use crate::{
         tls::Trust,
     },
     telemetry,
+    tls::Fingerprint,
     wire::relay::Kind,
 };
 
@@ -51,19 +49,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:...
-    #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
-    fingerprint: Option<String>,
+    #[arg(long, value_name = "FINGERPRINT")]
+    fingerprint: Option<Fingerprint>,
     /// Verify the relay's certificate against this CA bundle (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
     /// Print JSON, a line each time that the tunnels are open
     #[arg(short, long, value_enum)]
     output: Option<Output>,
-}
-
-fn fingerprint(text: &str) -> Result<String, String> {
-    names::fingerprint(text)
-        .ok_or_else(|| "write sha256: and 64 hexadecimal digits, as 'adit server' prints it".to_owned())
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
@@ -172,7 +165,7 @@ fn options(args: &Args) -> Result<Options, CliError> {
         CliError::usage(format!("--to: {:?} is not a relay", args.to))
             .hint(Some("write relay.example.com, or relay.example.com:7835"))
     })?;
-    let trust = Trust::of(args.fingerprint.as_ref(), args.ca.as_ref());
+    let trust = Trust::of(args.fingerprint, args.ca.as_ref());
     let local_host = args.local_host.clone();
     let dial = Arc::new(Direct { host: relay.host().to_owned(), port: relay.port() });
     Ok(Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })

@@ -31,10 +31,10 @@ use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
 pub use self::values::{
-    ContextName, InvalidValue, Label, Namespace, PortName, PortRange, PortRef, RelayAddress, Subdomain,
+    ContextName, Host, HostPort, InvalidValue, Label, Namespace, PortName, PortRange, PortRef, RelayAddress, Subdomain,
 };
 
-use crate::wire::proxy_protocol;
+use crate::{tls::Fingerprint, wire::proxy_protocol};
 
 /// Paths of the kubeconfig files, in the order of their merge.
 ///
@@ -119,7 +119,7 @@ pub struct LocalPort {
     /// None: the secret is in `$ADIT_SECRET`.
     pub secret_file: Option<PathBuf>,
     /// The certificate that the relay has to have: `sha256:...`. None: the secret proves it.
-    pub fingerprint: Option<String>,
+    pub fingerprint: Option<Fingerprint>,
     /// A PEM file of the authorities that the relay's certificate has to be of.
     pub ca: Option<PathBuf>,
     /// None: 127.0.0.1 and `[::1]`, whichever answers.
@@ -386,9 +386,8 @@ pub struct Jump {
     pub container: Option<Label>,
     /// Creates the pod where it does not exist.
     pub create: Option<JumpPod>,
-    /// A hostname or an IP address, as the pod knows it; an IPv6 address without brackets.
-    pub host: String,
-    pub port: u16,
+    /// As the pod knows it.
+    pub target: HostPort,
     pub method: JumpMethod,
 }
 

@@ -32,13 +32,6 @@ pub fn relay_address(text: &str) -> Option<(String, u16)> {
     (is_known && port > 0).then(|| (plain.to_owned(), port))
 }
 
-/// Returns the SHA-256 that a relay's certificate is known by, in lower case: `sha256:` and 64 hexadecimal digits.
-pub fn fingerprint(text: &str) -> Option<String> {
-    let text = text.to_ascii_lowercase();
-    let digits = text.strip_prefix("sha256:")?;
-    (digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(text)
-}
-
 /// An IANA_SVC_NAME (RFC 6335, section 5.1): letters, digits, single hyphens, at least one letter, at most 15 in all.
 pub(crate) fn is_port_name(text: &str) -> bool {
     text.len() <= 15 && is_label(text) && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")

@@ -22,16 +22,16 @@ use std::{
 use ::http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
-use crate::wire::proxy_protocol;
+use crate::{tls::InvalidFingerprint, wire::proxy_protocol};
 
 use super::{
     BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination,
-    Elsewhere, ForwardProxy, HeaderRules, HostHeader, HttpOptions, HttpRoute, Jump, JumpMethod, JumpPod, KeyPairFiles,
-    Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme, Sni, SniBackend, SniRoute, Subdomain,
-    TcpRoute, Workload, defaults,
+    Elsewhere, ForwardProxy, HeaderRules, Host, HostHeader, HostPort, HttpOptions, HttpRoute, Jump, JumpMethod,
+    JumpPod, KeyPairFiles, Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme, Sni, SniBackend,
+    SniRoute, Subdomain, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     keys::Keys,
-    names::{fingerprint, host_header, is_host, is_image, is_label, parse_duration},
+    names::{host_header, is_host, is_image, is_label, parse_duration},
     near::near,
     problem::{LoadError, Problem},
     shown,

@@ -1,6 +1,6 @@
 //! Values with one way in, which checks: the holder of one need not check whether it may stand in a path of the API.
 
-use std::{fmt, num::NonZeroU16, ops::Deref, str::FromStr};
+use std::{fmt, net::IpAddr, num::NonZeroU16, ops::Deref, str::FromStr};
 
 use super::names::{is_host, is_label, is_port_name, relay_address};
 
@@ -109,6 +109,29 @@ text_value!(
     is_port_name,
     "the name of a port: at most 15 lower-case letters, digits and single hyphens, with one letter at least"
 );
+
+text_value!(
+    /// A hostname, or an IP address without brackets, as some network knows it.
+    Host,
+    |text| text.parse::<IpAddr>().is_ok() || is_host(&text.to_ascii_lowercase()),
+    "a hostname or an IP address"
+);
+
+/// A host and a port: `db.internal:5432`, `[2001:db8::1]:80`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    pub host: Host,
+    pub port: NonZeroU16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
 
 /// The namespace `default`, which Kubernetes means if none is given.
 impl Default for Namespace {

@@ -112,7 +112,7 @@ pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
     };
     let pods = target.pods();
     let of_port = pods.and_then(|pods| match (&pods.jump, &pods.port) {
-        (Some(jump), _) => by_number(jump.port),
+        (Some(jump), _) => by_number(jump.target.port.get()),
         (None, PortRef::Number(port)) => by_number(port.get()),
         (None, PortRef::Name(name)) => by_name(name),
         (None, PortRef::Auto | PortRef::Https) => None,

@@ -23,7 +23,7 @@ use super::{
     server::{Limits, Options, Server},
     tls::Identity,
 };
-use crate::{config::watch::touched, drain::Drain, io::accept};
+use crate::{config::watch::touched, drain::Drain, io::accept, tls::Fingerprint};
 
 /// Options of a relay.
 #[derive(Clone, Debug)]
@@ -173,7 +173,7 @@ impl Bound {
     }
 
     /// Returns what clients may know the certificate by: `sha256:` and 64 hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self) -> Fingerprint {
         self.identity.fingerprint()
     }
 
@@ -286,7 +286,7 @@ async fn follow(settings: Settings, server: Arc<Server>, https: Option<Arc<ArcSw
             {
                 Ok((config, fingerprint)) => {
                     server.set_tls(config);
-                    info!(identity = fingerprint, "relay: certificate read again");
+                    info!(identity = %fingerprint, "relay: certificate read again");
                 }
                 Err(error) => warn!(%error, "relay: certificate not read again; the old one is still in use"),
             }

@@ -20,7 +20,7 @@ use rustls::{
 };
 
 use crate::{
-    tls::{self, Pinned},
+    tls::{self, Fingerprint, Pinned},
     wire::relay::Digest,
 };
 
@@ -66,8 +66,8 @@ impl Identity {
     }
 
     /// Returns what a client can know the certificate by: `sha256:` and 64 hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
-        tls::fingerprint(&self.chain[0])
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.chain[0])
     }
 
     /// Returns the configuration of a server. `protocols`: by ALPN.
@@ -106,16 +106,16 @@ pub enum Trust {
     #[default]
     Secret,
     /// By the fingerprint of its certificate.
-    Fingerprint(String),
+    Fingerprint(Fingerprint),
     /// By a certificate of these authorities, a PEM file, for its name.
     Authority(PathBuf),
 }
 
 impl Trust {
     /// Returns what the keys `fingerprint` and `ca` mean together.
-    pub fn of(fingerprint: Option<&String>, ca: Option<&PathBuf>) -> Self {
+    pub fn of(fingerprint: Option<Fingerprint>, ca: Option<&PathBuf>) -> Self {
         match (fingerprint, ca) {
-            (Some(fingerprint), _) => Self::Fingerprint(fingerprint.clone()),
+            (Some(fingerprint), _) => Self::Fingerprint(fingerprint),
             (None, Some(ca)) => Self::Authority(ca.clone()),
             (None, None) => Self::Secret,
         }
@@ -134,7 +134,7 @@ pub fn client_config(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
         Trust::Authority(path) => builder.with_root_certificates(tls::authorities(path)?),
         Trust::Secret => builder.dangerous().with_custom_certificate_verifier(Pinned::to_nothing(provider)),
         Trust::Fingerprint(wanted) => {
-            builder.dangerous().with_custom_certificate_verifier(Pinned::to(wanted, provider))
+            builder.dangerous().with_custom_certificate_verifier(Pinned::to(*wanted, provider))
         }
     };
     let mut config = builder.with_no_client_auth();

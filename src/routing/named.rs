@@ -10,15 +10,11 @@
 //! Each may end with `@PORT`, the port of this machine that is wanted. Routes come first: their names mean what they
 //! mean to a client.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use super::{Route, RouteError, Router, Target, hostname::DynamicName, table};
 use crate::config::{
-    ContextName, Destination, InvalidValue, Jump, JumpMethod, Namespace, PortRef, Workload, names::is_host,
+    ContextName, Destination, Host, HostPort, InvalidValue, Jump, JumpMethod, Namespace, PortRef, Workload,
 };
 
 /// The end of the names that Services have inside of most clusters.
@@ -138,14 +134,11 @@ impl Router {
             return Err(format!("the pod that is gone through has no port: {workload:?}"));
         }
         let (host, port) = to.rsplit_once(':').ok_or_else(|| format!("{to:?} is not HOST:PORT"))?;
-        let port = port.parse().ok().filter(|port| *port > 0);
-        let port = port.ok_or_else(|| format!("the port of {to:?} is not one of 1-65535"))?;
+        let port = port.parse().map_err(|_| format!("the port of {to:?} is not one of 1-65535"))?;
         let plain = host.trim_matches(['[', ']']);
-        if plain.parse::<IpAddr>().is_err() && !is_host(&plain.to_ascii_lowercase()) {
-            return Err(format!("{host:?} is neither a hostname nor an IP address"));
-        }
-        let (host, method) = (plain.to_owned(), JumpMethod::Auto);
-        Ok((written, Jump { container: None, create: None, host, port, method }))
+        let host = Host::new(plain).map_err(|_| format!("{host:?} is neither a hostname nor an IP address"))?;
+        let (target, method) = (HostPort { host, port }, JumpMethod::Auto);
+        Ok((written, Jump { container: None, create: None, target, method }))
     }
 
     fn written(&self, text: &str) -> Result<Written, String> {

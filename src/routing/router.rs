@@ -132,7 +132,10 @@ impl Router {
     /// Returns the route that jumps to a host and port.
     fn jump_to(&self, host: &str, port: u16) -> Option<Result<Route, RouteError>> {
         let is_there = |destination: &Destination| {
-            destination.jump.as_ref().is_some_and(|jump| jump.host.eq_ignore_ascii_case(host) && jump.port == port)
+            destination
+                .jump
+                .as_ref()
+                .is_some_and(|jump| jump.target.host.eq_ignore_ascii_case(host) && jump.target.port.get() == port)
         };
         let of_http = self.config.http.routes.iter().find(|(_, route)| is_there(&route.destination));
         if let Some((name, _)) = of_http {

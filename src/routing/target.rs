@@ -114,8 +114,7 @@ impl fmt::Display for PodTarget {
             PortRef::Https => f.write_str("+https")?,
         }
         match &self.jump {
-            Some(Jump { host, port, .. }) if host.contains(':') => write!(f, "->[{host}]:{port}"),
-            Some(Jump { host, port, .. }) => write!(f, "->{host}:{port}"),
+            Some(Jump { target, .. }) => write!(f, "->{target}"),
             None => Ok(()),
         }
     }

@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("trust", &[]),
     ("dns", &[]),
-    ("config", &["wire"]),
+    ("config", &["wire", "tls"]),
     ("routing", &["wire", "config", "error_code"]),
     ("k8s", &["config", "routing", "io", "wire", "telemetry", "tls", "error_code"]),
     ("backend", &["io", "wire", "config", "routing", "k8s", "error_code"]),

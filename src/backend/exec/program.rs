@@ -1,5 +1,7 @@
 //! The programs that join their standard streams to a connection, as they are found in images.
 
+use crate::config::HostPort;
+
 /// How long the program in the pod may try to connect, in seconds.
 pub const CONNECT_SECONDS: u32 = 10;
 
@@ -41,20 +43,18 @@ impl Nc {
 
 impl Program {
     /// Returns the command that joins its standard streams to a connection. Nothing passes a shell.
-    pub fn command(self, host: &str, port: u16) -> Vec<String> {
+    pub fn command(self, target: &HostPort) -> Vec<String> {
         match self {
             Self::Socat => {
-                let address = match host.contains(':') {
-                    true => format!("TCP6:[{host}]:{port},connect-timeout={CONNECT_SECONDS}"),
-                    false => format!("TCP:{host}:{port},connect-timeout={CONNECT_SECONDS}"),
-                };
+                let family = if target.host.contains(':') { "TCP6" } else { "TCP" };
+                let address = format!("{family}:{target},connect-timeout={CONNECT_SECONDS}");
                 // After one direction has ended, the other may take its time. So socat outlives the server's end until its
                 // input ends, and `-d -d` lets it report that end (see `Reports`).
                 ["socat", "-d", "-d", "-t", "86400", "-", &address].map(str::to_owned).to_vec()
             }
             Self::Nc(nc) => {
                 let words = ["nc"].into_iter().chain(nc.options.iter().copied()).map(str::to_owned);
-                words.chain([host.to_owned(), port.to_string()]).collect()
+                words.chain([target.host.to_string(), target.port.to_string()]).collect()
             }
         }
     }
@@ -119,13 +119,18 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Host;
 
     #[test]
     fn hosts_of_every_kind_become_words_that_no_shell_sees() {
         let last = |words: Vec<String>| words.last().cloned().unwrap();
-        assert_eq!(last(Program::Socat.command("db.internal", 5432)), "TCP:db.internal:5432,connect-timeout=10");
-        assert_eq!(last(Program::Socat.command("fd00::1", 80)), "TCP6:[fd00::1]:80,connect-timeout=10");
-        assert_eq!(Program::Nc(Nc::of_help("")).command("10.0.0.5", 3306), ["nc", "10.0.0.5", "3306"]);
+        let target = |host, port: u16| HostPort { host: Host::new(host).unwrap(), port: port.try_into().unwrap() };
+        assert_eq!(
+            last(Program::Socat.command(&target("db.internal", 5432))),
+            "TCP:db.internal:5432,connect-timeout=10"
+        );
+        assert_eq!(last(Program::Socat.command(&target("fd00::1", 80))), "TCP6:[fd00::1]:80,connect-timeout=10");
+        assert_eq!(Program::Nc(Nc::of_help("")).command(&target("10.0.0.5", 3306)), ["nc", "10.0.0.5", "3306"]);
     }
 
     #[test]

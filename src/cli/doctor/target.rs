@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     app::reach::Reach,
-    config::{PortRef, Workload},
+    config::{Jump, PortRef, Workload},
     error_code::ErrorCode,
     k8s::{ServicePort, resolve},
     routing::{PodTarget, Target},
@@ -125,13 +125,14 @@ async fn reached(
         Ok(lease) => {
             let endpoint = lease.endpoint();
             let says = match &pods.jump {
-                Some(jump) => format!("{}:{} takes connections, through pod {}", jump.host, jump.port, endpoint.pod),
+                Some(jump) => format!("{} takes connections, through pod {}", jump.target, endpoint.pod),
                 None => format!("port {} in pod {} takes connections", endpoint.container_port, endpoint.pod),
             };
             all.push(Check::new("pod-port", GROUP, Status::Ok, says).took(started.elapsed()));
             let (port, host) = match &pods.jump {
-                Some(jump) => {
-                    (ServicePort { number: jump.port, name: None, app_protocol: None }, Some(jump.host.as_str()))
+                Some(Jump { target, .. }) => {
+                    let number = target.port.get();
+                    (ServicePort { number, name: None, app_protocol: None }, Some(target.host.as_str()))
                 }
                 None => (port.clone(), None),
             };

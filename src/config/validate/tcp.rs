@@ -76,23 +76,16 @@ impl Walk {
         let target = self.required(map, node, "target", |walk, node| {
             let map = walk.map(node, "JumpTarget")?;
             let host = walk.required(&map, node, "host", |walk, node| {
-                let host = walk.text(node)?;
-                let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-                if is_address || is_host(&host.to_ascii_lowercase()) {
-                    Some(host)
-                } else {
-                    walk.wrong(node, "a hostname or an IP address", None)
-                }
+                let host = Host::new(walk.text(node)?.trim_matches(['[', ']']));
+                host.ok().or_else(|| walk.wrong(node, "a hostname or an IP address", None))
             });
             let port = walk.required(&map, node, "port", |walk, node| {
-                let text = walk.text(node)?;
-                walk.port_number(&text, node.place)
+                walk.value(node, "1-65535", Some("use the port of the host, e.g. 5432"))
             });
-            Some((host?, port?))
+            Some(HostPort { host: host?, port: port? })
         });
-        let ((workload, container, create), (host, port)) = (via?, target?);
-        let host = host.trim_matches(['[', ']']).to_owned();
-        let jump = Jump { container, create, host, port, method: method.unwrap_or(JumpMethod::Auto) };
+        let ((workload, container, create), target) = (via?, target?);
+        let jump = Jump { container, create, target, method: method.unwrap_or(JumpMethod::Auto) };
         Some(Destination { context: context_name, namespace, workload, port: PortRef::Auto, jump: Some(jump) })
     }
 }

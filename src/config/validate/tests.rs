@@ -57,7 +57,7 @@ fn an_autotunnel_file_is_read_with_the_same_keys() {
     assert_eq!(config.http.kubeconfig.0, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!(config.tcp.routes[&"127.0.0.1:5432".parse().unwrap()].idle_timeout, Duration::from_secs(1800));
     let jump = &config.tcp.routes[&"127.0.0.1:3306".parse().unwrap()].destination.jump;
-    assert_eq!(jump.as_ref().unwrap().host, "mydb.rds.amazonaws.com");
+    assert_eq!(jump.as_ref().unwrap().target.host, "mydb.rds.amazonaws.com");
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_fingerprint_is_a_whole_sha256() {
         |fingerprint: &str| format!("local: [{{port: 1, to: relay.example.com, fingerprint: \"{fingerprint}\"}}]\n");
     let digits = "aB".repeat(32);
     let good = load(&of(&format!("sha256:{digits}"))).unwrap();
-    assert_eq!(good.local[0].fingerprint, Some(format!("sha256:{}", digits.to_lowercase())));
+    assert_eq!(good.local[0].fingerprint.unwrap().to_string(), format!("sha256:{}", digits.to_lowercase()));
     for bad in
         ["", "sha256:", "sha256:...", &digits, &format!("sha256:{digits}0"), &format!("sha256:{}", "g".repeat(64))]
     {

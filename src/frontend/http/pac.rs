@@ -46,7 +46,7 @@ fn script(router: &Router, cluster_domain: &str, port: u16) -> String {
     let jumps = router.config.http.routes.values().map(|route| &route.destination);
     let jumps = jumps.chain(router.config.tcp.routes.values().map(|route| &route.destination));
     let hosts: BTreeSet<String> =
-        jumps.filter_map(|destination| Some(destination.jump.as_ref()?.host.to_lowercase())).collect();
+        jumps.filter_map(|destination| Some(destination.jump.as_ref()?.target.host.to_lowercase())).collect();
     let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
     let suffixes = list(vec![".svc".to_owned(), format!(".svc.{cluster_domain}")]);
     let (namespaces, hosts) = (list(namespaces.into_iter().collect()), list(hosts.into_iter().collect()));

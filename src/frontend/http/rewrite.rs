@@ -28,7 +28,7 @@ impl Names {
         let namespace = &target.namespace;
         let mut all: Vec<String> = server_name.iter().map(|name| (*name).to_owned()).collect();
         match (&target.jump, &target.workload) {
-            (Some(Jump { host, .. }), _) => all.push(host.to_ascii_lowercase()),
+            (Some(Jump { target, .. }), _) => all.push(target.host.to_ascii_lowercase()),
             (None, Workload::Service(service)) => {
                 let short = format!("{service}.{namespace}");
                 all.extend([format!("{short}.svc.cluster.local"), format!("{short}.svc"), short, service.to_string()]);

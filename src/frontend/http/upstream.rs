@@ -77,7 +77,7 @@ impl Upstreams {
 impl Way<'_> {
     fn key(&self, scheme: Scheme) -> Key {
         let tls = &self.route.options.tls;
-        let of_jump = || self.route.target.pods()?.jump.as_ref().map(|jump| jump.host.clone());
+        let of_jump = || self.route.target.pods()?.jump.as_ref().map(|jump| jump.target.host.to_string());
         let name = || tls.server_name.clone().or_else(of_jump).unwrap_or_else(|| self.host.to_owned());
         let tls = (scheme == Scheme::Https).then(|| (name(), tls.clone()));
         Key { target: self.route.target.clone(), scheme, tls }
