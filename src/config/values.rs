@@ -288,6 +288,19 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for text in ["", "a b", "a_b", "a:80", "[::1]", "a/b", "-a", "a\n"] {
+            assert!(Host::new(text).is_err(), "{text:?}");
+        }
+        for (host, shown) in
+            [("DB.internal", "DB.internal:80"), ("10.0.0.5", "10.0.0.5:80"), ("fd00::1", "[fd00::1]:80")]
+        {
+            let (host, port) = (Host::new(host).unwrap(), NonZeroU16::new(80).unwrap());
+            assert_eq!(HostPort { host, port }.to_string(), shown);
+        }
+    }
+
+    #[test]
     fn a_port_is_a_number_or_a_name() {
         let named = |text: &str| text.parse::<PortRef>();
         assert_eq!(named("80"), Ok(PortRef::number(80).unwrap()));

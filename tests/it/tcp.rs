@@ -11,9 +11,13 @@ use tokio::{
 use crate::support::{PATIENCE, TestApp, eventually};
 
 async fn app(service: &str, port: u16) -> TestApp {
+    app_of("shop", service, port).await
+}
+
+async fn app_of(namespace: &str, service: &str, port: u16) -> TestApp {
     let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     TestApp::start(&format!(
-        "tcp: {{k8s: {{routes: {{{local}: {{namespace: shop, service: {service}, port: {port}}}}}}}}}\n"
+        "tcp: {{k8s: {{routes: {{{local}: {{namespace: {namespace}, service: {service}, port: {port}}}}}}}}}\n"
     ))
     .await
 }
@@ -56,6 +60,19 @@ async fn a_reset_of_the_pod_is_a_reset_of_the_client() {
     client.write_all(b"hello").await.unwrap();
     let end = timeout(PATIENCE, client.read(&mut [0; 8])).await.unwrap();
     assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    app.finish().await;
+}
+
+/// One that has only ended its direction is: up to 30 s, which the end of the app does not wait for.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn for_a_client_that_has_closed_its_socket_no_answer_is_waited_for() {
+    let app = app_of("data", "postgres", 5432).await;
+    let mut client = TcpStream::connect(app.tcp[0]).await.unwrap();
+    // The head of a message that the server waits for.
+    client.write_all(b"\0\0\0\x28").await.unwrap();
+    drop(client);
+    eventually("the pod has its stream", || async { app.demo.faults().streams_seen() == 1 }).await;
     app.finish().await;
 }
 

@@ -7,7 +7,6 @@ use http::{
     HeaderMap, HeaderValue, Method, Request,
     header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
 };
-use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tower::BoxError;
 use tracing::debug;
@@ -113,7 +112,7 @@ impl Asked {
                 Ok(both) => both,
                 Err(error) => return debug!(error, "upgrade not completed"),
             };
-            let mut backend = TokioIo::new(backend);
+            let mut backend = connection_of::<BoxedIo>(backend);
             let end = if is_websocket {
                 let mut backend = WebSocketBackend::new(backend, ended);
                 let end = carry(&mut client, &mut backend, &lease, socket).await;

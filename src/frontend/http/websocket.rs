@@ -15,7 +15,10 @@ use tokio::{
 
 use crate::{
     drain::Drain,
-    io::{Io, through::flush_through},
+    io::{
+        Io,
+        through::{flush_through, said_through},
+    },
     wire::websocket::Boundary,
 };
 
@@ -132,7 +135,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WebSocketBackend<T> {
     flush_through!();
 }
 
-impl<T: Io> Io for WebSocketBackend<T> {}
+impl<T: Io> Io for WebSocketBackend<T> {
+    said_through!();
+}
 
 /// Returns whether these bytes are one whole Close frame of a client.
 fn is_close(bytes: &[u8]) -> bool {
