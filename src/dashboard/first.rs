@@ -15,6 +15,9 @@ use crate::{
     html::Html,
 };
 
+/// How many rows every browser shows before the script runs.
+const SHORT: usize = 100;
+
 /// How long the first state waits for an API server; the script asks again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -103,6 +106,9 @@ pub async fn services(source: &Source) -> Html {
         }
         html.raw("</article>");
     }
+    // Where the script runs, it would take a browser long to lay out what the script replaces at once.
+    let is_long = found.services.len() > SHORT;
+    html.raw(if is_long { "<noscript>" } else { "" });
     html.raw("<table><caption>Services and routes</caption><thead><tr>");
     for name in ["Name", "Port", "Context", "Ready", "Open", "Leads to"] {
         html.raw("<th scope=\"col\">").text(name).raw("</th>");
@@ -123,5 +129,6 @@ pub async fn services(source: &Source) -> Html {
         html.raw("</td>").element("td", &service.leads_to).raw("</tr>");
     }
     html.raw("</tbody></table>");
+    html.raw(if is_long { "</noscript>" } else { "" });
     html
 }
