@@ -138,7 +138,9 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         tmux.keys(&["Enter"]);
         tmux.keys(&["?"]);
         tmux.shows("q, Ctrl-C").await;
+        // Together with the next key it would be that key with Alt.
         tmux.keys(&["Escape"]);
+        eventually("the help is closed", || async { !tmux.screen().contains("q, Ctrl-C") }).await;
         match last {
             "q" => tmux.keys(&["q"]),
             signal => signals(&tops(&folder)[0], signal),

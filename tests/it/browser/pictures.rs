@@ -40,6 +40,7 @@ async fn of_every_view_of_the_demo() {
     let mut page = browser.page().await;
     page.goto(&link().await).await;
     page.until("document.querySelector('.tiles') !== null").await;
+    page.call("Emulation.setScrollbarsHidden", json!({"hidden": true})).await;
     for (width, scheme) in PICTURES {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         page.call("Emulation.setEmulatedMedia", features).await;
