@@ -169,6 +169,12 @@ impl World {
     /// Returns the client's end of a connection to the front.
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
+        self.serve(Box::new(far), version);
+        near
+    }
+
+    /// Serves a client.
+    fn serve(&self, stream: BoxedIo, version: HttpVersion) {
         let address = "127.0.0.1:8989".parse().unwrap();
         let connection = Arc::new(Connection {
             id: 1,
@@ -178,8 +184,7 @@ impl World {
             place: Place::uncounted(),
             door: Door::Open,
         });
-        self.drain.spawn(self.front.clone().serve(Box::new(far), version, connection, false, self.drain.clone()));
-        near
+        self.drain.spawn(self.front.clone().serve(stream, version, connection, false, self.drain.clone()));
     }
 
     /// Writes bytes, and returns what comes until the front closes.

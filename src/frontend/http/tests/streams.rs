@@ -1,5 +1,7 @@
 //! Tests of streams that switch protocols or end early.
 
+use tokio::net::{TcpListener, TcpStream};
+
 use super::{frames::*, *};
 
 /// Switches the protocol, and sends back what comes.
@@ -59,6 +61,32 @@ async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
     let ((), read) = tokio::join!(sending, timeout(PATIENCE, read.read_to_end(&mut back)));
     read.expect("it ends").unwrap();
     assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
+}
+
+#[tokio::test]
+async fn a_client_whose_upgraded_backend_breaks_is_reset() {
+    let serve = |_, mut stream: DuplexStream| {
+        tokio::spawn(async move {
+            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+            stream.read_u8().await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await
+        });
+    };
+    let world = World::over(Scheme::Http, Box::new(serve));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    world.serve(Box::new(listener.accept().await.unwrap().0), HttpVersion::Http1);
+    let head = "GET /chat HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, client.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+    world.tunnels.stop(&world.tunnels.snapshot()[0].id);
+    let end = timeout(PATIENCE, client.read_u8()).await.expect("it ends");
+    assert!(matches!(&end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
 }
 
 #[tokio::test]
