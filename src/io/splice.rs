@@ -360,6 +360,7 @@ mod tests {
     use tokio_test::io::Builder;
 
     use super::*;
+    use crate::io::through::write_through;
 
     /// How exact the timers are.
     const ROUND: Duration = Duration::from_millis(10);
@@ -494,34 +495,27 @@ mod tests {
     }
 
     /// A backend that notes when it is abandoned.
-    struct Noting(DuplexStream, Option<Instant>);
+    struct Noting {
+        inner: DuplexStream,
+        abandoned: Option<Instant>,
+    }
 
     impl AsyncRead for Noting {
         fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            match self.1 {
+            match self.abandoned {
                 Some(_) => Poll::Ready(Ok(())),
-                None => Pin::new(&mut self.0).poll_read(cx, buf),
+                None => Pin::new(&mut self.inner).poll_read(cx, buf),
             }
         }
     }
 
     impl AsyncWrite for Noting {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(cx, buf)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_flush(cx)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_shutdown(cx)
-        }
+        write_through!();
     }
 
     impl Io for Noting {
         fn abandon(&mut self) {
-            self.1 = Some(Instant::now());
+            self.abandoned = Some(Instant::now());
         }
     }
 
@@ -531,14 +525,14 @@ mod tests {
             let (gone_after, noticed_after) = (Duration::from_millis(gone_after), Duration::from_millis(noticed_after));
             let (mut client, mut front) = duplex(64);
             let (back, mut backend) = duplex(64);
-            let mut back = Noting(back, None);
+            let mut back = Noting { inner: back, abandoned: None };
             client.write_all(b"question").await.unwrap();
             client.shutdown().await.unwrap();
             let since = Instant::now();
             let is_gone = || since.elapsed() >= gone_after;
             let mut splice = Splice::new(&mut front, &mut back).asking(&is_gone);
             assert!(splice.run().await.is_none());
-            let noticed = back.1.expect("it is abandoned") - since;
+            let noticed = back.abandoned.expect("it is abandoned") - since;
             assert!((noticed_after..noticed_after + ROUND).contains(&noticed), "{gone_after:?}: {noticed:?}");
             drop(back);
             let mut question = String::new();

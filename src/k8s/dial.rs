@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::io::{BoxedIo, Io, read_ahead::ReadAhead};
+use crate::io::{BoxedIo, read_ahead::ReadAhead, through::write_through};
 
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -159,12 +159,14 @@ impl Service<Uri> for Dialer {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let dialer = self.clone();
-        Box::pin(async move { Ok(TokioIo::new(Dialed(dialer.connect(uri).await?))) })
+        Box::pin(async move { Ok(TokioIo::new(Dialed { inner: dialer.connect(uri).await? })) })
     }
 }
 
 /// A connection as hyper's client wants it.
-pub struct Dialed(BoxedIo);
+pub struct Dialed {
+    inner: BoxedIo,
+}
 
 impl Connection for Dialed {
     fn connected(&self) -> Connected {
@@ -174,25 +176,13 @@ impl Connection for Dialed {
 
 impl AsyncRead for Dialed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Dialed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
+    write_through!();
 }
-
-impl Io for Dialed {}
 
 #[cfg(test)]
 mod tests {

@@ -63,17 +63,22 @@ async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
     assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
 }
 
-#[tokio::test]
-async fn a_client_whose_upgraded_backend_breaks_is_reset() {
-    let serve = |_, mut stream: DuplexStream| {
+/// Switches to a protocol, whatever is asked, and reads on.
+fn switching_to(protocol: &'static str) -> Serve {
+    Box::new(move |_, mut stream: DuplexStream| {
         tokio::spawn(async move {
-            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+            let head =
+                format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n");
             stream.read_u8().await.unwrap();
             stream.write_all(head.as_bytes()).await.unwrap();
             stream.read_to_end(&mut Vec::new()).await
         });
-    };
-    let world = World::over(Scheme::Http, Box::new(serve));
+    })
+}
+
+#[tokio::test]
+async fn a_client_whose_upgraded_backend_breaks_is_reset() {
+    let world = World::over(Scheme::Http, switching_to("chat"));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     world.serve(Box::new(listener.accept().await.unwrap().0), HttpVersion::Http1);
@@ -104,15 +109,7 @@ async fn an_offer_to_switch_to_h2c_is_not_passed_on() {
 
 #[tokio::test]
 async fn a_pod_that_switches_unasked_has_not_answered() {
-    let serve = |_, mut stream: DuplexStream| {
-        tokio::spawn(async move {
-            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: surprise\r\n\r\n";
-            stream.read_u8().await.unwrap();
-            stream.write_all(head.as_bytes()).await.unwrap();
-            stream.read_to_end(&mut Vec::new()).await
-        });
-    };
-    let world = World::over(Scheme::Http, Box::new(serve));
+    let world = World::over(Scheme::Http, switching_to("surprise"));
     let answer = world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("x-adit-error: switched"), "{answer}");
     let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
