@@ -80,12 +80,11 @@ pub fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {error}", path.display()))
 }
 
-/// The SHA-256 of a certificate, which the certificate can be known by. As text: `sha256:` and 64 hexadecimal digits, of either case
-/// where it is read.
+/// The SHA-256 of a certificate. As text it is `sha256:` and 64 hexadecimal digits: lower case as written, either case as read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fingerprint([u8; 32]);
 
-/// A text is no fingerprint.
+/// The text is not a fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("write sha256: and 64 hexadecimal digits, as 'adit server' prints it")]
 pub struct InvalidFingerprint;

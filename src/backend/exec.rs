@@ -138,7 +138,7 @@ impl Way {
             let by = silent.other();
             let trying = exec_by(by, &self.cluster, &self.namespace, &self.pod.name, container, &command).await;
             let mut stream = self.stream(trying?);
-            // Whatever it says.
+            // Any answer counts.
             let _ = stream.read_u8().await;
             stream.has_heard().then_some(())
         };

@@ -13,7 +13,7 @@ use crate::{
     tunnel::Lease,
 };
 
-/// Does what [`carry`] does, and resets the side that did not break.
+/// Does the same as [`carry`], and resets the side that did not break.
 pub async fn join(client: &mut impl Io, backend: &mut impl Io, lease: &Lease, socket: ClientSocket) -> SpliceEnd {
     let end = carry(client, backend, lease, socket).await;
     end.reset_other(client, backend);
@@ -22,8 +22,8 @@ pub async fn join(client: &mut impl Io, backend: &mut impl Io, lease: &Lease, so
 
 /// Moves bytes both ways until both have ended, one breaks, or the tunnel is stopped.
 ///
-/// A client whose socket is closed waits for no answer, and the backend learns that. A tunnel that is stopped is a backend that broke, also for a client that does not read and so would not notice. How the
-/// backend broke is noted for `adit status`.
+/// A client whose socket is closed waits for no answer, and the backend learns that. A tunnel that is stopped is a backend that
+/// broke, also for a client that does not read and so would not notice. `adit status` shows how the backend broke.
 pub async fn carry<C, B>(client: &mut C, backend: &mut B, lease: &Lease, socket: ClientSocket) -> SpliceEnd
 where
     C: AsyncRead + AsyncWrite + Unpin,

@@ -29,7 +29,7 @@ pub struct Connection {
     pub id: u64,
     pub peer: SocketAddr,
     pub local: SocketAddr,
-    /// That of the connection itself, whatever a proxy before it says.
+    /// The other end of the TCP connection; behind a proxy that names its clients, the proxy's.
     pub socket: ClientSocket,
     /// Its place among the others, with the limits for it.
     pub place: Place,
@@ -38,7 +38,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns one of a client of which only the address is known, at a listener that is no forward proxy.
+    /// Returns a connection whose client is known by its address alone. Its listener is no forward proxy.
     pub fn remote(id: u64, peer: SocketAddr, local: SocketAddr, place: Place) -> Self {
         Self { id, peer, local, socket: ClientSocket::UNKNOWN, place, door: Door::Closed }
     }

@@ -25,13 +25,13 @@ use tokio_rustls::{client, server};
 /// - an error of a read: the connection broke (`ConnectionReset` where the peer reset it), and what was
 ///   read so far may be incomplete. A client in front is reset in turn, never told a clean end;
 /// - `shutdown`: no more bytes will be written, but the reply is still wanted;
-/// - drop: nothing is wanted any more, in either direction. Behind a `shutdown` that is a clean end. Without one the carrier
-///   tells the peer that something is missing, if it can; TCP needs [`reset`](Self::reset) for that.
+/// - drop: nothing is wanted any more, in either direction. After a `shutdown` the peer sees a clean end. Without one the carrier
+///   tells the peer that bytes are missing, if it can; a TCP socket needs [`reset`](Self::reset) for that.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// Makes the drop that follows a reset: the peer must not take what it has for all there was.
+    /// Turns the drop that follows into a reset, so that the peer does not take what it has for the whole.
     fn reset(&mut self) {}
 
-    /// Behind `shutdown`: the reply is not wanted any more either. What was written is delivered all the same.
+    /// Says, after `shutdown`, that nobody waits for the reply any more. The stream still delivers what was written.
     fn abandon(&mut self) {}
 }
 

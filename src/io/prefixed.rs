@@ -27,7 +27,7 @@ impl<T> Prefixed<T> {
     }
 }
 
-/// Moves what fits of `rest` into `buf`, and keeps no buffer once all has.
+/// Moves what fits of `rest` into `buf`. An emptied `rest` keeps no buffer.
 pub fn take(rest: &mut Bytes, buf: &mut ReadBuf<'_>) {
     let count = rest.len().min(buf.remaining());
     buf.put_slice(&rest[..count]);

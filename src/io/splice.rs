@@ -38,10 +38,10 @@ const IN_DRAIN: Duration = Duration::from_secs(1);
 /// reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// When to look whether a client is gone, after its end has come: a program may end its direction first, and close later.
+/// Times after the client's end at which to ask whether its socket is closed: a program may end its direction first, and close later.
 const LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(200)];
-/// Between two looks after these.
+/// The interval after these.
 const LATER: Duration = Duration::from_secs(1);
 
 /// One of the two streams.
@@ -99,9 +99,9 @@ pub struct Splice<'a, C, B> {
     lingers_since: Option<Instant>,
     /// How long no byte may move once the backend has ended.
     patience: Duration,
-    /// Whether the client is gone, while that is not known.
+    /// Tells whether the client's socket is closed. None: it cannot be told, or is known already.
     is_gone: Option<&'a (dyn Fn() -> bool + Send + Sync)>,
-    /// How often that was asked, and when the client ended its direction.
+    /// How often `is_gone` was asked, and when the client ended its direction.
     looks: Option<(u32, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -128,7 +128,7 @@ where
         }
     }
 
-    /// Asks, once the client has ended its direction, whether it is gone altogether. Then the backend is abandoned.
+    /// Once the client has ended its direction, asks `is_gone` whether its socket is closed, and then abandons the backend.
     pub fn asking(self, is_gone: &'a (dyn Fn() -> bool + Send + Sync)) -> Self {
         Self { is_gone: Some(is_gone), ..self }
     }
@@ -167,7 +167,7 @@ where
         }
     }
 
-    /// Looks now and then whether a client that has ended its direction still waits for the backend.
+    /// Asks now and then whether a client that has ended its direction still waits for the reply.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let Some(is_gone) = self.is_gone else { return Poll::Pending };
         loop {

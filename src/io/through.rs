@@ -1,6 +1,6 @@
-//! Calls that a stream around another passes on to its field `inner` as they are.
+//! Macros for streams that wrap another one in a field `inner`: each passes some calls on unchanged.
 
-/// The writes of `AsyncWrite`, and the rest of it.
+/// Passes on all of `AsyncWrite`.
 macro_rules! write_through {
     () => {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -23,7 +23,7 @@ macro_rules! write_through {
     };
 }
 
-/// The flush and the end of `AsyncWrite`.
+/// Passes on `poll_flush` and `poll_shutdown`, for a wrapper that looks at the writes.
 macro_rules! flush_through {
     () => {
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -36,7 +36,7 @@ macro_rules! flush_through {
     };
 }
 
-/// Those of [`Io`](super::Io).
+/// Passes on all of [`Io`](super::Io).
 macro_rules! said_through {
     () => {
         fn reset(&mut self) {

@@ -6,10 +6,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BoxedIo, Io, prefixed::Prefixed};
 
-/// Hyper's streams do not show what is below them.
+/// A stream of hyper's hides what it stands on, so a reset does not get through.
 impl<T> Io for TokioIo<T> where Self: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
-/// Returns the connection that was upgraded, with what hyper has read of it: `T` is the stream that hyper was given.
+/// Returns the connection that was upgraded, with the bytes that hyper has read ahead. `T`: the type of the stream that hyper was given.
 pub fn connection_of<T: Io>(upgraded: Upgraded) -> BoxedIo {
     match upgraded.downcast::<TokioIo<T>>() {
         Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),

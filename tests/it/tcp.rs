@@ -63,7 +63,7 @@ async fn a_reset_of_the_pod_is_a_reset_of_the_client() {
     app.finish().await;
 }
 
-/// One that has only ended its direction is: up to 30 s, which the end of the app does not wait for.
+/// A client that has only ended its direction is waited for, up to 30 s. The end of the app waits for less.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn for_a_client_that_has_closed_its_socket_no_answer_is_waited_for() {

@@ -64,7 +64,7 @@ pub struct ExecStream {
     probation: Option<Probation>,
 }
 
-/// Resolves once the server has been silent for too long: why the stream is given up. None: it is not.
+/// Resolves once the server has been silent for too long, with the reason to give the stream up. None: the stream stays.
 type Probation = BoxFuture<'static, Option<StreamFault>>;
 
 impl ExecStream {
@@ -90,7 +90,7 @@ impl ExecStream {
         }
     }
 
-    /// Watches the server until it has sent anything: it answers a ping, also while the program is silent.
+    /// Watches the server until it has sent anything. It is pinged, so that it answers also while the program is silent.
     pub fn on_probation(self, probation: Probation) -> Self {
         self.framing.ping();
         Self { probation: Some(probation), ..self }

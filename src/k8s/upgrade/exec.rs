@@ -120,7 +120,7 @@ pub async fn exec_by(
     }
 }
 
-/// Remembers that the other transport carries bytes and `silent` does not. Returns that as people are told it.
+/// Remembers that the other transport carries bytes and `silent` does not. Returns the sentence for people.
 pub fn outdone(cluster: &Cluster, silent: ExecTransport) -> String {
     probation::outdone(cluster, &cluster.execs, silent, silent.other())
 }

@@ -34,8 +34,8 @@ pub fn patience(took: Duration) -> Duration {
     took.max(Duration::from_secs(1))
 }
 
-/// Tries the other transports until one carries bytes from the node of a pod, which is remembered instead of `silent`. Returns that as
-/// people are told it. None: none does.
+/// Tries the other transports until one carries bytes from the node of a pod, which is remembered instead of `silent`. Returns
+/// the sentence for people. None: none does.
 pub async fn outdo(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -62,7 +62,7 @@ pub async fn outdo(
     Some(outdone(cluster, &cluster.port_forwards, silent, found))
 }
 
-/// Remembers a transport that carries bytes instead of one that does not. Returns that as people are told it.
+/// Remembers that `works` carries bytes and `silent` does not. Returns the sentence for people.
 pub(super) fn outdone<T: choice::Transport>(cluster: &Cluster, memory: &Memory<T>, silent: T, works: T) -> String {
     memory.replace(silent, works);
     let (silent, works) = (silent.name(), works.name());

@@ -63,7 +63,7 @@ async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
     assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
 }
 
-/// Switches to a protocol, whatever is asked, and reads on.
+/// A pod that switches to a protocol, whatever it is asked for, and reads on.
 fn switching_to(protocol: &'static str) -> Serve {
     Box::new(move |_, mut stream: DuplexStream| {
         tokio::spawn(async move {
