@@ -236,6 +236,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_that_somebody_else_reads_is_told_of_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+        fs::write(&first, "one").unwrap();
+        let (changes_tx, mut changes) = mpsc::channel(1);
+        let watching = tokio::spawn(touched(vec![first.clone(), second.clone()], changes_tx));
+        // It looks before it watches.
+        sleep(Duration::from_millis(200)).await;
+        for (file, text) in [(&first, "other"), (&second, "a new file"), (&first, "once more")] {
+            fs::write(file, text).unwrap();
+            timeout(Duration::from_secs(30), changes.recv()).await.expect("it is told of").expect("it goes on");
+        }
+        drop(changes);
+        timeout(Duration::from_secs(30), watching).await.expect("it ends with its receiver").unwrap();
+    }
+
+    #[tokio::test]
     async fn a_swap_of_symlinks_as_configmaps_do_it_is_a_change() {
         let mut watched = Watched::start(|folder| {
             for (version, verbose) in [("v1", false), ("v2", true)] {

@@ -91,14 +91,16 @@ impl Ports {
     pub fn serve(&mut self, sockets: Sockets) {
         for ((kind, configured), listener) in sockets.0 {
             let Ok(local) = listener.local_addr() else { continue };
-            let drain = self.drain.child();
+            // Probes are answered to the end, so that this listener is none of the tasks that the drain waits for.
+            let is_to_the_end = kind == Kind::Admin;
+            let drain = if is_to_the_end { Drain::new() } else { self.drain.child() };
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
             let (refusing, answering_for) = (frontends.clone(), frontends.clone());
             // The loop itself ends with the drain; its connections are tracked by the whole process.
             let all = self.drain.clone();
             let admission = self.admission.clone();
             let (closed_tx, closed) = oneshot::channel();
-            self.drain.spawn(async move {
+            let serving = async move {
                 let _closed = closed_tx;
                 let listener = listener;
                 let accepting = accept::accept(
@@ -151,7 +153,12 @@ impl Ports {
                     never = answering => match never {},
                     () = of_listener.started() => {}
                 }
-            });
+            };
+            if is_to_the_end {
+                tokio::spawn(serving);
+            } else {
+                self.drain.spawn(serving);
+            }
             self.serving.insert((kind, configured), Serving { local, drain, closed });
         }
     }

@@ -274,6 +274,17 @@ mod tests {
     }
 
     #[test]
+    fn an_authority_that_ends_soon_serves_no_names() {
+        let home = tempfile::tempdir().unwrap();
+        let mut made = Authority::create(home.path(), "ana at laptop", &[]).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        for (left, serves) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+            made.facts.not_after = (now + RENEW_BEFORE + left).as_secs();
+            assert_eq!(made.serves(&["web.localhost".into()]), serves);
+        }
+    }
+
+    #[test]
     fn what_is_broken_is_said() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join(FACTS), "{").unwrap();

@@ -222,6 +222,18 @@ fn a_service_is_shown_before_it_is_installed_and_nothing_is_written() {
 }
 
 #[test]
+fn the_page_of_a_relays_clients_is_for_its_machine_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let key = home.path().join("key");
+    std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let output =
+        adit(home.path(), &["server", "--secret-file", &key.display().to_string(), "--admin-listen", "0.0.0.0:1"]);
+    let shown = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{shown}");
+    assert!(shown.contains("--admin-listen") && shown.contains("127.0.0.1:PORT"), "{shown}");
+}
+
+#[test]
 fn a_condition_that_no_request_can_meet_is_refused_at_once() {
     let home = tempfile::tempdir().unwrap();
     for (options, words) in [

@@ -1,6 +1,6 @@
 //! Start, reload, drain, and tunnels over time.
 
-use std::{fs, time::Duration};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use adit::app::App;
 use tokio::{
@@ -9,7 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{PATIENCE, TestApp, eventually};
+use crate::{
+    process::{Process, free_port},
+    support::{PATIENCE, TestApp, eventually},
+};
 
 #[tokio::test]
 async fn a_request_in_progress_is_finished_in_a_drain() {
@@ -23,6 +26,29 @@ async fn a_request_in_progress_is_finished_in_a_drain() {
     let ((status, body), ()) = tokio::join!(request, stop);
     assert_eq!((status, body.as_str()), (200, "slow\n"));
     app.finish().await;
+}
+
+#[tokio::test]
+async fn what_ends_is_not_ready() {
+    let port = free_port().await;
+    let mut process = Process::start(&format!("admin: {{listen: \"127.0.0.1:{port}\"}}\n"), &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let admin: SocketAddr = ([127, 0, 0, 1], port).into();
+    let readyz = || async {
+        let mut stream = TcpStream::connect(admin).await.ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split(' ').nth(1).map(str::to_owned)
+    };
+    assert_eq!(readyz().await.as_deref(), Some("200"));
+    let mut request = TcpStream::connect(process.http).await.unwrap();
+    request.write_all(b"GET /slow HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.signal("TERM").await;
+    process.logs("stopping").await;
+    assert_eq!(readyz().await.as_deref(), Some("503"));
+    assert_eq!(process.exit_code().await, Some(0));
 }
 
 #[tokio::test]

@@ -258,6 +258,20 @@ async fn a_reload_brings_no_command_that_nobody_has_asked_for() {
 }
 
 #[tokio::test]
+async fn a_command_ends_with_its_last_route() {
+    let app = SniApp::start(&ROUTES.replace("idle_timeout: 1s", "idle_timeout: 10m")).await;
+    let file = app.folder.path().join("config.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let (said, ..) = app.greet(b"", "a.pg.example.com").await;
+    let pid = said.rsplit(' ').next().unwrap_or_default().to_owned();
+    assert!(is_alive(&pid), "{said}");
+    let without: Vec<&str> = text.lines().filter(|line| !line.contains("other.example.com")).collect();
+    fs::write(&file, without.join("\n") + "\n").unwrap();
+    eventually("the command has ended", || async { !is_alive(&pid) }).await;
+    app.drain.finish(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
 async fn no_command_outlives_adit() {
     // The supervisor's parent is a shell that is killed.
     let mut shell = tokio::process::Command::new("sh")
