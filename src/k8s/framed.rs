@@ -293,7 +293,7 @@ impl<C: Codec> Core<C> {
         match self.closed {
             Some(_) => Ok(()),
             None => Err(Broken {
-                kind: io::ErrorKind::UnexpectedEof,
+                kind: io::ErrorKind::ConnectionAborted,
                 reason: "the API server or a gateway closed the connection".to_owned(),
             }),
         }

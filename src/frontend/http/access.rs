@@ -1,6 +1,8 @@
 //! One log line and one entry of the journal per request, when its answer has ended; the tunnel is in use until then.
 
 use std::{
+    error::Error,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -273,10 +275,26 @@ impl Tracked {
 
 /// Returns how an answer broke off, for `adit status`.
 fn broken(error: &BoxError) -> String {
-    match error.downcast_ref::<hyper::Error>() {
-        Some(error) if error.is_incomplete_message() => "the pod closed the connection within its answer".to_owned(),
-        _ => format!("the answer broke off: {}", innermost(&**error)),
+    const CLOSED: &str = "the pod closed the connection within its answer";
+    let mut next: Option<&(dyn Error + 'static)> = Some(&**error);
+    while let Some(cause) = next {
+        if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message) {
+            return CLOSED.to_owned();
+        }
+        if let Some(reason) = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return format!("the pod ended its answer with {reason:?}");
+        }
+        // Errors of a tunnel are of other kinds, and have words of their own.
+        match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::UnexpectedEof) => return CLOSED.to_owned(),
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+                return "the answer broke off: the pod's chunks are not valid HTTP".to_owned();
+            }
+            _ => {}
+        }
+        next = cause.source();
     }
+    format!("the answer broke off: {}", innermost(&**error))
 }
 
 impl HttpBody for Tracked {
@@ -319,5 +337,27 @@ impl HttpBody for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_breaks_off_is_told_without_the_words_of_libraries() {
+        let io = |kind, words: &str| -> BoxError { io::Error::new(kind, words).into() };
+        let closed = "the pod closed the connection within its answer";
+        for (error, told) in [
+            (io(io::ErrorKind::UnexpectedEof, "unexpected EOF during chunk size line"), closed),
+            (
+                io(io::ErrorKind::InvalidInput, "Invalid chunk size line"),
+                "the answer broke off: the pod's chunks are not valid HTTP",
+            ),
+            (h2::Error::from(h2::Reason::PROTOCOL_ERROR).into(), "the pod ended its answer with PROTOCOL_ERROR"),
+            (io(io::ErrorKind::ConnectionReset, "the pod is gone"), "the answer broke off: the pod is gone"),
+        ] {
+            assert_eq!(broken(&error), told);
+        }
     }
 }

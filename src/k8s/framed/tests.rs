@@ -119,8 +119,8 @@ async fn a_reader_that_was_away_finds_the_connection_alive() {
 async fn only_a_close_frame_is_a_clean_end() {
     for (said, wanted) in [
         (&b"\x88\x02\x03\xe8"[..], None),
-        (b"", Some(io::ErrorKind::UnexpectedEof)),
-        (b"\x82\x05\x00ab", Some(io::ErrorKind::UnexpectedEof)),
+        (b"", Some(io::ErrorKind::ConnectionAborted)),
+        (b"\x82\x05\x00ab", Some(io::ErrorKind::ConnectionAborted)),
         (b"\x02\x02\x00a\x88\x02\x03\xe8", Some(io::ErrorKind::Other)),
         (b"\x88\x02\x03\xf3", Some(io::ErrorKind::Other)),
         (b"\xf0\x00", Some(io::ErrorKind::InvalidData)),
