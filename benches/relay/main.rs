@@ -60,7 +60,9 @@ fn serve(mut stream: TcpStream) {
                 return;
             }
             let mut left = u64::from_be_bytes(length);
-            while let (1.., Ok(count @ 1..)) = (left, stream.read(&mut buffer)) {
+            while left > 0
+                && let Ok(count @ 1..) = stream.read(&mut buffer)
+            {
                 left = left.saturating_sub(count as u64);
             }
             let _ = stream.write_all(b"!");
@@ -91,7 +93,7 @@ fn together(visitors: usize, visit: impl Fn() + Send + Sync + Clone + 'static) -
             thread::spawn(visit)
         })
         .collect();
-    all.into_iter().for_each(|visitor| drop(visitor.join()));
+    all.into_iter().for_each(|visitor| visitor.join().expect("a visitor that is served"));
     started.elapsed()
 }
 
