@@ -1,11 +1,6 @@
 //! Words of the configuration and of names: labels, hosts, ports, durations.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    time::Duration,
-};
-
-use super::defaults::RELAY_PORT;
+use std::{net::Ipv6Addr, time::Duration};
 
 /// A DNS-1123 label: what Kubernetes allows for most names.
 pub(crate) fn is_label(text: &str) -> bool {
@@ -18,18 +13,6 @@ pub(crate) fn is_label(text: &str) -> bool {
 /// A DNS-1123 subdomain: labels with dots in between.
 pub(crate) fn is_host(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
-}
-
-/// Returns the host and the port of a relay: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless
-/// given, and always in an IPv6 address without brackets.
-pub fn relay_address(text: &str) -> Option<(String, u16)> {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()?),
-        _ => (text, RELAY_PORT),
-    };
-    let plain = host.trim_matches(['[', ']']);
-    let is_known = plain.parse::<IpAddr>().is_ok() || is_host(&plain.to_ascii_lowercase());
-    (is_known && port > 0).then(|| (plain.to_owned(), port))
 }
 
 /// An IANA_SVC_NAME (RFC 6335, section 5.1): letters, digits, single hyphens, at least one letter, at most 15 in all.

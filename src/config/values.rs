@@ -2,7 +2,10 @@
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, ops::Deref, str::FromStr};
 
-use super::names::{is_host, is_label, is_port_name, relay_address};
+use super::{
+    defaults::RELAY_PORT,
+    names::{is_host, is_label, is_port_name},
+};
 
 /// Why a text is not the value that it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -188,20 +191,17 @@ impl FromStr for PortRef {
 
 /// Address of a relay: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RelayAddress {
-    host: String,
-    port: u16,
-}
+pub struct RelayAddress(HostPort);
 
 impl RelayAddress {
     /// A hostname, or an IP address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
     }
 
     /// 1-65535.
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port.get()
     }
 }
 
@@ -209,20 +209,20 @@ impl FromStr for RelayAddress {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let (host, port) = relay_address(text).ok_or_else(|| InvalidValue {
-            text: text.to_owned(),
-            wanted: "the address of a relay: HOST or HOST:PORT",
-        })?;
-        Ok(Self { host, port })
+        let invalid = || InvalidValue { text: text.to_owned(), wanted: "the address of a relay: HOST or HOST:PORT" };
+        // The colons of an IPv6 address without brackets are all its own.
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
+            _ => (text, NonZeroU16::new(RELAY_PORT)),
+        };
+        let host = Host::new(host.trim_matches(['[', ']'])).map_err(|_| invalid())?;
+        Ok(Self(HostPort { host, port: port.ok_or_else(invalid)? }))
     }
 }
 
 impl fmt::Display for RelayAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
+        self.0.fmt(f)
     }
 }
 

@@ -246,7 +246,10 @@ mod tests {
         sleep(Duration::from_millis(200)).await;
         for (file, text) in [(&first, "other"), (&second, "a new file"), (&first, "once more")] {
             fs::write(file, text).unwrap();
-            timeout(Duration::from_secs(30), changes.recv()).await.expect("it is told of").expect("it goes on");
+            timeout(Duration::from_secs(30), changes.recv())
+                .await
+                .expect("a change within 30 s")
+                .expect("the watch goes on");
         }
         drop(changes);
         timeout(Duration::from_secs(30), watching).await.expect("it ends with its receiver").unwrap();

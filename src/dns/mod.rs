@@ -71,7 +71,7 @@ pub enum Act {
 pub struct System {
     root: PathBuf,
     kind: Kind,
-    /// Address at which adit answers DNS.
+    /// Port of this machine at which adit answers DNS queries.
     port: u16,
     /// The names that routes have beside those below localhost.
     names: Vec<String>,

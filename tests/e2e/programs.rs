@@ -254,8 +254,8 @@ fn ssh_and_rsync_go_through_connect() {
     let (there, back) = (folder.path().join("there"), folder.path().join("back"));
     fs::write(&there, &sent).expect("the file is written");
     let rsync = |from: &str, to: &str| succeed(&mut shell(&format!("rsync -e \"{ssh}\" {from} {to}")));
-    rsync(&there.display().to_string(), &format!("{host}:/tmp/file"));
-    rsync(&format!("{host}:/tmp/file"), &back.display().to_string());
+    rsync(&there.display().to_string(), &format!("{host}:file"));
+    rsync(&format!("{host}:file"), &back.display().to_string());
     assert!(fs::read(&back).expect("it came back") == sent);
 }
 

@@ -87,12 +87,6 @@ impl Screen {
     }
 }
 
-impl Drop for Screen {
-    fn drop(&mut self) {
-        self.held.leave();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 use http::{HeaderName, Request};
 use serde::{Deserialize, Serialize};
 
-use crate::config::names::is_host;
+use crate::config::Host;
 
 /// The longest condition, as JSON, in bytes. All conditions of a Service are in one annotation, and an object has 256 KiB of these.
 const LONGEST: usize = 1024;
@@ -80,7 +80,7 @@ pub enum ConditionError {
     Empty,
     #[error("{0:?} is not the name of a header")]
     HeaderName(String),
-    #[error("the header {name:?} cannot have the value {value:?}: use 1 to {LONGEST_VALUE} visible ASCII letters")]
+    #[error("the header {name:?} cannot have the value {value:?}: use 1 to {LONGEST_VALUE} visible ASCII characters")]
     HeaderValue { name: String, value: String },
     #[error("the header {0:?} is named twice: a condition has one value for each header")]
     Twice(String),
@@ -97,7 +97,7 @@ pub enum ConditionError {
     #[error("{0:?} is not a host: write web.example.com, without a scheme, a port or a path")]
     Host(String),
     #[error(
-        "{0:?} is not the start of a path: begin with '/', and use visible ASCII letters without '?' and '#', {LONGEST_PATH} at most"
+        "{0:?} is not the start of a path: begin with '/', and use visible ASCII characters without '?' and '#', {LONGEST_PATH} at most"
     )]
     Path(String),
     #[error("the path \"/\" is that of every request: take over the whole port, or name a header or a host too")]
@@ -133,8 +133,7 @@ impl Condition {
         let host = host.map(|host| {
             let plain = host.to_ascii_lowercase();
             let plain = plain.strip_suffix('.').unwrap_or(&plain).trim_matches(['[', ']']).to_owned();
-            let is_known = is_host(&plain) || plain.parse::<std::net::IpAddr>().is_ok();
-            is_known.then_some(plain).ok_or_else(|| ConditionError::Host(shown(&host)))
+            Host::new(plain).map(|plain| plain.to_string()).map_err(|_| ConditionError::Host(shown(&host)))
         });
         let condition = Self { headers: checked, host: host.transpose()?, path };
         match &condition.path {

@@ -278,7 +278,7 @@ impl Server {
         let _ = session.frames.send(answer).await;
     }
 
-    /// Returns what a client is told of the tunnel that it asked for.
+    /// Returns the reply to a client that asked for a tunnel.
     pub(super) fn answer(&self, id: u32, opened: &Result<Arc<Tunnel>, TunnelError>) -> Frame {
         match opened {
             Ok(opened) => {
