@@ -263,7 +263,8 @@ fn ssh_and_rsync_go_through_connect() {
 fn ctrl_c_stops_the_query_and_not_psql() {
     let folder = folder();
     let adit = env!("CARGO_BIN_EXE_adit");
-    let line = format!("{adit} run --to db=postgres.{NAMESPACE} -- psql -X -P pager=off");
+    // Without exec, a dash that waits for adit ends itself by the terminal's SIGINT.
+    let line = format!("exec {adit} run --to db=postgres.{NAMESPACE} -- psql -X -P pager=off");
     let mut terminal = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
         .env("XDG_RUNTIME_DIR", folder.path())
