@@ -1,6 +1,13 @@
 //! Backends as they are in the world: some answer garbage, some send many headers, some serve one connection at a time.
 
-use tokio::sync::Semaphore;
+use std::sync::atomic::AtomicBool;
+
+use futures::future::join_all;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use super::*;
 
@@ -70,6 +77,72 @@ async fn nobody_waits_for_a_connection_that_is_idle() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{method}: {answer}");
     }
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+/// A pod of one thread that keeps connections, as Python's `http.server.HTTPServer` does, behind a kubelet: its backlog has room for six
+/// connections beside the one that is served; what a client ends on its own is seen a second later, and never once more than these have
+/// sent something.
+fn one_thread() -> World {
+    let (turn, came) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+    let is_stuck = Arc::new(AtomicBool::new(false));
+    World::over(
+        Scheme::Http,
+        Box::new(move |pod, stream: DuplexStream| {
+            let (turn, came, is_stuck) = (turn.clone(), came.clone(), is_stuck.clone());
+            tokio::spawn(async move {
+                if came.fetch_add(1, Ordering::SeqCst) >= 7 {
+                    is_stuck.store(true, Ordering::SeqCst);
+                }
+                let _turn = turn.acquire().await.unwrap();
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if !matches!(stream.read_line(&mut head).await, Ok(1..)) {
+                            sleep(Duration::from_secs(if is_stuck.load(Ordering::SeqCst) { 1_000 } else { 1 })).await;
+                            came.fetch_sub(1, Ordering::SeqCst);
+                            return;
+                        }
+                    }
+                    pod.requests.fetch_add(1, Ordering::SeqCst);
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+                    if head.to_ascii_lowercase().contains("connection: close") {
+                        came.fetch_sub(1, Ordering::SeqCst);
+                        return;
+                    }
+                }
+            });
+        }),
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_at_a_server_of_one_thread_is_served() {
+    let world = one_thread();
+    let client = world.http2().await;
+    for count in [1, 12, 40] {
+        let ask = || {
+            let (mut client, request) =
+                (client.clone(), Request::get("http://web.localhost/").body(body_of("")).unwrap());
+            async move { client.send_request(request).await.unwrap().status() }
+        };
+        let answers = timeout(Duration::from_secs(100), join_all((0..count).map(|_| ask()))).await;
+        assert!(answers.expect("nobody waits for good").iter().all(StatusCode::is_success), "{count}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_one_thread_is_waited_for_once() {
+    let world = one_thread();
+    let client = world.http2().await;
+    let mut took = Vec::new();
+    for _ in 0..6 {
+        let request = Request::post("http://web.localhost/").body(body_of("")).unwrap();
+        let started = Instant::now();
+        assert_eq!(client.clone().send_request(request).await.unwrap().status(), StatusCode::OK);
+        took.push(started.elapsed());
+    }
+    assert!(took[2..].iter().all(|took| took.as_millis() < 500), "{took:?}");
 }
 
 #[tokio::test]
