@@ -1,5 +1,6 @@
 //! Requests to the pod: on which connection, in which protocol, and what is done where one fails.
 
+mod admission;
 mod connect;
 mod delivery;
 mod failure;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 pub use self::failure::RequestError;
 use self::{
+    admission::Admissions,
     delivery::Delivery,
     pool::{Key, Pool, Returning},
 };
@@ -31,6 +33,7 @@ use crate::{config::Scheme, drain::Drain, metrics::Metrics, routing::Route, tunn
 /// The connections of one HTTP frontend to all its backends.
 pub struct Upstreams {
     pool: Arc<Pool>,
+    admissions: Admissions,
     tls: ClientConfigs,
     protocols: Arc<Protocols>,
     metrics: Arc<Metrics>,
@@ -63,7 +66,14 @@ pub struct Answered {
 impl Upstreams {
     pub fn new(protocols: Arc<Protocols>, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
         let pool = Pool::new(drain.clone());
-        Arc::new(Self { pool, tls: ClientConfigs::default(), protocols, metrics, drain })
+        Arc::new(Self {
+            pool,
+            admissions: Admissions::default(),
+            tls: ClientConfigs::default(),
+            protocols,
+            metrics,
+            drain,
+        })
     }
 
     /// Sends a request and returns the head of the answer.

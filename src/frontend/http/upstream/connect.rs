@@ -10,6 +10,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     RequestError, Upstreams, Way,
+    admission::Admitted,
     heard::{Heard, Listening},
     pool::{H1, H2, Key, Sender},
 };
@@ -36,6 +37,9 @@ pub struct Opened {
     pub placement: Placement,
     /// It has served others before.
     pub was_used: bool,
+    /// Idle connections were closed before it came up.
+    pub is_after_close: bool,
+    pub admitted: Option<Admitted>,
 }
 
 /// Why there is no connection.
@@ -91,7 +95,7 @@ impl Upstreams {
                 }
             }
         };
-        Ok(Opened { sender, placement, was_used: false })
+        Ok(Opened { sender, placement, was_used: false, is_after_close: false, admitted: None })
     }
 
     async fn http1(&self, stream: BoxedIo, heard: Heard) -> Result<Sender, Unopened> {
@@ -107,7 +111,7 @@ impl Upstreams {
             shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
         // The request on the connection gets its errors.
         self.drain.spawn(async move { drop(connection.with_upgrades().await) });
-        Ok(Sender::H1(H1 { sender, heard }))
+        Ok(Sender::H1(H1 { sender, heard, kept: None }))
     }
 
     async fn http2(

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::body::Body as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Answered, RequestError, Upstreams, Way,
+    admission::{Answer, MORE_EACH},
     connect::{Opened, Unopened},
     message::{Failed, send_on},
     pool::{Key, Sender},
@@ -32,6 +33,9 @@ use crate::{
 /// How long a request waits for an answer before idle connections to the same target are closed. A server that serves one
 /// connection at a time does not see the next one before that.
 const ALONE: Duration = Duration::from_millis(100);
+
+/// The same for a new connection with TLS, whose greeting takes several round trips.
+const GREETING: Duration = Duration::from_millis(500);
 
 /// How often one request changes what it speaks to the backend.
 const MOST_TURNS: usize = 3;
@@ -107,16 +111,44 @@ impl<'a> Delivery<'a> {
         if let Some(ready) = self.ready.take() {
             return Ok(ready);
         }
-        if !self.way.is_upgrade() && self.attempts.may_use_again() {
-            let taken = match self.upstreams.pool.take_shared(key) {
-                None if self.is_idempotent && self.is_short => self.upstreams.pool.take_idle(key).await,
-                shared => shared,
-            };
-            if let Some((sender, placement)) = taken {
-                return Ok(Opened { sender, placement, was_used: true });
-            }
+        match self.take(key).await {
+            Some(taken) => Ok(taken),
+            None => Box::pin(self.connect(key)).await,
         }
-        Box::pin(self.upstreams.connect(key, self.way, self.choice.is_known)).await
+    }
+
+    /// Returns a connection that was used before.
+    async fn take(&self, key: &Key) -> Option<Opened> {
+        if self.way.is_upgrade() || !self.attempts.may_use_again() {
+            return None;
+        }
+        let taken = match self.upstreams.pool.take_shared(key) {
+            None if self.is_idempotent && self.is_short => self.upstreams.pool.take_idle(key).await,
+            shared => shared,
+        };
+        let (sender, placement) = taken?;
+        Some(Opened { sender, placement, was_used: true, is_after_close: false, admitted: None })
+    }
+
+    /// Returns a new connection; or one that has become idle, while others were to be answered first.
+    async fn connect(&self, key: &Key) -> Result<Opened, Unopened> {
+        let (backend, since) = (self.upstreams.admissions.of(&key.target, &self.endpoint), Instant::now());
+        let admitted = loop {
+            let changed = backend.changed();
+            if let Some(admitted) = backend.admit(since) {
+                break admitted;
+            }
+            let _ = timeout(MORE_EACH, changed).await;
+            if let Some(taken) = self.take(key).await {
+                return Ok(taken);
+            }
+        };
+        let connecting = pin!(self.upstreams.connect(key, self.way, self.choice.is_known));
+        // A server of one thread does not greet before its turn.
+        let (opened, is_after_close) = self.beside_idle(key, GREETING, connecting).await;
+        let opened = opened?;
+        admitted.at(opened.placement.pod());
+        Ok(Opened { is_after_close, admitted: Some(admitted), ..opened })
     }
 
     /// Nothing of the request was sent.
@@ -135,12 +167,19 @@ impl<'a> Delivery<'a> {
 
     async fn attempt(&mut self, key: Key, mut opened: Opened) -> Next {
         let (was_used, is_h1) = (opened.was_used, matches!(opened.sender, Sender::H1(_)));
-        let next = self.request(!self.choice.is_known && !was_used);
+        let mut next = self.request(!self.choice.is_known && !was_used);
+        if is_h1 && !self.way.is_upgrade() && opened.admitted.as_ref().is_some_and(|admitted| admitted.asks_to_close) {
+            next.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let sent = {
             let mut sending = pin!(send_on(&mut opened.sender, key.scheme, next));
             match was_used {
                 true => sending.as_mut().await,
-                false => self.beside_idle(&key, sending.as_mut()).await,
+                false => {
+                    let (sent, is_after_close) = self.beside_idle(&key, ALONE, sending.as_mut()).await;
+                    opened.is_after_close |= is_after_close;
+                    sent
+                }
             }
         };
         match sent {
@@ -152,8 +191,15 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    fn answered(&self, key: Key, opened: Opened, response: Response<Body>) -> Next {
+    fn answered(&self, key: Key, mut opened: Opened, response: Response<Body>) -> Next {
         self.body.release();
+        if let Some(admitted) = opened.admitted.take() {
+            let (is_kept, is_http2) = (is_kept(&response), matches!(opened.sender, Sender::H2(_)));
+            let kept = admitted.answered(&Answer { is_kept, is_after_close: opened.is_after_close, is_http2 });
+            if let Sender::H1(h1) = &mut opened.sender {
+                h1.kept = kept;
+            }
+        }
         opened.sender.heard().know();
         self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
         let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
@@ -262,14 +308,30 @@ impl<'a> Delivery<'a> {
         request
     }
 
-    /// Waits for an answer on a new connection; while there is none, idle connections to the same target are closed.
-    async fn beside_idle<F: Future>(&self, key: &Key, mut sending: Pin<&mut F>) -> F::Output {
+    /// Waits for a new connection, or for an answer on it; each time that it takes `patience`, idle connections to the same target are
+    /// closed. Returns whether there were any.
+    async fn beside_idle<F: Future>(
+        &self,
+        key: &Key,
+        patience: Duration,
+        mut waiting: Pin<&mut F>,
+    ) -> (F::Output, bool) {
+        let mut is_after_close = false;
         loop {
-            match timeout(ALONE, sending.as_mut()).await {
-                Ok(sent) => return sent,
+            match timeout(patience, waiting.as_mut()).await {
+                Ok(output) => return (output, is_after_close),
                 // Those in steady use are not idle for as long.
-                Err(_) => self.upstreams.pool.close_idle(&key.target, ALONE),
+                Err(_) => is_after_close |= self.upstreams.pool.close_idle(&key.target, ALONE),
             }
         }
     }
+}
+
+/// Returns whether the connection of an answer takes another request (RFC 9112, section 9.3).
+fn is_kept(response: &Response<Body>) -> bool {
+    let has = |word: &str| {
+        let values = response.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(word))
+    };
+    if response.version() == Version::HTTP_10 { has("keep-alive") } else { !has("close") }
 }

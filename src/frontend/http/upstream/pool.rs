@@ -12,7 +12,7 @@ use std::{
 use hyper::client::conn::http1;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::heard::Heard;
+use super::{admission::Kept, heard::Heard};
 use crate::{
     config::{BackendTls, Scheme},
     drain::Drain,
@@ -69,6 +69,8 @@ impl Sender {
 pub struct H1 {
     pub sender: http1::SendRequest<Body>,
     pub heard: Heard,
+    /// Of a backend that is not known to serve several connections.
+    pub kept: Option<Arc<Kept>>,
 }
 
 /// A stream of a connection that serves many requests at a time.
@@ -246,14 +248,18 @@ impl Pool {
         state.h2.remove(key);
     }
 
-    /// Closes the connections to a target that have been idle for at least `idle`.
-    pub fn close_idle(&self, target: &Target, idle: Duration) {
+    /// Closes the connections to a target that have been idle for at least `idle`. Returns whether there were any.
+    pub fn close_idle(&self, target: &Target, idle: Duration) -> bool {
+        let mut closed = false;
         self.lock().idle.retain(|key, all| {
             if key.target == *target {
+                let before = all.len();
                 all.retain(|unused| unused.since.elapsed() < idle);
+                closed |= all.len() < before;
             }
             !all.is_empty()
         });
+        closed
     }
 
     /// Keeps a connection for the next request.
@@ -261,6 +267,9 @@ impl Pool {
         let mut state = self.lock();
         let all = state.idle.entry(key).or_default();
         if all.len() < MOST_IDLE {
+            if let Some(kept) = &idle.connection.kept {
+                kept.is_idle();
+            }
             all.push(idle);
         }
         self.see_to_reaping(&mut state);
