@@ -141,6 +141,11 @@ impl OpenError {
         }
     }
 
+    /// Returns whether the cluster has nothing of the name that was asked for, or nothing that the user may know of.
+    pub fn is_of_no_service(&self) -> bool {
+        self.blame() == Blame::Asked || self.code() == ErrorCode::Forbidden
+    }
+
     pub fn blame(&self) -> Blame {
         match self {
             Self::Cluster(

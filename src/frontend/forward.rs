@@ -26,7 +26,7 @@ use crate::{
     io::{BoxedIo, splice::SpliceEnd, splice::splice},
     journal::{Kind, Ongoing},
     routing::{Route, RouteError, Router, SharedRouter},
-    tunnel::{Blame, Lease, Manager, OpenError},
+    tunnel::{Lease, Manager, OpenError},
 };
 
 /// How long a host of another network may take.
@@ -55,6 +55,15 @@ impl Asked {
         let last = host.split_once('.').map(|(_, rest)| rest);
         let is_name = last.is_some_and(|last| !last.contains('.') && last != "svc" && last != "localhost");
         is_name || host.parse::<IpAddr>().is_ok()
+    }
+
+    /// Returns whether a name without a route is one of another network: where no cluster may be asked for it, it can be nothing else.
+    pub fn is_elsewhere(&self, error: &RouteError) -> bool {
+        match error {
+            RouteError::Elsewhere { .. } => true,
+            RouteError::DynamicDenied { .. } | RouteError::NoContext { .. } => self.has_two_meanings(),
+            _ => false,
+        }
     }
 }
 
@@ -126,27 +135,34 @@ impl Forward {
             // A direct connection involves no cluster.
             Ok(_) if may_be_direct && is_internet(&asked.host) => return direct(asked).await.map(Reached::Direct),
             Ok(route) => route,
-            Err(RouteError::Elsewhere { .. }) if may_be_direct => return direct(asked).await.map(Reached::Direct),
+            Err(error) if may_be_direct && asked.is_elsewhere(&error) => {
+                return direct(asked).await.map(Reached::Direct);
+            }
             Err(error) => return Err(ForwardError::Route(error)),
         };
         noted::leads(noted, &route);
-        if let Some(rule) = self.http.rule(&route) {
+        let rule = self.http.rule(&route);
+        let may_be_direct = may_be_direct && asked.has_two_meanings();
+        if let Some(rule) = rule.clone().filter(|_| !may_be_direct) {
             return Err(ForwardError::ReadOnly(rule));
         }
-        let reached = async {
-            let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await?;
-            let (stream, placement) = lease.connect_taken().await?;
-            noted::reached(noted, &placement);
-            Ok::<_, OpenError>((lease, stream))
-        };
-        match reached.await {
-            Ok((lease, stream)) => Ok(Reached::Pod(route, lease, stream)),
+        let lease = match self.tunnels.acquire(&route.target, route.idle_timeout).await {
+            Ok(lease) => lease,
             // `example.com` could have been a Service as well.
-            Err(error) if may_be_direct && error.blame() == Blame::Asked && asked.has_two_meanings() => {
-                direct(asked).await.map(Reached::Direct)
+            Err(error) if may_be_direct && error.is_of_no_service() => {
+                return direct(asked).await.map(Reached::Direct);
             }
-            Err(error) => Err(ForwardError::Open(Box::new(route), error)),
+            Err(error) => return Err(ForwardError::Open(Box::new(route), error)),
+        };
+        if let Some(rule) = rule {
+            return Err(ForwardError::ReadOnly(rule));
         }
+        let (stream, placement) = match lease.connect_taken().await {
+            Ok(connected) => connected,
+            Err(error) => return Err(ForwardError::Open(Box::new(route), error)),
+        };
+        noted::reached(noted, &placement);
+        Ok(Reached::Pod(route, lease, stream))
     }
 }
 
@@ -318,6 +334,23 @@ mod tests {
         let ours =
             ["web", "web.svc", "web.shop.svc", "web.shop.svc.cluster.local", "web.localhost", "web.shop.localhost"];
         assert!(!ours.into_iter().any(of));
+    }
+
+    #[test]
+    fn a_name_that_no_cluster_may_be_asked_for_is_one_of_the_internet() {
+        let of = |host: &str| Asked { context: None, host: host.to_owned(), port: 80 };
+        let denied = RouteError::DynamicDenied { context: "c".to_owned(), host: "h".to_owned() };
+        let without = RouteError::NoContext { host: "h".to_owned(), reason: "r".to_owned() };
+        let elsewhere = RouteError::Elsewhere { host: "h".to_owned() };
+        for (host, error, is_elsewhere) in [
+            ("example.com", &denied, true),
+            ("example.com", &without, true),
+            ("web.shop.svc", &denied, false),
+            ("web.shop.localhost", &without, false),
+            ("www.example.com", &elsewhere, true),
+        ] {
+            assert_eq!(of(host).is_elsewhere(error), is_elsewhere, "{host}: {error:?}");
+        }
     }
 
     #[test]

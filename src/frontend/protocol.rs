@@ -6,9 +6,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, Weak},
+    time::Duration,
 };
 
 use http::{HeaderValue, Request, Version, header::CONTENT_TYPE};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
@@ -37,6 +39,9 @@ const HTTP2_IS_WANTED: [&str; 1] = [
     // Kestrel: Core/src/CoreStrings.resx
     "An HTTP/1.x request was sent to an HTTP/2 only endpoint",
 ];
+
+/// How long a backend that speaks nothing else is not asked again.
+const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
 /// Protocol that a request needs on the connection to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +103,8 @@ struct Learned {
     other: Option<Scheme>,
     /// That a hint is wrong, in words.
     wrong: Option<String>,
+    /// When a backend that gave no answer was last found to speak nothing else either.
+    in_vain: Option<Instant>,
 }
 
 impl Protocols {
@@ -131,7 +138,7 @@ impl Protocols {
         if !all.get(&route.target).is_some_and(|learned| learned.is_of(endpoint)) {
             all.retain(|_, learned| learned.session.strong_count() > 0);
             let session = Arc::downgrade(endpoint);
-            all.insert(route.target.clone(), Learned { session, grpc: None, other: None, wrong: None });
+            all.insert(route.target.clone(), Learned { session, grpc: None, other: None, wrong: None, in_vain: None });
         }
         let Some(learned) = all.get_mut(&route.target) else { return };
         let of_kind = if asks == Asks::Grpc { &mut learned.grpc } else { &mut learned.other };
@@ -143,6 +150,20 @@ impl Protocols {
         if let Some(wrong) = &learned.wrong {
             warn!(target = %route.target, "{wrong}");
         }
+    }
+
+    /// Takes note that a backend that has answered before, and does not now, speaks nothing else.
+    pub fn asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) {
+        if let Some(learned) = self.lock().get_mut(&route.target).filter(|learned| learned.is_of(endpoint)) {
+            learned.in_vain = Some(Instant::now());
+        }
+    }
+
+    /// Returns whether that was so within the last minute.
+    pub fn was_asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) -> bool {
+        let all = self.lock();
+        let learned = all.get(&route.target).filter(|learned| learned.is_of(endpoint));
+        learned.and_then(|learned| learned.in_vain).is_some_and(|asked| asked.elapsed() < ASKED_AGAIN)
     }
 
     /// Returns what is to be mended in hints that were wrong, a sentence for each.

@@ -46,7 +46,7 @@ const CHUNK: usize = 8 * 1024;
 pub const MOST_HELD: usize = http1::LONGEST_HEAD + http1::LONGEST_TARGET + CHUNK;
 
 /// A client's connection, for the HTTP/1 server.
-pub struct Normaliser<T> {
+pub struct Normaliser<T: Io> {
     inner: T,
     gate: Arc<Gate>,
     /// Read and not passed on yet.
@@ -90,7 +90,7 @@ impl Next {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Normaliser<T> {
+impl<T: Io> Normaliser<T> {
     pub fn new(inner: T, gate: Arc<Gate>) -> Self {
         Self {
             inner,
@@ -293,7 +293,7 @@ enum Look {
     Held,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
+impl<T: Io> AsyncRead for Normaliser<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
@@ -356,7 +356,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Normaliser<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Normaliser<T> {
+impl<T: Io> AsyncWrite for Normaliser<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
@@ -418,7 +418,15 @@ impl<T: Io> Io for Normaliser<T> {
     said_through!();
 }
 
-impl<T: AsyncWrite + Unpin> Normaliser<T> {
+impl<T: Io> Drop for Normaliser<T> {
+    fn drop(&mut self) {
+        if self.gate.is_cut() {
+            self.inner.reset();
+        }
+    }
+}
+
+impl<T: Io> Normaliser<T> {
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.interim.is_empty() {
             match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.interim))? {

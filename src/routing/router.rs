@@ -61,6 +61,11 @@ impl Router {
     ///
     /// Static routes first (exact, then wildcards, the longest first), then the dynamic forms.
     pub fn http(&self, host: &str) -> Result<Route, RouteError> {
+        self.http_in(None, host)
+    }
+
+    /// Does the same for a client that names a context: a dynamic name that names none is in that.
+    fn http_in(&self, context: Option<&ContextName>, host: &str) -> Result<Route, RouteError> {
         let host = table::normalise(host);
         let routes = &self.config.http.routes;
         if let Some((key, route)) = table::find(routes, &host) {
@@ -81,7 +86,7 @@ impl Router {
             Err(NameError::NotDynamic) => return Err(RouteError::Unknown { near: table::near(routes, &host), host }),
             Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
         };
-        let context = name.context.map(|context| self.context_of(context));
+        let context = name.context.or_else(|| context.cloned()).map(|context| self.context_of(context));
         let destination = Destination {
             context,
             namespace: Some(name.namespace),
@@ -102,9 +107,10 @@ impl Router {
         if table::is_here(&host) {
             return elsewhere(host);
         }
-        match self.http(&host) {
-            // Adit's own port, in the URL of a page of ours, says nothing of the backend's.
-            Ok(route) if self.config.http.listen.iter().any(|listen| listen.port() == port) => return Ok(route),
+        // Adit's own port, in the URL of a page of ours, says nothing of the backend's; 80 and 443 are those of its protocol.
+        let is_own = |port| !matches!(port, 80 | 443) && self.config.http.listen.iter().any(|own| own.port() == port);
+        match self.http_in(context, &host) {
+            Ok(route) if is_own(port) => return Ok(route),
             Ok(route) => return Ok(route.for_port(port)),
             Err(RouteError::Unknown { .. }) if !host.ends_with(".localhost") => {}
             Err(error) => return Err(error),
@@ -437,8 +443,25 @@ mod tests {
         ] {
             assert_eq!(router.forward(context_of(context).as_ref(), host, 80).unwrap_err().code(), code, "{host}");
         }
+        // A name that says no context is in the client's.
+        for (host, wanted) in [
+            ("web.shop.localhost", "other/shop/web"),
+            ("web.shop.dev.cx.localhost", "dev/shop/web"),
+            ("web.shop", "other/shop/web:80"),
+        ] {
+            assert_eq!(target(Some("other"), host, 80).as_deref(), Ok(wanted), "{host}");
+        }
         let off = Router { config: Arc::new(Config { proxy: None, ..(*router.config).clone() }), ..router.clone() };
         assert_eq!(off.forward(None, "web.shop", 80).unwrap_err().code(), ErrorCode::Elsewhere);
+    }
+
+    #[test]
+    fn the_ports_of_http_and_https_say_what_they_mean_where_adit_listens_on_them_too() {
+        let router = router("http: {listen: [\"127.0.0.1:8989\", \"127.0.0.1:80\", \"127.0.0.1:443\"]}\n");
+        for (port, wanted) in [(80, "dev/shop/web"), (443, "dev/shop/web+https"), (8989, "dev/shop/web")] {
+            let route = router.forward(None, "web.shop.localhost", port).unwrap();
+            assert_eq!(route.target.to_string(), wanted, "{port}");
+        }
     }
 
     #[test]

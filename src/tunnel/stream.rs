@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, sleep},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tracing::debug;
 
@@ -30,6 +30,10 @@ use crate::{
 
 /// Most first bytes that are kept to send them again.
 const KEPT: usize = 64 * 1024;
+
+/// How long what is beyond that waits for a first byte of the pod, or for the refusal that takes the round trip to the node and 5 to 30 ms
+/// there: afterwards it could not be sent to another pod.
+const SETTLES: Duration = Duration::from_millis(100);
 
 /// How long a refusing port is tried again. A container that restarts in place refuses for 0.5 to 1 s; a port on which
 /// nothing listens should not look like one that is slow.
@@ -68,6 +72,8 @@ pub(super) struct Stream {
     opened: Instant,
     /// When the present stream was opened.
     since: Instant,
+    /// Ends what waits for [`SETTLES`].
+    settling: Option<Pin<Box<Sleep>>>,
 }
 
 /// The end of our direction.
@@ -101,6 +107,7 @@ impl TunnelStream {
             has_moved: false,
             opened: Instant::now(),
             since: Instant::now(),
+            settling: None,
         });
         Self { tunnel, number, cell }
     }
@@ -246,7 +253,10 @@ impl Stream {
                         self.tunnel.journal.bytes(0, count as u64);
                         self.tunnel.usage.touch();
                     }
-                    self.answered |= had_room;
+                    if had_room && !std::mem::replace(&mut self.answered, true) {
+                        // What waits for room has it now.
+                        self.has_moved |= self.settling.take().is_some();
+                    }
                     if self.answered && self.unsent == 0 {
                         self.kept = None;
                     }
@@ -260,6 +270,8 @@ impl Stream {
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_settled(cx))?;
+            let room = ready!(self.poll_room(cx));
+            let buf = &buf[..room.min(buf.len())];
             match ready!(Pin::new(&mut self.inner).poll_write(cx, buf)) {
                 Ok(count) => {
                     self.tunnel.usage.up.fetch_add(count as u64, Ordering::Relaxed);
@@ -274,6 +286,23 @@ impl Stream {
                 Err(error) => self.move_after(error)?,
             }
         }
+    }
+
+    /// Returns how many bytes may be written now: what is kept of a stream that is new, else all.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        let left = SETTLES.saturating_sub(self.since.elapsed());
+        let Some(kept) = self.kept.as_ref().filter(|_| !left.is_zero() && !self.answered) else {
+            return Poll::Ready(usize::MAX);
+        };
+        if kept.len() < KEPT {
+            return Poll::Ready(KEPT - kept.len());
+        }
+        let until = self.since + SETTLES;
+        let settling = self.settling.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if settling.deadline() != until {
+            settling.as_mut().reset(until);
+        }
+        settling.as_mut().poll(cx).map(|()| usize::MAX)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

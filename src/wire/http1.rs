@@ -49,7 +49,7 @@ pub enum Refusal {
     Target,
     #[error("the target is longer than {LONGEST_TARGET} bytes")]
     TargetTooLong,
-    #[error("adit is no forward proxy: CONNECT is not taken")]
+    #[error("CONNECT is taken over HTTP/1.1 without TLS alone")]
     Connect,
     #[error("a line ends with a bare LF or has a bare CR")]
     LineEnd,

@@ -21,7 +21,7 @@ use super::{
     upstream::pool::Returning,
 };
 use crate::{
-    guard::normaliser::Busy,
+    guard::normaliser::{Busy, Gate},
     journal::{
         Entry, Journal, Kind, Ongoing,
         entry::Client,
@@ -253,16 +253,23 @@ pub struct Tracked {
     returning: Option<Returning>,
     access: Option<Access>,
     busy: Option<Busy>,
+    cuts: Option<Arc<Gate>>,
 }
 
 impl Tracked {
     pub fn new(inner: Body, access: Access) -> Self {
-        Self { inner, lease: None, returning: None, access: Some(access), busy: None }
+        Self { inner, lease: None, returning: None, access: Some(access), busy: None, cuts: None }
     }
 
     /// Keeps the client's connection busy until the body has ended.
     pub fn keeping(mut self, busy: Option<Busy>) -> Self {
         self.busy = busy;
+        self
+    }
+
+    /// Has the client's connection reset where the body breaks: nothing else tells a client of HTTP/1.0.
+    pub fn cutting(mut self, gate: Option<Arc<Gate>>) -> Self {
+        self.cuts = gate;
         self
     }
 
@@ -321,6 +328,9 @@ impl HttpBody for Tracked {
                 this.busy = None;
             }
             Poll::Ready(Some(Err(error))) => {
+                if let Some(gate) = &this.cuts {
+                    gate.cut();
+                }
                 if let (Some(lease), Some(access)) = (&this.lease, &mut this.access) {
                     lease.note_error(&broken(error));
                     access.error = Some("broken");

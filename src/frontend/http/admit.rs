@@ -11,8 +11,7 @@ use crate::{
         forward::{Asked, is_internet},
     },
     guard::{normaliser::Refused, origin},
-    routing::{Route, table},
-    tunnel::Blame,
+    routing::{Route, RouteError, table},
     wire::http1::Refusal,
 };
 
@@ -32,7 +31,9 @@ impl HttpFrontend {
         let host = table::normalise(&authority);
         let Connection { local, door, .. } = &*exchange.arrival.connection;
         // To a forward proxy, the address of a pod is that of a pod.
-        if request.uri().scheme().is_some() && !door.is_closed() && table::is_own_name(&host) && !table::is_here(&host)
+        let is_address = table::is_own_name(&host) && !table::is_here(&host);
+        if (request.uri().scheme().is_some() && !door.is_closed() && is_address)
+            || exchange.arrival.is_for_another_port(request)
         {
             return None;
         }
@@ -47,6 +48,9 @@ impl HttpFrontend {
         let authority = authority(request)?;
         exchange.access.host(&authority);
         let host = table::normalise(&authority);
+        if exchange.arrival.is_for_another_port(request) {
+            return Err(Page::of_route(&RouteError::Elsewhere { host }));
+        }
         if self.identity.is_loop(request.headers()) {
             return Err(pages::in_a_circle(&host));
         }
@@ -72,15 +76,38 @@ impl HttpFrontend {
     }
 
     /// Returns whether a host is none of the cluster. `admitted`: what became of the request for it.
-    pub(super) async fn is_elsewhere(&self, asked: &Asked, admitted: &Result<Admitted, Page>) -> bool {
-        match admitted {
-            Ok(_) if is_internet(&asked.host) => true,
-            Ok(Admitted { route, .. }) if asked.has_two_meanings() => {
-                let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
-                acquired.is_err_and(|error| error.blame() == Blame::Asked)
+    pub(super) fn is_elsewhere(
+        &self,
+        asked: &Asked,
+        admitted: &Result<Admitted, Page>,
+        request: &Request<Body>,
+        exchange: &Exchange,
+    ) -> impl Future<Output = bool> + Send + use<'_> {
+        let has_two_meanings = asked.has_two_meanings();
+        // None: a cluster has to be asked.
+        let (decided, route) = match admitted {
+            Ok(_) if is_internet(&asked.host) => (Some(true), None),
+            Ok(Admitted { route, .. }) if has_two_meanings => (None, Some(route.clone())),
+            Ok(_) => (Some(false), None),
+            Err(page) => match page.code {
+                ErrorCode::Elsewhere => (Some(true), None),
+                // No cluster may be asked for it.
+                ErrorCode::DynamicDenied | ErrorCode::NoContext => (Some(has_two_meanings), None),
+                ErrorCode::ReadOnly if has_two_meanings => {
+                    let host = table::normalise(&asked.host);
+                    (None, self.sites.route(&host, request, &exchange.arrival.connection.door).ok())
+                }
+                _ => (Some(false), None),
+            },
+        };
+        async move {
+            match (decided, route) {
+                (None, Some(route)) => {
+                    let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
+                    acquired.is_err_and(|error| error.is_of_no_service())
+                }
+                (decided, _) => decided.unwrap_or(false),
             }
-            Err(page) => page.code == ErrorCode::Elsewhere,
-            Ok(_) => false,
         }
     }
 

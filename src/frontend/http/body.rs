@@ -25,6 +25,9 @@ pub const LONGEST_KEPT: usize = 64 * 1024;
 /// One that speaks something else says so at once, and then the request can still be sent again.
 const HOLD: Duration = Duration::from_millis(500);
 
+/// How long a body whose client waits for a 100 waits for the backend to ask for it. Some never do.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Returns a body that is here already; no bytes are an empty one.
 pub fn body_of(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
@@ -48,12 +51,21 @@ struct State {
     length: usize,
     /// Read, and too long to be kept.
     outgrown: Option<Piece>,
+    /// Not a byte of it was asked for.
+    unasked: Option<Unasked>,
     /// Whether what outgrows the room waits for a word of the backend.
     is_held: bool,
     hold: Option<Pin<Box<Sleep>>>,
     waker: Option<Waker>,
     /// Number of the current read; earlier ones have ended.
     reading: u64,
+}
+
+/// State of a body whose client waits for a 100 (RFC 9110, section 10.1.1).
+enum Unasked {
+    Waiting(Option<Pin<Box<Sleep>>>),
+    /// The backend has answered without it.
+    Unwanted,
 }
 
 #[derive(Clone)]
@@ -72,9 +84,11 @@ impl From<Piece> for Frame<Bytes> {
 }
 
 impl Kept {
-    pub fn new(inner: Body) -> Self {
+    /// `waits_for_100`: the client sends nothing until it is asked to.
+    pub fn new(inner: Body, waits_for_100: bool) -> Self {
         Self(Arc::new(Mutex::new(State {
             inner,
+            unasked: waits_for_100.then_some(Unasked::Waiting(None)),
             is_over: false,
             broken: None,
             pieces: Some(Vec::new()),
@@ -98,13 +112,43 @@ impl Kept {
         if state.inner.is_end_stream() && state.length == 0 && state.pieces.as_ref().is_some_and(Vec::is_empty) {
             return body_of("");
         }
-        Reading { kept: Self(self.0.clone()), reading: state.reading, position: 0 }.boxed_unsync()
+        Reading { kept: self.another(), reading: state.reading, position: 0 }.boxed_unsync()
     }
 
     /// Returns whether all that was read is kept, so that the body can be read again.
     pub fn is_whole(&self) -> bool {
         let state = self.lock();
         state.pieces.is_some() && state.broken.is_none()
+    }
+
+    /// Says that the backend asks for the body. The client is asked at once: afterwards it may get an answer, and no 100.
+    pub fn ask(&self) {
+        let mut state = self.lock();
+        if state.unasked.take().is_none() {
+            return;
+        }
+        let (waker, is_held) = (state.waker.take(), std::mem::replace(&mut state.is_held, true));
+        // What comes of it is kept for the reading.
+        let _ = state.poll_next(&mut Context::from_waker(Waker::noop()));
+        (state.is_held, state.hold, state.waker) = (is_held, None, None);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Returns whether the client waits to be asked for the body.
+    pub fn is_unasked(&self) -> bool {
+        self.lock().unasked.is_some()
+    }
+
+    /// Says that the backend has answered, and does not want a body that it has not asked for. The client is free of it at once; the
+    /// backend's connection ends with what is returned.
+    pub fn refuse(&self) -> Option<Unsent> {
+        let mut state = self.lock();
+        let unasked = state.unasked.as_mut()?;
+        *unasked = Unasked::Unwanted;
+        state.inner = body_of("");
+        Some(Unsent(self.another()))
     }
 
     /// Says that the backend has begun to answer: nothing is held any more.
@@ -121,8 +165,26 @@ impl Kept {
         self.lock().broken.clone()
     }
 
+    /// Returns the same body.
+    pub fn another(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no panic while the lock is held")
+    }
+}
+
+/// A body that was not asked for: the request that waits for it breaks off when this is dropped.
+pub struct Unsent(Kept);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.reading += 1;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -142,6 +204,21 @@ impl State {
             }
             if self.is_over {
                 return Poll::Ready(None);
+            }
+            match &mut self.unasked {
+                Some(Unasked::Waiting(timer)) => {
+                    let timer = timer.get_or_insert_with(|| Box::pin(sleep(ASKED_WITHIN)));
+                    if timer.as_mut().poll(cx).is_pending() {
+                        self.waker = Some(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                    self.unasked = None;
+                }
+                Some(Unasked::Unwanted) => {
+                    self.waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                None => {}
             }
             let piece = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 None => {
@@ -217,7 +294,8 @@ impl HttpBody for Reading {
     fn is_end_stream(&self) -> bool {
         let state = self.kept.lock();
         let is_read = state.pieces.as_ref().is_none_or(|pieces| self.position >= pieces.len());
-        is_read && state.outgrown.is_none() && (state.is_over || state.inner.is_end_stream())
+        let is_over = state.is_over || (state.inner.is_end_stream() && state.unasked.is_none());
+        is_read && state.outgrown.is_none() && is_over
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -255,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_read_again_from_its_start() {
         let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("1"))]);
-        let kept = Kept::new(streamed(vec![data(3), data(4), Ok(Frame::trailers(trailers.clone()))]));
+        let kept = Kept::new(streamed(vec![data(3), data(4), Ok(Frame::trailers(trailers.clone()))]), false);
         let mut first = kept.read(false);
         assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "aaa");
         for _ in 0..2 {
@@ -269,14 +347,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_without_bytes_has_ended() {
-        let kept = Kept::new(body_of(""));
+        let kept = Kept::new(body_of(""), false);
         assert!(kept.read(false).is_end_stream() && kept.read(true).is_end_stream());
-        assert_eq!(Kept::new(body_of("abc")).read(false).size_hint().exact(), Some(3));
+        assert_eq!(Kept::new(body_of("abc"), false).read(false).size_hint().exact(), Some(3));
     }
 
     #[tokio::test]
     async fn what_is_long_is_not_kept() {
-        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(0), data(1), data(5)]));
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(0), data(1), data(5)]), false);
         let mut body = kept.read(false);
         for _ in 0..2 {
             body.frame().await.unwrap().unwrap();
@@ -289,7 +367,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_body_waits_for_the_first_word_of_the_backend() {
-        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(1)]));
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(1)]), false);
         let mut body = kept.read(true);
         body.frame().await.unwrap().unwrap();
         // Another protocol was answered: the piece that waited is in the next reading, too.
@@ -298,7 +376,7 @@ mod tests {
         let started = Instant::now();
         assert_eq!(length(kept.read(true)).await, Ok(LONGEST_KEPT + 1));
         assert_eq!(started.elapsed(), HOLD);
-        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT + 1)]));
+        let kept = Kept::new(streamed(vec![data(LONGEST_KEPT + 1)]), false);
         let (body, started) = (kept.read(true), Instant::now());
         let (read, ()) = tokio::join!(length(body), async { kept.release() });
         assert_eq!((read, started.elapsed()), (Ok(LONGEST_KEPT + 1), Duration::ZERO));
@@ -306,8 +384,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_breaks_says_why() {
-        let kept = Kept::new(streamed(vec![data(1), Err("the client has gone".into())]));
+        let kept = Kept::new(streamed(vec![data(1), Err("the client has gone".into())]), false);
         assert_eq!(length(kept.read(false)).await, Err("the client has gone".to_owned()));
         assert_eq!((kept.is_whole(), kept.broken().as_deref()), (false, Some("the client has gone")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_waits_for_100_is_asked_for_or_stays_with_the_client() {
+        let kept = Kept::new(body_of("abc"), true);
+        let (body, started) = (kept.read(false), Instant::now());
+        let (read, ()) = tokio::join!(length(body), async { kept.ask() });
+        assert_eq!((read, started.elapsed()), (Ok(3), Duration::ZERO));
+        let kept = Kept::new(body_of("abc"), true);
+        assert_eq!(length(kept.read(false)).await, Ok(3));
+        assert_eq!(started.elapsed(), ASKED_WITHIN);
+        let kept = Kept::new(body_of("abc"), true);
+        let body = kept.read(false);
+        let unsent = kept.refuse();
+        let mut reading = tokio::spawn(length(body));
+        assert!(tokio::time::timeout(2 * ASKED_WITHIN, &mut reading).await.is_err());
+        drop(unsent);
+        assert!(reading.await.unwrap().is_err());
     }
 }

@@ -73,10 +73,10 @@ where
         builder.preserve_header_case(true).handshake::<_, Body>(TokioIo::new(stream)).await?;
     // The request on the connection gets its errors.
     drain.spawn(async move { drop(connection.await) });
-    let mut response = sender.send_request(request).await?;
-    headers::remove_hop_by_hop(response.headers_mut());
+    let (mut parts, body) = sender.send_request(request).await?.into_parts();
+    headers::of_answer(&mut parts);
     // The sender keeps the connection until the body has been read.
-    Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+    Ok(Response::from_parts(parts, body.map_err(BoxError::from).boxed_unsync()))
 }
 
 #[cfg(test)]

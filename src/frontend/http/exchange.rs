@@ -24,6 +24,7 @@ use crate::{
     guard::normaliser::{Busy, Gate, REFUSED, Refused},
     journal::{Journal, entry::Client, exchange::Exchange as Kept},
     metrics::Metrics,
+    routing::table,
     wire::http1::Refusal,
 };
 
@@ -38,6 +39,17 @@ pub struct Arrival {
     pub gate: Option<Arc<Gate>>,
     /// None: nobody wants to know, or it is no client's.
     pub client: Option<Client>,
+}
+
+impl Arrival {
+    /// Returns whether a forward proxy is asked for the program at another port of this machine, and not for adit.
+    pub fn is_for_another_port<B>(&self, request: &Request<B>) -> bool {
+        let Connection { local, door, .. } = &*self.connection;
+        let uri = request.uri();
+        let is_whole = uri.scheme().is_some() && request.version() < Version::HTTP_2 && !door.is_closed();
+        let is_here = || uri.host().is_some_and(|host| table::is_here(&table::normalise(host)));
+        is_whole && uri.port_u16().unwrap_or(80) != local.port() && is_here()
+    }
 }
 
 /// State of a request until its answer begins.
@@ -82,7 +94,7 @@ impl HttpFrontend {
             None => self.admit(&request, &mut exchange),
         };
         if let Some(asked) = self.elsewhere(&request, &exchange)
-            && self.is_elsewhere(&asked, &admitted).await
+            && self.is_elsewhere(&asked, &admitted, &request, &exchange).await
         {
             exchange.access.elsewhere();
             let answered = self.direct(request, &asked, &mut exchange).await;
@@ -147,7 +159,8 @@ impl Exchange {
 
     /// Keeps the client's connection busy until an answer's body has ended, and writes the line of the log then.
     pub fn track(&mut self, body: Body) -> Tracked {
-        Tracked::new(body, self.access.take()).keeping(self.busy.as_ref().map(Busy::another))
+        let gate = self.arrival.gate.clone().filter(|_| self.version < Version::HTTP_11);
+        Tracked::new(body, self.access.take()).keeping(self.busy.as_ref().map(Busy::another)).cutting(gate)
     }
 
     /// Ends with an answer, or with the page instead of one.

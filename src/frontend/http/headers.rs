@@ -6,8 +6,12 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, FORWARDED, HOST, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    header::{
+        CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, FORWARDED, HOST, PROXY_AUTHORIZATION, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE, VIA,
+    },
+    response::Parts,
 };
 
 use crate::config::HeaderRules;
@@ -63,7 +67,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|option| HeaderName::from_bytes(option.trim().as_bytes()).ok())
         // A client cannot take away what says where a message ends, or whom it is for.
-        .filter(|name| !matches!(*name, HOST | http::header::CONTENT_LENGTH | TRAILER | TE))
+        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRAILER | TE))
         .collect();
     for name in named.into_iter().chain(HOP_BY_HOP) {
         headers.remove(name);
@@ -77,6 +81,38 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Makes the head of a backend's answer that of adit's own: what is about the connection goes, and the version is adit's (RFC 9110, section
+/// 2.5).
+pub fn of_answer(parts: &mut Parts) {
+    let headers = &mut parts.headers;
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // It overrides a length (RFC 9112, section 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
+    let codings: Vec<String> = headers
+        .get_all(TRANSFER_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|coding| coding.trim().to_ascii_lowercase())
+        .filter(|coding| !matches!(&**coding, "" | "chunked" | "identity"))
+        .collect();
+    if let Ok(value) = HeaderValue::try_from(codings.join(", "))
+        && !codings.is_empty()
+    {
+        // Chunks were taken off, the coding below them was not.
+        headers.append(CONTENT_ENCODING, value);
+    }
+    // It says which protocols there are (RFC 9110, section 15.5.22).
+    let upgrade = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| upgrade(headers)).flatten();
+    remove_hop_by_hop(headers);
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+    parts.version = Version::HTTP_11;
 }
 
 /// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). The client's own values are replaced: it

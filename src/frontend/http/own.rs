@@ -42,7 +42,11 @@ impl HttpFrontend {
     ) -> Result<Response<Body>, Request<Body>> {
         let Some(site) = self.own.get().filter(|_| request.method().as_str() != REFUSED) else { return Err(request) };
         let authority = match authority(&request) {
-            Ok(authority) if site.is_for(&authority, request.uri().path()) => authority,
+            Ok(authority)
+                if site.is_for(&authority, request.uri().path()) && !arrival.is_for_another_port(&request) =>
+            {
+                authority
+            }
             _ => return Err(request),
         };
         arrival.connection.place.settle();

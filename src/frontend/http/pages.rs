@@ -235,9 +235,9 @@ fn of_http1(error: &hyper::Error, said: &[u8]) -> String {
     if error.is_parse_too_large() {
         return "the headers of its answer are too many or too long".to_owned();
     }
-    if error.is_parse() && !said.starts_with(b"HTTP/") {
+    if error.is_parse() && !said.is_empty() && !said.starts_with(b"HTTP/") {
         let shown = said[..said.len().min(MOST_SHOWN)].escape_ascii();
-        return format!("it answered with something else than HTTP: \"{shown}\"");
+        return format!("it does not answer with HTTP, but with \"{shown}\"");
     }
     if error.is_parse() {
         return "its answer is not valid HTTP/1".to_owned();

@@ -41,7 +41,7 @@ impl HttpFrontend {
         let switched = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
             .then(|| (headers::upgrade(response.headers()), hyper::upgrade::on(&mut response)));
         let (mut parts, body) = response.into_parts();
-        headers::remove_hop_by_hop(&mut parts.headers);
+        headers::of_answer(&mut parts);
         self.lead_back(&mut parts.headers, scheme, &forwarded, exchange);
         if self.sites.is_local(&forwarded.admitted.host) {
             // It would hold for all names below (RFC 6797, section 6.1.2), and for those that speak no TLS.
@@ -54,8 +54,8 @@ impl HttpFrontend {
         }
         headers::apply(&route.options.response_headers, &mut parts.headers);
         match (asked, switched) {
-            (Some(asked), Some((Some(_), backend))) => {
-                asked.tell(&mut parts.headers);
+            (Some(asked), Some((Some(chosen), backend))) => {
+                asked.tell(&mut parts.headers, chosen);
                 if asked.is_extended() {
                     // HTTP/2 answers 200 where HTTP/1.1 answers 101 (RFC 8441, section 5).
                     parts.status = StatusCode::OK;

@@ -85,13 +85,13 @@ impl Asked {
         self.is_extended
     }
 
-    /// Sets the headers of the answer that tells the client of the switch.
-    pub fn tell(&self, headers: &mut HeaderMap) {
+    /// Sets the headers of the answer that tells the client of the switch. `chosen`: the protocol that the backend has taken.
+    pub fn tell(&self, headers: &mut HeaderMap, chosen: HeaderValue) {
         if self.is_extended {
             headers.remove(SEC_WEBSOCKET_ACCEPT);
         } else {
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(UPGRADE, self.protocol.clone());
+            headers.insert(UPGRADE, chosen);
         }
     }
 

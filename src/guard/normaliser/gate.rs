@@ -5,7 +5,10 @@ mod progress;
 mod upgrade;
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,11 +36,22 @@ pub struct Gate {
     pub upgrade: Upgrade,
     pub interim: InterimHeads,
     refused: OnceLock<Refused>,
+    /// The answer broke off.
+    is_cut: AtomicBool,
 }
 
 impl Gate {
     pub fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self { limits: *limits, ..Self::default() })
+    }
+
+    /// Says that bytes of an answer are missing that its head has not counted: the connection is to end with a reset.
+    pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
     }
 
     /// Says why the request that stands in for another is there. It is the last one of its connection.

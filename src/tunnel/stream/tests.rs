@@ -35,6 +35,8 @@ struct Fake(Arc<Mutex<Script>>);
 struct Script {
     /// How many bytes it takes before it takes no more for now.
     takes: usize,
+    /// It takes more than that, and says the same.
+    takes_more: bool,
     /// Once it has taken them: what it says, and how that ends.
     says: VecDeque<&'static [u8]>,
     fault: Option<StreamFault>,
@@ -105,7 +107,8 @@ impl AsyncWrite for Fake {
         if let Some(error) = script.write_fault() {
             return Poll::Ready(Err(error));
         }
-        let count = buf.len().min(script.takes - script.got.len());
+        let room = if script.takes_more { usize::MAX } else { script.takes - script.got.len() };
+        let count = buf.len().min(room);
         if count == 0 {
             return Poll::Pending;
         }
@@ -319,6 +322,32 @@ async fn a_node_that_restarts_is_asked_again_in_pauses() {
     let (mut stream, around) = stream(std::array::from_fn::<_, 500, _>(|_| away())).await;
     assert!(timeout(LATE, stream.read(&mut [0; 1])).await.expect("it ends").is_err());
     assert!((20..=110).contains(&around.connects()), "{}", around.connects());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_more_than_is_kept_waits_for_a_refusal() {
+    let next = Fake::silent();
+    let refusing = Fake::failing(KEPT, &[], refused());
+    refusing.0.lock().unwrap().takes_more = true;
+    let (stream, _around) = stream([Box::new(refusing), Box::new(next.clone())]).await;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    tokio::spawn(async move { reading.read(&mut [0; 1]).await });
+    let sent = vec![7; 5 * KEPT];
+    writing.write_all(&sent).await.unwrap();
+    assert!(next.got() == sent, "all of it came to the next pod, once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_more_than_is_kept_waits_no_longer_than_for_an_answer() {
+    let answering = Fake::failing(1, &[b"100"], StreamFault::Reset);
+    answering.0.lock().unwrap().takes_more = true;
+    let (stream, _around) = stream([Box::new(answering.clone())]).await;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let reading = tokio::spawn(async move { reading.read(&mut [0; 3]).await });
+    let started = Instant::now();
+    writing.write_all(&vec![7; 5 * KEPT]).await.unwrap();
+    assert_eq!((answering.got().len(), started.elapsed()), (5 * KEPT, Duration::ZERO));
+    assert_eq!(reading.await.unwrap().unwrap(), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
 use std::{
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -6,9 +7,10 @@ use std::{
 
 use adit::{
     guard::normaliser::{MOST_HELD, Normaliser},
+    io::Io,
     wire::http1::{Piece, check_head, chunk, empty_lines, head_end},
 };
-use tokio::io::{AsyncRead, ReadBuf, join, sink};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Panics where `data` makes the reader of heads or chunks break what it promises: what it finds lies within the bytes, and does not
 /// depend on how they were split. Nor may a client have more held than a head and one read.
@@ -40,27 +42,45 @@ fn check_heads(data: &[u8]) {
     }
 }
 
-/// A client that sends `step` bytes at a time.
-struct Steps<'a> {
-    left: &'a [u8],
+/// A client that sends `step` bytes at a time, and takes all that it is sent.
+struct Steps {
+    sent: Vec<u8>,
+    at: usize,
     step: usize,
 }
 
-impl AsyncRead for Steps<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        let (now, later) = self.left.split_at(self.step.min(buf.remaining()).min(self.left.len()));
-        buf.put_slice(now);
-        self.left = later;
+impl AsyncRead for Steps {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let left = &self.sent[self.at..];
+        let count = self.step.min(buf.remaining()).min(left.len());
+        buf.put_slice(&left[..count]);
+        self.at += count;
         Poll::Ready(Ok(()))
     }
 }
+
+impl AsyncWrite for Steps {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Io for Steps {}
 
 fn check_held(sent: &[u8], step: usize) {
     // Its clock is asked, and nothing waits.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without sockets");
     let _entered = runtime.enter();
-    let mut server = Normaliser::new(join(Steps { left: sent, step }, sink()), Arc::default());
+    let mut server = Normaliser::new(Steps { sent: sent.to_vec(), at: 0, step }, Arc::default());
     let (mut room, mut cx) = ([0; 512], Context::from_waker(Waker::noop()));
     loop {
         let mut buf = ReadBuf::new(&mut room);

@@ -146,6 +146,82 @@ async fn a_server_of_one_thread_is_waited_for_once() {
 }
 
 #[tokio::test]
+async fn an_answer_is_passed_on_in_adits_own_words() {
+    for (said, told, is_in) in [
+        // RFC 9112, section 6.3: the coding overrides the length.
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "\r\nhello\r\n",
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "length: 3",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "content-encoding: gzip\r\n",
+            true,
+        ),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\n", true),
+        ("HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok", "x-folded: a", true),
+        ("HTTP/1.1 200 OK\r\nX(Y): 1\r\nContent-Length: 2\r\n\r\nok", "\r\n\r\nok", true),
+        ("HTTP/1.1 426 No\r\nConnection: upgrade\r\nUpgrade: x/2\r\nContent-Length: 0\r\n\r\n", "upgrade: x/2", true),
+        // Both come before the answer that comes with them.
+        (
+            "HTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 103 Early\r\nLink: b\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            "link: a\r\n\r\nhttp/1.1 103 early hints\r\nlink: b\r\n\r\nhttp/1.1 200 ok",
+            true,
+        ),
+    ] {
+        let answer = saying(said, 1).exchange(&asking("GET")).await;
+        assert_eq!(answer.to_ascii_lowercase().contains(&told.to_ascii_lowercase()), is_in, "{said:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_the_backend_does_not_ask_for_stays_with_the_client() {
+    let world = saying("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno", 1);
+    let head = "PUT / HTTP/1.1\r\nHost: web.localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    let answer = world.exchange(head).await;
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.ends_with("\r\n\r\nno"), "{answer}");
+    let mut client = saying("HTTP/1.1 100 Continue\r\n\r\n", 1).connect(HttpVersion::Http1);
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut asked = [0; 12];
+    timeout(PATIENCE, client.read_exact(&mut asked)).await.expect("it is asked for").unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_at_a_request_is_not_asked_it_often_nor_what_else_it_speaks() {
+    let world = World::over(
+        Scheme::Http,
+        Box::new(|pod, mut stream: DuplexStream| {
+            tokio::spawn(async move {
+                let mut asked = vec![0; 1024];
+                let count = stream.read(&mut asked).await.unwrap_or_default();
+                pod.requests.fetch_add(1, Ordering::SeqCst);
+                if asked[..count].starts_with(b"GET /good") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                }
+            });
+        }),
+    );
+    let ask = |method: &str, path: &str| {
+        format!("{method} {path} HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n")
+    };
+    assert!(world.exchange(&ask("GET", "/good")).await.starts_with("HTTP/1.1 200 "));
+    assert!(world.exchange(&ask("POST", "/bad")).await.starts_with("HTTP/1.1 502 "));
+    for (method, most) in [("GET", 3), ("POST", 1), ("DELETE", 3)] {
+        let (before, started) = (world.seen(), Instant::now());
+        assert!(world.exchange(&ask(method, "/bad")).await.starts_with("HTTP/1.1 502 "), "{method}");
+        assert_eq!(world.seen() - before, most, "{method}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{method}: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn broken_chunks_are_the_clients_mistake() {
     for speaks in [Scheme::Http, Scheme::H2c] {
         let world = World::new(speaks, |request| {

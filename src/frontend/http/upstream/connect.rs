@@ -100,11 +100,13 @@ impl Upstreams {
 
     async fn http1(&self, stream: BoxedIo, heard: Heard) -> Result<Sender, Unopened> {
         let builder = &mut http1::Builder::new();
-        // Browsers take both: many headers, and a space before the colon.
+        // Browsers take all of these: many headers, a space before the colon, folded lines, and lines that are none, which they leave out.
         let shaken = builder
             .preserve_header_case(true)
             .max_headers(MOST_HEADERS)
             .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .ignore_invalid_headers_in_responses(true)
             .handshake(TokioIo::new(stream))
             .await;
         let (sender, connection) =

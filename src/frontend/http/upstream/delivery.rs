@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONNECTION, EXPECT},
+};
 use hyper::body::Body as _;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,14 +19,17 @@ use super::{
     admission::{Answer, MORE_EACH},
     connect::{Opened, Unopened},
     message::{Failed, send_on},
-    pool::{Key, Sender},
+    pool::{Key, Returning, Sender},
     refusal,
     retry::{Attempt, Attempts, Outcome},
 };
 use crate::{
     config::Scheme,
     frontend::{
-        http::body::{Body, Kept, LONGEST_KEPT},
+        http::{
+            body::{Body, Kept, LONGEST_KEPT},
+            interim::Listener,
+        },
         protocol::Choice,
     },
     tunnel::{Endpoint, StreamFault},
@@ -52,6 +58,8 @@ pub struct Delivery<'a> {
     /// Its body is as short as what is kept of one.
     is_short: bool,
     choice: Choice,
+    /// The backend had answered in this protocol before the request.
+    was_known: bool,
     attempts: Attempts,
     turns: usize,
     retries: u32,
@@ -71,6 +79,8 @@ impl<'a> Delivery<'a> {
         let is_short = request.body().is_end_stream()
             || request.body().size_hint().upper().is_some_and(|length| length <= LONGEST_KEPT as u64);
         let (head, body) = request.into_parts();
+        let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        let waits_for_100 = !body.is_end_stream() && head.headers.get(EXPECT).is_some_and(waits);
         Self {
             upstreams,
             way,
@@ -78,7 +88,8 @@ impl<'a> Delivery<'a> {
             is_idempotent: head.method.is_idempotent(),
             is_short,
             head: Request::from_parts(head, ()),
-            body: Kept::new(body),
+            body: Kept::new(body, waits_for_100),
+            was_known: choice.is_known,
             choice,
             attempts: Attempts::default(),
             turns: 0,
@@ -192,7 +203,12 @@ impl<'a> Delivery<'a> {
     }
 
     fn answered(&self, key: Key, mut opened: Opened, response: Response<Body>) -> Next {
+        if response.status().is_success() {
+            // It may read the body while it answers.
+            self.body.ask();
+        }
         self.body.release();
+        let unsent = self.body.refuse();
         if let Some(admitted) = opened.admitted.take() {
             let (is_kept, is_http2) = (is_kept(&response), matches!(opened.sender, Sender::H2(_)));
             let kept = admitted.answered(&Answer { is_kept, is_after_close: opened.is_after_close, is_http2 });
@@ -203,9 +219,10 @@ impl<'a> Delivery<'a> {
         opened.sender.heard().know();
         self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
         let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
-        let returning = match self.way.is_upgrade() {
-            true => None,
-            false => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
+        let returning = match unsent {
+            Some(unsent) => Some(Returning::unsent(unsent)),
+            None if self.way.is_upgrade() => None,
+            None => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
         Next::Break(Ok(Answered { response, returning, scheme, pod, retries, connected: self.connected }))
     }
@@ -258,10 +275,17 @@ impl<'a> Delivery<'a> {
             sleep(pause).await;
             return Next::Continue(());
         }
-        // The next pod may speak another protocol.
-        match self.turn(if asks_first { &[] } else { others }).await {
+        // The next pod may speak another protocol; one that fails often is not asked each time.
+        let protocols = &self.upstreams.protocols;
+        let is_known = self.was_known && protocols.was_asked_in_vain(self.way.route, &self.endpoint);
+        match self.turn(if asks_first || is_known { &[] } else { others }).await {
             Some(turned) => self.send_in(turned, is_unread),
-            None => Next::Break(Err(failed.error)),
+            None => {
+                if !asks_first && !others.is_empty() {
+                    self.upstreams.protocols.asked_in_vain(self.way.route, &self.endpoint);
+                }
+                Next::Break(Err(failed.error))
+            }
         }
     }
 
@@ -305,6 +329,10 @@ impl<'a> Delivery<'a> {
         request.uri_mut().clone_from(self.head.uri());
         request.headers_mut().clone_from(self.head.headers());
         request.extensions_mut().clone_from(self.head.extensions());
+        if self.body.is_unasked() {
+            let (body, listener) = (self.body.another(), request.extensions_mut().remove::<Listener>());
+            request.extensions_mut().insert(listener.unwrap_or_default().asking(move || body.ask()));
+        }
         request
     }
 

@@ -16,7 +16,10 @@ use super::{admission::Kept, heard::Heard};
 use crate::{
     config::{BackendTls, Scheme},
     drain::Drain,
-    frontend::http::{body::Body, http2},
+    frontend::http::{
+        body::{Body, Unsent},
+        http2,
+    },
     routing::Target,
     tunnel::Placement,
 };
@@ -235,9 +238,9 @@ impl Pool {
         match sender {
             Sender::H1(h1) => {
                 let connection = ReturningConnection { pool: self.clone(), key, connection: Some(h1), placement };
-                Returning { _connection: Some(connection), _stream: None }
+                Returning { _connection: Some(connection), _stream: None, _unsent: None }
             }
-            Sender::H2(h2) => Returning { _connection: None, _stream: Some(h2.stream) },
+            Sender::H2(h2) => Returning { _connection: None, _stream: Some(h2.stream), _unsent: None },
         }
     }
 
@@ -336,6 +339,14 @@ impl State {
 pub struct Returning {
     _connection: Option<ReturningConnection>,
     _stream: Option<Stream>,
+    _unsent: Option<Unsent>,
+}
+
+impl Returning {
+    /// Nothing is given back: the request was not sent to its end.
+    pub fn unsent(unsent: Unsent) -> Self {
+        Self { _connection: None, _stream: None, _unsent: Some(unsent) }
+    }
 }
 
 /// Gives a connection back when it is dropped: with the end of the response's body.

@@ -13,6 +13,9 @@ const PAUSES: [Duration; 5] = [
     Duration::from_millis(800),
 ];
 
+/// How often a request is sent again that a backend may have acted on: it may be what makes the backend fail.
+const MOST_UNANSWERED: usize = 2;
+
 /// How often a connection that was used before is tried for one request, before a new one is made.
 const MOST_USED: usize = 2;
 
@@ -58,6 +61,7 @@ pub struct Attempt {
 pub struct Attempts {
     paused: usize,
     used: usize,
+    unanswered: usize,
 }
 
 impl Attempts {
@@ -80,7 +84,8 @@ impl Attempts {
             self.used += 1;
             return Some(Duration::ZERO);
         }
-        let pause = PAUSES.get(self.paused).copied();
+        self.unanswered += usize::from(failed.outcome == Outcome::Unanswered);
+        let pause = PAUSES.get(self.paused).copied().filter(|_| self.unanswered <= MOST_UNANSWERED);
         self.paused += 1;
         pause
     }
@@ -121,17 +126,19 @@ mod tests {
 
     #[test]
     fn attempts_end() {
-        let failed = |was_used| Attempt { outcome: Outcome::Unanswered, is_kept: true, is_idempotent: true, was_used };
-        let mut attempts = Attempts::default();
-        for _ in 0..MOST_USED {
-            assert!(attempts.may_use_again());
-            assert_eq!(attempts.again(failed(true)), Some(Duration::ZERO));
+        for (outcome, most) in [(Outcome::NotSent, PAUSES.len()), (Outcome::Unanswered, MOST_UNANSWERED)] {
+            let failed = |was_used| Attempt { outcome, is_kept: true, is_idempotent: true, was_used };
+            let mut attempts = Attempts::default();
+            for _ in 0..MOST_USED {
+                assert!(attempts.may_use_again());
+                assert_eq!(attempts.again(failed(true)), Some(Duration::ZERO));
+            }
+            assert!(!attempts.may_use_again());
+            for pause in PAUSES.into_iter().take(most) {
+                assert_eq!(attempts.again(failed(false)), Some(pause));
+            }
+            assert_eq!(attempts.again(failed(false)), None);
         }
-        assert!(!attempts.may_use_again());
-        for pause in PAUSES {
-            assert_eq!(attempts.again(failed(false)), Some(pause));
-        }
-        assert_eq!(attempts.again(failed(false)), None);
     }
 
     #[test]

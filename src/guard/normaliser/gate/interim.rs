@@ -49,6 +49,12 @@ impl InterimHeads {
         self.server.register(server);
     }
 
+    /// Returns whether there are heads of the request `number` that were not sent yet.
+    pub fn is_waiting(&self, number: u64) -> bool {
+        let waiting = self.lock();
+        waiting.number == number && !waiting.heads.is_empty()
+    }
+
     /// Says that the request `number` is answered: what was not sent by now belongs nowhere.
     pub fn forget(&self, number: u64) {
         let mut waiting = self.lock();
