@@ -22,6 +22,7 @@ pub mod error_code;
 pub mod html;
 pub mod journal;
 pub mod metrics;
+pub mod subprocess;
 pub mod telemetry;
 pub mod tls;
 pub mod trust;

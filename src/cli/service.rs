@@ -5,7 +5,8 @@ use std::{
     env, fs, io,
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
+    time::Duration,
 };
 
 use clap::Subcommand;
@@ -17,6 +18,7 @@ use super::{
 use crate::{
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
+    subprocess,
 };
 
 /// Variables that credential plugins and the API client read; they are written down where they are set.
@@ -168,6 +170,9 @@ fn target() -> String {
     format!("{}/{}", domain(), launchd::LABEL)
 }
 
+/// How long a command of the service manager may take. systemd gives a service 90 s to stop, and 90 s to start.
+const PATIENCE: Duration = Duration::from_secs(200);
+
 /// A command of the service manager.
 struct Step {
     words: Vec<String>,
@@ -192,7 +197,7 @@ impl Step {
     fn run(&self) -> Result<(), CliError> {
         let (program, arguments) = self.words.split_first().ok_or_else(|| CliError::new("no command"))?;
         let shown = self.words.join(" ");
-        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| {
+        let output = subprocess::output(Command::new(program).args(arguments), PATIENCE).map_err(|error| {
             let hint = (error.kind() == io::ErrorKind::NotFound)
                 .then(|| format!("{program} is not installed: run 'adit' from what starts your programs instead"));
             CliError::new(format!("cannot run '{shown}'")).cause(Some(error)).hint(hint)

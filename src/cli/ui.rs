@@ -1,16 +1,26 @@
 //! `adit ui`: open the dashboard of the running adit in a browser, signed in.
 
-use std::process::{Command, Stdio};
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use super::{
     Globals,
     report::{CliError, print},
     status,
 };
-use crate::admin::{api::ui::UiAnswer, socket};
+use crate::{
+    admin::{api::ui::UiAnswer, socket},
+    subprocess,
+};
 
 /// The programs that open a URL: macOS, WSL, and the desktops of Linux.
 const OPENERS: [&str; 3] = ["open", "wslview", "xdg-open"];
+
+/// How long a program may take to say that it cannot open a URL. xdg-open without a desktop becomes the browser, and stays.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -46,5 +56,11 @@ fn opens(program: &str, url: &str) -> bool {
     }
     let mut command = Command::new(program);
     command.arg(url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+    // Ctrl-C is for adit: the program may be the browser itself.
+    let Ok(mut child) = command.process_group(0).spawn() else { return false };
+    match subprocess::wait(&mut child, PATIENCE) {
+        Ok(Some(status)) => status.success(),
+        Ok(None) => true,
+        Err(_) => false,
+    }
 }
