@@ -2,6 +2,7 @@
 
 use super::{
     Globals,
+    doctor::report::quoted,
     report::{CliError, print},
 };
 use crate::config::validate;
@@ -38,10 +39,14 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         false => parts.join(", "),
     };
     let notes: String = config.notes.iter().map(|note| format!("note: {note}\n")).collect();
-    let beyond = super::trust::beyond(&config);
-    let beyond: String = beyond
+    // The names come from the configuration, also those that --names does not take.
+    let install = match globals.config_path().0.as_ref() == Some(&path) && globals.config.is_none() {
+        true => "adit trust install".to_owned(),
+        false => format!("adit --config {} trust install", quoted(&path.display().to_string())),
+    };
+    let beyond: String = super::trust::beyond(&config)
         .iter()
-        .map(|name| format!("note: https for {name} needs 'adit trust install --names {name}'\n"))
+        .map(|name| format!("note: https for {name} needs '{install}'\n"))
         .collect();
     print(&format!("{} is valid: {parts}\n{notes}{beyond}", path.display()))
 }

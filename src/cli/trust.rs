@@ -1,6 +1,6 @@
 //! `adit trust`: https without warnings.
 
-use std::process::ExitCode;
+use std::{fs::File, path::Path, process::ExitCode};
 
 use clap::{Subcommand, ValueEnum};
 
@@ -12,6 +12,7 @@ use crate::{
     config::Config,
     trust::{
         self, Authority,
+        authority::Root,
         stores::{self, Places, State, Store, java},
         variables,
     },
@@ -56,19 +57,40 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         CliError::usage("there is no home folder for the CA").hint(Some("set HOME, or XDG_DATA_HOME"))
     })?;
     let places = places(&folder)?;
-    let known = Authority::load(&folder)
-        .map_err(|error| CliError::new("the CA cannot be read").cause(Some(error)).hint(Some("adit trust uninstall")));
+    let data = folder.parent().unwrap_or(&folder);
+    let _lock = match args.command {
+        Command::Install { .. } => Some(lock(data, true)?),
+        Command::Uninstall if data.is_dir() => Some(lock(data, false)?),
+        _ => None,
+    };
+    let known = Authority::load(&folder);
+    let usable = |known: std::io::Result<Option<Authority>>| {
+        known.map_err(|error| {
+            CliError::new("the CA cannot be used").cause(Some(error)).hint(Some("adit trust install replaces it"))
+        })
+    };
     match args.command {
-        Command::Install { names } => install(&globals.load()?, known?, &names, &folder, &places),
-        Command::Uninstall => uninstall(known.ok().flatten(), &folder, &places),
-        Command::Status => status(known?, &places),
+        Command::Install { names } => install(&globals.load()?, known, &names, &folder, &places),
+        Command::Uninstall => uninstall(known, &folder, &places),
+        Command::Status => status(usable(known)?, &folder, &places),
         Command::Env { output } => {
-            let authority = known?.ok_or_else(|| CliError::new("there is no CA").hint(Some("adit trust install")))?;
+            let authority =
+                usable(known)?.ok_or_else(|| CliError::new("there is no CA").hint(Some("adit trust install")))?;
             let variables = variables::write(&authority, &folder).map_err(no_bundle)?;
             print(&environment(&variables, output))?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Waits until no other adit changes the CA or its stores: the files of two authorities must not mix, and certutil is not safe either.
+fn lock(data: &Path, is_needed: bool) -> Result<File, CliError> {
+    if is_needed {
+        std::fs::create_dir_all(data)
+            .map_err(|error| CliError::new(format!("{} cannot be created", data.display())).cause(Some(error)))?;
+    }
+    let locked = File::open(data).and_then(|folder| folder.lock().map(|()| folder));
+    locked.map_err(|error| CliError::new(format!("{} cannot be locked", data.display())).cause(Some(error)))
 }
 
 /// Returns the variables for a program that is started where the CA is installed; none without a CA.
@@ -101,7 +123,7 @@ pub fn beyond(config: &Config) -> Vec<String> {
 }
 
 /// Returns where the stores of this user are. `folder`: that of the authority.
-pub fn places(folder: &std::path::Path) -> Result<Places, CliError> {
+pub fn places(folder: &Path) -> Result<Places, CliError> {
     let home = etcetera::home_dir().map_err(|error| CliError::new("there is no home folder").cause(Some(error)))?;
     let kept = folder.with_file_name("stores");
     Ok(Places { home, root: "/".into(), kept, ours: folder.to_owned(), java: java::home() })
@@ -110,47 +132,57 @@ pub fn places(folder: &std::path::Path) -> Result<Places, CliError> {
 /// Returns the names of the configuration that https is for: the suffix of dynamic names, and the hosts of routes.
 pub fn configured(config: &Config) -> Vec<String> {
     let routes = config.http.routes.keys().map(|host| host.trim_start_matches("*.").to_owned());
-    let is_name = |name: &String| name.parse::<std::net::IpAddr>().is_err();
+    let is_name = |name: &String| name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_err();
     std::iter::once(config.http.dynamic_host.clone()).chain(routes).filter(is_name).collect()
 }
 
 fn install(
     config: &Config,
-    known: Option<Authority>,
+    known: std::io::Result<Option<Authority>>,
     names: &[String],
-    folder: &std::path::Path,
+    folder: &Path,
     places: &Places,
 ) -> Result<ExitCode, CliError> {
     let mut wanted = configured(config);
     for name in names {
         let name = name.trim_start_matches("*.").to_ascii_lowercase();
+        if name.parse::<std::net::IpAddr>().is_ok() {
+            return Err(CliError::usage(format!("--names: {name:?} is an address"))
+                .hint(Some("the CA vouches for 127.0.0.0/8 and ::1, and for no other address: write a host name")));
+        }
         if !crate::config::names::is_host(&name) || !name.contains('.') {
-            return Err(CliError::usage(format!("--names: {name:?} is not a host name with a dot"))
-                .hint(Some("write --names example.com")));
+            return Err(CliError::usage(format!("--names: {name:?} is not a host name with a dot")).hint(Some(
+                "write --names example.com; a name without a dot belongs into the configuration, as a route",
+            )));
         }
         wanted.push(name);
     }
-    wanted.extend(known.iter().flat_map(|known| known.names().iter().cloned()));
-    let stores = stores::all(places);
-    let authority = match known {
-        Some(known) if known.serves(&wanted) => known,
-        known => {
-            if let Some(old) = known {
-                print(&format!("the CA {} is replaced\n", shown(&old)))?;
-                for store in &stores {
-                    print(&line(store.as_ref(), &store.remove(&old), false))?;
-                }
-            }
-            Authority::create(folder, &owner(), &wanted).map_err(|error| {
-                CliError::new(format!("the CA cannot be written to {}", folder.display())).cause(Some(error))
-            })?
+    let known = match known {
+        Ok(known) => known,
+        Err(error) => {
+            print(&format!("replaced  the CA in {}, which cannot be used: {error}\n", folder.display()))?;
+            None
         }
     };
+    wanted.extend(known.iter().flat_map(|known| known.names().iter().cloned()));
+    let authority = match known {
+        Some(known) if known.serves(&wanted) => known,
+        _ => Authority::create(folder, &owner(), &wanted).map_err(|error| {
+            CliError::new(format!("the CA cannot be written to {}", folder.display())).cause(Some(error))
+        })?,
+    };
+    let stores = stores::all(places);
+    let mut has_failed = false;
+    for root in Root::all(folder).iter().filter(|root| root.certificate() != authority.certificate()) {
+        print(&format!("CA        replaced, sha256:{}\n", root.fingerprint()))?;
+        for state in remove(root, &stores, folder)? {
+            has_failed |= !matches!(state, State::Lacks | State::NeedsRoot(_));
+        }
+    }
     print(&format!("CA        {}\nnames     {}\n", shown(&authority), authority.names().join(", ")))?;
     variables::renew(&authority, folder).and_then(|()| variables::write(&authority, folder)).map_err(no_bundle)?;
-    let mut has_failed = false;
     for store in &stores {
-        let state = store.add(&authority);
+        let state = store.add(authority.root());
         has_failed |= matches!(state, State::Failed(_));
         print(&line(store.as_ref(), &state, true))?;
     }
@@ -158,30 +190,64 @@ fn install(
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn uninstall(known: Option<Authority>, folder: &std::path::Path, places: &Places) -> Result<ExitCode, CliError> {
-    let Some(authority) = known else {
-        // A folder that adit cannot read is useless.
-        let _ = std::fs::remove_dir_all(folder);
-        print("there is no CA\n")?;
-        return Ok(ExitCode::SUCCESS);
-    };
-    print(&format!("CA        {}\n", shown(&authority)))?;
-    let mut is_left = false;
-    for store in stores::all(places) {
-        let state = store.remove(&authority);
-        is_left |= !matches!(state, State::Lacks | State::NeedsProgram(_));
+/// Removes a root from all stores, prints a line for each, and returns how they are. It stays recorded until all are clean.
+fn remove(root: &Root, stores: &[Box<dyn Store>], folder: &Path) -> Result<Vec<State>, CliError> {
+    let mut states = Vec::new();
+    for store in stores {
+        let state = store.remove(root);
         print(&line(store.as_ref(), &state, false))?;
+        states.push(state);
+    }
+    if states.iter().all(|state| *state == State::Lacks) {
+        root.forget(folder)
+            .map_err(|error| CliError::new("the record of a CA cannot be deleted").cause(Some(error)))?;
+    }
+    Ok(states)
+}
+
+fn uninstall(known: std::io::Result<Option<Authority>>, folder: &Path, places: &Places) -> Result<ExitCode, CliError> {
+    let roots = Root::all(folder);
+    if roots.is_empty()
+        && let Err(error) = known
+    {
+        let unknown = "the CA's certificate cannot be read, so that no store can be searched for it";
+        let by_hand = format!("delete each 'adit' of 'certutil -L -d sql:$HOME/.pki/nssdb', then {}", folder.display());
+        return Err(CliError::new(unknown).cause(Some(error)).hint(Some(by_hand)));
+    }
+    let stores = stores::all(places);
+    let mut is_left = false;
+    for root in &roots {
+        match &known {
+            Ok(Some(authority)) if authority.root() == root => print(&format!("CA        {}\n", shown(authority)))?,
+            _ => print(&format!("CA        sha256:{}\n", root.fingerprint()))?,
+        }
+        is_left |= remove(root, &stores, folder)?.iter().any(|state| *state != State::Lacks);
     }
     if is_left {
         print("the CA stays until no store trusts it: run 'adit trust uninstall' again then\n")?;
         return Ok(ExitCode::FAILURE);
     }
-    authority.remove().map_err(|error| CliError::new("the CA cannot be deleted").cause(Some(error)))?;
-    print("deleted   the CA and its key\n")?;
+    for place in [folder, &places.kept] {
+        match std::fs::remove_dir_all(place) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CliError::new(format!("{} cannot be deleted", place.display())).cause(Some(error)));
+            }
+            _ => {}
+        }
+    }
+    print(if roots.is_empty() { "there is no CA\n" } else { "deleted   the CA and its key\n" })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(known: Option<Authority>, places: &Places) -> Result<ExitCode, CliError> {
+fn status(known: Option<Authority>, folder: &Path, places: &Places) -> Result<ExitCode, CliError> {
+    let stores = stores::all(places);
+    let current = known.as_ref().map(Authority::certificate);
+    for root in Root::all(folder).iter().filter(|root| Some(root.certificate()) != current) {
+        for store in stores.iter().filter(|store| store.look(root) == State::Trusts) {
+            let what = format!("the replaced CA sha256:{}: adit trust uninstall", root.short());
+            print(&format!("{:<9} {}: it trusts {what}\n", "still", store.name()))?;
+        }
+    }
     let Some(authority) = known else {
         print("there is no CA: https to adit shows a warning. 'adit trust install' creates one\n")?;
         return Ok(ExitCode::SUCCESS);
@@ -193,8 +259,8 @@ fn status(known: Option<Authority>, places: &Places) -> Result<ExitCode, CliErro
         shown(&authority),
         authority.names().join(", ")
     ))?;
-    for store in stores::all(places) {
-        print(&line(store.as_ref(), &store.look(&authority), true))?;
+    for store in stores {
+        print(&line(store.as_ref(), &store.look(authority.root()), true))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -225,7 +291,7 @@ fn owner() -> String {
 }
 
 fn environment(variables: &[(&'static str, std::path::PathBuf)], output: Shell) -> String {
-    let quoted = |path: &std::path::Path| path.display().to_string();
+    let quoted = |path: &Path| path.display().to_string();
     if output == Shell::Json {
         let map: serde_json::Map<_, _> =
             variables.iter().map(|(name, path)| ((*name).to_owned(), quoted(path).into())).collect();
@@ -243,6 +309,21 @@ fn environment(variables: &[(&'static str, std::path::PathBuf)], output: Shell) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_a_configuration_are_those_that_a_ca_can_vouch_for() {
+        let hosts = ["solo", "'*.dev.test'", "'[::1]'", "127.0.0.1"];
+        let routes = hosts.map(|host| format!("{host}: {{namespace: shop, service: web}}")).join(", ");
+        let text = format!("http: {{k8s: {{routes: {{{routes}}}}}}}\n");
+        let config = crate::config::validate::parse(Path::new("test.yaml"), text.as_bytes()).unwrap();
+        let names = configured(&config);
+        let mut sorted = names.clone();
+        sorted.sort();
+        assert_eq!(sorted, ["dev.test", "k8s.localhost", "solo"]);
+        let home = tempfile::tempdir().unwrap();
+        Authority::create(home.path(), "ana at laptop", &names).unwrap();
+        assert!(Authority::load(home.path()).unwrap().is_some_and(|made| made.serves(&names)));
+    }
 
     #[test]
     fn variables_are_quoted_as_each_shell_has_it() {

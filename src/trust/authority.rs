@@ -10,6 +10,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,7 +18,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     NameConstraints,
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::{
+    RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -28,6 +33,10 @@ const CERTIFICATE: &str = "cert.pem";
 const ISSUING: &str = "issuing.pem";
 const FACTS: &str = "authority.json";
 
+/// The folder of all roots that a store may still trust: the authority's, and those of others that it replaced. Without it nobody could
+/// remove a root whose files are broken or gone.
+const ROOTS: &str = "roots";
+
 /// Two years: Apple takes no more than 825 days of what it did not issue.
 const VALID: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
@@ -37,6 +46,12 @@ const BACKDATE: Duration = Duration::from_secs(60 * 60);
 /// An authority is made anew when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
+/// How long before its end an authority is checked: the clock of the machine has no part in it.
+const CHECKED_BEFORE_END: Duration = Duration::from_secs(60 * 60);
+
+/// The last second of the year 9999: certificates have no later one.
+const LATEST: u64 = 253_402_300_799;
+
 /// The longest common name (RFC 5280, appendix A.1: ub-common-name).
 const LONGEST_NAME: usize = 64;
 
@@ -45,8 +60,15 @@ const LONGEST_NAME: usize = 64;
 pub struct Authority {
     folder: PathBuf,
     facts: Facts,
-    certificate: CertificateDer<'static>,
+    root: Root,
     issuing: CertificateDer<'static>,
+}
+
+/// The root certificate of an authority: all that stores know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    file: PathBuf,
+    certificate: CertificateDer<'static>,
 }
 
 /// Facts stored beside the certificate, so that nobody has to parse it.
@@ -60,28 +82,123 @@ struct Facts {
     not_after: u64,
 }
 
+impl Root {
+    fn read(file: PathBuf) -> io::Result<Self> {
+        let certificate = CertificateDer::from_pem_file(&file).map_err(|error| broken(&file, error))?;
+        Ok(Self { file, certificate })
+    }
+
+    /// Returns all roots that a store may trust, that of the authority first; with those of authorities that were replaced and could
+    /// not be removed from each store.
+    pub fn all(folder: &Path) -> Vec<Self> {
+        let entries = fs::read_dir(folder.join(ROOTS)).into_iter().flatten().flatten();
+        let mut recorded: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        recorded.sort();
+        let mut all: Vec<Self> = Vec::new();
+        for root in std::iter::once(folder.join(CERTIFICATE)).chain(recorded).filter_map(|file| Self::read(file).ok()) {
+            if all.iter().all(|other| other.certificate != root.certificate) {
+                all.push(root);
+            }
+        }
+        all
+    }
+
+    /// Records that stores may trust it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn record(&self, folder: &Path) -> io::Result<()> {
+        let record = self.in_records(folder);
+        match record.exists() {
+            true => Ok(()),
+            false => write(&record, super::variables::pem(&self.certificate).as_bytes(), 0o644),
+        }
+    }
+
+    /// Records that no store trusts it any more.
+    ///
+    /// # Errors
+    /// The record cannot be deleted.
+    pub fn forget(&self, folder: &Path) -> io::Result<()> {
+        match fs::remove_file(self.in_records(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn in_records(&self, folder: &Path) -> PathBuf {
+        folder.join(ROOTS).join(format!("{}.pem", self.short()))
+    }
+
+    /// Returns its SHA-256, in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.certificate)
+    }
+
+    /// Returns the first 16 digits of its SHA-256, by which stores name it.
+    pub fn short(&self) -> String {
+        self.fingerprint()[..16].to_owned()
+    }
+
+    /// Returns the PEM file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Returns the certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+}
+
 impl Authority {
     /// Reads the authority. None: there is none.
     ///
     /// # Errors
-    /// A file of it cannot be read, or is not what was written.
+    /// A file of it is missing, cannot be read, or does not belong to the others.
     pub fn load(folder: &Path) -> io::Result<Option<Self>> {
-        let facts = match fs::read(folder.join(FACTS)) {
+        let file = folder.join(FACTS);
+        let facts = match fs::read(&file) {
             Ok(facts) => facts,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.join(CERTIFICATE).exists() => {
+                return Ok(None);
+            }
+            Err(error) => return Err(of_file(&file, &error)),
         };
-        let broken = |error: &dyn std::fmt::Display| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", folder.display()))
-        };
-        let facts = serde_json::from_slice(&facts).map_err(|error| broken(&error))?;
-        let certificate = |file| CertificateDer::from_pem_file(folder.join(file)).map_err(|error| broken(&error));
-        let (certificate, issuing) = (certificate(CERTIFICATE)?, certificate(ISSUING)?);
-        Ok(Some(Self { folder: folder.to_owned(), facts, certificate, issuing }))
+        let facts: Facts = serde_json::from_slice(&facts).map_err(|error| broken(&file, error))?;
+        if !(2 * CHECKED_BEFORE_END.as_secs()..=LATEST).contains(&facts.not_after) {
+            return Err(broken(&file, "not_after is no date"));
+        }
+        let root = Root::read(folder.join(CERTIFICATE))?;
+        let file = folder.join(ISSUING);
+        let issuing = CertificateDer::from_pem_file(&file).map_err(|error| broken(&file, error))?;
+        let authority = Self { folder: folder.to_owned(), facts, root, issuing };
+        let issuer = authority.issuer()?;
+        authority.check(&issuer).map_err(|error| {
+            broken(folder, format!("{KEY}, {ISSUING}, {CERTIFICATE} and {FACTS} do not belong together ({error})"))
+        })?;
+        Ok(Some(authority))
+    }
+
+    /// Checks that a program that trusts the root accepts what the key signs, for each name.
+    fn check(&self, issuer: &Issuer<'static, KeyPair>) -> Result<(), Box<dyn std::error::Error>> {
+        let at = self.facts.expires() - CHECKED_BEFORE_END;
+        let mut params = CertificateParams::new(self.facts.names.clone())?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        (params.not_before, params.not_after) = ((at - BACKDATE).into(), (at + BACKDATE).into());
+        let leaf = params.signed_by(&KeyPair::generate()?, issuer)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.certificate.clone())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        let name = ServerName::try_from(self.facts.names.first().cloned().unwrap_or_default())?;
+        let now = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH)?);
+        verifier.verify_server_cert(leaf.der(), std::slice::from_ref(&self.issuing), &name, &[], now)?;
+        Ok(())
     }
 
     /// Makes one for `localhost` and `names`, and writes it: the key with mode 0600, in a folder of mode 0700. `owner`: `ana at
-    /// laptop`.
+    /// laptop`. The root of one that was there stays recorded.
     ///
     /// # Errors
     /// It cannot be written, or the system gives no random numbers.
@@ -101,14 +218,18 @@ impl Authority {
             (KeyPair::generate().map_err(io::Error::other)?, KeyPair::generate().map_err(io::Error::other)?);
         let certificate = root.self_signed(&of_root).map_err(io::Error::other)?;
         let issuing = issuing.signed_by(&key, &Issuer::new(root, of_root)).map_err(io::Error::other)?;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join(ROOTS))?;
+        for known in Root::all(folder) {
+            known.record(folder)?;
+        }
+        let root = Root { file: folder.join(CERTIFICATE), certificate: certificate.der().clone() };
+        root.record(folder)?;
         write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
-        write(&folder.join(CERTIFICATE), certificate.pem().as_bytes(), 0o644)?;
+        write(root.file(), certificate.pem().as_bytes(), 0o644)?;
         write(&folder.join(ISSUING), issuing.pem().as_bytes(), 0o644)?;
         // The last one: with it the authority is there.
         write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
-        let (certificate, issuing) = (certificate.der().clone(), issuing.der().clone());
-        Ok(Self { folder: folder.to_owned(), facts, certificate, issuing })
+        Ok(Self { folder: folder.to_owned(), facts, root, issuing: issuing.der().clone() })
     }
 
     /// Deletes it with its key.
@@ -128,12 +249,17 @@ impl Authority {
 
     /// Returns the SHA-256 of the certificate, in hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        fingerprint(&self.certificate)
+        self.root.fingerprint()
     }
 
-    /// Returns the root.
+    /// Returns the root, as stores know it.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Returns the certificate of the root.
     pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+        &self.root.certificate
     }
 
     /// Returns the certificate that issues leaves: servers send it behind theirs.
@@ -168,7 +294,9 @@ impl Authority {
     /// # Errors
     /// The key cannot be read.
     pub fn issuer(&self) -> io::Result<Issuer<'static, KeyPair>> {
-        let key = KeyPair::from_pem(&fs::read_to_string(self.folder.join(KEY))?).map_err(io::Error::other)?;
+        let file = self.folder.join(KEY);
+        let text = fs::read_to_string(&file).map_err(|error| of_file(&file, &error))?;
+        let key = KeyPair::from_pem(&text).map_err(|error| broken(&file, error))?;
         Ok(Issuer::new(self.facts.issuing(), key))
     }
 }
@@ -204,6 +332,14 @@ impl Facts {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
         params
     }
+}
+
+fn of_file(file: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+}
+
+fn broken(file: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", file.display()))
 }
 
 /// Returns the SHA-256 of a certificate, in hexadecimal digits.
@@ -285,10 +421,55 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_said() {
+    fn a_file_that_is_missing_broken_or_of_another_authority_is_named() {
         let home = tempfile::tempdir().unwrap();
-        fs::write(home.path().join(FACTS), "{").unwrap();
-        assert!(Authority::load(home.path()).is_err());
+        let (ours, other) = (home.path().join("ours"), home.path().join("other"));
+        Authority::create(&ours, "ana at laptop", &["shop.test".into()]).unwrap();
+        Authority::create(&other, "ana at laptop", &["shop.test".into()]).unwrap();
+        for file in [KEY, CERTIFICATE, ISSUING, FACTS] {
+            let whole = fs::read(ours.join(file)).unwrap();
+            let said = || Authority::load(&ours).expect_err(file).to_string();
+            fs::write(ours.join(file), "").unwrap();
+            assert!(said().contains(file), "{}", said());
+            if file != FACTS {
+                fs::copy(other.join(file), ours.join(file)).unwrap();
+                assert!(said().contains(file), "{}", said());
+            }
+            if file != CERTIFICATE {
+                fs::remove_file(ours.join(file)).unwrap();
+                assert!(said().contains(file), "{}", said());
+            }
+            fs::write(ours.join(file), whole).unwrap();
+            assert!(Authority::load(&ours).unwrap().is_some());
+        }
+        // More names than the certificate has, and dates that are none.
+        let facts = fs::read_to_string(ours.join(FACTS)).unwrap();
+        let date = facts.split("not_after\": ").nth(1).unwrap().split_whitespace().next().unwrap();
+        for (part, other) in [("shop.test", "example.com"), (date, "0"), (date, "18446744073709551615")] {
+            fs::write(ours.join(FACTS), facts.replace(part, other)).unwrap();
+            assert!(Authority::load(&ours).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_root_is_known_until_it_is_forgotten() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(Root::all(home.path()), []);
+        let made: Vec<Root> =
+            (0..2).map(|_| Authority::create(home.path(), "ana at laptop", &[]).unwrap().root().clone()).collect();
+        let known = || Root::all(home.path()).iter().map(Root::fingerprint).collect::<Vec<_>>();
+        assert_eq!(known(), [made[1].fingerprint(), made[0].fingerprint()]);
+        fs::write(home.path().join(CERTIFICATE), "").unwrap();
+        assert_eq!(known().len(), 2, "the file is broken, and the record is not");
+        for root in &made {
+            root.forget(home.path()).unwrap();
+        }
+        assert_eq!(known().len(), 0);
+    }
+
+    #[test]
+    fn a_name_is_no_longer_than_certificates_allow() {
+        let home = tempfile::tempdir().unwrap();
         assert!(Authority::create(home.path(), &"x".repeat(100), &[]).unwrap().name().len() <= LONGEST_NAME);
     }
 }

@@ -11,7 +11,7 @@ mod system;
 
 use std::path::PathBuf;
 
-use super::Authority;
+use super::authority::Root;
 
 /// State of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +33,13 @@ pub trait Store {
     fn name(&self) -> String;
 
     /// Looks whether it trusts the authority.
-    fn look(&self, authority: &Authority) -> State;
+    fn look(&self, root: &Root) -> State;
 
     /// Has it trust the authority. Nothing happens where it does.
-    fn add(&self, authority: &Authority) -> State;
+    fn add(&self, root: &Root) -> State;
 
-    /// Has it forget the authority. Nothing happens where it does not trust it.
-    fn remove(&self, authority: &Authority) -> State;
+    /// Has it forget the authority. Lacks: it certainly does not have it, trusted or not.
+    fn remove(&self, root: &Root) -> State;
 }
 
 /// Places of the stores.

@@ -165,7 +165,8 @@ fn write_bundle(
     }
 }
 
-fn pem(certificate: &[u8]) -> String {
+/// Returns a certificate as PEM.
+pub(super) fn pem(certificate: &[u8]) -> String {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let text = BASE64_STANDARD.encode(certificate);
     let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();

@@ -316,6 +316,96 @@ async fn what_is_missing_is_one_sentence_each() {
     assert!(!person.home().join(".pki").exists());
 }
 
+/// How many CAs of adit are in Chromium's database.
+async fn in_chromium(person: &Process) -> usize {
+    let (_, listed) = person.shell("certutil -L -d sql:.pki/nssdb").await;
+    listed.lines().filter(|line| line.starts_with("adit ")).count()
+}
+
+#[tokio::test]
+async fn a_ca_with_a_broken_file_is_told_replaced_and_removed() {
+    let person = Process::start("", &[]).await;
+    if !person.shell("command -v certutil").await.0 {
+        return;
+    }
+    let run = async |script: &str| {
+        let (is_well, said) = person.shell(script).await;
+        assert!(is_well, "{script}: {said}");
+        said
+    };
+    for harm in ["rm key.pem", "echo { > authority.json", ": > issuing.pem", ": > cert.pem", "rm authority.json"] {
+        let harm = format!("cd .local/share/adit/ca; {harm}");
+        run("adit trust install").await;
+        run(&harm).await;
+        let (is_well, said) = person.shell("adit trust status").await;
+        assert!(!is_well && said.contains("adit trust install"), "{harm}: {said}");
+        let said = run("adit trust install").await;
+        assert!(said.starts_with("replaced  the CA in "), "{harm}: {said}");
+        run("adit trust status").await;
+        assert_eq!(in_chromium(&person).await, 1, "{harm}: the new one alone");
+        run(&harm).await;
+        let said = run("adit trust uninstall").await;
+        assert!(said.ends_with("deleted   the CA and its key\n"), "{harm}: {said}");
+        assert_eq!((in_chromium(&person).await, run("adit trust status").await.contains("no CA")), (0, true), "{harm}");
+        assert_eq!(files(person.home()), BTreeMap::new());
+    }
+}
+
+#[tokio::test]
+async fn a_ca_that_could_not_be_removed_stays_known() {
+    let person = Process::start("", &[]).await;
+    if !person.shell("command -v certutil").await.0 {
+        return;
+    }
+    let without = async |arguments: &str| {
+        person.shell(&format!("adit=$(command -v adit); PATH=/nowhere $adit trust {arguments}")).await
+    };
+    assert!(person.shell("adit trust install").await.0);
+    let (is_clean, said) = without("uninstall").await;
+    assert!(!is_clean && said.contains("the CA stays"), "{said}");
+    // The new one serves more names.
+    let (is_replaced, said) = without("install --names example.com").await;
+    assert!(!is_replaced && said.contains("CA        replaced") && said.contains("example.com"), "{said}");
+    let (_, said) = person.shell("adit trust status").await;
+    assert!(said.contains("still     Chromium"), "{said}");
+    let (is_well, said) = person.shell("adit trust install").await;
+    assert!(is_well && said.contains("clean     Chromium"), "{said}");
+    assert_eq!(in_chromium(&person).await, 1);
+    without("install --names example.org").await;
+    let (is_clean, said) = person.shell("adit trust uninstall").await;
+    assert!(is_clean && said.matches("CA        ").count() == 2, "{said}");
+    assert_eq!((in_chromium(&person).await, files(person.home())), (0, BTreeMap::new()));
+}
+
+#[tokio::test]
+async fn several_installs_at_once_make_one_ca() {
+    let person = Process::start("", &[]).await;
+    let (_, said) = person.shell("for i in 1 2 3; do adit trust install & done; wait; adit trust status").await;
+    let of = said.lines().filter(|line| line.starts_with("CA  ")).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(of.len(), 1, "{said}");
+    assert!(!said.contains("failed") && !said.contains("lacks"), "{said}");
+}
+
+#[tokio::test]
+async fn the_command_that_check_prints_covers_every_name() {
+    let person = Process::start("", &[]).await;
+    assert!(person.shell("adit trust install").await.0);
+    let routes =
+        ["solo", "shop.example.test"].map(|host| format!("{host}: {{namespace: shop, service: web}}")).join(", ");
+    fs::write(person.home().join("my routes.yaml"), format!("http: {{k8s: {{routes: {{{routes}}}}}}}\n")).unwrap();
+    let (_, said) = person.shell("adit check 'my routes.yaml'").await;
+    let notes: Vec<&str> = said.lines().filter(|line| line.starts_with("note: https for ")).collect();
+    assert_eq!(notes.len(), 2, "{said}");
+    let (_, command) = notes[0].split_once(" needs '").unwrap();
+    let (is_well, said) = person.shell(command.strip_suffix('\'').unwrap()).await;
+    assert!(is_well && said.contains("solo"), "{said}");
+    assert!(!person.shell("adit check 'my routes.yaml'").await.1.contains("note: https"));
+    for (name, why) in [("192.0.2.1", "is an address"), ("solo", "host name with a dot")] {
+        let (is_taken, said) = person.shell(&format!("adit trust install --names {name}")).await;
+        assert!(!is_taken && said.contains(why), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn what_adit_run_starts_knows_the_ca_whatever_is_set_already() {
     let person = Process::start("", &[]).await;

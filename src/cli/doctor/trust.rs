@@ -26,9 +26,9 @@ pub fn checks(config: &Config) -> Vec<Check> {
             return vec![check(Status::Skip, says.into())];
         }
         Err(error) => {
-            let broken = check(Status::Fail, format!("the CA in {} cannot be read", folder.display()));
+            let broken = check(Status::Fail, format!("the CA in {} cannot be used", folder.display()));
             let fix = broken.detail(Some(error.to_string()));
-            return vec![fix.fix("create it again", Some("adit trust uninstall; adit trust install".to_owned()))];
+            return vec![fix.fix("replace it", install())];
         }
     };
     let mut found = vec![match authority.days_left() {
@@ -47,7 +47,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         Ok(places) => places,
         Err(error) => return vec![check(Status::Skip, error.to_string())],
     };
-    found.extend(stores::all(&places).iter().map(|store| match store.look(&authority) {
+    found.extend(stores::all(&places).iter().map(|store| match store.look(authority.root()) {
         State::Trusts => check(Status::Ok, format!("{} trusts the CA", store.name())),
         State::Lacks => check(Status::Warn, format!("{} does not trust the CA", store.name())).fix("add it", install()),
         State::NeedsRoot(command) => {

@@ -152,7 +152,7 @@ impl Minted {
             Ok(Some((trusted, Authority { issuer, certificate, key: KeyPair::generate()? })))
         };
         *authority = read().unwrap_or_else(|error| {
-            warn!(folder = %folder.display(), %error, "the CA of 'adit trust' cannot be used");
+            warn!(%error, "the CA of 'adit trust' cannot be used: run 'adit trust install' to replace it");
             None
         });
         if let Some((trusted, _)) = authority {

@@ -4,12 +4,19 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{Places, State, Store};
-use crate::trust::{Authority, authority::fingerprint};
+use crate::{
+    subprocess,
+    trust::{
+        Authority,
+        authority::{Root, fingerprint},
+    },
+};
 
 /// The variable whose options every JVM takes, before those of its command line.
 pub const VARIABLE: &str = "JAVA_TOOL_OPTIONS";
@@ -27,6 +34,9 @@ const MADE: &str = "made.json";
 
 /// The file that comes with Java, below its home folder: since version 9, and before.
 const CACERTS: [&str; 2] = ["lib/security/cacerts", "jre/lib/security/cacerts"];
+
+/// How long keytool may take: it is a JVM, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Java {
     home: PathBuf,
@@ -84,7 +94,7 @@ impl Java {
         Some(Self { home, cacerts, folder: places.ours.join(FOLDER) })
     }
 
-    fn make(&self, authority: &Authority) -> Result<(), State> {
+    fn make(&self, root: &Root) -> Result<(), State> {
         let failed = |error: std::io::Error| State::Failed(error.to_string());
         let keytool = Some(self.home.join("bin/keytool")).filter(|file| file.is_file()).unwrap_or("keytool".into());
         fs::create_dir_all(&self.folder).map_err(failed)?;
@@ -94,9 +104,9 @@ impl Java {
         fs::write(&temporary, &bytes).map_err(failed)?;
         let mut command = Command::new(keytool);
         command.args(["-importcert", "-noprompt", "-storepass", PASSWORD, "-alias"]);
-        command.arg(format!("adit {}", &authority.fingerprint()[..16])).arg("-file").arg(authority.file());
+        command.arg(format!("adit {}", root.short())).arg("-file").arg(root.file());
         command.arg("-keystore").arg(&temporary).env_remove(VARIABLE);
-        match command.output() {
+        match subprocess::output(&mut command, PATIENCE) {
             Ok(output) if output.status.success() => {}
             // It says on stdout why it fails.
             Ok(output) => {
@@ -109,7 +119,7 @@ impl Java {
             Err(error) => return Err(State::Failed(format!("keytool: {error}"))),
         }
         let made = Made {
-            authority: authority.fingerprint(),
+            authority: root.fingerprint(),
             cacerts: fingerprint(&bytes),
             copy: digest(&temporary).unwrap_or_default(),
         };
@@ -123,20 +133,19 @@ impl Store for Java {
         format!("Java below adit run ({})", self.folder.join(COPY).display())
     }
 
-    fn look(&self, authority: &Authority) -> State {
+    fn look(&self, root: &Root) -> State {
         let found = Some((digest(&self.cacerts), digest(&self.folder.join(COPY))));
-        let found = found.and_then(|(cacerts, copy)| {
-            Some(Made { authority: authority.fingerprint(), cacerts: cacerts?, copy: copy? })
-        });
+        let found = found
+            .and_then(|(cacerts, copy)| Some(Made { authority: root.fingerprint(), cacerts: cacerts?, copy: copy? }));
         if found.is_some() && found == read(&self.folder) { State::Trusts } else { State::Lacks }
     }
 
-    fn add(&self, authority: &Authority) -> State {
-        if self.look(authority) == State::Trusts {
+    fn add(&self, root: &Root) -> State {
+        if self.look(root) == State::Trusts {
             return State::Trusts;
         }
-        match self.make(authority) {
-            Ok(()) => self.look(authority),
+        match self.make(root) {
+            Ok(()) => self.look(root),
             Err(state) => {
                 let _ = fs::remove_dir_all(&self.folder);
                 state
@@ -144,7 +153,11 @@ impl Store for Java {
         }
     }
 
-    fn remove(&self, _authority: &Authority) -> State {
+    fn remove(&self, root: &Root) -> State {
+        // The copy of another one.
+        if read(&self.folder).is_some_and(|made| made.authority != root.fingerprint()) {
+            return State::Lacks;
+        }
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => State::Failed(error.to_string()),
             _ => State::Lacks,
@@ -177,11 +190,11 @@ mod tests {
             fs::set_permissions(&keytool, fs::Permissions::from_mode(0o755)).unwrap();
         };
         script("echo keytool error: password was incorrect; exit 1");
-        assert!(matches!(store.add(&authority), State::Failed(why) if why.contains("password was incorrect")));
+        assert!(matches!(store.add(authority.root()), State::Failed(why) if why.contains("password was incorrect")));
         assert_eq!(options(&authority, &ours, ""), None);
         // It adds to the last file of its arguments.
         script("for file in \"$@\"; do :; done; echo with ours >> \"$file\"");
-        assert_eq!((store.add(&authority), store.add(&authority)), (State::Trusts, State::Trusts));
+        assert_eq!((store.add(authority.root()), store.add(authority.root())), (State::Trusts, State::Trusts));
         assert_eq!(fs::read_to_string(ours.join("java/cacerts")).unwrap(), "caswith ours\n");
         let set = options(&authority, &ours, "-Xmx1g").unwrap();
         let file = ours.join("java/cacerts");
@@ -189,9 +202,9 @@ mod tests {
         assert_eq!(set, wanted);
         assert_eq!(options(&authority, &ours, "-Djavax.net.ssl.trustStore=/x"), None);
         fs::write(java.join(CACERTS[0]), "newer").unwrap();
-        assert_eq!(store.look(&authority), State::Lacks, "Java has other CAs now");
-        assert_eq!(store.add(&authority), State::Trusts);
-        assert_eq!((store.remove(&authority), store.remove(&authority)), (State::Lacks, State::Lacks));
+        assert_eq!(store.look(authority.root()), State::Lacks, "Java has other CAs now");
+        assert_eq!(store.add(authority.root()), State::Trusts);
+        assert_eq!((store.remove(authority.root()), store.remove(authority.root())), (State::Lacks, State::Lacks));
         assert!(!ours.join("java").exists());
     }
 }

@@ -3,10 +3,14 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use super::{State, Store};
-use crate::trust::Authority;
+use crate::{subprocess, trust::authority::Root};
+
+/// How long the user has to answer the system.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Keychain {
     file: PathBuf,
@@ -18,7 +22,7 @@ impl Keychain {
     }
 
     fn security(arguments: &[&str]) -> Result<String, State> {
-        match Command::new("/usr/bin/security").args(arguments).output() {
+        match subprocess::output(Command::new("/usr/bin/security").args(arguments), PATIENCE) {
             Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             Ok(output) => Err(State::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
             Err(error) => Err(State::Failed(format!("security: {error}"))),
@@ -35,32 +39,34 @@ impl Store for Keychain {
         format!("the login keychain ({})", self.file.display())
     }
 
-    fn look(&self, authority: &Authority) -> State {
-        let hash = authority.fingerprint().to_uppercase();
-        match Self::security(&["find-certificate", "-a", "-Z", "-c", authority.name(), &self.file()]) {
+    fn look(&self, root: &Root) -> State {
+        let hash = root.fingerprint().to_uppercase();
+        match Self::security(&["find-certificate", "-a", "-Z", &self.file()]) {
             Ok(found) if found.contains(&hash) => State::Trusts,
-            _ => State::Lacks,
-        }
-    }
-
-    fn add(&self, authority: &Authority) -> State {
-        if self.look(authority) == State::Trusts {
-            return State::Trusts;
-        }
-        let certificate = authority.file().display().to_string();
-        match Self::security(&["add-trusted-cert", "-r", "trustRoot", "-k", &self.file(), &certificate]) {
-            Ok(_) => self.look(authority),
+            Ok(_) => State::Lacks,
             Err(state) => state,
         }
     }
 
-    fn remove(&self, authority: &Authority) -> State {
-        if self.look(authority) != State::Trusts {
-            return State::Lacks;
+    fn add(&self, root: &Root) -> State {
+        if self.look(root) == State::Trusts {
+            return State::Trusts;
         }
-        let hash = authority.fingerprint().to_uppercase();
+        let certificate = root.file().display().to_string();
+        match Self::security(&["add-trusted-cert", "-r", "trustRoot", "-k", &self.file(), &certificate]) {
+            Ok(_) => self.look(root),
+            Err(state) => state,
+        }
+    }
+
+    fn remove(&self, root: &Root) -> State {
+        match self.look(root) {
+            State::Trusts => {}
+            other => return other,
+        }
+        let hash = root.fingerprint().to_uppercase();
         match Self::security(&["delete-certificate", "-Z", &hash, "-t", &self.file()]) {
-            Ok(_) => self.look(authority),
+            Ok(_) => self.look(root),
             Err(state) => state,
         }
     }

@@ -1,11 +1,20 @@
 //! The databases of NSS: Chromium's and Chrome's, and one for each profile of Firefox. `certutil` of the NSS tools changes them.
 
-use std::{env, fs, io, os::unix::fs::DirBuilderExt, path::PathBuf, process::Command};
+use std::{
+    env, fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{Places, State, Store};
-use crate::trust::{Authority, authority::fingerprint};
+use crate::{
+    subprocess,
+    trust::authority::{Root, fingerprint},
+};
 
 /// Chromium, and Chrome, below the home folder; the first is created where it is not there.
 const CHROMIUM: [&str; 2] = [".pki/nssdb", "snap/chromium/current/.pki/nssdb"];
@@ -20,6 +29,9 @@ const FIREFOX: [&str; 4] = [
 
 /// The files of a database.
 const FILES: [&str; 3] = ["cert9.db", "key4.db", "pkcs11.txt"];
+
+/// How long certutil may take. It asks for the password of a database at the terminal, and a person may look for it.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Record of our write to a database: tells later whether another program changed it.
 const LEFT: &str = "left.json";
@@ -52,19 +64,60 @@ struct Database {
     kept: PathBuf,
 }
 
+/// Content of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Trusted,
+    /// The certificate is there, and may not issue certificates of servers.
+    Untrusted,
+    Nothing,
+}
+
 impl Database {
     fn certutil(&self, arguments: &[&str]) -> Result<Vec<u8>, State> {
         let program = find()?;
         let database = format!("sql:{}", self.folder.display());
-        match Command::new(program).args(["-d", &database]).args(arguments).output() {
+        match subprocess::output(Command::new(program).args(["-d", &database]).args(arguments), PATIENCE) {
             Ok(output) if output.status.success() => Ok(output.stdout),
-            Ok(output) => Err(State::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                let needs_password = said.contains("could not authenticate") || said.contains("BAD_PASSWORD");
+                let hint = if needs_password { " (it has a password: certutil asks for it in a terminal)" } else { "" };
+                Err(State::Failed(said + hint))
+            }
             Err(error) => Err(State::Failed(format!("certutil: {error}"))),
         }
     }
 
     fn exists(&self) -> bool {
         self.folder.join(FILES[0]).exists()
+    }
+
+    /// Looks for the certificate and its trust flags, which certutil lists as `NICKNAME   C,,`.
+    fn find(&self, root: &Root) -> Result<Found, State> {
+        if !self.exists() {
+            return Ok(Found::Nothing);
+        }
+        let name = nickname(root);
+        let listed = self.certutil(&["-L"])?;
+        let listed = String::from_utf8_lossy(&listed);
+        let Some(flags) = listed.lines().find_map(|line| line.strip_prefix(&name)).map(str::trim) else {
+            return Ok(Found::Nothing);
+        };
+        let pem = self.certutil(&["-L", "-n", &name, "-a"])?;
+        let is_it = |certificate: CertificateDer<'_>| certificate == *root.certificate();
+        Ok(match CertificateDer::pem_slice_iter(&pem).flatten().any(is_it) {
+            true if flags.split(',').next().is_some_and(|of_servers| of_servers.contains('C')) => Found::Trusted,
+            true => Found::Untrusted,
+            false => Found::Nothing,
+        })
+    }
+
+    /// Returns whether the certificate may be there, without certutil: adit has changed the database, or the nickname is in its bytes.
+    fn may_have(&self, root: &Root) -> bool {
+        let name = nickname(root);
+        let has_name = |bytes: Vec<u8>| bytes.windows(name.len()).any(|part| part == name.as_bytes());
+        self.exists() && (self.copy().exists() || fs::read(self.folder.join(FILES[0])).map_or(true, has_name))
     }
 
     /// Returns the path of this database's backup.
@@ -77,9 +130,16 @@ impl Database {
         FILES.iter().map(|file| fs::read(self.folder.join(file)).ok().map(|bytes| fingerprint(&bytes))).collect()
     }
 
+    /// Returns whether the files are as adit has left them, so that the backup is what they were before.
+    fn is_as_left(&self) -> bool {
+        let left = fs::read(self.copy().join(LEFT)).ok().and_then(|left| serde_json::from_slice(&left).ok());
+        left.is_some_and(|left: Vec<Option<String>>| left == self.digest())
+    }
+
     /// Keeps the files as they are, before they are changed.
     fn keep(&self) -> io::Result<()> {
         let copy = self.copy();
+        self.forget_copy();
         make_private(&copy)?;
         for file in FILES {
             if self.folder.join(file).exists() {
@@ -96,8 +156,7 @@ impl Database {
     /// Brings the files back as they were, if nobody else has changed them since. Returns whether it did.
     fn restore(&self) -> bool {
         let copy = self.copy();
-        let left = fs::read(copy.join(LEFT)).ok().and_then(|left| serde_json::from_slice(&left).ok());
-        if left.is_none_or(|left: Vec<Option<String>>| left != self.digest()) {
+        if !self.is_as_left() {
             return false;
         }
         let is_restored = FILES.iter().all(|file| {
@@ -122,19 +181,41 @@ impl Database {
         let _ = fs::remove_dir(&self.kept);
     }
 
-    fn install(&self, authority: &Authority) -> Result<(), State> {
+    fn install(&self, root: &Root, found: Found) -> Result<(), State> {
         let failed = |error: io::Error| State::Failed(error.to_string());
         // Without it nothing is created either.
         find()?;
-        self.keep().map_err(failed)?;
-        if !self.exists() {
-            make_private(&self.folder).map_err(failed)?;
+        let has_backup = self.is_as_left();
+        match found {
+            _ if has_backup => {}
+            Found::Nothing => self.keep().map_err(failed)?,
+            // Files with the certificate in them are not what they were before.
+            Found::Trusted | Found::Untrusted => self.forget_copy(),
+        }
+        let changed = self.change(root, found);
+        if self.copy().exists() {
+            self.seal().map_err(failed)?;
+        }
+        // A certificate that was added and could not be trusted is not left behind.
+        if changed.is_err() && found == Found::Nothing && !has_backup && self.restore() {
+            self.forget_copy();
+        }
+        changed
+    }
+
+    fn change(&self, root: &Root, found: Found) -> Result<(), State> {
+        let name = nickname(root);
+        if found != Found::Nothing {
+            return self.certutil(&["-M", "-t", "C,,", "-n", &name]).map(drop);
+        }
+        // certutil would create a key database that is there already again and again.
+        if !FILES[..2].iter().any(|file| self.folder.join(file).exists()) {
+            make_private(&self.folder).map_err(|error| State::Failed(error.to_string()))?;
             self.certutil(&["-N", "--empty-password"])?;
         }
-        let file = authority.file().display().to_string();
+        let file = root.file().display().to_string();
         // It may issue certificates of servers, and nothing else.
-        self.certutil(&["-A", "-t", "C,,", "-n", &nickname(authority), "-i", &file])?;
-        self.seal().map_err(failed)
+        self.certutil(&["-A", "-t", "C,,", "-n", &name, "-i", &file]).map(drop)
     }
 }
 
@@ -149,11 +230,11 @@ fn find() -> Result<PathBuf, State> {
 }
 
 /// Returns a name of its own for each authority: a name that two have tells nothing.
-fn nickname(authority: &Authority) -> String {
-    format!("adit {}", &authority.fingerprint()[..16])
+fn nickname(root: &Root) -> String {
+    format!("adit {}", root.short())
 }
 
-fn make_private(folder: &std::path::Path) -> io::Result<()> {
+fn make_private(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
@@ -162,55 +243,49 @@ impl Store for Database {
         format!("{} ({})", self.name, self.folder.display())
     }
 
-    fn look(&self, authority: &Authority) -> State {
-        if !self.exists() {
-            return State::Lacks;
+    fn look(&self, root: &Root) -> State {
+        match self.find(root) {
+            Ok(Found::Trusted) => State::Trusts,
+            Ok(Found::Untrusted | Found::Nothing) => State::Lacks,
+            Err(state) => state,
         }
-        match self.certutil(&["-L", "-n", &nickname(authority), "-a"]) {
-            Ok(pem) => {
-                let is_it = |certificate: CertificateDer<'_>| fingerprint(&certificate) == authority.fingerprint();
-                match CertificateDer::pem_slice_iter(&pem).flatten().any(is_it) {
-                    true => State::Trusts,
-                    false => State::Lacks,
-                }
+    }
+
+    fn add(&self, root: &Root) -> State {
+        match self.find(root) {
+            Ok(Found::Trusted) => State::Trusts,
+            Ok(found) => self.install(root, found).map_or_else(|state| state, |()| self.look(root)),
+            Err(state) => state,
+        }
+    }
+
+    fn remove(&self, root: &Root) -> State {
+        match self.find(root) {
+            Ok(Found::Nothing) => return State::Lacks,
+            Ok(Found::Trusted | Found::Untrusted) => {}
+            Err(state) => return if self.may_have(root) { state } else { State::Lacks },
+        }
+        self.restore();
+        let deleted = match self.find(root) {
+            Ok(Found::Nothing) => Ok(Vec::new()),
+            Ok(Found::Trusted | Found::Untrusted) => self.certutil(&["-D", "-n", &nickname(root)]),
+            Err(state) => Err(state),
+        };
+        match deleted.and_then(|_| self.find(root)) {
+            Ok(Found::Nothing) => {
+                self.forget_copy();
+                State::Lacks
             }
-            // It fails where it has no such certificate.
-            Err(State::Failed(_)) => State::Lacks,
-            Err(other) => other,
+            Ok(_) => State::Failed("certutil says that it deleted the certificate, and still lists it".to_owned()),
+            Err(state) => state,
         }
-    }
-
-    fn add(&self, authority: &Authority) -> State {
-        match self.look(authority) {
-            State::Lacks => match self.install(authority) {
-                Ok(()) => self.look(authority),
-                Err(state) => state,
-            },
-            other => other,
-        }
-    }
-
-    fn remove(&self, authority: &Authority) -> State {
-        match self.look(authority) {
-            State::Trusts => {}
-            other => return other,
-        }
-        if !self.restore()
-            && let Err(state) = self.certutil(&["-D", "-n", &nickname(authority)])
-        {
-            return state;
-        }
-        let state = self.look(authority);
-        if state == State::Lacks {
-            self.forget_copy();
-        }
-        state
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::Authority;
 
     fn home() -> (tempfile::TempDir, Places, Authority) {
         let home = tempfile::tempdir().unwrap();
@@ -245,25 +320,103 @@ mod tests {
         let (home, places, authority) = home();
         let store = all(&places).remove(0);
         if find().is_err() {
-            assert!(matches!(store.add(&authority), State::NeedsProgram(what) if what.contains("libnss3-tools")));
+            assert!(matches!(store.add(authority.root()), State::NeedsProgram(what) if what.contains("libnss3-tools")));
             return;
         }
         for _ in 0..2 {
-            assert_eq!(store.add(&authority), State::Trusts);
+            assert_eq!(store.add(authority.root()), State::Trusts);
         }
-        assert_eq!(store.remove(&authority), State::Lacks);
+        assert_eq!(store.remove(authority.root()), State::Lacks);
         assert!(!home.path().join(".pki").exists(), "what was created for it is gone");
-        assert_eq!(store.remove(&authority), State::Lacks);
+        assert_eq!(store.remove(authority.root()), State::Lacks);
         // A database that was there is as it was.
         let folder = home.path().join(CHROMIUM[0]);
         make_private(&folder).unwrap();
         let database = Database { name: "Chromium", folder: folder.clone(), kept: places.kept.clone() };
         database.certutil(&["-N", "--empty-password"]).unwrap();
         let before = database.digest();
-        assert_eq!(store.add(&authority), State::Trusts);
+        assert_eq!(store.add(authority.root()), State::Trusts);
         assert_ne!(database.digest(), before);
-        assert_eq!(store.remove(&authority), State::Lacks);
+        assert_eq!(store.remove(authority.root()), State::Lacks);
         assert_eq!(database.digest(), before);
         assert!(!places.kept.exists());
+    }
+    /// Returns Chromium's database below the home folder, if certutil is there to make it. `password`: a file with one.
+    fn database(places: &Places, password: Option<&Path>) -> Option<Database> {
+        let program = find().ok()?;
+        let folder = places.home.join(CHROMIUM[0]);
+        make_private(&folder).unwrap();
+        let database = Database { name: "Chromium", folder, kept: places.kept.clone() };
+        let mut command = Command::new(program);
+        command.args(["-N", "-d", &format!("sql:{}", database.folder.display())]);
+        match password {
+            Some(file) => command.arg("-f").arg(file),
+            None => command.arg("--empty-password"),
+        };
+        assert!(subprocess::output(&mut command, PATIENCE).unwrap().status.success());
+        Some(database)
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_not_called_so() {
+        let (_home, places, authority) = home();
+        let Some(database) = database(&places, None) else { return };
+        let root = authority.root();
+        assert_eq!(database.add(root), State::Trusts);
+        for flags in [",,", "p,p,p", ",C,C"] {
+            database.certutil(&["-M", "-n", &nickname(root), "-t", flags]).unwrap();
+            assert_eq!(database.look(root), State::Lacks, "{flags}");
+            assert_eq!(database.add(root), State::Trusts, "{flags}");
+        }
+        database.certutil(&["-M", "-n", &nickname(root), "-t", ",,"]).unwrap();
+        assert_eq!(database.remove(root), State::Lacks);
+        assert_eq!(database.find(root), Ok(Found::Nothing));
+        assert!(!places.kept.exists());
+    }
+
+    #[test]
+    fn a_database_with_a_password_is_left_as_it_was() {
+        let (home, places, authority) = home();
+        let password = home.path().join("password");
+        fs::write(&password, "secret").unwrap();
+        // In a terminal certutil asks for the password there.
+        if fs::File::open("/dev/tty").is_ok() {
+            return;
+        }
+        let Some(database) = database(&places, Some(&password)) else { return };
+        for has_certificates in [true, false] {
+            if !has_certificates {
+                fs::remove_file(database.folder.join(FILES[0])).unwrap();
+            }
+            let before = database.digest();
+            for _ in 0..2 {
+                let added = database.add(authority.root());
+                assert!(matches!(&added, State::Failed(why) if why.contains("password")), "{added:?}");
+                assert_eq!((database.digest(), database.look(authority.root())), (before.clone(), State::Lacks));
+            }
+            assert_eq!(database.remove(authority.root()), State::Lacks);
+            assert!(!places.kept.exists());
+        }
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_read_is_clean_only_if_adit_never_changed_it() {
+        let (_home, places, authority) = home();
+        let Some(database) = database(&places, None) else { return };
+        let file = database.folder.join(FILES[0]);
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, "junk").unwrap();
+        assert!(matches!(database.look(authority.root()), State::Failed(_)));
+        assert_eq!(database.remove(authority.root()), State::Lacks);
+        fs::write(&file, whole).unwrap();
+        assert_eq!(database.add(authority.root()), State::Trusts);
+        assert!(database.may_have(authority.root()));
+        let trusting = fs::read(&file).unwrap();
+        fs::write(&file, "junk").unwrap();
+        assert!(matches!(database.remove(authority.root()), State::Failed(_)));
+        fs::write(&file, trusting).unwrap();
+        database.forget_copy();
+        assert!(database.may_have(authority.root()), "its name is in the file");
+        assert_eq!(database.remove(authority.root()), State::Lacks);
     }
 }

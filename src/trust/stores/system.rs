@@ -1,10 +1,12 @@
 //! The system's store of a Linux distribution: a folder, and the command that takes up what is in it. It needs root, so adit prints
 //! what to do and never does it.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
+
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{Places, State, Store};
-use crate::trust::Authority;
+use crate::trust::authority::Root;
 
 /// The folders of distributions, with the extension of their files and their commands, the most specific first.
 const KINDS: [(&str, &str, &[&str]); 4] = [
@@ -14,10 +16,19 @@ const KINDS: [(&str, &str, &[&str]); 4] = [
     ("usr/share/pki/trust/anchors", "pem", &["update-ca-certificates"]),
 ];
 
+/// The bundle that the command makes of the folder, by distribution: what programs ask is this, not the folder.
+const BUNDLES: [&str; 3] = [
+    "etc/ssl/certs/ca-certificates.crt",
+    "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "var/lib/ca-certificates/ca-bundle.pem",
+];
+
 struct Kind {
     folder: PathBuf,
     extension: &'static str,
     command: &'static [&'static str],
+    /// None: there is no bundle that adit knows, and the folder has to be believed.
+    bundle: Option<PathBuf>,
 }
 
 pub struct System {
@@ -31,14 +42,25 @@ impl System {
             folder: places.root.join(folder),
             extension,
             command,
+            bundle: BUNDLES.iter().map(|bundle| places.root.join(bundle)).find(|bundle| bundle.is_file()),
         });
         Self { kind: all.into_iter().find(|kind| kind.folder.is_dir()) }
     }
 }
 
 impl Kind {
-    fn file(&self, authority: &Authority) -> PathBuf {
-        self.folder.join(format!("adit-{}.{}", &authority.fingerprint()[..16], self.extension))
+    fn file(&self, root: &Root) -> PathBuf {
+        self.folder.join(format!("adit-{}.{}", root.short(), self.extension))
+    }
+
+    fn has_file(&self, root: &Root) -> bool {
+        CertificateDer::from_pem_file(self.file(root)).is_ok_and(|there| there == *root.certificate())
+    }
+
+    /// Returns whether the bundle has it. None: there is no bundle that can be read.
+    fn has_taken(&self, root: &Root) -> Option<bool> {
+        let mut all = CertificateDer::pem_file_iter(self.bundle.as_ref()?).ok()?;
+        Some(all.any(|certificate| certificate.is_ok_and(|certificate| certificate == *root.certificate())))
     }
 }
 
@@ -55,34 +77,40 @@ impl Store for System {
         }
     }
 
-    fn look(&self, authority: &Authority) -> State {
+    fn look(&self, root: &Root) -> State {
         let Some(kind) = &self.kind else { return unknown() };
-        match (fs::read(kind.file(authority)), fs::read(authority.file())) {
-            (Ok(there), Ok(ours)) if there == ours => State::Trusts,
-            _ => {
-                let (ours, file, command) = (authority.file(), kind.file(authority), kind.command.join(" "));
-                State::NeedsRoot(format!("sudo cp {} {} && sudo {command}", ours.display(), file.display()))
+        let command = kind.command.join(" ");
+        match (kind.has_file(root), kind.has_taken(root)) {
+            (true, None | Some(true)) => State::Trusts,
+            (true, Some(false)) => State::NeedsRoot(format!("sudo {command}")),
+            (false, _) => {
+                let (ours, file) = (root.file().display(), kind.file(root));
+                State::NeedsRoot(format!("sudo cp {ours} {} && sudo {command}", file.display()))
             }
         }
     }
 
-    fn add(&self, authority: &Authority) -> State {
-        self.look(authority)
+    fn add(&self, root: &Root) -> State {
+        self.look(root)
     }
 
-    fn remove(&self, authority: &Authority) -> State {
+    fn remove(&self, root: &Root) -> State {
         let Some(kind) = &self.kind else { return State::Lacks };
-        let file = kind.file(authority);
-        if !file.exists() {
-            return State::Lacks;
+        let (file, command) = (kind.file(root), kind.command.join(" "));
+        match (file.exists(), kind.has_taken(root)) {
+            (true, _) => State::NeedsRoot(format!("sudo rm {} && sudo {command}", file.display())),
+            (false, Some(true)) => State::NeedsRoot(format!("sudo {command}")),
+            (false, _) => State::Lacks,
         }
-        State::NeedsRoot(format!("sudo rm {} && sudo {}", file.display(), kind.command.join(" ")))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::trust::Authority;
 
     #[test]
     fn the_command_is_said_and_nothing_is_changed() {
@@ -97,15 +125,28 @@ mod tests {
             ours: path.join("ca"),
             java: None,
         };
-        assert!(matches!(System::new(&places).add(&authority), State::Failed(why) if why.contains("NixOS")));
+        assert!(matches!(System::new(&places).add(authority.root()), State::Failed(why) if why.contains("NixOS")));
         fs::create_dir_all(&folder).unwrap();
         let system = System::new(&places);
-        assert_eq!(system.look(&authority), system.add(&authority), "a look says what is to be done too");
-        let State::NeedsRoot(command) = system.add(&authority) else { panic!("it has to be said") };
+        assert_eq!(system.look(authority.root()), system.add(authority.root()), "a look says what is to be done too");
+        let State::NeedsRoot(command) = system.add(authority.root()) else { panic!("it has to be said") };
         assert!(command.starts_with("sudo cp ") && command.ends_with("&& sudo update-ca-trust extract"), "{command}");
-        assert_eq!(system.remove(&authority), State::Lacks);
-        fs::copy(authority.file(), system.kind.as_ref().unwrap().file(&authority)).unwrap();
-        assert_eq!((system.look(&authority), system.add(&authority)), (State::Trusts, State::Trusts));
-        assert!(matches!(system.remove(&authority), State::NeedsRoot(command) if command.starts_with("sudo rm ")));
+        assert_eq!(system.remove(authority.root()), State::Lacks);
+        fs::copy(authority.file(), system.kind.as_ref().unwrap().file(authority.root())).unwrap();
+        assert_eq!((system.look(authority.root()), system.add(authority.root())), (State::Trusts, State::Trusts));
+        assert!(
+            matches!(system.remove(authority.root()), State::NeedsRoot(command) if command.starts_with("sudo rm "))
+        );
+        // The folder is not what programs ask.
+        let bundle = home.path().join(BUNDLES[1]);
+        fs::create_dir_all(bundle.parent().unwrap()).unwrap();
+        fs::write(&bundle, "").unwrap();
+        let system = System::new(&places);
+        let take_up = State::NeedsRoot("sudo update-ca-trust extract".to_owned());
+        assert_eq!(system.look(authority.root()), take_up);
+        fs::copy(authority.file(), &bundle).unwrap();
+        assert_eq!(system.look(authority.root()), State::Trusts);
+        fs::remove_file(system.kind.as_ref().unwrap().file(authority.root())).unwrap();
+        assert_eq!(system.remove(authority.root()), take_up);
     }
 }
