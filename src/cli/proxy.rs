@@ -1,12 +1,12 @@
 //! `adit proxy`: prints the settings that let programs use the forward proxy.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::{
     Globals,
     report::{CliError, print, table},
 };
-use crate::config::Config;
+use crate::config::{Config, listen::of_this_machine};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  adit proxy\n  adit --context prod proxy\n  eval \"$(adit proxy --env)\"")]
@@ -32,13 +32,7 @@ pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
     }
     let own = config.proxy.as_ref().and_then(|proxy| proxy.listen.first());
     let listen = own.or(config.http.listen.first()).copied();
-    let listen = listen.ok_or_else(|| CliError::new("there is no listener for HTTP"))?;
-    let ip = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(_) => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-    };
-    Ok(SocketAddr::new(ip, listen.port()))
+    listen.map(of_this_machine).ok_or_else(|| CliError::new("there is no listener for HTTP"))
 }
 
 /// Returns the URL of the file that configures browsers.

@@ -1,6 +1,6 @@
 //! Addresses that are listened on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Returns whether one socket on `a` keeps another one from `b`: the same port and address, or all addresses of the
 /// family. IPv6 sockets of ours take IPv6 only. Port 0 is a port of its own each time.
@@ -9,6 +9,16 @@ pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
         && a.port() != 0
         && a.is_ipv4() == b.is_ipv4()
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// Returns where programs of this machine reach a listener: on the loopback, if it listens on all addresses of its family.
+pub fn of_this_machine(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ impl Front {
 }
 
 impl Sites for Front {
-    fn answer(&self, _: &str, _: &Request<Body>, _: u16) -> Option<Response<Body>> {
+    fn answer(&self, _: &str, _: &Request<Body>, _: SocketAddr) -> Option<Response<Body>> {
         None
     }
 

@@ -186,7 +186,7 @@ impl Split {
 }
 
 impl Sites for Split {
-    fn answer(&self, _: &str, _: &Request<Body>, _: u16) -> Option<Response<Body>> {
+    fn answer(&self, _: &str, _: &Request<Body>, _: SocketAddr) -> Option<Response<Body>> {
         None
     }
 

@@ -37,7 +37,7 @@ impl HttpFrontend {
         {
             return None;
         }
-        let response = self.sites.answer(&host, request, local.port())?;
+        let response = self.sites.answer(&host, request, *local)?;
         exchange.access.host(&authority);
         exchange.access.answered(response.status(), response.headers());
         Some(response.map(|body| exchange.track(body).boxed_unsync()))

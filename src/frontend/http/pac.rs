@@ -1,6 +1,9 @@
 //! The proxy auto-configuration of browsers: which hosts go through adit, and that all others do not.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode,
@@ -8,7 +11,10 @@ use http::{
 };
 
 use super::body::{Body, body_of};
-use crate::routing::{Router, table};
+use crate::{
+    config::{Config, listen::of_this_machine},
+    routing::{Router, table},
+};
 
 const PATH: &str = "/proxy.pac";
 
@@ -17,15 +23,14 @@ const HOST: &str = "adit.localhost";
 
 /// Answers a request for the file. None: it is a request for something else, or there is no forward proxy.
 ///
-/// `host`: lower case, without port. `port`: that of our listener.
-pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, port: u16) -> Option<Response<Body>> {
+/// `host`: lower case, without port. `local`: the address of our listener at which the client has arrived.
+pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, local: SocketAddr) -> Option<Response<Body>> {
     let has_route = table::find(&router.config.http.routes, host).is_some();
     let is_ours = !has_route && (host == HOST || table::is_own_name(host));
     let is_asked = is_ours && request.uri().path() == PATH && matches!(*request.method(), Method::GET | Method::HEAD);
     let proxy = router.config.proxy.as_ref().filter(|_| is_asked)?;
-    let port = proxy.listen.first().map_or(port, std::net::SocketAddr::port);
-    let body =
-        if request.method() == Method::HEAD { String::new() } else { script(router, &proxy.cluster_domain, port) };
+    let at = of_this_machine(proxy.listen.first().copied().unwrap_or_else(|| listener(&router.config, local)));
+    let body = if request.method() == Method::HEAD { String::new() } else { script(router, &proxy.cluster_domain, at) };
     let mut response = Response::new(body_of(body));
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
@@ -36,8 +41,19 @@ pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, port: u16) -
     Some(response)
 }
 
+/// Returns the listener that has accepted a connection at `local`: with a listener on all addresses, `local` may be one that only the
+/// network of a container knows.
+fn listener(config: &Config, local: SocketAddr) -> SocketAddr {
+    let is_local = |listener: &&SocketAddr| listener.ip() == local.ip().to_canonical();
+    match config.http.listen.iter().find(is_local) {
+        Some(listener) => SocketAddr::new(listener.ip(), local.port()),
+        None if local.ip().to_canonical().is_ipv4() => (Ipv4Addr::UNSPECIFIED, local.port()).into(),
+        None => (Ipv6Addr::UNSPECIFIED, local.port()).into(),
+    }
+}
+
 /// Returns the script. Namespaces are those that the kubeconfig and the configuration name.
-fn script(router: &Router, cluster_domain: &str, port: u16) -> String {
+fn script(router: &Router, cluster_domain: &str, at: SocketAddr) -> String {
     let of_contexts = router.http_contexts.namespaces.values().flatten().map(ToString::to_string);
     let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.to_string()));
     let of_routes = router.config.http.routes.values();
@@ -65,7 +81,31 @@ fn script(router: &Router, cluster_domain: &str, port: u16) -> String {
          \x20 }}\n\
          \x20 var labels = name.split(\".\");\n\
          \x20 if (labels.length === 2 && namespaces.indexOf(labels[1]) >= 0) isOurs = true;\n\
-         \x20 return isOurs ? \"PROXY 127.0.0.1:{port}\" : \"DIRECT\";\n\
+         \x20 return isOurs ? \"PROXY {at}\" : \"DIRECT\";\n\
          }}\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn the_proxy_is_where_the_client_has_arrived() {
+        for (listen, local, wanted) in [
+            ("127.0.0.1:8989", "127.0.0.1:8989", "127.0.0.1:8989"),
+            ("127.0.0.77:8989", "127.0.0.77:8989", "127.0.0.77:8989"),
+            ("[::1]:8989", "[::1]:8989", "[::1]:8989"),
+            ("192.0.2.7:80", "192.0.2.7:80", "192.0.2.7:80"),
+            ("0.0.0.0:8989", "172.17.0.2:8989", "127.0.0.1:8989"),
+            ("[::]:8989", "[2001:db8::2]:8989", "[::1]:8989"),
+            ("127.0.0.1:0", "127.0.0.1:40000", "127.0.0.1:40000"),
+        ] {
+            let text = format!("http: {{listen: '{listen}'}}\n");
+            let config = validate::parse(std::path::Path::new("test.yaml"), text.as_bytes()).unwrap();
+            let found = of_this_machine(listener(&config, local.parse().unwrap()));
+            assert_eq!(found.to_string(), wanted, "{listen}");
+        }
+    }
 }

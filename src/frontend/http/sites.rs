@@ -1,6 +1,6 @@
 //! Resolves names for the HTTP front: by the router on a laptop, by the tunnels on a relay.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use http::{
@@ -19,8 +19,8 @@ use crate::{
 
 /// Gives each request its route.
 pub trait Sites: Send + Sync + 'static {
-    /// Answers a request for adit itself. None: it is for somebody else. `port`: that of the listener.
-    fn answer(&self, host: &str, request: &Request<Body>, port: u16) -> Option<Response<Body>>;
+    /// Answers a request for adit itself. None: it is for somebody else. `local`: the address that the client has connected to.
+    fn answer(&self, host: &str, request: &Request<Body>, local: SocketAddr) -> Option<Response<Body>>;
 
     /// Returns the route of a request. `host`: whom it is for, in lower case, without port.
     ///
@@ -63,8 +63,8 @@ pub trait Sites: Send + Sync + 'static {
 }
 
 impl Sites for ArcSwap<Router> {
-    fn answer(&self, host: &str, request: &Request<Body>, port: u16) -> Option<Response<Body>> {
-        pac::answer(request, &self.load(), host, port)
+    fn answer(&self, host: &str, request: &Request<Body>, local: SocketAddr) -> Option<Response<Body>> {
+        pac::answer(request, &self.load(), host, local)
     }
 
     fn route(&self, host: &str, request: &Request<Body>, door: &Door) -> Result<Route, Page> {
