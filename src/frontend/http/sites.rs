@@ -49,7 +49,8 @@ pub trait Sites: Send + Sync + 'static {
         None
     }
 
-    /// Returns whether a name means this machine: what a browser remembers of it concerns every name below the same suffix.
+    /// Returns whether a name means this machine alone: what a browser remembers of it concerns every name below the same suffix, and
+    /// stays when adit has gone.
     fn is_local(&self, host: &str) -> bool {
         let _ = host;
         false
@@ -105,7 +106,9 @@ impl Sites for ArcSwap<Router> {
 
     fn is_local(&self, host: &str) -> bool {
         let below = |name: &str| host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        below("localhost") || below(&self.load().config.http.dynamic_host)
+        let router = self.load();
+        let has_route = table::find(&router.config.http.routes, host).is_some();
+        has_route || below("localhost") || below(&router.config.http.dynamic_host)
     }
 }
 

@@ -142,7 +142,8 @@ impl World {
 
     /// The route has `options`, and the Service `port`.
     fn routed(options: &str, port: ServicePort, speaks: Scheme, serve: Serve) -> Self {
-        let text = format!("http: {{k8s: {{routes: {{web.localhost: {{service: web, {options}}}}}}}}}\n");
+        let route = format!("{{service: web, {options}}}");
+        let text = format!("http: {{k8s: {{routes: {{web.localhost: {route}, web.example.test: {route}}}}}}}\n");
         let config = Arc::new(validate::parse(Path::new("c"), text.as_bytes()).unwrap());
         let contexts = Arc::new(Contexts {
             kubeconfig: Arc::new(config.http.kubeconfig.clone()),

@@ -32,6 +32,21 @@ async fn trailers_pass_both_ways_between_http2_and_http2() {
 }
 
 #[tokio::test]
+async fn a_pod_cannot_have_browsers_use_https_alone_for_names_of_this_machine() {
+    const HSTS: &str = "strict-transport-security";
+    let of_pod = |_| -> Answered {
+        Box::pin(async {
+            Ok(Response::builder().header(HSTS, "max-age=1; includeSubDomains").body(body_of("")).unwrap())
+        })
+    };
+    let world = World::new(Scheme::Http, of_pod);
+    for host in ["web.localhost", "web.example.test"] {
+        let answer = world.exchange(&format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains(HSTS), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn trailers_pass_from_http1_to_http1() {
     let world = World::new(Scheme::Http, with_trailers);
     let answer =
