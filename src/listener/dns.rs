@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -13,7 +13,10 @@ use tokio::{net::UdpSocket, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::bind::reason;
-use crate::{config::Config, wire::dns};
+use crate::{
+    config::{Config, listen::of_this_machine},
+    wire::dns,
+};
 
 /// After an error: one that stays is not asked for again and again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -22,9 +25,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// attempt costs nothing.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Answers at this address until it is dropped. `addresses`: those of a name that is served.
-pub async fn serve(at: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Infallible {
-    let socket = bind(at).await;
+/// Answers until it is dropped. `listener`: the address of the listener of HTTP; the loopback stands for all addresses, as nobody else is
+/// answered, and an answer from an address that was not asked would be of no use. `addresses`: those of a name that is served.
+pub async fn serve(listener: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Infallible {
+    let socket = bind(of_this_machine(listener)).await;
     let mut message = [0; dns::LONGEST];
     loop {
         let (length, peer) = match socket.recv_from(&mut message).await {
@@ -82,11 +86,7 @@ fn try_bind(at: SocketAddr) -> io::Result<UdpSocket> {
 pub fn addresses(config: &Config) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = Vec::new();
     for listener in &config.http.listen {
-        let address = match listener.ip() {
-            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            address => address,
-        };
+        let address = of_this_machine(*listener).ip();
         if address.is_loopback() && !all.contains(&address) {
             all.push(address);
         }
@@ -96,7 +96,32 @@ pub fn addresses(config: &Config) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_listener_on_all_addresses_answers_on_the_loopback_alone() {
+        let free = try_bind("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+        let serving = serve(SocketAddr::new([0, 0, 0, 0].into(), free.port()), |_| None);
+        let asking = async {
+            // Another address of this machine stays free for a server of its own.
+            let other = SocketAddr::new([127, 0, 0, 2].into(), free.port());
+            let client = try_bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01x\x00\x00\x01\x00\x01";
+            let mut answer = [0; 64];
+            client.connect(free).await.unwrap();
+            while client.send(question).await.is_err() || client.recv(&mut answer).await.is_err() {
+                sleep(PAUSE).await;
+            }
+            assert_eq!(&answer[..2], b"\x12\x34");
+            assert!(cfg!(target_os = "macos") || try_bind(other).is_ok());
+        };
+        tokio::select! {
+            never = serving => match never {},
+            () = asking => {}
+        }
+    }
 
     #[tokio::test]
     async fn both_families_have_all_their_addresses_at_one_port() {

@@ -28,7 +28,7 @@ use crate::{
     },
     io::{BoxedIo, accept::Full, prefixed::Prefixed},
     metrics::Metrics,
-    routing::SharedRouter,
+    routing::{SharedRouter, table},
     wire::{
         connect,
         sniff::{Protocol, Sniff, sniff},
@@ -55,7 +55,9 @@ impl Mux {
     pub fn addresses(&self, host: &str) -> Option<Vec<IpAddr>> {
         let router = self.router.load();
         let is_local = host == "localhost" || host.ends_with(".localhost");
-        (is_local || router.http(host).is_ok()).then(|| dns::addresses(&router.config))
+        // A route whose context is gone is still ours: its error page says so.
+        let has_route = table::find(&router.config.http.routes, host).is_some();
+        (is_local || has_route || router.http(host).is_ok()).then(|| dns::addresses(&router.config))
     }
 
     pub fn new(

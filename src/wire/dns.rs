@@ -52,25 +52,25 @@ pub fn answer(message: &[u8], addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -
     };
     let question = &rest[..end + 4];
     let (kind, class) = (u16::from_be_bytes([kind_high, kind_low]), u16::from_be_bytes([class_high, class_low]));
-    let known = addresses(&name).filter(|_| matches!(class, INTERNET | ANY));
+    let known = name.and_then(|name| addresses(&name)).filter(|_| matches!(class, INTERNET | ANY));
     let Some(known) = known else { return Some(reply(header, REFUSED, question, &[])) };
     let records: Vec<Vec<u8>> = known.into_iter().filter_map(|address| record(kind, address)).collect();
     Some(reply(header, 0, question, &records))
 }
 
-/// Reads a name, and returns it with the place behind it. A question has no pointers (section 4.1.4), as it comes first.
-fn name(bytes: &[u8]) -> Option<(String, usize)> {
-    let (mut name, mut at) = (String::new(), 0);
+/// Reads a name, and returns it with the place behind it. A question has no pointers (section 4.1.4), as it comes first. The name is None
+/// where it is the root or no host's: a label may be any bytes (RFC 2181, section 11), a dot too.
+fn name(bytes: &[u8]) -> Option<(Option<String>, usize)> {
+    let (mut name, mut at, mut is_host) = (String::new(), 0, true);
     loop {
         let length = usize::from(*bytes.get(at)?);
         at += 1;
         if length == 0 {
-            return (!name.is_empty() && at <= LONGEST_NAME).then_some((name, at));
+            let name = Some(name).filter(|name| is_host && !name.is_empty());
+            return (at <= LONGEST_NAME).then_some((name, at));
         }
         let label = bytes.get(at..at + length).filter(|_| length <= LONGEST_LABEL)?;
-        if !label.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)) {
-            return None;
-        }
+        is_host &= label.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte));
         if !name.is_empty() {
             name.push('.');
         }
@@ -161,6 +161,15 @@ mod tests {
     #[test]
     fn other_names_are_refused_so_that_others_are_asked() {
         assert_eq!(answered(&question("example.com", A)), Some((REFUSED, 0, vec![])));
+        for name in ["*.localhost", "a b.localhost", "b\u{fc}cher.localhost", "a\0.localhost"] {
+            assert_eq!(answered(&question(name, A)), Some((REFUSED, 0, vec![])), "{name}");
+        }
+        let mut dotted = question("a.localhost", A);
+        dotted[HEADER] = 11;
+        dotted[HEADER + 2] = b'.';
+        assert_eq!(answered(&dotted), Some((REFUSED, 0, vec![])), "a label with a dot in it");
+        let root = [&question("x", 2)[..HEADER], &[0, 0, 2, 0, 1]].concat();
+        assert_eq!(answered(&root), Some((REFUSED, 0, vec![])), "the servers of the root");
         let mut chaos = question("localhost", A);
         *chaos.last_mut().unwrap() = 3;
         assert_eq!(answered(&chaos), Some((REFUSED, 0, vec![])));
@@ -182,7 +191,6 @@ mod tests {
         assert_eq!(with(2, 0x28), Some((NOT_IMPLEMENTED, 0, vec![])), "an update");
         assert_eq!(with(5, 2), Some((FORMAT_ERROR, 0, vec![])), "two questions");
         assert_eq!(with(12, 0xc0), Some((FORMAT_ERROR, 0, vec![])), "a pointer");
-        assert_eq!(with(13, b' '), Some((FORMAT_ERROR, 0, vec![])), "a blank");
         let long = question(&vec!["a".repeat(63); 4].join("."), A);
         assert_eq!(answered(&long), Some((FORMAT_ERROR, 0, vec![])));
         assert_eq!(answered(&question(&format!("{}.localhost", "a".repeat(64)), A)), Some((FORMAT_ERROR, 0, vec![])));

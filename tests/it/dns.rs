@@ -33,9 +33,12 @@ async fn ask(server: SocketAddr, name: &str, kind: u8) -> (u8, Vec<u8>) {
 
 #[tokio::test]
 async fn names_that_are_served_are_this_machine_and_others_are_refused() {
-    let config = "http: {k8s: {routes: {shop.example.test: {namespace: shop, service: web}}}}\n";
+    let routes = ["shop.example.test: {", "gone.example.test: {context: gone, "];
+    let routes = routes.map(|route| format!("{route}namespace: shop, service: web}}")).join(", ");
+    let config = &format!("http: {{k8s: {{routes: {{{routes}}}}}}}\n");
     let app = TestApp::start(config).await;
-    for name in ["web.shop.localhost", "WEB.localhost", "localhost", "anything.below.localhost", "shop.example.test"] {
+    let below = ["web.shop.localhost", "WEB.localhost", "localhost", "anything.below.localhost"];
+    for name in below.into_iter().chain(["shop.example.test", "gone.example.test"]) {
         let (code, answer) = ask(app.http, name, 1).await;
         assert!(code == 0 && answer.ends_with(&[127, 0, 0, 1]), "{name}: {code} {answer:?}");
     }
