@@ -1,6 +1,13 @@
 //! `adit dns`: the names that adit serves, for programs that do not resolve them by themselves.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::Path,
+    process::{Command, ExitCode},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use clap::Subcommand;
 
@@ -8,28 +15,35 @@ use super::{
     Globals,
     doctor::report::quoted,
     report::{CliError, print},
-    trust,
 };
 use crate::{
-    config::Config,
-    dns::{Act, Kind, Part, RESTART, State, System},
+    config::{Config, listen::of_this_machine},
+    dns::{Act, Kind, Names, Part, RESTART, State, System},
+    subprocess,
 };
+
+/// How long a restart may take. systemd gives a service 90 s to stop, and 90 s to start.
+const RESTART_PATIENCE: Duration = Duration::from_secs(200);
+
+/// How long the system may take to resolve a name. A resolver asks its first server twice in 10 s.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "Have the system resolve the names that adit serves: those below localhost, and those of routes. Browsers and curl resolve \
         names below localhost by themselves; other programs ask the system.\n\n\
         On Linux, 'myhostname' in /etc/nsswitch.conf answers for names below localhost where systemd-resolved does not, and a drop-in of \
-        systemd-resolved leads other names to adit. On macOS, files in /etc/resolver do both.",
+        systemd-resolved leads names of wildcard routes to adit. On macOS, files in /etc/resolver do both. Lines in /etc/hosts lead other \
+        names to this machine.",
     after_help = "Examples:\n  adit dns status\n  sudo adit dns install\n  sudo adit --config ~/.config/adit/config.yaml dns install"
 )]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Action {
     /// Have the system resolve the names (needs root)
     Install,
     /// Restore the system as it was (needs root)
@@ -40,22 +54,46 @@ enum Command {
 
 /// Returns this system, with the names of a configuration.
 pub fn system(config: &Config) -> System {
-    let is_other = |name: &String| name != "localhost" && !name.ends_with(".localhost");
-    let names = trust::configured(config).into_iter().filter(is_other).collect();
-    let port = config.http.listen.first().map_or(0, std::net::SocketAddr::port);
-    System::new(Path::new("/"), Kind::here(), port, names)
+    let (server, addresses, names) = where_to(config);
+    System::new(Path::new("/"), Kind::here(), server, addresses, names)
+}
+
+/// Returns where adit answers DNS queries, the addresses that names lead to, and the names.
+fn where_to(config: &Config) -> (Option<SocketAddr>, Vec<IpAddr>, Names) {
+    let is_other = |name: &&str| {
+        *name != "localhost"
+            && !name.ends_with(".localhost")
+            && name.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+    };
+    let (below, single): (Vec<&str>, Vec<&str>) =
+        config.http.routes.keys().map(String::as_str).partition(|host| host.starts_with("*."));
+    let below = below.into_iter().map(|host| host.trim_start_matches("*."));
+    let below = below.chain([config.http.dynamic_host.as_str()]).filter(is_other);
+    let owned = |name: &str| name.to_owned();
+    let names =
+        Names { single: single.into_iter().filter(is_other).map(owned).collect(), below: below.map(owned).collect() };
+    let mut listeners: Vec<SocketAddr> = config.http.listen.iter().copied().map(of_this_machine).collect();
+    let server = listeners.iter().find(|listener| listener.ip().is_loopback()).copied();
+    // What this machine reaches by the loopback, others may reach too: the loopback alone is always there.
+    listeners.retain(|listener| server.is_none() || listener.ip().is_loopback());
+    let mut addresses: Vec<IpAddr> = listeners.iter().map(SocketAddr::ip).collect();
+    addresses.dedup();
+    (server, addresses, names)
 }
 
 pub fn run(globals: &Globals, args: &Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let (system, by_root) = (system(&config), by_root(globals, &config));
     let act = match args.command {
-        Command::Install => Act::Install,
-        Command::Uninstall => Act::Uninstall,
-        Command::Status => Act::Look,
+        Action::Install => Act::Install,
+        Action::Uninstall => Act::Uninstall,
+        Action::Status => Act::Look,
     };
-    let before = system.does(Act::Look);
+    let (before, drop_in) = (system.does(Act::Look), system.drop_in());
     let parts = if act == Act::Look { before.clone() } else { system.does(act) };
+    if system.drop_in() != drop_in {
+        restart(&system, act, &by_root)?;
+    }
     let mut is_well = true;
     let mut needs_root = None;
     for part in &parts {
@@ -68,9 +106,14 @@ pub fn run(globals: &Globals, args: &Args) -> Result<ExitCode, CliError> {
             needs_root = Some(&part.file);
         }
         print(&line(part, act, &by_root))?;
-    }
-    if parts != before && parts.iter().chain(&before).any(|part| part.file.ends_with("resolved.conf.d/adit.conf")) {
-        restart()?;
+        if let (State::Asks(_), Act::Install | Act::Look, Some(name)) = (&part.state, act, probe(&part.name))
+            && let found = lookup(&name)
+            && let Some(what) = objection(&name, found.as_deref())
+        {
+            // Before adit's first start there is nothing wrong.
+            is_well &= act == Act::Install && found.is_none();
+            print(&what)?;
+        }
     }
     if let Some(file) = needs_root {
         let word = if act == Act::Install { "install" } else { "uninstall" };
@@ -92,8 +135,11 @@ fn by_root(globals: &Globals, config: &Config) -> String {
 
 fn line(part: &Part, act: Act, by_root: &str) -> String {
     let Part { name, state, file } = part;
-    let names =
-        if name == "localhost" { "names below localhost".to_owned() } else { format!("{name} and names below it") };
+    let names = match name.strip_prefix("*.") {
+        Some(name) => format!("names below {name}"),
+        None if name == "localhost" => "names below localhost".to_owned(),
+        None => name.clone(),
+    };
     let file = file.display();
     match state {
         State::Asks(by) => format!("{names}: resolved by {by} ({file})\n"),
@@ -104,12 +150,83 @@ fn line(part: &Part, act: Act, by_root: &str) -> String {
     }
 }
 
-/// systemd-resolved reads its files at its start.
-fn restart() -> Result<(), CliError> {
+/// Has systemd-resolved read its files, which it does at its start. A drop-in that it did not read does not stay: the next run would take
+/// it for done.
+fn restart(system: &System, act: Act, by_root: &str) -> Result<(), CliError> {
     let mut words = RESTART.split(' ');
-    let status = std::process::Command::new(words.next().unwrap_or_default()).args(words).status();
-    match status {
-        Ok(status) if status.success() => print(&format!("ran {RESTART}\n")),
-        _ => Err(CliError::new("systemd-resolved was not restarted").hint(Some(format!("sudo {RESTART}")))),
+    let ran = subprocess::output(Command::new(words.next().unwrap_or_default()).args(words), RESTART_PATIENCE);
+    let cause = match ran {
+        Ok(output) if output.status.success() => return print(&format!("ran {RESTART}\n")),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let hint = match act {
+        Act::Install => {
+            system.remove_drop_in().map_err(|error| CliError::new("the drop-in stays").cause(Some(error)))?;
+            format!("its drop-in is removed again: {by_root} install, once 'sudo {RESTART}' succeeds")
+        }
+        Act::Uninstall | Act::Look => format!("sudo {RESTART}"),
+    };
+    Err(CliError::new("systemd-resolved was not restarted").cause(Some(cause)).hint(Some(hint)))
+}
+
+/// Returns a name to ask the system for. None: names below localhost, which doctor asks for.
+fn probe(name: &str) -> Option<String> {
+    match name.strip_prefix("*.") {
+        Some(name) => Some(format!("adit-dns.{name}")),
+        None => (name != "localhost").then(|| name.to_owned()),
+    }
+}
+
+/// Asks the system, as other programs do. None: it has no answer, or none in time.
+fn lookup(name: &str) -> Option<Vec<IpAddr>> {
+    let (found_tx, found_rx) = mpsc::channel();
+    let asked = (name.to_owned(), 0);
+    // The system's own function has no deadline: its thread ends with the process.
+    thread::spawn(move || {
+        let found = asked.to_socket_addrs().ok().map(|all| all.map(|address| address.ip()).collect());
+        let _ = found_tx.send(found);
+    });
+    found_rx.recv_timeout(LOOKUP_PATIENCE).ok().flatten()
+}
+
+/// Returns what is wrong with the system's answer for a name that leads to this machine. None: nothing.
+fn objection(name: &str, found: Option<&[IpAddr]>) -> Option<String> {
+    let Some(found) = found else {
+        return Some(format!("  but {name} has no address: start adit, and run 'adit dns status'\n"));
+    };
+    let other = found.iter().find(|address| !address.to_canonical().is_loopback())?;
+    Some(format!(
+        "  but the system resolves {name} to {other}: another DNS server or a line in /etc/hosts answers first\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn what_the_system_resolves_otherwise_is_told() {
+        let local = IpAddr::from([127, 0, 0, 1]);
+        assert_eq!(objection("shop.test", Some(&[local])), None);
+        let other = objection("shop.test", Some(&[local, [203, 0, 113, 9].into()])).unwrap();
+        assert!(other.contains("resolves shop.test to 203.0.113.9"), "{other}");
+        assert!(objection("shop.test", None).unwrap().contains("start adit"));
+        assert_eq!(probe("*.dev.test").as_deref(), Some("adit-dns.dev.test"));
+        assert_eq!((probe("shop.test").as_deref(), probe("localhost")), (Some("shop.test"), None));
+        assert_eq!(lookup("localhost.invalid"), None);
+    }
+
+    #[test]
+    fn single_names_and_wildcards_lead_to_the_listener_of_this_machine() {
+        let hosts = ["shop.test", "'*.api.test'", "a.localhost"];
+        let routes = hosts.map(|host| format!("{host}: {{namespace: shop, service: web}}")).join(", ");
+        let listen = "listen: ['192.0.2.1:80', '127.0.0.77:8989']";
+        let text = format!("http: {{{listen}, k8s: {{dynamic_host: dev.test, routes: {{{routes}}}}}}}\n");
+        let config = validate::parse(Path::new("test.yaml"), text.as_bytes()).unwrap();
+        let names = Names { single: vec!["shop.test".into()], below: vec!["api.test".into(), "dev.test".into()] };
+        let wanted = (Some("127.0.0.77:8989".parse().unwrap()), vec![[127, 0, 0, 77].into()], names);
+        assert_eq!(where_to(&config), wanted);
     }
 }

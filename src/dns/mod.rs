@@ -2,21 +2,23 @@
 //!
 //! Browsers and curl resolve names below `localhost` by themselves. For other programs there are three ways, by the system:
 //!
-//! | system | names below localhost | other names, which routes have |
-//! |---|---|---|
-//! | Linux with systemd-resolved | it answers for them (systemd-resolved.service(8)) | a drop-in of its configuration |
-//! | other Linux with glibc | `myhostname` in `/etc/nsswitch.conf` | - |
-//! | macOS | `/etc/resolver/localhost` | a file each in `/etc/resolver` |
+//! | system | names below localhost | names below others, for a wildcard | single names |
+//! |---|---|---|---|
+//! | Linux with systemd-resolved | it answers for them (systemd-resolved.service(8)) | a drop-in of its configuration | `/etc/hosts` |
+//! | other Linux with glibc | `myhostname` in `/etc/nsswitch.conf` | - | `/etc/hosts` |
+//! | macOS | `/etc/resolver/localhost` | a file each in `/etc/resolver` | `/etc/hosts` |
 //!
 //! A drop-in and the files of macOS lead questions to the listener of adit, which answers them itself (`listener/dns.rs`).
 
 mod files;
+mod hosts;
 mod nsswitch;
 mod resolved;
 mod resolver;
 
 use std::{
-    io,
+    fs, io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -39,7 +41,7 @@ pub enum State {
 /// Names, and what is the case with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// `localhost`, or the name of a route: it and all below it are meant.
+    /// `localhost`, which means all names below it too; `*.dev.test`: all names below it; else one name.
     pub name: String,
     pub state: State,
     /// The file that decides it.
@@ -67,25 +69,34 @@ pub enum Act {
     Uninstall,
 }
 
+/// Names that are served beside those below localhost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    pub single: Vec<String>,
+    /// Names of which all below are served: `dev.test` for `*.dev.test`. A resolver takes them for the name itself too.
+    pub below: Vec<String>,
+}
+
 /// The system below a root folder: `/`, but in tests.
 pub struct System {
     root: PathBuf,
     kind: Kind,
-    /// Port of this machine at which adit answers DNS queries.
-    port: u16,
-    /// The names that routes have beside those below localhost.
-    names: Vec<String>,
+    /// Where adit answers DNS queries. None: it has no listener on the loopback.
+    server: Option<SocketAddr>,
+    /// Addresses of the listeners of HTTP, as this machine reaches them.
+    addresses: Vec<IpAddr>,
+    names: Names,
 }
 
 impl System {
-    /// `names`: others than those below localhost.
-    pub fn new(root: &Path, kind: Kind, port: u16, names: Vec<String>) -> Self {
-        Self { root: root.to_owned(), kind, port, names }
+    /// `server`: where adit answers DNS queries. `addresses`: those that single names lead to.
+    pub fn new(root: &Path, kind: Kind, server: Option<SocketAddr>, addresses: Vec<IpAddr>, names: Names) -> Self {
+        Self { root: root.to_owned(), kind, server, addresses, names }
     }
 
     /// Looks, or changes what is to be changed, and returns how it is then.
     pub fn does(&self, act: Act) -> Vec<Part> {
-        match self.kind {
+        let mut parts = match self.kind {
             Kind::MacOs => resolver::parts(self, act),
             Kind::Linux => {
                 let mut parts = vec![match resolved::answers(&self.root) {
@@ -95,7 +106,22 @@ impl System {
                 parts.extend(resolved::parts(self, act));
                 parts
             }
-        }
+        };
+        parts.extend(hosts::parts(self, act));
+        parts
+    }
+
+    /// Returns the drop-in of systemd-resolved, which reads it at its start.
+    pub fn drop_in(&self) -> Option<String> {
+        fs::read_to_string(self.root.join(resolved::DROP_IN)).ok()
+    }
+
+    /// Removes the drop-in: systemd-resolved has not read it.
+    ///
+    /// # Errors
+    /// The system does not allow it.
+    pub fn remove_drop_in(&self) -> io::Result<()> {
+        files::remove(&self.root.join(resolved::DROP_IN))
     }
 
     /// Returns the command that has names below localhost resolved, if any does.
@@ -105,6 +131,12 @@ impl System {
             Kind::Linux => nsswitch::command(&self.root),
         }
     }
+}
+
+/// Returns the state where adit answers no DNS queries.
+fn no_server() -> State {
+    let hint = "adit has no listener on the loopback, where it answers DNS queries: add 127.0.0.1 to http.listen";
+    State::Failed(hint.to_owned())
 }
 
 /// Returns the state after an error with a file.

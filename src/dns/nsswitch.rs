@@ -73,7 +73,7 @@ impl Nsswitch<'_> {
         let Some(changed) = with_service(&text) else {
             return State::Failed(format!("{} has no line 'hosts:'", self.file().display()));
         };
-        let written = self.write(COPY, &text).and_then(|()| self.write(FILE, &changed));
+        let written = self.write(&self.root.join(COPY), &text).and_then(|()| self.write(&self.file(), &changed));
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
@@ -88,7 +88,7 @@ impl Nsswitch<'_> {
         };
         let is_ours = with_service(&before).is_some_and(|changed| changed == now);
         let restored = if is_ours { before } else { without_service(&now) };
-        let written = self.write(FILE, &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
+        let written = self.write(&self.file(), &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
@@ -119,9 +119,11 @@ impl Nsswitch<'_> {
         })
     }
 
-    /// Writes a file as a whole: every program reads it.
-    fn write(&self, file: &str, text: &str) -> io::Result<()> {
-        let (file, temporary) = (self.root.join(file), self.root.join(format!("{file}.new")));
+    /// Writes a file as a whole: every program reads it. A symlink stays one, as authselect has it: the file behind it is written.
+    fn write(&self, file: &Path, text: &str) -> io::Result<()> {
+        let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let temporary = file.with_file_name(name + ".adit-new");
         fs::write(&temporary, text)?;
         fs::set_permissions(&temporary, fs::metadata(self.file())?.permissions())?;
         fs::rename(temporary, file)
@@ -146,18 +148,32 @@ fn hosts(text: &str) -> Option<(usize, &str)> {
     None
 }
 
-/// Returns the first service that answers for names below localhost.
+/// Returns the first service that answers for names below localhost and is asked for them.
 fn service(text: &str) -> Option<&'static str> {
     let (_, list) = hosts(text)?;
-    list.split_whitespace().find_map(|word| [SERVICE, "resolve"].into_iter().find(|service| *service == word))
+    let end = list.match_indices('[').find(|(at, _)| ends_early(&list[*at..]));
+    let asked = end.map_or(list, |(at, _)| &list[..at]);
+    asked.split_whitespace().find_map(|word| [SERVICE, "resolve"].into_iter().find(|service| *service == word))
 }
 
-/// Returns the text with the service before all that ask the network. None: it has no line for it.
+/// Returns whether the first actions of a list, `[NOTFOUND=return]`, may end the search at a service that does not know a name
+/// (nsswitch.conf(5)), so that none behind it is asked.
+fn ends_early(list: &str) -> bool {
+    let actions = list.trim_start_matches('[').split(']').next().unwrap_or_default().to_ascii_lowercase();
+    let mut actions = actions.split_whitespace().filter_map(|action| action.split_once('='));
+    actions.any(|(status, action)| action == "return" && status != "success")
+}
+
+/// Returns the text with the service before all that ask the network, and behind `files` if that is the first. None: it has no line for
+/// it.
 fn with_service(text: &str) -> Option<String> {
     let (start, list) = hosts(text)?;
-    let files = list.find("files").map(|at| at + "files".len());
-    let is_word = |at: &usize| list[*at..].chars().next().is_none_or(char::is_whitespace);
-    let at = start + files.filter(is_word).unwrap_or(0);
+    let indent = list.len() - list.trim_start().len();
+    let behind_files = list.trim_start().strip_prefix("files").filter(|rest| {
+        // `files [NOTFOUND=return]` would keep it from being asked.
+        rest.chars().next().is_none_or(char::is_whitespace) && !rest.trim_start().starts_with('[')
+    });
+    let at = start + behind_files.map_or(0, |_| indent + "files".len());
     Some(format!("{} {SERVICE}{}", &text[..at], &text[at..]))
 }
 
@@ -209,6 +225,23 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(root.path().join("etc")).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left, ["nsswitch.conf"]);
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_the_file_behind_it_is_changed() {
+        let root = root(None, true);
+        let behind = root.path().join("etc/authselect/nsswitch.conf");
+        fs::create_dir_all(behind.parent().unwrap()).unwrap();
+        fs::write(&behind, DEBIAN).unwrap();
+        let system = Nsswitch { root: root.path() };
+        std::os::unix::fs::symlink("authselect/nsswitch.conf", system.file()).unwrap();
+        let is_link = || fs::symlink_metadata(system.file()).unwrap().is_symlink();
+        assert_eq!((system.install(), is_link()), (asks(SERVICE), true));
+        assert!(fs::read_to_string(&behind).unwrap().contains("files myhostname dns"));
+        assert_eq!((system.uninstall(), is_link()), (State::Lacks, true));
+        assert_eq!(fs::read_to_string(&behind).unwrap(), DEBIAN);
+        let left = |folder: &Path| fs::read_dir(folder).unwrap().count();
+        assert_eq!((left(behind.parent().unwrap()), left(&root.path().join("etc"))), (1, 2));
     }
 
     #[test]
@@ -274,6 +307,22 @@ mod tests {
             assert_eq!(with_service(text).as_deref(), Some(changed));
             assert_eq!(without_service(changed), text);
         }
+        for (text, changed) in [
+            ("hosts: dns [NOTFOUND=return] files\n", "hosts: myhostname dns [NOTFOUND=return] files\n"),
+            ("hosts: mdns4 [notfound=RETURN] files dns\n", "hosts: myhostname mdns4 [notfound=RETURN] files dns\n"),
+            ("hosts: files [NOTFOUND=return] dns\n", "hosts: myhostname files [NOTFOUND=return] dns\n"),
+            (
+                "hosts: files dns [!UNAVAIL=return] myhostname\n",
+                "hosts: files myhostname dns [!UNAVAIL=return] myhostname\n",
+            ),
+        ] {
+            assert_eq!(service(text), None, "{text}");
+            assert_eq!((with_service(text).as_deref(), service(changed)), (Some(changed), Some(SERVICE)));
+            assert_eq!(without_service(changed), text);
+        }
+        assert_eq!(service("hosts: files [SUCCESS=return] myhostname dns [NOTFOUND=return] wins\n"), Some(SERVICE));
+        assert_eq!(service("hosts: files [!SUCCESS=return] myhostname\n"), None);
+        assert_eq!(service("hosts: files resolve [!UNAVAIL=return] dns\n"), Some("resolve"));
         assert_eq!(with_service("#hosts: files\n"), None);
         assert_eq!(service("hosts: files # myhostname\n"), None);
     }

@@ -1,15 +1,31 @@
 //! systemd-resolved: it answers for names below localhost by itself, and a drop-in of its configuration (resolved.conf(5)) leads questions
 //! for other names to adit.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use super::{
     Act, Part, State, System, failed,
     files::{self, Found},
+    no_server,
 };
 
 const RESOLV_CONF: &str = "etc/resolv.conf";
-const DROP_IN: &str = "etc/systemd/resolved.conf.d/adit.conf";
+pub const DROP_IN: &str = "etc/systemd/resolved.conf.d/adit.conf";
+
+/// Its other files (resolved.conf(5)), and their keys.
+const CONF: &str = "etc/systemd/resolved.conf";
+const FOLDERS: [&str; 4] = [
+    "etc/systemd/resolved.conf.d",
+    "run/systemd/resolved.conf.d",
+    "usr/local/lib/systemd/resolved.conf.d",
+    "usr/lib/systemd/resolved.conf.d",
+];
+const SERVERS: &str = "DNS=";
+const DOMAINS: &str = "Domains=";
 
 /// It is there while the service runs.
 const RUNS: &str = "run/systemd/resolve/stub-resolv.conf";
@@ -33,43 +49,81 @@ pub fn answers(root: &Path) -> Option<Part> {
 /// Treatment of names that are not below localhost: all of them are in one file.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
     let file = system.root.join(DROP_IN);
-    let text = text(system.port, &system.names);
-    let state = state(system, act, &file, &text);
-    let part = |name: &String| Part { name: name.clone(), state: state.clone(), file: file.clone() };
-    system.names.iter().map(part).collect()
+    let mut names = system.names.below.clone();
+    if let (Act::Uninstall, Ok(Found::Ours(text))) = (act, files::find(&file)) {
+        // A route may have gone since.
+        let domains = text.lines().find_map(|line| line.strip_prefix(DOMAINS)).unwrap_or_default();
+        names.extend(domains.split_whitespace().map(|domain| domain.trim_start_matches('~').to_owned()));
+        names.sort();
+        names.dedup();
+    }
+    let state = state(system, act, &file);
+    names.iter().map(|name| Part { name: format!("*.{name}"), state: state.clone(), file: file.clone() }).collect()
 }
 
-fn state(system: &System, act: Act, file: &Path, text: &str) -> State {
+fn state(system: &System, act: Act, file: &Path) -> State {
     let runs = system.root.join(RUNS).exists();
-    let done = match act {
-        Act::Install if !runs => {
-            let hint = "without systemd-resolved a line for each name in /etc/hosts is what is left";
+    let text = system.server.map(|server| text(server, &system.names.below));
+    let text = match (act, text) {
+        (Act::Install | Act::Look, _) if system.names.below.is_empty() => None,
+        (Act::Install, _) if !runs => {
+            let hint =
+                "only systemd-resolved can ask adit for all names below one: write those that you need into /etc/hosts";
             return State::Failed(hint.to_owned());
         }
-        Act::Install if !system.names.is_empty() => files::write(file, text),
-        Act::Uninstall => files::remove(file),
-        Act::Install | Act::Look => Ok(()),
+        (Act::Install | Act::Look, None) => return no_server(),
+        (Act::Install | Act::Look, Some(text)) => match others(&system.root) {
+            Some(other) => return State::Failed(asks_others(&other)),
+            None => Some(text),
+        },
+        (Act::Uninstall, _) => None,
+    };
+    let done = match (act, &text) {
+        (Act::Look, _) => Ok(()),
+        (_, Some(text)) => files::write(file, text),
+        (_, None) => files::remove(file),
     };
     match done.and_then(|()| files::find(file)) {
-        Ok(Found::Ours(found)) if found == text && runs => State::Asks("systemd-resolved".to_owned()),
+        Ok(Found::Ours(found)) if Some(&found) == text.as_ref() && runs => State::Asks("systemd-resolved".to_owned()),
         Ok(_) => State::Lacks,
         Err(error) => failed(file, &error),
     }
 }
 
-/// Names with `~` go to this server, and no others do.
-fn text(port: u16, names: &[String]) -> String {
+/// Returns a file of its configuration, but ours, that names servers for all interfaces. systemd-resolved keeps one list of such servers,
+/// and asks the one that answered last, whatever the name: it would ask adit for all names, and others for ours.
+fn others(root: &Path) -> Option<PathBuf> {
+    let drop_ins = FOLDERS.iter().flat_map(|folder| fs::read_dir(root.join(folder)).into_iter().flatten().flatten());
+    let drop_ins = drop_ins.map(|entry| entry.path()).filter(|file| *file != root.join(DROP_IN));
+    let mut files = std::iter::once(root.join(CONF))
+        .chain(drop_ins.filter(|file| file.extension().is_some_and(|end| end == "conf")));
+    files.find(|file| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().any(|line| line.trim().strip_prefix(SERVERS).is_some_and(|servers| !servers.trim().is_empty()))
+    })
+}
+
+fn asks_others(file: &Path) -> String {
+    let file = file.display();
+    format!(
+        "{file} names DNS servers for all names, and systemd-resolved would ask them too: write the names that you need into /etc/hosts"
+    )
+}
+
+/// Names with `~` go to the servers that this file names, as long as no other file names some: those of interfaces get all other names.
+fn text(server: SocketAddr, names: &[String]) -> String {
     let names = names.iter().map(|name| format!("~{name}")).collect::<Vec<_>>().join(" ");
-    format!("[Resolve]\nDNS=127.0.0.1:{port}\nDomains={names}\n")
+    format!("[Resolve]\n{SERVERS}{server}\n{DOMAINS}{names}\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dns::Kind;
+    use crate::dns::{Kind, Names};
 
     fn system(root: &Path, names: &[&str]) -> System {
-        System::new(root, Kind::Linux, 8989, names.iter().map(|name| (*name).to_owned()).collect())
+        let names = Names { single: Vec::new(), below: names.iter().map(|name| (*name).to_owned()).collect() };
+        System::new(root, Kind::Linux, Some("127.0.0.1:8989".parse().unwrap()), Vec::new(), names)
     }
 
     fn write(root: &Path, file: &str, text: &str) {
@@ -111,13 +165,52 @@ mod tests {
         let text = fs::read_to_string(root.path().join(DROP_IN)).unwrap();
         assert!(text.ends_with("[Resolve]\nDNS=127.0.0.1:8989\nDomains=~dev.test ~shop.example\n"), "{text}");
         // Another port is another file.
-        let moved = System { port: 80, ..self::system(root.path(), &["dev.test", "shop.example"]) };
+        let server = Some("[::1]:80".parse().unwrap());
+        let moved = System { server, ..self::system(root.path(), &["dev.test", "shop.example"]) };
         assert_eq!(states(&moved.does(Act::Look))[1], State::Lacks);
+        let remote = System { server: None, ..self::system(root.path(), &["dev.test"]) };
+        assert!(matches!(&states(&remote.does(Act::Install))[1], State::Failed(why) if why.contains("http.listen")));
         for _ in 0..2 {
             assert_eq!(states(&system.does(Act::Uninstall)), [resolved(), State::Lacks, State::Lacks]);
         }
         let left = fs::read_dir(root.path().join("etc/systemd")).unwrap().flatten().map(|entry| entry.file_name());
         assert_eq!(left.collect::<Vec<_>>(), ["resolved.conf"]);
+    }
+
+    #[test]
+    fn a_route_that_is_gone_takes_its_part_of_the_drop_in_along() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), RUNS, "");
+        let there = system(root.path(), &["dev.test"]);
+        let gone = system(root.path(), &[]);
+        for act in [Act::Uninstall, Act::Install] {
+            there.does(Act::Install);
+            assert!(there.drop_in().is_some());
+            let parts = gone.does(act);
+            assert_eq!(parts.iter().any(|part| part.name == "*.dev.test"), act == Act::Uninstall, "{parts:?}");
+            assert_eq!(there.drop_in(), None);
+        }
+    }
+
+    #[test]
+    fn where_other_servers_are_for_all_names_nothing_is_written() {
+        for file in [CONF, "run/systemd/resolved.conf.d/vpn.conf"] {
+            let root = tempfile::tempdir().unwrap();
+            write(root.path(), RUNS, "");
+            let system = system(root.path(), &["dev.test"]);
+            write(root.path(), file, "[Resolve]\n#DNS=1.1.1.1\nDNS=\nFallbackDNS=9.9.9.9\n");
+            assert!(matches!(states(&system.does(Act::Install))[1], State::Asks(_)));
+            write(root.path(), file, "[Resolve]\nDNS=1.1.1.1\n");
+            for act in [Act::Look, Act::Install] {
+                let state = &states(&system.does(act))[1];
+                assert!(
+                    matches!(state, State::Failed(why) if why.contains(file) && why.contains("/etc/hosts")),
+                    "{state:?}"
+                );
+            }
+            assert_eq!(states(&system.does(Act::Uninstall))[1], State::Lacks);
+            assert_eq!(system.drop_in(), None);
+        }
     }
 
     #[test]

@@ -5,18 +5,23 @@ use std::path::Path;
 use super::{
     Act, Part, State, System, failed,
     files::{self, Found},
+    no_server,
 };
 
 const FOLDER: &str = "etc/resolver";
 
 /// One file for names below localhost, and one for each other name.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
-    let text = format!("nameserver 127.0.0.1\nport {}\n", system.port);
-    let mut parts: Vec<Part> = std::iter::once("localhost")
-        .chain(system.names.iter().map(String::as_str))
+    let text = system.server.map(|server| format!("nameserver {}\nport {}\n", server.ip(), server.port()));
+    let mut parts: Vec<Part> = std::iter::once("localhost".to_owned())
+        .chain(system.names.below.iter().map(|name| format!("*.{name}")))
         .map(|name| {
-            let file = system.root.join(FOLDER).join(name);
-            Part { name: name.to_owned(), state: state(act, &file, &text), file }
+            let file = system.root.join(FOLDER).join(name.trim_start_matches("*."));
+            let state = match (&text, act) {
+                (None, Act::Install | Act::Look) => no_server(),
+                (text, _) => state(act, &file, text.as_deref().unwrap_or_default()),
+            };
+            Part { name, state, file }
         })
         .collect();
     if act == Act::Uninstall {
@@ -30,7 +35,7 @@ fn others(system: &System, known: &[Part]) -> Vec<Part> {
     let entries = std::fs::read_dir(system.root.join(FOLDER)).into_iter().flatten().flatten().map(|entry| entry.path());
     let stale = entries.filter(|file| matches!(files::find(file), Ok(Found::Ours(_))));
     let part = |file: std::path::PathBuf| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("*.{}", file.file_name().unwrap_or_default().to_string_lossy());
         Part { name, state: state(Act::Uninstall, &file, ""), file }
     };
     stale.map(part).filter(|part| !known.iter().any(|other| other.file == part.file)).collect()
@@ -55,16 +60,18 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::dns::Kind;
+    use crate::dns::{Kind, Names};
+
+    fn system(root: &Path, below: &[&str]) -> System {
+        let names = Names { single: Vec::new(), below: below.iter().map(|name| (*name).to_owned()).collect() };
+        System::new(root, Kind::MacOs, Some("127.0.0.1:8989".parse().unwrap()), Vec::new(), names)
+    }
 
     #[test]
     fn the_files_come_and_go_and_leave_nothing() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
-        let system = |names: &[&str]| {
-            let names = names.iter().map(|name| (*name).to_owned()).collect();
-            System::new(root.path(), Kind::MacOs, 8989, names)
-        };
+        let system = |names: &[&str]| system(root.path(), names);
         let states = |parts: Vec<Part>| parts.into_iter().map(|part| part.state).collect::<Vec<_>>();
         let ours = || State::Asks("adit".to_owned());
         assert_eq!(states(system(&[]).does(Act::Look)), [State::Lacks]);
@@ -85,7 +92,7 @@ mod tests {
         let file = root.path().join("etc/resolver/localhost");
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "nameserver 127.0.0.1\nport 5353\n").unwrap();
-        let system = System::new(root.path(), Kind::MacOs, 8989, vec!["dev.test".to_owned()]);
+        let system = system(root.path(), &["dev.test"]);
         let installed = system.does(Act::Install);
         assert!(matches!(&installed[0].state, State::Failed(why) if why.contains("not written it")), "{installed:?}");
         assert_eq!(installed[1].state, State::Asks("adit".to_owned()));

@@ -1,0 +1,158 @@
+//! `/etc/hosts` leads single names to this machine: the hosts of routes without a wildcard. Every resolver reads it first, whatever DNS
+//! servers there are; names below stay those of the internet, and adit need not run.
+//!
+//! Our lines are the first of the file, so that without them it is byte for byte what it was.
+
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
+
+use super::{Act, Part, State, System, failed};
+
+const FILE: &str = "etc/hosts";
+
+/// The lines around ours.
+const BEGIN: &str = "# Written by 'adit dns install', and removed by 'adit dns uninstall':\n";
+const END: &str = "# The end of what adit has written.\n";
+
+/// Looks at the file, or changes it, and returns how it is then for each name.
+pub fn parts(system: &System, act: Act) -> Vec<Part> {
+    let file = system.root.join(FILE);
+    let mut names = system.names.single.clone();
+    let part = |name: String, state| Part { name, state, file: file.clone() };
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) => return names.into_iter().map(|name| part(name, failed(&file, &error))).collect(),
+    };
+    let (ours, others) = split(&text);
+    let wanted = match act {
+        Act::Uninstall => String::new(),
+        Act::Install | Act::Look => lines(system, others),
+    };
+    if act == Act::Uninstall {
+        // A route may have gone since.
+        let known = ours.lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.split_whitespace().skip(1));
+        let gone: BTreeSet<String> = known.map(str::to_owned).filter(|name| !names.contains(name)).collect();
+        names.extend(gone);
+    }
+    let written = match act {
+        Act::Install | Act::Uninstall if ours != wanted => write(&file, &format!("{wanted}{others}")),
+        _ => Ok(()),
+    };
+    let is_right = act == Act::Install || ours == wanted;
+    let state = |name: &str| match (&written, address(others, name), address(&wanted, name)) {
+        (Err(error), ..) => failed(&file, error),
+        (_, Some(address), _) if system.addresses.contains(&address) => State::Asks(by()),
+        (_, Some(_), _) if act == Act::Uninstall => State::Lacks,
+        (_, Some(address), _) => State::Failed(format!("a line of {} says {address}", file.display())),
+        (_, None, Some(_)) if is_right => State::Asks(by()),
+        _ => State::Lacks,
+    };
+    names.into_iter().map(|name| (state(&name), name)).map(|(state, name)| part(name, state)).collect()
+}
+
+fn by() -> String {
+    "the hosts file".to_owned()
+}
+
+/// Returns our lines, and all others.
+fn split(text: &str) -> (&str, &str) {
+    match text.starts_with(BEGIN).then(|| text.split_once(END)).flatten() {
+        Some((ours, others)) => (&text[..ours.len() + END.len()], others),
+        None => ("", text),
+    }
+}
+
+/// Returns our lines for the names that others do not have.
+fn lines(system: &System, others: &str) -> String {
+    let names = system.names.single.iter().map(String::as_str).filter(|name| address(others, name).is_none());
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let lines = system.addresses.iter().flat_map(|address| names.iter().map(move |name| format!("{address} {name}\n")));
+    [BEGIN.to_owned(), lines.collect(), END.to_owned()].concat()
+}
+
+/// Returns the first address that a text has for a name (hosts(5)).
+fn address(text: &str, name: &str) -> Option<IpAddr> {
+    text.lines().find_map(|line| {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    })
+}
+
+/// Writes the file as a whole. A container has it mounted, so that no other can take its place.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let file = file.canonicalize()?;
+    let beside = file.with_extension("adit-new");
+    let renamed = fs::write(&beside, text)
+        .and_then(|()| fs::set_permissions(&beside, fs::metadata(&file)?.permissions()))
+        .and_then(|()| fs::rename(&beside, &file));
+    match renamed {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let _ = fs::remove_file(&beside);
+            fs::write(&file, text)
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::{Kind, Names};
+
+    const BEFORE: &str = "127.0.0.1\tlocalhost\n10.0.0.9 db.test # the old one\n127.0.0.1 mine.test";
+
+    fn system(root: &Path, names: &[&str]) -> System {
+        let names = Names { single: names.iter().map(|name| (*name).to_owned()).collect(), below: Vec::new() };
+        System::new(root, Kind::MacOs, None, vec![[127, 0, 0, 1].into()], names)
+    }
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join(FILE), BEFORE).unwrap();
+        root
+    }
+
+    fn states(parts: Vec<Part>) -> Vec<State> {
+        parts.into_iter().map(|part| part.state).collect()
+    }
+
+    #[test]
+    fn single_names_come_and_go_and_the_file_is_as_it_was() {
+        let root = root();
+        let read = || fs::read_to_string(root.path().join(FILE)).unwrap();
+        let ours = system(root.path(), &["shop.test", "api.test"]);
+        let asks = || State::Asks(by());
+        assert_eq!(states(parts(&ours, Act::Look)), [State::Lacks, State::Lacks]);
+        for _ in 0..2 {
+            assert_eq!(states(parts(&ours, Act::Install)), [asks(), asks()]);
+            assert_eq!(read(), format!("{BEGIN}127.0.0.1 shop.test\n127.0.0.1 api.test\n{END}{BEFORE}"));
+        }
+        assert_eq!(states(parts(&ours, Act::Look)), [asks(), asks()]);
+        // Another address, another route.
+        let moved =
+            System { addresses: vec![[127, 0, 0, 77].into()], ..system(root.path(), &["shop.test", "new.test"]) };
+        assert_eq!(states(parts(&moved, Act::Look)), [State::Lacks, State::Lacks]);
+        assert_eq!(states(parts(&moved, Act::Install)), [asks(), asks()]);
+        assert!(read().contains("127.0.0.77 new.test\n") && !read().contains("api.test"));
+        let gone = system(root.path(), &[]);
+        assert_eq!(parts(&gone, Act::Uninstall).len(), 2, "those of routes that are gone");
+        assert_eq!(read(), BEFORE);
+    }
+
+    #[test]
+    fn lines_of_others_stay_and_are_told_where_they_lead_elsewhere() {
+        let root = root();
+        let system = system(root.path(), &["mine.test", "DB.test"]);
+        for act in [Act::Look, Act::Install] {
+            let [mine, other] = &states(parts(&system, act))[..] else { panic!("two names") };
+            assert_eq!(*mine, State::Asks(by()));
+            assert!(matches!(other, State::Failed(why) if why.contains("10.0.0.9")), "{other:?}");
+        }
+        assert_eq!(states(parts(&system, Act::Uninstall)), [State::Asks(by()), State::Lacks]);
+        assert_eq!(fs::read_to_string(root.path().join(FILE)).unwrap(), BEFORE);
+    }
+}
