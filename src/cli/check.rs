@@ -18,7 +18,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let path = path.ok_or_else(|| {
         CliError::usage("there is no home folder to look for a configuration in").hint(Some("adit check FILE"))
     })?;
-    let config = validate::load(&path)?;
+    let bytes = validate::read(&path)?;
+    let config = validate::parse(&path, &bytes)?;
     let jumps = config.tcp.routes.values().filter(|route| route.destination.jump.is_some()).count();
     let parts = [
         (config.http.routes.len(), "HTTP route"),
@@ -32,7 +33,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}{}", if *count == 1 { "" } else { "s" }))
         .collect();
-    let is_empty = std::fs::read(&path).is_ok_and(|bytes| bytes.trim_ascii().is_empty());
+    let is_empty = bytes.trim_ascii().is_empty();
     let parts = match parts.is_empty() {
         true if is_empty => "it is empty, so that every setting has its default".to_owned(),
         true => "no routes".to_owned(),

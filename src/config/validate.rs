@@ -45,8 +45,15 @@ const MOST_WORKERS: usize = 1024;
 /// # Errors
 /// The file cannot be read, or it has problems: all of them.
 pub fn load(file: &Path) -> Result<Config, LoadError> {
-    let bytes = fs::read(file).map_err(|error| unreadable(file, &error))?;
-    parse(file, &bytes)
+    parse(file, &read(file)?)
+}
+
+/// Reads a file, once: it may be a pipe.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
+    fs::read(file).map_err(|error| unreadable(file, &error))
 }
 
 fn unreadable(file: &Path, error: &io::Error) -> LoadError {

@@ -14,6 +14,7 @@ use std::{
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     sync::{mpsc, watch},
+    task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -25,6 +26,9 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 
 /// How often the file is looked at where the system has no events to give.
 const POLL: Duration = Duration::from_secs(2);
+
+/// How long a read may take before the file system counts as one that hangs.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// Result of one read of the file.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     let mut is_first = true;
     let mut is_emptied = false;
     let mut had_content = false;
+    let mut reader = Reader::default();
+    let (mut unread, mut looks_again) = (None::<String>, false);
     loop {
         let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         let mut asked_for = false;
@@ -57,17 +63,24 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
                 Some(()) = look_again.recv() => asked_for = true,
             },
             Some(()) = look_again.recv() => asked_for = true,
-            () = sleep(POLL), if !is_watching => {}
+            () = sleep(POLL), if !is_watching || looks_again => {}
             () = changes.closed() => return,
         }
-        let now = match fs::read(&file) {
+        let now = match reader.read(&file).await {
             Ok(now) => now,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
-                warn!(file = %file.display(), %error, "config not read");
+                let (kind, reason) = (error.kind(), error.to_string());
+                // Nothing tells when a file system answers again.
+                looks_again = kind == io::ErrorKind::TimedOut;
+                // Events go on, and say nothing new.
+                if kind != io::ErrorKind::NotFound && (asked_for || unread.as_ref() != Some(&reason)) {
+                    warn!(file = %file.display(), error = reason, "config not read");
+                }
+                unread = Some(reason);
                 continue;
             }
         };
+        (unread, looks_again) = (None, false);
         let is_empty = now.trim_ascii().is_empty();
         if is_empty && content.as_ref().is_some_and(|content| !content.trim_ascii().is_empty()) && !is_emptied {
             // Truncated, and about to be written: an editor may take its time.
@@ -88,6 +101,45 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
         had_content |= !is_empty;
         content = Some(now);
         changes.send_replace(Some(Reload { config, asked_for }));
+    }
+}
+
+/// Reads a file in a thread of its own: a file system that hangs holds up nothing else.
+#[derive(Default)]
+struct Reader {
+    /// A read that has not ended in time. There is never more than one.
+    late: Option<JoinHandle<io::Result<Vec<u8>>>>,
+}
+
+impl Reader {
+    /// # Errors
+    /// The file cannot be read, is no regular file, or its file system does not answer.
+    async fn read(&mut self, file: &Path) -> io::Result<Vec<u8>> {
+        if let Some(mut late) = self.late.take()
+            && timeout(READ_WITHIN, &mut late).await.is_err()
+        {
+            return Err(self.is_late(late));
+        }
+        // What a late one has read may be old.
+        let file = file.to_owned();
+        let mut reading = spawn_blocking(move || regular(&file));
+        match timeout(READ_WITHIN, &mut reading).await {
+            Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
+            Err(_) => Err(self.is_late(reading)),
+        }
+    }
+
+    fn is_late(&mut self, reading: JoinHandle<io::Result<Vec<u8>>>) -> io::Error {
+        self.late = Some(reading);
+        io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer")
+    }
+}
+
+/// Reads a regular file. A pipe gives its content once, to the one who has started adit: now it would be empty, or block.
+fn regular(file: &Path) -> io::Result<Vec<u8>> {
+    match fs::metadata(file)?.is_file() {
+        true => fs::read(file),
+        false => Err(io::Error::other("it is no regular file, so that changes of it are not followed")),
     }
 }
 
@@ -296,6 +348,36 @@ mod tests {
         assert!(!watched.next().await.unwrap().verbose);
         fs::write(watched.file(), "").unwrap();
         watched.next().await.unwrap_err();
+    }
+
+    fn pipe(path: &Path) {
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_pipe_holds_nothing_up_and_changes_nothing() {
+        let mut watched =
+            Watched::start(|folder| fs::write(folder.join("config.yaml"), "verbose: true\n").unwrap()).await;
+        let (new, other) = (watched.folder.path().join("new"), watched.folder.path().join("other"));
+        pipe(&new);
+        fs::rename(&new, watched.file()).unwrap();
+        assert!(timeout(DEBOUNCE * 3, watched.changes.changed()).await.is_err());
+        watched.look_again.send(()).await.unwrap();
+        assert!(timeout(DEBOUNCE, watched.changes.changed()).await.is_err());
+        fs::write(&other, "verbose: false\n").unwrap();
+        fs::rename(&other, watched.file()).unwrap();
+        assert!(!watched.next().await.unwrap().verbose);
+    }
+
+    #[tokio::test]
+    async fn a_configuration_from_a_pipe_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        pipe(&file);
+        let (changes_tx, mut changes) = watch::channel(None);
+        let (_look_again, look_again) = mpsc::channel(1);
+        tokio::spawn(run(file, changes_tx, look_again));
+        assert!(timeout(DEBOUNCE * 2, changes.changed()).await.is_err(), "the second read would be empty");
     }
 
     #[tokio::test]
