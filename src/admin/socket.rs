@@ -26,7 +26,7 @@ use super::{
         ROOT,
         answers::{Failure, Overview, Problem, Status},
         feed::{Change, Snapshot},
-        open::{OpenAnswer, OpenRequest, PROTOCOL},
+        open::{CONNECTION_ID, OpenAnswer, OpenRequest, PROTOCOL},
     },
     endpoints::{self, Reach},
     status::Source,
@@ -252,11 +252,18 @@ pub async fn open(socket: &Path, request: &OpenRequest) -> Result<OpenAnswer, Ca
     }
 }
 
+/// A connection to a target by way of a running adit.
+pub struct Stream {
+    pub io: BoxedIo,
+    /// Its number in the journal of that adit. None: it is of an older version.
+    pub id: Option<u64>,
+}
+
 /// Lets a running adit open a connection to a target.
 ///
 /// # Errors
 /// It does not answer, or refuses.
-pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<BoxedIo, CallError> {
+pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<Stream, CallError> {
     let silent = |error| CallError::Silent(io::Error::other(error));
     let io = UnixStream::connect(socket).await.map_err(CallError::Silent)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(silent)?;
@@ -270,7 +277,8 @@ pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<BoxedIo, Cal
     let mut exchange = std::pin::pin!(async {
         let response = sender.send_request(post).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return hyper::upgrade::on(response).await.map(Ok);
+            let id = response.headers().get(CONNECTION_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+            return hyper::upgrade::on(response).await.map(|upgraded| Ok((upgraded, id)));
         }
         let code = response.status();
         Ok(Err((code, response.into_body().collect().await?.to_bytes())))
@@ -278,7 +286,7 @@ pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<BoxedIo, Cal
     loop {
         tokio::select! {
             done = &mut exchange => return match done.map_err(silent)? {
-                Ok(upgraded) => Ok(connection_of::<UnixStream>(upgraded)),
+                Ok((upgraded, id)) => Ok(Stream { io: connection_of::<UnixStream>(upgraded), id }),
                 Err((code, body)) => Err(refused(code, &body)),
             },
             // It ends with the switch.

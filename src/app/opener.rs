@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::{
     opened::Opened,
@@ -17,13 +17,13 @@ use crate::{
     admin::api::{
         FORMAT,
         answers::Problem,
-        open::{Held, LocalPort, OpenAnswer, OpenKind, OpenRequest, Opener, PortRow, ServicePorts},
+        open::{Held, LocalPort, MALFORMED, OpenAnswer, OpenKind, OpenRequest, Opener, PortRow, ServicePorts},
     },
     config::Namespace,
     io::BoxedIo,
     k8s::ServicePort,
     routing::{Named, NamedError, SharedRouter},
-    tunnel::{OpenError, reach::passes},
+    tunnel::reach::passes,
 };
 
 /// Opens targets with the tunnels of a running adit.
@@ -68,15 +68,7 @@ impl Opening {
 
     async fn connect(&self, request: OpenRequest) -> Result<(BoxedIo, Held), ReachError> {
         let route = self.named(&request)?.route;
-        let until = Instant::now() + request.wait();
-        let (lease, stream) = tokio::select! {
-            connected = self.reach.stream(&route) => connected?,
-            () = sleep_until(until) => {
-                let error = self.reach.forwards.tunnels().trouble(&route.target);
-                let error = error.unwrap_or(OpenError::TimedOut { after: request.wait() });
-                return Err(ReachError::Open { target: route.target.clone(), error });
-            }
-        };
+        let (lease, stream) = self.reach.stream(&route, Instant::now() + request.wait()).await?;
         Ok((stream, Held { tunnel: lease.id(), lease: Box::new(lease) }))
     }
 }
@@ -133,7 +125,7 @@ fn problem(error: &ReachError) -> Problem {
     let told = error.told();
     let (code, may_pass) = match error {
         ReachError::Open { error, .. } => (error.code().as_str(), passes(error)),
-        ReachError::Named(_) => ("malformed", false),
+        ReachError::Named(_) => (MALFORMED, false),
         ReachError::Bind(_) => ("port-taken", false),
     };
     Problem { code: Some(code.to_owned()), message: told.message, cause: told.cause, hint: told.hint, may_pass }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -106,15 +106,19 @@ impl Reach {
         wait: Duration,
         told: impl Fn(&OpenError),
     ) -> Result<(Lease, BoxedIo), ReachError> {
-        let (started, until) = (Instant::now(), Instant::now() + wait);
+        let until = Instant::now() + wait;
         let mut last = None;
         loop {
-            let mut opening = std::pin::pin!(self.stream(route));
+            let mut opening = std::pin::pin!(self.stream(route, until));
             let failed = loop {
                 tokio::select! {
                     opened = &mut opening => match opened {
                         Ok(opened) => return Ok(opened),
                         Err(ReachError::Open { error, .. }) if passes(&error) && Instant::now() + PAUSE < until => break error,
+                        // An earlier attempt may have said why.
+                        Err(ReachError::Open { target, error: late @ OpenError::TimedOut { .. } }) => {
+                            return Err(ReachError::Open { target, error: last.unwrap_or(late) });
+                        }
                         Err(error) => return Err(error),
                     },
                     () = sleep(PAUSE) => {
@@ -123,10 +127,6 @@ impl Reach {
                             trouble.iter().for_each(&told);
                             last = trouble;
                         }
-                    }
-                    () = sleep_until(until) => {
-                        let error = last.unwrap_or(OpenError::TimedOut { after: started.elapsed() });
-                        return Err(ReachError::Open { target: route.target.clone(), error });
                     }
                 }
             };
@@ -203,15 +203,25 @@ impl Reach {
         Ok(Opened { name, address, scheme: route.options.scheme.or(told_scheme), port, service })
     }
 
-    /// Opens a connection to a target.
+    /// Opens a connection that the pod has taken, as far as adit can know: the caller learns of a refusal instead of an
+    /// empty stream.
     ///
     /// # Errors
-    /// It cannot be had.
-    pub async fn stream(&self, route: &Route) -> Result<(Lease, BoxedIo), ReachError> {
+    /// It cannot be had by `until`.
+    pub async fn stream(&self, route: &Route, until: Instant) -> Result<(Lease, BoxedIo), ReachError> {
+        let (started, tunnels) = (Instant::now(), self.forwards.tunnels());
         let cannot = |error| ReachError::Open { target: route.target.clone(), error };
-        let lease = self.forwards.tunnels().acquire(&route.target, route.idle_timeout).await.map_err(cannot)?;
-        let stream = lease.connect().await.map_err(cannot)?;
-        Ok((lease, stream))
+        let late = || tunnels.trouble(&route.target).unwrap_or(OpenError::TimedOut { after: started.elapsed() });
+        let acquired = timeout_at(until, tunnels.acquire(&route.target, route.idle_timeout)).await;
+        let lease = acquired.unwrap_or_else(|_| Err(late())).map_err(cannot)?;
+        match timeout_at(until, lease.connect_taken()).await {
+            Ok(taken) => taken.map(|(stream, _)| (lease, stream)).map_err(cannot),
+            // A refused stream is tried again for longer than callers wait. One more says why.
+            Err(_) => match timeout(SETTLE.1, lease.probe(SETTLE_UNMEASURED)).await {
+                Ok(Err(error)) => Err(cannot(error)),
+                _ => Err(cannot(late())),
+            },
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
@@ -59,10 +60,14 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init_command(globals.format(), config.verbose && !args.quiet);
     let (clusters, router) = super::router(config);
     let progress = Progress::new(args.quiet);
+    let mut by_running = None;
     let (mut backend, _lease) = match Running::find(globals, &router).await {
         Some(running) => {
             let stream = running.stream(&args.target, args.wait, progress).await;
-            (stream.map_err(|error| running::unreachable(error).doctor(&args.target).failed_with(FAILED))?, None)
+            let stream =
+                stream.map_err(|error| running::unreachable(error).doctor(&args.target).failed_with(FAILED))?;
+            by_running = stream.id.map(|id| (running, id));
+            (stream.io, None)
         }
         None => {
             let namespace = globals.namespace.clone();
@@ -77,38 +82,63 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             (stream, Some(lease))
         }
     };
-    let (mut client, written) = standard_streams()?;
+    let (mut client, streams) = standard_streams()?;
     let end = splice(&mut client, &mut backend).await;
-    drop(client);
-    // Its only failure is that the thread is gone.
-    let _ = written.await;
-    match end.broken {
+    drop((client, backend));
+    let written = streams.written.await.unwrap_or(Ok(()));
+    if let Err(error) = written {
+        return match error.kind() {
+            // Whoever reads has gone.
+            io::ErrorKind::BrokenPipe => Ok(ExitCode::FAILURE),
+            _ => Err(CliError::new("standard output cannot be written").cause(Some(error))),
+        };
+    }
+    if let Some(error) = streams.unread.get() {
+        return Err(CliError::new("standard input cannot be read").cause(Some(error)));
+    }
+    let broken = match (end.broken, by_running) {
+        (Some((Side::Backend, error)), _) => Some(error.to_string()),
+        (Some((Side::Client, _)), _) => return Ok(ExitCode::FAILURE),
+        (None, Some((running, id))) => running.broken(id).await,
+        (None, None) => None,
+    };
+    match broken {
         None => Ok(ExitCode::SUCCESS),
-        Some((Side::Backend, error)) => {
-            Err(CliError::new(format!("the connection to {} broke", args.target)).cause(Some(error)))
-        }
-        // Whoever reads has gone.
-        Some((Side::Client, _)) => Ok(ExitCode::FAILURE),
+        Some(reason) => Err(CliError::new(format!("the connection to {} broke", args.target)).cause(Some(reason))),
     }
 }
 
 /// Copies until the end. The library's own uses splice(2), after which a writer that waits with edge-triggered epoll, as Node and
 /// tokio do, was not woken.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<(), CopyError> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(count) => to.write_all(&buffer[..count])?,
+            Ok(count) => to.write_all(&buffer[..count]).map_err(CopyError::Write)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(CopyError::Read(error)),
         }
     }
 }
 
+/// The side at which a copy failed.
+enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// How standard input and output fared.
+struct Streams {
+    /// Resolves once everything is written, or cannot be.
+    written: oneshot::Receiver<io::Result<()>>,
+    /// Why the input ended before its end.
+    unread: Arc<OnceLock<io::Error>>,
+}
+
 /// Standard input and output as one stream, moved by two threads: both may block for as long as they like. Each direction has its
-/// own end. The receiver resolves once everything is written.
-fn standard_streams() -> io::Result<(UnixStream, oneshot::Receiver<()>)> {
+/// own end.
+fn standard_streams() -> io::Result<(UnixStream, Streams)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let (mut from_input, mut to_output) = (theirs.try_clone()?, theirs);
@@ -118,8 +148,12 @@ fn standard_streams() -> io::Result<(UnixStream, oneshot::Receiver<()>)> {
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let (written_tx, written) = oneshot::channel();
+    let unread = Arc::new(OnceLock::new());
+    let failed = unread.clone();
     thread::spawn(move || {
-        let _ = copy(&mut input, &mut from_input);
+        if let Err(CopyError::Read(error)) = copy(&mut input, &mut from_input) {
+            let _ = failed.set(error);
+        }
         let _ = from_input.shutdown(Shutdown::Write);
     });
     thread::spawn(move || {
@@ -132,7 +166,11 @@ fn standard_streams() -> io::Result<(UnixStream, oneshot::Receiver<()>)> {
         if copied.is_err() || ends_together {
             let _ = to_output.shutdown(Shutdown::Both);
         }
-        let _ = written_tx.send(());
+        let _ = written_tx.send(match copied {
+            Err(CopyError::Write(error)) => Err(error),
+            // The other end is ours.
+            Ok(()) | Err(CopyError::Read(_)) => Ok(()),
+        });
     });
-    Ok((UnixStream::from_std(ours)?, written))
+    Ok((UnixStream::from_std(ours)?, Streams { written, unread }))
 }

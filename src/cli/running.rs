@@ -1,6 +1,10 @@
 //! The running adit, for commands that work with it and without it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -8,14 +12,13 @@ use super::{Globals, report::CliError, run::progress::Progress};
 use crate::{
     admin::{
         api::{
-            answers::{Problem, Status},
+            answers::{Problem, RequestAnswer, Status},
             open::{OpenAnswer, OpenKind, OpenRequest, PortRow},
         },
-        socket::{self, CallError},
+        socket::{self, CallError, Stream},
     },
     app::opened::{Opened, OpenedService},
     config::{Namespace, Scheme},
-    io::BoxedIo,
     k8s::ServicePort,
     routing::Router,
 };
@@ -37,15 +40,28 @@ pub struct Running {
 impl Running {
     /// Returns the adit that listens where this one would, with the same file, kubeconfig and context.
     pub async fn find(globals: &Globals, router: &Router) -> Option<Self> {
+        Self::look(globals, router).await.ok()?
+    }
+
+    /// Does the same, and tells an adit that hangs from none.
+    ///
+    /// # Errors
+    /// The adit that listens there does not answer.
+    pub async fn look(globals: &Globals, router: &Router) -> Result<Option<Self>, CliError> {
         let config = &router.config;
-        let socket = socket::of_port(config.http.listen.first()?.port())?;
-        let status: Status = socket::status(&socket).await.ok()?;
+        let Some(socket) = config.http.listen.first().and_then(|address| socket::of_port(address.port())) else {
+            return Ok(None);
+        };
+        let status: Status = match socket::status(&socket).await {
+            Ok(status) => status,
+            Err(error) => return silent(&socket, error).await.map_or(Ok(None), Err),
+        };
         let overview = status.overview;
         let context = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
         let is_same = overview.config == config.source
             && overview.kubeconfig == config.http.kubeconfig.0
             && overview.context == context.map(ToString::to_string);
-        is_same.then_some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp })
+        Ok(is_same.then_some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp }))
     }
 
     /// Returns whether it listens for the TCP route of this address.
@@ -90,9 +106,15 @@ impl Running {
     ///
     /// # Errors
     /// It cannot be reached within `wait`.
-    pub async fn stream(&self, target: &str, wait: Duration, progress: Progress) -> Result<BoxedIo, CallError> {
+    pub async fn stream(&self, target: &str, wait: Duration, progress: Progress) -> Result<Stream, CallError> {
         let stream = async |request| socket::stream(&self.socket, &request).await;
         self.patiently(target, OpenKind::Stream, Some(wait), progress, stream).await
+    }
+
+    /// Returns how a connection broke that has ended. None: it did not, or that is not known any more.
+    pub async fn broken(&self, id: u64) -> Option<String> {
+        let answer: RequestAnswer = socket::get(&self.socket, &format!("requests/{id}")).await.ok()?;
+        answer.request.error
     }
 
     async fn patiently<T>(
@@ -135,6 +157,15 @@ fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
         ports: service.ports.into_iter().map(|local| (port(local.port), local.address)).collect(),
     });
     Some(Opened { name, address: answer.address?, scheme, port: answer.port.map(port), service })
+}
+
+/// Returns the error for an adit that does not answer. None: nobody listens, as a process that was killed has left its socket.
+pub async fn silent(socket: &Path, error: CallError) -> Option<CliError> {
+    let pid = socket::owner(socket).await?;
+    Some(
+        CliError::new(format!("{error} (pid {pid})"))
+            .hint(Some(format!("it is stopped, or hangs: end it with 'kill -9 {pid}', and start it again"))),
+    )
 }
 
 /// Returns the error for a target that cannot be reached.

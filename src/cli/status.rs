@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use tokio::time::sleep;
 
 use super::{
     Globals, Output,
     report::{CliError, print, table},
+    running,
 };
 use crate::admin::{
     api::answers::{SignIn, Status},
@@ -40,7 +42,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         }
         None if args.watch => loop {
             // Looks again for an adit that started meanwhile.
-            let text = all(globals).await.unwrap_or_else(|_| "no adit is running\n".to_owned());
+            let text = all(globals).await.unwrap_or_else(|error| format!("{error}\n"));
             let first = if io::stdout().is_terminal() { HOME } else { "" };
             print(&format!("{first}{text}"))?;
             sleep(EVERY).await;
@@ -62,12 +64,24 @@ async fn all(globals: &Globals) -> Result<String, CliError> {
 /// Returns the adits that run, at least one: those that `--listen` names, else all that answer.
 pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError> {
     let wanted = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
-    let mut found = Vec::new();
-    for path in socket::sockets() {
-        let Ok(status) = socket::get::<Status>(&path, "status").await else { continue };
-        if wanted.is_none_or(|port| status.overview.http.iter().any(|address| address.port() == port)) {
-            found.push((path, status));
+    // One that hangs holds no other up.
+    let asking = socket::sockets().into_iter().map(async |path| (socket::status(&path).await, path));
+    let (mut found, mut silent) = (Vec::new(), None);
+    for (answer, path) in join_all(asking).await {
+        match answer {
+            Ok(status) => {
+                if wanted.is_none_or(|port| status.overview.http.iter().any(|address| address.port() == port)) {
+                    found.push((path, status));
+                }
+            }
+            Err(error) if wanted.is_none_or(|port| path.file_stem().is_some_and(|stem| *stem == *port.to_string())) => {
+                silent = silent.or(running::silent(&path, error).await);
+            }
+            Err(_) => {}
         }
+    }
+    if let Some(silent) = silent.filter(|_| found.is_empty()) {
+        return Err(silent);
     }
     if found.is_empty() {
         let folders: Vec<String> = socket::folders().iter().map(|folder| folder.display().to_string()).collect();

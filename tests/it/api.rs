@@ -130,8 +130,9 @@ async fn a_namespace_that_cannot_be_one_is_refused_and_the_configuration_says_wh
     };
     for (target, namespace) in [("web", "x/y"), ("web", ".."), ("web.x/y", "shop"), ("pod/../a.shop", "shop")] {
         let answer = open(target, namespace).await;
-        assert!(!answer.starts_with("HTTP/1.1 200") && answer.contains("is not"), "{target} {namespace}: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("is not"), "{target} {namespace}: {answer}");
     }
+    assert!(open("", "shop").await.starts_with("HTTP/1.1 400"));
     assert!(open("web", "shop").await.starts_with("HTTP/1.1 200"));
 
     assert_eq!(get(&process, "config").await["changed"], serde_json::json!([]));

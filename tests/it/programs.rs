@@ -100,6 +100,57 @@ async fn connect_says_at_once_what_cannot_be_reached() {
 }
 
 #[tokio::test]
+async fn connect_to_a_port_that_refuses_is_no_empty_answer() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        world.home.demo.faults().refuse(7000, true);
+        for wait in ["3s", "6s"] {
+            let (code, back, said) = world.pipe(&["connect", "--wait", wait, "tools.shop:echo"], b"").await;
+            assert_eq!((code, back.len()), (Some(125), 0), "{is_running} {wait}: {said}");
+            assert!(said.contains("refused"), "{is_running} {wait}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn connect_fails_where_its_output_or_input_does() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        let mut command = world.command(&["connect", "tools.shop:echo"]);
+        if cfg!(target_os = "linux") {
+            let full = fs::File::options().write(true).open("/dev/full").unwrap();
+            let input = world.home.folder.path().join("input");
+            fs::write(&input, "# more than nothing\n").unwrap();
+            command.stdin(fs::File::open(input).unwrap()).stdout(full);
+            // `output` would take the place of this standard output.
+            let ending = command.spawn().unwrap().wait_with_output();
+            let said = Said::of(timeout(PATIENCE, ending).await.expect("it ends").unwrap());
+            assert!(said.code == Some(1) && said.err.contains("standard output"), "{is_running} {said:?}");
+        }
+        let mut command = world.command(&["connect", "tools.shop:echo"]);
+        command.stdin(fs::File::open(world.home.folder.path()).unwrap());
+        let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
+        assert!(said.code == Some(1) && said.err.contains("standard input"), "{is_running} {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn connect_fails_where_the_connection_breaks() {
+    for is_running in [false, true] {
+        let world = World::new("", is_running).await;
+        let mut child = world.command(&["connect", "tools.shop:echo"]).stdin(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        stdin.write_all(b"word").await.unwrap();
+        timeout(PATIENCE, stdout.read_exact(&mut [0; 4])).await.expect("an answer").unwrap();
+        world.home.demo.faults().drop_upgraded_connections();
+        drop(stdin);
+        let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(1) && said.contains("broke"), "{is_running} {said}");
+    }
+}
+
+#[tokio::test]
 async fn connect_uses_the_tunnels_of_the_running_adit() {
     let world = World::new("", true).await;
     let (code, ..) = world.pipe(&["connect", "tools.shop:echo"], b"hello").await;
@@ -137,6 +188,12 @@ async fn an_adit_that_does_not_answer_keeps_nobody_waiting() {
     assert!(stop("-STOP").await.unwrap().success());
     let said = world.output(&["wait", "web.shop"]).await;
     assert_eq!(said.code, Some(0), "tunnels of its own: {said:?}");
+    for command in [&["status"][..], &["stop", "a/b/c"], &["ui", "--print"], &["env"]] {
+        let (started, said) = (std::time::Instant::now(), world.output(command).await);
+        let words = format!("does not answer (pid {pid})");
+        assert!(said.code == Some(1) && said.err.contains(&words), "{command:?}: {said:?}");
+        assert!(started.elapsed() < Duration::from_secs(25), "{command:?} took {:?}", started.elapsed());
+    }
     assert!(stop("-CONT").await.unwrap().success());
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -25,6 +25,13 @@ use crate::{
 
 /// The protocol that a stream switches to: the bytes of the connection to the pod.
 pub const PROTOCOL: &str = "adit-stream";
+
+/// Header of the switch: the number of the connection below `/api/v1/requests`, whose `error` says whether it broke. A
+/// Unix socket has no reset that could say so.
+pub const CONNECTION_ID: HeaderName = HeaderName::from_static("x-adit-request");
+
+/// The code of a target that is none.
+pub const MALFORMED: &str = "malformed";
 
 /// How large a request may be.
 const MOST: usize = 64 * 1024;
@@ -153,9 +160,17 @@ pub async fn answer(source: &Source, mut request: Request<Incoming>) -> Response
         (OpenKind::Stream, Some(upgrading)) => stream(source, &*opener, wanted, upgrading).await,
         (OpenKind::Port | OpenKind::Check, _) => match opener.open(wanted).await {
             Ok(answer) => json(&answer),
-            Err(found) => problem(StatusCode::BAD_GATEWAY, found),
+            Err(found) => failed(found),
         },
     }
+}
+
+fn failed(found: Problem) -> Response<Body> {
+    let status = match found.code.as_deref() {
+        Some(MALFORMED) => StatusCode::BAD_REQUEST,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    problem(status, found)
 }
 
 async fn stream(
@@ -167,21 +182,27 @@ async fn stream(
     let entry = Entry::new(Kind::Tcp).with_host(&wanted.target);
     let (mut backend, held) = match opener.stream(wanted).await {
         Ok(opened) => opened,
-        Err(found) => return problem(StatusCode::BAD_GATEWAY, found),
+        Err(found) => return failed(found),
     };
     let mut noted = source.journal().begin(Entry { tunnel: Some(held.tunnel.clone()), ..entry });
+    let id = noted.entry.id;
     source.drain().spawn(async move {
         let _held = held;
         let Ok(client) = upgrading.await else { return };
-        let end = splice(&mut TokioIo::new(client), &mut backend).await;
+        let mut client = TokioIo::new(client);
+        let end = splice(&mut client, &mut backend).await;
         (noted.entry.bytes_up, noted.entry.bytes_down) = (end.up, end.down);
         if let Some((Side::Backend, error)) = &end.broken {
             noted.error(&error.to_string());
         }
+        // Before the client sees the end, and asks how it was.
+        drop(noted);
+        drop(client);
     });
     let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    response.headers_mut().insert(CONNECTION_ID, id.into());
     endless(response)
 }
 
