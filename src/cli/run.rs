@@ -4,7 +4,7 @@ pub mod child;
 pub mod keeper;
 pub mod program;
 pub mod progress;
-mod signals;
+pub mod signals;
 mod targets;
 mod template;
 mod tool;
@@ -22,7 +22,7 @@ use futures::future::try_join_all;
 use rustix::process::{Resource, getrlimit};
 
 use self::{
-    child::{Child, KILLED},
+    child::{Child, KILLED, StartError},
     program::NOT_FOUND,
     progress::Progress,
     signals::{PASSED_ON, Signals},
@@ -150,9 +150,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 
     let reach = Reach::new(clusters);
     // Only routes have ports of their own, which a running adit has already.
-    let running = if args.to.is_empty() { Running::find(globals, &router).await } else { None };
+    let looked = if args.to.is_empty() { Running::look(globals, &router).await } else { Ok(None) };
+    let (running, silent) = looked.map_or_else(|silent| (None, Some(silent)), |running| (running, None));
     let bound = asked.into_iter().map(|asked| asked.bind(&reach, running.as_ref()));
-    let bound = bound.collect::<Result<Vec<_>, _>>().map_err(fail)?;
+    // One that hangs has the ports.
+    let bound = bound.collect::<Result<Vec<_>, _>>().map_err(|error| fail(silent.unwrap_or(error)))?;
     let progress = Progress::new(args.quiet);
     let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
     let opening = targets::open_all(bound, &reach, running.as_ref(), wait, progress);
@@ -187,9 +189,13 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     given.extend(values.filter(|(name, _)| !is_kept(name)));
 
     let child = Child::start(&args.command, &given, open_files).await.map_err(|error| {
-        let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { FAILED };
+        let code = match &error {
+            StartError::Command(error) if error.kind() == std::io::ErrorKind::NotFound => NOT_FOUND,
+            _ => FAILED,
+        };
         let program = args.command[0].to_string_lossy();
-        CliError::new(format!("{program:?} cannot be started")).cause(Some(error)).code(code)
+        let cause = telemetry::reasons(&error);
+        CliError::new(format!("{program:?} cannot be started")).cause(Some(cause)).code(code)
     })?;
     if !args.quiet {
         log.warnings();

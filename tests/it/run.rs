@@ -320,6 +320,40 @@ async fn signals_reach_the_command_once() {
     }
 }
 
+/// nohup ignores SIGHUP, and a shell SIGINT for what a script starts in the background.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_signal_that_is_ignored_stays_ignored() {
+    let home = Home::new().await;
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP INT; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_adit"), "run", "--", "sh", "-c"]);
+    command.arg("grep SigIgn /proc/self/status; read wait; exit 7").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = environment(&mut command, &home.folder).kill_on_drop(true).spawn().unwrap();
+    let stdin = child.stdin.take();
+    let line = first_line(&mut child).await;
+    let mask = u64::from_str_radix(line.rsplit_once('\t').unwrap().1, 16).unwrap();
+    assert_eq!(mask & 0b11, 0b11, "{line}");
+    for signal in ["HUP", "INT"] {
+        send(signal, child.id().unwrap()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(is_alive(&child.id().unwrap().to_string()));
+    drop(stdin);
+    let status = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(7));
+}
+
+#[tokio::test]
+async fn a_temporary_folder_that_is_of_no_use_is_not_needed() {
+    let home = Home::new().await;
+    let long = home.folder.path().join("x".repeat(120));
+    fs::create_dir(&long).unwrap();
+    for folder in [Path::new("/no/such"), &long] {
+        let said = Said::of(home.adit(&["run", "--", "echo", "ok"]).env("TMPDIR", folder).output().await.unwrap());
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "ok\n", ""), "{folder:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_signal_to_the_whole_group_reaches_the_command_once() {
     let home = Home::new().await;

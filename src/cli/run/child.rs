@@ -41,15 +41,14 @@ impl Child {
     /// Starts it with the variables beside our own, and with our standard streams.
     ///
     /// # Errors
-    /// The system does not start it.
+    /// The system does not start it, or adit cannot watch over it.
     pub async fn start(
         words: &[OsString],
         variables: &BTreeMap<OsString, OsString>,
         open_files: Option<u64>,
-    ) -> io::Result<Self> {
-        let folder = Folder::new()?;
-        let socket = folder.0.join("control");
-        let listener = UnixListener::bind(&socket)?;
+    ) -> Result<Self, StartError> {
+        let (folder, listener) = listen(&places()).map_err(StartError::NoSocket)?;
+        let socket = folder.control();
         let mut keeper = Command::new(own_program()?);
         keeper.arg("supervise").arg("--control").arg(&socket);
         if let Some(limit) = open_files {
@@ -59,14 +58,16 @@ impl Child {
         // It ends with the connection: nobody waits for it.
         drop(keeper.spawn()?);
         let connecting = timeout(START_WITHIN, listener.accept()).await;
-        let (stream, _): (UnixStream, _) = connecting.map_err(|_| io::ErrorKind::TimedOut)??;
+        let (stream, _): (UnixStream, _) = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (reports, orders) = stream.into_split();
         let mut child = Self { reports: BufReader::new(reports).lines(), orders };
         let first = child.reports.next_line().await?.unwrap_or_default();
         match first.split_once(' ') {
             None if first == "running" => {}
-            Some(("failed", code)) => return Err(io::Error::from_raw_os_error(code.parse().unwrap_or_default())),
-            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(("failed", code)) => {
+                return Err(StartError::Command(io::Error::from_raw_os_error(code.parse().unwrap_or_default())));
+            }
+            _ => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         }
         // The ends of pipes are the command's alone.
         if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
@@ -113,16 +114,55 @@ pub fn own_program() -> io::Result<PathBuf> {
     }
 }
 
+/// Returns the folders that the socket may be in: TMPDIR may be gone, read-only, or too long for a socket's path (about 100
+/// bytes; Bazel's sandboxes).
+fn places() -> Vec<PathBuf> {
+    let of_session = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    [env::temp_dir()].into_iter().chain(of_session).chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from)).collect()
+}
+
+/// Binds a socket in the first place that takes one; the error is that of the first.
+fn listen(places: &[PathBuf]) -> io::Result<(Folder, UnixListener)> {
+    let mut first = None;
+    for place in places {
+        let bound = Folder::new(place).and_then(|folder| {
+            let listener = UnixListener::bind(folder.control())?;
+            Ok((folder, listener))
+        });
+        match bound {
+            Ok(bound) => return Ok(bound),
+            Err(error) => _ = first.get_or_insert(error),
+        }
+    }
+    Err(first.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// Why the command does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("there is no folder for the socket between adit and the command: set TMPDIR")]
+    NoSocket(#[source] io::Error),
+    #[error("the process between adit and the command does not start")]
+    Keeper(#[from] io::Error),
+    /// The system's words about the command itself.
+    #[error("{0}")]
+    Command(io::Error),
+}
+
 /// A folder that is this user's alone, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> io::Result<Self> {
+    fn new(place: &Path) -> io::Result<Self> {
         let number = RandomState::new().hash_one(std::process::id());
-        let path = env::temp_dir().join(format!("adit-{number:016x}"));
+        let path = std::path::absolute(place)?.join(format!("adit-{number:016x}"));
         // It fails where somebody else was first.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
+    }
+
+    fn control(&self) -> PathBuf {
+        self.0.join("control")
     }
 }
 
@@ -130,5 +170,22 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // A cleaner of temporary folders may have been faster.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_where_there_is_room_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(120));
+        fs::create_dir(&long).unwrap();
+        let gone = folder.path().join("gone");
+        let (found, _listener) = listen(&[gone.clone(), long.clone(), folder.path().to_owned()]).unwrap();
+        assert_eq!(found.0.parent(), Some(folder.path()));
+        assert_eq!(fs::read_dir(&long).unwrap().count(), 0, "nothing is left over");
+        assert_eq!(listen(&[gone, long]).map(drop).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
