@@ -38,6 +38,9 @@ pub struct Args {
     /// Write this file, keep it in step until adit ends, and mark it stale then
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// Replace the file also where 'adit env' has not written it
+    #[arg(long, requires = "write")]
+    force: bool,
     /// Keep the file that another process has written
     #[arg(long, hide = true, requires = "write")]
     keep: bool,
@@ -51,7 +54,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     telemetry::init_command(globals.format(), config.verbose);
     let (_, router) = super::router(config);
-    let running = Running::find(globals, &router).await;
+    let running = Running::look(globals, &router).await?;
     match (&running, &args.write) {
         (Some(running), Some(file)) => {
             let file = std::path::absolute(file)?;
@@ -61,7 +64,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 return Ok(ExitCode::SUCCESS);
             }
             let text = text(running, &router, &args, form).await?;
-            keep::write(&file, &text)?;
+            keep::write(&file, form, &text, args.force)?;
             keep::start_keeper(&file)?;
         }
         (Some(running), None) => {

@@ -1,6 +1,9 @@
 //! Variables as shells and programs read them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+};
 
 use clap::ValueEnum;
 
@@ -37,25 +40,37 @@ impl Form {
             // fish knows \' and \\ between single quotes.
             Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', "\\\\").replace('\'', "\\'")),
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
-            Self::Dotenv => format!("{name}=\"{}\"\n", dotenv(value)),
-            // A value of several lines needs a mark that is not in it.
-            Self::Github if value.contains('\n') => format!("{name}<<ADIT_{name}\n{value}\nADIT_{name}\n"),
+            Self::Dotenv => format!("{name}={}\n", dotenv(value)),
+            // Whoever has written the value must not know where it ends: more lines would be more variables.
+            Self::Github if value.contains(['\n', '\r']) => {
+                let end = format!("ADIT_{:016x}", RandomState::new().hash_one(name));
+                format!("{name}<<{end}\n{value}\n{end}\n")
+            }
             Self::Github => format!("{name}={value}\n"),
             Self::Json => String::new(),
         }
     }
 
-    /// Marks a text of this form as stale, in a way that its readers pass over.
-    pub fn mark(self, text: &str, why: &str) -> String {
+    /// Puts a note before a text of this form, in a way that its readers pass over: a comment, or a variable called `key`
+    /// where the form has none.
+    pub fn mark(self, text: &str, key: &str, note: &str) -> String {
         match self {
-            Self::Json => text.replacen('{', &format!("{{\n  \"ADIT_STALE\": {why:?},"), 1),
-            _ => format!("# {why}\n{text}"),
+            Self::Json => {
+                let comma = if text.contains(':') { "," } else { "" };
+                text.replacen('{', &format!("{{\n  \"{key}\": {note:?}{comma}"), 1)
+            }
+            Self::Github => format!("{key}={note}\n{text}"),
+            _ => format!("# {note}\n{text}"),
         }
     }
 }
 
-/// Docker Compose, Node and Ruby read these escapes between double quotes, and would fill in $NAME.
+/// Quotes a value for Docker Compose, Node, Ruby and Python. Between single quotes they all take it as it is, in several lines
+/// too; between double quotes Node knows no escape but `\n`, so the others' are used only where there is no way around them.
 fn dotenv(value: &str) -> String {
+    if !value.contains('\'') && value.contains(['\\', '"', '$', '`']) {
+        return format!("'{value}'");
+    }
     let mut text = String::new();
     for character in value.chars() {
         match character {
@@ -64,7 +79,7 @@ fn dotenv(value: &str) -> String {
             character => text.push(character),
         }
     }
-    text
+    format!("\"{text}\"")
 }
 
 #[cfg(test)]
@@ -85,9 +100,33 @@ mod tests {
         }
         let json: BTreeMap<String, String> = serde_json::from_str(&Form::Json.write(&variables)).unwrap();
         assert_eq!(json, variables);
-        let stale = Form::Json.mark(&Form::Json.write(&variables), "gone");
+        let stale = Form::Json.mark(&Form::Json.write(&variables), "ADIT_STALE", "gone");
         let stale: BTreeMap<String, String> = serde_json::from_str(&stale).unwrap();
         assert_eq!((stale["ADIT_STALE"].as_str(), &stale["A"]), ("gone", &variables["A"]));
+    }
+
+    #[test]
+    fn no_value_adds_a_variable_to_those_of_github() {
+        let value = "a\nADIT_X\nEVIL=1";
+        let write = || Form::Github.write(&BTreeMap::from([("X".to_owned(), value.to_owned())]));
+        let (first, second) = (write(), write());
+        assert_ne!(first, second, "the end is another each time");
+        let (opening, rest) = first.split_once('\n').unwrap();
+        let end = opening.strip_prefix("X<<").unwrap();
+        assert_eq!(rest.split_once(&format!("\n{end}\n")), Some((value, "")));
+    }
+
+    #[test]
+    fn a_dotenv_file_says_the_same_to_each_reader() {
+        for (value, line) in [
+            ("plain it's", "A=\"plain it's\"\n"),
+            ("two\nlines", "A=\"two\\nlines\"\n"),
+            ("p$a\"b`c", "A='p$a\"b`c'\n"),
+            ("back\\slash", "A='back\\slash'\n"),
+            ("a$b\nc", "A='a$b\nc'\n"),
+        ] {
+            assert_eq!(Form::Dotenv.write(&BTreeMap::from([("A".to_owned(), value.to_owned())])), line);
+        }
     }
 
     #[test]

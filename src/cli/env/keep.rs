@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -16,8 +16,48 @@ use crate::{
 /// First line of a file whose adit has ended.
 const STALE: &str = "stale: the adit of these variables has ended; start it, and write them again";
 
-/// Writes a file that only its user reads, whole or not at all.
-pub fn write(file: &Path, text: &str) -> io::Result<()> {
+/// First line of every file, by which adit knows its own.
+const OURS: &str = "written by 'adit env', which replaces this file";
+
+/// Writes a file that only its user reads, whole or not at all. A symlink stays, and leads to the new text. `force`: also where
+/// somebody else has written something into it.
+///
+/// # Errors
+/// It cannot be written, or is somebody else's.
+pub fn write(file: &Path, form: Form, text: &str, force: bool) -> Result<(), CliError> {
+    let failed = |error| CliError::new(format!("{} cannot be written", file.display())).cause(Some(error));
+    let target = target(file);
+    match fs::metadata(&target) {
+        Ok(found) if !found.is_file() => return Err(failed(io::Error::other("it is no regular file"))),
+        Ok(_) if !force && !is_ours(&fs::read(&target).map_err(failed)?) => {
+            return Err(CliError::new(format!(
+                "{} is there already, and 'adit env' has not written it",
+                file.display()
+            ))
+            .hint(Some("choose another file, or replace it with --force")));
+        }
+        _ => {}
+    }
+    replace(&target, &marked(form, text)).map_err(failed)
+}
+
+fn is_ours(content: &[u8]) -> bool {
+    // The note that the file is stale is before it.
+    let mut first = content.split(|byte| *byte == b'\n').take(3);
+    content.trim_ascii().is_empty() || first.any(|line| String::from_utf8_lossy(line).contains(OURS))
+}
+
+fn marked(form: Form, text: &str) -> String {
+    form.mark(text, "ADIT_ENV", OURS)
+}
+
+/// Returns the file that a symlink leads to, whether it is there or not.
+fn target(file: &Path) -> PathBuf {
+    let linked = || Some(file.parent()?.join(fs::read_link(file).ok()?));
+    fs::canonicalize(file).ok().or_else(linked).unwrap_or_else(|| file.to_owned())
+}
+
+fn replace(file: &Path, text: &str) -> io::Result<()> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let beside = file.with_file_name(name);
@@ -56,13 +96,56 @@ pub async fn keep(
         let (_, router) = crate::cli::router(config);
         // A target that cannot be had now may be there later: the file stays as it was.
         let Ok(text) = text(&router).await else { continue };
+        let text = marked(form, &text);
         if text != written {
-            write(file, &text)?;
+            replace(&target(file), &text)?;
             written = text;
         }
     }
     if fs::read_to_string(file).ok().as_deref() == Some(written.as_str()) {
-        write(file, &form.mark(&written, STALE))?;
+        replace(&target(file), &form.mark(&written, "ADIT_STALE", STALE))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_a_file_of_our_own_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        for form in [Form::Dotenv, Form::Json, Form::Github, Form::Fish] {
+            let file = folder.path().join(format!("{form:?}"));
+            let of = |value: &str| form.write(&[("A".to_owned(), value.to_owned())].into());
+            write(&file, form, &of("1"), false).unwrap();
+            write(&file, form, &of("2"), false).unwrap();
+            let text = fs::read_to_string(&file).unwrap();
+            replace(&file, &form.mark(&text, "ADIT_STALE", STALE)).unwrap();
+            write(&file, form, &of("3"), false).unwrap();
+            assert!(fs::read_to_string(&file).unwrap().contains('3'));
+            fs::write(&file, "PASSWORD=mine\n").unwrap();
+            let error = write(&file, form, &of("4"), false).unwrap_err().to_string();
+            assert!(error.contains("is there already"), "{error}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), "PASSWORD=mine\n");
+            write(&file, form, &of("5"), true).unwrap();
+            assert!(fs::read_to_string(&file).unwrap().contains('5'));
+        }
+        assert!(write(folder.path(), Form::Dotenv, "", true).is_err());
+        let error = write(&folder.path().join("no/such"), Form::Dotenv, "", false).unwrap_err().to_string();
+        assert!(error.contains("no/such"), "{error}");
+    }
+
+    #[test]
+    fn a_symlink_stays_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, file) = (folder.path().join("link"), folder.path().join("file"));
+        symlink("file", &link).unwrap();
+        for text in ["A=1\n", "A=2\n"] {
+            write(&link, Form::Dotenv, text, false).unwrap();
+            assert!(fs::read_to_string(&file).unwrap().ends_with(text) && link.is_symlink());
+        }
+    }
 }
