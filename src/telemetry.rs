@@ -59,6 +59,12 @@ fn filter(verbose: bool) -> Targets {
     Targets::new().with_default(LevelFilter::WARN).with_target("adit", LevelFilter::INFO).with_target(ACCESS, access)
 }
 
+/// Returns whether colour may be used: on a terminal that has it, without NO_COLOR.
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
+    stream.is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Starts to log to stderr. `RUST_LOG` (`debug`, or `warn,adit::backend=trace`) replaces the filter; without a terminal,
 /// or with `NO_COLOR`, there is no colour.
 pub fn init(format: Format, verbose: bool) -> Verbosity {
@@ -66,7 +72,7 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
     let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
     let is_fixed = from_env.is_some();
     let (filter, handle) = reload::Layer::new(from_env.unwrap_or_else(|| filter(verbose)));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = colours(&std::io::stderr());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
     let kept = Lines::default();
     let registry = tracing_subscriber::registry().with(filter).with(kept.clone());

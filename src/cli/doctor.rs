@@ -38,7 +38,7 @@ use self::{
 };
 use super::{
     Globals,
-    report::{CliError, colours, print},
+    report::{CliError, colours, has_unicode, print},
     up,
 };
 use crate::{
@@ -125,7 +125,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let report = Report::new(checks(&scope, problem.as_ref(), args.target.as_deref()).await, args.strict);
     match (args.output, &args.bundle) {
         (Some(_), _) => print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(io::Error::other)?))?,
-        (None, _) => print(&report.text(colours(&io::stdout()) && io::stdout().is_terminal()))?,
+        (None, _) => {
+            // A file keeps what a terminal may not show.
+            let unicode = !io::stdout().is_terminal() || has_unicode(|name| std::env::var(name).ok());
+            print(&report.text(colours(&io::stdout()), unicode))?;
+        }
     }
     if let Some(file) = &args.bundle {
         bundle::write(file, &scope, &report, args.output.is_some()).await?;

@@ -225,7 +225,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Url(args) => return block_on(url::run(globals, args)),
         Command::Status(args) => return block_on(status::run(globals, args)),
         Command::Jump(args) => return block_on(jump::run(globals, args)),
-        Command::Top(args) => return block_on(top::run(globals, args)),
+        Command::Top(args) => return to_end(top::run(globals, args)),
         Command::Ui(args) => return block_on(ui::run(globals, args)),
         Command::Unlock(args) => return block_on(unlock::run(globals, args)),
         Command::Stop(args) => return block_on(stop::run(globals, args)),
@@ -243,11 +243,16 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
 
 /// Runs a command to its end, or to a signal: a credential plugin, which has a process group of its own, ends with it.
 fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<ExitCode, CliError> {
+    to_end(async { command.await.map(|()| ExitCode::SUCCESS) })
+}
+
+/// The same for a command that has exit codes of its own.
+fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     telemetry::init_plugins();
     up::run_to_end(async {
         let mut signals = up::Signals::new()?;
         tokio::select! {
-            ended = command => ended.map(|()| ExitCode::SUCCESS),
+            ended = command => ended,
             () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
         }
     })

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{Display, Write as _},
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
@@ -141,9 +141,15 @@ impl From<crate::config::problem::LoadError> for CliError {
     }
 }
 
-/// Returns whether colour may be used: on a terminal, without NO_COLOR.
-pub fn colours(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub use crate::telemetry::colours;
+
+/// Returns whether the locale is UTF-8: the first variable that is set says so (POSIX, section 8.2).
+pub fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
+    set.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
 }
 
 /// Writes to stdout. A reader that went away (`| head`) ends the command quietly.
@@ -180,5 +186,19 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["NAME".to_owned(), "URL".to_owned()], vec!["argocd".to_owned(), "x".to_owned()]];
         assert_eq!(table(&rows), "NAME     URL\nargocd   x\n");
+    }
+
+    #[test]
+    fn the_locale_says_what_can_be_shown() {
+        let of = |all: &str, ctype: &str, lang: &str| {
+            has_unicode(|name| {
+                Some(match name {
+                    "LC_ALL" => all.to_owned(),
+                    "LC_CTYPE" => ctype.to_owned(),
+                    _ => lang.to_owned(),
+                })
+            })
+        };
+        assert!(of("", "", "en_GB.UTF-8") && of("", "C.utf8", "C") && !of("C", "", "en_GB.UTF-8") && !of("", "", ""));
     }
 }

@@ -7,15 +7,16 @@ mod screen;
 mod terminal;
 
 use std::{
-    io::{self, BufRead, IsTerminal, Write, stdin, stdout},
+    io::{BufRead, IsTerminal, Write, stdin, stdout},
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
-use futures::{StreamExt, future::select_all, stream::FuturesUnordered};
+use futures::{StreamExt, stream::FuturesUnordered};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::SignalKind,
     sync::mpsc,
     task::spawn_blocking,
     time::{Instant, sleep, sleep_until},
@@ -27,7 +28,12 @@ use self::{
     screen::Look,
     terminal::Screen,
 };
-use super::{Globals, report::CliError, status, ui};
+use super::{
+    Globals,
+    report::{CliError, colours, has_unicode},
+    run::{child::KILLED, signals::Signals},
+    status, ui,
+};
 use crate::admin::{
     api::answers::{Log, LogRow, RequestAnswer, TunnelAnswer},
     socket::{self, CallError, Update},
@@ -102,17 +108,14 @@ enum Wish {
     Open(String),
 }
 
-pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
+pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     if !stdout().is_terminal() || !stdin().is_terminal() {
-        return status::once(globals).await;
+        return status::once(globals).await.map(|()| ExitCode::SUCCESS);
     }
     let socket = choose(globals).await?;
-    let look = Look {
-        has_colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-        has_unicode: has_unicode(|name| std::env::var(name).ok()),
-    };
+    let look = Look { has_colours: colours(&stdout()), has_unicode: has_unicode(|name| std::env::var(name).ok()) };
     // Before the terminal is taken: a signal that comes between is not lost.
-    let mut ends = Ends::new()?;
+    let mut ends = Signals::new(ENDS)?;
     let mut app = App::new(look);
     let mut screen = Screen::open()?;
     let (updates_tx, mut updates) = mpsc::channel(16);
@@ -123,6 +126,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
     let mut message_until = Instant::now();
     let mut drawn = None::<Instant>;
     let mut is_dirty = true;
+    let mut code = 0;
     let failed = || CliError::new("adit top has failed: the message above says where");
     loop {
         // A panic of another thread has given the terminal back.
@@ -158,7 +162,10 @@ pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
             () = sleep_until(next) => None,
             // It reads for as long as somebody takes the news.
             _ = &mut reading => return Err(failed()),
-            () = ends.one() => Some(Wish::Quit),
+            number = ends.next() => {
+                code = KILLED.saturating_add(u8::try_from(number).unwrap_or_default());
+                Some(Wish::Quit)
+            }
         };
         is_dirty = true;
         if message_until <= Instant::now() {
@@ -175,7 +182,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<(), CliError> {
         }
     }
     reading.abort();
-    Ok(())
+    Ok(ExitCode::from(code))
 }
 
 /// Returns the socket of the adit that is meant; asks where several run.
@@ -199,15 +206,6 @@ async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
         }
     }
     Ok(found.swap_remove(0).0)
-}
-
-/// Returns whether the locale is UTF-8: the first variable that is set says so (POSIX, section 8.2).
-fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
-    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
-    set.is_some_and(|locale| {
-        let locale = locale.to_ascii_lowercase();
-        locale.contains("utf-8") || locale.contains("utf8")
-    })
 }
 
 /// Reads events and connects again, until nobody takes them.
@@ -246,17 +244,7 @@ fn keys() -> mpsc::Receiver<Event> {
 }
 
 /// The signals that end it, beside those that end every command.
-struct Ends([Signal; 2]);
-
-impl Ends {
-    fn new() -> io::Result<Self> {
-        Ok(Self([signal(SignalKind::hangup())?, signal(SignalKind::quit())?]))
-    }
-
-    async fn one(&mut self) {
-        select_all(self.0.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
-    }
-}
+const ENDS: &[fn() -> SignalKind] = &[SignalKind::hangup, SignalKind::quit];
 
 /// Result of a wish.
 enum Outcome {
@@ -666,19 +654,5 @@ mod tests {
         assert_eq!(press(&mut app, "sy"), Some(Wish::Post("tunnels/a%2Fb%2Fc%3A80/stop".into())));
         assert_eq!(press(&mut app, "r"), Some(Wish::Post("tunnels/a%2Fb%2Fc%3A80/reconnect".into())));
         assert_eq!(press(&mut app, "q"), Some(Wish::Quit));
-    }
-
-    #[test]
-    fn the_locale_says_what_can_be_shown() {
-        let of = |all: &str, ctype: &str, lang: &str| {
-            has_unicode(|name| {
-                Some(match name {
-                    "LC_ALL" => all.to_owned(),
-                    "LC_CTYPE" => ctype.to_owned(),
-                    _ => lang.to_owned(),
-                })
-            })
-        };
-        assert!(of("", "", "en_GB.UTF-8") && of("", "C.utf8", "C") && !of("C", "", "en_GB.UTF-8") && !of("", "", ""));
     }
 }

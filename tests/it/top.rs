@@ -115,6 +115,9 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     eventually("it is stopped", || async { tmux.screen().to_lowercase().contains("stopped") }).await;
     tmux.line("fg");
     tmux.shows("METHOD").await;
+    // A question about the cursor would end it after 2 s.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(tops(&folder).len() == 1 && tmux.screen().contains("METHOD"), "{}", tmux.screen());
 
     tmux.keys(&["q"]);
     eventually("it has quit", || async { !tmux.screen().contains("METHOD") }).await;
@@ -127,6 +130,15 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         assert_eq!(ids.len(), 1);
         signals(&ids[0], signal);
         eventually("it has ended", || async { !tmux.screen().contains("TUNNEL") }).await;
+        tmux.line("echo code-$?-");
+        let code = if signal == "HUP" {
+            129
+        } else if signal == "QUIT" {
+            131
+        } else {
+            130
+        };
+        tmux.shows(&format!("code-{code}-")).await;
         assert_eq!(tmux.settings(&format!("round{round}")).await, before, "{signal}");
     }
 

@@ -18,7 +18,7 @@ use crate::{
 pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> Result<(), CliError> {
     let json = |value: &Value| format!("{value:#}\n").into_bytes();
     let mut parts: Vec<(&str, &str, Vec<u8>)> = vec![
-        ("report.txt", "what adit doctor has found", report.text(false).into_bytes()),
+        ("report.txt", "what adit doctor has found", report.text(false, true).into_bytes()),
         ("report.json", "the same for programs", serde_json::to_vec_pretty(report).map_err(io::Error::other)?),
         ("configuration.json", "the configuration, with secrets hidden", json(&scope.router.config.shown)),
         ("versions.txt", "versions of adit and of the system", versions().into_bytes()),

@@ -149,8 +149,9 @@ impl Report {
         Self { format: 1, ok: counts.fail == 0 && (!strict || counts.warn == 0), counts, checks }
     }
 
-    /// Returns the report for people. `colour`: ANSI escapes may be used.
-    pub fn text(&self, colour: bool) -> String {
+    /// Returns the report for people. `colour`: ANSI escapes may be used. `unicode`: the terminal can show it.
+    pub fn text(&self, colour: bool, unicode: bool) -> String {
+        let arrow = if unicode { "→" } else { "->" };
         let mut text = String::new();
         let mut title = None;
         for check in &self.checks {
@@ -162,9 +163,9 @@ impl Report {
                 title = Some(part);
             }
             let (glyph, word, paint) = match check.status {
-                Status::Ok => ("✓", "ok", "32"),
+                Status::Ok => (if unicode { "✓" } else { "+" }, "ok", "32"),
                 Status::Warn => ("!", "warn", "33"),
-                Status::Fail => ("✗", "fail", "31"),
+                Status::Fail => (if unicode { "✗" } else { "x" }, "fail", "31"),
                 Status::Skip => ("-", "skip", "2"),
             };
             let mark = format!("{glyph} {word:<4}");
@@ -182,7 +183,7 @@ impl Report {
                     }
                     (_, says) => says.unwrap_or_default().to_owned(),
                 };
-                let _ = writeln!(text, "          → {first}");
+                let _ = writeln!(text, "          {arrow} {first}");
                 for line in lines {
                     let _ = writeln!(text, "            {line}");
                 }
@@ -200,7 +201,7 @@ impl Report {
         }
         let counts = format!("{}, {}", many(fail, "failure"), many(warn, "warning"));
         let worst = self.checks.iter().find(|check| check.status == if fail > 0 { Status::Fail } else { Status::Warn });
-        let says = worst.map(|check| check.says.clone()).unwrap_or_default();
+        let says = worst.map(|check| check.says.trim_end_matches('.')).unwrap_or_default();
         match fail {
             0 => format!("{counts}: adit works; {says}."),
             _ => format!("{counts}: {says}."),
@@ -234,7 +235,7 @@ mod tests {
     fn a_fix_stands_below_what_it_repairs() {
         let check = Check::new("rights-pods", Group::Rights, Status::Fail, "cannot get pods in shop");
         let check = check.of_context("prod").fix("ask for this Role", Some("adit doctor --rbac -n shop".to_owned()));
-        let text = Report::new(vec![check], false).text(false);
+        let text = Report::new(vec![check], false).text(false, true);
         let wanted = "permissions prod\n  ✗ fail  cannot get pods in shop [rights-pods]\n          \
             → ask for this Role: adit doctor --rbac -n shop\n";
         assert!(text.starts_with(wanted), "{text}");

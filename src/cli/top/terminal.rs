@@ -14,7 +14,7 @@ use ratatui::{
     crossterm::{
         cursor::Show,
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
     },
 };
 use rustix::process::{Signal, getpid, kill_process};
@@ -83,7 +83,11 @@ impl Screen {
         self.held.leave();
         kill_process(getpid(), Signal::TSTP)?;
         self.held.enter()?;
-        self.terminal.clear()
+        // `Terminal::clear` asks for the cursor, and the answer goes to the thread that waits for keys. The alternate screen is
+        // empty, and so is what a new terminal takes it for.
+        execute!(stdout(), Clear(ClearType::All))?;
+        self.terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
+        Ok(())
     }
 }
 
