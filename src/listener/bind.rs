@@ -37,6 +37,14 @@ pub struct BindError {
 }
 
 impl BindError {
+    /// Returns the change of the configuration that avoids an address that is taken.
+    pub fn other_port(&self) -> String {
+        match self.kind {
+            Kind::Tcp => format!("rename {} to a free port", self.asked_by),
+            _ => format!("set {} to another port", self.asked_by),
+        }
+    }
+
     /// Returns what to do about it.
     pub fn hint(&self) -> Option<String> {
         let Self { kind, address, asked_by, source } = self;
@@ -45,11 +53,9 @@ impl BindError {
             (io::ErrorKind::AddrInUse, Kind::Http) => {
                 Some(format!("is another adit running? try 'adit status', or set {asked_by} to another port"))
             }
-            (io::ErrorKind::AddrInUse, Kind::Tcp) => Some(format!(
-                "rename {asked_by} to a free port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
-            )),
-            (io::ErrorKind::AddrInUse, Kind::Proxy | Kind::Sni | Kind::Admin) => Some(format!(
-                "set {asked_by} to another port, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN"
+            (io::ErrorKind::AddrInUse, Kind::Tcp | Kind::Proxy | Kind::Sni | Kind::Admin) => Some(format!(
+                "{}, or stop the program that has it: lsof -nP -iTCP:{port} -sTCP:LISTEN",
+                self.other_port()
             )),
             (io::ErrorKind::PermissionDenied, _) => {
                 let other = if *kind == Kind::Tcp { "rename" } else { "set" };

@@ -201,7 +201,34 @@ async fn a_port_that_is_taken_is_named_with_its_owner() {
     let check = checks(&report).iter().find(|check| check["status"] == "fail").unwrap();
     assert!(check["says"].as_str().unwrap().contains(&format!("(pid {})", std::process::id())), "{check}");
     assert!(check["fix"]["command"].as_str().unwrap().starts_with("adit --listen 127.0.0.1:"), "{check}");
+    // The command starts the same configuration, and one that is missing is written first.
+    let config = patient.home.config("verbose: true\n");
+    for (config, id, fix) in [
+        (config.as_str(), "listen-port", format!("adit --config {config} --listen 127.0.0.1:")),
+        ("/no/such.yaml", "configuration", "adit --config /no/such.yaml init".to_owned()),
+    ] {
+        let mut command = patient.command(&["--config", config, "-n", "shop", "doctor", "-o", "json"]);
+        let (report, _) = self::report(&Said::of(command.output().await.unwrap()));
+        let found = checks(&report).iter().find(|check| check["id"] == id && check["status"] == "fail").unwrap();
+        assert!(found["fix"]["command"].as_str().unwrap().starts_with(&fix), "{found}");
+    }
     drop(taken);
+}
+
+/// Returns the address of a server that answers everything with a page, as a proxy that wants a password does.
+fn login_page() -> std::net::SocketAddr {
+    use std::io::{Read, Write};
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let page = "<html>sign in</html>";
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", page.len());
+            let _ = stream.write_all(format!("{head}{page}").as_bytes());
+        }
+    });
+    address
 }
 
 #[tokio::test]
@@ -215,11 +242,19 @@ async fn what_keeps_the_cluster_away_is_found() {
         let (_, rest) = text.split_once("certificate-authority-data: ").unwrap();
         rest.split('}').next().unwrap().to_owned()
     };
+    let login_page = format!("http://{}", login_page());
     for (name, kubeconfig, id, command) in [
         ("broken", "contexts: [".to_owned(), "kubeconfig-files", "config view"),
         ("nowhere", good.replace(&server, "https://nothing.invalid:6443"), "api-dns", "getent hosts nothing.invalid"),
         ("closed", good.replace(&server, "https://127.0.0.1:1"), "api-tcp", "curl -vk https://127.0.0.1:1/version"),
         ("untrusted", good.replace(&authority(&good), &authority(&other)), "api-tls", "config set-cluster"),
+        (
+            "wrong-name",
+            good.replace("server: \"", "tls-server-name: foo.example, server: \""),
+            "api-tls",
+            "--tls-server-name=",
+        ),
+        ("login-page", good.replace(&server, &login_page), "api-server", "/version"),
         (
             "none",
             good.lines().filter(|line| !line.starts_with("current-context")).collect::<Vec<_>>().join("\n"),
@@ -308,8 +343,8 @@ async fn a_server_that_refuses_or_hangs_is_the_only_finding() {
     let faults = patient.home.demo.faults();
     faults.refuse_tokens(true);
     let (report, failed) = patient.report(&["web.shop"]).await;
-    assert_eq!(failed, only("api-server"), "{report:#}");
-    assert!(find(&report, "api-server").to_string().contains("401"), "{report:#}");
+    assert_eq!(failed, only("authentication"), "{report:#}");
+    assert!(find(&report, "authentication").to_string().contains("401"), "{report:#}");
     faults.refuse_tokens(false);
     faults.judge(Some(Box::new(|_, _| Some(Mishap::Hang))));
     let started = Instant::now();
@@ -448,6 +483,10 @@ async fn the_running_adit_is_looked_at() {
         checks(&report).iter().any(|check| check["id"] == "rejected-configuration" && check["status"] == "warn")
     })
     .await;
+    // The file could have named another listener than the one that runs.
+    let mut elsewhere = patient.home.adit(&["--config", &config, "doctor", "-o", "json"]);
+    let (report, _) = self::report(&Said::of(timeout(PATIENCE, elsewhere.output()).await.expect("it ends").unwrap()));
+    assert_eq!(find(&report, "rejected-configuration")["status"], "warn", "{report:#}");
     patient.home.config("http: {k8s: {routes: {}}}\n");
     let pid = adit.id().unwrap();
     let signal = |name: &'static str| Command::new("kill").args([name, &pid.to_string()]).status();
@@ -455,7 +494,7 @@ async fn the_running_adit_is_looked_at() {
     let (report, failed) = doctor(&["--config", &config]).await;
     assert_eq!(failed, only("running-adit"), "{report:#}");
     let fix = find(&report, "running-adit")["fix"]["command"].as_str().unwrap();
-    assert_eq!(fix, format!("kill -9 {pid} && adit"));
+    assert_eq!(fix, format!("kill -9 {pid} && adit --config {config}"));
     assert!(signal("-CONT").await.unwrap().success());
 }
 

@@ -13,13 +13,16 @@ use tokio::{net::lookup_host, time::timeout};
 
 use super::{
     kubeconfig::of_error,
-    report::{Check, Group, Status},
+    report::{Check, Group, Status, quoted},
     scope::Scope,
 };
-use crate::k8s::{
-    ClusterError, Namespaces,
-    client::{AskError, Cluster},
-    upgrade,
+use crate::{
+    error_code::ErrorCode,
+    k8s::{
+        ClusterError, Namespaces,
+        client::{AskError, Cluster},
+        upgrade,
+    },
 };
 
 const GROUP: Group = Group::Cluster;
@@ -103,16 +106,37 @@ async fn tls_failed(scope: &Scope, cluster: &Cluster, error: &ClusterError) -> C
     let cause = error.cause().unwrap_or_default();
     let detail = match issuer {
         Some(issuer) => format!("{cause}\nthe certificate was issued by {issuer}"),
-        None => cause,
+        None => cause.clone(),
     };
+    let check = Check::new("api-tls", GROUP, Status::Fail, error.to_string()).detail(Some(detail));
+    // Another CA bundle repairs only a certificate that the present one has not signed.
+    if !cause.contains("CA bundle") {
+        return match cause.contains("tls-server-name") {
+            true => {
+                let view = format!(
+                    "{} config view --minify -o jsonpath='{{.contexts[0].context.cluster}}'",
+                    scope.kubectl_of(&cluster.context)
+                );
+                let name = presented(&cause).map(|name| {
+                    format!("{} config set-cluster \"$({view})\" --tls-server-name={}", scope.kubectl(), quoted(name))
+                });
+                check.fix("where the server is the right one, name it as its certificate does", name)
+            }
+            false => check,
+        };
+    }
     let command = BUNDLES.iter().find(|bundle| Path::new(bundle).exists()).map(|bundle| {
         let name = "-o jsonpath='{.contexts[0].context.cluster}'";
         let view = format!("{} config view --minify {name}", scope.kubectl_of(&cluster.context));
         format!("{} config set-cluster \"$({view})\" --certificate-authority={bundle}", scope.kubectl())
     });
-    Check::new("api-tls", GROUP, Status::Fail, error.to_string())
-        .detail(Some(detail))
-        .fix("where that is your company's proxy, and this system trusts its CA, use the system's CA bundle", command)
+    check.fix("where that is your company's proxy, and this system trusts its CA, use the system's CA bundle", command)
+}
+
+/// Returns the first name of a certificate, out of the words about it.
+fn presented(cause: &str) -> Option<&str> {
+    let (names, _) = cause.split_once("certificate is for ")?.1.split_once(", and not for ")?;
+    names.split(", ").next().filter(|name| *name != "no name" && !name.contains('*'))
 }
 
 /// CA bundles of systems: Debian, Fedora, openSUSE, Alpine and macOS.
@@ -130,14 +154,29 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     let version = ask(cluster, "/version", None).await;
     let took = started.elapsed();
     let minor = match version {
+        Ok((version, _)) if !version["gitVersion"].is_string() => {
+            let says = "the server answers, and is no API server of Kubernetes";
+            let said = version.as_str().map(|said| format!("its answer begins with {said:?}"));
+            all.push(Check::new("api-server", GROUP, Status::Fail, says).detail(said).fix(
+                "is a login page or a proxy in front of it? see what it says",
+                Some(format!("curl -k {}/version", cluster.server.to_string().trim_end_matches('/'))),
+            ));
+            return None;
+        }
         Ok((version, date)) => {
             // `36+` is said by builds of clouds.
             let minor = version["minor"].as_str().unwrap_or_default().trim_end_matches('+').parse().unwrap_or_default();
-            let version = version["gitVersion"].as_str().unwrap_or("an unknown version").to_owned();
+            let version = version["gitVersion"].as_str().unwrap_or_default().to_owned();
             let says = format!("the API server answers ({version}, {} ms)", took.as_millis());
             all.push(Check::new("api-server", GROUP, Status::Ok, says).took(took));
             all.extend(date.map(|date| clock(date, SystemTime::now())));
             minor
+        }
+        Err(error) if error.code() == ErrorCode::Credentials => {
+            let says = format!("the API server answers ({} ms)", took.as_millis());
+            all.push(Check::new("api-server", GROUP, Status::Ok, says).took(took));
+            all.push(of_error("authentication", GROUP, &error));
+            return None;
         }
         Err(error) => {
             all.push(of_error("api-server", GROUP, &error));
@@ -208,7 +247,11 @@ pub async fn ask(
         AskError::Failed(error) => error,
     })?;
     match status.as_u16() {
-        200..=299 => Ok((serde_json::from_slice(&bytes).unwrap_or_default(), date)),
+        // What is no JSON comes back as its beginning.
+        200..=299 => {
+            let text = || String::from_utf8_lossy(&bytes).trim().chars().take(40).collect::<String>().into();
+            Ok((serde_json::from_slice(&bytes).unwrap_or_else(|_| text()), date))
+        }
         404 => Err(malformed(NOT_FOUND.to_owned())),
         code => {
             let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -223,6 +266,14 @@ pub async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_certificate_is_read_from_the_words_about_it() {
+        let words =
+            |names: &str| format!("the server's certificate is for {names}, and not for a.b: set tls-server-name");
+        assert_eq!(presented(&words("foo.example, bar.example")), Some("foo.example"));
+        assert_eq!((presented(&words("no name")), presented("expired")), (None, None));
+    }
 
     #[test]
     fn a_clock_that_is_wrong_is_told_which_way() {

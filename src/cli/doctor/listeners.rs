@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 /// A process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     pub pid: u32,
     pub name: String,

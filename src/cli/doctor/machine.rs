@@ -22,6 +22,9 @@ use crate::{
 /// Fewer open files than these are used up by a page with many images, each request of which is two.
 const FEW_FILES: u64 = 1024;
 
+/// The name of adit's processes.
+const OWN_NAME: &str = "adit";
+
 const GROUP: Group = Group::Machine;
 
 pub async fn checks(scope: &Scope, problem: Option<&LoadError>) -> Vec<Check> {
@@ -42,10 +45,12 @@ fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
         let says =
             format!("{} cannot be loaded: {count} mistake{}", error.file.display(), if count == 1 { "" } else { "s" });
         let lines: Vec<String> = error.to_string().lines().skip(1).map(|line| line.trim().to_owned()).collect();
-        return Check::new(ID, GROUP, Status::Fail, says).detail(Some(lines.join("\n"))).fix(
-            "see each mistake with its line",
-            Some(format!("adit check {}", quoted(&error.file.display().to_string()))),
-        );
+        let file = quoted(&error.file.display().to_string());
+        let check = Check::new(ID, GROUP, Status::Fail, says).detail(Some(lines.join("\n")));
+        return match error.file.exists() {
+            true => check.fix("see each mistake with its line", Some(format!("adit check {file}"))),
+            false => check.fix("write one", Some(format!("adit --config {file} init"))),
+        };
     }
     let config = &scope.router.config;
     let says = match &config.source {
@@ -68,6 +73,7 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
     };
     let wanted = bind::wanted(&scope.router.config);
     let (mut checks, mut free) = (Vec::new(), Vec::new());
+    let on_a_free_port = format!("adit{} --listen 127.0.0.1:{}", scope.option(), free_port());
     // One command allows all of them.
     let lowest = wanted.iter().map(|wanted| wanted.key.1.port()).filter(|port| *port > 0).min();
     for wanted in wanted {
@@ -92,13 +98,16 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
                 let says = if taken { format!("{address} is taken{by}") } else { error.to_string() };
                 let check = Check::new(ID, GROUP, Status::Fail, says);
                 checks.push(match (taken, kind) {
-                    (true, bind::Kind::Http) => {
-                        let command = format!("adit --listen 127.0.0.1:{}", free_port());
-                        check.fix("listen on a free port", Some(command))
-                    }
+                    (true, bind::Kind::Http) => check.fix("listen on a free port", Some(on_a_free_port.clone())),
                     (true, _) if owner.is_some() => {
-                        let pid = owner.map(|owner| owner.pid).unwrap_or_default();
-                        check.fix(error.hint().unwrap_or_default(), Some(format!("kill {pid}")))
+                        let (other, owner) = (error.other_port(), owner.unwrap_or_default());
+                        match owner.name == OWN_NAME {
+                            true => check.fix(format!("{other}: another adit has this one"), None),
+                            false => check.fix(
+                                format!("{other}, or stop the program that has it"),
+                                Some(format!("kill {}", owner.pid)),
+                            ),
+                        }
                     }
                     _ if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
                         let command = bind::allow(lowest.unwrap_or(address.port()));

@@ -32,6 +32,7 @@ pub enum Speaks {
     Tls,
     Postgres,
     Redis,
+    MySql,
     /// Servers that greet, or of which nothing is known.
     Other,
 }
@@ -43,6 +44,8 @@ impl Speaks {
         match (name, port.number) {
             (name, _) if name.contains("postgres") || name.contains("pgsql") => Self::Postgres,
             (name, _) if name.contains("redis") || name.contains("valkey") => Self::Redis,
+            (name, _) if name.contains("mysql") || name.contains("mariadb") => Self::MySql,
+            (_, 3306) => Self::MySql,
             (_, 5432) => Self::Postgres,
             (_, 6379) => Self::Redis,
             (name, number) if TLS_PORTS.contains(&number) || name == "tls" || name.starts_with("tls-") => Self::Tls,
@@ -59,6 +62,7 @@ impl Speaks {
             Self::Tls => "TLS",
             Self::Postgres => "PostgreSQL",
             Self::Redis => "Redis",
+            Self::MySql => "MySQL",
             Self::Other => "a server that greets",
         }
     }
@@ -77,7 +81,8 @@ impl Speaks {
             }
             Self::Postgres => SSL_REQUEST.to_vec(),
             Self::Redis => b"PING\r\n".to_vec(),
-            Self::Tls | Self::Other => Vec::new(),
+            // The server speaks first.
+            Self::MySql | Self::Tls | Self::Other => Vec::new(),
         };
         stream.write_all(&request).await.ok()?;
         stream.flush().await.ok()?;
@@ -110,11 +115,28 @@ impl Speaks {
             Self::Redis if first == "+PONG" => Some("Redis".to_owned()),
             Self::Redis if first.starts_with("-NOAUTH") => Some("Redis, which wants a password".to_owned()),
             Self::Redis if first.starts_with('-') => Some(format!("Redis, which answers {first}")),
+            Self::MySql | Self::Other if mysql(answer).is_some() => mysql(answer),
             Self::Other if !answer.is_empty() => {
                 Some(format!("a server that greets with {:?}", first.chars().take(40).collect::<String>()))
             }
             _ => None,
         }
+    }
+}
+
+/// Returns what the first packet of a MySQL or MariaDB server says: three bytes of length, a number, 10 or 255, then the
+/// version up to a zero, or a code and why it refuses (Protocol::HandshakeV10, ERR_Packet).
+fn mysql(answer: &[u8]) -> Option<String> {
+    let [low, high, 0, 0, kind, ..] = answer else { return None };
+    let body = answer.get(5..4 + usize::from(*low) + 256 * usize::from(*high))?;
+    match kind {
+        10 => {
+            let version = String::from_utf8_lossy(body.split(|byte| *byte == 0).next()?).into_owned();
+            let name = if version.contains("MariaDB") { "MariaDB" } else { "MySQL" };
+            Some(format!("{name} {}", version.trim_start_matches("5.5.5-")))
+        }
+        255 => Some("MySQL, which refuses connections".to_owned()),
+        _ => None,
     }
 }
 
@@ -156,6 +178,12 @@ mod tests {
         assert_eq!(says(Speaks::Http, b"\x15\x03\x01\x00\x02").unwrap(), "TLS");
         assert_eq!(says(Speaks::Postgres, b"N").unwrap(), "PostgreSQL, without TLS");
         assert_eq!(says(Speaks::Redis, b"+PONG\r\n").unwrap(), "Redis");
+        let greeting = b"\x18\0\0\0\x0a5.5.5-11.4.2-MariaDB\0..";
+        assert_eq!(says(Speaks::MySql, &greeting[..20]), None, "it is longer than what came");
+        for speaks in [Speaks::MySql, Speaks::Other] {
+            assert_eq!(says(speaks, greeting).unwrap(), "MariaDB 11.4.2-MariaDB");
+        }
+        assert_eq!(says(Speaks::MySql, b"\x08\0\0\0\x0a8.4.0\0\x01").unwrap(), "MySQL 8.4.0");
         assert_eq!(
             says(Speaks::Redis, b"-NOAUTH Authentication required.\r\n").unwrap(),
             "Redis, which wants a password"

@@ -1,5 +1,7 @@
 //! The adit that runs with this configuration.
 
+use futures::future::join_all;
+
 use super::{
     report::{Check, Group, Status},
     scope::Scope,
@@ -13,13 +15,23 @@ const GROUP: Group = Group::Running;
 
 pub async fn checks(scope: &Scope) -> Vec<Check> {
     let check = |status, says: String| Check::new("running-adit", GROUP, status, says);
-    if let Some(running) = Running::find(&scope.globals, &scope.router).await
-        && let Ok(status) = socket::status(&running.socket).await
-    {
-        return of_status(&status);
+    let at_port = async {
+        let socket = socket::of_port(scope.port())?;
+        let (owner, status) = tokio::join!(socket::owner(&socket), socket::status(&socket));
+        Some((socket, owner, status))
+    };
+    let with_configuration = async {
+        let running = Running::find(&scope.globals, &scope.router).await?;
+        socket::status(&running.socket).await.ok()
+    };
+    // Side by side: one that hangs takes the time of each.
+    let (found, with_file, at_port) = tokio::join!(with_configuration, with_file(scope), at_port);
+    // The file may name another listener than the one that runs, or none any more: it has a mistake.
+    if let Some(status) = found.or(with_file) {
+        return of_status(scope, &status);
     }
-    let Some(socket) = socket::of_port(scope.port()) else { return vec![none(check)] };
-    vec![match (socket::owner(&socket).await, socket::status(&socket).await) {
+    let Some((socket, owner, status)) = at_port else { return vec![none(check)] };
+    vec![match (owner, status) {
         (_, Ok(status)) => {
             let with = status.overview.config.map_or("no file".to_owned(), |file| file.display().to_string());
             check(Status::Skip, format!("the running adit (needs one with this configuration: it runs with {with})"))
@@ -28,15 +40,22 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
         (None, _) => none(check),
         (Some(pid), Err(error)) => check(Status::Fail, format!("{error} (pid {pid})"))
             .detail(Some(format!("its socket is {}", socket.display())))
-            .fix("end it and start it again", Some(format!("kill -9 {pid} && adit"))),
+            .fix("end it and start it again", Some(format!("kill -9 {pid} && adit{}", scope.option()))),
     }]
+}
+
+/// Returns the answer of the adit that runs with this configuration file.
+async fn with_file(scope: &Scope) -> Option<Answer> {
+    let file = scope.router.config.source.as_ref()?;
+    let answers = join_all(socket::sockets().iter().map(|socket| socket::status(socket))).await;
+    answers.into_iter().flatten().find(|status| status.overview.config.as_ref() == Some(file))
 }
 
 fn none(check: impl Fn(Status, String) -> Check) -> Check {
     check(Status::Skip, "the running adit (needs one with this configuration: none runs)".to_owned())
 }
 
-fn of_status(status: &Answer) -> Vec<Check> {
+fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {
     let overview = &status.overview;
     let mut all = vec![Check::new("running-adit", GROUP, Status::Ok, format!("adit answers (pid {})", overview.pid))];
     let own = env!("CARGO_PKG_VERSION");
@@ -48,7 +67,7 @@ fn of_status(status: &Answer) -> Vec<Check> {
             Status::Warn,
             format!("its version is {}, and this program's {own}", overview.version),
         )
-        .fix("end it and start it again", Some(format!("kill {} && adit", overview.pid))),
+        .fix("end it and start it again", Some(format!("kill {} && adit{}", overview.pid, scope.option()))),
     });
     all.push(match &overview.rejected {
         None => Check::new(
@@ -64,7 +83,7 @@ fn of_status(status: &Answer) -> Vec<Check> {
             "it has rejected the last change of its configuration",
         )
         .detail(Some(reason.clone()))
-        .fix("see each mistake with its line", Some("adit check".to_owned())),
+        .fix("see each mistake with its line", Some(format!("adit{} check", scope.option()))),
     });
     let failed: Vec<String> = status
         .tunnels

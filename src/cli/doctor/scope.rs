@@ -95,6 +95,14 @@ impl Scope {
         format!("{} --context {}", self.kubectl(), quoted(context))
     }
 
+    /// Returns the option that names the configuration file, for commands to copy.
+    pub fn option(&self) -> String {
+        match self.globals.config_path() {
+            (Some(path), true) => format!(" --config {}", quoted(&path.display().to_string())),
+            _ => String::new(),
+        }
+    }
+
     /// Returns the port of the HTTP listener, 0 where there is none.
     pub fn port(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)

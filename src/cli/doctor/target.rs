@@ -11,11 +11,12 @@ use super::{
     scope::Scope,
 };
 use crate::{
+    admin::api::services,
     app::reach::Reach,
     config::{Jump, PortRef, Workload},
     error_code::ErrorCode,
     k8s::{ServicePort, resolve},
-    routing::{PodTarget, Target},
+    routing::{Named, PodTarget, Target},
     tunnel::{Lease, OpenError},
 };
 
@@ -95,7 +96,12 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
             return all.push(check);
         }
     };
-    all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists, and its port is {}", resolved.port)));
+    let its_port = match pods.jump {
+        // A pod is gone through, whatever port its Service has.
+        Some(_) => String::new(),
+        None => format!(", and its port is {}", resolved.port),
+    };
+    all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists{its_port}")));
     let names: Vec<&str> = resolved.reachable.pods.iter().map(|pod| pod.name.as_str()).collect();
     let says = format!("{} ready pod{}: {}", names.len(), if names.len() == 1 { "" } else { "s" }, names.join(", "));
     let endpoints = Check::new("endpoints", GROUP, Status::Ok, says);
@@ -103,7 +109,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
         Some(reason) => Check { status: Status::Warn, ..endpoints }.detail(Some(format!("it is not ready: {reason}"))),
         None => endpoints,
     });
-    reached(scope, pods, &resolved.port, target, all).await;
+    reached(scope, pods, &resolved.port, &named, all).await;
 }
 
 /// Whether the port in the pod takes a connection, and what answers there.
@@ -111,7 +117,7 @@ async fn reached(
     scope: &Scope,
     pods: &std::sync::Arc<PodTarget>,
     port: &ServicePort,
-    target: &str,
+    named: &Named,
     all: &mut Vec<Check>,
 ) {
     let (reach, started) = (Reach::new(scope.clusters.clone()), Instant::now());
@@ -136,7 +142,7 @@ async fn reached(
                 }
                 None => (port.clone(), None),
             };
-            all.push(protocol(&lease, &port, host, target, scope).await);
+            all.push(protocol(&lease, pods, &port, host, named, scope).await);
         }
         Err(error) => {
             all.push(
@@ -147,20 +153,59 @@ async fn reached(
     reach.forwards.end();
 }
 
+/// Returns what a browser writes for a target: a host, and the port of the listener. None: it has no name there.
+fn authority(scope: &Scope, pods: &PodTarget, port: &ServicePort, named: &Named) -> Option<String> {
+    let (router, listener) = (&scope.router, scope.port());
+    if let Some(address) = named.listener {
+        return Some(address.to_string());
+    }
+    let route = &*named.route.name;
+    if router.config.http.routes.contains_key(route) {
+        return (!route.starts_with('*')).then(|| format!("{route}:{listener}"));
+    }
+    let Workload::Service(service) = &pods.workload else { return None };
+    if pods.jump.is_some() {
+        return None;
+    }
+    let number = (pods.port != PortRef::Auto).then_some(port.number);
+    let context = services::named_context(router, &pods.cluster.context);
+    let url = services::url(&pods.namespace, service, number, context.as_ref(), listener);
+    Some(url.trim_start_matches("http://").trim_end_matches('/').to_owned())
+}
+
+/// Returns the command that shows what a target says. `authority`: what a browser writes for it.
+fn command(speaks: Speaks, is_web: bool, authority: Option<&str>, named: &Named) -> String {
+    let target = quoted(&named.text);
+    let run =
+        |name: &str, program: &str| format!("adit run --to {} -- {program}", quoted(&format!("{name}={}", named.text)));
+    match (speaks, authority) {
+        (Speaks::Http, Some(at)) => format!("curl {}", quoted(&format!("http://{at}/"))),
+        (Speaks::Http, None) => run("web", "sh -c 'curl http://$WEB_ADDR/'"),
+        (Speaks::Tls, Some(at)) if is_web => format!("curl -k {}", quoted(&format!("https://{at}/"))),
+        (Speaks::Tls, None) if is_web => run("web", "sh -c 'curl -k https://$WEB_ADDR/'"),
+        (Speaks::Postgres, _) => run("db", "psql"),
+        (Speaks::MySql, _) => run("db", "mysql"),
+        (Speaks::Redis, _) => run("redis", "sh -c 'redis-cli -h $REDIS_HOST -p $REDIS_PORT'"),
+        (Speaks::Tls | Speaks::Other, _) => format!("adit connect {target}"),
+    }
+}
+
 /// `host`: the server's own name, where it has one.
-async fn protocol(lease: &Lease, port: &ServicePort, host: Option<&str>, target: &str, scope: &Scope) -> Check {
+async fn protocol(
+    lease: &Lease,
+    pods: &PodTarget,
+    port: &ServicePort,
+    host: Option<&str>,
+    named: &Named,
+    scope: &Scope,
+) -> Check {
     let speaks = Speaks::of(port);
-    let name = target.split(':').next().unwrap_or(target);
-    let local = if name.ends_with(".localhost") { name.to_owned() } else { format!("{name}.localhost") };
-    let command = match speaks {
-        Speaks::Http => format!("curl http://{local}:{}/", scope.port()),
-        Speaks::Tls if crate::k8s::ports::is_web(port) => format!("curl -k https://{local}:{}/", scope.port()),
-        Speaks::Postgres => format!("adit run --to db={target} -- psql"),
-        Speaks::Redis => format!("adit run --to redis={target} --for redis -- sh -c 'redis-cli -u $REDIS_URL'"),
-        Speaks::Tls | Speaks::Other => format!("adit connect {}", quoted(target)),
-    };
+    let authority = authority(scope, pods, port, named);
+    let local = authority.as_deref().and_then(|at| Some(at.rsplit_once(':')?.0)).unwrap_or("localhost");
+    let target = &named.text;
+    let command = command(speaks, crate::k8s::ports::is_web(port), authority.as_deref(), named);
     let open = async || lease.connect().await.ok();
-    match (speaks.ask(open, host.unwrap_or(&local)).await, speaks) {
+    match (speaks.ask(open, host.unwrap_or(local)).await, speaks) {
         (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
         (None, Speaks::Other) => {
             Check::new("protocol", GROUP, Status::Skip, "what it speaks (needs a port whose name or number says that)")
@@ -169,6 +214,46 @@ async fn protocol(lease: &Lease, port: &ServicePort, host: Option<&str>, target:
         (None, speaks) => {
             Check::new("protocol", GROUP, Status::Warn, format!("it does not answer as {} does", speaks.name()))
                 .fix("see what it says", Some(format!("adit connect {}", quoted(target))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn commands_to_copy_reach_what_was_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = "{apiVersion: v1, kind: Config, current-context: d, contexts: [{name: d, context: {cluster: c, user: u}}], \
+                    clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: u, user: {}}]}";
+        std::fs::write(&kubeconfig, text).unwrap();
+        let config = format!(
+            "http: {{listen: '127.0.0.1:8989', k8s: {{kubeconfig: '{}', routes: {{shop.localhost: {{namespace: s, service: w}}}}}}}}\n\
+             tcp: {{k8s: {{routes: {{5432: {{namespace: s, service: w}}}}}}}}\n",
+            kubeconfig.display()
+        );
+        let config = validate::parse(std::path::Path::new("x"), config.as_bytes()).unwrap();
+        let (clusters, router) = crate::cli::router(config);
+        let scope = Scope::new(clusters, router, &crate::cli::Cli::parse_from(["adit"]).globals, None);
+        let web = ServicePort { number: 80, name: None, app_protocol: None };
+        for (target, wanted) in [
+            ("web.cli", "curl http://web.cli.localhost:8989/"),
+            ("web.cli@99", "curl http://web.cli.localhost:8989/"),
+            ("web.cli.svc.cluster.local", "curl http://web.cli.localhost:8989/"),
+            ("web.cli:80", "curl http://80.web.cli.localhost:8989/"),
+            ("shop.localhost", "curl http://shop.localhost:8989/"),
+            ("5432", "curl http://127.0.0.1:5432/"),
+            ("pod/web.cli:80", "adit run --to 'web=pod/web.cli:80' -- sh -c 'curl http://$WEB_ADDR/'"),
+        ] {
+            let named = scope.named(target).unwrap();
+            let Target::Pods(pods) = &named.route.target else { panic!("{target}") };
+            let at = authority(&scope, pods, &web, &named);
+            assert_eq!(command(Speaks::Http, true, at.as_deref(), &named), wanted, "{target}");
         }
     }
 }
