@@ -344,7 +344,9 @@ async fn what_was_wanted_in_vain_needs_attention() {
 
 #[tokio::test]
 async fn services_say_how_they_are_reached() {
-    let process = Process::start("", &[]).await;
+    let port = crate::process::free_port().await;
+    let route = format!("{port}: {{namespace: data, service: postgres, port: postgres}}");
+    let process = Process::start(&format!("tcp: {{k8s: {{routes: {{{route}}}}}}}\n"), &[]).await;
     let visit = Visit::new(&process).await;
     let services = visit.get("/api/v1/services?pods=1").await.json();
     let row = |name: &str, port: &str| {
@@ -364,6 +366,8 @@ async fn services_say_how_they_are_reached() {
     let queue = row("shop/queue", "5672");
     assert!(queue["command"].is_null() && queue["missing_route"].as_str().unwrap().lines().count() == 4, "{queue}");
     assert!(row("data/postgres", "5432")["command"].as_str().unwrap().starts_with("psql "), "{services}");
+    let route = services["services"].as_array().unwrap().iter().find(|row| row["from"] == "tcp").unwrap();
+    assert!(route["command"].as_str().unwrap().starts_with("psql "), "its port has a name: {route}");
 
     assert!(process.serves("web.shop.localhost").await);
     let tunnel = visit.get("/api/v1/tunnels/demo%2Fshop%2Fweb").await.json();

@@ -159,11 +159,14 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
     });
     let tcp = router.config.tcp.routes.iter();
     let tcp = tcp.map(|(address, route)| {
-        let speaks = match route.destination.port {
+        let speaks = match &route.destination.port {
             PortRef::Number(number) => {
                 Speaks::of(&ServicePort { number: number.get(), name: None, app_protocol: None })
             }
-            _ => Speaks::Tcp,
+            PortRef::Name(name) => {
+                Speaks::of(&ServicePort { number: 0, name: Some(name.to_string()), app_protocol: None })
+            }
+            PortRef::Auto | PortRef::Https => Speaks::Tcp,
         };
         // No name is said to speak HTTP at a port of its own.
         let speaks = if speaks == Speaks::Http { Speaks::Tcp } else { speaks };
