@@ -236,5 +236,5 @@ async fn join(
     let end = join::join(client, &mut backend, lease, socket).await;
     noted::ended(noted, &end);
     let entry = &noted.entry;
-    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "postgres connection");
+    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = end.why(), "postgres connection");
 }

@@ -167,7 +167,7 @@ impl SniFrontend {
             false => join(stream, &mut backend, &lease, connection.socket).await,
         };
         noted::ended(&mut noted, &end);
-        info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = ?end.broken, "sni connection");
+        info!(target: "adit::access", connection = connection.id, peer = %connection.peer, host = name, tunnel = %route.target, up = end.up, down = end.down, broken = end.why(), "sni connection");
         Ok(())
     }
 }

@@ -83,7 +83,7 @@ impl SocksFrontend {
         // An impatient client may have sent more than its request.
         let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
         let end = reached.join(&mut client, connection.socket, noted).await;
-        info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = ?end.broken, took = ?started.elapsed(), "socks connection");
+        info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = end.why(), took = format_args!("{:.1?}", started.elapsed()), "socks connection");
     }
 }
 

@@ -157,7 +157,7 @@ impl TcpFrontend {
             }
             None => {}
         }
-        info!(target: "adit::access", connection = connection.id, %listener, route = %route.target, up = end.up, down = end.down, took = ?started.elapsed(), "tcp connection");
+        info!(target: "adit::access", connection = connection.id, %listener, route = %route.target, up = end.up, down = end.down, took = format_args!("{:.1?}", started.elapsed()), "tcp connection");
     }
 }
 

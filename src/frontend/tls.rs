@@ -226,5 +226,5 @@ async fn pass_through(
     let end = join(&mut client, &mut backend, &lease, socket).await;
     noted::ended(&mut noted, &end);
     let entry = &noted.entry;
-    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = ?end.broken, "tls connection");
+    info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = end.why(), "tls connection");
 }

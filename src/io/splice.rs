@@ -63,6 +63,16 @@ pub struct SpliceEnd {
 }
 
 impl SpliceEnd {
+    /// Returns which side broke and how, for a line of the log. None: neither.
+    pub fn why(&self) -> Option<String> {
+        let (side, error) = self.broken.as_ref()?;
+        let side = match side {
+            Side::Client => "client",
+            Side::Backend => "backend",
+        };
+        Some(format!("{side}: {error}"))
+    }
+
     /// Resets the side that did not break: it must not take what it has for all there was.
     pub fn reset_other(&self, client: &mut impl Io, backend: &mut impl Io) {
         match self.broken {

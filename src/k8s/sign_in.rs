@@ -263,7 +263,7 @@ impl SignIn {
             };
             let issued = issued.unwrap_or_else(|_| Err(sign_in.too_late()));
             match &issued {
-                Ok(_) => info!(user = sign_in.user, took = ?started.elapsed(), "signed in"),
+                Ok(_) => info!(user = sign_in.user, took = format_args!("{:.1?}", started.elapsed()), "signed in"),
                 Err(failure) => {
                     warn!(user = sign_in.user, reason = failure.reason, hint = failure.hint, "sign-in failed");
                 }

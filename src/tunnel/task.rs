@@ -328,7 +328,7 @@ async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Opt
     match opened {
         Ok(session) => {
             let endpoint = Arc::new(session.endpoint().clone());
-            info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = ?started.elapsed(), "tunnel running");
+            info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = format_args!("{:.1?}", started.elapsed()), "tunnel running");
             let protocol = endpoint.protocol;
             let took = started.elapsed().as_millis();
             tunnel.history.opened(&endpoint.pod, &format!("{} by {protocol}, after {took} ms", endpoint.pod));

@@ -231,7 +231,7 @@ impl Drop for Access {
             status,
             error,
             bytes = entry.bytes_down,
-            ?took,
+            took = format_args!("{took:.1?}"),
             "request"
         );
         let (route, first_byte) = (entry.route.clone(), entry.first_byte);

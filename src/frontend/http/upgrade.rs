@@ -125,7 +125,7 @@ impl Asked {
                 join(&mut client, &mut backend, &lease, socket).await
             };
             access.moved(end.up, end.down);
-            debug!(up = end.up, down = end.down, broken = ?end.broken, "upgraded connection ended");
+            debug!(up = end.up, down = end.down, broken = end.why(), "upgraded connection ended");
             drop(lease);
         });
     }
