@@ -44,14 +44,14 @@ impl Refusal {
     /// PostgreSQL without TLS: there is no name in it.
     pub fn plain_postgres() -> Self {
         let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
-        Self::new("adit has to know which server is meant, and only TLS says so", hint)
+        Self::new("without TLS there is no server name to route by", hint)
     }
 
     /// TLS without a server name.
     pub fn nameless() -> Self {
         let hint = "connect with psql 14 or newer and a host name (host=db.shop.localhost hostaddr=127.0.0.1), or through a route of \
                     tcp.k8s.routes";
-        Self::new("adit cannot tell which server is meant: this client sends no server name in its TLS", hint)
+        Self::new("this client sends no TLS server name (SNI) to route by", hint)
     }
 
     pub fn of_route(error: &RouteError) -> Self {

@@ -1,5 +1,7 @@
 //! The programs that join their standard streams to a connection, as they are found in images.
 
+use std::borrow::Cow;
+
 use crate::config::HostPort;
 
 /// How long the program in the pod may try to connect, in seconds.
@@ -69,14 +71,23 @@ impl Program {
 }
 
 /// Returns what a line of a program's stderr complains of. None: it announces a connection, or is a notice of socat.
-pub fn complaint(line: &str) -> Option<&str> {
+pub fn complaint(line: &str) -> Option<Cow<'_, str>> {
     if line.ends_with("succeeded!") || line.ends_with(" open") {
         return None;
     }
     match socat_message(line) {
-        Some(("E" | "F", message)) => Some(message),
+        Some(("E" | "F", message)) => Some(in_words(message)),
         Some(_) => None,
-        None => Some(line),
+        None => Some(Cow::Borrowed(line)),
+    }
+}
+
+/// Returns a message of socat without the call of the C library: `getaddrinfo("db", "NULL", {1,0,1,6}, {}): Name does not resolve`.
+fn in_words(message: &str) -> Cow<'_, str> {
+    let called = message.strip_prefix("getaddrinfo(\"").and_then(|rest| rest.split_once('"'));
+    match (called, message.rsplit_once("): ")) {
+        (Some((host, _)), Some((_, reason))) => Cow::Owned(format!("the pod cannot resolve {host}: {reason}")),
+        _ => Cow::Borrowed(message),
     }
 }
 
@@ -190,11 +201,15 @@ mod tests {
             assert_eq!(complaint(line), None, "{line}");
         }
         assert_eq!(
-            complaint("2026/11/29 09:35:02 socat[23] E connect(5, AF=2 10.88.1.110:7199, 16): Connection refused"),
+            complaint("2026/11/29 09:35:02 socat[23] E connect(5, AF=2 10.88.1.110:7199, 16): Connection refused")
+                .as_deref(),
             Some("connect(5, AF=2 10.88.1.110:7199, 16): Connection refused")
         );
+        let unknown =
+            "2026/11/29 09:35:02 socat[23] E getaddrinfo(\"db.invalid\", \"NULL\", {1,0,1,6}, {}): Temporary failure";
+        assert_eq!(complaint(unknown).as_deref(), Some("the pod cannot resolve db.invalid: Temporary failure"));
         for line in ["nc: connect to 10.0.0.5 port 1 (tcp) failed: Connection refused", "nc: timed out"] {
-            assert_eq!(complaint(line), Some(line));
+            assert_eq!(complaint(line).as_deref(), Some(line));
         }
     }
 }

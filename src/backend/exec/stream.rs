@@ -127,7 +127,7 @@ impl ExecStream {
             return None;
         }
         let said = String::from_utf8_lossy(&self.stderr);
-        let complaints: Vec<&str> = said.lines().filter_map(|line| complaint(line.trim_end())).collect();
+        let complaints: Vec<_> = said.lines().filter_map(|line| complaint(line.trim_end())).collect();
         let said = printable(&complaints.join("\n"));
         let message = status["message"].as_str().map(printable).unwrap_or_default();
         let detail = if said.is_empty() { message } else { said };

@@ -103,7 +103,7 @@ impl Page {
         self
     }
 
-    /// Returns the page for a name that leads nowhere.
+    /// Returns the page for a name without a target.
     pub fn of_route(error: &RouteError) -> Self {
         let status = match error {
             RouteError::Unknown { .. } => StatusCode::NOT_FOUND,
@@ -168,10 +168,10 @@ impl Page {
     /// Returns the response. `port` is that of our listener, for links.
     pub fn into_response(self, form: Form, port: u16, tls: bool) -> Response<Bytes> {
         let (kind, body) = match form {
-            Form::Grpc => return self.grpc(),
+            Form::Grpc => return self.grpc(port, tls),
             Form::Html => ("text/html; charset=utf-8", self.html(port, tls)),
-            Form::Json => ("application/json", self.json()),
-            Form::Text => ("text/plain; charset=utf-8", self.text()),
+            Form::Json => ("application/json", self.json(port, tls)),
+            Form::Text => ("text/plain; charset=utf-8", self.text(port, tls)),
         };
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.status;
@@ -196,7 +196,7 @@ impl Page {
     }
 
     /// Trailers alone, as the gRPC protocol over HTTP/2 has it for calls that fail at once.
-    fn grpc(&self) -> Response<Bytes> {
+    fn grpc(&self, port: u16, tls: bool) -> Response<Bytes> {
         // The statuses that gRPC gives to answers of HTTP, and those that say it better.
         let status = match self.status {
             StatusCode::BAD_REQUEST => "13",
@@ -206,7 +206,7 @@ impl Page {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
             _ => "14",
         };
-        let message = self.text();
+        let message = self.text(port, tls);
         let message = utf8_percent_encode(message.trim_end(), NOT_IN_GRPC_MESSAGE).to_string();
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
@@ -220,7 +220,7 @@ impl Page {
     }
 
     /// The same as on a terminal.
-    fn text(&self) -> String {
+    fn text(&self, port: u16, tls: bool) -> String {
         let mut text = format!("{}\n", self.title);
         for (label, line) in [("caused by", &self.cause), ("hint", &self.hint)] {
             if let Some(line) = line {
@@ -228,14 +228,14 @@ impl Page {
             }
         }
         for (name, host) in &self.links {
-            let _ = writeln!(text, "  {name}: {host}");
+            let _ = writeln!(text, "  {name}: {}", link(host, port, tls));
         }
         text
     }
 
-    fn json(&self) -> String {
-        let links: Vec<_> =
-            self.links.iter().map(|(name, host)| serde_json::json!({"name": name, "host": host})).collect();
+    fn json(&self, port: u16, tls: bool) -> String {
+        let link = |(name, host): &(String, String)| serde_json::json!({"name": name, "host": host, "url": link(host, port, tls)});
+        let links: Vec<_> = self.links.iter().map(link).collect();
         let value = serde_json::json!({"error": self.code.as_str(), "status": self.status.as_u16(), "message": self.title, "cause": self.cause, "hint": self.hint, "links": links});
         format!("{value}\n")
     }
@@ -246,12 +246,10 @@ impl Page {
             let _ = write!(body, "<p>{}</p>", escape(cause));
         }
         if !self.links.is_empty() {
-            let scheme = if tls { "https" } else { "http" };
             body.push_str("<ul>");
             for (name, host) in &self.links {
-                let (host, path) = host.split_once('/').unwrap_or((host, ""));
-                let (host, path, name) = (escape(host), escape(path), escape(name));
-                let _ = write!(body, "<li><a href=\"{scheme}://{host}:{port}/{path}\">{name}</a></li>");
+                let (url, name) = (escape(&link(host, port, tls)), escape(name));
+                let _ = write!(body, "<li><a href=\"{url}\">{name}</a></li>");
             }
             body.push_str("</ul>");
         }
@@ -274,6 +272,12 @@ impl Page {
             escape(&self.title)
         )
     }
+}
+
+/// Returns the URL of a host with a path, on our listener.
+fn link(host: &str, port: u16, tls: bool) -> String {
+    let (host, path) = host.split_once('/').unwrap_or((host, ""));
+    format!("{}://{host}:{port}/{path}", if tls { "https" } else { "http" })
 }
 
 /// Bytes to percent-encode in grpc-message: all but printable ASCII, and the percent sign.
@@ -313,11 +317,19 @@ mod tests {
         assert!(html.contains("href=\"http://argocd.localhost:8989/\""), "{html}");
         assert_eq!(headers[ERROR_CODE], "unknown-host");
         let (json, _) = body("application/json");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "unknown-host");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            (&json["error"], &json["links"][0]["url"]),
+            (&"unknown-host".into(), &"http://argocd.localhost:8989/".into())
+        );
         let call = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"))]);
         let call = page().into_response(Form::of(&call), 8989, false);
         assert_eq!((call.status(), &call.headers()["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("12")));
         assert!(call.headers()["grpc-message"].to_str().unwrap().starts_with("no route for <b>.localhost%0A"));
-        assert!(body("*/*").0.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"));
+        let text = body("*/*").0;
+        assert!(text.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"), "{text}");
+        assert!(text.ends_with("\n  argocd.localhost: http://argocd.localhost:8989/\n"), "{text}");
+        let tunnel = page().with_tunnel("a/b").into_response(Form::Text, 443, true);
+        assert!(tunnel.body().ends_with(b": https://adit.localhost:443/tunnel/a%2Fb\n"), "{tunnel:?}");
     }
 }

@@ -77,7 +77,7 @@ pub fn refused(refused: Option<Refused>) -> Page {
 pub fn in_a_circle(host: &str) -> Page {
     Page {
         cause: Some("its Via header says that it has been through this adit before".to_owned()),
-        hint: Some(format!("what {host} leads to sends requests back to adit: check where its route and its pod lead")),
+        hint: Some(format!("the backend of {host} sends requests back to adit: check its route and its pod")),
         ..Page::new(StatusCode::LOOP_DETECTED, ErrorCode::Loop, "routing loop")
     }
 }
@@ -181,11 +181,16 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             ..Page::new(StatusCode::BAD_REQUEST, ErrorCode::Body, "the request's body is not complete")
         },
         (_, Some(fault)) => Page::of_stream(fault, &route.target.to_string()),
-        (RequestError::Tls(error), None) => Page {
+        (RequestError::TlsFile(error), None) => Page {
             cause: Some(error.to_string()),
+            hint: Some(format!("correct ca, client_cert or client_key of the route of {host}; adit check tests them")),
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BackendTls, format!("no TLS with {}", route.target))
+        },
+        (RequestError::Tls(error), None) => Page {
+            cause: Some(of_tls(error)),
             hint: Some(
                 match is_about_the_certificate(error) {
-                    true => "the route's ca and server_name say what is expected; verify: false takes any certificate",
+                    true => "correct the route's ca or server_name; verify: false accepts any certificate",
                     false => "is the backend https? set scheme: http, https or h2c for the route",
                 }
                 .to_owned(),
@@ -196,7 +201,7 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             let (spoke, name) = (protocol::name(*spoke), protocol::name(*speaks));
             let cause = match is_fixed {
                 true => format!("the route of {host} says scheme: {spoke}"),
-                false => format!("it was sent {spoke} and did not understand it; adit sends {name} from now on"),
+                false => format!("adit sent {spoke}, the backend answered {name}; adit sends {name} from now on"),
             };
             Page {
                 cause: Some(cause),
@@ -216,11 +221,12 @@ pub fn describe(error: &RequestError) -> String {
     match error {
         RequestError::Open(error) => error.to_string(),
         RequestError::Stream(fault) => fault.to_string(),
-        RequestError::Tls(error) => format!("TLS: {error}"),
+        RequestError::TlsFile(error) => error.to_string(),
+        RequestError::Tls(error) => of_tls(error),
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
         RequestError::WrongScheme { spoke, speaks, .. } => {
-            format!("it was sent {} and speaks {}", protocol::name(*spoke), protocol::name(*speaks))
+            format!("adit sent {}, the backend answered {}", protocol::name(*spoke), protocol::name(*speaks))
         }
         RequestError::Http1(error, said) => of_http1(error, said),
         RequestError::Http2(error) => match error.reason() {
@@ -248,7 +254,55 @@ fn of_http1(error: &hyper::Error, said: &[u8]) -> String {
     format!("the connection to it broke: {}", innermost(error))
 }
 
+/// Returns a failed handshake in words.
+fn of_tls(error: &io::Error) -> String {
+    use rustls::{CertificateError as Certificate, Error};
+    let Some(of_tls) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
+        return format!("TLS: {error}");
+    };
+    match of_tls {
+        Error::InvalidMessage(_) => "the backend does not speak TLS".to_owned(),
+        Error::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature) => {
+            "the backend's certificate is not signed by the CA bundle".to_owned()
+        }
+        Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
+            "the backend's certificate has expired".to_owned()
+        }
+        // rustls-webpki's own error has no variant in rustls.
+        Error::InvalidCertificate(Certificate::Other(other)) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "the backend's certificate is a CA certificate".to_owned()
+        }
+        Error::InvalidCertificate(problem) => format!("the backend's certificate is not valid: {problem}"),
+        other => format!("TLS: {other}"),
+    }
+}
+
 fn is_about_the_certificate(error: &io::Error) -> bool {
     let of_tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     matches!(of_tls, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{CertificateError, InvalidMessage, OtherError};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_handshake_says_what_is_wrong_with_the_backend() {
+        let said = |error: rustls::Error| of_tls(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert_eq!(said(InvalidMessage::InvalidContentType.into()), "the backend does not speak TLS");
+        let ca = OtherError(std::sync::Arc::new(webpki_error()));
+        assert_eq!(said(CertificateError::Other(ca).into()), "the backend's certificate is a CA certificate");
+        assert!(said(CertificateError::UnknownIssuer.into()).contains("not signed by the CA bundle"));
+        assert_eq!(of_tls(&io::ErrorKind::UnexpectedEof.into()), "TLS: unexpected end of file");
+    }
+
+    /// Stands for the error of rustls-webpki.
+    fn webpki_error() -> impl std::error::Error + Send + Sync {
+        #[derive(Debug, thiserror::Error)]
+        #[error("CaUsedAsEndEntity")]
+        struct CaUsedAsEndEntity;
+        CaUsedAsEndEntity
+    }
 }

@@ -58,10 +58,13 @@ impl ConnectFrontend {
     pub async fn serve(&self, mut stream: BoxedIo, mut received: BytesMut, connection: Arc<Connection>) {
         let _open = self.metrics.connect_connections.open();
         let (id, started) = (connection.id, Instant::now());
+        let listener = connection.local.port();
         let limit = connection.place.limits().head;
         let head = match timeout(limit, read_head(&mut stream, &mut received)).await {
             Ok(Ok(head)) => head,
-            Ok(Err(HeadError::Refused(refusal))) => return refuse(&mut stream, ambiguous(&refusal.to_string())).await,
+            Ok(Err(HeadError::Refused(refusal))) => {
+                return refuse(&mut stream, ambiguous(&refusal.to_string()), listener).await;
+            }
             Ok(Err(HeadError::Io(error))) => return debug!(connection = id, %error, "connect: closed"),
             Err(_) => return debug!(connection = id, "connect: closed: no whole request within {limit:?}"),
         };
@@ -69,9 +72,9 @@ impl ConnectFrontend {
         let asked = match connect::parse(&head) {
             Ok(connect::Connect { host, port, credentials }) => match connection.door.context(credentials.as_ref()) {
                 Ok(context) => Asked { context, host, port },
-                Err(locked) => return refuse(&mut stream, pages::locked(locked)).await,
+                Err(locked) => return refuse(&mut stream, pages::locked(locked), listener).await,
             },
-            Err(malformed) => return refuse(&mut stream, malformed_page(malformed)).await,
+            Err(malformed) => return refuse(&mut stream, malformed_page(malformed), listener).await,
         };
         let (host, port) = (&asked.host, asked.port);
         let (reached, noted) = match self.forward.reach(Kind::Connect, &asked, &connection).await {
@@ -79,7 +82,7 @@ impl ConnectFrontend {
             Err(error) => {
                 warn!(connection = id, host, port, code = %error.code(), %error, hint = error.hint(), "connect: refused");
                 let page = page(&error, host, &self.router.load());
-                return refuse(&mut stream, page).await;
+                return refuse(&mut stream, page, listener).await;
             }
         };
         if let Err(error) = stream.write_all(ESTABLISHED).await {
@@ -137,8 +140,8 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
 }
 
 /// Answers with a page, and closes the connection.
-async fn refuse(stream: &mut BoxedIo, page: Page) {
-    let response = page.into_response(Form::Text, 0, false);
+async fn refuse(stream: &mut BoxedIo, page: Page, port: u16) {
+    let response = page.into_response(Form::Text, port, false);
     // A client that has gone needs none.
     if stream.write_all(&written(&response)).await.is_ok() && stream.shutdown().await.is_ok() {
         // Closing over unread bytes would be a reset, which can overtake the answer.

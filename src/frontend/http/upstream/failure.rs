@@ -12,6 +12,8 @@ pub enum RequestError {
     Open(OpenError),
     /// The stream to the pod broke.
     Stream(StreamFault),
+    /// A PEM file of the route cannot be used.
+    TlsFile(io::Error),
     Tls(io::Error),
     /// With what the backend said first on the connection, where that is not known to be HTTP.
     Http1(hyper::Error, Vec<u8>),
@@ -33,7 +35,7 @@ impl RequestError {
     pub fn fault(&self) -> Option<&StreamFault> {
         let mut source: Option<&(dyn Error + 'static)> = match self {
             Self::Stream(fault) => return Some(fault),
-            Self::Open(_) | Self::Client(_) | Self::NotHttp2 | Self::WrongScheme { .. } => None,
+            Self::Open(_) | Self::TlsFile(_) | Self::Client(_) | Self::NotHttp2 | Self::WrongScheme { .. } => None,
             Self::Tls(error) => Some(error),
             Self::Http1(error, _) => Some(error),
             Self::Http2(error) => error.get_io().map(|error| error as _),
