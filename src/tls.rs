@@ -24,10 +24,10 @@ pub use self::provider::provider;
 /// # Errors
 /// The file cannot be read, or there is none in it.
 pub fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = read.map_err(|error| of_file(path, error))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let certificates = certificates.map_err(|error| of_file(path, error))?;
     match certificates.is_empty() {
-        true => Err(of_file(path, "there is no certificate in it")),
+        true => Err(of_file(path, "it has no certificate in PEM form")),
         false => Ok(certificates),
     }
 }
@@ -60,7 +60,24 @@ pub async fn shown_certificate<I: tokio::io::AsyncRead + tokio::io::AsyncWrite +
 /// # Errors
 /// The file cannot be read, or there is none in it.
 pub fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| of_file(path, error))
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => of_file(path, "it has no private key in PEM form"),
+        error => of_file(path, error),
+    })
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// `cannot read "/ca.pem": no such file or directory`.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot read {:?}: {}", path.display(), reason(&error))))
+}
+
+/// Returns the words of an error of the system, without its number.
+pub fn reason(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 /// Reads the authorities of a PEM file.
@@ -77,7 +94,7 @@ pub fn authorities(path: &Path) -> io::Result<RootCertStore> {
 
 /// Returns an error that names the file.
 pub fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(format!("{}: {error}", path.display()))
+    io::Error::other(format!("cannot use {:?}: {error}", path.display()))
 }
 
 /// The SHA-256 of a certificate. As text it is `sha256:` and 64 hexadecimal digits: lower case as written, either case as read.

@@ -1,15 +1,21 @@
 //! `adit check`: is the configuration file right?
 
+use std::io;
+
 use super::{
     Globals,
     doctor::report::quoted,
-    report::{CliError, print},
+    report::{CliError, colours, print},
 };
 use crate::config::validate;
 
 #[derive(Debug, clap::Args)]
+#[command(
+    long_about = "Validate the configuration file without starting: every key, and whether the files that it names can be used.",
+    after_help = "Examples:\n  adit check\n  adit check adit.yaml\n\nExit codes: 0 valid; 2 not valid"
+)]
 pub struct Args {
-    /// The file [default: the one that 'adit' would read]
+    /// Configuration file [default: that of --config]
     file: Option<std::path::PathBuf>,
 }
 
@@ -19,7 +25,10 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         CliError::usage("there is no home folder to look for a configuration in").hint(Some("adit check FILE"))
     })?;
     let bytes = validate::read(&path)?;
-    let config = validate::parse(&path, &bytes)?;
+    let config = validate::check(&path, &bytes).map_err(|error| match error.whole() {
+        Some(_) => error.into(),
+        None => CliError::usage(format!("{} is not valid\n{}", path.display(), error.snippets(colours(&io::stderr())))),
+    })?;
     let jumps = config.tcp.routes.values().filter(|route| route.destination.jump.is_some()).count();
     let parts = [
         (config.http.routes.len(), "HTTP route"),

@@ -53,11 +53,10 @@ pub(super) struct Key {
 }
 
 impl Value {
-    /// Returns what was found, for a message: `a list`, `70000`.
+    /// Returns what was found, for a message: `a list`, `"70000"`.
     pub fn describe(&self) -> String {
         match self {
             Self::Null => "nothing".to_owned(),
-            Self::Scalar { text, quoted: false } if text.len() <= 60 => text.clone(),
             Self::Scalar { text, .. } => format!("{:?}", text.chars().take(60).collect::<String>()),
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "keys and values".to_owned(),
@@ -285,7 +284,7 @@ mod tests {
         let Value::Map(y) = &map[1].1.value else { panic!("not a map") };
         assert_eq!(
             y.iter().map(|(key, value)| format!("{}{}", key.name, value.value.describe())).collect::<Vec<_>>(),
-            ["b3", "a1"]
+            ["b\"3\"", "a\"1\""]
         );
 
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();

@@ -76,7 +76,7 @@ mod tests {
                 // Nothing takes a list of empty maps.
                 let text = place.replace('@', &format!("{{{key}: [{{}}]}}"));
                 let error = parse(Path::new("c"), text.as_bytes()).expect_err(&text);
-                let is_of_key = |path: &str| path.rsplit('.').any(|name| name == key || name == "0");
+                let is_of_key = |path: &str| path.rsplit(['.', '[']).any(|name| name == key || name == "0");
                 assert!(error.problems.iter().any(|problem| is_of_key(&problem.path)), "{text}: {error}");
             }
         }

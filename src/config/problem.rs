@@ -39,6 +39,11 @@ impl fmt::Display for LoadError {
 }
 
 impl LoadError {
+    /// Returns the problem of a file that has no lines to show: it could not be read.
+    pub fn whole(&self) -> Option<&Problem> {
+        self.problems.first().filter(|problem| problem.path.is_empty() && problem.place.line == 0)
+    }
+
     /// Returns the problems with the lines they are about, for a terminal.
     pub fn snippets(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };

@@ -1,6 +1,7 @@
 //! From the file's tree to the configuration, with every problem named.
 
 mod claims;
+mod files;
 mod http;
 mod local;
 mod proxy;
@@ -22,13 +23,17 @@ use std::{
 use ::http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
-use crate::{tls::InvalidFingerprint, wire::proxy_protocol};
+use self::files::{NamedFile, Usage};
+use crate::{
+    tls::{InvalidFingerprint, reason},
+    wire::proxy_protocol,
+};
 
 use super::{
     BackendTls, ClientTls, Command, CommandMode, Config, ContextAlias, ContextName, DASHBOARD_HOST, Destination,
     Elsewhere, ForwardProxy, HeaderRules, Host, HostHeader, HostPort, HttpOptions, HttpRoute, Jump, JumpMethod,
-    JumpPod, KeyPairFiles, Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme, Sni, SniBackend,
-    SniRoute, Subdomain, TcpRoute, Workload, defaults,
+    JumpPod, KeyPairFiles, KubeconfigPaths, Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme,
+    Sni, SniBackend, SniRoute, Subdomain, TcpRoute, Workload, defaults,
     file::{self, Key, Node, Place, Value},
     keys::Keys,
     names::{host_header, is_host, is_image, is_label, parse_duration},
@@ -38,7 +43,7 @@ use super::{
 };
 
 /// More threads than any machine has processors would only wait for each other.
-const MOST_WORKERS: usize = 1024;
+pub const MOST_WORKERS: usize = 1024;
 
 /// Loads a file.
 ///
@@ -56,10 +61,37 @@ pub fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(file).map_err(|error| unreadable(file, &error))
 }
 
+/// Parses the content of a file, and tries the files that it names. adit starts without some of them, and fails where they are used.
+///
+/// # Errors
+/// See [`load`]; or a file cannot be used as the configuration says.
+pub fn check(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
+    let (config, named) = walk(file, bytes)?;
+    let problems = files::problems(&named);
+    match problems.is_empty() {
+        true => Ok(config),
+        false => Err(LoadError {
+            file: file.to_owned(),
+            problems,
+            text: String::from_utf8_lossy(without_mark(bytes)).into(),
+        }),
+    }
+}
+
 fn unreadable(file: &Path, error: &io::Error) -> LoadError {
-    let hint = (error.kind() == io::ErrorKind::NotFound).then(|| "'adit init' writes one".to_owned());
-    let problem = Problem { path: String::new(), place: Place::default(), message: error.to_string(), hint };
+    let (message, hint) = match error.kind() {
+        io::ErrorKind::NotFound => {
+            ("the file does not exist".to_owned(), Some(format!("adit init --config {}", file.display())))
+        }
+        _ => (reason(error), None),
+    };
+    let problem = Problem { path: String::new(), place: Place::default(), message, hint };
     LoadError { file: file.to_owned(), problems: vec![problem], text: String::new() }
+}
+
+/// Returns the content behind a byte order mark.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
 /// Makes a configuration of a file's content. `file` is where it came from.
@@ -67,6 +99,11 @@ fn unreadable(file: &Path, error: &io::Error) -> LoadError {
 /// # Errors
 /// See [`load`].
 pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
+    walk(file, bytes).map(|(config, _)| config)
+}
+
+/// Returns the configuration, and the files that it names.
+fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedFile>), LoadError> {
     let fail =
         |problems: Vec<Problem>, text: &str| LoadError { file: file.to_owned(), problems, text: text.to_owned() };
     let whole = |message: &str| Problem {
@@ -78,16 +115,22 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     if bytes.len() > file::LARGEST {
         return Err(fail(vec![whole("the file is larger than 1 MiB")], ""));
     }
-    let Ok(text) = std::str::from_utf8(bytes) else { return Err(fail(vec![whole("the file is not UTF-8 text")], "")) };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let Ok(text) = std::str::from_utf8(without_mark(bytes)) else {
+        return Err(fail(vec![whole("the file is not UTF-8 text")], ""));
+    };
     let node = file::parse(text).map_err(|problems| fail(problems, text))?;
-    let mut walk =
-        Walk { keys: Arc::new(Keys::default()), problems: Vec::new(), claimed: Vec::new(), path: Vec::new() };
+    let mut walk = Walk {
+        keys: Arc::new(Keys::default()),
+        problems: Vec::new(),
+        claimed: Vec::new(),
+        files: Vec::new(),
+        path: Vec::new(),
+    };
     let mut config = walk.root(&node);
     config.source = Some(file.to_owned());
     config.shown = shown::shown(&node);
     walk.problems.sort_by_key(|problem| problem.place);
-    if walk.problems.is_empty() { Ok(config) } else { Err(fail(walk.problems, text)) }
+    if walk.problems.is_empty() { Ok((config, walk.files)) } else { Err(fail(walk.problems, text)) }
 }
 
 /// Collects problems on the way through the tree.
@@ -96,6 +139,7 @@ struct Walk {
     problems: Vec<Problem>,
     /// Addresses, and the key that listens on each.
     claimed: Vec<(SocketAddr, String)>,
+    files: Vec<NamedFile>,
     path: Vec<String>,
 }
 
@@ -118,7 +162,7 @@ impl Walk {
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
         let default_context = self.field(&map, "default_context", Self::context_name);
         config.default_context = default_context.map(|name| context(&config, name));
-        config.audit = self.field(&map, "audit", Self::file);
+        config.audit = self.field(&map, "audit", |walk, node| walk.file(node, Usage::Append));
         config.dashboard = self.field(&map, "dashboard", Self::on_or_off).unwrap_or(config.dashboard);
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
         self.claim(&config.http.listen, Place::default(), "http.listen");
@@ -205,7 +249,7 @@ impl Walk {
             let Value::List(list) = &node.value else {
                 return walk.wrong(node, "a list of addresses and networks", None);
             };
-            list.iter().map(|node| walk.network(node)).collect::<Option<Vec<_>>>()
+            walk.each(list, Self::network)
         });
         match (is_required, trusted) {
             (Some(true), Some(trusted)) if !trusted.is_empty() => ProxyProtocol::Require(trusted),
@@ -306,13 +350,32 @@ impl Walk {
         result
     }
 
+    /// Reads every item of a list, so that each mistake is found.
+    fn each<'n, T>(
+        &mut self,
+        list: &'n [Node],
+        mut read: impl FnMut(&mut Self, &'n Node) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let items: Vec<Option<T>> = list
+            .iter()
+            .enumerate()
+            .map(|(index, node)| self.at(&format!("[{index}]"), |walk| read(walk, node)))
+            .collect();
+        items.into_iter().collect()
+    }
+
+    /// Returns the keys that lead to the current place: `local[0].port`.
+    fn path(&self) -> String {
+        self.path.join(".").replace(".[", "[")
+    }
+
     fn at_child(&mut self, parent: &str, name: &str, inside: impl FnOnce(&mut Self)) {
         self.at(parent, |walk| walk.at(name, inside));
     }
 
     fn problem(&mut self, place: Place, message: &str, hint: Option<&str>) {
         self.problems.push(Problem {
-            path: self.path.join("."),
+            path: self.path(),
             place,
             message: message.to_owned(),
             hint: hint.map(str::to_owned),
@@ -344,9 +407,9 @@ fn context(config: &Config, name: ContextName) -> ContextName {
     config.contexts.get(name.as_str()).map_or(name, |alias| alias.name.clone())
 }
 
-/// Returns a key as a part of a path: in quotes where it has dots of its own.
+/// Returns a key as a part of a path: in quotes where it has dots of its own, or begins like an index.
 fn quoted(name: &str) -> String {
-    if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() }
+    if name.contains('.') || name.starts_with('[') { format!("\"{name}\"") } else { name.to_owned() }
 }
 
 #[cfg(test)]

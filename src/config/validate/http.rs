@@ -13,8 +13,8 @@ impl Walk {
         let idle_timeout = config.http.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
             let map = walk.map(node, "HttpK8s")?;
-            if let Some(list) = walk.field(&map, "kubeconfig", Self::path_list) {
-                config.http.kubeconfig = defaults::kubeconfig_paths(Some(&list));
+            if let Some(paths) = walk.field(&map, "kubeconfig", Self::kubeconfig) {
+                config.http.kubeconfig = paths;
             }
             if let Some(host) = walk.field(&map, "dynamic_host", Self::host) {
                 config.http.dynamic_host = host;
@@ -78,15 +78,17 @@ impl Walk {
             "passthrough" => Some(ClientTls::Passthrough),
             _ => walk.wrong(node, "terminate or passthrough", None),
         });
-        let ca = self.field(map, "ca", Self::file);
+        let ca = self.field(map, "ca", |walk, node| walk.file(node, Usage::Certificates));
         let verify = self.field(map, "verify", Self::boolean).unwrap_or(ca.is_some());
         let server_name = self.field(map, "server_name", Self::host);
-        let client_cert = match (self.field(map, "client_cert", Self::file), self.field(map, "client_key", Self::file))
-        {
+        let cert = self.field(map, "client_cert", |walk, node| walk.file(node, Usage::Certificates));
+        let key = self.field(map, "client_key", |walk, node| walk.file(node, Usage::Key));
+        let client_cert = match (cert, key) {
             (Some(cert), Some(key)) => Some(KeyPairFiles { cert, key }),
             (None, None) => None,
             _ => {
-                self.problem(node.place, "client_cert and client_key are given one without the other", None);
+                let hint = "add the other one, or remove it";
+                self.problem(node.place, "one of client_cert and client_key is given without the other", Some(hint));
                 None
             }
         };
@@ -139,7 +141,7 @@ impl Walk {
         }
         if let Some(names) = self.field(map, "remove", |walk, node| match &node.value {
             Value::List(list) => {
-                list.iter().map(|node| walk.text(node).and_then(|name| walk.header_name(&name, node.place))).collect()
+                walk.each(list, |walk, node| walk.text(node).and_then(|name| walk.header_name(&name, node.place)))
             }
             _ => walk.wrong::<Vec<HeaderName>>(node, "a list of header names", None),
         }) {
@@ -169,20 +171,18 @@ impl Walk {
         let Value::List(list) = &node.value else {
             return self.wrong(node, "a list of origins", Some("write [https://app.example.com]"));
         };
-        let mut origins = Vec::new();
-        for node in list {
-            let text = self.text(node)?;
+        self.each(list, |walk, node| {
+            let text = walk.text(node)?;
             let host = text.split_once("://").map(|(_, host)| host);
             let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
             if text != "*" && !is_origin {
-                return self.wrong(
+                return walk.wrong(
                     node,
                     "an origin",
                     Some("write scheme, host and port as the browser does, without a path"),
                 );
             }
-            origins.push(text);
-        }
-        Some(origins)
+            Some(text)
+        })
     }
 }

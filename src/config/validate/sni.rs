@@ -20,6 +20,10 @@ impl Walk {
                     env_from.insert(name.to_owned(), ours);
                 }
             }
+            if map.contains_key("service_token_id_env") != map.contains_key("service_token_secret_env") {
+                let message = "one of service_token_id_env and service_token_secret_env is given without the other";
+                walk.problem(node.place, message, Some("add the other one, or remove it"));
+            }
             Some(())
         });
         let listen = self.required(&map, node, "listen", |walk, node| {
@@ -35,7 +39,7 @@ impl Walk {
                 let name = walk.route_host(&key.name, key.place);
                 let Some(map) = walk.map(value, "SniRoute") else { return };
                 if ["cloudflared", "command", "k8s"].iter().filter(|key| map.contains_key(**key)).count() != 1 {
-                    let hint = "give one of them: what the name leads to";
+                    let hint = "give one of them: the backend of the name";
                     walk.problem(value.place, "expected one of cloudflared, command and k8s", Some(hint));
                 }
                 let of_command = |run, mode, env, env_from| {

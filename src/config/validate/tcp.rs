@@ -10,10 +10,8 @@ impl Walk {
         let idle_timeout = config.tcp.idle_timeout;
         self.field(&map, "k8s", |walk, node| {
             let map = walk.map(node, "TcpK8s")?;
-            config.tcp.kubeconfig = match walk.field(&map, "kubeconfig", Self::path_list) {
-                Some(list) => defaults::kubeconfig_paths(Some(&list)),
-                None => config.http.kubeconfig.clone(),
-            };
+            let kubeconfig = walk.field(&map, "kubeconfig", Self::kubeconfig);
+            config.tcp.kubeconfig = kubeconfig.unwrap_or_else(|| config.http.kubeconfig.clone());
             for (key, value) in walk.field(&map, "routes", Self::entries).unwrap_or_default() {
                 walk.at_child("routes", &key.name, |walk| {
                     let port = walk.port_number(&key.name, key.place);
@@ -71,6 +69,10 @@ impl Walk {
                 let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(defaults::JUMP_POD_TIMEOUT);
                 Some(JumpPod { image: image?, command, timeout })
             });
+            if let (Some(create), Some(Workload::Service(_))) = (map.get("create"), &workload) {
+                let hint = "name the pod: via: {pod: adit-jump, create: {image: alpine/socat}}";
+                walk.problem(create.place, "create needs pod: adit creates a pod, and no Service", Some(hint));
+            }
             Some((workload?, container, create))
         });
         let target = self.required(map, node, "target", |walk, node| {

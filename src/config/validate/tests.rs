@@ -69,8 +69,8 @@ fn every_problem_is_told_at_once_with_its_place() {
         [
             "http.listn: unknown key (line 2, column 3)",
             "http.listen: \"8989\" has no host (line 3, column 11)",
-            "http.idle_timeout: expected a duration, found soon (line 4, column 17)",
-            "http.k8s.routes.\"argocd.localhost\".port: expected 1-65535, found 70000 (line 9, column 15)",
+            "http.idle_timeout: expected a duration, found \"soon\" (line 4, column 17)",
+            "http.k8s.routes.\"argocd.localhost\".port: expected 1-65535, found \"70000\" (line 9, column 15)",
             "http.k8s.routes.\"both.localhost\": both service and pod are given (line 10, column 23)",
             "http.k8s.routes.\"none.localhost\": neither service nor pod is given (line 11, column 23)",
             "http.k8s.routes.x:80: expected a hostname, found \"x:80\" (line 12, column 7)",
@@ -100,7 +100,7 @@ fn clashing_ports_are_told() {
         [
             "tcp.k8s.routes.5432: port 5432 is used by http.listen already (line 5, column 7)",
             "tcp.k8s.jump.6379: port 6379 is used by tcp.k8s.routes.6379 already (line 8, column 7)",
-            "tcp.k8s.jump.0: expected 1-65535, found 0 (line 9, column 7)",
+            "tcp.k8s.jump.0: expected 1-65535, found \"0\" (line 9, column 7)",
         ]
     );
 }
@@ -174,6 +174,75 @@ fn a_fingerprint_is_a_whole_sha256() {
         let found = problems(&of(bad));
         assert_eq!(found.len(), 1, "{bad:?}: {found:?}");
     }
+}
+
+#[test]
+fn each_item_of_a_list_is_read_and_its_mistakes_have_its_index() {
+    assert_eq!(
+        problems(
+            "exec_path: [a, \"\", [b]]\nlocal:\n  - {port: 3000}\n  - {port: 1, to: relay.test}\n  - {port: 0, to: r, host: \"\"}\n"
+        ),
+        [
+            "exec_path[1]: expected a value, found \"\" (line 1, column 16)",
+            "exec_path[2]: expected a value, found a list (line 1, column 20)",
+            "local[0]: to is missing (line 3, column 5)",
+            "local[2].port: expected 1-65535, found \"0\" (line 5, column 12)",
+            "local[2].host: expected a value, found \"\" (line 5, column 28)",
+        ]
+    );
+}
+
+#[test]
+fn a_half_of_a_pair_and_a_service_that_would_be_created_are_mistakes() {
+    for (text, wanted) in [
+        (
+            "http: {k8s: {routes: {a.test: {service: a, client_cert: /c}}}}",
+            "one of client_cert and client_key is given",
+        ),
+        ("sni: {listen: \"127.0.0.1:1\", cloudflared: {service_token_id_env: A}}", "one of service_token_id_env and"),
+        (
+            "tcp: {k8s: {jump: {1: {via: {service: a, create: {image: a}}, target: {host: h, port: 1}}}}}",
+            "tcp.k8s.jump.1.via: create needs pod",
+        ),
+    ] {
+        let found = problems(text);
+        assert!(found.len() == 1 && found[0].contains(wanted), "{found:?}");
+    }
+}
+
+#[test]
+fn check_tries_the_files_and_leaves_none_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(at("empty.pem"), "").unwrap();
+    let config = |audit: &str, ca: &str| {
+        fs::write(
+            at("config.yaml"),
+            format!(
+                "audit: {}\nhttp: {{k8s: {{kubeconfig: {}, routes: {{a.test: {{service: a, ca: {}, client_cert: {}, client_key: {}}}}}}}}}\n\
+                 local: [{{port: 1, to: r, secret_file: {}}}]\n",
+                at(audit), at("kubeconfig"), at(ca), at("no.crt"), at("empty.pem"), at("no-secret")
+            ),
+        )
+        .unwrap();
+        let error = check(Path::new(&at("config.yaml"))).expect_err("problems");
+        error.problems.iter().map(Problem::line).collect::<Vec<_>>()
+    };
+    let found = config("none/audit.log", "empty.pem");
+    for (found, wanted) in found.iter().zip([
+        format!("audit: cannot write {:?}: no such file or directory (line 1", at("none/audit.log")),
+        format!("http.k8s.kubeconfig: cannot read {:?}: no such file or directory", at("kubeconfig")),
+        format!("http.k8s.routes.\"a.test\".ca: cannot use {:?}: it has no certificate in PEM form", at("empty.pem")),
+        format!("http.k8s.routes.\"a.test\".client_cert: cannot read {:?}", at("no.crt")),
+        format!("http.k8s.routes.\"a.test\".client_key: cannot use {:?}: it has no private key", at("empty.pem")),
+        format!("local[0].secret_file: cannot read {:?}", at("no-secret")),
+    ]) {
+        assert!(found.starts_with(&wanted), "{found}\n{wanted}");
+    }
+    assert_eq!(found.len(), 6);
+    assert_eq!(config("audit.log", "empty.pem").len(), 5);
+    assert!(!folder.path().join("audit.log").exists());
+    assert!(load(&fs::read_to_string(at("config.yaml")).unwrap()).is_ok());
 }
 
 #[test]

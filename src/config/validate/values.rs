@@ -30,20 +30,20 @@ impl Walk {
     pub(super) fn text(&mut self, node: &Node) -> Option<String> {
         match &node.value {
             Value::Scalar { text, .. } if !text.is_empty() => Some(text.clone()),
-            _ => self.wrong(node, "a word", None),
+            _ => self.wrong(node, "a value", None),
         }
     }
 
     pub(super) fn words(&mut self, node: &Node) -> Option<Vec<String>> {
         match &node.value {
-            Value::List(list) => list.iter().map(|node| self.text(node)).collect(),
-            _ => self.wrong(node, "a list of words, e.g. [sleep, infinity]", None),
+            Value::List(list) => self.each(list, Self::text),
+            _ => self.wrong(node, "a list of values, e.g. [sleep, infinity]", None),
         }
     }
 
     pub(super) fn folders(&mut self, node: &Node) -> Option<Vec<PathBuf>> {
         match &node.value {
-            Value::List(list) => list.iter().map(|node| Some(defaults::expand_home(&self.text(node)?))).collect(),
+            Value::List(list) => self.each(list, |walk, node| Some(defaults::expand_home(&walk.text(node)?))),
             Value::Scalar { text, .. } => {
                 Some(std::env::split_paths(text).map(|path| defaults::expand_home(&path.to_string_lossy())).collect())
             }
@@ -53,7 +53,7 @@ impl Walk {
 
     pub(super) fn path_list(&mut self, node: &Node) -> Option<String> {
         match &node.value {
-            Value::List(list) => Some(list.iter().map(|node| self.text(node)).collect::<Option<Vec<_>>>()?.join(":")),
+            Value::List(list) => Some(self.each(list, Self::text)?.join(":")),
             _ => self.text(node),
         }
     }
@@ -109,7 +109,7 @@ impl Walk {
             let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| text == text.to_ascii_uppercase());
             method.or_else(|| walk.wrong(node, "a method in upper case", Some("write GET, HEAD or OPTIONS")))
         };
-        list.iter().map(|node| method(self, node)).collect()
+        self.each(list, method)
     }
 
     pub(super) fn route_host(&mut self, text: &str, place: Place) -> Option<String> {
@@ -144,7 +144,7 @@ impl Walk {
             _ => {
                 self.problem(
                     place,
-                    &format!("expected 1-65535, found {text}"),
+                    &format!("expected 1-65535, found {text:?}"),
                     Some("use a free port of this machine, e.g. 5432"),
                 );
                 None
@@ -190,14 +190,15 @@ impl Walk {
             return self.wrong(node, "at least one address", Some("write 127.0.0.1:8989"));
         }
         let mut all: Vec<SocketAddr> = Vec::new();
-        for node in list {
-            let addresses = self.listen(node)?;
+        self.each(list, |walk, node| {
+            let addresses = walk.listen(node)?;
             if let Some(twice) = addresses.iter().find(|address| all.iter().any(|other| overlap(*other, **address))) {
-                self.problem(node.place, &format!("{twice} is in the list already"), Some("remove one of the two"));
+                walk.problem(node.place, &format!("{twice} is in the list already"), Some("remove one of the two"));
                 return None;
             }
             all.extend(addresses);
-        }
+            Some(())
+        })?;
         Some(all)
     }
 
@@ -217,13 +218,10 @@ impl Walk {
         match address.ip().is_loopback() {
             true => Some(address),
             false => {
-                self.wrong(node, "an address on loopback", Some("write 127.0.0.1:PORT: it tells what you work on"))
+                let hint = "write 127.0.0.1:9090: /metrics lists the names that you open, without a password";
+                self.wrong(node, "an address on loopback", Some(hint))
             }
         }
-    }
-
-    pub(super) fn file(&mut self, node: &Node) -> Option<PathBuf> {
-        self.text(node).map(|text| defaults::expand_home(&text))
     }
 
     /// A network, or one address. An IPv4 address that is written as one of IPv6 is one of IPv4.
