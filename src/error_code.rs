@@ -39,12 +39,12 @@ macro_rules! codes {
 }
 
 codes! {
-    UnknownHost "unknown-host" "404" "No route has this host, and it is no dynamic name. The page lists similar ones.";
+    UnknownHost "unknown-host" "404" "No route has this host, and it is not a dynamic name. The page lists similar ones.";
     MalformedHost "malformed-host" "404" "The host ends in a dynamic suffix but has none of the forms in [names](../names.md).";
     DynamicDenied "dynamic-denied" "403" "The context refuses names without a route: `dynamic: deny`.";
     Elsewhere "elsewhere" "403" "A client of the forward proxy wants a host outside the cluster: set `proxy.elsewhere`, or add a route with `via`.";
     NoContext "no-context" "502" "The kubeconfig has no current context: set `default_context`.";
-    NoNamespace "no-namespace" "502" "The name gives no namespace, and that of the context in the kubeconfig cannot be one.";
+    NoNamespace "no-namespace" "502" "The name gives no namespace, and the context in the kubeconfig has an invalid one.";
     UnknownContext "unknown-context" "404" "The kubeconfig has no context of this name.";
     Kubeconfig "kubeconfig" "502" "adit cannot read the kubeconfig; the message has the file and the line.";
     Credentials "credentials" "502" "The plugin or token of the context failed; the message has the plugin's last lines.";
@@ -72,25 +72,25 @@ codes! {
     Stopped "stopped" "503" "`adit stop` closed the tunnel, or adit itself ends.";
     BackendTls "backend-tls" "502" "The TLS handshake with the backend failed; the page says why: `ca`, `server_name`, `verify`.";
     WrongScheme "wrong-scheme" "502" "The backend speaks another protocol than the route's `scheme`; the page has the line that fixes it, see [protocols](../protocols.md).";
-    BadAnswer "bad-answer" "502" "The backend's answer is no HTTP.";
+    BadAnswer "bad-answer" "502" "The backend's answer is not HTTP.";
     NoSwitch "no-switch" "502" "The backend refuses to switch to WebSocket.";
     Switched "switched" "502" "The backend switched to a protocol that the client did not ask for.";
     Direct "direct" "502, 504" "`proxy.elsewhere: direct`, and the host does not answer.";
-    ProxyPassword "proxy-password" "407" "The forward proxy on this port wants a password: `adit proxy`.";
+    ProxyPassword "proxy-password" "407" "The forward proxy of `adit run --proxy` needs the password in its URL.";
     ReadOnly "read-only" "403" "The context accepts some methods only; the hint has the `adit unlock` command.";
     ForeignOrigin "foreign-origin" "403" "A page of another site sent the request: `allow_origins`, see [security](../security.md).";
-    Ambiguous "ambiguous" "400" "Two readers could read the request differently.";
+    Ambiguous "ambiguous" "400" "Two parsers could read the request differently: two lengths, two Host headers, a bare LF and the like.";
     NoHost "no-host" "400" "The request names no host.";
     Connect "connect" "400" "A CONNECT request that this port does not accept.";
     Body "body" "400" "The request's body is not complete.";
     TooLarge "too-large" "431" "The request headers are too large.";
     TargetTooLong "target-too-long" "414" "The request target is too long.";
     Slow "slow" "408" "The request headers did not arrive in time.";
-    Loop "loop" "508" "The route leads back to adit.";
+    Loop "loop" "508" "The backend of the route sends requests back to adit.";
     Moved "moved" "409" "A replay only: the name has another target now.";
-    TooManyNames "too-many-names" "429" "More new names in a moment than a person opens.";
+    TooManyNames "too-many-names" "429" "Too many new names in a short time; wait a moment.";
     TooManyConnections "too-many-connections" "503" "All connections, or those of one client address, are in use.";
-    OutOfDescriptors "out-of-descriptors" "503" "adit has reached its open-file limit: `ulimit -n`. It raises its own soft limit to the hard one.";
+    OpenFileLimit "open-file-limit" "503" "adit has reached its open-file limit: `ulimit -n`. It raises its own soft limit to the hard one.";
     Index "index" "200" "No error: adit's own page at `localhost`.";
 }
 

@@ -42,10 +42,10 @@ const BUFFER: usize = 64 * 1024;
 pub struct Args {
     /// The target, as for 'adit run'
     target: String,
-    /// Wait this long for it
+    /// Time limit for the target
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     wait: Duration,
-    /// Say nothing, not even why it cannot be reached
+    /// Print no messages, not even errors
     #[arg(long, short)]
     quiet: bool,
 }
@@ -64,8 +64,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let (mut backend, _lease) = match Running::find(globals, &router).await {
         Some(running) => {
             let stream = running.stream(&args.target, args.wait, progress).await;
-            let stream =
-                stream.map_err(|error| running::unreachable(error).doctor(&args.target).failed_with(FAILED))?;
+            let stream = stream
+                .map_err(|error| running::unreachable(error).doctor(globals, &args.target).failed_with(FAILED))?;
             by_running = stream.id.map(|id| (running, id));
             (stream.io, None)
         }
@@ -78,7 +78,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
             let opened = reach.stream_within(&named.route, args.wait, told).await;
             let (lease, stream) =
-                opened.map_err(|error| CliError::from(error).doctor(&args.target).failed_with(FAILED))?;
+                opened.map_err(|error| CliError::from(error).doctor(globals, &args.target).failed_with(FAILED))?;
             (stream, Some(lease))
         }
     };

@@ -20,9 +20,11 @@ use crate::{
 const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17001, "shop", "tools", 7001)];
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Nothing outside of this process is needed or changed. Ctrl-C ends it.")]
+#[command(
+    after_help = "Examples:\n  adit demo\n  adit demo --quiet --listen 127.0.0.1:9999\n\nNothing outside of this process is needed or changed. Ctrl-C ends it."
+)]
 pub struct Args {
-    /// Send no traffic of its own, and restart no pod
+    /// Send no traffic, and restart no pod
     #[arg(long, short)]
     quiet: bool,
     /// Folder with the dashboard's files, read again for each request
@@ -102,11 +104,15 @@ fn banner(demo: &Demo, bound: &Bound) -> String {
     if has(TCP[1].0) {
         text += &format!("  nc 127.0.0.1 {}                           speaks first, then echoes\n", TCP[1].0);
     }
+    let listen = if port == defaults::PORT { String::new() } else { format!(" --listen {port}") };
     text += &format!(
-        "\n  adit ui                                            the dashboard in your browser, from another terminal\n\
-         \x20 adit status                                        the tunnels\n\
-         \x20 kubectl --kubeconfig {} get pods,svc -A\n\nCtrl-C ends it.\n",
-        demo.kubeconfig().display()
+        "\nIn another terminal:\n\n\
+         \x20 export KUBECONFIG={}\n\
+         \x20 adit routes -A{listen}    every Service, with its URL\n\
+         \x20 adit ui{listen}           the dashboard in your browser\n\
+         \x20 adit status{listen}       the tunnels\n\
+         \x20 kubectl get pods,svc -A\n\nCtrl-C ends it.\n",
+        super::doctor::report::quoted(&demo.kubeconfig().display().to_string())
     );
     text
 }

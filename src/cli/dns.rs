@@ -30,11 +30,11 @@ const LOOKUP_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Have the system resolve the names that adit serves: those below localhost, and those of routes. Browsers and curl resolve \
+    long_about = "Let the system resolve the names that adit serves: those below localhost, and those of routes. Browsers and curl resolve \
         names below localhost by themselves; other programs ask the system.\n\n\
         On Linux, 'myhostname' in /etc/nsswitch.conf answers for names below localhost where systemd-resolved does not, and a drop-in of \
-        systemd-resolved leads names of wildcard routes to adit. On macOS, files in /etc/resolver do both. Lines in /etc/hosts lead other \
-        names to this machine.",
+        systemd-resolved routes queries for names of wildcard routes to adit. On macOS, files in /etc/resolver do both. Lines in /etc/hosts \
+        give other names the address of this machine.",
     after_help = "Examples:\n  adit dns status\n  sudo adit dns install\n  sudo adit --config ~/.config/adit/config.yaml dns install"
 )]
 pub struct Args {
@@ -44,7 +44,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Have the system resolve the names (needs root)
+    /// Let the system resolve the names (needs root)
     Install,
     /// Restore the system as it was (needs root)
     Uninstall,

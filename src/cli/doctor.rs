@@ -51,26 +51,26 @@ const PATIENCE: Duration = Duration::from_millis(9_500);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    about = "Find out why something cannot be reached, and what repairs it",
-    long_about = "Find out why something cannot be reached, and what repairs it. Nothing is changed. With a target, as for 'adit \
-        run', the way to it is checked too. docs/troubleshooting.md has a heading for the id of each check.",
+    about = "Find out why a target cannot be reached, and print the command that repairs it",
+    long_about = "Find out why a target cannot be reached, and print the command that repairs it. Nothing is changed. With a target, \
+        as for 'adit run', every step of the connection to it is checked too. docs/troubleshooting.md has a heading for the id of each check.",
     after_help = "Examples:\n  \
         adit doctor\n  \
         adit doctor postgres.shop\n  \
         adit doctor --rbac -n shop | kubectl apply -f -\n  \
         adit doctor --bundle report.tar.gz                       for a bug report; secrets are hidden\n\n\
-        Exit codes: 0 nothing has failed; 1 something has; 2 a wrong command line"
+        Exit codes: 0 no check has failed; 1 a check has failed; 2 a wrong command line"
 )]
 pub struct Args {
     /// The target to check, e.g. web.shop, or a route's name or port
     target: Option<String>,
-    /// Print JSON
+    /// Output format [default: text]
     #[arg(short, long, value_enum)]
     output: Option<Form>,
-    /// Take warnings for failures
+    /// Treat warnings as failures
     #[arg(long)]
     strict: bool,
-    /// Print the smallest Role and RoleBinding for what the configuration uses, and check nothing
+    /// Print the smallest Role and RoleBinding for the configuration, and check nothing
     #[arg(long, conflicts_with_all = ["target", "bundle", "output", "strict"])]
     rbac: bool,
     /// Write report, configuration, log and status to this file, secrets hidden
@@ -199,7 +199,7 @@ async fn fill(scope: &Scope, of: &Of, all: &mut Vec<Check>) {
         return;
     };
     let (rights, relays) = tokio::join!(rights::checks(of, &cluster, minor), relays::checks(of, &cluster));
-    let may_forward = !rights.iter().any(|check| check.id == "right-portforward" && check.status == Status::Fail);
+    let may_forward = !rights.iter().any(|check| check.id == "permission-portforward" && check.status == Status::Fail);
     all.extend(rights);
     all.extend(relays.into_iter().map(|check| check.of_context(of.context())));
     match may_forward {

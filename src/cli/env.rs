@@ -9,7 +9,7 @@ use self::form::Form;
 use super::{
     Globals,
     report::{CliError, print},
-    run::{progress::Progress, variables_of},
+    run::{progress::Progress, targets, variables_of},
     running::{self, Running},
     up,
 };
@@ -18,8 +18,8 @@ use crate::{app::opened, routing::Router, telemetry};
 #[derive(Debug, clap::Args)]
 #[command(
     about = "Print the variables of 'adit run' for the running adit",
-    long_about = "Print the variables of 'adit run' for the running adit: its TCP routes, and targets that --to names, which it \
-        then serves at local ports until it ends.",
+    long_about = "Print the variables of 'adit run' for the running adit: its TCP routes, and the targets of --to, which it then \
+        serves at local ports until it exits.",
     after_help = "Examples:\n  \
         eval \"$(adit env)\"                                     in .envrc of direnv, or in a shell\n  \
         adit env --to db=postgres.shop --to api=api.shop --write .env\n  \
@@ -32,10 +32,10 @@ pub struct Args {
     /// Set a variable; {db}, {db.host}, {db.port} and {web.url} in it stand for addresses, {{ for a brace
     #[arg(long, value_name = "NAME=TEMPLATE")]
     env: Vec<String>,
-    /// Write it in this form
+    /// Output format [default: shell; dotenv with --write]
     #[arg(short, long, value_enum, value_name = "FORM")]
     output: Option<Form>,
-    /// Write this file, keep it in step until adit ends, and mark it stale then
+    /// Write this file, update it while adit runs, and mark it stale when adit exits
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// Replace the file also where 'adit env' has not written it
@@ -89,11 +89,7 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
     let progress = Progress::new(true);
     let mut opened = Vec::new();
     for text in &args.to {
-        let (name, target) = text.split_once('=').unwrap_or_default();
-        if !opened::is_name(name) {
-            return Err(CliError::usage(format!("--to: {text:?} is not NAME=TARGET"))
-                .hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")));
-        }
+        let (name, target) = targets::split(text)?;
         let at_port = running.port(Some(name.to_owned()), target, None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }

@@ -42,7 +42,7 @@ use crate::{
                   adit expose 3000:80 --as web.shop --replace  # take over port 80 of a Service that exists\n  \
                   adit expose 3000:80 --as web.shop --personal x-user=anna  # only requests with this header\n  \
                   adit expose ls -A                            # the Services that are taken over\n  \
-                  adit expose restore web.shop                 # restore one, also if its relay is gone"
+                  adit expose restore web.shop                 # restore one, even if its relay is gone"
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -58,7 +58,7 @@ enum Command {
         /// List those of all namespaces
         #[arg(short = 'A', long)]
         all_namespaces: bool,
-        /// Print JSON
+        /// Output format [default: text]
         #[arg(short, long, value_enum)]
         output: Option<Output>,
     },
@@ -77,7 +77,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Take {
-    /// Port of this machine; the Service's port after a colon if it is another
+    /// Port of this machine, and the Service's port [default: the same]
     #[arg(value_name = "PORT[:PORT]")]
     port: String,
     /// The Service
@@ -96,7 +96,7 @@ struct Take {
     /// Take over only requests with this path, or a path below it
     #[arg(long, value_name = "/PATH", conflicts_with = "replace")]
     personal_path: Option<String>,
-    /// Look for the relay in this namespace only
+    /// Namespace to look for the relay in [default: all]
     #[arg(long, value_name = "NAME")]
     relay_namespace: Option<Namespace>,
     /// Create a relay in the Service's namespace if there is none; it ends after a day, 'adit expose clean' deletes it

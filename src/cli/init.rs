@@ -14,6 +14,9 @@ pub const TEMPLATE: &str = include_str!("../../examples/template.yaml");
 const SCHEMA: &str = "adit.schema.json";
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  adit init\n  adit --config adit.yaml init\n\nIt writes adit.schema.json beside the file, for editors."
+)]
 pub struct Args {
     /// Replace a file that exists
     #[arg(long)]
@@ -46,8 +49,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     };
     file.write_all(TEMPLATE.as_bytes()).map_err(failed)?;
     // Editors find the schema beside the file, without the network.
-    fs::write(folder.join(SCHEMA), schema::text()).map_err(failed)?;
-    print(&format!("wrote {}\n", path.display()))
+    let of_editors = folder.join(SCHEMA);
+    fs::write(&of_editors, schema::text()).map_err(failed)?;
+    print(&format!("wrote {}\nwrote {}, for editors\n", path.display(), of_editors.display()))
 }
 
 #[cfg(test)]

@@ -12,22 +12,23 @@ use super::{
 use crate::backend::exec::jump_pod::{self, Created};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit jump ls -A\n  adit jump clean -n shop")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
     /// Look in all namespaces
     #[arg(short = 'A', long, global = true)]
     all_namespaces: bool,
-    /// Print JSON
+    /// Output format [default: text]
     #[arg(short, long, value_enum, global = true)]
     output: Option<Output>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List them
+    /// List the jump pods
     Ls,
-    /// Delete them
+    /// Delete the jump pods
     Clean,
 }
 
@@ -43,9 +44,14 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     }
     match args.output {
         Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&pods).map_err(io::Error::other)?)),
-        None if pods.is_empty() => {
-            print(&format!("adit has created no pods in namespace {namespace} of context {context}; -A looks in all\n"))
-        }
+        None if pods.is_empty() => print(&match args.all_namespaces {
+            true => format!("adit has created no pods in context {context}\n"),
+            false => {
+                format!(
+                    "adit has created no pods in namespace {namespace} of context {context}; -A lists all namespaces\n"
+                )
+            }
+        }),
         None => match args.command {
             Command::Ls => print(&listed(&pods)),
             Command::Clean => {

@@ -25,6 +25,10 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  adit local 3000 --to relay.example.com\n  adit local 5432:20000 --to relay.example.com --secret-file secret\n  \
+                        adit local 3000 --name web --host rewrite --to relay.example.com"
+)]
 pub struct Args {
     /// Local ports, each optionally with the public port to ask for: 3000, or 5432:20000
     #[arg(required = true, value_name = "PORT[:PUBLIC]")]
@@ -48,13 +52,13 @@ pub struct Args {
     /// Read the secret from this file [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:...
+    /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:... [default: any; the secret proves the relay]
     #[arg(long, value_name = "FINGERPRINT")]
     fingerprint: Option<Fingerprint>,
-    /// Verify the relay's certificate against this CA bundle (PEM)
+    /// Verify the relay's certificate against this CA bundle (PEM) [default: none; the secret proves the relay]
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
-    /// Print JSON, a line each time that the tunnels are open
+    /// Output format [default: text]; json is a line each time that the tunnels open
     #[arg(short, long, value_enum)]
     output: Option<Output>,
 }

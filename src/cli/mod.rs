@@ -55,7 +55,7 @@ use crate::{
     version,
     subcommand_required = false,
     after_help = "Examples:\n  adit                                       serve the current context: http://SERVICE.NAMESPACE.localhost:8989\n  \
-                  adit routes -A                             what can be reached, with its URL\n  \
+                  adit routes -A                             every Service and route, with its URL\n  \
                   adit init && adit check                    write a configuration, and test it\n  \
                   adit demo                                  try it without a cluster"
 )]
@@ -78,7 +78,7 @@ pub struct Globals {
     /// Context, or alias, for names and routes that set none [default: the current one]
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<ContextName>,
-    /// Namespace for names and routes that set none
+    /// Namespace for names and routes that set none [default: that of the context, then "default"]
     #[arg(long, short, global = true, value_name = "NAME")]
     pub namespace: Option<Namespace>,
     /// Kubeconfig files, a list like $KUBECONFIG [default: $KUBECONFIG, then ~/.kube/config]
@@ -88,7 +88,7 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
     /// Threads that carry data, for 'up' and 'server' [default: one per core, on a laptop at most 4]
-    #[arg(long, global = true, value_name = "COUNT")]
+    #[arg(long, global = true, value_name = "COUNT", value_parser = workers)]
     pub workers: Option<NonZeroUsize>,
     /// Log format
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
@@ -121,7 +121,7 @@ enum Command {
     Schema(schema::Args),
     /// Run a command with the cluster at local ports
     Run(run::Args),
-    /// Find out why something cannot be reached, and what repairs it
+    /// Find out why a target cannot be reached, and print the command that repairs it
     Doctor(doctor::Args),
     /// Print the variables of 'adit run' for the running adit
     Env(env::Args),
@@ -131,7 +131,7 @@ enum Command {
     Connect(connect::Args),
     /// List the Services and routes, each with its URL
     Routes(routes::Args),
-    /// Print the URL of a Service
+    /// Print the URL of a Service or pod
     Url(url::Args),
     /// Print the settings that let programs use the forward proxy
     Proxy(proxy::Args),
@@ -143,7 +143,7 @@ enum Command {
     Top(top::Args),
     /// Open the dashboard of the running adit
     Ui(ui::Args),
-    /// Let a context that is read-only take every method for a while
+    /// Allow every HTTP method to a read-only context for a while
     Unlock(unlock::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),
@@ -159,7 +159,7 @@ enum Command {
     Server(Box<server::Args>),
     /// Trust adit's certificates in browsers and programs
     Trust(trust::Args),
-    /// Have the system resolve the names that adit serves
+    /// Let the system resolve the names that adit serves
     Dns(dns::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
@@ -288,12 +288,32 @@ impl Globals {
         })
     }
 
+    /// Returns `adit` with the options of this command line that another command needs to mean the same cluster.
+    pub fn command(&self) -> String {
+        let config = self.config.as_ref().map(|file| file.display().to_string());
+        let options = [
+            ("config", config.as_deref()),
+            ("context", self.context.as_deref()),
+            ("namespace", self.namespace.as_deref()),
+            ("kubeconfig", self.kubeconfig.as_deref()),
+            ("listen", self.listen.as_deref()),
+        ];
+        let given =
+            options.iter().filter_map(|(name, value)| Some(format!(" --{name} {}", doctor::report::quoted((*value)?))));
+        format!("adit{}", given.collect::<String>())
+    }
+
     pub fn format(&self) -> Format {
         match self.log_format {
             LogFormat::Text => Format::Text,
             LogFormat::Json => Format::Json,
         }
     }
+}
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count| *count <= validate::MOST_WORKERS).and_then(NonZeroUsize::new);
+    count.ok_or_else(|| format!("write 1-{}", validate::MOST_WORKERS))
 }
 
 fn listen(text: &str) -> Result<Vec<SocketAddr>, CliError> {
@@ -340,6 +360,24 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_in_a_hint_means_the_same_cluster() {
+        let parse = |arguments: &[&str]| Cli::try_parse_from(arguments).unwrap().globals.command();
+        assert_eq!(parse(&["adit", "status"]), "adit");
+        assert_eq!(
+            parse(&["adit", "--context", "my prod", "status", "-n", "shop", "--config", "a.yaml"]),
+            "adit --config a.yaml --context 'my prod' --namespace shop"
+        );
+    }
+
+    #[test]
+    fn workers_are_a_number_of_threads() {
+        assert_eq!(workers("4").unwrap().get(), 4);
+        for wrong in ["0", "-1", "x", "1025"] {
+            assert_eq!(workers(wrong).unwrap_err(), "write 1-1024");
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc};
 
 use super::{Globals, report::CliError};
 use crate::{
-    admin::api::services,
     config::{ContextName, InvalidValue, Namespace},
     k8s::client::{Cluster, Clusters},
     routing::{ClusterId, RouteError, Router},
@@ -43,11 +42,6 @@ impl Place {
 
     pub fn context(&self) -> &ContextName {
         &self.id.context
-    }
-
-    /// Returns how a hostname has to name the context. None: it is the one that names without a context mean.
-    pub fn named_context(&self) -> Option<ContextName> {
-        services::named_context(&self.router, self.context())
     }
 
     /// Returns the port of the HTTP listener, 0 where there is none.

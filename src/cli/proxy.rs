@@ -11,14 +11,15 @@ use crate::config::{Config, listen::of_this_machine};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  adit proxy\n  adit --context prod proxy\n  eval \"$(adit proxy --env)\"")]
 pub struct Args {
-    /// Print the variables alone, for a shell
+    /// Print only the variables, for a shell
     #[arg(long)]
     env: bool,
 }
 
 pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     let address = address(&globals.load()?)?;
-    let proxy = Proxy { address, user: globals.context.clone().map(String::from).unwrap_or_default() };
+    let user = globals.context.clone().map(String::from).unwrap_or_default();
+    let proxy = Proxy { address, user, command: globals.command() };
     print(&if args.env { proxy.variables() } else { proxy.lines() })
 }
 
@@ -59,6 +60,8 @@ struct Proxy {
     address: SocketAddr,
     /// The context. Empty: the current one.
     user: String,
+    /// `adit`, with the options of this command line.
+    command: String,
 }
 
 impl Proxy {
@@ -78,8 +81,8 @@ impl Proxy {
         let (host, port) = (self.address.ip(), self.address.port());
         let rows = [
             ["curl".to_owned(), format!("curl --proxy {socks} http://web.shop.svc.cluster.local/")],
-            ["a shell".to_owned(), "eval \"$(adit proxy --env)\"".to_owned()],
-            ["Chromium".to_owned(), "adit browser web.shop".to_owned()],
+            ["a shell".to_owned(), format!("eval \"$({} proxy --env)\"", self.command)],
+            ["Chromium".to_owned(), format!("{} browser web.shop", self.command)],
             ["Firefox".to_owned(), format!("Settings, Network Settings, Automatic proxy configuration URL: {pac}")],
             ["macOS".to_owned(), format!("networksetup -setautoproxyurl Wi-Fi {pac}")],
             ["GNOME".to_owned(), format!("gsettings set org.gnome.system.proxy autoconfig-url {pac}")],
@@ -100,11 +103,14 @@ mod tests {
     #[test]
     fn the_context_is_the_user_of_the_urls() {
         let address = "127.0.0.1:8989".parse().unwrap();
-        let of = |user: &str| Proxy { address, user: user.to_owned() }.url("socks5h");
+        let of = |user: &str| Proxy { address, user: user.to_owned(), command: String::new() }.url("socks5h");
         assert_eq!(of(""), "socks5h://127.0.0.1:8989");
         assert_eq!(of("prod"), "socks5h://prod@127.0.0.1:8989");
         assert_eq!(of("arn:aws/x"), "socks5h://arn%3Aaws%2Fx@127.0.0.1:8989");
-        let shell = Proxy { address, user: String::new() }.variables();
+        let shell = Proxy { address, user: String::new(), command: String::new() }.variables();
         assert!(shell.contains("export all_proxy='socks5h://127.0.0.1:8989'\n"), "{shell}");
+        let lines = Proxy { address, user: "prod".to_owned(), command: "adit --context prod".to_owned() }.lines();
+        assert!(lines.contains("$(adit --context prod proxy --env)"), "{lines}");
+        assert!(lines.contains("adit --context prod browser web.shop"), "{lines}");
     }
 }

@@ -53,11 +53,10 @@ impl CliError {
         self
     }
 
-    /// Points to the checks of the way to a target, where it failed and is no mistake of the command line.
-    pub fn doctor(mut self, target: &str) -> Self {
+    /// Points to `adit doctor` of the target, with the options of this command. Not for a mistake of the command line.
+    pub fn doctor(mut self, globals: &super::Globals, target: &str) -> Self {
         if self.code != 2 {
-            let target = if target.contains(' ') { format!("'{target}'") } else { target.to_owned() };
-            let advice = format!("adit doctor {target}");
+            let advice = format!("{} doctor {}", globals.command(), super::doctor::report::quoted(target));
             self.hint = Some(self.hint.map_or_else(|| advice.clone(), |hint| format!("{hint}\nhint: {advice}")));
         }
         self
@@ -136,8 +135,14 @@ impl From<crate::k8s::ClusterError> for CliError {
 
 impl From<crate::config::problem::LoadError> for CliError {
     fn from(error: crate::config::problem::LoadError) -> Self {
-        let message = format!("cannot load {}\n{}", error.file.display(), error.snippets(colours(&io::stderr())));
-        Self::usage(message).hint(Some("'adit check' tests the file without starting"))
+        let file = error.file.display();
+        match error.whole() {
+            Some(problem) => {
+                Self::usage(format!("cannot load {file}")).cause(Some(&problem.message)).hint(problem.hint.as_ref())
+            }
+            None => Self::usage(format!("cannot load {file}\n{}", error.snippets(colours(&io::stderr()))))
+                .hint(Some(format!("adit check {file}"))),
+        }
     }
 }
 

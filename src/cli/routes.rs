@@ -1,6 +1,6 @@
 //! `adit routes`: what can be reached, with the URL of each.
 
-use std::io;
+use std::io::{self, Write};
 
 use super::{
     Globals, Output,
@@ -15,14 +15,19 @@ use crate::admin::{
     },
     socket,
 };
+use crate::k8s::list;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  adit routes -A\n  adit routes -n shop --context prod -o json")]
+#[command(
+    after_help = "Examples:\n  adit routes -A\n  adit routes -A web\n  adit routes -n shop --context prod -o json"
+)]
 pub struct Args {
+    /// List only the names that contain this text
+    filter: Option<String>,
     /// List the Services of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// Print JSON
+    /// Output format [default: a table]
     #[arg(short, long, value_enum)]
     output: Option<Output>,
 }
@@ -40,18 +45,40 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     if !found.problems.is_empty() {
         return Err(found.problems.swap_remove(0).into());
     }
-    let rows = found.services;
+    let mut rows = found.services;
+    let has_services = rows.iter().any(|row| row.from == "service");
+    // A user who may not read namespaces still gets the list.
+    let lacks = !has_services
+        && !args.all_namespaces
+        && list::has_namespace(&*place.cluster().await?, &namespace).await.is_ok_and(|exists| !exists);
+    let note = match (lacks, args.all_namespaces) {
+        (true, _) => format!("namespace {namespace} does not exist in context {context}; -A lists all namespaces\n"),
+        (false, false) => {
+            format!("no Services in namespace {namespace} of context {context}; -A lists all namespaces\n")
+        }
+        (false, true) => format!("no Services in context {context}\n"),
+    };
+    if let Some(text) = &args.filter {
+        let text = text.to_lowercase();
+        rows.retain(|row| row.name.to_lowercase().contains(&text));
+    }
     match args.output {
         Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
-        None if rows.is_empty() => {
-            print(&format!("no Services in namespace {namespace} of context {context}; -A lists all namespaces\n"))
+        None if rows.is_empty() && has_services => {
+            print(&format!("no name contains {:?}\n", args.filter.unwrap_or_default()))
         }
+        None if rows.is_empty() => print(&note),
         None => {
             let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
             lines.extend(
                 rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]),
             );
-            print(&table(&lines))
+            print(&table(&lines))?;
+            // The routes of the configuration are listed for every namespace.
+            if !has_services {
+                let _ = io::stderr().write_all(note.as_bytes());
+            }
+            Ok(())
         }
     }
 }

@@ -5,7 +5,7 @@ pub mod keeper;
 pub mod program;
 pub mod progress;
 pub mod signals;
-mod targets;
+pub mod targets;
 mod template;
 mod tool;
 
@@ -56,12 +56,12 @@ pub const FAILED: u8 = 125;
     about = "Run a command with the cluster at local ports",
     long_about = "Run a command with the cluster at local ports.\n\n\
         Each target gets a free port on 127.0.0.1, which is bound before the command starts and closed when it ends. The \
-        command starts once each pod has taken a connection, and finds the ports in its environment: for --to \
-        db=postgres.shop these are DB_HOST, DB_PORT and DB_ADDR, WEB_URL for HTTP, and what Kubernetes gives to pods \
-        (POSTGRES_SERVICE_HOST, POSTGRES_SERVICE_PORT); for psql, pgbench and mysql also PGHOST and its like. Without --to, every TCP route of the configuration is open on its \
+        command starts once each pod has accepted a connection, with the ports in its environment: for --to \
+        db=postgres.shop these are DB_HOST, DB_PORT and DB_ADDR, WEB_URL for HTTP, and the variables that Kubernetes sets in pods \
+        (POSTGRES_SERVICE_HOST, POSTGRES_SERVICE_PORT); for psql, pgbench and mysql also PGHOST and related variables. Without --to, every TCP route of the configuration is open on its \
         own port, or on that of the adit that runs with this configuration.\n\n\
-        A TARGET is SERVICE[.NAMESPACE][:PORT], pod/POD[.NAMESPACE][:PORT], 'via SERVICE.NAMESPACE HOST:PORT' for what only \
-        a pod can reach, or the name of a route. @PORT at its end asks for that local port.",
+        A TARGET is SERVICE[.NAMESPACE][:PORT], pod/POD[.NAMESPACE][:PORT], 'via SERVICE.NAMESPACE HOST:PORT' for a host that \
+        only a pod can reach, or the name of a route. @PORT at its end asks for that local port.",
     after_help = "Examples:\n  \
         adit run --to db=postgres.shop -- psql -U app -c 'select 1'\n  \
         adit run --to db=postgres.shop --secret PGPASSWORD=shop/postgres:password -- pgbench -U app -c 8 -T 60 shop\n  \
@@ -69,7 +69,7 @@ pub const FAILED: u8 = 125;
         adit run --to api=api.shop --to cache=redis.shop:6379 -- npm test\n  \
         adit run --to 'sql=via api.shop sql.internal:1433@1433' -- dotnet test\n  \
         adit run --proxy -- curl http://web.shop.svc.cluster.local/\n\n\
-        Exit codes: the command's own; 128 and the number of the signal that ended it; 125 a target cannot be had, and the \
+        Exit codes: the command's own; 128 and the number of the signal that ended it; 125 a target is unreachable, and the \
         command was not started; 126 not executable; 127 not found; 2 a wrong command line or configuration"
 )]
 pub struct Args {
@@ -79,21 +79,20 @@ pub struct Args {
     /// Set a variable; {db}, {db.host}, {db.port} and {web.url} in it stand for addresses, {{ for a brace
     #[arg(long, value_name = "NAME=TEMPLATE")]
     env: Vec<String>,
-    /// Set the variables that this client reads by itself; =NAME says for which target. psql, pgbench, mysql and their
-    /// like have it without being asked
+    /// Set the variables that this client reads; =NAME chooses the target [default: set automatically for psql, pgbench and mysql]
     #[arg(long = "for", value_name = "psql|mysql|redis|mongo[=NAME]", value_parser = tool)]
     tool: Vec<(Tool, Option<String>)>,
-    /// Set a variable to one key of a Secret, which is read with your own permissions and never printed
+    /// Set a variable to one key of a Secret, read with your permissions and never printed
     #[arg(long, value_name = "NAME=[NAMESPACE/]SECRET:KEY")]
     secret: Vec<String>,
-    /// Set HTTP_PROXY, ALL_PROXY and their like to a forward proxy of the command's own, which knows the names of the cluster and
-    /// connects directly to hosts of the internet. Its URL has a password
+    /// Set HTTP_PROXY, ALL_PROXY and related variables to a forward proxy for this command, with a password. It resolves the names of
+    /// the cluster, and connects directly to hosts of the internet
     #[arg(long)]
     proxy: bool,
-    /// Leave variables alone that are set already
+    /// Keep variables that are already set
     #[arg(long)]
     keep_env: bool,
-    /// Wait this long for each target
+    /// Time limit for each target
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration, conflicts_with = "no_wait")]
     wait: Duration,
     /// Start the command at once; tunnels open when they are used
@@ -102,7 +101,7 @@ pub struct Args {
     /// Print the variables, and start nothing
     #[arg(long)]
     dry_run: bool,
-    /// Say nothing, not even why a target cannot be had
+    /// Print no messages, not even errors
     #[arg(long, short)]
     quiet: bool,
     /// The command and its arguments
@@ -157,7 +156,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let bound = bound.collect::<Result<Vec<_>, _>>().map_err(|error| fail(silent.unwrap_or(error)))?;
     let progress = Progress::new(args.quiet);
     let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
-    let opening = targets::open_all(bound, &reach, running.as_ref(), wait, progress);
+    let opening = targets::open_all(globals, bound, &reach, running.as_ref(), wait, progress);
     let reading = async {
         // A list of what would be set has no need of their values.
         let wanted = secrets.iter().filter(|_| !args.dry_run);

@@ -9,8 +9,9 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  adit schema > adit.schema.json\n  adit schema -o markdown\n  adit schema --api")]
 pub struct Args {
-    /// Describe the answers of the API at the admin socket, and not the configuration file
+    /// Print the schema of the API answers instead
     #[arg(long, conflicts_with = "output")]
     api: bool,
     /// Output format

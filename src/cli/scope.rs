@@ -4,6 +4,12 @@ use clap::{Arg, Command};
 
 const CLUSTER: &[&str] = &["config", "context", "namespace", "kubeconfig"];
 
+/// Selection of a running adit.
+const RUNNING: &[&str] = &["config", "listen"];
+
+/// Help of `--listen` where a command listens on nothing.
+const OF_RUNNING: &str = "Address of the running adit";
+
 /// The global options that each command uses, by id. A command that is not listed shows all of them.
 const USES: &[(&str, &[&[&str]])] = &[
     ("demo", &[&["listen", "verbose", "log_format"]]),
@@ -12,15 +18,25 @@ const USES: &[(&str, &[&[&str]])] = &[
     ("schema", &[]),
     ("routes", &[CLUSTER, &["listen"]]),
     ("url", &[CLUSTER, &["listen"]]),
-    ("status", &[&["listen"]]),
-    ("stop", &[&["listen"]]),
+    ("run", &[CLUSTER, &["listen", "verbose", "log_format"]]),
+    ("doctor", &[CLUSTER, &["listen", "verbose", "log_format"]]),
+    ("env", &[CLUSTER, &["listen", "verbose", "log_format"]]),
+    ("wait", &[CLUSTER, &["listen", "verbose", "log_format"]]),
+    ("connect", &[CLUSTER, &["listen", "verbose", "log_format"]]),
+    ("proxy", &[CLUSTER, &["listen"]]),
+    ("browser", &[CLUSTER, &["listen"]]),
+    ("status", &[RUNNING]),
+    ("top", &[RUNNING]),
+    ("ui", &[RUNNING]),
+    ("unlock", &[RUNNING]),
+    ("stop", &[RUNNING]),
     ("jump", &[CLUSTER]),
     ("local", &[&["verbose", "log_format"]]),
     ("expose", &[CLUSTER, &["verbose", "log_format"]]),
     ("service", &[CLUSTER, &["listen", "verbose"]]),
-    ("server", &[&["listen", "verbose", "log_format"]]),
+    ("server", &[&["listen", "workers", "verbose", "log_format"]]),
     ("trust", &[&["config"]]),
-    ("dns", &[]),
+    ("dns", &[RUNNING]),
     ("completion", &[]),
     ("version", &[]),
 ];
@@ -36,6 +52,23 @@ pub fn apply(command: Command) -> Command {
                     ("server", "listen") => {
                         of_name.arg(global.clone().help("Address to listen on for clients [default: 0.0.0.0:7835]"))
                     }
+                    ("server", "workers") => {
+                        of_name.arg(global.clone().help("Threads that carry data [default: one per core]"))
+                    }
+                    ("status" | "top" | "ui" | "unlock" | "stop", "config") => {
+                        of_name.arg(global.clone().help("Configuration file of the running adit [default: any]"))
+                    }
+                    ("status", "listen") => {
+                        of_name.arg(global.clone().help(format!("{OF_RUNNING} [default: all that run]")))
+                    }
+                    ("top" | "ui" | "unlock" | "stop", "listen") => {
+                        of_name.arg(global.clone().help(format!("{OF_RUNNING} [default: the only one that runs]")))
+                    }
+                    (
+                        "routes" | "url" | "run" | "doctor" | "env" | "wait" | "connect" | "proxy" | "browser" | "dns",
+                        "listen",
+                    ) => of_name
+                        .arg(global.clone().help(format!("{OF_RUNNING} [default: 127.0.0.1:8989, or http.listen]"))),
                     _ if is_used => of_name,
                     _ => of_name.arg(global.clone().hide(true)),
                 }
@@ -93,6 +126,20 @@ mod tests {
     }
 
     #[test]
+    fn every_command_has_examples() {
+        let lacking: Vec<_> = commands()
+            .into_iter()
+            // `adit trust install`: those of `adit trust`.
+            .filter(|(name, _)| name.split(' ').count() == 2 && name != "adit version")
+            .filter(|(_, command)| {
+                !command.get_after_help().is_some_and(|help| help.to_string().starts_with("Example"))
+            })
+            .map(|(name, _)| name)
+            .collect();
+        assert!(lacking.is_empty(), "{lacking:?}");
+    }
+
+    #[test]
     fn a_command_shows_only_the_options_that_it_uses() {
         let mut shown: Vec<_> = commands();
         let help = |wanted: &str, shown: &mut Vec<(String, Command)>| {
@@ -103,5 +150,8 @@ mod tests {
         assert!(!help("adit server", &mut shown).contains("--context"));
         assert!(help("adit server", &mut shown).contains("[default: 0.0.0.0:7835]"));
         assert!(help("adit routes", &mut shown).contains("--kubeconfig"));
+        assert!(help("adit status", &mut shown).contains("Address of the running adit [default: all that run]"));
+        assert!(help("adit server", &mut shown).contains("--workers"));
+        assert!(help("adit dns", &mut shown).contains("--config"));
     }
 }

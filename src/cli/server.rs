@@ -31,7 +31,11 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  adit server genkey > secret\n  adit server --secret-file secret --bind 0.0.0.0\n  \
+                  adit server --secret-file secret --http-listen 0.0.0.0:80 --domain example.com"
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -57,25 +61,25 @@ struct Serve {
     /// [services=...] [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Lend these public ports
+    /// Public port range for tunnels
     #[arg(long, value_name = "FIRST-LAST", default_value = "10000-60000", value_parser = ports)]
     ports: std::ops::RangeInclusive<u16>,
-    /// Listen for visitors on this address
+    /// Address of the public ports
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     bind: IpAddr,
-    /// Serve names by HTTP here
+    /// Address to serve names on by HTTP
     #[arg(long, value_name = "ADDRESS", requires = "domain")]
     http_listen: Option<SocketAddr>,
-    /// The names of tunnels are below this domain
+    /// Domain of the names of tunnels
     #[arg(long, value_name = "DOMAIN", requires = "http_listen")]
     domain: Option<String>,
-    /// PEM files of the certificate for the domain: visitors come by https
+    /// Certificate chain for the domain (PEM): names are served by https
     #[arg(long, value_name = "FILE", requires_all = ["http_tls_key", "http_listen"])]
     http_tls_cert: Option<PathBuf>,
     /// Private key for --http-tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "http_tls_cert")]
     http_tls_key: Option<PathBuf>,
-    /// PEM files of the certificate that clients see [default: one made at each start, known by its fingerprint]
+    /// Certificate chain that clients see (PEM) [default: one created at each start, known by its fingerprint]
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key for --tls-cert (PEM)
@@ -84,7 +88,7 @@ struct Serve {
     /// Serve /healthz, /readyz, /metrics and a page of the tunnels here, on loopback
     #[arg(long, value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
-    /// Serve /healthz, /readyz and /metrics here, for Prometheus and the kubelet; they tell nothing of clients
+    /// Serve /healthz, /readyz and /metrics here, for Prometheus and the kubelet, without client names or addresses
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
     /// Serve version 1 too: the secret and every byte cross the network in the clear
@@ -136,8 +140,10 @@ impl From<StartError> for CliError {
 
 fn settings(control: SocketAddr, args: Serve) -> Result<Settings, CliError> {
     if args.admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
-        return Err(CliError::usage("--admin-listen: it tells what clients do, and is for this machine alone")
-            .hint(Some("write 127.0.0.1:PORT")));
+        return Err(CliError::usage(
+            "--admin-listen: its page lists clients without a password, so it has to be on loopback",
+        )
+        .hint(Some("write 127.0.0.1:9090; --metrics-listen serves metrics on other addresses")));
     }
     let pem = |chain: Option<PathBuf>, key: Option<PathBuf>| Some(PemFiles { chain: chain?, key: key? });
     let of_names = pem(args.http_tls_cert, args.http_tls_key);
@@ -167,7 +173,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     let (bind, ports, allow_v1) = (settings.bind, settings.ports.clone(), settings.allow_v1);
     let relay = Bound::bind(settings)?;
 
-    let mut text = format!("adit relay {} takes clients on {}\n", env!("CARGO_PKG_VERSION"), relay.control()?);
+    let mut text = format!("adit relay {} listens for clients on {}\n", env!("CARGO_PKG_VERSION"), relay.control()?);
     text += &format!("identity  {}\n", relay.fingerprint());
     text += &format!("public    {bind} ports {}-{}\n", ports.start(), ports.end());
     if let Some((scheme, address)) = relay.http() {

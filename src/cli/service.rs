@@ -50,7 +50,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Install and start it; again, to take up a new path, configuration file or environment
+    /// Install and start the service; run again after changing PATH, options or environment
     Install {
         /// Variable to copy into the service's environment, beside PATH, KUBECONFIG and the proxy's
         #[arg(long = "env", value_name = "NAME")]
@@ -59,9 +59,9 @@ enum Action {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Stop it and delete its files
+    /// Stop the service and delete its files
     Uninstall,
-    /// Show whether it is installed and running
+    /// Show whether the service is installed and running
     Status,
 }
 

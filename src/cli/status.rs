@@ -15,16 +15,20 @@ use super::{
     running,
 };
 use crate::admin::{
-    api::answers::{SignIn, Status},
+    api::answers::{Overview, SignIn, Status},
     socket,
 };
+use crate::tls::reason;
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  adit status\n  adit status --watch\n  adit status --listen 127.0.0.1:9999 -o json"
+)]
 pub struct Args {
-    /// Print JSON
+    /// Output format [default: text]
     #[arg(short, long, value_enum)]
     output: Option<Output>,
-    /// Show it again each second, until Ctrl-C
+    /// Repeat each second, until Ctrl-C
     #[arg(short, long, conflicts_with = "output")]
     watch: bool,
 }
@@ -61,20 +65,31 @@ async fn all(globals: &Globals) -> Result<String, CliError> {
     Ok(texts.join("\n"))
 }
 
-/// Returns the adits that run, at least one: those that `--listen` names, else all that answer.
+/// Returns the adits that run, at least one: those with the port of `--listen` and the file of `--config`, else all that answer.
 pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError> {
-    let wanted = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
+    let port = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
+    // The file itself may be wrong meanwhile: that is a case for 'adit status'.
+    let file = globals.config.as_ref().map(|file| {
+        let real = file.canonicalize();
+        real.map_err(|error| CliError::usage(format!("cannot read {:?}: {}", file.display(), reason(&error))))
+    });
+    let file = file.transpose()?;
+    let is_wanted = |overview: &Overview| {
+        let has_port = |port| overview.http.iter().any(|address| address.port() == port);
+        let has_file = |file| overview.config.as_ref().and_then(|own| own.canonicalize().ok()).as_ref() == Some(file);
+        port.is_none_or(has_port) && file.as_ref().is_none_or(has_file)
+    };
     // One that hangs holds no other up.
     let asking = socket::sockets().into_iter().map(async |path| (socket::status(&path).await, path));
     let (mut found, mut silent) = (Vec::new(), None);
     for (answer, path) in join_all(asking).await {
         match answer {
             Ok(status) => {
-                if wanted.is_none_or(|port| status.overview.http.iter().any(|address| address.port() == port)) {
+                if is_wanted(&status.overview) {
                     found.push((path, status));
                 }
             }
-            Err(error) if wanted.is_none_or(|port| path.file_stem().is_some_and(|stem| *stem == *port.to_string())) => {
+            Err(error) if port.is_none_or(|port| path.file_stem().is_some_and(|stem| *stem == *port.to_string())) => {
                 silent = silent.or(running::silent(&path, error).await);
             }
             Err(_) => {}
@@ -139,7 +154,7 @@ fn show(status: &Status) -> String {
         return text + "no tunnels: one opens with the first connection to a Service\n";
     }
     let mut rows = vec![
-        ["TUNNEL", "STATE", "POD", "PROTOCOL", "STREAMS", "UP", "DOWN", "IDLE", "LAST ERROR"]
+        ["TUNNEL", "STATE", "POD", "TRANSPORT", "STREAMS", "UP", "DOWN", "IDLE", "LAST ERROR"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -149,7 +164,7 @@ fn show(status: &Status) -> String {
             tunnel.id.clone(),
             tunnel.state.clone(),
             or_dash(&(!tunnel.pods.is_empty()).then(|| tunnel.pods.join(", "))),
-            or_dash(&tunnel.protocol),
+            or_dash(&tunnel.transport),
             tunnel.streams.to_string(),
             bytes(tunnel.bytes_up),
             bytes(tunnel.bytes_down),
@@ -160,7 +175,7 @@ fn show(status: &Status) -> String {
     text + "\n" + &table(&rows)
 }
 
-/// Returns who signs in, with what it says.
+/// Returns the lines for a sign-in: the user, and the output of the plugin.
 fn sign_in_lines(sign_in: &SignIn) -> String {
     let SignIn { user, issuer, seconds, said, .. } = sign_in;
     let mut text = match &sign_in.error {

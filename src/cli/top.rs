@@ -45,14 +45,16 @@ const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// Between two drawings where nothing happens: rates fall, and connections idle.
 const DRAW_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// Until another attempt to connect.
+/// Delay before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How long a message stands.
 const MESSAGE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "? lists the keys. Without a terminal it is 'adit status'.")]
+#[command(
+    after_help = "Examples:\n  adit top\n  adit top --listen 127.0.0.1:9999\n\n? lists the keys. Without a terminal it is 'adit status'."
+)]
 pub struct Args {}
 
 /// Part of the screen that gets the keys.
@@ -61,7 +63,7 @@ enum Mode {
     Table,
     /// The filter, while it is typed.
     Filter(String),
-    /// A question, and what is done with yes: a path of the API.
+    /// A confirmation prompt, and the API path to POST to on yes.
     Ask(String, String),
     /// A title, lines, and how far they are scrolled.
     Detail(String, Vec<String>, u16),
@@ -321,7 +323,7 @@ fn tunnel_lines(found: &TunnelAnswer) -> Vec<String> {
     if let Some(tunnel) = &found.tunnel {
         lines.push(format!("state       {}", tunnel.state));
         lines.push(format!("pods        {}", tunnel.pods.join(", ")));
-        lines.push(format!("protocol    {}", tunnel.protocol.as_deref().unwrap_or("-")));
+        lines.push(format!("transport   {}", tunnel.transport.as_deref().unwrap_or("-")));
         lines.push(format!("streams     {} open, {} in all", tunnel.streams, tunnel.streams_total));
         lines.push(format!("requests    {}, {} failed", tunnel.requests, tunnel.errors));
         lines.push(format!("bytes       {} down, {} up", amount(tunnel.bytes_down), amount(tunnel.bytes_up)));
@@ -391,7 +393,7 @@ impl App {
         }
     }
 
-    /// Takes news. None: there is no connection.
+    /// Applies an API event. None: disconnected.
     fn take(&mut self, news: Option<News>) {
         self.is_connected = news.is_some();
         match news {

@@ -19,6 +19,10 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  adit trust install\n  adit trust install --names example.com\n  adit trust status\n  \
+                        eval \"$(adit trust env)\"\n  adit trust uninstall"
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -36,7 +40,7 @@ enum Command {
     Uninstall,
     /// Show the CA and which stores trust it
     Status,
-    /// Print the environment variables for programs that use no store of the system
+    /// Print the environment variables for programs that do not use the system store
     Env {
         /// Syntax of this shell
         #[arg(short, long, value_enum, default_value = "sh")]
@@ -46,6 +50,7 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Shell {
+    #[value(alias = "shell")]
     Sh,
     Fish,
     Powershell,

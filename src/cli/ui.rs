@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The link signs a browser in once, within a minute. 'dashboard: off' in the configuration removes the dashboard."
+    after_help = "Examples:\n  adit ui\n  adit ui --print\n\nThe link signs a browser in once, within a minute. 'dashboard: off' in the configuration removes the dashboard."
 )]
 pub struct Args {
     /// Print the link instead of opening it

@@ -13,11 +13,13 @@ use crate::{
         socket,
     },
     config::names::parse_duration,
+    guard::locks::LONGEST,
 };
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Contexts with 'methods' in the configuration take no others. A context is locked again by time, and when adit ends."
+    after_help = "Examples:\n  adit unlock prod\n  adit unlock prod --for 1h\n  adit unlock prod --for 0                 lock it again\n\n\
+        A context with 'methods' in the configuration takes no others. It is locked again after the time, and when adit ends."
 )]
 pub struct Args {
     /// Context, or its alias
@@ -29,7 +31,8 @@ pub struct Args {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).ok_or_else(|| "expected a duration: 15m, 1h30m".to_owned())
+    let time = parse_duration(text).filter(|time| *time <= LONGEST);
+    time.ok_or_else(|| "write a duration of at most 8h: 15m, 1h30m".to_owned())
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
@@ -42,4 +45,18 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         seconds if seconds < 60 => format!("context {context} takes every method for {seconds} s\n"),
         seconds => format!("context {context} takes every method for {} min\n", seconds.div_ceil(60)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_longer_than_the_longest() {
+        assert_eq!(duration("8h"), Ok(LONGEST));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for wrong in ["8h1s", "24h", "x"] {
+            assert!(duration(wrong).unwrap_err().contains("at most 8h"), "{wrong}");
+        }
+    }
 }

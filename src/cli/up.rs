@@ -33,6 +33,9 @@ use crate::{
 pub const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Default, clap::Args)]
+#[command(
+    after_help = "Examples:\n  adit up\n  adit up --context prod -v\n  adit up --config adit.yaml --listen 127.0.0.1:9999"
+)]
 pub struct Args {
     /// Folder with the dashboard's files, read again for each request
     #[arg(long, hide = true, value_name = "FOLDER")]

@@ -1,39 +1,54 @@
-//! `adit url`: the URL of a Service.
+//! `adit url`: the URL of a Service, a pod or a route.
+
+use std::net::SocketAddr;
 
 use super::{
     Globals,
-    named_service::NamedService,
-    place::Place,
     report::{CliError, print},
 };
 use crate::{
     admin::api::services,
-    config::{InvalidValue, PortRef, Workload},
+    config::{PortRef, Workload},
     k8s::resolve,
+    routing::{hostname::DynamicName, table},
 };
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  adit url web.shop\n  adit url web.shop:8080\n  adit url web -n shop")]
+#[command(
+    after_help = "Examples:\n  adit url web.shop\n  adit url web.shop:8080\n  adit url web -n shop\n  adit url web.shop.prod.cx\n  \
+                  adit url pod/web-7c4.shop"
+)]
 pub struct Args {
-    /// The Service: SERVICE[.NAMESPACE][:PORT]
-    service: String,
+    /// Target, as for 'adit run': SERVICE[.NAMESPACE][.CONTEXT.cx][:PORT], pod/POD[.NAMESPACE][:PORT], or the host of a route
+    target: String,
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let (name, port) = match args.service.split_once(':') {
-        Some((name, port)) => (name, port.parse().map_err(wrong)?),
-        None => (args.service.as_str(), PortRef::Auto),
+    let (clusters, router) = super::router(globals.load()?);
+    let listener = router.config.http.listen.first().map_or(0, SocketAddr::port);
+    let host = table::normalise(&args.target);
+    if table::find(&router.config.http.routes, &host).is_some() {
+        return print(&format!("http://{host}:{listener}/\n"));
+    }
+    let named = router.named(&args.target, globals.namespace.as_ref())?;
+    let target = named.route.target.pods().filter(|pods| pods.jump.is_none() && named.listener.is_none());
+    let target = target.ok_or_else(|| {
+        CliError::usage(format!("{:?} has no URL: it is not served by HTTP", args.target))
+            .hint(Some("adit run --to NAME=TARGET -- COMMAND gives a command its address"))
+    })?;
+    let cluster = clusters.get(&target.cluster).await?;
+    let resolved = resolve::resolve(&cluster, &target.namespace, &target.workload, &target.port).await?;
+    // Only the long form names a pod alone, and it has a context and a port.
+    let is_long = matches!(target.workload, Workload::Pod(_));
+    let context = services::named_context(&router, &target.cluster.context);
+    let name = DynamicName {
+        context: if is_long { context.or_else(|| Some(target.cluster.context.clone())) } else { context },
+        namespace: target.namespace.clone(),
+        workload: target.workload.clone(),
+        port: match target.port {
+            PortRef::Auto if !is_long => PortRef::Auto,
+            _ => PortRef::number(resolved.port.number).unwrap_or(PortRef::Auto),
+        },
     };
-    let NamedService { name: service, namespace } = name.parse().map_err(wrong)?;
-    let place = Place::of(globals)?;
-    let namespace = namespace.unwrap_or_else(|| place.namespace.clone());
-    let cluster = place.cluster().await?;
-    let resolved = resolve::resolve(&cluster, &namespace, &Workload::Service(service.clone()), &port).await?;
-    let number = (port != PortRef::Auto).then_some(resolved.port.number);
-    let named = place.named_context();
-    print(&format!("{}\n", services::url(&namespace, &service, number, named.as_ref(), place.listener())))
-}
-
-fn wrong(invalid: InvalidValue) -> CliError {
-    CliError::usage(invalid).hint(Some("write SERVICE, SERVICE.NAMESPACE or SERVICE.NAMESPACE:PORT"))
+    print(&format!("http://{name}:{listener}/\n"))
 }

@@ -16,21 +16,21 @@ use crate::{app::reach::Reach, routing::Router, telemetry};
 #[derive(Debug, clap::Args)]
 #[command(
     about = "Wait until targets can be reached",
-    long_about = "Wait until targets can be reached: until a pod of each has taken a connection. Without a target, these are \
+    long_about = "Wait until targets can be reached: until a pod of each has accepted a connection. Without a target, these are \
         the TCP routes of the configuration. The tunnels of the running adit are used where there is one.",
     after_help = "Examples:\n  \
         adit wait postgres.shop && npm test\n  \
         adit wait --timeout 5m postgres.shop redis.shop:6379 web.shop\n  \
         kubectl rollout restart deploy/api -n shop && adit wait api.shop && bin/rails test:system\n\n\
-        Exit codes: 0 each can be reached; 1 one cannot; 2 a wrong command line or configuration"
+        Exit codes: 0 all targets are reachable; 1 one is not; 2 a wrong command line or configuration"
 )]
 pub struct Args {
     /// Targets, as for 'adit run' [default: every TCP route]
     targets: Vec<String>,
-    /// Wait this long
+    /// Time limit for all targets
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     timeout: Duration,
-    /// Say nothing, not even why a target cannot be reached
+    /// Print no messages, not even errors
     #[arg(long, short)]
     quiet: bool,
 }
@@ -53,7 +53,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let waiting = named.iter().map(async |named| match &running {
         Some(running) => {
             let checked = running.check(&named.text, args.timeout, progress).await;
-            checked.map_err(|error| running::unreachable(error).doctor(&named.text))
+            checked.map_err(|error| running::unreachable(error).doctor(globals, &named.text))
         }
         None => {
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
@@ -61,7 +61,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 .check(named, Some(args.timeout), told)
                 .await
                 .map(drop)
-                .map_err(|error| CliError::from(error).doctor(&named.text))
+                .map_err(|error| CliError::from(error).doctor(globals, &named.text))
         }
     });
     let errors: Vec<CliError> = join_all(waiting).await.into_iter().filter_map(Result::err).collect();

@@ -29,24 +29,24 @@ struct File {
     /// Threads that carry data, 1 to 1024; a restart applies a change. Default: one per core, at most 4.
     #[schemars(range(min = 1, max = 1024))]
     workers: Option<u16>,
-    /// Folders that credential plugins are looked for in, before the usual ones.
+    /// Folders searched for credential plugins before PATH.
     exec_path: Option<Vec<String>>,
-    /// The context, or alias, of names and routes that give none. Default: the kubeconfig's current one.
+    /// Context, or alias, for names and routes that set none. Default: the kubeconfig's current one.
     default_context: Option<String>,
     /// Short names for contexts.
     contexts: Option<std::collections::BTreeMap<String, ContextAlias>>,
     http: Option<Http>,
     tcp: Option<Tcp>,
     sni: Option<Sni>,
-    /// Ports of this machine that are made reachable through relays, as 'adit local' does.
+    /// Local ports exposed through relays, as 'adit local' does.
     local: Option<Vec<Local>>,
     /// The former name of local.
     expose: Option<Vec<Local>>,
     proxy: Option<Proxy>,
     admin: Option<Admin>,
-    /// The dashboard at http://adit.localhost on the listener of HTTP. Default: on.
+    /// Serve the dashboard at http://adit.localhost:8989. Default: on.
     dashboard: Option<OnOff>,
-    /// A file that gets a line of JSON for each request and connection: who, what, where, how long. Default: none.
+    /// Audit log: a line of JSON for each request and connection, with client, target, status and duration. Default: none.
     audit: Option<String>,
 }
 
@@ -72,19 +72,19 @@ enum ApiVersion {
     Autotunnel,
 }
 
-/// A context under a name that fits into a hostname.
+/// Alias of a context, for hostnames.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ContextAlias {
     /// The context's name in the kubeconfig.
     name: String,
-    /// The namespace of names and routes that give none.
+    /// Namespace for names and routes that set none. Default: that of the context.
     namespace: Option<String>,
     /// Whether hostnames without a route may reach this context. Default: allow.
     dynamic: Option<Dynamic>,
-    /// The methods of HTTP that it takes, for example [GET, HEAD, OPTIONS]; 'adit unlock' lifts this for a while. Default: every one.
+    /// HTTP methods to allow, for example [GET, HEAD, OPTIONS]; 'adit unlock' allows all for a while. Default: all.
     methods: Option<Vec<String>>,
-    /// Show it as production in the dashboard. Default: true where its name has the word prod or production.
+    /// Mark the context as production in the dashboard. Default: true if its name has the word prod, prd or production.
     production: Option<bool>,
 }
 
@@ -105,7 +105,7 @@ struct Http {
     idle_timeout: Option<GoDuration>,
     /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
-    /// Addresses and networks of proxies whose PROXY headers are believed.
+    /// Addresses and networks of the proxies whose PROXY headers are accepted.
     trusted_proxies: Option<Vec<String>>,
     /// Routes by host.
     k8s: Option<HttpK8s>,
@@ -134,15 +134,15 @@ struct HttpRoute {
     service: Option<String>,
     /// The pod.
     pod: Option<String>,
-    /// A number or name. Default: the only one, or the one that a browser would mean.
+    /// A number or name. Default: the only port, else the HTTP port (see docs/names.md).
     port: Option<Port>,
-    /// Protocol of the backend. Default: by the port's appProtocol, name and number, and by the backend's answers.
+    /// Protocol of the backend. Default: detected (see docs/protocols.md).
     scheme: Option<Scheme>,
-    /// Terminate a client's TLS here, or pass it through to a backend that speaks TLS. Default: passthrough; terminate with a CA of adit trust install where no port is named.
+    /// Terminate a client's TLS here, or pass it through to a backend that speaks TLS. Default: passthrough; terminate with a CA of 'adit trust install' if the name has no port.
     tls: Option<ClientTls>,
     /// Default: that of http.
     idle_timeout: Option<GoDuration>,
-    /// The pod to go through, to a target that only the cluster can reach.
+    /// Pod to reach the target through.
     via: Option<Via>,
     /// Target of the jump.
     target: Option<JumpTarget>,
@@ -150,43 +150,43 @@ struct HttpRoute {
     method: Option<JumpMethod>,
     /// Verify the certificate of an https backend. Default: false; true with a ca.
     verify: Option<bool>,
-    /// A PEM file of the certificate authorities to verify with. Default: the system's.
+    /// CA bundle (PEM) to verify the backend with. Default: that of the system.
     ca: Option<String>,
     /// Server name (SNI) for an https backend. Default: the request's host.
     server_name: Option<String>,
-    /// A PEM file of the certificate chain to show to an https backend.
+    /// Client certificate chain (PEM) for an https backend.
     client_cert: Option<String>,
-    /// A PEM file of the key of client_cert.
+    /// Private key (PEM) of client_cert.
     client_key: Option<String>,
     headers: Option<Headers>,
     /// Send the backend its own name as Host. Default: false; true with a target.
     rewrite_host: Option<bool>,
-    /// Lead redirects and cookies back to the name that the client used: true: those of the backend's own names too; false: none. Default: those of the host that was asked for; true with a target.
+    /// Rewrite redirects and cookies to the client's host. true: the backend's own names too; false: never. Default: only the requested host; true with target.
     rewrite_location: Option<bool>,
-    /// Origins whose pages may send what changes something, beside those of this machine; * is every one.
+    /// Origins allowed to send POST, PUT, DELETE and WebSocket requests, besides local ones; * allows all.
     allow_origins: Option<Vec<String>>,
 }
 
-/// Changes of headers. `set` and `remove` beside `request` and `response` are about the request.
+/// Changes of headers. `set` and `remove` apply to the request.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Headers {
-    /// Headers that a request gets, by name.
+    /// Request headers to set, by name.
     set: Option<std::collections::BTreeMap<String, String>>,
-    /// Headers that are taken from a request.
+    /// Request headers to remove.
     remove: Option<Vec<String>>,
-    /// The same, written out.
+    /// Changes of request headers, as `set` and `remove` above.
     request: Option<HeaderRules>,
-    /// Changes to the headers of a response.
+    /// Changes of response headers.
     response: Option<HeaderRules>,
 }
 
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HeaderRules {
-    /// Headers that it gets, by name.
+    /// Headers to set, by name.
     set: Option<std::collections::BTreeMap<String, String>>,
-    /// Headers that are taken from it.
+    /// Headers to remove.
     remove: Option<Vec<String>>,
 }
 
@@ -214,35 +214,35 @@ enum ProxyProtocol {
     Require,
 }
 
-/// A port of this machine that is made reachable through a relay.
+/// A local port exposed through a relay.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Local {
     /// The port of the local service.
     port: u16,
-    /// The relay: a host, with :7835 unless it is another port.
+    /// Address of the relay: HOST[:PORT]. Default port: 7835.
     to: String,
-    /// The file with the secret that the relay knows. Default: $ADIT_SECRET has it.
+    /// File with the secret shared with the relay. Default: the secret in $ADIT_SECRET.
     secret_file: Option<String>,
-    /// Take the relay only by this fingerprint: sha256:...
+    /// SHA-256 fingerprint that the relay's certificate must have: sha256:... Default: any; the secret proves the relay.
     fingerprint: Option<String>,
-    /// Take the relay only by a certificate of these authorities, a PEM file.
+    /// CA bundle (PEM) that must have signed the relay's certificate. Default: none; the secret proves the relay.
     ca: Option<String>,
     /// The host of the local service. Default: 127.0.0.1 and [::1], whichever answers.
     local_host: Option<String>,
-    /// The public port that is wanted. Default: any.
+    /// Public port to ask for. Default: any.
     public_port: Option<u16>,
-    /// Serve it by HTTP under this name of the relay's domain.
+    /// Name below the relay's domain that serves the port by HTTP.
     name: Option<String>,
-    /// The Host header that the local service gets, for dev servers that refuse public names (Vite, webpack, Rails): rewrite, which means localhost and its port, or a host. Default: the public name.
+    /// Host header for the local service: a host, or rewrite for localhost and its port, for dev servers that refuse public names (Vite, webpack, Rails). Default: the public name.
     host: Option<String>,
 }
 
-/// Probes and metrics of adit beside its Unix socket.
+/// Probes and metrics on TCP, besides the Unix socket.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Admin {
-    /// An address on loopback for /healthz, /readyz and /metrics. Default: none.
+    /// Loopback address for /healthz, /readyz and /metrics. Default: none.
     listen: Option<String>,
 }
 
@@ -254,7 +254,7 @@ struct Tcp {
     idle_timeout: Option<GoDuration>,
     /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
-    /// Addresses and networks of proxies whose PROXY headers are believed.
+    /// Addresses and networks of the proxies whose PROXY headers are accepted.
     trusted_proxies: Option<Vec<String>>,
     /// Routes by local port.
     k8s: Option<TcpK8s>,
@@ -267,7 +267,7 @@ struct TcpK8s {
     kubeconfig: Option<String>,
     /// By local port: Services and pods.
     routes: Option<std::collections::BTreeMap<String, TcpRoute>>,
-    /// By local port: hosts that only the cluster can reach, through a pod.
+    /// By local port: hosts that only the cluster can reach.
     jump: Option<std::collections::BTreeMap<String, Jump>>,
 }
 
@@ -313,13 +313,13 @@ struct Via {
     service: Option<String>,
     /// This pod.
     pod: Option<String>,
-    /// Default: the one that kubectl would take.
+    /// Container to run the program in. Default: as kubectl chooses it.
     container: Option<String>,
-    /// How the pod is made where it does not exist.
+    /// Creates the pod if it does not exist.
     create: Option<Create>,
 }
 
-/// The pod that is created where it does not exist.
+/// The pod to create if it does not exist.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
@@ -327,7 +327,7 @@ struct Create {
     image: String,
     /// Command of the container. Default: sleep for a day.
     command: Option<Vec<String>>,
-    /// How long it may take until it is Ready. Default: 60s.
+    /// Time limit until the pod is ready. Default: 60s.
     timeout: Option<GoDuration>,
 }
 
@@ -348,7 +348,7 @@ enum JumpMethod {
     Nc,
 }
 
-/// The forward proxy: SOCKS5, CONNECT, and requests with a whole URL. `off`: there is none.
+/// The forward proxy: SOCKS5, CONNECT, and absolute-form requests. `off` disables it.
 #[derive(Serialize)]
 struct Proxy;
 
@@ -359,16 +359,16 @@ impl JsonSchema for Proxy {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         schemars::json_schema!({
-            "description": "The forward proxy: SOCKS5, CONNECT, and requests with a whole URL. off: there is none",
+            "description": "The forward proxy: SOCKS5, CONNECT, and absolute-form requests. off disables it.",
             "type": ["object", "string"],
             "pattern": "^off$",
             "properties": {
                 "listen": {
-                    "description": "Address of its own, host:port. Default: none, it is on the listener of HTTP.",
+                    "description": "Address to listen on, host:port. Default: that of http.listen.",
                     "type": "string"
                 },
                 "elsewhere": {
-                    "description": "What to do for hosts outside of the cluster; direct reaches only addresses of the internet. Default: refuse.",
+                    "description": "Policy for hosts outside the cluster; direct connects to public addresses only. Default: refuse.",
                     "type": "string",
                     "enum": ["refuse", "direct"]
                 },

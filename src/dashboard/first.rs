@@ -126,7 +126,7 @@ pub async fn services(source: &Source) -> Html {
             (Some(address), _) => html.text(address),
             (None, _) => html.text(service.command.as_deref().unwrap_or("needs a route of tcp")),
         };
-        html.raw("</td>").element("td", &service.leads_to).raw("</tr>");
+        html.raw("</td>").element("td", &service.target).raw("</tr>");
     }
     html.raw("</tbody></table>");
     html.raw(if is_long { "</noscript>" } else { "" });

@@ -59,7 +59,7 @@ pub struct Normaliser<T: Io> {
     empty_lines: usize,
     /// When the first byte of a head came that is not whole yet.
     head_since: Option<Instant>,
-    /// How many bytes pass before there is something to look at.
+    /// Bytes to pass before parsing resumes.
     pass: u64,
     next: Next,
     client_ended: bool,

@@ -91,7 +91,7 @@ struct Core<C> {
     /// The newest ping of the peer that is not answered yet. The older ones need no answer (RFC 6455, section 5.5.3).
     pong: Option<Bytes>,
     end: Option<Result<(), Broken>>,
-    /// When our own end was put.
+    /// When our Close frame was queued.
     closed: Option<Instant>,
     senders: Arc<Senders>,
     reader: Option<Waker>,
@@ -288,7 +288,7 @@ impl<C: Codec> Core<C> {
         }
     }
 
-    /// Returns what an end of the connection means that no frame has told.
+    /// Classifies an EOF without a Close frame.
     fn ended(&self) -> Result<(), Broken> {
         match self.closed {
             Some(_) => Ok(()),

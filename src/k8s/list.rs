@@ -48,6 +48,19 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
     Ok(found)
 }
 
+/// Returns whether a namespace exists.
+///
+/// # Errors
+/// The user may not read it, or the API server does not answer.
+pub async fn has_namespace(cluster: &Cluster, namespace: &Namespace) -> Result<bool, ClusterError> {
+    let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(cluster.client.clone());
+    match cluster.ask("looking up the namespace", namespace, api.get_metadata(namespace)).await {
+        Ok(_) => Ok(true),
+        Err(AskError::NotFound) => Ok(false),
+        Err(AskError::Failed(error)) => Err(error),
+    }
+}
+
 /// Returns how many pods of each Service, by namespace and name, are ready, and how many there are.
 pub async fn readiness(
     cluster: &Cluster,

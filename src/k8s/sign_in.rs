@@ -27,7 +27,7 @@ use self::state::{Next, Phase, State};
 use super::credentials::Credential;
 use crate::telemetry::PLUGIN;
 
-/// A person may have to find a telephone.
+/// Time limit of a sign-in; MFA may need a phone.
 pub const LONGEST: Duration = Duration::from_secs(120);
 
 /// How many lines are kept, and how many are logged.
@@ -83,7 +83,7 @@ impl SignIns {
         Self { made: Mutex::default(), changed: Arc::new(watch::Sender::new(())), stop: CancellationToken::new() }
     }
 
-    /// Returns the sign-in of this `key`, which is all that makes it another one. `user`: its name for people.
+    /// Returns the sign-in for `key`; equal keys share one. `user`: its name for people.
     pub fn get(&self, key: &str, user: &str, issuer: impl FnOnce() -> Box<dyn Issuer>) -> Arc<SignIn> {
         let mut made = self.made.lock().expect("no panic while the lock is held");
         if let Some(sign_in) = made.get(key) {
@@ -164,7 +164,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns until when a caller waits that had a `budget`, which is over. None: it has waited for long enough.
+    /// Returns the extended deadline of a caller whose `budget` has run out. None: it has waited for long enough.
     /// While a sign-in runs the time stands still, and begins anew when it has ended.
     pub fn put_off(&self, budget: Duration, now: Instant) -> Option<Instant> {
         match (self.since, self.ended) {

@@ -158,7 +158,7 @@ pub async fn refuse_http(mut stream: TcpStream, full: Full) {
 fn refusal(full: Full) -> Vec<u8> {
     let (code, text) = match full {
         Full::OpenFiles => (
-            ErrorCode::OutOfDescriptors,
+            ErrorCode::OpenFileLimit,
             "adit has reached its open-file limit: close connections, or raise it with 'ulimit -n'.\n",
         ),
         Full::Connections => {

@@ -178,6 +178,8 @@ impl Router {
     fn written_service(&self, name: &str) -> Result<Written, String> {
         let name = name.strip_suffix('.').unwrap_or(name);
         let name = name.strip_suffix(CLUSTER_DOMAIN).unwrap_or(name);
+        // In the cluster `web.shop.svc` is a Service, and no pod in a namespace `svc`.
+        let name = name.strip_suffix(".svc").filter(|name| name.contains('.')).unwrap_or(name);
         if !name.contains('.') {
             let workload = Workload::Service(name.parse().map_err(|error: InvalidValue| error.to_string())?);
             return Ok(Written { context: None, namespace: None, workload, port: PortRef::Auto });
@@ -213,6 +215,10 @@ fn local_port(text: &str) -> Result<(&str, Option<u16>), String> {
             let port = port.parse().ok().filter(|port| *port > 0);
             port.map(|port| (name, Some(port)))
                 .ok_or_else(|| "the local port behind @ is not one of 1-65535".to_owned())
+        }
+        // A context may have an `@` of its own.
+        Some((_, port)) if !port.ends_with(".cx") && !port.contains([':', '.']) => {
+            Err(format!("{port:?} is not a local port: write 1-65535 behind @"))
         }
         _ => Ok((text, None)),
     }
@@ -274,6 +280,9 @@ sni: {listen: '127.0.0.1:1', routes: {db.example.com: {command: {run: [ssh, host
             ("5432.postgres.shop", "dev/shop/postgres:5432"),
             ("postgres.shop.svc.cluster.local", "dev/shop/postgres"),
             ("postgres.shop.svc.cluster.local.:5432", "dev/shop/postgres:5432"),
+            ("postgres.shop.svc", "dev/shop/postgres"),
+            ("pg-0.pg.data.svc", "dev/data/pg/pg-0"),
+            ("web.svc", "dev/svc/web"),
             ("postgres.shop.localhost", "dev/shop/postgres"),
             ("pg-0.pg.data:5432", "dev/data/pg/pg-0:5432"),
             ("pg-0.pg.data.svc.cluster.local", "dev/data/pg/pg-0"),
@@ -310,6 +319,7 @@ sni: {listen: '127.0.0.1:1', routes: {db.example.com: {command: {run: [ssh, host
             ("postgres:0", "behind the colon"),
             ("postgres:70000", "behind the colon"),
             ("postgres@0", "behind @"),
+            ("postgres@x", "\"x\" is not a local port"),
             ("postgres@70000", "behind @"),
             ("deploy/web.shop", "deploy/ is not known"),
             ("80.web.shop:81", "two ports"),

@@ -126,7 +126,7 @@ pub struct TunnelSnapshot {
     pub state: &'static str,
     /// The pods that are reached now.
     pub pods: Vec<String>,
-    pub protocol: Option<&'static str>,
+    pub transport: Option<&'static str>,
     /// Upgraded connections open now.
     pub connections: u64,
     /// Streams open now.
@@ -233,7 +233,7 @@ impl Manager {
         Ok(hold)
     }
 
-    /// A name that leads somewhere is no random one.
+    /// A name that resolved does not count against the limit of new names.
     fn give_token_back(&self, tunnel: &Tunnel) {
         if tunnel.has_token.swap(false, Ordering::Relaxed) {
             let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
@@ -385,7 +385,7 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
         port: running.as_ref().map(|running| running.endpoint.port.number),
         state,
         pods: running.as_ref().map(|running| running.session.pods()).unwrap_or_default(),
-        protocol: running.as_ref().map(|running| running.endpoint.protocol),
+        transport: running.as_ref().map(|running| running.endpoint.protocol),
         connections: gauge(|gauges| gauges.connections.load(Ordering::Relaxed)),
         streams: gauge(|gauges| gauges.streams.load(Ordering::Relaxed)),
         streams_total: tunnel.usage.streams.load(Ordering::Relaxed),

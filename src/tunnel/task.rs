@@ -37,7 +37,7 @@ pub(super) struct Tunnel {
     pub id: Arc<str>,
     pub view: watch::Sender<View>,
     pub leases: Leases,
-    /// Those that its end ends.
+    /// Streams dropped when the tunnel ends.
     pub streams: Streams,
     /// Notified when the last lease is given back.
     pub changed: Notify,
@@ -66,7 +66,7 @@ pub(super) struct Tunnel {
 /// State of the tunnel for callers.
 #[derive(Clone)]
 pub(super) enum View {
-    /// The error of the last attempt, while there is patience with it.
+    /// The error of the last attempt, until `retry_at`.
     Starting(Option<OpenError>),
     Running(Arc<Running>),
     Failed(OpenError, Instant),
@@ -328,7 +328,7 @@ async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Opt
     match opened {
         Ok(session) => {
             let endpoint = Arc::new(session.endpoint().clone());
-            info!(tunnel = %tunnel.target, pod = endpoint.pod, protocol = endpoint.protocol, took = format_args!("{:.1?}", started.elapsed()), "tunnel running");
+            info!(tunnel = %tunnel.target, pod = endpoint.pod, transport = endpoint.protocol, took = format_args!("{:.1?}", started.elapsed()), "tunnel running");
             let protocol = endpoint.protocol;
             let took = started.elapsed().as_millis();
             tunnel.history.opened(&endpoint.pod, &format!("{} by {protocol}, after {took} ms", endpoint.pod));

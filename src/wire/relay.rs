@@ -12,7 +12,7 @@ pub const LONGEST: usize = 64 * 1024;
 /// Type and length.
 const HEADER: usize = 5;
 
-/// A random name of a stream, a session or a promise; nobody can guess it.
+/// Random ID of a stream, a session or a reserved port or name (`resume`).
 pub type Token = [u8; 16];
 
 /// A nonce, or an HMAC-SHA256.
@@ -30,7 +30,7 @@ pub enum Kind {
     Http,
     /// A Service of the relay's cluster; the name is `service.namespace:port`.
     Service,
-    /// The same, where one that exists is put aside.
+    /// A takeover of an existing Service.
     ReplacedService,
 }
 
@@ -121,7 +121,7 @@ pub enum Frame {
         stream: Token,
         proof: Digest,
     },
-    /// Somebody has connected: a connection that has carried a stream before is to carry his.
+    /// A visitor has connected: it gets this idle stream connection.
     Start {
         tunnel: u32,
         peer: String,

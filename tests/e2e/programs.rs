@@ -334,7 +334,7 @@ fn the_printed_role_alone_is_enough() {
         let failed = checks.filter(|check| check["status"] == "fail");
         failed.map(|check| check["id"].as_str().unwrap_or_default().to_owned()).collect()
     };
-    assert_eq!(failed(&report), ["right-services", "right-pods", "right-portforward"], "{report:#}");
+    assert_eq!(failed(&report), ["permission-services", "permission-pods", "permission-portforward"], "{report:#}");
     // Whoever is to be granted it prints it; an administrator applies it.
     let role = succeed(&mut theirs(&["doctor", "--rbac"]));
     let file = folder.path().join("role.yaml");

@@ -19,7 +19,7 @@ fn two_names_of_one_service_share_a_tunnel() {
     assert_eq!(tunnels[0]["state"], "running");
     assert!(tunnels[0]["pod"].as_str().unwrap().starts_with("web-"));
     if let Ok(protocol) = std::env::var("ADIT_E2E_PROTOCOL") {
-        assert_eq!(tunnels[0]["protocol"], protocol.as_str());
+        assert_eq!(tunnels[0]["transport"], protocol.as_str());
     }
 }
 

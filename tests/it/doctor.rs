@@ -145,9 +145,9 @@ async fn on_a_healthy_cluster_nothing_fails() {
 async fn each_missing_permission_is_named_with_the_role_that_grants_it() {
     let patient = Patient::new().await;
     for (verbs, resource, id) in [
-        (&["get"][..], "services", "right-services"),
-        (&["get"], "pods", "right-pods"),
-        (&["create", "get"], "pods/portforward", "right-portforward"),
+        (&["get"][..], "services", "permission-services"),
+        (&["get"], "pods", "permission-pods"),
+        (&["create", "get"], "pods/portforward", "permission-portforward"),
     ] {
         verbs.iter().for_each(|verb| patient.home.demo.faults().forbid(verb, resource, true));
         let (report, failed) = patient.report(&[]).await;
@@ -161,16 +161,16 @@ async fn each_missing_permission_is_named_with_the_role_that_grants_it() {
     let forbid = |verb, on| patient.home.demo.faults().forbid(verb, "pods/portforward", on);
     forbid("get", true);
     let (report, failed) = patient.report(&[]).await;
-    assert!(failed.is_empty() && find(&report, "right-portforward")["status"] == "warn", "{report:#}");
+    assert!(failed.is_empty() && find(&report, "permission-portforward")["status"] == "warn", "{report:#}");
     forbid("get", false);
     forbid("create", true);
     let (report, failed) = patient.report(&[]).await;
-    assert_eq!(failed, only("right-portforward"), "{report:#}");
+    assert_eq!(failed, only("permission-portforward"), "{report:#}");
     assert_eq!(find(&report, "pod-stream")["status"], "skip");
     forbid("create", false);
     patient.home.demo.faults().forbid("watch", "endpointslices", true);
     let (report, failed) = patient.report(&[]).await;
-    assert!(failed.is_empty() && find(&report, "right-endpointslices")["status"] == "warn", "{report:#}");
+    assert!(failed.is_empty() && find(&report, "permission-endpointslices")["status"] == "warn", "{report:#}");
     assert_eq!(patient.doctor(&["--strict"]).await.code, Some(1));
 }
 
@@ -548,7 +548,7 @@ async fn the_service_is_to_start_this_program_and_to_find_the_plugins() {
 async fn what_expose_needs_is_checked_where_there_is_a_relay() {
     let patient = Patient::new().await;
     let (report, _) = patient.report(&[]).await;
-    assert_eq!(find(&report, "right-expose")["status"], "skip", "{report:#}");
+    assert_eq!(find(&report, "permission-expose")["status"], "skip", "{report:#}");
     let pods = patient.home.demo.world().list("pods", Some("shop")).0;
     let ready = pods.iter().find(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("web-")));
     let mut relay = (**ready.unwrap()).clone();
@@ -559,10 +559,10 @@ async fn what_expose_needs_is_checked_where_there_is_a_relay() {
     patient.home.demo.world().put("pods", relay);
     let (report, failed) = patient.report(&[]).await;
     assert!(failed.is_empty(), "{report:#}");
-    assert!(find(&report, "right-expose")["says"].as_str().unwrap().contains("namespace relay"), "{report:#}");
+    assert!(find(&report, "permission-expose")["says"].as_str().unwrap().contains("namespace relay"), "{report:#}");
     patient.home.demo.faults().forbid("get", "secrets", true);
     let (report, failed) = patient.report(&[]).await;
-    let check = find(&report, "right-expose");
+    let check = find(&report, "permission-expose");
     assert!(failed.is_empty() && check["status"] == "warn", "{report:#}");
     assert!(check["detail"].as_str().unwrap().contains("resourceNames: [\"relay-keys\"], verbs: [get]"), "{check}");
     assert_eq!(check["fix"]["command"], "adit doctor --rbac -n relay");

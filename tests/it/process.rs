@@ -447,7 +447,7 @@ async fn at_its_open_file_limit_it_answers_everybody_and_serves_again_when_there
         let mut visitor = TcpStream::connect(process.http).await.unwrap();
         visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
         timeout(PATIENCE, visitor.read_to_string(&mut told)).await.unwrap().unwrap();
-        assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("out-of-descriptors"), "{told}");
+        assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("open-file-limit"), "{told}");
         waited.push(began.elapsed());
     }
     // 100 ms on a machine that is idle.
@@ -510,6 +510,20 @@ async fn an_adit_that_found_its_sockets_in_use_has_one_when_another_is_gone() {
     first.signal("TERM").await;
     assert_eq!(first.exit_code().await, Some(0));
     eventually("the third is found", || async { first.status().await.contains(&others[1].0) }).await;
+}
+
+#[tokio::test]
+async fn a_file_selects_the_adit_that_runs_with_it() {
+    let process = Process::start("", &[]).await;
+    let (own, other) = (process.config(), process.home().join("other.yaml"));
+    fs::write(&other, "").unwrap();
+    let status = async |file: &Path| process.command(&["--config", file.to_str().unwrap(), "status"]).await;
+    let (is_ok, shown, error) = status(&own).await;
+    assert!(is_ok && shown.contains(&process.http.to_string()), "{shown}{error}");
+    let (is_ok, _, error) = status(&other).await;
+    assert!(!is_ok && error.contains("no adit is running"), "{error}");
+    let (is_ok, _, error) = status(&process.home().join("missing.yaml")).await;
+    assert!(!is_ok && error.contains("no such file"), "{error}");
 }
 
 /// Asks for a page by https, and takes only certificates of the authority in a file. Returns the answer.

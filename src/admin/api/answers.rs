@@ -160,7 +160,7 @@ pub struct Tunnel {
     /// The same as one text, as it was before there was a format. null: none.
     pub pod: Option<String>,
     /// How bytes travel: `spdy`, `spdy over websocket`.
-    pub protocol: Option<String>,
+    pub transport: Option<String>,
     /// Upgraded connections to the API server that are open.
     pub connections: u64,
     /// Streams to pods that are open.
@@ -308,7 +308,7 @@ pub struct Service {
     pub port: Option<String>,
     pub url: String,
     /// The target of the URL, or the reason that it has none.
-    pub leads_to: String,
+    pub target: String,
     /// `service`, `http` or `tcp`: where it comes from.
     pub from: String,
     pub context: Option<String>,
@@ -477,7 +477,7 @@ impl Tunnel {
             state: snapshot.state.to_owned(),
             pods: snapshot.pods.clone(),
             pod: (!snapshot.pods.is_empty()).then(|| snapshot.pods.join(", ")),
-            protocol: snapshot.protocol.map(str::to_owned),
+            transport: snapshot.transport.map(str::to_owned),
             connections: snapshot.connections,
             streams: snapshot.streams,
             streams_total: snapshot.streams_total,

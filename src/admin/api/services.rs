@@ -134,7 +134,7 @@ pub fn named_context(router: &Router, context: &ContextName) -> Option<ContextNa
 /// Returns the routes of the configuration.
 pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
     let row = |name: String, url: String, from: &str, speaks: &str, route: Result<Route, RouteError>| {
-        let (leads_to, target) = match route {
+        let (shown, target) = match route {
             Ok(route) => (route.target.to_string(), Some(route.target)),
             Err(error) => (error.to_string(), None),
         };
@@ -146,8 +146,8 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
             context: pods.map(|pods| pods.cluster.context.to_string()),
             namespace: pods.map(|pods| pods.namespace.to_string()),
             speaks: speaks.to_owned(),
-            tunnel: target.is_some().then(|| leads_to.clone()),
-            leads_to,
+            tunnel: target.is_some().then(|| shown.clone()),
+            target: shown,
             ..Service::default()
         }
     };
@@ -204,7 +204,7 @@ impl Placed<'_> {
                 name: format!("{}/{}", service.namespace, service.name),
                 port: Some(port.to_string()),
                 url: format!("http://{name}:{}/", self.listener),
-                leads_to: format!("{}/{}:{}", service.namespace, service.name, port.number),
+                target: format!("{}/{}:{}", service.namespace, service.name, port.number),
                 from: "service".to_owned(),
                 context: Some(self.context.to_string()),
                 namespace: Some(service.namespace.to_string()),
@@ -226,7 +226,7 @@ impl Placed<'_> {
 
 /// Returns the URL of a Service by its short name. `context`: as a hostname names it; None: the one that is meant where none
 /// is named.
-pub fn url(
+pub(super) fn url(
     namespace: &Namespace,
     service: &Label,
     port: Option<u16>,

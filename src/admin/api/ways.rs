@@ -108,7 +108,7 @@ pub fn address(router: &Router, target: &PodTarget, port: u16) -> Option<SocketA
 pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) -> Vec<String> {
     let mut names: Vec<String> = services::routes(router, listener)
         .into_iter()
-        .filter(|route| route.leads_to == id)
+        .filter(|route| route.target == id)
         .map(|route| route.url)
         .collect();
     let pods = target.and_then(Target::pods).filter(|pods| pods.jump.is_none());

@@ -82,14 +82,14 @@ async fn way(scope: &Scope, cluster: &Cluster, all: &mut Vec<Check>) -> bool {
         ));
         return false;
     }
-    all.push(Check::new("api-tcp", GROUP, Status::Ok, format!("{host}:{port} takes connections{through}")));
+    all.push(Check::new("api-tcp", GROUP, Status::Ok, format!("{host}:{port} accepts connections{through}")));
     if cluster.tls_server_name.is_some() {
         match upgrade::dial(cluster).await {
             Ok(_) => all.push(Check::new(
                 "api-tls",
                 GROUP,
                 Status::Ok,
-                "TLS comes up, and the certificate is of the CA bundle",
+                "TLS handshake ok, certificate signed by the CA bundle",
             )),
             Err(error) => {
                 all.push(tls_failed(scope, cluster, &error).await);

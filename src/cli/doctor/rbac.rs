@@ -74,7 +74,7 @@ impl fmt::Display for Rule {
 
 pub const ALWAYS: &[Need] = &[
     Need {
-        id: "right-services",
+        id: "permission-services",
         group: "",
         resource: "services",
         verbs: &["get"],
@@ -83,7 +83,7 @@ pub const ALWAYS: &[Need] = &[
         why: "a name means a Service",
     },
     Need {
-        id: "right-pods",
+        id: "permission-pods",
         group: "",
         resource: "pods",
         verbs: &["get"],
@@ -92,7 +92,7 @@ pub const ALWAYS: &[Need] = &[
         why: "the ports of a pod are in it",
     },
     Need {
-        id: "right-list-pods",
+        id: "permission-list-pods",
         group: "",
         resource: "pods",
         verbs: &["list"],
@@ -101,7 +101,7 @@ pub const ALWAYS: &[Need] = &[
         why: "without it adit cannot say why a Service has no ready pod",
     },
     Need {
-        id: "right-endpointslices",
+        id: "permission-endpointslices",
         group: "discovery.k8s.io",
         resource: "endpointslices",
         verbs: &["list", "watch"],
@@ -110,7 +110,7 @@ pub const ALWAYS: &[Need] = &[
         why: "without list, adit takes the pods of the selector; without watch, it looks them up for each session",
     },
     Need {
-        id: "right-list-services",
+        id: "permission-list-services",
         group: "",
         resource: "services",
         verbs: &["list"],
@@ -119,7 +119,7 @@ pub const ALWAYS: &[Need] = &[
         why: "without it 'adit routes' has no list, and errors know no names that are alike",
     },
     Need {
-        id: "right-portforward",
+        id: "permission-portforward",
         group: "",
         resource: "pods/portforward",
         verbs: &["create", "get"],
@@ -130,7 +130,7 @@ pub const ALWAYS: &[Need] = &[
 ];
 
 const JUMP: Need = Need {
-    id: "right-exec",
+    id: "permission-exec",
     group: "",
     resource: "pods/exec",
     verbs: &["create", "get"],
@@ -140,7 +140,7 @@ const JUMP: Need = Need {
 };
 
 const CREATE: Need = Need {
-    id: "right-create-pods",
+    id: "permission-create-pods",
     group: "",
     resource: "pods",
     verbs: &["create", "delete"],

@@ -17,7 +17,7 @@ use crate::{
     k8s::{ClusterError, client::Cluster},
 };
 
-const ID: &str = "right-expose";
+const ID: &str = "permission-expose";
 
 /// Returns the rules for clients of relays, by the relays' namespaces. `only`: where relays are looked for; None: in all namespaces.
 ///

@@ -33,8 +33,12 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
     let Some((socket, owner, status)) = at_port else { return vec![none(check)] };
     vec![match (owner, status) {
         (_, Ok(status)) => {
+            let pid = status.overview.pid;
             let with = status.overview.config.map_or("no file".to_owned(), |file| file.display().to_string());
-            check(Status::Skip, format!("the running adit (needs one with this configuration: it runs with {with})"))
+            check(
+                Status::Skip,
+                format!("running adit: not checked, pid {pid} uses another configuration or context ({with})"),
+            )
         }
         // Nobody listens: a process that was killed has left it.
         (None, _) => none(check),
@@ -52,7 +56,7 @@ async fn with_file(scope: &Scope) -> Option<Answer> {
 }
 
 fn none(check: impl Fn(Status, String) -> Check) -> Check {
-    check(Status::Skip, "the running adit (needs one with this configuration: none runs)".to_owned())
+    check(Status::Skip, "running adit: not checked, none runs with this configuration".to_owned())
 }
 
 fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {

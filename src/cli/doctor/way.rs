@@ -155,7 +155,7 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
     let check = match done.await {
         Ok((took, protocol)) => {
             let says = format!(
-                "a stream to pod {}/{} is taken, by {protocol} ({} ms)",
+                "pod {}/{} accepted a stream, by {protocol} ({} ms)",
                 found.namespace,
                 found.pod,
                 took.as_millis()

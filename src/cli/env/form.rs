@@ -11,6 +11,7 @@ use clap::ValueEnum;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// sh, bash, zsh: export NAME='value'
+    #[value(alias = "sh")]
     Shell,
     /// fish: set -gx NAME 'value'
     Fish,

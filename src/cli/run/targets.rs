@@ -15,6 +15,7 @@ use crate::{
         reach::{At, Reach},
     },
     cli::{
+        Globals,
         report::CliError,
         running::{self, Running},
     },
@@ -52,17 +53,30 @@ impl From<NamedError> for CliError {
     }
 }
 
+/// Splits `NAME=TARGET`.
+///
+/// # Errors
+/// There is no name, or it makes no variables.
+pub fn split(text: &str) -> Result<(&str, &str), CliError> {
+    let (name, target) = text.split_once('=').unwrap_or_default();
+    let message = match name {
+        "" => format!("--to: {text:?} is not NAME=TARGET"),
+        name if !is_name(name) => {
+            let rule = "a letter first, then letters, digits, hyphens and underscores";
+            format!("--to: {name:?} is not a variable name: {rule}")
+        }
+        name => return Ok((name, target)),
+    };
+    Err(CliError::usage(message).hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")))
+}
+
 impl Asked {
     /// Parses `NAME=TARGET`.
     ///
     /// # Errors
     /// The name is none, or the text names no target.
     pub fn parse(text: &str, router: &Router, namespace: Option<&Namespace>) -> Result<Self, CliError> {
-        let (name, target) = text.split_once('=').unwrap_or_default();
-        if !is_name(name) {
-            return Err(CliError::usage(format!("--to: {text:?} is not NAME=TARGET"))
-                .hint(Some("write db=postgres.shop: the name makes DB_HOST and DB_PORT")));
-        }
+        let (name, target) = split(text)?;
         let named = router.named(target, namespace)?;
         Ok(Self { name: Some(name.to_owned()), named })
     }
@@ -117,6 +131,7 @@ impl Asked {
 impl Bound {
     async fn open(
         self,
+        globals: &Globals,
         reach: &Reach,
         running: Option<&Running>,
         wait: Option<Duration>,
@@ -136,22 +151,23 @@ impl Bound {
             }
             (Place::OfRunning(address), None) => Err(CliError::new(format!("no adit runs that serves {address}"))),
         };
-        opened.map_err(|error| error.doctor(&named.text))
+        opened.map_err(|error| error.doctor(globals, &named.text))
     }
 }
 
 /// Opens all of them at the same time.
 ///
 /// # Errors
-/// Those of all that cannot be had.
+/// The targets that are unreachable.
 pub async fn open_all(
+    globals: &Globals,
     bound: Vec<Bound>,
     reach: &Reach,
     running: Option<&Running>,
     wait: Option<Duration>,
     progress: Progress,
 ) -> Result<Vec<Opened>, Vec<CliError>> {
-    let opening = bound.into_iter().map(|bound| bound.open(reach, running, wait, progress));
+    let opening = bound.into_iter().map(|bound| bound.open(globals, reach, running, wait, progress));
     let (mut opened, mut errors) = (Vec::new(), Vec::new());
     for one in join_all(opening).await {
         match one {

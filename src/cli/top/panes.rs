@@ -45,7 +45,7 @@ impl Pane {
                 ("DOWN", -10),
                 ("UP", -10),
                 ("PODS", 40),
-                ("PROTOCOL", 20),
+                ("TRANSPORT", 20),
             ],
             Self::Requests => &[
                 ("TIME", 8),
@@ -175,7 +175,7 @@ fn of_tunnel(tunnel: &Tunnel) -> Line {
             size(tunnel.bytes_down),
             size(tunnel.bytes_up),
             text(&tunnel.pods.join(" ")),
-            text(tunnel.protocol.as_deref().unwrap_or_default()),
+            text(tunnel.transport.as_deref().unwrap_or_default()),
         ],
     )
 }

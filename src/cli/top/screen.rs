@@ -354,7 +354,7 @@ mod tests {
         let narrow = shown(40, 12, PLAIN, |_| {});
         assert!(narrow[4].starts_with("TUNNEL") && !narrow[4].contains("STREAMS"), "{}", narrow[4]);
         let wide = shown(200, 50, PLAIN, |_| {});
-        assert!(wide[4].contains("PROTOCOL") && wide[6].contains("web-6d5f-a1"), "{}", wide[6]);
+        assert!(wide[4].contains("TRANSPORT") && wide[6].contains("web-6d5f-a1"), "{}", wide[6]);
         for (width, height) in [(1, 1), (5, 3), (20, 6)] {
             shown(width, height, PLAIN, |app| app.mode = Mode::Help);
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{GoDuration, Port, ProxyProtocol};
 
-/// A listener for TLS and PostgreSQL that never ends TLS: the server name decides where a connection goes.
+/// A listener that routes TLS and PostgreSQL connections by server name, without decrypting them.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sni {
@@ -13,30 +13,30 @@ pub struct Sni {
     listen: String,
     /// Stop a command this long after its last connection. 0: never. Default: 10m.
     idle_timeout: Option<GoDuration>,
-    /// How long a command may take until it listens. Default: 15s.
+    /// Time limit until a command listens. Default: 15s.
     startup_timeout: Option<GoDuration>,
-    /// The local ports that are lent to commands. Default: 20000-20999.
+    /// Port range for commands. Default: 20000-20999.
     port_range: Option<String>,
     /// Whether each connection starts with a PROXY header. Default: off.
     proxy_protocol: Option<ProxyProtocol>,
-    /// Addresses and networks of proxies whose PROXY headers are believed.
+    /// Addresses and networks of the proxies whose PROXY headers are accepted.
     trusted_proxies: Option<Vec<String>>,
-    /// Whether a reload may bring new commands. Counts as first started. Default: false.
+    /// Whether a reload may add commands; only the value at the start counts. Default: false.
     allow_commands: Option<bool>,
     cloudflared: Option<Cloudflared>,
     /// By server name: `db1.example.com`, or `*.example.com` for every name below.
     routes: Option<std::collections::BTreeMap<String, SniRoute>>,
 }
 
-/// How cloudflared is started.
+/// Settings of cloudflared.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Cloudflared {
-    /// The program. Default: cloudflared, looked for in PATH.
+    /// Path of the program. Default: cloudflared in PATH.
     path: Option<String>,
-    /// The variable of our environment that has the id of the service token.
+    /// Variable of adit's environment with the ID of the service token. Needs service_token_secret_env.
     service_token_id_env: Option<String>,
-    /// The variable of our environment that has its secret.
+    /// Variable of adit's environment with the secret of the service token.
     service_token_secret_env: Option<String>,
 }
 
@@ -44,13 +44,13 @@ struct Cloudflared {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SniRoute {
-    /// Through `cloudflared access tcp`.
+    /// Connect through `cloudflared access tcp`.
     cloudflared: Option<SniCloudflared>,
-    /// Through any program.
+    /// Connect through a program.
     command: Option<Command>,
-    /// To a Service or a pod.
+    /// Connect to a Service or a pod.
     k8s: Option<SniK8s>,
-    /// Tell the backend who the client is, by a PROXY header of this version.
+    /// Send the client's address to the backend in a PROXY header of this version.
     send_proxy: Option<SendProxy>,
     /// Default: that of sni.
     idle_timeout: Option<GoDuration>,
@@ -73,13 +73,13 @@ struct SniCloudflared {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Command {
-    /// The program and its arguments; {port} stands for the port that it is to listen on.
+    /// The program and its arguments; {port} stands for the port to listen on.
     run: Vec<String>,
-    /// Whether it listens on {port}, or serves one connection over its standard input and output. Default: listen.
+    /// listen: the program listens on {port}; stdio: it serves one connection on standard input and output. Default: listen.
     mode: Option<CommandMode>,
-    /// Variables that are set for it.
+    /// Environment variables to set.
     env: Option<std::collections::BTreeMap<String, String>>,
-    /// Variables that are passed on from our environment: its name, our name.
+    /// Environment variables to copy from adit's environment: new name, own name.
     env_from: Option<std::collections::BTreeMap<String, String>>,
 }
 

@@ -575,7 +575,7 @@ function services() {
     open: row => tunnelOf(row) ? go(tunnelAddress(row.tunnel)) : null,
     columns: [
       {name: 'Name', c: 'id', sort: row => row.name, cell: row => row.speaks === 'http' && !row.name.startsWith('*') ? {t: row.name, a: row.url, out: true, prod: isProduction(row.context)} : {t: row.name, prod: isProduction(row.context)}},
-      {name: 'Port', c: 'port', sort: row => row.port || '', cell: row => row.port || row.leads_to},
+      {name: 'Port', c: 'port', sort: row => row.port || '', cell: row => row.port || row.target},
       {name: 'Context', c: 'wide', sort: row => row.context || '', cell: row => row.context || ''},
       {name: 'Ready', c: 'nowrap', sort: row => row.ready ?? -1, cell: row => row.pods === null || row.pods === undefined ? '' : {t: `${row.ready}/${row.pods}`, c: row.ready ? '' : 'bad'}},
       {name: 'Tunnel', c: 'nowrap', sort: row => tunnelOf(row) ? tunnelOf(row).state : '', cell: row => tunnelOf(row) ? {...stateCell(tunnelOf(row).state), a: tunnelAddress(row.tunnel)} : {t: '○ none', c: 'dim'}},
@@ -607,7 +607,7 @@ function services() {
         const tunnel = tunnelOf(row);
         if (tab === 'used' && !tunnel) return false;
         if (tab === 'errors' && !(tunnel && (tunnel.recent_errors || tunnel.state === 'failed')) && row.ready !== 0) return false;
-        const text = `${row.name} ${row.port || ''} ${row.url} ${row.context || ''} ${row.leads_to} ${row.speaks} ${row.from} ${tunnel ? tunnel.state : ''}`.toLowerCase();
+        const text = `${row.name} ${row.port || ''} ${row.url} ${row.context || ''} ${row.target} ${row.speaks} ${row.from} ${tunnel ? tunnel.state : ''}`.toLowerCase();
         return words.every(word => text.includes(word));
       });
       setText(total, rows.length === state.services.length ? plural(rows.length, 'port') : `${count.format(rows.length)} of ${plural(state.services.length, 'port')}`);
@@ -648,7 +648,7 @@ function tunnel() {
     update() {
       const found = state.tunnels.get(id) || (detail && detail.tunnel);
       const lines = found ? [
-        ['State', stateCell(found.state).t], ['Protocol', found.protocol || ''], ['Connections', found.connections], ['Streams', `${found.streams} open, ${count.format(found.streams_total)} in all`],
+        ['State', stateCell(found.state).t], ['Transport', found.transport || ''], ['Connections', found.connections], ['Streams', `${found.streams} open, ${count.format(found.streams_total)} in all`],
         ['Requests', `${count.format(found.requests)}, ${count.format(found.errors)} failed`], ['Bytes', `↓ ${bytes(found.bytes_down)}  ↑ ${bytes(found.bytes_up)}`],
         ['First byte', found.first_byte_ms.p50 === null ? '' : `p50 ${ms(found.first_byte_ms.p50)} ms, p95 ${ms(found.first_byte_ms.p95)} ms`],
         ['Idle', found.idle_seconds === null ? 'in use' : `for ${seconds(found.idle_seconds)}${found.closes_in_seconds === null ? '' : `, closes in ${seconds(found.closes_in_seconds)}`}`],

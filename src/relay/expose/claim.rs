@@ -50,7 +50,7 @@ const CLAIM_WITHIN: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// For how long a change may still be done that got no answer: API servers give a request 60 s (`--request-timeout`).
+/// How long an unanswered write may still take effect: API servers give a request 60 s (`--request-timeout`).
 const DOUBT: Duration = Duration::from_secs(70);
 
 /// How often it is looked meanwhile.
@@ -93,7 +93,7 @@ pub struct PodAddress {
 /// The ready pods behind a port that is taken over in part, for those who send them its other requests.
 pub type Pods = watch::Sender<Vec<PodAddress>>;
 
-/// Why a client does not get a port of a Service.
+/// Why a takeover is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     #[error(transparent)]
@@ -235,7 +235,7 @@ impl Exposer {
         self.rules.only.as_deref()
     }
 
-    /// Says why a client may not have a Service. `token`: the client's own for the API server. The owner of the request becomes the
+    /// Checks whether a client may take over a Service. `token`: its bearer token for the API server. The owner of the request becomes the
     /// user of the token, if it was reviewed.
     ///
     /// # Errors

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::{EXPOSED, ORIGINAL, RELAY, Relay, ServiceName, service::Refusal, text};
 
-/// Says which program writes a slice.
+/// Label that names the controller of a slice.
 pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
-/// Says which Service a slice belongs to.
+/// Label that names the Service of a slice.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Writes the slices of Services with a selector.

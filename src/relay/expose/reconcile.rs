@@ -57,7 +57,7 @@ impl From<Option<Value>> for Done {
     }
 }
 
-/// Why a step did not come to its end.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error(transparent)]
@@ -121,7 +121,7 @@ pub struct Step<'a> {
     pub expiry: &'a Expiry,
 }
 
-/// Everything that belongs to a Service.
+/// The objects read in one step: a Service, its slices, its Endpoints and its Lease.
 struct Scene {
     service: Option<Value>,
     slices: Vec<Value>,

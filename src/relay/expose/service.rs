@@ -246,7 +246,7 @@ fn is_created(entry: &Value) -> bool {
     number(entry).is_some_and(|port| entry["name"] == marker(port) && entry["targetPort"] == port)
 }
 
-/// Returns whether nobody but a relay has made a Service what it is.
+/// Returns whether a relay created the Service and nobody edited it.
 fn is_only_ours(service: &Value) -> bool {
     let only = |part: &Value, ours: &[&str]| {
         part.as_object().is_none_or(|map| map.keys().all(|key| ours.contains(&key.as_str())))
@@ -373,7 +373,7 @@ fn last_writer(service: &Value) -> Option<String> {
     Some(text(&last["manager"]).chars().filter(|character| !character.is_control()).collect())
 }
 
-/// Says how to stop who keeps a Service as it is in a repository.
+/// Returns the command that pauses Argo CD or Flux for a Service.
 fn advice(service: &Value) -> String {
     let metadata = &service["metadata"];
     let label = |key: &str| metadata["labels"][key].as_str().map(str::to_owned);

@@ -32,7 +32,7 @@ use crate::{
     wire::relay::{Frame, Kind, Token},
 };
 
-/// How long a tunnel that comes back waits for what is left of itself.
+/// How long a reconnecting tunnel waits for its old listener to close.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
 /// How long a client may take to answer a ping before another one of its key gets its port or name.
@@ -303,7 +303,7 @@ impl Server {
         Ok(Some(asked))
     }
 
-    /// Tells a client that its Service leads elsewhere again, because somebody else has seen to that.
+    /// Tells a client that someone else undid its takeover.
     pub(super) async fn watch_claim(self: Arc<Self>, tunnel: Arc<Tunnel>) {
         let over = tunnel.claim().as_ref().map(Claim::over);
         let Some(over) = over else { return };

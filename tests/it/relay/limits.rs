@@ -42,7 +42,7 @@ impl Process {
                 return line.split(' ').filter_map(|word| word.parse().ok()).next_back().expect("an address");
             }
         };
-        let (control, http) = (address("takes clients on").await, address("names").await);
+        let (control, http) = (address("listens for clients on").await, address("names").await);
         let (log, mut lines) =
             (Arc::new(Mutex::new(String::new())), BufReader::new(child.stderr.take().unwrap()).lines());
         let kept = log.clone();
