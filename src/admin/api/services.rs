@@ -226,7 +226,7 @@ impl Placed<'_> {
 
 /// Returns the URL of a Service by its short name. `context`: as a hostname names it; None: the one that is meant where none
 /// is named.
-pub(super) fn url(
+pub fn url(
     namespace: &Namespace,
     service: &Label,
     port: Option<u16>,

@@ -225,7 +225,8 @@ fn check_tries_the_files_and_leaves_none_behind() {
             ),
         )
         .unwrap();
-        let error = check(Path::new(&at("config.yaml"))).expect_err("problems");
+        let file = at("config.yaml");
+        let error = check(Path::new(&file), &read(Path::new(&file)).unwrap()).expect_err("problems");
         error.problems.iter().map(Problem::line).collect::<Vec<_>>()
     };
     let found = config("none/audit.log", "empty.pem");
