@@ -37,7 +37,7 @@ pub struct ExecPath {
 }
 
 impl ExecPath {
-    /// Returns `configured`, then the usual folders that exist, then those of PATH.
+    /// Returns `configured`, then the folders of PATH, as kubectl takes them, then the usual ones that exist.
     pub fn new(configured: &[PathBuf]) -> Self {
         let home = etcetera::home_dir().ok();
         let path = env::var_os("PATH").unwrap_or_default();
@@ -57,7 +57,7 @@ impl ExecPath {
             .chain(home.iter().flat_map(|home| HOME.iter().map(|folder| home.join(folder))));
         let mut folders: Vec<PathBuf> = Vec::new();
         for folder in
-            configured.iter().cloned().chain(usual.filter(|folder| exists(folder))).chain(path.iter().cloned())
+            configured.iter().cloned().chain(path.iter().cloned()).chain(usual.filter(|folder| exists(folder)))
         {
             if !folders.contains(&folder) {
                 folders.push(folder);
@@ -95,16 +95,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configured_folders_come_first_then_the_usual_ones_then_path() {
+    fn configured_folders_come_first_then_path_then_the_usual_ones() {
         let path = ExecPath::of(
             &["/mine".into()],
             Some(Path::new("/home/ana")),
             &["/usr/bin".into(), "/mine".into()],
             |folder| folder == Path::new("/usr/local/bin") || folder == Path::new("/home/ana/.krew/bin"),
         );
-        let wanted = ["/mine", "/usr/local/bin", "/home/ana/.krew/bin", "/usr/bin"];
+        let wanted = ["/mine", "/usr/bin", "/usr/local/bin", "/home/ana/.krew/bin"];
         assert_eq!(path.folders, wanted.map(PathBuf::from));
-        assert_eq!(path.to_env(), "/mine:/usr/local/bin:/home/ana/.krew/bin:/usr/bin");
+        assert_eq!(path.to_env(), "/mine:/usr/bin:/usr/local/bin:/home/ana/.krew/bin");
     }
 
     #[test]
