@@ -38,6 +38,7 @@ use crate::{
         ClusterError,
         client::{Cluster, Clusters},
         endpoints::ReadyPod,
+        error::kubectl,
         pods,
         resolve::resolve_pods,
         upgrade::{
@@ -214,7 +215,7 @@ impl Way {
             what: format!("pod {}/{}", self.namespace, self.pod.name),
             context: self.cluster.context.clone(),
             cause,
-            hint: format!("kubectl --context {} -n {} get pods", self.cluster.context, self.namespace),
+            hint: format!("{} -n {} get pods", kubectl(&self.cluster.context), self.namespace),
         }
         .into()
     }

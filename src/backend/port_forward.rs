@@ -22,6 +22,7 @@ use crate::{
     k8s::{
         ClusterError,
         client::Clusters,
+        error::kubectl,
         resolve::resolve,
         upgrade::{self, UpgradeError},
     },
@@ -73,7 +74,7 @@ impl PortForward {
             what: target.to_string(),
             context: cluster.context.clone(),
             cause: gone,
-            hint: format!("kubectl --context {} -n {} get pods", cluster.context, resolution.namespace),
+            hint: format!("{} -n {} get pods", kubectl(&cluster.context), resolution.namespace),
         }))
     }
 }

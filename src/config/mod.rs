@@ -13,6 +13,7 @@ pub mod near;
 pub mod problem;
 pub mod reference;
 pub mod schema;
+pub mod shell;
 pub mod shown;
 pub mod validate;
 pub mod values;

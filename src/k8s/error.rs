@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    config::{ContextName, Namespace},
+    config::{ContextName, Namespace, shell::quoted},
     error_code::ErrorCode,
+    k8s::kubeconfig::IN_CLUSTER,
 };
 
 /// A port of a Service or Pod, as the API server describes it.
@@ -114,6 +115,11 @@ impl ClusterError {
         }
     }
 
+    /// Returns whether the API server, or a gateway in front of it, has refused this request alone.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Forbidden { .. } | Self::Unavailable { .. } | Self::Protocol { .. })
+    }
+
     /// Returns the line below the error, where there is more to say.
     pub fn cause(&self) -> Option<String> {
         match self {
@@ -135,10 +141,12 @@ impl ClusterError {
                     Namespaces::All => "-A".to_owned(),
                     Namespaces::One(namespace) => format!("-n {namespace}"),
                 };
-                Some(format!("kubectl --context {context} auth can-i {verb} {resource} {option}"))
+                // Verb and resource come from the server.
+                let (verb, resource) = (quoted(verb), quoted(resource));
+                Some(format!("{} auth can-i {verb} {resource} {option}", kubectl(context)))
             }
             Self::Unreachable { context, .. } | Self::Unavailable { context, .. } | Self::TimedOut { context, .. } => {
-                Some(format!("kubectl --context {context} version"))
+                Some(format!("{} version", kubectl(context)))
             }
             Self::NotFound { near, hint, .. } => match near.as_slice() {
                 [] => hint.clone(),
@@ -163,6 +171,15 @@ impl std::fmt::Display for ServicePort {
             Some(name) => write!(f, " ({name})"),
             None => Ok(()),
         }
+    }
+}
+
+/// Returns the start of a command of kubectl that a person pastes: names of contexts come from files of others.
+pub fn kubectl(context: &ContextName) -> String {
+    match context.as_str() {
+        // kubectl has no name for it.
+        IN_CLUSTER => "kubectl".to_owned(),
+        name => format!("kubectl --context {}", quoted(name)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     k8s::{
         ClusterError,
         client::{AskError, Cluster},
+        error::kubectl,
         objects::Pod,
         pods,
     },
@@ -62,7 +63,7 @@ pub async fn ensure(
                 what,
                 context: cluster.context.clone(),
                 cause: format!("the pod is not ready after {} s ({cause})", within.as_secs()),
-                hint: format!("kubectl --context {} -n {namespace} describe pod {name}", cluster.context),
+                hint: format!("{} -n {namespace} describe pod {name}", kubectl(&cluster.context)),
             });
         }
         sleep(PAUSE).await;
@@ -84,8 +85,7 @@ async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Dynami
         Ok(()) => Ok(()),
         Err(AskError::Failed(error)) => Err(error),
         Err(AskError::NotFound) => {
-            let hint =
-                format!("there is no namespace {namespace}: kubectl --context {} get namespaces", cluster.context);
+            let hint = format!("there is no namespace {namespace}: {} get namespaces", kubectl(&cluster.context));
             Err(ClusterError::NotFound { what, context: cluster.context.clone(), near: Vec::new(), hint: Some(hint) })
         }
     }

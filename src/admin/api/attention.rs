@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{SignIn, time};
+pub use crate::config::shell::quoted;
 use crate::{
     admin::status::{Facts, Source},
     config::{ContextName, PortRef, Workload},
@@ -157,33 +158,9 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
     Some(format!("adit doctor{context} {}", quoted(&format!("{name}.{}{port}", pods.namespace))))
 }
 
-/// Returns a word as a shell takes it.
-pub fn quoted(word: &str) -> String {
-    let is_plain = |each: char| each.is_ascii_alphanumeric() || "-_./:=@%+,".contains(each);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        let cases = [
-            ("web.shop:80", "web.shop:80"),
-            ("", "''"),
-            ("a b", "'a b'"),
-            ("it's", r"'it'\''s'"),
-            ("$(id)", "'$(id)'"),
-            ("a\nb", "'a\nb'"),
-        ];
-        for (word, expected) in cases {
-            assert_eq!(quoted(word), expected);
-        }
-    }
 
     #[test]
     fn a_failed_sign_in_says_when_the_next_may_begin() {

@@ -5,6 +5,8 @@ use std::{fmt::Write, time::Duration};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub use crate::config::shell::quoted;
+
 /// The parts of the report, in the order in which they are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -120,14 +122,6 @@ impl Check {
     pub fn took(mut self, took: Duration) -> Self {
         self.took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self
-    }
-}
-
-/// Returns a word as a shell reads it.
-pub fn quoted(word: &str) -> String {
-    match !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~:@".contains(&byte)) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 

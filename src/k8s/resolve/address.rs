@@ -13,6 +13,7 @@ use crate::{
     k8s::{
         ClusterError,
         client::AskError,
+        error::kubectl,
         objects::{Pod, Service},
     },
 };
@@ -52,8 +53,8 @@ impl Lookup<'_> {
                 context: self.cluster.context.clone(),
                 near: Vec::new(),
                 hint: Some(format!(
-                    "kubectl --context {} get services,pods -A -o wide | grep -wF {address}",
-                    self.cluster.context
+                    "{} get services,pods -A -o wide | grep -wF {address}",
+                    kubectl(&self.cluster.context)
                 )),
             }),
         }

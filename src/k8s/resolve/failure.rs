@@ -10,11 +10,12 @@ use kube::{
 
 use super::{Lookup, NamespacedKind, Source};
 use crate::{
-    config::{PortRef, Workload, near::near},
+    config::{PortRef, Workload, near::near, shell::quoted},
     k8s::{
         ClusterError, ServicePort,
         client::AskError,
         endpoints,
+        error::kubectl,
         objects::{Namespace as NamespaceObject, Pod, ServiceSpec},
         pods,
     },
@@ -60,14 +61,15 @@ impl Lookup<'_> {
 
     pub(super) fn get_slices(&self, service: &str) -> String {
         format!(
-            "kubectl --context {} -n {} get endpointslices -l kubernetes.io/service-name={service}",
-            self.cluster.context, self.namespace
+            "{} -n {} get endpointslices -l kubernetes.io/service-name={service}",
+            kubectl(&self.cluster.context),
+            self.namespace
         )
     }
 
     pub(super) fn does_not_run(&self, what: String, pod: &Pod) -> ClusterError {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let hint = format!("kubectl --context {} -n {} describe pod {name}", self.cluster.context, self.namespace);
+        let hint = format!("{} -n {} describe pod {}", kubectl(&self.cluster.context), self.namespace, quoted(name));
         let cause = format!("the pod does not run ({})", pods::why_not_ready(pod));
         ClusterError::NotReady { what, context: self.cluster.context.clone(), cause, hint }
     }
@@ -77,7 +79,7 @@ impl Lookup<'_> {
             what: of_service.to_owned(),
             context: self.cluster.context.clone(),
             cause: format!("there is no {what} at the moment"),
-            hint: format!("kubectl --context {} -n {} get pod {name}", self.cluster.context, self.namespace),
+            hint: format!("{} -n {} get pod {name}", kubectl(&self.cluster.context), self.namespace),
         }
     }
 
@@ -93,7 +95,7 @@ impl Lookup<'_> {
     }
 
     fn get_pods(&self, selector: &str) -> String {
-        format!("kubectl --context {} -n {} get pods -l {selector}", self.cluster.context, self.namespace)
+        format!("{} -n {} get pods -l {}", kubectl(&self.cluster.context), self.namespace, quoted(selector))
     }
 
     /// Tells why a Service has no pod that takes connections.
@@ -157,11 +159,10 @@ impl Lookup<'_> {
         let near = near(name, names.iter().cloned(), |name| name);
         let context = self.cluster.context.clone();
         if names.is_empty() && self.namespace_is_missing().await {
-            let hint =
-                Some(format!("there is no namespace {}: kubectl --context {context} get namespaces", self.namespace));
+            let hint = Some(format!("there is no namespace {}: {} get namespaces", self.namespace, kubectl(&context)));
             return ClusterError::NotFound { what, context, near: Vec::new(), hint };
         }
-        let hint = format!("kubectl --context {context} -n {} get {plural}", self.namespace);
+        let hint = format!("{} -n {} get {plural}", kubectl(&context), self.namespace);
         ClusterError::NotFound { what, context, near, hint: Some(hint) }
     }
 
