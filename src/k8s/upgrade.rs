@@ -297,14 +297,18 @@ impl Act<'_> {
             Failure::Refused(_, refusal) if matches!(refusal.status, 404 | 501) => {
                 ClusterError::NotServed { act: self.what, pod, context, reason: refusal.text() }
             }
-            Failure::Refused(transport, refusal) if refusal.verdict() == Verdict::Refused => ClusterError::Protocol {
-                reason: format!(
-                    "no upgrade to {} ({}); does a gateway in front of it pass upgrades on?",
-                    transport.name(),
-                    refusal.text()
-                ),
-                context,
-            },
+            Failure::Refused(transport, refusal)
+                if refusal.verdict() == Verdict::Refused && !matches!(refusal.status, 401 | 429 | 500..=599) =>
+            {
+                ClusterError::Protocol {
+                    reason: format!(
+                        "no upgrade to {} ({}); does a gateway in front of it pass upgrades on?",
+                        transport.name(),
+                        refusal.text()
+                    ),
+                    context,
+                }
+            }
             Failure::Refused(_, Refusal { status, message, retry_after, .. }) => {
                 match self.cluster.refusal(status, &message, self.namespace) {
                     ClusterError::Unavailable { context, reason, .. } => {

@@ -324,8 +324,8 @@ async fn load_and_restarts_change_no_transport_and_are_left_alone() {
     let refusals = [
         ("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n", 4),
         ("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n", 4),
-        ("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", 14),
-        ("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p/>", 14),
+        ("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 17\r\n\r\n{\"kind\":\"Status\"}", 14),
+        ("HTTP/1.1 502 Bad Gateway\r\nAudit-Id: 1\r\nContent-Length: 4\r\n\r\n<p/>", 14),
     ];
     let case = |(refusal, most): (&'static str, usize)| async move {
         // Learned once, on a way that knows no SPDY: the tunnel.
@@ -351,13 +351,29 @@ async fn load_and_restarts_change_no_transport_and_are_left_alone() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_says_an_error_to_an_upgrade_it_does_not_know_is_passed_by_another() {
+    for refusal in [
+        "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\n<p/>",
+        "HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n",
+    ] {
+        let behind = Behind::start(false, move |kind| if kind == Kind::Spdy { Say(refusal) } else { Pass }).await;
+        assert!(behind.echo().await.is_some(), "{refusal}");
+        assert_eq!(behind.gateway.seen(), [Kind::Spdy, Kind::Tunnel], "{refusal}");
+        behind.app.drain().cut();
+    }
+}
+
+#[tokio::test]
 async fn clients_that_wait_for_the_same_dial_share_its_failure() {
     const CLIENTS: usize = 50;
     for passes in [Kind::Spdy, Kind::Channels] {
         let behind = Behind::start(false, move |kind| if kind == passes { Pass } else { Close }).await;
         assert!(behind.echo().await.is_some());
         behind.gateway.seen();
-        behind.gateway.change(|_| Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"));
+        let status = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 17\r\n\r\n{\"kind\":\"Status\"}";
+        behind.gateway.change(move |_| Say(status));
         behind.cut().await;
         let restart = async {
             sleep(Duration::from_millis(1500)).await;

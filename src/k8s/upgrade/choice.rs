@@ -3,7 +3,7 @@
 //! | an attempt | what it shows | what follows |
 //! |---|---|---|
 //! | is switched to the transport that was asked for | it works | it is used, and remembered |
-//! | 401, 429, 5xx; 404 from Kubernetes | the user, the load or the pod: every transport would get the same | the error |
+//! | 401, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | the user, the load or the pod: every transport would get the same | the error |
 //! | 403 with the name of a user | a missing permission | a transport that needs another one |
 //! | any other status; a 101 to something else; an end, a reset; no HTTP | the way does not take this transport | the next transport |
 //! | no answer for a while | the way may swallow this transport, or all is slow | the next one beside it: who answers first wins |
@@ -96,12 +96,12 @@ pub fn patience(is_remembered: bool, attempts: usize) -> Duration {
 
 /// Returns what a status other than the switch that was asked for shows.
 ///
-/// `is_of_kubernetes`: the answer is one of an API server or a kubelet about the object, and not of something in between.
+/// `is_of_kubernetes`: the answer is one of an API server or a kubelet, for a 404 about the object. Gateways say 502, 501 or even 401
+/// to an upgrade that they do not know, and take another one.
 /// `is_denial`: it names the user and the verb.
 pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict {
     match status {
-        401 | 429 | 500..=599 => Verdict::Final,
-        404 if is_of_kubernetes => Verdict::Final,
+        401 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
         403 if is_denial => Verdict::Denied,
         _ => Verdict::Refused,
     }
@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn load_and_restarts_are_nothing_that_another_transport_mends() {
         for status in [429, 500, 501, 502, 503, 504, 401] {
-            assert_eq!(verdict(status, false, false), Verdict::Final, "{status}");
+            assert_eq!(verdict(status, true, false), Verdict::Final, "{status}");
+            assert_eq!(verdict(status, false, false), Verdict::Refused, "{status} of a gateway");
         }
         assert_eq!((verdict(404, true, false), verdict(404, false, false)), (Verdict::Final, Verdict::Refused));
         assert_eq!((verdict(403, true, true), verdict(403, true, false)), (Verdict::Denied, Verdict::Refused));

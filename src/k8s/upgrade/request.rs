@@ -60,6 +60,8 @@ pub(super) struct Refusal {
     pub retry_after: Option<Duration>,
     /// The body is a Status object.
     is_status: bool,
+    /// API servers give each request an id.
+    has_audit_id: bool,
     /// The program that says it has answered (the header Server): API servers do not say.
     pub server: Option<String>,
 }
@@ -171,7 +173,8 @@ impl Refusal {
         };
         let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
         let server = headers.get(header::SERVER).map(|server| printable(&String::from_utf8_lossy(server.as_bytes())));
-        Self { status: status.as_u16(), message, retry_after, is_status: object["kind"] == "Status", server }
+        let (is_status, has_audit_id) = (object["kind"] == "Status", headers.contains_key("audit-id"));
+        Self { status: status.as_u16(), message, retry_after, is_status, has_audit_id, server }
     }
 
     /// A switch to something that was not asked for.
@@ -201,7 +204,12 @@ impl Refusal {
     }
 
     pub fn verdict(&self) -> Verdict {
-        choice::verdict(self.status, self.is_of_kubernetes(), self.is_denial())
+        let is_of_kubernetes = match self.status {
+            404 => self.is_of_kubernetes(),
+            // Who asks to be left alone knows what it is asked for.
+            _ => self.is_status || self.has_audit_id || self.is_of_kubernetes() || self.retry_after.is_some(),
+        };
+        choice::verdict(self.status, is_of_kubernetes, self.is_denial())
     }
 }
 
@@ -250,6 +258,18 @@ mod tests {
             r#"{"kind":"Status","message":"the server could not find the requested resource","code":404}"#,
         ] {
             assert_eq!(refusal(404, body).verdict(), Verdict::Refused, "{body}");
+        }
+    }
+
+    #[test]
+    fn only_kubernetes_speaks_for_every_transport() {
+        let status = r#"{"kind":"Status","message":"Unauthorized","code":401}"#;
+        for code in [401, 429, 500, 502, 503] {
+            assert_eq!(refusal(code, status).verdict(), Verdict::Final, "{code}");
+            assert_eq!(refusal(code, "<html>Bad Gateway</html>").verdict(), Verdict::Refused, "{code}");
+            let busy = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static("1"))]);
+            let busy = Refusal::of(StatusCode::from_u16(code).unwrap(), &busy, b"", SystemTime::UNIX_EPOCH);
+            assert_eq!(busy.verdict(), Verdict::Final, "{code}");
         }
     }
 
