@@ -37,7 +37,7 @@ pub mod url;
 pub mod version;
 pub mod wait;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -66,6 +66,13 @@ struct Cli {
     command: Option<Command>,
 }
 
+/// An option that an empty text leaves unset, as in kubectl: scripts pass variables that are not set.
+type OrUnset<T> = Option<T>;
+
+fn or_unset<T: FromStr>(text: &str) -> Result<OrUnset<T>, T::Err> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
 /// Global options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Globals {
@@ -76,14 +83,14 @@ pub struct Globals {
     #[arg(long, short, global = true)]
     pub verbose: bool,
     /// Context, or alias, for names and routes that set none [default: the current one]
-    #[arg(long, global = true, value_name = "NAME")]
-    pub context: Option<ContextName>,
+    #[arg(long, global = true, value_name = "NAME", value_parser = or_unset::<ContextName>, default_value = "", hide_default_value = true)]
+    pub context: OrUnset<ContextName>,
     /// Namespace for names and routes that set none [default: that of the context, then "default"]
-    #[arg(long, short, global = true, value_name = "NAME")]
-    pub namespace: Option<Namespace>,
+    #[arg(long, short, global = true, value_name = "NAME", value_parser = or_unset::<Namespace>, default_value = "", hide_default_value = true)]
+    pub namespace: OrUnset<Namespace>,
     /// Kubeconfig files, a list like $KUBECONFIG [default: $KUBECONFIG, then ~/.kube/config]
-    #[arg(long, global = true, value_name = "FILES")]
-    pub kubeconfig: Option<String>,
+    #[arg(long, global = true, value_name = "FILES", value_parser = or_unset::<String>, default_value = "", hide_default_value = true)]
+    pub kubeconfig: OrUnset<String>,
     /// Address to listen on [default: 127.0.0.1:8989; adit server: 0.0.0.0:7835]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,

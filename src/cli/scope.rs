@@ -117,7 +117,9 @@ mod tests {
                 if argument.get_help().is_none() {
                     wrong.push(format!("{name}: {} has no help", argument.get_id()));
                 }
-                if !argument.get_default_values().is_empty() && argument.is_hide_default_value_set() {
+                // An empty one means that the option is not set.
+                let has_default = argument.get_default_values().iter().any(|value| !value.is_empty());
+                if has_default && argument.is_hide_default_value_set() {
                     wrong.push(format!("{name}: {} hides its default", argument.get_id()));
                 }
             }

@@ -4,7 +4,7 @@ use std::{
     env,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -87,15 +87,19 @@ pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
             .map(|path| expand_home(&path.to_string_lossy()))
             .collect()
     };
-    if let Some(list) = option {
+    if let Some(list) = option.filter(|list| !list.is_empty()) {
+        // kubectl takes one path, which may have a colon.
+        if Path::new(list).exists() {
+            return KubeconfigPaths(vec![list.into()]);
+        }
         return KubeconfigPaths(split(list));
     }
-    if let Some(list) = non_empty("KUBECONFIG") {
-        return KubeconfigPaths(split(&list.to_string_lossy()));
-    }
-    let default = etcetera::home_dir().ok().map(|home| home.join(".kube/config"));
+    let paths: Vec<PathBuf> = match non_empty("KUBECONFIG") {
+        Some(list) => split(&list.to_string_lossy()),
+        None => etcetera::home_dir().ok().map(|home| home.join(".kube/config")).into_iter().collect(),
+    };
     let in_cluster = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    KubeconfigPaths(default.into_iter().filter(|path| !in_cluster || path.exists()).collect())
+    KubeconfigPaths(paths.into_iter().filter(|path| !in_cluster || path.exists()).collect())
 }
 
 /// Returns the path that `~` and `~/...` stand for; others as they are.

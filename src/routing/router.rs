@@ -336,6 +336,9 @@ impl RouteError {
                  proxy.elsewhere: direct"
                     .to_owned()
             }
+            Self::NoContext { reason, .. } if reason.ends_with("does not exist") => {
+                "set $KUBECONFIG, or use --kubeconfig".to_owned()
+            }
             Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
             Self::NoNamespace { context, .. } => format!(
                 "name the namespace, or correct the kubeconfig: kubectl config set-context {context} --namespace NAME"

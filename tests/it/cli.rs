@@ -49,8 +49,6 @@ fn a_name_that_cannot_be_one_reaches_no_path() {
         &["url", "web?x.shop"],
         &["url", "web.shop", "-n", "x/y"],
         &["routes", "-n", "../x"],
-        &["routes", "-n", ""],
-        &["routes", "--context", ""],
         &["connect", "web.x/y:80"],
         &["connect", "pod/../x.shop:80"],
         &["wait", "web.shop", "-n", "a%2fb"],
@@ -66,6 +64,16 @@ fn a_name_that_cannot_be_one_reaches_no_path() {
     }
     let shown = text(&adit(home.path(), &["url", "web.x/y"]).stderr);
     assert!(shown.contains("\"web.x/y\" names no target") && shown.contains("hint: write SERVICE"), "{shown}");
+}
+
+#[test]
+fn an_empty_option_is_an_unset_one_as_for_kubectl() {
+    let home = tempfile::tempdir().unwrap();
+    let unset = text(&adit(home.path(), &["routes"]).stderr);
+    assert!(unset.contains("kube/config does not exist"), "{unset}");
+    for option in ["--context", "--namespace", "--kubeconfig"] {
+        assert_eq!(text(&adit(home.path(), &["routes", option, ""]).stderr), unset, "{option}");
+    }
 }
 
 #[test]
