@@ -48,15 +48,19 @@ impl Verbosity {
     /// Logs warnings and errors alone.
     pub fn warnings(&self) {
         if let Some(handle) = &self.handle {
-            let _ =
-                handle.reload(Targets::new().with_default(LevelFilter::WARN).with_target(PLUGIN, LevelFilter::INFO));
+            let _ = handle.reload(quiet().with_target(PLUGIN, LevelFilter::INFO));
         }
     }
 }
 
+/// Warnings, except those of kube: it returns the errors that it logs, and adit says what they mean.
+fn quiet() -> Targets {
+    Targets::new().with_default(LevelFilter::WARN).with_target("kube_client", LevelFilter::OFF)
+}
+
 fn filter(verbose: bool) -> Targets {
     let access = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };
-    Targets::new().with_default(LevelFilter::WARN).with_target("adit", LevelFilter::INFO).with_target(ACCESS, access)
+    quiet().with_target("adit", LevelFilter::INFO).with_target(ACCESS, access)
 }
 
 /// Returns whether colour may be used: on a terminal that has it, without NO_COLOR.
