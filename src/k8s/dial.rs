@@ -26,10 +26,14 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt};
 
+use super::proxy::credentials;
 use crate::io::{BoxedIo, read_ahead::ReadAhead, through::write_through};
 
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What hyper says where a SOCKS proxy chooses another method than the one that was offered.
+const CHOSE_NO_USER: &str = "server implements authentication incorrectly";
 
 /// Opens connections to the host and port of a URI.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ enum Way {
     Direct(HttpConnector),
     HttpProxy(Tunnel<HttpConnector>),
     HttpsProxy(Tunnel<hyper_rustls::HttpsConnector<HttpConnector>>),
-    Socks5(SocksV5<HttpConnector>),
+    Socks5 { with_user: Option<SocksV5<HttpConnector>>, without: SocksV5<HttpConnector> },
 }
 
 impl Dialer {
@@ -70,10 +74,11 @@ impl Dialer {
                     .enable_http1();
                 Way::HttpsProxy(with_credentials(Tunnel::new(proxy.clone(), tls.wrap_connector(tcp)), proxy))
             }
-            Some("socks5" | "socks5h") => Way::Socks5(match credentials(proxy) {
-                Some((user, password)) => SocksV5::new(proxy.clone(), tcp).with_auth(user, password),
-                None => SocksV5::new(proxy.clone(), tcp),
-            }),
+            Some("socks5" | "socks5h") => {
+                let without = SocksV5::new(proxy.clone(), tcp);
+                let with_user = credentials(proxy).map(|(user, password)| without.clone().with_auth(user, password));
+                Way::Socks5 { with_user, without }
+            }
             _ => {
                 return Err(format!(
                     "a proxy has to be http, https or socks5, not {:?}",
@@ -90,7 +95,18 @@ impl Dialer {
             Way::Direct(tcp) => Box::new(tcp.oneshot(uri).await?.into_inner()),
             Way::HttpProxy(proxy) => Box::new(proxy.oneshot(uri).await?.into_inner()),
             Way::HttpsProxy(proxy) => Box::new(TokioIo::new(proxy.oneshot(uri).await?)),
-            Way::Socks5(proxy) => Box::new(proxy.oneshot(uri).await?.into_inner()),
+            Way::Socks5 { with_user, without } => {
+                let connected = match with_user {
+                    Some(proxy) => proxy.oneshot(uri.clone()).await,
+                    None => without.clone().oneshot(uri.clone()).await,
+                };
+                let io = match connected {
+                    // Go offers both methods at once. hyper offers one, and takes the choice of the other for a mistake.
+                    Err(error) if error.to_string().ends_with(CHOSE_NO_USER) => without.oneshot(uri).await?,
+                    connected => connected?,
+                };
+                Box::new(io.into_inner())
+            }
         })
     }
 }
@@ -140,14 +156,6 @@ fn with_credentials<C>(tunnel: Tunnel<C>, proxy: &Uri) -> Tunnel<C> {
     }
 }
 
-/// Returns user and password of a URI, percent-decoded.
-fn credentials(uri: &Uri) -> Option<(String, String)> {
-    let (userinfo, _) = uri.authority()?.as_str().rsplit_once('@')?;
-    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    Some((decode(user), decode(password)))
-}
-
 impl Service<Uri> for Dialer {
     type Response = TokioIo<Dialed>;
     type Error = BoxError;
@@ -186,12 +194,44 @@ impl AsyncWrite for Dialed {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
 
-    #[test]
-    fn credentials_of_a_proxy_are_percent_decoded() {
-        let of = |uri: &'static str| credentials(&Uri::from_static(uri));
-        assert_eq!(of("http://ana:p%40ss@proxy:3128"), Some(("ana".into(), "p@ss".into())));
-        assert_eq!(of("http://proxy:3128"), None);
+    #[tokio::test]
+    async fn a_socks_proxy_without_users_is_used_whatever_its_url_says() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy: Uri = format!("socks5://ana@{}", listener.local_addr().unwrap()).parse().unwrap();
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut offered = [0; 3];
+                client.read_exact(&mut offered).await.unwrap();
+                client.write_all(&[5, 0]).await.unwrap();
+                let mut asked = [0; 10];
+                if client.read_exact(&mut asked).await.is_ok() {
+                    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+                    // Later than the reply, which hyper reads to the end of what has come.
+                    assert_eq!(client.read_u8().await.unwrap(), b'x');
+                    client.write_all(b"hello").await.unwrap();
+                    return;
+                }
+            }
+        });
+        let tls = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let dialer = Dialer::new(Some(&proxy), &tls).unwrap();
+        let mut io = dialer.connect(Uri::from_static("https://10.0.0.1:6443")).await.unwrap();
+        io.write_all(b"x").await.unwrap();
+        let mut said = [0; 5];
+        io.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"hello");
+        serving.await.unwrap();
     }
 }

@@ -46,7 +46,7 @@ impl Environment {
         if self.bypasses(host, server.port_u16().unwrap_or(port)) {
             return Ok(None);
         }
-        parse(proxy).map(Some).map_err(|reason| format!("{variable} is {proxy:?}: {reason}"))
+        parse(proxy).map(Some).map_err(|reason| format!("{variable} is {:?}: {reason}", without_password(proxy)))
     }
 
     fn bypasses(&self, host: &str, port: u16) -> bool {
@@ -66,7 +66,7 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
         return true;
     }
     if let Ok(network) = entry.parse::<IpNet>() {
-        return address.is_some_and(|address| network.contains(&address));
+        return address.is_some_and(|address| canonical(network).contains(&address));
     }
     let (name, only) = split_port(entry);
     if name.is_empty() || only.is_some_and(|only| only != port.to_string()) {
@@ -84,6 +84,13 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
         Some(suffix) => host.strip_suffix(suffix).is_some_and(|front| front.ends_with('.')),
         None => host == below || host.strip_suffix(below).is_some_and(|front| front.ends_with('.')),
     }
+}
+
+/// Returns a network of IPv4 that is written in the form of IPv6 as one of IPv4, as Go reads it.
+fn canonical(network: IpNet) -> IpNet {
+    let prefix = network.prefix_len().checked_sub(96);
+    let mapped = prefix.and_then(|prefix| IpNet::new(network.addr().to_canonical(), prefix).ok());
+    mapped.filter(|it| matches!((it, network), (IpNet::V4(_), IpNet::V6(_)))).unwrap_or(network)
 }
 
 /// Splits `name:port`, `address:port` and `[address]:port`; an IPv6 address alone has no port.
@@ -114,6 +121,23 @@ pub fn without_credentials(proxy: &Uri) -> String {
     authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()
 }
 
+/// Returns a URL, or what was meant to be one, with `***` for its password.
+pub fn without_password(text: &str) -> String {
+    let start = text.find("://").map_or(0, |at| at + 3);
+    let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
+    let Some((userinfo, host)) = text[start..end].rsplit_once('@') else { return text.to_owned() };
+    let user = userinfo.split_once(':').map_or(userinfo.to_owned(), |(user, _)| format!("{user}:***"));
+    format!("{}{user}@{host}{}", &text[..start], &text[end..])
+}
+
+/// Returns user and password of a URL, percent-decoded.
+pub fn credentials(url: &Uri) -> Option<(String, String)> {
+    let (userinfo, _) = url.authority()?.as_str().rsplit_once('@')?;
+    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    Some((decode(user), decode(password)))
+}
+
 /// Parses the URL of a proxy. One without a scheme is an `http` proxy.
 ///
 /// # Errors
@@ -122,14 +146,61 @@ pub fn parse(text: &str) -> Result<Uri, String> {
     let text = text.trim();
     let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     match whole.parse::<Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(normal(uri)),
         _ => Err("it is not the URL of a proxy, e.g. http://proxy.example.com:3128".to_owned()),
     }
+}
+
+/// Writes the scheme in lower case, and the port of a SOCKS proxy that says none.
+fn normal(url: Uri) -> Uri {
+    let mut parts = url.clone().into_parts();
+    let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();
+    if scheme.starts_with("socks") && url.port().is_none() {
+        let authority = url.authority().map(|authority| authority.as_str().trim_end_matches(':')).unwrap_or_default();
+        parts.authority = format!("{authority}:1080").parse().ok().or(parts.authority);
+    }
+    parts.scheme = scheme.parse().ok();
+    Uri::from_parts(parts).unwrap_or(url)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socks_proxy_has_a_default_port_and_a_scheme_in_any_case() {
+        for (text, wanted) in [
+            ("socks5://proxy", "socks5://proxy:1080/"),
+            ("SOCKS5://ana:b@proxy", "socks5://ana:b@proxy:1080/"),
+            ("socks5://[fd00::1]", "socks5://[fd00::1]:1080/"),
+            ("socks5h://proxy:9050", "socks5h://proxy:9050/"),
+            ("HTTP://proxy", "http://proxy/"),
+        ] {
+            assert_eq!(of_kubeconfig(text).unwrap().to_string(), wanted);
+        }
+    }
+
+    #[test]
+    fn credentials_of_a_proxy_are_percent_decoded() {
+        let of = |uri: &'static str| credentials(&Uri::from_static(uri));
+        assert_eq!(of("http://ana:p%40ss@proxy:3128"), Some(("ana".into(), "p@ss".into())));
+        assert_eq!(of("http://proxy:3128"), None);
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        for (text, wanted) in [
+            ("http://ana:geheim@proxy:1/a@b", "http://ana:***@proxy:1/a@b"),
+            ("ana:ge@heim@proxy", "ana:***@proxy"),
+            ("ana@proxy", "ana@proxy"),
+            ("http://proxy/?a=b@c", "http://proxy/?a=b@c"),
+        ] {
+            assert_eq!(without_password(text), wanted);
+        }
+        let broken = Environment { https: Some("http://ana:geheim@".into()), ..Environment::default() };
+        let problem = broken.proxy_for(&"https://a.test".parse().unwrap()).unwrap_err();
+        assert!(!problem.contains("geheim"), "{problem}");
+    }
 
     fn chosen(https: &str, none: &str, server: &str) -> Option<String> {
         let of = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -177,6 +248,9 @@ mod tests {
             ("10.0.0.0/99,10.0.0.1", "https://10.0.0.1", false),
             ("10.0.0.0/99", "https://10.0.0.1", true),
             ("fd00::/8", "https://[fd00::1]:6443", false),
+            ("::ffff:10.88.0.0/112", "https://10.88.0.1", false),
+            ("::ffff:10.88.0.0/112", "https://10.89.0.1", true),
+            ("fd00::/100", "https://[fd00::1]", false),
             ("fd00::1", "https://[fd00::1]:6443", false),
             ("[fd00::1]:6444", "https://[fd00::1]:6443", true),
             ("0.0.1", "https://10.0.0.1", true),

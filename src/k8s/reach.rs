@@ -1,10 +1,13 @@
 //! Why an API server could not be reached, in words that say what to look at. Pure: an error in, a text out.
 
-use std::{error::Error, io};
+use std::{error::Error, io, net::IpAddr};
 
 use rustls::{AlertDescription, CertificateError};
 
 use crate::telemetry::reasons;
+
+const NO_CIPHER: &str =
+    "the server has no version or cipher of TLS that adit has: TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20";
 
 /// Returns the reason. `server`: its URL. `proxy`: the proxy in front of it, without credentials.
 pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
@@ -101,9 +104,7 @@ fn of_tls(error: &rustls::Error, host: &str) -> String {
         rustls::Error::InvalidMessage(_) => {
             "the server does not speak TLS: write http:// in the kubeconfig, or check its port".to_owned()
         }
-        rustls::Error::PeerIncompatible(_) => {
-            "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
-        }
+        rustls::Error::PeerIncompatible(_) => NO_CIPHER.to_owned(),
         other => format!("TLS failed: {other}"),
     }
 }
@@ -118,9 +119,7 @@ fn of_alert(alert: AlertDescription, host: &str) -> String {
         AlertDescription::UnrecognisedName => {
             format!("the server knows no host {host}: set tls-server-name in the kubeconfig")
         }
-        AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
-            "the server has no version or cipher of TLS that adit has: TLS 1.2 and 1.3".to_owned()
-        }
+        AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => NO_CIPHER.to_owned(),
         alert => format!("the server ended TLS with the alert {alert:?}"),
     }
 }
@@ -128,8 +127,8 @@ fn of_alert(alert: AlertDescription, host: &str) -> String {
 fn of_certificate(problem: &CertificateError, host: &str) -> String {
     match problem {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "the server's certificate is not signed by the CA bundle of the kubeconfig: this is another cluster, or a \
-             proxy that looks into TLS"
+            "the server's certificate is not signed by the CA bundle of the kubeconfig, or of the system where it has \
+             none: this is another cluster, or a TLS-intercepting proxy"
                 .to_owned()
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -162,13 +161,19 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
 /// Takes the name out of `DnsName("kubernetes")`, as webpki writes it.
 fn plain(name: &str) -> String {
     let inner = name.split_once('(').map_or(name, |(_, inner)| inner.trim_end_matches(')'));
-    inner.trim_matches('"').to_owned()
+    let inner = inner.trim_matches('"');
+    // webpki writes `0::1`.
+    inner.parse::<IpAddr>().map_or_else(|_| inner.to_owned(), |address| address.to_string())
 }
 
 fn of_proxy(texts: &[String], io: Option<&io::Error>) -> Option<String> {
     let of_proxy = texts.iter().find(|text| text.starts_with("tunnel error") || text.starts_with("SOCKS error"))?;
-    Some(if of_proxy.contains("authorization required") || of_proxy.contains("auth") {
-        "wants a user and a password: write them into its URL, http://USER:PASSWORD@HOST:PORT".to_owned()
+    Some(if of_proxy.contains("authorization required") {
+        "wants a user and a password, or does not accept those in its URL: http://USER:PASSWORD@HOST:PORT".to_owned()
+    } else if of_proxy.contains("credentials not accepted") {
+        "does not accept the user and the password in its URL".to_owned()
+    } else if of_proxy.contains("does not support user/pass") {
+        "wants a user and a password: write them into its URL, socks5://USER:PASSWORD@HOST:PORT".to_owned()
     } else if let Some(error) = io {
         format!("cannot be used: {}", of_io(error))
     } else if of_proxy.contains("unexpected end") {
@@ -224,11 +229,11 @@ mod tests {
         let name = ServerName::try_from("other").unwrap().to_owned();
         let problem = CertificateError::NotValidForNameContext {
             expected: name,
-            presented: vec!["DnsName(\"kubernetes\")".to_owned(), "IpAddress(10.0.0.1)".to_owned()],
+            presented: vec!["DnsName(\"kubernetes\")".to_owned(), "IpAddress(0::1)".to_owned()],
         };
         assert_eq!(
             of(rustls::Error::InvalidCertificate(problem)),
-            "the server's certificate is for kubernetes, 10.0.0.1, and not for other: set tls-server-name in the kubeconfig"
+            "the server's certificate is for kubernetes, ::1, and not for other: set tls-server-name in the kubeconfig"
         );
         let unknown = of(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
         assert!(unknown.contains("CA bundle of the kubeconfig"), "{unknown}");
@@ -257,6 +262,20 @@ mod tests {
                 "https://a.test",
                 Some("p"),
                 "the proxy p wants a user",
+            ),
+            (
+                "SOCKS error: credentials not accepted",
+                None,
+                "https://a.test",
+                Some("p"),
+                "the proxy p does not accept the user",
+            ),
+            (
+                "SOCKS error: server does not support user/pass authentication",
+                None,
+                "https://a.test",
+                Some("p"),
+                "the proxy p wants a user and a password: write them into its URL, socks5://",
             ),
             ("invalid HTTP version parsed", None, "http://a.test", None, "the server speaks TLS: write https://"),
         ];
