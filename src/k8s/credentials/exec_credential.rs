@@ -9,7 +9,7 @@
 
 use std::time::SystemTime;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::temporal::Pieces};
 use serde_json::{Value, json};
 
 use crate::config::file::foreign;
@@ -77,7 +77,8 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;
     // JSON may have tabs, which YAML does not allow everywhere.
     let value = serde_json::from_str(text).or_else(|_| foreign(text)).map_err(|_| no_credential())?;
-    if value["kind"] != "ExecCredential" {
+    // client-go knows what it reads without the kind.
+    if !value.is_object() || value.get("kind").is_some_and(|kind| kind != "ExecCredential") {
         return Err(no_credential());
     }
     let said = value["apiVersion"].as_str().unwrap_or_default();
@@ -107,11 +108,23 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let expires = match status.get("expirationTimestamp") {
         None | Some(Value::Null) => None,
         Some(time) => {
-            let parsed = time.as_str().and_then(|text| text.parse::<Timestamp>().ok());
-            Some(parsed.ok_or("printed an expirationTimestamp that is no time, e.g. 2026-01-31T12:00:00Z")?.into())
+            let text = time.as_str().unwrap_or_default();
+            match text.parse::<Timestamp>() {
+                Ok(time) => Some(time.into()),
+                // The usual "never", a day after the last one of jiff.
+                Err(_) if is_of_last_year(text) => None,
+                Err(_) => {
+                    return Err("printed an expirationTimestamp that is no time, e.g. 2026-01-31T12:00:00Z".to_owned());
+                }
+            }
         }
     };
     Ok(Issued { token, certificate, expires })
+}
+
+fn is_of_last_year(text: &str) -> bool {
+    let pieces = Pieces::parse(text).ok();
+    pieces.is_some_and(|it| it.date().year() == 9999 && it.time().is_some() && it.offset().is_some())
 }
 
 #[cfg(test)]
@@ -156,10 +169,19 @@ mod tests {
             (answer(json!({"clientKeyData": "k"})), "printed only one of"),
             (answer(json!({"token": "t", "clientCertificateData": "k"})), "printed only one of"),
             (answer(json!({"token": "t", "expirationTimestamp": "tomorrow"})), "printed an expirationTimestamp"),
+            (answer(json!({"token": "t", "expirationTimestamp": "9999-12-31"})), "printed an expirationTimestamp"),
             (answer(json!({"token": "t"})).replace("/v1", "/v1beta1"), "answered in v1beta1, and the kubeconfig asks"),
             (answer(json!({"token": "t"})).replace("ExecCredential", "Status"), "printed no ExecCredential"),
         ] {
             assert!(problem(&text).starts_with(wanted), "{text}: {}", problem(&text));
+        }
+    }
+
+    #[test]
+    fn the_last_day_of_all_means_never() {
+        for time in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999+00:00"] {
+            let status = json!({"token": "t", "expirationTimestamp": time});
+            assert_eq!(read(answer(status).as_bytes(), Version::V1).unwrap().expires, None, "{time}");
         }
     }
 
