@@ -9,6 +9,7 @@ mod transport;
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -16,7 +17,7 @@ use std::{
 
 use http::Uri;
 use kube::client::{ClientBuilder, ConfigExt};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use tokio::{
     sync::OnceCell,
     time::{Instant, timeout_at},
@@ -37,7 +38,7 @@ use crate::{
         credentials::{Credential, User},
         dial::{Connector, Dialer},
         exec_path::ExecPath,
-        kubeconfig::{self, Access, Fingerprint},
+        kubeconfig::{self, Access, Files, Fingerprint},
         proxy,
         sign_in::{Report, SignIns},
         spare::Spare,
@@ -53,6 +54,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
+    files: Files,
     made: Mutex<HashMap<ClusterId, Entry>>,
     sign_ins: SignIns,
 }
@@ -102,7 +104,7 @@ impl Clusters {
     /// `exec_path`: folders in front of PATH for credential plugins.
     pub fn new(exec_path: &[PathBuf]) -> Arc<Self> {
         let exec_path = Mutex::new(ExecPath::new(exec_path));
-        Arc::new(Self { exec_path, made: Mutex::default(), sign_ins: SignIns::new() })
+        Arc::new(Self { exec_path, files: Files::default(), made: Mutex::default(), sign_ins: SignIns::new() })
     }
 
     /// Replaces the folders in front of PATH, for clusters that are made from now on.
@@ -117,16 +119,16 @@ impl Clusters {
 
     /// Reads the kubeconfig files and returns what names and routes need of them. Never fails: see [`Contexts::problem`].
     pub fn contexts(&self, paths: &Arc<KubeconfigPaths>) -> Contexts {
-        kubeconfig::contexts(paths)
+        kubeconfig::contexts(paths, &self.files)
     }
 
-    /// Returns the cluster, made at its first use; made again when its kubeconfig files have changed. Nobody signs in
-    /// for that: requests do.
+    /// Returns the cluster, made at its first use; made again when its kubeconfig files, or the
+    /// certificates and keys that they name, have changed. Nobody signs in for that: requests do.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
-        let files = Fingerprint::of(&id.kubeconfig);
+        let files = Fingerprint::of(&id.kubeconfig.0);
         let made = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
-            made.retain(|other, entry| other.kubeconfig != id.kubeconfig || entry.files == files);
+            made.retain(|other, entry| other.kubeconfig != id.kubeconfig || entry.files.is_current());
             made.get(id).and_then(|entry| entry.cluster.get().cloned())
         };
         if let Some(cluster) = made {
@@ -134,7 +136,8 @@ impl Clusters {
         }
         let exec_path = self.exec_path();
         // Loads before it keeps an entry: made-up context names in hostnames must not fill the map.
-        let access = kubeconfig::load(id, &exec_path)?;
+        let access = kubeconfig::load(id, &self.files, &exec_path)?;
+        let files = files.and(access.files.clone());
         let cluster = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
             let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
@@ -149,7 +152,7 @@ impl Clusters {
     /// # Errors
     /// It could not.
     pub fn usable_with(&self, id: &ClusterId, exec_path: &ExecPath) -> Result<(), ClusterError> {
-        kubeconfig::load(id, exec_path).map(drop)
+        kubeconfig::load(id, &self.files, exec_path).map(drop)
     }
 
     /// Returns the sign-in that requests to a cluster wait for. None: nobody issues its credentials.
@@ -179,14 +182,26 @@ impl Clusters {
 impl Cluster {
     fn make(context: ContextName, access: Access, sign_ins: &SignIns) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let Access { config, bundle, login, user, impersonation } = access;
+        let Access { config, bundle, login, user, headers, files: _ } = access;
         let tls = tls_config(&config, bundle)
             .map_err(|error| unusable(format!("the CA bundle of the system cannot be used: {}", reasons(&error))))?;
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
-        let server_name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
-        let server_name = server_name.map_err(|_| unusable("tls-server-name is no host name".to_owned()))?;
+        let server_name = match config.tls_server_name.as_deref().map(server_name) {
+            Some(Err(_)) if !config.accept_invalid_certs => {
+                return Err(unusable("tls-server-name is no host name".to_owned()));
+            }
+            name => name.and_then(Result::ok),
+        };
+        let is_https = config.cluster_url.scheme_str() == Some("https");
+        let server_name = match server_name {
+            None if is_https => Some(
+                self::server_name(config.cluster_url.host().unwrap_or_default())
+                    .map_err(|_| unusable(format!("server is {}, which has no host name", config.cluster_url)))?,
+            ),
+            name => name.filter(|_| is_https),
+        };
         let transports = Arc::new(Transports::new(tls, dialer.clone(), server_name.clone()));
-        let user = User::new(login.method(&user, sign_ins), impersonation);
+        let user = User::new(login.method(&user, sign_ins), headers);
         let client = |authorized: Authorized| {
             let service = ServiceBuilder::new().layer(config.base_uri_layer()).service(authorized);
             ClientBuilder::new(service, config.default_namespace.clone()).build()
@@ -195,15 +210,6 @@ impl Cluster {
         let requests = client(Authorized::requests(user.clone(), transports.clone(), contact.clone()));
         let watches = client(Authorized::watches(user.clone(), transports.clone(), contact.clone()));
 
-        let is_https = config.cluster_url.scheme_str() == Some("https");
-        let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let server_name = match server_name {
-            None if is_https => Some(
-                ServerName::try_from(host)
-                    .map_err(|_| unusable(format!("server is {}, which has no host name", config.cluster_url)))?,
-            ),
-            name => name.filter(|_| is_https),
-        };
         let connector =
             Connector { dialer: dialer.clone(), server: config.cluster_url.clone(), server_name: server_name.clone() };
         Ok(Self {
@@ -309,6 +315,15 @@ impl Cluster {
     }
 }
 
+/// Returns the name that a certificate is verified against. An IPv4 address in the form of IPv6 is one, as in Go.
+fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    let host = host.trim_matches(['[', ']']);
+    match host.parse::<IpAddr>() {
+        Ok(address) => Ok(ServerName::from(address.to_canonical())),
+        Err(_) => ServerName::try_from(host.to_owned()),
+    }
+}
+
 /// Returns a spare connection that is made with the credential that is there. Nobody signs in for one.
 fn spare(connector: Connector, user: User, transports: Arc<Transports>) -> Spare<Arc<Transport>> {
     Spare::new(Box::new(move || {
@@ -338,6 +353,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_ca_bundle_that_is_rotated_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("ca.crt");
+        let ca = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        fs::write(&bundle, ca()).unwrap();
+        let path = folder.path().join("config");
+        let kubeconfig = json!({
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca.crt"}}],
+            "contexts": [{"name": "one", "context": {"cluster": "c"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![path])), context: "one".parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        let first = clusters.get(&id).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
+        fs::write(&bundle, ca() + &ca()).unwrap();
+        assert!(!Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
+    }
+
+    #[test]
+    fn addresses_are_names_of_certificates_in_every_form() {
+        for (host, wanted) in
+            [("[::ffff:127.0.0.1]", "127.0.0.1"), ("[::1]", "::1"), ("10.0.0.1", "10.0.0.1"), ("a.test", "a.test")]
+        {
+            assert_eq!(server_name(host).unwrap().to_str(), wanted);
+        }
+        assert!(server_name("a b").is_err());
+    }
 
     #[tokio::test]
     async fn a_context_that_does_not_exist_is_not_kept() {

@@ -150,13 +150,13 @@ pub enum Method {
 #[derive(Clone)]
 pub struct User {
     method: Method,
-    /// The headers of `as`, `as-uid`, `as-groups` and `as-user-extra`.
-    impersonation: HeaderMap,
+    /// Headers of each request, whatever the credential: an Authorization among them comes before its own.
+    fixed: HeaderMap,
 }
 
 impl User {
-    pub fn new(method: Method, impersonation: HeaderMap) -> Self {
-        Self { method, impersonation }
+    pub fn new(method: Method, fixed: HeaderMap) -> Self {
+        Self { method, fixed }
     }
 
     /// Returns the sign-in that issues the credential, where one does.
@@ -219,9 +219,9 @@ impl User {
 
     /// Returns the headers of a request with this credential.
     pub fn headers(&self, credential: &Credential) -> HeaderMap {
-        let mut headers = self.impersonation.clone();
+        let mut headers = self.fixed.clone();
         if let Some(header) = &credential.header {
-            headers.insert(AUTHORIZATION, header.clone());
+            headers.entry(AUTHORIZATION).or_insert_with(|| header.clone());
         }
         headers
     }
@@ -269,6 +269,17 @@ mod tests {
         let short = until(1);
         std::thread::sleep(Duration::from_millis(1_050));
         assert!(!short.is_fresh(), "a second is a second");
+    }
+
+    #[test]
+    fn the_user_of_a_servers_url_comes_before_the_token() {
+        let headers = |fixed: HeaderMap| {
+            let credential = Credential::new(Some(bearer("secret").unwrap()), None);
+            User::new(Method::Fixed(Arc::default()), fixed).headers(&credential)
+        };
+        assert_eq!(headers(HeaderMap::new())[AUTHORIZATION], "Bearer secret");
+        let fixed = HeaderMap::from_iter([(AUTHORIZATION, basic("ana", "b").unwrap())]);
+        assert_eq!(headers(fixed)[AUTHORIZATION], basic("ana", "b").unwrap());
     }
 
     #[test]

@@ -3,16 +3,18 @@
 mod access;
 mod check;
 mod impersonation;
+mod in_cluster;
+mod kuberc;
 mod load;
 mod merge;
 mod plugin;
 mod server;
 mod stored;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
-pub use self::access::Access;
-use self::merge::Merged;
+pub use self::{access::Access, load::Files};
+use self::{in_cluster::Pod, merge::Merged};
 
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
@@ -20,38 +22,57 @@ use crate::{
     routing::{ClusterId, Contexts},
 };
 
-/// The only context where there is no kubeconfig: the cluster that adit runs in.
+/// The cluster that adit runs in, where no kubeconfig names a current context.
 pub const IN_CLUSTER: &str = "in-cluster";
 
-/// Times and sizes of the files: tells whether they changed, without reading them.
+const NOT_IN_CLUSTER: &str = "there is no kubeconfig, and adit does not run in a cluster";
+
+/// Times and sizes of files: tells whether they changed, without reading them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint(Vec<Option<(SystemTime, u64)>>);
+pub struct Fingerprint(Vec<(PathBuf, Option<(SystemTime, u64)>)>);
 
 impl Fingerprint {
-    pub fn of(paths: &KubeconfigPaths) -> Self {
-        let one = |path: &PathBuf| path.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok();
-        Self(paths.0.iter().map(one).collect())
+    pub fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        let one = |path: &PathBuf| {
+            // A pipe can be read once, and stays as it was.
+            let file = path.metadata().ok().filter(|file| file.is_file())?;
+            Some((file.modified().ok()?, file.len()))
+        };
+        Self(paths.into_iter().map(|path| (path.clone(), one(path))).collect())
+    }
+
+    pub fn is_current(&self) -> bool {
+        *self == Self::of(self.0.iter().map(|(path, _)| path))
+    }
+
+    /// Adds other files.
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
     }
 }
 
 /// Returns the contexts of the files, or why there are none.
-pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
-    if paths.0.is_empty() {
-        return match (kube::Config::incluster(), ContextName::new(IN_CLUSTER)) {
-            (Ok(config), Ok(context)) => Contexts {
-                kubeconfig: paths.clone(),
-                current: Some(context.clone()),
-                namespaces: BTreeMap::from([(context, Namespace::new(config.default_namespace))]),
-                problem: None,
-            },
-            _ => Contexts {
-                kubeconfig: paths.clone(),
-                problem: Some("there is no kubeconfig, and adit does not run in a cluster".to_owned()),
-                ..Contexts::default()
-            },
-        };
+pub fn contexts(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
+    let mut contexts = of_files(paths, files);
+    let pod = Pod::of_process();
+    // As in kubectl: a kubeconfig that says nothing leaves it to the service account.
+    let is_unset = contexts.current.is_none() && (paths.0.is_empty() || contexts.problem.is_none());
+    if is_unset && pod.is_there() {
+        let context = ContextName::new(IN_CLUSTER).expect("the name is a valid one");
+        contexts.namespaces.entry(context.clone()).or_insert_with(|| pod.namespace());
+        contexts.current = Some(context);
+        contexts.problem = None;
     }
-    match Merged::read(paths) {
+    contexts
+}
+
+fn of_files(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
+    let broken = |reason: String| Contexts { kubeconfig: paths.clone(), problem: Some(reason), ..Contexts::default() };
+    if paths.0.is_empty() {
+        return broken(NOT_IN_CLUSTER.to_owned());
+    }
+    match Merged::read(paths, files) {
         Ok(Merged { kubeconfig, .. }) => Contexts {
             kubeconfig: paths.clone(),
             current: kubeconfig.current_context.and_then(|name| ContextName::new(name).ok()),
@@ -70,7 +91,7 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
                 .collect(),
             problem: None,
         },
-        Err(reason) => Contexts { kubeconfig: paths.clone(), problem: Some(reason), ..Contexts::default() },
+        Err(reason) => broken(reason),
     }
 }
 
@@ -78,12 +99,17 @@ pub fn contexts(paths: &Arc<KubeconfigPaths>) -> Contexts {
 ///
 /// # Errors
 /// The files have no such context, or something that it needs is missing or of no use.
-pub fn load(id: &ClusterId, exec_path: &ExecPath) -> Result<Access, ClusterError> {
+pub fn load(id: &ClusterId, files: &Files, exec_path: &ExecPath) -> Result<Access, ClusterError> {
+    let pod = Pod::of_process();
     if id.kubeconfig.0.is_empty() {
-        return Access::in_cluster();
+        return pod.access();
     }
-    let merged = Merged::read(&id.kubeconfig).map_err(|reason| ClusterError::Kubeconfig { reason })?;
-    Access::of(&merged, &id.context, exec_path)
+    let merged = Merged::read(&id.kubeconfig, files).map_err(|reason| ClusterError::Kubeconfig { reason })?;
+    let has = |name: &str| merged.kubeconfig.contexts.iter().any(|named| named.name == name);
+    match id.context.as_str() == IN_CLUSTER && !has(IN_CLUSTER) && pod.is_there() {
+        true => pod.access(),
+        false => Access::of(&merged, &id.context, exec_path),
+    }
 }
 
 #[cfg(test)]
@@ -111,7 +137,7 @@ mod tests {
         fs::write(&paths[0], kubeconfig("[{name: one, context: {cluster: c, user: u, namespace: shop}}]", "one"))
             .unwrap();
         fs::write(&paths[2], kubeconfig("[{name: two, context: {cluster: c, user: u}}]", "two")).unwrap();
-        let contexts = contexts(&Arc::new(KubeconfigPaths(paths)));
+        let contexts = contexts(&Arc::new(KubeconfigPaths(paths)), &Files::default());
         assert_eq!(contexts.current, Some("one".parse().unwrap()));
         assert_eq!(contexts.namespaces[&"one".parse().unwrap()], Ok("shop".parse().unwrap()));
         assert_eq!(contexts.namespaces[&"two".parse().unwrap()], Ok(Namespace::default()));
@@ -122,9 +148,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
         fs::write(&path, "contexts: [").unwrap();
-        assert!(contexts(&Arc::new(KubeconfigPaths(vec![path.clone()]))).problem.unwrap().contains("config"));
+        assert!(
+            contexts(&Arc::new(KubeconfigPaths(vec![path.clone()])), &Files::default())
+                .problem
+                .unwrap()
+                .contains("config")
+        );
         fs::remove_file(&path).unwrap();
-        assert!(contexts(&Arc::new(KubeconfigPaths(vec![path]))).problem.unwrap().ends_with("does not exist"));
+        assert!(
+            contexts(&Arc::new(KubeconfigPaths(vec![path])), &Files::default())
+                .problem
+                .unwrap()
+                .ends_with("does not exist")
+        );
     }
 
     #[test]
@@ -133,10 +169,10 @@ mod tests {
         let path = folder.path().join("config");
         fs::write(&path, kubeconfig("[{name: one, context: {cluster: c, user: u}}]", "one")).unwrap();
         let exec_path = ExecPath::new(&[]);
-        let missing = load(&id(vec![path.clone()], "one"), &exec_path).err().unwrap();
+        let missing = load(&id(vec![path.clone()], "one"), &Files::default(), &exec_path).err().unwrap();
         assert_eq!(missing.to_string(), "cannot sign in to context one: 'no-such-plugin' was not found on PATH");
         assert_eq!(missing.hint().unwrap(), "install it, or add its folder to exec_path\nget it");
-        let unknown = load(&id(vec![path], "two"), &exec_path).err().unwrap();
+        let unknown = load(&id(vec![path], "two"), &Files::default(), &exec_path).err().unwrap();
         assert_eq!(unknown.hint().unwrap(), "the contexts are one");
     }
 }

@@ -168,6 +168,7 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
         ("{server: \"$SERVER\", certificate-authority-data: $CA}", Works),
         ("{server: \"$SERVER/\", certificate-authority-data: $CA}", Works),
         ("{server: \"$SERVER//\", certificate-authority-data: $CA}", Works),
+        ("{server: \"$SERVER//./a/../\", certificate-authority-data: $CA}", Works),
         ("{server: \"HTTPS://$HOST\", certificate-authority-data: $CA}", Works),
         ("{server: \"https://localhost:$PORT\", certificate-authority-data: $CA}", Works),
         ("{server: \"$SERVER/?a=b\", certificate-authority-data: $CA}", Works),
@@ -222,11 +223,13 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
             "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"socks4://a:1\"}",
             Refused("has to begin with"),
         ),
+        ("{server: \"https://ana:geheim@127.0.0.1:1\"}", Refused("at https://127.0.0.1:1/")),
         (
             "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"http://127.0.0.1:1\"}",
             Refused("the proxy 127.0.0.1:1"),
         ),
         ("{server: \"$SERVER\", certificate-authority-data: $CA, unknown: {a: [1]}}", Works),
+        ("{server: \"$SERVER\", certificate-authority-data: $CA, extensions: [{name: a}]}", Works),
     ] {
         oracle.judge_text(cluster, &with_cluster(cluster), &[], &verdict).await;
     }
@@ -471,7 +474,7 @@ async fn a_file_means_what_it_means_for_kubectl() {
         ("a namespace that is a number", of("user: u}", "user: u, namespace: 7}"), Refused("wrong type")),
         ("a namespace that is null", of("user: u}", "user: u, namespace: null}"), Works),
         ("a user that is missing", of("user: u}", "user: v}"), Refused("no file has this user")),
-        ("a cluster that is missing", of("cluster: c,", "cluster: d,"), Refused("no file has the cluster \"d\"")),
+        ("a cluster that is missing", of("cluster: c,", "cluster: d,"), Refused("it names cluster \"d\"")),
         ("a context without a cluster", of("{cluster: c, user: u}", "{user: u}"), Refused("it names no cluster")),
         ("a context that is missing", of("current-context: x", "current-context: z"), Refused("context z is not in")),
         ("no YAML", format!("{WHOLE}users: [\n"), Refused("it is no YAML (line ")),

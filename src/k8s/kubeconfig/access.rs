@@ -2,13 +2,22 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use http::HeaderMap;
+use base64::{
+    Engine, alphabet,
+    engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{HeaderMap, header::AUTHORIZATION};
 use kube::config::AuthInfo;
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
 use secrecy::ExposeSecret;
 
-use super::{check, impersonation, merge::Merged, plugin, server, stored::Stored};
+use super::{
+    Fingerprint, check, impersonation,
+    merge::Merged,
+    plugin,
+    server::{self, Server},
+    stored::Stored,
+};
 use crate::{
     config::ContextName,
     k8s::{
@@ -31,23 +40,13 @@ pub struct Access {
     pub login: Login,
     /// The user and its file, for people.
     pub user: String,
-    /// The headers of impersonation.
-    pub impersonation: HeaderMap,
+    /// Headers of each request: those of impersonation, and the Authorization of a server's URL.
+    pub headers: HeaderMap,
+    /// The certificates and keys that were read.
+    pub files: Fingerprint,
 }
 
 impl Access {
-    /// The cluster that adit runs in, as the pod's service account.
-    pub fn in_cluster() -> Result<Self, ClusterError> {
-        let unusable = |reason: String| ClusterError::Kubeconfig { reason };
-        let mut config = kube::Config::incluster()
-            .map_err(|_| unusable("there is no kubeconfig, and adit does not run in a cluster".to_owned()))?;
-        let token_file = config.auth_info.token_file.take().map(|path| open_token(path, None, None)).transpose();
-        let token_file = token_file.map_err(|reason| unusable(format!("the pod's service account: {reason}")))?;
-        let login = token_file.map_or_else(|| Login::Fixed(Credential::default()), Login::TokenFile);
-        let user = "the pod's service account".to_owned();
-        Ok(Self { config, bundle: None, login, user, impersonation: HeaderMap::new() })
-    }
-
     /// # Errors
     /// The context, its cluster or its user cannot be used: which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
@@ -65,12 +64,17 @@ impl Access {
         let of_cluster = |reason: String| unusable(format!("{called}: {reason}"));
         let clusters = one(&merged.kubeconfig.clusters, "clusters", |named| named.name == found.cluster);
         let cluster = match clusters.map_err(unusable)? {
-            None => return Err(unusable(format!("no file has the cluster {:?} that it names", found.cluster))),
+            None => {
+                return Err(unusable(format!(
+                    "it names cluster {:?}, which no kubeconfig file defines",
+                    found.cluster
+                )));
+            }
             Some(named) => named.cluster.clone().ok_or_else(|| of_cluster(WRONG_TYPE.to_owned()))?,
         };
         check::cluster(&cluster).map_err(of_cluster)?;
         let server = cluster.server.as_deref().ok_or_else(|| of_cluster("it has no server: add one".to_owned()))?;
-        let server = server::url(server).map_err(of_cluster)?;
+        let Server { url: server, header } = server::url(server).map_err(of_cluster)?;
 
         let name = found.user.as_deref().unwrap_or_default();
         let called = merged.user(name);
@@ -93,11 +97,18 @@ impl Access {
         let proxy_url = match &cluster.proxy_url {
             Some(proxy) => {
                 let parsed = proxy::of_kubeconfig(proxy);
-                Some(parsed.map_err(|reason| of_cluster(format!("proxy-url is {proxy:?}: {reason}")))?)
+                Some(parsed.map_err(|reason| {
+                    of_cluster(format!("proxy-url is {:?}: {reason}", proxy::without_password(proxy)))
+                })?)
             }
             None => Environment::of_process().proxy_for(&server).map_err(unusable)?,
         };
-        let impersonation = impersonation::headers(&user).map_err(of_user)?;
+        let mut headers = impersonation::headers(&user).map_err(of_user)?;
+        headers.extend(header.map(|header| (AUTHORIZATION, header)));
+        // Noted before they are read: a change meanwhile counts.
+        let files = [&cluster.certificate_authority, &user.client_certificate, &user.client_key];
+        let files: Vec<PathBuf> = files.into_iter().flatten().map(PathBuf::from).collect();
+        let files = Fingerprint::of(&files);
         let (bundle, login) = match server.scheme_str() {
             Some("https") => {
                 let (data, path) = (&cluster.certificate_authority_data, &cluster.certificate_authority);
@@ -127,7 +138,7 @@ impl Access {
         config.tls_server_name = cluster.tls_server_name.clone();
         config.default_namespace = found.namespace.unwrap_or_else(|| "default".to_owned());
         config.proxy_url = proxy_url;
-        Ok(Self { config, bundle, login, user: called, impersonation })
+        Ok(Self { config, bundle, login, user: called, headers, files })
     }
 }
 
@@ -187,10 +198,14 @@ fn one<'a, T>(list: &'a [T], kind: &str, is_this: impl Fn(&T) -> bool) -> Result
     }
 }
 
+/// As Go reads it: the bits that the last character has too many may be anything.
+const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
+
 /// Returns what `KEY-data` or the file of `KEY` has.
-fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
+pub(super) fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
     match (data, path) {
-        (Some(data), _) => STANDARD.decode(data).map(Some).map_err(|_| format!("{key}-data is no base64")),
+        (Some(data), _) => LENIENT.decode(data).map(Some).map_err(|_| format!("{key}-data is no base64")),
         (None, Some(path)) => match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) => Err(format!("cannot read the {key} {path}: {}", words(&error))),
@@ -199,7 +214,7 @@ fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u
     }
 }
 
-fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Bundle, String> {
+pub(super) fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Bundle, String> {
     if bytes.is_empty() {
         // As in client-go: an empty file trusts nobody.
         return Ok(Bundle::new(Vec::new(), provider));
@@ -208,7 +223,11 @@ fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -
     Bundle::from_pem(bytes, provider).map_err(|reason| format!("{place}: {reason}"))
 }
 
-fn open_token(path: String, otherwise: Option<&str>, identity: Option<Arc<CertifiedKey>>) -> Result<TokenFile, String> {
+pub(super) fn open_token(
+    path: String,
+    otherwise: Option<&str>,
+    identity: Option<Arc<CertifiedKey>>,
+) -> Result<TokenFile, String> {
     TokenFile::open(PathBuf::from(&path), otherwise, identity)
         .map_err(|error| format!("cannot use the token file {path}: {}", words(&error)))
 }

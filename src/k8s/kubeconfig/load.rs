@@ -1,11 +1,16 @@
 //! One kubeconfig file, read as client-go reads it: only the entries that are used are judged.
 
-use std::{fs, io, path::Path};
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use kube::config::Kubeconfig;
 use serde_json::{Map, Value};
 
-use crate::config::file::foreign;
+use crate::{config::file::foreign, k8s::credentials::words};
 
 /// Lists of named entries, the key of each entry's content, and those of its keys that are paths or base64.
 const ENTRIES: [(&str, &str, &[&str]); 3] = [
@@ -14,15 +19,36 @@ const ENTRIES: [(&str, &str, &[&str]); 3] = [
     ("contexts", "context", &[]),
 ];
 
-/// Reads a file. Relative paths in it are below its folder. None: it does not exist.
-///
-/// # Errors
-/// It cannot be read, or is no YAML. An entry that is incomplete or does not parse keeps its name and loses its content.
-pub(super) fn file(path: &Path) -> Result<Option<Kubeconfig>, String> {
-    match fs::read(path) {
-        Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("cannot read it: {error}")),
+/// Reads kubeconfigs, and keeps the content of those that can be read once: pipes, as in `--kubeconfig <(...)`.
+#[derive(Default)]
+pub struct Files {
+    pipes: Mutex<HashMap<PathBuf, Vec<u8>>>,
+}
+
+impl Files {
+    /// Reads a file. Relative paths in it are below its folder. None: it does not exist.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no YAML. An entry that is incomplete or does not parse keeps its name and loses its content.
+    pub(super) fn read(&self, path: &Path) -> Result<Option<Kubeconfig>, String> {
+        match self.content(path) {
+            Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("cannot read it: {}", words(&error))),
+        }
+    }
+
+    fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if path.metadata()?.is_file() {
+            return fs::read(path);
+        }
+        let mut pipes = self.pipes.lock().expect("no panic while the lock is held");
+        if let Some(content) = pipes.get(path) {
+            return Ok(content.clone());
+        }
+        let content = fs::read(path)?;
+        pipes.insert(path.to_owned(), content.clone());
+        Ok(content)
     }
 }
 
@@ -80,8 +106,34 @@ fn drop_unset(entry: &mut Map<String, Value>) {
     entry.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
 }
 
+/// Go reads a null in a list of texts as an empty one, and others as absent.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| match value {
+            Value::Null => *value = Value::String(String::new()),
+            value => drop_nulls(value),
+        }),
+        _ => {}
+    }
+}
+
 fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) {
     drop_unset(entry);
+    // Only plugins get them, and only whole ones.
+    if let Some(Value::Array(extensions)) = entry.get_mut("extensions") {
+        extensions.retain(|it| it.get("name").is_some_and(Value::is_string) && it.get("extension").is_some());
+    }
+    for key in ["exec", "as-groups", "as-user-extra"] {
+        entry.get_mut(key).into_iter().for_each(drop_nulls);
+    }
+    if let Some(Value::Array(variables)) = entry.get_mut("exec").and_then(|exec| exec.get_mut("env")) {
+        let variables = variables.iter_mut().filter_map(Value::as_object_mut);
+        variables.for_each(|variable| variable.retain(|key, _| matches!(key.as_str(), "name" | "value")));
+    }
     for (key, value) in entry.iter_mut() {
         let Value::String(text) = value else { continue };
         if paths.contains(&key.as_str()) {
@@ -135,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn nulls_inside_values_and_unknown_keys_harm_nothing() {
+        let config = parsed(
+            "clusters: [{name: c, cluster: {server: 'https://a', extensions: [{name: a}, null, {name: b, extension: {c: 1}}]}}]\n\
+             users: [{name: u, user: {as: x, as-groups: [x, null], as-user-extra: {a: null}, exec: {command: p, provideClusterInfo: null, \
+             args: [null], env: [{name: A, value: null, more: {a: 1}}]}}}]\n",
+        );
+        assert_eq!(config.clusters[0].cluster.as_ref().unwrap().extensions.as_ref().unwrap().len(), 1);
+        let user = config.auth_infos[0].auth_info.as_ref().unwrap();
+        assert_eq!(user.impersonate_groups.as_deref(), Some(&["x".to_owned(), String::new()][..]));
+        let exec = user.exec.as_ref().unwrap();
+        assert!(!exec.provide_cluster_info && exec.args.as_deref() == Some(&[String::new()][..]));
+        assert_eq!(exec.env.as_ref().unwrap()[0].keys().collect::<Vec<_>>(), ["name"]);
+    }
+
+    #[test]
     fn an_entry_that_does_not_parse_harms_no_other() {
         let config = parsed(
             "contexts: [{name: half, context: {user: x}}, {name: one, context: {cluster: c, user: u}}, {context: {cluster: c}}]\n\
@@ -182,6 +249,19 @@ mod tests {
         let exec = user.exec.as_ref().unwrap();
         assert_eq!(exec.command.as_deref(), Some("/home/ana/.kube/./bin/plugin"));
         assert_eq!(exec.args.as_deref(), Some(&[String::new()][..]));
+    }
+
+    #[test]
+    fn a_pipe_is_read_once_and_its_content_is_kept() {
+        use std::os::fd::AsRawFd;
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"current-context: a").unwrap();
+        drop(writer);
+        let (files, path) = (Files::default(), PathBuf::from(format!("/dev/fd/{}", reader.as_raw_fd())));
+        for _ in 0..2 {
+            assert_eq!(files.read(&path).unwrap().unwrap().current_context.as_deref(), Some("a"));
+        }
+        assert!(Files::default().read(Path::new("/dev/null")).unwrap().unwrap().current_context.is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use kube::config::Kubeconfig;
 
-use super::load;
+use super::load::Files;
 use crate::config::KubeconfigPaths;
 
 /// The files together, and where each entry is from.
@@ -23,10 +23,10 @@ impl Merged {
     ///
     /// # Errors
     /// None exists, or one is no kubeconfig: which, and why.
-    pub(super) fn read(paths: &KubeconfigPaths) -> Result<Self, String> {
+    pub(super) fn read(paths: &KubeconfigPaths, files: &Files) -> Result<Self, String> {
         let mut merged: Option<Self> = None;
         for path in paths.0.iter().filter(|path| !path.as_os_str().is_empty()) {
-            match load::file(path) {
+            match files.read(path) {
                 Ok(Some(next)) => merged = Some(merged.unwrap_or_default().with(next, path)),
                 Ok(None) => {}
                 Err(reason) => return Err(format!("{}: {reason}", path.display())),

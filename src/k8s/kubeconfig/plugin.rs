@@ -7,6 +7,7 @@ use http::Uri;
 use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
 use serde_json::{Map, Value};
 
+use super::kuberc::Policy;
 use crate::k8s::{
     ClusterError,
     credentials::{exec::Plugin, exec_credential::Version},
@@ -66,6 +67,12 @@ pub(super) fn find(
         };
         return Err(not_found(of_user(String::new()), missing, exec));
     };
+    let is_allowed = Policy::of_user().map_err(of_user)?.allows(&program, |name| exec_path.find(name));
+    if !is_allowed {
+        return Err(of_user(format!(
+            "'{command}' may not run: credentialPluginPolicy of the kuberc does not allow it"
+        )));
+    }
     let mut all = vec![("PATH".to_owned(), exec_path.to_env().to_string_lossy().into_owned())];
     // Of two with one name the last counts.
     all.extend(variables);

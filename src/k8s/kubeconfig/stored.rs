@@ -24,7 +24,8 @@ pub(super) struct Stored {
 
 impl Store for Stored {
     fn read(&self) -> Result<Settings, String> {
-        let file = load::file(&self.file).map_err(|reason| format!("{}: {reason}", self.file.display()))?;
+        let file =
+            load::Files::default().read(&self.file).map_err(|reason| format!("{}: {reason}", self.file.display()))?;
         let users = file.into_iter().flat_map(|file| file.auth_infos);
         let user = users.filter(|named| named.name == self.user).find_map(|named| named.auth_info);
         let provider = user.and_then(|user| user.auth_provider);
