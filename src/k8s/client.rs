@@ -1,6 +1,8 @@
 //! Clients for the contexts of a kubeconfig.
 
+mod answer;
 mod authorize;
+mod connection;
 mod contact;
 mod failure;
 mod one_at_a_time;
@@ -287,16 +289,27 @@ impl Cluster {
         namespaces: impl Into<Namespaces>,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, AskError> {
-        match self.within(REQUEST_TIMEOUT, answer).await {
+        self.ask_for(REQUEST_TIMEOUT, doing, namespaces, answer).await
+    }
+
+    /// Does the same within another time.
+    pub(super) async fn ask_for<T>(
+        &self,
+        after: Duration,
+        doing: &str,
+        namespaces: impl Into<Namespaces>,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, AskError> {
+        match self.within(after, answer).await {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(kube::Error::Api(status))) if status.code == 404 => Err(AskError::NotFound),
+            Some(Err(kube::Error::Api(status))) if failure::is_about_object(&status) => Err(AskError::NotFound),
             Some(Err(error)) => Err(AskError::Failed(self.translate(namespaces.into(), error))),
             None => {
                 self.contact.note(false);
                 Err(AskError::Failed(ClusterError::TimedOut {
                     context: self.context.clone(),
                     doing: doing.to_owned(),
-                    after: REQUEST_TIMEOUT,
+                    after,
                 }))
             }
         }
@@ -341,7 +354,7 @@ fn spare(connector: Connector, user: User, transports: Arc<Transports>) -> Spare
 /// Why the API server gave no answer to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AskError {
-    /// 404: the caller knows what it asked for.
+    /// 404 of an API server for an object: the caller knows what it asked for.
     NotFound,
     Failed(ClusterError),
 }

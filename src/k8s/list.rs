@@ -1,6 +1,9 @@
 //! The Services that can be reached, for `adit routes`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, api::ListParams};
@@ -18,6 +21,9 @@ use crate::{
 
 /// How many Services one answer of the API server holds.
 const PAGE: u32 = 500;
+
+/// A person waits for a list, and a gateway may be slow: kubectl waits for as long as it takes.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A Service with pods behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +101,8 @@ where
     let mut params = ListParams::default().limit(PAGE);
     let mut found = Vec::new();
     loop {
-        let page = match cluster.ask(&format!("listing {plural}"), namespace, api.list(&params)).await {
+        let page = match cluster.ask_for(LIST_TIMEOUT, &format!("listing {plural}"), namespace, api.list(&params)).await
+        {
             Ok(page) => page,
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Ok(found),

@@ -257,7 +257,7 @@ impl Lookup<'_> {
             false => match self.slices(&of_service, service).await {
                 Ok(slices) => slices.items,
                 Err(AskError::NotFound) => Vec::new(),
-                Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
+                Err(AskError::Failed(error)) if error.is_refusal() => {
                     self.tell_once(&error);
                     Vec::new()
                 }
@@ -396,7 +396,8 @@ impl Lookup<'_> {
             // Those of a Service with a selector come from a controller, which is always there.
             Ok(slices) if !slices.items.is_empty() || selector.is_some() => return Ok(Told::Slices(slices)),
             Ok(_) | Err(AskError::NotFound) => None,
-            Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => Some(error),
+            // Also a gateway may refuse what it does not know.
+            Err(AskError::Failed(error)) if error.is_refusal() => Some(error),
             Err(AskError::Failed(error)) => return Err(error),
         };
         if let Some(selector) = selector {
@@ -412,7 +413,11 @@ impl Lookup<'_> {
                 Ok(Told::Endpoints { slices: endpoints::as_slices(endpoints), version })
             }
             (Err(_), Some(unread)) => Err(unread),
-            (Err(AskError::Failed(error)), None) if !matches!(error, ClusterError::Forbidden { .. }) => Err(error),
+            (Err(AskError::Failed(error)), None)
+                if !matches!(error, ClusterError::Forbidden { .. } | ClusterError::Protocol { .. }) =>
+            {
+                Err(error)
+            }
             (Err(_), None) => {
                 let why = "it has no selector and no EndpointSlices, so that no pods stand behind it";
                 Err(self.unsupported(what, why, Some(self.get_slices(name))))
@@ -501,10 +506,10 @@ impl Lookup<'_> {
         Ok(found)
     }
 
-    /// Says once that something goes on without a permission.
+    /// Says once that something goes on without a permission, or an answer.
     fn tell_once(&self, missing: &ClusterError) {
         if self.cluster.is_first(&missing.to_string()) {
-            warn!(%missing, hint = missing.hint(), "adit goes on without this permission");
+            warn!(%missing, hint = missing.hint(), "adit goes on without this look-up");
         }
     }
 

@@ -44,7 +44,8 @@ pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
     let asked = cluster.ask("asking for its version", Namespaces::All, cluster.client.apiserver_version()).await;
     match asked {
         // A user without the permission for the version may still read Services.
-        Ok(_) | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. })) => {
+        Ok(_)
+        | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. } | ClusterError::Protocol { .. })) => {
             Ok(Kube::new(cluster.client.clone()))
         }
         Err(AskError::Failed(error)) => Err(error.into()),

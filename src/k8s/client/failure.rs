@@ -1,7 +1,9 @@
 //! Translates failures of API requests into errors for people.
 
-use super::{Cluster, authorize::NotSignedIn};
-use crate::k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure};
+use kube::core::Status;
+
+use super::{Cluster, answer::Unexpected, authorize::NotSignedIn};
+use crate::k8s::{ClusterError, Namespaces, credentials::Credential, error::kubectl, reach, sign_in::Failure};
 
 impl Cluster {
     /// Returns what an error of a request means.
@@ -11,10 +13,16 @@ impl Cluster {
             kube::Error::Api(status) => self.refusal(status.code, &status.message, namespaces),
             kube::Error::Service(error) => match error.downcast::<NotSignedIn>() {
                 Ok(error) => self.not_signed_in(error.0),
-                Err(error) => self.unreachable(&*error),
+                Err(error) => match error.downcast::<Unexpected>() {
+                    Ok(odd) => ClusterError::Protocol { context, reason: odd.to_string() },
+                    Err(error) => self.unreachable(&*error),
+                },
             },
             kube::Error::HyperError(error) => self.unreachable(&error),
-            other => ClusterError::Protocol { context, reason: other.to_string() },
+            other => {
+                let reason = format!("it is not that of a Kubernetes API server ({other})");
+                ClusterError::Protocol { context, reason }
+            }
         }
     }
 
@@ -33,6 +41,14 @@ impl Cluster {
                 },
                 None => ClusterError::Protocol { context, reason: format!("403: {message}") },
             },
+            404 => {
+                let message: String = printable(message).chars().take(300).collect();
+                let check = match self.server.path() {
+                    "/" => "is the server in the kubeconfig an API server?".to_owned(),
+                    path => format!("is the path of the server in the kubeconfig right, {path:?}?"),
+                };
+                ClusterError::Protocol { context, reason: format!("404: {message}; {check}") }
+            }
             429 | 500..=599 => ClusterError::Unavailable {
                 context,
                 reason: format!("{code}: {}", printable(message)),
@@ -45,7 +61,7 @@ impl Cluster {
     /// Returns that there is no credential, and why.
     pub(in crate::k8s) fn not_signed_in(&self, failure: Failure) -> ClusterError {
         let context = self.context.clone();
-        let hint = failure.hint.unwrap_or_else(|| format!("kubectl --context {context} auth whoami"));
+        let hint = failure.hint.unwrap_or_else(|| format!("{} auth whoami", kubectl(&context)));
         ClusterError::Credentials { context, reason: failure.reason, hint: Some(hint) }
     }
 
@@ -66,6 +82,13 @@ impl Cluster {
         let reason = reach::reason(error, &self.server, self.proxy.as_deref());
         ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
     }
+}
+
+/// Returns whether a 404 says that an object is missing. One of a gateway, or for a path that no API has, does not.
+pub(super) fn is_about_object(status: &Status) -> bool {
+    // kube gives this reason to answers that are no Status.
+    let is_read = status.reason != "Failed to parse error data";
+    status.code == 404 && is_read && !status.message.contains("could not find the requested resource")
 }
 
 /// User, verb and resource in the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
@@ -105,6 +128,15 @@ mod tests {
         let wanted = Denial { user: "ana".into(), verb: "create".into(), resource: "pods/portforward".into() };
         assert_eq!(Denial::of(message), Some(wanted));
         assert_eq!(Denial::of("no"), None);
+    }
+
+    #[test]
+    fn only_an_object_can_be_missing() {
+        let status = |message: &str, reason: &str| Status::failure(message, reason).with_code(404);
+        assert!(is_about_object(&status("services \"web\" not found", "NotFound")));
+        assert!(!is_about_object(&status("the server could not find the requested resource", "NotFound")));
+        assert!(!is_about_object(&status("no such cluster", "Failed to parse error data")));
+        assert!(!is_about_object(&status("services \"web\" is forbidden", "Forbidden").with_code(403)));
     }
 
     #[test]

@@ -12,15 +12,18 @@ use hyper_util::{
 };
 use kube::client::{Body, ConfigExt};
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::CertifiedKey};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::one_at_a_time::OneAtATime;
+use super::{
+    connection::{Limit, Noting},
+    one_at_a_time::OneAtATime,
+};
 use crate::{
     k8s::dial::Dialer,
     tls::{Pinned, bundle::Bundle, identity},
 };
 
-pub type HttpClient = Client<OneAtATime<HttpsConnector<Dialer>>, Body>;
+type Connector = Noting<HttpsConnector<Dialer>>;
+pub type HttpClient = Client<OneAtATime<Connector>, Body>;
 
 /// How long a connection to an API server is kept after the last request on it. Longer than a watch lasts: while a tunnel is open, a
 /// watch begins before that, and the connection is there when somebody looks something up.
@@ -29,24 +32,35 @@ const IDLE: Duration = Duration::from_secs(300);
 /// The same for a connection that only the watches have which found no room on that of the requests.
 const IDLE_WATCHES: Duration = Duration::from_secs(5);
 
-/// How many watches share the connection of the requests. API servers allow 100 streams on a connection, or 250, and
-/// gateways may allow fewer.
+/// How many watches share the connection of the requests: at most half of what the server allows.
 const WATCHES_BESIDE_REQUESTS: usize = 32;
+
+/// How many share another connection: what RFC 9113 asks servers to allow at least, where they say nothing else.
+const WATCHES_ALONE: usize = 100;
 
 /// Connections with one client certificate.
 pub struct Transport {
     identity: Option<Arc<CertifiedKey>>,
+    connector: Connector,
     /// HTTP/2 where the server has it.
     requests: HttpClient,
-    /// For more watches than there is room for on the connection of the requests: each takes up a stream for minutes.
-    watches: HttpClient,
-    room: Arc<Semaphore>,
+    /// A new connection for each request.
+    alone: HttpClient,
+    /// The connection of the requests, then those for the watches that find no room there: each takes up a stream for minutes.
+    lanes: Mutex<Vec<Lane>>,
+    limit: Limit,
     /// For upgrades: ALPN `http/1.1`.
     pub upgrades: Arc<ClientConfig>,
 }
 
-/// Permit of a watch, held until it ends.
-pub type Room = Option<OwnedSemaphorePermit>;
+/// A connection of HTTP/2 with watches on it.
+struct Lane {
+    client: HttpClient,
+    watches: Arc<()>,
+}
+
+/// Room of a watch on its connection, held until it ends.
+pub type Room = Arc<()>;
 
 impl Transport {
     /// Returns what sends requests that are answered at once.
@@ -54,12 +68,25 @@ impl Transport {
         &self.requests
     }
 
-    /// Returns what sends a watch, on the connection of the requests while it has room.
-    pub fn for_watch(&self) -> (&HttpClient, Room) {
-        match self.room.clone().try_acquire_owned() {
-            Ok(room) => (&self.requests, Some(room)),
-            Err(_) => (&self.watches, None),
-        }
+    /// Returns what sends a request on a connection of its own.
+    pub fn alone(&self) -> &HttpClient {
+        &self.alone
+    }
+
+    /// Returns what sends a watch, on the connection of the requests while it has room. A stream too many would not be
+    /// refused: it would wait until another ends.
+    pub fn for_watch(&self) -> (HttpClient, Room) {
+        let limit = self.limit.get().unwrap_or(WATCHES_ALONE);
+        let mut lanes = self.lanes.lock().expect("no panic while the lock is held");
+        let has_room = |(index, lane): (usize, &Lane)| {
+            let room = if index == 0 { (limit / 2).min(WATCHES_BESIDE_REQUESTS) } else { limit.min(WATCHES_ALONE) };
+            Arc::strong_count(&lane.watches) <= room
+        };
+        let index = lanes.iter().enumerate().position(has_room).unwrap_or_else(|| {
+            lanes.push(Lane { client: client(&self.connector, IDLE_WATCHES), watches: Arc::default() });
+            lanes.len() - 1
+        });
+        (lanes[index].client.clone(), lanes[index].watches.clone())
     }
 }
 
@@ -109,21 +136,25 @@ fn make(
     if let Some(name) = server_name {
         https = https.with_server_name_resolver(FixedServerNameResolver::new(name.clone()));
     }
-    let https = https.enable_all_versions().wrap_connector(dialer.clone());
-    let client = |idle: Duration| {
-        Client::builder(TokioExecutor::new())
-            // A connection that a sleeping laptop has lost is found out, and not waited for.
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(idle)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(Duration::from_secs(5))
-            .build(OneAtATime::new(https.clone()))
-    };
-    let (requests, watches) = (client(IDLE), client(IDLE_WATCHES));
+    let limit = Limit::default();
+    let connector = Noting::new(https.enable_all_versions().wrap_connector(dialer.clone()), limit.clone());
+    let requests = client(&connector, IDLE);
+    let alone =
+        Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(OneAtATime::new(connector.clone()));
+    let lanes = Mutex::new(vec![Lane { client: requests.clone(), watches: Arc::default() }]);
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let room = Arc::new(Semaphore::new(WATCHES_BESIDE_REQUESTS));
-    Transport { identity: identity.cloned(), requests, watches, room, upgrades: Arc::new(tls) }
+    Transport { identity: identity.cloned(), connector, requests, alone, lanes, limit, upgrades: Arc::new(tls) }
+}
+
+fn client(connector: &Connector, idle: Duration) -> HttpClient {
+    Client::builder(TokioExecutor::new())
+        // A connection that a sleeping laptop has lost is found out, and not waited for.
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(idle)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .http2_keep_alive_timeout(Duration::from_secs(5))
+        .build(OneAtATime::new(connector.clone()))
 }
 
 /// Returns the TLS settings without a client certificate.
@@ -144,4 +175,77 @@ pub fn tls_config(config: &kube::Config, bundle: Option<Bundle>) -> kube::Result
         tls.dangerous().set_certificate_verifier(Arc::new(bundle));
     }
     Ok(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::{
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Answers each request, and leaves the answers to `/watch` open.
+    async fn serve(io: TcpStream, acceptor: TlsAcceptor, most: u32) {
+        let io = acceptor.accept(io).await.unwrap();
+        let server = h2::server::Builder::new().max_concurrent_streams(most).handshake(io).await;
+        let mut server: h2::server::Connection<_, bytes::Bytes> = server.unwrap();
+        let mut open = Vec::new();
+        while let Some(Ok((request, mut respond))) = server.accept().await {
+            let is_watch = request.uri().path() == "/watch";
+            open.extend(respond.send_response(Response::new(()), !is_watch));
+        }
+    }
+
+    #[tokio::test]
+    async fn watches_never_wait_for_streams_that_the_server_does_not_allow() {
+        for most in [1, 2, 5] {
+            let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+            let mut server = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![own.cert.der().clone()], key)
+                .unwrap();
+            server.alpn_protocols = vec![b"h2".to_vec()];
+            let acceptor = TlsAcceptor::from(Arc::new(server));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("https://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move {
+                while let Ok((io, _)) = listener.accept().await {
+                    tokio::spawn(serve(io, acceptor.clone(), most));
+                }
+            });
+            let provider = crate::tls::provider();
+            let tls = ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Pinned::to_nothing(provider))
+                .with_no_client_auth();
+            let transports = Transports::new(tls.clone(), Dialer::new(None, &tls).unwrap(), None);
+            let transport = transports.of(None);
+            let request = |path: &str| Request::get(format!("{url}{path}")).body(Body::empty()).unwrap();
+            let mut open = Vec::new();
+            for number in 0..7 {
+                let looked_up = timeout(PATIENCE, transport.for_requests().request(request("/"))).await;
+                looked_up.unwrap_or_else(|_| panic!("{most}: look-up {number}")).unwrap();
+                let (client, room) = transport.for_watch();
+                let watch = timeout(PATIENCE, client.request(request("/watch"))).await;
+                open.push((watch.unwrap_or_else(|_| panic!("{most}: watch {number}")).unwrap(), room));
+            }
+            let lanes = || transport.lanes.lock().unwrap().len();
+            let before = lanes();
+            open.pop();
+            transport.for_watch();
+            assert_eq!(lanes(), before, "room that is given back is used again");
+        }
+    }
 }
