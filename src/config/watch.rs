@@ -7,11 +7,14 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::ModifyKind};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinHandle, spawn_blocking},
@@ -54,7 +57,10 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     let mut reader = Reader::default();
     let (mut unread, mut looks_again) = (None::<String>, false);
     loop {
-        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
+        let following =
+            watcher.as_mut().map_or(Following::Polling, |watcher| watcher.follow(std::slice::from_ref(&file)));
+        let is_watching = following != Following::Polling;
+        is_first |= following == Following::Anew;
         let mut asked_for = false;
         tokio::select! {
             () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
@@ -167,8 +173,10 @@ pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
     loop {
-        let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
+        let following = watcher.as_mut().map_or(Following::Polling, |watcher| watcher.follow(&files));
+        let is_watching = following != Following::Polling;
         tokio::select! {
+            () = std::future::ready(()), if following == Following::Anew => {}
             Some(()) = events.recv(), if is_watching => settle(&mut events).await,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
@@ -186,51 +194,91 @@ pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
 /// Watches of the folders that files' contents depend on.
 struct Folders {
     watcher: RecommendedWatcher,
+    /// Without symlinks: a folder has one watch, whatever it is called.
     folders: Vec<PathBuf>,
+    /// Something was deleted or renamed. If that was a folder, its watch is gone, and another may have its name.
+    is_stale: Arc<AtomicBool>,
+}
+
+/// How a change becomes known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Following {
+    /// By an event.
+    Watching,
+    /// By an event from now on. A change just before this has none.
+    Anew,
+    /// By looking.
+    Polling,
 }
 
 impl Folders {
     /// None: this system has no events, or no room for another watch.
     fn new(events: mpsc::Sender<()>) -> Option<Self> {
+        let is_stale = Arc::new(AtomicBool::new(false));
+        let stale = is_stale.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let kind = event.map_or(EventKind::Other, |event| event.kind);
+            if matches!(kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) | EventKind::Other) {
+                stale.store(true, Ordering::Relaxed);
+            }
             // Our own reads are events too, and would cause endless reads.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
+            if !kind.is_access() {
                 // One that waits already says the same.
                 let _ = events.try_send(());
             }
         });
-        watcher
-            .inspect_err(|error| debug!(%error, "no file events: polling"))
-            .ok()
-            .map(|watcher| Self { watcher, folders: Vec::new() })
+        watcher.inspect_err(|error| debug!(%error, "no file events: polling")).ok().map(|watcher| Self {
+            watcher,
+            folders: Vec::new(),
+            is_stale,
+        })
     }
 
-    /// Watches the folders of the files and of what their symlinks lead to now. Returns whether that worked.
-    fn follow(&mut self, files: &[PathBuf]) -> bool {
-        let mut folders: Vec<PathBuf> = Vec::new();
-        for file in files {
-            let real = fs::canonicalize(file).ok();
-            for folder in [Some(file.as_path()), real.as_deref()].into_iter().flatten().filter_map(Path::parent) {
-                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                if !folders.iter().any(|other| other == folder) {
-                    folders.push(folder.to_owned());
-                }
-            }
+    /// Watches the folders of the files and of what their symlinks lead to now.
+    fn follow(&mut self, files: &[PathBuf]) -> Following {
+        let is_stale = self.is_stale.swap(false, Ordering::Relaxed);
+        let Some(folders) = folders(files) else { return self.poll() };
+        if folders == self.folders && !is_stale {
+            return Following::Watching;
         }
-        for gone in self.folders.iter().filter(|folder| !folders.contains(folder)) {
+        for gone in self.folders.iter().filter(|folder| is_stale || !folders.contains(folder)) {
             // A folder that was deleted has no watch any more.
             let _ = self.watcher.unwatch(gone);
         }
-        for new in folders.iter().filter(|folder| !self.folders.contains(folder)) {
+        for new in folders.iter().filter(|folder| is_stale || !self.folders.contains(folder)) {
             if let Err(error) = self.watcher.watch(new, RecursiveMode::NonRecursive) {
                 debug!(folder = %new.display(), %error, "folder not watched: polling");
-                self.folders.clear();
-                return false;
+                return self.poll();
             }
         }
         self.folders = folders;
-        true
+        Following::Anew
     }
+
+    /// Forgets all watches, so that the next call of `follow` begins anew.
+    fn poll(&mut self) -> Following {
+        for folder in std::mem::take(&mut self.folders) {
+            let _ = self.watcher.unwatch(&folder);
+        }
+        Following::Polling
+    }
+}
+
+/// Returns the folders that files' contents depend on. None: one of them is not there.
+fn folders(files: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for file in files {
+        let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // A file that is gone leads nowhere for as long.
+        let real = fs::canonicalize(file).ok();
+        let of_real = real.as_deref().and_then(Path::parent).map(Path::to_owned);
+        for folder in [Some(fs::canonicalize(parent).ok()?), of_real].into_iter().flatten() {
+            if !folders.contains(&folder) {
+                folders.push(folder);
+            }
+        }
+    }
+    Some(folders)
 }
 
 #[cfg(test)]
@@ -385,6 +433,64 @@ mod tests {
         let mut watched = Watched::start(|folder| fs::write(folder.join("config.yaml"), "").unwrap()).await;
         watched.look_again.send(()).await.unwrap();
         watched.next().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_gone_for_a_while_is_followed_whatever_its_folder_is_called() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let name = folder.path().file_name().unwrap();
+        let linked = tempfile::tempdir().unwrap();
+        symlink(folder.path().canonicalize().unwrap(), linked.path().join("link")).unwrap();
+        let file = folder.path().join("config.yaml");
+        fs::write(&file, "verbose: false\n").unwrap();
+        let mut watches = Vec::new();
+        for called in [Path::new(name).to_owned(), Path::new(".").join(name).join("."), linked.path().join("link")] {
+            let (changes_tx, mut changes) = watch::channel(None);
+            let (look_again, asked) = mpsc::channel(1);
+            tokio::spawn(run(called.join("config.yaml"), changes_tx, asked));
+            timeout(Duration::from_secs(10), changes.changed()).await.expect("it is read first").unwrap();
+            watches.push((called, changes, look_again));
+        }
+        for round in 0..2 {
+            fs::remove_file(&file).unwrap();
+            sleep(DEBOUNCE * 2).await;
+            fs::write(&file, format!("verbose: true # {round}\n")).unwrap();
+            for (called, changes, _) in &mut watches {
+                let changed = timeout(Duration::from_secs(10), changes.changed()).await;
+                changed.unwrap_or_else(|_| panic!("{}: nothing in round {round}", called.display())).unwrap();
+                assert!(changes.borrow_and_update().clone().unwrap().config.unwrap().verbose);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_replaced_is_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let (folder, old, new) = (outer.path().join("conf"), outer.path().join("old"), outer.path().join("new"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap();
+        let (changes_tx, mut changes) = watch::channel(None);
+        let (_look_again, asked) = mpsc::channel(1);
+        tokio::spawn(run(folder.join("config.yaml"), changes_tx, asked));
+        let mut next = async || {
+            timeout(Duration::from_secs(10), changes.changed()).await.expect("a change within 10 s").unwrap();
+            changes.borrow_and_update().clone().unwrap().config.unwrap().verbose
+        };
+        assert!(!next().await);
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("config.yaml"), "verbose: true\n").unwrap();
+        fs::rename(&folder, &old).unwrap();
+        fs::rename(&new, &folder).unwrap();
+        assert!(next().await);
+        fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap();
+        assert!(!next().await, "the new folder is watched");
+        fs::remove_dir_all(&folder).unwrap();
+        sleep(DEBOUNCE * 2).await;
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("config.yaml"), "verbose: true\n").unwrap();
+        assert!(next().await);
+        fs::write(folder.join("config.yaml"), "verbose: false\n").unwrap();
+        assert!(!next().await, "and so is one that was created again");
     }
 
     #[tokio::test]
