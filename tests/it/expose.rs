@@ -170,6 +170,77 @@ async fn endpoints_that_were_written_by_hand_are_kept_whole() {
 }
 
 #[tokio::test]
+async fn endpoints_by_hand_with_one_port_are_restored() {
+    let place = Place::new().await;
+    let (world, metadata) = (place.demo.world(), json!({"namespace": "shop", "name": "single"}));
+    let ports = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
+    let spec =
+        json!({"clusterIP": "10.96.1.3", "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 80}]});
+    world.put("services", json!({"metadata": metadata, "spec": spec}));
+    let labels = json!({"kubernetes.io/service-name": "single", "endpointslice.kubernetes.io/managed-by": "staff"});
+    let of_slice = json!({"namespace": "shop", "name": "single-1", "labels": labels});
+    let endpoints = json!([{"addresses": ["10.9.9.9"], "conditions": {"ready": true}}]);
+    world.put(
+        "endpointslices",
+        json!({"metadata": of_slice, "addressType": "IPv4", "ports": ports, "endpoints": endpoints}),
+    );
+    world.put(
+        "endpoints",
+        json!({"metadata": metadata, "subsets": [{"addresses": [{"ip": "10.9.9.9"}], "ports": ports}]}),
+    );
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("single.shop:80").await.unwrap();
+    assert_eq!(place.served("single", "http"), [port]);
+    assert_eq!(place.slice("single-1").unwrap()["ports"], Value::Null, "as the API server stores it");
+    laptop.goodbye().await;
+    place.is_again(&before).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_service_that_has_lost_both_records_is_known_to_its_relay() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("web.shop:80").await.unwrap();
+    let mut web = place.service("web");
+    web["metadata"]["annotations"].as_object_mut().unwrap().remove("adit/takeover");
+    web["metadata"]["labels"].as_object_mut().unwrap().remove("adit/exposed");
+    // In one moment: the relay does not look in between.
+    place.demo.world().put("services", web);
+    place.delete("leases", "adit-web").await;
+    eventually("both are there again", || async {
+        place.service("web")["metadata"]["annotations"]["adit/takeover"].is_string() && place.lease("web").is_some()
+    })
+    .await;
+    assert_eq!(place.served_by_us("web"), [port]);
+    laptop.goodbye().await;
+    place.is_again(&before).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_killed_gives_way_whatever_it_has_said_last() {
+    let place = Place::new().await;
+    let relay = place.relay("one", "a").await;
+    let mut ana = Laptop::connect(&relay).await;
+    ana.take("web.shop:80").await.unwrap();
+    let mut again = Laptop::connect(&relay).await;
+    again.ask(Kind::ReplacedService, "web.shop:80").await;
+    // Its answer to an older ping is under way when it dies.
+    ana.next_ping().await;
+    ana.send(Frame::Pong { cookie: 0 }).await;
+    drop(ana);
+    let answer = again.frame().await;
+    assert!(matches!(answer, Frame::Opened { .. }), "{answer:?}");
+    again.goodbye().await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
 async fn a_service_that_is_created_goes_with_the_laptop() {
     let place = Place::new().await;
     let before = place.objects();
@@ -181,6 +252,8 @@ async fn a_service_that_is_created_goes_with_the_laptop() {
     assert_eq!((place.served("fresh", "adit-80"), place.served("fresh", "adit-443")), (vec![port], vec![more]));
     let refused = laptop.open(Kind::Service, "web.shop:80").await.unwrap_err();
     assert!(refused.contains("Service shop/web exists: --replace"), "{refused}");
+    let refused = laptop.open(Kind::ReplacedService, "mistyped.shop:80").await.unwrap_err();
+    assert_eq!(refused, "Service shop/mistyped does not exist: without --replace it is created");
     laptop.goodbye().await;
     place.is_again(&before).await;
     place.relay_ends(relay).await;

@@ -78,7 +78,7 @@ pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliEr
     let mut count = usize::from(delete(cluster, namespace, "", "Pod").await?);
     let kube = super::taken::kube(cluster).await?;
     let failed = |error: String| CliError::new("cannot restore what the relay has left").cause(Some(error));
-    let left = inspect::list(&kube, Some(namespace)).await.map_err(|error| failed(error.to_string()))?;
+    let (left, _) = inspect::list(&kube, Some(namespace)).await.map_err(|error| failed(error.to_string()))?;
     for exposed in left.iter().filter(|exposed| exposed.state == RelayState::Gone) {
         inspect::restore(&kube, &exposed.service).await.map_err(|error| failed(error.to_string()))?;
         print(&format!("restored {}\n", exposed.service))?;

@@ -1,6 +1,6 @@
 //! `adit expose ls` and `adit expose restore`: takeovers by hand, without a relay.
 
-use std::io;
+use std::io::{self, Write};
 
 use serde_json::json;
 
@@ -32,11 +32,16 @@ async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, Cl
     let namespace = (!all_namespaces).then_some(place.namespace.as_str());
     let cluster = place.cluster().await?;
     let listed = inspect::list(&kube(&cluster).await?, namespace).await;
-    listed.map_err(|error| {
+    let (exposed, damaged) = listed.map_err(|error| {
         let hint =
             matches!(error, KubeError::Forbidden(_)).then_some("choose a namespace that you may list: -n NAMESPACE");
         failed("list Services", &cluster, &error).hint(hint)
-    })
+    })?;
+    for refusal in damaged {
+        // If nobody reads stderr, the list is still right.
+        let _ = writeln!(io::stderr(), "warning: {refusal}");
+    }
+    Ok(exposed)
 }
 
 /// Returns the API server, once it is known that it can be reached and that the user is signed in: later calls have short deadlines.

@@ -63,7 +63,7 @@ fn create(resource: &Resource<'_>, mut object: Value, world: &World) -> Done {
         if plural == "services" {
             objects::default_service(&mut object);
         }
-        tidy(&mut object);
+        tidy(plural, &mut object);
         state.put(plural, object);
         Ok(json_body(StatusCode::CREATED, &found(state, resource, &name)?))
     })
@@ -84,7 +84,7 @@ fn change(
         for fixed in ["name", "namespace", "uid", "creationTimestamp", "resourceVersion"] {
             after["metadata"][fixed] = before["metadata"][fixed].clone();
         }
-        tidy(&mut after);
+        tidy(resource.kind.plural, &mut after);
         state.put(resource.kind.plural, after);
         Ok(ok(&found(state, resource, name)?))
     })
@@ -137,8 +137,9 @@ fn merged(target: &Value, patch: &Value) -> Value {
     Value::Object(merged)
 }
 
-/// Drops what the API server does not store: empty maps and lists of the metadata, a selector of nothing.
-fn tidy(object: &mut Value) {
+/// Drops what the API server does not store: empty maps and lists of the metadata, a selector of nothing, empty lists of endpoints.
+/// The lists of an EndpointSlice have no `omitempty`: empty ones are null.
+fn tidy(plural: &str, object: &mut Value) {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Object(map) => map.is_empty(),
@@ -150,6 +151,24 @@ fn tidy(object: &mut Value) {
     {
         let Some(part) = object[part].as_object_mut() else { continue };
         part.retain(|key, value| !(fields.contains(&key.as_str()) && is_empty(value)));
+    }
+    match plural {
+        "endpointslices" => {
+            for list in ["endpoints", "ports"] {
+                if is_empty(&object[list]) {
+                    object[list] = Value::Null;
+                }
+            }
+        }
+        "endpoints" => {
+            for subset in object["subsets"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+                subset.retain(|_, list| !is_empty(list));
+            }
+            if let Some(object) = object.as_object_mut() {
+                object.retain(|field, list| field != "subsets" || !is_empty(list));
+            }
+        }
+        _ => {}
     }
     if object["spec"].is_null()
         && let Some(object) = object.as_object_mut()
@@ -173,7 +192,19 @@ mod tests {
     fn empty_metadata_is_not_stored() {
         let mut object =
             json!({"metadata": {"name": "a", "labels": {}, "annotations": {}}, "spec": {"selector": {}, "ports": []}});
-        tidy(&mut object);
+        tidy("services", &mut object);
         assert_eq!(object, json!({"metadata": {"name": "a"}, "spec": {"ports": []}}));
+    }
+
+    // As Kubernetes 1.36 answers.
+    #[test]
+    fn empty_lists_of_endpoints_are_stored_as_the_api_server_does() {
+        let mut slice = json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": [], "ports": []});
+        tidy("endpointslices", &mut slice);
+        assert_eq!(slice, json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": null, "ports": null}));
+        let mut endpoints =
+            json!({"metadata": {"name": "a"}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": []}]});
+        tidy("endpoints", &mut endpoints);
+        assert_eq!(endpoints, json!({"metadata": {"name": "a"}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}]}]}));
     }
 }

@@ -39,7 +39,7 @@ use super::{
     pods::{Behind, PodPort, named_ports},
     reconcile::{Done, Expiry, Failure, Step, Want},
     review::{Unreviewed, review},
-    service::{Holder, PersonalPart},
+    service::{Holder, PersonalPart, Takeover},
 };
 use crate::{drain::Drain, relay::auth::Key};
 
@@ -116,6 +116,13 @@ pub enum ClaimError {
     /// The step that would have brought it has failed.
     #[error("{0}")]
     Failed(String),
+}
+
+impl ClaimError {
+    /// Returns whether another client of this relay has it.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken { .. } | Self::Parted { .. } | Self::SamePart { .. })
+    }
 }
 
 /// A claim as its Service's task sees it.
@@ -387,6 +394,8 @@ struct Following {
     pause: Duration,
     /// Until then changes may appear that got no answer.
     doubt: Option<Instant>,
+    /// What the Service said of itself after the last step.
+    known: Option<Takeover>,
     /// Last message in the log, to say it once.
     said: Option<String>,
     looks: Option<Looks>,
@@ -413,6 +422,7 @@ impl Following {
             renewed: Instant::now(),
             pause: FIRST_PAUSE,
             doubt: None,
+            known: None,
             said: None,
             looks: None,
         }
@@ -440,6 +450,7 @@ impl Following {
                 Ok(done) => {
                     self.pause = FIRST_PAUSE;
                     self.said = None;
+                    self.known.clone_from(&done.takeover);
                     self.tell_pods(&working, &done).await;
                     self.succeeded(&working, done.service.as_ref()).await;
                     match (working.is_empty(), self.doubt) {
@@ -470,6 +481,7 @@ impl Following {
             relay: &exposer.relay,
             name: &self.name,
             wanted: &wanted,
+            known: self.known.as_ref(),
             renews,
             is_forced: false,
             expiry: &exposer.expiry,

@@ -169,55 +169,116 @@ impl Field {
 
     fn without(self, value: &Value, names: &BTreeSet<String>) -> Value {
         match self {
-            Self::Ports => without(value, names),
+            Self::Ports => json!(without(list(value), names)),
             Self::Subsets => {
-                let subsets = value.as_array().into_iter().flatten().map(|subset| {
+                let subsets = list(value).iter().map(|subset| {
                     let mut subset = subset.clone();
-                    subset["ports"] = without(&subset["ports"], names);
+                    subset["ports"] = json!(without(list(&subset["ports"]), names));
                     subset
                 });
-                Value::Array(subsets.collect())
+                subsets.collect()
             }
         }
     }
 
-    /// Returns what the object would say had the ports never been taken: `kept`, unless somebody has written it again meanwhile.
-    fn restored(self, now: &Value, kept: &Value, names: &BTreeSet<String>) -> Value {
+    /// Returns whether two values say the same. The API server stores an empty list as null, or not at all, and packs subsets anew.
+    fn is_same(self, a: &Value, b: &Value) -> bool {
         match self {
-            Self::Ports if *now == without(kept, names) => kept.clone(),
-            Self::Ports => now.clone(),
-            Self::Subsets if addresses(now) == addresses(kept) => kept.clone(),
+            Self::Ports => list(a) == list(b),
+            Self::Subsets => addresses(a) == addresses(b),
+        }
+    }
+
+    /// Returns what the object would say had the ports never been taken: `kept`, and what somebody has changed meanwhile.
+    fn restored(self, now: &Value, kept: &Value, names: &BTreeSet<String>) -> Value {
+        if self.is_same(now, &self.without(kept, names)) {
+            return kept.clone();
+        }
+        match self {
+            Self::Ports => json!(with(list(now), list(kept), names)),
             Self::Subsets => {
-                let subsets = now.as_array().into_iter().flatten().map(|subset| {
-                    let kept = kept.as_array().into_iter().flatten();
-                    let mut kept = kept.filter(|kept| without(&kept["ports"], names) == subset["ports"]);
-                    let mut subset = subset.clone();
-                    if let Some(kept) = kept.next() {
-                        subset["ports"] = kept["ports"].clone();
+                let mut now = addresses(now);
+                let kept = addresses(kept);
+                for (address, ports) in &mut now {
+                    let same_ip = || kept.iter().find(|(kept, _)| kept.value()["ip"] == address.value()["ip"]);
+                    let same_ports = || kept.iter().find(|(_, kept)| without(kept, names) == *ports);
+                    // An address that somebody has added is taken for one more of the others.
+                    if let Some((_, kept)) = same_ip().or_else(same_ports).or_else(|| kept.iter().next()) {
+                        *ports = with(ports, kept, names);
                     }
-                    subset
-                });
-                Value::Array(subsets.collect())
+                }
+                packed(now)
             }
         }
     }
 }
 
-fn without(ports: &Value, names: &BTreeSet<String>) -> Value {
-    let Some(ports) = ports.as_array() else { return ports.clone() };
-    let stays = |port: &&Value| {
-        let is_tcp = port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP");
-        !(is_tcp && names.contains(text(&port["name"])))
-    };
-    Value::Array(ports.iter().filter(stays).cloned().collect())
+/// Returns the items of a list; null, and a field that is absent, are an empty one.
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn addresses(subsets: &Value) -> BTreeSet<String> {
-    let of_subset = |subset: &Value| -> Vec<String> {
-        let lists = ["addresses", "notReadyAddresses"];
-        lists.iter().flat_map(|list| subset[list].as_array().into_iter().flatten().map(Value::to_string)).collect()
-    };
-    subsets.as_array().into_iter().flatten().flat_map(of_subset).collect()
+fn is_named(port: &Value, names: &BTreeSet<String>) -> bool {
+    port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP") && names.contains(text(&port["name"]))
+}
+
+fn without(ports: &[Value], names: &BTreeSet<String>) -> Vec<Value> {
+    ports.iter().filter(|port| !is_named(port, names)).cloned().collect()
+}
+
+/// Returns the ports of `now`, and those of `kept` that were left out, where nobody has written them again.
+fn with(now: &[Value], kept: &[Value], names: &BTreeSet<String>) -> Vec<Value> {
+    if *now == without(kept, names) {
+        return kept.to_vec();
+    }
+    let is_there =
+        |port: &&Value| now.iter().any(|other| is_named(other, &BTreeSet::from([text(&port["name"]).to_owned()])));
+    let left_out = kept.iter().filter(|port| is_named(port, names) && !is_there(port));
+    now.iter().chain(left_out).cloned().collect()
+}
+
+/// An address of Endpoints: in which list it is, and what it says, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Address {
+    list: &'static str,
+    json: String,
+}
+
+impl Address {
+    fn value(&self) -> Value {
+        serde_json::from_str(&self.json).unwrap_or_default()
+    }
+}
+
+/// Returns the addresses of subsets, each with its ports.
+fn addresses(subsets: &Value) -> BTreeMap<Address, Vec<Value>> {
+    let mut found: BTreeMap<Address, Vec<Value>> = BTreeMap::new();
+    for subset in list(subsets) {
+        for name in ["addresses", "notReadyAddresses"] {
+            for address in list(&subset[name]) {
+                let ports = found.entry(Address { list: name, json: address.to_string() }).or_default();
+                ports.extend(list(&subset["ports"]).iter().cloned());
+                ports.sort_by_cached_key(Value::to_string);
+            }
+        }
+    }
+    found
+}
+
+/// Returns subsets with these addresses, those with the same ports in one.
+fn packed(addresses: BTreeMap<Address, Vec<Value>>) -> Value {
+    let mut subsets: Vec<Value> = Vec::new();
+    for (address, ports) in addresses {
+        let at = subsets.iter().position(|subset| list(&subset["ports"]) == ports);
+        let at = at.unwrap_or_else(|| {
+            subsets.push(json!({"ports": ports}));
+            subsets.len() - 1
+        });
+        let mut of_list = list(&subsets[at][address.list]).to_vec();
+        of_list.push(address.value());
+        subsets[at][address.list] = json!(of_list);
+    }
+    json!(subsets)
 }
 
 /// Returns whether something was left out of an object.
@@ -243,7 +304,7 @@ pub fn whole(object: &Value, field: Field) -> Value {
 pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<Value> {
     let (now, whole) = (&object[field.name()], whole(object, field));
     let after = field.without(&whole, names);
-    let annotation = match after == whole {
+    let annotation = match field.is_same(&after, &whole) {
         true => Value::Null,
         false => {
             let mut kept = json!({"names": names});
@@ -251,11 +312,12 @@ pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<
             json!(kept.to_string())
         }
     };
-    if after == *now && object["metadata"]["annotations"][ORIGINAL] == annotation {
+    let is_so = field.is_same(&after, now);
+    if is_so && object["metadata"]["annotations"][ORIGINAL] == annotation {
         return None;
     }
     let mut patch = json!({"metadata": {"annotations": {ORIGINAL: annotation}}});
-    if after != *now {
+    if !is_so {
         patch[field.name()] = after;
     }
     Some(patch)
@@ -301,6 +363,13 @@ mod tests {
         }
         let mut object = object.clone();
         merge(&mut object, patch.unwrap_or_default_object());
+        // As the API server stores empty lists.
+        if object["ports"] == json!([]) {
+            object["ports"] = Value::Null;
+        }
+        for subset in object.get_mut("subsets").and_then(Value::as_array_mut).into_iter().flatten() {
+            subset.as_object_mut().unwrap().retain(|_, list| *list != json!([]));
+        }
         if object["metadata"]["annotations"] == json!({}) {
             object["metadata"].as_object_mut().unwrap().remove("annotations");
         }
@@ -332,9 +401,24 @@ mod tests {
         ]})
     }
 
+    fn one_port() -> Value {
+        json!({"metadata": {"name": "s"}, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]})
+    }
+
+    fn one_subset() -> Value {
+        json!({"metadata": {"name": "s"}, "subsets": [
+            {"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}
+        ]})
+    }
+
     #[test]
     fn what_is_left_out_is_kept_and_written_again_in_any_order() {
-        for (field, object) in [(Field::Ports, slice()), (Field::Subsets, endpoints())] {
+        for (field, object) in [
+            (Field::Ports, slice()),
+            (Field::Ports, one_port()),
+            (Field::Subsets, endpoints()),
+            (Field::Subsets, one_subset()),
+        ] {
             let steps: [&[&str]; 5] = [&["http"], &["http", "alt"], &["alt"], &["dns", "nothing"], &[]];
             let mut now = object.clone();
             for step in steps {
@@ -352,12 +436,65 @@ mod tests {
         taken["ports"] = json!([{"name": "http", "port": 9090, "protocol": "TCP"}]);
         let back = patched(&taken, change(&taken, Field::Ports, &names(&[])));
         assert_eq!(back["ports"], taken["ports"]);
-        let mut taken = patched(&endpoints(), change(&endpoints(), Field::Subsets, &names(&["http"])));
-        taken["subsets"][0]["addresses"][0]["ip"] = json!("10.0.0.9");
+        for object in [endpoints(), one_subset()] {
+            let mut taken = patched(&object, change(&object, Field::Subsets, &names(&["http"])));
+            taken["subsets"][0]["addresses"][0]["ip"] = json!("10.0.0.9");
+            // It is written down once more, and then it is so.
+            taken = patched(&taken, change(&taken, Field::Subsets, &names(&["http"])));
+            assert_eq!(change(&taken, Field::Subsets, &names(&["http"])), None);
+            let back = patched(&taken, change(&taken, Field::Subsets, &names(&[])));
+            let mut wanted = object;
+            wanted["subsets"][0]["addresses"][0]["ip"] = json!("10.0.0.9");
+            assert_eq!(back["metadata"], wanted["metadata"]);
+            assert_eq!(
+                addresses(&back["subsets"]),
+                addresses(&wanted["subsets"]),
+                "the address is the new one, and the ports are back"
+            );
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_added_stays_beside_the_one_that_comes_back() {
+        let new = json!({"name": "new", "port": 90, "protocol": "TCP"});
+        for object in [slice(), one_port()] {
+            let mut taken = patched(&object, change(&object, Field::Ports, &names(&["http"])));
+            let mut ports = list(&taken["ports"]).to_vec();
+            ports.push(new.clone());
+            taken["ports"] = json!(ports);
+            // The relay looks again because of that.
+            let taken = patched(&taken, change(&taken, Field::Ports, &names(&["http"])));
+            let back = patched(&taken, change(&taken, Field::Ports, &names(&[])));
+            let set = |ports: &[Value]| ports.iter().map(Value::to_string).collect::<BTreeSet<_>>();
+            assert_eq!(set(list(&back["ports"])), set(&[list(&object["ports"]), std::slice::from_ref(&new)].concat()));
+            assert_eq!(back["metadata"], object["metadata"]);
+        }
+        let object = one_subset();
+        let mut taken = patched(&object, change(&object, Field::Subsets, &names(&["http"])));
+        taken["subsets"][0]["ports"] = json!([new]);
         let back = patched(&taken, change(&taken, Field::Subsets, &names(&[])));
-        let mut wanted = endpoints();
-        wanted["subsets"][0]["addresses"][0]["ip"] = json!("10.0.0.9");
-        assert_eq!(back, wanted, "the address is the new one, and the ports are back");
+        assert_eq!(back["subsets"][0]["ports"].as_array().map(Vec::len), Some(2), "{back}");
+    }
+
+    #[test]
+    fn subsets_that_the_api_server_packs_anew_are_no_change() {
+        let port = |number: u16| json!([{"name": "http", "port": number, "protocol": "TCP"}]);
+        let object = json!({"metadata": {"name": "s"}, "subsets": [
+            {"addresses": [{"ip": "10.0.0.1"}], "ports": port(80)}, {"addresses": [{"ip": "10.0.0.2"}], "ports": port(8080)}
+        ]});
+        let mut taken = patched(&object, change(&object, Field::Subsets, &names(&["http"])));
+        taken["subsets"] = json!([{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]}]);
+        assert_eq!(change(&taken, Field::Subsets, &names(&["http"])), None);
+        assert_eq!(patched(&taken, change(&taken, Field::Subsets, &names(&[]))), object);
+        // Each address has its own port again, also beside a new one.
+        taken["subsets"][0]["addresses"].as_array_mut().unwrap().push(json!({"ip": "10.0.0.3"}));
+        let back = patched(&taken, change(&taken, Field::Subsets, &names(&[])));
+        let back = addresses(&back["subsets"]);
+        let of = |ip: &str| back.iter().find(|(address, _)| address.value()["ip"] == ip).map(|(_, ports)| json!(ports));
+        assert_eq!(
+            [of("10.0.0.1"), of("10.0.0.2"), of("10.0.0.3")],
+            [Some(port(80)), Some(port(8080)), Some(port(80))]
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     kube::{Kind, Kube, KubeError},
     lease,
     reconcile::{BY_HAND, Expiry, Failure, Step, Want},
-    service::{self, Takeover},
+    service::{self, Refusal, Takeover},
     start, text,
 };
 
@@ -34,24 +34,29 @@ pub enum RelayState {
     Unknown,
 }
 
-/// Lists the Services that are taken over, in one namespace or in all.
+/// Lists the Services that are taken over, in one namespace or in all; and says of others why nobody can restore them.
 ///
 /// # Errors
 /// Services may not be listed, or there is no answer.
-pub async fn list(kube: &Kube, namespace: Option<&str>) -> Result<Vec<Exposed>, KubeError> {
-    let mut exposed = Vec::new();
+pub async fn list(kube: &Kube, namespace: Option<&str>) -> Result<(Vec<Exposed>, Vec<Refusal>), KubeError> {
+    let (mut exposed, mut damaged) = (Vec::new(), Vec::new());
     for service in kube.list(Kind::Service, namespace, EXPOSED).await? {
         let metadata = &service["metadata"];
         let name = ServiceName { namespace: text(&metadata["namespace"]).into(), name: text(&metadata["name"]).into() };
         let lease = kube.get(Kind::Lease, &name.namespace, &lease::name(&name)).await.ok().flatten();
-        let Ok(Some(takeover)) = service::takeover(&service, &name, lease::takeover(lease.as_ref()).as_ref()) else {
-            continue;
+        let takeover = match service::takeover(&service, &name, lease::takeover(lease.as_ref()).as_ref()) {
+            Ok(Some(takeover)) => takeover,
+            Ok(None) => continue,
+            Err(refusal) => {
+                damaged.push(refusal);
+                continue;
+            }
         };
         let state = state(kube, &takeover.relay).await;
         exposed.push(Exposed { service: name, relay: Relay::shown(&takeover.relay), takeover, state });
     }
     exposed.sort_by(|a, b| a.service.cmp(&b.service));
-    Ok(exposed)
+    Ok((exposed, damaged))
 }
 
 async fn state(kube: &Kube, relay: &str) -> RelayState {
@@ -109,5 +114,5 @@ fn by_hand<'a>(
     wanted: &'a BTreeMap<u16, Want>,
     expiry: &'a Expiry,
 ) -> Step<'a> {
-    Step { kube, relay, name, wanted, renews: false, is_forced: true, expiry }
+    Step { kube, relay, name, wanted, renews: false, is_forced: true, known: None, expiry }
 }

@@ -3,6 +3,7 @@
 //! | there is | what becomes of it | at the end |
 //! |---|---|---|
 //! | no such Service | it is created, with the ports that were asked for | it is deleted |
+//! | no such Service, and `--replace` | it is refused | |
 //! | a Service, and `--replace` | its port leads to the laptop, all others to the pods | its port is as before |
 //! | a Service without a selector, and `--replace` | the same; the port is left out of its endpoints | they are as before |
 //! | a Service, and conditions | requests of its port that meet one go to that laptop, all others to the pods | its port is as before |

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Relay, ServiceName,
+    EXPOSED, Relay, ServiceName,
     endpoints::{self, Field},
     kube::{Kind, Kube, KubeError},
     lease::{self, Standing},
@@ -25,6 +25,9 @@ const TRIES: u32 = 8;
 
 /// How the Lease names a person who restores a Service by hand.
 pub const BY_HAND: &str = "adit/restore";
+
+/// Why a client has lost a Service that a person has restored.
+pub const RESTORED_BY_HAND: &str = "was restored with 'adit expose restore'";
 
 /// A port that is to lead to a laptop.
 #[derive(Clone, Debug)]
@@ -47,13 +50,15 @@ impl Want {
 #[derive(Debug, Default)]
 pub struct Done {
     pub service: Option<Value>,
+    /// What it says of itself now, where this relay has taken it over.
+    pub takeover: Option<Takeover>,
     /// The pods behind each port that is taken over in part.
     pub behind: BTreeMap<u16, Vec<Behind>>,
 }
 
 impl From<Option<Value>> for Done {
     fn from(service: Option<Value>) -> Self {
-        Self { service, behind: BTreeMap::new() }
+        Self { service, ..Self::default() }
     }
 }
 
@@ -114,6 +119,8 @@ pub struct Step<'a> {
     pub name: &'a ServiceName,
     /// Empty: the Service is to be as it was.
     pub wanted: &'a BTreeMap<u16, Want>,
+    /// What the Service said of itself after the last step, for the case that somebody has removed both of its records.
+    pub known: Option<&'a Takeover>,
     /// The Lease is to be renewed.
     pub renews: bool,
     /// Whoever holds the Lease loses it.
@@ -143,7 +150,10 @@ impl Scene {
     }
 
     fn is_untouched(&self) -> bool {
-        !self.slices.iter().any(endpoints::is_ours) && !self.by_hand().iter().any(|(.., o)| endpoints::is_changed(o))
+        let has_label = self.service.as_ref().is_some_and(|service| !service["metadata"]["labels"][EXPOSED].is_null());
+        !has_label
+            && !self.slices.iter().any(endpoints::is_ours)
+            && !self.by_hand().iter().any(|(.., o)| endpoints::is_changed(o))
     }
 }
 
@@ -176,7 +186,7 @@ impl Step<'_> {
         let scene = self.read().await?;
         let kept = lease::takeover(scene.lease.as_ref());
         let before = match &scene.service {
-            Some(service) => service::takeover(service, self.name, kept.as_ref())?,
+            Some(service) => service::takeover(service, self.name, kept.as_ref().or(self.known))?,
             None => None,
         };
         if let Some(relay) = self.other_relay(&scene, before.as_ref()).await? {
@@ -193,7 +203,7 @@ impl Step<'_> {
             Some(after) => {
                 let behind = self.behind(&scene, after);
                 let service = self.take(scene, before.as_ref(), after).await?;
-                Ok(Done { service: Some(service), behind })
+                Ok(Done { service: Some(service), takeover: Some(after.clone()), behind })
             }
             None => {
                 let service = self.give_back(scene, before.as_ref()).await?;
@@ -272,7 +282,7 @@ impl Step<'_> {
         let held: Vec<u16> = self.wanted.iter().filter(|(_, want)| want.is_held).map(|(port, _)| *port).collect();
         if !held.is_empty() {
             let reason = match relay == BY_HAND {
-                true => "was restored with 'adit expose restore'".to_owned(),
+                true => RESTORED_BY_HAND.to_owned(),
                 false => format!("was taken over by another relay, {relay}"),
             };
             return Err(Failure::Undone { service: self.name.clone(), ports: held, reason });
@@ -302,7 +312,12 @@ impl Step<'_> {
         }
         let is_personal = self.wanted.values().any(|want| want.is_personal() && !want.is_held);
         let Some(service) = &scene.service else {
-            return if is_personal { Err(Refusal::NoPods(self.name.clone()).into()) } else { Ok(()) };
+            let is_missing = self.wanted.values().any(|want| want.replaces && !want.is_held);
+            return match (is_personal, is_missing) {
+                (true, _) => Err(Refusal::NoPods(self.name.clone()).into()),
+                (false, true) => Err(Refusal::Missing(self.name.clone()).into()),
+                (false, false) => Ok(()),
+            };
         };
         if self.wanted.is_empty() {
             return Ok(());
@@ -377,7 +392,10 @@ impl Step<'_> {
         let held = match &lease {
             None => {
                 let lease = lease::new(self.name, self.relay, service, after.or(kept));
-                self.kube.create(Kind::Lease, &self.name.namespace, &lease).await
+                match self.kube.create(Kind::Lease, &self.name.namespace, &lease).await {
+                    Err(KubeError::NotFound(_)) => return Err(Refusal::NoNamespace(self.name.namespace.clone()).into()),
+                    created => created,
+                }
             }
             Some(lease) => {
                 let is_ours = lease::standing(Some(lease), &us) == Standing::Ours;

@@ -62,6 +62,10 @@ pub struct Holder {
 pub enum Refusal {
     #[error("Service {0} exists: --replace takes it over until the end")]
     Exists(ServiceName),
+    #[error("Service {0} does not exist: without --replace it is created")]
+    Missing(ServiceName),
+    #[error("there is no namespace {0:?}")]
+    NoNamespace(String),
     #[error("Service {0} does not exist: there are no pods for the requests that are not yours")]
     NoPods(ServiceName),
     #[error("Service {0} was created by adit: there are no pods for the requests that are not yours")]
@@ -89,6 +93,12 @@ pub enum Refusal {
     Controlled { service: ServiceName, object: String, by: String },
     #[error("{object} exists and was not created by adit: rename or delete it")]
     Foreign { object: String },
+    /// Somebody has removed the annotation and the Lease, and left the port.
+    #[error(
+        "port {port} of Service {service} has targetPort adit-{port}, and the record of its original is gone (annotation {TAKEOVER}, \
+         Lease {lease}): set it by hand, 'kubectl -n {} edit service {}'", .service.namespace, .service.name
+    )]
+    NoRecord { service: ServiceName, port: u16, lease: String },
     #[error(
         "the annotation {TAKEOVER} of Service {service} is damaged ({problem}): set targetPort of its ports by hand, then remove \
          the annotation"
@@ -127,39 +137,61 @@ fn number(entry: &Value) -> Option<u16> {
     entry["port"].as_u64().and_then(|port| u16::try_from(port).ok())
 }
 
-/// Returns what a Service says of its takeover; `kept`: what its Lease says, for the case that somebody has removed the annotation
-/// and left the rest. None: it is not taken over.
+/// Returns whether an entry is a port, by TCP.
+fn is_port(entry: &Value, port: u16) -> bool {
+    is_tcp(entry) && number(entry) == Some(port)
+}
+
+/// Returns what a Service says of its takeover; `kept`: what its Lease says, or its relay knows, for the case that somebody has
+/// removed the annotation and left the rest. None: it is not taken over.
 pub fn takeover(service: &Value, name: &ServiceName, kept: Option<&Takeover>) -> Result<Option<Takeover>, Refusal> {
-    let is_marked = entries(service).iter().any(|entry| marked(entry).is_some());
+    let markers: Vec<u16> = entries(service).iter().filter_map(marked).collect();
     let said = service["metadata"]["annotations"][TAKEOVER].as_str().map(serde_json::from_str::<Takeover>);
-    match (said, kept) {
-        (Some(Ok(said)), _) => Ok(Some(said)),
-        (None, Some(kept)) if is_marked => Ok(Some(kept.clone())),
-        (None, _) => Ok(None),
-        (Some(Err(_)), Some(kept)) => Ok(Some(kept.clone())),
+    let mut found = match (said, kept) {
+        (Some(Ok(said)), _) => said,
+        (None, _) if markers.is_empty() => return Ok(None),
+        (None | Some(Err(_)), Some(kept)) => kept.clone(),
+        (None, None) => Takeover { relay: String::new(), created: false, ports: Vec::new() },
         (Some(Err(error)), None) => {
             let problem = format!("column {} is not understood", error.column());
-            Err(Refusal::Damaged { service: name.clone(), problem })
+            return Err(Refusal::Damaged { service: name.clone(), problem });
+        }
+    };
+    for port in markers {
+        let of = |takeover: &Takeover| takeover.ports.iter().find(|taken| taken.port == port).cloned();
+        match (of(&found), kept.and_then(of)) {
+            (Some(_), _) => {}
+            (None, Some(taken)) => found.ports.push(taken),
+            // What it was would be lost for good.
+            (None, None) => {
+                return Err(Refusal::NoRecord { service: name.clone(), port, lease: super::lease::name(name) });
+            }
         }
     }
+    Ok(Some(found))
+}
+
+/// Returns the original `targetPort` of an entry. Null: it was absent.
+fn original(entry: &Value, before: Option<&Takeover>) -> Value {
+    let taken = marked(entry).and_then(|port| before?.ports.iter().find(|taken| taken.port == port));
+    taken.map_or_else(|| entry["targetPort"].clone(), |taken| taken.target_port.clone())
 }
 
 /// Returns the ports of a Service that lead to laptops now.
 pub fn taken_ports(service: &Value, takeover: &Takeover) -> BTreeSet<u16> {
-    let known: BTreeSet<u16> = takeover.ports.iter().map(|taken| taken.port).collect();
-    let here: BTreeSet<u16> = match takeover.created {
-        true => entries(service).iter().filter(|entry| is_created(entry)).filter_map(number).collect(),
-        false => entries(service).iter().filter_map(marked).collect(),
+    let is_here = |taken: &&TakenPort| {
+        entries(service).iter().any(|entry| match takeover.created {
+            true => is_created(entry) && is_port(entry, taken.port),
+            false => marked(entry) == Some(taken.port) && is_port(entry, taken.port),
+        })
     };
-    known.intersection(&here).copied().collect()
+    takeover.ports.iter().filter(is_here).map(|taken| taken.port).collect()
 }
 
 /// Returns how endpoints have the ports that lead to laptops: their names (empty for an only port without one), and protocols.
 pub fn taken_names(service: &Value, wanted: &BTreeMap<u16, Holder>, created: bool) -> BTreeMap<u16, Value> {
     let of_port = |port: &u16| {
-        let entry = entries(service).iter().find(|entry| is_tcp(entry) && marked(entry) == Some(*port));
-        let entry =
-            entry.or_else(|| entries(service).iter().find(|entry| is_tcp(entry) && number(entry) == Some(*port)));
+        let entry = entries(service).iter().find(|entry| is_port(entry, *port));
         let mut name = match entry {
             None if created => json!({"name": marker(*port)}),
             entry => json!({"name": text(&entry?["name"])}),
@@ -174,8 +206,10 @@ pub fn taken_names(service: &Value, wanted: &BTreeMap<u16, Holder>, created: boo
 
 /// Returns the name of a port, as endpoints have it: empty for an only port without one.
 pub fn port_name(service: &Value, port: u16) -> String {
-    let is_it = |entry: &&Value| is_tcp(entry) && (number(entry) == Some(port) || marked(entry) == Some(port));
-    entries(service).iter().find(is_it).map_or(String::new(), |entry| text(&entry["name"]).to_owned())
+    entries(service)
+        .iter()
+        .find(|entry| is_port(entry, port))
+        .map_or(String::new(), |entry| text(&entry["name"]).to_owned())
 }
 
 pub fn has_selector(service: &Value) -> bool {
@@ -200,8 +234,7 @@ pub fn check(service: &Value, name: &ServiceName, port: u16, relay_families: &[S
     if spec["clusterIP"] == "None" {
         return Err(Refusal::Headless(name_of()));
     }
-    let is_there = |entry: &Value| is_tcp(entry) && (number(entry) == Some(port) || marked(entry) == Some(port));
-    if !entries(service).iter().any(is_there) {
+    if !entries(service).iter().any(|entry| is_port(entry, port)) {
         let shown = |entry: &Value| match entry["protocol"].as_str() {
             None | Some("TCP") => entry["port"].to_string(),
             Some(protocol) => format!("{}/{protocol}", entry["port"]),
@@ -259,15 +292,12 @@ fn is_only_ours(service: &Value) -> bool {
 
 /// Returns the takeover that leads to `wanted`, with everything that has to be kept.
 pub fn plan(service: &Value, before: Option<&Takeover>, relay: &str, wanted: &BTreeMap<u16, Holder>) -> Takeover {
-    let kept = |port: u16| before.and_then(|before| before.ports.iter().find(|taken| taken.port == port));
     let created = before.is_some_and(|before| before.created);
     let ports = wanted.iter().map(|(port, holder)| {
-        let is_marked = entries(service).iter().any(|entry| marked(entry) == Some(*port));
-        let now = entries(service).iter().find(|entry| is_tcp(entry) && number(entry) == Some(*port));
-        let target_port = match kept(*port) {
-            Some(kept) if is_marked => kept.target_port.clone(),
-            _ if created => Value::Null,
-            _ => now.map_or(Value::Null, |entry| entry["targetPort"].clone()),
+        let entry = entries(service).iter().find(|entry| is_port(entry, *port));
+        let target_port = match entry {
+            Some(entry) if !created => original(entry, before),
+            _ => Value::Null,
         };
         let Holder { owner, since, personal } = holder.clone();
         TakenPort { port: *port, target_port, owner, since, personal }
@@ -278,7 +308,9 @@ pub fn plan(service: &Value, before: Option<&Takeover>, relay: &str, wanted: &BT
 /// Returns what makes a Service one that `after` says; None: one that is not taken over.
 pub fn change(service: &Value, before: Option<&Takeover>, after: Option<&Takeover>) -> Change {
     let after = after.filter(|after| !after.ports.is_empty());
-    let Some(any) = after.or(before) else { return Change::Nothing };
+    let nothing = Takeover { relay: String::new(), created: false, ports: Vec::new() };
+    // Without a takeover it may still have the label: somebody has removed the rest.
+    let any = after.or(before).unwrap_or(&nothing);
     if after.is_none() && any.created && is_only_ours(service) {
         return Change::Delete;
     }
@@ -315,22 +347,18 @@ pub fn change(service: &Value, before: Option<&Takeover>, after: Option<&Takeove
 }
 
 fn replaced_ports(service: &Value, before: Option<&Takeover>, after: Option<&Takeover>) -> Vec<Value> {
-    let find = |takeover: Option<&Takeover>, port: u16| {
-        takeover.and_then(|takeover| takeover.ports.iter().find(|taken| taken.port == port)).cloned()
-    };
+    let is_wanted =
+        |entry: &Value| after.is_some_and(|after| after.ports.iter().any(|taken| is_port(entry, taken.port)));
     let changed = |entry: &Value| {
+        let target_port = match number(entry).filter(|_| is_wanted(entry)) {
+            Some(port) => json!(marker(port)),
+            // Also of one that somebody has given another number.
+            None => original(entry, before),
+        };
         let mut entry = entry.clone();
-        match (marked(&entry), number(&entry)) {
-            (Some(port), _) if find(after, port).is_some() => {}
-            (Some(port), _) => match find(before, port).map(|taken| taken.target_port) {
-                Some(Value::Null) => drop(entry.as_object_mut().and_then(|entry| entry.remove("targetPort"))),
-                Some(target_port) => entry["targetPort"] = target_port,
-                None => {}
-            },
-            (None, Some(port)) if is_tcp(&entry) && find(after, port).is_some() => {
-                entry["targetPort"] = json!(marker(port));
-            }
-            _ => {}
+        match target_port {
+            Value::Null => drop(entry.as_object_mut().and_then(|entry| entry.remove("targetPort"))),
+            target_port => entry["targetPort"] = target_port,
         }
         entry
     };
@@ -352,24 +380,40 @@ fn created_ports(service: &Value, after: Option<&Takeover>) -> Vec<Value> {
 
 /// Says what has become of a port that is held: None while it is as it was made.
 pub fn undone(service: &Value, takeover: Option<&Takeover>, port: u16) -> Option<String> {
-    let by = last_writer(service).map_or(String::new(), |by| format!(" by {by}"));
+    let by = last_writer(service, |by| by != ADIT).map_or(String::new(), |by| format!(" by {by}"));
     let Some(takeover) = takeover.filter(|takeover| takeover.ports.iter().any(|taken| taken.port == port)) else {
-        return Some(format!("was given back{by}"));
+        // A relay never ends what a client holds.
+        return Some(match last_writer(service, |_| true).is_some_and(|by| by == ADIT) {
+            true => super::reconcile::RESTORED_BY_HAND.to_owned(),
+            false => format!("was given back{by}"),
+        });
     };
     if takeover.created && has_selector(service) {
         return Some(format!("was given a selector{by}"));
     }
-    match taken_ports(service, takeover).contains(&port) {
-        true => None,
-        false => Some(format!("was changed back{by}{}", advice(service))),
-    }
+    let how = if service["spec"]["type"] == "ExternalName" {
+        format!("was changed to an ExternalName{by}")
+    } else if taken_ports(service, takeover).contains(&port) {
+        return None;
+    } else if entries(service).iter().any(|entry| is_port(entry, port)) {
+        format!("was changed back{by}")
+    } else if let Some(now) = entries(service).iter().find(|entry| marked(entry) == Some(port)).and_then(number) {
+        format!("was changed{by} (port {port} is port {now} now)")
+    } else {
+        format!("was changed{by} (it has no port {port} any more)")
+    };
+    Some(format!("{how}{}", advice(service)))
 }
 
-/// Returns who has written the Service last, adit aside, as `managedFields` tells.
-fn last_writer(service: &Value) -> Option<String> {
+/// How adit is called in `managedFields`.
+const ADIT: &str = "adit";
+
+/// Returns which of these programs has written the Service last, as `managedFields` tells. Times are in whole seconds: of two at the
+/// same time, it is the one that is not adit.
+fn last_writer(service: &Value, is_one: impl Fn(&str) -> bool) -> Option<String> {
     let writers = service["metadata"]["managedFields"].as_array()?.iter();
-    let writers = writers.filter(|writer| writer["manager"] != "adit" && writer["subresource"].is_null());
-    let last = writers.max_by_key(|writer| text(&writer["time"]).to_owned())?;
+    let writers = writers.filter(|writer| is_one(text(&writer["manager"])) && writer["subresource"].is_null());
+    let last = writers.max_by_key(|writer| (text(&writer["time"]).to_owned(), writer["manager"] != ADIT))?;
     Some(text(&last["manager"]).chars().filter(|character| !character.is_control()).collect())
 }
 

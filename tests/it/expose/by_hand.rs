@@ -98,6 +98,35 @@ async fn takeovers_are_listed_and_restored_by_hand() {
 }
 
 #[tokio::test]
+async fn a_service_whose_original_is_lost_is_named() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    gone(&place, relay);
+    let mut web = place.service("web");
+    web["metadata"]["annotations"].as_object_mut().unwrap().remove("adit/takeover");
+    place.demo.world().put("services", web.clone());
+    place.delete("leases", "adit-web").await;
+    let words = "port 80 of Service shop/web has targetPort adit-80, and the record of its original is gone";
+    let listed = adit(&place, &["expose", "ls", "-n", "shop"]).await;
+    assert!(listed.stderr.contains(&format!("warning: {words}")), "{}", listed.stderr);
+    let refused = adit(&place, &["expose", "restore", "web.shop"]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains(words), "{}", refused.stderr);
+    // Nobody takes it over as it is, and keeps the marker for what it was.
+    let relay = place.relay("two", "a").await;
+    let refused = Laptop::connect(&relay).await.take("web.shop:80").await.unwrap_err();
+    assert!(refused.contains(words), "{refused}");
+    place.kill(relay);
+    web["spec"]["ports"][0]["targetPort"] = json!("http");
+    place.demo.world().put("services", web);
+    let restored = adit(&place, &["expose", "restore", "web.shop"]).await;
+    assert_eq!(restored.stdout, "restored shop/web\n", "{}", restored.stderr);
+    place.is_again(&before).await;
+}
+
+#[tokio::test]
 async fn a_person_needs_no_leases_and_is_told_what_is_missing() {
     let place = Place::new().await;
     let before = place.objects();

@@ -15,7 +15,7 @@ use adit::{
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::support::{Laptop, Place};
+use super::support::{Laptop, Place, kind};
 use crate::support::eventually;
 
 /// From the `first` write on (0 is the first), `count` of them meet this.
@@ -79,7 +79,7 @@ async fn a_relay_that_is_killed_at_any_write_leaves_nothing_for_good() {
             let relay = place.relay("one", &format!("a{at}")).await;
             let mut laptop = Laptop::connect(&relay).await;
             let seen = writes_meet(&place, at, usize::MAX, Mishap::Hang);
-            laptop.ask(Kind::ReplacedService, services[0]).await;
+            laptop.ask(kind(services[0]), services[0]).await;
             // All of its writes, or as many as it may do.
             let is_taken = tokio::select! {
                 answer = laptop.frame() => {

@@ -66,7 +66,7 @@ async fn what_could_not_be_put_back_or_would_not_work_is_refused() {
             "operated.shop:80",
             "are managed by \"pg-operator\", which would undo the change (EndpointSlice shop/operated-1)",
         ),
-        ("web.nowhere:80", "create leases nowhere/adit-web: not found"),
+        ("fresh.nowhere:80", "there is no namespace \"nowhere\""),
         ("web", "is not SERVICE.NAMESPACE:PORT"),
     ] {
         refused(&place, &mut laptop, asked, words).await;

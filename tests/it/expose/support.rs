@@ -253,6 +253,11 @@ impl Place {
     }
 }
 
+/// Returns the kind of a tunnel to a Service: `fresh` does not exist.
+pub fn kind(service: &str) -> Kind {
+    if service.starts_with("fresh.") && !service.contains(' ') { Kind::Service } else { Kind::ReplacedService }
+}
+
 /// A client of a relay, frame by frame.
 pub struct Laptop {
     tls: TlsStream<TcpStream>,
@@ -272,9 +277,9 @@ impl Laptop {
         Self { tls, resume: [0; 16], next: 0 }
     }
 
-    /// Takes a Service over, and returns the tunnel's port.
+    /// Takes a Service over, or creates it where it is called `fresh`, and returns the tunnel's port.
     pub async fn take(&mut self, service: &str) -> Result<u16, String> {
-        self.open(Kind::ReplacedService, service).await
+        self.open(kind(service), service).await
     }
 
     pub async fn open(&mut self, kind: Kind, service: &str) -> Result<u16, String> {
@@ -310,6 +315,11 @@ impl Laptop {
                 other => return other,
             }
         }
+    }
+
+    /// Waits for a ping that is no heartbeat, and does not answer it.
+    pub async fn next_ping(&mut self) {
+        while !matches!(frame(&mut self.tls).await, Frame::Ping { cookie: 1.. }) {}
     }
 
     /// Answers heartbeats until a Pong of this cookie comes.

@@ -149,7 +149,7 @@ fn what_somebody_changes_meanwhile_is_theirs() {
     // The other is set back.
     taken["spec"]["ports"][1]["targetPort"] = json!(9999);
     let said = takeover(&taken, &name(), None).unwrap().unwrap();
-    assert_eq!(taken_ports(&taken, &said), BTreeSet::from([80]));
+    assert!(taken_ports(&taken, &said).is_empty(), "nobody reaches the laptop at 80");
     let back = brought(&taken, "r/1/u/s", &[]).unwrap();
     let mut wanted = two_ports();
     wanted[0]["port"] = json!(8080);
@@ -175,6 +175,56 @@ fn without_its_annotation_a_service_is_put_back_from_its_lease() {
 }
 
 #[test]
+fn ports_that_change_their_numbers_keep_their_own_targets() {
+    let before = service(two_ports());
+    let swapped = |service: &Value| {
+        let mut service = service.clone();
+        service["spec"]["ports"][0]["port"] = json!(81);
+        service["spec"]["ports"][1]["port"] = json!(80);
+        service
+    };
+    for taken in [&[80][..], &[81], &[80, 81]] {
+        let now = swapped(&brought(&before, "r/1/u/s", taken).unwrap());
+        assert_eq!(brought(&now, "r/1/u/s", &[]).unwrap(), swapped(&before), "{taken:?}");
+        // The relay goes on with what it has, or has others, and ends then.
+        for next in [&[80][..], &[81], &[80, 81]] {
+            let later = brought(&now, "s/2/u/s", next).unwrap();
+            assert_eq!(brought(&later, "s/2/u/s", &[]).unwrap(), swapped(&before), "{taken:?}, then {next:?}");
+        }
+    }
+}
+
+#[test]
+fn a_port_whose_original_is_lost_is_damage() {
+    let before = service(two_ports());
+    let taken = brought(&before, "r/1/u/s", &[80, 81]).unwrap();
+    let kept = takeover(&taken, &name(), None).unwrap().unwrap();
+    let mut lost = taken.clone();
+    lost["metadata"]["annotations"].as_object_mut().unwrap().remove(TAKEOVER);
+    let refusal = takeover(&lost, &name(), None).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "port 80 of Service shop/web has targetPort adit-80, and the record of its original is gone (annotation adit/takeover, Lease \
+         adit-web): set it by hand, 'kubectl -n shop edit service web'"
+    );
+    // What one of the records does not have, the other may.
+    let only = |port: u16| Takeover {
+        ports: kept.ports.iter().filter(|taken| taken.port == port).cloned().collect(),
+        ..kept.clone()
+    };
+    assert!(matches!(takeover(&lost, &name(), Some(&only(80))), Err(Refusal::NoRecord { port: 81, .. })));
+    lost["metadata"]["annotations"][TAKEOVER] = json!(json!(only(81)).to_string());
+    let said = takeover(&lost, &name(), Some(&only(80))).unwrap();
+    let back = applied(&lost, &change(&lost, said.as_ref(), None)).unwrap();
+    assert_eq!(back, before);
+    // Once it is set by hand, only the label is left.
+    let mut by_hand = lost;
+    by_hand["metadata"]["annotations"].as_object_mut().unwrap().remove(TAKEOVER);
+    by_hand["spec"] = before["spec"].clone();
+    assert_eq!(brought(&by_hand, "r/1/u/s", &[]).unwrap(), before);
+}
+
+#[test]
 fn it_is_known_who_has_changed_a_port_back() {
     let before = service(two_ports());
     let taken = brought(&before, "r/1/u/s", &[80]).unwrap();
@@ -194,6 +244,24 @@ fn it_is_known_who_has_changed_a_port_back() {
     assert!(reason.starts_with("was changed back by argocd-controller: pause Argo CD"), "{reason}");
     assert!(reason.contains("'argocd app set shop --sync-policy none'"), "{reason}");
     assert_eq!(undone(&before, None, 80).unwrap(), "was given back");
+    let mut restored = before.clone();
+    restored["metadata"]["managedFields"] = changed["metadata"]["managedFields"].clone();
+    assert_eq!(undone(&restored, None, 80).unwrap(), "was restored with 'adit expose restore'");
+    restored["metadata"]["managedFields"][0]["time"] = json!("2026-01-04T00:00:00Z");
+    assert_eq!(undone(&restored, None, 80).unwrap(), "was given back by kubectl-create");
+    // The port is not where visitors look for it.
+    let undone = |change: &dyn Fn(&mut Value)| {
+        let mut changed = taken.clone();
+        changed["metadata"]["managedFields"] = json!([{"manager": "kubectl-edit", "time": "2026-01-04T00:00:00Z"}]);
+        change(&mut changed);
+        undone(&changed, said.as_ref(), 80).unwrap()
+    };
+    let renumbered = undone(&|service| service["spec"]["ports"][0]["port"] = json!(8000));
+    assert_eq!(renumbered, "was changed by kubectl-edit (port 80 is port 8000 now)");
+    let removed = undone(&|service| drop(service["spec"]["ports"].as_array_mut().unwrap().remove(0)));
+    assert_eq!(removed, "was changed by kubectl-edit (it has no port 80 any more)");
+    let external = undone(&|service| service["spec"]["type"] = json!("ExternalName"));
+    assert_eq!(external, "was changed to an ExternalName by kubectl-edit");
 }
 
 #[test]
