@@ -3,9 +3,11 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
+use tokio::time::timeout;
 
 use super::server::{Server, tunnels::Tunnel};
 use crate::{
@@ -15,10 +17,14 @@ use crate::{
     },
     io::BoxedIo,
     routing::Target,
+    tunnel::BUDGET,
 };
 
 /// The peer of a stream that carries the requests of several visitors: X-Forwarded-For says whose each is.
 const MANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// How long a request waits for a client that was lost: a moment less than a tunnel may take to open, so that the answer says why.
+const RETURN: Duration = BUDGET.saturating_sub(Duration::from_secs(1));
 
 /// Reaches [`Target::Named`]: the tunnel of that name.
 pub struct Tunnels(pub Arc<Server>);
@@ -28,7 +34,10 @@ impl Backend for Tunnels {
         Box::pin(async move {
             let no_client = || OpenError::NoClient { name: target.to_string() };
             let Target::Named(name) = target else { return Err(no_client()) };
-            let tunnel = self.0.tunnel(name).ok_or_else(no_client)?;
+            let tunnel = match self.0.tunnel(name) {
+                Some(tunnel) => tunnel,
+                None => timeout(RETURN, self.0.returning(name)).await.ok().flatten().ok_or_else(no_client)?,
+            };
             Ok(Box::new(TunnelSession::new(self.0.clone(), tunnel, name)) as Box<dyn Session>)
         })
     }

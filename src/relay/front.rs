@@ -58,8 +58,8 @@ impl Front {
         Arc::new(Self { domain, names: ArcSwap::default() })
     }
 
-    /// Serves these names from now on, and no others.
-    pub fn set(&self, names: impl IntoIterator<Item = HttpName>) {
+    /// Serves these names from now on, and no others. `awaited`: those that are served as before, until their clients are back.
+    pub fn set(&self, names: impl IntoIterator<Item = HttpName>, awaited: Vec<String>) {
         let of_name = |HttpName { name, host }: HttpName| {
             let (rewrite_location, host) =
                 (host.is_some().then_some(true), host.map_or_else(HostHeader::default, HostHeader::Fixed));
@@ -67,7 +67,13 @@ impl Front {
             let allow_origins = vec!["*".to_owned()];
             (name, Arc::new(HttpOptions { allow_origins, host, rewrite_location, ..HttpOptions::default() }))
         };
-        self.names.store(Arc::new(names.into_iter().map(of_name).collect()));
+        let names: BTreeMap<_, _> = names.into_iter().map(of_name).collect();
+        self.names.rcu(|before| {
+            let awaited = awaited.iter().filter_map(|name| Some((name.clone(), before.get(name)?.clone())));
+            let mut all: BTreeMap<_, _> = awaited.collect();
+            all.extend(names.clone());
+            all
+        });
     }
 
     /// Takes visitors until the drain starts. `https`: None for visitors without TLS.
@@ -177,7 +183,14 @@ mod tests {
         let front = Front::new("relay.test".to_owned());
         let ask = |host: &str| front.route(host, &Request::new(body_of("")), &Door::Closed);
         assert!(ask("web.relay.test").is_err());
-        front.set([HttpName { name: "web".to_owned(), host: None }]);
+        front.set([HttpName { name: "web".to_owned(), host: Some("localhost".to_owned()) }], Vec::new());
+        let fixed = ask("web.relay.test").unwrap().options;
+        // Its client was lost, and then it does not come back.
+        front.set([], vec!["web".to_owned(), "never".to_owned()]);
+        assert!(Arc::ptr_eq(&ask("web.relay.test").unwrap().options, &fixed) && ask("never.relay.test").is_err());
+        front.set([], Vec::new());
+        assert!(ask("web.relay.test").is_err());
+        front.set([HttpName { name: "web".to_owned(), host: None }], Vec::new());
         assert_eq!(ask("web.relay.test").unwrap().target, Target::Named("web".into()));
         for host in ["web", "relay.test", "web.other.test", "webrelay.test", "a.web.relay.test", "api.relay.test", ""] {
             let page = ask(host).expect_err(host);

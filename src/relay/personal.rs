@@ -106,7 +106,7 @@ impl Drop for Seat {
 
 impl SharedPort {
     /// Serves the visitors of a port of Service `name` until this is dropped.
-    pub fn start(server: &Arc<Server>, name: String, listener: TcpListener, port: u16) -> Arc<Self> {
+    pub fn start(server: &Arc<Server>, name: String, listener: Arc<TcpListener>, port: u16) -> Arc<Self> {
         let split = Arc::new(Split::new(name, server.parted.clone()));
         let drain = server.drain().child();
         server.drain().spawn(serve(server.clone(), listener, split.clone(), drain.clone()));
@@ -208,7 +208,7 @@ impl Sites for Split {
     }
 }
 
-async fn serve(server: Arc<Server>, listener: TcpListener, split: Arc<Split>, drain: Drain) {
+async fn serve(server: Arc<Server>, listener: Arc<TcpListener>, split: Arc<Split>, drain: Drain) {
     let ways = Arc::new(Ways::new(server.clone(), split.clone(), drain.clone()));
     let tunnels = Manager::new(ways, drain.clone());
     let front = HttpFrontend::new(split.clone(), tunnels, Arc::new(Metrics::default()), drain.clone());

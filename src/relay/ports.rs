@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use tokio::net::TcpListener;
@@ -50,14 +51,16 @@ impl Ports {
         wanted: u16,
         resume: &Token,
         book: &mut Reservations,
-    ) -> Result<(TcpListener, u16), PortError> {
+    ) -> Result<(Arc<TcpListener>, u16), PortError> {
         let wanted = book.port_of(&key.name, resume).unwrap_or(wanted);
         if wanted != 0 {
             if !key.allows_port(wanted) || (key.ports.is_empty() && !self.range.contains(&wanted)) {
                 return Err(PortError::NotAllowed(wanted));
             }
             book.check(&Public::Port(wanted), &key.name)?;
-            return match self.listen(wanted) {
+            // The visitors that have come meanwhile are in its queue.
+            let listener = book.listener(wanted).map_or_else(|| self.listen(wanted), Ok);
+            return match listener {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(PortError::Taken(wanted)),
                 listener => {
                     let listener = listener?;
@@ -92,8 +95,8 @@ impl Ports {
         Err(PortError::NoneFree(ranges[0].clone()))
     }
 
-    fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        accept::listen_dual(SocketAddr::new(self.bind, port))
+    fn listen(&self, port: u16) -> io::Result<Arc<TcpListener>> {
+        accept::listen_dual(SocketAddr::new(self.bind, port)).map(Arc::new)
     }
 }
 
@@ -118,15 +121,15 @@ mod tests {
         assert!(matches!(ports.open(&key(vec![1..=2]), 24_101, &none, &mut book), Err(PortError::NotAllowed(24_101))));
         drop(open);
         // A client is lost: its port waits, and others get the rest.
-        book.keep(Public::Port(24_101), "k", [1; 16], 9);
+        book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
         assert!(matches!(ports.open(&other, 24_101, &none, &mut book), Err(PortError::Reserved(_))));
         let others: Vec<_> = (0..2).map(|_| ports.open(&any, 0, &none, &mut book).unwrap().1).collect();
         assert!(!others.contains(&24_101));
         // With what it was given, or without: a client that was killed has forgotten it.
         assert_eq!(ports.open(&any, 0, &[1; 16], &mut book).unwrap().1, 24_101);
-        book.keep(Public::Port(24_101), "k", [1; 16], 9);
+        book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
         assert_eq!(ports.open(&any, 24_101, &none, &mut book).unwrap().1, 24_101);
-        book.keep(Public::Port(24_102), "k", [2; 16], 9);
+        book.keep(Public::Port(24_102), "k", [2; 16], 9, None);
         tokio::time::advance(RESERVED_FOR).await;
         assert_eq!(ports.open(&other, 24_102, &none, &mut book).unwrap().1, 24_102);
     }

@@ -3,15 +3,22 @@
 //! A reservation is the key's: a client that was killed has forgotten everything else. The cookie that the client got with the tunnel
 //! (its resume token) only says which of several ports was its own.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Duration, Instant};
+use tokio::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::wire::relay::Token;
 
 /// For how long a port or a name waits. A laptop sleeps longer, but then others want the port.
 pub const RESERVED_FOR: Duration = Duration::from_secs(10 * 60);
+
+/// For how long the visitors of a client that was lost wait for its return.
+pub const AWAITED_FOR: Duration = Duration::from_secs(30);
 
 /// Public name or port of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +48,23 @@ struct Reservation {
     since: Instant,
     /// For people.
     until: Timestamp,
+    /// Of a public port, as long as its visitors wait.
+    listener: Option<Arc<TcpListener>>,
+    /// Cancelled at the end of the reservation.
+    over: CancellationToken,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
+}
+
+/// The visitors of a client that was lost wait for it.
+pub struct Awaited {
+    pub until: Instant,
+    /// It is back, or its port or name is free.
+    pub over: CancellationToken,
 }
 
 /// All reservations of a relay.
@@ -50,12 +74,14 @@ pub struct Reservations {
 }
 
 impl Reservations {
-    /// Keeps a port or a name for a key. `most`: how many reservations the key may have; its oldest ones end.
-    pub fn keep(&mut self, public: Public, key: &str, resume: Token, most: usize) {
+    /// Keeps a port or a name for a key. `most`: how many reservations the key may have; its oldest ones end. `listener`: that of a
+    /// public port, for its visitors.
+    pub fn keep(&mut self, public: Public, key: &str, resume: Token, most: usize, listener: Option<Arc<TcpListener>>) {
         let until = Timestamp::now()
             .checked_add(SignedDuration::from_secs(RESERVED_FOR.as_secs().cast_signed()))
             .unwrap_or(Timestamp::MAX);
-        let reservation = Reservation { key: key.to_owned(), resume, since: Instant::now(), until };
+        let (since, over) = (Instant::now(), CancellationToken::new());
+        let reservation = Reservation { key: key.to_owned(), resume, since, until, listener, over };
         self.kept.insert(public, reservation);
         self.limit(key, most);
     }
@@ -86,6 +112,25 @@ impl Reservations {
             Some(kept) => Err(Reserved { public: public.clone(), until: kept.until }),
             None => Ok(()),
         }
+    }
+
+    /// Returns until when the visitors of a port or a name wait. None: they do not.
+    pub fn awaited(&self, public: &Public) -> Option<Awaited> {
+        let kept = self.kept.get(public).filter(|kept| kept.since.elapsed() < AWAITED_FOR)?;
+        Some(Awaited { until: kept.since + AWAITED_FOR, over: kept.over.clone() })
+    }
+
+    /// Returns the names whose visitors wait.
+    pub fn awaited_names(&self) -> impl Iterator<Item = &str> {
+        self.kept.keys().filter_map(|public| match public {
+            Public::Name(name) if self.awaited(public).is_some() => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Returns the listener of a port that is kept.
+    pub fn listener(&mut self, port: u16) -> Option<Arc<TcpListener>> {
+        self.kept.get_mut(&Public::Port(port))?.listener.take()
     }
 
     /// Returns whether it waits for anybody.
@@ -119,8 +164,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reservation_is_the_keys_and_ends() {
         let mut book = Reservations::default();
-        book.keep(name("web"), "ana", [1; 16], 9);
-        book.keep(Public::Port(20_000), "ana", [2; 16], 9);
+        book.keep(name("web"), "ana", [1; 16], 9, None);
+        book.keep(Public::Port(20_000), "ana", [2; 16], 9, None);
         assert_eq!(book.check(&name("web"), "ana"), Ok(()));
         let refused = book.check(&name("web"), "bo").unwrap_err().to_string();
         assert!(
@@ -132,18 +177,24 @@ mod tests {
         assert_eq!(book.check(&name("other"), "bo"), Ok(()));
         assert_eq!((book.port_of("ana", &[2; 16]), book.port_of("bo", &[2; 16])), (Some(20_000), None));
         assert_eq!(book.port_of("ana", &[1; 16]), None, "a name is no port");
+        // Visitors do not wait for as long.
+        let awaited = book.awaited(&name("web")).unwrap();
+        tokio::time::advance(AWAITED_FOR).await;
+        assert!(book.awaited(&name("web")).is_none() && book.awaited_names().next().is_none());
+        assert!(book.check(&name("web"), "bo").is_err() && !awaited.over.is_cancelled());
         tokio::time::advance(RESERVED_FOR).await;
         assert_eq!(book.check(&name("web"), "bo"), Ok(()));
+        assert!(awaited.over.is_cancelled());
         assert!(!book.is_kept(&Public::Port(20_000)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_key_has_a_bounded_number_of_them() {
         let mut book = Reservations::default();
-        book.keep(Public::Port(1), "bo", [0; 16], 2);
+        book.keep(Public::Port(1), "bo", [0; 16], 2, None);
         for port in 10..20 {
             tokio::time::advance(Duration::from_millis(1)).await;
-            book.keep(Public::Port(port), "ana", [0; 16], 2);
+            book.keep(Public::Port(port), "ana", [0; 16], 2, None);
         }
         let kept: Vec<u16> = (0..30).filter(|port| book.is_kept(&Public::Port(*port))).collect();
         assert_eq!(kept, [1, 18, 19], "its latest, and those of others");

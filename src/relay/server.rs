@@ -72,7 +72,7 @@ pub struct Server {
     notices: Notices,
     drain: Drain,
     /// Told when a name comes or goes.
-    names_changed: Box<dyn Fn(Vec<HttpName>) + Send + Sync>,
+    names_changed: Box<dyn Fn(Vec<HttpName>, Vec<String>) + Send + Sync>,
     pub counters: Counters,
     /// Of ports that are taken over in part.
     pub parted: Arc<Parted>,
@@ -104,6 +104,8 @@ struct State {
     shared: HashMap<(ServiceName, u16), Weak<SharedPort>>,
     /// Ports and names of clients that were lost.
     reservations: Reservations,
+    /// Told when a tunnel is open, or its client is lost.
+    changed: watch::Sender<()>,
 }
 
 struct Opening {
@@ -123,17 +125,19 @@ struct Session {
     /// The client's own token for the API server, as it has sent it; see [`Authority`](super::expose::Authority).
     token_of_user: Mutex<Option<SecretString>>,
     /// When the client has said something last.
-    heard: watch::Sender<Instant>,
+    heard: Mutex<Instant>,
+    /// The cookie that it has answered last.
+    answered: watch::Sender<u64>,
     gone: CancellationToken,
 }
 
 impl Server {
-    /// `names_changed` gets all names of HTTP tunnels each time that one comes or goes.
+    /// `names_changed` gets all names of HTTP tunnels each time that one comes or goes, and those whose clients were lost a moment ago.
     pub fn new(
         options: Options,
         tls: Arc<ServerConfig>,
         drain: Drain,
-        names_changed: impl Fn(Vec<HttpName>) + Send + Sync + 'static,
+        names_changed: impl Fn(Vec<HttpName>, Vec<String>) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let accepted = options.limits.accepted;
         let unproven = accept::Limits { connections: Some(options.limits.handshakes), per_address: None, ..accepted };
@@ -215,7 +219,8 @@ impl Server {
             idle: Idle::new(),
             ready: Mutex::default(),
             token_of_user: Mutex::default(),
-            heard: watch::Sender::new(Instant::now()),
+            heard: Mutex::new(Instant::now()),
+            answered: watch::Sender::new(0),
             gone: CancellationToken::new(),
         });
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
@@ -253,15 +258,17 @@ impl Server {
             loop {
                 tokio::select! {
                     frame = reader.next() => {
-                        session.heard.send_replace(Instant::now());
-                        if self.clone().on_frame(&session, frame?).await? {
+                        // The end of a connection is nothing that its client has said.
+                        let frame = frame?;
+                        *session.heard.lock().expect("no panic while the lock is held") = Instant::now();
+                        if self.clone().on_frame(&session, frame).await? {
                             is_clean = true;
                             return Ok(());
                         }
                     }
                     // Version 1 has no heartbeat.
                     _ = beat.tick(), if !session.is_v1 => {
-                        if session.heard.borrow().elapsed() > DEAD {
+                        if session.heard.lock().expect("no panic while the lock is held").elapsed() > DEAD {
                             return Err(Over::Silent(DEAD));
                         }
                         // A full queue is one that will be found dead.
@@ -338,7 +345,7 @@ impl Server {
                 }
             }
             Frame::Ping { cookie } => drop(session.frames.try_send(Frame::Pong { cookie })),
-            Frame::Pong { .. } => {}
+            Frame::Pong { cookie } => drop(session.answered.send_replace(cookie)),
             Frame::Goodbye { .. } => return Ok(true),
             other => return Err(Over::Unexpected(conversation::name(&other))),
         }

@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -27,7 +27,7 @@ use crate::{
         expose::{Claim, ExposeRequest},
         personal::{Seat, SharedPort},
         ports::PortError,
-        reservations::Public,
+        reservations::{AWAITED_FOR, Public},
     },
     wire::relay::{Frame, Kind, Token},
 };
@@ -62,6 +62,8 @@ pub struct Tunnel {
     /// Permits to ask the client for a connection.
     pub(super) turns: Semaphore,
     pub(super) rate: Mutex<(f64, Instant)>,
+    /// Of a public port, until the tunnel is closed.
+    pub(super) listener: Mutex<Option<Arc<TcpListener>>>,
     pub(super) gone: CancellationToken,
 }
 
@@ -75,7 +77,7 @@ pub struct HttpName {
 
 /// Entrance for the visitors of a tunnel.
 enum Entrance {
-    Port((TcpListener, u16)),
+    Port((Arc<TcpListener>, u16)),
     /// A part of a port of a Service.
     Shared(Arc<SharedPort>),
     Name(String),
@@ -161,7 +163,18 @@ impl Server {
             Entrance::Name(_) => (0, None),
         };
         let claim = match (asked.clone(), &self.options.exposer) {
-            (Some(asked), Some(exposer)) => Some(exposer.claim(asked, port, pods, before.claim.as_ref()).await?),
+            (Some(asked), Some(exposer)) => {
+                let deadline = Instant::now() + TAKE_OVER;
+                Some(loop {
+                    match exposer.claim(asked.clone(), port, pods.clone(), before.claim.as_ref()).await {
+                        // The tunnel that had it is being closed.
+                        Err(error) if error.is_taken() && Instant::now() < deadline && !self.has_service(&asked) => {
+                            sleep(Duration::from_millis(20)).await;
+                        }
+                        claim => break claim?,
+                    }
+                })
+            }
             _ => None,
         };
         drop(before.claim);
@@ -207,11 +220,16 @@ impl Server {
                 usage: Usage::default(),
                 turns: Semaphore::new(self.options.limits.pending_per_tunnel),
                 rate,
+                listener: Mutex::new(match &entrance {
+                    Entrance::Port((listener, _)) if kind == Kind::Tcp => Some(listener.clone()),
+                    _ => None,
+                }),
                 gone: CancellationToken::new(),
             });
             state.tunnels.insert(tunnel.number, tunnel.clone());
             let most = self.spare_tunnels(&state, &session.key.name);
             state.reservations.limit(&session.key.name, most);
+            state.changed.send_replace(());
             tunnel
         };
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
@@ -295,7 +313,7 @@ impl Server {
             return Ok(None);
         }
         let exposer = self.options.exposer.as_ref().ok_or(TunnelError::NoServices)?;
-        let owner = format!("{} ({})", session.key.name, session.peer.ip());
+        let owner = format!("{} ({})", session.key.name, session.peer.ip().to_canonical());
         let mut asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner)?;
         let token = session.token_of_user.lock().expect("no panic while the lock is held").clone();
         let token = token.as_ref().map(|token| token.expose_secret());
@@ -320,7 +338,7 @@ impl Server {
     /// Closes the tunnel of a client that was cut off, and is back: it has the tunnel's resume token, or it has the same key and the
     /// old client does not answer. Returns what the old tunnel had of a Service: it stays taken over until the new tunnel has a claim,
     /// or this one is dropped.
-    async fn take_over(&self, session: &Session, wanted: &Wanted) -> Before {
+    async fn take_over(self: &Arc<Self>, session: &Session, wanted: &Wanted) -> Before {
         let Wanted { kind, port, name, resume, .. } = wanted;
         let (kind, port, resume) = (*kind, *port, *resume);
         let of_key = |tunnel: &&Arc<Tunnel>| tunnel.session.key.name == session.key.name;
@@ -363,7 +381,7 @@ impl Server {
 
     /// Listens on the port that a client had before, else the wanted one, else any. A port that no tunnel has any more may still be
     /// closing: it is tried again for a while.
-    async fn listen(&self, session: &Session, port: u16, resume: &Token) -> Result<(TcpListener, u16), PortError> {
+    async fn listen(&self, session: &Session, port: u16, resume: &Token) -> Result<(Arc<TcpListener>, u16), PortError> {
         let deadline = Instant::now() + TAKE_OVER;
         loop {
             let opened = self.ports.open(&session.key, port, resume, &mut self.state().reservations);
@@ -374,6 +392,11 @@ impl Server {
                 opened => return opened,
             }
         }
+    }
+
+    fn has_service(&self, asked: &ExposeRequest) -> bool {
+        let has = |exposed: &ExposeRequest| exposed.service == asked.service && exposed.port == asked.port;
+        self.state().tunnels.values().any(|tunnel| tunnel.exposed.as_ref().is_some_and(has))
     }
 
     fn has_port(&self, port: u16) -> bool {
@@ -430,32 +453,80 @@ impl Server {
         }
     }
 
-    /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return.
-    pub(super) fn close(&self, tunnel: &Tunnel, is_clean: bool) {
-        if self.state().tunnels.remove(&tunnel.number).is_none() {
-            return;
+    /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return, and its visitors do for a while.
+    pub(super) fn close(self: &Arc<Self>, tunnel: &Arc<Tunnel>, is_clean: bool) {
+        // Its requests go to the pods from now on. Somebody who does not find the tunnel any more finds no claim either.
+        let (seat, claim) = (tunnel.seat().take(), tunnel.claim().take());
+        let is_kept = !is_clean && !tunnel.session.is_v1 && (tunnel.has_port() || tunnel.kind == Kind::Http);
+        {
+            let mut state = self.state();
+            if !state.tunnels.contains_key(&tunnel.number) {
+                return;
+            }
+            drop(claim);
+            state.tunnels.remove(&tunnel.number);
+            let listener = tunnel.listener.lock().expect("no panic while the lock is held").take();
+            if is_kept {
+                let key = &tunnel.session.key.name;
+                // A key has no more ports and names than it may have tunnels, those that wait for it included.
+                let most = self.spare_tunnels(&state, key);
+                state.reservations.keep(tunnel.public(), key, tunnel.resume, most, listener);
+            }
+            state.changed.send_replace(());
         }
-        // Its requests go to the pods from now on.
-        let seat = tunnel.seat().take();
         tunnel.gone.cancel();
-        drop(tunnel.claim().take());
         drop(seat);
-        if !is_clean && !tunnel.session.is_v1 && (tunnel.has_port() || tunnel.kind == Kind::Http) {
-            let public = match tunnel.kind {
-                Kind::Tcp | Kind::Service | Kind::ReplacedService => Public::Port(tunnel.port),
-                Kind::Http => Public::Name(tunnel.name.clone()),
-            };
-            let (mut state, key) = (self.state(), &tunnel.session.key.name);
-            // A key has no more ports and names than it may have tunnels, those that wait for it included.
-            let most = self.spare_tunnels(&state, key);
-            state.reservations.keep(public, key, tunnel.resume, most);
-        }
         if tunnel.kind == Kind::Http {
             self.tell_names();
         }
+        if tunnel.kind == Kind::Http && is_kept {
+            let this = self.clone();
+            self.drain.spawn(async move {
+                tokio::select! {
+                    () = sleep(AWAITED_FOR) => this.tell_names(),
+                    () = this.drain.started() => {}
+                }
+            });
+        }
     }
 
-    pub(super) fn forget(&self, session: &Session, is_clean: bool) {
+    /// Returns the tunnel that has the port or the name of one that is gone, once its client is back. None: nobody waits for it.
+    pub(super) async fn successor(&self, gone: &Tunnel) -> Option<Arc<Tunnel>> {
+        if gone.exposed.is_some() {
+            // The Service leads to the pods again.
+            return None;
+        }
+        // Its session may have ended a moment before.
+        timeout(Duration::from_secs(1), gone.gone.cancelled()).await.ok()?;
+        let public = gone.public();
+        let is_next = |next: &&Arc<Tunnel>| next.session.key.name == gone.session.key.name && next.public() == public;
+        self.awaited(&public, is_next).await
+    }
+
+    /// Returns the tunnel of a name, once its client is back. None: nobody waits for it.
+    pub async fn returning(&self, name: &str) -> Option<Arc<Tunnel>> {
+        let public = Public::Name(name.to_owned());
+        self.awaited(&public, |next| next.public() == public).await
+    }
+
+    async fn awaited(&self, public: &Public, is_next: impl Fn(&&Arc<Tunnel>) -> bool) -> Option<Arc<Tunnel>> {
+        let mut changed = self.state().changed.subscribe();
+        loop {
+            let until = {
+                let state = self.state();
+                if let Some(next) = state.tunnels.values().find(&is_next) {
+                    return Some(next.clone());
+                }
+                state.reservations.awaited(public)?.until
+            };
+            tokio::select! {
+                changed = timeout_at(until, changed.changed()) => changed.ok()?.ok()?,
+                () = self.drain.started() => return None,
+            }
+        }
+    }
+
+    pub(super) fn forget(self: &Arc<Self>, session: &Session, is_clean: bool) {
         session.gone.cancel();
         session.idle.close();
         let tunnels: Vec<_> = {
@@ -468,14 +539,16 @@ impl Server {
     }
 
     pub(super) fn tell_names(&self) {
-        let names = self
-            .state()
+        let state = self.state();
+        let names = state
             .tunnels
             .values()
             .filter(|tunnel| tunnel.kind == Kind::Http)
             .map(|tunnel| HttpName { name: tunnel.name.clone(), host: tunnel.host.clone() })
             .collect();
-        (self.names_changed)(names);
+        let awaited = state.reservations.awaited_names().map(str::to_owned).collect();
+        // Under the lock: the last one that is told is the last state.
+        (self.names_changed)(names, awaited);
     }
 
     /// Returns the tunnel of a name.
@@ -520,13 +593,15 @@ async fn answers(session: &Session) -> bool {
     if session.is_v1 {
         return true;
     }
-    let mut heard = session.heard.subscribe();
+    // What was under way when it died is no answer.
+    let Ok(cookie) = auth::random().map(u64::from_be_bytes) else { return true };
+    let mut answered = session.answered.subscribe();
     // A full queue is one that nobody reads.
-    if session.frames.try_send(Frame::Ping { cookie: 0 }).is_err() {
+    if session.frames.try_send(Frame::Ping { cookie }).is_err() {
         return false;
     }
     tokio::select! {
-        changed = timeout(ALIVE_WITHIN, heard.changed()) => matches!(changed, Ok(Ok(()))),
+        answer = timeout(ALIVE_WITHIN, answered.wait_for(|answer| *answer == cookie)) => matches!(answer, Ok(Ok(_))),
         () = session.gone.cancelled() => false,
     }
 }
@@ -538,6 +613,14 @@ impl Tunnel {
 
     fn seat(&self) -> MutexGuard<'_, Option<Seat>> {
         self.seat.lock().expect("no panic while the lock is held")
+    }
+
+    /// Returns what it has of the relay that others have not.
+    pub(super) fn public(&self) -> Public {
+        match self.kind {
+            Kind::Tcp | Kind::Service | Kind::ReplacedService => Public::Port(self.port),
+            Kind::Http => Public::Name(self.name.clone()),
+        }
     }
 
     /// Returns whether it has a port of its own.

@@ -10,8 +10,8 @@ use std::{
 use tokio::{
     io::AsyncWrite,
     net::{TcpListener, TcpStream},
-    sync::oneshot,
-    time::{Instant, timeout},
+    sync::{mpsc::error::TrySendError, oneshot},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::debug;
 
@@ -26,6 +26,7 @@ use crate::{
     relay::{
         auth,
         conversation::{self, Over},
+        reservations::Awaited,
     },
     wire::relay::{Frame, Token, Uuid},
 };
@@ -46,7 +47,7 @@ pub(super) struct Pending {
 
 impl Server {
     /// Takes the visitors of a public port.
-    pub(super) async fn serve_port(self: Arc<Self>, listener: TcpListener, tunnel: Arc<Tunnel>) {
+    pub(super) async fn serve_port(self: Arc<Self>, listener: Arc<TcpListener>, tunnel: Arc<Tunnel>) {
         let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
             // Its protocol is not ours, and may let the server speak first.
             place.settle();
@@ -62,9 +63,22 @@ impl Server {
             visitor.reset();
             async {}
         };
+        let ended = async {
+            tunnel.gone.cancelled().await;
+            if tunnel.exposed.is_some() {
+                return;
+            }
+            // Its client may come back: visitors wait until it has the port again.
+            let awaited = self.state().reservations.awaited(&tunnel.public());
+            if let Some(Awaited { until, over }) = awaited
+                && timeout_at(until, over.cancelled()).await.is_err()
+            {
+                drop(self.state().reservations.listener(tunnel.port));
+            }
+        };
         tokio::select! {
             never = accept::accept(&listener, &self.visitors, 1, serve, refuse) => match never {},
-            () = tunnel.gone.cancelled() => {}
+            () = ended => {}
             () = self.drain.started() => {}
         }
     }
@@ -82,13 +96,20 @@ impl Server {
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
     }
 
-    /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one.
+    /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one. A client that is lost is waited for.
     ///
     /// # Errors
     /// There are too many, or the client does not come, or says why it cannot.
     pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, VisitorError> {
         self.counters.visitors.fetch_add(1, Ordering::Relaxed);
-        let asked = self.ask(tunnel, peer).await;
+        let (mut tunnel, mut asked) = (tunnel.clone(), self.ask(tunnel, peer).await);
+        while let Err(VisitorError::ClientGone) = asked {
+            let Some(_waiting) = StreamCount::new(&tunnel, self.options.limits.streams_per_tunnel) else { break };
+            let Some(next) = self.successor(&tunnel).await else { break };
+            asked = self.ask(&next, peer).await;
+            tunnel = next;
+        }
+        let tunnel = &tunnel;
         tunnel.usage.visitors.fetch_add(1, Ordering::Relaxed);
         if let Err(reason) = &asked {
             tunnel.usage.refused.fetch_add(1, Ordering::Relaxed);
@@ -98,6 +119,9 @@ impl Server {
     }
 
     pub(super) async fn ask(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, VisitorError> {
+        if tunnel.gone.is_cancelled() {
+            return Err(VisitorError::ClientGone);
+        }
         let limits = &self.options.limits;
         let used_up = |quota| self.notices.used_up(quota, limits, &self.shown(tunnel));
         if !tunnel.takes_another(limits.visitors_per_second) {
@@ -130,7 +154,10 @@ impl Server {
         let (to, from) = oneshot::channel();
         self.state().pending.insert(name, Pending { session: tunnel.session.token, to });
         let _forgotten = Forgotten { server: self, name };
-        tunnel.session.frames.try_send(frame).map_err(|_| VisitorError::Slow)?;
+        tunnel.session.frames.try_send(frame).map_err(|error| match error {
+            TrySendError::Full(_) => VisitorError::Slow,
+            TrySendError::Closed(_) => VisitorError::ClientGone,
+        })?;
         let asked = Instant::now();
         let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| VisitorError::Absent)?;
         let stream = answered.map_err(|_| VisitorError::ClientGone)??;

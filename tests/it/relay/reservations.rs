@@ -71,6 +71,40 @@ async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
 }
 
 #[tokio::test]
+async fn visitors_wait_for_a_client_that_was_lost() {
+    let relay = relay(&["ana", "bo"], |_| {}).await;
+    let mut lost = Bare::connect(&relay, "ana").await;
+    let port = lost.open(0, Kind::Tcp, 0, "").await.unwrap();
+    lost.open(1, Kind::Http, 0, "web").await.unwrap();
+    drop(lost);
+    eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
+    let mut visitors = Vec::new();
+    for _ in 0..5 {
+        let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.expect("its port is open");
+        visitor.write_all(b"x").await.unwrap();
+        visitors.push(visitor);
+    }
+    let server = relay.server.clone();
+    let by_name = spawn(async move { server.returning("web").await.is_some() });
+    assert!(relay.server.returning("never").await.is_none());
+    // Nobody else gets them.
+    let mut other = Bare::connect(&relay, "bo").await;
+    assert!(other.open(0, Kind::Tcp, port, "").await.unwrap_err().starts_with("port "));
+    let (local, drain) = (echo().await.0, Drain::new());
+    let wanted = |kind, port, name: &str| Wanted { local_port: local, kind, port, name: name.into() };
+    let tunnels = vec![wanted(Kind::Tcp, port, ""), wanted(Kind::Http, 0, "web")];
+    let (mut rx, _running) = start(client::Options { key: "ana".into(), tunnels, ..relay.client(local, port) }, &drain);
+    opened(&mut rx).await;
+    for mut visitor in visitors {
+        assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
+    }
+    assert!(timeout(PATIENCE, by_name).await.unwrap().unwrap());
+    // A client that ends frees its port at once.
+    drain.start();
+    eventually("its port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
+}
+
+#[tokio::test]
 async fn a_port_that_is_being_closed_is_waited_for() {
     let relay = relay(&["ana"], |_| {}).await;
     let mut client = Bare::connect(&relay, "ana").await;
