@@ -135,7 +135,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             // If nobody reads stdout any more, the takeover goes on.
             let _ = print(&shown);
         };
-        local::serve(|| Ok(setup.options.clone()), opened, &mut signals).await?;
+        // The relay's reason says what to do.
+        local::serve(|| Ok(setup.options.clone()), opened, None, &mut signals).await?;
         setup.drain.finish(Duration::from_secs(1)).await;
         Ok(ExitCode::SUCCESS)
     })
@@ -202,7 +203,7 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
     let cluster = place.cluster().await?;
     let Place { clusters, id, namespace, .. } = place;
     let context = id.context.clone();
-    let (local_port, port) = local::ports(&args.port)?;
+    let (local_port, port) = local::ports(&args.port, ("SERVICE-PORT", 80))?;
     let NamedService { name: service, namespace: of_service } = args.service;
     let for_namespace = of_service.unwrap_or(namespace);
     let service = ServiceName { namespace: for_namespace.to_string(), name: service.to_string() };

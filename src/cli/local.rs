@@ -89,15 +89,18 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let key = keys.into_iter().next().ok_or_else(|| Fatal::Setup("there is no secret".to_owned()))?;
             Ok(Options { key: key.name, secret: key.secret, ..options.clone() })
         };
-        serve(again, opened, &mut signals).await?;
+        let hint = Some("take another port or name, or leave the choice to the relay");
+        serve(again, opened, hint, &mut signals).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// Runs a client until it gives up or the user ends it: then it says goodbye, so that what it had is free at once.
+/// Runs a client until it gives up or the user ends it: then it says goodbye, so that what it had is free at once. `refused`: the hint
+/// for a tunnel that the relay does not open.
 pub async fn serve(
     options: impl Fn() -> Result<Options, Fatal>,
     opened: impl Fn(&[client::Open]),
+    refused: Option<&str>,
     signals: &mut Signals,
 ) -> Result<(), CliError> {
     let drain = Drain::new();
@@ -108,7 +111,7 @@ pub async fn serve(
     };
     let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
     tokio::select! {
-        ended = &mut running => ended.map_err(told)?,
+        ended = &mut running => ended.map_err(|error| told(error, refused))?,
         () = signals.next() => {
             drain.start();
             // A relay that does not take it is not waited for.
@@ -119,25 +122,31 @@ pub async fn serve(
     Ok(())
 }
 
-/// Returns a local port, and the one behind a colon, 0 where there is none.
-pub fn ports(text: &str) -> Result<(u16, u16), CliError> {
+/// Returns a local port, and the one behind a colon, 0 where there is none. `other`: what the second one is, and an example.
+pub fn ports(text: &str, other: (&str, u16)) -> Result<(u16, u16), CliError> {
     let (local, public) = text.split_once(':').map_or((text, None), |(local, public)| (local, Some(public)));
     let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);
     let wrong = || {
-        CliError::usage(format!("invalid port {text:?}: use LOCAL or LOCAL:PUBLIC, e.g. 3000:20000"))
-            .hint(Some("write 3000, or 3000:20000 for the other end's port that is wanted"))
+        let (what, example) = other;
+        CliError::usage(format!("invalid port {text:?}: neither PORT nor PORT:{what}, two numbers from 1 to 65535"))
+            .hint(Some(format!("write 3000, or 3000:{example}")))
     };
     let port = public.map(|port| parse(port).ok_or_else(wrong)).transpose()?.unwrap_or(0);
     Ok((parse(local).ok_or_else(wrong)?, port))
 }
 
 /// Returns the error of a client that has given up.
-fn told(error: Fatal) -> CliError {
+fn told(error: Fatal, refused: Option<&str>) -> CliError {
     let hint = match &error {
         Fatal::Rejected { .. } | Fatal::Stranger { .. } => {
             Some("both ends need the same secret: --secret-file, or ADIT_SECRET".to_owned())
         }
-        Fatal::Refused { .. } => Some("take another port or name, or leave the choice to the relay".to_owned()),
+        Fatal::Certificate { .. } => Some(
+            "'adit server' prints the relay's fingerprint at its start; if it is another relay, do not trust it"
+                .to_owned(),
+        ),
+        Fatal::NoRelay { .. } => Some("--to is the relay's control port, 7835 where none is given".to_owned()),
+        Fatal::Refused { .. } => refused.map(str::to_owned),
         Fatal::Undone { .. } | Fatal::Setup(_) => None,
     };
     CliError::new(error).hint(hint)
@@ -148,13 +157,17 @@ fn options(args: &Args) -> Result<Options, CliError> {
     let key = keys.into_iter().next().ok_or_else(|| CliError::usage("there is no secret"))?;
     let mut tunnels = Vec::new();
     for text in &args.ports {
-        let (local_port, port) = ports(text)?;
+        let (local_port, port) = ports(text, ("PUBLIC", 20_000))?;
         tunnels.push(Wanted { local_port, kind: Kind::Tcp, port, name: String::new() });
     }
     if let Some(port) = args.port {
         tunnels[0].port = port;
     }
     if let Some(name) = &args.name {
+        if tunnels[0].port != 0 {
+            return Err(CliError::usage(format!("{}: --name serves it by HTTP, without a public port", args.ports[0]))
+                .hint(Some(format!("write {} --name {name}", tunnels[0].local_port))));
+        }
         (tunnels[0].kind, tunnels[0].name) = (Kind::Http, name.clone());
     }
     if let Some(host) = &args.host {
@@ -173,4 +186,36 @@ fn options(args: &Args) -> Result<Options, CliError> {
     let local_host = args.local_host.clone();
     let dial = Arc::new(Direct { host: relay.host().to_owned(), port: relay.port() });
     Ok(Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_port_that_nobody_would_listen_on_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, "a-secret-of-the-tests").unwrap();
+        let options = |arguments: &str| {
+            let common = format!("adit {arguments} --to relay.test --secret-file {}", secret.display());
+            options(&Cli::try_parse_from(common.split(' ')).unwrap().args)
+        };
+        let told = |arguments: &str| options(arguments).err().unwrap().to_string();
+        let refused = told("3000:20000 --name web");
+        assert!(refused.contains("3000:20000: --name serves it by HTTP, without a public port"), "{refused}");
+        let tunnels = options("3000 3001:20001 --name web").unwrap().tunnels;
+        assert_eq!((tunnels[0].kind, tunnels[1].port), (Kind::Http, 20_001));
+        assert!(told("3000:http").contains("invalid port \"3000:http\": neither PORT nor PORT:PUBLIC"));
+        let of_service = ports("3000:http", ("SERVICE-PORT", 80)).unwrap_err().to_string();
+        assert!(of_service.contains("neither PORT nor PORT:SERVICE-PORT"), "{of_service}");
+    }
 }

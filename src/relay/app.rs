@@ -23,7 +23,7 @@ use super::{
     server::{Limits, Options, Server},
     tls::Identity,
 };
-use crate::{config::watch::touched, drain::Drain, io::accept, tls::Fingerprint};
+use crate::{config::watch::touched, drain::Drain, io::accept, listener::bind::reason, tls::Fingerprint};
 
 /// Options of a relay.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub struct PemFiles {
 /// Why a relay does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("there is no secret")]
+    #[error("cannot read the secret")]
     Keys(#[source] io::Error),
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
@@ -87,19 +87,26 @@ impl StartError {
     /// Returns the cause, for people.
     pub fn cause(&self) -> String {
         match self {
-            Self::Keys(error) | Self::Certificate(error) | Self::Listen { source: error, .. } => error.to_string(),
+            Self::Listen { source, .. } => reason(source),
+            Self::Keys(error) | Self::Certificate(error) => error.to_string(),
             Self::Register(error) => error.to_string(),
         }
     }
 
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Keys(_) => {
-                Some("'adit server genkey > FILE' makes one; name it with --secret-file, or set ADIT_SECRET")
+            Self::Keys(error) if error.kind() == io::ErrorKind::NotFound => {
+                Some("'adit server genkey > FILE' makes one; name it with --secret-file, or set ADIT_SECRET".to_owned())
             }
-            Self::Register(_) => {
-                Some("run it in a pod with a service account: helm install relay charts/adit --set expose.enabled=true")
-            }
+            Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
+                "choose another port, or stop the program that has it: lsof -nP -iTCP:{} -sTCP:LISTEN",
+                address.port()
+            )),
+            Self::Register(_) => Some(
+                "run it in a pod with a service account: helm install relay charts/adit --set expose.enabled=true \
+                 --set image.repository=REGISTRY/adit"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -203,7 +210,7 @@ impl Bound {
         let front = Front::new(domain.unwrap_or_default());
         let names = front.clone();
         let relay_config = self.identity.relay_config().map_err(StartError::Certificate)?;
-        let server = Server::new(options, relay_config, drain.clone(), move |all| names.set(all));
+        let server = Server::new(options, relay_config, drain.clone(), move |all, awaited| names.set(all, awaited));
         let https = self.https.map(|config| Arc::new(ArcSwap::new(config)));
         drain.spawn(server.clone().serve(self.control));
         drain.spawn(follow(settings.clone(), server.clone(), https.clone(), drain.clone()));

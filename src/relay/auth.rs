@@ -71,7 +71,7 @@ pub enum KeysError {
 pub enum KeyProblem {
     #[error("a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one")]
     ShortSecret,
-    #[error("{0:?} is not a port or two")]
+    #[error("ports={0:?}: expected PORT or FIRST-LAST")]
     Ports(String),
     #[error("{0:?} is not NAMESPACE/NAME, e.g. shop/web or shop/*")]
     Service(String),
@@ -150,7 +150,8 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
 /// There are none, or they are not understood; the message names where they were looked for.
 pub fn load(file: Option<&Path>) -> io::Result<Vec<Key>> {
     let Some(file) = file else {
-        let secret = std::env::var(SECRET).map_err(|_| io::Error::other(format!("{SECRET} is not set")))?;
+        let secret = std::env::var(SECRET)
+            .map_err(|_| io::Error::new(io::ErrorKind::NotFound, format!("{SECRET} is not set")))?;
         return parse_keys(&secret).map_err(|problem| io::Error::other(format!("{SECRET}: {problem}")));
     };
     read_keys(file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
@@ -270,7 +271,7 @@ mod tests {
         for (text, problem) in [
             ("", "no secret"),
             ("short", "less than 16"),
-            ("a 0123456789abcdef ports=0", "line 1: \"0\" is not a port"),
+            ("a 0123456789abcdef ports=0", "line 1: ports=\"0\": expected PORT or FIRST-LAST"),
             ("a 0123456789abcdef x=1", "is not ports=..."),
             ("a 0123456789abcdef services=shop", "line 1: \"shop\" is not NAMESPACE/NAME"),
             ("a 0123456789abcdef\na 0123456789abcdef", "line 2: there is a key a already"),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{AlertDescription, ClientConfig, pki_types::ServerName};
 use socket2::SockRef;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -160,6 +160,10 @@ pub enum Fatal {
     /// It was open: somebody has restored the Service.
     #[error("the relay at {to} has ended the tunnel for port {port}: {reason}")]
     Undone { to: String, port: u16, reason: String },
+    #[error("the certificate of the relay at {to} is not the right one: {reason}")]
+    Certificate { to: String, reason: String },
+    #[error("there is no adit relay at {to}: the server does not speak its protocol")]
+    NoRelay { to: String },
     #[error("{0}")]
     Setup(String),
 }
@@ -195,6 +199,26 @@ struct Given {
 /// Returns a text of the other end as a terminal may show it: without control characters, and not too long.
 fn printable(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(LONGEST_SHOWN).collect()
+}
+
+/// Returns how a connection ended before it was one: another attempt does not change a server's certificate or protocol.
+fn refused(error: io::Error, to: String) -> Ended {
+    match tls_error(&error) {
+        Some(
+            rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion)
+            | rustls::Error::PeerIncompatible(_)
+            | rustls::Error::InvalidMessage(_),
+        ) => Ended::Fatal(Fatal::NoRelay { to }),
+        Some(rustls::Error::General(reason)) => Ended::Fatal(Fatal::Certificate { to, reason: reason.clone() }),
+        Some(invalid @ rustls::Error::InvalidCertificate(_)) => {
+            Ended::Fatal(Fatal::Certificate { to, reason: invalid.to_string() })
+        }
+        _ => error.into(),
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// A connection to the relay.
@@ -234,7 +258,7 @@ impl Client {
     ) -> Result<std::convert::Infallible, Ended> {
         let shown = || self.options.dial.name();
         let mut tls = tokio::select! {
-            dialled = self.dial(Purpose::Control) => dialled?,
+            dialled = self.dial(Purpose::Control) => dialled.map_err(|error| refused(error, shown()))?,
             () = self.drain.started() => return Err(Ended::Drained),
         };
         let exporter = tls::exporter(tls.get_ref().1)?;

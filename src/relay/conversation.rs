@@ -32,7 +32,17 @@ pub enum Over {
     #[error("{0}")]
     Rejected(String),
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Over {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // TLS says more, for programmers: the end came without a close_notify.
+            io::ErrorKind::UnexpectedEof => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Reads the frames of a control connection.

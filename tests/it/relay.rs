@@ -81,7 +81,7 @@ impl Relay {
         let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
         let (config, of_server) = (identity.relay_config().unwrap(), drain.clone());
         let (server, address) = on_workers(async move {
-            let server = Server::new(options, config, of_server.clone(), |_| {});
+            let server = Server::new(options, config, of_server.clone(), |_, _| {});
             let listener = adit::io::accept::listen(address).unwrap();
             let address = listener.local_addr().unwrap();
             of_server.spawn(server.clone().serve(listener));
@@ -218,6 +218,22 @@ async fn what_would_not_help_is_not_tried_again() {
     };
     let wrong = ended(client::Options { secret: "another secret entirely".into(), ..relay.client(1, 0) }).await;
     assert!(wrong.contains("rejected us: the secret is not the one of this relay"), "{wrong}");
+    let other = Trust::Fingerprint(Identity::generate().unwrap().fingerprint());
+    let pinned = ended(client::Options { trust: other, ..relay.client(1, 0) }).await;
+    assert!(
+        pinned.starts_with(&format!("the certificate of the relay at {} is not the right one: ", relay.address)),
+        "{pinned}"
+    );
+    let web = Identity::generate().unwrap().server_config(&[b"h2", b"http/1.1"]).unwrap();
+    let no_relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = no_relay.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = no_relay.accept().await.unwrap();
+        let _ = tokio_rustls::TlsAcceptor::from(web).accept(stream).await;
+    });
+    let dial = Arc::new(Direct { host: address.ip().to_string(), port: address.port() });
+    let stranger = ended(client::Options { dial, ..relay.client(1, 0) }).await;
+    assert_eq!(stranger, format!("there is no adit relay at {address}: the server does not speak its protocol"));
     let unknown = ended(client::Options { key: "nobody".into(), ..relay.client(1, 0) }).await;
     assert_eq!(unknown, wrong, "nobody learns which keys there are");
     let port = ended(relay.client(1, 80)).await;

@@ -135,7 +135,8 @@ impl Relay {
 
 pub fn no_relay(cluster: &Cluster) -> CliError {
     CliError::new(format!("no ready relay that takes over Services in context \"{}\"", cluster.context)).hint(Some(
-        "install one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true; or create \
+        "install one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true --set \
+         image.repository=REGISTRY/adit; or create \
          one for this namespace: --create --image IMAGE",
     ))
 }

@@ -54,29 +54,31 @@ pub async fn run(
         let opened = |open: &[Open]| tell(&ClientState::Open(open.to_vec()));
         let (to, ended) = match options().and_then(|options| client(options, given.clone(), drain.clone())) {
             Ok(client) => (client.options.dial.name(), client.once(&opened, &mut was_open).await),
+            // Nothing was dialled.
             Err(fatal) => (String::new(), Ended::Fatal(fatal)),
         };
+        let relay = (!to.is_empty()).then_some(to.as_str());
         has_been_open |= was_open;
         if was_open {
             pause = FIRST_PAUSE;
         }
         // Clients of one relay do not all come back in the same moment.
         let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
-        let again_in = pause.mul_f64(0.75 + jitter / 2.0);
+        let again_in = Duration::from_millis(100 * (pause.mul_f64(0.75 + jitter / 2.0).as_millis() as u64 / 100));
         let reason = match ended {
             Ended::Drained => return Ok(()),
             Ended::Fatal(fatal @ Fatal::Undone { .. }) => return Err(fatal),
             Ended::Fatal(fatal) if refusals == Refusals::End && !has_been_open => return Err(fatal),
             Ended::Fatal(fatal) => {
-                warn!(relay = to, error = %fatal, ?again_in, "the tunnels are not open");
+                warn!(relay, error = %fatal, ?again_in, "the tunnels are not open");
                 fatal.to_string()
             }
             Ended::Goodbye(reason) => {
-                info!(relay = to, reason, ?again_in, "the relay says goodbye");
+                info!(relay, reason, ?again_in, "the relay says goodbye");
                 format!("the relay at {to} said goodbye: {reason}")
             }
             Ended::Lost(error) => {
-                warn!(relay = to, %error, ?again_in, "no connection to the relay");
+                warn!(relay, %error, ?again_in, "no connection to the relay");
                 format!("no connection to the relay at {to}: {error}")
             }
         };

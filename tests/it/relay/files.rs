@@ -134,11 +134,11 @@ async fn a_relay_that_cannot_start_says_why() {
         let error = Bound::bind(settings).err().unwrap();
         format!("{error}: {}", error.cause())
     };
-    assert!(failed(settings(any)).starts_with("there is no secret: "));
+    assert!(failed(settings(any)).starts_with("cannot read the secret: "));
     std::fs::write(&keys, OTHER).unwrap();
     let taken = std::net::TcpListener::bind(any).unwrap();
     let address = taken.local_addr().unwrap();
-    assert!(failed(settings(address)).starts_with(&format!("cannot listen on {address}: ")));
+    assert!(failed(settings(address)).starts_with(&format!("cannot listen on {address}: the port is already in use")));
     assert!(
         failed(Settings { register: Some(None), ..settings(any) })
             .starts_with("--register: cannot take over Services: ")
