@@ -32,6 +32,29 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- sub (add .Values.public.first .Values.public.count) 1 -}}
 {{- end }}
 
+{{- /* All of them are ports of one pod. */ -}}
+{{- define "adit.checkPorts" -}}
+{{- $first := int .Values.public.first -}}
+{{- $last := int (include "adit.last" .) -}}
+{{- if gt $last 65535 -}}
+{{- fail (printf "public.first %d and public.count %d: the last port would be %d, above 65535" $first (int .Values.public.count) $last) -}}
+{{- end -}}
+{{- $ports := dict "control.port" .Values.control.port "metrics.port" .Values.metrics.port -}}
+{{- if .Values.http.domain -}}
+{{- $_ := set $ports "http.port" .Values.http.port -}}
+{{- end -}}
+{{- range $key, $port := $ports -}}
+{{- if and (ge (int $port) $first) (le (int $port) $last) -}}
+{{- fail (printf "%s %d is one of the public ports, %d to %d: choose another" $key (int $port) $first $last) -}}
+{{- end -}}
+{{- range $other, $same := $ports -}}
+{{- if and (ne $key $other) (eq (int $port) (int $same)) -}}
+{{- fail (printf "%s and %s are both %d: choose two ports" $key $other (int $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- /* A name without a registry is pulled from docker.io, where nobody publishes it. */ -}}
 {{- define "adit.image" -}}
 {{- $image := .Values.image -}}
