@@ -35,6 +35,7 @@ pub const ALL: &[Kind] = &[
     Kind { subresources: OF_PODS, ..kind("pods", "pod", "Pod", "", &["po"]) },
     kind("services", "service", "Service", "", &["svc"]),
     kind("secrets", "secret", "Secret", "", &[]),
+    kind("serviceaccounts", "serviceaccount", "ServiceAccount", "", &["sa"]),
     kind("events", "event", "Event", "", &["ev"]),
     Kind { subresources: SCALE, ..kind("deployments", "deployment", "Deployment", "apps", &["deploy"]) },
     Kind { subresources: SCALE, ..kind("replicasets", "replicaset", "ReplicaSet", "apps", &["rs"]) },
@@ -42,11 +43,19 @@ pub const ALL: &[Kind] = &[
     kind("endpoints", "endpoints", "Endpoints", "", &["ep"]),
     kind("endpointslices", "endpointslice", "EndpointSlice", "discovery.k8s.io", &[]),
     kind("leases", "lease", "Lease", "coordination.k8s.io", &[]),
+    kind("roles", "role", "Role", "rbac.authorization.k8s.io", &[]),
+    kind("rolebindings", "rolebinding", "RoleBinding", "rbac.authorization.k8s.io", &[]),
 ];
 
 /// The groups besides the core one, with those that only answer questions about access.
-pub const GROUPS: &[&str] =
-    &["apps", "authentication.k8s.io", "authorization.k8s.io", "coordination.k8s.io", "discovery.k8s.io"];
+pub const GROUPS: &[&str] = &[
+    "apps",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "rbac.authorization.k8s.io",
+];
 
 impl Kind {
     pub fn api_version(&self) -> String {

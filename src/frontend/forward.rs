@@ -57,11 +57,11 @@ impl Asked {
         is_name || host.parse::<IpAddr>().is_ok()
     }
 
-    /// Returns whether a name without a route is one of another network: where no cluster may be asked for it, it can be nothing else.
+    /// Returns whether a name without a route is one of another network: where there is no cluster, it can be nothing else.
     pub fn is_elsewhere(&self, error: &RouteError) -> bool {
         match error {
             RouteError::Elsewhere { .. } => true,
-            RouteError::DynamicDenied { .. } | RouteError::NoContext { .. } => self.has_two_meanings(),
+            RouteError::NoContext { .. } => self.has_two_meanings(),
             _ => false,
         }
     }
@@ -337,15 +337,15 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_no_cluster_may_be_asked_for_is_one_of_the_internet() {
+    fn where_there_is_no_cluster_a_name_is_one_of_the_internet() {
         let of = |host: &str| Asked { context: None, host: host.to_owned(), port: 80 };
         let denied = RouteError::DynamicDenied { context: "c".to_owned(), host: "h".to_owned() };
         let without = RouteError::NoContext { host: "h".to_owned(), reason: "r".to_owned() };
         let elsewhere = RouteError::Elsewhere { host: "h".to_owned() };
         for (host, error, is_elsewhere) in [
-            ("example.com", &denied, true),
+            ("example.com", &denied, false),
             ("example.com", &without, true),
-            ("web.shop.svc", &denied, false),
+            ("web.shop.svc", &without, false),
             ("web.shop.localhost", &without, false),
             ("www.example.com", &elsewhere, true),
         ] {

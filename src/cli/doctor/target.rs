@@ -248,7 +248,7 @@ mod tests {
             ("web.cli:80", "curl http://80.web.cli.localhost:8989/"),
             ("shop.localhost", "curl http://shop.localhost:8989/"),
             ("5432", "curl http://127.0.0.1:5432/"),
-            ("pod/web.cli:80", "adit run --to 'web=pod/web.cli:80' -- sh -c 'curl http://$WEB_ADDR/'"),
+            ("pod/web.cli:80", "adit run --to web=pod/web.cli:80 -- sh -c 'curl http://$WEB_ADDR/'"),
         ] {
             let named = scope.named(target).unwrap();
             let Target::Pods(pods) = &named.route.target else { panic!("{target}") };

@@ -91,8 +91,7 @@ impl HttpFrontend {
             Ok(_) => (Some(false), None),
             Err(page) => match page.code {
                 ErrorCode::Elsewhere => (Some(true), None),
-                // No cluster may be asked for it.
-                ErrorCode::DynamicDenied | ErrorCode::NoContext => (Some(has_two_meanings), None),
+                ErrorCode::NoContext => (Some(has_two_meanings), None),
                 ErrorCode::ReadOnly if has_two_meanings => {
                     let host = table::normalise(&asked.host);
                     (None, self.sites.route(&host, request, &exchange.arrival.connection.door).ok())
