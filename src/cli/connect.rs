@@ -88,7 +88,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let written = streams.written.await.unwrap_or(Ok(()));
     if let Err(error) = written {
         return match error.kind() {
-            // Whoever reads has gone.
+            // The reader has closed the pipe.
             io::ErrorKind::BrokenPipe => Ok(ExitCode::FAILURE),
             _ => Err(CliError::new("standard output cannot be written").cause(Some(error))),
         };

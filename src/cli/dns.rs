@@ -74,7 +74,7 @@ fn where_to(config: &Config) -> (Option<SocketAddr>, Vec<IpAddr>, Names) {
         Names { single: single.into_iter().filter(is_other).map(owned).collect(), below: below.map(owned).collect() };
     let mut listeners: Vec<SocketAddr> = config.http.listen.iter().copied().map(of_this_machine).collect();
     let server = listeners.iter().find(|listener| listener.ip().is_loopback()).copied();
-    // What this machine reaches by the loopback, others may reach too: the loopback alone is always there.
+    // A wildcard listener accepts connections from other machines; the loopback address always works on this one.
     listeners.retain(|listener| server.is_none() || listener.ip().is_loopback());
     let mut addresses: Vec<IpAddr> = listeners.iter().map(SocketAddr::ip).collect();
     addresses.dedup();

@@ -126,7 +126,7 @@ impl Reader {
         {
             return Err(self.is_late(late));
         }
-        // What a late one has read may be old.
+        // The result of the late read may be outdated.
         let file = file.to_owned();
         let mut reading = spawn_blocking(move || regular(&file));
         match timeout(READ_WITHIN, &mut reading).await {

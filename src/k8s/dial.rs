@@ -32,7 +32,7 @@ use crate::io::{BoxedIo, read_ahead::ReadAhead, through::write_through};
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What hyper says where a SOCKS proxy chooses another method than the one that was offered.
+/// hyper's message if a SOCKS proxy selects a method that was not offered.
 const CHOSE_NO_USER: &str = "server implements authentication incorrectly";
 
 /// Opens connections to the host and port of a URI.

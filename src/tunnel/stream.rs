@@ -254,7 +254,7 @@ impl Stream {
                         self.tunnel.usage.touch();
                     }
                     if had_room && !std::mem::replace(&mut self.answered, true) {
-                        // What waits for room has it now.
+                        // A writer that waits for room can go on.
                         self.has_moved |= self.settling.take().is_some();
                     }
                     if self.answered && self.unsent == 0 {

@@ -247,7 +247,7 @@ pub async fn ask(
         AskError::Failed(error) => error,
     })?;
     match status.as_u16() {
-        // What is no JSON comes back as its beginning.
+        // Text that is not JSON is returned as its first bytes.
         200..=299 => {
             let text = || String::from_utf8_lossy(&bytes).trim().chars().take(40).collect::<String>().into();
             Ok((serde_json::from_slice(&bytes).unwrap_or_else(|_| text()), date))

@@ -42,7 +42,7 @@ impl Form {
             Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', "\\\\").replace('\'', "\\'")),
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
             Self::Dotenv => format!("{name}={}\n", dotenv(value)),
-            // Whoever has written the value must not know where it ends: more lines would be more variables.
+            // The author of the value must not know the delimiter: lines behind it would set more variables.
             Self::Github if value.contains(['\n', '\r']) => {
                 let end = format!("ADIT_{:016x}", RandomState::new().hash_one(name));
                 format!("{name}<<{end}\n{value}\n{end}\n")

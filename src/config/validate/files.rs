@@ -11,7 +11,7 @@ pub(super) struct NamedFile {
     usage: Usage,
 }
 
-/// What a file has to be good for.
+/// How adit uses a file.
 #[derive(Clone, Copy)]
 pub(super) enum Usage {
     Read,

@@ -128,7 +128,7 @@ impl Kept {
             return;
         }
         let (waker, is_held) = (state.waker.take(), std::mem::replace(&mut state.is_held, true));
-        // What comes of it is kept for the reading.
+        // The result is kept for the next read.
         let _ = state.poll_next(&mut Context::from_waker(Waker::noop()));
         (state.is_held, state.hold, state.waker) = (is_held, None, None);
         if let Some(waker) = waker {

@@ -206,7 +206,7 @@ impl Refusal {
     pub fn verdict(&self) -> Verdict {
         let is_of_kubernetes = match self.status {
             404 => self.is_of_kubernetes(),
-            // Who asks to be left alone knows what it is asked for.
+            // Retry-After is a deliberate answer to this request.
             _ => self.is_status || self.has_audit_id || self.is_of_kubernetes() || self.retry_after.is_some(),
         };
         choice::verdict(self.status, is_of_kubernetes, self.is_denial())

@@ -394,7 +394,7 @@ struct Following {
     pause: Duration,
     /// Until then changes may appear that got no answer.
     doubt: Option<Instant>,
-    /// What the Service said of itself after the last step.
+    /// The Service's own record after the last step.
     known: Option<Takeover>,
     /// Last message in the log, to say it once.
     said: Option<String>,

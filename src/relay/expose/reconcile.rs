@@ -50,7 +50,7 @@ impl Want {
 #[derive(Debug, Default)]
 pub struct Done {
     pub service: Option<Value>,
-    /// What it says of itself now, where this relay has taken it over.
+    /// Its current record, if this relay has taken it over.
     pub takeover: Option<Takeover>,
     /// The pods behind each port that is taken over in part.
     pub behind: BTreeMap<u16, Vec<Behind>>,
@@ -119,7 +119,7 @@ pub struct Step<'a> {
     pub name: &'a ServiceName,
     /// Empty: the Service is to be as it was.
     pub wanted: &'a BTreeMap<u16, Want>,
-    /// What the Service said of itself after the last step, for the case that somebody has removed both of its records.
+    /// The Service's own record after the last step, in case somebody removes both records.
     pub known: Option<&'a Takeover>,
     /// The Lease is to be renewed.
     pub renews: bool,

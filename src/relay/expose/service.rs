@@ -162,7 +162,7 @@ pub fn takeover(service: &Value, name: &ServiceName, kept: Option<&Takeover>) ->
         match (of(&found), kept.and_then(of)) {
             (Some(_), _) => {}
             (None, Some(taken)) => found.ports.push(taken),
-            // What it was would be lost for good.
+            // The original would be lost.
             (None, None) => {
                 return Err(Refusal::NoRecord { service: name.clone(), port, lease: super::lease::name(name) });
             }

@@ -593,7 +593,7 @@ async fn answers(session: &Session) -> bool {
     if session.is_v1 {
         return true;
     }
-    // What was under way when it died is no answer.
+    // Frames that were in flight when the client died are no answer.
     let Ok(cookie) = auth::random().map(u64::from_be_bytes) else { return true };
     let mut answered = session.answered.subscribe();
     // A full queue is one that nobody reads.

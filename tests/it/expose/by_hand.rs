@@ -6,7 +6,7 @@ use adit::wire::relay::{Frame, Kind};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
-use super::support::{Laptop, Place};
+use super::support::{Laptop, Objects, Place};
 use crate::support::PATIENCE;
 
 struct Ran {
@@ -37,6 +37,17 @@ async fn adit(place: &Place, arguments: &[&str]) -> Ran {
 fn gone(place: &Place, relay: super::support::InPod) {
     place.kill(relay);
     place.demo.world().delete_pod("relay", "one", None);
+}
+
+/// Returns a cluster whose Service web is taken over by a relay that is gone, and the objects before that.
+async fn left_behind() -> (Place, Objects, Laptop) {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    gone(&place, relay);
+    (place, before, laptop)
 }
 
 #[tokio::test]
@@ -99,12 +110,7 @@ async fn takeovers_are_listed_and_restored_by_hand() {
 
 #[tokio::test]
 async fn a_service_whose_original_is_lost_is_named() {
-    let place = Place::new().await;
-    let before = place.objects();
-    let relay = place.relay("one", "a").await;
-    let mut laptop = Laptop::connect(&relay).await;
-    laptop.take("web.shop:80").await.unwrap();
-    gone(&place, relay);
+    let (place, before, _laptop) = left_behind().await;
     let mut web = place.service("web");
     web["metadata"]["annotations"].as_object_mut().unwrap().remove("adit/takeover");
     place.demo.world().put("services", web.clone());
@@ -128,12 +134,7 @@ async fn a_service_whose_original_is_lost_is_named() {
 
 #[tokio::test]
 async fn a_person_needs_no_leases_and_is_told_what_is_missing() {
-    let place = Place::new().await;
-    let before = place.objects();
-    let relay = place.relay("one", "a").await;
-    let mut laptop = Laptop::connect(&relay).await;
-    laptop.take("web.shop:80").await.unwrap();
-    gone(&place, relay);
+    let (place, before, _laptop) = left_behind().await;
     let faults = place.demo.faults();
     faults.forbid("patch", "services", true);
     let refused = adit(&place, &["expose", "restore", "web.shop"]).await;
@@ -192,12 +193,7 @@ async fn a_relay_that_is_missing_is_said_with_its_cure() {
 
 #[tokio::test]
 async fn clean_deletes_a_relay_that_adit_has_created_and_restores_what_it_has_left() {
-    let place = Place::new().await;
-    let before = place.objects();
-    let relay = place.relay("one", "a").await;
-    let mut laptop = Laptop::connect(&relay).await;
-    laptop.take("web.shop:80").await.unwrap();
-    gone(&place, relay);
+    let (place, before, _laptop) = left_behind().await;
     let pod = |namespace: &str, by: &str| {
         let labels = json!({"app.kubernetes.io/name": "adit-relay", "app.kubernetes.io/managed-by": by});
         json!({"metadata": {"namespace": namespace, "name": "adit-relay", "labels": labels}, "spec": {}})

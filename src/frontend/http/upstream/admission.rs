@@ -35,7 +35,7 @@ enum Serves {
     Several,
 }
 
-/// What is known of the backends, until their tunnels get other sessions.
+/// How each backend serves connections, until its tunnel gets another session.
 #[derive(Default)]
 pub struct Admissions(Mutex<HashMap<Target, Arc<Backend>>>);
 
@@ -163,7 +163,7 @@ impl Admitted {
         state.kept.retain(|(_, kept)| kept.strong_count() > 0);
         let is_older = |other: &Unanswered| other.pod.as_ref() == Some(&pod) && other.since + OLDER <= own.since;
         let is_beside = state.kept.iter().any(|(other, _)| *other == pod) || state.unanswered.iter().any(is_older);
-        // Who closes its connections itself is waited for by nobody.
+        // No request waits for a backend that closes each connection itself.
         let closes = !answer.is_kept && !self.asks_to_close;
         if is_beside || closes || answer.is_http2 {
             *state = State { serves: Serves::Several, ..State::default() };

@@ -207,7 +207,7 @@ fn a_port_whose_original_is_lost_is_damage() {
         "port 80 of Service shop/web has targetPort adit-80, and the record of its original is gone (annotation adit/takeover, Lease \
          adit-web): set it by hand, 'kubectl -n shop edit service web'"
     );
-    // What one of the records does not have, the other may.
+    // One record may have entries that the other lacks.
     let only = |port: u16| Takeover {
         ports: kept.ports.iter().filter(|taken| taken.port == port).cloned().collect(),
         ..kept.clone()
