@@ -45,7 +45,7 @@ const NOT_READY: &str = "not-ready";
 /// How much of the heads of requests is kept; the oldest make room.
 const MOST_OF_HEADS: usize = 4 * 1024 * 1024;
 
-/// Of how many tunnels the events are kept; those of tunnels that are open stay with their tunnel in any case.
+/// Maximum number of tunnels whose events are kept. More open tunnels than that all keep theirs.
 const MOST_HISTORIES: usize = 256;
 
 /// The journal of one process.
@@ -214,9 +214,12 @@ impl Journal {
         if let Some(history) = histories.get(tunnel) {
             return history.clone();
         }
-        if histories.len() >= MOST_HISTORIES {
-            let oldest = histories.iter().min_by_key(|(_, history)| history.last()).map(|(id, _)| id.clone());
-            oldest.map(|id| histories.remove(&id));
+        while histories.len() >= MOST_HISTORIES {
+            // An open tunnel has its history too.
+            let closed = histories.iter().filter(|(_, history)| Arc::strong_count(history) == 1);
+            let oldest = closed.min_by_key(|(_, history)| history.last()).map(|(id, _)| id.clone());
+            let Some(oldest) = oldest else { break };
+            histories.remove(&oldest);
         }
         let history = Arc::new(History::default());
         histories.insert(tunnel.clone(), history.clone());
@@ -356,11 +359,13 @@ mod tests {
     #[test]
     fn histories_of_tunnels_that_come_and_go_are_bounded() {
         let journal = Journal::default();
+        let open = journal.history(&"open".into());
         for at in 0..2 * MOST_HISTORIES {
             let id: Arc<str> = at.to_string().into();
             journal.history(&id).note(Event::Opened, "pod");
         }
         assert!(journal.past("0").is_none());
+        assert!(Arc::ptr_eq(&open, &journal.past("open").expect("an open tunnel keeps its history")));
         let last = journal.past(&(2 * MOST_HISTORIES - 1).to_string()).expect("the last is kept");
         assert_eq!(last.events().len(), 1);
         assert_eq!(journal.histories.lock().unwrap().len(), MOST_HISTORIES);
@@ -369,7 +374,8 @@ mod tests {
     #[test]
     fn heads_of_requests_are_bounded() {
         let journal = Journal::default();
-        let request = http::Request::builder().uri("/").header("x", "y".repeat(15_000)).body(()).unwrap();
+        let request = http::Request::builder().uri("/").header("x", "y".repeat(15_000));
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
         for _ in 0..MOST_ENTRIES {
             let exchange = Some(Arc::new(exchange::Exchange::of(&request, false)).into());
             journal.add(Entry { exchange, ..ended("/") });

@@ -36,7 +36,10 @@ pub mod unlock;
 pub mod ways;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_DISPOSITION};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_DISPOSITION},
+};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
@@ -86,58 +89,62 @@ pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Respon
 pub async fn answer(source: &Source, request: Request<Bytes>) -> Response<Body> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let words: Vec<&str> = path.strip_prefix(ROOT).unwrap_or_default().split('/').collect();
-    match (method, words.as_slice()) {
-        (Method::POST, ["requests", id, "replay"]) => replay::answer(source, id, &request).await,
-        (Method::POST, ["record"]) => replay::record(source, &request),
-        _ => answer_at_once(source, &request.map(drop)).await,
-    }
-}
-
-/// Answers a request that is its head alone.
-async fn answer_at_once(source: &Source, request: &Request<()>) -> Response<Body> {
-    let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default();
+    let path = path.strip_prefix(ROOT).unwrap_or_default();
     let words: Vec<&str> = path.split('/').collect();
+    let unknown = || failure(StatusCode::NOT_FOUND, "not-found", format!("{path:?} is not part of the API"));
+    let Some(allowed) = allowed(&words) else { return unknown() };
+    if !allowed.split(", ").any(|allowed| allowed == method.as_str()) {
+        let message = format!("{method} is not allowed for {path:?}, but {allowed}");
+        let mut refused = failure(StatusCode::METHOD_NOT_ALLOWED, "method", message);
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        return refused;
+    }
     let decoded = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
-    let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
-    match (words.as_slice(), is_get) {
-        (["status"], true) => json(&Status::of(source)),
-        (["services"], true) => match services::Query::parse(request.uri().query().unwrap_or_default()) {
+    match words.as_slice() {
+        ["requests", id, "replay"] => replay::answer(source, id, &request).await,
+        ["record"] => replay::record(source, &request),
+        ["status"] => json(&Status::of(source)),
+        ["services"] => match services::Query::parse(request.uri().query().unwrap_or_default()) {
             Ok(query) => json(&services::list(&source.clusters, &source.router(), &query, source.facts().port()).await),
             Err(invalid) => failure(StatusCode::BAD_REQUEST, "malformed", invalid.to_string()),
         },
-        (["tunnels"], true) => json(&Tunnels::of(source)),
-        (["tunnels", id], true) => found(TunnelAnswer::of(source, &decoded(id)), "tunnel", &decoded(id)),
-        (["tunnels", id, "stop"], false) => done(source.stop(&decoded(id)), NO_CONTENT, &decoded(id)),
-        (["tunnels", id, "reconnect"], false) => {
-            done(source.reconnect(&decoded(id)), StatusCode::ACCEPTED, &decoded(id))
-        }
-        (["requests"], true) => json(&Requests::of(source)),
-        (["requests", id], true) => {
+        ["tunnels"] => json(&Tunnels::of(source)),
+        ["tunnels", id] => found(TunnelAnswer::of(source, &decoded(id)), "tunnel", &decoded(id)),
+        ["tunnels", id, "stop"] => done(source.stop(&decoded(id)), NO_CONTENT, &decoded(id)),
+        ["tunnels", id, "reconnect"] => done(source.reconnect(&decoded(id)), StatusCode::ACCEPTED, &decoded(id)),
+        ["requests"] => json(&Requests::of(source)),
+        ["requests", id] => {
             let entry = id.parse().ok().and_then(|id| source.journal().entry(id));
             found(entry.map(|entry| RequestAnswer::of(&entry, source.journal())), "request", id)
         }
-        (["requests", id, "har"], true) => {
+        ["requests", id, "har"] => {
             let entry = id.parse().ok().and_then(|id| source.journal().entry(id));
             archive(entry.map(|entry| exchange::har(&[entry])), &format!("adit-{id}.har"), id)
         }
-        (["har"], true) => {
+        ["har"] => {
             let mut entries = source.journal().since(0).0;
             entries.reverse();
             archive(Some(exchange::har(&entries)), "adit.har", "")
         }
-        (["config"], true) => json(&ConfigAnswer::of(source)),
-        (["log"], true) => json(&Log::of(source)),
-        (["events"], true) => feed::answer(source, last_event(request.headers())),
-        (["status" | "services" | "tunnels" | "requests" | "config" | "log" | "events"], false)
-        | (["open" | "ui"], true)
-        | (["tunnels" | "requests", _], false)
-        | (["tunnels", _, "stop" | "reconnect"], true)
-        | (["requests", _, "replay"] | ["record"], true)
-        | (["requests", _, "har"] | ["har"], false) => {
-            failure(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} is not for {path:?}", request.method()))
-        }
-        _ => failure(StatusCode::NOT_FOUND, "not-found", format!("{path:?} is not part of the API")),
+        ["config"] => json(&ConfigAnswer::of(source)),
+        ["log"] => json(&Log::of(source)),
+        ["events"] => feed::answer(source, last_event(request.headers())),
+        // At the Unix socket alone.
+        _ => unknown(),
+    }
+}
+
+/// Returns the methods of a path of the API, as the Allow header lists them (RFC 9110, section 10.2.1). `None`: there is no such path.
+fn allowed(words: &[&str]) -> Option<&'static str> {
+    match words {
+        ["status" | "services" | "tunnels" | "requests" | "har" | "config" | "log" | "events"]
+        | ["tunnels" | "requests", _]
+        | ["requests", _, "har"] => Some("GET, HEAD"),
+        ["record" | "open" | "ui"]
+        | ["tunnels", _, "stop" | "reconnect"]
+        | ["requests", _, "replay"]
+        | ["contexts", _, "unlock"] => Some("POST"),
+        _ => None,
     }
 }
 

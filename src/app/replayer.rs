@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Weak},
+    sync::Weak,
     time::Duration,
 };
 
@@ -32,13 +32,12 @@ pub struct Replaying {
 }
 
 impl Replayer for Replaying {
-    fn replay(&self, request: Request<Bytes>, of: u64, tunnel: Arc<str>, is_tls: bool) -> BoxFuture<'_, ()> {
+    fn replay(&self, request: Request<Bytes>, replay: ReplayOf, is_tls: bool) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(front) = self.front.upgrade() else { return };
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let local = self.router.load().config.http.listen.first().copied().unwrap_or(any);
             let reading = async {
-                let replay = ReplayOf { id: of, tunnel };
                 let response = front.replay(request.map(body_of), replay, is_tls, local, self.drain.clone()).await;
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}

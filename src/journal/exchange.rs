@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+use hyper::body::Body;
 
 use super::recorder::Recorder;
 
@@ -20,8 +21,12 @@ pub struct Exchange {
     pub version: Version,
     /// It came by https.
     pub is_tls: bool,
-    /// Its headers. None: they were longer than is kept.
+    /// Its headers. `None`: they are longer than [`LONGEST_HEAD`].
     pub request: Option<Head>,
+    /// It has a body, of whatever length.
+    pub has_body: bool,
+    /// Target of its route.
+    pub leads_to: OnceLock<Box<str>>,
     /// Those of the answer. Empty: there was none of a pod.
     pub response: OnceLock<Option<Head>>,
     /// Set where bodies of its route are recorded.
@@ -75,13 +80,15 @@ impl Head {
 }
 
 impl Exchange {
-    pub fn of<B>(request: &Request<B>, is_tls: bool) -> Self {
+    pub fn of<B: Body>(request: &Request<B>, is_tls: bool) -> Self {
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
         Self {
             target: target.into(),
             version: request.version(),
             is_tls,
             request: Head::of(request.headers()),
+            has_body: !request.body().is_end_stream(),
+            leads_to: OnceLock::new(),
             response: OnceLock::new(),
             request_body: OnceLock::new(),
             response_body: OnceLock::new(),
@@ -100,8 +107,8 @@ impl Exchange {
 pub struct ReplayOf {
     /// The entry of the journal.
     pub id: u64,
-    /// The tunnel that the first one took, and that this one has to take.
-    pub tunnel: Arc<str>,
+    /// Target of the first one's route. The replay must have the same.
+    pub target: Box<str>,
 }
 
 /// A body, as far as it is kept.
@@ -115,6 +122,7 @@ struct State {
     bytes: Vec<u8>,
     total: u64,
     is_cut: bool,
+    has_ended: bool,
 }
 
 impl KeptBody {
@@ -135,6 +143,11 @@ impl KeptBody {
         }
     }
 
+    /// Notes the end of the body. A body that breaks off has none.
+    pub fn end(&self) {
+        self.state.lock().expect("no panic while the lock is held").has_ended = true;
+    }
+
     /// Forgets the bytes: others need the room.
     pub(super) fn forget(&self) -> usize {
         let mut state = self.state.lock().expect("no panic while the lock is held");
@@ -142,10 +155,10 @@ impl KeptBody {
         std::mem::take(&mut state.bytes).len()
     }
 
-    /// Returns what is kept, how long the body was so far, and whether that is all of it.
+    /// Returns the kept bytes, the length of the body so far, and whether the body has ended and all of it is kept.
     pub fn kept(&self) -> (Vec<u8>, u64, bool) {
         let state = self.state.lock().expect("no panic while the lock is held");
-        (state.bytes.clone(), state.total, !state.is_cut)
+        (state.bytes.clone(), state.total, state.has_ended && !state.is_cut)
     }
 }
 

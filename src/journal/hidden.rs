@@ -1,10 +1,24 @@
 //! Finds secret values, and replaces them.
 
+use std::{borrow::Cow, ops::Range};
+
+use percent_encoding::percent_decode_str;
+
 /// Headers whose values are secrets.
 const HEADERS: &[&str] = &["authorization", "cookie", "set-cookie", "proxy-authorization", "x-api-key"];
 
-/// Words in a name that say that its value is one.
+/// If a name contains one of these, its value is a secret.
 const WORDS: &[&str] = &["token", "secret", "password"];
+
+/// Characters that a name of a parameter begins after.
+const BEFORE_NAMES: &[char] = &['?', '&', ';', '#', ',', '<', '"', '\'', '(', ' ', '\t'];
+
+/// Characters that end a value in a URL, and in another text.
+const AFTER_VALUES: &[char] = &['&', '#'];
+const AFTER_VALUES_IN_TEXT: &[char] = &['&', '#', '>', ' ', '\t'];
+
+/// How deep URLs are looked for in parameters of URLs.
+const MOST_NESTED: usize = 3;
 
 /// Returns whether the value of a header or a parameter of this name is a secret.
 pub fn is_secret(name: &str) -> bool {
@@ -12,30 +26,108 @@ pub fn is_secret(name: &str) -> bool {
     HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
 }
 
-/// Returns a value as it may be shown.
+/// Returns the value of a header as it may be shown. URLs and parameters in it are shown without their secrets.
 pub fn shown(name: &str, value: &[u8]) -> String {
     if is_secret(name) {
         return hidden(value.len());
     }
     let text = String::from_utf8_lossy(value);
-    // Referer, Location and others are URLs, and their queries have parameters too.
-    let is_url = text.starts_with('/') || text.starts_with("http://") || text.starts_with("https://");
-    if is_url { target(&text) } else { text.into_owned() }
+    let mut secrets = secrets(&text, AFTER_VALUES_IN_TEXT, MOST_NESTED);
+    if name.eq_ignore_ascii_case("sec-websocket-protocol") {
+        secrets.extend(bearers(&text));
+    }
+    replace(&text, secrets)
 }
 
 /// Returns the target of a request as it may be shown: its query without secrets.
 pub fn target(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
-    let pair = |pair: &str| match pair.split_once('=') {
-        Some((name, value)) if is_secret(name) => format!("{name}={}", hidden(value.len())),
-        _ => pair.to_owned(),
-    };
-    format!("{path}?{}", query.split('&').map(pair).collect::<Vec<_>>().join("&"))
+    replace(target, secrets(target, AFTER_VALUES, MOST_NESTED))
 }
 
-/// Returns what stands for a value of so many bytes.
+/// Returns an edited target in which each hidden text is replaced by the parameter's value in `original`.
+pub fn restored(original: &str, edited: &str) -> String {
+    // Each with the name before it, so that parameters may be removed or change places.
+    let mut left: Vec<(&str, &str)> = secrets(original, AFTER_VALUES, MOST_NESTED)
+        .into_iter()
+        .map(|range| (&original[..range.start], &original[range]))
+        .map(|(before, value)| (&before[before.rfind(BEFORE_NAMES).map_or(0, |at| at + 1)..], value))
+        .collect();
+    let (mut restored, mut rest) = (String::new(), edited);
+    while let Some(at) = rest.find("(hidden, ") {
+        let (before, after) = rest.split_at(at);
+        let is_meant = |(name, value): &(&str, &str)| before.ends_with(name) && after.starts_with(&hidden(value.len()));
+        let (value, skipped) = match left.iter().position(is_meant).map(|at| left.remove(at).1) {
+            Some(value) => (value, hidden(value.len()).len()),
+            None => (&after[..1], 1),
+        };
+        restored.extend([before, value]);
+        rest = &after[skipped..];
+    }
+    restored + rest
+}
+
+/// Returns the text that replaces a secret of this many bytes.
 pub fn hidden(length: usize) -> String {
     format!("(hidden, {length} bytes)")
+}
+
+/// Returns where the secrets of a text are: values of parameters, and passwords of URLs.
+fn secrets(text: &str, ends: &[char], depth: usize) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for (at, _) in text.match_indices('=') {
+        if found.last().is_some_and(|last| last.contains(&at)) {
+            continue;
+        }
+        let name = text[..at].rsplit(BEFORE_NAMES).next().unwrap_or_default();
+        let length = text[at + 1..].find(ends).unwrap_or(text.len() - at - 1);
+        let value = at + 1..at + 1 + length;
+        if is_secret(&decoded(name)) || has_secrets(&text[value.clone()], depth) {
+            found.push(value);
+        }
+    }
+    for (at, separator) in text.match_indices("://") {
+        let start = at + separator.len();
+        let length = text[start..].find(['/', '?', '#', ' ', '"', '<', '>', ',']).unwrap_or(text.len() - start);
+        let user = text[start..start + length].rsplit_once('@').map(|(user, _)| user);
+        if let Some((name, password)) = user.and_then(|user| user.split_once(':')) {
+            let start = start + name.len() + 1;
+            found.push(start..start + password.len());
+        }
+    }
+    found.sort_by_key(|range| range.start);
+    found
+}
+
+/// Returns whether the encoded value of a parameter is a URL, or the like, with secrets of its own.
+fn has_secrets(value: &str, depth: usize) -> bool {
+    match decoded(value) {
+        Cow::Owned(inner) if depth > 0 => !secrets(&inner, AFTER_VALUES, depth - 1).is_empty(),
+        _ => false,
+    }
+}
+
+/// Returns where the tokens are that Kubernetes takes as names of WebSocket protocols, from pages that can set no headers.
+fn bearers(text: &str) -> impl Iterator<Item = Range<usize>> {
+    text.match_indices("bearer.").map(|(at, word)| {
+        let start = at + word.len();
+        start..text[start..].find([',', ' ']).map_or(text.len(), |length| start + length)
+    })
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_decode_str(text).decode_utf8_lossy()
+}
+
+fn replace(text: &str, secrets: Vec<Range<usize>>) -> String {
+    let (mut shown, mut done) = (String::new(), 0);
+    for secret in secrets.into_iter().filter(|secret| !secret.is_empty()) {
+        // A password may stand within the value of a parameter.
+        if secret.start >= done {
+            shown.extend([&text[done..secret.start], &hidden(secret.len())]);
+            done = secret.end;
+        }
+    }
+    shown + &text[done..]
 }
 
 #[cfg(test)]
@@ -49,9 +141,56 @@ mod tests {
             assert_eq!(shown(name, b"abc"), "(hidden, 3 bytes)", "{name}");
         }
         assert_eq!(shown("accept", b"*/*"), "*/*");
-        assert_eq!(shown("referer", b"http://a/b?x=1&token=abc"), "http://a/b?x=1&token=(hidden, 3 bytes)");
-        assert_eq!(shown("x-note", b"why? token=abc"), "why? token=abc");
         assert_eq!(target("/a?x=1&access_token=abcd&y"), "/a?x=1&access_token=(hidden, 4 bytes)&y");
         assert_eq!(target("/a"), "/a");
+    }
+
+    #[test]
+    fn no_form_of_a_url_shows_a_secret() {
+        for (text, wanted) in [
+            ("/a?%74oken=S3&b=1", "/a?%74oken=(hidden, 2 bytes)&b=1"),
+            ("/a?b=1;token=S3;c", "/a?b=1;token=(hidden, 4 bytes)"),
+            ("/a?user[password]=S3", "/a?user[password]=(hidden, 2 bytes)"),
+            ("/a?to=%2Fcb%3Ftoken%3DS3&b=1", "/a?to=(hidden, 18 bytes)&b=1"),
+            ("/a?token=S3=S3&token=&b=1", "/a?token=(hidden, 5 bytes)&token=&b=1"),
+        ] {
+            assert_eq!(target(text), wanted);
+        }
+        for (text, wanted) in [
+            ("cb?token=S3", "cb?token=(hidden, 2 bytes)"),
+            ("/cb#access_token=S3&b=1", "/cb#access_token=(hidden, 2 bytes)&b=1"),
+            ("app://cb?token=S3", "app://cb?token=(hidden, 2 bytes)"),
+            ("HTTPS://h/x?token=S3", "HTTPS://h/x?token=(hidden, 2 bytes)"),
+            ("https://u:S3@S3@h/x", "https://u:(hidden, 5 bytes)@h/x"),
+            ("https://u:S3@h/x?token=S3", "https://u:(hidden, 2 bytes)@h/x?token=(hidden, 2 bytes)"),
+            (
+                "<https://h/x?token=S3>; rel=next, <https://h/y?b=1>; rel=last",
+                "<https://h/x?token=(hidden, 2 bytes)>; rel=next, <https://h/y?b=1>; rel=last",
+            ),
+            ("Bearer realm=\"x\", error=\"invalid\"", "Bearer realm=\"x\", error=\"invalid\""),
+        ] {
+            assert_eq!(shown("location", text.as_bytes()), wanted);
+        }
+        assert_eq!(
+            shown("Sec-WebSocket-Protocol", b"base64url.bearer.authorization.k8s.io.S3, base64.binary.k8s.io"),
+            "base64url.bearer.(hidden, 23 bytes), base64.binary.k8s.io"
+        );
+    }
+
+    #[test]
+    fn an_edited_target_has_the_secrets_of_the_original() {
+        let original = "/a?x=1&token=ab&secret=cd";
+        for (edited, wanted) in [
+            ("/a?x=2&token=(hidden, 2 bytes)&secret=(hidden, 2 bytes)", "/a?x=2&token=ab&secret=cd"),
+            ("/b?secret=(hidden, 2 bytes)&token=(hidden, 2 bytes)", "/b?secret=cd&token=ab"),
+            ("/a?secret=(hidden, 2 bytes)", "/a?secret=cd"),
+            ("/a?secret=ef", "/a?secret=ef"),
+            (
+                "/a?other=(hidden, 2 bytes)&token=(hidden, 3 bytes)",
+                "/a?other=(hidden, 2 bytes)&token=(hidden, 3 bytes)",
+            ),
+        ] {
+            assert_eq!(restored(original, edited), wanted);
+        }
     }
 }

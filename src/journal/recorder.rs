@@ -94,6 +94,8 @@ mod tests {
         assert!(recorder.body("other").is_none() && recorder.time_left("web").unwrap() > Duration::from_secs(50));
         let body = recorder.body("web").unwrap();
         body.add(b"abc");
+        assert_eq!(body.kept(), (b"abc".to_vec(), 3, false), "it goes on");
+        body.end();
         assert_eq!(body.kept(), (b"abc".to_vec(), 3, true));
         body.add(&vec![b'x'; LONGEST_BODY]);
         let (bytes, total, is_whole) = body.kept();

@@ -1,12 +1,12 @@
 //! The dashboard of the running binary: who gets in, and that nobody else learns or changes anything.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command as StdCommand};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command as StdCommand, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -378,9 +378,17 @@ async fn services_say_how_they_are_reached() {
 
 /// Returns the newest row whose path is this.
 async fn row(visit: &Visit<'_>, path: &str) -> Value {
-    let requests = visit.get("/api/v1/requests").await.json();
-    let rows = requests["requests"].as_array().expect("rows").clone();
-    let found = rows.into_iter().find(|row| row["path"] == path).unwrap_or_else(|| panic!("no {path} in {requests}"));
+    let find = async {
+        loop {
+            let requests = visit.get("/api/v1/requests").await.json();
+            let rows = requests["requests"].as_array().expect("rows").clone();
+            match rows.into_iter().find(|row| row["path"] == path) {
+                Some(found) => break found,
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let found = timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("no row of {path}"));
     visit.get(&format!("/api/v1/requests/{}", found["id"])).await.json()
 }
 
@@ -457,6 +465,55 @@ async fn a_body_is_sent_again_as_the_same_bytes_where_it_was_recorded() {
     let again = visit.post(&format!("/api/v1/requests/{}/replay", recorded["id"]), "{}").await.json();
     assert_eq!(again["exchange"]["request_body"]["text"], body, "{again}");
     assert_eq!(again["exchange"]["response_body"]["text"], echoed.body.as_str(), "{again}");
+}
+
+#[tokio::test]
+async fn an_edited_request_keeps_its_secrets_apart_and_names_that_share_a_tunnel_are_no_move() {
+    let process =
+        Process::start("http: {k8s: {routes: {w.localhost: {namespace: shop, service: web, port: 80}}}}\n", &[]).await;
+    let visit = Visit::new(&process).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let cookies = ["Cookie: a=1", "Cookie: b=2"];
+    send(&process, "GET /headers?x=1&token=ab", "w.localhost", &cookies, "").await;
+    let kept = row(&visit, "/headers").await;
+    let headers =
+        kept["exchange"]["request_headers"].as_array().unwrap().iter().filter(|header| header[0] != "connection");
+    let headers = headers.cloned().collect::<Vec<_>>();
+    let edits = json!({"target": "/headers?x=2&token=(hidden, 2 bytes)", "headers": headers});
+    assert_eq!(visit.post("/api/v1/record", "{\"route\": \"w.localhost\", \"minutes\": 10}").await.status, 204);
+    let again = visit.post(&format!("/api/v1/requests/{}/replay", kept["id"]), &edits.to_string()).await.json();
+    let seen = again["exchange"]["response_body"]["text"].as_str().unwrap_or_else(|| panic!("{again}"));
+    assert!(seen.contains("a=1") && seen.contains("b=2"), "{seen}");
+    assert_eq!(again["exchange"]["target"], "/headers?x=2&token=(hidden, 2 bytes)");
+}
+
+#[tokio::test]
+async fn an_upload_that_broke_off_is_no_body_to_send_again() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    assert_eq!(visit.post("/api/v1/record", "{\"route\": \"web.shop.localhost\", \"minutes\": 10}").await.status, 204);
+    let mut client = TcpStream::connect(process.http).await.unwrap();
+    client
+        .write_all(b"POST /upload HTTP/1.1\r\nHost: web.shop.localhost\r\nContent-Length: 9\r\n\r\nabc")
+        .await
+        .unwrap();
+    sleep(Duration::from_millis(300)).await;
+    drop(client);
+    let broken = row(&visit, "/upload").await;
+    assert!(broken["exchange"]["no_replay"].as_str().unwrap().contains("not all of it"), "{broken}");
+    send(&process, "POST /whoami", "web.shop.localhost", &[], "12345").await;
+    let whole = row(&visit, "/whoami").await;
+    assert_eq!((&whole["bytes_up"], &whole["exchange"]["no_replay"]), (&5.into(), &Value::Null), "{whole}");
+}
+
+#[tokio::test]
+async fn a_change_is_made_by_post_alone() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    for (path, allowed) in [("/api/v1/tunnels/x/stop", "POST"), ("/api/v1/record", "POST")] {
+        let answer = visit.get(path).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some(allowed)), "{path}");
+    }
 }
 
 #[tokio::test]

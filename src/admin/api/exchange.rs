@@ -1,6 +1,6 @@
 //! One request as it may be shown: its heads and bodies, as a command of curl, and as an HTTP archive (HAR 1.2).
 
-use std::sync::Arc;
+use std::{string::FromUtf8Error, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Version;
@@ -41,7 +41,7 @@ pub struct ExchangeRow {
 pub struct BodyRow {
     /// How long it was.
     pub bytes: u64,
-    /// All of it is kept; 256 KiB of a longer one are.
+    /// It has ended, and all of it is kept; 256 KiB of a longer one are.
     pub is_whole: bool,
     /// The recorded bytes as text. null: they are not UTF-8.
     pub text: Option<String>,
@@ -108,27 +108,23 @@ pub fn no_replay(entry: &Entry) -> Option<&'static str> {
         return Some("it reached no pod");
     }
     let is_whole = exchange.request_body.get().is_some_and(|body| body.kept().2);
-    (has_body(head, exchange) && !is_whole)
+    (exchange.has_body && !is_whole)
         .then_some("its body was not recorded, or not all of it: record the bodies of its route, or edit the request")
-}
-
-/// Returns whether a request had a body. Over HTTP/2 a length is not required, but browsers, curl and gRPC send one or DATA.
-fn has_body(head: &Head, exchange: &Exchange) -> bool {
-    let has_length = head.get("content-length").is_some_and(|length| length != b"0");
-    let is_stream = exchange.version == Version::HTTP_2 && head.get("content-type").is_some();
-    has_length || is_stream || head.get("transfer-encoding").is_some()
 }
 
 fn curl(entry: &Entry, exchange: &Exchange) -> String {
     let method = entry.method.as_ref().map_or("GET", |method| method.as_str());
     let mut words = vec!["curl".to_owned()];
-    let body = exchange.request_body.get().map(|body| body.kept()).filter(|(bytes, ..)| !bytes.is_empty());
+    let url = url(entry, exchange);
     match method {
-        "GET" if body.is_none() => {}
+        "GET" if !exchange.has_body => {}
         "HEAD" => words.push("--head".to_owned()),
         method => words.extend(["-X".to_owned(), quoted(method)]),
     }
-    words.push(quoted(&url(entry, exchange)));
+    if url.contains(['[', ']', '{', '}']) {
+        words.push("--globoff".to_owned());
+    }
+    words.push(quoted(&url));
     // curl knows better what is about its own connection.
     let is_its_own = |name: &str| matches!(name, "host" | "content-length" | "connection" | "transfer-encoding");
     for (name, value) in exchange.request.iter().flat_map(Head::iter).filter(|(name, _)| !is_its_own(name)) {
@@ -139,8 +135,25 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
         };
         words.extend(["-H".to_owned(), quoted(&header)]);
     }
-    if let Some(text) = body.and_then(|(bytes, ..)| String::from_utf8(bytes).ok()) {
-        words.extend(["--data-raw".to_owned(), quoted(&text)]);
+    if !exchange.has_body {
+        return words.join(" ");
+    }
+    if !exchange.request.as_ref().is_some_and(|head| head.get("content-type").is_some()) {
+        // Else curl would send the type of a form.
+        words.extend(["-H".to_owned(), quoted("content-type:")]);
+    }
+    match exchange.request_body.get().map(|body| body.kept()) {
+        Some((bytes, _, true)) => match String::from_utf8(bytes) {
+            Ok(text) if !text.contains('\0') => words.extend(["--data-raw".to_owned(), quoted(&text)]),
+            bytes => {
+                let bytes = bytes.map_or_else(FromUtf8Error::into_bytes, String::into_bytes);
+                let decode = ["echo", &BASE64_STANDARD.encode(bytes), "|", "base64", "-d", "|"].map(str::to_owned);
+                words.splice(0..0, decode);
+                words.extend(["--data-binary", "@-"].map(str::to_owned));
+            }
+        },
+        // The body is not known. Without that file curl says so, and sends nothing.
+        _ => words.extend(["--data-binary", "@BODY"].map(str::to_owned)),
     }
     words.join(" ")
 }
@@ -154,6 +167,18 @@ pub fn har(entries: &[Entry]) -> Value {
         "creator": {"name": "adit", "version": env!("CARGO_PKG_VERSION")},
         "entries": entries,
     }})
+}
+
+/// Returns the text of a recorded body for an archive, with its encoding, and a comment if it is not the whole body.
+fn recorded(body: &BodyRow) -> Value {
+    let mut data = json!({"text": body.text.as_ref().or(body.base64.as_ref())});
+    if body.text.is_none() {
+        data["encoding"] = "base64".into();
+    }
+    if !body.is_whole {
+        data["comment"] = format!("only a part of {} bytes was recorded", body.bytes).into();
+    }
+    data
 }
 
 fn har_entry(entry: &Entry, exchange: &Exchange, method: &http::Method) -> Option<Value> {
@@ -182,16 +207,15 @@ fn har_entry(entry: &Entry, exchange: &Exchange, method: &http::Method) -> Optio
     });
     if let Some(body) = exchange.request_body.get().map(|body| BodyRow::of(body)).filter(|body| body.bytes > 0) {
         request["bodySize"] = body.bytes.into();
-        request["postData"] = json!({
-            "mimeType": of_type(exchange.request.as_ref()), "text": body.text.or(body.base64).unwrap_or_default(),
-        });
+        let mut data = recorded(&body);
+        data["mimeType"] = of_type(exchange.request.as_ref()).into();
+        request["postData"] = data;
     }
     let mut content = json!({"size": entry.bytes_down, "mimeType": of_type(response)});
     if let Some(body) = exchange.response_body.get().map(|body| BodyRow::of(body)) {
-        if body.text.is_none() {
-            content["encoding"] = "base64".into();
-        }
-        content["text"] = body.text.or(body.base64).unwrap_or_default().into();
+        let (size, kind) = (content["size"].take(), content["mimeType"].take());
+        content = recorded(&body);
+        (content["size"], content["mimeType"]) = (size, kind);
     }
     let status = entry.status.unwrap_or_default();
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
@@ -221,7 +245,9 @@ fn har_entry(entry: &Entry, exchange: &Exchange, method: &http::Method) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::{Method, Request};
+    use http_body_util::Full;
 
     use super::*;
 
@@ -230,7 +256,9 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(()).unwrap();
+        let has_body = headers.iter().any(|(name, value)| *name == "content-length" && *value != "0");
+        let body = if has_body { Bytes::from_static(b"12") } else { Bytes::new() };
+        let request = request.body(Full::new(body)).unwrap();
         let exchange = Some(Arc::new(Exchange::of(&request, false)).into());
         let entry = Entry::new(Kind::Http).with_method(request.method()).with_host("web.localhost:8989");
         Entry { exchange, tunnel: Some("demo/shop/web".into()), ..entry }
@@ -242,8 +270,33 @@ mod tests {
         let command = curl(&entry, entry.exchange.as_ref().unwrap());
         assert_eq!(
             command,
-            r"curl -X POST 'http://web.localhost:8989/a?q='\''&token=(hidden, 6 bytes)' -H 'authorization: (hidden, 10 bytes)' -H 'x-empty;'"
+            r"curl -X POST 'http://web.localhost:8989/a?q='\''&token=(hidden, 6 bytes)' -H 'authorization: (hidden, 10 bytes)' -H 'x-empty;' -H content-type: --data-binary @BODY"
         );
+    }
+
+    #[test]
+    fn curl_gets_the_bytes_of_a_body_or_says_that_it_lacks_them() {
+        let entry = entry(Method::POST, &[("content-type", "a/b"), ("content-length", "2")]);
+        let recorder = Arc::new(crate::journal::Recorder::default());
+        recorder.record("web", std::time::Duration::from_secs(60));
+        let body = recorder.body("web").unwrap();
+        let exchange = entry.exchange.as_ref().unwrap();
+        exchange.request_body.set(body.clone()).ok().unwrap();
+        body.add(b"\xff'");
+        assert!(curl(&entry, exchange).ends_with(" --data-binary @BODY"), "it goes on");
+        body.end();
+        let command = curl(&entry, exchange);
+        assert!(command.starts_with("echo /yc= | base64 -d | curl -X POST '"), "{command}");
+        assert!(command.ends_with(" --data-binary @-"), "{command}");
+        assert_eq!(no_replay(&entry), None);
+    }
+
+    #[test]
+    fn curl_takes_brackets_of_a_url_as_they_are() {
+        let request = Request::get("/a?b[c]={1,2}").body(Full::<Bytes>::default()).unwrap();
+        let exchange = Arc::new(Exchange::of(&request, false));
+        let entry = Entry::new(Kind::Http).with_method(&Method::GET).with_host("web.localhost");
+        assert_eq!(curl(&entry, &exchange), "curl --globoff 'http://web.localhost/a?b[c]={1,2}'");
     }
 
     #[test]

@@ -36,8 +36,9 @@ pub const MALFORMED: &str = "malformed";
 /// How large a request may be.
 const MOST: usize = 64 * 1024;
 
-/// How long a target is waited for, where the request does not say.
+/// How long a target is waited for if the request does not say, and at most: an answer takes less than 30 s in all.
 const WAIT_MS: u64 = 10_000;
+const LONGEST_WAIT_MS: u64 = 25_000;
 
 /// Parameters of the request.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -50,8 +51,9 @@ pub struct OpenRequest {
     /// Of targets that name none.
     #[serde(default)]
     pub namespace: Option<String>,
-    /// How long to wait until it can be reached, in milliseconds. Default: 10,000.
+    /// How long to wait until it can be reached, in milliseconds. Default: 10,000. At most 25,000: ask again to wait for longer.
     #[serde(default)]
+    #[schemars(range(max = 25_000))]
     pub wait_ms: Option<u64>,
 }
 
@@ -151,6 +153,10 @@ pub async fn answer(source: &Source, mut request: Request<Incoming>) -> Response
             );
         }
     };
+    if wanted.wait_ms.is_some_and(|wait| wait > LONGEST_WAIT_MS) {
+        let message = format!("wait_ms is at most {LONGEST_WAIT_MS}: ask again to wait for longer");
+        return failure(StatusCode::BAD_REQUEST, MALFORMED, message);
+    }
     match (wanted.kind, upgrading) {
         (OpenKind::Stream, None) => failure(
             StatusCode::UPGRADE_REQUIRED,

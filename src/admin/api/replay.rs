@@ -1,6 +1,6 @@
 //! `POST /api/v1/requests/ID/replay`: a request again, as it was or edited; `POST /api/v1/record`: bodies of a route.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use crate::{
         http::{Body, NO_CONTENT, empty},
         status::Source,
     },
-    journal::{Entry, hidden},
+    journal::{Entry, exchange::ReplayOf, hidden},
 };
 
 /// For how long bodies may be recorded.
@@ -51,9 +51,8 @@ pub struct RecordRequest {
 
 /// Sends recorded requests again for the API; the application implements it.
 pub trait Replayer: Send + Sync {
-    /// Sends a request the way that a client's goes, and waits for the end of the answer.
-    /// `of`: the entry that it repeats; `tunnel`: where it may go; `is_tls`: it comes as by https.
-    fn replay(&self, request: Request<Bytes>, of: u64, tunnel: Arc<str>, is_tls: bool) -> BoxFuture<'_, ()>;
+    /// Sends a request as a client would, over https if `is_tls`, and waits for the end of the answer.
+    fn replay(&self, request: Request<Bytes>, replay: ReplayOf, is_tls: bool) -> BoxFuture<'_, ()>;
 }
 
 /// Answers a request to send another one again.
@@ -69,12 +68,12 @@ pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Resp
     let Some(replayer) = source.replayer() else {
         return failure(StatusCode::NOT_FOUND, "not-found", "this adit sends nothing again".to_owned());
     };
-    let (again, tunnel, is_tls) = match again(&entry, edits) {
+    let (again, replay, is_tls) = match again(&entry, edits) {
         Ok(again) => again,
         Err(message) => return failure(StatusCode::CONFLICT, "no-replay", message),
     };
     let (_, before) = journal.since(u64::MAX);
-    replayer.replay(again, entry.id, tunnel, is_tls).await;
+    replayer.replay(again, replay, is_tls).await;
     let (entries, _) = journal.since(before);
     match entries.iter().find(|found| found.replay_of == Some(entry.id)) {
         Some(found) => json(&RequestAnswer::of(found, journal)),
@@ -109,15 +108,15 @@ fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response
     })
 }
 
-/// Returns the request that is sent, where it may go, and whether it comes as by https.
-fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str>, bool), String> {
+/// Returns the request to send, its mark as a replay, and whether it is sent over https.
+fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, ReplayOf, bool), String> {
     let has_new_body = edits.text.is_some() || edits.base64.is_some();
     if let Some(reason) = no_replay(entry).filter(|reason| !(has_new_body && reason.contains("body"))) {
         return Err(reason.to_owned());
     }
-    let (Some(exchange), Some(tunnel)) = (entry.exchange.as_ref(), entry.tunnel.clone()) else {
-        return Err("nothing is kept of it".to_owned());
-    };
+    let kept = entry.exchange.as_ref().and_then(|exchange| Some((exchange, exchange.leads_to.get()?.clone())));
+    let Some((exchange, target_of_route)) = kept else { return Err("nothing is kept of it".to_owned()) };
+    let replay = ReplayOf { id: entry.id, target: target_of_route };
     let mut headers = exchange.request.as_ref().map(|head| head.headers()).unwrap_or_default();
     if let Some(edited) = edits.headers {
         headers = edit(&headers, &edited)?;
@@ -134,7 +133,8 @@ fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str
     if had_length || !body.is_empty() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    let target = edits.target.unwrap_or_else(|| exchange.target.to_string());
+    let target = edits.target.map(|edited| hidden::restored(&exchange.target, &edited));
+    let target = target.unwrap_or_else(|| exchange.target.to_string());
     if !target.starts_with('/') && target != "*" {
         return Err(format!("{target:?} is no path: it begins with /"));
     }
@@ -154,12 +154,14 @@ fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str
         headers.insert(header::HOST, host);
     }
     *request.headers_mut() = headers;
-    Ok((request, tunnel, exchange.is_tls))
+    Ok((request, replay, exchange.is_tls))
 }
 
-/// Returns the edited headers: where one has the hidden text of a first one, it has its value. Host stays: it is the route.
+/// Returns the edited headers. A hidden text stands for the original value; if several headers have the same hidden text, they keep
+/// their order. Host is the original one, because it selects the route.
 fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
+    let mut left: Vec<(&HeaderName, &HeaderValue)> = first.iter().collect();
     for (name, value) in edited {
         let wrong = || format!("{name:?} is no header with that value");
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
@@ -169,8 +171,12 @@ fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, Str
         if matches!(name, header::UPGRADE | header::CONNECTION) {
             return Err(format!("{name} is about a connection, and cannot be sent again"));
         }
-        let mut of_first = first.get_all(&name).iter();
-        let secret = of_first.find(|first| *value == hidden::shown(name.as_str(), first.as_bytes()));
+        let is_meant = |first: &HeaderValue| *value == hidden::shown(name.as_str(), first.as_bytes());
+        let next = left.iter().position(|(other, first)| **other == name && is_meant(first));
+        let secret = match next {
+            Some(at) => Some(left.remove(at).1),
+            None => first.get_all(&name).iter().find(|first| is_meant(first)),
+        };
         let value = secret.cloned().map_or_else(|| HeaderValue::from_str(value).map_err(|_| wrong()), Ok)?;
         headers.append(name, value);
     }

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -17,7 +17,7 @@ use tracing::info;
 
 use super::{
     body::{Body, innermost},
-    recorded,
+    recorded::{self, Sent},
     upstream::pool::Returning,
 };
 use crate::{
@@ -40,6 +40,7 @@ pub struct Access {
     metrics: Arc<Metrics>,
     journal: Arc<Journal>,
     version: Version,
+    sent: Sent,
     pub status: StatusCode,
     pub error: Option<&'static str>,
 }
@@ -69,6 +70,7 @@ impl Access {
             metrics,
             journal,
             version: request.version(),
+            sent: Sent::default(),
             // Status for a client that left before the answer, as in nginx.
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
@@ -105,7 +107,11 @@ impl Access {
     /// Takes note of the route that the name has, and of where it leads: a request that is refused was for it too.
     pub fn route(&mut self, route: &Route) {
         if let Some(entry) = self.entry() {
-            (entry.route, entry.tunnel) = (Some(route.name.clone()), Some(route.target.to_string().into()));
+            let target = route.target.to_string();
+            if let Some(exchange) = &entry.exchange {
+                let _ = exchange.leads_to.set(target.as_str().into());
+            }
+            (entry.route, entry.tunnel) = (Some(route.name.clone()), Some(target.into()));
         }
     }
 
@@ -161,15 +167,22 @@ impl Access {
         }
     }
 
-    /// Returns the request's body, which is recorded where a person has asked for that.
+    /// Counts the bytes of the request's body, and records both bodies if a person has asked for that.
     pub fn record(&mut self, request: Request<Body>) -> Request<Body> {
-        let recorder = self.journal.recorder().clone();
-        let Some(Entry { route: Some(route), exchange: Some(exchange), .. }) = self.entry() else { return request };
-        let Some(body) = recorder.body(route) else { return request };
-        // A request is admitted once.
-        let _ = exchange.request_body.set(body.clone());
-        let _ = recorder.body(route).map(|body| exchange.response_body.set(body));
-        request.map(|inner| recorded::record(inner, body))
+        let (recorder, sent) = (self.journal.recorder().clone(), self.sent.clone());
+        let kept = match self.entry() {
+            Some(Entry { route: Some(route), exchange: Some(exchange), .. }) => recorder.body(route).inspect(|kept| {
+                // A request is admitted once.
+                let _ = exchange.request_body.set(kept.clone());
+                let _ = recorder.body(route).map(|body| exchange.response_body.set(body));
+            }),
+            _ => None,
+        };
+        if request.body().is_end_stream() {
+            kept.iter().for_each(|kept| kept.end());
+            return request;
+        }
+        request.map(|inner| recorded::record(inner, sent, kept))
     }
 
     /// Takes the next bytes of the answer.
@@ -182,6 +195,14 @@ impl Access {
         }
         if let Some(body) = entry.exchange.as_ref().and_then(|exchange| exchange.response_body.get()) {
             body.add(data);
+        }
+    }
+
+    /// Takes note that the answer's body is complete.
+    fn ended(&mut self) {
+        let exchange = self.entry().and_then(|entry| entry.exchange.as_ref());
+        if let Some(body) = exchange.and_then(|exchange| exchange.response_body.get()) {
+            body.end();
         }
     }
 
@@ -209,15 +230,23 @@ impl Access {
 
     /// Returns the line, to be written by the new owner.
     pub fn take(&mut self) -> Self {
-        Self { record: self.record.take(), metrics: self.metrics.clone(), journal: self.journal.clone(), ..*self }
+        Self {
+            record: self.record.take(),
+            metrics: self.metrics.clone(),
+            journal: self.journal.clone(),
+            sent: self.sent.clone(),
+            ..*self
+        }
     }
 }
 
 impl Drop for Access {
     fn drop(&mut self) {
         let (status, error, took) = (self.status.as_u16(), self.error, self.started.elapsed());
+        let sent = self.sent.load(Ordering::Relaxed);
         let Some(entry) = self.entry() else { return };
         (entry.status, entry.took) = (Some(status), Some(took));
+        entry.bytes_up = entry.bytes_up.max(sent);
         if let Some(error) = error {
             entry.error = Some(error.into());
         }
@@ -257,7 +286,10 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    pub fn new(inner: Body, access: Access) -> Self {
+    pub fn new(inner: Body, mut access: Access) -> Self {
+        if inner.is_end_stream() {
+            access.ended();
+        }
         Self { inner, lease: None, returning: None, access: Some(access), busy: None, cuts: None }
     }
 
@@ -319,9 +351,13 @@ impl HttpBody for Tracked {
                     } else if let Some(trailers) = frame.trailers_ref() {
                         access.trailers(trailers);
                     }
+                    if this.inner.is_end_stream() {
+                        access.ended();
+                    }
                 }
             }
             Poll::Ready(None) => {
+                this.access.iter_mut().for_each(Access::ended);
                 this.returning = None;
                 this.lease = None;
                 this.access = None;

@@ -1,8 +1,11 @@
-//! A body whose bytes are kept as they pass, because a person asked for it.
+//! A request's body that counts its bytes, and keeps them if a person asked for that.
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -14,14 +17,18 @@ use tower::BoxError;
 use super::body::Body;
 use crate::journal::exchange::KeptBody;
 
+/// Number of bytes that a client has sent in a body.
+pub type Sent = Arc<AtomicU64>;
+
 struct Recorded {
     inner: Body,
-    kept: Arc<KeptBody>,
+    sent: Sent,
+    kept: Option<Arc<KeptBody>>,
 }
 
-/// Returns the body, which keeps what passes.
-pub fn record(inner: Body, kept: Arc<KeptBody>) -> Body {
-    Recorded { inner, kept }.boxed_unsync()
+/// Wraps a body so that its bytes are counted, and kept in `kept`.
+pub fn record(inner: Body, sent: Sent, kept: Option<Arc<KeptBody>>) -> Body {
+    Recorded { inner, sent, kept }.boxed_unsync()
 }
 
 impl HttpBody for Recorded {
@@ -31,7 +38,12 @@ impl HttpBody for Recorded {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         if let Some(data) = polled.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            self.kept.add(data);
+            self.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.kept.iter().for_each(|kept| kept.add(data));
+        }
+        // A reader does not ask again for the end of a body whose length it knows.
+        if polled.is_none() || self.inner.is_end_stream() {
+            self.kept.iter().for_each(|kept| kept.end());
         }
         Poll::Ready(polled)
     }

@@ -90,10 +90,10 @@ impl HttpFrontend {
 pub fn check_replay(request: &Request<Body>, route: &Route) -> Result<(), Page> {
     let Some(replay) = request.extensions().get::<ReplayOf>() else { return Ok(()) };
     let target = route.target.to_string();
-    if *replay.tunnel == *target {
+    if *replay.target == *target {
         return Ok(());
     }
     let title = format!("{} leads to {target} now", route.name);
-    let cause = Some(format!("the request that is to be sent again went to {}", replay.tunnel));
+    let cause = Some(format!("the request that is to be sent again went to {}", replay.target));
     Err(Page { cause, ..Page::new(StatusCode::CONFLICT, ErrorCode::Moved, title) })
 }
