@@ -165,6 +165,7 @@ impl Commands {
             started.retain(|_, last| now.duration_since(last.at) < LONGEST_PAUSE + SOON);
             let last = started.get(command).copied();
             let soon = last.filter(|last| now.duration_since(last.at) < SOON).map_or(0, |last| last.soon + 1);
+            // Doubles with each early end, up to LONGEST_PAUSE.
             let pause = FIRST_PAUSE.saturating_mul(1 << soon.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
             let pause = if soon == 0 { Duration::ZERO } else { pause };
             started.insert(command.clone(), Started { at: now + pause, soon });

@@ -174,7 +174,7 @@ impl Placement {
     }
 }
 
-/// Facts about the port that a session reached, such as its appProtocol.
+/// The pod and port of a session, and its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Name of the pod; other backends put the name of their command or client here.

@@ -125,6 +125,7 @@ impl<T: Io> Normaliser<T> {
                 Ok(None) => Ok(Look::Fill),
                 Err(Refusal::NotHttp) => {
                     self.pending = BytesMut::new();
+                    // The client would not understand an answer, so the server sees the end of the connection.
                     (self.searched, self.client_ended) = (0, true);
                     Ok(Look::Fill)
                 }

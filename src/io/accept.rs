@@ -121,7 +121,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// EMFILE or ENFILE.
+/// Returns whether the error is EMFILE or ENFILE.
 fn is_about_open_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }

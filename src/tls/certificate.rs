@@ -19,7 +19,7 @@ const VERSION: u8 = 0xa0;
 pub struct Certificate<'a> {
     /// The signed part, with its DER header.
     pub signed: &'a [u8],
-    /// The content of the AlgorithmIdentifier.
+    /// Content of the AlgorithmIdentifier.
     pub signature_algorithm: &'a [u8],
     pub signature: &'a [u8],
     /// Contents of the Names.
@@ -28,7 +28,7 @@ pub struct Certificate<'a> {
     /// Seconds since 1970.
     pub not_before: i64,
     pub not_after: i64,
-    /// The content of the AlgorithmIdentifier.
+    /// Content of the AlgorithmIdentifier.
     pub key_algorithm: &'a [u8],
     pub key: &'a [u8],
 }

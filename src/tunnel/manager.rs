@@ -139,7 +139,7 @@ pub struct TunnelSnapshot {
     pub bytes_up: u64,
     /// Bytes from the pod to the client.
     pub bytes_down: u64,
-    /// Time since the last use. None: in use.
+    /// Time since the last use. `None`: in use.
     pub idle: Option<Duration>,
     /// Time until the tunnel closes as idle. `None`: in use, or no idle timeout.
     pub closes_in: Option<Duration>,
@@ -227,6 +227,7 @@ impl Manager {
             task::run(tunnel.clone()).await;
             let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
             tunnels.past.add(&tunnel.usage);
+            // A caller may have replaced the ended tunnel by a new one to the same target.
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
                 tunnels.by_target.remove(&tunnel.target);
                 tunnels.same.retain(|_, other| *other != tunnel.target);
@@ -243,8 +244,8 @@ impl Manager {
         }
     }
 
-    /// Waits until a person should learn that a session to `target` waits for a sign-in: soon after the sign-in's first
-    /// output, or at the end of the caller's budget (10 s) if it has none.
+    /// Waits until a person should learn that a session to `target` waits for a sign-in: 1.5 s after the sign-in's start
+    /// if it has printed something, else at the end of the caller's budget (10 s).
     pub async fn sign_in_due(&self, target: &Target) -> SignInReport {
         let came = Instant::now();
         let backend = &self.shared.backend;

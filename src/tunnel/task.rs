@@ -39,7 +39,7 @@ pub(super) struct Tunnel {
     pub leases: Leases,
     /// Streams dropped when the tunnel ends.
     pub streams: Streams,
-    /// Notified when the last lease is given back.
+    /// Notified when the last lease is dropped.
     pub changed: Notify,
     /// Notified when a caller wants another attempt after a failure.
     pub wanted: Notify,
@@ -194,8 +194,8 @@ impl Tunnel {
         Instant::now() + BUDGET + self.target.startup_time()
     }
 
-    /// Returns the new deadline of a caller whose time is over: a budget after the present or last sign-in. `None`: the
-    /// caller waits no longer.
+    /// Returns the new deadline of a caller whose time is over: it waits while a sign-in runs, and a budget after that.
+    /// `None`: the caller waits no longer.
     pub fn put_off(&self) -> Option<Instant> {
         self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! record:     type 22 | version 2 | length 2 | fragment      (a hello may be split over several)
-//! handshake:  type 1  | length 3  | version 2 | random 32 | session id <1> | cipher suites <2> | compression <1> | extensions <2>
+//! handshake:  type 1  | length 3 | version 2 | random 32 | session id <1> | cipher suites <2> | compression <1> | extensions <2>
 //! extension:  type 2  | length 2  | body       server_name: type 0;  ALPN: type 16
 //! ```
 

@@ -3,8 +3,8 @@
 //! ```text
 //! header    id(2) flags(2) questions(2) answers(2) authorities(2) additional(2)
 //! flags     QR opcode(4) AA TC RD RA Z(3) RCODE(4)
-//! question  name type(2) class(2); a name is labels, each with its length in front, and ends with a length of 0
-//! answer    name type(2) class(2) TTL(4) length(2) address; the name is a pointer to that of the question
+//! question  name type(2) class(2); a name is labels, each after its length, and ends with a length of 0
+//! answer    name type(2) class(2) TTL(4) length(2) address; the name is a pointer to the name of the question
 //! ```
 
 use std::net::IpAddr;

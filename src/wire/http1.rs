@@ -344,7 +344,7 @@ fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, &'static str> {
     }
 }
 
-/// `tchar` of RFC 9110, section 5.6.2.
+/// Returns whether a byte is a `tchar` (RFC 9110, section 5.6.2).
 pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -88,6 +88,7 @@ fn v1(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
 
 fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some((start, rest)) = bytes.split_at_checked(16) else { return Ok(None) };
+    // High nibble: version 2. Low nibble: 0 is LOCAL, 1 is PROXY.
     let is_local = match start[12] {
         0x20 => true,
         0x21 => false,
@@ -97,6 +98,7 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     if length > LONGEST_V2 {
         return Err(Malformed("a header longer than 4 KiB"));
     }
+    // High nibble: 0 is unspecified, 1 IPv4, 2 IPv6, 3 Unix sockets. Low nibble: 1 is TCP, 2 UDP (streams and datagrams).
     let addresses_length = match start[13] {
         // Specification: for LOCAL, the receiver ignores the family and the protocol.
         _ if is_local => 0,

@@ -3,9 +3,9 @@
 //! | | bytes |
 //! |---|---|
 //! | greeting | `05`, count, that many methods |
-//! | choice of a method | `05`, method |
+//! | answer to the greeting | `05`, method |
 //! | user name | `01`, length, name, length, password |
-//! | answer to it | `01`, `00` if it is accepted |
+//! | answer to the user name | `01`, `00` if it is accepted |
 //! | request | `05`, command, `00`, address type, address, port (2 bytes) |
 //! | reply | `05`, code, `00`, `01`, 4 bytes of an address, 2 bytes of a port |
 //!

@@ -185,6 +185,7 @@ impl Parser {
             return Ok(Some(Event::Data { payload: piece.freeze(), last }));
         }
         let Some((header, length)) = self.header(input)? else { return Ok(None) };
+        // Control frames have the highest bit of the opcode set (section 5.5).
         if header.opcode.bits() & 8 != 0 {
             if input.len() < length + header.length {
                 return Ok(None);

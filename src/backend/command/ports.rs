@@ -8,7 +8,7 @@ use std::{
 
 use crate::config::PortRange;
 
-/// Lends each port to one command at a time.
+/// A pool that lends each port to one command at a time.
 #[derive(Default)]
 pub struct PortPool(Mutex<Lending>);
 

@@ -2,7 +2,7 @@
 //!
 //! | | stdin, stdout, stderr, status | the end of stdin |
 //! |---|---|---|
-//! | `v5.channel.k8s.io`, `v4.channel.k8s.io` | WebSocket messages that begin with 0, 1, 2, 3 | v5: a message of 255 and 0; v4: none |
+//! | `v5.channel.k8s.io`, `v4.channel.k8s.io` | WebSocket messages that begin with 0, 1, 2, 3 | v5: bytes 255 and 0; v4: none |
 //! | SPDY/3.1 | a stream each, told apart by the header `streamtype` | FIN |
 
 use std::{

@@ -96,6 +96,7 @@ fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> 
     // A command that waits, and exits on SIGTERM.
     let sleep = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"].map(str::to_owned);
     let command = if command.is_empty() { &sleep[..] } else { command };
+    // 65532: the user "nonroot" of distroless images. Without a UID, runAsNonRoot rejects images whose user is root or a name.
     serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {

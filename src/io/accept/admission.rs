@@ -34,7 +34,7 @@ pub struct Admission {
 /// Words for the log when a limit is reached.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Names {
-    /// What is counted, in the plural.
+    /// Plural noun for what is counted: `connections of visitors`.
     pub counted: &'static str,
     /// The option that raises [`Limits::connections`].
     pub connections: &'static str,

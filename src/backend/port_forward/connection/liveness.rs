@@ -6,7 +6,7 @@
 //! | state | verdict |
 //! |---|---|
 //! | no bytes for 10 s, and no PING is out | [`Ping`](Verdict::Ping) |
-//! | a lane is silent for 1 s, and another lane has answered the same PINGs | [`Retire`](Verdict::Retire): a worker of the node hangs |
+//! | a lane is silent for 1 s, and another has answered the same PINGs | [`Retire`](Verdict::Retire): a worker hangs |
 //! | a suspected connection has answered no PING for 5 s | [`Retire`](Verdict::Retire) |
 //! | no progress for 15 s, and a PING is out for 5 s or a write waits | [`Dead`](Verdict::Dead) |
 //!

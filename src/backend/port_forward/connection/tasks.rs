@@ -128,6 +128,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
         }
         // All arms are cancel-safe: dropping the read loses no byte.
         select! {
+            // Reads first, so that bytes that have arrived count before a deadline that has passed.
             biased;
             read = io.read_buf(&mut input) => match read {
                 Ok(0) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
