@@ -1,26 +1,26 @@
-//! Graceful end: stop accepting, let finish, then cut.
+//! Graceful shutdown: stop accepting, let work finish, then cut the rest.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The way every task of the process learns that it should end, and is waited for.
+/// Tells every task of the process to end, and waits for the tasks.
 ///
 /// ```text
 /// Open ----start()----> Draining ----cut(), or the grace of finish() is over----> Cut
 /// ```
 ///
-/// While Draining, nothing new is accepted and what is in progress goes on. At Cut, tracked tasks are
-/// dropped where they wait. Clones share one state.
+/// While Draining, tasks accept nothing new and finish their work. Cut drops the remaining tasks at their next await.
+/// Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// Of this drain, then of those that it is a child of: each counts the task.
+    /// Each task counts in this drain and in all its parents.
     trackers: Trackers,
     draining: CancellationToken,
     cut: CancellationToken,
 }
 
-/// The tasks of a drain. Those of its children are among them.
+/// Tasks of a drain, including those of its children.
 #[derive(Clone, Debug, Default)]
 struct Trackers {
     own: TaskTracker,
@@ -49,21 +49,21 @@ impl Drain {
         });
     }
 
-    /// Returns a drain that starts and cuts with this one, but can also be started, cut and waited for
-    /// alone: a removed listener ends its own connections, not everybody's. [`finish`](Self::finish) of this one waits
-    /// for the tasks of both.
+    /// Returns a drain that starts and cuts with this one, but can also be started, cut and waited for alone, so that a
+    /// removed listener ends only its own connections. [`finish`](Self::finish) of this one waits for the tasks of
+    /// both.
     pub fn child(&self) -> Self {
         let parents = self.trackers.parents.iter().chain([&self.trackers.own]).cloned().collect();
         let trackers = Trackers { own: TaskTracker::new(), parents };
         Self { trackers, draining: self.draining.child_token(), cut: self.cut.child_token() }
     }
 
-    /// Asks every task to finish what it does and take nothing new.
+    /// Tells every task to finish its work and accept nothing new.
     pub fn start(&self) {
         self.draining.cancel();
     }
 
-    /// Waits until [`start`](Self::start) was called.
+    /// Waits until [`start`](Self::start) is called.
     pub async fn started(&self) {
         self.draining.cancelled().await;
     }
@@ -73,7 +73,7 @@ impl Drain {
         self.draining.is_cancelled()
     }
 
-    /// Drops every tracked task where it waits.
+    /// Drops every tracked task at its next await.
     pub fn cut(&self) {
         self.draining.cancel();
         self.cut.cancel();
@@ -81,7 +81,7 @@ impl Drain {
 
     /// Starts the drain, waits up to `grace` for the tracked tasks to end, then cuts the rest.
     ///
-    /// Returns how many were cut.
+    /// Returns the number of tasks that were cut.
     pub async fn finish(&self, grace: Duration) -> usize {
         self.start();
         self.trackers.own.close();

@@ -1,6 +1,6 @@
 //! adit: the level way into a Kubernetes cluster.
 //!
-//! One connection's way through the crate, left to right, is also the order of the modules:
+//! A connection passes through the modules from left to right:
 //!
 //! ```text
 //! config ----> routing                          what the user asked for, and what a name means
@@ -9,9 +9,9 @@
 //!     \__________\___________\________\__ io, wire    streams, and bytes <-> values
 //! ```
 //!
-//! - A frontend knows protocols and names, never Kubernetes; a backend knows Kubernetes, never names.
-//! - [`app`] puts the pieces together; [`cli`] is the only module that prints and exits.
-//! - `ARCHITECTURE.md` walks through one request file by file and holds the table of who may use whom.
+//! - A frontend knows protocols and names, but not Kubernetes. A backend knows Kubernetes, but no names.
+//! - [`app`] connects the modules. Only [`cli`] prints and exits.
+//! - `ARCHITECTURE.md` follows one request file by file, and has the table of allowed imports.
 
 pub mod io;
 pub mod wire;

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-/// The media type of [`Exposition`].
+/// Media type of [`Exposition`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Most routes with counts of their own; clients choose the names, and the rest is counted together.
+/// Maximum number of routes with their own counts. Clients choose the names, so the rest is counted together.
 const MOST_ROUTES: usize = 1000;
 
 /// Upper bounds of the times to first byte, in milliseconds.
@@ -28,27 +28,27 @@ pub struct Metrics {
     pub sni_connections: Counted,
     pub socks_connections: Counted,
     pub connect_connections: Counted,
-    /// Connections that were neither HTTP nor TLS, or silent.
+    /// Connections that were silent, or neither HTTP nor TLS.
     pub unknown_connections: AtomicU64,
-    /// Connections that were answered from the reserve, or closed, for want of descriptors.
+    /// Connections refused at the open-file limit, with or without an answer.
     pub refused_connections: AtomicU64,
-    /// Requests that were sent again because their connection to the pod ended.
+    /// Requests sent again because their connection to the pod had ended.
     pub retries: AtomicU64,
-    /// Clients of SNI listeners that were turned away.
+    /// Refused clients of SNI listeners.
     pub refused_names: AtomicU64,
     requests: Mutex<BTreeMap<Arc<str>, BTreeMap<u16, u64>>>,
     first_byte: [AtomicU64; BUCKETS.len() + 1],
     first_byte_micros: AtomicU64,
 }
 
-/// How many there were, and how many there are.
+/// Total number of connections, and number of open ones.
 #[derive(Default)]
 pub struct Counted {
     total: AtomicU64,
     open: AtomicU64,
 }
 
-/// One of those that are, until it is dropped.
+/// Counts as an open connection until it is dropped.
 pub struct Open<'a>(&'a Counted);
 
 impl Counted {
@@ -66,7 +66,7 @@ impl Drop for Open<'_> {
 }
 
 impl Metrics {
-    /// Counts a request that was answered. `route`: None where none was found.
+    /// Counts an answered request. `route`: `None` if the request has no route.
     pub fn request(&self, route: Option<&Arc<str>>, status: u16, first_byte: Option<Duration>) {
         let mut requests = self.requests.lock().expect("no panic while the lock is held");
         let by_status = match route.and_then(|route| requests.get_mut(route)) {
@@ -90,7 +90,7 @@ impl Metrics {
         }
     }
 
-    /// Writes them all.
+    /// Appends all metrics.
     pub fn write(&self, to: &mut Exposition) {
         let connections = [
             ("http", &self.http_connections),
@@ -159,7 +159,7 @@ impl Exposition {
         let _ = writeln!(self.0, " {value}");
     }
 
-    /// Returns the text with its end mark.
+    /// Returns the text with its end marker.
     pub fn finish(mut self) -> String {
         self.0.push_str("# EOF\n");
         self.0

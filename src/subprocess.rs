@@ -1,5 +1,4 @@
-//! Programs that adit runs and waits for, bounded in time and output: a program that asks a question nobody answers, or repeats itself
-//! for ever, holds nobody up.
+//! Runs programs with limits on time and output, so that a program that waits for input or prints forever blocks nothing.
 
 use std::{
     io::{self, Read},
@@ -9,27 +8,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most bytes on each of stdout and stderr. certutil lists 10,000 certificates in 1 MiB.
+/// Maximum bytes on each of stdout and stderr. certutil lists 10,000 certificates in 1 MiB.
 const MOST: usize = 4 * 1024 * 1024;
 
-/// How often the end of a program is looked for: the standard library has no wait with a deadline.
+/// Interval of the checks whether a program has exited: the standard library has no wait with a deadline.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// How long output may come after the end. A process that the program has left running may hold the pipe open.
+/// How long to wait for output after the exit. A process that the program left running may hold the pipe open.
 const REST: Duration = Duration::from_secs(1);
 
-/// Runs a program without input to its end, and returns its output. Its process group stays adit's, so that Ctrl-C ends both, and a
-/// program that opens the terminal may ask for a password there.
+/// Runs a program without input to its end, and returns its output. Keeps it in adit's process group, so that Ctrl-C
+/// ends both, and a program that opens the terminal can ask for a password there.
 ///
 /// # Errors
-/// It cannot be started, or it was killed: it took longer than `patience`, or printed more than 4 MiB.
+/// The program cannot be started, or was killed because it took longer than `patience` or printed more than 4 MiB.
 pub fn output(command: &mut Command, patience: Duration) -> io::Result<Output> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let streams = (Collected::of(child.stdout.take()), Collected::of(child.stderr.take()));
     let is_too_much = || streams.0.length() > MOST || streams.1.length() > MOST;
     let waited = wait_while(&mut child, patience, || !is_too_much());
     if !matches!(waited, Ok(Some(_))) {
-        // It may have ended by itself meanwhile.
+        // It may have exited by itself meanwhile.
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -48,10 +47,10 @@ pub fn output(command: &mut Command, patience: Duration) -> io::Result<Output> {
     Ok(Output { status: status.ok_or_else(late)?, stdout: streams.0.take(), stderr: streams.1.take() })
 }
 
-/// Waits for a child. None: it still runs after `patience`.
+/// Waits for a child. `None`: it still runs after `patience`.
 ///
 /// # Errors
-/// The system cannot tell.
+/// The system reports an error.
 pub fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     wait_while(child, patience, || true)
 }
@@ -71,7 +70,7 @@ fn wait_while(
     }
 }
 
-/// Output of a stream so far. A thread reads it to its end or its limit.
+/// Output of a stream so far. A thread reads the stream to its end or to the limit.
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: thread::JoinHandle<()>,
@@ -84,7 +83,7 @@ impl Collected {
         let reader = thread::spawn(move || {
             let mut chunk = [0; 8192];
             let Some(mut stream) = stream else { return };
-            // An error is the end of the stream too: the exit code says how the program fared.
+            // An error ends the stream, too: the exit code tells whether the program succeeded.
             while let Ok(length @ 1..) = stream.read(&mut chunk) {
                 let mut read = read.lock().expect("no panic while the lock is held");
                 read.extend(&chunk[..length]);
@@ -123,7 +122,7 @@ mod tests {
     fn a_program_has_no_input_and_its_output_is_read_to_the_end() {
         let ran = sh("cat; echo out; echo err >&2; exit 3", PLENTY).unwrap();
         assert_eq!((ran.status.code(), &ran.stdout[..], &ran.stderr[..]), (Some(3), &b"out\n"[..], &b"err\n"[..]));
-        // More than a pipe holds.
+        // More than a pipe's buffer holds.
         let ran = sh("head -c 1000000 /dev/zero", PLENTY).unwrap();
         assert_eq!((ran.status.success(), ran.stdout.len()), (true, 1_000_000));
         let missing = output(&mut Command::new("/no/such/program"), PLENTY).unwrap_err();
@@ -134,7 +133,7 @@ mod tests {
     fn a_program_that_does_not_end_or_prints_for_ever_is_killed() {
         let slow = sh("exec sleep 600", Duration::from_millis(50)).unwrap_err();
         assert_eq!(slow.kind(), io::ErrorKind::TimedOut);
-        // It does not end by the closed pipe, as certutil does not.
+        // Ignores SIGPIPE, as certutil does.
         let loud = sh("trap '' PIPE; while :; do echo again; done 2>/dev/null", PLENTY).unwrap_err();
         assert!(loud.to_string().contains("more than 4 MiB"), "{loud}");
     }

@@ -1,4 +1,4 @@
-//! Logging: format, filter, colour, and errors in words.
+//! Logging: format, filter, colour, and the text of errors.
 
 mod lines;
 
@@ -9,13 +9,13 @@ use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt, r
 
 pub use self::lines::{Line, Lines};
 
-/// The target of access-log lines: one per request or connection, shown with `-v`.
+/// Target of access-log lines: one per request or connection, shown with `-v`.
 pub const ACCESS: &str = "adit::access";
 
-/// The target of what credential plugins say: shown also by commands that log nothing else.
+/// Target of the output of credential plugins. Commands that log nothing else show it, too.
 pub const PLUGIN: &str = "adit::plugin";
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     #[default]
@@ -23,11 +23,11 @@ pub enum Format {
     Json,
 }
 
-/// Changes what is logged while the program runs, and keeps the last lines of it.
+/// Changes the log filter at run time, and keeps the last log lines.
 #[derive(Clone)]
 pub struct Verbosity {
     lines: Lines,
-    /// None: `RUST_LOG` decides, whatever the configuration says.
+    /// `None`: the filter is fixed.
     handle: Option<reload::Handle<Targets, Registry>>,
 }
 
@@ -37,15 +37,15 @@ impl Verbosity {
         &self.lines
     }
 
-    /// With `verbose`, requests and connections are logged.
+    /// Sets whether requests and connections are logged.
     pub fn set(&self, verbose: bool) {
         if let Some(handle) = &self.handle {
-            // It fails only once the subscriber is gone, and with it the log.
+            // Fails only once the subscriber is gone, and with it the log.
             let _ = handle.reload(filter(verbose));
         }
     }
 
-    /// Logs warnings and errors alone.
+    /// Logs only warnings, errors and the output of credential plugins.
     pub fn warnings(&self) {
         if let Some(handle) = &self.handle {
             let _ = handle.reload(quiet().with_target(PLUGIN, LevelFilter::INFO));
@@ -53,7 +53,7 @@ impl Verbosity {
     }
 }
 
-/// Warnings, except those of kube: it returns the errors that it logs, and adit says what they mean.
+/// Allows warnings, except those of kube: it returns the errors that it logs, and adit reports them.
 fn quiet() -> Targets {
     Targets::new().with_default(LevelFilter::WARN).with_target("kube_client", LevelFilter::OFF)
 }
@@ -63,14 +63,14 @@ fn filter(verbose: bool) -> Targets {
     quiet().with_target("adit", LevelFilter::INFO).with_target(ACCESS, access)
 }
 
-/// Returns whether colour may be used: on a terminal that has it, without NO_COLOR.
+/// Returns whether to use colour: on a terminal that supports it, without NO_COLOR.
 pub fn colours(stream: &impl IsTerminal) -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
     stream.is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Starts to log to stderr. `RUST_LOG` (`debug`, or `warn,adit::backend=trace`) replaces the filter; without a terminal,
-/// or with `NO_COLOR`, there is no colour.
+/// Starts to log to stderr. `RUST_LOG` (`debug`, or `warn,adit::backend=trace`) replaces the filter. There is no colour
+/// without a terminal or with `NO_COLOR`.
 pub fn init(format: Format, verbose: bool) -> Verbosity {
     // An invalid filter must not prevent the start.
     let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
@@ -80,7 +80,7 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
     let kept = Lines::default();
     let registry = tracing_subscriber::registry().with(filter).with(kept.clone());
-    // A second initialisation in one process (tests) keeps the first.
+    // A second initialisation in one process (tests) keeps the first one.
     let _ = match format {
         Format::Text => registry.with(lines.with_target(false)).try_init(),
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
@@ -88,7 +88,8 @@ pub fn init(format: Format, verbose: bool) -> Verbosity {
     Verbosity { lines: kept, handle: (!is_fixed).then_some(handle) }
 }
 
-/// Shows what credential plugins say, for commands that log nothing else: a person may have to do it. `RUST_LOG` shows more.
+/// Shows the output of credential plugins, for commands that log nothing else: a person may have to act on it.
+/// `RUST_LOG` shows more.
 pub fn init_plugins() {
     let from_env: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok());
     let filter = from_env.unwrap_or_else(|| Targets::new().with_target(PLUGIN, LevelFilter::INFO));
@@ -96,8 +97,8 @@ pub fn init_plugins() {
     let _ = tracing_subscriber::registry().with(filter).with(lines.with_target(false)).try_init();
 }
 
-/// Starts to log to stderr for a command that prints what it has to say: what credential plugins say, and nothing else
-/// until [`Verbosity::warnings`]. `verbose`: everything, as [`init`] does.
+/// Starts to log to stderr for a command that prints its own results: only the output of credential plugins, until
+/// [`Verbosity::warnings`]. `verbose`: everything, as [`init`] does.
 pub fn init_command(format: Format, verbose: bool) -> Verbosity {
     let verbosity = init(format, verbose);
     if let Some(handle) = verbosity.handle.as_ref().filter(|_| !verbose) {
@@ -107,12 +108,12 @@ pub fn init_command(format: Format, verbose: bool) -> Verbosity {
     Verbosity { handle: None, ..verbosity }
 }
 
-/// Returns an error in words, with what it comes from.
+/// Returns the text of an error with those of its sources.
 pub fn reasons(error: &(dyn std::error::Error + 'static)) -> String {
     let mut reasons = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        // An outer error often repeats the inner one's text.
+        // Outer errors often repeat the text of inner ones.
         let text = inner.to_string();
         if !reasons.contains(&text) {
             reasons = format!("{reasons}: {text}");

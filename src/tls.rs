@@ -19,10 +19,10 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::provider::provider;
 
-/// Reads the certificates of a PEM file, at least one.
+/// Reads the certificates of a PEM file. There is at least one.
 ///
 /// # Errors
-/// The file cannot be read, or there is none in it.
+/// The file cannot be read, or has no certificate.
 pub fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
     let certificates = certificates.map_err(|error| of_file(path, error))?;
@@ -32,10 +32,10 @@ pub fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-/// Speaks TLS with a server, and returns the certificate that it shows and the protocol that it chose by ALPN. Neither is verified.
+/// Connects to a server by TLS. Returns its certificate, and the protocol that it chose by ALPN. Verifies neither.
 ///
 /// # Errors
-/// It does not speak TLS, or closes.
+/// The server does not speak TLS, or closes the connection.
 pub async fn shown_certificate<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     stream: I,
     name: ServerName<'static>,
@@ -58,7 +58,7 @@ pub async fn shown_certificate<I: tokio::io::AsyncRead + tokio::io::AsyncWrite +
 /// Reads the private key of a PEM file.
 ///
 /// # Errors
-/// The file cannot be read, or there is none in it.
+/// The file cannot be read, or has no private key.
 pub fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound => of_file(path, "it has no private key in PEM form"),
@@ -69,18 +69,18 @@ pub fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
 /// Reads a file.
 ///
 /// # Errors
-/// `cannot read "/ca.pem": no such file or directory`.
+/// The message has this form: `cannot read "/ca.pem": no such file or directory`.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     std::fs::read(path)
         .map_err(|error| io::Error::new(error.kind(), format!("cannot read {:?}: {}", path.display(), reason(&error))))
 }
 
-/// Returns the words of an error of the system, without its number.
+/// Returns the message of a system error, in lower case and without its number.
 pub fn reason(error: &io::Error) -> String {
     error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
-/// Reads the authorities of a PEM file.
+/// Reads the CA bundle in a PEM file.
 ///
 /// # Errors
 /// See [`certificates`].
@@ -92,12 +92,12 @@ pub fn authorities(path: &Path) -> io::Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Returns an error that names the file.
+/// Returns an error with the name of the file.
 pub fn of_file(path: &Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("cannot use {:?}: {error}", path.display()))
 }
 
-/// The SHA-256 of a certificate. As text it is `sha256:` and 64 hexadecimal digits: lower case as written, either case as read.
+/// SHA-256 of a certificate. As text: `sha256:` and 64 hexadecimal digits, written in lower case, parsed in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fingerprint([u8; 32]);
 
@@ -134,7 +134,7 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// Takes a certificate by its fingerprint, or, where none is given, any; never by its name or its authority.
+/// Verifier that accepts a certificate by its fingerprint, or any certificate if there is none. Ignores its name and issuer.
 #[derive(Debug)]
 pub struct Pinned {
     fingerprint: Option<Fingerprint>,
@@ -146,7 +146,7 @@ impl Pinned {
         Arc::new(Self { fingerprint: Some(fingerprint), provider })
     }
 
-    /// For where the server is known otherwise.
+    /// Accepts any certificate, for servers that are authenticated in another way.
     pub fn to_nothing(provider: Arc<CryptoProvider>) -> Arc<Self> {
         Arc::new(Self { fingerprint: None, provider })
     }

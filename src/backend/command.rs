@@ -1,10 +1,11 @@
-//! Commands that lead to a backend: started when somebody comes, shared, restarted, stopped when idle.
+//! Targets that a command connects to. adit starts the command for the first caller, shares and restarts it, and stops
+//! it when idle.
 //!
-//! A command that listens gets a port of the pool, and is ready when it listens there. adit finds that out without
-//! connecting: to `cloudflared` and its like each connection is a session of its own, and may be a sign-in. With `mode: stdio`
-//! there is no port, and a process for each connection.
+//! A command in listen mode gets a port from the pool, and is ready when it listens there. adit finds that out without
+//! a connection, because to `cloudflared` and similar programs each connection is a session and may need a sign-in.
+//! With `mode: stdio` there is no port, and one process for each connection.
 //!
-//! Between adit and a command stands a [`supervisor`], so that none outlives adit, whatever becomes of it.
+//! A [`supervisor`] process runs between adit and each command, so that no command outlives adit, even if adit crashes.
 
 pub mod output;
 pub mod ports;
@@ -44,23 +45,23 @@ use crate::{
     k8s::client::Clusters,
 };
 
-/// How long a command may take to listen while it waits for a person, who may have to find a telephone.
+/// Startup timeout of a command that waits for a sign-in: the person may have to find a telephone.
 const SIGN_IN: Duration = Duration::from_secs(5 * 60);
 
-/// A process whose port is closed may have died just now: so long its end is waited for, which says more.
+/// If a process refuses connections, it may be about to exit. Wait this long for its exit, which is a better error.
 const DYING: Duration = Duration::from_millis(200);
 
-/// How often it is looked whether a command listens.
+/// Interval of the checks whether a command listens.
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 
-/// A command that ended sooner than this after its start is not started again at once.
+/// A command that ended sooner than this after its start is restarted after a pause.
 const SOON: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The backend of commands.
 pub struct Commands {
-    /// Source of the folders that are searched for programs.
+    /// Source of the folders that adit searches for programs.
     clusters: Arc<Clusters>,
     supervisor: Option<PathBuf>,
     waits: Arc<Waits>,
@@ -68,7 +69,7 @@ pub struct Commands {
     started: Mutex<HashMap<Arc<Command>, Started>>,
 }
 
-/// When a command was started last, and how often in a row it ended soon.
+/// Last start of a command, and how often in a row it ended soon after its start.
 #[derive(Clone, Copy)]
 struct Started {
     at: Instant,
@@ -76,23 +77,23 @@ struct Started {
 }
 
 impl Commands {
-    /// `supervisor`: the program that runs [`supervisor::run`] for the words behind `supervise --`. None: commands are started
+    /// `supervisor`: the program that runs [`supervisor::run`] on the words after `supervise --`. `None`: commands run
     /// without it.
     pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
         Self { clusters, supervisor, waits: Arc::default(), ports: Arc::default(), started: Mutex::default() }
     }
 
-    /// Returns what a command waits for that is a person's to do. None: nothing that it has said.
+    /// Returns the prompt that a command waits at. `None`: it has printed none.
     pub fn wait(&self, command: &Command) -> Option<SignInReport> {
         self.waits.of(command)
     }
 
-    /// Returns the same of all commands.
+    /// Returns the prompts of all commands.
     pub fn waits(&self) -> Vec<SignInReport> {
         self.waits.all()
     }
 
-    /// Begins to take note of what a process waits for.
+    /// Starts to record the prompts of a command's process.
     fn watch(&self, command: &Arc<Command>) -> Arc<Wait> {
         let clusters = self.clusters.clone();
         self.waits.begin(command.clone(), Box::new(move || clusters.sign_ins().tell()))
@@ -101,7 +102,7 @@ impl Commands {
     /// Starts the command, and waits until it listens.
     ///
     /// # Errors
-    /// It is not there, ends, does not listen in time, or there is no port for it.
+    /// The program does not exist, exits, or does not listen in time; or no port of the range is free.
     pub async fn open(&self, command: &Arc<Command>) -> Result<Box<dyn Session>, OpenError> {
         let exec_path = self.clusters.exec_path();
         let program = process::find(&command.run[0], &exec_path).ok_or_else(|| OpenError::Command {
@@ -155,15 +156,16 @@ impl Commands {
         Ok(Box::new(ListenSession { process, port, endpoint, placement, gauges, refuses: watch::Sender::new(None) }))
     }
 
-    /// Waits before a command that keeps ending is started again.
+    /// Waits before it restarts a command that keeps ending.
     async fn pause(&self, command: &Arc<Command>) {
         let now = Instant::now();
         let pause = {
             let mut started = self.started.lock().expect("no panic while the lock is held");
-            // Forgets commands that a reload removed.
+            // Forget commands that a reload has removed.
             started.retain(|_, last| now.duration_since(last.at) < LONGEST_PAUSE + SOON);
             let last = started.get(command).copied();
             let soon = last.filter(|last| now.duration_since(last.at) < SOON).map_or(0, |last| last.soon + 1);
+            // Doubles with each early end, up to LONGEST_PAUSE.
             let pause = FIRST_PAUSE.saturating_mul(1 << soon.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
             let pause = if soon == 0 { Duration::ZERO } else { pause };
             started.insert(command.clone(), Started { at: now + pause, soon });
@@ -173,14 +175,14 @@ impl Commands {
     }
 }
 
-/// A process that listens.
+/// A running process that listens on a port.
 struct ListenSession {
     process: Process,
     port: Lent,
     endpoint: Endpoint,
     placement: Placement,
     gauges: Arc<SessionGauges>,
-    /// Set when its port refused a connection.
+    /// Set when the port has refused a connection.
     refuses: watch::Sender<Option<CloseReason>>,
 }
 
@@ -200,7 +202,8 @@ impl Session for ListenSession {
             };
             let stream = match connected {
                 Ok(stream) => stream,
-                // It lives and listens no more: another one is started. This one ends with its last stream.
+                // It may run on, but it does not listen any more: the tunnel starts another one. This process ends with
+                // its last stream.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     let refuses = || self.process.with_last_words(&format!("it refuses connections on port {port}"));
                     let reason = timeout(DYING, self.process.ended()).await.unwrap_or_else(|_| refuses());
@@ -212,7 +215,7 @@ impl Session for ListenSession {
                     return Err(StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") }.into());
                 }
             };
-            // It fails only on a socket that is closed already.
+            // Fails only on a socket that is already closed.
             let _ = stream.set_nodelay(true);
             let stream: BoxedIo = Box::new(Held::new(stream, self.gauges.count_stream()));
             Ok((stream, self.placement.clone()))
@@ -241,12 +244,12 @@ impl Session for ListenSession {
 /// A program to start, with its arguments and environment.
 pub struct Program {
     file: PathBuf,
-    /// Its PATH: what it starts itself is looked for in the same places.
+    /// PATH of the program, so that it finds its own helpers in the same folders.
     path: OsString,
     supervisor: Option<PathBuf>,
 }
 
-/// A process for each connection.
+/// Starts a process for each connection.
 struct StdioSession {
     command: Arc<Command>,
     program: Program,
@@ -353,7 +356,7 @@ mod tests {
         };
         let (opened, report) = tokio::join!(opening, looking);
         assert!(report.since.is_some() && report.said[0].contains("code=ABCD"), "{report:?}");
-        // Not the startup timeout, which is shorter, but its own end.
+        // The command's own exit code, not the startup timeout, which is shorter.
         assert!(opened.err().expect("it ends").to_string().contains("exit code 3"));
         let forgotten = async {
             while commands.wait(&command).is_some() || !commands.waits().is_empty() {

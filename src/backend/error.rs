@@ -1,4 +1,4 @@
-//! How reaching a target fails, and how a stream or a session ends.
+//! Errors of opening a session, and reasons for the end of a stream or a session.
 
 use std::{io, time::Duration};
 
@@ -12,19 +12,19 @@ use crate::{
 pub enum OpenError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// Nothing could be opened within the time that a caller waits.
+    /// No session within the time that a caller waits.
     #[error("no connection within {} s", after.as_secs_f32().round())]
     TimedOut { after: Duration },
-    /// A command that leads to the backend is of no use.
+    /// The command of the target does not work.
     #[error("{what}")]
     Command { what: String, cause: String, hint: Option<String> },
-    /// More names that were never used before than is plausible for one person.
+    /// More new names than one person plausibly uses.
     #[error("too many new names in a short time")]
     TooManyNew,
-    /// The tunnel runs, and gives no stream.
+    /// The tunnel runs, but its session opens no stream.
     #[error(transparent)]
     Stream(#[from] StreamFault),
-    /// No client of the relay offers what the target names: it has just gone.
+    /// No client of the relay offers the target's name (any more).
     #[error("no client offers {name:?} at the moment")]
     NoClient { name: String },
     /// adit is shutting down, or the tunnel was stopped by hand or by a reload.
@@ -35,36 +35,36 @@ pub enum OpenError {
 /// Party that caused an error; decides the HTTP status and the log level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The request is wrong or names nothing that exists: 404 or 400.
+    /// The request is wrong, or names something that does not exist: 404 or 400.
     Asked,
     /// The cluster or the pod: 502, 503, 504.
     Cluster,
 }
 
-/// How one stream failed, carried inside the [`io::Error`] of its reads and writes.
+/// Error of one stream, carried inside the [`io::Error`] of its reads and writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFault {
-    /// Nothing listens on the port in the pod. The pod saw none of our bytes.
+    /// Nothing listens on the port in the pod. The pod has seen none of the stream's bytes.
     #[error("the pod refused the connection on port {port}")]
     Refused { port: u16 },
-    /// The pod does not exist any more. It saw none of our bytes.
+    /// The pod does not exist any more. It has seen none of the stream's bytes.
     #[error("the pod is gone: {detail}")]
     PodGone { detail: String },
     /// The pod reset the connection.
     #[error("the pod reset the connection")]
     Reset,
-    /// The upgraded connection broke; what the pod saw of our bytes is unknown.
+    /// The upgraded connection broke. It is unknown which bytes the pod has seen.
     #[error("lost the connection to the cluster: {detail}")]
     Lost { detail: String },
-    /// The pod is there, and its node or container runtime cannot lead to it now: one of them restarts. It saw none of
-    /// our bytes.
+    /// The pod exists, but its node or container runtime restarts and cannot connect to it now. The pod has seen none
+    /// of the stream's bytes.
     #[error("the pod's node cannot be reached at the moment: {detail}")]
-    /// `retry_after`: how long the cluster asks to be left alone, where it says so.
+    /// `retry_after`: how long the cluster asks clients to wait. `None`: it does not say.
     Unavailable { detail: String, retry_after: Option<Duration> },
-    /// The program in the pod could not connect to where the jump goes on to, or its connection broke.
+    /// The program in the jump pod could not connect to the jump's target, or lost that connection.
     #[error("{target} cannot be reached from pod {pod}: {detail}")]
     Jump { target: String, pod: String, detail: String },
-    /// The node, or what stands in its place, reported something else.
+    /// The node, or the program in its place, reported another error.
     #[error("the tunnel failed: {detail}")]
     Other { detail: String },
 }
@@ -75,7 +75,7 @@ impl StreamFault {
         error.get_ref()?.downcast_ref()
     }
 
-    /// Returns whether the pod certainly saw no byte, so that all of them may be sent again elsewhere.
+    /// Returns whether the pod has certainly seen no byte, so that all bytes may be replayed to another pod.
     pub fn never_reached_the_pod(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::PodGone { .. } | Self::Unavailable { .. })
     }
@@ -91,10 +91,10 @@ impl From<StreamFault> for io::Error {
     }
 }
 
-/// Why a session gave no stream.
+/// Why a session has opened no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// This attempt failed, and the session takes others. Its caller gets the error at once.
+    /// This attempt failed, but the session takes others. The caller gets the error at once.
     #[error(transparent)]
     Retry(#[from] StreamFault),
     /// The session takes no new streams: [`Session::closed`](super::Session::closed) has resolved. Another session may.
@@ -109,7 +109,7 @@ pub enum CloseReason {
     PodGone { detail: String },
     #[error("lost the connection to the cluster: {detail}")]
     Lost { detail: String },
-    /// The command that leads to the backend is of no use any more. It is started again once for a caller.
+    /// The command does not work any more. A caller restarts it once.
     #[error("{detail}")]
     Command { detail: String },
     /// The client of the relay is gone.
@@ -141,7 +141,7 @@ impl OpenError {
         }
     }
 
-    /// Returns whether the cluster has nothing of the name that was asked for, or nothing that the user may know of.
+    /// Returns whether the requested name does not exist in the cluster, or the user has no permission to see it.
     pub fn is_of_no_service(&self) -> bool {
         self.blame() == Blame::Asked || self.code() == ErrorCode::Forbidden
     }
@@ -159,7 +159,7 @@ impl OpenError {
         }
     }
 
-    /// Returns the second line for people, `0 of 2 pods ready (...)`, where there is one.
+    /// Returns the second line of the error message, such as `0 of 2 pods ready (...)`.
     pub fn cause(&self) -> Option<String> {
         match self {
             Self::Cluster(error) => error.cause(),
@@ -168,7 +168,7 @@ impl OpenError {
         }
     }
 
-    /// Returns what to do about it, where there is something specific to do.
+    /// Returns what the user can do about it, if there is something specific.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Cluster(error) => error.hint(),
@@ -178,7 +178,7 @@ impl OpenError {
         }
     }
 
-    /// Returns the ports to choose from, where the target has several and none was named, or a wrong one.
+    /// Returns the ports to choose from, if the target has several and the name has none or a wrong one. Else empty.
     pub fn ports(&self) -> &[ServicePort] {
         match self {
             Self::Cluster(ClusterError::ChoosePort { ports, .. } | ClusterError::NoSuchPort { ports, .. }) => ports,
@@ -186,7 +186,7 @@ impl OpenError {
         }
     }
 
-    /// Returns how long the cluster asks to be left alone. None: it does not say.
+    /// Returns how long the cluster asks clients to wait. `None`: it does not say.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Cluster(ClusterError::Unavailable { retry_after, .. })
@@ -195,7 +195,7 @@ impl OpenError {
         }
     }
 
-    /// Returns for how long waiting may help: a pod becomes ready, a connection comes back. Zero: not at all.
+    /// Returns how long retries may help: a pod becomes ready, a connection comes back. Zero: they do not help.
     pub fn patience(&self) -> Duration {
         match self {
             Self::Cluster(ClusterError::NotReady { .. }) => Duration::from_secs(10),

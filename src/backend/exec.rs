@@ -1,6 +1,6 @@
-//! Jump hosts: through a program in a pod (socat or nc) to what only the cluster can reach.
+//! Jump hosts: adit runs a program in a pod (socat or nc) that connects to a host which only the cluster can see.
 //!
-//! Each connection is one `exec`. Which program there is, is found out before the first byte of a client is sent.
+//! Each connection is one `exec`. adit finds out which program the container has before it sends the first byte of a client.
 
 pub mod framing;
 pub mod jump_pod;
@@ -50,17 +50,17 @@ use crate::{
     routing::PodTarget,
 };
 
-/// A check for a program takes no time.
+/// Timeout of the check for a program. A healthy node answers it at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The program that is gone through, by pod UID, container, and what is configured.
+/// Program of a container, by pod UID, container and configured method.
 type Programs = Mutex<HashMap<(String, Option<Label>, JumpMethod), Program>>;
 
 /// The backend of jump hosts.
 pub struct Exec {
     clusters: Arc<Clusters>,
     programs: Arc<Programs>,
-    /// Counts up, so that sessions are spread over the pods of a Service.
+    /// Counter that spreads sessions over the pods of a Service.
     turn: AtomicUsize,
 }
 
@@ -69,7 +69,7 @@ impl Exec {
         Self { clusters, programs: Arc::default(), turn: AtomicUsize::new(0) }
     }
 
-    /// Opens a session through a pod of `target` to where `jump` goes on to.
+    /// Opens a session through a pod of `target` to the host and port of `jump`.
     pub async fn open(&self, target: &PodTarget, jump: &Jump) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let find = || resolve_pods(&cluster, &target.namespace, &target.workload);
@@ -112,7 +112,7 @@ fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
     .into()
 }
 
-/// Parameters of an exec in the pod.
+/// Parameters of every exec in the pod.
 struct Way {
     cluster: Arc<Cluster>,
     namespace: Namespace,
@@ -132,7 +132,7 @@ impl Way {
         Ok(self.stream(executed).on_probation(Box::pin(probation)))
     }
 
-    /// Tries the other transport beside one that is silent. Returns why that one is given up, if the other carries bytes.
+    /// Tries the other transport while this one is silent. Returns why to give this one up, if the other one carries bytes.
     async fn outdo(&self, silent: ExecTransport) -> Option<StreamFault> {
         let (container, command) = (self.jump.container.as_deref(), help("socat"));
         let trial = async {
@@ -151,7 +151,7 @@ impl Way {
         ExecStream::new(executed, self.jump.target.to_string(), self.pod.name.to_string())
     }
 
-    /// Returns the program to go through: the one that is configured, else the first that the container has.
+    /// Returns the program to run: the configured one, else the first that the container has.
     async fn program(self: &Arc<Self>, known: &Programs) -> Result<Program, OpenError> {
         let key = (self.pod.uid.clone(), self.jump.container.clone(), self.jump.method);
         let remembered = known.lock().expect("no panic while the lock is held").get(&key).copied();
@@ -159,7 +159,7 @@ impl Way {
             return Ok(program);
         }
         let wanted = match self.jump.method {
-            // There is one of its kind: it tells itself when it is missing.
+            // No check: all versions of socat take the same options, and a missing one shows in the exec's error.
             JumpMethod::Socat => return Ok(Program::Socat),
             JumpMethod::Nc => &["nc"][..],
             JumpMethod::Auto => &["socat", "nc"],
@@ -182,7 +182,7 @@ impl Way {
         .into())
     }
 
-    /// Asks whether the container has a program, by a command that ends at once whatever it says.
+    /// Checks whether the container has a program, with a command that ends at once in any case.
     async fn probe(self: &Arc<Self>, name: &str) -> Result<Option<Program>, OpenError> {
         let (stream, mut said, ended) = loop {
             let mut stream = match self.exec(&help(name)).await {
@@ -194,12 +194,12 @@ impl Way {
             let ended = timeout(PROBE_TIMEOUT, (&mut stream).take(64 * 1024).read_to_end(&mut said)).await;
             debug!(pod = &*self.pod.name, name, ?ended, "probed");
             match ended.as_ref().map(|read| read.as_ref().err().and_then(StreamFault::of)) {
-                // The other transport carries bytes, and is used from here on.
+                // The other transport carries bytes, and adit uses it from here on.
                 Ok(Some(StreamFault::Unavailable { .. })) => {}
                 _ => break (stream, said, ended),
             }
         };
-        // Help may end with any code; that there is no such program is said by the runtime.
+        // The help may end with any code. The container runtime reports that there is no such program.
         if matches!(ended, Ok(Err(_))) && stream.is_without_program() {
             return Ok(None);
         }
@@ -221,12 +221,12 @@ impl Way {
     }
 }
 
-/// A command that says what a program can, and ends at once.
+/// Returns a command that prints the version or the options of a program, and ends at once.
 fn help(name: &str) -> [String; 2] {
     [name.to_owned(), if name == "socat" { "-V" } else { "-h" }.to_owned()]
 }
 
-/// A pod to go through.
+/// A session through a pod.
 struct JumpSession {
     way: Arc<Way>,
     program: Program,

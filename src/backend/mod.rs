@@ -1,4 +1,4 @@
-//! Ways to reach a target. A backend never sees HTTP or a hostname.
+//! Backends connect to the targets. A backend never sees HTTP or a hostname.
 
 pub mod command;
 pub mod error;
@@ -23,31 +23,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::PortRef, io::BoxedIo, k8s::client::Clusters, routing::Target};
 
-/// Opens sessions. One for each kind of way: port-forward, exec, a spawned command.
+/// Opens sessions to targets. Each kind has a backend: port-forward, exec (jump hosts) and commands.
 pub trait Backend: Send + Sync + 'static {
-    /// Finds what the target means at this moment and makes the first connection to it.
+    /// Resolves the target now, and opens the first connection to it.
     ///
     /// # Errors
-    /// Bounded in time by the implementation; never waits for a pod to become ready (the tunnel does).
+    /// Each implementation limits its own time, and does not wait for a pod to become ready (the tunnel does).
     fn open<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Box<dyn Session>, OpenError>>;
 
-    /// Returns the sign-in that a session to `target` waits for, or has waited for last. None: it needs none.
+    /// Returns the present or the last sign-in that a session to `target` waits for. `None`: it needs none.
     fn sign_in(&self, _: &Target) -> Option<SignInReport> {
         None
     }
 
-    /// Returns the sign-ins that run, and those that have failed.
+    /// Returns the running and the failed sign-ins.
     fn sign_ins(&self) -> Vec<SignInReport> {
         Vec::new()
     }
 
-    /// Tells when a sign-in has begun, said something, or ended. None: there are none.
+    /// Returns a receiver that changes when a sign-in begins, prints something, or ends. `None`: this backend has none.
     fn sign_in_changes(&self) -> Option<watch::Receiver<()>> {
         None
     }
 }
 
-/// All of them, each for the targets that are its own.
+/// All backends; the kind of the target selects one.
 pub struct Backends {
     clusters: Arc<Clusters>,
     port_forward: port_forward::PortForward,
@@ -56,7 +56,7 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// `supervisor`: the program that stands between us and a command; see [`command`].
+    /// `supervisor`: the program that runs between adit and a command; see [`command`].
     pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
         Self {
             port_forward: port_forward::PortForward::new(clusters.clone()),
@@ -75,7 +75,7 @@ impl Backend for Backends {
                 None => Box::pin(self.port_forward.open(target)),
             },
             Target::Command(command) => Box::pin(self.commands.open(command)),
-            // A relay has a backend of its own for these.
+            // A relay has its own backend for these.
             Target::Named(name) => Box::pin(async { Err(OpenError::NoClient { name: name.to_string() }) }),
         }
     }
@@ -99,54 +99,53 @@ impl Backend for Backends {
     }
 }
 
-/// A way to the endpoints of a target, over which many streams go.
+/// A connection to the endpoints of a target, which carries many streams.
 pub trait Session: Send + Sync + 'static {
-    /// Opens a stream. A port-forward's stream is written to before the pod has accepted it: that the pod
-    /// refuses shows as a read error that carries a [`StreamFault`].
+    /// Opens a stream. A port-forward accepts writes before the pod has accepted the stream: a refusal is a read error
+    /// that carries a [`StreamFault`].
     ///
     /// # Errors
-    /// [`ConnectError`] says whether the session takes other streams.
+    /// [`ConnectError`] tells whether the session takes other streams.
     fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>>;
 
-    /// Opens a stream to one of [`pods`](Self::pods); where it is gone, as [`connect`](Self::connect) does.
+    /// Opens a stream to one of [`pods`](Self::pods). If that pod is gone, does the same as [`connect`](Self::connect).
     fn connect_to<'a>(&'a self, pod: &'a str) -> BoxFuture<'a, Result<(BoxedIo, Placement), ConnectError>> {
         let _ = pod;
         self.connect()
     }
 
-    /// Resolves when the session takes no new streams, whatever the reason. Open ones may live on.
+    /// Waits until the session takes no new streams, whatever the reason. Open streams may stay open.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;
 
-    /// Endpoint of the first connection.
+    /// Returns the endpoint of the first connection.
     fn endpoint(&self) -> &Endpoint;
 
-    /// Returns whether its port is also the one that `port` means: the Service's only one has several names. It may say no where it
-    /// does not know.
+    /// Returns whether `port` is another name of this session's port. May return `false` if it does not know.
     fn leads_to(&self, port: &PortRef) -> bool {
         let _ = port;
         false
     }
 
-    /// The pods that are reached now, by name.
+    /// Returns the names of the pods that the session uses now.
     fn pods(&self) -> Vec<String> {
         vec![self.endpoint().pod.clone()]
     }
 
-    /// Returns why the pod is not ready, where it was named and is reached all the same.
+    /// Returns why the pod is not ready, if the target names this pod and the session uses it all the same.
     fn not_ready(&self) -> Option<String> {
         None
     }
 
-    /// Live numbers for `adit status`.
+    /// Returns live counters for `adit status`.
     fn gauges(&self) -> &SessionGauges;
 }
 
-/// Pod and port of a stream, and whether a new stream would still go there.
+/// Pod of a stream, and whether new streams still go there.
 #[derive(Clone, Debug)]
 pub struct Placement {
     pod: Arc<str>,
     is_leaving: Arc<AtomicBool>,
-    /// Cancelled when the session takes no new streams any more.
+    /// Cancelled when the session takes no more new streams.
     session: CancellationToken,
 }
 
@@ -164,8 +163,8 @@ impl Placement {
         &self.pod
     }
 
-    /// Returns whether the pod is terminating, not ready or gone, or the session has ended, so that what is kept for later
-    /// use is of no use.
+    /// Returns whether the pod is terminating, not ready or gone, or the session has ended. Kept-alive connections to
+    /// it should not be used again.
     pub fn is_leaving(&self) -> bool {
         self.is_leaving.load(Ordering::Relaxed) || self.session.is_cancelled()
     }
@@ -175,20 +174,20 @@ impl Placement {
     }
 }
 
-/// Facts about the port that a session reached, such as its appProtocol.
+/// The pod and port of a session, and its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The pod's name; for other backends what stands in its place.
+    /// Name of the pod; other backends put the name of their command or client here.
     pub pod: String,
-    /// The port inside the pod.
+    /// Port inside the pod.
     pub container_port: u16,
-    /// The port that was asked for, as the Service or Pod describes it.
+    /// Requested port, as the Service or pod describes it.
     pub port: ServicePort,
-    /// How bytes travel, for people: `spdy`, `spdy over websocket`.
+    /// Transport, for people: `spdy`, `spdy over websocket`.
     pub protocol: &'static str,
 }
 
-/// One of the streams, or of the upgraded connections, that are open: until it is dropped.
+/// Counts one open stream or upgraded connection until it is dropped.
 #[derive(Debug)]
 pub struct Counted {
     gauges: Arc<SessionGauges>,

@@ -1,4 +1,4 @@
-//! Reaches a pod's port through the API server's portforward.
+//! Connects to a pod's port through the API server's portforward.
 //!
 //! ```text
 //! PortForward -> session (the ready pods of a target) -> pool (the connections to a pod) -> connection -> stream
@@ -29,10 +29,10 @@ use crate::{
     routing::PodTarget,
 };
 
-/// How many pods are tried that went away between the look-up and the upgrade.
+/// Number of pods to try if each is gone by the time of the upgrade.
 const MOST_PODS: usize = 3;
 
-/// The backend of everything that runs in a pod.
+/// The backend of all targets in pods.
 pub struct PortForward {
     clusters: Arc<Clusters>,
     affinities: Affinities,
@@ -47,7 +47,7 @@ impl PortForward {
     pub async fn open(&self, target: &PodTarget) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let look_up = resolve(&cluster, &target.namespace, &target.workload, &target.port);
-        // Together: which pod it is does not matter to TCP and TLS.
+        // In parallel: the dial to the API server (TCP, TLS) does not depend on the pod.
         let (resolved, dialled) = tokio::join!(look_up, upgrade::dial(&cluster));
         let (mut resolution, dialled) = (resolved?, dialled?);
         let affinity = resolution.affinity.map(|lasts| self.affinities.of(target, lasts));

@@ -1,4 +1,4 @@
-//! Contexts whose rules are lifted for a while by hand.
+//! Contexts whose rules the user has lifted for a while.
 
 use std::{
     collections::HashMap,
@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For how long a context may be unlocked: a day's work, not for good.
+/// Longest time for which a context may be unlocked: a working day, not forever.
 pub const LONGEST: Duration = Duration::from_secs(8 * 60 * 60);
 
-/// The contexts that are unlocked, by name. They are locked again by time, and with the end of the process.
+/// Unlocked contexts, by name. They are locked again when the time is over, and when the process ends.
 #[derive(Debug, Default)]
 pub struct Locks(Mutex<HashMap<String, Instant>>);
 
 impl Locks {
-    /// Lifts the rules of a context for so long from now on, at most [`LONGEST`]. Zero: they hold again.
+    /// Lifts the rules of a context for this time, at most [`LONGEST`]. Zero: locks it again.
     pub fn unlock(&self, context: &str, time: Duration) {
         let mut unlocked = self.0.lock().expect("no panic while the lock is held");
         let now = Instant::now();
@@ -25,7 +25,7 @@ impl Locks {
         }
     }
 
-    /// Returns for how long the rules of a context are lifted still. None: they hold.
+    /// Returns how much longer the rules of a context are lifted. `None`: they apply.
     pub fn time_left(&self, context: &str) -> Option<Duration> {
         let unlocked = self.0.lock().expect("no panic while the lock is held");
         let left = unlocked.get(context)?.saturating_duration_since(Instant::now());

@@ -1,4 +1,4 @@
-//! Admits requests with one interpretation only, and only from permitted origins.
+//! Admits only requests that have exactly one interpretation, and only from permitted origins.
 
 pub mod locks;
 pub mod normaliser;

@@ -1,8 +1,10 @@
-//! Stands before the HTTP/1 server: what can be read in two ways does not get to it, and a client that stalls or goes away is noticed.
+//! Filters the bytes for the HTTP/1 server: no ambiguous request reaches it, and the normaliser notices a client that
+//! stalls or leaves.
 //!
-//! Bytes pass unchanged, but for characters of a target that have to be percent-encoded. A head is let through once it is whole and there is one way to read it; then its body passes, by its
-//! length or chunk by chunk; then the next head is looked at. In place of a head that is refused the server gets a request of the
-//! method [`REFUSED`], which no client can send, so that its answer comes in its turn, behind those of the requests before it.
+//! Bytes pass unchanged, except characters of a target that must be percent-encoded. A head (request line and headers)
+//! passes once it is complete and has exactly one interpretation. Then its body passes, by its length or chunk by
+//! chunk, and then the next head is checked. In place of a refused head, the server gets a request with the method
+//! [`REFUSED`], which no client can send, so that its answer follows those to the requests before it.
 
 mod gate;
 
@@ -29,41 +31,41 @@ use crate::{
     wire::http1::{self, Framing, Piece, Refusal},
 };
 
-/// Longer than any method that is taken for HTTP when a connection is sniffed.
+/// Longer than any method that the sniffer recognises as HTTP.
 pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
 
-/// A client that has ended its direction may still want its answer, or may be gone: the two look the same. It is taken for gone
-/// when nothing could be sent to it for this long.
+/// A client that has sent its FIN may still wait for its answer, or may be gone: the two look the same. It counts as
+/// gone when nothing could be sent to it for this long.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How long the client's bytes are taken after our end. Closing over unread bytes is a reset, which can overtake the answer.
+/// How long to read the client's bytes after our FIN. A close with unread bytes is a reset, which can overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Size of a read while the normaliser parses.
 const CHUNK: usize = 8 * 1024;
 
-/// The most that is held of what a client has sent: a head that is not whole, and what was read behind it.
+/// Maximum bytes held of a client: an incomplete head, and the bytes read after it.
 pub const MOST_HELD: usize = http1::LONGEST_HEAD + http1::LONGEST_TARGET + CHUNK;
 
-/// A client's connection, for the HTTP/1 server.
+/// Connection of a client, as the HTTP/1 server reads it.
 pub struct Normaliser<T: Io> {
     inner: T,
     gate: Arc<Gate>,
-    /// Read and not passed on yet.
+    /// Bytes read and not yet passed on.
     pending: BytesMut,
-    /// Of an interim response, on its way to the client.
+    /// Heads of interim responses, on their way to the client.
     interim: BytesMut,
-    /// How much of `pending` was searched for the end of a head.
+    /// Number of bytes of `pending` that were searched for the end of a head.
     searched: usize,
-    /// How many empty lines came before the head that is looked for.
+    /// Number of empty lines before the next head.
     empty_lines: usize,
-    /// When the first byte of a head came that is not whole yet.
+    /// When the first byte of an incomplete head arrived.
     head_since: Option<Instant>,
     /// Bytes to pass before parsing resumes.
     pass: u64,
     next: Next,
     client_ended: bool,
-    /// Since when nothing has come that is waited for.
+    /// Since when the expected bytes have been missing.
     since: Option<Instant>,
     last_write: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -77,7 +79,7 @@ enum Next {
     Chunk {
         has_upgrade: bool,
     },
-    /// Bytes behind an upgrade: the answer decides on them.
+    /// Bytes after an upgrade request: the answer decides about them.
     Held,
     /// Bytes of another protocol.
     Switched,
@@ -110,12 +112,12 @@ impl<T: Io> Normaliser<T> {
         }
     }
 
-    /// Returns how many bytes of the client are held, at most [`MOST_HELD`].
+    /// Returns the number of the client's bytes held, at most [`MOST_HELD`].
     pub fn held(&self) -> usize {
         self.pending.len()
     }
 
-    /// Lets what is at the front of `pending` be looked at, until there are bytes that pass or more are needed.
+    /// Parses the start of `pending`, until bytes may pass or more bytes are needed.
     fn look(&mut self) -> io::Result<Look> {
         match self.next {
             Next::Head => match self.head() {
@@ -123,6 +125,7 @@ impl<T: Io> Normaliser<T> {
                 Ok(None) => Ok(Look::Fill),
                 Err(Refusal::NotHttp) => {
                     self.pending = BytesMut::new();
+                    // The client would not understand an answer, so the server sees the end of the connection.
                     (self.searched, self.client_ended) = (0, true);
                     Ok(Look::Fill)
                 }
@@ -148,7 +151,7 @@ impl<T: Io> Normaliser<T> {
         }
     }
 
-    /// Looks whether the answer to an upgrade has come; where it has not, `waker` is woken when it does.
+    /// Checks whether the answer to an upgrade has been sent. If not, its arrival wakes `waker`.
     fn take_upgrade(&mut self, waker: Option<&Waker>) -> Look {
         match self.gate.upgrade.take(waker) {
             None => return Look::Held,
@@ -163,7 +166,7 @@ impl<T: Io> Normaliser<T> {
             self.leave_out_empty_lines()?;
         }
         let Some(length) = http1::head_end(&self.pending, self.searched)? else {
-            // A lone CR may be the first half of one more empty line.
+            // A lone CR may be the first half of another empty line.
             self.searched = if self.pending[..] == *b"\r" { 0 } else { self.pending.len() };
             if !self.pending.is_empty() {
                 self.head_since.get_or_insert_with(Instant::now);
@@ -187,13 +190,13 @@ impl<T: Io> Normaliser<T> {
         Ok(Some(()))
     }
 
-    /// Drops the empty lines before a request line at once, so that they take neither room nor time.
+    /// Drops empty lines before a request line at once, so that they need neither memory nor time.
     fn leave_out_empty_lines(&mut self) -> Result<(), Refusal> {
         let count = http1::empty_lines(&self.pending);
         self.pending.advance(2 * count);
         self.empty_lines += count;
         if self.pending.is_empty() {
-            // No buffer is held for a connection that waits.
+            // A waiting connection holds no buffer.
             (self.pending, self.head_since) = (BytesMut::new(), None);
         }
         if self.empty_lines > http1::MOST_EMPTY_LINES { Err(Refusal::EmptyLines) } else { Ok(()) }
@@ -206,7 +209,7 @@ impl<T: Io> Normaliser<T> {
         (self.pass, self.next) = (self.pending.len() as u64, Next::Nothing);
     }
 
-    /// Reads more into `pending`. Ready(false): the client has ended its direction.
+    /// Reads more into `pending`. `Ready(false)`: the client has sent its FIN.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.client_ended {
             return Poll::Ready(Ok(false));
@@ -220,7 +223,7 @@ impl<T: Io> Normaliser<T> {
         Poll::Ready(Ok(!self.client_ended))
     }
 
-    /// Ready when it has been waited for since `since` for as long as `limit`.
+    /// Ready once `limit` has passed since `since`.
     fn poll_waited(&mut self, cx: &mut Context<'_>, since: Instant, limit: Duration) -> Poll<()> {
         let until = since + limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -235,7 +238,7 @@ impl<T: Io> Normaliser<T> {
         self.poll_waited(cx, since, limit)
     }
 
-    /// Ready when the client is gone, as far as can be told: it has ended its direction, and nothing was sent to it for a while.
+    /// Ready when the client counts as gone: it has sent its FIN, and nothing could be sent to it for a while.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let ended = *self.since.get_or_insert_with(Instant::now);
         let since = self.last_write.map_or(ended, |write| write.max(ended));
@@ -250,7 +253,7 @@ impl<T: Io> Normaliser<T> {
             buf.put_slice(&self.pending[..count]);
             self.pending.advance(count);
             if self.pending.is_empty() {
-                // No buffer is held for a connection that waits.
+                // A waiting connection holds no buffer.
                 self.pending = BytesMut::new();
             }
         } else if most >= buf.remaining() {
@@ -272,7 +275,7 @@ impl<T: Io> Normaliser<T> {
             return Poll::Ready(Ok(()));
         }
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
-            // Another protocol knows best how long its silences are.
+            // Another protocol has its own timeouts.
             Poll::Pending if self.next == Next::Switched => Poll::Pending,
             Poll::Pending => {
                 ready!(self.poll_stalled(cx, self.gate.limits.body));
@@ -304,7 +307,7 @@ impl<T: Io> AsyncRead for Normaliser<T> {
                 Look::Again => {}
                 Look::Fill => match this.poll_fill(cx) {
                     Poll::Ready(Ok(true)) => {}
-                    // The server learns of the end of a client that waits for its answer when it is gone.
+                    // The server gets the end of a client that waits for its answer only once the client counts as gone.
                     Poll::Ready(Ok(false)) if this.next == Next::Head && this.gate.progress.is_busy(cx.waker()) => {
                         return this.poll_gone(cx).map(Ok);
                     }
@@ -312,8 +315,8 @@ impl<T: Io> AsyncRead for Normaliser<T> {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => match this.next {
                         Next::Head if this.pending.is_empty() => {
-                            // The server does not ask again by itself when the answer has ended: without this, the time
-                            // of an idle connection would never begin.
+                            // The server does not poll again by itself when the answer has ended. Without this wake-up,
+                            // the idle timeout would never start.
                             if this.gate.progress.is_busy(cx.waker()) {
                                 this.since = None;
                                 return Poll::Pending;
@@ -379,7 +382,7 @@ impl<T: Io> AsyncWrite for Normaliser<T> {
         self.inner.is_write_vectored()
     }
 
-    /// Interim responses go here: earlier answers are flushed, and the next one has not begun.
+    /// Sends interim responses here: earlier answers are flushed, and the next one has not begun.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interim(cx))?;
         self.interim = self.gate.interim.take();
@@ -387,7 +390,7 @@ impl<T: Io> AsyncWrite for Normaliser<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Ends our direction, and takes what the client still sends for a moment.
+    /// Sends our FIN, and reads the client's remaining bytes for a moment.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.shut_down {
@@ -403,7 +406,7 @@ impl<T: Io> AsyncWrite for Normaliser<T> {
             let mut unwanted = ReadBuf::uninit(&mut chunk);
             match Pin::new(&mut this.inner).poll_read(cx, &mut unwanted) {
                 Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {}
-                // An error is an end too.
+                // An error is an end, too.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => return this.poll_waited(cx, since, LINGER).map(Ok),
             }
@@ -437,7 +440,7 @@ impl<T: Io> Normaliser<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Only an end of the client makes it worth the look at the clock.
+    /// Only after the client's FIN is the time of a write needed.
     fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
         if self.client_ended && matches!(written, Poll::Ready(Ok(_))) {
             self.last_write = Some(Instant::now());

@@ -1,7 +1,7 @@
-//! Web pages that may send changes: those of the same Service, and those that a route allows.
+//! Checks which web pages may send changes: those of the same Service, and those that a route allows.
 //!
-//! A browser sends any page's forms, fetches and WebSockets anywhere. Reads are harmless, as adit
-//! adds no CORS header to an answer; a write must come from a permitted page (Fetch Metadata, and RFC 6454 for Origin).
+//! A browser lets any page send forms, fetches and WebSockets anywhere. Reads are harmless, because adit adds no CORS
+//! header to an answer. A write must come from a permitted page (Fetch Metadata, and RFC 6454 for Origin).
 
 use std::net::IpAddr;
 
@@ -12,21 +12,21 @@ use http::{
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// A request that a page of another site made, and must not.
+/// A request from a page of another site, which may not send it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cross-origin request from {from} blocked")]
 pub struct Foreign {
-    /// The page's origin, or what the browser says of it.
+    /// Origin of the page, or the browser's description of it.
     pub from: String,
 }
 
-/// Checks where a request comes from.
+/// Checks the origin of a request.
 ///
-/// `host`: the name that was asked for, lower case, without port. `switches`: it asks for a WebSocket or another protocol.
-/// `allowed`: origins that are let in beside those of this machine; `*` is every one.
+/// `host`: requested name, in lower case and without port. `switches`: the request asks for a WebSocket or another
+/// protocol. `allowed`: permitted origins in addition to those of this machine; `*` is any.
 ///
 /// # Errors
-/// It may change something, and comes from a page of another site.
+/// The request may change something, and comes from a page of another site.
 pub fn check(
     method: &Method,
     headers: &HeaderMap,
@@ -38,7 +38,7 @@ pub fn check(
         return Ok(());
     }
     let site = headers.get(SEC_FETCH_SITE).map(|site| String::from_utf8_lossy(site.as_bytes()).into_owned());
-    // It is the browser's word, not the page's.
+    // The browser sets this header, and a page cannot.
     if site.as_deref() == Some("same-origin") {
         return Ok(());
     }
@@ -60,8 +60,8 @@ pub fn check(
     Ok(())
 }
 
-/// Returns whether a request to a page of ours comes from a program of this machine, and not from a page: that has an Origin
-/// where it may not read, and a name of its own for our address where it has rebound that.
+/// Returns whether a request to one of adit's own pages comes from a program on this machine, and not from a web page.
+/// A page of another site sends an Origin, or, after DNS rebinding, a Host that is not a loopback name.
 pub fn is_of_this_machine(headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     let name = match host.strip_prefix('[') {
@@ -81,7 +81,7 @@ fn host_of(origin: &str) -> Option<String> {
     Some(host.trim_end_matches('.').to_ascii_lowercase())
 }
 
-/// Names below `localhost` are those of Services: what a pod serves is no program of this machine.
+/// A name below `localhost` is that of a Service: its pages come from a pod, not from this machine.
 fn is_this_machine(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -22,22 +22,23 @@ pub use self::{
     notice::Notice,
 };
 
-/// tokio's default of 1,024 drops SYNs when thousands connect at once; the client's retry comes a second later.
+/// Length of the accept queue. tokio's default of 1,024 drops SYNs when thousands connect at once, and the client's
+/// retry comes a second later.
 const BACKLOG: i32 = 4096;
 
-/// After an accept that failed for want of open files or memory. Twenty attempts a second cost nothing, and whoever comes next is
-/// answered within 100 ms.
+/// Pause after an accept that failed for lack of open files or memory. Twenty attempts per second cost nothing, and the
+/// next client gets an answer within 100 ms.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How many clients are refused at a time where open files are no matter.
+/// Maximum number of clients that are being refused at a time, if the open-file limit is not reached.
 const MOST_REFUSED: usize = 8;
 
-/// Binds and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
+/// Binds a socket and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, true)
 }
 
-/// The same, but `[::]` takes clients by IPv4 too (RFC 3493, section 5.3).
+/// Does the same, but `[::]` takes IPv4 clients, too (RFC 3493, section 5.3).
 pub fn listen_dual(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, false)
 }
@@ -47,7 +48,7 @@ fn bind(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // A port whose last connections are in TIME_WAIT is free.
+    // Allow a port whose last connections are in TIME_WAIT.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
@@ -56,11 +57,11 @@ fn bind(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Hands every accepted connection to `serve`, for as long as it is polled.
+/// Accepts connections while it is polled, and passes them to `serve`.
 ///
-/// No error ends it: a connection that was reset before it was accepted is passed over. A client that `admission` has no
-/// place for goes to `refuse`. So does every client while the process is at its open-file limit, on the `spare` files that
-/// are kept for this, until others are closed.
+/// No error ends it: a connection that was reset before the accept is skipped. If `admission` has no place for a
+/// client, it goes to `refuse`. At the open-file limit of the process, every client goes to `refuse`, on the `spare`
+/// files reserved for this, until other files are closed.
 pub async fn accept<F: Future<Output = ()>>(
     listener: &TcpListener,
     admission: &Arc<Admission>,
@@ -85,7 +86,7 @@ pub async fn accept<F: Future<Output = ()>>(
         };
         let error = match accepted {
             Ok((stream, peer)) => {
-                // They fail only on a socket that is closed already.
+                // Both fail only on a socket that is already closed.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
                 match admission.admit(peer) {
@@ -120,7 +121,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// EMFILE or ENFILE.
+/// Returns whether the error is EMFILE or ENFILE.
 fn is_about_open_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }

@@ -1,4 +1,4 @@
-//! A stream that holds something until it is dropped: a count, a lease, a process.
+//! A stream that holds a value until it is dropped: a count, a lease, a process.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use super::{
     through::{said_through, write_through},
 };
 
-/// Reads and writes go through; `G` lives as long as the stream.
+/// Passes on reads and writes; `G` lives as long as the stream.
 #[derive(Debug)]
 pub struct Held<T, G> {
     inner: T,

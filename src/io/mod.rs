@@ -1,4 +1,4 @@
-//! Byte streams. Knows no protocol.
+//! Byte streams, without any protocol.
 
 pub mod accept;
 pub mod held;
@@ -17,25 +17,26 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
-/// A connection in both directions, whatever carries it.
+/// A connection in both directions, on any transport.
 ///
-/// Contract of the calls on every stream of this crate:
+/// Contract of every stream in this crate:
 ///
-/// - a read of 0 bytes: the peer ended its direction cleanly, every byte before it was delivered;
-/// - an error of a read: the connection broke (`ConnectionReset` where the peer reset it), and what was
-///   read so far may be incomplete. A client in front is reset in turn, never told a clean end;
+/// - a read of 0 bytes: the peer has ended its direction cleanly, and every byte before that was delivered;
+/// - a read error: the connection broke (`ConnectionReset` if the peer reset it), and the bytes read so far may be
+///   incomplete. adit then resets the client, and never ends its connection cleanly;
 /// - `shutdown`: no more bytes will be written, but the reply is still wanted;
-/// - drop: nothing is wanted any more, in either direction. After a `shutdown` the peer sees a clean end. Without one the carrier
-///   tells the peer that bytes are missing, if it can; a TCP socket needs [`reset`](Self::reset) for that.
+/// - drop: nothing is wanted any more, in either direction. After a `shutdown` the peer sees a clean end. Without one,
+///   the transport tells the peer that bytes are missing, if it can; a TCP socket needs [`reset`](Self::reset) for
+///   that.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// Turns the drop that follows into a reset, so that the peer does not take what it has for the whole.
+    /// Turns the next drop into a reset, so that the peer does not take incomplete bytes for all of them.
     fn reset(&mut self) {}
 
-    /// Says, after `shutdown`, that nobody waits for the reply any more. The stream still delivers what was written.
+    /// Tells the stream, after `shutdown`, that no client waits for the reply. It still delivers the bytes written.
     fn abandon(&mut self) {}
 }
 
-/// An [`Io`] whose carrier does not matter.
+/// An [`Io`] on any transport.
 pub type BoxedIo = Box<dyn Io>;
 
 impl Io for BoxedIo {
@@ -50,7 +51,7 @@ impl Io for BoxedIo {
 
 impl Io for TcpStream {
     fn reset(&mut self) {
-        // It fails only on a socket that is closed already.
+        // Fails only on a socket that is already closed.
         let _ = SockRef::from(&*self).set_linger(Some(Duration::ZERO));
     }
 }

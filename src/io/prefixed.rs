@@ -1,4 +1,4 @@
-//! A stream whose first bytes were read already and are replayed.
+//! A stream whose first bytes were already read, and are replayed.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use super::{
     through::{said_through, write_through},
 };
 
-/// Reads `prefix` first, then what the inner stream yields; writes go through.
+/// Reads `prefix` first, then the inner stream. Writes pass through.
 #[derive(Debug)]
 pub struct Prefixed<T> {
     prefix: Bytes,
@@ -27,13 +27,13 @@ impl<T> Prefixed<T> {
     }
 }
 
-/// Moves what fits of `rest` into `buf`. An emptied `rest` keeps no buffer.
+/// Moves as many bytes of `rest` into `buf` as fit. Frees the buffer of an empty `rest`.
 pub fn take(rest: &mut Bytes, buf: &mut ReadBuf<'_>) {
     let count = rest.len().min(buf.remaining());
     buf.put_slice(&rest[..count]);
     rest.advance(count);
     if rest.is_empty() {
-        // It was cut out of a read buffer, which need not live as long as the connection.
+        // It is a slice of a read buffer, which should not live as long as the connection.
         *rest = Bytes::new();
     }
 }

@@ -1,4 +1,4 @@
-//! A stream that is read in large pieces, whatever its reader asks for.
+//! A stream that reads large pieces from the inner one, even if its reader asks for small ones.
 
 use std::{
     io,
@@ -19,9 +19,9 @@ use super::{
 /// Size of one read: four TLS records.
 const CHUNK: usize = 64 * 1024;
 
-/// Goes below TLS: rustls asks for 4 KiB at a time, which makes five system calls of each record.
+/// Read buffer below TLS: rustls asks for 4 KiB at a time, which makes five system calls for each record.
 ///
-/// It holds a buffer only while there is something in it.
+/// Holds a buffer only while there are bytes in it.
 #[derive(Debug)]
 pub struct ReadAhead<T> {
     inner: T,

@@ -17,31 +17,33 @@ use tokio::{
 
 use super::Io;
 
-/// The copy buffer. It is on the stack, so that a connection that is idle, or whose reader keeps up, holds none. Four records
-/// of TLS, less what a layer between may put before it: a few bytes more would be a record of their own.
+/// Size of the copy buffer: four TLS records, minus a few bytes for the framing of a layer in between, because more
+/// would need another record. The buffer is on the stack, so that a connection without waiting bytes holds none.
 const CHUNK: usize = 64 * 1024 - 4;
 
-/// With less room than a record of TLS in a chunk, it is written before more is read.
+/// Minimum room for another read into the chunk: one TLS record. With less room, the chunk is written first.
 const ROOM: usize = 16 * 1024;
 
-/// After this many chunks in a row other tasks get their turn.
+/// Number of chunks in a row after which other tasks get a turn.
 const TURNS: usize = 4;
 
-/// How long no byte may move once the backend has ended its direction, or takes no more. A server that has closed its socket
-/// altogether looks the same as one that still reads, and its client may hold the other half without end: connection pools do.
+/// How long a half-closed connection may stay without progress, once the backend has ended its direction or takes no
+/// more. A server that has closed its socket looks the same as one that still reads, and its client may keep the other
+/// half open forever: connection pools do.
 pub const HALF_CLOSED: Duration = Duration::from_secs(30);
 
-/// The same, once the process ends.
+/// The same during a drain.
 const IN_DRAIN: Duration = Duration::from_secs(1);
 
-/// How long a client that still sends is read when the backend has ended and takes no more. Closing over unread bytes is a
-/// reset, which can overtake the end of the backend's answer.
+/// How long adit reads from a client that still sends after the backend has ended and takes no more. A close with
+/// unread bytes is a reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Times after the client's end at which to ask whether its socket is closed: a program may end its direction first, and close later.
+/// Times after the client's FIN at which to check whether its socket is closed: a program may send its FIN first, and
+/// close later.
 const LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(200)];
-/// The interval after these.
+/// Interval of the checks after these.
 const LATER: Duration = Duration::from_secs(1);
 
 /// One of the two streams.
@@ -51,19 +53,19 @@ pub enum Side {
     Backend,
 }
 
-/// How a splice ended, and what it moved.
+/// How a splice ended, and how many bytes it moved.
 #[derive(Debug)]
 pub struct SpliceEnd {
     /// Bytes from the client to the backend.
     pub up: u64,
     /// Bytes from the backend to the client.
     pub down: u64,
-    /// The side that broke, and how. None: both ended cleanly.
+    /// The side that broke, and its error. `None`: both ended cleanly.
     pub broken: Option<(Side, io::Error)>,
 }
 
 impl SpliceEnd {
-    /// Returns which side broke and how, for a line of the log. None: neither.
+    /// Returns the side that broke and its error, for the log. `None`: both ended cleanly.
     pub fn why(&self) -> Option<String> {
         let (side, error) = self.broken.as_ref()?;
         let side = match side {
@@ -73,7 +75,7 @@ impl SpliceEnd {
         Some(format!("{side}: {error}"))
     }
 
-    /// Resets the side that did not break: it must not take what it has for all there was.
+    /// Resets the side that did not break, so that it does not take incomplete bytes for all of them.
     pub fn reset_other(&self, client: &mut impl Io, backend: &mut impl Io) {
         match self.broken {
             Some((Side::Client, _)) => backend.reset(),
@@ -83,7 +85,7 @@ impl SpliceEnd {
     }
 }
 
-/// Copies both ways until both have ended, or one breaks; then the other is reset. See [`Splice`].
+/// Copies both ways until both directions have ended or one side breaks. Then resets the other side. See [`Splice`].
 pub async fn splice(client: &mut impl Io, backend: &mut impl Io) -> SpliceEnd {
     let mut splice = Splice::new(client, backend);
     let broken = splice.run().await;
@@ -92,11 +94,11 @@ pub async fn splice(client: &mut impl Io, backend: &mut impl Io) -> SpliceEnd {
     end
 }
 
-/// A client and a backend that are being joined.
+/// A join of a client and a backend.
 ///
-/// An end of one direction is passed on as an end (`shutdown`), and the other direction goes on; once the backend has ended,
-/// for as long as bytes move at least every 30 s. When a side breaks, everything that came from it before has been delivered;
-/// the caller resets the other side. Bytes of the client that the backend does not take make the backend the broken side.
+/// The end of one direction is passed on as a `shutdown`, and the other direction goes on; once the backend has ended,
+/// only while bytes move at least every 30 s. If a side breaks, all its bytes before that have been delivered, and the
+/// caller resets the other side. If the backend does not take all the client's bytes, the backend is the broken side.
 pub struct Splice<'a, C, B> {
     client: &'a mut C,
     backend: &'a mut B,
@@ -104,14 +106,14 @@ pub struct Splice<'a, C, B> {
     down: Direction,
     /// Why the backend takes no more of the client's bytes.
     refused: Option<io::Error>,
-    /// How many bytes have been delivered, and since when no more: only once there is a limit.
+    /// Delivered bytes, and since when there were no more. Only set while a limit applies.
     delivered: Option<(u64, Instant)>,
     lingers_since: Option<Instant>,
     /// How long no byte may move once the backend has ended.
     patience: Duration,
-    /// Tells whether the client's socket is closed. None: it cannot be told, or is known already.
+    /// Returns whether the client's socket is closed. `None`: that is unknown, or is already handled.
     is_gone: Option<&'a (dyn Fn() -> bool + Send + Sync)>,
-    /// How often `is_gone` was asked, and when the client ended its direction.
+    /// Number of checks with `is_gone`, and the time of the client's FIN.
     looks: Option<(u32, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -138,25 +140,25 @@ where
         }
     }
 
-    /// Once the client has ended its direction, asks `is_gone` whether its socket is closed, and then abandons the backend.
+    /// Checks with `is_gone` after the client's FIN whether its socket is closed, and then abandons the backend.
     pub fn asking(self, is_gone: &'a (dyn Fn() -> bool + Send + Sync)) -> Self {
         Self { is_gone: Some(is_gone), ..self }
     }
 
-    /// Copies until both have ended. Returns the side that broke, and how.
+    /// Copies until both directions have ended. Returns the side that broke, and its error.
     ///
     /// Cancel-safe: bytes that were read stay in the splice.
     pub async fn run(&mut self) -> Option<(Side, io::Error)> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Returns what was moved, and how it ended.
+    /// Returns the number of bytes moved, and how the splice ended.
     pub fn end(self, broken: Option<(Side, io::Error)>) -> SpliceEnd {
         SpliceEnd { up: self.up.count, down: self.down.count, broken }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
-        // The backend's direction first: what it said before it broke is delivered before a write notices the break.
+        // The backend's direction first: its last bytes before a break must be delivered before a write notices the break.
         match self.down.poll(cx, self.backend, self.client) {
             Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Backend, error))),
             Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(Some((Side::Client, error))),
@@ -164,7 +166,7 @@ where
         }
         match self.up.poll(cx, self.client, self.backend) {
             Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Client, error))),
-            // A backend that takes no more may still have something to say: its reads tell how it ended.
+            // A backend that takes no more bytes may still send some: its reads tell how it ends.
             Poll::Ready(Err(Failure::Write(error))) => self.refused = Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
@@ -177,7 +179,7 @@ where
         }
     }
 
-    /// Asks now and then whether a client that has ended its direction still waits for the reply.
+    /// Checks from time to time whether a client that has sent its FIN still waits for the reply.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let Some(is_gone) = self.is_gone else { return Poll::Pending };
         loop {
@@ -193,10 +195,10 @@ where
         }
     }
 
-    /// Reads what the client still sends to a backend that has ended and takes no more, until the client has ended too.
+    /// Reads and discards the client's bytes for a backend that has ended and takes no more, until the client has ended, too.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let since = *self.lingers_since.get_or_insert_with(Instant::now);
-        // A fast sender is not read for longer either.
+        // The time limits a fast sender, too.
         while since.elapsed() < LINGER {
             let mut chunk = [MaybeUninit::<u8>::uninit(); ROOM];
             let mut unwanted = ReadBuf::uninit(&mut chunk);
@@ -214,13 +216,13 @@ where
         Poll::Ready(Some((Side::Backend, refused)))
     }
 
-    /// Waits no longer than 1 s for a client that is silent after the backend's end: the process ends.
+    /// Shortens the wait for a silent client after the backend's end to 1 s: the process drains.
     pub fn hurry(&mut self) {
         self.patience = IN_DRAIN;
     }
 
-    /// Ends a half-closed connection without progress: the backend gets an end, as if the client had
-    /// closed, unless there are bytes that it has not taken.
+    /// Ends a half-closed connection without progress: the backend gets a FIN, as if the client had closed, unless it
+    /// has not taken all bytes.
     fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let count = self.up.delivered() + self.down.delivered();
         let since = match self.delivered {
@@ -254,11 +256,11 @@ enum Failure {
 /// One direction of a splice.
 #[derive(Default)]
 struct Direction {
-    /// Bytes that were read and not yet written.
+    /// Bytes read and not yet written.
     rest: Bytes,
     count: u64,
     needs_flush: bool,
-    /// How the reader broke, to be told when what came before is written.
+    /// Read error, reported once the bytes before it are written.
     broken: Option<io::Error>,
     stage: Stage,
 }
@@ -267,10 +269,10 @@ struct Direction {
 enum Stage {
     #[default]
     Copying,
-    /// The reader has ended; the writer is to be told.
+    /// The reader has ended; the writer still needs the FIN.
     Ending,
     Done,
-    /// The writer takes no more. It was said once.
+    /// The writer takes no more. The error was returned once.
     Failed,
 }
 
@@ -372,7 +374,7 @@ mod tests {
     use super::*;
     use crate::io::through::write_through;
 
-    /// How exact the timers are.
+    /// Precision of the timers.
     const ROUND: Duration = Duration::from_millis(10);
 
     #[tokio::test]
@@ -406,7 +408,7 @@ mod tests {
         assert_eq!(answer, "half an ans");
     }
 
-    /// Takes no bytes, and has something to say.
+    /// Takes no bytes, but sends some.
     struct Refusing(DuplexStream);
 
     impl AsyncRead for Refusing {
@@ -447,7 +449,7 @@ mod tests {
         assert!(splicing.await.unwrap().broken.is_none());
     }
 
-    /// Returns a client and a backend that are being joined, the splice, and what it reports.
+    /// Returns a client and a backend that are joined, and the splice's task.
     fn joined(room: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<SpliceEnd>) {
         let (client, mut front) = duplex(room);
         let (mut back, backend) = duplex(room);
@@ -504,7 +506,7 @@ mod tests {
         assert!(splicing.await.unwrap().broken.is_none());
     }
 
-    /// A backend that notes when it is abandoned.
+    /// A backend that records when it is abandoned.
     struct Noting {
         inner: DuplexStream,
         abandoned: Option<Instant>,
@@ -571,7 +573,7 @@ mod tests {
         let (mut read, mut write) = tokio::io::split(client);
         let writing = tokio::spawn(async move {
             while write.write_all(b"upload").await.is_ok() {
-                // A paused clock goes on only where everybody waits for it.
+                // A paused clock advances only while all tasks wait for it.
                 sleep(ROUND / 2).await;
             }
         });

@@ -1,4 +1,4 @@
-//! Macros for streams that wrap another one in a field `inner`: each passes some calls on unchanged.
+//! Macros for streams that wrap another one in a field `inner`. Each macro passes on some calls unchanged.
 
 /// Passes on all of `AsyncWrite`.
 macro_rules! write_through {
@@ -23,7 +23,7 @@ macro_rules! write_through {
     };
 }
 
-/// Passes on `poll_flush` and `poll_shutdown`, for a wrapper that looks at the writes.
+/// Passes on `poll_flush` and `poll_shutdown`, for a wrapper that handles writes itself.
 macro_rules! flush_through {
     () => {
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,4 +1,4 @@
-//! The connection below an upgrade of hyper.
+//! The connection below hyper's `Upgraded`.
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -6,10 +6,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BoxedIo, Io, prefixed::Prefixed};
 
-/// A stream of hyper's hides what it stands on, so a reset does not get through.
+/// hyper's stream hides the inner connection, so a reset does not reach it.
 impl<T> Io for TokioIo<T> where Self: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
-/// Returns the connection that was upgraded, with the bytes that hyper has read ahead. `T`: the type of the stream that hyper was given.
+/// Returns the upgraded connection, with the bytes that hyper has read ahead. `T`: type of the stream that hyper was given.
 pub fn connection_of<T: Io>(upgraded: Upgraded) -> BoxedIo {
     match upgraded.downcast::<TokioIo<T>>() {
         Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),

@@ -1,4 +1,4 @@
-//! The sockets that a configuration asks for.
+//! Binds the sockets of a configuration.
 
 use std::{
     io,
@@ -11,18 +11,18 @@ use tracing::debug;
 use super::inherited::Inherited;
 use crate::{config::Config, io::accept};
 
-/// Handler of accepted connections.
+/// Kind of a listener: the handler of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Http,
-    /// The forward proxy, where it has an address of its own.
+    /// The forward proxy, if it has an address of its own.
     Proxy,
     Tcp,
     Sni,
     Admin,
 }
 
-/// A listener, by what it serves and the address that the configuration gives.
+/// A listener, by kind and configured address.
 pub type Key = (Kind, SocketAddr);
 
 /// A socket that could not be bound.
@@ -31,13 +31,13 @@ pub type Key = (Kind, SocketAddr);
 pub struct BindError {
     pub kind: Kind,
     pub address: SocketAddr,
-    /// Key or option that asks for it: `tcp.k8s.routes.5432`.
+    /// Key or option that asks for the address: `tcp.k8s.routes.5432`.
     pub asked_by: String,
     pub source: io::Error,
 }
 
 impl BindError {
-    /// Returns the change of the configuration that avoids an address that is taken.
+    /// Returns the configuration change that avoids a port in use.
     pub fn other_port(&self) -> String {
         match self.kind {
             Kind::Tcp => format!("rename {} to a free port", self.asked_by),
@@ -45,7 +45,7 @@ impl BindError {
         }
     }
 
-    /// Returns what to do about it.
+    /// Returns what the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let Self { kind, address, asked_by, source } = self;
         let port = address.port();
@@ -73,8 +73,8 @@ impl BindError {
     }
 }
 
-/// Returns the command that lets ordinary users listen on a port and all above it, until it is undone and after a restart too. None: this
-/// system has none.
+/// Returns the command that allows ordinary users to listen on this port and all above it, even after a restart.
+/// `None`: this system has no such command.
 pub fn allow(port: u16) -> Option<String> {
     let file = "/etc/sysctl.d/50-adit.conf";
     let setting = format!("net.ipv4.ip_unprivileged_port_start={port}");
@@ -95,11 +95,11 @@ pub fn reason(error: &io::Error) -> String {
 pub struct Wanted {
     pub key: Key,
     pub asked_by: String,
-    /// The address that this one stands beside: it has the same port, and is left out where the machine does not have it.
+    /// Another address with the same port. This one is optional then: it is left out if the machine does not have it.
     pub beside: Option<SocketAddr>,
 }
 
-/// Returns what `config` listens on: what stands beside another address comes after it.
+/// Returns the addresses of `config`. An optional address comes after the one that it accompanies.
 pub fn wanted(config: &Config) -> Vec<Wanted> {
     let list = |kind, addresses: &[SocketAddr], asked_by: &str| -> Vec<Wanted> {
         let one = |(at, address): (usize, &SocketAddr)| Wanted {
@@ -130,13 +130,13 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
     all
 }
 
-/// Sockets that are bound and not served yet.
+/// Bound sockets that do not accept yet.
 #[derive(Default)]
 pub struct Sockets(pub Vec<(Key, TcpListener)>);
 
 impl Sockets {
-    /// Binds all of `wanted`, or nothing. A socket that was inherited is used as it is. `serving`: where a listener of before has
-    /// its socket.
+    /// Binds all addresses of `wanted`, or none. Uses inherited sockets as they are. `serving`: returns the local
+    /// address of a listener that already serves.
     pub fn bind(
         wanted: &[Wanted],
         inherited: &Inherited,
@@ -146,7 +146,7 @@ impl Sockets {
         for Wanted { key, asked_by, beside } in wanted {
             let (kind, mut address) = *key;
             if let Some(first) = beside.map(|first| (kind, first)) {
-                // Port 0 is chosen once: both loopback addresses get the same.
+                // Port 0 is chosen once, so that both loopback addresses get the same port.
                 let local = sockets.local(&first).or_else(|| serving(&first));
                 address.set_port(local.map_or(address.port(), |local| local.port()));
             }
@@ -166,20 +166,20 @@ impl Sockets {
         listener.local_addr().ok()
     }
 
-    /// Returns where all of them listen.
+    /// Returns the local addresses of all sockets.
     pub fn all_addresses(&self) -> Vec<SocketAddr> {
         self.0.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 
-    /// Returns where those of a kind listen.
+    /// Returns the local addresses of the sockets of one kind.
     pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
         let of_kind = self.0.iter().filter(|((other, _), _)| *other == kind);
         of_kind.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 }
 
-/// Listens on an address. macOS lets an ordinary user have ports below 1024 on all addresses only: what is for loopback takes no peer from
-/// anywhere else then.
+/// Listens on an address. On macOS, ordinary users can bind ports below 1024 only on all addresses. adit then does that
+/// for a loopback address, and [`takes`] rejects all peers from elsewhere.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match accept::listen(address) {
         Err(error)
@@ -197,7 +197,8 @@ fn every_address(address: SocketAddr) -> IpAddr {
     if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Returns whether a listener for an address takes a peer: one for loopback has none from elsewhere, wherever its socket listens.
+/// Returns whether a listener for an address accepts a peer. A loopback listener accepts only loopback peers, wherever
+/// its socket is bound.
 pub fn takes(configured: SocketAddr, peer: SocketAddr) -> bool {
     !configured.ip().is_loopback() || peer.ip().to_canonical().is_loopback()
 }
@@ -226,7 +227,7 @@ mod tests {
     #[tokio::test]
     async fn several_addresses_have_their_own_ports() {
         let sockets = bind("http: {listen: [\"127.0.0.1:0\", \"127.0.0.2:0\"]}\n");
-        // The second one has the port of the first: both are 0 in the file.
+        // The second address gets the port of the first, because both are 0 in the file.
         assert!(sockets.is_ok_and(|sockets| sockets.addresses(Kind::Http).len() >= 2));
         let config = parse(Path::new("c"), b"http: {listen: [\":80\", \":443\"]}\n").unwrap();
         let all = wanted(&config);

@@ -1,5 +1,5 @@
-//! Answers questions of DNS about the names that adit serves, at the UDP port of the same number as the listener of HTTP: for systems that
-//! lead such questions there (`adit dns install`). Other names are refused, and nobody but this machine is answered.
+//! Answers DNS queries for the names that adit serves, on the UDP port with the number of the HTTP listener, for
+//! systems that `adit dns install` has set up. Refuses other names, and answers only this machine.
 
 use std::{
     convert::Infallible,
@@ -18,22 +18,23 @@ use crate::{
     wire::dns,
 };
 
-/// After an error: one that stays is not asked for again and again.
+/// Pause after an error, so that a permanent error does not cause a busy loop.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Pauses between two attempts to bind a UDP port: the first, and the longest. Another program may free the port at any time, and an
-/// attempt costs nothing.
+/// Pauses between two attempts to bind a UDP port: the first, and the longest. Another program may free the port at any
+/// time, and an attempt costs nothing.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Answers until it is dropped. `listener`: the address of the listener of HTTP; the loopback stands for all addresses, as nobody else is
-/// answered, and an answer from an address that was not asked would be of no use. `addresses`: those of a name that is served.
+/// Answers queries until it is dropped. `listener`: address of the HTTP listener. If it is on all addresses, DNS uses
+/// loopback: only this machine gets answers, and clients ignore answers from another address than the one they asked.
+/// `addresses`: returns the addresses of a served name.
 pub async fn serve(listener: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Infallible {
     let socket = bind(of_this_machine(listener)).await;
     let mut message = [0; dns::LONGEST];
     loop {
         let (length, peer) = match socket.recv_from(&mut message).await {
             Ok(received) => received,
-            // An ICMP message about an answer is one too.
+            // An ICMP message about an earlier answer is reported as an error, too.
             Err(_) => {
                 sleep(PAUSE).await;
                 continue;
@@ -42,13 +43,13 @@ pub async fn serve(listener: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<
         let reply =
             peer.ip().to_canonical().is_loopback().then(|| dns::answer(&message[..length], &addresses)).flatten();
         if let Some(reply) = reply {
-            // A client that is gone needs none.
+            // Fails if the client is gone, which does not matter.
             let _ = socket.send_to(&reply, peer).await;
         }
     }
 }
 
-/// Binds the port, and tries until it is free.
+/// Binds the port. Retries until it is free.
 async fn bind(at: SocketAddr) -> UdpSocket {
     let (mut pause, longest) = RETRY;
     let mut has_failed = false;
@@ -71,7 +72,7 @@ async fn bind(at: SocketAddr) -> UdpSocket {
     }
 }
 
-/// Like a listener's socket: an IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can stand beside each other.
+/// Binds like a listener: an IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can be bound together.
 fn try_bind(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
     if at.is_ipv6() {
@@ -82,7 +83,7 @@ fn try_bind(at: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Returns where programs of this machine reach the listeners of HTTP.
+/// Returns the addresses at which programs of this machine reach the HTTP listeners.
 pub fn addresses(config: &Config) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = Vec::new();
     for listener in &config.http.listen {
@@ -105,7 +106,7 @@ mod tests {
         let free = try_bind("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
         let serving = serve(SocketAddr::new([0, 0, 0, 0].into(), free.port()), |_| None);
         let asking = async {
-            // Another address of this machine stays free for a server of its own.
+            // Other addresses of this machine stay free for other servers.
             let other = SocketAddr::new([127, 0, 0, 2].into(), free.port());
             let client = try_bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01x\x00\x00\x01\x00\x01";

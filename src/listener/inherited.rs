@@ -1,4 +1,4 @@
-//! Sockets that a service manager has bound and passed on (sd_listen_fds(3)): they stay open while adit restarts.
+//! Sockets that a service manager has bound and passed on (sd_listen_fds(3)). They stay open while adit restarts.
 
 use std::{
     io,
@@ -9,12 +9,12 @@ use listenfd::ListenFd;
 use tokio::net::TcpListener;
 use tracing::warn;
 
-/// The listening sockets that this process was started with.
+/// Listening sockets that this process has inherited.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<(SocketAddr, StdListener)>);
 
 impl Inherited {
-    /// Takes those that the environment names. It names none of a process that no service manager has started.
+    /// Takes the sockets that the environment names. It names none unless a service manager has started the process.
     pub fn take() -> Self {
         let mut passed = ListenFd::from_env();
         let mut taken = Vec::new();
@@ -32,7 +32,7 @@ impl Inherited {
         Self(taken)
     }
 
-    /// Returns a listener on the socket for `address`. The socket itself is kept: a reload may ask for it again.
+    /// Returns a listener on the socket for `address`. Keeps the socket itself, because a reload may ask for it again.
     pub fn listener(&self, address: SocketAddr) -> Option<io::Result<TcpListener>> {
         let (_, listener) = self.0.iter().find(|(of, _)| *of == address)?;
         Some(listener.try_clone().and_then(|listener| {
@@ -41,7 +41,7 @@ impl Inherited {
         }))
     }
 
-    /// Returns the addresses of sockets that nothing in `used` asks for.
+    /// Returns the addresses of inherited sockets that are not in `used`.
     pub fn unused(&self, used: &[SocketAddr]) -> Vec<SocketAddr> {
         self.0.iter().map(|(address, _)| *address).filter(|address| !used.contains(address)).collect()
     }

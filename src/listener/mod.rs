@@ -1,4 +1,4 @@
-//! Listeners: sockets, and what each accepted connection is handed to.
+//! Listeners: sockets, and the frontends of their connections.
 
 pub mod bind;
 pub mod dns;

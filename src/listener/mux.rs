@@ -1,4 +1,4 @@
-//! One listener for every protocol: it detects them by the first bytes, which are kept and replayed.
+//! One listener for all protocols: it detects them by the first bytes, which it replays to the frontend.
 
 use std::{
     io,
@@ -35,13 +35,13 @@ use crate::{
     },
 };
 
-/// The frontends of the forward proxy.
+/// Frontends of the forward proxy.
 pub struct ForwardFrontends {
     pub socks: SocksFrontend,
     pub connect: ConnectFrontend,
 }
 
-/// Hands connections to the frontend of what they speak.
+/// Passes each connection to the frontend of its protocol.
 pub struct Mux {
     http: Arc<HttpFrontend>,
     tls: Arc<TlsFrontend>,
@@ -51,11 +51,11 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// Returns where a name that is served is reached on this machine.
+    /// Returns the addresses of a served name on this machine. `None`: adit does not serve the name.
     pub fn addresses(&self, host: &str) -> Option<Vec<IpAddr>> {
         let router = self.router.load();
         let is_local = host == "localhost" || host.ends_with(".localhost");
-        // A route whose context is gone is still ours: its error page says so.
+        // adit also serves a route whose context is gone: its error page tells the reason.
         let has_route = table::find(&router.config.http.routes, host).is_some();
         (is_local || has_route || router.http(host).is_ok()).then(|| dns::addresses(&router.config))
     }
@@ -70,7 +70,7 @@ impl Mux {
         Self { http, tls, forward, router, metrics }
     }
 
-    /// Returns whether a listener is a forward proxy. `is_own`: it listens for that alone.
+    /// Returns whether a listener is a forward proxy. `is_own`: the listener has no other purpose.
     pub fn door(&self, is_own: bool) -> Door {
         let router = self.router.load();
         match &router.config.proxy {
@@ -79,7 +79,7 @@ impl Mux {
         }
     }
 
-    /// Refuses a client; one of HTTP/1 reads why.
+    /// Refuses a client. An HTTP/1 client gets an answer with the reason.
     pub async fn refuse(&self, stream: TcpStream, full: Full) {
         self.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
         refuse_http(stream, full).await;
@@ -97,7 +97,7 @@ impl Mux {
         let limit = connection.place.limits().first_byte;
         let first = tokio::select! {
             first = timeout(limit, first_bytes(&mut stream, received)) => first,
-            // One that has not spoken has nothing in progress.
+            // A silent connection has nothing in progress.
             () = drain.started() => return,
         };
         let (received, sniffed) = match first {
@@ -120,7 +120,7 @@ impl Mux {
         if is_locked {
             return info!(connection = connection.id, peer = %connection.peer, "closed: a private port serves SOCKS5 and HTTP");
         }
-        // On the heap: a client that says nothing holds no room for what others need.
+        // On the heap, so that a silent client does not hold the memory that other protocols need.
         match protocol {
             Protocol::Tls => {
                 let serving = self.tls.clone().serve(Box::new(stream), received, connection, drain);
@@ -143,13 +143,13 @@ impl Mux {
     }
 }
 
-/// Answers a client of HTTP/1 that there is no place for it, and closes its connection.
+/// Answers an HTTP/1 client that a limit is reached, and closes its connection.
 pub async fn refuse_http(mut stream: TcpStream, full: Full) {
     let mut request = [0; 1024];
     let Ok(count) = stream.read(&mut request).await else { return };
     if matches!(sniff(&request[..count]), Sniff::Is(Protocol::Http1)) && stream.write_all(&refusal(full)).await.is_ok()
     {
-        // Closing over unread bytes would be a reset, which can overtake the answer.
+        // A close with unread bytes would be a reset, which can overtake the answer.
         let _ = stream.shutdown().await;
         while stream.read(&mut request).await.is_ok_and(|count| count > 0) {}
     }
@@ -176,14 +176,14 @@ fn refusal(full: Full) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Reads until the protocol is known; `received`: what was read already. None: it is not one of ours.
+/// Reads until the protocol is known. `received`: bytes already read. `None`: the protocol is unknown.
 ///
 /// # Errors
-/// The client ends its connection before, or it breaks.
+/// The client ends its connection before that, or it breaks.
 pub async fn first_bytes(stream: &mut TcpStream, mut received: BytesMut) -> io::Result<(BytesMut, Option<Protocol>)> {
     loop {
         if received.is_empty() || sniff(&received) == Sniff::NeedMore {
-            // No buffer is held for a client that says nothing.
+            // A silent client holds no buffer.
             stream.readable().await?;
             received.reserve(1024);
             if stream.read_buf(&mut received).await? == 0 {

@@ -1,4 +1,4 @@
-//! The set of listeners, and how a reload changes it.
+//! The set of listeners, and its change by a reload.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,8 +29,8 @@ use crate::{
 };
 
 impl Kind {
-    /// Returns how many open files are kept for clients that are refused when there are no others. The answers to a few can
-    /// be under way while the next ones are read.
+    /// Returns the number of open files reserved for refusing clients at the open-file limit. With several, one client
+    /// can be answered while the next request is read.
     fn spare(self) -> usize {
         match self {
             Self::Http | Self::Proxy => 8,
@@ -48,19 +48,19 @@ pub struct Frontends {
     pub admin: Box<dyn Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
-/// The listeners in service, by kind and configured address.
+/// The active listeners, by kind and configured address.
 pub struct Ports {
     frontends: Arc<Frontends>,
     drain: Drain,
     admission: Arc<Admission>,
     inherited: Arc<Inherited>,
     serving: BTreeMap<Key, Serving>,
-    /// Listeners that a reload has left for others, and whose port another program had taken when the reload failed.
+    /// Listeners that a failed reload had closed, and whose port another program took meanwhile.
     lost: BTreeMap<Key, SocketAddr>,
     next_connection: Arc<AtomicU64>,
 }
 
-/// Listeners of a reload, bound and ready.
+/// Bound sockets of a reload, and the listeners that it removes.
 pub struct Change {
     sockets: Sockets,
     leaving: Vec<Key>,
@@ -69,7 +69,7 @@ pub struct Change {
 struct Serving {
     local: SocketAddr,
     drain: Drain,
-    /// Ends when the socket is closed.
+    /// Resolves when the socket is closed.
     closed: oneshot::Receiver<()>,
 }
 
@@ -78,7 +78,7 @@ impl Ports {
         Self {
             frontends: Arc::new(frontends),
             drain,
-            // The open-file limit is the only one in number, and has words of its own.
+            // The only limit is that of open files, which has its own messages.
             admission: Admission::new(Limits::default(), Names::default()),
             inherited,
             serving: BTreeMap::new(),
@@ -91,12 +91,12 @@ impl Ports {
     pub fn serve(&mut self, sockets: Sockets) {
         for ((kind, configured), listener) in sockets.0 {
             let Ok(local) = listener.local_addr() else { continue };
-            // Probes are answered to the end, so that this listener is none of the tasks that the drain waits for.
+            // Probes get answers until the process ends, so the drain does not wait for this listener.
             let is_to_the_end = kind == Kind::Admin;
             let drain = if is_to_the_end { Drain::new() } else { self.drain.child() };
             let (frontends, next, of_listener) = (self.frontends.clone(), self.next_connection.clone(), drain.clone());
             let (refusing, answering_for) = (frontends.clone(), frontends.clone());
-            // The loop itself ends with the drain; its connections are tracked by the whole process.
+            // The accept loop ends with the listener's drain. The process's drain tracks its connections.
             let all = self.drain.clone();
             let admission = self.admission.clone();
             let (closed_tx, closed) = oneshot::channel();
@@ -134,14 +134,14 @@ impl Ports {
                         async move {
                             match kind {
                                 Kind::Http | Kind::Proxy => frontends.mux.refuse(stream, full).await,
-                                // A close that is no reset would look like an answer.
+                                // A reset: a clean close would look like an answer.
                                 Kind::Tcp => frontends.tcp.refuse(stream),
                                 Kind::Sni | Kind::Admin => {}
                             }
                         }
                     },
                 );
-                // In this task, so that its socket too is closed when the listener is: the next one may want the same port.
+                // In this task, so that the DNS socket, too, is closed with the listener: the next one may want the same port.
                 let answering = async {
                     match kind {
                         Kind::Http => dns::serve(local, |host| answering_for.mux.addresses(host)).await,
@@ -163,11 +163,11 @@ impl Ports {
         }
     }
 
-    /// Binds what a new configuration wants and is not served yet. A listener that has its port on the same address
-    /// (`127.0.0.1:80` becomes `0.0.0.0:80`) is left for it; all others go on as before.
+    /// Binds the new addresses of a configuration. If an old listener is in the way (`127.0.0.1:80` becomes
+    /// `0.0.0.0:80`), closes it first. All others go on as before.
     ///
     /// # Errors
-    /// A new address cannot be bound: what was served before is served again.
+    /// A new address cannot be bound. Listeners that were closed for it are restored.
     pub async fn prepare(&mut self, config: &Config) -> Result<Change, BindError> {
         let wanted = bind::wanted(config);
         let kept: BTreeSet<Key> = wanted.iter().map(|wanted| wanted.key).collect();
@@ -189,7 +189,7 @@ impl Ports {
         match Sockets::bind(&blocked, &self.inherited, |key| Some(self.serving.get(key)?.local)) {
             Ok(more) => sockets.0.extend(more.0),
             Err(error) => {
-                // An address that both have wanted is free again.
+                // Free an address that both old and new listeners want.
                 drop(sockets);
                 self.restore(&in_the_way);
                 return Err(error);
@@ -198,14 +198,14 @@ impl Ports {
         Ok(Change { sockets, leaving: self.serving.keys().copied().filter(leaving).collect() })
     }
 
-    /// Serves what a change has bound, and stops listening on the rest. The names of the new configuration have to have
-    /// their meaning already. Connections of a listener that is left finish what they do.
+    /// Serves the new sockets, and stops the removed listeners. The router of the new configuration must already be in
+    /// force. Connections of a stopped listener may finish.
     pub async fn complete(&mut self, change: Change) {
-        // What is still wanted of them was bound again.
+        // The new configuration has bound again those of them that it wants.
         self.lost.clear();
         self.serve(change.sockets);
         for serving in change.leaving.iter().filter_map(|key| self.serving.get(key)) {
-            // All at once: none of them accepts a connection that has no route any more.
+            // All at once, so that none of them accepts a connection that no longer has a route.
             serving.drain.start();
         }
         for key in &change.leaving {
@@ -213,12 +213,12 @@ impl Ports {
         }
     }
 
-    /// Stops listening, and returns once the socket is closed.
+    /// Stops a listener, and returns once its socket is closed.
     async fn leave(&mut self, key: &Key) {
         let Some(serving) = self.serving.remove(key) else { return };
         info!(address = %serving.local, "no longer listening");
         serving.drain.start();
-        // An error is what tells that it is closed.
+        // The sender is dropped with the socket, so an error means that it is closed.
         let _ = serving.closed.await;
     }
 
@@ -239,12 +239,12 @@ impl Ports {
         Ok(())
     }
 
-    /// Returns whether a listener of the configuration has no socket since a reload failed.
+    /// Returns whether a listener of the configuration lacks its socket since a reload failed.
     pub fn has_lost(&self) -> bool {
         !self.lost.is_empty()
     }
 
-    /// Tries to listen again where a reload that failed has lost a port. Returns whether a listener came back.
+    /// Tries to listen again on ports lost in a failed reload. Returns whether a listener is back.
     pub fn recover(&mut self) -> bool {
         let before = self.lost.len();
         for (key, address) in std::mem::take(&mut self.lost) {
@@ -255,7 +255,7 @@ impl Ports {
         self.lost.len() < before
     }
 
-    /// Returns where it listens.
+    /// Returns the local addresses of the listeners of one kind.
     pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
         self.serving.iter().filter(|((other, _), _)| *other == kind).map(|(_, serving)| serving.local).collect()
     }

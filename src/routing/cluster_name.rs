@@ -1,27 +1,27 @@
-//! Names as they are in a cluster (Kubernetes DNS specification 1.1): what a program in a pod would write.
+//! Names inside a cluster (Kubernetes DNS specification 1.1), as a program in a pod would write them.
 //!
 //! ```text
 //! {service}[.{namespace}[.svc[.{cluster_domain}]]]      {pod}.{service}.{namespace}.svc[.{cluster_domain}]
 //! {10-0-0-5}.{namespace}.pod[.{cluster_domain}]
 //! ```
 //!
-//! A service alone is one of the default namespace. `example.com` could be `{service}.{namespace}`, so that only the cluster
-//! can tell; `www.example.com` is no name of a pod, which ends with `svc`.
+//! A service alone is in the default namespace. `example.com` could be `{service}.{namespace}`, which only the cluster
+//! can tell. `www.example.com` is not the name of a pod, which ends with `svc`.
 
 use std::net::IpAddr;
 
 use crate::config::{Label, Namespace, Workload};
 
-/// Parsed name of a cluster.
+/// A parsed cluster name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName {
-    /// None: that of the context.
+    /// `None`: the default namespace of the context.
     pub namespace: Option<Namespace>,
     pub workload: Workload,
 }
 
 impl ClusterName {
-    /// Parses a host: lower case, without port and trailing dot. None: it is the name of another network.
+    /// Parses a host in lower case, without port or trailing dot. `None`: the name belongs to another network.
     pub fn parse(host: &str, cluster_domain: &str) -> Option<Self> {
         if host == cluster_domain {
             return None;
@@ -35,7 +35,7 @@ impl ClusterName {
             {
                 return Some(Self { namespace: Some(namespace), workload: Workload::Address(address) });
             }
-            // Below the domain there is nothing without a kind: Services are `svc`, addresses of pods `pod`.
+            // Below the cluster domain, every name has a kind: `svc` for Services, `pod` for addresses of pods.
             _ if in_cluster.is_some() => return None,
             labels => (labels, false),
         };
@@ -55,7 +55,7 @@ impl ClusterName {
     }
 }
 
-/// Returns the address that a label writes with hyphens: `10-0-0-5`, `fd00--5`.
+/// Returns the address of a label that writes it with hyphens: `10-0-0-5`, `fd00--5`.
 fn address_of(label: &str) -> Option<IpAddr> {
     let of_v4 = label.replace('-', ".").parse().map(IpAddr::V4);
     of_v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6)).ok()

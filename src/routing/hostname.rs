@@ -1,16 +1,17 @@
-//! The grammar of dynamic hostnames: parse and format.
+//! The grammar of dynamic hostnames: parser and formatter.
 //!
 //! ```text
 //! long:   {service}-{port}.svc.{namespace}.ns.{context}.cx.{dynamic_host}      {pod}-{port}.pod....
 //! short:  [{port}.][{pod}.]{service}.{namespace}[.{context}.cx].localhost
 //! ```
 //!
-//! Contexts and pods may have dots of their own, so the long form is taken apart from its end. Every name is checked
-//! before any request to an API server.
+//! Contexts and pods may contain dots, so the long form is parsed from its end. Every name is checked before any
+//! request to an API server.
 //!
-//! Namespaces may be called `cx`, or what the dynamic host starts with (`k8s`): a name that is not of the form that its
-//! end suggests is read as one of such a namespace. No name can be read both ways, as no Service is called by a number:
-//! `web.cx.localhost`, `8080.pg-0.pg.cx.localhost`, `web.k8s.localhost`.
+//! A namespace may be called `cx`, or like the first label of the dynamic host (`k8s`). If a name does not have the
+//! form that its end suggests, it is parsed as a name in such a namespace: `web.cx.localhost`,
+//! `8080.pg-0.pg.cx.localhost`, `web.k8s.localhost`. No name has two meanings, because the name of a Service is never a
+//! number.
 
 use std::fmt;
 
@@ -18,20 +19,20 @@ use crate::config::{ContextName, Label, Namespace, PortRef, Workload};
 
 const SHORT_SUFFIX: &str = ".localhost";
 
-/// Parsed dynamic hostname.
+/// A parsed dynamic hostname.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicName {
-    /// An alias of the configuration, or a context of the kubeconfig. None: the current one.
+    /// An alias of the configuration, or a context of the kubeconfig. `None`: the current context.
     pub context: Option<ContextName>,
     pub namespace: Namespace,
     pub workload: Workload,
     pub port: PortRef,
 }
 
-/// Why a name under a dynamic suffix is none of the two forms.
+/// Why a name under a dynamic suffix has neither form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Not under a dynamic suffix at all.
+    /// Not under a dynamic suffix.
     #[error("not a dynamic name")]
     NotDynamic,
     #[error("{0}")]
@@ -39,7 +40,7 @@ pub enum NameError {
 }
 
 impl DynamicName {
-    /// Parses a host: lower case, without port and trailing dot.
+    /// Parses a host in lower case, without port or trailing dot.
     pub fn parse(host: &str, dynamic_host: &str) -> Result<Self, NameError> {
         let short = || match host.strip_suffix(SHORT_SUFFIX) {
             Some(name) if name.contains('.') => Self::parse_short(name),
@@ -56,7 +57,7 @@ impl DynamicName {
         let name =
             name.strip_suffix(".cx").ok_or(malformed("the long form ends with .{context}.cx and the dynamic host"))?;
         let mut likeliest = None;
-        // From the end: a context may have `.ns.` in it, and so may a pod.
+        // From the end, because contexts and pods may contain `.ns.`.
         for (at, label) in name.rmatch_indices("ns") {
             let (before, behind) = (&name[..at], &name[at + label.len()..]);
             let (Some(before), Some(context)) = (before.strip_suffix('.'), behind.strip_prefix('.')) else { continue };
@@ -129,7 +130,7 @@ impl DynamicName {
     }
 }
 
-/// Writes the short form where it can say it, else the long one under `k8s.localhost`.
+/// Formats the short form if it can express the name, else the long form under `k8s.localhost`.
 impl fmt::Display for DynamicName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_short_context = self.context.as_deref().is_none_or(|context| !context.contains('.'));
@@ -142,7 +143,7 @@ impl fmt::Display for DynamicName {
                 Workload::PodOfService { pod, service } => write!(f, "{pod}.{service}")?,
                 Workload::Service(name) => f.write_str(name)?,
                 Workload::Pod(name) => f.write_str(name)?,
-                // No name says it.
+                // No hostname can express this.
                 Workload::Address(address) => write!(f, "{address}")?,
             }
             write!(f, ".{}", self.namespace)?;
@@ -176,7 +177,7 @@ fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
     text.parse().map_err(|_| NameError::Malformed("the namespace is not a valid name"))
 }
 
-/// Parses the name or alias of a context that can stand in a hostname. Others need an alias.
+/// Parses the name or alias of a context that fits into a hostname. Other contexts need an alias.
 fn parse_context(text: &str) -> Result<ContextName, NameError> {
     let refused = NameError::Malformed("the context is not one that a hostname can have: give it an alias");
     text.parse().ok().filter(|_| fits_a_hostname(text)).ok_or(refused)
@@ -312,7 +313,7 @@ mod tests {
                     for context in [None, Some("dev"), Some("cx"), Some("a.ns.b"), Some("x.cx")] {
                         let is_long = matches!((&workload, port), (Workload::Pod(_), _) | (_, PortRef::Name(_)))
                             || context.is_some_and(|context| context.contains('.'));
-                        // The long form has a context and a port, and no place for a pod's Service.
+                        // The long form needs a context and a port, and cannot express a pod's Service.
                         let is_lossy = context.is_none()
                             || *port == PortRef::Auto
                             || matches!(workload, Workload::PodOfService { .. });

@@ -1,4 +1,4 @@
-//! Routing: from a hostname or a local port to a [`Route`]. Pure.
+//! Routing: from a hostname or a local port to a [`Route`]. No I/O.
 
 pub mod cluster_name;
 pub mod hostname;

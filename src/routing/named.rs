@@ -1,4 +1,4 @@
-//! A target as a person writes it on a command line.
+//! Targets as a person writes them on the command line.
 //!
 //! ```text
 //! [POD.]SERVICE[.NAMESPACE][.CONTEXT.cx][:PORT]      postgres.shop, postgres.shop:5432, pg-0.pg.data
@@ -7,8 +7,7 @@
 //! a route's name                                     shop.localhost, 5432, 127.0.0.1:5432
 //! ```
 //!
-//! Each may end with `@PORT`, the port of this machine that is wanted. Routes come first: their names mean what they
-//! mean to a client.
+//! Each may end with `@PORT`, the wanted port on this machine. Routes come first: their names mean the same as for a client.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -17,27 +16,27 @@ use crate::config::{
     ContextName, Destination, Host, HostPort, InvalidValue, Jump, JumpMethod, Namespace, PortRef, Workload,
 };
 
-/// The end of the names that Services have inside of most clusters.
+/// End of Service names in most clusters.
 const CLUSTER_DOMAIN: &str = ".svc.cluster.local";
 
-/// A target that was named, and what it means.
+/// A target that the user named, and its route.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// As it was written, without the local port.
+    /// The name as written, without the local port.
     pub text: String,
     pub route: Route,
-    /// The port of this machine that was asked for. None: any.
+    /// Requested port of this machine. `None`: any.
     pub local_port: Option<u16>,
-    /// Local address of the named route. None: it is none of `tcp.k8s.routes`.
+    /// Local address of the named route. `None`: it is not in `tcp.k8s.routes`.
     pub listener: Option<SocketAddr>,
 }
 
-/// Why a text names no target.
+/// Why a text does not name a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NamedError {
     #[error("{text:?} names no target: {reason}")]
     Malformed { text: String, reason: String },
-    /// The namespace beside the text is none.
+    /// The namespace given in addition to the text is invalid.
     #[error(transparent)]
     Namespace(#[from] InvalidValue),
     #[error(transparent)]
@@ -45,7 +44,7 @@ pub enum NamedError {
 }
 
 impl NamedError {
-    /// Returns what to do about it.
+    /// Returns what the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Malformed { .. } => Some(
@@ -58,7 +57,7 @@ impl NamedError {
     }
 }
 
-/// A workload and a port of it, as they are written.
+/// A workload and its port, as written.
 struct Written {
     context: Option<ContextName>,
     namespace: Option<Namespace>,
@@ -67,13 +66,13 @@ struct Written {
 }
 
 impl Router {
-    /// Returns what a text means; `namespace` is that of names that give none, before the context's own.
+    /// Returns the meaning of a text. `namespace`: used for names without one, in place of the context's own.
     ///
-    /// A context that is closed to names without a route (`dynamic: deny`) is open here: the user of a command has a
-    /// reason, and is no web page.
+    /// Contexts with `dynamic: deny`, which are closed to names without a route, are open here: the user of a command
+    /// names the target on purpose, and is not a web page.
     ///
     /// # Errors
-    /// The text is none of the forms, or there is no context.
+    /// The text has none of the forms, or there is no context.
     pub fn named(&self, text: &str, namespace: Option<&Namespace>) -> Result<Named, NamedError> {
         let malformed = |reason: String| NamedError::Malformed { text: text.to_owned(), reason };
         let (name, local_port) = local_port(text.trim()).map_err(malformed)?;
@@ -100,7 +99,7 @@ impl Router {
         Ok(Named { text: name.to_owned(), route, local_port, listener: None })
     }
 
-    /// Returns the route of the configuration that has this name, and where it listens.
+    /// Returns the configured route of this name, and its listener.
     fn route_called(&self, name: &str) -> Result<Option<(Route, Option<SocketAddr>)>, RouteError> {
         let listeners = || self.config.tcp.routes.keys();
         let listener = match (name.parse::<SocketAddr>(), name.parse::<u16>()) {
@@ -178,7 +177,7 @@ impl Router {
     fn written_service(&self, name: &str) -> Result<Written, String> {
         let name = name.strip_suffix('.').unwrap_or(name);
         let name = name.strip_suffix(CLUSTER_DOMAIN).unwrap_or(name);
-        // In the cluster `web.shop.svc` is a Service, and no pod in a namespace `svc`.
+        // In a cluster, `web.shop.svc` is a Service, and not a pod in a namespace `svc`.
         let name = name.strip_suffix(".svc").filter(|name| name.contains('.')).unwrap_or(name);
         if !name.contains('.') {
             let workload = Workload::Service(name.parse().map_err(|error: InvalidValue| error.to_string())?);
@@ -191,7 +190,7 @@ impl Router {
     }
 }
 
-/// Parses `POD[.NAMESPACE[.CONTEXT.cx]]`: a pod with dots in its name needs its namespace.
+/// Parses `POD[.NAMESPACE[.CONTEXT.cx]]`. The name of a pod with dots needs its namespace.
 fn written_pod(text: &str) -> Result<Written, String> {
     let (text, context) = match text.strip_suffix(".cx").and_then(|before| before.rsplit_once('.')) {
         Some((text, context)) => (text, Some(context.parse().map_err(|_| "the context before .cx is missing")?)),
@@ -208,7 +207,7 @@ fn written_pod(text: &str) -> Result<Written, String> {
     Ok(Written { context, namespace, workload, port: PortRef::Auto })
 }
 
-/// Takes `@PORT` off the end. A context may have an `@` of its own, and no digits alone behind it.
+/// Removes `@PORT` from the end. A context may contain an `@`, but never with only digits after it.
 fn local_port(text: &str) -> Result<(&str, Option<u16>), String> {
     match text.rsplit_once('@') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -216,7 +215,7 @@ fn local_port(text: &str) -> Result<(&str, Option<u16>), String> {
             port.map(|port| (name, Some(port)))
                 .ok_or_else(|| "the local port behind @ is not one of 1-65535".to_owned())
         }
-        // A context may have an `@` of its own.
+        // A context may contain an `@`.
         Some((_, port)) if !port.ends_with(".cx") && !port.contains([':', '.']) => {
             Err(format!("{port:?} is not a local port: write 1-65535 behind @"))
         }

@@ -1,25 +1,25 @@
-//! Target of a connection, and its treatment on the way.
+//! Routes: the target of a connection, and the options for its requests.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{PodTarget, Target};
 use crate::config::{HttpOptions, PortRef, Scheme};
 
-/// Target of a connection, and its treatment on the way.
+/// Target of a connection, and the options for its requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// The route as the user knows it: its key in the file, or the dynamic name.
+    /// Name of the route for the user: its key in the file, or the dynamic name.
     pub name: Arc<str>,
     pub target: Target,
-    /// Zero: never.
+    /// The tunnel closes after this long without use. Zero: never.
     pub idle_timeout: Duration,
-    /// How requests are treated; the default for TCP.
+    /// Options for HTTP requests. TCP routes have the defaults.
     pub options: Arc<HttpOptions>,
 }
 
 impl Route {
-    /// Returns the route for a client that came by https (`tls`) or without TLS. Where no port is named, https means the port of
-    /// the Service that says it speaks https; so does `scheme: https`, whatever the client speaks.
+    /// Returns the route for a client that uses https (`tls`) or plain text. Without a port in the route, https means
+    /// the Service's https port. So does `scheme: https`, whatever the client uses.
     pub fn for_client(mut self, tls: bool) -> Self {
         let is_https = match self.options.scheme {
             None => tls,
@@ -31,8 +31,7 @@ impl Route {
         self
     }
 
-    /// Returns the route for a client that names a port of its own, where the route names none. 80 is the port that a
-    /// browser means.
+    /// Returns the route for a client that names a port, if the route names none. 80 is a browser's default, and names no port.
     pub fn for_port(mut self, port: u16) -> Self {
         match port {
             80 => {}

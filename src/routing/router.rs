@@ -1,4 +1,4 @@
-//! From a name to a route.
+//! From a name to its route.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,50 +21,50 @@ use crate::{
     wire::proxy_protocol::Version,
 };
 
-/// The meaning of every name, for one configuration and one state of the kubeconfig.
+/// The routes of all names, for one configuration and one state of the kubeconfig.
 #[derive(Clone, Debug)]
 pub struct Router {
     pub config: Arc<Config>,
-    /// The contexts of `http.k8s.kubeconfig`.
+    /// Contexts of `http.k8s.kubeconfig`.
     pub http_contexts: Arc<Contexts>,
-    /// The contexts of `tcp.k8s.kubeconfig`.
+    /// Contexts of `tcp.k8s.kubeconfig`.
     pub tcp_contexts: Arc<Contexts>,
 }
 
-/// The router in force; swapped by a reload or a change of the kubeconfig, read once per request.
+/// The router in force. A reload or a change of the kubeconfig replaces it. Each request reads it once.
 pub type SharedRouter = Arc<ArcSwap<Router>>;
 
-/// Why a name leads nowhere.
+/// Why a name has no route.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// Display: `no route for argo.localhost`.
     #[error("no route for {host}")]
     Unknown { host: String, near: Vec<String> },
-    /// A dynamic name whose parts are not what its grammar wants.
+    /// A dynamic name that does not match the grammar.
     #[error("{host} is not a name that can be reached: {reason}")]
     Malformed { host: String, reason: String },
     #[error("context {context} is closed to names without a route")]
     DynamicDenied { host: String, context: String },
-    /// The forward proxy was asked for a host of another network.
+    /// The host of a forward proxy request belongs to another network.
     #[error("{host} is not a name of the cluster")]
     Elsewhere { host: String },
-    /// The name gives no context, and there is no current one (or no kubeconfig at all).
+    /// The name has no context, and there is no current context (or no kubeconfig).
     #[error("no context for {host}: {reason}")]
     NoContext { host: String, reason: String },
-    /// The name gives no namespace, and the kubeconfig's for this context cannot be one.
+    /// The name has no namespace, and the kubeconfig's namespace for this context is invalid.
     #[error("context {context} of the kubeconfig has no namespace to use: {invalid}")]
     NoNamespace { context: ContextName, invalid: InvalidValue },
 }
 
 impl Router {
-    /// Returns the route of a Host header or SNI: in any case, with or without port and trailing dot.
+    /// Returns the route of a Host header or SNI, in any case, with or without port and trailing dot.
     ///
-    /// Static routes first (exact, then wildcards, the longest first), then the dynamic forms.
+    /// Static routes come first (exact ones, then the longest wildcard), then dynamic names.
     pub fn http(&self, host: &str) -> Result<Route, RouteError> {
         self.http_in(None, host)
     }
 
-    /// Does the same for a client that names a context: a dynamic name that names none is in that.
+    /// Does the same for a client that names a context, which is used for a dynamic name without one.
     fn http_in(&self, context: Option<&ContextName>, host: &str) -> Result<Route, RouteError> {
         let host = table::normalise(host);
         let routes = &self.config.http.routes;
@@ -98,8 +98,9 @@ impl Router {
         self.dynamic(host, target)
     }
 
-    /// Returns the route of a host and a port that a client of the forward proxy names: adit's own names, those of the
-    /// cluster, and the targets of jumps. `context`: its name or alias; None: the current one.
+    /// Returns the route of a host and port that a client of the forward proxy names: one of adit's own names, a
+    /// cluster name, or the target of a jump. `context`: name or alias of the client's context. `None`: the current
+    /// one.
     pub fn forward(&self, context: Option<&ContextName>, host: &str, port: u16) -> Result<Route, RouteError> {
         let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
@@ -107,7 +108,8 @@ impl Router {
         if table::is_here(&host) {
             return elsewhere(host);
         }
-        // Adit's own port, in the URL of a page of ours, says nothing of the backend's; 80 and 443 are those of its protocol.
+        // The port of adit itself, in a URL of one of its pages, is not the backend's port. 80 and 443 are defaults of
+        // the protocol.
         let is_own = |port| !matches!(port, 80 | 443) && self.config.http.listen.iter().any(|own| own.port() == port);
         match self.http_in(context, &host) {
             Ok(route) if is_own(port) => return Ok(route),
@@ -151,7 +153,7 @@ impl Router {
         of_tcp.map(|(address, _)| self.tcp(*address))
     }
 
-    /// Returns the route to a target without one in the file, unless its context is closed to those.
+    /// Returns a dynamic route to a target, unless its context is closed to dynamic names.
     fn dynamic(&self, host: String, target: Arc<PodTarget>) -> Result<Route, RouteError> {
         let context = &target.cluster.context;
         if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
@@ -173,7 +175,7 @@ impl Router {
         Ok(Route { name: name.into(), target, idle_timeout: route.idle_timeout, options: Arc::default() })
     }
 
-    /// Returns the route of a server name at the SNI listener, and the PROXY header that its backend wants.
+    /// Returns the route of a server name at the SNI listener, and the PROXY protocol version that its backend wants.
     pub fn sni(&self, name: &str) -> Result<(Route, Option<Version>), RouteError> {
         let name = table::normalise(name);
         let routes = self.config.sni.as_ref().map(|sni| &sni.routes);
@@ -191,7 +193,7 @@ impl Router {
         Ok((Route { name: key.into(), target, idle_timeout, options: Arc::default() }, send_proxy))
     }
 
-    /// Returns whether a static or dynamic route may still lead to a target: to be asked after a reload.
+    /// Returns whether a static or dynamic route may still go to a target after a reload.
     pub fn leads_to(&self, target: &Target) -> bool {
         let sni = || self.config.sni.iter().flat_map(|sni| sni.routes.values());
         let target = match target {
@@ -234,13 +236,14 @@ impl Router {
         {
             return true;
         }
-        // Any target of these clusters has a dynamic name, unless its context is closed to them, or it goes on from a pod.
+        // Any target of these clusters has a dynamic name, unless its context is closed to them or it is a jump.
         target.jump.is_none()
             && *target.cluster.kubeconfig == self.config.http.kubeconfig
             && !self.config.contexts.values().any(|alias| alias.name == target.cluster.context && !alias.dynamic)
     }
 
-    /// Returns the context that an alias or a context's name in a hostname means; browsers write hosts in lower case.
+    /// Returns the context of an alias or a context name in a hostname. Ignores case, because browsers send hosts in
+    /// lower case.
     pub(super) fn context_of(&self, written: ContextName) -> ContextName {
         let alias = self
             .config
@@ -285,7 +288,7 @@ impl Router {
     }
 }
 
-/// Returns whether a Service or a pod may have an address: whichever the cluster gave it, and none that means a machine or a link.
+/// Returns whether a Service or a pod may have this address: any except those of a machine itself or of a link.
 fn may_be_of_cluster(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {
@@ -300,7 +303,7 @@ fn may_be_of_cluster(address: IpAddr) -> bool {
 }
 
 impl RouteError {
-    /// Returns the stable code.
+    /// Returns the stable error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Unknown { .. } => ErrorCode::UnknownHost,
@@ -312,7 +315,7 @@ impl RouteError {
         }
     }
 
-    /// Returns the name that is likest to the one that was asked for, where there is one.
+    /// Returns the most similar name, if there is one.
     pub fn near(&self) -> Option<&str> {
         match self {
             Self::Unknown { near, .. } => near.first().map(String::as_str),
@@ -320,7 +323,7 @@ impl RouteError {
         }
     }
 
-    /// Returns what to do about it.
+    /// Returns what the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Unknown { near, .. } if !near.is_empty() => {
@@ -446,7 +449,7 @@ mod tests {
         ] {
             assert_eq!(router.forward(context_of(context).as_ref(), host, 80).unwrap_err().code(), code, "{host}");
         }
-        // A name that says no context is in the client's.
+        // A name without a context is in the client's context.
         for (host, wanted) in [
             ("web.shop.localhost", "other/shop/web"),
             ("web.shop.dev.cx.localhost", "dev/shop/web"),

@@ -1,35 +1,35 @@
-//! Hosts as clients write them, and static routes by host.
+//! Normalised hosts, and static routes by host.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::config::near;
 
-/// Returns a host in the form that routes are kept in: without port and trailing dot, lower case.
+/// Returns a host in the form of route keys: lower case, without port or trailing dot.
 ///
-/// Takes Host headers (`Web.Localhost:8989`), SNI, and IPv6 literals (`[::1]:8989`, `::1`).
+/// Accepts Host headers (`Web.Localhost:8989`), SNI, and IPv6 literals (`[::1]:8989`, `::1`).
 pub fn normalise(host: &str) -> String {
     let without_port = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
-        // More than one colon without brackets is an address, not a port.
+        // More than one colon without brackets: an IPv6 address without a port.
         None if host.matches(':').count() > 1 => host,
         None => host.split(':').next().unwrap_or(host),
     };
     without_port.strip_suffix('.').unwrap_or(without_port).to_ascii_lowercase()
 }
 
-/// Returns whether a normalised host means this machine itself, and so no route.
+/// Returns whether a normalised host means this machine itself, which has no route.
 pub fn is_own_name(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok()
 }
 
-/// Returns whether a normalised host means this machine wherever it is used, also by a client of the forward proxy.
+/// Returns whether a normalised host means this machine wherever it is used, even by a client of the forward proxy.
 pub fn is_here(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback() || address.is_unspecified())
 }
 
-/// Returns the key and the route of a normalised host: its own, else that of the longest `*.` above it. A
-/// wildcard stands for one or more labels.
+/// Returns the key and the route of a normalised host: the exact one, else the longest matching `*.` wildcard. A
+/// wildcard matches one or more labels.
 pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t str, &'t T)> {
     let bracketed = format!("[{host}]");
     let exact = routes.get_key_value(host).or_else(|| routes.get_key_value(&bracketed));
@@ -37,7 +37,7 @@ pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t s
     exact.or_else(wildcard).map(|(key, route)| (key.as_str(), route))
 }
 
-/// Returns up to three keys that look like `host`, the likest first.
+/// Returns up to three keys that are similar to `host`, most similar first.
 pub fn near<T>(routes: &BTreeMap<String, T>, host: &str) -> Vec<String> {
     fn first(name: &str) -> &str {
         name.split('.').next().unwrap_or_default()

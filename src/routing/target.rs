@@ -11,7 +11,7 @@ use std::{
 
 use crate::config::{Command, ContextName, InvalidValue, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
 
-/// One cluster, seen as one user: a context of certain kubeconfig files.
+/// A cluster as one user sees it: a context of certain kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClusterId {
     pub kubeconfig: Arc<KubeconfigPaths>,
@@ -19,24 +19,24 @@ pub struct ClusterId {
 }
 
 impl Hash for ClusterId {
-    /// Leaves out the paths: each request hashes its target, and clusters of one name in other files are rare.
+    /// Hashes the context only: every request hashes its target, and contexts of the same name in other files are rare.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.context.hash(state);
     }
 }
 
-/// Target of a tunnel, whatever name the client used: two names of one Service share a tunnel.
+/// Target of a tunnel, independent of the name that the client used: two names of one Service share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     Pods(Arc<PodTarget>),
     /// A command of the configuration.
     Command(Arc<Command>),
-    /// A name that only the backend in use knows: a relay has one for each tunnel.
+    /// A name that only the backend in use knows. A relay has one for each of its tunnels.
     Named(Arc<str>),
 }
 
 impl Target {
-    /// Returns the pods that it is. None: it is something else.
+    /// Returns the pods of the target. `None`: it is a command or a named target.
     pub fn pods(&self) -> Option<&PodTarget> {
         match self {
             Self::Pods(target) => Some(target),
@@ -44,7 +44,7 @@ impl Target {
         }
     }
 
-    /// Returns how long it may take until it can be reached, beyond what every target may.
+    /// Returns the time for its start, in addition to the time that every target gets.
     pub fn startup_time(&self) -> Duration {
         match self {
             Self::Pods(target) => {
@@ -67,7 +67,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Returns a command as it may be shown: without what its options call a secret.
+/// Returns a command for logs and status, without values of options that are secrets.
 fn shown(run: &[String]) -> String {
     let is_secret = |option: &str| {
         let option = option.to_ascii_lowercase();
@@ -84,18 +84,19 @@ fn shown(run: &[String]) -> String {
     words.join(" ")
 }
 
-/// Pods of a cluster, and what lies behind them.
+/// Pods of a cluster, and optionally a host to reach through them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodTarget {
     pub cluster: ClusterId,
     pub namespace: Namespace,
     pub workload: Workload,
     pub port: PortRef,
-    /// Jump from the pod to a further host.
+    /// Jump from the pod to another host.
     pub jump: Option<Jump>,
 }
 
-/// `context/namespace/service:port`, with `->host:port` behind it for a jump; the id of the tunnel in logs, in `adit status` and for `adit stop`.
+/// `context/namespace/service:port`, plus `->host:port` for a jump. This is the id of the tunnel in logs, in `adit
+/// status` and for `adit stop`.
 impl fmt::Display for PodTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/", self.cluster.context, self.namespace)?;
@@ -110,7 +111,7 @@ impl fmt::Display for PodTarget {
             PortRef::Number(port) => write!(f, ":{port}")?,
             PortRef::Name(name) => write!(f, ":{name}")?,
             PortRef::Auto => {}
-            // No port is called so.
+            // Cannot be confused with the name of a port.
             PortRef::Https => f.write_str("+https")?,
         }
         match &self.jump {
@@ -120,14 +121,14 @@ impl fmt::Display for PodTarget {
     }
 }
 
-/// The contexts of the kubeconfig files at one moment: enough of them to complete a name.
+/// Contexts of the kubeconfig files at one moment, with the fields needed to complete a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contexts {
     pub kubeconfig: Arc<KubeconfigPaths>,
-    /// `current-context`. None: the files name none.
+    /// `current-context`. `None`: the files have none.
     pub current: Option<ContextName>,
-    /// The default namespace of each context. Err: the file has a text that is none, and names have to say the namespace.
+    /// Default namespace of each context. `Err`: the file's value is invalid, and names need their own namespace.
     pub namespaces: BTreeMap<ContextName, Result<Namespace, InvalidValue>>,
-    /// Why the kubeconfig could not be read, in words; the rest is empty then.
+    /// Why the kubeconfig could not be read. The other fields are empty then.
     pub problem: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The last lines of the log, for those who ask afterwards.
+//! The last lines of the log, kept for later requests.
 
 use std::{
     collections::VecDeque,
@@ -13,16 +13,16 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
-/// How many lines are kept.
+/// Maximum number of lines kept.
 const MOST: usize = 1_000;
 
-/// How many bytes of a line are kept.
+/// Maximum number of bytes kept of a line.
 const LONGEST: usize = 500;
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
-    /// Counts up from 1 in one process.
+    /// Number of the line, from 1 on in each process.
     pub id: u64,
     pub at: SystemTime,
     pub level: Level,
@@ -30,7 +30,7 @@ pub struct Line {
     pub text: Box<str>,
 }
 
-/// The last lines; clones share them.
+/// The last lines of the log. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Lines(Arc<Mutex<Kept>>);
 
@@ -46,7 +46,7 @@ impl Lines {
         self.0.lock().expect("no panic while the lock is held").lines.iter().cloned().collect()
     }
 
-    /// Returns the lines behind the one of this number, oldest first, and the number of the last one.
+    /// Returns the lines after the one with this number, oldest first, and the number of the last line.
     pub fn since(&self, id: u64) -> (Vec<Line>, u64) {
         let kept = self.0.lock().expect("no panic while the lock is held");
         (kept.lines.iter().skip_while(|line| line.id <= id).cloned().collect(), kept.last)
@@ -71,7 +71,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// A line while it is written: what is longer is cut.
+/// A line while it is written, truncated at the limit.
 struct Text(String);
 
 impl Write for Text {
@@ -89,9 +89,9 @@ impl Write for Text {
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // It fails only where the line is long enough.
+        // Fails only once the line is full.
         let _ = match field.name() {
-            // The message stands first, whatever order the fields come in.
+            // The message comes first, in whatever order the fields come.
             "message" => {
                 let fields = std::mem::take(&mut self.0);
                 write!(self, "{value:?}{}{fields}", if fields.is_empty() { "" } else { " " })

@@ -1,4 +1,4 @@
-//! Servers verified with a CA bundle, where Go and OpenSSL take more than webpki does.
+//! Verification of servers with a CA bundle. Accepts certificates that Go and OpenSSL accept but webpki rejects.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,12 +16,12 @@ use rustls::{
 
 use super::{certificate::Certificate, handshake, pem};
 
-/// A CA bundle. Besides what webpki takes, a server's certificate may itself be in the bundle, and may be that of an
-/// authority (`openssl req -x509` makes such ones): where it is in the bundle, or signed by one of its certificates.
+/// A CA bundle. In addition to webpki's rules, a server's certificate may itself be in the bundle, and may be a CA
+/// certificate (`openssl req -x509` creates such ones) if it is in the bundle or signed by a certificate of the bundle.
 #[derive(Debug)]
 pub struct Bundle {
     trusted: Vec<Trusted>,
-    /// None: no certificate of the bundle can be used.
+    /// `None`: webpki cannot use any certificate of the bundle.
     webpki: Option<Arc<WebPkiServerVerifier>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -29,18 +29,18 @@ pub struct Bundle {
 #[derive(Debug)]
 struct Trusted {
     der: CertificateDer<'static>,
-    /// Whether it may only vouch for some names.
+    /// Whether it may be the issuer for some names only.
     is_constrained: bool,
 }
 
-/// Name of webpki's error for a server with an authority's certificate; rustls exports no type for it.
+/// Name of webpki's error for a server with a CA certificate. rustls exports no type for it.
 const CA_USED_AS_END_ENTITY: &str = "CaUsedAsEndEntity";
 
 impl Bundle {
-    /// Reads PEM. A certificate that does not parse is passed over.
+    /// Reads PEM. Skips certificates that do not parse.
     ///
     /// # Errors
-    /// None does.
+    /// No certificate parses.
     pub fn from_pem(text: &[u8], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let blocks = pem::blocks(text).into_iter().filter(|(label, _)| label == "CERTIFICATE");
         let trusted: Vec<_> = blocks.map(|(_, der)| CertificateDer::from(der)).collect();
@@ -51,14 +51,14 @@ impl Bundle {
         }
     }
 
-    /// Trusts these certificates; with none of them, no server.
+    /// Trusts these certificates. Without any, trusts no server.
     pub fn new(trusted: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trusted.iter().cloned());
         let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok();
         let is_constrained = |der: &CertificateDer<'static>| {
             let mut one = RootCertStore::empty();
-            // One that webpki does not take may have constraints that it does not read.
+            // A certificate that webpki rejects may have constraints that webpki does not parse.
             one.add(der.clone()).is_err() || one.roots.iter().any(|root| root.name_constraints.is_some())
         };
         let trusted = trusted.into_iter().map(|der| Trusted { is_constrained: is_constrained(&der), der }).collect();
@@ -69,7 +69,7 @@ impl Bundle {
         self.trusted.iter().any(|trusted| trusted.der.as_ref() == certificate.as_ref())
     }
 
-    /// Returns whether a certificate of the bundle, which may vouch for every name, has signed this one.
+    /// Returns whether a certificate of the bundle without name constraints has signed this one.
     fn vouches_for(&self, certificate: &Certificate<'_>, now: i64) -> bool {
         let issuers = self.trusted.iter().filter(|trusted| !trusted.is_constrained);
         issuers.filter_map(|trusted| Certificate::parse(&trusted.der)).any(|issuer| {
@@ -87,7 +87,7 @@ impl Bundle {
         })
     }
 
-    /// Verifies the dates and the name of a certificate that the bundle vouches for.
+    /// Verifies the dates and the name of a certificate that the bundle trusts.
     fn verify_trusted(
         certificate: &CertificateDer<'_>,
         parsed: &Certificate<'_>,
@@ -222,7 +222,7 @@ mod tests {
         let server = params("a.test", true).signed_by(&server_key, &issuer).unwrap();
         verify(&bundle, server.der(), "a.test").unwrap();
         assert!(verify(&bundle, server.der(), "b.test").is_err());
-        // The same name of the issuer, and another key.
+        // The same issuer name, but another key.
         let impostor = Issuer::new(params("ca", true), KeyPair::generate().unwrap());
         let forged = params("a.test", true).signed_by(&server_key, &impostor).unwrap();
         assert!(verify(&bundle, forged.der(), "a.test").is_err());

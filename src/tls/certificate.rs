@@ -1,4 +1,4 @@
-//! The fields of an X.509 certificate (RFC 5280, section 4.1) that decide where webpki refuses to look at one.
+//! Fields of an X.509 certificate (RFC 5280, section 4.1) that are needed for certificates which webpki rejects.
 //!
 //! ```text
 //! Certificate     ::= SEQUENCE { tbsCertificate, signatureAlgorithm, signature BIT STRING }
@@ -14,37 +14,37 @@ const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 
-/// A certificate of any version. Extensions are not read.
+/// A certificate of any version, without its extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Certificate<'a> {
-    /// The part that is signed, with its header.
+    /// The signed part, with its DER header.
     pub signed: &'a [u8],
-    /// The content of the AlgorithmIdentifier.
+    /// Content of the AlgorithmIdentifier.
     pub signature_algorithm: &'a [u8],
     pub signature: &'a [u8],
-    /// The contents of the Names.
+    /// Contents of the Names.
     pub issuer: &'a [u8],
     pub subject: &'a [u8],
-    /// In seconds since 1970.
+    /// Seconds since 1970.
     pub not_before: i64,
     pub not_after: i64,
-    /// The content of the AlgorithmIdentifier.
+    /// Content of the AlgorithmIdentifier.
     pub key_algorithm: &'a [u8],
     pub key: &'a [u8],
 }
 
 impl<'a> Certificate<'a> {
-    /// Returns the common name of the issuer, else its organization.
+    /// Returns the common name of the issuer, or else its organization.
     pub fn issuer_name(&self) -> Option<String> {
         name(self.issuer)
     }
 
-    /// Returns the same of its owner. None: it has alternative names alone.
+    /// Returns the common name of the subject, or else its organization. `None`: it has only alternative names.
     pub fn subject_name(&self) -> Option<String> {
         name(self.subject)
     }
 
-    /// Returns None where `der` is no certificate.
+    /// Parses a certificate. `None`: `der` is not a certificate.
     pub fn parse(der: &'a [u8]) -> Option<Self> {
         let mut outer = Fields(der);
         let mut whole = Fields(outer.take(SEQUENCE)?);
@@ -79,11 +79,11 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// Returns the common name of a Name, else the organization (X.520: 2.5.4.3 and 2.5.4.10).
+/// Returns the common name of a Name, or else its organization (X.520: 2.5.4.3 and 2.5.4.10).
 fn name(of: &[u8]) -> Option<String> {
     let value = |oid: &[u8]| {
         let at = of.windows(oid.len()).position(|found| found == oid)? + oid.len();
-        // The tag of a string, its length below 128, its bytes.
+        // Tag of the string, its length (below 128), its bytes.
         let length = usize::from(*of.get(at + 1)?);
         let bytes = of.get(at + 2..at + 2 + length)?;
         Some(String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect())
@@ -91,7 +91,7 @@ fn name(of: &[u8]) -> Option<String> {
     value(&[0x06, 3, 0x55, 4, 3]).or_else(|| value(&[0x06, 3, 0x55, 4, 10]))
 }
 
-/// DER values that have not been read.
+/// DER values that are not parsed yet.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -102,7 +102,7 @@ impl<'a> Fields<'a> {
     fn take_with_header(&mut self, tag: u8) -> Option<(&'a [u8], Fields<'a>)> {
         let (&found, rest) = self.0.split_first()?;
         let (&first, rest) = rest.split_first()?;
-        // Short form below 128, else the number of bytes that the length has. A certificate is shorter than 2^24.
+        // Below 128 the byte is the length, else the number of length bytes. A certificate is shorter than 2^24 bytes.
         let (length, rest) = match first {
             0..=0x7f => (usize::from(first), rest),
             0x81..=0x83 => {

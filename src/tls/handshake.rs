@@ -1,4 +1,4 @@
-//! Signatures of the handshake, checked also with certificates that webpki does not read, e.g. of version 1.
+//! Verification of handshake signatures, also for certificates that webpki does not parse, such as those of version 1.
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error,
@@ -10,10 +10,10 @@ use rustls::{
 
 use super::certificate::Certificate;
 
-/// Checks a signature of TLS 1.2.
+/// Verifies a TLS 1.2 signature.
 ///
 /// # Errors
-/// The holder of the certificate's key did not make it.
+/// The signature was not made with the key of the certificate.
 pub fn verify_tls12(
     message: &[u8],
     certificate: &CertificateDer<'_>,
@@ -26,7 +26,7 @@ pub fn verify_tls12(
     }
 }
 
-/// Checks a signature of TLS 1.3.
+/// Verifies a TLS 1.3 signature.
 ///
 /// # Errors
 /// See [`verify_tls12`].

@@ -1,4 +1,4 @@
-//! Identity of a TLS end: a certificate chain and a private key. The peer judges them.
+//! Identity of a TLS client or server: a certificate chain and a private key. The peer verifies it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::{
 
 use super::{certificate::Certificate, pem};
 
-/// Why a client certificate and its key are of no use.
+/// Why a client certificate or its key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     #[error("there is no certificate in PEM form in the client certificate")]
@@ -27,10 +27,10 @@ pub enum IdentityError {
     Mismatch,
 }
 
-/// Reads a chain and its key, which may be in the same file. Certificates of version 1 are taken.
+/// Reads a chain and its key, which may be in the same file. Accepts certificates of version 1.
 ///
 /// # Errors
-/// One of them is missing or of no use, or they do not belong together.
+/// One of them is missing or cannot be used, or they do not belong together.
 pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<CertifiedKey, IdentityError> {
     let blocks = pem::blocks(chain).into_iter().filter(|(label, _)| label == "CERTIFICATE");
     let chain: Vec<_> = blocks.map(|(_, der)| CertificateDer::from(der)).collect();
@@ -40,7 +40,7 @@ pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<C
     let none = if is_encrypted { IdentityError::Encrypted } else { IdentityError::NoKey };
     let key = pem::blocks(key).into_iter().find_map(|(label, der)| private_key(&label, der)).ok_or(none)?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| IdentityError::UnsupportedKey)?;
-    // The SubjectPublicKeyInfo ends with the key's bits; what is before may be written in two ways.
+    // The SubjectPublicKeyInfo ends with the key's bits. There are two encodings of the part before.
     if key.public_key().is_some_and(|public| !public.as_ref().ends_with(leaf.key)) {
         return Err(IdentityError::Mismatch);
     }

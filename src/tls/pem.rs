@@ -1,8 +1,8 @@
-//! PEM (RFC 7468), read as Go reads it: a block that does not decode is passed over.
+//! PEM (RFC 7468), parsed like Go does: blocks that do not decode are skipped.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-/// Returns label and content of each block, e.g. `CERTIFICATE` or `EC PRIVATE KEY`, in order.
+/// Returns label and content of each block in order, such as `CERTIFICATE` or `EC PRIVATE KEY`.
 pub fn blocks(text: &[u8]) -> Vec<(String, Vec<u8>)> {
     let text = String::from_utf8_lossy(text);
     let mut found = Vec::new();
@@ -11,7 +11,7 @@ pub fn blocks(text: &[u8]) -> Vec<(String, Vec<u8>)> {
         if let Some(label) = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----")) {
             open = Some((label, String::new()));
         } else if let Some(label) = line.strip_prefix("-----END ").and_then(|rest| rest.strip_suffix("-----")) {
-            // The headers of an encrypted key contain a colon, and so are no base64.
+            // The headers of an encrypted key contain a colon, so the block is not valid base64.
             if let Some((opened, content)) = open.take().filter(|(opened, _)| *opened == label)
                 && let Ok(content) = STANDARD.decode(content)
             {

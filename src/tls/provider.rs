@@ -1,6 +1,6 @@
-//! The cryptography of every TLS connection: what OpenSSL and Go take, also RSA keys from 1024 to 2047 bits.
+//! The cryptography of every TLS connection: AWS-LC, plus RSA keys of 1024 to 2047 bits, which OpenSSL and Go accept.
 //!
-//! Old appliances and clusters that were set up long ago have such keys, and kubectl takes them. AWS-LC has everything else.
+//! Old appliances and old clusters have such keys, and kubectl accepts them.
 
 use std::sync::{Arc, LazyLock};
 
@@ -19,10 +19,10 @@ use rustls::{
 };
 use sha2::{Sha256, Sha384, Sha512};
 
-/// The sizes that AWS-LC does not take, in bits. Go takes nothing below either.
+/// Key sizes that AWS-LC does not accept, in bits. Go accepts no smaller ones either.
 const SMALL: std::ops::Range<u32> = 1024..2048;
 
-/// The schemes of RSA, the best one first.
+/// RSA signature schemes, best first.
 const SCHEMES: [SignatureScheme; 6] = [
     SignatureScheme::RSA_PSS_SHA256,
     SignatureScheme::RSA_PSS_SHA384,
@@ -45,7 +45,7 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// Puts our algorithms in the place of those for RSA. They live as long as the process.
+/// Replaces the RSA algorithms with ours, which live as long as the process.
 fn with_small_keys(given: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
     let ours = |algorithm: &'static dyn SignatureVerificationAlgorithm| match scheme_of(algorithm) {
         Some(scheme) => Box::leak(Box::new(AnySize { algorithm, scheme })) as &dyn SignatureVerificationAlgorithm,
@@ -63,7 +63,7 @@ fn with_small_keys(given: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorith
     WebPkiSupportedAlgorithms { all: all.leak(), mapping: mapping.leak() }
 }
 
-/// Returns the scheme of an algorithm. None: it is not one of RSA.
+/// Returns the scheme of an algorithm. `None`: it is not RSA.
 fn scheme_of(algorithm: &dyn SignatureVerificationAlgorithm) -> Option<SignatureScheme> {
     let schemes = [
         (alg_id::RSA_PSS_SHA256, SignatureScheme::RSA_PSS_SHA256),
@@ -77,7 +77,7 @@ fn scheme_of(algorithm: &dyn SignatureVerificationAlgorithm) -> Option<Signature
     schemes.into_iter().find(|(known, _)| *known == id).map(|(_, scheme)| scheme)
 }
 
-/// An algorithm of RSA for keys from 1024 bits on.
+/// An RSA algorithm for keys of 1024 bits or more.
 #[derive(Debug)]
 struct AnySize {
     algorithm: &'static dyn SignatureVerificationAlgorithm,
@@ -86,7 +86,7 @@ struct AnySize {
 
 impl SignatureVerificationAlgorithm for AnySize {
     fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        // 2048 bits alone take 257 bytes.
+        // A key of 2048 bits alone takes 257 bytes.
         let small = Some(key).filter(|key| key.len() <= 256 + 16).and_then(|key| PublicKey::from_pkcs1_der(key).ok());
         let Some(key) = small.filter(|key| SMALL.contains(&key.n().bit_width())) else {
             return self.algorithm.verify_signature(key, message, signature);
@@ -129,7 +129,7 @@ impl KeyProvider for Keys {
     }
 }
 
-/// A private key of RSA with fewer than 2048 bits.
+/// An RSA private key with fewer than 2048 bits.
 #[derive(Debug)]
 struct SmallKey(Arc<PrivateKey>);
 

@@ -1,4 +1,4 @@
-//! The right to use a tunnel.
+//! Leases: a tunnel with a lease is in use.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,17 +17,17 @@ use crate::{
     io::BoxedIo,
 };
 
-/// While one is held, or bytes flow, the tunnel is not idle.
+/// Use of a running tunnel. A tunnel is idle only without leases and without traffic.
 pub struct Lease {
     hold: Hold,
     endpoint: Arc<Endpoint>,
 }
 
-/// Counts as use while it lives.
+/// Counts as a lease of the tunnel until it is dropped.
 pub(super) struct Hold(pub(super) Arc<Tunnel>);
 
 impl Hold {
-    /// None: the tunnel has just closed, and takes nobody any more.
+    /// Returns `None` if the tunnel has just closed.
     pub(super) fn new(tunnel: Arc<Tunnel>) -> Option<Self> {
         tunnel.leases.take().then(|| Self(tunnel))
     }
@@ -43,32 +43,32 @@ impl Drop for Hold {
 }
 
 impl Lease {
-    /// Makes a lease of a hold on a tunnel that runs.
+    /// Creates a lease on a running tunnel.
     pub(super) fn new(hold: Hold, endpoint: Arc<Endpoint>) -> Self {
         Self { hold, endpoint }
     }
 
-    /// Opens a stream to the pod; where the pod is gone, to another, waiting at most the budget (10 s).
+    /// Opens a stream to the pod, or to another pod if that one is gone. Waits at most the budget (10 s).
     ///
-    /// The stream is counted, and keeps the first bytes written (up to 64 KiB) until the pod has answered,
-    /// so that a pod that certainly saw none of them can be replaced behind it.
+    /// The stream is counted. It buffers the first bytes written (up to 64 KiB) until the pod has answered: if the pod
+    /// certainly saw none of them, the stream replays them to another pod.
     pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
         self.connect_to(None).await.map(|(stream, _)| stream)
     }
 
-    /// Does the same, and tells where it leads. `pod`: the one that is tried first.
+    /// Opens a stream as [`connect`](Self::connect) does, and also returns its placement. `pod`: the pod to try first.
     pub async fn connect_to(&self, pod: Option<&str>) -> Result<(BoxedIo, Placement), OpenError> {
         let deadline = self.hold.0.stream_deadline();
         let (inner, placement, running) = connect(&self.hold.0, None, pod, deadline).await?;
         Ok((Box::new(TunnelStream::new(self.hold.0.clone(), inner, running)), placement))
     }
 
-    /// Returns the id of its tunnel.
+    /// Returns the id of the lease's tunnel.
     pub fn id(&self) -> Arc<str> {
         self.hold.0.id.clone()
     }
 
-    /// Returns what was reached when the lease was taken, or what is reached now: another pod after a restart.
+    /// Returns the current endpoint while the tunnel runs, else the one at the time of the lease. A restart may change the pod.
     pub fn endpoint(&self) -> Arc<Endpoint> {
         match &*self.hold.0.view.borrow() {
             View::Running(running) => running.endpoint.clone(),
@@ -76,7 +76,7 @@ impl Lease {
         }
     }
 
-    /// Returns why the pod is not ready, where it was named and is reached all the same.
+    /// Returns why the pod is not ready, if the target names this pod and adit uses it all the same.
     pub fn not_ready(&self) -> Option<String> {
         match &*self.hold.0.view.borrow() {
             View::Running(running) => running.session.not_ready(),
@@ -84,12 +84,12 @@ impl Lease {
         }
     }
 
-    /// Resolves when the tunnel is over although the lease is held: it was stopped by hand.
+    /// Waits until the tunnel is over: stopped by hand, or failed when the process began to drain.
     pub async fn ended(&self) {
         self.hold.0.stop.cancelled().await;
     }
 
-    /// Resolves when the process has begun to end.
+    /// Waits until the process begins to drain.
     pub async fn draining(&self) {
         self.hold.0.drain.started().await;
     }
@@ -98,15 +98,15 @@ impl Lease {
         &self.hold.0
     }
 
-    /// Notes how a connection of a user failed, for `adit status`.
+    /// Records the error of a user's connection, for `adit status`.
     pub fn note_error(&self, error: &dyn std::fmt::Display) {
         self.hold.0.note_error(error);
     }
 }
 
-/// Why there is no session to use.
+/// Reason why there is no session to use.
 pub(super) enum NotRunning {
-    /// The tunnel is over; another may be made.
+    /// The tunnel is over; the caller may open another one.
     Over,
     Failed(OpenError),
 }
@@ -120,7 +120,7 @@ impl From<NotRunning> for OpenError {
     }
 }
 
-/// Waits until the tunnel runs. `avoid`: not the session that is known to be of no use any more.
+/// Waits until the tunnel runs. `avoid`: a session that takes no more streams; waits for its successor.
 pub(super) async fn running(
     tunnel: &Tunnel,
     avoid: Option<&Arc<Running>>,
@@ -139,7 +139,7 @@ pub(super) async fn running(
                 last_error = error.or(last_error);
                 has_waited = true;
             }
-            // Those who waited longest have given up; who came while they waited still has time.
+            // The start has failed, but this caller joined it later and still has time: it asks for another attempt.
             View::Failed(error, retry_at) if has_waited && came.elapsed() < error.patience() && retry_at < deadline => {
                 sleep_until(retry_at).await;
                 last_error = Some(error);
@@ -150,7 +150,7 @@ pub(super) async fn running(
             View::Failed(..) => tunnel.wanted.notify_waiters(),
             View::Over => return Err(NotRunning::Over),
         }
-        // Failed is looked at again in a moment: its task may not have been listening yet.
+        // The task misses this notification if it does not wait for it yet, so look again 20 ms later.
         let again = deadline.min(
             Instant::now()
                 + if matches!(*view.borrow(), View::Failed(..)) { Duration::from_millis(20) } else { BUDGET },
@@ -168,7 +168,7 @@ pub(super) async fn running(
     }
 }
 
-/// Opens a stream on the tunnel's session, or on the next one where that is of no use.
+/// Opens a stream on the tunnel's session, or on the next session if that one takes no more streams.
 pub(super) async fn connect(
     tunnel: &Tunnel,
     avoid: Option<Arc<Running>>,
@@ -179,13 +179,13 @@ pub(super) async fn connect(
     let started = Instant::now();
     loop {
         let running = match running(tunnel, avoid.as_ref(), deadline).await {
-            // Why the session before it ended is the cause; the time is not.
+            // If an earlier session has ended, its reason is the cause, not the timeout.
             Err(NotRunning::Failed(OpenError::TimedOut { after })) => {
                 return Err(ended.map_or(OpenError::TimedOut { after }, |reason| StreamFault::from(reason).into()));
             }
             running => running?,
         };
-        // A session may dial for this, and a network that swallows packets tells nothing for long.
+        // Opening a stream may dial, and a network that drops packets reports no error for a long time.
         let connecting = match pod {
             Some(pod) => running.session.connect_to(pod),
             None => running.session.connect(),
@@ -208,12 +208,12 @@ pub(super) async fn connect(
             }
             Err(ConnectError::Over(reason)) => {
                 tunnel.note_error(&reason);
-                // A command that was started for this caller alone is not started once more for it.
+                // This caller has lost a session before: do not start a command for it again and again.
                 if ended.is_some() && matches!(reason, CloseReason::Command { .. }) {
                     return Err(OpenError::Stream(StreamFault::from(reason)));
                 }
                 ended = Some(reason);
-                // Its task is about to learn that it has closed.
+                // The tunnel's task has not noticed yet that the session is closed.
                 avoid = Some(running);
                 sleep(Duration::from_millis(1)).await;
             }
@@ -221,7 +221,7 @@ pub(super) async fn connect(
     }
 }
 
-/// Does work until `deadline`, or later while somebody signs in. None: the time was over.
+/// Runs `work` until `deadline`, or longer while a sign-in runs. `None`: the time is over.
 async fn within<T>(tunnel: &Tunnel, mut deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
     let mut work = std::pin::pin!(work);
     loop {

@@ -24,18 +24,18 @@ use crate::{
     routing::Target,
 };
 
-/// How many tunnels may be made at once, and how many a second after that. A page with a hundred names is real; a
-/// stream of random ones is not, and each would cost calls of the API server.
+/// Number of tunnels that may be created at once, and per second after that. A page may use a hundred names. A stream
+/// of random names is an attack or a mistake, and each name costs calls to the API server.
 const NEW_AT_ONCE: f64 = 200.0;
 const NEW_PER_SECOND: f64 = 20.0;
 
-/// How long a sign-in that says something has run before a page shows it: most are over by then.
+/// Minimum age of a sign-in with output before a page shows it. Most sign-ins are over by then.
 const SAID: Duration = Duration::from_millis(1_500);
 
-/// Later than any caller waits.
+/// Longer than any caller waits.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// Hands out leases on tunnels; makes a tunnel where there is none.
+/// Returns leases on tunnels, and creates the tunnels.
 #[derive(Clone)]
 pub struct Manager {
     shared: Arc<Shared>,
@@ -48,24 +48,24 @@ struct Shared {
     tunnels: Mutex<Tunnels>,
 }
 
-/// Tunnels that start, run, or have failed a moment ago: others are forgotten, so that random names cannot fill it.
+/// Tunnels that start, run, or have failed recently. All others are forgotten, so that random names cannot fill the map.
 struct Tunnels {
     by_target: HashMap<Target, Arc<Tunnel>>,
-    /// Targets that the tunnel to another one leads to as well.
+    /// Targets that another target's tunnel serves as well.
     same: HashMap<Target, Target>,
     /// Totals of ended tunnels.
     past: Totals,
-    /// A token bucket for tunnels that are made.
+    /// Tokens for new tunnels.
     tokens: f64,
     filled: Instant,
 }
 
-/// Totals of all tunnels since the start of the process.
+/// Totals of all tunnels since the process started.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
-    /// Sessions that were opened.
+    /// Number of sessions opened.
     pub opens: u64,
-    /// Attempts to open one that failed.
+    /// Number of failed attempts to open a session.
     pub failures: u64,
     pub streams: u64,
     /// Bytes from clients to pods.
@@ -94,11 +94,11 @@ pub struct SignInSnapshot {
     pub issuer: String,
     /// `running` or `failed`.
     pub state: String,
-    /// Since it began, or until another may begin.
+    /// Time since it began; if it failed, time until the next attempt is allowed.
     pub seconds: u64,
-    /// Why it failed.
+    /// Reason of the failure.
     pub error: Option<String>,
-    /// The last lines that it said.
+    /// Last lines of its output.
     pub said: Vec<String>,
 }
 
@@ -114,24 +114,24 @@ impl SignInSnapshot {
     }
 }
 
-/// One tunnel at a moment.
+/// State and counters of one tunnel at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TunnelSnapshot {
     /// Display of the target.
     pub id: Arc<str>,
     pub target: Option<Target>,
-    /// The port that was asked for, as the Service has it. None: there is no session.
+    /// Port of the Service that the target names. `None`: no session.
     pub port: Option<u16>,
     /// `starting`, `running`, `failed` or `stopping`.
     pub state: &'static str,
-    /// The pods that are reached now.
+    /// Pods that the session uses now.
     pub pods: Vec<String>,
     pub transport: Option<&'static str>,
     /// Upgraded connections open now.
     pub connections: u64,
     /// Streams open now.
     pub streams: u64,
-    /// Streams opened since the tunnel exists.
+    /// Streams opened since the tunnel was created.
     pub streams_total: u64,
     /// Leases held now.
     pub leases: u64,
@@ -139,21 +139,21 @@ pub struct TunnelSnapshot {
     pub bytes_up: u64,
     /// Bytes from the pod to the client.
     pub bytes_down: u64,
-    /// Time since the last use. None: in use.
+    /// Time since the last use. `None`: in use.
     pub idle: Option<Duration>,
-    /// How long it stays open without use from now on. None: in use, or without limit.
+    /// Time until the tunnel closes as idle. `None`: in use, or no idle timeout.
     pub closes_in: Option<Duration>,
-    /// Requests and connections that have ended, and how many of them failed.
+    /// Ended requests and connections, and the number of them that failed.
     pub requests: u64,
     pub errors: u64,
-    /// The same of the last five minutes.
+    /// Requests and errors of the last five minutes.
     pub recent: (u64, u64),
     pub first_byte: Percentiles,
     pub last_error: Option<String>,
 }
 
 impl Manager {
-    /// `drain` tracks the tunnels' tasks; when it starts, acquire answers [`OpenError::Stopped`].
+    /// `drain` tracks the tasks of the tunnels. Once it starts, `acquire` creates no tunnel and returns [`OpenError::Stopped`].
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
         let tunnels = Tunnels {
             by_target: HashMap::new(),
@@ -166,15 +166,16 @@ impl Manager {
         Self { shared: Arc::new(Shared { backend, drain, journal, tunnels: Mutex::new(tunnels) }) }
     }
 
-    /// Returns the journal of this process, in which every tunnel and frontend takes down what happens.
+    /// Returns the journal of this process. Every tunnel and frontend records its events there.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.shared.journal
     }
 
-    /// Returns a lease once the tunnel to `target` runs, waiting at most the budget: 10 s, and longer where a pod is
-    /// created for it.
+    /// Waits until the tunnel to `target` runs, and returns a lease on it. Waits at most 10 s, and longer if adit
+    /// creates a pod for the target.
     ///
-    /// `idle_timeout`: the tunnel closes after this long without use; zero: never. Where routes differ, the longest counts.
+    /// `idle_timeout`: the tunnel closes after this long without use. Zero: never. If callers differ, the longest
+    /// timeout counts.
     pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
         let deadline = Instant::now() + BUDGET + target.startup_time();
         loop {
@@ -185,12 +186,13 @@ impl Manager {
                     self.give_token_back(&hold.0);
                     return Ok(Lease::new(hold, running.endpoint.clone()));
                 }
-                // It might have been the same port, and is not, or it was named in a way that means none: this target gets its own.
+                // The caller waited for another name of the Service, and that one is a different port or is ambiguous.
+                // Open this target's own tunnel.
                 Ok(_) | Err(NotRunning::Failed(_)) if hold.0.target != *target && Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
                 Ok(_) => return Err(OpenError::TimedOut { after: BUDGET }),
-                // It went idle just now, or was stopped by hand: another one is made.
+                // The tunnel has just gone idle, or was stopped by hand: open another one.
                 Err(NotRunning::Over) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
@@ -225,6 +227,7 @@ impl Manager {
             task::run(tunnel.clone()).await;
             let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
             tunnels.past.add(&tunnel.usage);
+            // A caller may have replaced the ended tunnel by a new one to the same target.
             if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
                 tunnels.by_target.remove(&tunnel.target);
                 tunnels.same.retain(|_, other| *other != tunnel.target);
@@ -233,7 +236,7 @@ impl Manager {
         Ok(hold)
     }
 
-    /// A name that resolved does not count against the limit of new names.
+    /// Returns the token of a tunnel that runs: a name that resolves does not count against the limit.
     fn give_token_back(&self, tunnel: &Tunnel) {
         if tunnel.has_token.swap(false, Ordering::Relaxed) {
             let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
@@ -241,8 +244,8 @@ impl Manager {
         }
     }
 
-    /// Waits until a person has to be told that a session to `target` waits for a sign-in: as soon as that has said
-    /// something to do, else when the caller's budget (10 s) is over.
+    /// Waits until a person should learn that a session to `target` waits for a sign-in: 1.5 s after the sign-in's start
+    /// if it has printed something, else at the end of the caller's budget (10 s).
     pub async fn sign_in_due(&self, target: &Target) -> SignInReport {
         let came = Instant::now();
         let backend = &self.shared.backend;
@@ -258,26 +261,26 @@ impl Manager {
                     }
                     due
                 }
-                // The cluster is made first, and the sign-in started.
+                // The cluster is not loaded yet, or the sign-in has not started.
                 None => came + FAR,
             };
             let _ = timeout_at(due, changes.changed()).await;
         }
     }
 
-    /// Returns the sign-ins that run, and those that have failed, sorted by user.
+    /// Returns the running and the failed sign-ins, sorted by user.
     pub fn sign_ins(&self) -> Vec<SignInSnapshot> {
         self.shared.backend.sign_ins().into_iter().map(SignInSnapshot::of).collect()
     }
 
-    /// Returns every tunnel that exists, sorted by target.
+    /// Returns a snapshot of every tunnel, sorted by target.
     pub fn snapshot(&self) -> Vec<TunnelSnapshot> {
         let mut snapshots: Vec<_> = self.all().iter().map(|tunnel| snapshot(tunnel)).collect();
         snapshots.sort_by(|a, b| a.id.cmp(&b.id));
         snapshots
     }
 
-    /// Returns what all tunnels have done, those that are over included.
+    /// Returns the totals of all tunnels, ended ones included.
     pub fn totals(&self) -> Totals {
         let tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
         let mut totals = tunnels.past;
@@ -285,13 +288,13 @@ impl Manager {
         totals
     }
 
-    /// Stops the tunnel whose target displays as `id`; its open streams end. Returns whether there was one.
+    /// Stops the tunnel with this id and ends its open streams. Returns whether there is such a tunnel.
     pub fn stop(&self, id: &str) -> bool {
         self.called(id).inspect(|tunnel| tunnel.stop.cancel()).is_some()
     }
 
-    /// Opens another session for the tunnel of this id, also where the present one works; streams that are open keep theirs.
-    /// Returns whether there was one.
+    /// Opens a new session for the tunnel with this id, even if the present one works. Open streams keep theirs.
+    /// Returns whether there is such a tunnel.
     pub fn reconnect(&self, id: &str) -> bool {
         let Some(hold) = self.called(id).and_then(Hold::new) else { return false };
         let before = match &*hold.0.view.borrow() {
@@ -301,13 +304,13 @@ impl Manager {
         hold.0.reconnect.notify_waiters();
         let (deadline, drain) = (hold.0.stream_deadline(), self.shared.drain.clone());
         drain.spawn(async move {
-            // Without a lease, a tunnel that starts closes. How this ends is in its history.
+            // A tunnel that starts without a lease would close. The history records the result.
             let _ = lease::running(&hold.0, before.as_ref(), deadline).await;
         });
         true
     }
 
-    /// Returns one tunnel that exists.
+    /// Returns a snapshot of the tunnel with this id.
     pub fn snapshot_of(&self, id: &str) -> Option<TunnelSnapshot> {
         self.called(id).map(|tunnel| snapshot(&tunnel))
     }
@@ -316,14 +319,14 @@ impl Manager {
         self.all().into_iter().find(|tunnel| &*tunnel.id == id)
     }
 
-    /// Lets the tunnels to targets that `keep` refuses finish: closed when the last lease is dropped.
+    /// Retires the tunnels whose target `keep` rejects: each closes when its last lease is dropped.
     pub fn retain(&self, keep: impl Fn(&Target) -> bool) {
         for tunnel in self.all().into_iter().filter(|tunnel| !keep(&tunnel.target)) {
             tunnel.retired.cancel();
         }
     }
 
-    /// Returns the tunnel that callers for a target use, or wait for.
+    /// Returns the tunnel that serves a target, or that its callers wait for.
     pub(super) fn tunnel(&self, target: &Target) -> Option<Arc<Tunnel>> {
         self.shared.tunnels.lock().expect("no panic while the lock is held").find(target)
     }
@@ -334,9 +337,11 @@ impl Manager {
 }
 
 impl Tunnels {
-    /// Returns the tunnel to a target, whatever it is called there: `web.shop`, `web.shop:80` and `web.shop:http` are one. While
-    /// one of them starts, nobody knows yet which port it means, and the others wait for it. In this order: the tunnel that runs, the
-    /// one of this very name, one that starts and may turn out to be the same.
+    /// Returns the tunnel to a target under any of its names: `web.shop`, `web.shop:80` and `web.shop:http` may share
+    /// one. While the first of them starts, its port is unknown, and callers for the others wait for it.
+    ///
+    /// Prefers, in this order: a running tunnel, the tunnel of exactly this target, a starting tunnel that may turn out
+    /// to be the same.
     fn find(&mut self, target: &Target) -> Option<Arc<Tunnel>> {
         let exact = self.by_target.get(target).filter(|tunnel| !matches!(*tunnel.view.borrow(), View::Over));
         let Some(pods) = target.pods() else { return exact.cloned() };

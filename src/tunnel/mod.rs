@@ -1,7 +1,7 @@
-//! Tunnels: opened on demand, shared, kept while used, closed when idle.
+//! Tunnels: adit opens them on demand, shares them between clients, and closes them when idle.
 //!
-//! [`Manager::acquire`] gives a [`Lease`] on the one tunnel of a target; [`Lease::connect`] gives streams;
-//! dropping the lease says that it is no longer in use.
+//! [`Manager::acquire`] returns a [`Lease`] on the tunnel of a target. [`Lease::connect`] opens a stream through it.
+//! Dropping the lease ends that use of the tunnel.
 
 pub mod lease;
 pub mod manager;
@@ -20,7 +20,7 @@ pub use reach::Patience;
 
 pub use crate::backend::{Blame, ClusterError, Endpoint, OpenError, Placement, ServicePort, SignInReport, StreamFault};
 
-/// How long a caller waits for a ready pod before it gets the reason that there is none.
+/// Longest time that a caller waits for a ready pod before it gets the error.
 pub const BUDGET: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

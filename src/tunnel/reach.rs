@@ -1,4 +1,4 @@
-//! Waits until a target can be reached, for those who start something that needs it.
+//! Waits until a target is reachable, for callers that start a program which needs it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,24 +14,24 @@ use crate::{
     routing::Target,
 };
 
-/// Between two attempts, and between two looks at why an attempt takes so long.
+/// Pause between two attempts, and between two checks for the error of a slow attempt.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The program in the pod has to start, to resolve a name and to connect; an answer is there sooner where there is one.
+/// Time for the program in the jump pod to start, resolve the name and connect. If the server answers, the probe ends sooner.
 const SETTLE_OF_JUMP: Duration = Duration::from_secs(3);
 
-/// How a caller waits.
+/// How long and for which errors a caller waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// When it gives up.
+    /// When the caller gives up.
     pub until: Instant,
-    /// How long a pod may take to refuse a connection: the port-forward protocol says nothing of one that was taken.
+    /// Time for a pod to refuse a connection: the port-forward protocol does not report that it has accepted one.
     pub settle: Duration,
-    /// Whether an error may pass while the caller waits; others end it at once.
+    /// Whether to retry after this error. Any other error ends the wait at once.
     pub may_pass: fn(&OpenError) -> bool,
 }
 
-/// Returns whether an error is of something that starts, restarts, or is away for a moment.
+/// Returns whether an error may go away by itself: something starts, restarts, or is away for a moment.
 pub fn passes(error: &OpenError) -> bool {
     match error {
         OpenError::Stream(fault) => !matches!(fault, StreamFault::Other { .. } | StreamFault::Jump { .. }),
@@ -41,11 +41,11 @@ pub fn passes(error: &OpenError) -> bool {
 }
 
 impl Manager {
-    /// Returns once the tunnel to `target` runs and a connection to the pod was taken. Each new error that may pass is
-    /// given to `told`.
+    /// Waits until the tunnel to `target` runs and a pod has accepted a connection. Calls `told` for each new error
+    /// that it retries.
     ///
     /// # Errors
-    /// The last error, once the caller's patience is over, or an error that does not pass.
+    /// The last error once the time is over, or the first error that is not retried.
     pub async fn reach(
         &self,
         target: &Target,
@@ -99,7 +99,7 @@ impl Manager {
         Ok(lease.endpoint())
     }
 
-    /// Returns why the tunnel to a target does not run yet, where there is one and an attempt has failed.
+    /// Returns the last error of a tunnel that does not run yet. `None`: it runs, no attempt has failed, or there is no tunnel.
     pub fn trouble(&self, target: &Target) -> Option<OpenError> {
         match &*self.tunnel(target)?.view.borrow() {
             View::Starting(error) => error.clone(),
@@ -110,21 +110,21 @@ impl Manager {
 }
 
 impl Lease {
-    /// Opens a connection to the pod, and closes it again once the pod has had the time to refuse it.
+    /// Opens a connection to the pod, and closes it once the pod has had the time to refuse it.
     ///
     /// # Errors
-    /// The pod refused it, or it cannot be reached.
+    /// The pod refused the connection, or cannot be reached.
     pub async fn probe(&self, settle: Duration) -> Result<(), OpenError> {
         let deadline = Instant::now() + BUDGET;
         let (mut stream, ..) = connect(self.tunnel(), None, None, deadline).await?;
         let is_jump = self.tunnel().target.pods().is_some_and(|pods| pods.jump.is_some());
         let settle = if is_jump { settle.max(SETTLE_OF_JUMP) } else { settle };
         if is_jump {
-            // Most servers end a connection whose other end says nothing, and that is how it is known that there is one.
+            // Most servers end a connection after a FIN. That end shows that a server is there.
             let _ = stream.shutdown().await;
         }
         match timeout(settle, stream.read(&mut [0; 1])).await {
-            // It has taken the connection, and ended it, or waits for us to speak.
+            // The pod has accepted the connection: it sent bytes, ended it, or waits for the client's bytes.
             Ok(Ok(_)) | Err(_) => Ok(()),
             Ok(Err(error)) => match StreamFault::of(&error) {
                 Some(StreamFault::Reset) | None => Ok(()),

@@ -1,4 +1,4 @@
-//! The states of one tunnel, pure.
+//! State machine of one tunnel, a pure function.
 //!
 //! ```text
 //!            acquire                opened                   idle, stopped, retired, or lost while unused
@@ -11,7 +11,7 @@
 //!                            +---------------- retry_at passed, nobody acquired -----------------+
 //! ```
 //!
-//! A tunnel that is Over is forgotten; the next acquire makes another one.
+//! A tunnel in Over is forgotten; the next acquire creates another one.
 
 use std::time::Duration;
 
@@ -19,24 +19,24 @@ use tokio::time::Instant;
 
 use crate::backend::{Blame, OpenError};
 
-/// How long an error is given to everybody without asking again.
+/// How long callers get the stored error without another attempt.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The same for what was asked for and does not exist: a browser's reloads need not ask the API server each time.
+/// The same if the requested name does not exist: a browser's reloads need not query the API server each time.
 const RETRY_AFTER_ASKED: Duration = Duration::from_secs(5);
 
-/// Between attempts while callers wait for a pod to become ready.
+/// Pause between attempts while callers wait for a pod to become ready.
 const PAUSE: Duration = Duration::from_millis(250);
 
-#[derive(Clone, Debug, PartialEq)]
 /// State of a tunnel.
+#[derive(Clone, Debug, PartialEq)]
 pub enum State {
-    /// A session is being opened, since then.
+    /// A session is being opened, since this moment.
     Starting {
         since: Instant,
     },
     Running,
-    /// Nothing could be opened; nobody asks again before `retry_at`.
+    /// Opening a session has failed, and there is no new attempt before `retry_at`.
     Failed {
         error: OpenError,
         retry_at: Instant,
@@ -47,26 +47,26 @@ pub enum State {
 /// Event of a tunnel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Somebody wants to use it.
+    /// A caller wants to use the tunnel.
     Acquired,
     Opened,
     OpenFailed(OpenError),
-    /// The session takes no new streams. `used`: somebody holds a lease.
+    /// The session takes no new streams. `used`: a lease is held.
     Lost {
         used: bool,
     },
-    /// Nobody has used it for the idle time, or nobody waits for it any more.
+    /// Idle for the idle timeout, or no caller waits for the start any more.
     Unused,
-    /// Somebody wants another session, by hand.
+    /// The user asks for another session.
     Reconnect,
-    /// By hand, by a reload, or by the end of the process.
+    /// Stopped by hand, by a reload, or by the end of the process.
     Stopped,
 }
 
-/// Next step of a tunnel's owner.
+/// Next step of the tunnel's task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Nothing but to wait for the next event.
+    /// Wait for the next event.
     Wait,
     /// Open a session, after a pause.
     Open { after: Duration },
@@ -75,7 +75,7 @@ pub enum Action {
 }
 
 impl State {
-    /// Returns the state after `event`, and what has to be done.
+    /// Returns the state after `event`, and the next step.
     pub fn on(self, event: Event, now: Instant) -> (Self, Action) {
         match (self, event) {
             (Self::Over, _) => (Self::Over, Action::Close),
@@ -146,7 +146,7 @@ mod tests {
             let (state, action) = starting.clone().on(Event::OpenFailed(away(seconds)), now);
             assert_eq!((state, action), (starting.clone(), Action::Open { after: wanted }));
         }
-        // Longer than anybody waits.
+        // Longer than any caller waits.
         let (state, action) = starting.on(Event::OpenFailed(away(Some(30))), now);
         let failed = State::Failed { error: away(Some(30)), retry_at: now + Duration::from_secs(30) };
         assert_eq!((state, action), (failed, Action::Wait));

@@ -1,4 +1,4 @@
-//! A tunnel's stream: counted, and replayed elsewhere while its pod cannot have acted.
+//! A tunnel's stream: counted, and replayed to another pod while its first pod cannot have acted on it.
 
 use std::{
     io,
@@ -28,64 +28,64 @@ use crate::{
     journal::Event as Noted,
 };
 
-/// Most first bytes that are kept to send them again.
+/// Maximum number of first bytes kept for a replay.
 const KEPT: usize = 64 * 1024;
 
-/// How long what is beyond that waits for a first byte of the pod, or for the refusal that takes the round trip to the node and 5 to 30 ms
-/// there: afterwards it could not be sent to another pod.
+/// How long bytes beyond [`KEPT`] wait for the pod's first byte or its refusal: once they are sent, a replay is
+/// impossible. A refusal takes the round trip to the node and 5 to 30 ms there.
 const SETTLES: Duration = Duration::from_millis(100);
 
-/// How long a refusing port is tried again. A container that restarts in place refuses for 0.5 to 1 s; a port on which
-/// nothing listens should not look like one that is slow.
+/// How long a refused stream is retried. A container that restarts in place refuses for 0.5 to 1 s. A longer wait would
+/// make a port without a listener look like a slow one.
 const REFUSED_GRACE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The next stream, while it is being opened.
+/// The next stream while it opens.
 type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
 
-/// A stream through a tunnel, which ends with the tunnel.
+/// A stream through a tunnel. It ends with the tunnel.
 pub(super) struct TunnelStream {
     tunnel: Arc<Tunnel>,
     number: u64,
     cell: Arc<Cell>,
 }
 
-/// A [`TunnelStream`] while its tunnel lives.
+/// State of a [`TunnelStream`] while its tunnel lives.
 ///
-/// Until the first byte has come back, it can be moved: a pod that is gone or refuses has certainly seen none of its
-/// bytes, so they are sent again, in order and once, over a new stream, and the end after them if it was told.
+/// Until the first byte of an answer, the stream can move to another pod: a pod that is gone or refuses has certainly
+/// seen no byte. The new stream gets the same bytes in the same order, once, and then the FIN if there was one.
 pub(super) struct Stream {
     tunnel: Arc<Tunnel>,
     inner: BoxedIo,
     running: Arc<Running>,
-    /// Written bytes so far. None: the stream can no longer be moved.
+    /// Bytes written so far. `None`: the stream can no longer move.
     kept: Option<BytesMut>,
-    /// How much of `kept` the present stream has not been given yet.
+    /// Number of bytes at the end of `kept` that the present stream has not got yet.
     unsent: usize,
-    /// The pod has said something: another one is not asked the same.
+    /// The pod has answered, so the stream must not move.
     answered: bool,
     end: End,
     is_abandoned: bool,
     moving: Option<Moving>,
-    /// It has just been moved, which only the half that was polled knows.
+    /// The stream has moved, or a waiting writer has room again: the half that did not poll needs a wake-up.
     has_moved: bool,
     opened: Instant,
     /// When the present stream was opened.
     since: Instant,
-    /// Ends what waits for [`SETTLES`].
+    /// Timer of a writer that waits for [`SETTLES`].
     settling: Option<Pin<Box<Sleep>>>,
 }
 
-/// The end of our direction.
+/// End of our direction: the FIN to the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Open,
-    /// To be told to the pod after the bytes before it.
+    /// Sent after the bytes before it.
     Owed,
     Told,
 }
 
-/// A stream may be read in one task and written in another.
+/// A stream may have its reader in one task and its writer in another.
 #[derive(Clone, Copy)]
 pub(super) enum Half {
     Read,
@@ -112,7 +112,7 @@ impl TunnelStream {
         Self { tunnel, number, cell }
     }
 
-    /// Returns for how long the pod has had the stream. Zero: it is on its way to another.
+    /// Returns how long the stream has been with its present pod. Zero: it is moving to another.
     pub fn taken_for(&self) -> Duration {
         self.cell.with(|stream| stream.taken_for()).unwrap_or_default()
     }
@@ -125,7 +125,7 @@ impl Drop for TunnelStream {
 }
 
 impl Stream {
-    /// Returns whether the stream was moved since this was asked before: then both halves have to look.
+    /// Returns whether both halves have to be polled again, and resets that: the stream has moved, or a writer has room again.
     pub fn has_moved(&mut self) -> bool {
         std::mem::take(&mut self.has_moved)
     }
@@ -134,7 +134,7 @@ impl Stream {
         if self.moving.is_some() { Duration::ZERO } else { self.since.elapsed() }
     }
 
-    /// Starts to move the stream if its failure allows that; gives the error back otherwise.
+    /// Starts to move the stream if the error allows it. Returns the error otherwise.
     fn move_after(&mut self, error: io::Error) -> Result<(), io::Error> {
         let Some(kept) = self.kept.as_ref().filter(|_| !self.answered) else { return Err(error) };
         let Some(fault) = StreamFault::of(&error) else { return Err(error) };
@@ -145,11 +145,11 @@ impl Stream {
         }
         let is_refused = matches!(fault, StreamFault::Refused { .. });
         let patience = if is_refused { REFUSED_GRACE } else { BUDGET };
-        // A drain has less time than a container that restarts, and waits for this.
+        // The whole grace period has passed in vain: streams after this one do not wait for another one.
         if is_refused && self.opened.elapsed() >= patience {
             self.tunnel.refuses.store(true, Ordering::Relaxed);
         }
-        // If a whole grace period has just passed in vain, does not wait for another one.
+        // A drain waits for this stream, and has less time than a container needs to restart.
         let is_hopeless =
             is_refused && (self.tunnel.drain.is_draining() || self.tunnel.refuses.load(Ordering::Relaxed));
         if self.opened.elapsed() >= patience || is_hopeless {
@@ -158,7 +158,8 @@ impl Stream {
         debug!(tunnel = %self.tunnel.target, %fault, "stream is moved");
         self.tunnel.note_error(fault);
         self.tunnel.history.note(Noted::Retried, &fault.to_string());
-        // A runtime that restarts refuses for seconds, and the session keeps the pod.
+        // A restarting container or runtime refuses for seconds, and the session still lists its pod: do not retry in a
+        // tight loop.
         let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. });
         let deadline = self.opened + BUDGET + self.tunnel.target.startup_time();
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
@@ -172,7 +173,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the stream is where it is used: an error means that there is no such place.
+    /// Waits until the stream has moved, if it is moving.
     fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(moving) = &mut self.moving else { return Poll::Ready(Ok(())) };
         let moved = ready!(moving.as_mut().poll(cx));
@@ -197,7 +198,7 @@ impl Stream {
         }
     }
 
-    /// Gives the present stream what another was given before it: the bytes kept, and the end after them.
+    /// Replays the kept bytes and the FIN that the present stream has not got yet.
     fn poll_owed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unsent > 0
             && let Some(kept) = &self.kept
@@ -220,7 +221,7 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Gets the stream into a state in which it can be written to.
+    /// Waits for a move and its replay, so that the stream can be written to.
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_moved(cx))?;
@@ -235,7 +236,7 @@ impl Stream {
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         loop {
             ready!(self.poll_moved(cx))?;
-            // While what is owed waits for room, or is not taken at all, an answer to its first part may come.
+            // The pod may answer the first part while the rest of the replay waits for room: read without waiting for it.
             if let Poll::Ready(Err(error)) = self.poll_owed(cx)
                 && self.move_after(error).is_ok()
             {
@@ -288,7 +289,7 @@ impl Stream {
         }
     }
 
-    /// Returns how many bytes may be written now: what is kept of a stream that is new, else all.
+    /// Returns how many bytes may be written now: the rest of [`KEPT`] while the stream is new, else any number.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let left = SETTLES.saturating_sub(self.since.elapsed());
         let Some(kept) = self.kept.as_ref().filter(|_| !left.is_zero() && !self.answered) else {

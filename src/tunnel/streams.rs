@@ -1,7 +1,8 @@
-//! The open streams of a tunnel: its end ends all of them, whatever they wait for.
+//! The open streams of a tunnel. When the tunnel ends, it drops all of them, even those that nothing polls.
 //!
-//! A stream whose client does not read is not polled, so that it cannot notice the end of its tunnel by itself. The tunnel takes
-//! it out of its cell instead, and with it what it keeps alive: its connection and its session.
+//! If a client does not read, nothing polls its stream, and the stream cannot notice that its tunnel has ended. So the
+//! tunnel takes the stream out of its cell and drops it, and with it the connection and the session that it keeps
+//! alive.
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,7 @@ use std::{
 use super::stream::{Half, Stream};
 use crate::backend::StreamFault;
 
-/// Those of one tunnel.
+/// Open streams of one tunnel.
 #[derive(Default)]
 pub(super) struct Streams(Mutex<Open>);
 
@@ -21,21 +22,21 @@ pub(super) struct Streams(Mutex<Open>);
 struct Open {
     last: u64,
     cells: HashMap<u64, Weak<Cell>>,
-    /// The tunnel is over: what comes now ends at once.
+    /// The tunnel is over: new streams end at once.
     is_over: bool,
 }
 
-/// A stream, until its tunnel takes it away.
+/// A stream, until its tunnel drops it.
 pub(super) struct Cell(Mutex<Held>);
 
 struct Held {
     stream: Option<Stream>,
-    /// Wakers of both halves, which may be in tasks of their own.
+    /// Wakers of the read half and the write half, which may be in different tasks.
     waiting: [Option<Waker>; 2],
 }
 
 impl Streams {
-    /// Takes a stream in, and returns its number and its cell.
+    /// Adds a stream, and returns its number and its cell.
     pub fn add(&self, stream: Stream) -> (u64, Arc<Cell>) {
         let mut open = self.lock();
         let stream = (!open.is_over).then_some(stream);
@@ -50,7 +51,7 @@ impl Streams {
         self.lock().cells.remove(&number);
     }
 
-    /// Ends all of them, and those to come.
+    /// Ends all streams, including any that are added later.
     pub fn end(&self) {
         let cells = {
             let mut open = self.lock();
@@ -69,7 +70,7 @@ impl Cell {
     /// Polls the stream for one of its halves.
     ///
     /// # Errors
-    /// The stream's own, or that the tunnel has taken it away.
+    /// The stream's own error, or that the tunnel is over.
     pub fn poll<T>(
         &self,
         cx: &mut Context<'_>,
@@ -91,7 +92,7 @@ impl Cell {
         polled
     }
 
-    /// Looks at the stream. None: its tunnel has taken it away.
+    /// Calls `look` with the stream. `None`: the tunnel is over.
     pub fn with<T>(&self, look: impl FnOnce(&mut Stream) -> T) -> Option<T> {
         self.lock().stream.as_mut().map(look)
     }

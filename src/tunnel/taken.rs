@@ -1,7 +1,8 @@
-//! Streams for clients that learn when they are connected: the pod has accepted those, as far as adit can know.
+//! Streams for clients that get a reply once they are connected (SOCKS5, CONNECT): adit first makes sure, as far as it
+//! can, that the pod has accepted the connection.
 //!
-//! A node says that a port refuses, and never that it does not. So a stream counts as taken once the pod has said
-//! something, or has not refused it for a while.
+//! A node reports that a port refuses, but not that it accepts. So a stream counts as accepted once the pod has sent a
+//! byte, or has not refused for a while.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -17,15 +18,15 @@ use crate::{
     io::{BoxedIo, prefixed::Prefixed},
 };
 
-/// A refusal takes the round trip to the node and 5 to 30 ms there.
+/// How long a pod may take to refuse: the round trip to the node and 5 to 30 ms there.
 const WAIT: Duration = Duration::from_millis(200);
 
 impl Lease {
-    /// Opens a stream as [`connect`](Self::connect) does, and returns once the pod has taken it. Where an earlier stream of
-    /// this tunnel was answered, and none refused since, that is at once.
+    /// Opens a stream as [`connect`](Self::connect) does, and returns once the pod has accepted it. Returns at once if
+    /// the pods of this tunnel have answered a stream and none has failed since.
     ///
     /// # Errors
-    /// Those of [`connect`](Self::connect); the pod refuses for 3 s, or is gone and no other takes its place.
+    /// Those of [`connect`](Self::connect); or the pod refuses for 3 s; or it is gone and no other replaces it.
     pub async fn connect_taken(&self) -> Result<(BoxedIo, Placement), OpenError> {
         let tunnel = self.tunnel();
         let (inner, placement, running) = connect(tunnel, None, None, tunnel.stream_deadline()).await?;
@@ -37,7 +38,7 @@ impl Lease {
                 break;
             }
             match timeout(left, stream.read_buf(&mut first)).await {
-                // It may have been moved meanwhile.
+                // The stream may have moved to another pod meanwhile, which starts its time again.
                 Err(_) => {}
                 Ok(Ok(_)) => return Ok((Box::new(Prefixed::new(first.freeze(), stream)), placement)),
                 Ok(Err(error)) => {

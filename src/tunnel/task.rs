@@ -1,4 +1,4 @@
-//! The one task that owns a Session, and what others see of it.
+//! The task that owns a tunnel's session, and the state that the tunnel's leases and streams share with it.
 
 use std::{
     future::pending,
@@ -29,7 +29,7 @@ use crate::{
     routing::{PodTarget, Target},
 };
 
-/// One tunnel: the part that its task, its leases and its streams share.
+/// One tunnel: the state that its task, leases and streams share.
 pub(super) struct Tunnel {
     pub target: Target,
     backend: Arc<dyn Backend>,
@@ -39,13 +39,13 @@ pub(super) struct Tunnel {
     pub leases: Leases,
     /// Streams dropped when the tunnel ends.
     pub streams: Streams,
-    /// Notified when the last lease is given back.
+    /// Notified when the last lease is dropped.
     pub changed: Notify,
-    /// Somebody wants another attempt of a tunnel that has failed.
+    /// Notified when a caller wants another attempt after a failure.
     pub wanted: Notify,
-    /// Somebody wants another session, whatever the present one is like.
+    /// Notified when the user asks for another session, whatever state the present one is in.
     pub reconnect: Notify,
-    /// Ends the tunnel and its streams; cancelled when the tunnel is over, whatever ended it.
+    /// Ends the tunnel and its streams. Cancelled whenever the tunnel is over, whatever ended it.
     pub stop: CancellationToken,
     /// Ends the tunnel with its last lease.
     pub retired: CancellationToken,
@@ -54,11 +54,11 @@ pub(super) struct Tunnel {
     pub history: Arc<History>,
     pub journal: Arc<Journal>,
     pub drain: Drain,
-    /// The port refused connections for a whole grace, and has not answered since.
+    /// The port refused connections for a whole grace period, and has not answered since.
     pub refuses: AtomicBool,
-    /// The pods have answered a stream, and have not failed one since.
+    /// A pod has answered a stream, and no stream has failed since.
     pub answers: AtomicBool,
-    /// Whether it counts as a new name still: until it has led somewhere.
+    /// Whether the target still counts as a new name. Cleared once the tunnel has run.
     pub has_token: AtomicBool,
     idle_timeout: AtomicU64,
 }
@@ -66,18 +66,18 @@ pub(super) struct Tunnel {
 /// State of the tunnel for callers.
 #[derive(Clone)]
 pub(super) enum View {
-    /// The error of the last attempt, until `retry_at`.
+    /// Error of the last attempt. `None`: no attempt of this start has failed.
     Starting(Option<OpenError>),
     Running(Arc<Running>),
     Failed(OpenError, Instant),
     Over,
 }
 
-/// A session in use. A tunnel that is opened again gets another one.
+/// The session in use. A tunnel that reopens gets a new one.
 pub(super) struct Running {
     pub session: Box<dyn Session>,
     pub endpoint: Arc<Endpoint>,
-    /// Cancelled when another session takes its place, or the tunnel is over.
+    /// Cancelled when another session replaces this one, or the tunnel is over.
     pub replaced: CancellationToken,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct Usage {
     pub up: AtomicU64,
     pub down: AtomicU64,
     pub streams: AtomicU64,
-    /// Sessions that were opened, and attempts that failed.
+    /// Opened sessions, and failed attempts to open one.
     pub opens: AtomicU64,
     pub failures: AtomicU64,
     started: Instant,
@@ -107,7 +107,7 @@ impl Usage {
         }
     }
 
-    /// Takes note that the tunnel is used now.
+    /// Records that the tunnel is in use now.
     pub fn touch(&self) {
         self.last.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
@@ -117,21 +117,21 @@ impl Usage {
     }
 }
 
-/// How many leases are held; and whether the tunnel has closed because there were none, which is decided at once with
-/// that, so that nobody gets a lease of a tunnel that is about to close.
+/// Number of leases held. The close of an unused tunnel is a value of the same counter, so that no caller gets a lease
+/// on a tunnel that is about to close.
 #[derive(Debug, Default)]
 pub(super) struct Leases(AtomicUsize);
 
 impl Leases {
     const CLOSED: usize = usize::MAX;
 
-    /// Returns whether another could be taken.
+    /// Adds a lease. Returns `false` if the tunnel is closed.
     pub fn take(&self) -> bool {
         let more = |held: usize| (held != Self::CLOSED).then(|| held + 1);
         self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
-    /// Returns whether it was the last one.
+    /// Removes a lease. Returns whether it was the last one.
     pub fn give_back(&self) -> bool {
         self.0.fetch_sub(1, Ordering::SeqCst) == 1
     }
@@ -143,7 +143,7 @@ impl Leases {
         }
     }
 
-    /// Returns whether there were none, and from now on can be none.
+    /// Closes the tunnel to new leases if none is held. Returns whether it is closed.
     pub fn close(&self) -> bool {
         let closed = self.0.compare_exchange(0, Self::CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         matches!(closed, Ok(_) | Err(Self::CLOSED))
@@ -183,40 +183,41 @@ impl Tunnel {
         }
     }
 
-    /// Keeps the tunnel for at least this long without use. Zero: without limit.
+    /// Raises the idle timeout to at least this. Zero: no limit.
     pub fn extend_idle_timeout(&self, timeout: Duration) {
         self.idle_timeout.fetch_max(to_millis(timeout), Ordering::Relaxed);
     }
 
-    /// Returns until when a caller waits for a stream: a session that has to be made again needs its own time.
+    /// Returns the deadline of a caller that waits for a stream. It includes the start-up time of a session that has to
+    /// open again.
     pub fn stream_deadline(&self) -> Instant {
         Instant::now() + BUDGET + self.target.startup_time()
     }
 
-    /// Returns until when a caller waits whose time is over. None: no longer. While somebody signs in, and a
-    /// budget after that, it does.
+    /// Returns the new deadline of a caller whose time is over: it waits while a sign-in runs, and a budget after that.
+    /// `None`: the caller waits no longer.
     pub fn put_off(&self) -> Option<Instant> {
         self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
     }
 
-    /// Returns whether callers for `target` can use it.
+    /// Returns whether callers for `target` can use this tunnel.
     pub fn serves(&self, target: &Target) -> bool {
         self.target == *target || target.pods().is_some_and(|pods| self.leads_to(pods))
     }
 
-    /// Returns whether it runs to the pods and the port that are wanted, though the port has another name there.
+    /// Returns whether the tunnel runs to the wanted pods and port, perhaps under another name of the port.
     pub fn leads_to(&self, wanted: &PodTarget) -> bool {
         self.is_beside(wanted).is_some()
             && matches!(&*self.view.borrow(), View::Running(running) if running.session.leads_to(&wanted.port))
     }
 
-    /// Returns whether it starts, and may lead to the port that is wanted once it runs.
+    /// Returns whether the tunnel is starting and may turn out to reach the wanted port.
     pub fn may_lead_to(&self, wanted: &PodTarget) -> bool {
         self.is_beside(wanted).is_some_and(|port| port.may_be(&wanted.port))
             && matches!(&*self.view.borrow(), View::Starting(_))
     }
 
-    /// Returns its port where it is one of the pods that are wanted.
+    /// Returns the tunnel's port if it goes to the wanted pods. `None` also if it is retired.
     fn is_beside(&self, wanted: &PodTarget) -> Option<&PortRef> {
         let pods = self.target.pods().filter(|_| !self.retired.is_cancelled())?;
         let is_beside = (&pods.workload, &pods.namespace, &pods.cluster, &pods.jump)
@@ -228,7 +229,7 @@ impl Tunnel {
         self.leases.count() > 0
     }
 
-    /// Returns when the tunnel has been idle for long enough, if nothing happens meanwhile. None: never.
+    /// Returns when the tunnel becomes idle if nothing uses it until then. `None`: never.
     pub fn idle_at(&self) -> Option<Instant> {
         match self.idle_timeout.load(Ordering::Relaxed) {
             u64::MAX => None,
@@ -245,7 +246,7 @@ fn to_millis(timeout: Duration) -> u64 {
     if timeout.is_zero() { u64::MAX } else { u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }
 }
 
-/// Opens the session of a tunnel, keeps it while it is used, and returns when the tunnel is over.
+/// Opens the session of a tunnel, reopens it while it is used, and returns when the tunnel is over.
 pub(super) async fn run(tunnel: Arc<Tunnel>) {
     let drain = tunnel.drain.clone();
     let mut state = State::Starting { since: Instant::now() };
@@ -273,14 +274,14 @@ pub(super) async fn run(tunnel: Arc<Tunnel>) {
         (state, action) = state.on(event, Instant::now());
         tunnel.view.send_replace(view(&state, &running, &tunnel));
     }
-    // A connection that is kept for later requests holds no lease, and a stream whose client does not read notices nothing: they
-    // end here, and with them the session that they use.
+    // A kept-alive connection holds no lease, and a stream whose client does not read notices nothing. Both end here,
+    // and with them the session that they use.
     tunnel.stop.cancel();
     tunnel.streams.end();
     tunnel.view.send_replace(View::Over);
 }
 
-/// Takes down what happens to a tunnel, for those who ask afterwards. Why a session was lost is known elsewhere.
+/// Records an event in the tunnel's history. `while_running` records why a session was lost.
 fn note(tunnel: &Tunnel, state: &State, event: &Event) {
     match (state, event) {
         (_, Event::OpenFailed(error)) => {
@@ -322,7 +323,7 @@ async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Opt
         opened = opening => opened,
         () = tunnel.stop.cancelled() => return Event::Stopped,
         () = closed_unused(tunnel) => return Event::Unused,
-        // In a drain, those who wait already are still served.
+        // A drain still serves the callers that already wait.
         () = async { drain.started().await; closed_unused(tunnel).await } => return Event::Stopped,
     };
     match opened {
@@ -345,12 +346,12 @@ async fn open(tunnel: &Tunnel, after: Duration, drain: &Drain, running: &mut Opt
     }
 }
 
-/// Resolves when nobody holds a lease.
+/// Waits until no lease is held.
 async fn unused(tunnel: &Tunnel) {
     loop {
         let changed = tunnel.changed.notified();
         tokio::pin!(changed);
-        // Registered before the look, so that a lease given back in between is not missed.
+        // Register before the check, so that a lease dropped in between is not missed.
         changed.as_mut().enable();
         if !tunnel.is_used() {
             return;
@@ -359,7 +360,7 @@ async fn unused(tunnel: &Tunnel) {
     }
 }
 
-/// Closes the tunnel as soon as nobody holds a lease.
+/// Closes the tunnel to new leases as soon as none is held.
 async fn closed_unused(tunnel: &Tunnel) {
     loop {
         unused(tunnel).await;
@@ -390,8 +391,8 @@ async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain
     }
 }
 
-/// Resolves when no lease was held and no byte moved for the idle time. Nothing is polled: the only wake-ups are the
-/// ends of leases, and the moment at which the time would be over.
+/// Waits until no lease was held and no byte moved for the idle timeout. It does not poll: it wakes when the last lease
+/// is dropped and when the timeout ends.
 async fn idle(tunnel: &Tunnel) {
     loop {
         unused(tunnel).await;
@@ -407,7 +408,7 @@ async fn idle(tunnel: &Tunnel) {
 }
 
 async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Event {
-    // An error is kept a little past its time, for those who look at the status.
+    // Keep the error a little longer, so that `adit status` can show it.
     let forget_at = retry_at + Duration::from_secs(30);
     tokio::select! {
         () = async { sleep_until(retry_at).await; tunnel.wanted.notified().await } => Event::Acquired,

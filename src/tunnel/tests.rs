@@ -30,7 +30,7 @@ use crate::{
 
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Gives what its test has put in, in order, and sessions after that.
+/// Returns the errors that its test has scripted, in order, and sessions after that.
 #[derive(Default)]
 struct Scripted {
     answers: Mutex<VecDeque<OpenError>>,
@@ -124,7 +124,7 @@ impl Session for ScriptedSession {
         &self.endpoint
     }
 
-    /// Its Service has one port without a number for its name.
+    /// The Service of this session has one port, and each name of a port means 80.
     fn leads_to(&self, port: &PortRef) -> bool {
         let number = if let PortRef::Number(number) = port { number.get() } else { 80 };
         self.endpoint.port.number == number
@@ -225,7 +225,7 @@ async fn a_name_that_means_no_port_does_not_keep_others_from_theirs() {
         tokio::join!(lease_at(&manager, "s", PortRef::Auto), lease_at(&manager, "s", PortRef::number(80).unwrap()));
     assert_eq!(unclear.err(), Some(not_found()));
     let clear = clear.unwrap();
-    // From now on it is known which port is meant.
+    // The running tunnel has learned which port `auto` means.
     assert_eq!(manager.acquire(&target_at("s", PortRef::Auto), IDLE).await.unwrap().id(), clear.id());
 }
 
@@ -369,7 +369,7 @@ async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
     assert!(manager.snapshot().is_empty());
 }
 
-/// A connection that is kept for later requests holds no lease, and somebody reads it.
+/// Opens a kept-alive connection: it holds no lease, and a task reads from it.
 async fn kept_connection(manager: &Manager) -> (tokio::task::JoinHandle<std::io::Result<usize>>, Placement) {
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     let (mut stream, placement) = lease.connect_to(None).await.unwrap();
@@ -406,7 +406,7 @@ async fn nothing_outlives_its_tunnel() {
 async fn a_client_that_does_not_read_keeps_nothing_of_a_tunnel_that_was_stopped() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    // Nobody polls it.
+    // Nothing polls it.
     let mut stream = lease.connect().await.unwrap();
     let mut pod = backend.pods.lock().unwrap().pop().unwrap();
     assert!(manager.stop("c/n/s:80"));
@@ -524,7 +524,7 @@ async fn a_session_that_is_over_is_replaced_for_its_caller() {
         lease.connect().await.unwrap();
         assert_eq!(backend.opened.load(Ordering::SeqCst), opened);
     }
-    // A command that is of no use after a new start either is not started again and again.
+    // A command that fails again after a restart is not started again and again.
     backend.refusals.lock().unwrap().extend([command(), command()]);
     let started = Instant::now();
     let error = lease.connect().await.err().unwrap();
@@ -578,7 +578,7 @@ async fn names_that_lead_somewhere_are_not_limited() {
     assert_eq!(manager.snapshot().len(), 1000);
 }
 
-/// In real time: the moment at which a tunnel goes idle meets that at which it is wanted.
+/// In real time: the tunnel goes idle at the moment at which a caller acquires it.
 #[tokio::test]
 async fn a_lease_never_finds_its_tunnel_closed_as_idle() {
     let (manager, backend, _) = manager(Scripted::default());

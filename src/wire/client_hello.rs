@@ -1,34 +1,34 @@
-//! The TLS ClientHello: just enough of it to know whom the client wants (RFC 8446, section 4.1.2; RFC 6066, section 3).
+//! The TLS ClientHello: only the fields that are needed for routing (RFC 8446, section 4.1.2; RFC 6066, section 3).
 //!
 //! ```text
 //! record:     type 22 | version 2 | length 2 | fragment      (a hello may be split over several)
-//! handshake:  type 1  | length 3  | version 2 | random 32 | session id <1> | cipher suites <2> | compression <1> | extensions <2>
+//! handshake:  type 1  | length 3 | version 2 | random 32 | session id <1> | cipher suites <2> | compression <1> | extensions <2>
 //! extension:  type 2  | length 2  | body       server_name: type 0;  ALPN: type 16
 //! ```
 
 use std::net::IpAddr;
 
-/// The longest ClientHello that is read, headers of its records included. Browsers send under 2 KiB, with
-/// post-quantum key shares and ECH included; TLS itself would allow 16 MiB.
+/// Maximum length of a ClientHello, with the headers of its records. Browsers send under 2 KiB, including post-quantum
+/// key shares and ECH; TLS itself allows 16 MiB.
 pub const LONGEST: usize = 64 * 1024;
 
 /// Fields of a ClientHello for routing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientHello {
     pub server_name: ServerName,
-    /// The protocols offered, in the client's order. Empty: no ALPN.
+    /// Protocols that the client offers, in its order. Empty: no ALPN.
     pub alpn: Vec<Vec<u8>>,
 }
 
 /// The server_name extension.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ServerName {
-    /// There is none: the client dialled an address.
+    /// No extension: the client dialled an address.
     #[default]
     Absent,
     /// A DNS name, lower case, without a trailing dot.
     Name(String),
-    /// An IP literal, which RFC 6066 forbids and some clients send.
+    /// An IP literal, which RFC 6066 forbids but some clients send.
     Address(IpAddr),
 }
 
@@ -54,10 +54,10 @@ pub enum HelloError {
     BadName,
 }
 
-/// Parses the first bytes of a TLS connection, from its first record header on.
+/// Parses the first bytes of a TLS connection, from the first record header on.
 ///
 /// # Errors
-/// As soon as no continuation of the bytes could be a ClientHello.
+/// As soon as no further bytes could make it a ClientHello.
 pub fn parse(bytes: &[u8]) -> Result<Parse, HelloError> {
     let Some(message) = handshake_message(bytes)? else {
         return if bytes.len() > LONGEST { Err(HelloError::TooLong) } else { Ok(Parse::NeedMore) };
@@ -65,13 +65,13 @@ pub fn parse(bytes: &[u8]) -> Result<Parse, HelloError> {
     body(&message).map(Parse::Hello)
 }
 
-/// Returns how many bytes there have to be before the ClientHello can be whole, as far as its headers say so far.
+/// Returns the minimum number of bytes before the ClientHello can be complete, as far as its headers tell.
 pub fn missing_to(bytes: &[u8]) -> usize {
     let (mut at, mut message, mut headers) = (0, 0, 0);
     while let Some([_, _, _, high, low]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         headers += 5;
-        // The length of the message is in its first four bytes, which lie in the first record but for hostile clients.
+        // The length of the message is in its first four bytes. Only a hostile client splits these over two records.
         if at == 0
             && let Some([_, a, b, c]) = bytes.get(5..).and_then(|rest| rest.first_chunk())
             && length >= 4
@@ -86,7 +86,7 @@ pub fn missing_to(bytes: &[u8]) -> usize {
     bytes.len() + 1
 }
 
-/// Returns the first handshake message, without its header, joined from the records it is split over.
+/// Returns the first handshake message without its header, joined from its records. `None`: it is incomplete.
 fn handshake_message(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
     let mut message = Vec::new();
     let mut rest = bytes;
@@ -146,7 +146,7 @@ fn body(message: &[u8]) -> Result<ClientHello, HelloError> {
             16 => &mut seen[1],
             _ => continue,
         };
-        // Of two names we could route by one and the backend could serve the other (RFC 8446, section 4.2).
+        // With two names, adit could route by one and the backend could serve the other (RFC 8446, section 4.2).
         if std::mem::replace(seen, true) {
             return Err(HelloError::Malformed("an extension comes twice"));
         }
@@ -173,7 +173,7 @@ fn server_name(mut data: Reader<'_>) -> Result<ServerName, HelloError> {
                 (1..=63).contains(&label.len())
                     && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
             };
-            // 253: what fits into the 255 bytes of RFC 1035, section 2.3.4, in its written form.
+            // 253 characters in text form are the 255 bytes of RFC 1035, section 2.3.4.
             return match name.len() <= 253 && name.split('.').all(label_is_valid) {
                 true => Ok(ServerName::Name(name)),
                 false => Err(HelloError::BadName),
@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    /// Makes a hello with the given extensions, in records of at most `record` bytes.
+    /// Returns a hello with the given extensions, in records of at most `record` bytes.
     fn hello(extensions: &[(u16, Vec<u8>)], record: usize) -> Vec<u8> {
         let mut list = Vec::new();
         for (kind, data) in extensions {

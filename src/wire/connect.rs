@@ -1,4 +1,4 @@
-//! The CONNECT request of HTTP/1 (RFC 9110, section 9.3.6): where a client of a proxy wants to go.
+//! The CONNECT request of HTTP/1 (RFC 9110, section 9.3.6): the destination that a client of a proxy asks for.
 
 use std::net::Ipv6Addr;
 
@@ -6,31 +6,31 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::http1::is_token;
 
-/// Destination of a request.
+/// Destination of a CONNECT request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// A name, or an address without brackets.
     pub host: String,
     pub port: u16,
-    /// Those of the Proxy-Authorization header (RFC 7617). None: there are none.
+    /// Credentials of the Proxy-Authorization header (RFC 7617). `None`: no such header, or not a basic one.
     pub credentials: Option<Credentials>,
 }
 
-/// The name that a client of a proxy gives, and its password.
+/// User name and password that a client of a proxy sends.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub user: String,
     pub password: Vec<u8>,
 }
 
-/// Without the password.
+/// Omits the password.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
     }
 }
 
-/// Why a head is no CONNECT request.
+/// Why headers are not a CONNECT request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the request line is not CONNECT <host>:<port> HTTP/1.1")]
@@ -41,15 +41,15 @@ pub enum Malformed {
     Body,
 }
 
-/// Returns whether a head begins as one of a CONNECT request.
+/// Returns whether bytes begin like a CONNECT request.
 pub fn is_connect(bytes: &[u8]) -> bool {
     bytes.starts_with(b"CONNECT ")
 }
 
-/// Reads a whole head, from its request line to its empty line.
+/// Parses a complete request, from its request line to its empty line.
 ///
 /// # Errors
-/// It is no CONNECT request, or there is more than one way to read it.
+/// It is not a CONNECT request, or there is more than one way to read it.
 pub fn parse(head: &[u8]) -> Result<Connect, Malformed> {
     let head = head.strip_suffix(b"\r\n\r\n").ok_or(Malformed::Header)?;
     let head = std::str::from_utf8(head).map_err(|_| Malformed::Header)?;
@@ -74,7 +74,7 @@ pub fn parse(head: &[u8]) -> Result<Connect, Malformed> {
     Ok(Connect { host, port, credentials })
 }
 
-/// Returns the credentials of an Authorization or Proxy-Authorization header. None: it is not a basic one.
+/// Returns the credentials of an Authorization or Proxy-Authorization header. `None`: it does not use the basic scheme.
 pub fn basic(value: &str) -> Option<Credentials> {
     let (scheme, encoded) = value.split_once(' ')?;
     let decoded = STANDARD.decode(encoded.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn parsed(head: &str) -> Result<Connect, Malformed> {
-        // A part of a head is none: only the whole one is read.
+        // Incomplete requests are errors.
         for end in 0..head.len() {
             assert!(parse(&head.as_bytes()[..end]).is_err(), "{:?}", &head[..end]);
         }

@@ -1,16 +1,16 @@
-//! Errors of database servers whose clients do not speak PostgreSQL's protocol, as they come before a session.
+//! Errors of database servers other than PostgreSQL, as they are sent before a session.
 
-/// Database protocols, by the error packet that their clients read.
+/// Database protocols, by the format of their error packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
     Postgres,
-    /// The server speaks first.
+    /// The server sends the first packet.
     MySql,
     /// RESP, without TLS.
     Redis,
 }
 
-/// Returns whether these first bytes of a client are a request in RESP: an array of bulk strings, or a word for a person's terminal.
+/// Returns whether these first bytes of a client are a RESP request: an array of bulk strings, or an inline command.
 pub fn is_resp(bytes: &[u8]) -> bool {
     match bytes {
         [b'*', digit, ..] => digit.is_ascii_digit(),
@@ -26,12 +26,12 @@ pub fn redis_error(message: &str) -> Vec<u8> {
     format!("-ERR {message}\r\n").into_bytes()
 }
 
-/// Returns MySQL's ERR packet as it comes instead of a server's greeting: the first packet, of a server that knows nothing of its
-/// client yet, so that it has no SQL state ("ERR_Packet" in its documentation).
+/// Returns MySQL's ERR packet in place of the server's greeting. It has no SQL state, because the server knows nothing
+/// of its client yet ("ERR_Packet" in the documentation).
 pub fn mysql_error(message: &str) -> Vec<u8> {
     /// ER_HANDSHAKE_ERROR.
     const CODE: u16 = 1043;
-    /// Longest message that clients show.
+    /// Maximum length of the message in bytes.
     const LONGEST: usize = 512;
     let mut end = message.len().min(LONGEST);
     while !message.is_char_boundary(end) {

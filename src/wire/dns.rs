@@ -1,24 +1,24 @@
-//! Questions of DNS (RFC 1035, section 4.1) about the addresses of names, and their answers.
+//! DNS queries (RFC 1035, section 4.1) for the addresses of names, and their answers.
 //!
 //! ```text
 //! header    id(2) flags(2) questions(2) answers(2) authorities(2) additional(2)
 //! flags     QR opcode(4) AA TC RD RA Z(3) RCODE(4)
-//! question  name type(2) class(2); a name is labels, each with its length in front, and ends with a length of 0
-//! answer    name type(2) class(2) TTL(4) length(2) address; the name is a pointer to that of the question
+//! question  name type(2) class(2); a name is labels, each after its length, and ends with a length of 0
+//! answer    name type(2) class(2) TTL(4) length(2) address; the name is a pointer to the name of the question
 //! ```
 
 use std::net::IpAddr;
 
-/// The longest question without extensions (section 4.2.1); all addresses of a name fit into such an answer.
+/// Maximum length of a message without extensions (section 4.2.1). All addresses of a name fit into such an answer.
 pub const LONGEST: usize = 512;
 
-/// The longest name with its lengths (section 2.3.4).
+/// Maximum length of a name with its length bytes (section 2.3.4).
 const LONGEST_NAME: usize = 255;
 const LONGEST_LABEL: usize = 63;
 
 const HEADER: usize = 12;
 
-/// How long an answer may be kept, in seconds: a name may be of a route that goes with the next reload.
+/// How long clients may cache an answer, in seconds: the route of the name may be gone after the next reload.
 const TTL: u32 = 5;
 
 const A: u16 = 1;
@@ -30,10 +30,10 @@ const FORMAT_ERROR: u8 = 1;
 const NOT_IMPLEMENTED: u8 = 4;
 const REFUSED: u8 = 5;
 
-/// Returns the answer to a message. None: it is no question, and gets none.
+/// Returns the answer to a message. `None`: the message is not a query, and gets no answer.
 ///
-/// `addresses`: those of a name, in lower case and without a dot at its end; None: the name is not ours, and the question is refused, so
-/// that the client asks another server.
+/// `addresses`: returns the addresses of a name in lower case and without a final dot. If it returns `None`, the name
+/// is not adit's, and adit refuses the query, so that the client asks another server.
 pub fn answer(message: &[u8], addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Option<Vec<u8>> {
     let (header, rest) = message.split_at_checked(HEADER)?;
     let is_response = header[2] & 0x80 != 0;
@@ -58,8 +58,9 @@ pub fn answer(message: &[u8], addresses: impl Fn(&str) -> Option<Vec<IpAddr>>) -
     Some(reply(header, 0, question, &records))
 }
 
-/// Reads a name, and returns it with the place behind it. A question has no pointers (section 4.1.4), as it comes first. The name is None
-/// where it is the root or no host's: a label may be any bytes (RFC 2181, section 11), a dot too.
+/// Parses a name, and returns it with the position after it. A query has no compression pointers (section 4.1.4),
+/// because its name comes first. The name is `None` if it is the root or not a hostname: a label may contain any bytes
+/// (RFC 2181, section 11), even a dot.
 fn name(bytes: &[u8]) -> Option<(Option<String>, usize)> {
     let (mut name, mut at, mut is_host) = (String::new(), 0, true);
     loop {
@@ -79,14 +80,14 @@ fn name(bytes: &[u8]) -> Option<(Option<String>, usize)> {
     }
 }
 
-/// Returns the record of an address. None: a question of this type does not ask for it.
+/// Returns the record of an address. `None`: the query asks for another type.
 fn record(kind: u16, address: IpAddr) -> Option<Vec<u8>> {
     let (of, bytes) = match address {
         IpAddr::V4(address) => (A, address.octets().to_vec()),
         IpAddr::V6(address) => (AAAA, address.octets().to_vec()),
     };
     let length = u16::try_from(bytes.len()).ok()?;
-    // The question begins behind the header.
+    // The question follows the header.
     let pointer = [0xc0, HEADER as u8];
     let head = [&pointer[..], &of.to_be_bytes(), &INTERNET.to_be_bytes(), &TTL.to_be_bytes(), &length.to_be_bytes()];
     (kind == of || kind == ANY).then(|| [head.concat(), bytes].concat())
@@ -94,7 +95,7 @@ fn record(kind: u16, address: IpAddr) -> Option<Vec<u8>> {
 
 fn reply(header: &[u8], code: u8, question: &[u8], records: &[Vec<u8>]) -> Vec<u8> {
     let is_ours = code == 0;
-    // QR and AA are set; opcode and RD are the question's.
+    // QR and AA are set; opcode and RD come from the query.
     let first = 0x80 | (header[2] & 0x79) | if is_ours { 0x04 } else { 0 };
     let questions = u16::from(!question.is_empty());
     let answers = u16::try_from(records.len()).unwrap_or_default();
@@ -111,7 +112,7 @@ fn reply(header: &[u8], code: u8, question: &[u8], records: &[Vec<u8>]) -> Vec<u
 mod tests {
     use super::*;
 
-    /// Returns a question as glibc 2.36 sends it.
+    /// Returns a query as glibc 2.36 sends it.
     fn question(name: &str, kind: u16) -> Vec<u8> {
         let mut message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
         for label in name.split('.') {
@@ -127,7 +128,7 @@ mod tests {
         is_local.then(|| vec![[127, 0, 0, 1].into(), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)])
     }
 
-    /// The code, how many answers there are, and the bytes of the last one.
+    /// Returns the code of the answer, its number of records, and the address bytes of the last record.
     fn answered(message: &[u8]) -> Option<(u8, u8, Vec<u8>)> {
         let reply = answer(message, local)?;
         assert_eq!((&reply[..2], reply[2] & 0x80), (&message[..2], 0x80));
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(answered(&question("Web.Shop.localhost", A)), Some((0, 1, vec![127, 0, 0, 1])));
         assert_eq!(answered(&question("web.shop.localhost", AAAA)), Some((0, 1, v6.clone())));
         assert_eq!(answered(&question("localhost", ANY)), Some((0, 2, v6)));
-        // The name is there, and has no such record.
+        // The name exists, but has no record of this type.
         assert_eq!(answered(&question("web.shop.localhost", 65)), Some((0, 0, vec![])));
         let reply = answer(&question("a.localhost", A), local).unwrap();
         assert_eq!(&reply[2..4], &[0x85, 0], "an authoritative answer, with the question's wish for recursion");

@@ -1,44 +1,44 @@
-//! The framing of HTTP/1 requests, read strictly (RFC 9112): where a head ends, whether there is exactly one way to read it,
-//! and where the body behind it ends.
+//! The framing of HTTP/1 requests, parsed strictly (RFC 9112): where the headers end, whether there is exactly one way
+//! to read them, and where the body ends.
 //!
-//! Refuses requests that two readers could read differently, before a lenient parser sees them.
+//! Refuses requests that two parsers could read differently, before a lenient parser sees them.
 
-/// The longest head that is read, its last empty line included.
+/// Maximum length of a head (request line and headers), with its empty line.
 pub const LONGEST_HEAD: usize = 256 * 1024;
 
-/// The longest target; no reader of URIs takes more.
+/// Maximum length of the request target. The `http` crate's URI takes no more.
 pub const LONGEST_TARGET: usize = 64 * 1024 - 2;
 
-/// The most header lines of a head.
+/// Maximum number of header lines.
 pub const MOST_HEADERS: usize = 100;
 
-/// The most empty lines before a request line. Old clients send one behind a body (RFC 9112, section 2.2).
+/// Maximum number of empty lines before a request line. Old clients send one after a body (RFC 9112, section 2.2).
 pub const MOST_EMPTY_LINES: usize = 4;
 
-/// The longest chunk-size line, extensions included, and the longest trailer section.
+/// Maximum length of a chunk-size line with its extensions, and of a trailer section.
 const LONGEST_CHUNK_LINE: usize = 4 * 1024;
 const LONGEST_TRAILERS: usize = 16 * 1024;
 
-/// How the end of a request's body is found.
+/// How to find the end of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// This many bytes; 0 where nothing says that there is a body.
+    /// This many bytes. 0: no body.
     Length(u64),
     Chunked,
 }
 
-/// Fields of a request's head that decide on the bytes after it.
+/// Fields of a request's head that decide how to read the bytes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub framing: Framing,
-    /// There is an Upgrade header: after the answer, the connection may speak something else.
+    /// It has an Upgrade header: after the answer, the connection may switch to another protocol.
     pub has_upgrade: bool,
 }
 
-/// Why a request is not taken.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The answer would not be understood either.
+    /// The client would not understand an HTTP answer either.
     #[error("the first line is none of HTTP")]
     NotHttp,
     #[error("the request line is not <method> <target> HTTP/1.1")]
@@ -77,27 +77,27 @@ pub enum Refusal {
     EmptyLines,
 }
 
-/// Returns how many empty lines `bytes` starts with. Each is 2 bytes, and a server leaves them out before a request line
-/// (RFC 9112, section 2.2).
+/// Returns the number of empty lines at the start of `bytes`. Each has 2 bytes, and a server ignores them before a
+/// request line (RFC 9112, section 2.2).
 pub fn empty_lines(bytes: &[u8]) -> usize {
     bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count()
 }
 
-/// Returns the length of the head that `bytes` starts with, its empty line included. None: its end has not come.
+/// Returns the length of the head at the start of `bytes`, with its empty line. `None`: it is incomplete.
 ///
-/// `searched`: how many bytes an earlier call has searched already.
+/// `searched`: number of bytes that an earlier call has searched.
 ///
 /// # Errors
-/// It is too long, or a line of it ends as no line must.
+/// The head is too long, or a line has a wrong end.
 pub fn head_end(bytes: &[u8], searched: usize) -> Result<Option<usize>, Refusal> {
-    // The end may lie over the seam between what was searched and what is new.
+    // The end may span the searched and the new bytes.
     let from = searched.saturating_sub(3).min(bytes.len());
     let end = bytes[from..].windows(4).position(|window| window == b"\r\n\r\n").map(|at| from + at + 4);
     match end {
         Some(end) if end <= LONGEST_HEAD => Ok(Some(end)),
         Some(_) => Err(Refusal::TooLarge),
         None if bytes.len() > LONGEST_HEAD => Err(Refusal::TooLarge),
-        // A head that uses bare LFs would never end for a strict reader.
+        // A strict parser would never find the end of a head that uses bare LFs.
         None if bytes[from..].windows(2).any(|window| window == b"\n\n" || window == b"\n\r") && has_bare_lf(bytes) => {
             Err(Refusal::LineEnd)
         }
@@ -109,10 +109,10 @@ fn has_bare_lf(bytes: &[u8]) -> bool {
     bytes.iter().enumerate().any(|(at, byte)| *byte == b'\n' && (at == 0 || bytes[at - 1] != b'\r'))
 }
 
-/// Checks a whole head, from its request line to its empty line.
+/// Checks a complete head, from its request line to its empty line.
 ///
 /// # Errors
-/// There is no way, or more than one, to read it.
+/// There is no way to read it, or more than one.
 pub fn check_head(head: &[u8]) -> Result<Head, Refusal> {
     let mut rest = head;
     let mut line = next_line(&mut rest)?;
@@ -156,7 +156,7 @@ pub fn check_head(head: &[u8]) -> Result<Head, Refusal> {
                 length = parsed;
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                // A sender of HTTP/1.0 does not know it, and who passes it on may not either.
+                // HTTP/1.0 does not define it, and other parsers on the way may not know it.
                 if is_chunked || is_http10 || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(Refusal::Coding);
                 }
@@ -178,7 +178,7 @@ pub fn check_head(head: &[u8]) -> Result<Head, Refusal> {
     Ok(Head { framing, has_upgrade })
 }
 
-/// Takes a line that ends with CRLF, and has neither CR nor LF within.
+/// Takes a line that ends with CRLF and contains no other CR or LF.
 fn next_line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Refusal> {
     let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).ok_or(Refusal::LineEnd)?;
     if rest[end..].first_chunk() != Some(b"\r\n") {
@@ -215,7 +215,7 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     let is_form = match target {
         [b'/', ..] => true,
         b"*" => method == b"OPTIONS",
-        // absolute-form (section 3.2.2)
+        // absolute-form (section 3.2.2).
         _ => {
             target.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"http://"))
                 || target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"https://"))
@@ -230,12 +230,14 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     Ok(is_http10)
 }
 
-/// Percent-encodes what a target of a checked head may not have and clients send nevertheless: `"`, `<` and `>`, in the path
-/// also `` ` ``, `{` and `}`. Browsers encode the same (WHATWG URL, path and query percent-encode sets). None: there is
-/// nothing to encode.
+/// Percent-encodes characters that are invalid in a target, but that clients send: `"`, `<` and `>`, and in the path ``
+/// ` ``, `{` and `}`. Browsers encode the same ones (WHATWG URL, path and query percent-encode sets). `None`: nothing
+/// to encode.
+///
+/// `head`: a checked head.
 ///
 /// # Errors
-/// The host of an absolute target has such a character, or the target becomes too long.
+/// The host of an absolute target has such a character, or the encoded target is too long.
 pub fn encode_target(head: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
     let line = head.iter().position(|byte| *byte == b'\r').unwrap_or(head.len());
     let Some(start) = head[..line].iter().position(|byte| *byte == b' ').map(|at| at + 1) else { return Ok(None) };
@@ -274,20 +276,20 @@ fn is_odd(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'`' | b'{' | b'}')
 }
 
-/// A piece of a chunked body (RFC 9112, section 7.1).
+/// The framing of a piece of a chunked body (RFC 9112, section 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// A size line, its data, and the CRLF behind that: this many bytes in all.
+    /// A size line, its data, and the CRLF after it: this many bytes in total.
     Chunk(u64),
-    /// The last chunk, the trailers, and the empty line: this many bytes in all.
+    /// The last chunk, the trailers, and the empty line: this many bytes in total.
     Last(usize),
     NeedMore,
 }
 
-/// Returns what `bytes` starts with: the next chunk, or the last one.
+/// Returns the piece at the start of `bytes`.
 ///
 /// # Errors
-/// It is not a chunk, or is longer in its framing than any needs to be.
+/// It is not a chunk, or its framing is too long.
 pub fn chunk(bytes: &[u8]) -> Result<Piece, &'static str> {
     let Some((size, line)) = chunk_line(bytes)? else { return Ok(Piece::NeedMore) };
     if size > 0 {
@@ -318,7 +320,7 @@ pub fn chunk(bytes: &[u8]) -> Result<Piece, &'static str> {
     }
 }
 
-/// Returns the size, and the length of the line.
+/// Returns the size of the chunk, and the length of its size line. `None`: the line is incomplete.
 fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, &'static str> {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
         return if bytes.len() > LONGEST_CHUNK_LINE { Err("a chunk's size line is too long") } else { Ok(None) };
@@ -330,7 +332,7 @@ fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, &'static str> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let extension = &line[digits..];
     let is_extension = extension.trim_ascii_start().first().is_none_or(|byte| *byte == b';');
-    // Spaces behind the size with nothing after them are an old habit of some, and a way to hide for others.
+    // Some old senders pad the size with spaces, but attackers also use them to hide a request.
     let is_clean = extension.iter().all(|byte| *byte >= b' ' && *byte != 0x7f || *byte == b'\t');
     if !is_extension || !is_clean || (!extension.is_empty() && extension.trim_ascii().is_empty()) {
         return Err("a chunk's size line has something else than a size and extensions");
@@ -342,7 +344,7 @@ fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, &'static str> {
     }
 }
 
-/// `tchar` of RFC 9110, section 5.6.2.
+/// Returns whether a byte is a `tchar` (RFC 9110, section 5.6.2).
 pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -445,7 +447,7 @@ mod tests {
             let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {{a}}\r\nX: \"<>\r\n\r\n").into_bytes();
             let found = encode_target(&head(target)).unwrap();
             let wanted = encoded.map(head);
-            // Characters that need no encoding stay.
+            // Other characters stay as they are.
             assert_eq!(
                 found.as_deref().unwrap_or(&head(target)),
                 wanted.as_deref().unwrap_or(&head(target)),

@@ -1,4 +1,4 @@
-//! Bytes to values and back: no I/O, no clock, no logging. Every parser here is bounded and fuzzed.
+//! Parsers and writers of wire formats: no I/O, no clock, no logging. Every parser is bounded and fuzzed.
 
 pub mod client_hello;
 pub mod connect;

@@ -1,21 +1,21 @@
-//! The first messages of PostgreSQL's protocol 3.0, as far as they come before TLS (its documentation, "Message Formats").
+//! The first messages of PostgreSQL's protocol 3.0, before TLS (see its documentation, "Message Formats").
 //!
 //! ```text
 //! length 4, itself included | code 4 | parameters:  name\0 value\0 ... \0
 //! ```
 
-/// The request for TLS: answered with `S` or `N`, alone.
+/// Request for TLS. The answer is a single byte, `S` or `N`.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// The request for encryption by GSSAPI: answered with `G` or `N`, alone.
+/// Request for GSSAPI encryption. The answer is a single byte, `G` or `N`.
 pub const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 
 const CANCEL_REQUEST: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
 
-/// PostgreSQL itself takes no longer start-up message.
+/// Maximum length of a start-up message, as in PostgreSQL itself.
 const LONGEST: usize = 10_000;
 
-/// The lengths of a cancel request: the code, a process id, and a key of 4 bytes, of up to 256 from protocol 3.2 on.
+/// Lengths of a cancel request: code, process id, and a key of 4 bytes (up to 256 from protocol 3.2 on).
 const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> = 16..=268;
 
 /// First message of a client.
@@ -23,16 +23,16 @@ const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> = 16..=268;
 pub enum First {
     SslRequest,
     GssEncRequest,
-    /// A cancel request: it has the key of a session, and no name.
+    /// A cancel request: it has the key of a session, but no name.
     Cancel,
     /// A start-up message.
     Startup,
     NeedMore,
-    /// Something else than PostgreSQL.
+    /// Not PostgreSQL.
     Other,
 }
 
-/// Tells what a client says first.
+/// Returns the kind of a client's first message.
 pub fn first(bytes: &[u8]) -> First {
     let Some(start) = bytes.first_chunk::<8>() else {
         let could_be = bytes.iter().zip([0, 0]).all(|(byte, wanted)| *byte == wanted);
@@ -43,14 +43,13 @@ pub fn first(bytes: &[u8]) -> First {
         _ if *start == SSL_REQUEST => First::SslRequest,
         _ if *start == GSSENC_REQUEST => First::GssEncRequest,
         code if *code == CANCEL_REQUEST && CANCEL_LENGTHS.contains(&length) => First::Cancel,
-        // Version 3, and those that the protocol's negotiation reserves beside it.
+        // Version 3, and the minor versions that protocol negotiation reserves.
         [0, 3, _, _] if (9..=LONGEST).contains(&length) => First::Startup,
         _ => First::Other,
     }
 }
 
-/// Returns the first message, once it has come whole. None: more has to come, or it is none of [`First::Cancel`] and
-/// [`First::Startup`].
+/// Returns the complete first message. `None`: it is incomplete, or neither [`First::Cancel`] nor [`First::Startup`].
 pub fn whole(bytes: &[u8]) -> Option<&[u8]> {
     if !matches!(first(bytes), First::Cancel | First::Startup) {
         return None;
@@ -59,12 +58,12 @@ pub fn whole(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(..length)
 }
 
-/// Returns the process id and the key of a whole cancel request, as [`KeyWatch`] finds them in what the server says.
+/// Returns the process id and the key of a complete cancel request, in the format of [`Key::Found`].
 pub fn key_of_cancel(message: &[u8]) -> &[u8] {
     message.get(8..).unwrap_or_default()
 }
 
-/// Finds the key of a session in what its server says first.
+/// Finds the key of a session in the server's first messages.
 ///
 /// ```text
 /// N for each request for encryption | type 1, length 4, payload: R (authentication), S, N, ..., K (the key), ..., Z
@@ -72,11 +71,11 @@ pub fn key_of_cancel(message: &[u8]) -> &[u8] {
 #[derive(Debug, Default)]
 pub struct KeyWatch {
     found: Key,
-    /// The start of a message: its type and length, and its payload where that is the key.
+    /// Start of a message: its type and length, and for the key message its payload.
     start: Vec<u8>,
-    /// How much of the payload is left.
+    /// Bytes of the payload yet to come.
     left: usize,
-    /// A message has begun: no single byte answers a request for encryption any more.
+    /// A message has begun, so the next byte cannot be the answer to an encryption request.
     has_begun: bool,
 }
 
@@ -85,19 +84,19 @@ pub struct KeyWatch {
 pub enum Key {
     #[default]
     NotYet,
-    /// The process id and the key of BackendKeyData.
+    /// Process id and key of BackendKeyData.
     Found(Vec<u8>),
-    /// It travels encrypted.
+    /// The session is encrypted.
     Hidden,
-    /// The server gives none, or speaks something else.
+    /// The server sends none, or speaks another protocol.
     None,
 }
 
 impl KeyWatch {
-    /// Between a message's type and its payload.
+    /// Length of a message's type and length.
     const HEADER: usize = 5;
 
-    /// Takes what comes next. Once the answer is another than [`Key::NotYet`] it stays the same.
+    /// Adds the next bytes. Any result other than [`Key::NotYet`] is final.
     pub fn take(&mut self, mut bytes: &[u8]) -> &Key {
         while let Some(byte) = bytes.first().copied().filter(|_| self.found == Key::NotYet) {
             if self.left > 0 {
@@ -112,7 +111,7 @@ impl KeyWatch {
             }
             bytes = &bytes[1..];
             match byte {
-                // The first message is none of these.
+                // No first message has one of these types.
                 b'N' if !self.has_begun => continue,
                 b'S' | b'G' if !self.has_begun => {
                     self.found = Key::Hidden;
@@ -136,21 +135,21 @@ impl KeyWatch {
         &self.found
     }
 
-    /// Looks at a message that has come whole. Nothing happens while it has not.
+    /// Handles a message if it is complete.
     fn end_message(&mut self) {
         if self.left > 0 {
             return;
         }
         match self.start[0] {
             b'K' => self.found = Key::Found(self.start[Self::HEADER..].to_vec()),
-            // ReadyForQuery: the key would have come before.
+            // ReadyForQuery, or an error: the key would have come before.
             b'Z' | b'E' => self.found = Key::None,
             _ => self.start.clear(),
         }
     }
 }
 
-/// Returns an ErrorResponse of severity FATAL. `sqlstate`: five characters; `hint`: empty for none.
+/// Returns an ErrorResponse of severity FATAL. `sqlstate`: five characters. `hint`: empty for none.
 pub fn fatal(sqlstate: &str, message: &str, hint: &str) -> Vec<u8> {
     let mut fields = Vec::new();
     let hint = (!hint.is_empty()).then_some((b'H', hint));

@@ -1,4 +1,4 @@
-//! The PROXY protocol, versions 1 and 2: who the client of a proxy in front is. (HAProxy, "The PROXY protocol", 2020/03/05.)
+//! The PROXY protocol, versions 1 and 2: the address of a proxy's client. (HAProxy, "The PROXY protocol", 2020/03/05.)
 //!
 //! ```text
 //! v1:  PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n         at most 107 bytes
@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest line of version 1, its CRLF included.
+/// Maximum length of a line of version 1, with its CRLF.
 const LONGEST_LINE: usize = 107;
 
-/// The most that is read of version 2 behind its first 16 bytes. The addresses of Unix sockets are 216 bytes; the rest is TLVs.
+/// Maximum length of version 2 after its first 16 bytes. Addresses of Unix sockets have 216 bytes; the rest is for TLVs.
 const LONGEST_V2: usize = 4096;
 
 /// Version of the header to write.
@@ -25,21 +25,22 @@ pub enum Version {
 /// Parsed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The length of the header, in bytes.
+    /// Length of the header in bytes.
     pub length: usize,
-    /// The client's address and the one that it dialled. None: the proxy speaks for itself (LOCAL), or does not know (UNKNOWN, UNSPEC).
+    /// Address of the client, and the address that it dialled. `None`: the proxy speaks for itself (LOCAL), or does not
+    /// know (UNKNOWN, UNSPEC).
     pub addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(&'static str);
 
-/// Reads the header at the start of `bytes`. None: its end has not come.
+/// Parses the header at the start of `bytes`. `None`: it is incomplete.
 ///
 /// # Errors
-/// It is none, as soon as that can be told.
+/// As soon as the bytes cannot be a header.
 pub fn parse(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let is_start_of = |whole: &[u8]| whole.starts_with(&bytes[..bytes.len().min(whole.len())]);
     match bytes {
@@ -71,7 +72,7 @@ fn v1(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let (source, destination) = (address(), address());
     let mut port = || {
         let word = words.next()?;
-        // No sign, and no zero in front.
+        // No sign, and no leading zero.
         (word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'))).then_some(())?;
         word.parse::<u16>().ok()
     };
@@ -87,6 +88,7 @@ fn v1(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
 
 fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some((start, rest)) = bytes.split_at_checked(16) else { return Ok(None) };
+    // High nibble: version 2. Low nibble: 0 is LOCAL, 1 is PROXY.
     let is_local = match start[12] {
         0x20 => true,
         0x21 => false,
@@ -96,8 +98,9 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     if length > LONGEST_V2 {
         return Err(Malformed("a header longer than 4 KiB"));
     }
+    // High nibble: 0 is unspecified, 1 IPv4, 2 IPv6, 3 Unix sockets. Low nibble: 1 is TCP, 2 UDP (streams and datagrams).
     let addresses_length = match start[13] {
-        // The specification: after LOCAL, the receiver ignores the family and the protocol.
+        // Specification: for LOCAL, the receiver ignores the family and the protocol.
         _ if is_local => 0,
         0x00 => 0,
         0x11 | 0x12 => 12,
@@ -111,7 +114,7 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some(body) = rest.get(..length) else { return Ok(None) };
     let length = 16 + length;
     if is_local {
-        // Other commands and families carry no addresses: the receiver ignores them.
+        // Specification: for LOCAL, the receiver ignores the addresses.
         return Ok(Some(Header { length, addresses: None }));
     }
     check_tlvs(&body[addresses_length..])?;
@@ -125,7 +128,7 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
             let ip = |at: usize| Ipv6Addr::from(std::array::from_fn::<u8, 16, _>(|offset| body[at + offset]));
             Some((SocketAddr::new(ip(0).into(), port(32)), SocketAddr::new(ip(16).into(), port(34))))
         }
-        // UDP and Unix sockets: not the client of a TCP connection that could be named.
+        // UDP and Unix sockets: there is no address of a TCP client.
         _ => None,
     };
     Ok(Some(Header { length, addresses }))
@@ -139,7 +142,7 @@ fn check_tlvs(mut rest: &[u8]) -> Result<(), Malformed> {
     if rest.is_empty() { Ok(()) } else { Err(Malformed("a TLV that is cut off")) }
 }
 
-/// Writes the header for a client at `source` that dialled `destination`.
+/// Returns the header for a client at `source` that dialled `destination`.
 pub fn write(version: Version, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let (source_ip, destination_ip) = same_family(source.ip(), destination.ip());
     match version {
@@ -168,7 +171,7 @@ pub fn write(version: Version, source: SocketAddr, destination: SocketAddr) -> V
     }
 }
 
-/// An IPv4 address beside an IPv6 one is written as one of IPv6.
+/// If only one address is IPv6, maps the other one to IPv6.
 fn same_family(a: IpAddr, b: IpAddr) -> (IpAddr, IpAddr) {
     let mapped = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => IpAddr::V6(ip.to_ipv6_mapped()),

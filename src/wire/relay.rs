@@ -1,4 +1,4 @@
-//! The frames between a relay and its clients, versions 1 and 2. `docs/relay-protocol.md` has them byte by byte.
+//! The frames between a relay and its clients, versions 1 and 2. `docs/relay-protocol.md` has their byte layout.
 //!
 //! ```text
 //! type 1 | length 4, big-endian, of the payload | payload
@@ -6,10 +6,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The longest payload.
+/// Maximum length of a payload in bytes.
 pub const LONGEST: usize = 64 * 1024;
 
-/// Type and length.
+/// Length of the type and the length field.
 const HEADER: usize = 5;
 
 /// Random ID of a stream, a session or a reserved port or name (`resume`).
@@ -42,7 +42,7 @@ pub enum Frame {
         version: u8,
         secret: Bytes,
     },
-    /// The tunnel is open on this port; `host`: what the relay calls itself.
+    /// The tunnel is open on this port. `host`: the relay's name for itself.
     Accept {
         port: u16,
         host: String,
@@ -50,7 +50,7 @@ pub enum Frame {
     Reject {
         reason: String,
     },
-    /// Somebody has connected to the public port.
+    /// A visitor has connected to the public port.
     Connect {
         stream: Uuid,
     },
@@ -62,7 +62,7 @@ pub enum Frame {
     StreamReject {
         reason: String,
     },
-    /// Opens a control connection of version 2, within TLS. `port`: the first that is wanted, 0 for any.
+    /// Opens a control connection of version 2, within TLS. `port`: the wanted port of the first tunnel. 0: any.
     Hello {
         version: u8,
         nonce: Digest,
@@ -75,13 +75,13 @@ pub enum Frame {
     Proof {
         proof: Digest,
     },
-    /// `heartbeat`: seconds between two pings. `proof`: the relay's own.
+    /// `heartbeat`: seconds between two pings. `proof`: the relay's own proof.
     Welcome {
         session: Token,
         heartbeat: u16,
         proof: Digest,
     },
-    /// `port` and `name`: what is wanted, 0 and empty for any. `resume`: what a tunnel before it was given; zeros for none.
+    /// `port` and `name`: the wanted ones. 0 and empty: any. `resume`: the token of an earlier tunnel. Zeros: none.
     Open {
         tunnel: u32,
         kind: Kind,
@@ -89,7 +89,7 @@ pub enum Frame {
         resume: Token,
         name: String,
     },
-    /// `address`: where the public reaches it, as far as the relay knows.
+    /// `address`: the public address, as far as the relay knows.
     Opened {
         tunnel: u32,
         port: u16,
@@ -100,17 +100,17 @@ pub enum Frame {
         tunnel: u32,
         reason: String,
     },
-    /// The tunnel is not wanted any more, its port is free.
+    /// The client closes the tunnel, and its port becomes free.
     Close {
         tunnel: u32,
     },
-    /// Somebody has connected. `peer`: from where.
+    /// A visitor has connected. `peer`: its address.
     Incoming {
         tunnel: u32,
         stream: Token,
         peer: String,
     },
-    /// The client cannot serve it.
+    /// The client cannot serve the stream.
     Decline {
         stream: Token,
         reason: String,
@@ -126,11 +126,11 @@ pub enum Frame {
         tunnel: u32,
         peer: String,
     },
-    /// The client's own token for the API server of the relay's cluster, for a relay that reviews it.
+    /// The client's token for the API server of the relay's cluster, if the relay reviews tokens.
     Identity {
         token: String,
     },
-    /// A connection for a visitor who has not come yet: the client claims it, and waits on it for Start.
+    /// A stream connection for a future visitor: the client claims it, and waits on it for Start.
     Prepare {
         stream: Token,
     },
@@ -140,13 +140,13 @@ pub enum Frame {
     Pong {
         cookie: u64,
     },
-    /// The other end is about to go.
+    /// The sender is about to end the connection.
     Goodbye {
         reason: String,
     },
 }
 
-/// Why bytes are no frame.
+/// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RelayError {
     #[error("a frame of type {0:#04x}, which is not known")]
@@ -158,10 +158,10 @@ pub enum RelayError {
 }
 
 impl Frame {
-    /// Takes the first frame from `input`. None: its end has not come.
+    /// Takes the first frame from `input`. `None`: it is incomplete.
     ///
     /// # Errors
-    /// The message is absent or unknown. The bytes after it cannot be read either.
+    /// The frame is unknown, too long or malformed. The bytes after it cannot be parsed either.
     pub fn take(input: &mut BytesMut) -> Result<Option<Self>, RelayError> {
         let length = Self::length(input)?;
         if input.len() < length {
@@ -175,7 +175,7 @@ impl Frame {
         frame.map(Some).ok_or(RelayError::Payload(kind))
     }
 
-    /// Returns how long the first frame of `input` is, as far as that can be told: at least its header.
+    /// Returns the length of the first frame in `input`, as far as it is known: at least that of its header.
     ///
     /// # Errors
     /// See [`take`](Self::take).
@@ -191,7 +191,7 @@ impl Frame {
         }
     }
 
-    /// Appends the frame to `out`. Texts that are too long are cut.
+    /// Appends the frame to `out`. Truncates texts that are too long.
     pub fn put(&self, out: &mut BytesMut) {
         let mut payload = BytesMut::new();
         let kind = self.write(&mut payload);

@@ -1,4 +1,4 @@
-//! Tells protocols apart by their first bytes.
+//! Recognises protocols by their first bytes.
 
 use super::{
     http1::{MOST_EMPTY_LINES, is_token},
@@ -11,7 +11,7 @@ pub enum Protocol {
     Tls,
     Http1,
     Http2,
-    /// PostgreSQL before its TLS.
+    /// PostgreSQL before TLS.
     Postgres,
     Socks5,
 }
@@ -27,11 +27,12 @@ pub enum Sniff {
 /// The client connection preface (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// No registered method is longer than 17 bytes (UPDATEREDIRECTREF); twice that is room for private ones.
+/// Maximum length of a method. No registered one is longer than 17 bytes (UPDATEREDIRECTREF); twice that leaves room
+/// for private ones.
 const LONGEST_METHOD: usize = 34;
 
-/// Returns what a connection speaks, from its first bytes: never a different answer for a longer prefix,
-/// once it is not [`Sniff::NeedMore`].
+/// Returns the protocol of a client, from its first bytes. Once the result is not [`Sniff::NeedMore`], more bytes do
+/// not change it.
 pub fn sniff(bytes: &[u8]) -> Sniff {
     // A TLS record that carries a handshake: type 22, legacy version 3.x (RFC 8446, section 5.1).
     match bytes {
@@ -52,7 +53,7 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     if common == bytes.len() {
         return Sniff::NeedMore;
     }
-    // Empty lines before a request line are to be ignored by a robust server (RFC 9112, section 2.2).
+    // A robust server ignores empty lines before a request line (RFC 9112, section 2.2).
     let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     if blank > 2 * MOST_EMPTY_LINES {
         return Sniff::Unknown;
@@ -66,15 +67,15 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     }
 }
 
-/// Returns what a server speaks, from the first bytes of its answer, as [`sniff`] does for those of a client.
+/// Returns the protocol of a server, from the first bytes of its answer. Like [`sniff`], but for servers.
 ///
-/// HTTP/2 is a SETTINGS frame, with which each server begins (RFC 9113, section 3.4), or a GOAWAY of one that refuses. TLS is a
-/// handshake record or an alert.
+/// HTTP/2 begins with a SETTINGS frame (RFC 9113, section 3.4), or with the GOAWAY of a server that refuses. TLS begins
+/// with a handshake record or an alert.
 pub fn sniff_server(bytes: &[u8]) -> Sniff {
     const HTTP1: &[u8] = b"HTTP/1.";
     const SETTINGS: u8 = 4;
     const GOAWAY: u8 = 7;
-    /// The length, the type, the flags and the stream of a frame (RFC 9113, section 4.1).
+    /// Length, type, flags and stream id of a frame (RFC 9113, section 4.1).
     const FRAME_HEADER: usize = 9;
     match bytes {
         [] | [0x15 | 0x16] => return Sniff::NeedMore,
@@ -88,7 +89,7 @@ pub fn sniff_server(bytes: &[u8]) -> Sniff {
     if common == bytes.len() {
         return Sniff::NeedMore;
     }
-    // Neither frame is longer than 16 KiB, the most that a peer takes before it has said otherwise.
+    // Neither frame is longer than 16 KiB, the default limit of every peer.
     let could_be = |at: usize, is: fn(u8) -> bool| bytes.get(at).is_none_or(|byte| is(*byte));
     let is_frame = could_be(0, |byte| byte == 0)
         && could_be(1, |byte| byte <= 0x40)

@@ -1,11 +1,11 @@
-//! SOCKS5 (RFC 1928), with user name and password (RFC 1929): what a client sends, and what a server answers.
+//! SOCKS5 (RFC 1928), with user name and password (RFC 1929): the messages of a client, and the answers of a server.
 //!
 //! | | bytes |
 //! |---|---|
 //! | greeting | `05`, count, that many methods |
-//! | choice of a method | `05`, method |
+//! | answer to the greeting | `05`, method |
 //! | user name | `01`, length, name, length, password |
-//! | its answer | `01`, `00` where it is accepted |
+//! | answer to the user name | `01`, `00` if it is accepted |
 //! | request | `05`, command, `00`, address type, address, port (2 bytes) |
 //! | reply | `05`, code, `00`, `01`, 4 bytes of an address, 2 bytes of a port |
 //!
@@ -17,20 +17,20 @@ use super::connect::Credentials;
 
 pub const VERSION: u8 = 5;
 
-/// The version of the exchange of user name and password.
+/// Version of the user name and password message.
 const AUTH_VERSION: u8 = 1;
 
-/// No user name.
+/// Method: no authentication.
 pub const NO_AUTH: u8 = 0;
-/// A user name and a password.
+/// Method: user name and password.
 pub const USER_PASSWORD: u8 = 2;
-/// None of the offered methods.
+/// None of the offered methods is acceptable.
 pub const NO_METHOD: u8 = 0xff;
 
-/// The longest message that a client sends: a user name and a password of 255 bytes each.
+/// Maximum length of a client's message: a user name and a password of 255 bytes each.
 pub const LONGEST: usize = 1 + 2 * 256;
 
-/// Why bytes are no message of SOCKS5.
+/// Why bytes are not a SOCKS5 message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the version is not 5")]
@@ -55,7 +55,7 @@ pub enum Malformed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Connect,
-    /// BIND, UDP ASSOCIATE, or one that does not exist.
+    /// BIND, UDP ASSOCIATE, or an unknown command.
     Other(u8),
 }
 
@@ -68,7 +68,7 @@ pub struct Request {
     pub port: u16,
 }
 
-/// How a request ended.
+/// Result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     Succeeded = 0,
@@ -77,23 +77,23 @@ pub enum Reply {
     NetworkUnreachable = 3,
     HostUnreachable = 4,
     Refused = 5,
-    /// "TTL expired".
+    /// "TTL expired" in RFC 1928.
     TimedOut = 6,
     CommandNotSupported = 7,
     AddressNotSupported = 8,
 }
 
 impl Reply {
-    /// Returns the message. The address that it names means nothing here.
+    /// Returns the message. Its address is always 0.0.0.0:0.
     pub fn bytes(self) -> [u8; 10] {
         [VERSION, self as u8, 0, 1, 0, 0, 0, 0, 0, 0]
     }
 }
 
-/// Reads a greeting: the methods that are offered, and how many bytes it has. None: more has to come.
+/// Parses a greeting: returns the offered methods, and the length of the message. `None`: it is incomplete.
 ///
 /// # Errors
-/// It is no greeting of SOCKS5.
+/// It is not a SOCKS5 greeting.
 pub fn greeting(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
     match bytes {
         [] | [VERSION] => Ok(None),
@@ -106,10 +106,10 @@ pub fn greeting(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
     }
 }
 
-/// Reads a user name with its password, and how many bytes the message has. None: more has to come.
+/// Parses a user name and password: returns them, and the length of the message. `None`: it is incomplete.
 ///
 /// # Errors
-/// It is no such message.
+/// It is not such a message.
 pub fn user(bytes: &[u8]) -> Result<Option<(Credentials, usize)>, Malformed> {
     let (version, rest) = match bytes {
         [] => return Ok(None),
@@ -125,12 +125,12 @@ pub fn user(bytes: &[u8]) -> Result<Option<(Credentials, usize)>, Malformed> {
     Ok(Some((Credentials { user, password: password.to_vec() }, length)))
 }
 
-/// Reads a request, and how many bytes it has. None: more has to come.
+/// Parses a request: returns it, and its length. `None`: it is incomplete.
 ///
 /// # Errors
-/// It is no request. [`Malformed::AddressType`] has a reply of its own.
+/// It is not a request. [`Malformed::AddressType`] has its own reply.
 pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Malformed> {
-    // Each byte is judged as soon as it is there.
+    // Check each byte as soon as it is there.
     if bytes.first().is_some_and(|version| *version != VERSION) {
         return Err(Malformed::Version);
     }
@@ -165,18 +165,18 @@ pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Malformed> {
     Ok(Some((Request { command, host, port }, bytes.len() - behind.len())))
 }
 
-/// Returns whether the exchange of a user name has been accepted.
+/// Returns the answer to a user name and password.
 pub fn user_answer(is_accepted: bool) -> [u8; 2] {
     [AUTH_VERSION, u8::from(!is_accepted)]
 }
 
-/// Splits off what a length byte counts.
+/// Splits off a field that begins with its length.
 fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first()?;
     rest.split_at_checked(usize::from(*length))
 }
 
-/// Names are shown in logs: no spaces, no control characters.
+/// Names appear in logs, so they must not have spaces or control characters.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|char| !char.is_control() && !char.is_whitespace())
 }
@@ -185,7 +185,7 @@ fn is_name(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Returns what a parser says of the whole message, and checks that it says nothing else of a part of it.
+    /// Returns the result for the complete message. Checks that each prefix gives `None` or the same error.
     fn by_prefixes<T: PartialEq + std::fmt::Debug>(
         message: &[u8],
         parse: impl Fn(&[u8]) -> Result<Option<T>, Malformed>,

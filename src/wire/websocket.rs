@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455), for both roles: the transport of SPDY, and of exec's channels.
+//! WebSocket frames (RFC 6455) for both roles: the transport of SPDY, and of the exec channels.
 //!
 //! ```text
 //! FIN | RSV (3) | opcode (4) | MASK | length (7, then 16 or 64 more) | masking key (32, from clients) | payload
@@ -26,21 +26,21 @@ pub enum Opcode {
     Pong,
 }
 
-/// A message from the peer.
+/// Event of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A piece of a message, as it comes; `last` with its end. Text and binary are not told apart.
+    /// A piece of a message, as it arrives; `last` is on the last piece. Text and binary are not distinguished.
     Data {
         payload: Bytes,
         last: bool,
     },
     Ping(Bytes),
     Pong,
-    /// The status code, where one was given.
+    /// The status code, if there is one.
     Close(Option<u16>),
 }
 
-/// Why bytes are not WebSocket frames that concern us.
+/// Why bytes are not valid WebSocket frames for adit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WebSocketError {
     #[error("reserved bits or opcode in a frame header ({0:#04x})")]
@@ -55,17 +55,17 @@ pub enum WebSocketError {
     TooLong(u64),
 }
 
-/// More than any peer of ours has a reason to put into one frame. Payloads are handed on as they come, so that this
-/// bounds nothing but nonsense.
+/// Maximum frame length that the parser accepts. It only rejects nonsense: payloads are returned as they arrive, so it
+/// limits no buffer.
 const LONGEST: u64 = 1 << 32;
 
-/// Returns the Sec-WebSocket-Accept that answers a Sec-WebSocket-Key (section 4.2.2).
+/// Returns the Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2).
 pub fn accept_key(key: &str) -> String {
     let digest = Sha1::new().chain_update(key.trim()).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
     STANDARD.encode(digest)
 }
 
-/// Appends a whole message of one frame. A client gives a masking key that no one can foresee (section 5.3).
+/// Appends a message of one frame. A client must pass an unpredictable masking key (section 5.3).
 pub fn put_frame(out: &mut BytesMut, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
     out.extend_from_slice(&[0x80 | opcode.bits()]);
     let masked = if mask.is_some() { 0x80 } else { 0 };
@@ -93,11 +93,11 @@ pub fn put_frame(out: &mut BytesMut, opcode: Opcode, payload: &[u8], mask: Optio
     }
 }
 
-/// Masks or unmasks; `offset` is the position of the first byte in the payload.
+/// Masks or unmasks a piece of a payload. `offset`: position of its first byte in the payload.
 pub fn apply_mask(payload: &mut [u8], key: [u8; 4], offset: usize) {
     let mut turned = key;
     turned.rotate_left(offset % 4);
-    // Eight bytes at a time: the compiler makes vector code of it.
+    // Eight bytes at a time, which the compiler vectorises.
     let wide = u64::from_ne_bytes([turned, turned].concat().try_into().expect("two keys are eight bytes"));
     let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
@@ -134,12 +134,12 @@ impl Opcode {
     }
 }
 
-/// Cuts a stream of bytes into frames. Payloads of messages are handed on in pieces, as they come.
+/// Splits a byte stream into frames. Returns payloads in pieces, as they arrive.
 #[derive(Debug)]
 pub struct Parser {
     role: Role,
     in_message: bool,
-    /// The data frame whose payload is being read.
+    /// Data frame in progress.
     payload: Option<Payload>,
 }
 
@@ -152,20 +152,20 @@ struct Payload {
 }
 
 impl Parser {
-    /// `role` is ours: a client reads unmasked frames.
+    /// `role`: our role. A client expects unmasked frames.
     pub fn new(role: Role) -> Self {
         Self { role, in_message: false, payload: None }
     }
 
-    /// Returns whether a message has begun and not ended.
+    /// Returns whether a message is incomplete.
     pub fn is_within_message(&self) -> bool {
         self.in_message || self.payload.is_some()
     }
 
-    /// Returns the next event of `input` and takes its bytes. None: more bytes are needed.
+    /// Takes the next event from `input`. `None`: it is incomplete.
     ///
     /// # Errors
-    /// The connection cannot be understood any further.
+    /// The rest of the connection cannot be parsed.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Event>, WebSocketError> {
         if let Some(payload) = &mut self.payload {
             if input.is_empty() {
@@ -185,6 +185,7 @@ impl Parser {
             return Ok(Some(Event::Data { payload: piece.freeze(), last }));
         }
         let Some((header, length)) = self.header(input)? else { return Ok(None) };
+        // Control frames have the highest bit of the opcode set (section 5.5).
         if header.opcode.bits() & 8 != 0 {
             if input.len() < length + header.length {
                 return Ok(None);
@@ -209,7 +210,7 @@ impl Parser {
         self.next(input)
     }
 
-    /// Returns the header at the start of `input`, with its own length.
+    /// Returns the header at the start of `input`, and its length. `None`: it is incomplete.
     fn header(&self, input: &[u8]) -> Result<Option<(Header, usize)>, WebSocketError> {
         let [first, second, rest @ ..] = input else { return Ok(None) };
         let opcode = Opcode::of(first & 0x0f).filter(|_| first & 0x70 == 0).ok_or(WebSocketError::Reserved(*first))?;
@@ -254,10 +255,10 @@ struct Header {
     key: Option<[u8; 4]>,
 }
 
-/// Finds frame boundaries in passing bytes.
+/// Finds frame boundaries in a byte stream, without changing it.
 #[derive(Debug, Default)]
 pub struct Boundary {
-    /// Of the frame that has begun: at most 2 bytes, 8 of length, 4 of mask.
+    /// Header of the frame in progress: at most 2 bytes, 8 bytes of length, 4 bytes of mask.
     header: [u8; 14],
     have: usize,
     payload_left: u64,
@@ -269,14 +270,14 @@ pub struct Boundary {
 enum Close {
     #[default]
     None,
-    /// A Close frame was the last one.
+    /// The last frame was a Close frame.
     Last,
-    /// Bytes came behind a Close frame: these are no frames that RFC 6455 knows.
+    /// Bytes came after a Close frame, which RFC 6455 does not allow.
     Ignored,
 }
 
 impl Boundary {
-    /// Takes note of bytes, in order.
+    /// Counts the next bytes of the stream.
     pub fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.close == Close::Last {
@@ -299,7 +300,7 @@ impl Boundary {
                     short => u64::from(short),
                 };
                 self.have = 0;
-                // Opcodes of data: a continuation, text, binary (section 5.2). FIN marks the last frame of a message.
+                // Opcodes of data frames: continuation, text, binary (section 5.2). FIN marks the last frame of a message.
                 self.messages += u64::from(self.header[0] & 0x80 != 0 && self.header[0] & 0x0f <= 2);
                 self.note_close();
             }
@@ -307,18 +308,18 @@ impl Boundary {
     }
 
     fn note_close(&mut self) {
-        // The header stays until the next frame begins. A Close frame is whole, without reserved bits.
+        // The header stays until the next frame begins. A Close frame is unfragmented, and has no reserved bits.
         if self.payload_left == 0 && self.header[0] == 0x80 | Opcode::Close.bits() && self.close == Close::None {
             self.close = Close::Last;
         }
     }
 
-    /// Returns how many messages have passed: their last frames have begun.
+    /// Returns the number of messages whose last frame has begun.
     pub fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// Returns whether a Close frame has passed, and nothing behind it (RFC 6455, section 5.5.1).
+    /// Returns whether a Close frame has passed, and no byte after it (RFC 6455, section 5.5.1).
     pub fn has_closed(&self) -> bool {
         self.close == Close::Last
     }
@@ -335,7 +336,7 @@ impl Boundary {
         2 + extended + if self.header[1] & 0x80 != 0 { 4 } else { 0 }
     }
 
-    /// Returns how many bytes are sure to belong to the frame that has begun; 0 between frames.
+    /// Returns the number of bytes that certainly belong to the frame in progress. 0: between frames.
     pub fn left(&self) -> u64 {
         match (self.payload_left, self.have) {
             (0, 0) => 0,

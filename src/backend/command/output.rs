@@ -1,4 +1,4 @@
-//! Copies the output of a command to the log, line by line, without secrets and escape sequences.
+//! Copies the output of a command to the log, line by line, without secrets or escape sequences.
 
 use std::{
     collections::VecDeque,
@@ -12,13 +12,13 @@ use tracing::{info, warn};
 use super::waits::{Wait, is_for_a_person};
 use crate::config::Command;
 
-/// The longest line that is kept; the rest of it is left out.
+/// Maximum length of a line in bytes; the rest is left out.
 const LONGEST_LINE: usize = 2048;
 
-/// How many lines are kept for the error.
+/// Number of last lines kept for the error message.
 const MOST_LINES: usize = 8;
 
-/// The last lines of a process, and what must not be seen in them.
+/// The last lines of a process's output, and the secrets to mask in them.
 #[derive(Clone)]
 pub struct Output {
     name: Arc<str>,
@@ -28,25 +28,25 @@ pub struct Output {
 }
 
 impl Output {
-    /// `name`: how the log calls it. `wait`: takes note of what a person has to do.
+    /// `name`: name of the command in the log. `wait`: records prompts for a person.
     pub fn new(name: &str, command: &Command, wait: Arc<Wait>) -> Self {
         let from = command.env_from.values().filter_map(|ours| std::env::var(ours).ok());
         let is_secret = |name: &str| {
             ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.to_ascii_uppercase().contains(word))
         };
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
-        // A short value would tear holes into every line.
+        // Masking a short value would hide parts of every line.
         let secrets = from.chain(set).filter(|secret| secret.len() >= 4).collect();
         Self { name: name.into(), secrets, last: Arc::default(), wait }
     }
 
-    /// Returns the last lines, one behind the other.
+    /// Returns the last lines, joined with ` | `.
     pub fn last(&self) -> String {
         let last = self.last.lock().expect("no panic while the lock is held");
         last.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
     }
 
-    /// Reads to the end.
+    /// Reads the output to its end.
     pub async fn follow(self, mut from: impl AsyncRead + Unpin) {
         let mut buffer = BytesMut::new();
         loop {
@@ -94,9 +94,9 @@ fn plain(text: &str) -> String {
     while let Some(character) = characters.next() {
         match character {
             '\x1b' => match characters.next() {
-                // CSI: up to its final byte.
+                // CSI: skip to its final byte.
                 Some('[') => drop(characters.find(|character| ('@'..='~').contains(character))),
-                // OSC: up to BEL or ST.
+                // OSC: skip to BEL or ST.
                 Some(']') => {
                     while let Some(character) = characters.next() {
                         if character == '\x07' || (character == '\x1b' && characters.next_if_eq(&'\\').is_some()) {

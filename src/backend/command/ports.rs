@@ -1,4 +1,4 @@
-//! The local ports that are lent to commands.
+//! The pool of local ports for commands.
 
 use std::{
     collections::BTreeSet,
@@ -8,18 +8,18 @@ use std::{
 
 use crate::config::PortRange;
 
-/// Lends each port to one command at a time.
+/// A pool that lends each port to one command at a time.
 #[derive(Default)]
 pub struct PortPool(Mutex<Lending>);
 
 #[derive(Default)]
 struct Lending {
     lent: BTreeSet<u16>,
-    /// Ports are lent in turn, so that one that was just given back rests.
+    /// Last port lent. Ports are lent in turn, so that a returned port rests.
     last: u16,
 }
 
-/// A port that is lent, until this is dropped.
+/// A port on loan until it is dropped.
 pub struct Lent {
     number: u16,
     pool: Arc<PortPool>,
@@ -38,7 +38,7 @@ impl Drop for Lent {
 }
 
 impl PortPool {
-    /// Returns a port of the range that nobody has. None: there is none.
+    /// Returns a free port of the range. `None`: no port is free.
     pub fn take(self: &Arc<Self>, range: PortRange) -> Option<Lent> {
         let (first, last) = (range.first(), range.last());
         let mut lending = self.0.lock().expect("no panic while the lock is held");
@@ -54,7 +54,7 @@ fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// Returns whether somebody listens on a port of this machine, without connecting to it.
+/// Returns whether a process listens on a port of this machine. Does not connect to it.
 #[cfg(target_os = "linux")]
 pub fn is_listened_on(port: u16) -> bool {
     // proc_pid_net(5): number, local address:port, remote address:port, state; hexadecimal. 0A is LISTEN.
@@ -69,7 +69,7 @@ pub fn is_listened_on(port: u16) -> bool {
     ["/proc/self/net/tcp", "/proc/self/net/tcp6"].iter().any(|path| std::fs::read_to_string(path).is_ok_and(has))
 }
 
-/// Returns whether somebody listens on a port of this machine, without connecting to it: it cannot be bound.
+/// Returns whether a process listens on a port of this machine. Does not connect to it, but tries to bind it.
 #[cfg(not(target_os = "linux"))]
 pub fn is_listened_on(port: u16) -> bool {
     !is_free(port)
@@ -79,7 +79,7 @@ pub fn is_listened_on(port: u16) -> bool {
 mod tests {
     use super::*;
 
-    /// A process that another test starts has a copy of each socket until it runs its program.
+    /// Retries, because a process that another test spawns holds a copy of each socket until its exec.
     fn eventually(condition: impl Fn() -> bool) -> bool {
         (0..200).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_listener_is_seen_from_outside() {
-        // None that the system gives to others as soon as it is free.
+        // Outside the ephemeral range, so that no other process gets it when it is free.
         let lent = Arc::<PortPool>::default().take("21910-21949".parse().unwrap()).unwrap();
         let port = lent.number();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();

@@ -30,7 +30,7 @@ use crate::{
     k8s::exec_path::ExecPath,
 };
 
-/// Variables that every program inherits beside PATH.
+/// Environment variables that every program inherits in addition to PATH.
 const KEPT: &[&str] = &[
     "HOME",
     "USER",
@@ -59,7 +59,7 @@ const KEPT: &[&str] = &[
 ];
 const KEPT_PREFIXES: &[&str] = &["LC_", "XDG_"];
 
-/// Returns the path of a program: as it is where it has a slash, else the first in the folders of `exec_path`.
+/// Returns the path of a program. A name with a slash is a path; any other is searched in the folders of `exec_path`.
 pub fn find(program: &str, exec_path: &ExecPath) -> Option<PathBuf> {
     let is_program =
         |path: &PathBuf| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
@@ -72,11 +72,11 @@ pub fn find(program: &str, exec_path: &ExecPath) -> Option<PathBuf> {
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProcessEnd {
-    /// By itself, with this exit code; 0: it did what it was to do.
+    /// It exited with this code; 0: success.
     Exited(i32),
-    /// A signal with this number ended it.
+    /// This signal killed it.
     Signalled(i32),
-    /// The system does not say how, and why not where it says that.
+    /// The system does not tell how; the reason for that, if there is one.
     Unknown(Option<String>),
 }
 
@@ -102,7 +102,7 @@ impl fmt::Display for ProcessEnd {
     }
 }
 
-/// A process that runs, and is stopped when this is dropped.
+/// A running process. Dropping it stops the process.
 pub struct Process {
     pid: Option<Pid>,
     shown: String,
@@ -111,10 +111,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with nothing to read.
+    /// Starts the process with an empty standard input.
     ///
     /// # Errors
-    /// The system does not start it.
+    /// The system cannot start it.
     pub fn start(command: &Command, program: &Program, wait: Arc<Wait>, port: Option<u16>) -> Result<Self, OpenError> {
         let mut spawn = prepared(command, program, port);
         let mut child =
@@ -135,7 +135,8 @@ impl Process {
         tokio::spawn(async move {
             let end = tokio::select! {
                 status = child.wait() => ProcessEnd::from(status),
-                // It has been told to end; its supervisor gives it its time.
+                // `Process` was dropped, which sent SIGTERM. The supervisor kills the command after its grace period;
+                // wait a second longer.
                 () = end_tx.closed() => {
                     if timeout(GRACE + Duration::from_secs(1), child.wait()).await.is_err() {
                         signal(pid, Signal::KILL);
@@ -143,22 +144,22 @@ impl Process {
                     return;
                 }
             };
-            // Reads the last output before it reports the exit.
+            // Read the last output before reporting the exit.
             if let Some(said) = said {
                 let _ = timeout(Duration::from_millis(500), said).await;
             }
-            // Nobody may want to know any more.
+            // The receiver may be gone.
             let _ = end_tx.send(Some(end));
         });
         Self { pid, shown: command.run[0].clone(), output, end }
     }
 
-    /// Returns how it ended. None: it runs.
+    /// Returns how the process ended. `None`: it runs.
     pub fn end(&self) -> Option<ProcessEnd> {
         self.end.borrow().clone()
     }
 
-    /// Resolves with how it ended.
+    /// Waits until the process ends, and returns how, with its last output.
     pub async fn ended(&self) -> String {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await;
@@ -166,13 +167,13 @@ impl Process {
         self.with_last_words(&how.to_string())
     }
 
-    /// Returns `how` with what the process said last.
+    /// Returns `how` with the last output of the process.
     pub fn with_last_words(&self, how: &str) -> String {
         let said = self.output.last();
         if said.is_empty() { how.to_owned() } else { format!("{how}: {said}") }
     }
 
-    /// Returns the error for a process that is of no use.
+    /// Returns the error for a process that cannot be used.
     pub fn failed(&self, how: &str) -> OpenError {
         let said = self.output.last();
         let cause = if said.is_empty() { "it said nothing".to_owned() } else { format!("it said: {said}") };
@@ -190,7 +191,7 @@ impl Drop for Process {
 
 fn signal(pid: Option<Pid>, signal: Signal) {
     if let Some(pid) = pid {
-        // It may have ended just now.
+        // The group may have ended just now.
         let _ = kill_process_group(pid, signal);
     }
 }
@@ -210,7 +211,7 @@ fn prepared(command: &Command, program: &Program, port: Option<u16>) -> Spawn {
     spawn.args(arguments).env_clear().env("PATH", &program.path);
     spawn.envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)));
     spawn.envs(command.env_from.iter().filter_map(|(name, ours)| Some((name, env::var_os(ours)?)))).envs(&command.env);
-    // Ctrl-C in our terminal is ours alone.
+    // A process group of its own, so that Ctrl-C in adit's terminal does not reach it.
     spawn.process_group(0).stderr(Stdio::piped()).kill_on_drop(false);
     spawn
 }
@@ -219,10 +220,10 @@ fn not_started(command: &Command, error: &io::Error) -> OpenError {
     OpenError::Command { what: format!("{} cannot be started", command.run[0]), cause: error.to_string(), hint: None }
 }
 
-/// Starts a process whose standard streams are the stream.
+/// Starts a process, and returns its standard input and output as a stream.
 ///
 /// # Errors
-/// The system does not start it.
+/// The system cannot start it.
 pub fn stream(command: &Command, program: &Program, wait: Arc<Wait>) -> Result<StdioStream, OpenError> {
     let mut spawn = prepared(command, program, None);
     let mut child =
@@ -236,7 +237,7 @@ pub struct StdioStream {
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     process: Process,
-    /// Meaning of its end for a reader, once its output has ended. None: a clean end of the stream.
+    /// Result for the reader once the output has ended. `None` from the future: a clean end.
     ended: Option<BoxFuture<'static, Option<StreamFault>>>,
 }
 
@@ -251,11 +252,11 @@ impl AsyncRead for StdioStream {
             }
             this.stdout = None;
         }
-        // A program that failed has not said all there was to say.
+        // The output of a program that failed may be incomplete, so the reader gets an error.
         let (mut end, output) = (this.process.end.clone(), this.process.output.clone());
         let ended = this.ended.get_or_insert_with(|| {
             Box::pin(async move {
-                // It may have closed its output and go on.
+                // The program may have closed its output and run on.
                 let end = timeout(GRACE, end.wait_for(Option::is_some)).await.ok()?.ok()?.clone()?;
                 let detail = format!("{end}: {}", output.last());
                 (end != ProcessEnd::Exited(0)).then_some(StreamFault::Other { detail })
@@ -282,7 +283,7 @@ impl AsyncWrite for StdioStream {
         }
     }
 
-    /// The end of its input.
+    /// Closes the program's standard input.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
         self.stdin = None;

@@ -1,5 +1,5 @@
-//! The process between adit and a command: it ends the command and its children on a signal, and when adit is
-//! no more, a crash included.
+//! The supervisor process between adit and a command. It ends the command and its children on a signal, and when adit
+//! is gone, even after a crash.
 
 use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
@@ -10,26 +10,26 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long a command may take to end.
+/// How long a command may take to exit after SIGTERM, before SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether adit is still there. There is no signal for its end that every system has.
+/// Interval of the checks whether adit still runs. No signal for a parent's exit exists on every system.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Runs a command to its end, and returns its exit code; 128 and the number of a signal that ended it, as shells have it.
+/// Runs a command to its end, and returns its exit code. If a signal killed it: 128 plus the signal's number, as in shells.
 ///
 /// # Errors
-/// The system does not start it.
+/// The system cannot start it.
 pub async fn run(words: &[OsString]) -> io::Result<u8> {
     let Some((program, arguments)) = words.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let parent = getppid();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // A group of its own, so that whatever it starts can be ended with it.
+    // A process group of its own, so that the children of the command can be ended with it.
     let mut child = Command::new(program).args(arguments).process_group(0).spawn()?;
     let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     let end_group = |signal| {
         if let Some(group) = group {
-            // All of it may have ended.
+            // The whole group may have ended.
             let _ = kill_process_group(group, signal);
         }
     };

@@ -1,4 +1,4 @@
-//! Commands that wait for a person: for a sign-in in a browser, a code, or the touch of a security key.
+//! Commands that wait for a person: a sign-in in a browser, a code, or the touch of a security key.
 
 use std::{
     collections::VecDeque,
@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::{backend::SignInReport, config::Command};
 
-/// How many lines are kept.
+/// Number of last lines kept.
 const MOST_LINES: usize = 8;
 
-/// A command does not say that a person has done what it asked for. So what it said counts for as long as that may take.
+/// How long a prompt counts as open. A command does not report that the person has done what it asked for.
 const LASTS: Duration = Duration::from_secs(5 * 60);
 
 /// Words in the prompts of cloudflared, ssh, gcloud, aws, az and tsh.
@@ -36,7 +36,7 @@ const WORDS: [&str; 16] = [
     "one-time",
 ];
 
-/// Returns whether a line asks a person for something, or has a URL to open.
+/// Returns whether a line asks a person for something, or contains a URL.
 pub fn is_for_a_person(line: &str) -> bool {
     let line = line.to_lowercase();
     ["https://", "http://"].iter().chain(&WORDS).any(|word| line.contains(word))
@@ -46,7 +46,7 @@ pub fn is_for_a_person(line: &str) -> bool {
 #[derive(Default)]
 pub struct Waits(Mutex<Vec<Weak<Wait>>>);
 
-/// Prompt that a command's process waits at; dropped with its last process.
+/// Prompt of a command's process. It ends with the last process that holds it.
 pub struct Wait {
     command: Arc<Command>,
     said: Mutex<Said>,
@@ -61,7 +61,7 @@ struct Said {
 }
 
 impl Waits {
-    /// `changed` is called when there is something new to see.
+    /// Creates the record of a command's prompts. Calls `changed` for each new prompt.
     pub fn begin(&self, command: Arc<Command>, changed: Box<dyn Fn() + Send + Sync>) -> Arc<Wait> {
         let wait = Arc::new(Wait { command, said: Mutex::default(), changed });
         let mut all = self.lock();
@@ -88,7 +88,7 @@ impl Waits {
 }
 
 impl Wait {
-    /// Takes a line that is for a person.
+    /// Records a line that is for a person.
     pub fn say(&self, line: &str) {
         let now = Instant::now();
         let mut said = self.said.lock().expect("no panic while the lock is held");

@@ -2,7 +2,7 @@
 //!
 //! | | stdin, stdout, stderr, status | the end of stdin |
 //! |---|---|---|
-//! | `v5.channel.k8s.io`, `v4.channel.k8s.io` | WebSocket messages that begin with 0, 1, 2, 3 | v5: a message of 255 and 0; v4: none |
+//! | `v5.channel.k8s.io`, `v4.channel.k8s.io` | WebSocket messages that begin with 0, 1, 2, 3 | v5: bytes 255 and 0; v4: none |
 //! | SPDY/3.1 | a stream each, told apart by the header `streamtype` | FIN |
 
 use std::{
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// The ids of our SPDY streams, in the order in which they are opened.
+/// Ids of our SPDY streams, in the order in which they are opened.
 const STREAMS: [(u32, &str, Channel); 4] = [
     (1, "error", Channel::Status),
     (3, "stdin", Channel::Stdin),
@@ -43,18 +43,18 @@ pub enum Channel {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A piece of what a channel says.
+    /// Bytes of one channel.
     Data(Channel, Bytes),
-    /// The program has ended, and all output was read.
+    /// The program has ended, and all its output was read.
     Ended,
 }
 
-/// The connection of an exec.
+/// Connection of an exec, by transport.
 pub enum Framing {
     Channels {
         framed: Framed<Channels>,
         closes_channels: bool,
-        /// Behind it nothing comes.
+        /// Nothing follows the status.
         status_came: bool,
     },
     Spdy(Framed<Spdy>),
@@ -76,7 +76,7 @@ impl Framing {
         }
     }
 
-    /// Waits until there is room for more.
+    /// Waits until the connection takes more bytes.
     ///
     /// # Errors
     /// The connection broke.
@@ -87,7 +87,7 @@ impl Framing {
         }
     }
 
-    /// Asks the server for a sign of life.
+    /// Pings the server.
     pub fn ping(&self) {
         match self {
             Self::Channels { framed, .. } => framed.ping(),
@@ -95,7 +95,7 @@ impl Framing {
         }
     }
 
-    /// Returns whether the server has sent anything behind the switch.
+    /// Returns whether the server has sent anything after the upgrade.
     pub fn has_heard(&self) -> bool {
         match self {
             Self::Channels { framed, .. } => framed.has_heard(),
@@ -103,7 +103,7 @@ impl Framing {
         }
     }
 
-    /// Puts a piece of stdin, at most 64 KiB. It leaves with the next [`poll_flush`](Self::poll_flush).
+    /// Buffers bytes for stdin, at most 64 KiB. The next [`poll_flush`](Self::poll_flush) sends them.
     pub fn put_stdin(&self, piece: &[u8]) {
         match self {
             Self::Channels { framed, .. } => {
@@ -116,7 +116,7 @@ impl Framing {
         }
     }
 
-    /// Returns whether stdin can be ended alone.
+    /// Returns whether the transport can close stdin alone.
     pub fn ends_stdin(&self) -> bool {
         match self {
             Self::Channels { closes_channels, .. } => *closes_channels,
@@ -124,7 +124,7 @@ impl Framing {
         }
     }
 
-    /// Puts the end of stdin where there is such a thing.
+    /// Buffers the end of stdin, if the transport has one.
     pub fn put_end_of_stdin(&self) {
         match self {
             Self::Channels { framed, closes_channels: true, .. } => {
@@ -135,7 +135,7 @@ impl Framing {
         }
     }
 
-    /// Puts the end of everything.
+    /// Buffers the end of the connection.
     pub fn close(&self) {
         match self {
             Self::Channels { framed, .. } => framed.close(),
@@ -143,7 +143,7 @@ impl Framing {
         }
     }
 
-    /// Sends what was put.
+    /// Sends the buffered bytes.
     ///
     /// # Errors
     /// The connection broke.
@@ -154,7 +154,7 @@ impl Framing {
         }
     }
 
-    /// Returns what comes next. None: the connection has ended, as its protocol has it.
+    /// Returns the next event. `None`: the connection has ended cleanly.
     ///
     /// # Errors
     /// The connection broke, or does not speak the protocol.
@@ -177,7 +177,7 @@ impl Framing {
     }
 }
 
-/// The frames of an exec over SPDY.
+/// Frames of an exec over SPDY.
 #[derive(Default)]
 pub struct Spdy {
     parser: frame::Parser,
@@ -210,7 +210,7 @@ impl Codec for Spdy {
                 Some(Frame::Data { id, payload, fin }) => (id, payload, fin),
                 Some(Frame::RstStream { id, .. }) => (id, Bytes::new(), true),
                 Some(Frame::SynReply { id, fin, .. }) => (id, Bytes::new(), fin),
-                // Theirs are even, and wait for an answer.
+                // The server's PINGs have even ids, and need an answer.
                 Some(Frame::Ping { id }) if id % 2 == 0 => {
                     return Ok(Some(Incoming::Ping(Bytes::copy_from_slice(&id.to_be_bytes()))));
                 }

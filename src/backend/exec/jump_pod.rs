@@ -1,4 +1,4 @@
-//! The pod that a jump creates where it does not exist.
+//! The jump pod that adit creates if it does not exist.
 
 use kube::{
     Api,
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Creates the pod where there is none, and waits until it is ready.
+/// Creates the pod if it does not exist, and waits until it is ready.
 ///
 /// # Errors
-/// It may not be created, or is not ready within the configured time; the error tells its state.
+/// The user has no permission to create it, or it is not ready within the configured time. The error includes its state.
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: &Jump) -> Result<(), ClusterError> {
     let Some(create) = &jump.create else { return Ok(()) };
     let pod = pod(name, jump.container.as_deref(), &create.image, &create.command)
@@ -27,7 +27,7 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: 
     own_pod::ensure(cluster, namespace, name, &pod, create.timeout).await
 }
 
-/// The labels of the pods that adit creates, as a selector. Nothing else is ever deleted.
+/// Label selector of the pods that adit creates. adit never deletes any other pod.
 const OURS: &str = "app.kubernetes.io/name=adit-jump,app.kubernetes.io/managed-by=adit";
 
 /// Annotation that names the creator of a pod.
@@ -51,7 +51,7 @@ fn as_text<S: serde::Serializer>(name: &impl std::fmt::Display, serializer: S) -
     serializer.collect_str(name)
 }
 
-/// Lists the pods of one namespace, or of all, that adit has created.
+/// Lists the pods that adit has created, in one namespace or in all (`None`).
 pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Created>, ClusterError> {
     let api: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
@@ -75,7 +75,7 @@ pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Ve
     Ok(created.collect())
 }
 
-/// Deletes a pod that [`list`] has returned; one that is gone already is no error.
+/// Deletes a pod from [`list`]. A pod that is already gone is not an error.
 pub async fn delete(cluster: &Cluster, pod: &Created) -> Result<(), ClusterError> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
     let doing = format!("deleting pod {}/{}", pod.namespace, pod.name);
@@ -86,16 +86,17 @@ pub async fn delete(cluster: &Cluster, pod: &Created) -> Result<(), ClusterError
     }
 }
 
-/// Returns who we are: `ana@laptop`.
+/// Returns the owner of the pods that this process creates: `ana@laptop`.
 fn owner() -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned());
     format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
 }
 
 fn pod(name: &str, container: Option<&str>, image: &str, command: &[String]) -> serde_json::Result<DynamicObject> {
-    // A command that waits, and ends on SIGTERM.
+    // A command that waits, and exits on SIGTERM.
     let sleep = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"].map(str::to_owned);
     let command = if command.is_empty() { &sleep[..] } else { command };
+    // 65532: the user "nonroot" of distroless images. Without a UID, runAsNonRoot rejects images whose user is root or a name.
     serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {

@@ -1,10 +1,10 @@
-//! The programs that join their standard streams to a connection, as they are found in images.
+//! The programs in container images that join their standard streams to a connection.
 
 use std::borrow::Cow;
 
 use crate::config::HostPort;
 
-/// How long the program in the pod may try to connect, in seconds.
+/// Connect timeout of the program in the pod, in seconds.
 pub const CONNECT_SECONDS: u32 = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,29 +13,29 @@ pub enum Program {
     Nc(Nc),
 }
 
-/// Many programs have this name; the help of each lists its options.
+/// An nc. Many programs have this name; their help tells which options they take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nc {
     options: &'static [&'static str],
-    /// It says when it is connected: so it is known when it never is.
+    /// Whether it reports on stderr that it is connected, so that adit notices if it never is.
     pub announces: bool,
 }
 
 impl Nc {
-    /// Returns what is known by what `nc -h` says.
+    /// Returns the options for the nc that prints this help (`nc -h`).
     pub fn of_help(help: &str) -> Self {
         let flags = help.split_once("nc [-").and_then(|(_, rest)| rest.split_once(']')).map_or("", |(flags, _)| flags);
         let has = |flag: char| flags.chars().all(char::is_alphanumeric) && flags.contains(flag);
         if has('N') && has('v') {
-            // OpenBSD: without -N the end of the input never reaches the other side.
+            // OpenBSD's nc: without -N it does not send a FIN at the end of its input.
             Self { options: &["-v", "-N"], announces: true }
         } else if help.contains("Ncat") {
             Self { options: &["-w", "10"], announces: false }
         } else if help.contains("Connect timeout") {
-            // BusyBox, the small one.
+            // BusyBox's small nc.
             Self { options: &["-w", "10"], announces: false }
         } else if has('v') || help.lines().any(|line| line.trim_start().starts_with("-v")) {
-            // BusyBox, the large one, and the traditional one: what they call -w is for more than connecting.
+            // BusyBox's large nc, and the traditional one: their -w limits more than the connect.
             Self { options: &["-v"], announces: true }
         } else {
             Self { options: &[], announces: false }
@@ -44,7 +44,7 @@ impl Nc {
 }
 
 impl Program {
-    /// Returns the command that joins its standard streams to a connection. Nothing passes a shell.
+    /// Returns the command that joins its standard streams to a connection. No shell parses it.
     pub fn command(self, target: &HostPort) -> Vec<String> {
         match self {
             Self::Socat => {
@@ -61,7 +61,7 @@ impl Program {
         }
     }
 
-    /// The name for people.
+    /// Returns the name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Socat => "exec of socat",
@@ -70,7 +70,7 @@ impl Program {
     }
 }
 
-/// Returns what a line of a program's stderr complains of. None: it announces a connection, or is a notice of socat.
+/// Returns the complaint in a line of stderr. `None`: the line announces a connection, or is a notice of socat.
 pub fn complaint(line: &str) -> Option<Cow<'_, str>> {
     if line.ends_with("succeeded!") || line.ends_with(" open") {
         return None;
@@ -82,7 +82,7 @@ pub fn complaint(line: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Returns a message of socat without the call of the C library: `getaddrinfo("db", "NULL", {1,0,1,6}, {}): Name does not resolve`.
+/// Returns a message of socat without the C library call: `getaddrinfo("db", "NULL", {1,0,1,6}, {}): Name does not resolve`.
 fn in_words(message: &str) -> Cow<'_, str> {
     let called = message.strip_prefix("getaddrinfo(\"").and_then(|rest| rest.split_once('"'));
     match (called, message.rsplit_once("): ")) {
@@ -91,24 +91,25 @@ fn in_words(message: &str) -> Cow<'_, str> {
     }
 }
 
-/// Takes a line of socat apart: `2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF` has the level N, a notice.
+/// Returns the level and the text of a socat message. `2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF` has
+/// the level N, a notice.
 fn socat_message(line: &str) -> Option<(&str, &str)> {
     let (_, rest) = line.split_once(" socat[")?;
     let (_, rest) = rest.split_once("] ")?;
     rest.split_once(' ').filter(|(level, _)| level.len() == 1)
 }
 
-/// Parses socat's reports on stderr, also when a line arrives in pieces.
+/// Parser of socat's reports on stderr. Accepts lines in pieces.
 #[derive(Default)]
 pub struct Reports {
     line: Vec<u8>,
 }
 
 impl Reports {
-    /// A line of this length is not one that is waited for.
+    /// Maximum bytes kept of a line. No report of interest is longer.
     const LONGEST: usize = 512;
 
-    /// Takes a piece. Returns whether it reports the end of the server's direction: the second address is at its end.
+    /// Adds a piece of stderr. Returns whether it reports the server's FIN: socat's second address is at EOF.
     pub fn tell_end(&mut self, piece: &[u8]) -> bool {
         let mut is_told = false;
         for part in piece.split_inclusive(|byte| *byte == b'\n') {

@@ -1,4 +1,4 @@
-//! An exec as a stream of bytes: what is written goes to the program's standard input, what it says comes back.
+//! An exec as a byte stream: writes go to the program's standard input, reads come from its standard output.
 
 use std::{
     future::Future,
@@ -25,21 +25,21 @@ use crate::{
     k8s::{client::printable, framed::PIECE, upgrade::exec::Executed},
 };
 
-/// As much of a program's complaint, and of a Status object, as is kept.
+/// Maximum bytes kept of the program's stderr, and of the Status object.
 const LONGEST_REPORT: usize = 4 * 1024;
 
-/// After the client's end, where the transport cannot close stdin alone, closes the exec once the program has been silent for this
-/// long.
+/// If the transport cannot close stdin alone (v4 channels): after the client's FIN, adit closes the exec once the
+/// program has been silent for this long.
 const QUIET: Duration = Duration::from_secs(30);
 
 /// The same once the server has answered the client's last byte, as for a port-forward.
 const QUIET_AFTER_ANSWER: Duration = Duration::from_millis(1_900);
 
-/// The same after the server's end, when nothing is due any more but what is on its way.
+/// The same after the server's FIN, when only bytes in flight can still arrive.
 const QUIET_AFTER_SERVER: Duration = Duration::from_millis(500);
 
-/// After the server's end, stdin ends too once the client has not written for this long: a server may end its direction
-/// first and still read. It does so within the second that a node would give a port-forward.
+/// After the server's FIN, adit closes stdin once the client has not written for this long: a server may send its FIN
+/// first and still read. A node gives a port-forward 1 s, and an exec gets no more either.
 const QUIET_CLIENT: Duration = Duration::from_millis(200);
 const LONGEST_AFTER_SERVER: Duration = Duration::from_secs(1);
 
@@ -55,20 +55,20 @@ pub struct ExecStream {
     last_read: Option<Instant>,
     last_written: Option<Instant>,
     reports: Reports,
-    /// When the program reported that the server has ended its direction.
+    /// When the program reported the server's FIN.
     server_ended: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
     close_sent: bool,
-    /// Until when the program has to have said that it is connected.
+    /// Deadline by which the program has to report its connection.
     connected_by: Option<Pin<Box<Sleep>>>,
     probation: Option<Probation>,
 }
 
-/// Resolves once the server has been silent for too long, with the reason to give the stream up. None: the stream stays.
+/// Resolves once the server has been silent for too long, with the reason to give up the stream. `None`: the stream stays.
 type Probation = BoxFuture<'static, Option<StreamFault>>;
 
 impl ExecStream {
-    /// `target` and `pod` are for the error.
+    /// `target` and `pod` are for the error message.
     pub fn new(executed: Executed, target: String, pod: String) -> Self {
         Self {
             framing: Framing::new(executed.io, executed.protocol),
@@ -90,7 +90,7 @@ impl ExecStream {
         }
     }
 
-    /// Watches the server until it has sent anything. It is pinged, so that it answers also while the program is silent.
+    /// Watches the server until it has sent anything. Pings it, so that it answers even while the program is silent.
     pub fn on_probation(self, probation: Probation) -> Self {
         self.framing.ping();
         Self { probation: Some(probation), ..self }
@@ -101,28 +101,28 @@ impl ExecStream {
         self.framing.has_heard()
     }
 
-    /// The program says when it is connected: where it says nothing in time, reading fails.
+    /// Makes reads fail unless the program reports its connection in time.
     pub fn expect_announcement(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(CONNECT_SECONDS.into());
         self.connected_by = Some(Box::pin(sleep_until(deadline)));
     }
 
-    /// Returns what the program has complained of so far.
+    /// Returns the program's stderr so far.
     pub fn stderr(&self) -> &[u8] {
         &self.stderr
     }
 
-    /// Returns whether it ended because the container has no such program.
+    /// Returns whether the exec ended because the container has no such program.
     pub fn is_without_program(&self) -> bool {
         let said = [&self.stderr[..], &self.status].concat();
         let said = String::from_utf8_lossy(&said).to_ascii_lowercase();
         ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
     }
 
-    /// Returns how the program ended. None: well, or without a word.
+    /// Returns the fault with which the program ended. `None`: success, or no Status of a failure.
     fn fault(&self) -> Option<StreamFault> {
         let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
-        // After the server's end it can only complain that the server does not take more.
+        // After the server's FIN, the program can only complain that the server takes no more bytes.
         if status["status"] != "Failure" || self.server_ended.is_some() {
             return None;
         }
@@ -134,9 +134,9 @@ impl ExecStream {
         Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
     }
 
-    /// Takes a piece of what a channel says.
+    /// Handles a piece of a channel.
     fn take(&mut self, channel: Channel, payload: Bytes) {
-        // Whatever it says: it does not wait for an answer any more. Nodes begin with an empty message.
+        // Any output shows that the program does not wait for its connection any more. Nodes begin with an empty message.
         if !payload.is_empty() {
             self.connected_by = None;
         }
@@ -155,7 +155,7 @@ impl ExecStream {
         kept.extend_from_slice(&payload[..payload.len().min(room)]);
     }
 
-    /// Ends the program when it is time. It ends with its input; where that cannot end alone, with the exec.
+    /// Ends the program when it is due: closes stdin, and if the transport cannot close it alone, the exec.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         while let Some(deadline) = self.next_end() {
             let hold = self.hold.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -172,12 +172,12 @@ impl ExecStream {
                     self.framing.close();
                 }
             }
-            // An error shows in the read that follows.
+            // The next read reports an error.
             let _ = self.framing.poll_flush(cx);
         }
     }
 
-    /// Returns when to end what comes next: stdin, then the exec. None: nothing has to be ended.
+    /// Returns when the next end is due: that of stdin, then that of the exec. `None`: none is due.
     fn next_end(&self) -> Option<Instant> {
         match (self.shut_down, self.server_ended) {
             (None, Some(ended)) => {
@@ -218,7 +218,7 @@ impl AsyncRead for ExecStream {
             match this.framing.poll_next(cx) {
                 Poll::Ready(Ok(Some(Event::Data(channel, payload)))) => this.take(channel, payload),
                 Poll::Ready(Ok(Some(Event::Ended))) => this.ended = true,
-                // The program was ended by us, or has said how it ended.
+                // adit has closed the exec, or the program's status has arrived.
                 Poll::Ready(_) if this.close_sent || !this.status.is_empty() => this.ended = true,
                 Poll::Ready(Ok(None)) => return Poll::Ready(Err(lost("the exec ended without a status".to_owned()))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error.to_string()))),
@@ -277,7 +277,7 @@ impl AsyncWrite for ExecStream {
             self.end_stdin();
         }
         ready!(self.framing.poll_flush(cx))?;
-        // A reader that waits already has to set the timer, in this task or in another.
+        // A waiting reader has to set the timer, in this task or in another.
         self.poll_hold(cx);
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! With which pod clients stay (`sessionAffinity: ClientIP`), also from one session to the next.
+//! Session affinity (`sessionAffinity: ClientIP`): the pod that clients stay with, also in the next session.
 
 use std::{
     collections::HashMap,
@@ -16,12 +16,12 @@ use crate::{
 
 type Key = (ClusterId, Namespace, Workload);
 
-/// The affinities of all Services that have one. To the cluster all clients of adit are one machine, and so they are here.
+/// Affinities of all Services that have one. The cluster sees all clients of adit as one machine, so they share one affinity.
 #[derive(Default)]
 pub struct Affinities(Mutex<HashMap<Key, Arc<Affinity>>>);
 
 impl Affinities {
-    /// Returns that of a target's Service, whichever port of it is meant. `lasts`: for how long it holds after a connection.
+    /// Returns the affinity of a target's Service, for all its ports. `lasts`: how long it holds after the last connection.
     pub fn of(&self, target: &PodTarget, lasts: Duration) -> Arc<Affinity> {
         let mut all = self.0.lock().expect("no panic while the lock is held");
         all.retain(|_, affinity| Arc::strong_count(affinity) > 1 || affinity.pod().is_some());
@@ -32,21 +32,21 @@ impl Affinities {
     }
 }
 
-/// The pod that clients stay with.
+/// The pod that the clients of one Service stay with.
 #[derive(Default)]
 pub struct Affinity(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
     lasts: Duration,
-    /// Name and UID, and the last connection.
+    /// Name and UID of the pod, and the time of its last connection.
     pod: Option<(Subdomain, String, Instant)>,
 }
 
 impl Affinity {
-    /// Returns the one of `pods` that is kept; where there is none, the one that `choose` returns, which is kept from now on.
+    /// Returns the kept pod if it is one of `pods`, else the pod that `choose` returns, which is kept from now on.
     ///
-    /// Decided at once, so that those who come together stay together.
+    /// Decides under one lock, so that clients that arrive together get the same pod.
     pub fn keep<T>(
         &self,
         pods: impl Iterator<Item = T> + Clone,
@@ -60,7 +60,7 @@ impl Affinity {
         Some(found)
     }
 
-    /// Puts the pod that is kept before the others.
+    /// Moves the kept pod to the front.
     pub fn sort(&self, pods: &mut [ReadyPod]) {
         let kept = self.lock();
         pods.sort_by_key(|pod| !kept.is(pod));

@@ -1,6 +1,6 @@
-//! A forwarded connection in a WebSocket of its own, with the channels of `v4.channel.k8s.io`: where a gateway lets nothing
-//! else through. Channel 0 carries data, 1 the error text; each begins with the port (16 bits, little endian). It has
-//! no half-close.
+//! A forwarded connection in a WebSocket of its own, with the channels of `v4.channel.k8s.io`, for gateways that block
+//! the other transports. Channel 0 carries data, channel 1 the error text. Each begins with the port (16 bits, little
+//! endian). There is no half-close.
 
 use std::{
     future::Future,
@@ -35,9 +35,9 @@ const ERROR: u8 = 1;
 pub struct ChannelStream {
     framed: Framed<Channels>,
     port: u16,
-    /// How many bytes of the port each channel begins with have not come.
+    /// Bytes of the port that each channel has yet to receive.
     port_left: [usize; 2],
-    /// The rest of a piece of data that did not fit into the reader's buffer.
+    /// The part of the last message that did not fit into the reader's buffer.
     payload: Bytes,
     report: Vec<u8>,
     ended: bool,
@@ -50,7 +50,7 @@ pub struct ChannelStream {
 }
 
 impl ChannelStream {
-    /// `inner`: after the upgrade, forwarding `port`. `count` is held as long as the stream.
+    /// `inner`: the upgraded connection, which forwards `port`. The stream holds `count` until it is dropped.
     pub fn new(inner: BoxedIo, port: u16, count: Arc<()>) -> Self {
         Self {
             framed: Framed::new(inner, Channels::new()),
@@ -68,7 +68,7 @@ impl ChannelStream {
         }
     }
 
-    /// Takes a piece of a message.
+    /// Handles a piece of a message.
     fn take(&mut self, Piece { channel, mut payload, .. }: Piece) {
         if let Some(left) = self.port_left.get_mut(usize::from(channel)) {
             let skipped = payload.len().min(*left);
@@ -85,7 +85,7 @@ impl ChannelStream {
         }
     }
 
-    /// Closes the WebSocket once the client has ended and the pod has been silent for long enough.
+    /// Closes the WebSocket once the client has sent its FIN and the pod has been silent for long enough.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down.filter(|_| !self.close_sent) else { return };
         let quiet = match (self.last_written, self.last_read) {
@@ -101,7 +101,7 @@ impl ChannelStream {
         if hold.as_mut().poll(cx).is_ready() {
             self.close_sent = true;
             self.framed.close();
-            // An error shows in the read that follows.
+            // The next read reports an error.
             let _ = self.framed.poll_flush(cx);
         }
     }
@@ -125,7 +125,7 @@ impl AsyncRead for ChannelStream {
             match this.framed.poll_next(cx) {
                 Poll::Ready(Ok(Some(piece))) => this.take(piece),
                 Poll::Ready(Ok(None)) => this.ended = true,
-                // The node has said why.
+                // The node's error text is the better error.
                 Poll::Ready(Err(_)) if !this.report.is_empty() => this.ended = true,
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(StreamFault::Lost { detail: error.to_string() }.into()));
@@ -161,7 +161,7 @@ impl AsyncWrite for ChannelStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.framed.poll_flush(cx))?;
         self.shut_down.get_or_insert_with(Instant::now);
-        // A reader that waits already has to set the timer, in this task or in another.
+        // A waiting reader has to set the timer, in this task or in another.
         self.poll_hold(cx);
         Poll::Ready(Ok(()))
     }

@@ -1,8 +1,8 @@
-//! One upgraded connection and the streams on it: a task that writes, a task that reads, and what they share.
+//! One upgraded connection and its streams: a task that writes, a task that reads, and the state that they share.
 //!
-//! Streams append to their own buffers; the writer takes a frame of each in turn and sends the lot in one write. The
-//! reader hands on what comes, and queues it only where a stream's own reader is slow. There is no flow control on
-//! the wire, so the queues are bounded: see `wait_for_readers`.
+//! Each stream appends to its own buffer. The writer takes a frame from each buffer in turn, and sends them in one
+//! write. The reader dispatches frames to the streams' queues. SPDY has no flow control here, so the queues are
+//! bounded: see `wait_for_readers`.
 
 mod ends;
 mod liveness;
@@ -35,7 +35,7 @@ use crate::{
     io::BoxedIo,
 };
 
-/// The end of a stream that nobody uses any more waits this long for something to go with: often the next client follows.
+/// How long the FIN of a dropped stream waits for other bytes to share a write with: often the next client follows.
 const SOON: Duration = Duration::from_millis(10);
 
 /// An upgraded connection. Dropping the last handle closes it.
@@ -49,13 +49,14 @@ pub struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
     Open,
-    /// A worker of the node may hang, which is being asked; or too much waits to be read.
+    /// No new streams for now: a worker of the node may hang and has been pinged, all lanes are slow, or readers have
+    /// to catch up.
     Doubtful,
-    /// Never again. Streams that are open live on.
+    /// No new streams any more. Open streams stay open.
     Retired,
 }
 
-/// Fate of a pod, as its connections report it.
+/// Tells whether a pod is gone; its connections report that.
 pub struct Fate {
     is_gone: AtomicBool,
     gauges: Arc<SessionGauges>,
@@ -66,7 +67,7 @@ impl Fate {
         Self { is_gone: AtomicBool::new(false), gauges }
     }
 
-    /// Returns whether the node has said that the pod is no more.
+    /// Returns whether the node has reported that the pod is gone.
     pub fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::SeqCst)
     }
@@ -79,11 +80,11 @@ impl Fate {
 pub(super) struct Shared {
     state: Mutex<State>,
     write: Notify,
-    /// Tells the reader that a queue has been emptied.
+    /// Wakes a paused reader when a queue has shrunk.
     read: Notify,
-    /// Tells the reader that its next look at the connection's life may be due earlier.
+    /// Wakes the reader when its next liveness check may be due earlier.
     look: Notify,
-    /// Tells who waits for it that the first bytes have come.
+    /// Wakes [`Silence::broken`] when the first bytes have arrived.
     first_bytes: Notify,
     fate: Arc<Fate>,
     pub(super) port: u16,
@@ -91,7 +92,7 @@ pub(super) struct Shared {
 }
 
 impl Connection {
-    /// Starts the tasks of an upgraded connection. They report to `fate` when the pod is gone.
+    /// Starts the tasks of an upgraded connection. They report to `fate` if the pod is gone.
     pub fn start(io: BoxedIo, port: u16, fate: Arc<Fate>) -> Arc<Self> {
         fate.gauges.connections.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(Shared {
@@ -110,7 +111,7 @@ impl Connection {
         Arc::new(Self { shared, started: Instant::now(), tasks })
     }
 
-    /// Opens a stream, without waiting for the network. `client`: for whom.
+    /// Opens a stream, without waiting for the network.
     ///
     /// # Errors
     /// The connection takes no new streams.
@@ -123,7 +124,7 @@ impl Connection {
             state.add_stream()
         };
         self.shared.fate.gauges.streams.fetch_add(1, Ordering::Relaxed);
-        // A server that speaks first is not kept waiting for our first byte.
+        // Wake the writer now: a server that speaks first must not wait for the client's first byte.
         self.shared.write.notify_one();
         Ok(Box::new(MuxStream::new(self.clone(), self.shared.clone(), number)))
     }
@@ -148,28 +149,28 @@ impl Connection {
         }
     }
 
-    /// Returns what waits for the first bytes that come.
+    /// Returns a handle to wait for the connection's first bytes.
     pub fn silence(&self) -> Silence {
         Silence(self.shared.clone())
     }
 
-    /// Returns how many streams are open.
+    /// Returns the number of open streams.
     pub fn streams(&self) -> usize {
         self.shared.lock().streams.len()
     }
 
-    /// Returns whether a stream on it moves much data.
+    /// Returns whether one of its streams moves much data.
     pub fn is_busy(&self) -> bool {
         self.shared.lock().transfers > 0
     }
 
-    /// Returns since when it has had no stream. None: it has some.
+    /// Returns since when the connection has no stream. `None`: it has some.
     pub fn idle_since(&self) -> Option<Instant> {
         let state = self.shared.lock();
         state.streams.is_empty().then_some(state.last_open.unwrap_or(self.started))
     }
 
-    /// Returns whether it takes no streams and has none.
+    /// Returns whether the connection has failed, or takes no streams and has none with a client.
     pub fn is_finished(&self) -> bool {
         let state = self.shared.lock();
         let is_left = || state.streams.values().all(|stream| stream.dropped);
@@ -186,11 +187,11 @@ impl Drop for Connection {
     }
 }
 
-/// A connection on which nothing has come yet. Another one may take its place.
+/// Handle of a connection that has received no bytes yet. Another transport may replace the connection.
 pub struct Silence(Arc<Shared>);
 
 impl Silence {
-    /// Waits until bytes have come, or the connection has ended.
+    /// Waits until bytes have arrived, or the connection has ended.
     pub async fn broken(&self) {
         let is_over = || {
             let state = self.0.lock();
@@ -201,7 +202,7 @@ impl Silence {
         }
     }
 
-    /// Asks the node for a sign of life, where no stream has done so.
+    /// Pings the node, unless a stream makes it answer anyway.
     pub fn ping(&self) {
         let mut state = self.0.lock();
         if state.streams.is_empty() {
@@ -210,7 +211,7 @@ impl Silence {
         }
     }
 
-    /// Fails all streams, of which nothing has left the gateway.
+    /// Fails all streams. None of their bytes has passed the gateway.
     pub fn fail(&self, fault: StreamFault) {
         self.0.lock().phase.fail(fault);
         self.0.write.notify_one();
@@ -224,14 +225,14 @@ impl Shared {
         self.state.lock().expect("no panic while the lock is held")
     }
 
-    /// Has the writer send what a stream has to say.
+    /// Lets the writer send the bytes and the FIN of a stream.
     pub(super) fn wake_writer(&self, state: &mut State, number: u64) {
         if self.queue(state, number) {
             self.write.notify_one();
         }
     }
 
-    /// Puts a stream into the writer's queue. False: it is there, as one is that the node is not told of yet.
+    /// Adds a stream to the writer's queue. Returns `false` if it is in there, or if the node does not know the stream yet.
     fn queue(&self, state: &mut State, number: u64) -> bool {
         let Some(stream) = state.streams.get_mut(&number).filter(|stream| !stream.is_ready && stream.pair.is_some())
         else {
@@ -242,7 +243,7 @@ impl Shared {
         true
     }
 
-    /// Takes note that a reader has taken `count` bytes of its queue.
+    /// Records that a reader has taken `count` bytes from its queue.
     pub(super) fn taken(&self, state: &mut State, count: usize) {
         state.queued -= count;
         if self.is_paused.load(Ordering::Relaxed) {
@@ -250,7 +251,7 @@ impl Shared {
         }
     }
 
-    /// Takes note that a stream's handle is gone: our direction ends now, and what still comes is discarded.
+    /// Handles the drop of a stream's handle: our direction ends now, and later bytes of the pod are discarded.
     pub(super) fn dropped(self: &Arc<Self>, number: u64) {
         self.fate.gauges.streams.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.lock();
@@ -268,7 +269,7 @@ impl Shared {
         stream.outbox.clear();
         let discarded = std::mem::take(&mut stream.inbox_bytes);
         stream.inbox.clear();
-        // A download that is cut off would go on for a second at full speed: its connection ends with it.
+        // An aborted download would go on for a second at full speed, so its connection is closed.
         if !is_over && !stream.remote.has_data_ended() && stream.is_download() && state.streams.len() == 1 {
             state.phase.fail(StreamFault::Lost { detail: "closed with its only transfer".to_owned() });
             self.write.notify_one();
@@ -288,7 +289,7 @@ impl Shared {
         }
     }
 
-    /// Wakes the writer, unless others have woken it within a moment.
+    /// Wakes the writer after [`SOON`], unless another stream wakes it earlier.
     fn wake_writer_soon(self: &Arc<Self>, state: &mut State) {
         let Ok(runtime) = Handle::try_current() else { return self.write.notify_one() };
         if !std::mem::replace(&mut state.is_soon_woken, true) {
@@ -301,7 +302,7 @@ impl Shared {
         }
     }
 
-    /// Ends everything on the connection.
+    /// Ends the connection and all its streams.
     fn die(&self, fault: StreamFault) {
         let mut state = self.lock();
         if !state.phase.end(fault) {

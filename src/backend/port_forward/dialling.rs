@@ -1,4 +1,4 @@
-//! One dial at a time for all clients that wait for a connection to a pod. They share a failure.
+//! Shares one dial between all clients that wait for a connection to a pod. They also share its failure.
 
 use std::{future::Future, time::Duration};
 
@@ -6,10 +6,10 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::backend::StreamFault;
 
-/// A node that restarts is dialled again after this long at the earliest, for whichever client.
+/// Minimum time between dials to a node that restarts, for all clients together.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The turn to dial. Holds the last failure, unless a later dial succeeded.
+/// The lock of the dial in progress. Holds the last failure, unless a later dial succeeded.
 #[derive(Default)]
 pub struct Dialling {
     turn: Mutex<Option<Failure>>,
@@ -25,8 +25,8 @@ impl Failure {
         dialled.as_ref().err().map(|fault| Self { at: Instant::now(), fault: fault.clone() })
     }
 
-    /// Returns whether a client that came at this time gets the same answer without a dial of its own: it waited for the dial
-    /// that failed, or the cluster asks to be left alone.
+    /// Returns whether a client that came at this time gets this failure without a dial of its own: it waited for the
+    /// failed dial, or the cluster asks clients to wait.
     fn is_for(&self, came: Instant) -> bool {
         let pause = match &self.fault {
             StreamFault::Unavailable { retry_after, .. } => retry_after.unwrap_or_default().max(PAUSE),
@@ -37,10 +37,10 @@ impl Failure {
 }
 
 impl Dialling {
-    /// Waits for the turn; then returns what another client's dial has made meanwhile, or its failure, or else dials.
+    /// Waits for its turn. Then returns the connection or the failure of the dial that it waited for, or dials.
     ///
     /// # Errors
-    /// The dial has failed: this one, or the one that was waited for.
+    /// The dial has failed: this one, or the one before it.
     pub async fn share<T>(
         &self,
         made: impl FnOnce() -> Option<T>,
@@ -59,11 +59,11 @@ impl Dialling {
         dialled
     }
 
-    /// Dials beside others, as each client needs a connection of its own. After a failure one client dials, and the others
-    /// wait for what comes of it.
+    /// Dials concurrently, because each client needs a connection of its own. After a failure only one client dials,
+    /// and the others wait for its result.
     ///
     /// # Errors
-    /// As those of [`share`](Self::share).
+    /// Those of [`share`](Self::share).
     pub async fn beside<T>(&self, dial: impl Future<Output = Result<T, StreamFault>>) -> Result<T, StreamFault> {
         let came = Instant::now();
         let mut last = self.turn.lock().await;
@@ -97,7 +97,7 @@ mod tests {
         StreamFault::Unavailable { detail: "503".to_owned(), retry_after }
     }
 
-    /// Dials for some clients at once; returns what they got, and how many dials that took.
+    /// Dials for several clients at once. Returns their results, and the number of dials.
     async fn dial(dialling: &Dialling, clients: usize, result: Result<(), StreamFault>) -> (Vec<bool>, usize) {
         let dials = AtomicUsize::new(0);
         let dial = || async {

@@ -1,4 +1,4 @@
-//! The upgraded connections to one pod: one in use, one warm, more where streams crowd or move much data.
+//! The upgraded connections to one pod: one in use, one warm, and more if streams crowd or move much data.
 
 use std::{
     sync::{
@@ -32,15 +32,15 @@ use crate::{
     },
 };
 
-/// The most upgraded connections to one pod that are made ahead of need. Each costs the API server and the node two
-/// TLS connections.
+/// Maximum number of upgraded connections to one pod that are dialled ahead of need. Each costs the API server and the
+/// node two TLS connections.
 const MOST_CONNECTIONS: usize = 8;
 
-/// From this many streams on a connection, the next one is dialled: a node serves the streams of a connection with
+/// From this many streams on a connection, the pool dials another one: a node serves the streams of one connection with
 /// five workers.
 const SPREAD: usize = 5;
 
-/// Connections without a stream for about this long are closed, but for two: the one in use and the one that is warm.
+/// Idle time after which connections are closed, except two: the one in use and the warm one.
 pub(super) const SHRINK_AFTER: Duration = Duration::from_secs(120);
 
 /// The connections to one pod.
@@ -53,17 +53,17 @@ pub(super) struct PodPool {
     connections: Mutex<Vec<Arc<Connection>>>,
     dialling: Dialling,
     growing: Mutex<Option<JoinHandle<()>>>,
-    /// New connections, until their node has said something.
+    /// Watches of new connections whose node has sent nothing yet.
     on_probation: Mutex<JoinSet<()>>,
     opened: AtomicU64,
-    /// State of the channels transport: one WebSocket for each connection into the pod.
+    /// State of the channels transport: one WebSocket for each connection to the pod.
     channels: Channels,
 }
 
 #[derive(Default)]
 struct Channels {
     are_used: AtomicBool,
-    /// One that was made before somebody needed it.
+    /// A WebSocket opened ahead of need.
     spare: Mutex<Option<BoxedIo>>,
     /// Held by each stream.
     streams: Arc<()>,
@@ -100,17 +100,17 @@ impl PodPool {
         self.placement.clone()
     }
 
-    /// Returns whether the wire has told that the pod is gone.
+    /// Returns whether a connection has reported that the pod is gone.
     pub fn is_gone(&self) -> bool {
         self.fate.is_gone()
     }
 
-    /// No new stream leads to the pod from now on.
+    /// Sends no new streams to the pod from now on.
     pub fn leave(&self) {
         self.placement.leave();
     }
 
-    /// Takes a connection that was made already.
+    /// Adds a connection that is already open.
     pub fn adopt(&self, upgraded: Upgraded) {
         match self.dialled(upgraded) {
             Dialled::Connection(connection) => self.lock().push(connection),
@@ -118,7 +118,7 @@ impl PodPool {
         }
     }
 
-    /// Returns how many streams lead to the pod.
+    /// Returns the number of open streams to the pod.
     pub fn streams(&self) -> usize {
         let on_connections: usize = self.lock().iter().map(|connection| connection.streams()).sum();
         on_connections + Arc::strong_count(&self.channels.streams) - 1
@@ -129,14 +129,14 @@ impl PodPool {
         self.uses_channels() || self.lock().iter().any(|connection| connection.opening() == Opening::Open)
     }
 
-    /// Returns whether a stream can be opened without dialling, and without crowding others.
+    /// Returns whether a stream can be opened without dialling, on a connection that is not crowded.
     pub fn has_room(&self) -> bool {
         self.lock().iter().any(|connection| {
             connection.opening() == Opening::Open && connection.streams() < SPREAD && !connection.is_busy()
         })
     }
 
-    /// Opens a stream, on a new connection where none takes it.
+    /// Opens a stream, on a new connection if no present one takes it.
     pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
         if self.uses_channels() {
             let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
@@ -174,7 +174,7 @@ impl PodPool {
         self.channels.are_used.load(Ordering::Relaxed)
     }
 
-    /// Opens a stream on the connection that has the most room, and lets the pool grow when that is little.
+    /// Opens a stream on the connection with the most room, and grows the pool if that is little.
     fn open_on_existing(self: &Arc<Self>) -> Option<BoxedIo> {
         let (stream, should_grow) = {
             let mut connections = self.lock();
@@ -182,7 +182,7 @@ impl PodPool {
             let open = connections.iter().filter(|connection| connection.opening() == Opening::Open);
             let best = open.min_by_key(|connection| (connection.is_busy(), connection.streams()))?;
             let is_crowded = best.is_busy() || best.streams() >= SPREAD;
-            // A warm connection is for the next client; a single one does not need it.
+            // Dial a warm connection for the next client, but not for the first stream: most pools need no second one.
             let wants_warm = connections.len() == 1 && self.opened.fetch_add(1, Ordering::Relaxed) > 0;
             let usable = connections.iter().filter(|connection| connection.opening() != Opening::Retired).count();
             (best.open().ok(), (is_crowded && usable < MOST_CONNECTIONS) || wants_warm)
@@ -193,26 +193,26 @@ impl PodPool {
         stream
     }
 
-    /// Dials one more connection in the background, unless one is being dialled.
+    /// Dials one more connection in the background, unless such a dial is in progress.
     pub fn grow(self: &Arc<Self>) {
         let mut growing = self.growing.lock().expect("no panic while the lock is held");
         if growing.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        // Held weakly: a pool that nobody needs any more ends, and the dialling with it.
+        // A weak reference: a pool that nobody uses ends, and its dial with it.
         let weak = Arc::downgrade(self);
         *growing = Some(tokio::spawn(async move {
             let Some(pool) = weak.upgrade() else { return };
             match pool.dial().await {
                 Ok(Dialled::Connection(connection)) => pool.lock().push(connection),
-                // A gateway closes what says nothing; one is made when it is needed.
+                // A gateway closes silent WebSockets, so dial one when it is needed.
                 Ok(Dialled::Channel(_)) => {}
                 Err(error) => debug!(pod = &*pool.pod.name, %error, "no further connection to the pod"),
             }
         }));
     }
 
-    /// Closes connections that were made for a crowd that has gone.
+    /// Closes connections that are idle after a burst.
     pub fn shrink(&self) {
         let mut connections = self.lock();
         let mut spare = connections.len().saturating_sub(2);
@@ -248,7 +248,7 @@ impl PodPool {
         }
     }
 
-    /// Asks the API server whether the pod is there and not about to go. An answer that does not come says nothing.
+    /// Asks the API server whether the pod exists and is not terminating. Returns `false` if there is no answer.
     async fn is_still_there(&self) -> bool {
         pods::is_running(&self.cluster, &self.namespace, &self.pod.name, &self.pod.uid).await.unwrap_or(false)
     }
@@ -266,8 +266,8 @@ impl PodPool {
         }
     }
 
-    /// Watches a new connection until its node has said something. Where another transport carries bytes before that, its streams
-    /// move to that one.
+    /// Watches a new connection until its node has sent anything. If another transport carries bytes first, the
+    /// connection's streams move to it.
     fn put_on_probation(&self, silence: Silence, transport: Transport, patience: Duration) {
         let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
         let (pod, port) = (self.pod.name.clone(), self.pod.container_port);

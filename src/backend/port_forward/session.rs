@@ -1,4 +1,4 @@
-//! The ready pods of a target, followed by a watch for as long as the session lives.
+//! The session to the ready pods of a target. A watch keeps the list of pods current.
 
 use std::{
     sync::{
@@ -34,15 +34,15 @@ use crate::{
     },
 };
 
-/// How long a node that restarts is waited for, and how often it is asked.
+/// How long to wait for a node that restarts, and the pause between attempts.
 const RESTART: Duration = Duration::from_secs(8);
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// A way to whichever pods of a target are ready.
+/// A session to the ready pods of a target.
 pub struct TargetSession {
     shared: Arc<Shared>,
     endpoint: Endpoint,
-    /// Those of the Service, where it is one.
+    /// Ports of the Service. Empty if the target is a pod.
     ports: Vec<ServicePort>,
     tasks: [JoinHandle<()>; 2],
 }
@@ -51,18 +51,18 @@ struct Shared {
     cluster: Arc<Cluster>,
     namespace: Namespace,
     pools: Mutex<Vec<Arc<PodPool>>>,
-    /// Counts up, so that pods with equally many streams take turns.
+    /// Counter by which pods with equally many streams take turns.
     turn: AtomicUsize,
     closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
-    /// Why the pod that was named is not ready.
+    /// Why the pod that the target names is not ready.
     not_ready: Mutex<Option<String>>,
-    /// Session affinity: the pod that each client stays with.
+    /// Session affinity: the pod that clients stay with.
     affinity: Option<Arc<Affinity>>,
 }
 
 impl TargetSession {
-    /// Starts with the pod that was reached `first`; the others are reached when they are needed.
+    /// Starts with the pod of the `first` connection, and connects to the others when they are needed.
     pub fn start(
         cluster: Arc<Cluster>,
         resolution: Resolution,
@@ -108,7 +108,7 @@ impl TargetSession {
         Self { shared, endpoint, ports, tasks: [follow, shrink] }
     }
 
-    /// `wanted`: the pod that is tried first.
+    /// `wanted`: the pod to try first.
     async fn open_stream(&self, wanted: Option<&str>) -> Result<(BoxedIo, Placement), ConnectError> {
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
@@ -116,7 +116,7 @@ impl TargetSession {
         loop {
             let wanted = wanted.filter(|_| tried.is_empty()).and_then(|pod| self.shared.pool_of(pod));
             let Some(pool) = wanted.or_else(|| self.shared.choose(&tried)) else {
-                // Every pod was tried. A node that restarts is waited for, for as long as it asks to be left alone at least.
+                // All pods have failed. Retry while a node restarts, and not before the time that the cluster asks for.
                 match &last {
                     Some(StreamFault::Unavailable { retry_after, .. }) => {
                         let pause = retry_after.unwrap_or_default().max(PAUSE);
@@ -141,7 +141,7 @@ impl TargetSession {
                 }
             }
         }
-        // Nothing is left to try: the next session looks everything up again.
+        // No pod is left to try: the next session resolves the target again.
         let fault = last.unwrap_or_else(|| StreamFault::PodGone { detail: "no pod is ready".to_owned() });
         Err(ConnectError::Over(self.shared.close(&fault)))
     }
@@ -158,7 +158,7 @@ impl Shared {
         self.pools.lock().expect("no panic while the lock is held")
     }
 
-    /// Takes the pods that take connections now: others get no new streams. Those that are open live on.
+    /// Replaces the list of ready pods. The others get no new streams; their open streams stay open.
     fn change_to(&self, Reachable { pods: ready, not_ready }: Reachable) {
         *self.not_ready.lock().expect("no panic while the lock is held") = not_ready;
         let mut pools = self.lock();
@@ -188,12 +188,14 @@ impl Shared {
         self.lock().retain(|pool| !Arc::ptr_eq(pool, gone));
     }
 
-    /// Returns the pod that clients stay with, else the one with the fewest streams. One that was not reached yet is reached in the background where
-    /// another has room, so that nobody waits for it.
+    /// Returns the pool of the pod with this name. `None`: the pod is not ready or gone.
     fn pool_of(&self, pod: &str) -> Option<Arc<PodPool>> {
         self.lock().iter().find(|pool| *pool.pod().name == *pod && !pool.is_gone()).cloned()
     }
 
+    /// Returns the pool for the next stream, without those already tried: the pod that clients stay with, or else the
+    /// pod with the fewest streams. If that pod has no connection yet and another pod has room, returns the other one
+    /// and dials in the background.
     fn choose(&self, tried: &[Arc<PodPool>]) -> Option<Arc<PodPool>> {
         let pools = self.lock();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -202,7 +204,7 @@ impl Shared {
             .map(|at| &pools[(turn + at) % count])
             .filter(|pool| !pool.is_gone() && !tried.iter().any(|tried| Arc::ptr_eq(tried, pool)));
         if let Some(affinity) = &self.affinity {
-            // No other pod is reached ahead of need.
+            // With session affinity, no other pod is dialled ahead of need.
             let warm_first = || left.clone().min_by_key(|pool| (!pool.is_warm(), pool.streams()));
             return affinity.keep(left.clone(), |pool| pool.pod(), warm_first).cloned();
         }
@@ -219,7 +221,7 @@ impl Shared {
         }
     }
 
-    /// Closes the session, and returns why: the first reason counts.
+    /// Closes the session, and returns the reason. Only the first reason counts.
     fn close(&self, fault: &StreamFault) -> CloseReason {
         let reason = match fault {
             StreamFault::PodGone { detail } => CloseReason::PodGone { detail: detail.clone() },

@@ -1,4 +1,4 @@
-//! One forwarded connection as a stream of bytes.
+//! One forwarded connection as a byte stream.
 
 use std::{
     future::Future,
@@ -18,22 +18,22 @@ use tokio::{
 use super::connection::{Connection, Shared, Stream};
 use crate::{backend::StreamFault, io::Io};
 
-/// How long our end is held back after `shutdown` while the pod is silent. A node never passes a half-close on: from
-/// our end on it gives the pod's reply 1.0 s in all and then closes both. So the node gets the end late while the pod may
-/// still work on what was sent, and soon when nothing was ever sent.
+/// How long to hold back the client's FIN while the pod is silent. A node never passes on a half-close: after our FIN
+/// it gives the pod 1.0 s in all for its reply, and then closes both directions. So the FIN leaves late while the pod
+/// may still work on a request, and soon if the client has sent nothing.
 pub(super) const HOLD_UNANSWERED: Duration = Duration::from_secs(30);
 pub(super) const HOLD_UNUSED: Duration = Duration::from_secs(1);
 
-/// An exchange that the pod has answered is over after this silence, without the node's second: the client has its end
-/// within 2 s of the last byte, and an answer that pauses for less, however often, arrives whole.
+/// Silence after which an answered exchange is over, without the node's second: the client gets its FIN within 2 s of
+/// the last byte, and an answer with shorter pauses arrives whole.
 pub(super) const HOLD_ANSWERED: Duration = Duration::from_millis(1_900);
 
-/// A stream on an upgraded connection, which lives as long as its last stream.
+/// A stream on an upgraded connection. The connection lives as long as its last stream.
 pub struct MuxStream {
     _connection: Arc<Connection>,
     shared: Arc<Shared>,
     number: u64,
-    /// The exchange is over for the client: the stream ends without the node.
+    /// The exchange is over for the client: reads end without the node's FIN.
     is_over: bool,
     /// When `shutdown` was called.
     shut_down: Option<Instant>,
@@ -45,7 +45,7 @@ impl MuxStream {
         Self { _connection: connection, shared, number, is_over: false, shut_down: None, hold: None }
     }
 
-    /// Sends the end that was held back, once the pod has been silent for long enough.
+    /// Ends the hold on the FIN once the pod has been silent for long enough.
     fn poll_hold(&mut self, cx: &mut Context<'_>) {
         let Some(shut_down) = self.shut_down else { return };
         loop {
@@ -58,7 +58,7 @@ impl MuxStream {
                     return;
                 };
                 let since = match stream.is_answered() && state.has_more_to_send(self.number) {
-                    // The pod answers while it reads.
+                    // The pod answers while it still reads.
                     true => now,
                     false => stream.last_received.map_or(shut_down, |at| at.max(shut_down)),
                 };
@@ -77,7 +77,8 @@ impl MuxStream {
         }
     }
 
-    /// Lets the end go to the node. Where nobody wants anything any more, it goes with the stream.
+    /// Sends the FIN to the node. If the exchange is over, ends the reads instead, and the FIN leaves when the stream
+    /// is dropped.
     fn end_hold(&mut self, is_gone: bool) {
         self.hold = None;
         let mut state = self.shared.lock();
@@ -171,7 +172,7 @@ impl AsyncWrite for MuxStream {
         Poll::Ready(Ok(count))
     }
 
-    /// Bytes leave as soon as the connection takes them; nothing waits for a flush.
+    /// Bytes leave as soon as the connection takes them, without a flush.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -179,7 +180,7 @@ impl AsyncWrite for MuxStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.shut_down.is_none() {
             self.shut_down = Some(Instant::now());
-            // A reader that waits already has to set the timer.
+            // A waiting reader has to set the timer.
             let reader = self.shared.lock().hold(self.number);
             if let Some(reader) = reader {
                 reader.wake();

@@ -1,4 +1,4 @@
-//! State that the server and the normaliser of a connection share, one type for each matter.
+//! State that the server and the normaliser of a connection share, with one type for each topic.
 
 mod interim;
 mod progress;
@@ -28,7 +28,7 @@ pub enum Refused {
     Slow(Duration),
 }
 
-/// State between the server and the normaliser of one connection.
+/// State shared by the server and the normaliser of one connection.
 #[derive(Default)]
 pub struct Gate {
     pub(super) limits: Limits,
@@ -36,7 +36,7 @@ pub struct Gate {
     pub upgrade: Upgrade,
     pub interim: InterimHeads,
     refused: OnceLock<Refused>,
-    /// The answer broke off.
+    /// An answer was cut off.
     is_cut: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Gate {
         Arc::new(Self { limits: *limits, ..Self::default() })
     }
 
-    /// Says that bytes of an answer are missing that its head has not counted: the connection is to end with a reset.
+    /// Marks an answer as cut off although its head gives no length: the connection must end with a reset.
     pub fn cut(&self) {
         self.is_cut.store(true, Ordering::Relaxed);
     }
@@ -54,13 +54,13 @@ impl Gate {
         self.is_cut.load(Ordering::Relaxed)
     }
 
-    /// Says why the request that stands in for another is there. It is the last one of its connection.
+    /// Records why a request was replaced by the stand-in. It is the last request of its connection.
     pub(super) fn refuse(&self, refused: Refused) {
-        // The first reason counts.
+        // Only the first reason counts.
         let _ = self.refused.set(refused);
     }
 
-    /// Returns why the request of the method [`REFUSED`](super::REFUSED) is one.
+    /// Returns why the request with the method [`REFUSED`](super::REFUSED) was refused.
     pub fn refused(&self) -> Option<Refused> {
         self.refused.get().copied()
     }

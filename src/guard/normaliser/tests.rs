@@ -5,13 +5,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use super::*;
 use crate::io::accept::Limits;
 
-/// Returns what the server is given for what a client sends before its end.
+/// Returns the bytes that the server reads, if a client sends these bytes and then its FIN.
 async fn passed(sent: &[u8], gate: Arc<Gate>) -> io::Result<Vec<u8>> {
     let (mut client, server) = duplex(1 << 20);
     client.write_all(sent).await?;
     client.shutdown().await?;
     let mut passed = Vec::new();
-    // Nobody answers: the end comes when the client is taken for gone.
+    // No server answers: the end comes when the client counts as gone.
     Normaliser::new(server, gate).read_to_end(&mut passed).await?;
     Ok(passed)
 }
@@ -73,7 +73,7 @@ async fn a_head_has_its_time_whatever_drips() {
     server.read_to_string(&mut passed).await.unwrap();
     assert!(passed.starts_with("ADIT-REFUSED"), "{passed}");
     assert_eq!(gate.refused(), Some(Refused::Slow(Limits::default().head)));
-    // The answer to what stands there is waited for.
+    // The answer to the stand-in is still awaited.
     assert!(began.elapsed() <= Duration::from_secs(1) + Limits::default().head + QUIET, "{:?}", began.elapsed());
     drop(server);
     drop(writing.await);
@@ -136,7 +136,7 @@ async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
     let mut server = Normaliser::new(server, gate.clone());
     server.read_exact(&mut [0; 27]).await.unwrap();
     let busy = gate.progress.begin();
-    // The server asks once while it answers, and then only when it is woken.
+    // The server polls once while it answers, and then only after a wake-up.
     let reading = tokio::spawn(async move { (server.read(&mut [0; 1]).await.unwrap(), Instant::now()) });
     tokio::time::sleep(3 * idle).await;
     assert!(!reading.is_finished(), "an answer in progress is no idleness");

@@ -1,4 +1,4 @@
-//! Admission of connections, within the limits in all and for each peer.
+//! Admission of connections, within the limits in total and per address.
 
 use std::{
     cmp::Reverse,
@@ -19,9 +19,10 @@ use super::{Limits, Notice};
 
 /// Counts accepted connections against their limits.
 ///
-/// A connection is new until [`Place::settle`]. At a limit the oldest new connection makes room for the next one: of the
-/// same address where that has reached its limit, else of the address that has the most. So clients that connect and say
-/// nothing keep nobody out, and cost only their own address its connections. Where all are settled, newcomers are refused.
+/// A connection is new until [`Place::settle`]. At a limit, adit closes the oldest new connection in favour of the next
+/// one: of the same address if that has reached its limit, else of the address with the most new ones. So silent
+/// clients lock nobody out, and only their own address loses connections. If all connections are settled, adit refuses
+/// new ones.
 pub struct Admission {
     limits: Limits,
     names: Names,
@@ -33,7 +34,7 @@ pub struct Admission {
 /// Words for the log when a limit is reached.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Names {
-    /// The counted things, in the plural.
+    /// Plural noun for what is counted: `connections of visitors`.
     pub counted: &'static str,
     /// The option that raises [`Limits::connections`].
     pub connections: &'static str,
@@ -59,16 +60,16 @@ struct Crowd {
     addresses: HashMap<IpAddr, Address>,
 }
 
-/// The connections of one address.
+/// Connections of one address.
 #[derive(Default)]
 struct Address {
     count: usize,
-    /// Those that are new, by their age, with what ends each.
+    /// New connections, oldest first, with the token that ends each.
     new: BTreeMap<u64, CancellationToken>,
 }
 
 impl Crowd {
-    /// Ends the oldest new connection: of `address`, else of the address that has most. Returns whether there is one.
+    /// Ends the oldest new connection of `address`, or of the address with the most new ones. Returns whether there was one.
     fn evict(&mut self, address: Option<IpAddr>) -> bool {
         let address = address.or_else(|| {
             let by_new = |(_, of): &(&IpAddr, &Address)| (of.new.len(), Reverse(of.new.keys().next().copied()));
@@ -106,7 +107,7 @@ impl Admission {
         self.crowd.lock().expect("no panic while the lock is held")
     }
 
-    /// Gives a connection of `peer` its place.
+    /// Admits a connection of `peer`.
     ///
     /// # Errors
     /// A limit is reached, and no connection is new.
@@ -142,7 +143,7 @@ impl Admission {
         Ok(Place { admission: self.clone(), entry: Some(Arc::new(entry)) })
     }
 
-    /// `whose`: the address that has reached its limit. None: it is the limit in all.
+    /// Logs that a limit is reached. `whose`: the address that has reached its limit. `None`: the total limit.
     fn note_full(&self, whose: Option<IpAddr>, is_evicted: bool) {
         let (notice, limit, option) = match whose {
             None => (&self.all_reached, self.limits.connections, self.names.connections),
@@ -156,11 +157,11 @@ impl Admission {
     }
 }
 
-/// The place of one accepted connection among the others. It is free again when the last clone is dropped.
+/// Place of one accepted connection. The last clone frees it on drop.
 #[derive(Clone)]
 pub struct Place {
     admission: Arc<Admission>,
-    /// None: nothing is counted.
+    /// `None`: no limit, so nothing is counted.
     entry: Option<Arc<Entry>>,
 }
 
@@ -173,7 +174,7 @@ struct Entry {
 }
 
 impl Place {
-    /// Returns the place of a connection that is counted nowhere, under the limits of a laptop.
+    /// Returns a place that is not counted, with the limits of a laptop.
     pub fn uncounted() -> Self {
         Self { admission: Admission::new(Limits::default(), Names::default()), entry: None }
     }
@@ -182,7 +183,7 @@ impl Place {
         &self.admission.limits
     }
 
-    /// Says that the connection is used: it is not closed for a newcomer any more.
+    /// Marks the connection as in use: adit no longer closes it in favour of a new one.
     pub fn settle(&self) {
         let Some(entry) = &self.entry else { return };
         if !entry.is_settled.swap(true, Ordering::Relaxed)
@@ -192,7 +193,7 @@ impl Place {
         }
     }
 
-    /// Runs `task` until it ends. None: the connection has made room for a newcomer before.
+    /// Runs `task` until it ends. `None`: the connection was evicted first.
     pub fn run<F: Future>(&self, task: F) -> impl Future<Output = Option<F::Output>> + use<F> {
         let evicted = self.entry.as_ref().map(|entry| entry.evicted.clone());
         async move {
@@ -226,7 +227,7 @@ impl Drop for Entry {
     }
 }
 
-/// Returns the address that a connection is counted under.
+/// Returns the address that a connection counts for: with IPv6, its /64.
 fn counted_as(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),

@@ -1,35 +1,37 @@
-//! How many connections are accepted, and how long a client may take for what.
+//! Limits of accepted connections: their number, and the time that a client may take.
 
 use std::time::Duration;
 
 use socket2::TcpKeepalive;
 
-/// The limits of accepted connections, on the laptop and on a relay's public side alike.
+/// Limits of accepted connections, on a laptop and on the public side of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections in all. None: as many as the open-file limit allows. Default: none on a laptop, 8,192 on a relay.
+    /// Maximum number of connections. `None`: as many as the open-file limit allows. Default: `None` on a laptop, 8,192
+    /// on a relay.
     pub connections: Option<usize>,
-    /// Connections from one address; from one /64 with IPv6, which is what one customer gets. None: no limit. Default: none
-    /// on a laptop, whose clients all have the address 127.0.0.1, and 1,024 on a relay.
+    /// Maximum number of connections from one address, or with IPv6 from one /64, which is what one customer gets.
+    /// `None`: no limit. Default: `None` on a laptop, whose clients all have the address 127.0.0.1, and 1,024 on a
+    /// relay.
     pub per_address: Option<usize>,
-    /// From the accept to the first byte, and from there to the end of a TLS handshake or to the preface of HTTP/2. Browsers
-    /// open connections that they may never use. Default: 10 s.
+    /// Time from the accept to the first byte, and from there to the end of the TLS handshake or the HTTP/2 preface.
+    /// Browsers open connections that they may never use. Default: 10 s.
     pub first_byte: Duration,
-    /// For all headers of a request, from their first byte. A limit per byte would let a client that sends one now and then
-    /// hold a connection for days; nginx and Go's servers limit the whole as well. Default: 30 s.
+    /// Time for all headers of a request, from their first byte. With a limit per byte, a client that sends one byte
+    /// now and then could hold a connection for days; nginx and Go's servers limit the whole as well. Default: 30 s.
     pub head: Duration,
-    /// From an answer to the next request. Browsers keep unused connections for minutes, and open new ones when these are
-    /// closed. Default: 60 s.
+    /// Time from an answer to the next request. Browsers keep unused connections for minutes, and open new ones if
+    /// these are closed. Default: 60 s.
     pub idle: Duration,
-    /// Without a byte of a request's body. Default: 60 s.
+    /// Time without a byte of a request's body. Default: 60 s.
     pub body: Duration,
-    /// Without a byte from an HTTP/2 client until it gets a PING; it has half as long to answer. gRPC clients get a PING as
-    /// often from Envoy and linkerd. Default: 30 s.
+    /// Time without a byte from an HTTP/2 client until it gets a PING. It has half as long to answer. Envoy and linkerd
+    /// ping gRPC clients as often. Default: 30 s.
     pub ping: Duration,
-    /// TCP keep-alive: without a byte until the first of three probes, which are half as far apart. A client that vanished
-    /// behind a NAT or with its VPN is noticed after two and a half times this. Default: 20 s.
+    /// TCP keep-alive: time without a byte until the first of three probes, which are half as far apart. So adit
+    /// notices after two and a half times this that a client has vanished behind a NAT or with its VPN. Default: 20 s.
     pub keepalive: Duration,
-    /// For requests and streams in progress once the process is to end. Default: 10 s.
+    /// Time for requests and streams in progress during a drain. Default: 10 s.
     pub grace: Duration,
 }
 
@@ -51,19 +53,19 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Returns the limits of a relay, which strangers reach.
+    /// Returns the limits of a relay, which strangers can reach.
     pub fn of_relay() -> Self {
         Self { connections: Some(8192), per_address: Some(1024), ..Self::default() }
     }
 
-    /// Returns how long the answer to a PING may take, without a byte in either direction.
+    /// Returns how long the answer to a PING may take, if no byte moves in either direction.
     pub fn ping_answer(&self) -> Duration {
         self.ping / 2
     }
 
     /// Returns the settings of TCP keep-alive.
     pub fn tcp_keepalive(&self) -> TcpKeepalive {
-        // The kernel counts in whole seconds, and refuses 0.
+        // The kernel counts whole seconds, and rejects 0.
         let between = (self.keepalive / 2).max(Duration::from_secs(1));
         TcpKeepalive::new().with_time(self.keepalive.max(between)).with_interval(between).with_retries(3)
     }

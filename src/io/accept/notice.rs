@@ -1,4 +1,4 @@
-//! Log lines about what may happen thousands of times a second.
+//! Rate limit for log lines about events that may happen thousands of times per second.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Lets one log line a second pass.
+/// Allows one log line per second.
 #[derive(Debug, Default)]
 pub struct Notice(Mutex<State>);
 
@@ -17,7 +17,7 @@ struct State {
 }
 
 impl Notice {
-    /// Counts one more occurrence. Returns how many there were since the last line, where the next one is due.
+    /// Counts one more event. Returns the number of events since the last line if the next line is due.
     pub fn due(&self) -> Option<u64> {
         let mut state = self.0.lock().expect("no panic while the lock is held");
         state.count += 1;

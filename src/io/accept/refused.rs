@@ -1,4 +1,4 @@
-//! Clients that are being refused: each may send its request and read why, but keeps no other client waiting.
+//! Clients that are being refused. Each may send its request and read the error, but must not make other clients wait.
 
 use std::{
     collections::VecDeque,
@@ -10,14 +10,14 @@ use std::{
 
 use tokio::time::{Instant, Timeout, sleep_until, timeout};
 
-/// How long a refused client may take for its request, and to read the answer.
+/// How long a refused client may take to send its request and read the answer.
 const WHOLE: Duration = Duration::from_millis(50);
 
-/// How much of that a refused client has when others wait. A client sends its request at once, and one that has waited to be
-/// accepted has sent it already: a queue of 100 silent clients passes in a few milliseconds.
+/// Minimum part of that time if other clients wait. A client sends its request at once, and after a wait in the accept
+/// queue it has already sent it: a queue of 100 silent clients passes in a few milliseconds.
 const LEAST: Duration = Duration::from_millis(1);
 
-/// Clients that are being refused, the oldest first.
+/// Clients that are being refused, oldest first.
 pub(super) struct Refused<F>(VecDeque<(Instant, Pin<Box<Timeout<F>>>)>);
 
 impl<F> Default for Refused<F> {
@@ -35,7 +35,7 @@ impl<F: Future<Output = ()>> Refused<F> {
         self.0.push_back((Instant::now(), Box::pin(timeout(WHOLE, refusing))));
     }
 
-    /// Waits until one has ended. Never: there is none.
+    /// Waits until one has ended. Never returns if there is none.
     pub(super) async fn one_ended(&mut self) {
         poll_fn(|cx| self.poll_one_ended(cx)).await;
     }
@@ -46,7 +46,7 @@ impl<F: Future<Output = ()>> Refused<F> {
         if self.0.len() < before { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Waits until one has ended, or closes the oldest once it has had its least time.
+    /// Waits until one has ended, or closes the oldest once its minimum time is over.
     pub(super) async fn make_room(&mut self) {
         let Some(since) = self.0.front().map(|(since, _)| *since) else { return };
         tokio::select! {
@@ -73,7 +73,7 @@ mod tests {
             refused.push(std::future::pending());
         }
         assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
-        // If no other connection waits, gives the client time to read the answer.
+        // No other client waits: the refused client has its full time to read the answer.
         refused.one_ended().await;
         assert!(began.elapsed() >= WHOLE, "{:?}", began.elapsed());
     }

@@ -1,4 +1,4 @@
-//! Streams that are moved, over a session whose streams are scripted.
+//! Streams that move, over a session with scripted streams.
 
 use std::{
     collections::VecDeque,
@@ -24,23 +24,23 @@ use crate::{
     tunnel::{Lease, Manager},
 };
 
-/// Longer than anything here may take.
+/// Longer than any of these tests may take.
 const LATE: Duration = Duration::from_secs(60);
 
-/// A stream that does what its test says, and remembers what it was given.
+/// A scripted stream that records its writes.
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Script>>);
 
 #[derive(Default)]
 struct Script {
-    /// How many bytes it takes before it takes no more for now.
+    /// Number of bytes that it accepts before its writes wait.
     takes: usize,
-    /// It takes more than that, and says the same.
+    /// Accepts more than `takes`, with the same answer.
     takes_more: bool,
-    /// Once it has taken them: what it says, and how that ends.
+    /// After `takes` bytes: the reads in order, and the error after them.
     says: VecDeque<&'static [u8]>,
     fault: Option<StreamFault>,
-    /// Whether flush and shutdown, and writes once it has taken enough, fail with the fault too.
+    /// Whether flush, shutdown, and writes after `takes` bytes fail with the fault, too.
     fails_writes: bool,
     got: Vec<u8>,
     ended: bool,
@@ -49,7 +49,7 @@ struct Script {
 }
 
 impl Fake {
-    /// Takes `takes` bytes, then says `says`, then fails.
+    /// Accepts `takes` bytes, then answers `says`, then fails.
     fn failing(takes: usize, says: &[&'static [u8]], fault: StreamFault) -> Self {
         let says = says.iter().copied().collect();
         Self(Arc::new(Mutex::new(Script { takes, says, fault: Some(fault), ..Script::default() })))
@@ -60,7 +60,7 @@ impl Fake {
         self
     }
 
-    /// Takes everything and says nothing.
+    /// Accepts everything and never answers.
     fn silent() -> Self {
         Self(Arc::new(Mutex::new(Script { takes: usize::MAX, ..Script::default() })))
     }
@@ -136,7 +136,7 @@ impl Io for Fake {
     }
 }
 
-/// One session, which hands out the streams of its test in order and never ends.
+/// A session that never ends and returns the scripted streams in order.
 struct Streams {
     streams: Arc<Mutex<VecDeque<BoxedIo>>>,
     connects: Arc<AtomicUsize>,
@@ -144,7 +144,7 @@ struct Streams {
     gauges: SessionGauges,
 }
 
-/// Opens it.
+/// A backend that opens a [`Streams`] session.
 struct Pod {
     streams: Arc<Mutex<VecDeque<BoxedIo>>>,
     connects: Arc<AtomicUsize>,
@@ -187,7 +187,7 @@ fn refused() -> StreamFault {
     StreamFault::Refused { port: 80 }
 }
 
-/// Surroundings of a stream: a session that counts its streams.
+/// The tunnel, manager and session around a stream under test.
 struct Around {
     connects: Arc<AtomicUsize>,
     manager: Manager,
@@ -201,7 +201,7 @@ impl Around {
     }
 }
 
-/// Returns a stream whose session gives `streams` in turn, and refuses after them.
+/// Returns a stream whose session returns `streams` in turn, and refuses after them.
 async fn stream<const N: usize>(streams: [BoxedIo; N]) -> (BoxedIo, Around) {
     let (streams, connects) = (Arc::new(Mutex::new(VecDeque::from(streams))), Arc::new(AtomicUsize::new(0)));
     let drain = Drain::new();
@@ -381,7 +381,7 @@ async fn a_reader_and_a_writer_in_tasks_of_their_own_both_go_on_after_a_move() {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut answer = [0; 6];
     let reading = tokio::spawn(async move { read.read_exact(&mut answer).await.map(|_| answer) });
-    // The reader has begun to move the stream: the writer waits for that, and is the last to have looked.
+    // The reader has begun to move the stream. The writer waits for that, and has polled last.
     tokio::task::yield_now().await;
     let writing = tokio::spawn(async move { write.write_all(b", more").await });
     let mut question = [0; 14];

@@ -1,4 +1,4 @@
-//! Waiting for a target.
+//! Tests of waiting for a target.
 
 use super::*;
 use crate::tunnel::reach::passes;

@@ -5,21 +5,21 @@
 //! data:     0 | stream id (31)             | flags (8) | length (24) | payload
 //! ```
 //!
-//! Source: SPDY Protocol, draft 3.1, section 2.2. Of the control frames only five matter here: SETTINGS and
-//! WINDOW_UPDATE are passed over, as the servers do (there is no flow control), and so are the rest.
+//! Source: SPDY Protocol, draft 3.1, section 2.2. Only five control frames matter here. The parser skips SETTINGS and
+//! WINDOW_UPDATE, as the servers do (there is no flow control), and all others.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The longest control frame that is taken. Kubernetes' are under 300 bytes.
+/// Maximum length of a control frame. Those of Kubernetes are under 300 bytes.
 pub const LONGEST_CONTROL: usize = 64 * 1024;
 
-/// The longest DATA frame that we send. The length field would allow 16 MiB; a short one lets others in between.
+/// Maximum length of a DATA frame that adit sends. The length field allows 16 MiB, but other streams wait for a long frame.
 pub const LONGEST_DATA: usize = 64 * 1024;
 
-/// The bytes in front of every payload.
+/// Length of the header before every payload.
 pub const HEADER: usize = 8;
 
-/// A status of RST_STREAM.
+/// Status codes of RST_STREAM.
 pub mod reset {
     pub const PROTOCOL_ERROR: u32 = 1;
     pub const REFUSED_STREAM: u32 = 3;
@@ -36,7 +36,7 @@ const FLAG_FIN: u8 = 1;
 /// A frame, or a piece of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// `headers` is the compressed block: see [`super::headers`].
+    /// `headers`: the compressed block, see [`super::headers`].
     SynStream {
         id: u32,
         fin: bool,
@@ -47,7 +47,7 @@ pub enum Frame {
         fin: bool,
         headers: Bytes,
     },
-    /// A piece of a DATA frame, as it comes; `fin` with the last one. Empty only where the frame is.
+    /// A piece of a DATA frame, as it arrives; `fin` is on the last piece. Empty only if the frame is.
     Data {
         id: u32,
         payload: Bytes,
@@ -76,25 +76,25 @@ pub enum FrameError {
     Malformed(u16, usize),
 }
 
-/// Cuts a stream of bytes into frames. DATA is handed on in pieces, as it comes.
+/// Splits a byte stream into frames. Returns DATA in pieces, as it arrives.
 #[derive(Debug, Default)]
 pub struct Parser {
-    /// The DATA frame whose payload is being read: stream, whether it ends the stream, bytes left.
+    /// DATA frame in progress: stream id, whether it ends the stream, bytes left.
     data: Option<(u32, bool, usize)>,
-    /// Bytes left of a control frame that is passed over.
+    /// Bytes left of a control frame that is skipped.
     skip: usize,
 }
 
 impl Parser {
-    /// Returns whether the DATA frame that was begun has more to come.
+    /// Returns whether a DATA frame is incomplete.
     pub fn is_within_data(&self) -> bool {
         self.data.is_some()
     }
 
-    /// Returns the next frame of `input` and takes its bytes. None: more bytes are needed.
+    /// Takes the next frame from `input`. `None`: it is incomplete.
     ///
     /// # Errors
-    /// The connection cannot be understood any further.
+    /// The rest of the connection cannot be parsed.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
         loop {
             if let Some((id, fin, left)) = self.data {
@@ -152,7 +152,7 @@ fn control(kind: u16, fin: bool, mut payload: Bytes) -> Option<Frame> {
     let id = payload.try_get_u32().ok()?;
     Some(match kind {
         SYN_STREAM => {
-            // The associated stream, the priority and the slot: always 0 here.
+            // Associated stream, priority and slot: always 0 here.
             payload.try_get_u32().ok()?;
             payload.try_get_u16().ok()?;
             Frame::SynStream { id: id & 0x7fff_ffff, fin, headers: payload }
@@ -164,7 +164,7 @@ fn control(kind: u16, fin: bool, mut payload: Bytes) -> Option<Frame> {
     })
 }
 
-/// Appends the header of a DATA frame; its `length` bytes of payload have to follow.
+/// Appends the header of a DATA frame. The caller appends the `length` bytes of payload.
 pub fn put_data_header(out: &mut BytesMut, id: u32, length: usize, fin: bool) {
     debug_assert!(length < 1 << 24, "the length field has 24 bits");
     out.extend_from_slice(&id.to_be_bytes());

@@ -1,11 +1,12 @@
-//! SPDY/3.1 header blocks: name and value pairs, compressed by one zlib stream per direction of a connection.
+//! SPDY/3.1 header blocks: pairs of name and value, compressed by one zlib stream per direction of a connection.
 //!
 //! ```text
 //! block, before compression:  count (32) | { name length (32) | name | value length (32) | value }
 //! ```
 //!
-//! Source: SPDY Protocol, draft 3.1, section 2.6.10. We send without compressing: deflate has stored blocks, and
-//! no server minds. We decode what Go's client sends, which uses the dictionary of the specification.
+//! Source: SPDY Protocol, draft 3.1, section 2.6.10. The encoder does not compress: it writes stored deflate blocks,
+//! which every server accepts. The decoder takes the blocks of Go's client, which use the dictionary of the
+//! specification.
 
 use std::sync::OnceLock;
 
@@ -18,22 +19,22 @@ use miniz_oxide::inflate::{
 /// Header pairs, in order.
 pub type Headers = Vec<(String, String)>;
 
-/// The longest block that is taken, uncompressed. Kubernetes' are under 200 bytes.
+/// Maximum length of a block, uncompressed. Those of Kubernetes are under 200 bytes.
 const LONGEST_BLOCK: usize = 64 * 1024;
 const MOST_HEADERS: usize = 128;
 
-/// The window of deflate (RFC 1951, section 2).
+/// Size of deflate's window (RFC 1951, section 2).
 const WINDOW: usize = 32 * 1024;
 
-/// Encodes the header blocks of one direction of a connection.
+/// Encoder of the header blocks in one direction of a connection.
 #[derive(Debug, Default)]
 pub struct Encoder {
     started: bool,
 }
 
 impl Encoder {
-    /// Appends a block: on the first call behind the zlib header, then as one stored deflate block and an
-    /// empty one, which aligns the stream to a byte as a sync flush does (RFC 1951, section 3.2.4).
+    /// Appends a block. The first call writes the zlib header. Then follow a stored deflate block, and an empty one
+    /// that aligns the stream to a byte, like a sync flush (RFC 1951, section 3.2.4).
     pub fn encode(&mut self, headers: &[(&str, &str)], out: &mut BytesMut) {
         if !self.started {
             out.extend_from_slice(&[0x78, 0x01]);
@@ -57,16 +58,16 @@ fn put_text_count(out: &mut BytesMut, count: usize) {
     out.extend_from_slice(&(count as u32).to_be_bytes());
 }
 
-/// Decodes the header blocks of one direction of a connection.
+/// Decoder of the header blocks in one direction of a connection.
 pub struct Decoder {
     inflate: Box<DecompressorOxide>,
-    /// The last 32 KiB that were decompressed, as a ring: back references reach into it.
+    /// The last 32 KiB of decompressed bytes, as a ring buffer: back references point into it.
     window: Box<[u8]>,
     at: usize,
     started: bool,
 }
 
-/// Why a header block cannot be decoded. The compression is stateful: the connection is lost.
+/// Why a header block cannot be decoded. The compression is stateful, so the connection is unusable afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadersError {
     #[error("the header block is not zlib with the SPDY dictionary")]
@@ -86,7 +87,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Decodes the next block of the connection. An empty one has no headers.
+    /// Decodes the next block of the connection. An empty block has no headers.
     ///
     /// # Errors
     /// See [`HeadersError`].
@@ -98,7 +99,7 @@ impl Decoder {
         parse(&self.inflate(deflate)?)
     }
 
-    /// Takes the zlib header, and the dictionary where it is announced (RFC 1950, section 2.2).
+    /// Reads the zlib header, and sets up the dictionary if the header announces it (RFC 1950, section 2.2).
     fn start<'a>(&mut self, block: &'a [u8]) -> Result<&'a [u8], HeadersError> {
         let [method, flags, rest @ ..] = block else { return Err(HeadersError::Zlib) };
         if method & 0x0f != 8 || (u16::from(*method) << 8 | u16::from(*flags)) % 31 != 0 {
@@ -162,7 +163,7 @@ fn parse(block: &[u8]) -> Result<Headers, HeadersError> {
     headers.filter(|_| rest.is_empty()).ok_or(HeadersError::Malformed)
 }
 
-/// RFC 1950, section 8.2.
+/// Returns the Adler-32 checksum (RFC 1950, section 8.2).
 fn adler32(bytes: &[u8]) -> u32 {
     let (a, b) = bytes.iter().fold((1u32, 0u32), |(a, b), byte| {
         let a = (a + u32::from(*byte)) % 65_521;
@@ -171,7 +172,7 @@ fn adler32(bytes: &[u8]) -> u32 {
     b << 16 | a
 }
 
-/// Returns the dictionary of SPDY/3, section 2.6.10.1: words behind their length, then text without any.
+/// Returns the dictionary of SPDY/3, section 2.6.10.1: words with their lengths before them, then text without lengths.
 fn dictionary() -> &'static [u8] {
     const WORDS: &str = "options head post put delete trace accept accept-charset accept-encoding accept-language accept-ranges age \
         allow authorization cache-control connection content-base content-encoding content-language content-length content-location \

@@ -1,13 +1,14 @@
-//! Client state of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, and bytes that the
-//! node has not taken yet.
+//! Client state of one SPDY/3.1 connection to a node, without I/O: stream ids, header compression, and the number of
+//! frames that the node has not taken yet.
 //!
-//! A forwarded connection is a pair of streams, one for errors and one for data. The node serves its streams with
-//! five workers, chosen by stream id mod 5 (a *lane*), each with a queue of 50 frames; a worker that waits for a slow
-//! pod holds up its whole lane, and a full queue the whole connection. There is no flow control on the wire. But the
-//! k-th PING of a connection goes through lane k mod 5, behind what is queued there, so that its answer acknowledges
-//! the frames before it. So a pair sits on one lane, five PINGs are sent for every few frames, and a lane gets no more
-//! than [`WINDOW`] frames ahead of its acknowledgements: its queue never fills, and one pod that does not read stops
-//! nobody on the other lanes.
+//! A forwarded connection is a pair of streams, one for errors and one for data. The node serves the streams of a
+//! connection with five workers, each with a queue of 50 frames. The stream id mod 5 selects the worker (its *lane*). A
+//! worker that waits for a slow pod blocks its whole lane, and a full queue blocks the whole connection.
+//!
+//! There is no flow control on the wire. But the k-th PING of a connection passes through lane k mod 5, after the
+//! frames queued there, so its answer acknowledges these frames. Therefore both streams of a pair use the same lane,
+//! adit sends five PINGs every few frames, and a lane is never more than [`WINDOW`] frames ahead of its
+//! acknowledgements. Its queue never fills, and a pod that does not read blocks no other lane.
 
 use std::collections::VecDeque;
 
@@ -15,29 +16,29 @@ use bytes::BytesMut;
 
 use super::{frame, headers::Encoder};
 
-/// How many workers a node has for the frames of one connection.
+/// Number of workers that a node has for one connection.
 pub const LANES: usize = 5;
 
-/// Between the error and the data stream of a pair: the next odd id on the same lane.
+/// Distance between the ids of a pair's error and data stream: the data stream has the next odd id on the same lane.
 const PAIR_GAP: u32 = 2 * LANES as u32;
 
-/// Ids have 31 bits. The rest above is for pairs that are about to be opened.
+/// Last id at which a pair may be opened. Ids have 31 bits; the rest is a margin for the ids of that pair.
 const LAST_ID: u32 = 0x7fff_0000;
 
-/// How many frames of data a lane may be ahead of what was acknowledged. The rest of the node's queue of 50 is for the
-/// frames that open and end streams, and for PINGs.
+/// Maximum number of unacknowledged data frames on a lane. The rest of the node's queue of 50 is for PINGs and for the
+/// frames that open and end streams.
 pub const WINDOW: u32 = 36;
 
-/// How many frames open a pair.
+/// Number of frames that open a pair.
 const OPENING: u32 = 3;
 
-/// After this many frames on one lane, every lane gets a ping.
+/// After this many frames on one lane, every lane gets a PING.
 const ASK_AFTER: u32 = 18;
 
-/// A lane with this many PINGs in its queue is held up. More of them would fill it.
+/// Maximum number of PINGs in a lane's queue. A lane with so many is blocked, and more would fill it.
 const MOST_QUESTIONS: u32 = 6;
 
-/// The ids of a forwarded connection.
+/// Stream ids of a forwarded connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pair {
     pub error: u32,
@@ -45,12 +46,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Returns the pair whose data stream this is.
+    /// Returns the pair with this data stream.
     pub fn of_data(id: u32) -> Self {
         Self { error: id.saturating_sub(PAIR_GAP), data: id }
     }
 
-    /// Returns the pair whose error stream this is.
+    /// Returns the pair with this error stream.
     pub fn of_error(id: u32) -> Self {
         Self { error: id, data: id.saturating_add(PAIR_GAP) }
     }
@@ -60,31 +61,31 @@ impl Pair {
     }
 }
 
-/// Returns the worker that a node has for a stream.
+/// Returns the number of the worker that serves a stream.
 pub fn lane_of(id: u32) -> usize {
     id as usize % LANES
 }
 
-/// One of the node's workers, as far as a client can know.
+/// Client's view of one worker of the node.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     sent: u32,
     acknowledged: u32,
-    /// Sent bytes at the time of the last ping.
+    /// Frames sent at the time of the last PING.
     asked: u32,
     questions: u32,
 }
 
-/// A PING that has not come back.
+/// A PING without an answer.
 #[derive(Clone, Copy, Debug)]
 struct Question {
     id: u32,
     lane: usize,
-    /// Bytes sent on the lane before it.
+    /// Frames sent on the lane before it.
     sent: u32,
 }
 
-/// The client's state of one connection.
+/// Client state of one connection.
 #[derive(Debug)]
 pub struct Session {
     next_id: u32,
@@ -107,15 +108,15 @@ impl Default for Session {
 }
 
 impl Session {
-    /// Appends what opens a forwarded connection to `port` of the pod on a lane: SYN_STREAM of the error stream, its
-    /// end (we never write to it), SYN_STREAM of the data stream. The first data may follow at once.
+    /// Appends the frames that open a forwarded connection to `port` of the pod on a lane: SYN_STREAM of the error
+    /// stream, its FIN (adit never writes to it), SYN_STREAM of the data stream. Data may follow at once.
     ///
-    /// Returns None when the connection has no ids left.
+    /// Returns `None` if the connection has no ids left.
     pub fn open(&mut self, port: u16, lane: usize, out: &mut BytesMut) -> Option<Pair> {
         if self.is_exhausted() {
             return None;
         }
-        // Ids are odd and increase, and may skip: one of the next five odd ones is on the lane.
+        // Ids are odd and increase, with gaps allowed: one of the next five odd ids is on the lane.
         let error = (0..LANES as u32).map(|skip| self.next_id + 2 * skip).find(|id| lane_of(*id) == lane % LANES)?;
         let pair = Pair::of_error(error);
         self.next_id = pair.data + 2;
@@ -134,27 +135,27 @@ impl Session {
         frame::put_syn_stream(out, id, &block);
     }
 
-    /// Returns whether no pair can be opened any more.
+    /// Returns whether no more pair can be opened.
     pub fn is_exhausted(&self) -> bool {
         self.next_id > LAST_ID
     }
 
     /// Returns whether a frame of this stream may be sent now.
     ///
-    /// A stalled worker limits the number of open pings. Then lanes that have
-    /// answered everything go on without being asked.
+    /// A blocked worker limits the number of open PINGs. Then a lane that has answered all its PINGs goes on without
+    /// more of them.
     pub fn has_room(&self, id: u32) -> bool {
         let lane = &self.lanes[lane_of(id)];
         lane.unacknowledged() < WINDOW || (lane.questions == 0 && !self.can_ask())
     }
 
-    /// Returns whether what opens a stream may be sent on a lane now, and a frame of data with it.
+    /// Returns whether the frames that open a stream, and a data frame after them, may be sent on a lane now.
     pub fn has_room_to_open(&self, lane: usize) -> bool {
         let lane = &self.lanes[lane];
         lane.unacknowledged() + OPENING <= WINDOW || (lane.questions == 0 && !self.can_ask())
     }
 
-    /// Takes note of a frame of a stream that is sent.
+    /// Counts a data frame of a stream.
     pub fn sent(&mut self, id: u32) {
         let lane = &mut self.lanes[lane_of(id)];
         lane.sent = lane.sent.wrapping_add(1);
@@ -165,22 +166,23 @@ impl Session {
         self.lanes[lane_of(id)].acknowledged >= WINDOW
     }
 
-    /// Returns how many frames on a lane the node may not have taken.
+    /// Returns the number of frames on a lane that the node may not have taken.
     pub fn unacknowledged(&self, lane: usize) -> u32 {
         self.lanes[lane].unacknowledged()
     }
 
-    /// Returns whether so much was sent that the lanes should be asked.
+    /// Returns whether enough frames were sent for a new round of PINGs.
     pub fn wants_to_ask(&self) -> bool {
         self.can_ask() && self.lanes.iter().any(|lane| lane.sent.wrapping_sub(lane.asked) >= ASK_AFTER)
     }
 
-    /// Returns whether there is room for more PINGs in the queue of every lane.
+    /// Returns whether every lane has room for another PING.
     pub fn can_ask(&self) -> bool {
         self.lanes.iter().all(|lane| lane.questions < MOST_QUESTIONS)
     }
 
-    /// Appends one PING for each lane. The node counts them: nothing else may be sent that it gives to lanes in turn.
+    /// Appends one PING for each lane. The node assigns PINGs to lanes by counting, so adit must send no other frame
+    /// that it counts.
     pub fn ping_every_lane(&mut self, out: &mut BytesMut) {
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             self.pings_sent = self.pings_sent.wrapping_add(1);
@@ -193,13 +195,13 @@ impl Session {
         }
     }
 
-    /// Returns how often all lanes have been asked.
+    /// Returns the number of complete rounds of PINGs so far.
     pub fn asks(&self) -> u32 {
         self.pings_sent / LANES as u32
     }
 
-    /// Takes a PING of the server's: a question to be answered, or the answer to one of ours: then its lane is returned, and
-    /// what [`asks`](Self::asks) was before it was asked.
+    /// Handles a PING from the server. Appends the answer to the server's own PING. If it answers one of ours, returns
+    /// its lane and the number of its round, as [`asks`](Self::asks) counts.
     pub fn on_ping(&mut self, id: u32, out: &mut BytesMut) -> Option<(usize, u32)> {
         if id.is_multiple_of(2) {
             frame::put_ping(out, id);
@@ -213,7 +215,7 @@ impl Session {
         Some((question.lane, id / 2 / LANES as u32))
     }
 
-    /// Returns how many PINGs are on their way through a lane.
+    /// Returns the number of unanswered PINGs on a lane.
     pub fn questions(&self, lane: usize) -> u32 {
         self.lanes[lane].questions
     }
@@ -277,7 +279,7 @@ mod tests {
         assert_eq!(session.open(80, 0, &mut BytesMut::new()), None);
     }
 
-    /// The ids of the PINGs in some bytes.
+    /// Returns the ids of the PINGs in `out`.
     fn pings(out: &mut BytesMut) -> Vec<u32> {
         let (mut parser, mut ids) = (Parser::default(), Vec::new());
         while let Some(frame) = parser.next(out).unwrap() {

@@ -1,19 +1,19 @@
-//! How far each direction of a forwarded connection is.
+//! State of each direction of a forwarded connection.
 
-/// Our direction.
+/// Our direction, to the pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Local {
     #[default]
     Open,
-    /// It has ended, and the node is not told yet: it would cut off the pod's answer.
+    /// The client has sent its FIN. The node does not get it yet, because it would cut off the pod's answer.
     Held,
-    /// The end leaves with what is before it.
+    /// The FIN leaves after the bytes before it.
     Queued,
     Sent,
 }
 
 impl Local {
-    /// Returns whether the node was not told of an end, nor is about to be.
+    /// Returns whether the node has got no FIN, and none is queued.
     pub fn is_open_for_node(self) -> bool {
         matches!(self, Self::Open | Self::Held)
     }
@@ -24,7 +24,7 @@ impl Local {
         }
     }
 
-    /// Lets the end go to the node.
+    /// Queues the FIN for the node.
     pub fn release(&mut self) {
         if self.is_open_for_node() {
             *self = Self::Queued;
@@ -32,14 +32,14 @@ impl Local {
     }
 }
 
-/// The pod's direction: data and an error text, of which each ends by itself.
+/// The pod's direction: a data stream and an error stream, each with its own end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Remote {
     #[default]
     Open,
     DataEnded,
     ReportEnded,
-    /// Both have ended: now the text tells how.
+    /// Both have ended, and the error text tells how.
     Ended,
     Reset,
 }
@@ -61,7 +61,7 @@ impl Remote {
         };
     }
 
-    /// Bytes may be missing, also where both have ended: those that nobody took are discarded.
+    /// Marks the direction as reset, even if both streams have ended: unread bytes were discarded, so bytes are missing.
     pub fn reset(&mut self) {
         *self = Self::Reset;
     }
@@ -70,7 +70,7 @@ impl Remote {
         matches!(self, Self::DataEnded | Self::Ended)
     }
 
-    /// Returns whether nothing more can come.
+    /// Returns whether no more bytes can arrive.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Ended | Self::Reset)
     }

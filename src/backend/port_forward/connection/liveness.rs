@@ -1,61 +1,61 @@
-//! Decides whether an upgraded connection lives: a function of received and sent bytes and of open pings. No I/O, no clock.
+//! Decides whether an upgraded connection is alive, as a pure function of received and sent bytes and of open PINGs.
 //!
-//! Progress of either direction is life: bytes that come, and a write that had to wait for the socket and went on. A write
-//! that the socket takes at once proves nothing, since its buffer takes bytes for a dead connection as well.
+//! Progress in either direction is life: bytes arrive, or a write that waited for the socket goes on. A write that the
+//! socket takes at once proves nothing, because the socket's buffer takes bytes for a dead connection, too.
 //!
 //! | state | verdict |
 //! |---|---|
-//! | nothing came for 10 s, and no PING is out | [`Ping`](Verdict::Ping) |
-//! | one lane is silent for 1 s, and another lane has answered the same PINGs | [`Retire`](Verdict::Retire): a worker of the node hangs |
-//! | a connection under suspicion has answered nothing for 5 s | [`Retire`](Verdict::Retire) |
+//! | no bytes for 10 s, and no PING is out | [`Ping`](Verdict::Ping) |
+//! | a lane is silent for 1 s, and another has answered the same PINGs | [`Retire`](Verdict::Retire): a worker hangs |
+//! | a suspected connection has answered no PING for 5 s | [`Retire`](Verdict::Retire) |
 //! | no progress for 15 s, and a PING is out for 5 s or a write waits | [`Dead`](Verdict::Dead) |
 //!
-//! On a slow link an answer waits behind all bytes that left before its PING, in this machine's buffers and in those of
+//! On a slow link, an answer waits behind all bytes sent before its PING, in the buffers of this machine and of
 //! proxies. So the last two rows allow the time that these bytes need at [`SLOWEST`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Load balancers cut silent connections after 60 s to 4 min, and those of a laptop that slept are gone. So a connection that
-/// has been silent for this long gets a PING.
+/// Silence after which a connection gets a PING. Load balancers cut silent connections after 60 s to 4 min, and a
+/// laptop that slept has lost its connections.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// An idle link answers within its round trip, which is below a second even by satellite.
+/// Time to answer a PING on an idle link. A round trip takes less than a second even by satellite.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Healthy nodes answer a PING on all lanes within a millisecond. A worker that hangs does not answer on its lane.
+/// Time for all lanes to answer a PING. Healthy nodes take a millisecond; a worker that hangs does not answer on its lane.
 pub const PROBE: Duration = Duration::from_secs(1);
 
 /// Bytes per second of the slowest link on which transfers make sense: 128 kbit/s.
 const SLOWEST: u64 = 16 * 1024;
 
-/// The most time that bytes on their way are given: the frames of 64 KiB that all lanes may be ahead (11 MB) need it at
-/// 1.5 Mbit/s, and no buffers hold more than that at less.
+/// Longest time allowed for bytes in flight. The windows of all lanes (11 MB in frames of 64 KiB) need it at 1.5
+/// Mbit/s, and the buffers of a slower link hold less.
 const LONGEST_ALLOWANCE: Duration = Duration::from_secs(60);
 
-/// The facts about a connection at a moment.
+/// The signs of life of a connection at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Signs {
-    /// When bytes last came.
+    /// When bytes last arrived.
     pub inbound: Instant,
-    /// When a write last began to wait for the socket, or went on after it had waited.
+    /// When a write last began to wait for the socket, or went on after a wait.
     pub outbound: Option<Instant>,
     /// A write waits for the socket now.
     pub is_write_waiting: bool,
-    /// Some lane owes the answer to a PING.
+    /// Some lane owes an answer to a PING.
     pub is_pinged: bool,
-    /// When the oldest PINGs that no lane has answered were written.
+    /// When the oldest round of PINGs without any answer was written.
     pub unanswered: Option<Instant>,
     /// Since when a lane is silent that another lane has overtaken.
     pub overtaken: Option<Instant>,
-    /// The time in which PINGs were answered last.
+    /// Time that the last answered round of PINGs took.
     pub answer_time: Option<Duration>,
     /// Bytes that may not have arrived yet.
     pub on_their_way: u64,
-    /// Something points to a connection that is broken.
+    /// The connection is suspected to be broken.
     pub is_probing: bool,
-    /// The connection takes no new streams already.
+    /// The connection takes no new streams any more.
     pub is_retired: bool,
 }
 
@@ -70,7 +70,7 @@ pub enum Verdict {
 }
 
 impl Signs {
-    /// Judges the connection.
+    /// Returns what to do about the connection now.
     pub fn judge(&self, now: Instant) -> Verdict {
         let mut look_again = now + QUIET;
         let mut is_due = |at: Instant| {
@@ -168,7 +168,7 @@ mod tests {
             (Row { name: "pinged before it was silent", now: 14_000, unanswered: Some(9_000), ..PINGED }, Fine(15_000)),
             (Row { name: "after a sleep", now: 61_000, unanswered: Some(60_000), ..PINGED }, Fine(65_000)),
             (Row { name: "dead after a sleep", now: 65_000, unanswered: Some(60_000), ..PINGED }, Dead),
-            // Our own direction.
+            // Our direction.
             (Row { name: "an upload goes on", now: 40_000, outbound: Some(39_000), ..PINGED }, Fine(50_000)),
             (
                 Row {

@@ -10,7 +10,7 @@
 
 use crate::backend::StreamFault;
 
-/// Whether a connection takes streams, and why it failed.
+/// Whether a connection takes streams, and if it has failed, why.
 #[derive(Debug, Default)]
 pub struct Phase(Kind);
 
@@ -18,13 +18,13 @@ pub struct Phase(Kind);
 enum Kind {
     #[default]
     Open,
-    /// A worker of the node may hang, or the connection may be lost: all lanes were pinged.
+    /// A worker of the node may hang, or the connection may be lost: all lanes have been pinged.
     Probing,
-    /// It takes no new streams. Those that are open live on.
+    /// Takes no new streams. Open streams stay open.
     Retired,
     /// Every stream has failed. The tasks of the connection end.
     Failed(StreamFault),
-    /// The streams were woken, and the connection is not counted any more.
+    /// The streams have been woken, and the connection is no longer counted.
     Over(StreamFault),
 }
 
@@ -37,7 +37,7 @@ impl Phase {
         self.0 == Kind::Probing
     }
 
-    /// Returns why every stream has failed. None: they live.
+    /// Returns why every stream has failed. `None`: they have not.
     pub fn fault(&self) -> Option<&StreamFault> {
         match &self.0 {
             Kind::Failed(fault) | Kind::Over(fault) => Some(fault),
@@ -45,14 +45,14 @@ impl Phase {
         }
     }
 
-    /// Something points to a connection that is broken.
+    /// Marks the connection as possibly broken.
     pub fn suspect(&mut self) {
         if self.0 == Kind::Open {
             self.0 = Kind::Probing;
         }
     }
 
-    /// All lanes have answered.
+    /// Clears the suspicion, once all lanes have answered.
     pub fn clear(&mut self) {
         if self.0 == Kind::Probing {
             self.0 = Kind::Open;
@@ -65,14 +65,14 @@ impl Phase {
         }
     }
 
-    /// Fails every stream. The first fault counts.
+    /// Fails every stream. Only the first fault counts.
     pub fn fail(&mut self, fault: StreamFault) {
         if self.fault().is_none() {
             self.0 = Kind::Failed(fault);
         }
     }
 
-    /// Ends the connection, with this fault where it had none. Returns whether it is the first time.
+    /// Ends the connection, with `fault` if it has not failed before. Returns whether this is the first call.
     pub fn end(&mut self, fault: StreamFault) -> bool {
         self.fail(fault);
         let Kind::Failed(fault) = &self.0 else { return false };

@@ -1,8 +1,9 @@
-//! The PINGs of an upgraded connection and what their answers say: which lanes answer, in what time, and how many bytes may
-//! still be on their way.
+//! The PINGs of an upgraded connection, and what their answers tell: which lanes answer, how fast, and how many bytes
+//! may still be in flight.
 //!
-//! PINGs leave in rounds, one for each lane. The connection keeps its order, so the first answer of a round acknowledges
-//! every byte before that round; the answer of a lane acknowledges what the worker of that lane has taken.
+//! PINGs leave in rounds, one PING for each lane. The connection keeps its order, so the first answer to a round
+//! acknowledges every byte sent before that round. The answer of a lane acknowledges the frames that the lane's worker
+//! has taken.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,10 +14,10 @@ use crate::wire::spdy::session::LANES;
 /// The PINGs of one connection.
 #[derive(Debug, Default)]
 pub struct Pings {
-    /// Rounds that some lane has not answered, oldest first.
+    /// Rounds that at least one lane has not answered, oldest first.
     rounds: VecDeque<Round>,
     lanes: [Lane; LANES],
-    /// How many bytes were put into batches, and how many of them have arrived for certain.
+    /// Bytes put into batches, and how many of them have certainly arrived.
     put: u64,
     arrived: u64,
     shortest: Option<Duration>,
@@ -26,7 +27,7 @@ pub struct Pings {
 #[derive(Clone, Copy, Debug)]
 struct Round {
     number: u32,
-    /// How many bytes of the connection are before it.
+    /// Bytes of the connection before it.
     behind: u64,
     queued: Instant,
     written: Option<Instant>,
@@ -36,24 +37,24 @@ struct Round {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
-    /// The number of the oldest round that it has not answered.
+    /// Number of the oldest round that the lane has not answered.
     owes: u32,
     last_answer: Option<Instant>,
 }
 
 impl Pings {
-    /// Takes note of a round that will be sent behind `ahead` bytes that were not [`put`](Self::put) yet.
+    /// Records a round that will be sent after `ahead` bytes that are not [`put`](Self::put) yet.
     pub fn queued(&mut self, number: u32, ahead: usize, now: Instant) {
         let behind = self.put + ahead as u64;
         self.rounds.push_back(Round { number, behind, queued: now, written: None, answered: None });
     }
 
-    /// Takes note of a batch of this length.
+    /// Records a batch of this length.
     pub fn put(&mut self, bytes: usize) {
         self.put += bytes as u64;
     }
 
-    /// Takes note that the socket has taken all that was put; returns whether there was a PING in it.
+    /// Records that the socket has taken all bytes that were put. Returns whether they contained a PING.
     pub fn written(&mut self, now: Instant) -> bool {
         let put = self.put;
         let mut has_pings = false;
@@ -64,7 +65,7 @@ impl Pings {
         has_pings
     }
 
-    /// Takes the answer of a lane.
+    /// Records the answer of a lane.
     pub fn answered(&mut self, lane: usize, number: u32, now: Instant) {
         let known = &mut self.lanes[lane % LANES];
         known.owes = number.wrapping_add(1);
@@ -73,7 +74,8 @@ impl Pings {
             && round.answered.is_none()
         {
             round.answered = Some(now);
-            // An answer that comes before the write has ended, or to a PING that was never sent, took no time.
+            // The answer may arrive before the write returns, and a broken node may answer a PING that was never sent:
+            // both count as 0.
             let took = now.duration_since(round.written.unwrap_or(now));
             self.latest = Some(took);
             self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
@@ -86,13 +88,13 @@ impl Pings {
         }
     }
 
-    /// Returns since when a lane is silent: it was pinged, and it has answered nothing since. None: it owes no answer.
+    /// Returns since when a lane is silent: it was pinged, and has answered nothing since. `None`: it owes no answer.
     pub fn silent_since(&self, lane: usize) -> Option<Instant> {
         let round = self.owed(lane)?;
         Some(self.lanes[lane % LANES].last_answer.map_or(round.queued, |answer| answer.max(round.queued)))
     }
 
-    /// Returns since when some lane is silent though another one has answered the same round.
+    /// Returns since when a lane is silent although another lane has answered the same round.
     pub fn overtaken(&self) -> Option<Instant> {
         let overtaken = |lane: usize| Some(self.owed(lane)?.answered?.max(self.silent_since(lane)?));
         (0..LANES).filter_map(overtaken).min()
@@ -103,7 +105,7 @@ impl Pings {
         self.rounds.iter().find(|round| round.number >= owes)
     }
 
-    /// Returns when the oldest round that no lane has answered was written.
+    /// Returns when the oldest round without any answer was written.
     pub fn unanswered(&self) -> Option<Instant> {
         self.rounds.iter().find(|round| round.answered.is_none()).and_then(|round| round.written)
     }
@@ -113,17 +115,17 @@ impl Pings {
         !self.rounds.is_empty()
     }
 
-    /// Returns how many bytes may not have arrived yet.
+    /// Returns the number of bytes that may not have arrived yet.
     pub fn on_their_way(&self) -> u64 {
         self.put - self.arrived
     }
 
-    /// Returns the shortest time in which a round was answered.
+    /// Returns the shortest time to an answer so far.
     pub fn shortest(&self) -> Option<Duration> {
         self.shortest
     }
 
-    /// Returns the time in which the last round was answered.
+    /// Returns the time to the answer of the last answered round.
     pub fn latest(&self) -> Option<Duration> {
         self.latest
     }
@@ -141,7 +143,7 @@ mod tests {
         pings.queued(0, 100, at(0));
         assert_eq!((pings.unanswered(), pings.are_out()), (None, true));
         pings.put(220);
-        // Another one comes while the batch is written.
+        // A second round is queued while the batch is written.
         pings.queued(1, 0, at(5));
         assert!(pings.written(at(8)));
         assert!(!pings.written(at(9)), "the second one is not in a batch yet");

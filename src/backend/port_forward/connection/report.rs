@@ -10,16 +10,16 @@ enum Meaning {
     PodGone,
     /// The runtime on the node restarts, or its streaming server does.
     NodeAway,
-    /// The node has no such program.
+    /// The node lacks this program.
     NodeLacks(&'static str),
 }
 
-/// In a phrase: a colon and the port that was asked for.
+/// Placeholder in a phrase: a colon and the requested port.
 const PORT: &str = ":{port}";
 
-/// All phrases of a row are in the text, in any case. The first row that matches counts.
+/// A row matches if the text contains all its phrases, in any case. The first match counts.
 ///
-/// Each row was read in the source of the runtime that its comment names, or in a report of its users.
+/// Each row comes from the source of the runtime in its comment, or from a report of its users.
 const TEXTS: &[(&[&str], Meaning)] = &[
     // cri-dockerd, dockershim, CRI-O before 1.20: "unable to do port forwarding: socat not found".
     (&["port forwarding: socat not found"], Meaning::NodeLacks("socat")),
@@ -36,9 +36,9 @@ const TEXTS: &[(&[&str], Meaning)] = &[
     // containerd and CRI-O: "dial tcp4 127.0.0.1:80: connect: connection refused". cri-dockerd, and containerd 1.1 to 1.3
     // by socat: "E connect(5, AF=2 127.0.0.1:80, 16): Connection refused".
     (&["connection refused", PORT], Meaning::Refused),
-    // Another port: not the pod's, but that of a server on the node.
+    // Another port: a server on the node refused, not the pod.
     (&["connection refused", "dial tcp"], Meaning::NodeAway),
-    // Nodes that are no kubelets give no address.
+    // Nodes that are not kubelets report no address.
     (&["connection refused"], Meaning::Refused),
     // containerd and CRI-O: "read tcp4 127.0.0.1:38268->127.0.0.1:80: read: connection reset by peer"; socat's words too.
     (&["connection reset by peer"], Meaning::Reset),
@@ -61,7 +61,7 @@ const TEXTS: &[(&[&str], Meaning)] = &[
     (&["no such container"], Meaning::PodGone),
 ];
 
-/// Returns the fault that an error text stands for. `port`: the pod's port that was asked for.
+/// Returns the fault that an error text stands for. `port`: the requested port of the pod.
 pub fn classify(text: &str, port: u16) -> StreamFault {
     let detail: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
@@ -86,7 +86,7 @@ fn row(text: &str, port: u16) -> Option<usize> {
     })
 }
 
-/// Returns whether an address with this port is in the text.
+/// Returns whether the text contains an address with this port.
 fn has_port(text: &str, port: u16) -> bool {
     let wanted = port.to_string();
     text.split(':').skip(1).any(|part| {
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// Texts as nodes send them, and the start of the fault's own words. The pod's port is 80.
+    /// Texts that nodes send, and the start of the fault's message. The pod's port is 80.
     const SAMPLES: &[(&str, &str)] = &[
         ("unable to do port forwarding: socat not found", "the tunnel failed: the pod's node has no socat"),
         ("unable to do port forwarding: socat not found.", "the tunnel failed: the pod's node has no socat"),
@@ -165,7 +165,7 @@ mod tests {
         ),
         ("container not running (0a1b)", "the pod is gone"),
         ("Error response from daemon: No such container: 0a1b", "the pod is gone"),
-        // Words that look alike and say something else.
+        // Similar words with another meaning.
         ("host db not found", "the tunnel failed"),
         ("dial tcp4 127.0.0.1:80: connect: connection timed out", "the tunnel failed"),
         (

@@ -1,5 +1,5 @@
-//! State that the tasks and streams of an upgraded connection share: queues in both directions,
-//! and which of the node's workers answer.
+//! State that the tasks and streams of an upgraded connection share: the queues of both directions, and the answers of
+//! the node's workers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,74 +25,75 @@ use crate::{
     },
 };
 
-/// How much a stream may have on its way out before its writer waits.
+/// Bytes that a stream may have in its outbox before its writer waits.
 pub const OUTBOX: usize = 256 * 1024;
 
-/// Most bytes of one write to the socket: large enough to be cheap, small enough that a new request waits little.
+/// Maximum bytes of one write to the socket: large enough to be cheap, small enough that a new request waits little.
 const BATCH: usize = 128 * 1024;
 
-/// A stream that has moved this much is a transfer, beside which others would wait.
+/// A stream that has moved this many bytes is a transfer: other streams would wait for it.
 const TRANSFER: u64 = 1024 * 1024;
 
-/// Error texts of nodes are under 300 bytes.
+/// Maximum bytes kept of an error text. Those of nodes are under 300 bytes.
 pub const LONGEST_REPORT: usize = 4 * 1024;
 
-/// The most data in one frame. A node's queue is limited by frames and not by bytes. So a long path needs long frames to be
-/// filled. On a slow link, where PINGs wait behind data, others would wait behind long frames.
+/// Maximum data in one frame. A node's queue is limited in frames, not in bytes, so a path with a long round trip (5 ms
+/// or more) needs long frames. On a slow link (answers take 500 ms or more), other streams would wait behind long
+/// frames.
 const FRAME: usize = frame::LONGEST_DATA;
 const FRAME_ON_LONG_WAY: usize = OUTBOX;
 const LONG_WAY: Duration = Duration::from_millis(5);
 const SLOW_LINK: Duration = Duration::from_millis(500);
 
-/// With frames of this length for each millisecond of round trip, the half of a window that is always in flight
-/// (18 frames) carries 125 kB in each millisecond: 1 Gbit/s.
+/// Frame length per millisecond of round trip. Half of a window (18 frames) is always in flight; with this length it
+/// carries 125 kB in each millisecond: 1 Gbit/s.
 const FRAME_PER_MILLISECOND: usize = 7 * 1024;
 
-/// 36 of these are 36 MiB, which the node of a pod that stops reading may have to hold.
+/// A window of 36 such frames is 36 MiB, which the node may have to buffer for a pod that stops reading.
 const LONGEST_FRAME: usize = 1024 * 1024;
 
-/// New streams are kept off a lane that has not answered for this long.
+/// A lane that has not answered for this long gets no new streams if another lane has room.
 const SLOW_LANE: Duration = Duration::from_millis(100);
 
-/// A laptop that slept for longer than this may have lost its connections.
+/// After a sleep longer than this, a laptop may have lost its connections.
 const SLEPT: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct State {
     pub session: Session,
-    /// Control frames to send, before any data.
+    /// Control frames to send before any data.
     pub control: BytesMut,
-    /// By our own number: a stream gets its ids when the node learns of it.
+    /// Streams by our own number. A stream gets its SPDY ids when it is announced to the node.
     pub streams: HashMap<u64, Stream>,
     last_stream: u64,
-    /// The stream that the id of a data stream stands for.
+    /// Stream number by the id of its data stream.
     by_id: HashMap<u32, u64>,
-    /// Streams that the node is not told of yet, in turn.
+    /// Streams that are not announced to the node yet, in turn.
     unopened: VecDeque<u64>,
-    /// How many streams each lane has.
+    /// Number of streams on each lane.
     on_lane: [usize; LANES],
-    /// Streams with something to send, in turn.
+    /// Streams with bytes or a FIN to send, in turn.
     pub ready: VecDeque<u64>,
-    /// How many streams are transfers.
+    /// Number of streams that are transfers.
     pub transfers: usize,
     pub queued: usize,
     pub phase: Phase,
-    /// The writer is woken in a moment, by a task of its own.
+    /// A task is about to wake the writer.
     pub is_soon_woken: bool,
-    /// When a stream was last opened or ended.
+    /// When a stream was last opened or dropped.
     pub last_open: Option<Instant>,
     pub pings: Pings,
-    /// When a write last began to wait for the socket, or went on after it had waited; and whether one waits now.
+    /// When a write last began to wait for the socket, or went on after a wait; and whether one waits now.
     pub outbound: Option<Instant>,
     pub is_write_waiting: bool,
-    /// When something last came, by both clocks: the one that timers use stands still while a laptop sleeps.
+    /// When bytes last arrived, by both clocks: the timers' clock stands still while a laptop sleeps.
     pub heard: Option<(Instant, SystemTime)>,
 }
 
 /// One forwarded connection.
 #[derive(Default)]
 pub struct Stream {
-    /// None: the node is not told of it yet.
+    /// `None`: the stream is not announced to the node yet.
     pub pair: Option<Pair>,
     pub inbox: VecDeque<Bytes>,
     pub inbox_bytes: usize,
@@ -103,26 +104,26 @@ pub struct Stream {
     pub writer: Option<Waker>,
     pub local: Local,
     pub is_ready: bool,
-    /// Nobody reads any more: what comes is discarded.
+    /// Its handle is gone: received bytes are discarded.
     pub dropped: bool,
-    /// Bytes were sent and none came back since: the pod may not have read them.
+    /// Bytes were sent, and none came back since: the pod may not have read them.
     pub unanswered: bool,
-    /// How many bytes were put into frames.
+    /// Bytes put into frames.
     sent: u64,
     pub last_received: Option<Instant>,
-    /// When its reader last took something.
+    /// When its reader last took bytes.
     pub last_taken: Option<Instant>,
     transferred: u64,
 }
 
-/// Returns how long a frame may be. `shortest`, `latest`: the times in which PINGs were answered. `is_proven`: the lane has
-/// taken a window of frames, so that its pod reads.
+/// Returns the maximum length of a frame. `shortest`, `latest`: times to the answers of PINGs. `is_proven`: the lane
+/// has taken a whole window of frames, so its pod reads.
 fn longest_frame(shortest: Option<Duration>, latest: Option<Duration>, is_proven: bool) -> usize {
     let (Some(shortest), Some(latest)) = (shortest, latest) else { return FRAME };
     if shortest < LONG_WAY || latest >= SLOW_LINK {
         return FRAME;
     }
-    // If pings take much longer than the shortest one, bytes queue in front of the link: it is full.
+    // If an answer takes much longer than the shortest one, bytes queue in front of the link: it is full.
     let is_full = latest > shortest + shortest / 4;
     if is_full || !is_proven {
         return FRAME_ON_LONG_WAY;
@@ -135,7 +136,7 @@ impl State {
         self.phase.fault()
     }
 
-    /// Takes a new stream; the next [`fill`](Self::fill) that finds a lane with room announces it to the node.
+    /// Adds a stream. The next [`fill`](Self::fill) that finds a lane with room announces it to the node.
     pub fn add_stream(&mut self) -> u64 {
         self.last_stream += 1;
         self.streams.insert(self.last_stream, Stream::default());
@@ -153,33 +154,33 @@ impl State {
         }
     }
 
-    /// Holds the end of our direction of a stream back; returns the reader that has to see to it.
+    /// Holds back the FIN of a stream. Returns the reader that has to set its timer.
     pub fn hold(&mut self, number: u64) -> Option<Waker> {
         let stream = self.streams.get_mut(&number)?;
         stream.local.hold();
         stream.reader.take()
     }
 
-    /// Lets the end of our direction go to the node.
+    /// Lets the FIN of a stream go to the node.
     pub fn release(&mut self, number: u64) {
         if let Some(stream) = self.streams.get_mut(&number) {
             stream.local.release();
         }
     }
 
-    /// Returns the stream that an id stands for, and whether it is the id of its data.
+    /// Returns the number of the stream that an id belongs to, and whether the id is that of its data stream.
     pub fn stream_of(&self, id: u32) -> Option<(u64, bool)> {
         let of_data = self.by_id.get(&id).map(|number| (*number, true));
         of_data.or_else(|| self.by_id.get(&Pair::of_error(id).data).map(|number| (*number, false)))
     }
 
-    /// Returns whether there is something for [`fill`](Self::fill) to do.
+    /// Returns whether [`fill`](Self::fill) has work to do.
     pub fn has_work(&self) -> bool {
         !self.ready.is_empty() || !self.unopened.is_empty()
     }
 
-    /// Appends what is to be sent next: control frames, what opens streams, then one frame of each ready stream in turn,
-    /// as far as their lanes have room.
+    /// Appends the next bytes to send: control frames, frames that open streams, then one frame of each ready stream in
+    /// turn, as far as their lanes have room.
     pub fn fill(&mut self, batch: &mut BytesMut, port: u16) {
         let before = batch.len();
         batch.unsplit(self.control.split());
@@ -219,7 +220,7 @@ impl State {
                 stream.is_ready = true;
                 self.ready.push_back(number);
             } else {
-                // With thousands of connections, the memory of the idle ones decides.
+                // Free the buffer: with thousands of connections, most of the memory is that of idle ones.
                 stream.outbox = BytesMut::new();
             }
             if let Some(waker) = stream.writer.take() {
@@ -229,12 +230,12 @@ impl State {
         }
     }
 
-    /// Tells the node of streams that wait for it, each on the best lane, while there is one with room.
+    /// Announces waiting streams to the node, each on the best lane, while a lane has room.
     fn open_streams(&mut self, batch: &mut BytesMut, port: u16) {
         while let Some(number) = self.unopened.front().copied() {
             let Some(lane) = self.best_lane(Instant::now()) else { return };
             self.unopened.pop_front();
-            // It may have left already.
+            // It may be dropped already.
             let Some(stream) = self.streams.get_mut(&number) else { continue };
             let Some(pair) = self.session.open(port, lane, batch) else {
                 self.phase.retire();
@@ -260,26 +261,27 @@ impl State {
         }
     }
 
-    /// Returns whether an upload may be in the queue of its lane, though its pod has answered. A body within one frame has
-    /// been read by a pod that answers.
+    /// Returns whether an upload may still be in the queue of its lane, although its pod has answered. If a body fits
+    /// into one frame, a pod that answers has read it.
     pub fn is_on_its_way(&self, number: u64) -> bool {
         let upload = self.streams.get(&number).filter(|stream| stream.sent > FRAME as u64);
         let pair = upload.and_then(|stream| stream.pair);
         pair.is_some_and(|pair| self.session.unacknowledged(pair.lane()) > 0)
     }
 
-    /// Returns whether bytes of a stream have not reached its pod yet.
+    /// Returns whether bytes of a stream may not have reached its pod yet.
     pub fn has_more_to_send(&self, number: u64) -> bool {
         self.streams.get(&number).is_some_and(|stream| !stream.outbox.is_empty()) || self.is_on_its_way(number)
     }
 
-    /// Asks every worker of the node for an answer. Until all have come the connection should take no new stream: bytes for
-    /// a pair whose handler has gone hold up a worker of some nodes for good (containerd up to 1.6.21).
+    /// Pings all workers of the node. Until all have answered, the connection should take no new stream: bytes for a
+    /// pair whose handler has gone block a worker of some nodes for good (containerd up to 1.6.21).
     pub fn doubt_lanes(&mut self) {
         if !self.phase.takes_streams() {
             return;
         }
-        // Bytes in flight may be older than the cause.
+        // PINGs in flight may be older than the bytes in doubt, so ask again, unless every lane already owes the answer
+        // to a probe.
         let all_owe = (0..LANES).all(|lane| self.pings.silent_since(lane).is_some());
         if self.session.can_ask() && !(self.phase.is_probing() && all_owe) {
             self.ping(0);
@@ -292,7 +294,7 @@ impl State {
         (0..LANES).all(|lane| self.is_slow(lane, now))
     }
 
-    /// Returns the lane with the fewest streams, of those with room, and if possible of those that answer.
+    /// Returns the lane with the fewest streams, of those with room, preferring lanes that answer.
     fn best_lane(&self, now: Instant) -> Option<usize> {
         (0..LANES)
             .filter(|lane| self.session.has_room_to_open(*lane))
@@ -303,20 +305,20 @@ impl State {
         self.pings.silent_since(lane).is_some_and(|since| now.duration_since(since) >= SLOW_LANE)
     }
 
-    /// Returns how much a stream may have on its way out before its writer waits: enough for a frame.
+    /// Returns how many bytes a stream may have in its outbox before its writer waits: enough for a frame.
     pub fn outbox(&self, number: u64) -> usize {
         let pair = self.streams.get(&number).and_then(|stream| stream.pair);
         let is_proven = pair.is_some_and(|pair| self.session.has_taken_a_window(pair.data));
         longest_frame(self.pings.shortest(), self.pings.latest(), is_proven).max(OUTBOX)
     }
 
-    /// Queues a PING for each lane. `ahead`: how many bytes of the batch that is being filled leave before it.
+    /// Queues a PING for each lane. `ahead`: bytes of the present batch that leave before it.
     pub fn ping(&mut self, ahead: usize) {
         self.pings.queued(self.session.asks(), ahead + self.control.len(), Instant::now());
         self.session.ping_every_lane(&mut self.control);
     }
 
-    /// Returns what is known of the connection's life. `inbound`: when bytes last came.
+    /// Returns the signs of life of the connection. `inbound`: when bytes last arrived.
     pub fn signs(&self, inbound: Instant) -> Signs {
         Signs {
             inbound,
@@ -332,20 +334,20 @@ impl State {
         }
     }
 
-    /// Takes note that a write begins to wait for the socket, or goes on after it has waited.
+    /// Records that a write begins to wait for the socket, or goes on after a wait.
     pub fn write_waits(&mut self, waits: bool) {
         self.is_write_waiting = waits;
         self.outbound = Some(Instant::now());
     }
 
-    /// Returns whether more time has passed since something came than the timers know of.
+    /// Returns whether the laptop has slept since bytes last arrived: more time has passed than the timers know of.
     pub fn has_slept(&self) -> bool {
         self.heard.is_some_and(|(at, wall)| {
             wall.elapsed().is_ok_and(|by_wall| by_wall > at.elapsed() + SLEPT) && self.fault().is_none()
         })
     }
 
-    /// Takes a PING; returns whether it lets a lane go on.
+    /// Handles a PING. Returns whether a lane can go on.
     pub fn on_ping(&mut self, id: u32, now: Instant) -> bool {
         let Some((lane, ask)) = self.session.on_ping(id, &mut self.control) else { return false };
         self.pings.answered(lane, ask, now);
@@ -357,17 +359,17 @@ impl State {
 }
 
 impl Stream {
-    /// Returns whether others would wait beside it: it has moved much data.
+    /// Returns whether the stream has moved so much data that other streams would wait for it.
     pub fn is_transfer(&self) -> bool {
         self.transferred >= TRANSFER
     }
 
-    /// Returns whether much data has come on it.
+    /// Returns whether the stream has received much data.
     pub fn is_download(&self) -> bool {
         self.transferred - self.sent >= TRANSFER
     }
 
-    /// Takes note that bytes have gone or come; `transfers`: how many of the streams are.
+    /// Counts moved bytes. `transfers`: the number of streams that are transfers.
     pub fn count(&mut self, bytes: usize, transfers: &mut usize) {
         let was_transfer = self.is_transfer();
         self.transferred += bytes as u64;
@@ -380,22 +382,22 @@ impl Stream {
         }
     }
 
-    /// Returns whether the pod has sent something since our last byte.
+    /// Returns whether the pod has sent bytes since our last byte.
     pub fn is_answered(&self) -> bool {
         self.last_received.is_some() && !self.unanswered
     }
 
-    /// Returns whether somebody may wait for what comes.
+    /// Returns whether a client may wait for the pod's bytes.
     pub fn has_client(&self) -> bool {
         !self.dropped && (self.local != Local::Held || self.unanswered || self.inbox_bytes > 0)
     }
 
-    /// Returns whether nothing more can come: the error stream ends after the data stream.
+    /// Returns whether no more bytes can arrive: the error stream ends after the data stream.
     pub fn is_over(&self) -> bool {
         self.remote.is_over()
     }
 
-    /// Returns how the stream has ended, once its inbox is empty. None: it has not.
+    /// Returns how the stream has ended, once its inbox is empty. `None`: it has not.
     pub fn end(&self, port: u16) -> Option<Result<(), StreamFault>> {
         if !self.is_over() {
             return None;

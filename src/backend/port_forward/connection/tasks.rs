@@ -1,4 +1,4 @@
-//! The two tasks of an upgraded connection: one writes what the streams have to say, one reads and hands on what comes.
+//! The two tasks of an upgraded connection: one writes the frames of all streams, one reads and dispatches frames.
 
 use std::{
     future::poll_fn,
@@ -27,16 +27,17 @@ use crate::{
 
 const READ: usize = 64 * 1024;
 
-/// A stream that has its connection to itself is not read further while this much waits for its reader.
+/// Maximum bytes buffered for a stream that is alone on its connection. Then adit stops reading the connection.
 const STREAM_QUEUE: usize = 1024 * 1024;
 
-/// While streams share a connection, reading goes on until this much waits: then all wait for the slowest reader. Where
-/// one of the others waits for an answer, there is room for what is on its way before it.
+/// Maximum bytes buffered for all streams of a shared connection. Then all streams wait for the slowest reader. If
+/// another stream waits for an answer, the limit is twice as high, because bytes of the slow one may be ahead of that
+/// answer.
 const CONNECTION_QUEUE: usize = 32 * 1024 * 1024;
 const CONNECTION_QUEUE_IN_NEED: usize = 2 * CONNECTION_QUEUE;
 
-/// A reader that takes nothing while the others wait for it is reset: after a second where one of them has asked something
-/// of its pod, later where none has. A slow reader takes bytes again and again.
+/// A reader that takes nothing while other streams wait is reset: after 1 s if one of them waits for an answer, else
+/// after 30 s. A slow reader takes bytes again and again.
 const STALLED: Duration = Duration::from_secs(1);
 const STALLED_UNNOTICED: Duration = Duration::from_secs(30);
 
@@ -54,7 +55,7 @@ pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
         if batch.is_empty() {
             batch = BytesMut::new();
             shared.write.notified().await;
-            // Whoever else has something to say at this moment says it first: one write instead of many.
+            // Let other tasks append their bytes first: one write instead of many.
             tokio::task::yield_now().await;
             continue;
         }
@@ -68,11 +69,11 @@ pub async fn write(shared: Arc<Shared>, mut io: WriteHalf<BoxedIo>) {
             shared.look.notify_one();
         }
     }
-    // The reader ends with the connection; an error here means that it has ended already.
+    // The reader ends with the connection. An error means that it has already ended.
     let _ = io.shutdown().await;
 }
 
-/// Writes a batch, and takes note of each time that the socket makes it wait.
+/// Writes a batch, and records each wait for the socket.
 async fn write_batch(shared: &Shared, io: &mut WriteHalf<BoxedIo>, batch: &[u8]) -> io::Result<()> {
     let mut rest = batch;
     while !rest.is_empty() {
@@ -122,11 +123,12 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             deadline
         };
         if input.is_empty() {
-            // The buffer is given back while the connection is idle, and otherwise shared with the queues.
+            // The buffer is freed while the connection is idle, and shared with the queues otherwise.
             input.reserve(READ);
         }
-        // All arms are cancel-safe: no byte is lost with a read that is dropped.
+        // All arms are cancel-safe: dropping the read loses no byte.
         select! {
+            // Reads first, so that bytes that have arrived count before a deadline that has passed.
             biased;
             read = io.read_buf(&mut input) => match read {
                 Ok(0) => break StreamFault::Lost { detail: "the API server or the node closed it".to_owned() },
@@ -140,21 +142,21 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             break StreamFault::Lost { detail: error.to_string() };
         }
         if wait_for_readers(&shared).await {
-            // Frames that arrived meanwhile are still unread.
+            // The silence was adit's pause, not the node's: frames that arrived meanwhile are still unread.
             last_inbound = Instant::now();
         }
     };
     shared.die(fault);
 }
 
-/// Acts on the signs of the connection's life, and returns when to look again.
+/// Acts on the signs of life of the connection. Returns when to look again.
 fn look(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault> {
     loop {
         match state.signs(last_inbound).judge(Instant::now()) {
             Verdict::Fine(again) => return Ok(again),
             Verdict::Ping => state.ping(0),
             Verdict::Retire => {
-                // Held up by a pod that does not read, or for good by bytes that nobody will read.
+                // A pod that does not read blocks it, or bytes for a closed stream block it for good.
                 debug!("a worker of the node hangs: the upgraded connection takes no new streams");
                 state.phase.retire();
             }
@@ -167,7 +169,7 @@ fn look(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault
     }
 }
 
-/// Takes what has come, and wakes those who wait for it.
+/// Dispatches received frames, and wakes the streams that wait for them.
 fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Result<(), frame::FrameError> {
     let now = Instant::now();
     let mut state = shared.lock();
@@ -227,7 +229,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
     Ok(())
 }
 
-/// Draws conclusions from the end of a stream.
+/// Handles the end of a stream: a pod that is gone, and uploads that the pod may not have read.
 fn on_end(shared: &Shared, state: &mut State, number: u64) {
     let Some(stream) = state.streams.get_mut(&number) else { return };
     let end = stream.end(shared.port);
@@ -245,7 +247,7 @@ fn on_end(shared: &Shared, state: &mut State, number: u64) {
     }
 }
 
-/// Waits while there is more to be read by others than may be queued. Returns whether it has waited.
+/// Waits while the queues are full. Returns whether it has waited.
 async fn wait_for_readers(shared: &Shared) -> bool {
     let since = Instant::now();
     let mut has_waited = false;
@@ -259,13 +261,12 @@ async fn wait_for_readers(shared: &Shared) -> bool {
             }
         }
         has_waited = true;
-        // Somebody may begin to wait for an answer meanwhile.
+        // Look again after a while: another stream may begin to wait for an answer.
         let _ = timeout_at(Instant::now() + STALLED, shared.read.notified()).await;
     }
 }
 
-/// Returns whether more may be read; resets a reader that has stopped the others for too long. `since`: when nothing was
-/// read any more.
+/// Returns whether more may be read. Resets a reader that has blocked the others for too long. `since`: when reading stopped.
 fn has_room(state: &mut State, since: Instant) -> bool {
     if state.queued <= STREAM_QUEUE {
         return true;
@@ -282,7 +283,7 @@ fn has_room(state: &mut State, since: Instant) -> bool {
     if !has_others {
         return stream.inbox_bytes <= STREAM_QUEUE;
     }
-    // New streams go elsewhere.
+    // New streams use another connection.
     if stream.inbox_bytes > STREAM_QUEUE {
         state.phase.retire();
     }
@@ -294,7 +295,7 @@ fn has_room(state: &mut State, since: Instant) -> bool {
         return false;
     }
     debug!("a reader that takes nothing is reset: others on its connection wait");
-    // Its reader gets an error: bytes are missing at the end.
+    // Its reader gets an error, because bytes at the end are missing.
     stream.remote.reset();
     stream.wake();
     if let Some(pair) = stream.pair {

@@ -20,7 +20,7 @@ mod slow;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A node that does what its test says.
+/// A scripted node.
 struct Node {
     stream: DuplexStream,
     parser: Parser,
@@ -49,7 +49,7 @@ impl Node {
         }
     }
 
-    /// Takes the three frames that open a pair.
+    /// Reads the three frames that open a pair.
     async fn accept(&mut self) -> Pair {
         let Frame::SynStream { id: error, headers, .. } = self.frame().await else { panic!("no error stream") };
         assert_eq!(self.headers.decode(&headers).unwrap()[0], ("streamtype".to_owned(), "error".to_owned()));
@@ -66,7 +66,7 @@ impl Node {
         self.stream.write_all(&out).await.unwrap();
     }
 
-    /// Opens a stream and takes it.
+    /// Opens a stream, and reads its frames on the node's side.
     async fn open(&mut self, connection: &Arc<Connection>) -> (BoxedIo, Pair) {
         let stream = connection.open().unwrap();
         (stream, self.accept().await)
@@ -132,7 +132,7 @@ async fn a_pod_that_is_gone_takes_no_new_streams_and_the_others_live_on() {
     assert_eq!(&word, b"still here");
 }
 
-/// Returns a stream that has asked `?` and ended its direction, and what reads the answer.
+/// Returns a stream that has sent `?` and its FIN, and a task that reads the answer.
 async fn ask_and_end(connection: &Arc<Connection>, node: &mut Node) -> (Pair, JoinHandle<(String, Instant)>) {
     let mut stream = connection.open().unwrap();
     stream.write_all(b"?").await.unwrap();
@@ -185,7 +185,7 @@ async fn a_pod_that_answers_while_it_still_reads_is_not_cut_off() {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.map(|_| answer)
     });
-    // The node does not say that its worker has the upload.
+    // The node does not acknowledge that its worker has the upload.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(!reading.is_finished());
     node.send(pair.data, b", and the rest", false).await;
@@ -236,7 +236,7 @@ async fn a_connection_that_answers_lives_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_hangs_behind_unread_bytes_retires_the_connection() {
-    // The others answer, or the whole node hangs.
+    // The other workers answer, or the whole node hangs.
     for (answers, retired_after) in [(LANES - 1, PROBE), (0, Duration::from_secs(5))] {
         let (connection, mut node, _) = Node::new();
         let mut stream = connection.open().unwrap();
@@ -312,7 +312,7 @@ async fn after_a_sleep_a_connection_is_asked_before_it_is_used() {
     assert_eq!(connection.opening(), Opening::Open, "it has answered");
 }
 
-/// A node's worker has a queue of 50 frames; a full one stops everything on the connection.
+/// Frames that the queue of a node's worker holds. A full queue stops the whole connection.
 const QUEUE: usize = 50;
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Interim responses that the client has not got yet.
+//! Interim responses that are not sent to the client yet.
 
 use std::{
     sync::{Mutex, MutexGuard},
@@ -8,10 +8,10 @@ use std::{
 use bytes::BytesMut;
 use futures::task::AtomicWaker;
 
-/// How much waits for a client that does not read; the rest is left out.
+/// Maximum bytes waiting for a client that does not read; the rest is dropped.
 const LONGEST: usize = 64 * 1024;
 
-/// The heads of interim responses to the request that is being answered.
+/// Heads of interim responses to the request that is being answered.
 #[derive(Default)]
 pub struct InterimHeads {
     waiting: Mutex<Waiting>,
@@ -20,13 +20,13 @@ pub struct InterimHeads {
 
 #[derive(Default)]
 struct Waiting {
-    /// Of which request of the connection.
+    /// Number of the request on its connection.
     number: u64,
     heads: BytesMut,
 }
 
 impl InterimHeads {
-    /// Begins with those of the next request, and returns its number.
+    /// Starts with the next request, and returns its number.
     pub fn hear(&self) -> u64 {
         let mut waiting = self.lock();
         waiting.heads.clear();
@@ -34,7 +34,7 @@ impl InterimHeads {
         waiting.number
     }
 
-    /// Has a head sent before the answer to the request `number`, if that has not been answered.
+    /// Queues a head before the answer to request `number`, unless that request has been answered.
     pub fn tell(&self, number: u64, head: &[u8]) {
         let mut waiting = self.lock();
         if waiting.number == number && waiting.heads.len() + head.len() <= LONGEST {
@@ -44,18 +44,18 @@ impl InterimHeads {
         }
     }
 
-    /// Has the server's task woken when there is a head: it flushes, and that is when the client gets it.
+    /// Registers the server's task, which is woken for each head. The server then flushes, and the flush sends the head.
     pub fn register(&self, server: &Waker) {
         self.server.register(server);
     }
 
-    /// Returns whether there are heads of the request `number` that were not sent yet.
+    /// Returns whether heads for request `number` are still waiting.
     pub fn is_waiting(&self, number: u64) -> bool {
         let waiting = self.lock();
         waiting.number == number && !waiting.heads.is_empty()
     }
 
-    /// Says that the request `number` is answered: what was not sent by now belongs nowhere.
+    /// Drops the waiting heads of request `number`, which has been answered.
     pub fn forget(&self, number: u64) {
         let mut waiting = self.lock();
         if waiting.number == number {
@@ -63,7 +63,7 @@ impl InterimHeads {
         }
     }
 
-    /// Takes what is to be sent; the server has flushed what belongs before it.
+    /// Takes the waiting heads. The caller has flushed the earlier answers.
     pub(in super::super) fn take(&self) -> BytesMut {
         std::mem::take(&mut self.lock().heads)
     }

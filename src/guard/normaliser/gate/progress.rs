@@ -1,4 +1,4 @@
-//! Whether a connection answers requests: how long its client may be silent depends on it.
+//! Tracks whether a connection answers requests. The timeouts of its client depend on that.
 
 use std::{
     sync::{
@@ -10,36 +10,36 @@ use std::{
 
 use futures::task::AtomicWaker;
 
-/// The requests of a connection.
+/// Requests in progress on a connection.
 #[derive(Default)]
 pub struct Progress {
     answering: AtomicUsize,
-    /// Heads that were let through and are not being answered yet.
+    /// Heads that have passed but are not being answered yet.
     let_through: AtomicUsize,
     normaliser: AtomicWaker,
 }
 
-/// A request that is being answered, until this is dropped.
+/// Counts as a request in progress until it is dropped.
 pub struct Busy(Arc<Progress>);
 
 impl Progress {
-    /// Says that a head has been let through to the server.
+    /// Records that a head has passed to the server.
     pub(in super::super) fn let_through(&self) {
         self.let_through.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Says that the server answers a request.
+    /// Records that the server begins to answer a request.
     pub fn begin(self: &Arc<Self>) -> Busy {
         let busy = self.another();
         let less = |heads: usize| heads.checked_sub(1);
-        // There is none where the answer is to something else than a head.
+        // There is no such head if the server answers bytes that are not a request.
         let _ = self.let_through.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         busy
     }
 
-    /// Returns whether a request is being answered, or about to be. The normaliser is woken when that ends.
+    /// Returns whether a request is or will be answered. The end of the last one wakes `normaliser`.
     pub(in super::super) fn is_busy(&self, normaliser: &Waker) -> bool {
-        // Registered first: the answer may end in between.
+        // Register first, because the answer may end in between.
         self.normaliser.register(normaliser);
         self.answering.load(Ordering::Acquire) > 0 || self.let_through.load(Ordering::Relaxed) > 0
     }
@@ -51,7 +51,7 @@ impl Progress {
 }
 
 impl Busy {
-    /// Returns one more for the same connection.
+    /// Returns another guard for the same connection.
     pub fn another(&self) -> Self {
         self.0.another()
     }
@@ -83,7 +83,7 @@ mod tests {
         assert!(progress.is_busy(&waker), "the body goes on");
         drop(body);
         assert!(!progress.is_busy(&waker));
-        // An answer to something else than a head.
+        // An answer to bytes that are not a request.
         drop(progress.begin());
         assert!(!progress.is_busy(&waker));
     }

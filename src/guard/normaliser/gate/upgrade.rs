@@ -1,4 +1,4 @@
-//! Holds the bytes behind a request with an Upgrade header until its answer.
+//! Holds back the bytes after a request with an Upgrade header until its answer is known.
 
 use std::{
     sync::atomic::{AtomicU8, Ordering},
@@ -11,7 +11,7 @@ const WAITING: u8 = 0;
 const HTTP: u8 = 1;
 const SWITCHED: u8 = 2;
 
-/// Meaning of the bytes behind such a request.
+/// Protocol of the bytes after such a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {
     Http,
@@ -19,7 +19,7 @@ pub enum Follows {
     Switched,
 }
 
-/// How the last request with an Upgrade header was answered.
+/// Answer to the last request with an Upgrade header.
 #[derive(Default)]
 pub struct Upgrade {
     state: AtomicU8,
@@ -27,16 +27,16 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// Says how such a request was answered: whether the protocol has been switched.
+    /// Records whether the answer has switched the protocol.
     pub fn answered(&self, switched: bool) {
         self.state.store(if switched { SWITCHED } else { HTTP }, Ordering::Release);
         self.normaliser.wake();
     }
 
-    /// Returns what follows, once. None: the answer is due; the normaliser is woken when it has come.
+    /// Returns the protocol that follows, once. `None`: there is no answer yet; it will wake `normaliser`.
     pub(in super::super) fn take(&self, normaliser: Option<&Waker>) -> Option<Follows> {
         if let Some(normaliser) = normaliser {
-            // Registered first: the answer may come in between.
+            // Register first, because the answer may come in between.
             self.normaliser.register(normaliser);
         }
         match self.state.swap(WAITING, Ordering::Acquire) {

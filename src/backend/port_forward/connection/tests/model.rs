@@ -1,10 +1,10 @@
-//! A model of a node, with workers that hold each other up, against streams that do anything in any order.
+//! A model of a node, whose workers block each other, against streams that do anything in any order.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::*;
 
-/// Numbers that look random and are the same each time (Steele, Lea, Flood: SplitMix64).
+/// Deterministic pseudo-random numbers (Steele, Lea, Flood: SplitMix64).
 struct Random(u64);
 
 impl Random {
@@ -15,7 +15,7 @@ impl Random {
     }
 }
 
-/// The byte at a place of what a stream carries: another sequence for each stream.
+/// Returns the byte at a position of a stream's data: each stream has another sequence.
 fn byte_at(stream: u32, place: usize) -> u8 {
     (place.wrapping_mul(31) ^ (place >> 8) ^ stream as usize) as u8
 }
@@ -25,13 +25,13 @@ fn byte_at(stream: u32, place: usize) -> u8 {
 struct Pod {
     received: usize,
     sent: usize,
-    /// Its pod does not read for now, and holds its lane up.
+    /// The pod does not read for now, and blocks its lane.
     stalls: bool,
     ended: bool,
 }
 
-/// A node as the measurements have it: five workers with queues of 50 frames, held up by pods that do not read. It
-/// takes and does things in an order that a seed decides, and checks that no queue is ever full.
+/// A node as measured: five workers with queues of 50 frames, which pods that do not read block. A seed decides the
+/// order of all steps. Checks that no queue is ever full.
 async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) -> HashMap<u32, Pod> {
     const QUEUE: usize = 50;
     let (mut random, mut parser, mut headers, mut input) =
@@ -41,7 +41,7 @@ async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) 
     let (mut pings, mut out) = (0, BytesMut::new());
     loop {
         let is_over = stop.load(Ordering::SeqCst);
-        // Some frames come in, whole ones: the model's pieces of a frame count as one.
+        // Whole frames arrive: pieces of one frame in the model count as one.
         for _ in 0..random.below(8) {
             match parser.next(&mut input).expect("SPDY") {
                 Some(Frame::SynStream { id, headers: block, .. }) => {
@@ -57,7 +57,7 @@ async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) 
                 Some(frame @ Frame::Data { id, .. }) => {
                     let lane = &mut lanes[lane_of(id)];
                     match (lane.back_mut(), frame) {
-                        // The rest of a frame whose beginning waits already.
+                        // The rest of a frame whose beginning is in the queue.
                         (
                             Some(Frame::Data { id: last, payload, fin: false }),
                             Frame::Data { payload: more, fin, .. },
@@ -77,7 +77,7 @@ async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) 
         for lane in &lanes {
             assert!(lane.len() <= QUEUE, "a queue of {} frames stops the whole connection", lane.len());
         }
-        // A worker takes something.
+        // A worker takes a frame.
         let number = random.below(LANES);
         let is_held_up = matches!(lanes[number].front(), Some(Frame::Data { id, .. }) if pods.get(id).is_some_and(|pod| pod.stalls && !is_over));
         if !is_held_up {
@@ -94,7 +94,7 @@ async fn model_node(mut stream: DuplexStream, seed: u64, stop: Arc<AtomicBool>) 
                 _ => {}
             }
         }
-        // A pod says something, or stalls, or goes on.
+        // A pod sends bytes, stalls, or goes on.
         if let Some(id) = pods.keys().copied().nth(random.below(pods.len().max(1))) {
             let pod = pods.get_mut(&id).unwrap();
             match random.below(40) {
@@ -168,7 +168,7 @@ async fn in_any_order_of_events_the_bytes_that_go_in_come_out() {
                             assert_eq!(*byte, byte_at(id, received));
                             received += 1;
                         }
-                        // A reader that is slow from time to time.
+                        // The reader is slow from time to time.
                         if received % 7 == 0 {
                             tokio::time::sleep(Duration::from_millis(pause * 3)).await;
                         }

@@ -1,4 +1,4 @@
-//! Streams that share a connection: crowds that come and go, and readers of different speed.
+//! Streams that share a connection: bursts of streams, and readers of different speed.
 
 use super::*;
 
@@ -29,7 +29,7 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
                     }
                 }
                 Frame::Ping { id } => {
-                    // It has taken what was in the queue before it.
+                    // The worker has taken the frames queued before the PING.
                     tokio::time::sleep(Duration::from_micros(200)).await;
                     queued[pings % LANES] = 0;
                     pings += 1;
@@ -48,7 +48,7 @@ async fn a_crowd_that_comes_at_once_is_let_in_as_fast_as_the_workers_answer() {
     timeout(Duration::from_secs(1), async { tokio::join!(serving, asking) }).await.expect("nobody waits for long");
 }
 
-/// Answers each byte of `asking` with one, and sends `total` bytes to `reading` in between.
+/// Answers each byte on `asking` with one byte, and sends the remaining bytes on `reading` in between.
 async fn serve_both(node: &mut Node, reading: Pair, asking: Pair, mut left: usize) {
     let piece = vec![7; 64 * 1024];
     loop {

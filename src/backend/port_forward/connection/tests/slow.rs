@@ -1,8 +1,8 @@
-//! Slow links: the bytes of an upload, or those of a download, are ahead of every answer.
+//! Slow links: bytes of an upload or a download are ahead of every answer.
 
 use super::*;
 
-/// A link to a node: a buffer, as of this machine's and those of proxies, and a bandwidth behind it.
+/// A link to a node: a buffer like those of this machine and of proxies, and a bandwidth after it.
 struct Link {
     buffer: usize,
     /// Bytes per second.
@@ -15,7 +15,7 @@ impl Link {
         (Connection::start(Box::new(near), 80, Arc::new(Fate::new(Arc::default()))), far)
     }
 
-    /// Reads what passes in some 100 ms, and waits that long.
+    /// Reads the bytes that pass in about 100 ms, and waits that long.
     async fn pass(&self, far: &mut DuplexStream, input: &mut BytesMut) {
         let started = Instant::now();
         let mut left = self.bandwidth / 10;
@@ -36,7 +36,7 @@ async fn an_upload_on_a_slow_link_arrives_whole_and_its_connection_stays_in_use(
     for (buffer, kbits, bytes) in [
         (64 * 1024, 256, 1_300_000),
         (1 << 20, 256, 1_300_000),
-        // A proxy that takes all at once: nothing moves for 40 s, as far as can be seen.
+        // A proxy that takes everything at once: no visible progress for 40 s.
         (4 << 20, 256, 1_300_000),
         (1 << 20, 1_000, 6_000_000),
         (4 << 20, 1_000, 6_000_000),
@@ -101,7 +101,7 @@ async fn small_requests_beside_a_download_on_a_slow_link_retire_nothing() {
     let (connection, far) = Link { buffer: 16 * 1024, bandwidth: 1 }.connection();
     let (mut reader, mut writer) = tokio::io::split(far);
     let mut download = connection.open().unwrap();
-    // Bytes of the node pass a queue of 1 MB at 1 Mbit/s.
+    // The node's bytes pass through a queue of 1 MB at 1 Mbit/s.
     let (say, mut said) = tokio::sync::mpsc::channel::<Bytes>(64);
     let of_pings = say.clone();
     let passing = tokio::spawn(async move {
