@@ -1,5 +1,5 @@
-//! The heads of a request and its answer, and their bodies where a person asked for them. Secrets are in them: only
-//! [`super::hidden`] makes them fit to be shown.
+//! The heads of a request and its response, and their bodies while a person records them. All of them may hold secrets: display
+//! them only through [`super::hidden`].
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -7,10 +7,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
 use super::recorder::Recorder;
 
-/// How large a head may be that is kept, in bytes. 16 KiB is what browsers with many cookies send.
+/// Maximum bytes of a recorded head. Browsers with many cookies send up to 16 KiB.
 const LONGEST_HEAD: usize = 16 * 1024;
 
-/// How much of a body is kept.
+/// Maximum bytes kept of a body.
 pub const LONGEST_BODY: usize = 256 * 1024;
 
 /// Recording of one request.
@@ -18,22 +18,22 @@ pub struct Exchange {
     /// Path and query, as the client sent them.
     pub target: Box<str>,
     pub version: Version,
-    /// It came by https.
+    /// Whether the client used https.
     pub is_tls: bool,
-    /// Its headers. None: they were longer than is kept.
+    /// Request headers. `None`: longer than [`LONGEST_HEAD`].
     pub request: Option<Head>,
-    /// Those of the answer. Empty: there was none of a pod.
+    /// Response headers. Unset: no pod has responded.
     pub response: OnceLock<Option<Head>>,
-    /// Set where bodies of its route are recorded.
+    /// Request body, if bodies of the route are recorded.
     pub request_body: OnceLock<Arc<KeptBody>>,
     pub response_body: OnceLock<Arc<KeptBody>>,
 }
 
-/// Headers in one piece of memory: slices of what the client sent would keep whole buffers alive.
+/// Headers copied into one allocation. Slices of the received bytes would keep whole buffers alive.
 pub struct Head(Box<[u8]>);
 
 impl Head {
-    /// Returns None where they are longer than is kept.
+    /// Returns `None` if the headers are longer than [`LONGEST_HEAD`].
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 2).sum();
         if length > LONGEST_HEAD {
@@ -41,7 +41,7 @@ impl Head {
         }
         let mut bytes = Vec::with_capacity(length);
         for (name, value) in headers {
-            // Neither has a line's end in it.
+            // Neither a name nor a value can contain a line feed.
             for part in [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"] {
                 bytes.extend_from_slice(part);
             }
@@ -88,23 +88,23 @@ impl Exchange {
         }
     }
 
-    /// Returns how many bytes of heads it keeps.
+    /// Returns the bytes of its heads.
     pub fn size(&self) -> usize {
         let head = |head: Option<&Head>| head.map_or(0, |head| head.0.len());
         self.target.len() + head(self.request.as_ref()) + head(self.response.get().and_then(Option::as_ref))
     }
 }
 
-/// Extension of a request that marks a replay.
+/// Request extension that marks a replay.
 #[derive(Clone, Debug)]
 pub struct ReplayOf {
-    /// The entry of the journal.
+    /// Id of the original entry.
     pub id: u64,
-    /// The tunnel that the first one took, and that this one has to take.
+    /// Tunnel of the original request, which the replay must use too.
     pub tunnel: Arc<str>,
 }
 
-/// A body, as far as it is kept.
+/// The kept part of a body.
 pub struct KeptBody {
     recorder: Weak<Recorder>,
     state: Mutex<State>,
@@ -122,7 +122,7 @@ impl KeptBody {
         Self { recorder, state: Mutex::default() }
     }
 
-    /// Takes the next bytes. Beyond the limit it only counts them.
+    /// Adds the next bytes. Beyond the limit, only counts them.
     pub fn add(&self, bytes: &[u8]) {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.total += bytes.len() as u64;
@@ -135,14 +135,14 @@ impl KeptBody {
         }
     }
 
-    /// Forgets the bytes: others need the room.
+    /// Drops the bytes to make room for others, and returns their number.
     pub(super) fn forget(&self) -> usize {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.is_cut |= !state.bytes.is_empty();
         std::mem::take(&mut state.bytes).len()
     }
 
-    /// Returns what is kept, how long the body was so far, and whether that is all of it.
+    /// Returns the kept bytes, the body's length so far, and whether these bytes are all of it.
     pub fn kept(&self) -> (Vec<u8>, u64, bool) {
         let state = self.state.lock().expect("no panic while the lock is held");
         (state.bytes.clone(), state.total, !state.is_cut)

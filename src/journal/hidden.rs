@@ -3,27 +3,27 @@
 /// Headers whose values are secrets.
 const HEADERS: &[&str] = &["authorization", "cookie", "set-cookie", "proxy-authorization", "x-api-key"];
 
-/// Words in a name that say that its value is one.
+/// Words in a name whose value is a secret.
 const WORDS: &[&str] = &["token", "secret", "password"];
 
-/// Returns whether the value of a header or a parameter of this name is a secret.
+/// Returns whether a header or a parameter with this name has a secret value.
 pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
 }
 
-/// Returns a value as it may be shown.
+/// Returns the value, with its secrets hidden.
 pub fn shown(name: &str, value: &[u8]) -> String {
     if is_secret(name) {
         return hidden(value.len());
     }
     let text = String::from_utf8_lossy(value);
-    // Referer, Location and others are URLs, and their queries have parameters too.
+    // Referer, Location and others are URLs, whose queries may hold secrets too.
     let is_url = text.starts_with('/') || text.starts_with("http://") || text.starts_with("https://");
     if is_url { target(&text) } else { text.into_owned() }
 }
 
-/// Returns the target of a request as it may be shown: its query without secrets.
+/// Returns a request target with the secrets of its query hidden.
 pub fn target(target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
     let pair = |pair: &str| match pair.split_once('=') {
@@ -33,7 +33,7 @@ pub fn target(target: &str) -> String {
     format!("{path}?{}", query.split('&').map(pair).collect::<Vec<_>>().join("&"))
 }
 
-/// Returns what stands for a value of so many bytes.
+/// Returns the replacement for a secret of this many bytes.
 pub fn hidden(length: usize) -> String {
     format!("(hidden, {length} bytes)")
 }
