@@ -1,4 +1,5 @@
-//! `POST /api/v1/requests/ID/replay`: a request again, as it was or edited; `POST /api/v1/record`: bodies of a route.
+//! `POST /api/v1/requests/ID/replay` sends a request again, unchanged or edited. `POST /api/v1/record` records the bodies of a
+//! route.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use crate::{
     journal::{Entry, hidden},
 };
 
-/// For how long bodies may be recorded.
+/// Maximum duration of a recording.
 const LONGEST_RECORD_MINUTES: u64 = 60;
 
 /// Edits of a request. An absent key keeps the original value.
@@ -49,14 +50,14 @@ pub struct RecordRequest {
     pub minutes: u64,
 }
 
-/// Sends recorded requests again for the API; the application implements it.
+/// Replays requests for the API; the application implements it.
 pub trait Replayer: Send + Sync {
-    /// Sends a request the way that a client's goes, and waits for the end of the answer.
-    /// `of`: the entry that it repeats; `tunnel`: where it may go; `is_tls`: it comes as by https.
+    /// Sends a request through the same code as a client's, and waits for the end of the response. `of`: id of the original
+    /// entry; `tunnel`: the tunnel that it must use; `is_tls`: whether the client used https.
     fn replay(&self, request: Request<Bytes>, of: u64, tunnel: Arc<str>, is_tls: bool) -> BoxFuture<'_, ()>;
 }
 
-/// Answers a request to send another one again.
+/// Answers a request for a replay.
 pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Response<Body> {
     let edits: ReplayRequest = match read(request) {
         Ok(edits) => edits,
@@ -89,7 +90,7 @@ pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Resp
     }
 }
 
-/// Answers a request to record bodies.
+/// Answers a request for a recording.
 pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
     let RecordRequest { route, minutes } = match read(request) {
         Ok(wanted) => wanted,
@@ -100,7 +101,7 @@ pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
     empty(NO_CONTENT)
 }
 
-/// Reads the body of a request; none is `{}`.
+/// Parses the body of a request; an empty one counts as `{}`.
 fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response<Body>>> {
     let body: &[u8] = if request.body().is_empty() { b"{}" } else { request.body() };
     serde_json::from_slice(body).map_err(|error| {
@@ -109,7 +110,7 @@ fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response
     })
 }
 
-/// Returns the request that is sent, where it may go, and whether it comes as by https.
+/// Returns the request to send, its tunnel, and whether it counts as https.
 fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str>, bool), String> {
     let has_new_body = edits.text.is_some() || edits.base64.is_some();
     if let Some(reason) = no_replay(entry).filter(|reason| !(has_new_body && reason.contains("body"))) {
@@ -157,7 +158,8 @@ fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, Arc<str
     Ok((request, tunnel, exchange.is_tls))
 }
 
-/// Returns the edited headers: where one has the hidden text of a first one, it has its value. Host stays: it is the route.
+/// Returns the edited headers. A value that equals the hidden form of an original value stands for that value. Host is kept,
+/// because it selects the route.
 fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, value) in edited {
