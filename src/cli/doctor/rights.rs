@@ -17,7 +17,7 @@ use crate::{
 
 const GROUP: Group = Group::Rights;
 
-/// Minor version from which a WebSocket needs `create` too (KEP-2862).
+/// Minor version from which a WebSocket needs `create` too (KEP-4006, feature AuthorizePodWebsocketUpgradeCreatePermission).
 const WEBSOCKETS_NEED_CREATE: u32 = 35;
 
 /// Returns the checks of a context. `minor`: minor version of the API server.
