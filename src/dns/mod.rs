@@ -4,7 +4,7 @@
 //!
 //! | system | names below localhost | names below others, for a wildcard | single names |
 //! |---|---|---|---|
-//! | Linux with systemd-resolved | it answers them (systemd-resolved.service(8)) | a drop-in of its configuration | `/etc/hosts` |
+//! | Linux with systemd-resolved | it answers them (systemd-resolved.service(8)) | a drop-in for it | `/etc/hosts` |
 //! | other Linux with glibc | `myhostname` in `/etc/nsswitch.conf` | - | `/etc/hosts` |
 //! | macOS | `/etc/resolver/localhost` | one file each in `/etc/resolver` | `/etc/hosts` |
 //!
