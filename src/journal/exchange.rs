@@ -20,7 +20,7 @@ pub struct Exchange {
     pub version: Version,
     /// Whether the client used https.
     pub is_tls: bool,
-    /// Request headers. `None`: longer than [`LONGEST_HEAD`].
+    /// Request headers. `None`: longer than `LONGEST_HEAD`.
     pub request: Option<Head>,
     /// Response headers. Unset: no pod has responded.
     pub response: OnceLock<Option<Head>>,
@@ -33,7 +33,7 @@ pub struct Exchange {
 pub struct Head(Box<[u8]>);
 
 impl Head {
-    /// Returns `None` if the headers are longer than [`LONGEST_HEAD`].
+    /// Returns `None` if the headers are longer than `LONGEST_HEAD`.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 2).sum();
         if length > LONGEST_HEAD {
