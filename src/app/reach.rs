@@ -228,7 +228,7 @@ impl Reach {
 
 /// Local address of a target.
 pub enum At {
-    /// A bound port that nobody serves yet.
+    /// A bound port that is not served yet.
     Bound(TcpListener, SocketAddr),
     /// A route's listener, which already serves the target.
     Served(SocketAddr),

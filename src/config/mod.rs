@@ -249,7 +249,7 @@ pub struct Tcp {
 /// Destination of a route: the workload, its namespace, context and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// None: [`Config::default_context`], then the kubeconfig's current context.
+    /// `None`: [`Config::default_context`], then the kubeconfig's current context.
     pub context: Option<ContextName>,
     /// `None`: the namespace of the alias, then that of the context, then `default`.
     pub namespace: Option<Namespace>,

@@ -43,7 +43,7 @@ fn value(node: &Node, is_secret: bool) -> Json {
     }
 }
 
-/// An item behind `--password` is its value.
+/// Hides items that are values of secret options: the item after `--password`, or the rest of `--password=...`.
 fn list(items: &[Node], is_secret: bool) -> Json {
     let mut is_next_secret = false;
     let item = |node: &Node| {

@@ -133,7 +133,7 @@ mod tests {
             assert_eq!(read(), format!("{BEGIN}127.0.0.1 shop.test\n127.0.0.1 api.test\n{END}{BEFORE}"));
         }
         assert_eq!(states(parts(&ours, Act::Look)), [asks(), asks()]);
-        // Another address, another route.
+        // The address changes, and one route is replaced.
         let moved =
             System { addresses: vec![[127, 0, 0, 77].into()], ..system(root.path(), &["shop.test", "new.test"]) };
         assert_eq!(states(parts(&moved, Act::Look)), [State::Lacks, State::Lacks]);

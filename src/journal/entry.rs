@@ -116,7 +116,8 @@ pub struct Entry {
     pub messages_up: u64,
     /// The client's program. `None`: there is no audit log, or the request is a replay.
     pub client: Option<Client>,
-    /// Recording, for the detail view and replays. None: the dashboard is off, or newer recordings needed the memory.
+    /// Recording, for the detail view and replays. `None`: the dashboard is off, or newer recordings needed the
+    /// memory.
     pub exchange: Option<Kept>,
 }
 

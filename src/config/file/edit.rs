@@ -152,7 +152,7 @@ mod tests {
             "users:\n- name: ana\n  config: {}\n",
             "users:\n- name: ana\n  config: {a: 1}\na: 1\na: 2\n",
             "users:\n- name: ana\n  config: {a: 1}\n---\nb: 2\n",
-            // Hides items that are values of secret options: the item after `--password`, or the rest of `--password=...`.
+            // Another user shares these settings through an alias.
             "users:\n- name: bob\n  config: &c\n    id-token: old\n- name: ana\n  config: *c\n",
             "users: [",
         ] {
