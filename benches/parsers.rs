@@ -1,4 +1,4 @@
-//! The parsers that every connection passes, and the writer of an upgraded connection.
+//! Benchmarks of the parsers of every connection, and of the writer of an upgraded connection.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -56,7 +56,7 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Takes everything, and answers PINGs as a node does.
+/// Reads everything, and answers PINGs as a node does.
 async fn node(mut stream: DuplexStream) {
     let (mut parser, mut input, mut out) = (Parser::default(), BytesMut::new(), BytesMut::new());
     while stream.read_buf(&mut input).await.is_ok_and(|count| count > 0) {

@@ -1,4 +1,4 @@
-//! Puts the pieces together.
+//! Composes the application, binds its sockets, and runs it.
 
 pub mod forwards;
 pub mod opened;
@@ -57,11 +57,11 @@ use crate::{
 
 pub use crate::listener::bind::BindError;
 
-/// Options of the command line that override the file, also after a reload.
+/// Command-line options that override the file, also after a reload.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub context: Option<ContextName>,
-    /// The namespace of routes that give none.
+    /// Namespace of routes that set none.
     pub namespace: Option<Namespace>,
     pub kubeconfig: Option<KubeconfigPaths>,
     pub listen: Option<Vec<SocketAddr>>,
@@ -69,7 +69,7 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// Puts what the command line says over what the file says.
+    /// Applies the options to the configuration of the file.
     pub fn apply(&self, config: &mut Config) {
         config.verbose |= self.verbose;
         if let Some(context) = &self.context {
@@ -95,7 +95,7 @@ impl Overrides {
         }
     }
 
-    /// Names the option that asks for an address where the file does not.
+    /// Names `--listen` in the error, if the option set the address.
     pub fn explain(&self, error: BindError) -> BindError {
         match (error.kind, &self.listen) {
             (Kind::Http, Some(_)) => BindError { asked_by: "--listen".to_owned(), ..error },
@@ -104,36 +104,36 @@ impl Overrides {
     }
 }
 
-/// The whole program, before it listens.
+/// The whole program before it binds its sockets.
 #[derive(Default)]
 pub struct App {
     pub overrides: Overrides,
-    /// The file to follow. None: the configuration never changes.
+    /// File to follow. `None`: the configuration never changes.
     pub file: Option<PathBuf>,
-    /// Log filter that `verbose` changes, with the last lines of the log.
+    /// Log filter, which `verbose` changes, and the last lines of the log. `None`: neither.
     pub verbosity: Option<Verbosity>,
-    /// Program that runs each command with `supervise`, normally adit itself. None: commands are direct children.
+    /// Executable that supervises each command (`adit supervise`), normally adit itself. `None`: commands are direct children.
     pub supervisor: Option<PathBuf>,
-    /// Whether `adit status` and `adit stop` find it.
+    /// Whether to bind the admin socket, which `adit status` and `adit stop` use.
     pub admin: bool,
-    /// Folder of the dashboard's files. None: the files in the binary.
+    /// Folder of the dashboard's files. `None`: those in the binary.
     pub ui_dir: Option<PathBuf>,
-    /// Sockets that a service manager has bound.
+    /// Sockets bound by a service manager.
     pub inherited: Arc<Inherited>,
 }
 
-/// Every socket is bound; nothing is served yet.
+/// The program with every socket bound. It does not serve yet.
 pub struct Bound {
     app: App,
     config: Config,
     sockets: Sockets,
     admin: Option<AdminSocket>,
-    /// Port that names the admin socket. None: there is to be none.
+    /// Port that names the admin socket. `None`: there will be no admin socket.
     admin_port: Option<u16>,
 }
 
 impl App {
-    /// Binds every listener of `config`. All or nothing.
+    /// Binds every listener of `config`, or none.
     ///
     /// # Errors
     /// An address cannot be bound.
@@ -165,7 +165,7 @@ impl Bound {
         self.sockets.addresses(Kind::Tcp)
     }
 
-    /// Returns the addresses of the forward proxy, where it has its own.
+    /// Returns the forward proxy's own addresses. Empty: it uses the HTTP listeners.
     pub fn proxy_addresses(&self) -> Vec<SocketAddr> {
         self.sockets.addresses(Kind::Proxy)
     }
@@ -179,10 +179,10 @@ impl Bound {
         &self.config
     }
 
-    /// Serves until `drain` starts; `drain` tracks the connections after that.
+    /// Serves until `drain` starts; the caller then waits for the connections that `drain` tracks.
     ///
     /// # Errors
-    /// The system gives no random numbers for the keys of error pages.
+    /// The audit log cannot be opened, or the system has no random numbers for keys.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let Self { app, config, sockets, admin, admin_port } = self;
         let clusters = Clusters::new(&config.exec_path);
@@ -205,7 +205,7 @@ impl Bound {
         let write_token = move |socket: &AdminSocket| {
             socket.write_token(of_socket.token()).unwrap_or_else(|error| debug!(%error, "no token file"));
         };
-        // Whoever is served may ask for it at once.
+        // Write the token first: clients may need it as soon as adit serves.
         admin.iter().for_each(&write_token);
         let source = Source::new(Parts {
             tunnels: tunnels.clone(),
@@ -240,7 +240,7 @@ impl Bound {
         let mut ports = Ports::new(frontends, app.inherited.clone(), drain.clone());
         ports.serve(sockets);
 
-        // A drain waits for nobody who has to open a browser first.
+        // A drain must not wait for a sign-in, which may need a person at a browser.
         let (ended, of_clusters) = (drain.clone(), clusters.clone());
         drain.spawn(async move {
             ended.started().await;
@@ -275,7 +275,7 @@ impl Bound {
     }
 }
 
-/// Returns the frontends of a listener for every protocol, and those of HTTP and PostgreSQL among them.
+/// Returns the frontend of a listener that detects the protocol, and its HTTP and PostgreSQL frontends.
 fn mux(
     router: &SharedRouter,
     tunnels: &Manager,
@@ -293,7 +293,7 @@ fn mux(
     Ok((Mux::new(http.clone(), tls, forward, router.clone(), metrics.clone()), http, postgres))
 }
 
-/// Returns the meaning of every name as things stand.
+/// Returns the router for a configuration and the kubeconfigs' current contexts.
 pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
     let http_contexts = Arc::new(clusters.contexts(&Arc::new(config.http.kubeconfig.clone())));
     let tcp_contexts = if config.tcp.kubeconfig == config.http.kubeconfig {

@@ -1,4 +1,4 @@
-//! Stable codes of the errors that adit answers itself: in the header `x-adit-error`, in error pages, logs and the API.
+//! Stable codes of adit's own errors: in the header `x-adit-error`, in error pages, logs and the API.
 
 use std::fmt;
 
@@ -21,14 +21,14 @@ macro_rules! codes {
                 }
             }
 
-            /// Returns the HTTP statuses that it comes with: `502`, `400, 431`.
+            /// Returns the HTTP statuses of its responses: `502`, `400, 431`.
             const fn statuses(self) -> &'static str {
                 match self {
                     $(Self::$variant => $status,)*
                 }
             }
 
-            /// Returns the line of the reference.
+            /// Returns its line in the reference.
             const fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$variant => $meaning,)*

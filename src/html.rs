@@ -1,31 +1,31 @@
-//! HTML as text: the one place that escapes for it.
+//! Builds HTML. Only this file escapes text for HTML.
 
 use std::fmt::{self, Display, Write as _};
 
-/// HTML that is written piece by piece.
+/// HTML that is built piece by piece.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Html(String);
 
 impl Html {
-    /// Adds markup of our own.
+    /// Adds markup of adit's own.
     pub fn raw(&mut self, markup: &str) -> &mut Self {
         self.0.push_str(markup);
         self
     }
 
-    /// Adds a text of anybody's.
+    /// Adds untrusted text, escaped.
     pub fn text(&mut self, text: impl Display) -> &mut Self {
         // Writing to a String cannot fail.
         let _ = write!(Escaping(&mut self.0), "{text}");
         self
     }
 
-    /// Adds an element with a text in it.
+    /// Adds an element with text.
     pub fn element(&mut self, name: &str, text: impl Display) -> &mut Self {
         self.raw("<").raw(name).raw(">").text(text).raw("</").raw(name).raw(">")
     }
 
-    /// Adds a link. `address` is ours: its scheme is known.
+    /// Adds a link. `address` must be adit's own, because its scheme is not checked.
     pub fn link(&mut self, address: impl Display, text: impl Display) -> &mut Self {
         self.raw("<a href=\"").text(address).raw("\">").text(text).raw("</a>")
     }
@@ -53,7 +53,7 @@ impl fmt::Write for Escaping<'_> {
     }
 }
 
-/// Returns a text as HTML.
+/// Returns the text, escaped for HTML.
 pub fn escape(text: &str) -> String {
     let mut html = Html::default();
     html.text(text);

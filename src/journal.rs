@@ -1,5 +1,5 @@
-//! History of this process, in fixed memory: the last requests and connections, the last events of each
-//! tunnel, and five minutes of rates. The API and everything that shows it read from here.
+//! History of this process, in fixed memory: the last requests and connections, the last events of each tunnel, and five minutes
+//! of rates. The API reads it, and every view uses the API.
 //!
 //! | | at most | bytes each, at most | together |
 //! |---|---|---|---|
@@ -36,19 +36,19 @@ pub use self::{
     recorder::Recorder,
 };
 
-/// How many requests and connections are kept.
+/// Maximum number of entries.
 pub const MOST_ENTRIES: usize = 1_000;
 
-/// The error of an entry for which no pod was ready.
+/// Error code of an entry for which no pod was ready.
 const NOT_READY: &str = "not-ready";
 
-/// How much of the heads of requests is kept; the oldest make room.
+/// Maximum bytes of recorded heads. Beyond it, the oldest entries lose theirs.
 const MOST_OF_HEADS: usize = 4 * 1024 * 1024;
 
 /// Maximum number of tunnels whose events are kept. More open tunnels than that all keep theirs.
 const MOST_HISTORIES: usize = 256;
 
-/// The journal of one process.
+/// The history of one process.
 pub struct Journal {
     entries: Mutex<Entries>,
     histories: Mutex<HashMap<Arc<str>, Arc<History>>>,
@@ -56,7 +56,7 @@ pub struct Journal {
     first_byte: Mutex<Histogram>,
     recorder: Arc<Recorder>,
     audit: RwLock<Option<Audit>>,
-    /// Counts changes of entries.
+    /// Version of the last change of an entry.
     version: AtomicU64,
     started: (Instant, SystemTime),
 }
@@ -65,12 +65,12 @@ pub struct Journal {
 struct Entries {
     kept: VecDeque<Entry>,
     next: u64,
-    /// How much of heads is kept.
+    /// Bytes of all recorded heads.
     heads: usize,
 }
 
 impl Entries {
-    /// Lets go of the heads of the oldest entries until there is room.
+    /// Drops the heads of the oldest entries until the rest is within [`MOST_OF_HEADS`].
     fn make_room(&mut self) {
         let mut kept = self.kept.iter_mut();
         while self.heads > MOST_OF_HEADS
@@ -102,33 +102,33 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// Returns when the process started.
+    /// Returns the start time of the process.
     pub fn started(&self) -> SystemTime {
         self.started.1
     }
 
-    /// Writes a line for each request and connection that ends from now on. None: not any more.
+    /// Sets the audit log, which gets a line for each request and connection that ends from now on. `None`: off.
     pub fn set_audit(&self, audit: Option<Audit>) {
         *self.audit.write().expect("no panic while the lock is held") = audit;
     }
 
-    /// Returns whether it is to be found out who a client is.
+    /// Returns whether adit must identify the programs of its clients.
     pub fn is_audited(&self) -> bool {
         self.audit.read().expect("no panic while the lock is held").is_some()
     }
 
-    /// Returns what records bodies.
+    /// Returns the recorder of bodies.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }
 
-    /// Takes down a request or connection that has ended.
+    /// Adds a request or connection that has ended.
     pub fn add(&self, entry: Entry) {
         self.count(&entry);
         self.keep(entry);
     }
 
-    /// Takes down one that goes on, until the guard is dropped.
+    /// Adds a request or connection that is in progress. Dropping the guard ends it.
     pub fn begin(self: &Arc<Self>, mut entry: Entry) -> Ongoing {
         let started = entry.began.unwrap_or_else(Instant::now);
         entry.took = None;
@@ -142,7 +142,7 @@ impl Journal {
         (entry.id, entry.version) = (entries.next, self.next_version());
         let id = entry.id;
         if entries.kept.len() >= MOST_ENTRIES {
-            // One that goes on is kept for longer than those that have ended.
+            // Evict the oldest entry that has ended, before any that is in progress.
             let oldest = entries.kept.iter().position(|entry| entry.took.is_some()).unwrap_or(0);
             let removed = entries.kept.remove(oldest);
             entries.heads -= removed.as_ref().map_or(0, size);
@@ -157,7 +157,7 @@ impl Journal {
         let mut entries = self.entries.lock().expect("no panic while the lock is held");
         let at = entries.kept.partition_point(|entry| entry.id < changed.id);
         if let Some(entry) = entries.kept.get_mut(at).filter(|entry| entry.id == changed.id) {
-            // Its heads may have made room meanwhile.
+            // Keep the current heads, or their absence: `make_room` may have dropped them meanwhile.
             let exchange = entry.exchange.take();
             *entry = Entry { version: self.next_version(), exchange, ..changed };
         }
@@ -178,15 +178,15 @@ impl Journal {
         }
     }
 
-    /// Returns the entries that are newer than `version`, or have changed since then, newest first, and the version that they
-    /// are of. 0: all.
+    /// Returns the entries that are new or changed since `version`, newest first, and the current version. 0: all entries.
     pub fn since(&self, version: u64) -> (Vec<Entry>, u64) {
         let entries = self.entries.lock().expect("no panic while the lock is held");
         let changed = entries.kept.iter().rev().filter(|entry| entry.version > version);
         (changed.cloned().collect(), self.version.load(Ordering::Relaxed))
     }
 
-    /// Returns the names that were asked for within `within` and had no ready pod, the latest first, each once, at most `most`.
+    /// Returns the names that clients requested within `within` without a ready pod: latest first, without duplicates, at most
+    /// `most`.
     pub fn wanted_in_vain(&self, within: Duration, most: usize) -> Vec<Box<str>> {
         let entries = self.entries.lock().expect("no panic while the lock is held");
         let is_recent = |entry: &&Entry| entry.began.is_some_and(|began| began.elapsed() < within);
@@ -201,14 +201,14 @@ impl Journal {
         names
     }
 
-    /// Returns the entry of this number, while it is kept.
+    /// Returns an entry by its id. `None`: evicted, or never added.
     pub fn entry(&self, id: u64) -> Option<Entry> {
         let entries = self.entries.lock().expect("no panic while the lock is held");
         let at = entries.kept.partition_point(|entry| entry.id < id);
         entries.kept.get(at).filter(|entry| entry.id == id).cloned()
     }
 
-    /// Returns the history of a tunnel, which begins where there is none yet.
+    /// Returns the history of a tunnel, or creates it.
     pub fn history(&self, tunnel: &Arc<str>) -> Arc<History> {
         let mut histories = self.histories.lock().expect("no panic while the lock is held");
         if let Some(history) = histories.get(tunnel) {
@@ -226,7 +226,7 @@ impl Journal {
         history
     }
 
-    /// Returns the history of a tunnel that there is or was.
+    /// Returns the history of a tunnel that is open or was. `None`: there is none, or it was evicted.
     pub fn past(&self, tunnel: &str) -> Option<Arc<History>> {
         self.histories.lock().expect("no panic while the lock is held").get(tunnel).cloned()
     }
@@ -236,29 +236,29 @@ impl Journal {
         self.rates.lock().expect("no panic while the lock is held").bytes(self.second(), up, down);
     }
 
-    /// Counts a client's connection, until the guard is dropped.
+    /// Counts a client's connection until the guard is dropped.
     pub fn connection(self: &Arc<Self>) -> Connected {
         self.rates.lock().expect("no panic while the lock is held").connections(self.second(), 1);
         Connected(self.clone())
     }
 
-    /// Returns the last five minutes, oldest first; the last second is the present one.
+    /// Returns the last five minutes, oldest first; the last element is the current second.
     pub fn rates(&self) -> Vec<Second> {
         self.rates.lock().expect("no panic while the lock is held").all(self.second())
     }
 
-    /// Returns the second that has passed last. None: the process is younger than that.
+    /// Returns the last complete second. `None`: the process is younger than a second.
     pub fn last_second(&self) -> Option<Second> {
         let last = self.second().checked_sub(1)?;
         Some(self.rates.lock().expect("no panic while the lock is held").at(last))
     }
 
-    /// Returns how long all requests took to the first byte of their answer.
+    /// Returns percentiles of the time to the first byte of the response, over all requests.
     pub fn first_byte(&self) -> Percentiles {
         self.first_byte.lock().expect("no panic while the lock is held").percentiles()
     }
 
-    /// Returns when a second of [`Self::rates`] began.
+    /// Returns the start of a second of [`Self::rates`].
     pub fn time_of(&self, second: u64) -> SystemTime {
         self.started.1 + Duration::from_secs(second)
     }
@@ -272,22 +272,22 @@ impl Journal {
     }
 }
 
-/// An entry of something that goes on. Its end is taken down on drop.
+/// Guard of an entry in progress. Dropping it records the end.
 pub struct Ongoing {
     journal: Arc<Journal>,
-    /// The entry, complete at its end.
+    /// The entry, which the owner completes until the end.
     pub entry: Entry,
     started: Instant,
 }
 
 impl Ongoing {
-    /// Changes what is known of it, for all to see.
+    /// Changes the entry, and publishes it at once.
     pub fn change(&mut self, change: impl FnOnce(&mut Entry)) {
         change(&mut self.entry);
         self.journal.replace(self.entry.clone());
     }
 
-    /// Takes note of why it ends.
+    /// Records the error that ends it.
     pub fn error(&mut self, error: &str) {
         self.entry = self.entry.clone().with_error(error);
     }
@@ -301,7 +301,7 @@ impl Drop for Ongoing {
     }
 }
 
-/// A client's connection that is open, until it is dropped.
+/// Guard of a client's open connection.
 pub struct Connected(Arc<Journal>);
 
 impl Drop for Connected {

@@ -1,4 +1,4 @@
-//! https without warnings: an authority of this user's own, for local names only, and the stores that trust it.
+//! https without warnings: a CA of this user, for local names only, and the stores that trust it.
 
 pub mod authority;
 pub mod stores;
@@ -8,7 +8,7 @@ use std::{env, path::PathBuf};
 
 pub use self::authority::Authority;
 
-/// Returns where the authority is: `$XDG_DATA_HOME/adit/ca`, `~/.local/share/adit/ca`. None: there is no home folder.
+/// Returns the folder of the CA: `$XDG_DATA_HOME/adit/ca` or `~/.local/share/adit/ca`. `None`: there is no home folder.
 pub fn folder() -> Option<PathBuf> {
     let data = env::var_os("XDG_DATA_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || Some(etcetera::home_dir().ok()?.join(".local/share"));

@@ -1,4 +1,5 @@
-//! A cluster that is far away: what people wait for, beside kubectl and the pod itself at the same distance.
+//! A cluster that is far away: how long people wait with adit, with kubectl, and with a direct connection to the pod over the
+//! same distance.
 
 use std::{
     collections::BTreeMap,
@@ -37,21 +38,21 @@ const ROWS: &[(&str, &str)] = &[
     ("  p99", "ms"),
 ];
 
-/// A page as browsers load it over HTTP/1.1: a document, and then its parts over six connections.
+/// A page as browsers load it over HTTP/1.1: a document, then its parts over six connections.
 const PARTS: usize = 60;
 const CONNECTIONS: usize = 6;
 pub const PART: usize = 20 * 1024;
 
-/// A transfer is measured for this long at most.
+/// Maximum time of a transfer.
 const TRANSFER: Duration = Duration::from_secs(15);
 
-/// Measures everything about one peer, in a process of its own.
+/// Measures everything about one peer, in a new process.
 pub async fn measure(kind: Kind, way: &Way, column: &mut Column) -> Result<()> {
     let mut note = |row: usize, value: f64| column.entry(row).or_default().push(value);
     let mut millis = |row: usize, time: Duration| note(row, time.as_secs_f64() * 1e3);
     let peer = Peer::launch(kind, way)?;
     let before = match kind {
-        // It looks everything up when it starts, while somebody waits.
+        // kubectl looks everything up when it starts, while a person waits.
         Kind::KubectlTunnel | Kind::KubectlRaw => peer.age(),
         _ => Duration::ZERO,
     };
@@ -59,7 +60,7 @@ pub async fn measure(kind: Kind, way: &Way, column: &mut Column) -> Result<()> {
     let (first, whole) = page(&load).await?;
     millis(0, before + first);
     millis(4, before + whole);
-    // Neither is to find connections that are about to be made.
+    // Let connections that are being opened complete, so that neither program benefits from them.
     sleep(Duration::from_secs(1)).await;
     let (_, whole) = page(&load).await?;
     millis(5, whole);
@@ -88,7 +89,7 @@ pub async fn measure(kind: Kind, way: &Way, column: &mut Column) -> Result<()> {
     Ok(())
 }
 
-/// Returns when the first byte came, and when everything was there.
+/// Returns the time to the first byte, and the time to the end.
 async fn page(load: &Load) -> Result<(Duration, Duration)> {
     let started = Instant::now();
     let visit = async {
@@ -120,12 +121,12 @@ async fn page(load: &Load) -> Result<(Duration, Duration)> {
     Ok((first_byte, started.elapsed()))
 }
 
-/// Loads the page over one HTTP/2 connection of the client.
+/// Loads the page over one HTTP/2 connection.
 async fn page_by_h2(load: &Load) -> Result<Duration> {
     let started = Instant::now();
     let visit = async {
         let mut builder = h2::client::Builder::new();
-        // Chromium's.
+        // Chromium's window sizes.
         builder.initial_window_size(6 << 20).initial_connection_window_size(15 << 20);
         let (mut sender, connection) = builder.handshake::<_, bytes::Bytes>(load.connect().await?).await?;
         let connection = tokio::spawn(connection);
@@ -165,7 +166,7 @@ async fn whole(answer: http::Response<h2::RecvStream>) -> Result<usize> {
     Ok(length)
 }
 
-/// Takes a number of steps on a new connection, each of which needs the answer to the one before, as databases and git do.
+/// Makes `count` exchanges on a new connection, each after the answer to the one before, as databases and git do.
 async fn steps(peer: &Peer, count: usize) -> Result<Duration> {
     let started = Instant::now();
     let exchange = async {
@@ -182,11 +183,11 @@ async fn steps(peer: &Peer, count: usize) -> Result<Duration> {
     Ok(started.elapsed())
 }
 
-/// Returns how long requests took on one connection while ten downloads ran on others, in milliseconds and sorted.
+/// Returns the times of requests on one connection beside ten downloads on others, in milliseconds and sorted.
 async fn beside(load: &Load) -> Result<Vec<f64>> {
     let downloads = (0..10).map(|_| load.download_for(Duration::from_secs(3600)));
     let requests = async {
-        // They are under way.
+        // Wait until the downloads are under way.
         sleep(Duration::from_secs(2)).await;
         let mut stream = load.connect().await?;
         let mut times = Vec::new();
@@ -200,7 +201,7 @@ async fn beside(load: &Load) -> Result<Vec<f64>> {
         times.sort_by(f64::total_cmp);
         Ok::<_, Error>(times)
     };
-    // Downloads end in a rest, and begin again.
+    // The downloads must not end the `select!`.
     let repeated = downloads.map(async |download| {
         download.await?;
         std::future::pending::<Result<()>>().await

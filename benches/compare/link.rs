@@ -1,10 +1,10 @@
-//! A path with a round trip, a rate and losses, for every connection that is carried through it.
+//! A path with a round-trip time, a rate and losses, for every connection through it.
 //!
-//! The kernel's own connections on loopback never show how TCP behaves on a long path, so the link does it for them. A handshake takes a
-//! round trip. A sender has ten segments in flight at first (RFC 6928), and one more for each that is acknowledged. A lost segment
-//! arrives a round trip later, holds up all bytes behind it, and lowers the window to 0.7 of its size (RFC 9438); from then on
-//! the window grows by a segment for each round trip. After a pause the window begins again (RFC 5681, section 4.1).
-//! Kernels are assumed to allow windows of [`LARGEST_WINDOW`].
+//! The kernel's connections on loopback do not show how TCP behaves on a long path, so the link simulates it. A handshake takes a
+//! round trip. At first a sender has ten segments in flight (RFC 6928), then one more for each acknowledged one. A lost segment
+//! arrives a round trip later, delays all bytes behind it, and reduces the window to 0.7 of its size (RFC 9438). From then on the
+//! window grows by a segment per round trip. After a pause it starts again (RFC 5681, section 4.1). Kernels are assumed to allow
+//! windows of [`LARGEST_WINDOW`].
 
 use std::{
     collections::VecDeque,
@@ -28,18 +28,18 @@ const SEGMENT: usize = 1448;
 const FIRST_WINDOW: usize = 10 * SEGMENT;
 const LARGEST_WINDOW: usize = 32 << 20;
 
-/// Kernels forget the window after a pause of one retransmission timeout.
+/// After a pause of one retransmission timeout, kernels start again with the first window.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// The length of the router's queue where the link has a rate and no round trip.
+/// Length of the router's queue if the link has a rate but no round-trip time.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Link {
     pub round_trip: Duration,
-    /// Bytes per second in each direction, shared by all connections. None: no limit.
+    /// Bytes per second in each direction, shared by all connections. `None`: no limit.
     pub rate: Option<f64>,
-    /// The share of segments that are lost.
+    /// Share of segments that are lost.
     pub loss: f64,
 }
 
@@ -48,7 +48,7 @@ impl Link {
         self.round_trip > Duration::ZERO || self.rate.is_some() || self.loss > 0.0
     }
 
-    /// Returns an address that leads to `target` through the link. A thread of its own serves it until the process ends.
+    /// Returns an address that forwards to `target` through the link. A thread serves it until the process ends.
     pub fn to(self, target: SocketAddr, shared: &Arc<Shared>) -> io::Result<SocketAddr> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
@@ -70,7 +70,7 @@ impl Link {
 
     async fn carry(self, near: TcpStream, target: SocketAddr, shared: Arc<Shared>) -> io::Result<()> {
         near.set_nodelay(true)?;
-        // The handshake.
+        // The TCP handshake.
         sleep(self.round_trip).await;
         let far = TcpStream::connect(target).await?;
         far.set_nodelay(true)?;
@@ -80,7 +80,7 @@ impl Link {
         Ok(())
     }
 
-    /// Carries one direction of a connection to its end.
+    /// Carries one direction of a connection until its end.
     async fn pass(self, from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: &Direction) {
         let (queue_tx, mut queue) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
         let sending = self.send(from, direction, queue_tx);
@@ -120,7 +120,7 @@ impl Link {
             if queue.send((due, buffer[..count].to_vec())).is_err() {
                 return;
             }
-            // The queue in front of a link that is full holds what the link carries in a round trip.
+            // The queue of a full link holds as much as the link carries in a round trip.
             let queue_time = self.round_trip.max(SHORTEST_QUEUE);
             if leaves > now + queue_time {
                 sleep_until(leaves - queue_time).await;
@@ -129,7 +129,7 @@ impl Link {
     }
 }
 
-/// What all connections through a link share.
+/// State that all connections through a link share.
 #[derive(Default)]
 pub struct Shared {
     up: Direction,
@@ -138,13 +138,13 @@ pub struct Shared {
 
 #[derive(Default)]
 struct Direction {
-    /// When the link has sent everything that was given to it.
+    /// Time at which the link has sent all bytes so far.
     free_at: Mutex<Option<Instant>>,
     random: Mutex<u64>,
 }
 
 impl Direction {
-    /// Returns when these bytes have left.
+    /// Returns the time at which these bytes have left.
     fn reserve(&self, count: usize, rate: Option<f64>, now: Instant) -> Instant {
         let Some(rate) = rate else { return now };
         let mut free_at = self.free_at.lock().expect("no panic while the lock is held");
@@ -153,7 +153,7 @@ impl Direction {
         leaves
     }
 
-    /// Returns whether one of the segments of these bytes is lost. The same in each run.
+    /// Returns whether a segment of these bytes is lost. The sequence is the same in each run.
     fn loses(&self, count: usize, loss: f64) -> bool {
         if loss <= 0.0 {
             return false;
@@ -168,13 +168,13 @@ impl Direction {
     }
 }
 
-/// The sender of one direction, as TCP has it.
+/// The sender of one direction, as in TCP.
 struct Sender {
     round_trip: Duration,
     window: usize,
-    /// Above this, the window grows by a segment for each round trip.
+    /// Above this size, the window grows by a segment per round trip.
     threshold: usize,
-    /// When bytes are acknowledged, and how many.
+    /// Times of acknowledgement, each with the number of bytes.
     in_flight: VecDeque<(Instant, usize)>,
     bytes: usize,
     last_due: Option<Instant>,
@@ -192,7 +192,7 @@ impl Sender {
         }
     }
 
-    /// Returns how many bytes may be sent now, or else when more may be.
+    /// Returns the number of bytes that may be sent now, or the time at which more may be.
     fn room(&mut self, now: Instant) -> Result<usize, Instant> {
         while let Some((_, count)) = self.in_flight.front().copied().filter(|(at, _)| *at <= now) {
             self.in_flight.pop_front();
@@ -214,7 +214,7 @@ impl Sender {
         }
     }
 
-    /// Takes note of bytes that leave; returns when they arrive.
+    /// Records sent bytes, and returns the time of their arrival.
     fn sent(&mut self, count: usize, leaves: Instant, is_lost: bool) -> Instant {
         let mut due = leaves + self.round_trip / 2;
         if is_lost {

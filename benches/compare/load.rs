@@ -1,4 +1,4 @@
-//! The load: HTTP/1.1 as a plain client speaks it, so that what is measured is the way and not the client.
+//! The load: a minimal HTTP/1.1 client, so that the result is about the path and not about the client.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use super::far::PART;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Nothing that is measured takes longer on an idle machine than a tenth of this.
+/// Time limit: ten times as long as any measurement takes on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const TRANSFER: usize = 100 * 1024 * 1024;
@@ -28,7 +28,7 @@ pub struct Load {
     pub host: String,
 }
 
-/// How long each of many took, and all of them together.
+/// Time of each exchange, and of all together.
 pub struct Outcome {
     times: Vec<Duration>,
     within: Duration,
@@ -39,12 +39,12 @@ impl Outcome {
         self.times.len()
     }
 
-    /// Per second.
+    /// Returns the exchanges per second.
     pub fn rate(&self) -> f64 {
         self.count() as f64 / self.within.as_secs_f64()
     }
 
-    /// In microseconds.
+    /// Returns a percentile of the times, in microseconds.
     pub fn percentile(&self, percent: usize) -> f64 {
         let mut times = self.times.clone();
         times.sort_unstable();
@@ -63,12 +63,12 @@ impl Load {
         format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host).into_bytes()
     }
 
-    /// A request for the part of a page.
+    /// Returns a request for a part of the page.
     pub fn part(&self) -> Vec<u8> {
         format!("GET /100m HTTP/1.1\r\nHost: {}\r\nRange: bytes=0-{}\r\n\r\n", self.host, PART - 1).into_bytes()
     }
 
-    /// The time of a request on a connection that had one already.
+    /// Returns the time of a second request on a connection.
     pub async fn one_more(&self) -> Result<Duration> {
         let mut stream = self.connect().await?;
         stream.write_all(&self.get("/whoami")).await?;
@@ -79,7 +79,7 @@ impl Load {
         Ok(started.elapsed())
     }
 
-    /// The time from connecting to the first byte of an answer.
+    /// Returns the time from connecting to the first byte of the response.
     pub async fn first_byte(&self) -> Result<Duration> {
         let started = Instant::now();
         let exchange = async {
@@ -92,7 +92,7 @@ impl Load {
         Ok(started.elapsed())
     }
 
-    /// Requests one after the other on one connection of each client.
+    /// Sends requests one after the other, on one connection per client.
     pub async fn keep_alive(&self, clients: usize, time: Duration) -> Result<Outcome> {
         self.run(clients, time, async |load, until, times: &mut Vec<Duration>| {
             let (mut stream, request) = (load.connect().await?, load.get("/whoami"));
@@ -107,7 +107,7 @@ impl Load {
         .await
     }
 
-    /// A connection for each request.
+    /// Sends each request on a new connection.
     pub async fn connections(&self, clients: usize, time: Duration) -> Result<Outcome> {
         self.run(clients, time, async |load, until, times: &mut Vec<Duration>| {
             let request = load.get("/whoami");
@@ -138,12 +138,12 @@ impl Load {
         Ok(Outcome { times, within: started.elapsed() })
     }
 
-    /// Returns MB/s.
+    /// Downloads, and returns MB/s.
     pub async fn download(&self) -> Result<f64> {
         timeout(PATIENCE, self.download_for(PATIENCE)).await?
     }
 
-    /// Downloads for this long at most. Returns MB/s.
+    /// Downloads for at most this long, and returns MB/s.
     pub async fn download_for(&self, time: Duration) -> Result<f64> {
         let started = Instant::now();
         let mut stream = self.connect().await?;
@@ -160,12 +160,12 @@ impl Load {
         Ok((TRANSFER - left) as f64 / 1e6 / started.elapsed().as_secs_f64())
     }
 
-    /// Returns MB/s.
+    /// Uploads, and returns MB/s.
     pub async fn upload(&self) -> Result<f64> {
         self.upload_of(TRANSFER).await
     }
 
-    /// Uploads about as much as takes this long at most. Returns MB/s.
+    /// Uploads about as much as fits in this time, and returns MB/s.
     pub async fn upload_for(&self, time: Duration) -> Result<f64> {
         let mut length = 1 << 20;
         loop {
@@ -198,7 +198,7 @@ impl Load {
         Ok(length as f64 / 1e6 / started.elapsed().as_secs_f64())
     }
 
-    /// Opens connections that have had one answer, and keeps them.
+    /// Opens connections, makes one request on each, and keeps them open.
     pub async fn idle(&self, count: usize) -> Result<Vec<TcpStream>> {
         let mut streams = Vec::new();
         for _ in 0..count {
@@ -210,7 +210,7 @@ impl Load {
         Ok(streams)
     }
 
-    /// Starts downloads that nobody reads, and as many uploads to a port that never reads.
+    /// Starts downloads that are not read, and as many uploads to a port that never reads.
     pub async fn stall(&self, never_reads: SocketAddr, each: usize) -> Result<Vec<TcpStream>> {
         let mut streams = Vec::new();
         for _ in 0..each {
@@ -219,7 +219,7 @@ impl Load {
             streams.push(stream);
             let mut stream = TcpStream::connect(never_reads).await?;
             let piece = vec![0; 64 * 1024];
-            // As much as all the buffers on the way take.
+            // Write until all buffers on the path are full.
             while let Ok(written) = timeout(Duration::from_millis(300), stream.write_all(&piece)).await {
                 written?;
             }
@@ -228,7 +228,7 @@ impl Load {
         Ok(streams)
     }
 
-    /// Returns how many of `count` requests were answered within a second, each on a connection of its own.
+    /// Returns how many of `count` requests, each on a new connection, were answered within a second.
     pub async fn probes(&self, count: usize) -> f64 {
         let mut probes = JoinSet::new();
         for _ in 0..count {
@@ -242,7 +242,7 @@ impl Load {
     }
 }
 
-/// Reads a whole answer with a Content-Length, or without a body.
+/// Reads a response with a Content-Length, or without a body.
 pub async fn answer(stream: &mut TcpStream) -> Result<()> {
     let mut received = Vec::with_capacity(1024);
     loop {

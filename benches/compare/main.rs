@@ -1,13 +1,14 @@
-//! adit beside kubectl and a direct connection, on the cluster that KUBECONFIG names.
+//! Compares adit with kubectl and a direct connection, on the cluster of KUBECONFIG.
 //!
 //! ```text
-//! cargo bench --features e2e --bench compare -- [far] [--rounds 3] [--seconds 2] [--round-trip MILLIS] [--rate MBIT] [--loss PERCENT]
+//! cargo bench --features e2e --bench compare -- [far] [--rounds 3] [--seconds 2] [--round-trip MILLIS] [--rate MBIT] [--loss
+//! PERCENT]
 //! ```
 //!
-//! `far` measures what people wait for when the cluster is far away (by default 50 ms), else what the programs take of a machine.
-//! The peers take turns in each round, so that what the machine does meanwhile hits all of them; the table has the
-//! medians, and their ratios to kubectl's default. `--round-trip`, `--rate` and `--loss` put a link in front of the API
-//! server. `ADIT_E2E_IMAGE` is the image of the servers. Pods have to be reachable from here for the direct column.
+//! `far` measures how long people wait for a distant cluster (by default 50 ms); otherwise, the resources that the programs use.
+//! The peers take turns in each round, so that other load on the machine affects all of them. The table has the medians, and
+//! their ratios to kubectl's default. `--round-trip`, `--rate` and `--loss` put a link in front of the API server.
+//! `ADIT_E2E_IMAGE` is the image of the servers. For the direct column, pods must be reachable from here.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
 
@@ -24,7 +25,7 @@ use self::{
     peers::{Kind, Peer, Way},
 };
 
-/// A row of the table, in this order.
+/// Rows of the table, in order.
 const ROWS: &[(&str, &str)] = &[
     ("keep-alive, 1 client", "req/s"),
     ("  p50", "us"),
@@ -43,7 +44,7 @@ const ROWS: &[(&str, &str)] = &[
     ("probes beside 20 stalled ones", "of 10"),
 ];
 
-/// How often each way is measured in a round: one of them takes half a second, and says little.
+/// Transfers per direction and round: a single one takes half a second, and says little.
 const TRANSFERS: usize = 3;
 
 type Column = BTreeMap<usize, Vec<f64>>;
@@ -68,7 +69,7 @@ fn options() -> Options {
             "--round-trip" => round_trip = Some(number()),
             "--rate" => options.link.rate = Some(number() * 1e6 / 8.0),
             "--loss" => options.link.loss = number() / 100.0,
-            // Cargo's own.
+            // Cargo adds this option.
             "--bench" => {}
             _ => usage(),
         }
@@ -130,7 +131,7 @@ fn apply_world() -> Result<()> {
     Ok(())
 }
 
-/// Measures everything about one peer, in a process of its own.
+/// Measures everything about one peer, in a new process.
 async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) -> Result<()> {
     let mut note = |row: usize, value: f64| column.entry(row).or_default().push(value);
     let peer = Peer::start(kind, way).await?;
@@ -170,7 +171,7 @@ async fn measure(kind: Kind, way: &Way, seconds: Duration, column: &mut Column) 
     }
     drop(peer);
 
-    // What idles and what stalls, in a process that has done nothing else.
+    // Idle and stalled connections, in a process that has done nothing else.
     let peer = Peer::start(kind, way).await?;
     let load = peer.load();
     let idle = load.idle(500).await?;

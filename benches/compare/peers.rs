@@ -1,4 +1,4 @@
-//! The programs that are compared, each in a process of its own.
+//! The programs to compare, each in a process of its own.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// The way to the cluster: a kubeconfig, and the link that is between.
+/// The path to the cluster: a kubeconfig, with a link in between.
 pub struct Way {
     kubeconfig: PathBuf,
     link: Link,
@@ -66,7 +66,7 @@ impl Way {
         Ok(Self { kubeconfig, link, shared, _folder: folder })
     }
 
-    /// Returns an address of the pod as far away as the API server is.
+    /// Returns an address of the pod over the same distance as the API server.
     fn as_far(&self, pod: SocketAddr) -> Result<SocketAddr> {
         Ok(if self.link.is_there() { self.link.to(pod, &self.shared)? } else { pod })
     }
@@ -78,19 +78,19 @@ pub struct Peer {
     _folder: TempDir,
     pub http: SocketAddr,
     pub host: String,
-    /// A port that accepts and never reads.
+    /// Port that accepts, and never reads.
     pub stalled: Option<SocketAddr>,
-    /// A port that sends back what it is sent.
+    /// Port that echoes.
     pub echo: SocketAddr,
     started: Instant,
-    /// From asking for a Service that was never used to its first byte; for kubectl that begins with its start.
+    /// Time from the first request for an unused Service to its first byte; for kubectl, from its start.
     pub cold: Option<Duration>,
-    /// In MiB.
+    /// MiB.
     pub memory_at_start: Option<f64>,
 }
 
 impl Peer {
-    /// Starts it; it has had no request.
+    /// Starts it, without a request.
     pub fn launch(kind: Kind, way: &Way) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (http, stalled, echo) = (free_port()?, free_port()?, free_port()?);
@@ -152,27 +152,27 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Returns a client of its HTTP.
+    /// Returns an HTTP client for it.
     pub fn load(&self) -> Load {
         Load { address: self.http, host: self.host.clone() }
     }
 
-    /// Returns for how long it has been starting or running.
+    /// Returns the time since its start.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Resident memory in MiB.
+    /// Returns its resident memory in MiB.
     pub fn memory(&self) -> Option<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.as_ref()?.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? / 1024.0)
     }
 
-    /// The time that it has had of the processors.
+    /// Returns its CPU time.
     pub fn cpu(&self) -> Option<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.as_ref()?.id())).ok()?;
-        // Fields 14 and 15, in hundredths of a second; the name in front may have spaces.
+        // Fields 14 and 15, in hundredths of a second. The name before them may contain spaces.
         let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
         let ticks = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
         Some(Duration::from_millis(10 * (ticks(14)? + ticks(15)?)))
@@ -182,14 +182,14 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // It is ours, and may have ended.
+            // The process may have ended already.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// Starts a peer and waits until it has said where it listens.
+/// Starts a peer, and waits for its first line, which says where it listens.
 fn spawn(command: &mut Command, way: &Way) -> Result<Child> {
     let mut child = command
         .env("KUBECONFIG", &way.kubeconfig)
@@ -201,7 +201,7 @@ fn spawn(command: &mut Command, way: &Way) -> Result<Child> {
     if lines.next().is_none() {
         return Err(format!("{command:?} ended at once").into());
     }
-    // It says more, and would end by a closed pipe.
+    // Keep reading: the peer prints more, and a closed pipe would end it.
     std::thread::spawn(move || lines.for_each(drop));
     Ok(child)
 }
@@ -210,7 +210,7 @@ fn free_port() -> Result<u16> {
     Ok(StdListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Runs a command and returns what it prints.
+/// Runs a command, and returns its output.
 pub fn succeed(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {

@@ -1,6 +1,6 @@
-//! adit's relay beside bore, rathole and frp, in one run: `just bench-relay`. Those that are in PATH take part.
+//! Compares adit's relay with bore, rathole and frp in one run: `just bench-relay`. Tools that are not in PATH are left out.
 //!
-//! Each tool carries visitors to the same local server. CPU is that of both ends, relay and client, as /proc counts it.
+//! Each tool forwards visitors to the same local server. CPU time is that of both ends, relay and client, from /proc.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
 
@@ -21,7 +21,7 @@ use std::{
 
 use self::tools::{ALL, Pair};
 
-/// How many visitors at a time.
+/// Numbers of concurrent visitors.
 const VISITORS: [usize; 2] = [1, 16];
 
 /// How long connections are counted.
@@ -34,7 +34,7 @@ const TRANSFER: u64 = 256 << 20;
 
 const ROUNDS: usize = 3;
 
-/// A server that says how it is spoken to with the first byte: `e` echoes, `d` sends for ever, `u` takes, and says how much.
+/// Starts a server whose mode is the first byte: `e` echoes, `d` sends forever, `u` receives and reports the number of bytes.
 fn service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
@@ -84,7 +84,7 @@ fn connect(public: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Runs so many visitors at the same time, and returns how long they took.
+/// Runs this many visitors concurrently, and returns the time until all have ended.
 fn together(visitors: usize, visit: impl Fn() + Send + Sync + Clone + 'static) -> Duration {
     let started = Instant::now();
     let all: Vec<_> = (0..visitors)
@@ -97,7 +97,7 @@ fn together(visitors: usize, visit: impl Fn() + Send + Sync + Clone + 'static) -
     started.elapsed()
 }
 
-/// New connections, each with a byte there and back: per second, and how many there were.
+/// Opens connections and exchanges a byte on each. Returns the connections per second, and their number.
 fn connections(public: SocketAddr, visitors: usize) -> (f64, u64) {
     let (count, started) = (Arc::new(AtomicU64::new(0)), Instant::now());
     let counted = count.clone();
@@ -114,7 +114,7 @@ fn connections(public: SocketAddr, visitors: usize) -> (f64, u64) {
     (count as f64 / took.as_secs_f64(), count)
 }
 
-/// MB/s of downloads, all together.
+/// Returns the MB/s of all downloads together.
 fn download(public: SocketAddr, visitors: usize) -> f64 {
     let each = TRANSFER / visitors as u64;
     let took = together(visitors, move || {
@@ -128,7 +128,7 @@ fn download(public: SocketAddr, visitors: usize) -> f64 {
     TRANSFER as f64 / 1e6 / took.as_secs_f64()
 }
 
-/// MB/s of uploads, until the server has all.
+/// Returns the MB/s of all uploads together, until the server has all bytes.
 fn upload(public: SocketAddr, visitors: usize) -> f64 {
     let each = TRANSFER / visitors as u64;
     let took = together(visitors, move || {
@@ -146,11 +146,11 @@ fn upload(public: SocketAddr, visitors: usize) -> f64 {
     TRANSFER as f64 / 1e6 / took.as_secs_f64()
 }
 
-/// Seconds of CPU that both ends have used.
+/// Returns the CPU seconds of both ends.
 fn cpu(pair: &Pair) -> f64 {
     let of = |process: &Child| {
         let stat = fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap_or_default();
-        // Behind the name in brackets, which may have spaces: utime and stime are the 12th and 13th.
+        // Behind the name in brackets, which may contain spaces, utime and stime are fields 12 and 13.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
         // USER_HZ is 100 on Linux.
@@ -159,7 +159,7 @@ fn cpu(pair: &Pair) -> f64 {
     of(&pair.server) + of(&pair.client)
 }
 
-/// MiB of both ends with idle streams.
+/// Returns the MiB of both ends with idle streams.
 fn memory(pair: &Pair) -> f64 {
     let idle: Vec<_> = (0..IDLE)
         .map(|_| {
@@ -181,10 +181,10 @@ fn memory(pair: &Pair) -> f64 {
     sum
 }
 
-/// Measures all rows of one tool.
+/// Measures all rows of a tool.
 fn measure(pair: &Pair) -> Vec<(String, f64)> {
     let mut rows = Vec::new();
-    // The first ones wake the pair up.
+    // Warm up both processes.
     for _ in 0..20 {
         drop(connect(pair.public).write_all(b"e"));
     }

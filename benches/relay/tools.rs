@@ -1,4 +1,4 @@
-//! The tools that are compared: how each is started, and where its visitors come in.
+//! The tools to compare: how to start each, and its public address.
 
 use std::{
     env, fs,
@@ -19,21 +19,21 @@ pub struct Pair {
     pub server: Child,
     pub client: Child,
     pub public: SocketAddr,
-    /// Of its configuration.
+    /// Folder of its configuration.
     _folder: Option<TempDir>,
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
         for process in [&mut self.client, &mut self.server] {
-            // It may have ended by itself.
+            // The process may have ended already.
             let _ = process.kill();
             let _ = process.wait();
         }
     }
 }
 
-/// A tool, and what protects its bytes between the relay and the client.
+/// A tool, with its encryption between relay and client in its name.
 pub struct Tool {
     pub name: &'static str,
     program: &'static str,
@@ -56,13 +56,13 @@ impl Tool {
     }
 }
 
-/// Whoever writes its log to a pipe that nobody reads stops.
+/// Starts a process without pipes: one that writes its log to an unread pipe would block.
 fn spawn(command: &mut Command) -> Child {
     let spawned = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn();
     spawned.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Waits until visitors are served.
+/// Waits until the public port accepts connections.
 fn ready(server: Child, client: Child, port: u16, folder: Option<TempDir>) -> Pair {
     let public = SocketAddr::from(([127, 0, 0, 1], port));
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -116,7 +116,7 @@ fn rathole(local: u16, transport: Transport) -> Pair {
     let folder = tempfile::tempdir().expect("a folder");
     let kind = |side: &str| match transport {
         Transport::Plain => String::new(),
-        // Its default pattern: the client knows the server's key.
+        // Noise's default pattern: the client knows the server's key.
         Transport::Noise => {
             let (private, public) = rathole_keys();
             let key = if side == "server" { ("local_private_key", private) } else { ("remote_public_key", public) };
@@ -148,7 +148,7 @@ fn rathole(local: u16, transport: Transport) -> Pair {
     ready(server, client, 28_003, Some(folder))
 }
 
-/// Returns a private key and the public one, as `rathole --genkey` prints them.
+/// Returns a private key and its public key, as `rathole --genkey` prints them.
 fn rathole_keys() -> (String, String) {
     use std::sync::OnceLock;
     static KEYS: OnceLock<(String, String)> = OnceLock::new();

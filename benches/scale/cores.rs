@@ -1,4 +1,4 @@
-//! The proxy and the relay by how many processors they have.
+//! The proxy and the relay by the number of cores.
 
 use std::{
     fs,
@@ -27,9 +27,9 @@ struct Row {
     name: &'static str,
     rate: f64,
     p99: Duration,
-    /// Of all processors that it may use.
+    /// Share of all cores that it may use.
     busy: f64,
-    /// Of one processor, for each step.
+    /// CPU time of one core per step.
     cpu: Duration,
 }
 
@@ -76,7 +76,7 @@ async fn proxy(workers: usize, time: Duration) -> Result<Vec<Row>> {
         &[("KUBECONFIG", &kubeconfig), ("XDG_RUNTIME_DIR", &runtime)],
     )?;
     let request = b"GET /whoami HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n";
-    // The first one wakes it up.
+    // Warm up.
     run(http, 1, Duration::from_millis(200), request).await?;
     let mut rows = Vec::new();
     for (name, address, clients, bytes) in [
@@ -133,7 +133,7 @@ async fn measured(
     })
 }
 
-/// Sends the same bytes again and again on a connection of each client, each time when an answer has come to those before.
+/// Sends the same bytes again and again on one connection per client, each time after the answer to the previous ones.
 async fn run(address: SocketAddr, clients: usize, time: Duration, bytes: &[u8]) -> Result<Vec<Duration>> {
     let until = Instant::now() + time;
     let is_http = bytes.starts_with(b"GET ");
@@ -148,7 +148,7 @@ async fn run(address: SocketAddr, clients: usize, time: Duration, bytes: &[u8]) 
                 let exchange = async {
                     stream.write_all(&bytes).await?;
                     match is_http {
-                        // One segment.
+                        // The response is one segment.
                         true => stream.read(&mut answer).await,
                         false => stream.read_exact(&mut answer[..bytes.len()]).await,
                     }

@@ -1,4 +1,4 @@
-//! Memory and CPU by how many of something there are.
+//! Memory and CPU by the number of connections, tunnels, routes or Services.
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, time::Duration};
 
@@ -17,13 +17,13 @@ use super::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long it is looked at at rest.
+/// How long adit is observed at rest.
 const REST: Duration = Duration::from_secs(3);
 
-/// Tunnels beyond the first 200 are made at a rate of 20 a second: more would take minutes.
+/// Beyond the first 200, tunnels are created at 20 per second, so more of them would take minutes.
 const MOST_TUNNELS: usize = 1000;
 
-/// A listener is two open files, and the limit of many shells is 4,096 or less.
+/// A listener needs two open files, and many shells have a limit of 4,096 or less.
 const MOST_LISTENERS: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub async fn measure(most: usize) -> Result<()> {
 struct Found {
     memory: f64,
     cpu: Duration,
-    /// Of one processor.
+    /// Share of one core.
     at_rest: f64,
 }
 
@@ -150,7 +150,7 @@ fn configuration(kind: Kind, count: usize, http: SocketAddr, echo: SocketAddr) -
     text += "tcp:\n  k8s:\n    routes:\n";
     writeln!(text, "      {}: {{namespace: shop, service: tools, port: 7000}}", echo.port())?;
     if kind == Kind::TcpRoutes {
-        // Two listeners each: 127.0.0.1 and [::1].
+        // Each route has two listeners: 127.0.0.1 and [::1].
         for number in 0..count {
             writeln!(text, "      {}: {{namespace: shop, service: tools, port: 7000}}", 20_000 + number)?;
         }
@@ -170,7 +170,7 @@ async fn get(address: SocketAddr, host: &str) -> Result<()> {
         if answer.starts_with(b"HTTP/1.1 200") {
             return Ok(());
         }
-        // New names are made at a rate.
+        // New names are rate-limited.
         if Instant::now() > until {
             return Err(String::from_utf8_lossy(&answer).into_owned().into());
         }

@@ -1,13 +1,13 @@
-//! What more of something costs, and what more processors bring.
+//! The cost of more connections, tunnels and routes, and the benefit of more cores.
 //!
 //! ```text
 //! cargo bench --bench scale -- growth [--most 10000]
 //! cargo bench --bench scale -- cores [--seconds 4]
 //! ```
 //!
-//! `growth` measures memory and CPU of adit with 1, 10, ... connections, tunnels, routes, TCP routes and Services, in front of the demo
-//! cluster. `cores` measures the proxy and the relay with one thread, two and four, each pinned to as many processors; the load and the
-//! cluster run where the system puts them, so that on a small machine they take turns with adit.
+//! `growth` measures memory and CPU of adit with 1, 10, ... connections, tunnels, routes, TCP routes and Services, in front of
+//! the demo cluster. `cores` measures the proxy and the relay with one, two and four threads, each pinned to as many cores. The
+//! system places the load and the cluster, so on a small machine they compete with adit.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
 
@@ -19,7 +19,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
 fn main() -> Result<()> {
-    // Cargo's own.
+    // Cargo adds this option.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let number = |option: &str, default: u64| match arguments.as_slice() {
         [_, name, value] if name == option => value.parse().unwrap_or_else(|_| usage()),

@@ -1,11 +1,10 @@
-//! adit under mixed load for a while, in front of the demo cluster: what is left at the end that was not there at the
-//! beginning?
+//! adit under mixed load for a while, in front of the demo cluster. What remains at the end that was not there at the beginning?
 //!
 //! ```text
 //! cargo bench --bench soak -- 10m
 //! ```
 //!
-//! Prints descriptors, memory, streams and tunnels of the process, before, every so often, and after.
+//! Prints open files, memory, streams and tunnels of the process: before, at intervals, and after.
 
 #![allow(clippy::print_stdout, reason = "this is what it is for")]
 
@@ -32,7 +31,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// After this long without use a tunnel closes, so that what is left then is left for good.
+/// Idle timeout of tunnels; what remains after it is a leak.
 const IDLE: &str = "5s";
 
 struct Soak {
@@ -44,7 +43,7 @@ struct Soak {
 
 impl Drop for Soak {
     fn drop(&mut self) {
-        // It is ours, and may have ended.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -77,7 +76,7 @@ impl Soak {
         Ok(Self { child, http, echo, folder })
     }
 
-    /// Prints a line of numbers, and returns descriptors and memory in KiB.
+    /// Prints a line of numbers, and returns the open files and the memory in KiB.
     fn look(&self, when: &str, done: u64, failed: u64) -> Result<(usize, u64)> {
         let id = self.child.id();
         let descriptors = fs::read_dir(format!("/proc/{id}/fd"))?.count();
@@ -102,11 +101,11 @@ impl Soak {
     }
 }
 
-/// One thing that a client does; which one the number decides.
+/// Performs an action of a client; `number` chooses it.
 async fn client(number: u64, http: SocketAddr, echo: SocketAddr) -> Result<()> {
     let host = ["web.shop.localhost", "tools.shop.localhost", "80.web.shop.localhost"][(number / 8) as usize % 3];
     match number % 8 {
-        // A request on a connection of its own, and several on one.
+        // One or several requests on a connection.
         0..=3 => {
             let mut stream = TcpStream::connect(http).await?;
             for _ in 0..1 + number % 4 {
@@ -117,7 +116,7 @@ async fn client(number: u64, http: SocketAddr, echo: SocketAddr) -> Result<()> {
                 }
             }
         }
-        // A client that leaves in the middle of a download.
+        // A client that leaves during a download.
         4 => {
             let mut stream = TcpStream::connect(http).await?;
             stream
@@ -125,13 +124,13 @@ async fn client(number: u64, http: SocketAddr, echo: SocketAddr) -> Result<()> {
                 .await?;
             stream.read_exact(&mut [0; 20_000]).await?;
         }
-        // One that resets.
+        // A client that resets.
         5 => {
             let mut stream = TcpStream::connect(echo).await?;
             stream.write_all(&[7; 10_000]).await?;
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
-        // One that sends, and reads it all back.
+        // A client that sends, and reads everything back.
         6 => {
             let mut stream = TcpStream::connect(echo).await?;
             let (mut read, mut write) = stream.split();
@@ -140,7 +139,7 @@ async fn client(number: u64, http: SocketAddr, echo: SocketAddr) -> Result<()> {
             written?;
             read?;
         }
-        // A name that leads nowhere.
+        // A name without a route or a Service.
         _ => {
             let mut stream = TcpStream::connect(http).await?;
             stream
@@ -174,7 +173,7 @@ async fn main() -> Result<()> {
     let soak = Soak::start(&demo)?;
     let (done, failed, stop) =
         (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    // The first use of everything is no leak.
+    // Memory that the first use of everything allocates is not a leak.
     for number in 0..64 {
         client(number, soak.http, soak.echo).await?;
     }
@@ -198,7 +197,7 @@ async fn main() -> Result<()> {
     while started.elapsed() < time {
         sleep((time / 10).min(time.saturating_sub(started.elapsed())).max(Duration::from_millis(100))).await;
         round += 1;
-        // Pods go, connections are cut, watches end: each leaves something to be cleaned up.
+        // Restarted pods, cut connections and ended watches each leave something to clean up.
         match round % 3 {
             0 => demo.faults().drop_upgraded_connections(),
             1 => demo.faults().end_watches(),

@@ -5,23 +5,23 @@
 //! | `GET /api/v1/status` | version, listeners, configuration, the last second, tunnels |
 //! | `GET /api/v1/services` | routes, and the Services of a context; `?context=NAME&namespace=NAME` |
 //! | `GET /api/v1/tunnels` | every tunnel |
-//! | `GET /api/v1/tunnels/ID` | one, with its last events; also one that has closed, while its events are kept |
+//! | `GET /api/v1/tunnels/ID` | one, with its last events; also a closed one, until its events are evicted |
 //! | `POST /api/v1/tunnels/ID/stop` | ends it and its streams: 204 |
 //! | `POST /api/v1/tunnels/ID/reconnect` | opens another session for it; open streams keep theirs: 202 |
 //! | `GET /api/v1/requests` | the last requests and connections, newest first |
 //! | `GET /api/v1/requests/ID` | one of them, with its headers |
-//! | `GET /api/v1/requests/ID/har`, `GET /api/v1/har` | one, or all that are kept, as an HTTP archive |
-//! | `POST /api/v1/requests/ID/replay` | sends it again, as it was or edited: see [`replay`] |
+//! | `GET /api/v1/requests/ID/har`, `GET /api/v1/har` | one, or all in the journal, as an HTTP archive |
+//! | `POST /api/v1/requests/ID/replay` | sends it again, unchanged or edited: see [`replay`] |
 //! | `POST /api/v1/record` | records bodies of a route for a while: see [`replay`] |
 //! | `GET /api/v1/config` | the configuration in use, secrets hidden |
 //! | `GET /api/v1/log` | the last lines of the log, newest first |
 //! | `POST /api/v1/open` | opens a target: see [`open`]; the Unix socket only |
 //! | `POST /api/v1/contexts/NAME/unlock` | lifts the rules of a context for a while: see [`unlock`]; the Unix socket only |
 //! | `POST /api/v1/ui` | a link that opens the dashboard once: see [`ui`]; the Unix socket only |
-//! | `GET /api/v1/events` | a snapshot, then what changes: see [`feed`] |
+//! | `GET /api/v1/events` | a snapshot, then changes: see [`feed`] |
 //!
-//! An ID in a path is percent-encoded. Each answer has a `format` number, which changes with a change that a reader
-//! could trip over; new keys do not change it. `adit schema --api` prints the schemas.
+//! An ID in a path is percent-encoded. Each answer has a `format` number, which increases with every incompatible change; a new
+//! key is not one. `adit schema --api` prints the schemas.
 
 pub mod answers;
 pub mod attention;
@@ -52,16 +52,16 @@ use super::{
 };
 use crate::journal::exchange::LONGEST_BODY;
 
-/// The version of every answer.
+/// Version of the format of every answer.
 pub const FORMAT: u32 = 1;
 
-/// How large a request may be: a body that is sent again, in base64, and what is around it.
+/// Maximum bytes of a request: a replayed body in base64, and the rest of the request.
 pub const MOST_OF_A_CHANGE: usize = 2 * LONGEST_BODY;
 
 /// Root path of the API.
 pub const ROOT: &str = "/api/v1/";
 
-/// Answers a request of the user of the process below [`ROOT`].
+/// Answers a request below [`ROOT`] from the user of the process.
 pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Response<Body> {
     if (request.method(), request.uri().path()) == (&Method::POST, "/api/v1/open") {
         return open::answer(source, request).await;
@@ -85,7 +85,7 @@ pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Respon
     }
 }
 
-/// Answers a request below [`ROOT`] of anybody who has shown that it may.
+/// Answers a request below [`ROOT`] from any client that is allowed to use the API.
 pub async fn answer(source: &Source, request: Request<Bytes>) -> Response<Body> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -148,7 +148,7 @@ fn allowed(words: &[&str]) -> Option<&'static str> {
     }
 }
 
-/// Returns an HTTP archive, as a file that a browser saves.
+/// Returns an HTTP archive as a file that a browser saves.
 fn archive(archive: Option<serde_json::Value>, name: &str, id: &str) -> Response<Body> {
     let mut response = found(archive, "request", id);
     let name: String = name.chars().filter(|each| each.is_ascii_alphanumeric() || "-.".contains(*each)).collect();
@@ -158,7 +158,7 @@ fn archive(archive: Option<serde_json::Value>, name: &str, id: &str) -> Response
     response
 }
 
-/// Returns the event that a reader has seen last, where it resumes.
+/// Returns the id of the last event that a resuming reader has received.
 fn last_event(headers: &HeaderMap) -> Option<&str> {
     headers.get("last-event-id").and_then(|id| id.to_str().ok())
 }
@@ -184,7 +184,7 @@ fn done(is_done: bool, status: StatusCode, id: &str) -> Response<Body> {
     }
 }
 
-/// Returns the answer to a request whose body is longer than [`MOST_OF_A_CHANGE`].
+/// Returns the answer to a request with a body longer than [`MOST_OF_A_CHANGE`].
 pub fn too_large() -> Response<Body> {
     failure(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the request is too large".to_owned())
 }

@@ -1,9 +1,9 @@
-//! The requests that are answered, and to whom.
+//! The paths that adit answers, and for which clients.
 //!
 //! | | |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process serves |
-//! | `GET /readyz` | 200 while it takes new connections, 503 once it ends |
+//! | `GET /readyz` | 200 while adit accepts new connections, 503 once it drains |
 //! | `GET /metrics` | OpenMetrics text |
 //! | `/api/v1/...` | see [`api`]; the Unix socket only |
 
@@ -21,9 +21,9 @@ use crate::{guard::origin::is_of_this_machine, metrics};
 /// Origin of a request: anyone on loopback, or the user of the Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// The user of the process, by the file's mode.
+    /// The user of the process; the socket's file mode ensures it.
     Owner,
-    /// Every process of this machine, and every page in its browsers.
+    /// Any process of this machine, and any page in its browsers.
     Machine,
 }
 

@@ -1,4 +1,4 @@
-//! HTTP for programs: one request, one answer; within seconds, unless it is a stream.
+//! An HTTP server for programs: one request per connection, answered within seconds unless the answer is a stream.
 
 use std::{
     convert::Infallible,
@@ -17,13 +17,13 @@ use tokio::{
     time::sleep,
 };
 
-/// How long a client may take for its request.
+/// Time limit until a client has sent its request.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a whole exchange may take; a list of Services waits for an API server.
+/// Time limit of a whole exchange. A list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// How much of an answer is held for a client that does not read.
+/// Maximum bytes of an answer buffered for a client that does not read.
 const MOST_BUFFERED: usize = 64 * 1024;
 
 pub const TEXT: &str = "text/plain; charset=utf-8";
@@ -33,11 +33,11 @@ pub const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The mark of an answer that goes on for as long as its client reads.
+/// Extension that marks a response without a time limit.
 #[derive(Clone)]
 struct Endless;
 
-/// Answers the first request of a connection, and closes it.
+/// Answers the first request of a connection, then closes it.
 pub async fn serve_one<F: Future<Output = Response<Body>>>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     answer: impl Fn(Request<Incoming>) -> F,
@@ -61,13 +61,13 @@ pub async fn serve_one<F: Future<Output = Response<Body>>>(
         }
     };
     tokio::select! {
-        // The caller reports its errors.
+        // Errors of the connection are the client's to report.
         _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades() => {}
         () = late => {}
     }
 }
 
-/// `kind`: the media type.
+/// Returns a response. `kind`: its media type.
 pub fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
@@ -75,14 +75,14 @@ pub fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -
     response
 }
 
-/// Returns an answer that is its status alone.
+/// Returns a response without a body.
 pub fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = status;
     response
 }
 
-/// Marks an answer that goes on for as long as its client reads.
+/// Marks a response that has no time limit: a stream or an upgrade.
 pub fn endless(mut response: Response<Body>) -> Response<Body> {
     response.extensions_mut().insert(Endless);
     response

@@ -1,4 +1,4 @@
-//! Sign-in of browsers: one token for each process, and single-use codes.
+//! Sign-in of browsers: one token per process, and single-use codes.
 
 use std::{
     collections::VecDeque,
@@ -10,10 +10,10 @@ use std::{
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use sha2::{Digest, Sha256};
 
-/// How long a code is good.
+/// Lifetime of a code.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 
-/// How many codes are good at a time; the oldest makes room.
+/// Maximum number of valid codes. The oldest is evicted.
 const MOST_CODES: usize = 16;
 
 /// The keys of one process.
@@ -34,12 +34,12 @@ impl Keys {
         &self.token
     }
 
-    /// Returns whether a text is the token. The time it takes says nothing of the token.
+    /// Returns whether a text is the token. It compares hashes, so its timing reveals nothing about the token.
     pub fn is_token(&self, text: &str) -> bool {
         Sha256::digest(text) == Sha256::digest(&self.token)
     }
 
-    /// Returns a code that is good once, within 60 s.
+    /// Returns a new code, valid once within 60 s.
     ///
     /// # Errors
     /// The system has no random numbers.
@@ -53,7 +53,7 @@ impl Keys {
         Ok(code)
     }
 
-    /// Uses up a code. Returns whether it was good.
+    /// Invalidates a code, and returns whether it was valid.
     pub fn redeem(&self, code: &str) -> bool {
         self.redeem_at(code, Instant::now())
     }

@@ -1,4 +1,4 @@
-//! The Unix socket that `adit status` and `adit stop` talk to: HTTP, for the user of the process alone.
+//! The Unix socket of `adit status`, `adit stop` and other commands: HTTP, only for the user of the process.
 
 use std::{
     fs, io,
@@ -36,16 +36,16 @@ use crate::{
     io::{BoxedIo, upgraded::connection_of},
 };
 
-/// A list of Services waits for an API server.
+/// Time limit of an answer. A list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// The status is in memory.
+/// Time limit of the status, which needs no cluster.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Between two attempts to bind the socket.
+/// Interval between two attempts to bind the socket.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// A listening admin socket; its file is removed on drop.
+/// A listening admin socket. Dropping it deletes its files.
 pub struct AdminSocket {
     listener: UnixListener,
     path: PathBuf,
@@ -53,16 +53,16 @@ pub struct AdminSocket {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        // Somebody else may have removed them.
+        // The files may be gone already.
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_file(self.path.with_extension("token"));
     }
 }
 
-/// Returns the folders that the sockets may be in, the first that can be used first: `$XDG_RUNTIME_DIR/adit`,
-/// `$XDG_STATE_HOME/adit`, `~/.local/state/adit`.
+/// Returns the folders in which sockets may be, in order of preference: `$XDG_RUNTIME_DIR/adit`, then `$XDG_STATE_HOME/adit` or
+/// `~/.local/state/adit`.
 pub fn folders() -> Vec<PathBuf> {
-    // A relative path is to be ignored (XDG base directory specification).
+    // Relative paths must be ignored (XDG base directory specification).
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || etcetera::home_dir().ok().map(|home| home.join(".local/state"));
     let state = variable("XDG_STATE_HOME").or_else(home);
@@ -70,10 +70,10 @@ pub fn folders() -> Vec<PathBuf> {
 }
 
 impl AdminSocket {
-    /// Binds the socket of the adit that listens on `port`. One that a dead process has left is replaced.
+    /// Binds the socket of the adit that listens on `port`. Replaces a socket that a dead process has left.
     ///
     /// # Errors
-    /// No folder can be made, is ours, and has a path short enough for a socket (about 100 bytes).
+    /// No folder can be created, belongs to this user, and has a path short enough for a socket (about 100 bytes).
     pub fn bind(port: u16) -> io::Result<Self> {
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "there is no home folder");
         for folder in folders() {
@@ -88,8 +88,8 @@ impl AdminSocket {
         Err(failed)
     }
 
-    /// Binds the same socket as soon as that is possible: where another adit that listens on this port of another address has ended, or a
-    /// folder can be written.
+    /// Binds the same socket once it is free: after another adit with this port on another address has ended, or once a folder is
+    /// writable.
     pub async fn bind_when_free(port: u16) -> Self {
         loop {
             sleep(RETRY).await;
@@ -102,7 +102,7 @@ impl AdminSocket {
 
     fn bind_in(folder: &Path, port: u16) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // Made by somebody else's hand, it may be open to others.
+        // An existing folder may be open to other users.
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
         let path = folder.join(format!("{port}.sock"));
         if path.exists() {
@@ -120,19 +120,19 @@ impl AdminSocket {
         Ok(bound)
     }
 
-    /// Writes the token of the dashboard beside the socket, for programs of the same user.
+    /// Writes the dashboard's token beside the socket, for programs of the same user.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write_token(&self, token: &str) -> io::Result<()> {
         let path = self.path.with_extension("token");
-        // One of a process that was killed may be of another mode.
+        // The file of a killed process may have another mode.
         let _ = fs::remove_file(&path);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         io::Write::write_all(&mut file, token.as_bytes())
     }
 
-    /// Answers until the drain cuts.
+    /// Serves requests. The caller ends it by dropping the future.
     pub async fn serve(self, source: Source, drain: Drain) {
         loop {
             let stream = match self.listener.accept().await {
@@ -148,7 +148,7 @@ impl AdminSocket {
     }
 }
 
-/// Returns the sockets of the adits that run, or ran.
+/// Returns the sockets of all adits, including ones that have ended.
 pub fn sockets() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = folders()
         .iter()
@@ -158,32 +158,32 @@ pub fn sockets() -> Vec<PathBuf> {
         .filter(|path| path.extension().is_some_and(|end| end == "sock"))
         .collect();
     found.sort();
-    // Both variables may name one folder.
+    // Both variables may name the same folder.
     found.dedup();
     found
 }
 
-/// Returns the socket of the adit that listens on this port, if there is one.
+/// Returns the socket of the adit that listens on this port, if its file exists.
 pub fn of_port(port: u16) -> Option<PathBuf> {
     folders().into_iter().map(|folder| folder.join(format!("{port}.sock"))).find(|path| path.exists())
 }
 
-/// Why a running adit gave no answer.
+/// Error of a call to a running adit.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     #[error("the running adit does not answer")]
     Silent(#[source] io::Error),
-    /// It refused, and said why.
+    /// It refused, with a reason.
     #[error("{}", .0.message)]
     Refused(Problem),
     #[error("the running adit answered {0}: is it of another version?")]
     Other(StatusCode),
 }
 
-/// Asks a running adit for an answer of its API. `path`: what follows [`ROOT`].
+/// Gets an answer of a running adit's API. `path`: the part behind [`ROOT`].
 ///
 /// # Errors
-/// It does not answer, or with something else.
+/// It does not answer, or the answer is not the expected one.
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, CallError> {
     let (code, body) = call(socket, Method::GET, path).await.map_err(CallError::Silent)?;
     match code {
@@ -192,21 +192,21 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Ca
     }
 }
 
-/// Asks a running adit what it does. One that does not answer soon is stopped, or hangs.
+/// Gets the status of a running adit. A short time limit: a process that does not answer soon is stopped, or hangs.
 ///
 /// # Errors
-/// It does not answer, or with something else.
+/// It does not answer, or the answer is not the expected one.
 pub async fn status(socket: &Path) -> Result<Status, CallError> {
     let answer = timeout(STATUS_WITHIN, get(socket, "status")).await;
     answer.unwrap_or_else(|_| Err(CallError::Silent(io::ErrorKind::TimedOut.into())))
 }
 
-/// Returns the process behind a socket, where the system says it. None: nobody listens.
+/// Returns the id of the process that listens on a socket. `None`: no process does, or the system does not report it.
 pub async fn owner(socket: &Path) -> Option<i32> {
     UnixStream::connect(socket).await.ok()?.peer_cred().ok()?.pid()
 }
 
-/// Lets a running adit do something.
+/// Sends a POST without a body to a running adit.
 ///
 /// # Errors
 /// It does not answer, or refuses.
@@ -215,7 +215,7 @@ pub async fn post(socket: &Path, path: &str) -> Result<(), CallError> {
     if code.is_success() { Ok(()) } else { Err(refused(code, &body)) }
 }
 
-/// Lets a running adit do something, and reads what came of it. `path`: what follows [`ROOT`].
+/// Sends a POST to a running adit, and returns its answer. `path`: the part behind [`ROOT`].
 ///
 /// # Errors
 /// It does not answer, or refuses.
@@ -223,7 +223,7 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Ca
     ask_with(socket, path, &serde_json::json!({})).await
 }
 
-/// Does the same with a body.
+/// Sends a POST with a JSON body, and returns the answer.
 ///
 /// # Errors
 /// It does not answer, or refuses.
@@ -240,7 +240,7 @@ pub async fn ask_with<T: DeserializeOwned>(
     }
 }
 
-/// Lets a running adit open a target at a local port, or check it.
+/// Asks a running adit to open a target at a local port, or to check it.
 ///
 /// # Errors
 /// It does not answer, or refuses.
@@ -252,14 +252,14 @@ pub async fn open(socket: &Path, request: &OpenRequest) -> Result<OpenAnswer, Ca
     }
 }
 
-/// A connection to a target by way of a running adit.
+/// A connection to a target through a running adit.
 pub struct Stream {
     pub io: BoxedIo,
-    /// Its number in the journal of that adit. None: it is of an older version.
+    /// Id of its entry in that adit's journal. `None`: that adit is of an older version.
     pub id: Option<u64>,
 }
 
-/// Lets a running adit open a connection to a target.
+/// Asks a running adit for a connection to a target.
 ///
 /// # Errors
 /// It does not answer, or refuses.
@@ -289,7 +289,7 @@ pub async fn stream(socket: &Path, request: &OpenRequest) -> Result<Stream, Call
                 Ok((upgraded, id)) => Ok(Stream { io: connection_of::<UnixStream>(upgraded), id }),
                 Err((code, body)) => Err(refused(code, &body)),
             },
-            // It ends with the switch.
+            // The connection's future ends with the upgrade; the exchange has its result then.
             _ = &mut connection => {}
         }
     }
@@ -300,7 +300,7 @@ fn body_of(request: &OpenRequest) -> Bytes {
     serde_json::to_vec(request).unwrap_or_default().into()
 }
 
-/// Reads the events of a running adit.
+/// Opens the event stream of a running adit.
 ///
 /// # Errors
 /// It does not answer.
@@ -310,17 +310,17 @@ pub async fn events(socket: &Path) -> io::Result<Events> {
     Ok(Events(BufReader::new(io).lines()))
 }
 
-/// A message of the running adit to a client of its socket.
+/// An event of a running adit.
 pub enum Update {
     Snapshot(Box<Snapshot>),
     Change(Box<Change>),
 }
 
-/// The events of a running adit.
+/// The event stream of a running adit.
 pub struct Events(Lines<BufReader<UnixStream>>);
 
 impl Events {
-    /// Waits for the next event. None: the process has ended, or is of another version.
+    /// Returns the next event. `None`: the process has ended, or is of another version.
     pub async fn next(&mut self) -> Option<Update> {
         let mut is_snapshot = false;
         loop {
@@ -336,7 +336,7 @@ impl Events {
         }
     }
 
-    /// Waits for the facts of the process: the first ones, and those after each reload. None: it has ended.
+    /// Returns the next overview: the first one, and one after each change. `None`: the process has ended.
     pub async fn next_status(&mut self) -> Option<Overview> {
         loop {
             match self.next().await? {
@@ -350,7 +350,7 @@ impl Events {
     }
 }
 
-/// Returns an id as it stands in a path.
+/// Returns an id in percent-encoding, for a path.
 pub fn escape(id: &str) -> impl std::fmt::Display {
     percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC)
 }

@@ -29,23 +29,23 @@ use crate::{
 /// Facts that change only with a reload.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// None: adit runs on defaults.
+    /// `None`: adit runs without a file.
     pub config: Option<PathBuf>,
     pub http: Vec<SocketAddr>,
     pub tcp: Vec<SocketAddr>,
     pub context: Option<String>,
-    /// When the configuration in use was loaded, in local time.
+    /// Local time at which the configuration in use was loaded.
     pub loaded_at: String,
-    /// Why the last change of the file was not applied.
+    /// Why the last change of the file was rejected.
     pub rejected: Option<String>,
-    /// The keys that the last reload changed.
+    /// Keys that the last reload changed.
     pub changed: Vec<String>,
-    /// The ports of this machine that relays make reachable (`local` in the configuration).
+    /// Local ports that relays make reachable (`local` in the configuration).
     pub local: Vec<LocalStatus>,
 }
 
 impl Facts {
-    /// Returns the port of the HTTP listener; 0 where there is none.
+    /// Returns the port of the HTTP listener; 0: there is none.
     pub fn port(&self) -> u16 {
         self.http.first().map_or(0, SocketAddr::port)
     }
@@ -65,7 +65,7 @@ pub struct LocalStatus {
     pub reason: Option<String>,
 }
 
-/// Source of the status of a running adit.
+/// Access to the state of a running adit, for the admin interface.
 #[derive(Clone)]
 pub struct Source {
     tunnels: Manager,
@@ -86,17 +86,17 @@ pub struct Source {
 pub struct Parts {
     pub tunnels: Manager,
     pub metrics: Arc<Metrics>,
-    /// Once it has started, adit is not ready any more.
+    /// adit is ready until this drain starts.
     pub drain: Drain,
     pub router: SharedRouter,
     pub clusters: Arc<Clusters>,
     pub lines: Lines,
     pub facts: Facts,
-    /// None: it opens nothing for those who ask.
+    /// `None`: this adit opens no targets on request.
     pub opener: Option<Arc<dyn Opener>>,
-    /// None: there is no dashboard.
+    /// `None`: the dashboard is off.
     pub keys: Option<Arc<Keys>>,
-    /// None: nothing is sent again.
+    /// `None`: this adit replays no requests.
     pub replayer: Option<Arc<dyn Replayer>>,
     /// Contexts that `adit unlock` has unlocked.
     pub locks: Arc<Locks>,
@@ -122,7 +122,7 @@ impl Source {
         }
     }
 
-    /// Returns whether new connections are taken.
+    /// Returns whether adit accepts new connections.
     pub fn is_ready(&self) -> bool {
         !self.drain.is_draining()
     }
@@ -173,13 +173,13 @@ impl Source {
         self.tunnels.snapshot()
     }
 
-    /// Returns the state of a context of the kubeconfig. None: it was not used yet.
+    /// Returns the state of a context of the kubeconfig. `None`: adit has not used it yet.
     pub fn health(&self, context: &ContextName) -> Option<Health> {
         let kubeconfig = self.router.load().http_contexts.kubeconfig.clone();
         self.clusters.health(&ClusterId { kubeconfig, context: context.clone() })
     }
 
-    /// Returns the sign-ins that run, or have failed.
+    /// Returns the sign-ins that run or have failed.
     pub fn sign_ins(&self) -> Vec<SignInSnapshot> {
         self.tunnels.sign_ins()
     }
@@ -188,12 +188,12 @@ impl Source {
         self.tunnels.snapshot_of(id)
     }
 
-    /// Stops a tunnel; returns whether there was one of that id.
+    /// Stops a tunnel. Returns whether one has this id.
     pub fn stop(&self, id: &str) -> bool {
         self.tunnels.stop(id)
     }
 
-    /// Opens another session for a tunnel; returns whether there was one of that id.
+    /// Opens a new session for a tunnel. Returns whether one has this id.
     pub fn reconnect(&self, id: &str) -> bool {
         self.tunnels.reconnect(id)
     }
@@ -211,12 +211,12 @@ impl Source {
         self.lines.all()
     }
 
-    /// Returns the lines behind the one of this number, oldest first, and the number of the last one.
+    /// Returns the lines after the one with this number, oldest first, and the number of the last line.
     pub fn log_since(&self, id: u64) -> (Vec<Line>, u64) {
         self.lines.since(id)
     }
 
-    /// Returns what lets a browser in. None: there is no dashboard.
+    /// Returns the keys with which browsers sign in. `None`: the dashboard is off.
     pub fn keys(&self) -> Option<&Arc<Keys>> {
         self.keys.as_ref()
     }

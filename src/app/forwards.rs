@@ -1,4 +1,4 @@
-//! Local ports that lead to targets, for as long as somebody needs them.
+//! Local ports that forward to targets, for a command or for requests to the API.
 
 use std::{
     net::SocketAddr,
@@ -24,10 +24,10 @@ use crate::{
     tunnel::Manager,
 };
 
-/// How many descriptors each port keeps for clients that are turned away when there are no others.
+/// File descriptors that each port reserves, to accept and refuse clients at the open-file limit.
 const SPARE: usize = 1;
 
-/// The ports, and the tunnels behind them. They end with the drain.
+/// Local ports and the tunnels behind them. The drain ends them.
 #[derive(Clone)]
 pub struct Forwards {
     tunnels: Manager,
@@ -36,17 +36,17 @@ pub struct Forwards {
 }
 
 impl Forwards {
-    /// Those of a command, which has tunnels of its own.
+    /// Returns an instance with tunnels of its own, for a command.
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
         Self::over(Manager::new(backend, drain.clone()), drain)
     }
 
-    /// Those that share the tunnels of a program that serves.
+    /// Returns an instance that shares the tunnels of a running adit.
     pub fn over(tunnels: Manager, drain: Drain) -> Self {
         Self { tunnels, drain, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Ends them all at once.
+    /// Ends all ports and connections at once.
     pub fn end(&self) {
         self.drain.cut();
     }
@@ -55,11 +55,11 @@ impl Forwards {
         &self.tunnels
     }
 
-    /// Binds a port, which takes connections from then on; they wait until it is [served](Self::serve). `asked_by`: the
-    /// option or key that asks for it.
+    /// Binds a port. The system accepts connections from now on, and they wait until the port is [served](Self::serve).
+    /// `asked_by`: the option or key that requests the port.
     ///
     /// # Errors
-    /// Another program has it, or the system does not allow it.
+    /// Another program uses the port, or the system denies it.
     pub fn bind(&self, address: SocketAddr, asked_by: &str) -> Result<(TcpListener, SocketAddr), BindError> {
         let failed = |source| BindError { kind: Kind::Tcp, address, asked_by: asked_by.to_owned(), source };
         let listener = accept::listen(address).map_err(failed)?;
@@ -71,7 +71,7 @@ impl Forwards {
         &self.drain
     }
 
-    /// Leads every connection of `listener` to the target of `route`.
+    /// Forwards every connection of `listener` to the target of `route`.
     pub fn serve(&self, listener: TcpListener, route: Route) {
         let (tunnels, route) = (self.tunnels.clone(), Arc::new(route));
         self.accept(listener, Door::Closed, move |stream, connection| {
@@ -80,7 +80,7 @@ impl Forwards {
         });
     }
 
-    /// Gives every connection of `listener` to `serve`.
+    /// Accepts the connections of `listener`, and runs `serve` for each.
     pub fn accept<S, F>(&self, listener: TcpListener, door: Door, serve: S)
     where
         S: Fn(TcpStream, Arc<Connection>) -> F + Send + Sync + 'static,

@@ -1,38 +1,38 @@
-//! Targets at local ports, and the variables that lead a command to them.
+//! Targets at local ports, and the environment variables with their addresses.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::{config::Scheme, k8s::ServicePort};
 
-/// A target, and where it can be reached on this machine.
+/// A target and its local address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// The name that the user gave it. None: it is a route of the configuration.
+    /// Name that the user gave it. `None`: none was given.
     pub name: Option<String>,
     pub address: SocketAddr,
-    /// HTTP scheme of the port. None: it does not speak HTTP.
+    /// Scheme of the port. `None`: it does not serve HTTP.
     pub scheme: Option<Scheme>,
-    /// The port in the cluster, where it is known.
+    /// Port in the cluster, if known.
     pub port: Option<ServicePort>,
-    /// The Service, where it is one.
+    /// The Service, if the target is one.
     pub service: Option<OpenedService>,
 }
 
-/// A Service as pods see it, on this machine.
+/// A Service with its local ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedService {
     pub name: String,
-    /// Its ports that can be reached, in the Service's own order.
+    /// Ports that can be reached, in the Service's own order.
     pub ports: Vec<(ServicePort, SocketAddr)>,
 }
 
 impl Opened {
-    /// Returns the name that templates call it by: its own, else its Service's.
+    /// Returns the name that templates use: its own, else its Service's.
     pub fn called(&self) -> Option<&str> {
         self.name.as_deref().or_else(|| self.service.as_ref().map(|service| service.name.as_str()))
     }
 
-    /// Returns its URL, where it speaks HTTP.
+    /// Returns its URL, if it serves HTTP.
     pub fn url(&self) -> Option<String> {
         let scheme = match self.scheme? {
             Scheme::Http | Scheme::H2c => "http",
@@ -42,8 +42,8 @@ impl Opened {
     }
 }
 
-/// Returns the variables of all targets, by name: `DB_HOST`, `DB_PORT`, `DB_ADDR` and `WEB_URL` for those that have a
-/// name, and for each Service those that Kubernetes gives to pods. Where two Services have one name, the first counts.
+/// Returns the variables of all targets, by name: `DB_HOST`, `DB_PORT`, `DB_ADDR` and `WEB_URL` for targets with a name, and for
+/// each Service those that Kubernetes sets in pods. If two Services have the same name, the first one counts.
 pub fn variables(targets: &[Opened]) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for target in targets {
@@ -82,18 +82,18 @@ fn of_service(service: &OpenedService) -> Vec<(String, String)> {
     variables
 }
 
-/// Returns a name as variables have it.
+/// Returns a name in the form of a variable's name.
 fn upper(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
-/// Returns whether `name` may name a target: a letter, then letters, digits, `-` and `_`.
+/// Returns whether `name` is valid for a target: a letter, then letters, digits, `-` and `_`.
 pub fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// Returns whether `name` may be the name of a variable (POSIX.1-2017, 8.1, and lower case).
+/// Returns whether `name` is valid for an environment variable (POSIX.1-2017, 8.1, plus lower case).
 pub fn is_variable(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

@@ -1,4 +1,4 @@
-//! Opens targets for those who ask at the API.
+//! Opens targets for the API.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use crate::{
 pub struct Opening {
     pub reach: Reach,
     pub router: SharedRouter,
-    /// Open local ports, by target and context.
+    /// Open local ports, by target and namespace of the request.
     pub opened: Mutex<HashMap<(String, Option<String>), Opened>>,
 }
 
@@ -43,7 +43,7 @@ impl Opening {
     async fn port(&self, request: OpenRequest) -> Result<OpenAnswer, ReachError> {
         let key = (request.target.clone(), request.namespace.clone());
         let named = self.named(&request)?;
-        // Without a wait, a client of the port gets the error.
+        // With a wait of zero, do not check: a client of the port then gets the error.
         let wait = (request.wait_ms != Some(0)).then(|| request.wait());
         let before = self.opened.lock().expect("no panic while the lock is held").get(&key).cloned();
         if let Some(opened) = before {

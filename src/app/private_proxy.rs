@@ -1,4 +1,4 @@
-//! A forward proxy for one command: on a port of its own, with a password, and to hosts of other networks as well.
+//! A forward proxy for one command: on its own port, with a password, and also to hosts outside the cluster.
 
 use std::{io, net::Ipv4Addr, sync::Arc};
 
@@ -12,13 +12,13 @@ use crate::{
     routing::{Router, SharedRouter},
 };
 
-/// A port that serves until the forwards end.
+/// A forward proxy on its own port. It serves until the [`Forwards`] end.
 pub struct PrivateProxy {
     address: std::net::SocketAddr,
     password: String,
 }
 
-/// Why there is no port.
+/// Error of a private proxy that could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateProxyError {
     #[error(transparent)]
@@ -28,10 +28,10 @@ pub enum PrivateProxyError {
 }
 
 impl PrivateProxy {
-    /// Serves the names of `router`, at a free port on loopback.
+    /// Serves the names of `router` at a free port on loopback.
     ///
     /// # Errors
-    /// There is none, or the system gives no random numbers.
+    /// No port is free, or the system has no random numbers.
     pub fn serve(forwards: &Forwards, router: &Router) -> Result<Self, PrivateProxyError> {
         let mut config = (*router.config).clone();
         let proxy = config.proxy.take().unwrap_or_default();
@@ -50,13 +50,13 @@ impl PrivateProxy {
         Ok(Self { address, password })
     }
 
-    /// Returns its URL. `scheme`: `http` or `socks5h`.
+    /// Returns the URL with the password. `scheme`: `http` or `socks5h`.
     pub fn url(&self, scheme: &str) -> String {
         format!("{scheme}://{CURRENT}:{}@{}", self.password, self.address)
     }
 }
 
-/// Returns a password of 128 random bits, in hexadecimal digits.
+/// Returns 128 random bits in hexadecimal.
 fn password() -> io::Result<String> {
     let random = crate::tls::provider().secure_random;
     let mut bytes = [0; 16];

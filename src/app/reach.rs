@@ -1,4 +1,4 @@
-//! Targets that a command needs: looked up, bound to local ports, and waited for.
+//! Resolves the targets that a command needs, binds them to local ports, and waits until they can be reached.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -27,16 +27,17 @@ use crate::{
     tunnel::{Lease, OpenError, Patience, reach::passes},
 };
 
-/// How long a pod may take to refuse a connection: as long as a request to the API server took, within these bounds.
+/// Minimum and maximum time in which a pod may refuse a connection. In between, it is the measured time of a request to the API
+/// server.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(150), Duration::from_secs(2));
 
-/// The same where no request was measured.
+/// The same time if no request was measured.
 const SETTLE_UNMEASURED: Duration = Duration::from_millis(300);
 
-/// Between two attempts of a look-up.
+/// Interval between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Why a target cannot be had.
+/// Error of a target that cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
     #[error(transparent)]
@@ -47,7 +48,7 @@ pub enum ReachError {
     Open { target: Target, error: OpenError },
 }
 
-/// An error for people, in its three parts.
+/// An error for people: what failed, the cause, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     pub message: String,
@@ -56,7 +57,7 @@ pub struct Told {
 }
 
 impl ReachError {
-    /// Returns the text of its page.
+    /// Returns the error in the words of its error page.
     pub fn told(&self) -> Told {
         match self {
             Self::Named(error) => Told { message: error.to_string(), cause: None, hint: error.hint() },
@@ -79,27 +80,27 @@ pub struct Reach {
     pub forwards: Forwards,
 }
 
-/// Result of a look-up.
+/// Ports of a target.
 struct Found {
-    /// The port that is meant, where it is known.
+    /// The requested port, if known.
     port: Option<ServicePort>,
-    /// All ports of the Service, where it is one.
+    /// All ports of the Service, if the target is one.
     all: Vec<ServicePort>,
-    /// How long a request took.
+    /// Time that the request to the API server took. `None`: there was none.
     took: Option<Duration>,
 }
 
 impl Reach {
-    /// Reaches targets through tunnels of its own, for a command.
+    /// Returns an instance with tunnels of its own, for a command.
     pub fn new(clusters: Arc<Clusters>) -> Self {
         let backends = Backends::new(clusters.clone(), std::env::current_exe().ok());
         Self { clusters, forwards: Forwards::new(Arc::new(backends), Drain::new()) }
     }
 
-    /// Opens a connection to a target, waiting at most `wait`. `told` gets each new reason to wait.
+    /// Opens a connection to a target within `wait`. Calls `told` with each new reason to wait.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// The target cannot be reached.
     pub async fn stream_within(
         &self,
         route: &Route,
@@ -115,7 +116,7 @@ impl Reach {
                     opened = &mut opening => match opened {
                         Ok(opened) => return Ok(opened),
                         Err(ReachError::Open { error, .. }) if passes(&error) && Instant::now() + PAUSE < until => break error,
-                        // An earlier attempt may have said why.
+                        // An earlier attempt may have found the reason; it says more than the timeout.
                         Err(ReachError::Open { target, error: late @ OpenError::TimedOut { .. } }) => {
                             return Err(ReachError::Open { target, error: last.unwrap_or(late) });
                         }
@@ -138,11 +139,11 @@ impl Reach {
         }
     }
 
-    /// Looks a target up, and waits until it can be reached. `wait`: for how long; None: not at all. `told` gets each new
-    /// reason to wait.
+    /// Resolves a target, and waits up to `wait` until it can be reached. `None`: does not try to reach it. Calls `told` with
+    /// each new reason to wait.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// The target cannot be reached.
     pub async fn check(
         &self,
         named: &Named,
@@ -167,11 +168,11 @@ impl Reach {
         Ok(Checked { route, port, meant: found.port, all: found.all })
     }
 
-    /// Serves a target at local ports, once it is reached as in [`Self::check`]: at `bound`, and the other ports of its
-    /// Service at free ones.
+    /// Serves a target at local ports after a [`Self::check`]: the requested port at `bound`, and the other ports of its Service
+    /// at free ones.
     ///
     /// # Errors
-    /// It cannot be had, or no port is free.
+    /// The target cannot be reached, or no port is free.
     pub async fn open(
         &self,
         name: Option<String>,
@@ -203,11 +204,11 @@ impl Reach {
         Ok(Opened { name, address, scheme: route.options.scheme.or(told_scheme), port, service })
     }
 
-    /// Opens a connection that the pod has taken, as far as adit can know: the caller learns of a refusal instead of an
-    /// empty stream.
+    /// Opens a connection, and waits until the pod has accepted it, as far as adit can know. So the caller gets a refusal as an
+    /// error, not as an empty stream.
     ///
     /// # Errors
-    /// It cannot be had by `until`.
+    /// The target cannot be reached by `until`.
     pub async fn stream(&self, route: &Route, until: Instant) -> Result<(Lease, BoxedIo), ReachError> {
         let (started, tunnels) = (Instant::now(), self.forwards.tunnels());
         let cannot = |error| ReachError::Open { target: route.target.clone(), error };
@@ -216,7 +217,7 @@ impl Reach {
         let lease = acquired.unwrap_or_else(|_| Err(late())).map_err(cannot)?;
         match timeout_at(until, lease.connect_taken()).await {
             Ok(taken) => taken.map(|(stream, _)| (lease, stream)).map_err(cannot),
-            // A refused stream is tried again for longer than callers wait. One more says why.
+            // adit retries a refused stream for longer than callers wait. One more attempt gets the reason.
             Err(_) => match timeout(SETTLE.1, lease.probe(SETTLE_UNMEASURED)).await {
                 Ok(Err(error)) => Err(cannot(error)),
                 _ => Err(cannot(late())),
@@ -227,9 +228,9 @@ impl Reach {
 
 /// Local address of a target.
 pub enum At {
-    /// A port that is bound and not served yet.
+    /// A bound port that is not served yet.
     Bound(TcpListener, SocketAddr),
-    /// A route's own listener, which serves it already.
+    /// A route's listener, which already serves the target.
     Served(SocketAddr),
 }
 
@@ -241,13 +242,13 @@ impl At {
     }
 }
 
-/// A target that is known, and reached where that was waited for.
+/// A target that was resolved, and reached if the check waited for it.
 pub struct Checked {
-    /// To the port that is meant.
+    /// Route to the requested port.
     pub route: Route,
-    /// That port, where it is known.
+    /// The requested port, if known.
     pub port: Option<ServicePort>,
-    /// The same as the Service says it.
+    /// The requested port in the Service. `None`: only the pods know it.
     meant: Option<ServicePort>,
     all: Vec<ServicePort>,
 }
@@ -259,7 +260,7 @@ fn service_of(target: &Target) -> Option<&str> {
     }
 }
 
-/// Looks up the ports of a Service, and again while that fails for a reason that passes.
+/// Returns the ports of a Service. Tries again after temporary errors, until `until`.
 async fn look_up(
     clusters: &Clusters,
     target: &Target,
@@ -288,7 +289,7 @@ async fn look_up(
     }
 }
 
-/// Returns the route to this port of the same Service.
+/// Returns the route to another port of the same target.
 fn with_port(route: &Route, port: Option<&ServicePort>) -> Route {
     let target = match (&route.target, port) {
         (Target::Pods(pods), Some(port)) => Target::Pods(Arc::new(PodTarget {

@@ -1,4 +1,4 @@
-//! Sends requests again, through the HTTP front itself.
+//! Replays requests, through the HTTP frontend itself.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -20,12 +20,12 @@ use crate::{
     routing::SharedRouter,
 };
 
-/// The longest time to read the answer of a replay. A longer answer is cut; its row shows the bytes that arrived.
+/// Time limit for the response of a replay. A longer response is cut; its entry has the bytes that arrived.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// See [`Replayer`].
 pub struct Replaying {
-    /// The front has the dashboard, which has this: an owner would be a circle.
+    /// The frontend owns the dashboard, which owns this; a strong reference would be a cycle.
     pub front: Weak<HttpFrontend>,
     pub router: SharedRouter,
     pub drain: Drain,
@@ -42,7 +42,7 @@ impl Replayer for Replaying {
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
             };
-            // The row of one that takes longer is written when it is dropped here.
+            // A timeout drops the response, which completes its entry in the journal.
             let _ = timeout(PATIENCE, reading).await;
         })
     }

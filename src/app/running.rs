@@ -1,4 +1,4 @@
-//! The program in service: it follows its files, and applies what changes.
+//! The running program: follows its files, and applies changes.
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -27,10 +27,10 @@ use crate::{
     tunnel::Manager,
 };
 
-/// Between two attempts to listen where another program has taken the port.
+/// Interval between two attempts to bind a port that another program uses.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// The program in service.
+/// The running program.
 pub struct Running {
     pub app: App,
     pub clusters: Arc<Clusters>,
@@ -38,14 +38,14 @@ pub struct Running {
     pub router: SharedRouter,
     pub ports: Ports,
     pub source: Source,
-    /// Value in the file at the start of the process.
+    /// Value of `sni.allow_commands` at the start of the process.
     pub allow_commands: bool,
-    /// The clients of relays that run, with what ends each.
+    /// Running clients of relays; each drain ends its client.
     pub local: BTreeMap<LocalPort, Drain>,
 }
 
 impl Running {
-    /// Starts and ends the clients of relays, so that they are those of the configuration.
+    /// Starts and ends clients of relays, so that they match the configuration.
     pub fn serve_local(&mut self, drain: &Drain) {
         let wanted = self.router.load().config.local.clone();
         self.local.retain(|local, client| {
@@ -78,7 +78,7 @@ impl Running {
                         set_status(&source, &of_entry, "waiting", None, Some(reason.clone()));
                     }
                 };
-                // A secret that is missing may be written, and a port may become free: all is tried again.
+                // Retry every error: the secret file may appear later, and the public port may become free.
                 let options = || relay_client(&of_entry).map_err(|error| Fatal::Setup(error.to_string()));
                 if let Err(error) = relay::client::run(options, Refusals::Retry, of_client, tell).await {
                     warn!(relay = relay_of(&of_entry), %error, "a local port is not reachable any more");
@@ -89,7 +89,7 @@ impl Running {
         }
     }
 
-    /// Applies changes of the configuration and of the kubeconfig until the drain starts.
+    /// Applies changes of the configuration and of the kubeconfigs until the drain starts.
     pub async fn follow(&mut self, drain: &Drain) {
         let (changes_tx, mut changes) = watch::channel::<Option<Reload>>(None);
         let (look_again_tx, look_again) = mpsc::channel(1);
@@ -131,7 +131,7 @@ impl Running {
             if self.kubeconfigs() != watched {
                 watched = self.kubeconfigs();
                 let (touched_tx, next) = mpsc::channel(1);
-                // The watcher of the old files ends with its receiver.
+                // Dropping the receiver ends the watcher of the old files.
                 touched = next;
                 drain.spawn(files::touched(watched.clone(), touched_tx));
             }
@@ -163,7 +163,7 @@ impl Running {
             );
             return self.reject(&reason);
         }
-        // Before any listener is left: from there on nothing but a listener can refuse the configuration.
+        // Open the log before any listener changes. After this, only a listener can still reject the configuration.
         let new_audit = match config.audit.as_deref().filter(|_| config.audit != old.audit).map(audit).transpose() {
             Ok(opened) => opened,
             Err(error) => return self.reject(&error.to_string()),
@@ -189,14 +189,14 @@ impl Running {
         }
         self.clusters.set_exec_path(&config.exec_path);
         self.reroute(Arc::new(config));
-        // A new listener's first connection finds its route.
+        // Complete the listeners after the routes, so that the first connection of a new listener finds its route.
         self.ports.complete(change).await;
         info!(changed = changed.join(", "), "config reloaded");
         self.source.update(|facts| (facts.loaded_at, facts.rejected, facts.changed) = (now(), None, changed));
         self.tell_facts();
     }
 
-    /// Gives names their new meaning, and lets tunnels that none leads to any more finish.
+    /// Replaces the router, and lets tunnels without a route or name finish.
     fn reroute(&self, config: Arc<Config>) {
         self.router.store(Arc::new(route(&self.clusters, config)));
         let router = self.router.load();
@@ -253,7 +253,7 @@ fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
     Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }
 
-/// Returns the commands of `new` that `old` would not run, as they may be shown.
+/// Returns the commands of `new` that `old` does not have, for display.
 fn new_commands(old: &Config, new: &Config) -> Vec<String> {
     let commands = |config: &Config| -> Vec<Target> {
         let routes = config.sni.iter().flat_map(|sni| sni.routes.values());
@@ -267,7 +267,7 @@ fn new_commands(old: &Config, new: &Config) -> Vec<String> {
     commands(new).iter().filter(|command| !known.contains(command)).map(ToString::to_string).collect()
 }
 
-/// SIGHUP asks for a look at the configuration file, whatever `auto_reload_config` says.
+/// On SIGHUP, makes the watcher read the configuration again, even if `auto_reload_config` is false.
 fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::hangup()) {
@@ -277,7 +277,7 @@ fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
                 loop {
                     tokio::select! {
                         Some(()) = hang_ups.recv() => {
-                            // One that waits already will do.
+                            // If the channel is full, a request is already waiting.
                             let _ = look_again.try_send(());
                         }
                         () = ended.started() => return,

@@ -1,4 +1,4 @@
-//! `adit browser`: a Chromium with a profile of its own, in which the names of the cluster work.
+//! `adit browser`: a Chromium with its own profile, which resolves the cluster's names.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,7 +26,7 @@ pub struct Args {
     browser: Option<PathBuf>,
 }
 
-/// Executables of Chromium's family.
+/// Executables of Chromium and browsers built from it.
 const NAMES: [&str; 8] = [
     "chromium",
     "chromium-browser",
@@ -60,7 +60,7 @@ pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     print(&format!("{url}\n"))
 }
 
-/// Returns the URL of a Service by its name in the cluster; a URL is taken as it is.
+/// Returns the URL of a Service by its name in the cluster; URLs unchanged.
 fn url(target: &str, namespace: Option<&Namespace>, domain: &str) -> Result<String, CliError> {
     if target.starts_with("http://") || target.starts_with("https://") {
         return Ok(target.to_owned());
@@ -74,7 +74,7 @@ fn url(target: &str, namespace: Option<&Namespace>, domain: &str) -> Result<Stri
             CliError::usage(format!("{target:?} is no Service")).hint(Some("write SERVICE.NAMESPACE, or a URL"))
         );
     };
-    // Only whole names go through the proxy wherever a browser sees them.
+    // The browser sends only full names to the proxy, so the URL has one.
     let scheme = if port == Some("443") { "https" } else { "http" };
     let port = port.filter(|port| !matches!(*port, "80" | "443")).map(|port| format!(":{port}")).unwrap_or_default();
     let namespace = parsed.namespace.or_else(|| namespace.cloned());
@@ -96,7 +96,7 @@ fn url(target: &str, namespace: Option<&Namespace>, domain: &str) -> Result<Stri
     Ok(format!("{scheme}://{host}.{namespace}.svc.{domain}{port}/"))
 }
 
-/// Returns where a program is: a path, or in a folder of PATH.
+/// Returns the path of a program, which is a path or a name in `PATH`.
 fn found(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name)).filter(|path| path.exists());

@@ -1,4 +1,4 @@
-//! `adit check`: is the configuration file right?
+//! `adit check`: validates the configuration file.
 
 use std::io;
 
@@ -49,7 +49,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         false => parts.join(", "),
     };
     let notes: String = config.notes.iter().map(|note| format!("note: {note}\n")).collect();
-    // The names come from the configuration, also those that --names does not take.
+    // `adit trust install` takes the names from the configuration, including those that `--names` does not accept.
     let install = match globals.config_path().0.as_ref() == Some(&path) && globals.config.is_none() {
         true => "adit trust install".to_owned(),
         false => format!("adit --config {} trust install", quoted(&path.display().to_string())),

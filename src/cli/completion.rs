@@ -1,4 +1,4 @@
-//! `adit completion`: scripts for shells.
+//! `adit completion`: completion scripts for shells.
 
 use clap::CommandFactory;
 use clap_complete::Shell;

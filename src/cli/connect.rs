@@ -1,4 +1,4 @@
-//! `adit connect`: standard input and output are a connection to a target.
+//! `adit connect`: connects standard input and output to a target.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ use crate::{
     telemetry,
 };
 
-/// Capacity of a pipe on Linux.
+/// Capacity of a pipe on Linux, in bytes.
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
@@ -108,8 +108,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
 }
 
-/// Copies until the end. The library's own uses splice(2), after which a writer that waits with edge-triggered epoll, as Node and
-/// tokio do, was not woken.
+/// Copies until the end. `io::copy` uses splice(2), after which writers that wait with edge-triggered epoll, such as Node and
+/// tokio, were not woken.
 fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<(), CopyError> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -122,29 +122,29 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<(), CopyError> {
     }
 }
 
-/// The side at which a copy failed.
+/// Error of a copy, by side.
 enum CopyError {
     Read(io::Error),
     Write(io::Error),
 }
 
-/// How standard input and output fared.
+/// Results of standard input and output.
 struct Streams {
-    /// Resolves once everything is written, or cannot be.
+    /// Resolves once everything is written, or writing has failed.
     written: oneshot::Receiver<io::Result<()>>,
-    /// Why the input ended before its end.
+    /// Error that interrupted the input, if one did.
     unread: Arc<OnceLock<io::Error>>,
 }
 
-/// Standard input and output as one stream, moved by two threads: both may block for as long as they like. Each direction has its
-/// own end.
+/// Returns standard input and output as one stream. Two threads copy, because both files may block. Each direction ends by
+/// itself.
 fn standard_streams() -> io::Result<(UnixStream, Streams)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let (mut from_input, mut to_output) = (theirs.try_clone()?, theirs);
-    // A person would have to end the input by hand, and sees no reason to.
+    // At a terminal, the input ends with the output: nobody would type Ctrl-D to end it.
     let ends_together = io::stdin().is_terminal();
-    // The library's own would hold back the last line until its end has come.
+    // `io::Stdout` would hold back an incomplete last line.
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let (written_tx, written) = oneshot::channel();
@@ -158,7 +158,7 @@ fn standard_streams() -> io::Result<(UnixStream, Streams)> {
     });
     thread::spawn(move || {
         let copied = copy(&mut to_output, &mut output);
-        // The reader sees the end, although the process lives on.
+        // Close stdout, so that its reader sees the end while the process still runs.
         drop(output);
         if let Ok(null) = File::options().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);
@@ -168,7 +168,7 @@ fn standard_streams() -> io::Result<(UnixStream, Streams)> {
         }
         let _ = written_tx.send(match copied {
             Err(CopyError::Write(error)) => Err(error),
-            // The other end is ours.
+            // The stream that could not be read is adit's own end, so this is no error of stdout.
             Ok(()) | Err(CopyError::Read(_)) => Ok(()),
         });
     });

@@ -1,4 +1,4 @@
-//! `adit demo`: a small cluster in this process, and adit in front of it.
+//! `adit demo`: a small cluster in this process, served by adit.
 
 mod traffic;
 
@@ -16,7 +16,7 @@ use crate::{
     telemetry,
 };
 
-/// Local ports of the demo's databases and echoes, where they are free.
+/// Local ports of the demo's database and echo server, used if they are free.
 const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17001, "shop", "tools", 7001)];
 
 #[derive(Debug, clap::Args)]
@@ -56,7 +56,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Returns a configuration with routes into the demo, and nothing of the user's own.
+/// Returns a configuration with routes into the demo, without the user's own file.
 fn config(demo: &Demo, overrides: &Overrides) -> Config {
     let mut config = defaults::config();
     let paths = KubeconfigPaths(vec![demo.kubeconfig()]);
@@ -76,7 +76,7 @@ fn config(demo: &Demo, overrides: &Overrides) -> Config {
     }
     for (local, namespace, service, port) in TCP {
         let address = SocketAddr::from(([127, 0, 0, 1], local));
-        // A second demo, or a real database, may have the port.
+        // Another demo, or a real database, may use the port.
         let is_free = std::net::TcpListener::bind(address).is_ok();
         if let Some(port) = PortRef::number(port).filter(|_| is_free)
             && let Some(destination) = destination(namespace, service, port)

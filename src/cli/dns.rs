@@ -1,4 +1,4 @@
-//! `adit dns`: the names that adit serves, for programs that do not resolve them by themselves.
+//! `adit dns`: makes the system resolve adit's names, for programs that do not do so themselves.
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
@@ -22,10 +22,10 @@ use crate::{
     subprocess,
 };
 
-/// How long a restart may take. systemd gives a service 90 s to stop, and 90 s to start.
+/// Time limit of a restart. systemd gives a service 90 s to stop and 90 s to start.
 const RESTART_PATIENCE: Duration = Duration::from_secs(200);
 
-/// How long the system may take to resolve a name. A resolver asks its first server twice in 10 s.
+/// Time limit of the system's resolver, which asks its first server twice in 10 s.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
@@ -52,13 +52,13 @@ enum Action {
     Status,
 }
 
-/// Returns this system, with the names of a configuration.
+/// Returns this system's DNS settings for the names of a configuration.
 pub fn system(config: &Config) -> System {
     let (server, addresses, names) = where_to(config);
     System::new(Path::new("/"), Kind::here(), server, addresses, names)
 }
 
-/// Returns where adit answers DNS queries, the addresses that names lead to, and the names.
+/// Returns the address at which adit answers DNS queries, the addresses of the names, and the names.
 fn where_to(config: &Config) -> (Option<SocketAddr>, Vec<IpAddr>, Names) {
     let is_other = |name: &&str| {
         *name != "localhost"
@@ -74,7 +74,7 @@ fn where_to(config: &Config) -> (Option<SocketAddr>, Vec<IpAddr>, Names) {
         Names { single: single.into_iter().filter(is_other).map(owned).collect(), below: below.map(owned).collect() };
     let mut listeners: Vec<SocketAddr> = config.http.listen.iter().copied().map(of_this_machine).collect();
     let server = listeners.iter().find(|listener| listener.ip().is_loopback()).copied();
-    // A wildcard listener accepts connections from other machines; the loopback address always works on this one.
+    // A wildcard listener also accepts connections of other machines, but names should lead to this one.
     listeners.retain(|listener| server.is_none() || listener.ip().is_loopback());
     let mut addresses: Vec<IpAddr> = listeners.iter().map(SocketAddr::ip).collect();
     addresses.dedup();
@@ -110,7 +110,7 @@ pub fn run(globals: &Globals, args: &Args) -> Result<ExitCode, CliError> {
             && let found = lookup(&name)
             && let Some(what) = objection(&name, found.as_deref())
         {
-            // Before adit's first start there is nothing wrong.
+            // Before adit's first start, no answer is expected.
             is_well &= act == Act::Install && found.is_none();
             print(&what)?;
         }
@@ -123,7 +123,7 @@ pub fn run(globals: &Globals, args: &Args) -> Result<ExitCode, CliError> {
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns the command with the options that root does not have by itself.
+/// Returns the command with `sudo`, and with the options that root's environment lacks.
 fn by_root(globals: &Globals, config: &Config) -> String {
     let mut words = vec!["sudo adit".to_owned()];
     if let Some(file) = &config.source {
@@ -150,8 +150,8 @@ fn line(part: &Part, act: Act, by_root: &str) -> String {
     }
 }
 
-/// Has systemd-resolved read its files, which it does at its start. A drop-in that it did not read does not stay: the next run would take
-/// it for done.
+/// Restarts systemd-resolved, which reads its files only at the start. If the restart fails, removes the drop-in, because the
+/// next run would consider it active.
 fn restart(system: &System, act: Act, by_root: &str) -> Result<(), CliError> {
     let mut words = RESTART.split(' ');
     let ran = subprocess::output(Command::new(words.next().unwrap_or_default()).args(words), RESTART_PATIENCE);
@@ -170,7 +170,7 @@ fn restart(system: &System, act: Act, by_root: &str) -> Result<(), CliError> {
     Err(CliError::new("systemd-resolved was not restarted").cause(Some(cause)).hint(Some(hint)))
 }
 
-/// Returns a name to ask the system for. None: names below localhost, which doctor asks for.
+/// Returns a name to look up. `None`: names below localhost, which `adit doctor` looks up.
 fn probe(name: &str) -> Option<String> {
     match name.strip_prefix("*.") {
         Some(name) => Some(format!("adit-dns.{name}")),
@@ -178,11 +178,11 @@ fn probe(name: &str) -> Option<String> {
     }
 }
 
-/// Asks the system, as other programs do. None: it has no answer, or none in time.
+/// Looks up a name with the system's resolver, as other programs do. `None`: no answer in time.
 fn lookup(name: &str) -> Option<Vec<IpAddr>> {
     let (found_tx, found_rx) = mpsc::channel();
     let asked = (name.to_owned(), 0);
-    // The system's own function has no deadline: its thread ends with the process.
+    // getaddrinfo has no timeout; a thread that still waits ends with the process.
     thread::spawn(move || {
         let found = asked.to_socket_addrs().ok().map(|all| all.map(|address| address.ip()).collect());
         let _ = found_tx.send(found);
@@ -190,7 +190,7 @@ fn lookup(name: &str) -> Option<Vec<IpAddr>> {
     found_rx.recv_timeout(LOOKUP_PATIENCE).ok().flatten()
 }
 
-/// Returns what is wrong with the system's answer for a name that leads to this machine. None: nothing.
+/// Returns the problem with the system's answer for a name that must lead to this machine. `None`: none.
 fn objection(name: &str, found: Option<&[IpAddr]>) -> Option<String> {
     let Some(found) = found else {
         return Some(format!("  but {name} has no address: start adit, and run 'adit dns status'\n"));

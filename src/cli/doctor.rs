@@ -1,7 +1,7 @@
-//! `adit doctor`: is everything there that adit needs, and what repairs it where not.
+//! `adit doctor`: checks everything that adit needs, and prints how to repair it.
 //!
-//! A check is a function over the code that serves; one file for each group. Nothing is changed, and checks of different
-//! groups run side by side.
+//! A check is a function that uses the serving code; there is a file for each group. Checks change nothing, and groups are
+//! checked concurrently.
 
 mod bundle;
 mod cluster;
@@ -46,7 +46,7 @@ use crate::{
     telemetry,
 };
 
-/// How long all checks of a group may take together.
+/// Time limit of all checks of a group together.
 const PATIENCE: Duration = Duration::from_millis(9_500);
 
 #[derive(Debug, clap::Args)]
@@ -95,7 +95,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init_command(globals.format(), globals.verbose);
     let overrides = globals.overrides()?;
-    // A file that gives no configuration is a finding; everything else is checked with the defaults.
+    // An invalid file is a finding; everything else is checked with the defaults.
     let (path, is_named) = globals.config_path();
     let loaded = match &path {
         Some(path) if is_named || path.exists() => Some(validate::load(path)),
@@ -103,7 +103,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let (mut config, problem) = match loaded {
         Some(Ok(config)) => (config, None),
-        // The adit that runs with the file has an older state of it.
+        // A running adit may still use an earlier, valid content of the file, so keep the path.
         Some(Err(problem)) => {
             let defaults = crate::config::defaults::config();
             (Config { source: path.clone(), ..defaults }, Some(problem))
@@ -126,7 +126,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     match (args.output, &args.bundle) {
         (Some(_), _) => print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(io::Error::other)?))?,
         (None, _) => {
-            // A file keeps what a terminal may not show.
+            // A file keeps the Unicode characters that this terminal may not show.
             let unicode = !io::stdout().is_terminal() || has_unicode(|name| std::env::var(name).ok());
             print(&report.text(colours(&io::stdout()), unicode))?;
         }
@@ -142,7 +142,7 @@ async fn checks(
     problem: Option<&crate::config::problem::LoadError>,
     target: Option<&str>,
 ) -> Vec<Check> {
-    // certutil may take its time.
+    // certutil may be slow, so it must not block the other checks.
     let config = scope.router.config.clone();
     let of_stores = tokio::task::spawn_blocking(move || trust::checks(&config));
     let of_contexts = async {
@@ -170,11 +170,11 @@ async fn checks(
     all
 }
 
-/// Everything about one context.
+/// Returns all checks of one context.
 async fn of_context(scope: &Scope, of: &Of) -> Vec<Check> {
     let mut all = Vec::new();
     if timeout(PATIENCE, fill(scope, of, &mut all)).await.is_err() {
-        // The check behind the last one that has ended.
+        // The check that did not end is the one after the last result.
         let (group, id) = match all.last().map(|check| (check.group, check.id)) {
             None => (Group::Kubeconfig, "credentials"),
             Some((Group::Machine, _) | (_, "api-server")) => (Group::Cluster, "authentication"),
@@ -187,7 +187,7 @@ async fn of_context(scope: &Scope, of: &Of) -> Vec<Check> {
     all
 }
 
-/// Skips the checks behind a failed one, with the reason.
+/// Adds the checks of a context. After a failure, the checks that need it are skipped, with the reason.
 async fn fill(scope: &Scope, of: &Of, all: &mut Vec<Check>) {
     let (checks, cluster) = kubeconfig::context(scope, of).await;
     all.extend(checks);
@@ -208,7 +208,7 @@ async fn fill(scope: &Scope, of: &Of, all: &mut Vec<Check>) {
     }
 }
 
-/// The way to a target, as far as it is known in time.
+/// Returns the checks of a target, as far as they end in time.
 async fn of_target(scope: &Scope, target: &str) -> Vec<Check> {
     let mut all = Vec::new();
     if timeout(PATIENCE, target::checks(scope, target, &mut all)).await.is_err() {
@@ -232,7 +232,7 @@ fn late(group: Group, id: &'static str) -> Check {
         .fix("is a VPN or a proxy in the way?", None)
 }
 
-/// Runs a check and takes down how long it took.
+/// Runs a check, and records its duration.
 async fn measured(check: impl Future<Output = Check>) -> Check {
     let started = Instant::now();
     check.await.took(started.elapsed())

@@ -85,7 +85,7 @@ async fn text(running: &Running, router: &Router, args: &Args, form: Form) -> Re
 }
 
 async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BTreeMap<String, String>, CliError> {
-    // The ports are there whether a pod answers or not; 'adit wait' waits for that.
+    // The ports exist even if no pod answers; `adit wait` waits for the pods.
     let progress = Progress::new(true);
     let mut opened = Vec::new();
     for text in &args.to {
@@ -102,7 +102,7 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
     Ok(variables)
 }
 
-/// Returns the arguments of this process, for one that goes on in its place.
+/// Returns the arguments of this process, for a copy that continues in the background.
 fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
     env::args_os().skip(1)
 }

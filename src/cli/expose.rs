@@ -1,4 +1,4 @@
-//! `adit expose`: a Service inside the cluster that routes to a port of this machine, through a relay in the cluster.
+//! `adit expose`: routes a Service of the cluster to a local port, through a relay in the cluster.
 
 mod create;
 pub mod find;
@@ -125,17 +125,17 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
             };
         };
-        // Signals are read from the start: a cluster that does not answer can be interrupted.
+        // Signals are handled from here on, so that the user can interrupt a cluster that does not answer.
         let setup = tokio::select! {
             setup = set_up(globals, take) => setup?,
             () = signals.next() => return Ok(ExitCode::from(up::INTERRUPTED)),
         };
         let shown = setup.shown;
         let opened = move |_: &[client::Open]| {
-            // If nobody reads stdout any more, the takeover goes on.
+            // If stdout is closed, the takeover continues.
             let _ = print(&shown);
         };
-        // The relay's reason says what to do.
+        // No hint: the relay's reason says what to do.
         local::serve(|| Ok(setup.options.clone()), opened, None, &mut signals).await?;
         setup.drain.finish(Duration::from_secs(1)).await;
         Ok(ExitCode::SUCCESS)
@@ -155,13 +155,13 @@ async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliE
 /// A takeover that is ready to start.
 struct Setup {
     options: Options,
-    /// Printed when it is open.
+    /// Line to print once it is open.
     shown: String,
-    /// Of the port-forwards.
+    /// Drain of the port-forwards to the relay.
     drain: Drain,
 }
 
-/// Returns what is printed when it is open.
+/// Returns the line to print once it is open.
 fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd) -> String {
     let ServiceName { namespace, name } = &request.service;
     let which = match &request.condition {
@@ -171,7 +171,7 @@ fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd) -> St
     format!("{name}.{namespace}:{} in {context}{which} -> {local}\n", request.port)
 }
 
-/// Returns which requests are asked for. None: all.
+/// Returns the condition of a personal takeover. `None`: all requests.
 fn condition(args: &Take) -> Result<Option<Condition>, CliError> {
     if args.personal.is_empty() && args.personal_host.is_none() && args.personal_path.is_none() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! `adit init`: a commented configuration file.
+//! `adit init`: writes a commented configuration file.
 
 use std::{fs, io::Write, path::PathBuf};
 
@@ -8,7 +8,7 @@ use super::{
     schema,
 };
 
-/// The file that is written; every key is in it, most of them as comments.
+/// The file to write. It has every key, most of them in comments.
 pub const TEMPLATE: &str = include_str!("../../examples/template.yaml");
 
 const SCHEMA: &str = "adit.schema.json";
@@ -48,7 +48,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         Err(error) => return Err(failed(error)),
     };
     file.write_all(TEMPLATE.as_bytes()).map_err(failed)?;
-    // Editors find the schema beside the file, without the network.
+    // Editors then find the schema without the network.
     let of_editors = folder.join(SCHEMA);
     fs::write(&of_editors, schema::text()).map_err(failed)?;
     print(&format!("wrote {}\nwrote {}, for editors\n", path.display(), of_editors.display()))
@@ -79,7 +79,7 @@ mod tests {
         let mut all = BTreeSet::new();
         keys(&serde_json::from_str(&schema::text()).unwrap(), &mut all);
         assert!(all.contains("http") && all.contains("cluster_domain"), "{all:?}");
-        // The former name of local.
+        // `expose` is the former name of `local`.
         all.remove("expose");
         let words: BTreeSet<&str> = TEMPLATE.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).collect();
         let missing: Vec<_> = all.iter().filter(|key| !words.contains(format!("{key}:").as_str())).collect();

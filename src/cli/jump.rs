@@ -1,4 +1,4 @@
-//! `adit jump`: the pods that adit has created to jump through.
+//! `adit jump`: lists and deletes the jump pods that adit has created.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! `adit local`: ports of this machine, made reachable through a relay.
+//! `adit local`: exposes local ports through a relay.
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     wire::relay::Kind,
 };
 
-/// How long goodbyes, and streams that are open, may take.
+/// Time limit for goodbyes and open streams at the end.
 const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -79,12 +79,12 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                     open.iter().map(|open| format!("{} -> {}\n", open.public, local(open))).collect()
                 }
             };
-            // If nobody reads stdout any more, the tunnels stay open.
+            // If stdout is closed, the tunnels stay open.
             let _ = print(&text);
         };
         let secret_file = args.secret_file.clone();
         let again = || {
-            // The secret may have been changed on both ends.
+            // The secret may have changed on both ends, so read it for each attempt.
             let keys = auth::load(secret_file.as_deref()).map_err(|error| Fatal::Setup(error.to_string()))?;
             let key = keys.into_iter().next().ok_or_else(|| Fatal::Setup("there is no secret".to_owned()))?;
             Ok(Options { key: key.name, secret: key.secret, ..options.clone() })
@@ -95,8 +95,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Runs a client until it gives up or the user ends it: then it says goodbye, so that what it had is free at once. `refused`: the hint
-/// for a tunnel that the relay does not open.
+/// Runs a client until it gives up, or the user ends it. Then it says goodbye, so that its ports and names are free at once.
+/// `refused`: hint for a tunnel that the relay does not open.
 pub async fn serve(
     options: impl Fn() -> Result<Options, Fatal>,
     opened: impl Fn(&[client::Open]),
@@ -106,7 +106,7 @@ pub async fn serve(
     let drain = Drain::new();
     let tell = |state: &ClientState| match state {
         ClientState::Open(open) => opened(open),
-        // The log says so.
+        // The log reports it.
         ClientState::Waiting { .. } => {}
     };
     let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
@@ -114,7 +114,7 @@ pub async fn serve(
         ended = &mut running => ended.map_err(|error| told(error, refused))?,
         () = signals.next() => {
             drain.start();
-            // A relay that does not take it is not waited for.
+            // Do not wait for a relay that does not answer the goodbye.
             let _ = tokio::time::timeout(GRACE, running).await;
         }
     }
@@ -122,7 +122,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// Returns a local port, and the one behind a colon, 0 where there is none. `other`: what the second one is, and an example.
+/// Parses a local port and an optional second one, 0 if absent. `other`: name of the second port, and an example.
 pub fn ports(text: &str, other: (&str, u16)) -> Result<(u16, u16), CliError> {
     let (local, public) = text.split_once(':').map_or((text, None), |(local, public)| (local, Some(public)));
     let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);

@@ -1,4 +1,4 @@
-//! The command line. The only module that prints and decides the exit code.
+//! The command line. Only this module prints and sets the exit code.
 
 pub mod browser;
 pub mod check;
@@ -66,7 +66,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// An option that an empty text leaves unset, as in kubectl: scripts pass variables that are not set.
+/// An option that counts as unset if its value is empty, as in kubectl: scripts pass variables that are not set.
 type OrUnset<T> = Option<T>;
 
 fn or_unset<T: FromStr>(text: &str) -> Result<OrUnset<T>, T::Err> {
@@ -187,12 +187,12 @@ pub fn main() -> ExitCode {
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are printed here as well; a reader that went away is no failure.
+            // Help and version are printed here too. A closed stdout is no failure.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    // The only failure is that there is one already.
+    // It fails only if a provider is installed already.
     let _ = (*crate::tls::provider()).clone().install_default();
     match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args::default()))) {
         Ok(code) => code,
@@ -200,7 +200,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Returns the command line's grammar. Called `kubectl-adit`, adit is a plugin of kubectl.
+/// Returns the grammar of the command line. As `kubectl-adit`, adit is a plugin of kubectl.
 fn command(arguments: &[std::ffi::OsString]) -> clap::Command {
     let name = arguments
         .first()
@@ -248,12 +248,12 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
     .map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs a command to its end, or to a signal: a credential plugin, which has a process group of its own, ends with it.
+/// Runs a command until its end or a signal, and then ends credential plugins, which have process groups of their own.
 fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<ExitCode, CliError> {
     to_end(async { command.await.map(|()| ExitCode::SUCCESS) })
 }
 
-/// The same for a command that has exit codes of its own.
+/// Does the same for a command with its own exit codes.
 fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     telemetry::init_plugins();
     up::run_to_end(async {
@@ -266,13 +266,13 @@ fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<E
 }
 
 impl Globals {
-    /// Returns the configuration file, and whether the user has named it.
+    /// Returns the path of the configuration file, and whether the user has set it.
     pub fn config_path(&self) -> (Option<PathBuf>, bool) {
         let is_named = self.config.is_some() || std::env::var_os("ADIT_CONFIG").is_some_and(|value| !value.is_empty());
         (defaults::config_path(self.config.clone()), is_named)
     }
 
-    /// Loads the configuration; defaults where there is no file and none was named.
+    /// Loads the configuration. Without a file, returns the defaults, unless the user has set its path.
     pub fn load(&self) -> Result<Config, CliError> {
         let (path, is_named) = self.config_path();
         let mut config = match path {
@@ -283,7 +283,7 @@ impl Globals {
         Ok(config)
     }
 
-    /// Returns what the command line says beside the file.
+    /// Returns the options that override the file.
     pub fn overrides(&self) -> Result<Overrides, CliError> {
         let listen = self.listen.as_deref().map(listen).transpose()?;
         Ok(Overrides {
@@ -295,7 +295,7 @@ impl Globals {
         })
     }
 
-    /// Returns `adit` with the options of this command line that another command needs to mean the same cluster.
+    /// Returns `adit` with the options that another command needs to use the same configuration and cluster.
     pub fn command(&self) -> String {
         let config = self.config.as_ref().map(|file| file.display().to_string());
         let options = [
@@ -338,7 +338,7 @@ fn listen(text: &str) -> Result<Vec<SocketAddr>, CliError> {
     Ok(if address.ip() == std::net::Ipv4Addr::LOCALHOST { defaults::loopback(address.port()) } else { vec![address] })
 }
 
-/// Returns the meaning of every name, for commands that do not serve.
+/// Returns clusters and router, for commands that do not serve.
 fn router(config: Config) -> (Arc<crate::k8s::client::Clusters>, crate::routing::Router) {
     let clusters = crate::k8s::client::Clusters::new(&config.exec_path);
     let router = crate::app::route(&clusters, Arc::new(config));

@@ -1,4 +1,4 @@
-//! A Service as an argument of a command.
+//! A Service as a command-line argument.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use crate::config::{InvalidValue, Label, Namespace};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedService {
     pub name: Label,
-    /// None: the command's.
+    /// `None`: the namespace of the command.
     pub namespace: Option<Namespace>,
 }
 

@@ -1,4 +1,4 @@
-//! `adit package`: what packages hold beside the binary, and the manifests of package managers.
+//! `adit package`: the files of packages beside the binary, and the manifests of package managers.
 
 mod manifests;
 mod reference;
@@ -75,13 +75,13 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     root.build();
     files.push((PathBuf::from("cli.md"), reference::markdown(&root).into_bytes()));
     files.push((PathBuf::from("errors.md"), error_code::markdown().into_bytes()));
-    // The name says for whom the unit is, as another package could have one for the whole system. It is installed as adit.service.
+    // `user` distinguishes it from a unit for the whole system, which another package may have. It is installed as adit.service.
     let units = units.into_iter().map(|file| (format!("adit.user.{}", extension(&file.path)).into(), file.text));
     files.extend(units.chain([(agent.path, agent.text)]).map(|(path, text)| (path, text.into_bytes())));
     Ok(files)
 }
 
-/// Returns the day of the pages, as 2026-01-31: that of SOURCE_DATE_EPOCH (reproducible-builds.org), in seconds, else today.
+/// Returns the date of the pages, such as 2026-01-31: SOURCE_DATE_EPOCH (reproducible-builds.org), in seconds, else today.
 fn date() -> String {
     let given =
         env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| Timestamp::from_second(seconds.parse().ok()?).ok());

@@ -13,13 +13,13 @@ pub struct Place {
     pub clusters: Arc<Clusters>,
     pub router: Router,
     pub id: ClusterId,
-    /// Of the command line, else of the context's alias, else of the kubeconfig.
+    /// Namespace of the command line, else of the context's alias, else of the kubeconfig.
     pub namespace: Namespace,
 }
 
 impl Place {
     /// # Errors
-    /// The configuration is wrong, or no context is meant.
+    /// The configuration is invalid, or there is no context.
     pub fn of(globals: &Globals) -> Result<Self, CliError> {
         let (clusters, router) = super::router(globals.load()?);
         let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context(&router)? };
@@ -35,7 +35,7 @@ impl Place {
     }
 
     /// # Errors
-    /// The context is not what it should be, or its credentials cannot be had.
+    /// The context is invalid, or its credentials cannot be used.
     pub async fn cluster(&self) -> Result<Arc<Cluster>, CliError> {
         Ok(self.clusters.get(&self.id).await?)
     }
@@ -44,19 +44,19 @@ impl Place {
         &self.id.context
     }
 
-    /// Returns the port of the HTTP listener, 0 where there is none.
+    /// Returns the port of the HTTP listener; 0: there is none.
     pub fn listener(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)
     }
 }
 
-/// Returns the error of a context whose namespace is none.
+/// Returns the error of a context with an invalid namespace.
 fn no_namespace(context: &ContextName, invalid: InvalidValue) -> CliError {
     let error = RouteError::NoNamespace { context: context.clone(), invalid };
     CliError::new(&error).hint(error.hint())
 }
 
-/// Returns the context that is meant where none is said.
+/// Returns the default context.
 fn context(router: &Router) -> Result<ContextName, CliError> {
     let contexts = &router.http_contexts;
     router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {

@@ -23,10 +23,10 @@ pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     print(&if args.env { proxy.variables() } else { proxy.lines() })
 }
 
-/// Returns where the forward proxy listens, as a program of this machine reaches it.
+/// Returns the address at which local programs reach the forward proxy.
 ///
 /// # Errors
-/// It is off, or there is no listener.
+/// The proxy is off, or there is no listener.
 pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
     if config.proxy.is_none() {
         return Err(CliError::new("the forward proxy is off").hint(Some("remove 'proxy: off' from the configuration")));
@@ -36,12 +36,12 @@ pub fn address(config: &Config) -> Result<SocketAddr, CliError> {
     listen.map(of_this_machine).ok_or_else(|| CliError::new("there is no listener for HTTP"))
 }
 
-/// Returns the URL of the file that configures browsers.
+/// Returns the URL of the PAC file.
 pub fn pac(address: SocketAddr) -> String {
     format!("http://{address}/proxy.pac")
 }
 
-/// Returns the variables that have programs use a forward proxy.
+/// Returns the variables that make programs use a forward proxy.
 pub fn variables(socks: &str, http: &str) -> Vec<(String, String)> {
     let upper = [
         ("ALL_PROXY", socks),
@@ -52,15 +52,15 @@ pub fn variables(socks: &str, http: &str) -> Vec<(String, String)> {
     let both = upper.iter().flat_map(|(name, value)| {
         [(*name).to_owned(), name.to_ascii_lowercase()].map(|name| (name, (*value).to_owned()))
     });
-    // Node obeys the others since version 24 if this one is set.
+    // Node 24 and newer uses the other variables if this one is set.
     both.chain([("NODE_USE_ENV_PROXY".to_owned(), "1".to_owned())]).collect()
 }
 
 struct Proxy {
     address: SocketAddr,
-    /// The context. Empty: the current one.
+    /// The context, as the user name in proxy URLs. Empty: the default one.
     user: String,
-    /// `adit`, with the options of this command line.
+    /// `adit` with the options of this command line.
     command: String,
 }
 

@@ -1,4 +1,4 @@
-//! How commands end, and what people read of it. The only place that prints errors.
+//! Errors and exit codes of commands. Only this file prints errors.
 
 use std::{
     fmt::{Display, Write as _},
@@ -6,15 +6,15 @@ use std::{
     process::ExitCode,
 };
 
-/// Why a command failed: what happened, why, and what to do.
+/// Error of a command: what failed, why, and what to do.
 #[derive(Debug)]
 pub struct CliError {
-    /// 1: failed. 2: the command line or the configuration is wrong. Others: see `adit run`.
+    /// Exit code. 1: failed; 2: the command line or the configuration is wrong; others: see `adit run`.
     code: u8,
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
-    /// Nothing is said: the reader of our output went away.
+    /// Whether to print nothing, because the reader of stdout has gone.
     is_quiet: bool,
 }
 
@@ -23,18 +23,18 @@ impl CliError {
         Self { code: 1, message: message.to_string(), causes: Vec::new(), hint: None, is_quiet: false }
     }
 
-    /// An error in what was written by the user: exit code 2.
+    /// Returns an error of the user's input, with exit code 2.
     pub fn usage(message: impl Display) -> Self {
         Self { code: 2, ..Self::new(message) }
     }
 
-    /// Ends the command with another exit code.
+    /// Sets the exit code.
     pub fn code(mut self, code: u8) -> Self {
         self.code = code;
         self
     }
 
-    /// Ends it with `code` where it failed; an error of the command line or the configuration keeps its own.
+    /// Sets the exit code, unless the command line or the configuration is wrong.
     pub fn failed_with(self, code: u8) -> Self {
         if self.code == 1 { self.code(code) } else { self }
     }
@@ -53,7 +53,7 @@ impl CliError {
         self
     }
 
-    /// Points to `adit doctor` of the target, with the options of this command. Not for a mistake of the command line.
+    /// Adds a hint to run `adit doctor` for the target, with the options of this command; not if the command line is wrong.
     pub fn doctor(mut self, globals: &super::Globals, target: &str) -> Self {
         if self.code != 2 {
             let advice = format!("{} doctor {}", globals.command(), super::doctor::report::quoted(target));
@@ -62,7 +62,7 @@ impl CliError {
         self
     }
 
-    /// Prints it to stderr, and returns the exit code.
+    /// Prints the error to stderr, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if self.is_quiet {
             return ExitCode::SUCCESS;
@@ -76,7 +76,7 @@ impl CliError {
         if let Some(hint) = &self.hint {
             let _ = writeln!(text, "{cyan}hint:{plain} {hint}");
         }
-        // There is nobody left to tell.
+        // If stderr is closed, nobody can be told.
         let _ = io::stderr().write_all(text.as_bytes());
         ExitCode::from(self.code)
     }
@@ -148,7 +148,7 @@ impl From<crate::config::problem::LoadError> for CliError {
 
 pub use crate::telemetry::colours;
 
-/// Returns whether the locale is UTF-8: the first variable that is set says so (POSIX, section 8.2).
+/// Returns whether the locale is UTF-8, according to the first variable that is set (POSIX, section 8.2).
 pub fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
     set.is_some_and(|locale| {
@@ -157,7 +157,7 @@ pub fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     })
 }
 
-/// Writes to stdout. A reader that went away (`| head`) ends the command quietly.
+/// Writes to stdout. A closed pipe (`| head`) ends the command quietly.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

@@ -1,4 +1,4 @@
-//! `adit routes`: what can be reached, with the URL of each.
+//! `adit routes`: lists routes and Services, with the URL of each.
 
 use std::io::{self, Write};
 
@@ -37,7 +37,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let (context, namespace) = (place.context().clone(), place.namespace.clone());
     let namespaces = (!args.all_namespaces).then(|| namespace.clone());
     let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
-    // It is signed in already.
+    // A running adit is signed in already.
     let mut found = match Running::find(globals, &place.router).await {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
         None => services::list(&place.clusters, &place.router, &query, place.listener()).await,
@@ -47,7 +47,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     }
     let mut rows = found.services;
     let has_services = rows.iter().any(|row| row.from == "service");
-    // A user who may not read namespaces still gets the list.
+    // A user without permission to read namespaces still gets the list.
     let lacks = !has_services
         && !args.all_namespaces
         && list::has_namespace(&*place.cluster().await?, &namespace).await.is_ok_and(|exists| !exists);
@@ -74,7 +74,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
                 rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]),
             );
             print(&table(&lines))?;
-            // The routes of the configuration are listed for every namespace.
+            // Routes of the configuration are always listed, so the note is about Services only.
             if !has_services {
                 let _ = io::stderr().write_all(note.as_bytes());
             }

@@ -1,4 +1,4 @@
-//! `adit run`: a command that has the cluster at local ports, and knows where.
+//! `adit run`: runs a command with targets at local ports, and their addresses in its environment.
 
 pub mod child;
 pub mod keeper;
@@ -48,7 +48,7 @@ use crate::{
     telemetry,
 };
 
-/// The exit code where adit itself fails, and the command was not started.
+/// Exit code if adit fails before it starts the command.
 pub const FAILED: u8 = 125;
 
 #[derive(Debug, clap::Args)]
@@ -148,17 +148,17 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
 
     let reach = Reach::new(clusters);
-    // Only routes have ports of their own, which a running adit has already.
+    // Only TCP routes have fixed ports, which a running adit may already serve.
     let looked = if args.to.is_empty() { Running::look(globals, &router).await } else { Ok(None) };
     let (running, silent) = looked.map_or_else(|silent| (None, Some(silent)), |running| (running, None));
     let bound = asked.into_iter().map(|asked| asked.bind(&reach, running.as_ref()));
-    // One that hangs has the ports.
+    // A running adit that hangs still holds the ports, so its error explains more.
     let bound = bound.collect::<Result<Vec<_>, _>>().map_err(|error| fail(silent.unwrap_or(error)))?;
     let progress = Progress::new(args.quiet);
     let wait = (!args.no_wait && !args.dry_run).then_some(args.wait);
     let opening = targets::open_all(globals, bound, &reach, running.as_ref(), wait, progress);
     let reading = async {
-        // A list of what would be set has no need of their values.
+        // A dry run does not need the values.
         let wanted = secrets.iter().filter(|_| !args.dry_run);
         try_join_all(wanted.map(|secret| secret.read(globals))).await
     };
@@ -204,7 +204,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::from(code))
 }
 
-/// Returns the wanted targets: those of --to, else every TCP route.
+/// Returns the requested targets: those of --to, else every TCP route.
 fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namespace>) -> Result<Vec<Asked>, CliError> {
     if args.to.is_empty() {
         return Asked::routes(router).map_err(fail);
@@ -223,7 +223,7 @@ fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namesp
     args.to.iter().map(parse).collect()
 }
 
-/// Returns the variables of a forward proxy for the command. `is_dry`: without its password, as nobody is to use it.
+/// Returns the variables of a forward proxy for the command. `is_dry`: without a password, because it will not be used.
 fn proxied(reach: &Reach, router: &crate::routing::Router, is_dry: bool) -> Result<Vec<(String, String)>, CliError> {
     if is_dry {
         let url = |scheme: &str| format!("{scheme}://{CURRENT}:(a password)@127.0.0.1:(a free port)");
@@ -233,7 +233,7 @@ fn proxied(reach: &Reach, router: &crate::routing::Router, is_dry: bool) -> Resu
     Ok(super::proxy::variables(&proxy.url("socks5h"), &proxy.url("http")))
 }
 
-/// Parses `NAME=VALUE`, for variables.
+/// Parses `NAME=VALUE` pairs with names of variables.
 fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
     let parse = |text: &String| match text.split_once('=') {
         Some((name, value)) if is_variable(name) && !value.contains('\0') => Ok((name.to_owned(), value.to_owned())),
@@ -243,7 +243,7 @@ fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliErr
     texts.iter().map(parse).collect()
 }
 
-/// Returns the variables of the targets, then those of --for and --env, which come before them.
+/// Returns the variables of the targets and of the detected client; those of --for and --env override them.
 fn variables(
     args: &Args,
     templates: &[(String, String)],
@@ -303,14 +303,14 @@ fn fill(
     Ok(())
 }
 
-/// Takes out what is set already, with --keep-env.
+/// With --keep-env, removes the variables that are already set.
 fn keep(args: &Args, variables: &mut BTreeMap<String, String>) {
     if args.keep_env {
         variables.retain(|name, _| env::var_os(name).is_none());
     }
 }
 
-/// A variable that gets its value from a Secret.
+/// A variable with a value from a Secret.
 struct FromSecret {
     variable: String,
     namespace: Option<Namespace>,
@@ -340,7 +340,7 @@ fn secrets(texts: &[String]) -> Result<Vec<FromSecret>, CliError> {
 }
 
 impl FromSecret {
-    /// Says where the value comes from, and not what it is.
+    /// Returns the source of the value, not the value itself.
     fn shown(&self) -> String {
         let namespace = self.namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
         format!("(key {} of Secret {namespace}{})", self.key, self.name)
@@ -358,7 +358,7 @@ impl FromSecret {
     }
 }
 
-/// Returns an error of adit's own: the command was not started.
+/// Returns the error with the exit code for "the command was not started".
 fn fail(error: CliError) -> CliError {
     error.failed_with(FAILED)
 }
@@ -367,7 +367,7 @@ fn own(error: std::io::Error) -> CliError {
     fail(error.into())
 }
 
-/// Reports all but the last error, and returns that.
+/// Reports all errors but the last, and returns that one.
 fn report_all(mut errors: Vec<CliError>, quiet: bool) -> CliError {
     let last = errors.pop().unwrap_or_else(|| CliError::new("a target cannot be had"));
     if !quiet {

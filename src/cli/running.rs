@@ -1,4 +1,4 @@
-//! The running adit, for commands that work with it and without it.
+//! The running adit, as used by commands that also work without it.
 
 use std::{
     net::SocketAddr,
@@ -23,13 +23,13 @@ use crate::{
     routing::Router,
 };
 
-/// How long one question to it lasts; in between, the user sees what is waited for.
+/// Maximum time of one request, so that the user sees the current reason to wait in between.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Between two questions.
+/// Pause between two requests.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// A running adit that gives names the same meaning as this command.
+/// A running adit in which names mean the same as in this command.
 pub struct Running {
     pub socket: PathBuf,
     namespace: Option<Namespace>,
@@ -38,12 +38,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Returns the adit that listens where this one would, with the same file, kubeconfig and context.
+    /// Returns the adit that listens on this configuration's port, with the same file, kubeconfig and context.
     pub async fn find(globals: &Globals, router: &Router) -> Option<Self> {
         Self::look(globals, router).await.ok()?
     }
 
-    /// Does the same, and tells an adit that hangs from none.
+    /// Does the same, but reports an adit that hangs as an error.
     ///
     /// # Errors
     /// The adit that listens there does not answer.
@@ -64,7 +64,7 @@ impl Running {
         Ok(is_same.then_some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp }))
     }
 
-    /// Returns whether it listens for the TCP route of this address.
+    /// Returns whether it serves the TCP route with this address.
     pub fn serves(&self, address: SocketAddr) -> bool {
         self.tcp.contains(&address)
     }
@@ -72,16 +72,16 @@ impl Running {
     /// Waits until a target can be reached.
     ///
     /// # Errors
-    /// It cannot be reached within `wait`.
+    /// The target cannot be reached within `wait`.
     pub async fn check(&self, target: &str, wait: Duration, progress: Progress) -> Result<(), CallError> {
         self.open(target, OpenKind::Check, Some(wait), progress).await.map(drop)
     }
 
-    /// Has a target served at a local port until that adit ends. `name`: what the user calls it. `wait`: for how long; None: the port
-    /// is there before the target can be reached.
+    /// Opens a target at a local port until that adit ends. `name`: the user's name for it. `wait`: `None` returns the port even
+    /// if the target cannot be reached yet.
     ///
     /// # Errors
-    /// It cannot be reached within `wait`.
+    /// The target cannot be reached within `wait`.
     pub async fn port(
         &self,
         name: Option<String>,
@@ -105,13 +105,13 @@ impl Running {
     /// Opens a connection to a target.
     ///
     /// # Errors
-    /// It cannot be reached within `wait`.
+    /// The target cannot be reached within `wait`.
     pub async fn stream(&self, target: &str, wait: Duration, progress: Progress) -> Result<Stream, CallError> {
         let stream = async |request| socket::stream(&self.socket, &request).await;
         self.patiently(target, OpenKind::Stream, Some(wait), progress, stream).await
     }
 
-    /// Returns how a connection broke that has ended. None: it did not, or that is not known any more.
+    /// Returns the error of a connection that has ended. `None`: it has no error, or the entry was evicted.
     pub async fn broken(&self, id: u64) -> Option<String> {
         let answer: RequestAnswer = socket::get(&self.socket, &format!("requests/{id}")).await.ok()?;
         answer.request.error
@@ -128,14 +128,14 @@ impl Running {
         let until = Instant::now() + wait.unwrap_or_default();
         let mut step = STEP.min(wait.unwrap_or_default());
         loop {
-            // 0 asks for no wait at all.
+            // 0 would mean no wait at all, so a wait is at least 1 ms.
             let wait_ms = wait.map_or(0, |_| u64::try_from(step.as_millis()).unwrap_or(u64::MAX).max(1));
             let namespace = self.namespace.as_ref().map(ToString::to_string);
             let request = OpenRequest { target: target.to_owned(), kind, namespace, wait_ms: Some(wait_ms) };
             match ask(request).await {
                 Err(CallError::Refused(problem)) if problem.may_pass => {
                     tokio::time::sleep(PAUSE).await;
-                    // The last step may be shorter than `STEP`: only the deadline limits it.
+                    // The last step may be shorter than `STEP`, to end at the deadline.
                     step = until.saturating_duration_since(Instant::now()).min(STEP);
                     if step < PAUSE {
                         return Err(CallError::Refused(problem));
@@ -148,7 +148,7 @@ impl Running {
     }
 }
 
-/// Returns what the variables of a target are made of. None: it is at no port.
+/// Returns a target from the API's answer. `None`: the answer has no local address.
 fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
     let scheme = answer.url.as_deref().map(|url| if url.starts_with("https:") { Scheme::Https } else { Scheme::Http });
     let port = |port: PortRow| ServicePort { number: port.number, name: port.name, app_protocol: None };
@@ -159,7 +159,7 @@ fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
     Some(Opened { name, address: answer.address?, scheme, port: answer.port.map(port), service })
 }
 
-/// Returns the error for an adit that does not answer. None: nobody listens, as a process that was killed has left its socket.
+/// Returns the error for an adit that does not answer. `None`: no process listens; a killed one has left the socket.
 pub async fn silent(socket: &Path, error: CallError) -> Option<CliError> {
     let pid = socket::owner(socket).await?;
     Some(

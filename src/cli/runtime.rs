@@ -1,4 +1,4 @@
-//! How many threads carry data, and the runtime that has them.
+//! Number of threads that carry data, and the runtime with them.
 
 use std::{future::Future, io, num::NonZeroUsize, thread};
 
@@ -6,26 +6,26 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::report::CliError;
 
-/// The most threads that adit takes of a laptop by itself: the API servers that it asks have more to do for each byte than it has.
+/// Maximum number of threads on a laptop. API servers need more time per byte than adit, so more threads would not help.
 const MOST_OF_A_LAPTOP: usize = 4;
 
-/// Returns how many threads serve on a laptop where nobody says it.
+/// Returns the default number of threads on a laptop.
 pub fn of_laptop() -> usize {
     cores().min(MOST_OF_A_LAPTOP)
 }
 
-/// Returns how many threads serve a relay where nobody says it: it has its machine, or its share of one, for itself.
+/// Returns the default number of threads of a relay: it usually has its machine, or its share of one, for itself.
 pub fn of_relay() -> usize {
     cores()
 }
 
-/// Returns how many processors this process may use, by its affinity and its cgroup.
+/// Returns the number of cores that this process may use, according to its affinity and cgroup.
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Returns a runtime with this many threads for data. With one, everything runs on the thread of the caller, and no other
-/// one is woken. With more, the caller's thread has the future that it waits for, so that the control part never waits behind data.
+/// Returns a runtime with this many threads for data. With one, everything runs on the caller's thread, so no thread has to be
+/// woken. With more, the caller's thread runs only `main`, so that control never waits behind data.
 fn runtime(workers: usize) -> io::Result<Runtime> {
     match workers {
         0 | 1 => Builder::new_current_thread().enable_all().build(),
@@ -33,11 +33,11 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
     }
 }
 
-/// Runs `main` to its end on so many threads, and waits for nothing else: a name that is being resolved, or a credential
-/// plugin that ignores signals, blocks a thread for as long as it likes.
+/// Runs `main` until its end, and does not wait for other tasks: a name look-up, or a credential plugin that ignores signals, may
+/// block a thread for any time.
 ///
 /// # Errors
-/// The error of `main`, or the system gives no threads.
+/// The error of `main`, or the system cannot create threads.
 pub fn serve<T>(workers: usize, main: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = runtime(workers)?;
     let ended = runtime.block_on(main);

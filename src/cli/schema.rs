@@ -1,4 +1,4 @@
-//! `adit schema`: what the configuration file and the answers of the API may have, for editors, programs and people.
+//! `adit schema`: prints the schema of the configuration file or of the API's answers.
 
 use clap::ValueEnum;
 
@@ -37,7 +37,7 @@ pub fn run(args: Args) -> Result<(), CliError> {
     }
 }
 
-/// Returns the schema as it is printed.
+/// Returns the schema as text.
 pub fn text() -> String {
     format!("{:#}\n", schema::schema())
 }

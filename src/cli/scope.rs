@@ -1,16 +1,16 @@
-//! Global options of each command: its help shows no others.
+//! The global options that each command shows in its help.
 
 use clap::{Arg, Command};
 
 const CLUSTER: &[&str] = &["config", "context", "namespace", "kubeconfig"];
 
-/// Selection of a running adit.
+/// Options that select a running adit.
 const RUNNING: &[&str] = &["config", "listen"];
 
-/// Help of `--listen` where a command listens on nothing.
+/// Help of `--listen` for commands that do not listen.
 const OF_RUNNING: &str = "Address of the running adit";
 
-/// The global options that each command uses, by id. A command that is not listed shows all of them.
+/// The global options of each command, by id. Commands that are not in this list show all.
 const USES: &[(&str, &[&[&str]])] = &[
     ("demo", &[&["listen", "verbose", "log_format"]]),
     ("init", &[&["config"]]),
@@ -41,7 +41,7 @@ const USES: &[(&str, &[&[&str]])] = &[
     ("version", &[]),
 ];
 
-/// Hides the global options of each command that it does not use.
+/// Hides global options from the help of commands that do not use them.
 pub fn apply(command: Command) -> Command {
     let globals: Vec<Arg> = command.get_arguments().filter(|argument| argument.is_global_set()).cloned().collect();
     USES.iter().fold(command, |command, (name, used)| {
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    /// Returns every command with its name as people type it.
+    /// Returns every command with its full name.
     fn commands() -> Vec<(String, Command)> {
         let mut root = apply(Cli::command());
         root.build();
@@ -117,7 +117,7 @@ mod tests {
                 if argument.get_help().is_none() {
                     wrong.push(format!("{name}: {} has no help", argument.get_id()));
                 }
-                // An empty one means that the option is not set.
+                // An empty default means that the option is unset.
                 let has_default = argument.get_default_values().iter().any(|value| !value.is_empty());
                 if has_default && argument.is_hide_default_value_set() {
                     wrong.push(format!("{name}: {} hides its default", argument.get_id()));
@@ -131,7 +131,7 @@ mod tests {
     fn every_command_has_examples() {
         let lacking: Vec<_> = commands()
             .into_iter()
-            // `adit trust install`: those of `adit trust`.
+            // Subcommands such as `adit trust install` share the examples of `adit trust`.
             .filter(|(name, _)| name.split(' ').count() == 2 && name != "adit version")
             .filter(|(_, command)| {
                 !command.get_after_help().is_some_and(|help| help.to_string().starts_with("Example"))

@@ -1,4 +1,4 @@
-//! `adit server`: the relay of reverse tunnels.
+//! `adit server`: runs a relay for reverse tunnels.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -126,7 +126,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     runtime::serve(workers, serve(control, args.serve))
 }
 
-/// Returns the keys of a file, else those of the environment.
+/// Returns the keys of a file, else of the environment.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
     auth::load(file.map(PathBuf::as_path)).map_err(|error| StartError::Keys(error).into())
 }

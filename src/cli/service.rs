@@ -1,4 +1,4 @@
-//! `adit service`: adit under systemd or launchd, for this user.
+//! `adit service`: runs adit under systemd or launchd, for this user.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     subprocess,
 };
 
-/// Variables that credential plugins and the API client read; they are written down where they are set.
+/// Variables of credential plugins and of the API client. The service gets those that are set now.
 const KEPT: &[&str] = &[
     "PATH",
     "KUBECONFIG",
@@ -100,7 +100,7 @@ impl Manager {
         })
     }
 
-    /// Returns every file that an installation of any version may have left.
+    /// Returns every file that an installation of any version may have created.
     fn possible_files(self) -> Result<Vec<PathBuf>, CliError> {
         let names: &[&str] = match self {
             Self::Systemd => &[systemd::SERVICE_UNIT, systemd::SOCKET_UNIT],
@@ -110,7 +110,7 @@ impl Manager {
         Ok(names.iter().map(|name| folder.join(name)).collect())
     }
 
-    /// Returns the commands that start what `files` say. The first ones may fail: they end what runs.
+    /// Returns the commands that start the service of `files`. Commands that stop an older one may fail.
     fn start(self, files: &[ServiceFile]) -> Vec<Step> {
         match self {
             Self::Systemd => {
@@ -144,7 +144,7 @@ impl Manager {
     }
 }
 
-/// Returns the service that is installed, and its file: the user's own, else one of the system.
+/// Returns the installed service and its file: the user's own, else that of the system.
 pub fn installed() -> Option<(PathBuf, Installed)> {
     let manager = Manager::here();
     let own = manager.possible_files().unwrap_or_default();
@@ -170,7 +170,7 @@ fn target() -> String {
     format!("{}/{}", domain(), launchd::LABEL)
 }
 
-/// How long a command of the service manager may take. systemd gives a service 90 s to stop, and 90 s to start.
+/// Time limit of the service manager's command. systemd gives a service 90 s to stop and 90 s to start.
 const PATIENCE: Duration = Duration::from_secs(200);
 
 /// A command of the service manager.
@@ -188,7 +188,7 @@ impl Step {
         Self { may_fail: true, ..self }
     }
 
-    /// A service that starts before its sockets would bind their addresses itself.
+    /// Moves sockets before services: a service that starts first would bind their addresses itself.
     fn sockets_first(mut self) -> Self {
         self.words.sort_by_key(|word| (word.ends_with(".service"), word.ends_with(".socket")));
         self
@@ -257,7 +257,7 @@ fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: b
     })
 }
 
-/// Returns the service that this command line asks for.
+/// Returns the service for this command line.
 fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<Service, CliError> {
     let config = globals.load()?;
     let program = env::current_exe()?;
@@ -285,7 +285,7 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     Ok(Service { command, environment, listeners })
 }
 
-/// Returns the addresses that systemd listens on: those of clients, where this machine has them.
+/// Returns the addresses for systemd to listen on: those for clients, if this machine has them.
 fn listeners(globals: &Globals, mut config: crate::config::Config) -> Result<Vec<SocketAddr>, CliError> {
     globals.overrides()?.apply(&mut config);
     let mut addresses = Vec::new();
@@ -311,7 +311,7 @@ fn write(file: &ServiceFile) -> Result<(), CliError> {
         fs::create_dir_all(folder).map_err(failed)?;
     }
     fs::write(&file.path, &file.text).map_err(failed)?;
-    // The address of a proxy may hold a password.
+    // A proxy variable may hold a password.
     fs::set_permissions(&file.path, fs::Permissions::from_mode(0o600)).map_err(failed)
 }
 
@@ -343,7 +343,7 @@ fn uninstall(manager: Manager) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Exit code 0: it runs. 3, as systemctl has it: it does not.
+/// Prints the state. Exit code: 0 if the service runs, else 3, as for systemctl.
 fn status(manager: Manager) -> Result<ExitCode, CliError> {
     let installed: Vec<_> = manager.possible_files()?.into_iter().filter(|path| path.exists()).collect();
     if installed.is_empty() {

@@ -1,4 +1,4 @@
-//! `adit status`: the tunnels of the running adit.
+//! `adit status`: prints the tunnels of the running adit.
 
 use std::{
     io::{self, IsTerminal},
@@ -35,7 +35,7 @@ pub struct Args {
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Moves to the first column of the first line, and erases from there on (ECMA-48: CUP, ED).
+/// Moves the cursor to the top left, and erases the screen behind it (ECMA-48: CUP, ED).
 const HOME: &str = "\x1b[H\x1b[J";
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
@@ -45,7 +45,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             print(&format!("{}\n", serde_json::to_string_pretty(&status).map_err(io::Error::other)?))
         }
         None if args.watch => loop {
-            // Looks again for an adit that started meanwhile.
+            // Search again each time: another adit may have started.
             let text = all(globals).await.unwrap_or_else(|error| format!("{error}\n"));
             let first = if io::stdout().is_terminal() { HOME } else { "" };
             print(&format!("{first}{text}"))?;
@@ -65,10 +65,10 @@ async fn all(globals: &Globals) -> Result<String, CliError> {
     Ok(texts.join("\n"))
 }
 
-/// Returns the adits that run, at least one: those with the port of `--listen` and the file of `--config`, else all that answer.
+/// Returns the running adits, at least one: those with the port of `--listen` and the file of `--config`, else all that answer.
 pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError> {
     let port = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
-    // The file itself may be wrong meanwhile: that is a case for 'adit status'.
+    // Do not load the file: `adit status` must work even if it is invalid by now.
     let file = globals.config.as_ref().map(|file| {
         let real = file.canonicalize();
         real.map_err(|error| CliError::usage(format!("cannot read {:?}: {}", file.display(), reason(&error))))
@@ -79,7 +79,7 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
         let has_file = |file| overview.config.as_ref().and_then(|own| own.canonicalize().ok()).as_ref() == Some(file);
         port.is_none_or(has_port) && file.as_ref().is_none_or(has_file)
     };
-    // One that hangs holds no other up.
+    // Concurrently: a process that hangs delays no other.
     let asking = socket::sockets().into_iter().map(async |path| (socket::status(&path).await, path));
     let (mut found, mut silent) = (Vec::new(), None);
     for (answer, path) in join_all(asking).await {
@@ -106,10 +106,10 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
     Ok(found)
 }
 
-/// Returns the only adit that runs.
+/// Returns the only running adit.
 ///
 /// # Errors
-/// None does, or several do and none was named.
+/// None runs, or several do and the options select none.
 pub async fn find_one(globals: &Globals) -> Result<(PathBuf, Status), CliError> {
     let mut found = find(globals).await?;
     if found.len() > 1 {
@@ -175,7 +175,7 @@ fn show(status: &Status) -> String {
     text + "\n" + &table(&rows)
 }
 
-/// Returns the lines for a sign-in: the user, and the output of the plugin.
+/// Returns the lines about a sign-in: the user, and the output of the plugin.
 fn sign_in_lines(sign_in: &SignIn) -> String {
     let SignIn { user, issuer, seconds, said, .. } = sign_in;
     let mut text = match &sign_in.error {
@@ -188,7 +188,7 @@ fn sign_in_lines(sign_in: &SignIn) -> String {
     text
 }
 
-/// Returns an amount of bytes below 1024 of its unit, and that unit as a power of 1024, at most 4.
+/// Returns a number of bytes as an amount below 1024 and the power of 1024, at most 4.
 pub(super) fn scaled(bytes: u64) -> (f64, usize) {
     let (mut amount, mut unit) = (bytes as f64, 0);
     while amount >= 1024.0 && unit < 4 {
@@ -198,7 +198,7 @@ pub(super) fn scaled(bytes: u64) -> (f64, usize) {
     (amount, unit)
 }
 
-/// Returns an amount as people read it: `1.5 MiB`.
+/// Returns a number of bytes for people: `1.5 MiB`.
 fn bytes(count: u64) -> String {
     let (amount, unit) = scaled(count);
     let name = ["B", "KiB", "MiB", "GiB", "TiB"][unit];

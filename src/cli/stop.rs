@@ -1,4 +1,4 @@
-//! `adit stop`: end a tunnel of the running adit.
+//! `adit stop`: stops a tunnel of the running adit.
 
 use super::{
     Globals,

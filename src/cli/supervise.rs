@@ -1,4 +1,4 @@
-//! `adit supervise`: stands between adit and a command that it has started; see [`crate::backend::command`] and
+//! `adit supervise`: a process between adit and a command that adit has started; see [`crate::backend::command`] and
 //! [`super::run::keeper`].
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};

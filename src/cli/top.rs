@@ -1,4 +1,4 @@
-//! `adit top`: the running adit in a terminal, live.
+//! `adit top`: shows the running adit in a terminal, live.
 
 mod clipboard;
 mod model;
@@ -39,16 +39,16 @@ use crate::admin::{
     socket::{self, CallError, Update},
 };
 
-/// Between two drawings, however much happens.
+/// Minimum time between two drawings.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// Between two drawings where nothing happens: rates fall, and connections idle.
+/// Maximum time between two drawings: rates and idle times change even without events.
 const DRAW_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// Delay before reconnecting.
+/// Pause before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a message stands.
+/// How long a message is shown.
 const MESSAGE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, clap::Args)]
@@ -57,15 +57,15 @@ const MESSAGE: Duration = Duration::from_secs(4);
 )]
 pub struct Args {}
 
-/// Part of the screen that gets the keys.
+/// The part of the screen that handles keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mode {
     Table,
-    /// The filter, while it is typed.
+    /// The filter while the user types it.
     Filter(String),
-    /// A confirmation prompt, and the API path to POST to on yes.
+    /// A confirmation prompt, and the API path to POST to after a yes.
     Ask(String, String),
-    /// A title, lines, and how far they are scrolled.
+    /// Title, lines, and scroll position.
     Detail(String, Vec<String>, u16),
     Help,
 }
@@ -75,34 +75,34 @@ struct App {
     model: Model,
     look: Look,
     pane: Pane,
-    /// By pane.
+    /// The user's choices, by pane.
     views: [View; 3],
-    /// The key of the selected line, and where it was.
+    /// Key of the selected line, and its last position, by pane.
     selected: [(Option<String>, usize); 3],
     offsets: [usize; 3],
     mode: Mode,
     message: Option<String>,
     is_wide: bool,
     is_connected: bool,
-    /// How many lines the table has.
+    /// Number of lines that the table can show.
     height: usize,
 }
 
-/// A message from the adit on the screen.
+/// News from the adit on the screen.
 enum News {
     Event(Update),
-    /// The lines of its log, newest first, from before the first event.
+    /// The lines of its log before the first event, newest first.
     Log(Vec<LogRow>),
 }
 
-/// A request of a key that takes longer than one frame.
+/// An action of a key that takes longer than a frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Wish {
     Quit,
     Suspend,
-    /// A POST to a path of the API.
+    /// A POST to this path of the API.
     Post(String),
-    /// The details of a tunnel or a request.
+    /// Show the details of a tunnel.
     Tunnel(String),
     Request(String),
     Copy(String, &'static str),
@@ -116,14 +116,14 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     }
     let socket = choose(globals).await?;
     let look = Look { has_colours: colours(&stdout()), has_unicode: has_unicode(|name| std::env::var(name).ok()) };
-    // Before the terminal is taken: a signal that comes between is not lost.
+    // Register before changing the terminal, so that no signal is lost in between.
     let mut ends = Signals::new(ENDS)?;
     let mut app = App::new(look);
     let mut screen = Screen::open()?;
     let (updates_tx, mut updates) = mpsc::channel(16);
     let mut reading = tokio::spawn(read(socket.clone(), updates_tx));
     let mut keys = keys();
-    // Beside the keys: an adit that hangs does not hold up the end.
+    // Actions run beside the key loop, so that an adit that hangs does not prevent quitting.
     let mut acting = FuturesUnordered::new();
     let mut message_until = Instant::now();
     let mut drawn = None::<Instant>;
@@ -131,7 +131,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let mut code = 0;
     let failed = || CliError::new("adit top has failed: the message above says where");
     loop {
-        // A panic of another thread has given the terminal back.
+        // A panic of another thread has restored the terminal.
         if !screen.is_held() {
             return Err(failed());
         }
@@ -149,20 +149,20 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
             event = keys.recv() => match event {
                 Some(Event::Key(key)) if key.kind != KeyEventKind::Release => app.key(key),
                 Some(_) => None,
-                // Standard input is at its end.
+                // Standard input has ended.
                 None => Some(Wish::Quit),
             },
             Some(outcome) = acting.next(), if !acting.is_empty() => {
                 match outcome {
                     Outcome::Said(said) => (app.message, message_until) = (Some(said), Instant::now() + MESSAGE),
-                    // Not over a filter that is typed meanwhile.
+                    // Do not replace a filter that the user has begun to type.
                     Outcome::Shows(title, lines) if app.mode == Mode::Table => app.mode = Mode::Detail(title, lines, 0),
                     Outcome::Shows(..) => {}
                 }
                 None
             }
             () = sleep_until(next) => None,
-            // It reads for as long as somebody takes the news.
+            // The task ends only by a panic, because `updates` is still open.
             _ = &mut reading => return Err(failed()),
             number = ends.next() => {
                 code = KILLED.saturating_add(u8::try_from(number).unwrap_or_default());
@@ -187,7 +187,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::from(code))
 }
 
-/// Returns the socket of the adit that is meant; asks where several run.
+/// Returns the socket of the selected adit. Asks the user if several run.
 async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
     let mut found = status::find(globals).await?;
     if found.len() > 1 {
@@ -210,7 +210,7 @@ async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
     Ok(found.swap_remove(0).0)
 }
 
-/// Reads events and connects again, until nobody takes them.
+/// Reads events, and reconnects, until the receiver is dropped.
 async fn read(socket: PathBuf, updates: mpsc::Sender<Option<News>>) {
     loop {
         if let Ok(mut events) = socket::events(&socket).await {
@@ -232,7 +232,7 @@ async fn read(socket: PathBuf, updates: mpsc::Sender<Option<News>>) {
     }
 }
 
-/// Reads keys in a thread: a terminal is read by blocking.
+/// Reads keys in a thread, because reading from a terminal blocks.
 fn keys() -> mpsc::Receiver<Event> {
     let (keys_tx, keys) = mpsc::channel(64);
     std::thread::spawn(move || {
@@ -245,18 +245,18 @@ fn keys() -> mpsc::Receiver<Event> {
     keys
 }
 
-/// The signals that end it, beside those that end every command.
+/// Signals that end it, in addition to those that end every command.
 const ENDS: &[fn() -> SignalKind] = &[SignalKind::hangup, SignalKind::quit];
 
-/// Result of a wish.
+/// Result of an action.
 enum Outcome {
-    /// A message for a moment.
+    /// A message to show briefly.
     Said(String),
-    /// A title and its lines.
+    /// A title and lines to show.
     Shows(String, Vec<String>),
 }
 
-/// Does what takes longer.
+/// Performs an action.
 async fn act(socket: PathBuf, pane: Pane, wish: Wish) -> Outcome {
     let done = match wish {
         Wish::Quit | Wish::Suspend => Ok(Outcome::Said(String::new())),
@@ -289,7 +289,7 @@ async fn request(socket: &Path, id: &str) -> Result<RequestAnswer, CallError> {
     socket::get(socket, &format!("requests/{id}")).await
 }
 
-/// Copies the command that does what a line shows, and returns what is said of it.
+/// Copies the command for a line, and returns the message about it.
 async fn command(socket: &Path, pane: Pane, id: &str) -> Result<String, CallError> {
     let (command, none) = match pane {
         Pane::Requests => (request(socket, id).await?.exchange.map(|kept| kept.curl), "its headers are not kept"),
@@ -301,7 +301,7 @@ async fn command(socket: &Path, pane: Pane, id: &str) -> Result<String, CallErro
     }
 }
 
-/// Opens a tunnel's URL, and returns what is said of it.
+/// Opens the URL of a tunnel, and returns the message about it.
 async fn open(socket: &Path, id: &str) -> Result<String, CallError> {
     let found = tunnel(socket, id).await?;
     let Some(url) = found.names.into_iter().find(|name| name.starts_with("http")) else {
@@ -369,7 +369,7 @@ fn request_lines(found: &RequestAnswer) -> Vec<String> {
     lines
 }
 
-/// Returns an amount of bytes in few characters: `1.5M`.
+/// Returns a number of bytes in few characters: `1.5M`.
 fn amount(bytes: u64) -> String {
     let (amount, unit) = status::scaled(bytes);
     let name = ["B", "K", "M", "G", "T"][unit];
@@ -393,7 +393,7 @@ impl App {
         }
     }
 
-    /// Applies an API event. None: disconnected.
+    /// Applies news. `None`: disconnected.
     fn take(&mut self, news: Option<News>) {
         self.is_connected = news.is_some();
         match news {
@@ -404,12 +404,12 @@ impl App {
         }
     }
 
-    /// Returns where the selected line is: the one of the same key, else the one that has taken its place.
+    /// Returns the position of the selected line: that of its key, else its last position.
     fn select(&mut self, lines: &[Line]) -> Option<usize> {
         let (key, before) = &mut self.selected[self.pane as usize];
         let found = key.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key));
         let at = found.or((!lines.is_empty()).then(|| (*before).min(lines.len() - 1)))?;
-        // A view at the top stays there, to show new rows.
+        // A view at the top has no key, so it stays there and shows new rows.
         if key.is_some() {
             *key = Some(lines[at].key.clone());
         }
@@ -417,7 +417,7 @@ impl App {
         Some(at)
     }
 
-    /// Returns the first line that is shown, so that the selected one is.
+    /// Returns the first visible line, chosen so that the selected one is visible.
     fn offset(&mut self, selected: Option<usize>, count: usize, height: usize) -> usize {
         let offset = &mut self.offsets[self.pane as usize];
         let selected = selected.unwrap_or(0);
@@ -480,7 +480,7 @@ impl App {
                     }
                     _ => {}
                 }
-                // It filters while it is typed.
+                // The filter applies while the user types.
                 self.views[self.pane as usize].filter.clone_from(text);
                 None
             }

@@ -1,4 +1,4 @@
-//! `adit trust`: https without warnings.
+//! `adit trust`: makes browsers and programs trust adit's certificates.
 
 use std::{fs::File, path::Path, process::ExitCode};
 
@@ -88,7 +88,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
 }
 
-/// Waits until no other adit changes the CA or its stores: the files of two authorities must not mix, and certutil is not safe either.
+/// Takes the lock for changing the CA and its stores. Files of two CAs must not mix, and certutil is not safe for concurrent use.
 fn lock(data: &Path, is_needed: bool) -> Result<File, CliError> {
     if is_needed {
         std::fs::create_dir_all(data)
@@ -98,7 +98,7 @@ fn lock(data: &Path, is_needed: bool) -> Result<File, CliError> {
     locked.map_err(|error| CliError::new(format!("{} cannot be locked", data.display())).cause(Some(error)))
 }
 
-/// Returns the variables for a program that is started where the CA is installed; none without a CA.
+/// Returns the variables that make programs trust the CA. Empty: there is no CA.
 pub fn of_programs() -> Vec<(&'static str, String)> {
     let Some(folder) = trust::folder() else { return Vec::new() };
     let Some(authority) = Authority::load(&folder).ok().flatten() else { return Vec::new() };
@@ -120,21 +120,21 @@ fn no_bundle(error: std::io::Error) -> CliError {
     CliError::new("the CA bundle cannot be written").cause(Some(error))
 }
 
-/// Returns the names for which https shows a warning though there is a CA.
+/// Returns the names of the configuration for which the installed CA cannot issue certificates.
 pub fn beyond(config: &Config) -> Vec<String> {
     let authority = trust::folder().and_then(|folder| Authority::load(&folder).ok().flatten());
     let names = authority.map(|authority| configured(config).into_iter().filter(move |name| !authority.permits(name)));
     names.into_iter().flatten().collect()
 }
 
-/// Returns where the stores of this user are. `folder`: that of the authority.
+/// Returns the places of this user's stores. `folder`: that of the CA.
 pub fn places(folder: &Path) -> Result<Places, CliError> {
     let home = etcetera::home_dir().map_err(|error| CliError::new("there is no home folder").cause(Some(error)))?;
     let kept = folder.with_file_name("stores");
     Ok(Places { home, root: "/".into(), kept, ours: folder.to_owned(), java: java::home() })
 }
 
-/// Returns the names of the configuration that https is for: the suffix of dynamic names, and the hosts of routes.
+/// Returns the names of the configuration that need certificates: the suffix of dynamic names, and the hosts of routes.
 pub fn configured(config: &Config) -> Vec<String> {
     let routes = config.http.routes.keys().map(|host| host.trim_start_matches("*.").to_owned());
     let is_name = |name: &String| name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_err();
@@ -195,7 +195,8 @@ fn install(
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Removes a root from all stores, prints a line for each, and returns how they are. It stays recorded until all are clean.
+/// Removes a CA from all stores, prints a line for each, and returns their states. The CA stays recorded until all stores are
+/// clean.
 fn remove(root: &Root, stores: &[Box<dyn Store>], folder: &Path) -> Result<Vec<State>, CliError> {
     let mut states = Vec::new();
     for store in stores {
@@ -274,7 +275,7 @@ fn shown(authority: &Authority) -> String {
     format!("{}, sha256:{}", authority.name(), authority.fingerprint())
 }
 
-/// `is_wanted`: the store is to trust the CA.
+/// Returns the line about a store. `is_wanted`: whether the store should trust the CA.
 fn line(store: &dyn Store, state: &State, is_wanted: bool) -> String {
     let (word, detail) = match state {
         State::Trusts if is_wanted => ("trusts", String::new()),

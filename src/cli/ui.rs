@@ -1,4 +1,4 @@
-//! `adit ui`: open the dashboard of the running adit in a browser, signed in.
+//! `adit ui`: opens the dashboard of the running adit in a browser, signed in.
 
 use std::{
     os::unix::process::CommandExt,
@@ -16,10 +16,10 @@ use crate::{
     subprocess,
 };
 
-/// The programs that open a URL: macOS, WSL, and the desktops of Linux.
+/// Programs that open a URL, on macOS, WSL, and Linux desktops.
 const OPENERS: [&str; 3] = ["open", "wslview", "xdg-open"];
 
-/// How long a program may take to say that it cannot open a URL. xdg-open without a desktop becomes the browser, and stays.
+/// Time in which a program may report a failure. Without a desktop, xdg-open becomes the browser and keeps running.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -44,19 +44,19 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     print(&format!("no program opens a browser here; open this within a minute:\n{url}\n"))
 }
 
-/// Opens a URL in the user's browser. Returns whether a program did.
+/// Opens a URL in the user's browser. Returns whether a program accepted it.
 pub fn open(url: &str) -> bool {
     OPENERS.iter().any(|program| opens(program, url))
 }
 
 fn opens(program: &str, url: &str) -> bool {
-    // On Linux `open` is another program.
+    // On Linux, `open` is another program.
     if program == "open" && !cfg!(target_os = "macos") {
         return false;
     }
     let mut command = Command::new(program);
     command.arg(url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Ctrl-C is for adit: the program may be the browser itself.
+    // A process group of its own: the program may be the browser, and Ctrl-C is for adit only.
     let Ok(mut child) = command.process_group(0).spawn() else { return false };
     match subprocess::wait(&mut child, PATIENCE) {
         Ok(Some(status)) => status.success(),

@@ -1,4 +1,4 @@
-//! `adit unlock`: lift the rules of a context for a while.
+//! `adit unlock`: lifts the rules of a context for a while.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `adit up`: serve, until a signal.
+//! `adit up`: serves until a signal.
 
 use std::{
     fmt::Write as _,
@@ -29,7 +29,7 @@ use crate::{
     telemetry,
 };
 
-/// 128 and the number of SIGINT, as shells have it.
+/// Exit code after SIGINT: 128 plus its number, as in shells.
 pub const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Default, clap::Args)]
@@ -57,7 +57,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let workers = globals.workers.or(config.workers).map_or_else(runtime::of_laptop, NonZeroUsize::get);
     runtime::serve(workers, async {
-        // Before the first socket: a program that sees one may send a signal.
+        // Register before binding: a program that sees a socket may send a signal.
         let signals = Signals::new()?;
         let bound = bind(app, config)?;
         print(&banner(&bound))?;
@@ -65,12 +65,12 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Runs a command to its end, on one thread.
+/// Runs a command until its end, on one thread.
 pub fn run_to_end<T>(main: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     runtime::serve(1, main)
 }
 
-/// Does the same for a command. `quiet`: an error gives its exit code, and no text.
+/// Does the same. `quiet`: an error only sets the exit code.
 pub fn run_quietly(quiet: bool, main: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     match run_to_end(main) {
         Err(error) if quiet => Ok(error.exit_code()),
@@ -78,13 +78,13 @@ pub fn run_quietly(quiet: bool, main: impl Future<Output = Result<ExitCode, CliE
     }
 }
 
-/// Raises the open-file limit to what the system allows without asking: each connection is one, and shells start
-/// programs with 256 (macOS) or 1,024 (Linux).
+/// Raises the open-file limit to the hard limit. Each connection needs a file, and shells start programs with a limit of 256
+/// (macOS) or 1,024 (Linux).
 pub fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
-    // macOS takes no more than OPEN_MAX where the hard limit is none.
+    // With an unlimited hard limit, macOS accepts no more than OPEN_MAX.
     let most_of_macos = Rlimit { current: Some(10_240), ..limit };
     if limit.current != limit.maximum
         && setrlimit(Resource::Nofile, raised).is_err()
@@ -102,8 +102,8 @@ pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> 
     })
 }
 
-/// The signals that end adit: SIGINT, SIGTERM, and SIGHUP where it tells that the terminal was closed. Otherwise
-/// SIGHUP means a look at the configuration file.
+/// Signals that end adit: SIGINT, SIGTERM, and SIGHUP if the terminal was closed. Otherwise SIGHUP makes adit read the
+/// configuration again.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -121,13 +121,13 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal that ends adit.
     pub async fn next(&mut self) {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return,
                 _ = self.terminate.recv() => return,
-                // Without its terminal a process has no /dev/tty to open (ENXIO).
+                // After its terminal was closed, a process cannot open /dev/tty (ENXIO).
                 _ = self.hang_up.recv() => if self.has_terminal && File::open("/dev/tty").is_err() {
                     return;
                 },
@@ -136,7 +136,7 @@ impl Signals {
     }
 }
 
-/// Serves until SIGINT or SIGTERM, then lets requests finish for the grace. A second signal ends it at once.
+/// Serves until a signal, then lets requests finish within the grace. A second signal ends adit at once.
 pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliError> {
     let drain = Drain::new();
     tokio::select! {
@@ -156,7 +156,7 @@ pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliEr
     }
 }
 
-/// Says where adit listens, what it serves, and how to reach a Service.
+/// Returns the text with the addresses, the routes, and how to reach a Service.
 fn banner(bound: &Bound) -> String {
     let config = bound.config();
     let http = bound.http_addresses();

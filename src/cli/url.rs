@@ -1,4 +1,4 @@
-//! `adit url`: the URL of a Service, a pod or a route.
+//! `adit url`: prints the URL of a Service, a pod or a route.
 
 use std::net::SocketAddr;
 
@@ -38,7 +38,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     })?;
     let cluster = clusters.get(&target.cluster).await?;
     let resolved = resolve::resolve(&cluster, &target.namespace, &target.workload, &target.port).await?;
-    // Only the long form names a pod alone, and it has a context and a port.
+    // A pod without a Service has only the long form of a name, which includes context and port.
     let is_long = matches!(target.workload, Workload::Pod(_));
     let context = services::named_context(&router, &target.cluster.context);
     let name = DynamicName {

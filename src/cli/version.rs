@@ -1,4 +1,4 @@
-//! `adit version`.
+//! `adit version`: prints the version.
 
 use super::report::{CliError, print};
 

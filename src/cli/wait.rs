@@ -1,4 +1,4 @@
-//! `adit wait`: until targets can be reached.
+//! `adit wait`: waits until targets can be reached.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -45,7 +45,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let (clusters, router) = super::router(config);
     let targets = targets(&args, &router)?;
     let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone());
-    // Refuses malformed targets before it waits for any.
+    // Reject malformed targets before waiting for any.
     let named = targets.iter().map(|target| router.named(target, namespace.as_ref()));
     let named = named.collect::<Result<Vec<_>, _>>()?;
     let running = Running::find(globals, &router).await;

@@ -1,4 +1,4 @@
-//! Default values and default places.
+//! Default values and default paths.
 
 use std::{
     env,
@@ -11,29 +11,29 @@ use std::{
 use super::{Config, ForwardProxy, Http, KubeconfigPaths, PortRange, Tcp};
 
 pub const PORT: u16 = 8989;
-/// Default port for a relay's clients.
+/// Default port on which a relay accepts its clients.
 pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-/// Of routes for server names: databases keep their connections open.
+/// Shorter default for SNI routes, because databases keep their connections open.
 pub const SNI_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// How long a command may take until it listens.
+/// Time limit until a command listens.
 pub const COMMAND_STARTUP: Duration = Duration::from_secs(15);
-/// The ports that are lent to commands.
+/// Ports that adit assigns to commands.
 pub const COMMAND_PORTS: PortRange =
     PortRange::new(NonZeroU16::new(20_000).unwrap(), NonZeroU16::new(20_999).unwrap()).unwrap();
-/// Looked for in `PATH`.
+/// adit searches `PATH` for it.
 pub const CLOUDFLARED: &str = "cloudflared";
-/// How long the pod of a jump may take until it is ready.
+/// Time limit until the pod of a jump is ready.
 pub const JUMP_POD_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const DYNAMIC_HOST: &str = "k8s.localhost";
 
-/// Returns the addresses of a listener on this machine only: 127.0.0.1, and `[::1]`, which browsers try first.
+/// Returns the loopback addresses for a port: 127.0.0.1, and `[::1]`, which browsers try first.
 pub fn loopback(port: u16) -> Vec<SocketAddr> {
     vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
 }
 
-/// Returns the configuration without a file: every Service of the current context by name.
+/// Returns the configuration that holds without a file: every Service of the current context by name.
 pub fn config() -> Config {
     let kubeconfig = kubeconfig_paths(None);
     Config {
@@ -69,8 +69,8 @@ pub fn config() -> Config {
     }
 }
 
-/// Returns where the configuration is looked for: `--config`, `$ADIT_CONFIG`, `$XDG_CONFIG_HOME/adit/config.yaml`,
-/// `~/.config/adit/config.yaml`. None: there is no home folder.
+/// Returns the path of the configuration: `--config`, `$ADIT_CONFIG`, `$XDG_CONFIG_HOME/adit/config.yaml`, or
+/// `~/.config/adit/config.yaml`. `None`: there is no home folder.
 pub fn config_path(option: Option<PathBuf>) -> Option<PathBuf> {
     option.or_else(|| non_empty("ADIT_CONFIG")).or_else(|| {
         let folder = non_empty("XDG_CONFIG_HOME").or_else(|| Some(etcetera::home_dir().ok()?.join(".config")))?;
@@ -78,8 +78,8 @@ pub fn config_path(option: Option<PathBuf>) -> Option<PathBuf> {
     })
 }
 
-/// Returns the kubeconfig files: those of `option` (a list like `$KUBECONFIG`), then `$KUBECONFIG`, then
-/// `~/.kube/config`. Empty where adit runs in a pod and has none of them.
+/// Returns the paths of the kubeconfig files: those of `option` (a list like `$KUBECONFIG`), else of `$KUBECONFIG`, else
+/// `~/.kube/config`. In a pod, files that do not exist are left out, so the result may be empty.
 pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
     let split = |list: &str| {
         env::split_paths(list)
@@ -88,7 +88,7 @@ pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
             .collect()
     };
     if let Some(list) = option.filter(|list| !list.is_empty()) {
-        // kubectl takes one path, which may have a colon.
+        // `--kubeconfig` of kubectl is one path, which may contain a colon.
         if Path::new(list).exists() {
             return KubeconfigPaths(vec![list.into()]);
         }
@@ -102,7 +102,7 @@ pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
     KubeconfigPaths(paths.into_iter().filter(|path| !in_cluster || path.exists()).collect())
 }
 
-/// Returns the path that `~` and `~/...` stand for; others as they are.
+/// Returns the path with a leading `~` or `~/` replaced by the home folder; other paths unchanged.
 pub fn expand_home(path: &str) -> PathBuf {
     match (path.strip_prefix('~'), etcetera::home_dir()) {
         (Some(rest), Ok(home)) if rest.is_empty() || rest.starts_with('/') => home.join(rest.trim_start_matches('/')),

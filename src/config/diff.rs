@@ -1,4 +1,4 @@
-//! Changes of a reload, for the log and the API.
+//! The changes that a reload makes, for the log and the API.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,8 @@ use std::{
 
 use super::{Config, Http, LocalPort, Sni, Tcp, TcpRoute};
 
-/// One key of the file whose meaning has changed. `+` stands before one that is new, `-` before one that is gone: `+http.k8s.routes.a.localhost`.
+/// A key of the file whose meaning has changed. It is displayed with `+` if it is new and `-` if it is gone:
+/// `+http.k8s.routes.a.localhost`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change {
     pub key: String,
@@ -33,10 +34,10 @@ impl Display for Change {
     }
 }
 
-/// Returns what differs between two configurations, in the order of the keys.
+/// Returns the keys that differ between two configurations, sorted.
 pub fn between(old: &Config, new: &Config) -> Vec<Change> {
     let mut diff = Diff::default();
-    // Every field is named, so that a new one cannot be left out.
+    // The pattern names every field, so a new field does not compile until it is compared here.
     let Config {
         source: _,
         shown: _,
@@ -132,7 +133,7 @@ impl Diff {
     }
 }
 
-/// Returns routes and jumps under their keys in `tcp.k8s`, with the address that each listens on.
+/// Returns routes and jumps by their keys in `tcp.k8s`, each with its listening address.
 fn by_port(routes: &BTreeMap<SocketAddr, TcpRoute>) -> BTreeMap<String, (SocketAddr, &TcpRoute)> {
     let mut all = BTreeMap::new();
     for (address, route) in routes {
@@ -142,7 +143,7 @@ fn by_port(routes: &BTreeMap<SocketAddr, TcpRoute>) -> BTreeMap<String, (SocketA
     all
 }
 
-/// Returns the local ports under what tells them apart: a port may be at several relays.
+/// Returns the local ports by port and relay: one port may be at several relays.
 fn by_name(all: &[LocalPort]) -> BTreeMap<String, &LocalPort> {
     let name = |local: &LocalPort| format!("{} at {}", local.local_port, local.to);
     all.iter().map(|local| (name(local), local)).collect()

@@ -1,7 +1,7 @@
-//! The YAML as people write it: a tree in which every key and value knows its place.
+//! The YAML as people write it: a tree in which every key and value has its place in the file.
 //!
-//! A derived deserialiser stops at the first mistake and forgets where keys stood. So the events of the parser are
-//! made into a tree here, and [`super::validate`] walks it, collecting every problem. No other file knows YAML.
+//! A derived deserialiser stops at the first mistake and loses the places of keys. So this file builds a tree from the parser's
+//! events, and [`super::validate`] walks it and collects every problem. No other file parses YAML.
 
 pub mod edit;
 
@@ -11,10 +11,10 @@ use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::problem::Problem;
 
-/// Larger files are refused: a configuration of 1,000 routes has 100 KiB.
+/// Maximum size of a file in bytes. A configuration of 1,000 routes has 100 KiB.
 pub const LARGEST: usize = 1024 * 1024;
 
-/// Limits on YAML nodes after alias expansion, and on depth: a file beyond them is an attack.
+/// Maximum number of YAML nodes after alias expansion, and maximum depth. A file beyond them is an attack.
 const MOST_NODES: usize = 50_000;
 const DEEPEST: usize = 64;
 
@@ -23,7 +23,7 @@ const DEEPEST: usize = 64;
 pub struct Place {
     pub line: usize,
     pub column: usize,
-    /// Bytes from the start of the file to the first and behind the last character.
+    /// Byte offsets of the first character and of the byte behind the last one.
     pub start: usize,
     pub end: usize,
 }
@@ -37,7 +37,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Null,
-    /// `quoted` text is a string whatever it looks like.
+    /// A quoted `text` is a string, even if it looks like a number.
     Scalar {
         text: String,
         quoted: bool,
@@ -53,7 +53,7 @@ pub(super) struct Key {
 }
 
 impl Value {
-    /// Returns what was found, for a message: `a list`, `"70000"`.
+    /// Returns a description of the value for a message: `a list`, `"70000"`.
     pub fn describe(&self) -> String {
         match self {
             Self::Null => "nothing".to_owned(),
@@ -64,10 +64,10 @@ impl Value {
     }
 }
 
-/// Parses the file. An empty one is [`Value::Null`].
+/// Parses the file. An empty file is [`Value::Null`].
 ///
 /// # Errors
-/// One problem where it is no YAML; every duplicate key otherwise.
+/// Returns one problem if the text is not YAML, else one for every duplicate key.
 pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     let mut builder = Builder {
         events: Parser::new_from_str(text).peekable(),
@@ -83,11 +83,12 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     }
 }
 
-/// Returns the first document of a YAML file of others, e.g. a kubeconfig, as plain values. Of a key that is there twice
-/// the last one counts, as in Go. An empty file is [`serde_json::Value::Null`].
+/// Returns the first document of a YAML file that adit does not own, such as a kubeconfig, as plain values. The last of duplicate
+/// keys counts, as in Go. An empty file is [`serde_json::Value::Null`].
 ///
 /// # Errors
-/// It is no YAML: where. The parser's own words would show the text around, which may be a token.
+/// The text is not YAML. The error has only the place: the parser's own message would quote the surrounding text, which may be a
+/// token.
 pub fn foreign(text: &str) -> Result<serde_json::Value, String> {
     let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
     let documents: Vec<_> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
@@ -171,7 +172,7 @@ impl<'a> Builder<'a> {
             _ => return Err(self.problem(span, "not a value")),
         };
         if let Value::List(_) | Value::Map(_) = value {
-            // A message shows the first line of the value.
+            // Messages show only the first line of a value.
             let line_end = self.text[place.start..].find('\n').map_or(self.text.len(), |length| place.start + length);
             place.end = line_end.max(place.start);
         }

@@ -1,4 +1,4 @@
-//! The keys that the file may have, read off its schema.
+//! The keys that the file may have, read from its schema.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ impl Default for Keys {
 }
 
 impl Keys {
-    /// Returns the keys of a part: a definition of the schema, e.g. `HttpRoute`; `File` is the whole file.
+    /// Returns the keys of a part: a definition of the schema, such as `HttpRoute`; `File` is the whole file.
     pub fn of(&self, part: &str) -> Vec<&str> {
         let part = if part == "File" { &self.0 } else { &self.0["$defs"][part] };
         part["properties"].as_object().into_iter().flat_map(|keys| keys.keys().map(String::as_str)).collect()
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
     use crate::config::validate::parse;
 
-    /// Place of each part in a file: `@` is the part.
+    /// A file with each part in its place; `@` stands for the part.
     const PLACES: [(&str, &str); 23] = [
         ("File", "@"),
         ("ContextAlias", "contexts: {a: @}"),
@@ -73,7 +73,7 @@ mod tests {
         for (part, place) in PLACES {
             assert!(!keys.of(part).is_empty(), "{part}");
             for key in keys.of(part) {
-                // Nothing takes a list of empty maps.
+                // No key accepts a list of empty maps, so each key must report a problem.
                 let text = place.replace('@', &format!("{{{key}: [{{}}]}}"));
                 let error = parse(Path::new("c"), text.as_bytes()).expect_err(&text);
                 let is_of_key = |path: &str| path.rsplit(['.', '[']).any(|name| name == key || name == "0");

@@ -1,9 +1,9 @@
-//! Addresses that are listened on.
+//! Addresses of listeners.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Returns whether one socket on `a` keeps another one from `b`: the same port and address, or all addresses of the
-/// family. IPv6 sockets of ours take IPv6 only. Port 0 is a port of its own each time.
+/// Returns whether a socket on `a` prevents another one on `b`: the same port, and the same address or all addresses of the
+/// family. adit's IPv6 sockets accept IPv6 only. Port 0 never overlaps: each bind gets another port.
 pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
@@ -11,7 +11,7 @@ pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-/// Returns where programs of this machine reach a listener: on the loopback, if it listens on all addresses of its family.
+/// Returns the address at which local programs reach a listener: loopback, if it listens on all addresses of its family.
 pub fn of_this_machine(listener: SocketAddr) -> SocketAddr {
     let ip = match listener.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,7 +1,7 @@
 //! The configuration: parsed, validated, with defaults.
 //!
-//! Everything outside this module sees only [`Config`], whose values cannot be wrong; the YAML and its
-//! mistakes stay in [`file`] and [`validate`].
+//! Code outside this module sees only [`Config`], whose values are valid; the YAML and its mistakes stay in [`file`] and
+//! [`validate`].
 
 pub mod defaults;
 pub mod diff;
@@ -37,60 +37,60 @@ pub use self::values::{
 
 use crate::{tls::Fingerprint, wire::proxy_protocol};
 
-/// Paths of the kubeconfig files, in the order of their merge.
+/// Paths of the kubeconfig files, in the order in which they are merged.
 ///
-/// Empty: there is no file, and adit uses the service account of the pod it runs in.
+/// Empty: there is no file, and adit uses the service account of its pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KubeconfigPaths(pub Vec<PathBuf>);
 
-/// The name of the dashboard on the HTTP listener. No route has it while the dashboard is on.
+/// Hostname of the dashboard on the HTTP listener. No route may have it while the dashboard is on.
 pub const DASHBOARD_HOST: &str = "adit.localhost";
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The file it came from. None: no file, everything is a default.
+    /// Path of the file. `None`: there is no file, and every value is a default.
     pub source: Option<PathBuf>,
-    /// Content of the file without its secrets.
+    /// Content of the file, with its secrets hidden.
     pub shown: serde_json::Value,
-    /// Logs each request and connection. Default: false.
+    /// Log each request and connection. Default: false.
     pub verbose: bool,
-    /// Applies changes of the file while running. Default: true.
+    /// Apply changes of the file while running. Default: true.
     pub auto_reload: bool,
-    /// How many threads carry data. None: by the processors. A reload does not change it.
+    /// Number of threads that carry data. `None`: according to the number of cores. A reload does not change it.
     pub workers: Option<NonZeroUsize>,
-    /// Folders put in front of `PATH` when a credential plugin is looked for.
+    /// Folders searched for credential plugins before `PATH`.
     pub exec_path: Vec<PathBuf>,
-    /// The context of names and routes that give none. None: the kubeconfig's current one.
+    /// Context of names and routes that set none. `None`: the kubeconfig's current context.
     pub default_context: Option<ContextName>,
-    /// Short names for contexts, and what may be done with them, by alias.
+    /// Short names for contexts, and what adit may do in these contexts, by alias.
     pub contexts: BTreeMap<String, ContextAlias>,
     /// The listener for HTTP and TLS, and its routes.
     pub http: Http,
-    /// One listener per local port.
+    /// The TCP routes, each with a listener of its own.
     pub tcp: Tcp,
-    /// None: there is no listener for it.
+    /// The SNI listener and its routes. `None`: off.
     pub sni: Option<Sni>,
-    /// Ports of this machine that are made reachable through relays.
+    /// Local ports that are reachable through relays.
     pub local: Vec<LocalPort>,
-    /// The forward proxy on the listener of HTTP. None: it is off.
+    /// The forward proxy. `None`: off.
     pub proxy: Option<ForwardProxy>,
     pub admin: Admin,
-    /// Serves the dashboard at `adit.localhost`. Default: true.
+    /// Serve the dashboard at `adit.localhost`. Default: true.
     pub dashboard: bool,
-    /// The file that gets a line for each request and connection. None: there is none.
+    /// File to which adit appends a line for each request and connection. `None`: off.
     pub audit: Option<PathBuf>,
-    /// Advice about the file: it is valid, but should be written differently.
+    /// Advice about a valid file that should be written differently.
     pub notes: Vec<String>,
 }
 
 /// `proxy:` in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardProxy {
-    /// Addresses to listen on. Empty: the HTTP listeners.
+    /// Addresses to listen on. Empty: the listeners of `http`.
     pub listen: Vec<SocketAddr>,
     pub elsewhere: Elsewhere,
-    /// The domain of the cluster's names. Default: `cluster.local`. Lower case, no dots at the ends.
+    /// Domain of the cluster's names. Default: `cluster.local`. Lower case, without dots at the ends.
     pub cluster_domain: String,
 }
 
@@ -109,7 +109,7 @@ impl Default for ForwardProxy {
 pub enum Elsewhere {
     #[default]
     Refuse,
-    /// Connects, where the address is one of the internet.
+    /// Connects, if the address is public.
     Direct,
 }
 
@@ -117,32 +117,32 @@ pub enum Elsewhere {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPort {
     pub to: RelayAddress,
-    /// None: the secret is in `$ADIT_SECRET`.
+    /// File with the secret. `None`: the secret is in `$ADIT_SECRET`.
     pub secret_file: Option<PathBuf>,
-    /// The certificate that the relay has to have: `sha256:...`. None: the secret proves it.
+    /// Fingerprint that the relay's certificate must have: `sha256:...`. `None`: the relay proves itself with the secret.
     pub fingerprint: Option<Fingerprint>,
-    /// A PEM file of the authorities that the relay's certificate has to be of.
+    /// CA bundle with which the relay's certificate is verified.
     pub ca: Option<PathBuf>,
-    /// None: 127.0.0.1 and `[::1]`, whichever answers.
+    /// Host of the local service. `None`: 127.0.0.1 or `[::1]`, whichever answers.
     pub local_host: Option<String>,
     pub local_port: u16,
-    /// The public port that is wanted; 0 for any.
+    /// Requested public port; 0: any port.
     pub public_port: u16,
-    /// Served by HTTP under this name instead of a port.
+    /// Requested public name. The relay serves it over HTTP, without a port of its own.
     pub name: Option<Label>,
-    /// The Host header that the local service gets instead of the public name. Only with `name`.
+    /// Host header that the local service gets instead of the public name. Only with `name`.
     pub host: Option<String>,
 }
 
-/// `sni:` in the file: a listener for TLS and PostgreSQL that never ends TLS.
+/// `sni:` in the file: a listener for TLS and PostgreSQL that never terminates TLS.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sni {
     pub listen: Vec<SocketAddr>,
-    /// Whether a proxy in front says who the client is.
+    /// Whether connections begin with a PROXY header. Default: off.
     pub proxy_protocol: ProxyProtocol,
-    /// Whether a reload may bring commands that were not in the file as first started.
+    /// Whether a reload may add commands that the file did not have at the start.
     pub allow_commands: bool,
-    /// By server name, lower case, or `*.` and what is below it.
+    /// Routes by server name, lower case; `*.example.com` is for every name below.
     pub routes: BTreeMap<String, SniRoute>,
 }
 
@@ -150,88 +150,88 @@ pub struct Sni {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SniRoute {
     pub backend: SniBackend,
-    /// Tells the backend who the client is.
+    /// Version of the PROXY header that tells the backend the client's address. `None`: no header.
     pub send_proxy: Option<proxy_protocol::Version>,
     /// Default: 10 min.
     pub idle_timeout: Duration,
 }
 
-/// Backend of a server name.
+/// Backend of an SNI route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SniBackend {
     Kubernetes(Box<Destination>),
     Command(Arc<Command>),
 }
 
-/// A command that leads to a backend.
+/// A command that connects to a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Command {
-    /// The program, looked for in `PATH`, and its arguments. `{port}` stands for the port that it is to listen on.
+    /// The program, which adit searches for in `PATH`, and its arguments. `{port}` stands for the port to listen on.
     pub run: Vec<String>,
     pub mode: CommandMode,
-    /// Set for it, beside what every program needs.
+    /// Environment variables to set, beside those that every program needs.
     pub env: BTreeMap<String, String>,
-    /// Passed on to it from our environment, under the name that it knows: (its name, our name). Secrets.
+    /// Environment variables to copy from adit's environment: the command's name to adit's name. They may hold secrets.
     pub env_from: BTreeMap<String, String>,
-    /// How long it may take until it listens.
+    /// Time limit until the command listens.
     pub startup_timeout: Duration,
-    /// The ports that are lent to commands.
+    /// Ports that adit assigns to commands.
     pub ports: PortRange,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CommandMode {
-    /// It listens on a port, for as many connections as there are.
+    /// The command listens on a port, for all connections.
     Listen,
-    /// One process for each connection, over its standard input and output.
+    /// One process per connection, over its standard input and output.
     Stdio,
 }
 
-/// Whether connections start with a PROXY header. It is never guessed.
+/// Whether connections begin with a PROXY header. adit never guesses it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ProxyProtocol {
     #[default]
     Off,
-    /// Every one does, and only proxies from these networks are believed.
+    /// Every connection begins with one. adit accepts them only from proxies in these networks.
     Require(Vec<IpNet>),
 }
 
 /// `admin:` in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// Loopback address that serves `/healthz`, `/readyz` and `/metrics`. None: only the Unix socket serves them.
+    /// Loopback address that serves `/healthz`, `/readyz` and `/metrics`. `None`: only the Unix socket serves them.
     pub listen: Option<SocketAddr>,
 }
 
-/// A context as the configuration speaks of it.
+/// An alias of a context, and its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextAlias {
-    /// The context of the kubeconfig.
+    /// Name of the context in the kubeconfig.
     pub name: ContextName,
-    /// The namespace of names and routes that give none. None: the context's own, then `default`.
+    /// Namespace of names and routes that set none. `None`: the context's own, then `default`.
     pub namespace: Option<Namespace>,
-    /// Whether hostnames without a route may reach this context. Default: true.
+    /// Whether dynamic names may reach this context. Default: true.
     pub dynamic: bool,
-    /// The methods of HTTP that it takes. None: every one.
+    /// HTTP methods that requests to this context may have. `None`: all.
     pub methods: Option<Vec<Method>>,
-    /// Whether pages show it as production. Default: by the names of the alias and the context.
+    /// Whether pages mark it as production. Default: whether the alias or the context has a word for production in its name.
     pub production: bool,
 }
 
 /// `http:` in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
-    /// Default: 127.0.0.1:8989 and `[::1]:8989`. Addresses after the first are left out where the machine
-    /// does not have them (a laptop without IPv6).
+    /// Addresses to listen on. Default: 127.0.0.1:8989 and `[::1]:8989`. An address after the first is skipped if the machine
+    /// does not have it (a laptop without IPv6).
     pub listen: Vec<SocketAddr>,
     /// Closes a tunnel after this long without a connection. Zero: never. Default: 60 min.
     pub idle_timeout: Duration,
     pub kubeconfig: KubeconfigPaths,
-    /// The suffix of long dynamic names. Default: `k8s.localhost`. Lower case, no dots at the ends.
+    /// Suffix of long dynamic names. Default: `k8s.localhost`. Lower case, without dots at the ends.
     pub dynamic_host: String,
-    /// Whether a proxy in front says who the client is. Default: off.
+    /// Whether connections begin with a PROXY header. Default: off.
     pub proxy_protocol: ProxyProtocol,
-    /// By host, lower case: `web.localhost`, or `*.web.localhost` for every name below.
+    /// Routes by host, lower case: `web.localhost`, or `*.web.localhost` for every name below.
     pub routes: BTreeMap<String, HttpRoute>,
 }
 
@@ -239,23 +239,23 @@ pub struct Http {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tcp {
     pub idle_timeout: Duration,
-    /// Whether a proxy in front says who the client is. Default: off.
+    /// Whether connections begin with a PROXY header. Default: off.
     pub proxy_protocol: ProxyProtocol,
     pub kubeconfig: KubeconfigPaths,
-    /// By the first address that is listened on; those of `tcp.k8s.jump` among them.
+    /// Routes and jumps by the first address of their listener.
     pub routes: BTreeMap<SocketAddr, TcpRoute>,
 }
 
 /// Destination of a route: the workload, its namespace, context and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// None: [`Config::default_context`], then the kubeconfig's current context.
+    /// `None`: [`Config::default_context`], then the kubeconfig's current context.
     pub context: Option<ContextName>,
-    /// None: the alias's, then the context's, then `default`.
+    /// `None`: the namespace of the alias, then that of the context, then `default`.
     pub namespace: Option<Namespace>,
     pub workload: Workload,
     pub port: PortRef,
-    /// Goes on from the pod to a host that only the cluster can reach.
+    /// The host to reach from the pod. `None`: the pod itself is the target.
     pub jump: Option<Jump>,
 }
 
@@ -264,20 +264,20 @@ pub struct Destination {
 pub enum Workload {
     /// Any ready pod of this Service.
     Service(Label),
-    /// This pod.
+    /// This very pod.
     Pod(Subdomain),
-    /// This pod, which has to belong to this Service (`{pod}.{service}` of a StatefulSet).
+    /// This pod, if it belongs to this Service (`{pod}.{service}` of a StatefulSet).
     PodOfService { pod: Subdomain, service: Label },
-    /// An address in the cluster: the Service with this ClusterIP, else the pod.
+    /// An address in the cluster: the Service with this ClusterIP, else the pod with this IP.
     Address(IpAddr),
 }
 
 /// Treatment of a client's TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientTls {
-    /// It ends here, behind a certificate of ours.
+    /// adit terminates TLS with a certificate of its own.
     Terminate,
-    /// It goes on to a backend that speaks TLS.
+    /// adit passes TLS through to a backend that accepts it.
     Passthrough,
 }
 
@@ -289,11 +289,11 @@ pub enum HostHeader {
     Client,
     /// The backend's own name in the cluster.
     Own,
-    /// This one, with a port where it has one. Origin and the X-Forwarded headers name it too, for dev servers that refuse others.
+    /// This value, with a port if it has one. Origin and the X-Forwarded headers carry it too, because dev servers refuse others.
     Fixed(String),
 }
 
-/// How adit speaks to the backend of an HTTP route.
+/// Protocol between adit and the backend of an HTTP route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
@@ -310,40 +310,40 @@ pub struct HttpRoute {
     pub options: Arc<HttpOptions>,
 }
 
-/// How requests of a route are treated.
+/// Options for the requests of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpOptions {
-    /// None: from the port's appProtocol, its name, its number.
+    /// `None`: according to the port's appProtocol, its name, or its number.
     pub scheme: Option<Scheme>,
-    /// Treatment of a client's TLS. None: passthrough to a backend that speaks TLS, and termination where an authority of this user
-    /// vouches for the name and no port is named.
+    /// `None`: passthrough to a backend that accepts TLS, but termination if the user's local CA can issue a certificate for the
+    /// name and the name has no port.
     pub client_tls: Option<ClientTls>,
     /// TLS settings for an https backend.
     pub tls: BackendTls,
-    /// Changes of the request's headers, after adit's own.
+    /// Changes of the request's headers, made after adit's own.
     pub request_headers: HeaderRules,
-    /// Changes of the answer's headers.
+    /// Changes of the response's headers.
     pub response_headers: HeaderRules,
-    /// The name that the backend is sent. Default: the client's; its own for a jump.
+    /// Host header for the backend. Default: the client's; for a jump, the backend's own name.
     pub host: HostHeader,
-    /// Redirects and cookies that are rewritten to the client's name. None: those of the requested host; true: those
-    /// of the backend's own names as well, the default for a jump; false: none.
+    /// Whether redirects and cookies are rewritten to the client's name. `None`: those of the requested host. True: also those of
+    /// the backend's own names, the default for a jump. False: none.
     pub rewrite_location: Option<bool>,
-    /// Origins whose pages may send changes, beside the Service's own: `https://app.example.com`, or `*`.
+    /// Origins whose pages may send changes, beside the Service's own origin: `https://app.example.com`, or `*`.
     pub allow_origins: Vec<String>,
 }
 
 /// TLS settings for an https backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BackendTls {
-    /// Verifies the backend's certificate. Default: false, as pods' certificates are
-    /// rarely made out to a name that the laptop knows; true where a `ca` is given.
+    /// Whether to verify the backend's certificate. Default: true with a `ca`; else false, because certificates of pods rarely
+    /// have a name that the laptop knows.
     pub verify: bool,
-    /// A PEM file of certificate authorities to verify with. None: the system's.
+    /// CA bundle to verify with. `None`: that of the system.
     pub ca: Option<PathBuf>,
-    /// Server name (SNI) for the backend, and for its verification. None: the request's host.
+    /// Server name (SNI) for the backend and for its verification. `None`: the request's host.
     pub server_name: Option<String>,
-    /// Client certificate for a backend that asks for one.
+    /// Client certificate, for a backend that requests one.
     pub client_cert: Option<KeyPairFiles>,
 }
 
@@ -354,7 +354,7 @@ pub struct KeyPairFiles {
     pub key: PathBuf,
 }
 
-/// Headers that are set, then removed.
+/// Headers to set, then headers to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderRules {
     pub set: Vec<(HeaderName, HeaderValue)>,
@@ -362,7 +362,7 @@ pub struct HeaderRules {
 }
 
 impl Tcp {
-    /// Returns the route that listens on an address, with the address that it is known by.
+    /// Returns the route that listens on an address, with its key in `routes`.
     pub fn route(&self, listener: SocketAddr) -> Option<(SocketAddr, &TcpRoute)> {
         let known_as = |(address, route): (&SocketAddr, _)| (*address, route);
         let also = || self.routes.iter().find(|(_, route)| route.also == Some(listener));
@@ -374,20 +374,21 @@ impl Tcp {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpRoute {
     pub destination: Destination,
-    /// `[::1]` beside 127.0.0.1, where the machine has it. None: an address was given, or something else listens there.
+    /// Second address, `[::1]` beside 127.0.0.1, if the machine has it. `None`: the route sets an address, or another key uses
+    /// this one.
     pub also: Option<SocketAddr>,
     /// Default: [`Tcp::idle_timeout`].
     pub idle_timeout: Duration,
 }
 
-/// Target and method of a jump (`tcp.k8s.jump`). Its pod is the destination's workload.
+/// Target and method of a jump (`tcp.k8s.jump`). The workload of its destination is the jump host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Jump {
-    /// None: the pod's default container.
+    /// `None`: the default container of the pod.
     pub container: Option<Label>,
-    /// Creates the pod where it does not exist.
+    /// Settings of the pod to create if it does not exist. `None`: adit creates none.
     pub create: Option<JumpPod>,
-    /// As the pod knows it.
+    /// Host and port as the pod sees them.
     pub target: HostPort,
     pub method: JumpMethod,
 }
@@ -400,7 +401,7 @@ pub struct JumpPod {
     pub timeout: Duration,
 }
 
-/// The program in the pod that a jump goes through. Default: Auto.
+/// Program in the pod that carries a jump. Default: Auto.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum JumpMethod {
     Auto,

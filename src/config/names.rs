@@ -1,8 +1,8 @@
-//! Words of the configuration and of names: labels, hosts, ports, durations.
+//! Rules for the words of the configuration: labels, hosts, ports, durations.
 
 use std::{net::Ipv6Addr, time::Duration};
 
-/// A DNS-1123 label: what Kubernetes allows for most names.
+/// Returns whether the text is a DNS-1123 label, which Kubernetes requires for most names.
 pub(crate) fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -10,17 +10,19 @@ pub(crate) fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// A DNS-1123 subdomain: labels with dots in between.
+/// Returns whether the text is a DNS-1123 subdomain: labels with dots in between.
 pub(crate) fn is_host(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 
-/// An IANA_SVC_NAME (RFC 6335, section 5.1): letters, digits, single hyphens, at least one letter, at most 15 in all.
+/// Returns whether the text is an IANA_SVC_NAME (RFC 6335, section 5.1): at most 15 letters, digits and single hyphens, with at
+/// least one letter.
 pub(crate) fn is_port_name(text: &str) -> bool {
     text.len() <= 15 && is_label(text) && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
 }
 
-/// An image reference: `[registry[:port]/]path[:tag][@digest]` (the distribution specification's grammar, a little looser).
+/// Returns whether the text is an image reference: `[registry[:port]/]path[:tag][@digest]`, a little looser than the grammar of
+/// the distribution specification.
 pub(crate) fn is_image(text: &str) -> bool {
     let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
     let is_of = |part: &str, more: &[u8]| {
@@ -33,7 +35,7 @@ pub(crate) fn is_image(text: &str) -> bool {
         && digest.is_none_or(|digest| digest.contains(':') && is_of(digest, b":+._-"))
 }
 
-/// Returns a duration as Go writes them: `90s`, `1h30m`, `1.5h`, `500ms`; `0` alone needs no unit.
+/// Parses a duration in Go's notation: `90s`, `1h30m`, `1.5h`, `500ms`, and also `d` for days; `0` alone needs no unit.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -56,12 +58,12 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
             };
         rest = &rest[unit..];
     }
-    // A century: longer is a slip of the pen, and would overflow timers.
+    // About a century. A longer duration is a typing mistake, and would overflow timers.
     (!text.is_empty() && total <= 3.2e9).then(|| Duration::from_secs_f64(total))
 }
 
-/// Returns the Host header that a local service gets where `text` asks for one: `rewrite` is the name that it has on this machine,
-/// all else is a host, with or without a port. None: it is neither.
+/// Returns the Host header for a local service. `rewrite` stands for its name and port on this machine; any other `text` is a
+/// host, with or without a port. `None`: the text is neither.
 pub fn host_header(text: &str, local_host: Option<&str>, local_port: u16) -> Option<String> {
     let bracketed =
         |host: &str| if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };

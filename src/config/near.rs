@@ -1,13 +1,13 @@
 //! Suggests known names for an unknown one.
 
-/// How many are suggested.
+/// Maximum number of suggestions.
 const MOST: usize = 3;
 
-/// Fewer letters are within too many names.
+/// Minimum letters for a match by substring. Shorter words are part of too many names.
 const SHORTEST_PART: usize = 3;
 
-/// Returns up to three of `names` that may be meant by `name`, the likest first. `word` returns the part of a name that is
-/// compared; case, `-` and `_` do not matter.
+/// Returns up to three of `names` that `name` may stand for, the most similar first. `word` returns the part of a name to
+/// compare; case, `-` and `_` are ignored.
 pub fn near<T: Ord>(name: &str, names: impl IntoIterator<Item = T>, word: impl Fn(&T) -> &str) -> Vec<T> {
     let wanted = plain(name);
     let mut scored: Vec<(usize, T)> =
@@ -20,8 +20,8 @@ fn plain(name: &str) -> String {
     name.to_ascii_lowercase().replace(['-', '_'], "")
 }
 
-/// Returns how many letters are swapped, changed, added or left out. None: too many for a slip of the pen, and neither is
-/// within the other.
+/// Returns the number of letters that are swapped, changed, added or left out. `None`: too many for a typing mistake, and neither
+/// word contains the other.
 fn distance(a: &str, b: &str) -> Option<usize> {
     let distance = strsim::osa_distance(a, b);
     let is_part = a.len().min(b.len()) >= SHORTEST_PART && (a.contains(b) || b.contains(a));

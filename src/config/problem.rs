@@ -1,4 +1,4 @@
-//! Errors of a file with their place, for a terminal, a log line, and `adit status`.
+//! The problems of a file with their places, for a terminal, a log line, and `adit status`.
 
 use std::{fmt, path::PathBuf};
 
@@ -6,28 +6,28 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use super::file::Place;
 
-/// Something in the file that cannot be, and what to write instead.
+/// A mistake in the file, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The keys that lead to it: `http.k8s.routes."argocd.localhost".port`. Empty: the file as a whole.
+    /// Keys from the root to the place: `http.k8s.routes."argocd.localhost".port`. Empty: the whole file.
     pub path: String,
     pub place: Place,
     pub message: String,
     pub hint: Option<String>,
 }
 
-/// A file that gives no configuration.
+/// Error of a file that gives no configuration.
 #[derive(Clone, Debug)]
 pub struct LoadError {
     pub file: PathBuf,
     pub problems: Vec<Problem>,
-    /// The content, to show lines of it.
+    /// Content of the file, to quote its lines.
     pub(super) text: String,
 }
 
 impl std::error::Error for LoadError {}
 
-/// The first line, then a line for each problem: `path: message (line 12, column 15)`.
+/// Writes a first line, then a line for each problem: `path: message (line 12, column 15)`.
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot load {}", self.file.display())?;
@@ -39,12 +39,12 @@ impl fmt::Display for LoadError {
 }
 
 impl LoadError {
-    /// Returns the problem of a file that has no lines to show: it could not be read.
+    /// Returns the problem of a file that could not be read, so that there are no lines to quote.
     pub fn whole(&self) -> Option<&Problem> {
         self.problems.first().filter(|problem| problem.path.is_empty() && problem.place.line == 0)
     }
 
-    /// Returns the problems with the lines they are about, for a terminal.
+    /// Returns the problems with the lines that they are in, for a terminal.
     pub fn snippets(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let name = self.file.display().to_string();
@@ -70,7 +70,7 @@ impl LoadError {
 }
 
 impl Problem {
-    /// Returns one line: `path: message (line 12, column 15)`.
+    /// Returns the problem as one line: `path: message (line 12, column 15)`.
     pub fn line(&self) -> String {
         let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
         match self.place.line {

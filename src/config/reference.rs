@@ -1,10 +1,10 @@
-//! Every key of the file as a page for people, made of the [schema](super::schema).
+//! A reference page of every key, generated from the [schema](super::schema).
 
 use serde_json::Value;
 
 use super::schema::schema;
 
-/// Returns every key as a page for people (Markdown).
+/// Returns the page in Markdown.
 pub fn markdown() -> String {
     let schema = schema();
     let mut page = "# Configuration\n\nEvery key, as `adit schema -o markdown` writes them. Durations are `90s`, `60m`, `1h30m`; 0 means never.\n".to_owned();
@@ -33,13 +33,13 @@ pub fn markdown() -> String {
                 below.push((format!("{path}{dot}{key}{step}"), inner));
             }
         }
-        // In the order of the table.
+        // `waiting` is a stack: reversed, the sections have the order of the table.
         waiting.extend(below.into_iter().rev());
     }
     page
 }
 
-/// Returns what a value is in words, and the object in it, with how its path goes on.
+/// Returns the type of a value in words, the object inside of it, and the suffix of that object's path.
 fn kind<'s>(root: &'s Value, value: &'s Value) -> (String, Option<&'s Value>, &'static str) {
     let value = resolved(root, value);
     if let Some(choices) = value["enum"].as_array() {
@@ -73,7 +73,7 @@ fn kind<'s>(root: &'s Value, value: &'s Value) -> (String, Option<&'s Value>, &'
     }
 }
 
-/// Follows a reference, and leaves out that there may be nothing.
+/// Follows references, and leaves out the alternative `null`.
 fn resolved<'s>(root: &'s Value, value: &'s Value) -> &'s Value {
     if let Some(name) = value["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
         return resolved(root, &root["$defs"][name]);
@@ -102,7 +102,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
             .map(|(key, _)| key)
-            // The former name of local.
+            // `expose` is the former name of `local`.
             .filter(|key| *key != "expose" && !example.contains(&format!("{key}:")))
             .collect();
         assert_eq!(missing, <Vec<&str>>::new());

@@ -1,6 +1,6 @@
-//! Words of a command that a person pastes into a shell.
+//! Quotes words for commands that a person pastes into a shell.
 
-/// Returns a word as a shell takes it.
+/// Returns the word, in quotes if a shell needs them.
 pub fn quoted(word: &str) -> String {
     let is_plain = |each: char| each.is_ascii_alphanumeric() || "-_./:=@%+,".contains(each);
     match !word.is_empty() && word.chars().all(is_plain) {

@@ -1,10 +1,10 @@
-//! The configuration as it may be shown: what the file says, without its secrets.
+//! The content of the file with its secrets hidden, for the API and the dashboard.
 
 use serde_json::Value as Json;
 
 use super::file::{Key, Node, Value};
 
-/// Words in a key or an argument that say that its value is a secret.
+/// Words in a key or an argument whose value is a secret.
 const SECRET: &[&str] = &[
     "authorization",
     "cookie",
@@ -20,10 +20,10 @@ const SECRET: &[&str] = &[
     "credential",
 ];
 
-/// Keys that name a file, and whose values are no secrets.
+/// Keys whose values are paths of files, not secrets.
 const FILES: &[&str] = &["secret_file", "client_cert", "tokenfile", "token-file"];
 
-/// Returns the tree of a file with `(hidden, 32 bytes)` in the place of each secret.
+/// Returns the tree of a file with `(hidden, 32 bytes)` instead of each secret.
 pub(super) fn shown(node: &Node) -> Json {
     value(node, false)
 }
@@ -43,7 +43,7 @@ fn value(node: &Node, is_secret: bool) -> Json {
     }
 }
 
-/// An item behind `--password` is its value.
+/// Hides items that are values of secret options: the item after `--password`, or the rest of `--password=...`.
 fn list(items: &[Node], is_secret: bool) -> Json {
     let mut is_next_secret = false;
     let item = |node: &Node| {
@@ -68,12 +68,12 @@ fn is_secret_name(name: &str) -> bool {
     !FILES.contains(&name.trim_start_matches('-')) && SECRET.iter().any(|word| name.contains(word))
 }
 
-/// Returns the text that stands in the place of a secret.
+/// Returns the text that replaces a secret.
 pub fn hidden(secret: &str) -> String {
     format!("(hidden, {} bytes)", secret.len())
 }
 
-/// Hides the password of a URL.
+/// Hides the password in a URL.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
@@ -85,7 +85,7 @@ fn without_password(text: &str) -> String {
     }
 }
 
-/// An unquoted scalar is what it looks like (YAML 1.2, core schema).
+/// Returns an unquoted scalar as the type that it looks like (YAML 1.2, core schema).
 fn plain(text: &str) -> Json {
     match text {
         "null" | "~" | "" => Json::Null,

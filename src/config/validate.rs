@@ -1,4 +1,4 @@
-//! From the file's tree to the configuration, with every problem named.
+//! Turns the file's tree into the configuration, and reports every problem.
 
 mod claims;
 mod files;
@@ -42,29 +42,30 @@ use super::{
     shown,
 };
 
-/// More threads than any machine has processors would only wait for each other.
+/// Maximum for `workers`. More threads than any machine has cores would only wait for each other.
 pub const MOST_WORKERS: usize = 1024;
 
 /// Loads a file.
 ///
 /// # Errors
-/// The file cannot be read, or it has problems: all of them.
+/// The file cannot be read, or it has problems; the error has all of them.
 pub fn load(file: &Path) -> Result<Config, LoadError> {
     parse(file, &read(file)?)
 }
 
-/// Reads a file, once: it may be a pipe.
+/// Reads a file only once, because it may be a pipe.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(file).map_err(|error| unreadable(file, &error))
 }
 
-/// Parses the content of a file, and tries the files that it names. adit starts without some of them, and fails where they are used.
+/// Parses the content of a file, and tries the files that it names. (adit itself starts without some of them, and fails when it
+/// uses them.)
 ///
 /// # Errors
-/// See [`load`]; or a file cannot be used as the configuration says.
+/// As of [`load`]; or adit could not use a file as the configuration requires.
 pub fn check(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     let (config, named) = walk(file, bytes)?;
     let problems = files::problems(&named);
@@ -89,20 +90,20 @@ fn unreadable(file: &Path, error: &io::Error) -> LoadError {
     LoadError { file: file.to_owned(), problems: vec![problem], text: String::new() }
 }
 
-/// Returns the content behind a byte order mark.
+/// Returns the content without its byte order mark.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
-/// Makes a configuration of a file's content. `file` is where it came from.
+/// Parses the content of a file into a configuration. `file` is its path.
 ///
 /// # Errors
-/// See [`load`].
+/// As of [`load`].
 pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     walk(file, bytes).map(|(config, _)| config)
 }
 
-/// Returns the configuration, and the files that it names.
+/// Returns the configuration and the files that it names.
 fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedFile>), LoadError> {
     let fail =
         |problems: Vec<Problem>, text: &str| LoadError { file: file.to_owned(), problems, text: text.to_owned() };
@@ -133,11 +134,11 @@ fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedFile>), LoadError
     if walk.problems.is_empty() { Ok((config, walk.files)) } else { Err(fail(walk.problems, text)) }
 }
 
-/// Collects problems on the way through the tree.
+/// A walk through the tree that collects problems.
 struct Walk {
     keys: Arc<Keys>,
     problems: Vec<Problem>,
-    /// Addresses, and the key that listens on each.
+    /// Addresses of listeners, each with the key that claims it.
     claimed: Vec<(SocketAddr, String)>,
     files: Vec<NamedFile>,
     path: Vec<String>,
@@ -289,7 +290,7 @@ impl Walk {
         None
     }
 
-    /// Returns the keys and values of a part of the file: a definition of the schema, which says what keys there are.
+    /// Returns the keys and values of a part of the file. `part` is a definition of the schema, which lists the known keys.
     fn map<'n>(&mut self, node: &'n Node, part: &str) -> Option<Map<'n>> {
         let entries = self.entries(node)?;
         let keys = self.keys.clone();
@@ -297,7 +298,7 @@ impl Walk {
         let mut map = Map::new();
         for (key, value) in entries {
             if known.contains(&key.name.as_str()) {
-                // A key without a value is as good as none: `routes:` with every route commented out.
+                // A key without a value counts as absent: `routes:` with every route commented out.
                 if value.value != Value::Null {
                     map.insert(key.name.as_str(), value);
                 }
@@ -350,7 +351,7 @@ impl Walk {
         result
     }
 
-    /// Reads every item of a list, so that each mistake is found.
+    /// Reads every item of a list, even after a mistake, so that all mistakes are reported.
     fn each<'n, T>(
         &mut self,
         list: &'n [Node],
@@ -364,7 +365,7 @@ impl Walk {
         items.into_iter().collect()
     }
 
-    /// Returns the keys that lead to the current place: `local[0].port`.
+    /// Returns the keys from the root to the current place: `local[0].port`.
     fn path(&self) -> String {
         self.path.join(".").replace(".[", "[")
     }
@@ -396,18 +397,18 @@ impl Walk {
 
 type Map<'n> = std::collections::HashMap<&'n str, &'n Node>;
 
-/// Returns whether a name of a context has a word for production in it: `prod`, `eu-production-1`.
+/// Returns whether the name of a context contains a word for production: `prod`, `eu-production-1`.
 pub fn says_production(name: &str) -> bool {
     let mut words = name.split(|each: char| !each.is_ascii_alphanumeric());
     words.any(|word| matches!(word.to_ascii_lowercase().as_str(), "prod" | "prd" | "production"))
 }
 
-/// Returns the context that a name or alias stands for.
+/// Returns the context that an alias stands for; other names unchanged.
 fn context(config: &Config, name: ContextName) -> ContextName {
     config.contexts.get(name.as_str()).map_or(name, |alias| alias.name.clone())
 }
 
-/// Returns a key as a part of a path: in quotes where it has dots of its own, or begins like an index.
+/// Returns a key as part of a path: in quotes if it contains dots or begins like an index.
 fn quoted(name: &str) -> String {
     if name.contains('.') || name.starts_with('[') { format!("\"{name}\"") } else { name.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! Values with one way in, which checks: the holder of one need not check whether it may stand in a path of the API.
+//! Values that are validated when they are made, so their users may put them into API paths unchecked.
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, ops::Deref, str::FromStr};
 
@@ -7,16 +7,16 @@ use super::{
     names::{is_host, is_label, is_port_name},
 };
 
-/// Why a text is not the value that it should be.
+/// Error of a text that is not a valid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {wanted}")]
 pub struct InvalidValue {
     text: String,
-    /// With an article: `a hostname`.
+    /// Description of a valid value, with an article: `a hostname`.
     wanted: &'static str,
 }
 
-/// Defines a text that `is` what it should be: `wanted`, in words.
+/// Defines a newtype of a string for which `$is` holds; `$wanted` describes a valid one.
 macro_rules! text_value {
     ($(#[$doc:meta])* $name:ident, $is:expr, $wanted:literal) => {
         $(#[$doc])*
@@ -79,7 +79,8 @@ macro_rules! text_value {
 }
 
 text_value!(
-    /// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`. Any text but an empty one.
+    /// The name of a context as the kubeconfig spells it, e.g. `arn:aws:eks:eu-west-1:1234:cluster/prod`. Any text but an empty
+    /// one.
     ContextName,
     |text| !text.is_empty(),
     "the name of a context"
@@ -114,7 +115,7 @@ text_value!(
 );
 
 text_value!(
-    /// A hostname, or an IP address without brackets, as some network knows it.
+    /// A hostname, or an IP address without brackets, as seen from the network that it is in.
     Host,
     |text| text.parse::<IpAddr>().is_ok() || is_host(&text.to_ascii_lowercase()),
     "a hostname or an IP address"
@@ -143,31 +144,31 @@ impl Default for Namespace {
     }
 }
 
-/// A Service may own pods, whose names may have dots as well: every label is a subdomain.
+/// A label is a valid subdomain.
 impl From<Label> for Subdomain {
     fn from(label: Label) -> Self {
         Self(label.0)
     }
 }
 
-/// A port of a Service or Pod as a person names it.
+/// A reference to a port of a Service or pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PortRef {
     Number(NonZeroU16),
     Name(PortName),
-    /// None was given: the only one, else the one that a browser would mean.
+    /// No port was given: the only one, else the port that a browser most likely means.
     Auto,
-    /// The same for a client of https: the port that says it speaks https, where there is one.
+    /// No port was given, and the client uses https: a port that declares https, else as for `Auto`.
     Https,
 }
 
 impl PortRef {
-    /// Returns None for 0.
+    /// Returns the reference to a port number. `None` for 0.
     pub fn number(port: u16) -> Option<Self> {
         NonZeroU16::new(port).map(Self::Number)
     }
 
-    /// Returns whether both may be one port of one Service: two numbers, or two names, are not.
+    /// Returns whether both may mean the same port of a Service. Two different numbers, or two different names, do not.
     pub fn may_be(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Number(_), Self::Number(_)) | (Self::Name(_), Self::Name(_)) => self == other,
@@ -176,7 +177,7 @@ impl PortRef {
     }
 }
 
-/// A number from 1 to 65535, or a port's name.
+/// Parses a number from 1 to 65535, or the name of a port.
 impl FromStr for PortRef {
     type Err = InvalidValue;
 
@@ -189,17 +190,17 @@ impl FromStr for PortRef {
     }
 }
 
-/// Address of a relay: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. The port is 7835 unless given.
+/// Address of a relay: `relay.example.com`, `10.0.0.5:7835`, `[::1]:7835`. Default port: 7835.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelayAddress(HostPort);
 
 impl RelayAddress {
-    /// A hostname, or an IP address without brackets.
+    /// Returns the hostname, or the IP address without brackets.
     pub fn host(&self) -> &str {
         &self.0.host
     }
 
-    /// 1-65535.
+    /// Returns the port, 1-65535.
     pub fn port(&self) -> u16 {
         self.0.port.get()
     }
@@ -210,7 +211,7 @@ impl FromStr for RelayAddress {
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let invalid = || InvalidValue { text: text.to_owned(), wanted: "the address of a relay: HOST or HOST:PORT" };
-        // The colons of an IPv6 address without brackets are all its own.
+        // In an IPv6 address without brackets, no colon separates a port.
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
             _ => (text, NonZeroU16::new(RELAY_PORT)),
@@ -226,7 +227,7 @@ impl fmt::Display for RelayAddress {
     }
 }
 
-/// Ports from the first to the last, both among them: `20000-20999`.
+/// A range of ports, first and last included: `20000-20999`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
     first: NonZeroU16,
@@ -234,7 +235,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// Returns None if the last is below the first.
+    /// Returns the range. `None` if `last` is below `first`.
     pub const fn new(first: NonZeroU16, last: NonZeroU16) -> Option<Self> {
         if first.get() <= last.get() { Some(Self { first, last }) } else { None }
     }

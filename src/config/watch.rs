@@ -1,8 +1,7 @@
 //! Follows the configuration file.
 //!
-//! Editors replace files, ConfigMaps swap symlinks above them, and many events name neither. So the folder is
-//! watched (and the one that a symlink leads to), any event means "look again" after a pause, and what decides is
-//! whether the content has changed.
+//! Editors replace files, ConfigMaps swap symlinks above them, and many events name neither. So adit watches the folder of the
+//! file, and that of a symlink's target. Any event means "look again" after a pause; only a changed content is a change.
 
 use std::{
     fs, io,
@@ -24,29 +23,29 @@ use tracing::{debug, warn};
 
 use super::{Config, validate};
 
-/// An editor's save is several events; what comes within this time is one change.
+/// Pause after an event: an editor's save causes several. Events within this time are one change.
 const DEBOUNCE: Duration = Duration::from_millis(500);
 
-/// How often the file is looked at where the system has no events to give.
+/// Interval of polling, if the system provides no file events.
 const POLL: Duration = Duration::from_secs(2);
 
-/// How long a read may take before the file system counts as one that hangs.
+/// Time limit of a read. After it, the file system counts as hanging.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 
-/// Result of one read of the file.
+/// Result of reading the file again.
 #[derive(Clone, Debug)]
 pub struct Reload {
-    /// Errors are words for people.
+    /// The error is text for people.
     pub config: Result<Arc<Config>, String>,
-    /// By the user, with a signal: the file may not have changed.
+    /// True if the user requested it with a signal; the file may not have changed.
     pub asked_for: bool,
 }
 
-/// Watches `file` until the receiver of the changes is gone. `look_again`: asks for a look at once (SIGHUP).
+/// Watches `file` until the receiver of `changes` is dropped. A message on `look_again` (SIGHUP) makes it read at once.
 ///
-/// Sends the first content too, as it may have changed since it was loaded; after that each change of
-/// content, once, and whatever it holds when it was asked for. A file that is gone changes nothing, and one that is empty now
-/// and was not before is a mistake: truncated, or a mount that is not there. `{}` is the wish for defaults.
+/// Sends the first content too, because it may have changed since adit loaded it. Then it sends each changed content once, and
+/// the current content on request. A deleted file is not a change. A file that had content and is empty now is a mistake: it was
+/// truncated, or a mount is missing. `{}` asks for the defaults.
 pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look_again: mpsc::Receiver<()>) {
     let mut content: Option<Vec<u8>> = None;
     let (events_tx, mut events) = mpsc::channel(1);
@@ -76,9 +75,9 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
             Ok(now) => now,
             Err(error) => {
                 let (kind, reason) = (error.kind(), error.to_string());
-                // Nothing tells when a file system answers again.
+                // No event tells that a hanging file system answers again.
                 looks_again = kind == io::ErrorKind::TimedOut;
-                // Events go on, and say nothing new.
+                // Events continue and would repeat the same warning.
                 if kind != io::ErrorKind::NotFound && (asked_for || unread.as_ref() != Some(&reason)) {
                     warn!(file = %file.display(), error = reason, "config not read");
                 }
@@ -89,7 +88,7 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
         (unread, looks_again) = (None, false);
         let is_empty = now.trim_ascii().is_empty();
         if is_empty && content.as_ref().is_some_and(|content| !content.trim_ascii().is_empty()) && !is_emptied {
-            // Truncated, and about to be written: an editor may take its time.
+            // The file was truncated and is about to be written; an editor may take a while.
             is_emptied = true;
             sleep(DEBOUNCE).await;
             is_first = true;
@@ -110,23 +109,25 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     }
 }
 
-/// Reads a file in a thread of its own: a file system that hangs holds up nothing else.
+/// Reads a file in a blocking thread, so that a hanging file system delays nothing else.
 #[derive(Default)]
 struct Reader {
-    /// A read that has not ended in time. There is never more than one.
+    /// A read that is past its time limit. There is never more than one.
     late: Option<JoinHandle<io::Result<Vec<u8>>>>,
 }
 
 impl Reader {
+    /// Reads the file.
+    ///
     /// # Errors
-    /// The file cannot be read, is no regular file, or its file system does not answer.
+    /// The file cannot be read, is not a regular file, or its file system does not answer.
     async fn read(&mut self, file: &Path) -> io::Result<Vec<u8>> {
         if let Some(mut late) = self.late.take()
             && timeout(READ_WITHIN, &mut late).await.is_err()
         {
             return Err(self.is_late(late));
         }
-        // The result of the late read may be outdated.
+        // The late read's result is dropped, because it may be outdated.
         let file = file.to_owned();
         let mut reading = spawn_blocking(move || regular(&file));
         match timeout(READ_WITHIN, &mut reading).await {
@@ -141,7 +142,7 @@ impl Reader {
     }
 }
 
-/// Reads a regular file. A pipe gives its content once, to the one who has started adit: now it would be empty, or block.
+/// Reads a regular file. A pipe gives its content only once, at the start; a second read would be empty, or block.
 fn regular(file: &Path) -> io::Result<Vec<u8>> {
     match fs::metadata(file)?.is_file() {
         true => fs::read(file),
@@ -153,15 +154,15 @@ fn emptied(file: &Path) -> String {
     format!("{}: the file is empty, and it was not before\nhint: write {{}} into it for the defaults\n", file.display())
 }
 
-/// Waits until no more events come, within a bound.
+/// Waits until events pause for [`DEBOUNCE`], at most six times that long.
 async fn settle(events: &mut mpsc::Receiver<()>) {
     let until_quiet = async { while timeout(DEBOUNCE, events.recv()).await.is_ok_and(|event| event.is_some()) {} };
-    // Events after this belong to the next change.
+    // Events after this limit belong to the next change.
     let _ = timeout(DEBOUNCE * 6, until_quiet).await;
 }
 
-/// Tells each time that one of `files` may have changed, until the receiver is gone. For files whose content somebody
-/// else reads: kubeconfigs.
+/// Sends a message each time that one of `files` may have changed, until the receiver is dropped. For files that other code
+/// reads: kubeconfigs.
 pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
     let state = || {
         files
@@ -191,28 +192,28 @@ pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
     }
 }
 
-/// Watches of the folders that files' contents depend on.
+/// Watches of the folders that the content of files depends on.
 struct Folders {
     watcher: RecommendedWatcher,
-    /// Without symlinks: a folder has one watch, whatever it is called.
+    /// Watched folders. The paths are canonical, so a folder has one watch, however it is spelled.
     folders: Vec<PathBuf>,
-    /// Something was deleted or renamed. If that was a folder, its watch is gone, and another may have its name.
+    /// Whether something was deleted or renamed. A folder loses its watch then, and another folder may have its name.
     is_stale: Arc<AtomicBool>,
 }
 
-/// How a change becomes known.
+/// How adit learns of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Following {
-    /// By an event.
+    /// From events.
     Watching,
-    /// By an event from now on. A change just before this has none.
+    /// From events from now on. A change just before this had no event.
     Anew,
-    /// By looking.
+    /// By reading the file at intervals.
     Polling,
 }
 
 impl Folders {
-    /// None: this system has no events, or no room for another watch.
+    /// Returns `None` if this system has no file events, or no more watches to give.
     fn new(events: mpsc::Sender<()>) -> Option<Self> {
         let is_stale = Arc::new(AtomicBool::new(false));
         let stale = is_stale.clone();
@@ -221,9 +222,9 @@ impl Folders {
             if matches!(kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) | EventKind::Other) {
                 stale.store(true, Ordering::Relaxed);
             }
-            // Our own reads are events too, and would cause endless reads.
+            // adit's own reads are events too, and would cause endless reads.
             if !kind.is_access() {
-                // One that waits already says the same.
+                // If the channel is full, a waiting event already says the same.
                 let _ = events.try_send(());
             }
         });
@@ -234,7 +235,7 @@ impl Folders {
         })
     }
 
-    /// Watches the folders of the files and of what their symlinks lead to now.
+    /// Watches the folders of the files, and those of their symlinks' current targets.
     fn follow(&mut self, files: &[PathBuf]) -> Following {
         let is_stale = self.is_stale.swap(false, Ordering::Relaxed);
         let Some(folders) = folders(files) else { return self.poll() };
@@ -242,7 +243,7 @@ impl Folders {
             return Following::Watching;
         }
         for gone in self.folders.iter().filter(|folder| is_stale || !folders.contains(folder)) {
-            // A folder that was deleted has no watch any more.
+            // A deleted folder has lost its watch already.
             let _ = self.watcher.unwatch(gone);
         }
         for new in folders.iter().filter(|folder| is_stale || !self.folders.contains(folder)) {
@@ -255,7 +256,7 @@ impl Folders {
         Following::Anew
     }
 
-    /// Forgets all watches, so that the next call of `follow` begins anew.
+    /// Drops all watches, so that the next call of `follow` starts over.
     fn poll(&mut self) -> Following {
         for folder in std::mem::take(&mut self.folders) {
             let _ = self.watcher.unwatch(&folder);
@@ -264,12 +265,12 @@ impl Folders {
     }
 }
 
-/// Returns the folders that files' contents depend on. None: one of them is not there.
+/// Returns the folders that the content of the files depends on. `None`: one of them does not exist.
 fn folders(files: &[PathBuf]) -> Option<Vec<PathBuf>> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for file in files {
         let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // A file that is gone leads nowhere for as long.
+        // A file that does not exist has no target yet.
         let real = fs::canonicalize(file).ok();
         let of_real = real.as_deref().and_then(Path::parent).map(Path::to_owned);
         for folder in [Some(fs::canonicalize(parent).ok()?), of_real].into_iter().flatten() {
@@ -342,7 +343,7 @@ mod tests {
         fs::write(&first, "one").unwrap();
         let (changes_tx, mut changes) = mpsc::channel(1);
         let watching = tokio::spawn(touched(vec![first.clone(), second.clone()], changes_tx));
-        // It looks before it watches.
+        // `touched` takes the first state before it watches.
         sleep(Duration::from_millis(200)).await;
         for (file, text) in [(&first, "other"), (&second, "a new file"), (&first, "once more")] {
             fs::write(file, text).unwrap();

@@ -1,4 +1,4 @@
-//! The three files of the page: embedded, or read from a folder while somebody works on them.
+//! The three files of the page: embedded, or read from a folder while a developer edits them.
 
 use std::{borrow::Cow, fs, path::PathBuf};
 
@@ -19,23 +19,23 @@ const SCRIPT: &str = include_str!("ui/app.js");
 /// Source of the dashboard's files. Default: the files in the binary.
 #[derive(Clone, Debug, Default)]
 pub struct Assets {
-    /// A folder with `index.html`, `app.css` and `app.js`.
+    /// Folder with `index.html`, `app.css` and `app.js`. `None`: the files in the binary.
     pub folder: Option<PathBuf>,
 }
 
-/// Owner of the page, a laptop's adit or a relay: each has its own views.
+/// Kind of page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A visitor who may see everything.
+    /// The page of a laptop's adit, for a browser that is signed in.
     SignedIn,
-    /// One who may see nothing. There is no script.
+    /// The page for a browser that is not signed in: without data and without a script.
     SignedOut,
     /// The page of a relay.
     Relay,
 }
 
 impl Assets {
-    /// Returns the answer to a request for a file. None: there is none of that name.
+    /// Returns the answer to a request for a file. `None`: there is no such file.
     pub fn file(&self, path: &str, request: &HeaderMap) -> Option<Response<Bytes>> {
         let (name, kind, embedded) = match path {
             "/app.css" => ("app.css", "text/css; charset=utf-8", STYLE),
@@ -59,12 +59,12 @@ impl Assets {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(ETAG, tag);
-        // It is kept, and asked for each time: there is nothing of anybody's in it.
+        // Browsers may cache it, because it has no private data, but must revalidate it each time.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Some(response)
     }
 
-    /// Returns the page with `main` in it. `refreshes`: it asks for itself again at once.
+    /// Returns the page with `main` in it. `refreshes`: the page reloads itself at once.
     pub fn page(&self, mode: Mode, title: &str, main: Html, refreshes: bool) -> String {
         let name = match mode {
             Mode::SignedIn => "laptop",
@@ -84,7 +84,7 @@ impl Assets {
             }
             Mode::SignedOut | Mode::Relay => "",
         };
-        // The text comes last: what is in it is not looked at again.
+        // Insert the content last, so that placeholders in it are not replaced.
         page.replace("{{mode}}", name)
             .replace("{{refresh}}", refresh)
             .replace("{{script}}", script)

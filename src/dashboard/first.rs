@@ -1,4 +1,4 @@
-//! The first state of a view, as HTML: readable before the script has run, and without it.
+//! The first state of a view as HTML: readable before the script runs, and without it.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::{
     html::Html,
 };
 
-/// How many rows every browser shows before the script runs.
+/// Maximum number of rows that browsers with JavaScript get before the script runs.
 const SHORT: usize = 100;
 
-/// How long the first state waits for an API server; the script asks again.
+/// Time limit for an API server in the first state; the script asks again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Returns a view that only the script can show.
+/// Returns a view that needs the script.
 pub fn needs_script() -> Html {
     let mut html = Html::default();
     html.raw("<noscript><p>This view needs JavaScript.</p></noscript>");
@@ -88,7 +88,7 @@ fn tunnels(html: &mut Html, tunnels: &[Tunnel]) {
     html.raw("</tbody></table>");
 }
 
-/// Returns the routes, and the Services of the context that names without one mean.
+/// Returns the routes, and the Services of the default context.
 pub async fn services(source: &Source) -> Html {
     let query = Query { pods: true, ..Query::default() };
     let router = source.router();
@@ -106,7 +106,7 @@ pub async fn services(source: &Source) -> Html {
         }
         html.raw("</article>");
     }
-    // Where the script runs, it would take a browser long to lay out what the script replaces at once.
+    // The script replaces the table at once, so in browsers that run it a long table would only cost time.
     let is_long = found.services.len() > SHORT;
     html.raw(if is_long { "<noscript>" } else { "" });
     html.raw("<table><caption>Services and routes</caption><thead><tr>");
@@ -121,7 +121,7 @@ pub async fn services(source: &Source) -> Html {
         let ready = service.ready.zip(service.pods).map(|(ready, pods)| format!("{ready}/{pods}"));
         html.element("td", ready.unwrap_or_default()).raw("<td>");
         match (&service.address, service.speaks.as_str()) {
-            // A wildcard is no address.
+            // A wildcard is not a URL.
             (None, "http") if !service.name.starts_with('*') => html.link(&service.url, &service.url),
             (Some(address), _) => html.text(address),
             (None, _) => html.text(service.command.as_deref().unwrap_or("needs a route of tcp")),

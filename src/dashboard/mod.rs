@@ -1,13 +1,13 @@
 //! The dashboard at `http://adit.localhost:PORT`: one page with five views, and the API behind a sign-in.
 //!
-//! The page runs in a browser beside every other page of the user, and pages below `localhost` are served by pods. So:
+//! The browser also runs all other pages of the user, and pages below `localhost` come from pods. So:
 //!
 //! 1. Host is exactly `adit.localhost[:port]` or `localhost[:port]` ([`site`]).
-//! 2. A code that is good once becomes a cookie ([`visitor`]); without it there is a page without data.
-//! 3. `/api/` wants the cookie, and a request that our own page made; what changes something also wants our Origin, JSON, and a header
-//!    that no form can send ([`visitor`]).
-//! 4. Every answer says what the page may load, and that nobody else may read or frame it ([`policy`]).
-//! 5. The script writes text as text; the server escapes it ([`crate::html`]).
+//! 2. A single-use code becomes a cookie ([`visitor`]). Without the cookie, the page has no data.
+//! 3. `/api/` requires the cookie, and a request from the dashboard's own page. A change also requires the dashboard's Origin,
+//!    JSON, and a header that forms cannot send ([`visitor`]).
+//! 4. Every response limits what the page may load, and forbids other pages to read or frame it ([`policy`]).
+//! 5. The script inserts text as text; the server escapes it ([`crate::html`]).
 
 pub mod assets;
 mod first;

@@ -1,4 +1,4 @@
-//! Security headers of every answer: content policy, framing, and reads by other pages.
+//! Security headers of every response: content policy, framing, and reads by other pages.
 
 use http::{
     HeaderName, HeaderValue, Response,
@@ -10,12 +10,12 @@ const CONTENT: &str = "default-src 'none'; script-src 'self'; style-src 'self'; 
 
 const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
 
-/// Adds the headers of an answer of the dashboard.
+/// Adds the security headers to a response of the dashboard.
 pub fn apply<B>(response: &mut Response<B>) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Of browsers that do not know frame-ancestors.
+    // For browsers without frame-ancestors.
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

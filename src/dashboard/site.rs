@@ -1,4 +1,4 @@
-//! Routes requests of the dashboard to their answers.
+//! Routes requests for the dashboard to their answers.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ use crate::{
     html::Html,
 };
 
-/// How long an answer of the API may take; a list of Services waits for an API server.
+/// Time limit of an answer of the API. A list of Services waits for an API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Browsers fetch this file from the same name, without a cookie.
+/// The PAC file. Browsers fetch it from the same hostname, without a cookie.
 const PROXY_FILE: &str = "/proxy.pac";
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -63,7 +63,7 @@ impl OwnSite for Dashboard {
     }
 }
 
-/// Returns the host of an authority, as it was written. None: what is behind it is no port.
+/// Returns the host of an authority, as written. `None`: the port is invalid.
 fn host_of(authority: &str) -> Option<&str> {
     match authority.split_once(':') {
         Some((host, port)) => port.parse::<u16>().is_ok().then_some(host),
@@ -114,7 +114,7 @@ impl Dashboard {
         response
     }
 
-    /// A code becomes the cookie. It is used up by GET alone: programs that look at links before people do send HEAD.
+    /// Exchanges a code for the cookie. Only GET invalidates the code: link scanners send HEAD before the person opens the link.
     fn sign_in(&self, request: &Request<Body>, visitor: &Visitor<'_>, keys: &Keys) -> Response<Body> {
         let query = request.uri().query().unwrap_or_default();
         let code = query.split('&').find_map(|pair| pair.strip_prefix("code=")).unwrap_or_default();
@@ -139,7 +139,7 @@ impl Dashboard {
         let mut main = Html::default();
         main.raw("<section class=\"sign-in\"><h1>adit is running</h1><p>The dashboard is for the person who started it. Run</p>")
             .raw("<pre>adit ui</pre><p>in a terminal: it opens this page, signed in.</p></section>");
-        // From a page of another origin the browser keeps the cookie back; from this one it does not.
+        // A browser withholds the cookie after a link on another origin; reloading from this page sends it.
         let again = visitor.comes_from_elsewhere();
         self.page(StatusCode::OK, Mode::SignedOut, "Sign in", main, again)
     }
@@ -165,7 +165,7 @@ impl Dashboard {
     }
 }
 
-/// Returns the body of a request. None: it is too large, or breaks off.
+/// Returns the body of a request. `None`: it is too large, or incomplete.
 async fn collect(mut body: Body) -> Option<Bytes> {
     let mut collected = BytesMut::new();
     while let Some(frame) = body.frame().await {

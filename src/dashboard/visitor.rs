@@ -1,4 +1,4 @@
-//! Identity and permissions of a request to the dashboard.
+//! Authentication and authorization of requests to the dashboard.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method,
@@ -9,7 +9,7 @@ use crate::admin::keys::Keys;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// A header that a form cannot send, and that another origin's script may not without being asked.
+/// A header that forms cannot send, and that scripts of other origins can send only after a CORS preflight.
 const FROM_THE_PAGE: HeaderName = HeaderName::from_static("x-adit");
 
 /// Why a request is refused.
@@ -23,18 +23,18 @@ pub enum Refused {
     NoChange,
 }
 
-/// One request's sender.
+/// The sender of a request.
 pub struct Visitor<'r> {
     pub headers: &'r HeaderMap,
-    /// As the client wrote it.
+    /// Authority as the client wrote it.
     pub authority: &'r str,
     pub tls: bool,
-    /// The port of the listener.
+    /// Port of the listener.
     pub port: u16,
 }
 
 impl Visitor<'_> {
-    /// Returns whether the cookie is the token.
+    /// Returns whether the cookie holds the token.
     pub fn is_signed_in(&self, keys: &Keys) -> bool {
         let name = self.cookie_name();
         let cookies = self.headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
@@ -42,24 +42,24 @@ impl Visitor<'_> {
         pairs.any(|(key, value)| key == name && keys.is_token(value))
     }
 
-    /// Returns the cookie that signs a browser in until it ends.
+    /// Returns the cookie that signs a browser in until the browser ends.
     pub fn cookie(&self, keys: &Keys) -> HeaderValue {
         let secure = if self.tls { "; Secure" } else { "" };
         let cookie = format!("{}={}; HttpOnly; SameSite=Strict; Path=/{secure}", self.cookie_name(), keys.token());
         HeaderValue::try_from(cookie).expect("digits and our own words are a header's value")
     }
 
-    /// Cookies do not know ports: each adit has a name of its own.
+    /// Returns the name of the cookie. Cookies ignore ports, so each adit has its own name.
     fn cookie_name(&self) -> String {
         format!("adit-{}", self.port)
     }
 
-    /// Checks that a request for data may be answered.
+    /// Checks whether a request for data is allowed.
     ///
     /// # Errors
-    /// It may not.
+    /// The request is not allowed.
     pub fn check(&self, method: &Method, keys: &Keys) -> Result<(), Refused> {
-        // First what depends on no secret: pages of elsewhere learn nothing of a sign-in.
+        // First the checks without the secret: other pages must not learn whether the browser is signed in.
         if self.site().is_some_and(|site| site != "same-origin") || !self.origins().all(|origin| self.is_own(origin)) {
             return Err(Refused::OtherPage);
         }
@@ -80,7 +80,7 @@ impl Visitor<'_> {
         Ok(())
     }
 
-    /// Returns whether a page of another origin led here: its browser then sends no cookie that is `SameSite=Strict`.
+    /// Returns whether a page of another origin led here. The browser then does not send `SameSite=Strict` cookies.
     pub fn comes_from_elsewhere(&self) -> bool {
         self.site().is_some_and(|site| matches!(site, "cross-site" | "same-site"))
     }

@@ -1,4 +1,4 @@
-//! Access to the demo cluster: certificates, tokens, the kubeconfig and its folder.
+//! Access to the demo cluster: certificates, tokens, and the kubeconfig in its folder.
 
 use std::{
     fs,
@@ -20,12 +20,12 @@ use sha2::{Digest, Sha256};
 
 use super::objects::NAMESPACE;
 
-/// A user, as the token of a request tells.
+/// A user of the demo cluster, identified by the token of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
     /// May do everything.
     Demo,
-    /// May ask what it may do, and nothing else.
+    /// May only ask about its own permissions.
     Nobody,
 }
 
@@ -38,7 +38,7 @@ impl User {
     }
 }
 
-/// The tokens of the two users.
+/// The tokens of both users.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     demo: String,
@@ -47,7 +47,7 @@ pub struct Tokens {
 
 impl Tokens {
     pub fn new() -> io::Result<Self> {
-        // The hash of a key that nobody keeps: as random as the key.
+        // The hash of a private key that is discarded is as random as the key.
         let token = || {
             let key = KeyPair::generate().map_err(io::Error::other)?;
             let digest = Sha256::digest(key.der_bytes());
@@ -56,7 +56,7 @@ impl Tokens {
         Ok(Self { demo: token()?, nobody: token()? })
     }
 
-    /// Returns whose `Authorization` header this is.
+    /// Returns the user of an `Authorization` header. `None`: the token is unknown.
     pub fn user(&self, authorization: &str) -> Option<User> {
         let token = authorization.strip_prefix("Bearer ")?.trim();
         [(User::Demo, &self.demo), (User::Nobody, &self.nobody)]
@@ -66,7 +66,7 @@ impl Tokens {
     }
 }
 
-/// The certificate authority of the API server.
+/// The CA of the API server.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub certificate: String,
@@ -81,7 +81,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
-    /// Returns what the API server serves TLS with. Upgrades need HTTP/1.1, everything else may have HTTP/2.
+    /// Returns the TLS settings of the API server. Upgrades need HTTP/1.1; all other requests may use HTTP/2.
     pub fn server(&self) -> io::Result<Arc<ServerConfig>> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let mut params =
@@ -92,7 +92,7 @@ impl Authority {
     }
 }
 
-/// Returns what a site in a pod serves TLS with: a certificate of its own, that no one else has signed.
+/// Returns the TLS settings of a site in a pod, with a self-signed certificate.
 pub fn site(name: &str) -> io::Result<Arc<ServerConfig>> {
     let key = KeyPair::generate().map_err(io::Error::other)?;
     let params = CertificateParams::new([name.to_owned(), "localhost".to_owned()]).map_err(io::Error::other)?;
@@ -110,7 +110,7 @@ fn tls(certificate: CertificateDer<'static>, key: &KeyPair, alpn: &[&[u8]]) -> i
     Ok(Arc::new(config))
 }
 
-/// A temporary folder with the kubeconfig in it, which only its owner can read. Dropping it removes it.
+/// A temporary folder with the kubeconfig, readable only by its owner, and deleted on drop.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -119,7 +119,7 @@ pub struct Folder {
 impl Folder {
     pub fn new() -> io::Result<Self> {
         let base = std::env::temp_dir();
-        // A process has few demos; folders of dead ones that had the same id are passed over.
+        // A process has few demos; more names are for leftovers of dead processes with the same id.
         for attempt in 0..1000 {
             let path = base.join(format!("adit-demo-{}-{attempt}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
@@ -142,7 +142,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // It is a temporary folder: the system removes what is left.
+        // If it fails, the system cleans its temporary folder later.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

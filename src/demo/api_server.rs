@@ -1,4 +1,4 @@
-//! An embedded Kubernetes API server: as much of it as adit and kubectl need.
+//! An embedded Kubernetes API server, with the parts that adit and kubectl need.
 
 mod collections;
 mod writes;
@@ -35,10 +35,10 @@ use super::{
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Bound of a request body: a scale, a review, the options of a deletion.
+/// Maximum bytes of a request body: a scale, a review, the options of a deletion.
 const LONGEST_REQUEST: usize = 1 << 20;
 
-/// Serves until it is dropped.
+/// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: Arc<Node>, tokens: Tokens) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -63,7 +63,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
                     Ok::<_, HangUp>(answer)
                 }
             });
-            // The client went away.
+            // An error means that the client has gone.
             let _ = match is_h2 {
                 true => http2::Builder::new(of_connection).serve_connection(TokioIo::new(stream), service).await,
                 false => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
@@ -72,7 +72,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, node: 
     }
 }
 
-/// A connection, until it ends or is upgraded.
+/// Guard that counts a connection until it ends or is upgraded.
 struct Open(Arc<Node>);
 
 impl Open {
@@ -88,7 +88,7 @@ impl Drop for Open {
     }
 }
 
-/// The connection is closed without an answer.
+/// Error that makes hyper close the connection without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the demo was told to hang up")]
 struct HangUp;
@@ -123,7 +123,7 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>, tokens: &Tokens) ->
             Err(HangUp)
         }
         Some(Mishap::Late(delay)) => {
-            // Finishes a request that was read whole, also if the client leaves.
+            // The client has sent the whole request, so it is performed even if the client leaves.
             let (head, sent) = whole(request).await;
             let tasks = node.tasks.clone();
             tasks.spawn(async move {
@@ -179,7 +179,7 @@ fn path_parts(path: &str) -> Vec<&str> {
     path.trim_matches('/').split('/').collect()
 }
 
-/// Does a write, where the user may.
+/// Performs a write, if the user may.
 fn written(verb: &str, resource: &Resource<'_>, head: &Parts, sent: Value, node: &Node, user: User) -> Response<Body> {
     match user == User::Nobody || node.faults.forbids(verb, resource.kind.plural) {
         true => status(StatusCode::FORBIDDEN, "Forbidden", &resource.forbidden(verb, user)),
@@ -196,7 +196,7 @@ async fn of_resource(
     let verb = resource.verb(&request);
     let name_with_sub = resource.name_with_sub();
     let is_forbidden = |verb: &str| user == User::Nobody || node.faults.forbids(verb, &name_with_sub);
-    // From 1.35 on a WebSocket needs the right to create what it opens (KEP-4006 follow-up).
+    // Since Kubernetes 1.35, a WebSocket needs the verb `create` too (KEP-4006).
     let needs_create = resource.is_upgraded() && verb == "get" && node.faults.current_era() >= Era::V1_36;
     if is_forbidden(verb) || (needs_create && is_forbidden("create")) {
         let verb = if is_forbidden(verb) { verb } else { "create" };
@@ -235,7 +235,7 @@ async fn of_resource(
     }
 }
 
-/// Resource that a path of the API names.
+/// The resource that an API path names.
 struct Resource<'a> {
     kind: &'static Kind,
     namespace: Option<&'a str>,
@@ -251,7 +251,7 @@ impl<'a> Resource<'a> {
             _ => return None,
         };
         let (namespace, rest) = match rest {
-            // A namespace is an object too.
+            // `/api/v1/namespaces/NAME` is the namespace as an object.
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
@@ -340,8 +340,7 @@ fn resources(group: &str) -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": kinds::group_version(group), "resources": all})
 }
 
-/// Answers `kubectl auth can-i`.
-/// Says what a user may do; None: the one that the request names.
+/// Answers whether a user may do something (`kubectl auth can-i`). `None`: the user that the request names.
 async fn may(request: Request<Incoming>, node: &Node, user: Option<User>) -> Response<Body> {
     let asked = body(request).await;
     let is_nobody = match user {
@@ -367,7 +366,7 @@ async fn delete_pod(pod: &Value, request: Request<Incoming>, node: &Node) -> Res
     }
 }
 
-/// Answers `kubectl scale`: a read of the number, or a patch of it.
+/// Answers `kubectl scale`: returns or patches the number of replicas.
 async fn scale(resource: &Resource<'_>, object: &Value, request: Request<Incoming>, node: &Node) -> Response<Body> {
     let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
     let is_scale = resource.sub.is_some();
@@ -393,7 +392,7 @@ async fn scale(resource: &Resource<'_>, object: &Value, request: Request<Incomin
     }))
 }
 
-/// Log of a container; with `follow=true` also later lines.
+/// Returns the log of a container; with `follow=true`, later lines too.
 fn log(pod: &Value, request: &Request<Incoming>, node: &Node) -> Response<Body> {
     let Some(process) = node.world.process(text(&pod["metadata"]["uid"])) else {
         return status(StatusCode::BAD_REQUEST, "BadRequest", "the container is waiting to start");
@@ -424,12 +423,12 @@ pub(super) fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| decode(value)).collect()
 }
 
-/// Reads a JSON body. Null: it is no JSON.
+/// Returns the JSON body of a request. Null: it is not JSON.
 async fn body(request: Request<Incoming>) -> Value {
     whole(request).await.1
 }
 
-/// Reads a request to its end. A body that is no JSON is null.
+/// Reads a request until its end. A body that is not JSON is null.
 async fn whole(request: Request<Incoming>) -> (Parts, Value) {
     let (head, body) = request.into_parts();
     match Limited::new(body, LONGEST_REQUEST).collect().await {

@@ -1,6 +1,6 @@
-//! Controllers of the demo cluster: pods start and stop, workloads replace them, EndpointSlices follow.
+//! Controllers of the demo cluster: they start and stop pods, replace pods of workloads, and update EndpointSlices.
 //!
-//! Everything is derived from the state as it is, so that no order of events can be wrong.
+//! Everything is derived from the current state, so the order of events does not matter.
 
 use std::{
     sync::Arc,
@@ -18,22 +18,22 @@ use super::{
     world::{State, World, now},
 };
 
-/// From the creation of a pod to ready: an image that is there, a program that starts at once.
+/// Time from a pod's creation until it is ready: the image is present, and the program starts at once.
 const STARTING: Duration = Duration::from_millis(300);
 
-/// From SIGTERM to the end: the demo's programs finish nothing.
+/// Time from SIGTERM to the end: the demo's programs have nothing to finish.
 const STOPPING: Duration = Duration::from_millis(200);
 
-/// From the end of a container to its next start, in which connections are refused (measured: 0.5 to 1 s).
+/// Time from a container's end to its next start, in which connections are refused (measured: 0.5 to 1 s).
 const RESTARTING: Duration = Duration::from_millis(700);
 
-/// The workloads whose pods are made here, with what they call themselves.
+/// Kinds of workloads whose controllers create pods.
 const OWNERS: [&str; 2] = ["replicasets", "statefulsets"];
 
-/// Controller that writes the slices of Services with a selector.
+/// Name of the controller that writes the EndpointSlices of Services with a selector.
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
-/// Keeps the world in order until it is dropped.
+/// Runs the controllers until the future is dropped.
 pub async fn run(world: &World) {
     let mut versions = world.versions();
     loop {
@@ -53,9 +53,9 @@ pub async fn run(world: &World) {
 }
 
 impl World {
-    /// Ends a pod as `kubectl delete` does: it is terminating, then gone, then replaced. Returns it as it was.
+    /// Deletes a pod as `kubectl delete` does: it terminates, disappears, and is replaced. Returns the pod before the change.
     ///
-    /// Without grace it is gone at once.
+    /// With a grace of zero it disappears at once.
     pub fn terminate_pod(&self, namespace: &str, name: &str, grace: Option<Duration>) -> Option<Arc<Value>> {
         let found = self.change(|state| {
             let pod = state.get("pods", namespace, name)?;
@@ -75,8 +75,8 @@ impl World {
         found
     }
 
-    /// Ends a pod at once, as the loss of its node's memory would. With `replace`, a pod of that name runs in its
-    /// place when this returns. Returns whether there was one.
+    /// Removes a pod at once, as if its node had crashed. With `replace`, a pod with that name runs in its place on return.
+    /// Returns whether the pod existed.
     pub fn delete_pod(&self, namespace: &str, name: &str, replace: Option<&str>) -> bool {
         self.change(|state| {
             let Some(old) = state.get("pods", namespace, name) else { return false };
@@ -97,7 +97,7 @@ impl World {
         })
     }
 
-    /// Kills the container of a pod; the node starts it again in place. Returns whether there was one.
+    /// Kills the container of a pod; the node restarts it in place. Returns whether a container was running.
     pub fn restart_container(&self, namespace: &str, name: &str) -> bool {
         self.change(|state| {
             let Some(pod) = state.get("pods", namespace, name) else { return false };
@@ -117,7 +117,7 @@ impl World {
         })
     }
 
-    /// Changes how many pods a workload has. Returns it, where there is one.
+    /// Sets the number of replicas of a workload. Returns the workload, if it exists.
     pub fn scale(&self, plural: &'static str, namespace: &str, name: &str, replicas: u64) -> Option<Arc<Value>> {
         let found = self.change(|state| {
             let mut workload = (*state.get(plural, namespace, name)?).clone();
@@ -131,7 +131,7 @@ impl World {
     }
 }
 
-/// Brings the state to what follows from it now. Returns when to look again.
+/// Updates the state to follow from what is due now. Returns the next time to do so.
 pub(super) fn settle(state: &mut State) -> Option<Instant> {
     let now = Instant::now();
     for pod in state.list("pods", None) {
@@ -166,7 +166,7 @@ pub(super) fn settle(state: &mut State) -> Option<Instant> {
     state.due.values().min().copied()
 }
 
-/// The kinds whose objects go with the last of their owners.
+/// Kinds whose objects are deleted with their last owner.
 const OWNED: [&str; 3] = ["services", "endpointslices", "leases"];
 
 fn collect_garbage(state: &mut State) {
@@ -186,7 +186,7 @@ fn collect_garbage(state: &mut State) {
     }
 }
 
-/// Makes the ReplicaSet of a Deployment, and returns it.
+/// Creates the ReplicaSet of a Deployment, and returns it.
 pub(super) fn replica_set(state: &mut State, namespace: &str, deployment: &str, name: &str) -> Arc<Value> {
     let owner = state.get("deployments", namespace, deployment).expect("its Deployment was put before it");
     let mut set = json!({"metadata": {"namespace": namespace, "name": name, "labels": owner["metadata"]["labels"]}, "spec": owner["spec"]});
@@ -195,7 +195,7 @@ pub(super) fn replica_set(state: &mut State, namespace: &str, deployment: &str, 
     state.get("replicasets", namespace, name).expect("it was just put")
 }
 
-/// Makes a pod of a workload that is ready at once.
+/// Adds a ready pod to a workload.
 pub(super) fn add_running_pod(state: &mut State, owner: &Value, name: &str) {
     state.put("pods", new_pod(owner, name));
     start_pod(state, text(&owner["metadata"]["namespace"]), name);
@@ -276,7 +276,7 @@ fn remove_pod(state: &mut State, pod: &Value) {
     state.remove("pods", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
 }
 
-/// Gives a Deployment's number of pods to its ReplicaSet.
+/// Copies the number of replicas of a Deployment to its ReplicaSet.
 fn hand_down(state: &mut State, deployment: &Value) {
     for set in owned(state, "replicasets", deployment) {
         let mut set = (*set).clone();
@@ -285,13 +285,13 @@ fn hand_down(state: &mut State, deployment: &Value) {
     }
 }
 
-/// Makes pods that are missing, and ends those that are too many.
+/// Creates missing pods, and ends surplus ones.
 fn keep_replicas(state: &mut State, owner: &Value, now_is: Instant) {
     let (namespace, name) = (text(&owner["metadata"]["namespace"]), text(&owner["metadata"]["name"]));
     let wanted = owner["spec"]["replicas"].as_u64().unwrap_or_default();
     let pods = owned(state, "pods", owner);
     let missing: Vec<String> = if owner["kind"] == "StatefulSet" {
-        // The next pod of a StatefulSet has the name of the one that went: it waits until that is gone.
+        // A new pod of a StatefulSet has the same name as the old one, so it waits until the old one is gone.
         (0..wanted).map(|n| format!("{name}-{n}")).filter(|pod| state.get("pods", namespace, pod).is_none()).collect()
     } else {
         let live = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).count() as u64;
@@ -303,7 +303,7 @@ fn keep_replicas(state: &mut State, owner: &Value, now_is: Instant) {
         state.due.insert(text(&made["metadata"]["uid"]).to_owned(), now_is + STARTING);
     }
     let mut live: Vec<_> = pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
-    // A StatefulSet ends the highest first. The names of its pods differ in length: web-9, web-10.
+    // A StatefulSet ends the highest ordinal first. Sort by length first, because web-10 comes after web-9.
     live.sort_by_key(|pod| (text(&pod["metadata"]["name"]).len(), text(&pod["metadata"]["name"]).to_owned()));
     for pod in live.into_iter().skip(wanted as usize) {
         let mut ending = (*pod).clone();
@@ -362,7 +362,7 @@ fn endpoint_slice(state: &mut State, service: &Value) -> Value {
         .filter_map(|port| endpoint_port(port, &pods))
         .collect();
     let endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(pod)).collect();
-    // Slices of others are theirs.
+    // Other controllers' EndpointSlices are left alone.
     let of_service = format!("kubernetes.io/service-name={name},endpointslice.kubernetes.io/managed-by={CONTROLLER}");
     let of_service = Selector::parse(Some(&of_service), None).unwrap_or_default();
     let existing = state.list("endpointslices", Some(namespace)).into_iter().find(|slice| of_service.matches(slice));
@@ -377,7 +377,7 @@ fn endpoint_slice(state: &mut State, service: &Value) -> Value {
     })
 }
 
-/// Returns a Service's port as its pods have it. None: no pod has one of that name.
+/// Returns the port of a Service as in its EndpointSlice. `None`: no pod has a port with the name.
 fn endpoint_port(port: &Value, pods: &[Arc<Value>]) -> Option<Value> {
     let number = match &port["targetPort"] {
         Value::String(name) => pods.iter().find_map(|pod| {

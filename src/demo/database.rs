@@ -1,4 +1,4 @@
-//! The demo's PostgreSQL: simple queries that all have the same answer, and can be cancelled (PostgreSQL 16, chapter 55).
+//! The demo's PostgreSQL: all simple queries have the same answer, and can be cancelled (PostgreSQL 16, chapter 55).
 
 use std::{
     collections::HashMap,
@@ -24,10 +24,10 @@ const GSS_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
 const LONGEST: u32 = 1 << 20;
 
-/// How long `SELECT pg_sleep(...)` sleeps.
+/// Duration of `SELECT pg_sleep(...)`.
 const SLEEP: Duration = Duration::from_secs(60);
 
-/// The sessions of one server, by process id and key.
+/// The sessions of a server, by process id and secret key.
 #[derive(Debug, Default)]
 pub struct Sessions {
     last: AtomicU32,
@@ -39,7 +39,7 @@ impl Sessions {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut key = [0; 8];
         key[..4].copy_from_slice(&number.to_be_bytes());
-        // Other pods have other keys for the same process id.
+        // Pods have different secrets for the same process id.
         let secret = pod.bytes().fold(number, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         key[4..].copy_from_slice(&secret.to_be_bytes());
         let cancelled = Arc::<Notify>::default();
@@ -59,9 +59,9 @@ impl Sessions {
     }
 }
 
-/// Serves one connection.
+/// Serves a connection.
 pub async fn serve(mut stream: DuplexStream, process: Process) {
-    // The visitor went away.
+    // An error means that the client has gone.
     let _ = serve_session(&mut stream, &process).await;
 }
 

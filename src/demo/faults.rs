@@ -1,4 +1,4 @@
-//! How the demo can be told to misbehave, and what it has seen.
+//! Faults that the demo injects on request, and counters of what it has received.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,37 +12,37 @@ use std::{
 use http::Method;
 use tokio::sync::{Notify, watch};
 
-/// How port-forwards are upgraded, by the version of the servers.
+/// Protocols of port-forwards, by the version of the servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Era {
     /// Raw SPDY only.
     V1_30,
-    /// Also in a WebSocket, which the API server unwraps.
+    /// Also SPDY in a WebSocket, which the API server unwraps.
     V1_31,
-    /// In a WebSocket up to the node, which needs the verb `create` too (from 1.35 on).
+    /// Also a WebSocket up to the node; it needs the verb `create` too (since 1.35).
     #[default]
     V1_36,
 }
 
-/// Fault for one request to the API server.
+/// Fault for a single request to the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
-    /// It is answered with this status, and not done.
+    /// Answers with this status, and does not perform the request.
     Answer(u16),
-    /// It is done, and the connection closed without an answer.
+    /// Performs the request, and closes the connection without an answer.
     Lose,
-    /// It is neither done nor answered.
+    /// Neither performs nor answers the request.
     Hang,
-    /// It is done this much later, whether its client waits or not, and not answered.
+    /// Performs the request after this time, even if its client has gone, and does not answer it.
     Late(Duration),
 }
 
-/// Decides what becomes of a request, by its method and path.
+/// Chooses the fault of a request by its method and path.
 type Judge = Box<dyn Fn(&Method, &str) -> Option<Mishap> + Send + Sync>;
 
 /// Faults that the demo injects; each call takes effect at once.
 ///
-/// Paths are given by their end: `/pods/web-1/portforward`. None takes an order back.
+/// Paths are matched by their end: `/pods/web-1/portforward`. `None` ends a fault.
 #[derive(Debug, Default)]
 pub struct Faults {
     rules: watch::Sender<Rules>,
@@ -56,7 +56,7 @@ pub struct Faults {
     judge: Mutex<Unlucky>,
 }
 
-/// Whom misfortune strikes.
+/// The function that chooses faults for single requests.
 #[derive(Default)]
 struct Unlucky(Option<Judge>);
 
@@ -76,7 +76,7 @@ struct Rules {
     refuses_tokens: bool,
     more_tokens: HashSet<String>,
     delays: HashMap<String, Duration>,
-    /// Verb and resource, `create` and `pods/portforward`.
+    /// Verb and resource, such as `create` and `pods/portforward`.
     forbidden: HashSet<(String, String)>,
     era: Era,
     hangs_up: bool,
@@ -85,143 +85,143 @@ struct Rules {
     is_frozen: bool,
     cuts_watches: bool,
     wedges: bool,
-    /// In seconds.
+    /// Seconds; negative: behind.
     clock_ahead: i64,
 }
 
-/// More paths than any test asks for: the demo of a person may run for long.
+/// Maximum number of counted paths, because a demo may run for long. No test requests so many.
 const MOST_PATHS: usize = 10_000;
 
 impl Faults {
-    /// Pods refuse connections to this port, or take them again.
+    /// Makes pods refuse connections to this port, or accept them again.
     pub fn refuse(&self, port: u16, on: bool) {
         self.rules.send_modify(|rules| set(&mut rules.refused, port, on));
     }
 
-    /// Pods reset connections to this port: those that are open, and new ones as soon as they are made.
+    /// Makes pods reset connections to this port: open ones now, and new ones as soon as they are made.
     pub fn reset(&self, port: u16, on: bool) {
         self.rules.send_modify(|rules| set(&mut rules.reset, port, on));
     }
 
-    /// Pods accept new connections to this port, and neither read nor write.
+    /// Makes pods accept new connections to this port without reading or writing.
     pub fn stall(&self, port: u16, on: bool) {
         self.rules.send_modify(|rules| set(&mut rules.stalled, port, on));
     }
 
-    /// Requests to these paths are answered with this status.
+    /// Answers requests to these paths with this status.
     pub fn answer(&self, path_end: &str, status: Option<u16>) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.statuses, path_end, status));
     }
 
-    /// The next request to these paths is answered with this status.
+    /// Answers the next request to these paths with this status.
     pub fn answer_once(&self, path_end: &str, status: u16) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.next_statuses, path_end, Some(status)));
     }
 
-    /// The clock of the API server is this many seconds ahead of ours; below 0: behind.
+    /// Sets the API server's clock this many seconds ahead of the real time; negative: behind.
     pub fn clock(&self, ahead: i64) {
         self.rules.send_modify(|rules| rules.clock_ahead = ahead);
     }
 
-    /// No token is accepted, or they are again.
+    /// Makes the API server reject all tokens, or accept them again.
     pub fn refuse_tokens(&self, on: bool) {
         self.rules.send_modify(|rules| rules.refuses_tokens = on);
     }
 
-    /// This token is one of the demo user as well.
+    /// Adds a token of the demo user.
     pub fn accept_token(&self, token: &str) {
         self.rules.send_modify(|rules| {
             rules.more_tokens.insert(token.to_owned());
         });
     }
 
-    /// Requests to these paths are answered this much later.
+    /// Delays the answers to requests for these paths.
     pub fn delay(&self, path_end: &str, delay: Option<Duration>) {
         self.rules.send_modify(|rules| set_or_remove(&mut rules.delays, path_end, delay));
     }
 
-    /// Each request to the API server is put to `judge`; None: all of them go well again.
+    /// Calls `judge` for each request to the API server. `None`: no more faults.
     pub fn judge(&self, judge: Option<Judge>) {
         self.judge.lock().expect("no panic while the lock is held").0 = judge;
     }
 
-    /// Nobody has the right to `verb` (`get`, `create`) on `resource` (`pods/portforward`), or has it again.
+    /// Denies all users the verb `verb` (`get`, `create`) on `resource` (`pods/portforward`), or allows it again.
     pub fn forbid(&self, verb: &str, resource: &str, on: bool) {
         self.rules.send_modify(|rules| set(&mut rules.forbidden, (verb.to_owned(), resource.to_owned()), on));
     }
 
-    /// The servers are of this version.
+    /// Makes the servers behave like this version.
     pub fn era(&self, era: Era) {
         self.rules.send_modify(|rules| rules.era = era);
     }
 
-    /// The servers know SPDY only, as those of Kubernetes 1.30; or are of today again.
+    /// Limits the servers to SPDY, as in Kubernetes 1.30, or resets them to the current version.
     pub fn spdy_only(&self, on: bool) {
         self.era(if on { Era::V1_30 } else { Era::default() });
     }
 
-    /// A gateway in front takes no other upgrade than to `v4.channel.k8s.io`, and answers others with 400.
+    /// Simulates a gateway that passes only upgrades to `v4.channel.k8s.io`, and answers others with 400.
     pub fn only_channels(&self, on: bool) {
         self.rules.send_modify(|rules| rules.only_channels = on);
     }
 
-    /// A gateway in front takes no upgrade to WebSocket, and answers them with 400.
+    /// Simulates a gateway that answers upgrades to WebSocket with 400.
     pub fn no_websocket(&self, on: bool) {
         self.rules.send_modify(|rules| rules.no_websocket = on);
     }
 
-    /// Requests for an upgrade get no answer: the connection is closed.
+    /// Closes the connection of upgrade requests without an answer.
     pub fn hang_up_on_upgrades(&self, on: bool) {
         self.rules.send_modify(|rules| rules.hangs_up = on);
     }
 
-    /// Upgraded connections stay open, and nothing is read or written on them: a node that hangs.
+    /// Simulates a node that hangs: upgraded connections stay open, but are neither read nor written.
     pub fn freeze(&self, on: bool) {
         self.rules.send_modify(|rules| rules.is_frozen = on);
     }
 
-    /// A frame for a stream whose other end is gone blocks its worker for good, as in containerd up to 1.6.21,
-    /// 1.7.0 to 1.7.2 and 2.0.
+    /// Makes a frame for a stream whose other end is gone block its worker forever, as in containerd up to 1.6.21, 1.7.0 to 1.7.2
+    /// and 2.0.
     pub fn wedge(&self, on: bool) {
         self.rules.send_modify(|rules| rules.wedges = on);
     }
 
-    /// Ends every upgraded connection that is open now, as a restart of the API server does.
+    /// Ends every open upgraded connection, as a restart of the API server does.
     pub fn drop_upgraded_connections(&self) {
         self.drop_upgrades.notify_waiters();
     }
 
-    /// Watches end as soon as they are open.
+    /// Makes watches end as soon as they are open.
     pub fn cut_watches(&self, on: bool) {
         self.rules.send_modify(|rules| rules.cuts_watches = on);
     }
 
-    /// Ends every watch that is open now, as API servers do after some minutes.
+    /// Ends every open watch, as API servers do after some minutes.
     pub fn end_watches(&self) {
         self.end_watches.notify_waiters();
     }
 
-    /// Returns how many connections there have been to the API server.
+    /// Returns the number of connections to the API server so far.
     pub fn connections_seen(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Returns how many connections to the API server are open and not upgraded.
+    /// Returns the number of open connections to the API server that are not upgraded.
     pub fn connections_open(&self) -> u64 {
         self.open_connections.load(Ordering::SeqCst)
     }
 
-    /// Returns how many connections have been upgraded.
+    /// Returns the number of upgrades so far.
     pub fn upgrades_seen(&self) -> u64 {
         self.upgrades.load(Ordering::SeqCst)
     }
 
-    /// Returns how many connections have been forwarded to pods.
+    /// Returns the number of connections forwarded to pods so far.
     pub fn streams_seen(&self) -> u64 {
         self.streams.load(Ordering::SeqCst)
     }
 
-    /// Returns how many requests there have been to these paths.
+    /// Returns the number of requests to these paths so far.
     pub fn requests_seen(&self, path_end: &str) -> u64 {
         let requests = self.requests.lock().expect("no panic while the lock is held");
         requests.iter().filter(|(path, _)| path.ends_with(path_end)).map(|(_, count)| count).sum()
@@ -271,7 +271,7 @@ impl Faults {
         self.rules.borrow().wedges
     }
 
-    /// Returns what the API server's clock says. None: it is right.
+    /// Returns the date for the API server's responses. `None`: the real time.
     pub(super) fn date(&self) -> Option<String> {
         let ahead = self.rules.borrow().clock_ahead;
         let (now, by) = (SystemTime::now(), Duration::from_secs(ahead.unsigned_abs()));
@@ -327,12 +327,12 @@ impl Faults {
         self.rules.borrow().reset.contains(&port)
     }
 
-    /// Waits until connections to this port are to be reset.
+    /// Waits until connections to this port must be reset.
     pub(super) async fn resets(&self, port: u16) {
         self.wait_for(|rules| rules.reset.contains(&port)).await;
     }
 
-    /// Waits while the node hangs.
+    /// Waits while the node is frozen.
     pub(super) async fn thaws(&self) {
         self.wait_for(|rules| !rules.is_frozen).await;
     }
@@ -349,7 +349,7 @@ impl Faults {
     }
 
     async fn wait_for(&self, condition: impl FnMut(&Rules) -> bool) {
-        // The sender is our own: it cannot be dropped while we wait.
+        // `self` owns the sender, so it cannot be dropped during the wait.
         let _ = self.rules.subscribe().wait_for(condition).await;
     }
 }

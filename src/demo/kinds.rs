@@ -1,16 +1,16 @@
-//! The kinds of objects that the demo cluster knows.
+//! The kinds of objects that the demo cluster supports.
 
-/// A kind, as paths and discovery documents name it.
+/// A kind, with its names in paths and discovery documents.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
     pub plural: &'static str,
     pub singular: &'static str,
     pub name: &'static str,
-    /// Empty: the core group.
+    /// API group. Empty: the core group.
     pub group: &'static str,
     pub short: &'static [&'static str],
     pub is_namespaced: bool,
-    /// Below an object: `pods/log`. With the kind that is sent and answered.
+    /// Subresources such as `log`, each with the kind of its request and answer.
     pub subresources: &'static [(&'static str, &'static str)],
 }
 
@@ -28,7 +28,7 @@ const SCALE: &[(&str, &str)] = &[("scale", "Scale")];
 const OF_PODS: &[(&str, &str)] =
     &[("exec", "PodExecOptions"), ("log", "Pod"), ("portforward", "PodPortForwardOptions")];
 
-/// Every kind. `version` is `v1` in each group.
+/// Every kind. The version is `v1` in each group.
 pub const ALL: &[Kind] = &[
     Kind { is_namespaced: false, ..kind("namespaces", "namespace", "Namespace", "", &["ns"]) },
     Kind { is_namespaced: false, ..kind("nodes", "node", "Node", "", &["no"]) },
@@ -47,7 +47,7 @@ pub const ALL: &[Kind] = &[
     kind("rolebindings", "rolebinding", "RoleBinding", "rbac.authorization.k8s.io", &[]),
 ];
 
-/// The groups besides the core one, with those that only answer questions about access.
+/// API groups besides the core group, including those that only answer questions about access.
 pub const GROUPS: &[&str] = &[
     "apps",
     "authentication.k8s.io",
@@ -62,23 +62,23 @@ impl Kind {
         group_version(self.group)
     }
 
-    /// Returns whether it is a number of pods, which is all of it that changes.
+    /// Returns whether it has a number of replicas, which is then the only thing that can be patched.
     pub fn is_scaled(&self) -> bool {
         self.subresources.iter().any(|(sub, _)| *sub == "scale")
     }
 
-    /// Returns the name with its group, as errors have it: `deployments.apps`.
+    /// Returns the name with its group, as in errors: `deployments.apps`.
     pub fn qualified(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 }
 
-/// Returns the kind of a plural that this crate wrote.
+/// Returns the kind with a plural name that is a constant of this crate.
 pub fn of_plural(plural: &'static str) -> &'static Kind {
     ALL.iter().find(|kind| kind.plural == plural).expect("plurals are taken from the table")
 }
 
-/// Returns the kind that a path names.
+/// Returns the kind that a path names. `None`: unknown.
 pub fn find(group: &str, plural: &str) -> Option<&'static Kind> {
     ALL.iter().find(|kind| kind.group == group && kind.plural == plural)
 }

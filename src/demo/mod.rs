@@ -1,15 +1,14 @@
-//! A Kubernetes API server with a little world behind it, in this process: for people without a cluster,
-//! and for the tests.
+//! A Kubernetes API server with a small cluster behind it, in this process: for people without a cluster, and for tests.
 //!
-//! The other side of the wire: it shares nothing with the client side but [`crate::wire`].
+//! It implements the other end of the protocols, and shares no code with adit's clients except [`crate::wire`].
 //!
 //! ```text
-//! api_server -> world (objects, controllers)        what there is, and what becomes of it
-//!      \-----> streams -> network -> workloads      into pods, as a node does it
-//!                  \--> shell                       what exec runs
+//! api_server -> world (objects, controllers)        the objects, and their changes
+//!      \-----> streams -> network -> workloads      connections into pods, as on a node
+//!                  \--> shell                       programs for exec
 //! ```
 //!
-//! [`faults::Faults`] and [`world::World`] are how a test makes things happen.
+//! Tests control it with [`faults::Faults`] and [`world::World`].
 
 pub mod access;
 pub mod api_server;
@@ -47,10 +46,10 @@ use self::{
     world::World,
 };
 
-/// The version of the API server and the node. [`faults::Era`] says how old they behave.
+/// Reported version of the API server and the node. [`faults::Era`] chooses the behaviour.
 pub const VERSION: &str = "v1.36.2";
 
-/// A running demo cluster. Dropping it stops everything and removes its folder.
+/// A running demo cluster. Dropping it stops everything and deletes its folder.
 pub struct Demo {
     address: SocketAddr,
     folder: Folder,
@@ -58,17 +57,17 @@ pub struct Demo {
     _end: DropGuard,
 }
 
-/// The world, and what is needed to run it.
+/// The cluster's state, and the resources that it needs to run.
 pub struct Node {
     pub world: World,
     pub faults: Faults,
     pub tasks: Tasks,
-    /// TLS settings of the site in the pods.
+    /// TLS settings of the sites in pods.
     site: TlsAcceptor,
 }
 
 impl Demo {
-    /// Starts the API server on 127.0.0.1 with a free port, with the little world in it, and writes its kubeconfig.
+    /// Starts the API server on a free port of 127.0.0.1, with the initial objects, and writes its kubeconfig.
     pub async fn start() -> io::Result<Self> {
         let tasks = Tasks::default();
         let end = tasks.guard();
@@ -83,22 +82,22 @@ impl Demo {
         Ok(Self { address, folder, node, _end: end })
     }
 
-    /// The API server's address.
+    /// Returns the API server's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A kubeconfig with the contexts `demo` and `demo-nobody`, in a temporary folder.
+    /// Returns the path of a kubeconfig with the contexts `demo` and `demo-nobody`, in a temporary folder.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.kubeconfig()
     }
 
-    /// How to make it misbehave.
+    /// Returns the controls of injected faults.
     pub fn faults(&self) -> &Faults {
         &self.node.faults
     }
 
-    /// The objects of the cluster.
+    /// Returns the objects of the cluster.
     pub fn world(&self) -> &World {
         &self.node.world
     }

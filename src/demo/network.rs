@@ -1,18 +1,18 @@
-//! The network between the demo's pods: names, addresses, and connections that are pipes in memory.
+//! The network between the demo's pods: names, addresses, and connections, which are pipes in memory.
 
 use serde_json::Value;
 use tokio::io::DuplexStream;
 
 use super::{Node, process::Sandbox, workloads};
 
-/// Why a connection to a port of a pod was not made.
+/// Error of a connection to a port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialError {
-    /// The pod is no more.
+    /// The pod is gone.
     Gone,
-    /// Nothing listens there.
+    /// No process listens there.
     Refused,
-    /// The name means nothing.
+    /// The name cannot be resolved.
     UnknownHost,
 }
 
@@ -42,7 +42,7 @@ impl Node {
         Ok(near)
     }
 
-    /// Connects as a program in a pod does: to a Service, another pod, or itself.
+    /// Connects like a program in a pod: to a Service, another pod, or itself.
     pub fn dial_host(&self, from: &Sandbox, host: &str, port: u16) -> Result<DuplexStream, DialError> {
         if matches!(host, "localhost" | "127.0.0.1" | "::1") {
             return self.dial(from, port);
@@ -74,7 +74,7 @@ impl Node {
         let endpoints = slice["endpoints"].as_array().into_iter().flatten();
         let mut ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
         let endpoint = ready.find(|endpoint| pod.is_none_or(|pod| endpoint["hostname"] == pod));
-        // A headless Service is a name for its pods, whose ports are their own.
+        // A headless Service resolves to its pods, so the port is the pod's own.
         let is_headless = service["spec"]["clusterIP"] == "None";
         if is_headless && endpoint.is_none() {
             return Err(DialError::UnknownHost);
@@ -92,7 +92,7 @@ impl Node {
         }
     }
 
-    /// Returns a pod as its node knows it.
+    /// Returns the identity of a pod, as its node knows it.
     pub fn sandbox(&self, namespace: &str, name: &str) -> Option<Sandbox> {
         self.world.get("pods", namespace, name).map(|pod| sandbox(&pod))
     }
@@ -102,7 +102,7 @@ fn sandbox(pod: &Value) -> Sandbox {
     of_reference(&pod["metadata"])
 }
 
-/// Takes what a targetRef and an object's metadata have in common.
+/// Returns the fields that a targetRef and an object's metadata have in common.
 fn of_reference(reference: &Value) -> Sandbox {
     let text = |field: &str| reference[field].as_str().unwrap_or_default().to_owned();
     Sandbox { namespace: text("namespace"), name: text("name"), uid: text("uid") }

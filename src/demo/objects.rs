@@ -1,4 +1,4 @@
-//! The little world at its beginning: Services of every kind that matters, and what stands behind them.
+//! The initial objects of the demo: Services of every relevant kind, and their pods.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -8,13 +8,13 @@ use super::{
     world::{State, World},
 };
 
-/// The namespace that the demo's kubeconfig names.
+/// Namespace of the demo's kubeconfig.
 pub const NAMESPACE: &str = "shop";
 
-/// The only node.
+/// Name of the only node.
 pub const NODE: &str = "demo";
 
-/// Fills an empty world.
+/// Adds the initial objects.
 pub fn create(world: &World) {
     world.change(|state| {
         for namespace in ["default", NAMESPACE, "data"] {
@@ -44,7 +44,7 @@ fn node() -> Value {
     })
 }
 
-/// One port, with a named targetPort, and two pods behind it.
+/// Adds a Service with one port, which has a named targetPort, and two pods.
 fn web(state: &mut State) {
     let ports = json!([{"name": "http", "containerPort": 8080, "protocol": "TCP"}]);
     state.put("deployments", workload("shop", "web", 2, &ports));
@@ -55,7 +55,7 @@ fn web(state: &mut State) {
     service(state, "shop", "web", "web", json!([{"name": "http", "port": 80, "targetPort": "http"}]));
 }
 
-/// Several ports, one for each protocol; and a second Service on the same pod, none of whose ports is obvious.
+/// Adds a Service with one port per protocol, and a second one for the same pod without an obvious port.
 fn tools(state: &mut State) {
     let port = |name: &str, number: u16| json!({"name": name, "containerPort": number, "protocol": "TCP"});
     let ports = [port("web", 8080), port("h2c", 8081), port("https", 8443), port("echo", 7000), port("greeting", 7001)];
@@ -74,7 +74,7 @@ fn tools(state: &mut State) {
     service(state, "shop", "queue", "tools", ports);
 }
 
-/// Headless, with pods that have names of their own.
+/// Adds a headless Service, whose pods have stable names.
 fn postgres(state: &mut State) {
     let set = workload("data", "postgres", 2, &json!([{"name": "postgres", "containerPort": 5432, "protocol": "TCP"}]));
     stateful_set(state, set);
@@ -87,9 +87,9 @@ fn postgres(state: &mut State) {
         .put("secrets", json!({"metadata": {"namespace": "data", "name": "postgres"}, "type": "Opaque", "data": data}));
 }
 
-/// Services that a port-forward cannot reach, each for a different reason.
+/// Adds Services that a port-forward cannot reach, each for a different reason.
 fn unreachable(state: &mut State) {
-    // Nothing ready.
+    // No pod is ready.
     let pod = json!({
         "metadata": {"namespace": "shop", "name": "broken-7c4", "labels": {"app": "broken"}},
         "spec": {"nodeName": NODE, "containers": [{"name": "broken", "image": "demo/broken", "ports": [{"containerPort": 8080, "protocol": "TCP"}]}]},
@@ -105,9 +105,9 @@ fn unreachable(state: &mut State) {
     });
     state.put("pods", pod);
     service(state, "shop", "broken", "broken", json!([{"name": "http", "port": 80, "targetPort": 8080}]));
-    // UDP only.
+    // It has only a UDP port.
     service(state, "shop", "dns", "tools", json!([{"name": "dns", "port": 53, "targetPort": 53, "protocol": "UDP"}]));
-    // No selector: without endpoints, and with endpoints that are no pods.
+    // Without selectors: one has no endpoints, and the other has endpoints that are not pods.
     for name in ["legacy", "mainframe"] {
         let spec = json!({"type": "ClusterIP", "clusterIP": address(name), "ports": [{"port": 80, "targetPort": 80, "protocol": "TCP"}]});
         state.put("services", json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec}));
@@ -120,7 +120,7 @@ fn unreachable(state: &mut State) {
             "endpoints": [{"addresses": ["192.0.2.7"], "conditions": {"ready": true, "serving": true, "terminating": false}}]
         }),
     );
-    // Another name for something outside.
+    // It is an alias of an external name.
     let spec = json!({"type": "ExternalName", "externalName": "api.example.com", "sessionAffinity": "None"});
     state.put("services", json!({"metadata": {"namespace": "shop", "name": "payments"}, "spec": spec}));
 }
@@ -142,7 +142,7 @@ fn service(state: &mut State, namespace: &str, name: &str, app: &str, mut ports:
     );
 }
 
-/// Fills in what the API server does for a Service that is created.
+/// Fills in the defaults that the API server sets for a new Service.
 pub(super) fn default_service(service: &mut Value) {
     let address = address(service["metadata"]["name"].as_str().unwrap_or_default());
     let spec = &mut service["spec"];
@@ -170,13 +170,13 @@ pub(super) fn default_service(service: &mut Value) {
     service["status"] = json!({"loadBalancer": {}});
 }
 
-/// Returns an address that looks like a Service's; nothing in the demo answers on it.
+/// Returns an address like a ClusterIP; no server in the demo listens on it.
 fn address(name: &str) -> String {
     let sum = name.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
     format!("10.96.{}.{}", sum >> 8 & 0xff, sum & 0xff)
 }
 
-/// Returns what a Deployment and a StatefulSet have in common.
+/// Returns the common part of a Deployment and a StatefulSet.
 fn workload(namespace: &str, name: &str, replicas: u32, ports: &Value) -> Value {
     let labels = json!({"app": name});
     let container = json!({"name": name, "image": format!("demo/{name}"), "ports": ports, "resources": {}});

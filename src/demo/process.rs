@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use super::{database::Sessions, tasks::Tasks};
 
-/// As much of a container's output as is kept.
+/// Maximum number of lines kept of a container's output.
 const LONGEST_LOG: usize = 1000;
 
-/// A pod as a node knows it: one that comes back under its old name is another.
+/// The identity of a pod for its node: a new pod with the same name is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sandbox {
     pub namespace: String,
@@ -24,17 +24,17 @@ pub struct Sandbox {
 #[derive(Clone, Debug)]
 pub struct Process {
     pub sandbox: Sandbox,
-    /// The ports that it listens on.
+    /// Ports on which it listens.
     pub ports: Arc<[u16]>,
     pub tasks: Tasks,
-    /// Of its database.
+    /// Sessions of its database.
     pub(super) sessions: Arc<Sessions>,
     log: Arc<Log>,
 }
 
 #[derive(Debug)]
 struct Log {
-    /// The lines that are kept, and how many went before them.
+    /// Kept lines, and the number of lines dropped before them.
     lines: Mutex<(VecDeque<String>, usize)>,
     written: watch::Sender<usize>,
 }
@@ -65,7 +65,7 @@ impl Process {
         self.log.written.send_replace(written);
     }
 
-    /// Returns the lines from number `from` on, and the number of the next.
+    /// Returns the lines from number `from` on, and the number of the next line.
     pub fn lines(&self, from: usize) -> (String, usize) {
         let lines = self.log.lines.lock().expect("no panic while the lock is held");
         let (kept, gone) = &*lines;
@@ -73,7 +73,7 @@ impl Process {
         (text, gone + kept.len())
     }
 
-    /// Waits until there is a line with number `from`. Returns false when the process has ended instead.
+    /// Waits for a line with number `from` or higher. False: the process has ended.
     pub async fn has_said_more(&self, from: usize) -> bool {
         let mut written = self.log.written.subscribe();
         tokio::select! {

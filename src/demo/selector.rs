@@ -1,8 +1,8 @@
-//! Label and field selectors, as queries carry them.
+//! Label and field selectors of queries.
 
 use serde_json::Value;
 
-/// A condition on one label.
+/// A condition on a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Term {
     In(String, Vec<String>),
@@ -11,15 +11,15 @@ enum Term {
     Missing(String),
 }
 
-/// Label or field selector of a request. Empty: everything.
+/// Selector of a request. Empty: matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     labels: Vec<Term>,
-    /// Path, value, and whether it has to be that.
+    /// Path, value, and whether the value must be equal; otherwise it must differ.
     fields: Vec<(String, String, bool)>,
 }
 
-/// A selector that cannot be understood.
+/// Error of a selector that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unable to parse requirement: {0:?}")]
 pub struct SelectorError(String);
@@ -49,7 +49,7 @@ impl Selector {
     }
 }
 
-/// Cuts at the commas that are not within parentheses.
+/// Splits at commas outside of parentheses.
 fn terms(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0usize;
     let terms = text.split(move |character| {

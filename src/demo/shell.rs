@@ -11,14 +11,14 @@ use tokio::{
 
 use super::{Node, network::DialError, process::Sandbox};
 
-/// The standard streams of a program. The end of a channel is the end of the stream.
+/// Standard streams of a program. The end of a channel is the end of the stream.
 pub struct Stdio {
     pub stdin: mpsc::Receiver<Bytes>,
     pub stdout: mpsc::Sender<Bytes>,
     pub stderr: mpsc::Sender<Bytes>,
 }
 
-/// The programs that `which` finds.
+/// Programs that `which` finds.
 const PROGRAMS: [&str; 9] = ["cat", "echo", "env", "false", "hostname", "nc", "sleep", "socat", "true"];
 
 /// Runs a command in a pod, and returns its exit code.
@@ -65,7 +65,7 @@ pub async fn run(node: &Node, sandbox: &Sandbox, command: &[String], mut stdio: 
 }
 
 async fn say(to: &mpsc::Sender<Bytes>, text: String) -> u8 {
-    // The reader may have gone.
+    // An error means that the reader has gone.
     let _ = to.send(text.into()).await;
     0
 }
@@ -75,7 +75,7 @@ async fn fail(to: &mpsc::Sender<Bytes>, text: String, code: u8) -> u8 {
     code
 }
 
-/// Takes `TCP:host:port`, `TCP4:...` and `TCP6:[::1]:80` apart.
+/// Parses `TCP:host:port`, `TCP4:...` and `TCP6:[::1]:80`.
 fn socat_address(address: &str) -> Option<(&str, &str)> {
     let address = address.split(',').next()?;
     let (kind, rest) = address.split_once(':')?;
@@ -84,15 +84,15 @@ fn socat_address(address: &str) -> Option<(&str, &str)> {
         .then_some((host.trim_matches(['[', ']']), port))
 }
 
-/// How a program ends once the connection has.
+/// When a program ends after the end of its connection.
 #[derive(Clone, Copy)]
 enum Ends {
-    /// nc.
+    /// nc: at once.
     AtOnce,
-    /// socat: at the end of its input, or this long after the end of either side.
+    /// socat: at the end of its input, or this long after the end of either direction.
     After {
         wait: Duration,
-        /// `-d -d`: it reports which side has ended.
+        /// `-d -d`: it reports which direction has ended.
         reports: bool,
     },
 }
@@ -122,7 +122,7 @@ async fn connect(node: &Node, from: &Sandbox, (host, port): (&str, &str), stdio:
     }
 }
 
-/// Joins a connection to the standard streams until the program ends.
+/// Copies between a connection and the standard streams until the program ends.
 async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
     let (mut from, mut to) = tokio::io::split(stream);
     let up = async {
@@ -131,7 +131,7 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
                 return;
             }
         }
-        // The other side may still send.
+        // The other direction may still carry data.
         let _ = to.shutdown().await;
     };
     let down = async {
@@ -155,13 +155,13 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
             if reports {
                 say(&stdio.stderr, "2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF\n".to_owned()).await;
             }
-            // Nothing ends it but its input: it does not look whether the connection still takes something.
+            // socat notices only the end of its input, not that the connection accepts no more bytes.
             let _ = timeout(wait, up).await;
         }
     }
 }
 
-/// Returns the words of a command, those of `sh -c` taken apart.
+/// Returns the words of a command; for `sh -c`, those of the script.
 fn words(command: &[String]) -> Vec<String> {
     match command {
         [shell, flag, script] if matches!(shell.as_str(), "sh" | "/bin/sh" | "bash") && flag == "-c" => {
@@ -176,7 +176,7 @@ fn words(command: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Returns exit code, standard output and standard error.
+    /// Runs a command, and returns exit code, standard output and standard error.
     async fn run_words(words: &[&str], input: &'static str) -> (u8, String, String) {
         let node = Node::for_tests();
         let sandbox = node.sandbox("shop", "tools-0").unwrap();

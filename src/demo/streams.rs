@@ -1,10 +1,10 @@
 //! Port-forward and exec, as a kubelet and its container runtime serve them.
 //!
-//! | carrier | port-forward | exec |
+//! | transport | port-forward | exec |
 //! |---|---|---|
 //! | SPDY/3.1 | [`port_forward`]: pairs of streams | [`exec`]: a stream each for stdin, stdout, stderr, errors |
 //! | SPDY/3.1 in a WebSocket | [`tunnel`] unwraps it | - |
-//! | WebSocket channels | [`channels`]: two channels for each port | [`exec`]: v4 and v5 |
+//! | WebSocket channels | [`channels`]: two channels per port | [`exec`]: v4 and v5 |
 
 pub mod channels;
 pub mod exec;
@@ -14,8 +14,8 @@ pub mod tunnel;
 
 use std::time::Duration;
 
-/// When one direction of a forwarded connection ends, the other has this long (containerd, CRI-O).
+/// After one direction of a forwarded connection has ended, the other one may continue for this long (containerd, CRI-O).
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a node waits for the rest of the streams that belong together.
+/// Time limit until all streams that belong together are open.
 const COMPLETE_WITHIN: Duration = Duration::from_secs(30);

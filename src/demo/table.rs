@@ -1,14 +1,14 @@
-//! Lists as kubectl prints them: the Table that it asks servers for (meta.k8s.io/v1).
+//! Lists in the format that kubectl prints: the Table that it requests (meta.k8s.io/v1).
 
 use jiff::{Timestamp, Unit};
 use serde_json::{Value, json};
 
 use super::kinds::Kind;
 
-/// Columns of one kind: the name, and 1 where `-o wide` shows it only.
+/// Columns of a kind: name, and priority 1 if only `-o wide` shows it.
 type Columns = &'static [(&'static str, u8)];
 
-/// Returns the table of some objects of a kind. `version` is the list's own.
+/// Returns the table of objects of a kind. `version`: version of the list.
 pub fn table<'a>(kind: &Kind, objects: impl IntoIterator<Item = &'a Value>, version: &str) -> Value {
     let definition = |(name, priority): &(&str, u8)| {
         let format = if *name == "Name" { "name" } else { "" };
@@ -196,7 +196,7 @@ fn none() -> Value {
     json!("<none>")
 }
 
-/// Returns how long ago a time is, in the largest unit that is not zero.
+/// Returns the age of a time in one unit, as kubectl does: seconds, minutes, hours or days.
 fn age(since: &Value) -> String {
     let Some(since) = since.as_str().and_then(|since| since.parse::<Timestamp>().ok()) else {
         return "<unknown>".to_owned();

@@ -1,16 +1,16 @@
-//! Tasks that end together: those of the whole demo, of one connection, of one container.
+//! Tasks that end together: those of the whole demo, of a connection, or of a container.
 
 use hyper::rt::Executor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A group of tasks. Clones share it; ending it drops every task where it waits.
+/// A group of tasks. Clones share it. Ending it drops all its tasks.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     end: CancellationToken,
 }
 
 impl Tasks {
-    /// Runs `task` until it ends or the group does.
+    /// Runs `task` until it or the group ends.
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -24,7 +24,7 @@ impl Tasks {
         });
     }
 
-    /// Returns a group that ends with this one, or before it.
+    /// Returns a group that ends with this one, or earlier.
     pub fn child(&self) -> Self {
         Self { end: self.end.child_token() }
     }
@@ -33,7 +33,7 @@ impl Tasks {
         self.end.cancel();
     }
 
-    /// Waits until the group is ended.
+    /// Waits until the group has ended.
     pub async fn ended(&self) {
         self.end.cancelled().await;
     }
@@ -42,13 +42,13 @@ impl Tasks {
         self.end.is_cancelled()
     }
 
-    /// Returns what ends the group when it is dropped.
+    /// Returns a guard that ends the group when dropped.
     pub fn guard(&self) -> DropGuard {
         self.end.clone().drop_guard()
     }
 }
 
-/// hyper spawns a task for each stream of an HTTP/2 connection.
+/// Lets hyper spawn its tasks in the group: one per stream of an HTTP/2 connection.
 impl<F> Executor<F> for Tasks
 where
     F: Future + Send + 'static,

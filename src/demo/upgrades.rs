@@ -22,10 +22,10 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS_V4: &str = "v4.channel.k8s.io";
 const CHANNELS_V5: &str = "v5.channel.k8s.io";
 
-/// How a client wants its connection upgraded.
+/// The upgrade that a client requests.
 enum Upgrade {
     Spdy(String),
-    /// The subprotocols that are offered, and the answer to the key.
+    /// Offered subprotocols, and the answer to the key.
     WebSocket(Vec<String>, HeaderValue),
 }
 
@@ -83,7 +83,7 @@ fn websocket(protocol: &'static str, accept: HeaderValue) -> Response<Body> {
     response
 }
 
-/// Upgrades to SPDY, raw or in a WebSocket, or to channels, and serves port-forwards.
+/// Upgrades to SPDY (raw or in a WebSocket) or to channels, and serves port-forwards.
 pub fn port_forwards(sandbox: Sandbox, mut request: Request<Incoming>, node: Arc<Node>) -> Response<Body> {
     let upgrade = match Upgrade::of(&request, &node) {
         Ok(upgrade) => upgrade,

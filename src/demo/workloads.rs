@@ -24,10 +24,10 @@ use crate::wire::websocket::{Event, Opcode, Parser, Role, accept_key, put_frame}
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// A socket buffer's worth: who does not read stops who writes.
+/// Bytes of a pipe, like a socket buffer: a slow reader stops the writer.
 pub const PIPE: usize = 64 * 1024;
 
-/// The most that one download gives.
+/// Maximum bytes of a download.
 const LARGEST_DOWNLOAD: u64 = 1 << 40;
 
 /// Serves a new connection to a port of a running container.
@@ -57,7 +57,7 @@ async fn serve_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + S
     tls: bool,
 ) {
     let service = service_fn(move |request| answer(request, process.clone(), tls));
-    // The demo's visitor went away.
+    // An error means that the client has gone.
     let _ =
         http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
@@ -154,7 +154,7 @@ fn streamed(kind: &'static str, pieces: impl futures::Stream<Item = Bytes> + Sen
     response
 }
 
-/// Page that describes the pod to its visitor.
+/// Returns the page with which a pod describes itself.
 fn page(request: &Request<Incoming>, pod: &str, tls: bool) -> String {
     let header = |name: &str| {
         request.headers().get(name).map(|value| escape(&String::from_utf8_lossy(value.as_bytes()))).unwrap_or_default()
@@ -215,7 +215,7 @@ fn websocket(request: &mut Request<Incoming>, process: &Process) -> Response<Bod
     let upgrading = hyper::upgrade::on(request);
     process.tasks.spawn(async move {
         if let Ok(upgraded) = upgrading.await {
-            // The visitor went away.
+            // An error means that the client has gone.
             let _ = echo_messages(TokioIo::new(upgraded)).await;
         }
     });
@@ -261,7 +261,7 @@ async fn echo(stream: DuplexStream) {
     let _ = write.shutdown().await;
 }
 
-/// Speaks first, as MySQL and SSH do.
+/// Sends a greeting first, as MySQL and SSH do, then echoes.
 async fn greet(mut stream: DuplexStream, pod: String) {
     if stream.write_all(format!("hello from {pod}\n").as_bytes()).await.is_ok() {
         echo(stream).await;

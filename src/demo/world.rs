@@ -1,4 +1,4 @@
-//! The objects of the demo cluster, their versions, and the history that watches follow.
+//! The objects of the demo cluster, their versions, and the history for watches.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -12,47 +12,47 @@ use tokio::sync::watch;
 
 use super::{kinds, process::Process, tasks::Tasks};
 
-/// Plural of the kind, namespace (empty where there is none), name.
+/// Plural of the kind, namespace (empty: none), name.
 pub type Key = (&'static str, String, String);
 
-/// How many changes a watch may lag behind before it has to list again.
+/// Number of changes that a watch may be behind before it must list again.
 const HISTORY: usize = 4096;
 
-/// A change, as watches tell it.
+/// A change of an object.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub version: u64,
     pub plural: &'static str,
-    /// None: it is new.
+    /// `None`: created.
     pub before: Option<Arc<Value>>,
-    /// None: it is gone.
+    /// `None`: deleted.
     pub after: Option<Arc<Value>>,
 }
 
-/// A version that is older than the history.
+/// Error of a version that is older than the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expired {
     pub oldest: u64,
 }
 
-/// Every object.
+/// All objects.
 pub struct World {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
 }
 
-/// State behind the lock. Controllers work on it as a whole.
+/// State behind the lock. Controllers change it as a whole.
 pub(super) struct State {
     pub objects: BTreeMap<Key, Arc<Value>>,
     pub version: u64,
     history: VecDeque<Change>,
-    /// The last version that is no longer in the history.
+    /// Last version that the history no longer has.
     forgotten: u64,
-    /// Running containers, by the UID of the pod. Each has one.
+    /// The running container of each pod, by UID.
     pub processes: HashMap<String, Process>,
-    /// When a pod that starts or stops has done so, by its UID.
+    /// Time at which a starting or stopping pod is done, by UID.
     pub due: HashMap<String, Instant>,
-    /// The parent of every container.
+    /// Parent group of every container's tasks.
     pub tasks: Tasks,
     addresses: u16,
     seed: u64,
@@ -79,7 +79,7 @@ impl World {
         self.lock().get(plural, namespace, name)
     }
 
-    /// Returns the objects of a kind, of one namespace or of all, and the version of that list.
+    /// Returns the objects of a kind, in one namespace or in all, and the version of the list.
     pub fn list(&self, plural: &'static str, namespace: Option<&str>) -> (Vec<Arc<Value>>, u64) {
         let state = self.lock();
         (state.list(plural, namespace), state.version)
@@ -90,15 +90,15 @@ impl World {
         self.change(|state| state.put(plural, object));
     }
 
-    /// Returns the container of a pod that runs.
+    /// Returns the container of a running pod.
     pub fn process(&self, uid: &str) -> Option<Process> {
         self.lock().processes.get(uid).cloned()
     }
 
-    /// Returns what changed after `version`, and the version to ask for next.
+    /// Returns the changes after `version`, and the version for the next call.
     ///
     /// # Errors
-    /// It is too long ago.
+    /// `version` is older than the history.
     pub fn changes_after(&self, version: u64) -> Result<(Vec<Change>, u64), Expired> {
         let state = self.lock();
         if version < state.forgotten {
@@ -108,12 +108,12 @@ impl World {
         Ok((changes, state.version))
     }
 
-    /// Returns the version, as it grows.
+    /// Returns a receiver of the current version.
     pub fn versions(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Forgets the history: a watch from an old version gets 410 Gone.
+    /// Clears the history, so that a watch from an old version gets 410 Gone.
     pub fn forget_history(&self) {
         self.change(|state| {
             state.history.clear();
@@ -122,7 +122,7 @@ impl World {
         });
     }
 
-    /// Changes the state, and wakes those who wait for that.
+    /// Changes the state, and wakes the receivers of the version.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let (result, version) = {
             let mut state = self.lock();
@@ -147,7 +147,7 @@ impl State {
         of_kind.filter(|((_, within, _), _)| namespace.is_none_or(|n| n == within)).map(|(_, o)| o.clone()).collect()
     }
 
-    /// Adds or replaces an object; the server's own fields are filled in. The same again changes nothing.
+    /// Adds or replaces an object, and fills in the server's own fields. An identical object changes nothing.
     pub fn put(&mut self, plural: &'static str, mut object: Value) {
         let kind = kinds::of_plural(plural);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -191,7 +191,7 @@ impl State {
     pub fn new_uid(&mut self) -> String {
         let (a, b) = (self.random(), self.random());
         let (high, low) = (a & 0xffff_ffff_ffff, b >> 4);
-        // The shape of a UUID of version 4 (RFC 9562, section 5.4).
+        // The format of a UUID, version 4 (RFC 9562, section 5.4).
         format!(
             "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
             high >> 16,
@@ -202,7 +202,7 @@ impl State {
         )
     }
 
-    /// Returns what Kubernetes appends to generated names: five letters that spell nothing.
+    /// Returns a suffix like those of Kubernetes for generated names: five characters without vowels, which spell no words.
     pub fn new_suffix(&mut self) -> String {
         const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
         let number = self.random();
@@ -215,7 +215,7 @@ impl State {
         format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1)
     }
 
-    /// Steps of splitmix64: names need to differ, not to be secret.
+    /// Returns a random number (splitmix64): names must differ, but need not be secret.
     fn random(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.seed;
@@ -225,7 +225,7 @@ impl State {
     }
 }
 
-/// Returns the time as objects carry it.
+/// Returns the current time in the format of objects.
 pub fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,18 +1,19 @@
-//! Files that are adit's as a whole: written where there is none, and removed with the folder that was made for them.
+//! Files that belong to adit as a whole: written if there is none, and deleted together with the folder that was created for
+//! them.
 
 use std::{fs, io, path::Path};
 
-/// The first line of each: a file without it is somebody else's.
+/// First line of each file. A file without it is not adit's.
 const OURS: &str = "# Written by 'adit dns install', and removed by 'adit dns uninstall'.";
 
-/// The second line where the folder is ours too.
+/// Second line, if adit has created the folder too.
 const WITH_FOLDER: &str = "# Its folder too.";
 
-/// Content at a path.
+/// What is at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Nothing,
-    /// Ours, with this below the first lines.
+    /// A file of adit, with this text behind the first lines.
     Ours(String),
     Others,
 }
@@ -28,10 +29,10 @@ pub fn find(file: &Path) -> io::Result<Found> {
     Ok(Found::Ours(rest.strip_prefix(WITH_FOLDER).unwrap_or(rest).trim_start_matches('\n').to_owned()))
 }
 
-/// Writes a file whole, and its folder where there is none. Somebody else's is left alone.
+/// Writes a file as a whole, and creates its folder. Keeps a file that is not adit's.
 ///
 /// # Errors
-/// Somebody else has it, or the system does not allow it.
+/// The file is not adit's, or the system denies it.
 pub fn write(file: &Path, text: &str) -> io::Result<()> {
     if find(file)? == Found::Others {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and adit has not written it"));
@@ -45,10 +46,10 @@ pub fn write(file: &Path, text: &str) -> io::Result<()> {
     fs::rename(&beside, file)
 }
 
-/// Removes a file that is ours, and its folder where that was made for it and has nothing else in it.
+/// Deletes a file of adit, and its folder if adit has created it and it is empty.
 ///
 /// # Errors
-/// The system does not allow it.
+/// The system denies it.
 pub fn remove(file: &Path) -> io::Result<()> {
     if !matches!(find(file)?, Found::Ours(_)) {
         return Ok(());
@@ -56,7 +57,7 @@ pub fn remove(file: &Path) -> io::Result<()> {
     let with_folder = is_with_folder(file);
     fs::remove_file(file)?;
     let Some(folder) = file.parent().filter(|_| with_folder) else { return Ok(()) };
-    // Somebody else may have put something there: then the next of ours has the mark.
+    // If the folder is not empty, move the mark to another file of adit, which deletes the folder later.
     let next = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
     let next = next.into_iter().find(|path| matches!(find(path), Ok(Found::Ours(_))));
     match (next, fs::remove_dir(folder)) {

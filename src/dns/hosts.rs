@@ -1,7 +1,7 @@
-//! `/etc/hosts` leads single names to this machine: the hosts of routes without a wildcard. Every resolver reads it first, whatever DNS
-//! servers there are; names below stay those of the internet, and adit need not run.
+//! `/etc/hosts` gives single names the address of this machine: the hosts of routes without a wildcard. Every resolver reads it
+//! before it asks DNS servers, even if adit does not run. Names below these keep their public addresses.
 //!
-//! Our lines are the first of the file, so that without them it is byte for byte what it was.
+//! adit's lines are at the start of the file, so removing them restores it byte for byte.
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
@@ -9,11 +9,11 @@ use super::{Act, Part, State, System, failed};
 
 const FILE: &str = "etc/hosts";
 
-/// The lines around ours.
+/// Lines around adit's own.
 const BEGIN: &str = "# Written by 'adit dns install', and removed by 'adit dns uninstall':\n";
 const END: &str = "# The end of what adit has written.\n";
 
-/// Looks at the file, or changes it, and returns how it is then for each name.
+/// Reads or changes the file, and returns the state of each name.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
     let file = system.root.join(FILE);
     let mut names = system.names.single.clone();
@@ -28,7 +28,7 @@ pub fn parts(system: &System, act: Act) -> Vec<Part> {
         Act::Install | Act::Look => lines(system, others),
     };
     if act == Act::Uninstall {
-        // A route may have gone since.
+        // Include names that adit has written for routes that no longer exist.
         let known = ours.lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.split_whitespace().skip(1));
         let gone: BTreeSet<String> = known.map(str::to_owned).filter(|name| !names.contains(name)).collect();
         names.extend(gone);
@@ -53,7 +53,7 @@ fn by() -> String {
     "the hosts file".to_owned()
 }
 
-/// Returns our lines, and all others.
+/// Returns adit's lines, and all others.
 fn split(text: &str) -> (&str, &str) {
     match text.starts_with(BEGIN).then(|| text.split_once(END)).flatten() {
         Some((ours, others)) => (&text[..ours.len() + END.len()], others),
@@ -61,7 +61,7 @@ fn split(text: &str) -> (&str, &str) {
     }
 }
 
-/// Returns our lines for the names that others do not have.
+/// Returns adit's lines for the names that the other lines do not have.
 fn lines(system: &System, others: &str) -> String {
     let names = system.names.single.iter().map(String::as_str).filter(|name| address(others, name).is_none());
     let names: Vec<&str> = names.collect();
@@ -72,7 +72,7 @@ fn lines(system: &System, others: &str) -> String {
     [BEGIN.to_owned(), lines.collect(), END.to_owned()].concat()
 }
 
-/// Returns the first address that a text has for a name (hosts(5)).
+/// Returns the first address of a name in the text (hosts(5)).
 fn address(text: &str, name: &str) -> Option<IpAddr> {
     text.lines().find_map(|line| {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
@@ -81,7 +81,8 @@ fn address(text: &str, name: &str) -> Option<IpAddr> {
     })
 }
 
-/// Writes the file as a whole. A container has it mounted, so that no other can take its place.
+/// Replaces the file as a whole. In containers the file is a mount, which cannot be replaced (EBUSY), so it is overwritten in
+/// place.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     let file = file.canonicalize()?;
     let beside = file.with_extension("adit-new");
@@ -132,7 +133,7 @@ mod tests {
             assert_eq!(read(), format!("{BEGIN}127.0.0.1 shop.test\n127.0.0.1 api.test\n{END}{BEFORE}"));
         }
         assert_eq!(states(parts(&ours, Act::Look)), [asks(), asks()]);
-        // Another address, another route.
+        // The address changes, and one route is replaced.
         let moved =
             System { addresses: vec![[127, 0, 0, 77].into()], ..system(root.path(), &["shop.test", "new.test"]) };
         assert_eq!(states(parts(&moved, Act::Look)), [State::Lacks, State::Lacks]);

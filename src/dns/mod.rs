@@ -1,14 +1,14 @@
-//! Checks whether programs of this system resolve the names that adit serves, and changes that.
+//! Checks whether programs on this system resolve the names that adit serves, and changes the system so that they do.
 //!
-//! Browsers and curl resolve names below `localhost` by themselves. For other programs there are three ways, by the system:
+//! Browsers and curl resolve names below `localhost` themselves. Other programs use the system's resolver:
 //!
 //! | system | names below localhost | names below others, for a wildcard | single names |
 //! |---|---|---|---|
-//! | Linux with systemd-resolved | it answers for them (systemd-resolved.service(8)) | a drop-in of its configuration | `/etc/hosts` |
+//! | Linux with systemd-resolved | it answers them (systemd-resolved.service(8)) | a drop-in for it | `/etc/hosts` |
 //! | other Linux with glibc | `myhostname` in `/etc/nsswitch.conf` | - | `/etc/hosts` |
-//! | macOS | `/etc/resolver/localhost` | a file each in `/etc/resolver` | `/etc/hosts` |
+//! | macOS | `/etc/resolver/localhost` | one file each in `/etc/resolver` | `/etc/hosts` |
 //!
-//! A drop-in and the files of macOS lead questions to the listener of adit, which answers them itself (`listener/dns.rs`).
+//! A drop-in and the files of macOS send queries to adit's listener, which answers them itself (`listener/dns.rs`).
 
 mod files;
 mod hosts;
@@ -27,28 +27,28 @@ pub use self::resolved::RESTART;
 /// State of the system's resolver for some names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// They are resolved, by this.
+    /// The system resolves them, with this service.
     Asks(String),
-    /// They are not.
+    /// The system does not resolve them.
     Lacks,
     /// A file cannot be changed without root.
     NeedsRoot,
-    /// The library is missing: the command that installs it.
+    /// The library is missing. The value is the command that installs it.
     NeedsPackage(String),
     Failed(String),
 }
 
-/// Names, and what is the case with them.
+/// Names with their state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// `localhost`, which means all names below it too; `*.dev.test`: all names below it; else one name.
+    /// `localhost`, which includes all names below it; `*.dev.test`: all names below it; else a single name.
     pub name: String,
     pub state: State,
-    /// The file that decides it.
+    /// File that decides the state.
     pub file: PathBuf,
 }
 
-/// Resolvers that a system has.
+/// Operating systems, by resolver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Linux,
@@ -61,7 +61,7 @@ impl Kind {
     }
 }
 
-/// Change to make.
+/// What to do: only look, install, or uninstall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Look,
@@ -69,32 +69,32 @@ pub enum Act {
     Uninstall,
 }
 
-/// Names that are served beside those below localhost.
+/// Names that adit serves in addition to those below localhost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     pub single: Vec<String>,
-    /// Names of which all below are served: `dev.test` for `*.dev.test`. A resolver takes them for the name itself too.
+    /// Names with everything below them: `dev.test` for `*.dev.test`. Resolvers include the name itself.
     pub below: Vec<String>,
 }
 
-/// The system below a root folder: `/`, but in tests.
+/// The system below a root folder, which is `/` except in tests.
 pub struct System {
     root: PathBuf,
     kind: Kind,
-    /// Where adit answers DNS queries. None: it has no listener on the loopback.
+    /// Address at which adit answers DNS queries. `None`: adit has no loopback listener.
     server: Option<SocketAddr>,
-    /// Addresses of the listeners of HTTP, as this machine reaches them.
+    /// Addresses of the HTTP listeners, as local programs reach them.
     addresses: Vec<IpAddr>,
     names: Names,
 }
 
 impl System {
-    /// `server`: where adit answers DNS queries. `addresses`: those that single names lead to.
+    /// `server`: address at which adit answers DNS queries. `addresses`: addresses for single names.
     pub fn new(root: &Path, kind: Kind, server: Option<SocketAddr>, addresses: Vec<IpAddr>, names: Names) -> Self {
         Self { root: root.to_owned(), kind, server, addresses, names }
     }
 
-    /// Looks, or changes what is to be changed, and returns how it is then.
+    /// Looks, installs or uninstalls, and returns the resulting states.
     pub fn does(&self, act: Act) -> Vec<Part> {
         let mut parts = match self.kind {
             Kind::MacOs => resolver::parts(self, act),
@@ -111,20 +111,20 @@ impl System {
         parts
     }
 
-    /// Returns the drop-in of systemd-resolved, which reads it at its start.
+    /// Returns the content of the drop-in of systemd-resolved, which reads it at its start.
     pub fn drop_in(&self) -> Option<String> {
         fs::read_to_string(self.root.join(resolved::DROP_IN)).ok()
     }
 
-    /// Removes the drop-in: systemd-resolved has not read it.
+    /// Deletes the drop-in, because systemd-resolved has not read it.
     ///
     /// # Errors
-    /// The system does not allow it.
+    /// The system denies it.
     pub fn remove_drop_in(&self) -> io::Result<()> {
         files::remove(&self.root.join(resolved::DROP_IN))
     }
 
-    /// Returns the command that has names below localhost resolved, if any does.
+    /// Returns the command that makes names below localhost resolve. `None`: no command can.
     pub fn command(&self) -> Option<String> {
         match self.kind {
             Kind::MacOs => Some("sudo adit dns install".to_owned()),
@@ -133,7 +133,7 @@ impl System {
     }
 }
 
-/// Returns the state where adit answers no DNS queries.
+/// Returns the state if adit answers no DNS queries.
 fn no_server() -> State {
     let hint = "adit has no listener on the loopback, where it answers DNS queries: add 127.0.0.1 to http.listen";
     State::Failed(hint.to_owned())

@@ -1,4 +1,4 @@
-//! `/etc/nsswitch.conf` names the services that glibc asks, and `myhostname` of systemd answers for every name below localhost
+//! `/etc/nsswitch.conf` lists the services that glibc asks. `myhostname` of systemd answers every name below localhost
 //! (nss-myhostname(8)).
 
 use std::{
@@ -8,18 +8,18 @@ use std::{
 
 use super::{Act, Part, State, failed};
 
-/// The file, below the root folder, and our copy of it as it was.
+/// The file below the root folder, and adit's copy of the original.
 const FILE: &str = "etc/nsswitch.conf";
 const COPY: &str = "etc/nsswitch.conf.before-adit";
 
-/// The service that answers for names below localhost, and its library.
+/// The service that answers names below localhost, and its library.
 const SERVICE: &str = "myhostname";
 const LIBRARY: &str = "libnss_myhostname.so.2";
 
-/// Library folders; Debian has one for each architecture.
+/// Folders of libraries; Debian has a subfolder per architecture.
 const FOLDERS: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
 
-/// The package of the library, by the distribution's program.
+/// Commands that install the library, by the distribution's package manager.
 const PACKAGES: [(&str, &str); 4] = [
     ("apt-get", "sudo apt-get install libnss-myhostname"),
     ("dnf", "sudo dnf install systemd-libs"),
@@ -38,7 +38,7 @@ pub fn part(root: &Path, act: Act) -> Part {
     Part { name: "localhost".to_owned(), state, file: nsswitch.file() }
 }
 
-/// Returns the command that has names below localhost resolved, if any does.
+/// Returns the command that makes names below localhost resolve. `None`: no command can.
 pub fn command(root: &Path) -> Option<String> {
     Nsswitch { root }.command()
 }
@@ -49,7 +49,7 @@ struct Nsswitch<'r> {
 }
 
 impl Nsswitch<'_> {
-    /// Returns whether names below localhost are resolved, as far as the file tells.
+    /// Returns whether names below localhost resolve, according to the file.
     fn look(&self) -> State {
         match fs::read_to_string(self.file()) {
             Ok(text) => service(&text).map_or(State::Lacks, asks),
@@ -57,7 +57,7 @@ impl Nsswitch<'_> {
         }
     }
 
-    /// Has the system ask `myhostname`. Nothing happens where names are resolved already.
+    /// Adds `myhostname` to the file, unless names resolve already.
     fn install(&self) -> State {
         let text = match fs::read_to_string(self.file()) {
             Ok(text) => text,
@@ -77,12 +77,12 @@ impl Nsswitch<'_> {
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
-    /// Takes back what [`install`](Self::install) has done: the file is byte for byte what it was, unless somebody else has changed it
-    /// since; then the service alone is removed.
+    /// Reverts [`install`](Self::install). The file is restored byte for byte, unless another program has changed it since; then
+    /// only the service is removed.
     fn uninstall(&self) -> State {
         let (before, now) = match (fs::read_to_string(self.root.join(COPY)), fs::read_to_string(self.file())) {
             (Ok(before), Ok(now)) => (before, now),
-            // It was never installed.
+            // adit was never installed here.
             (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return self.look(),
             (Err(error), _) | (_, Err(error)) => return failed(&self.file(), &error),
         };
@@ -92,7 +92,7 @@ impl Nsswitch<'_> {
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
-    /// Returns the command that makes names resolve, if any does.
+    /// Returns the command that makes names resolve. `None`: no command can.
     fn command(&self) -> Option<String> {
         let has_glibc = self.file().exists();
         match self.has_library() {
@@ -107,7 +107,7 @@ impl Nsswitch<'_> {
         PACKAGES.iter().find(|(program, _)| has(program)).map(|(_, command)| *command)
     }
 
-    /// Returns the file that is changed.
+    /// Returns the path of the file.
     fn file(&self) -> PathBuf {
         self.root.join(FILE)
     }
@@ -119,7 +119,7 @@ impl Nsswitch<'_> {
         })
     }
 
-    /// Writes a file as a whole: every program reads it. A symlink stays one, as authselect has it: the file behind it is written.
+    /// Replaces a file as a whole, because every program reads it. A symlink (authselect) is kept: its target is replaced.
     fn write(&self, file: &Path, text: &str) -> io::Result<()> {
         let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -134,7 +134,7 @@ fn asks(service: &str) -> State {
     State::Asks(service.to_owned())
 }
 
-/// Returns the services of the line `hosts:`, and where the list stands in the text.
+/// Returns the services of the line `hosts:`, and their position in the text.
 fn hosts(text: &str) -> Option<(usize, &str)> {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -148,7 +148,7 @@ fn hosts(text: &str) -> Option<(usize, &str)> {
     None
 }
 
-/// Returns the first service that answers for names below localhost and is asked for them.
+/// Returns the first service that answers names below localhost and is reached.
 fn service(text: &str) -> Option<&'static str> {
     let (_, list) = hosts(text)?;
     let end = list.match_indices('[').find(|(at, _)| ends_early(&list[*at..]));
@@ -156,21 +156,21 @@ fn service(text: &str) -> Option<&'static str> {
     asked.split_whitespace().find_map(|word| [SERVICE, "resolve"].into_iter().find(|service| *service == word))
 }
 
-/// Returns whether the first actions of a list, `[NOTFOUND=return]`, may end the search at a service that does not know a name
-/// (nsswitch.conf(5)), so that none behind it is asked.
+/// Returns whether the first actions of a list, such as `[NOTFOUND=return]`, may end the search when a service does not know a
+/// name (nsswitch.conf(5)), so that later services are not asked.
 fn ends_early(list: &str) -> bool {
     let actions = list.trim_start_matches('[').split(']').next().unwrap_or_default().to_ascii_lowercase();
     let mut actions = actions.split_whitespace().filter_map(|action| action.split_once('='));
     actions.any(|(status, action)| action == "return" && status != "success")
 }
 
-/// Returns the text with the service before all that ask the network, and behind `files` if that is the first. None: it has no line for
-/// it.
+/// Returns the text with the service before all that use the network, but behind `files` if that is the first. `None`: the text
+/// has no line `hosts:`.
 fn with_service(text: &str) -> Option<String> {
     let (start, list) = hosts(text)?;
     let indent = list.len() - list.trim_start().len();
     let behind_files = list.trim_start().strip_prefix("files").filter(|rest| {
-        // `files [NOTFOUND=return]` would keep it from being asked.
+        // Behind `files [NOTFOUND=return]`, the service would never be asked.
         rest.chars().next().is_none_or(char::is_whitespace) && !rest.trim_start().starts_with('[')
     });
     let at = start + behind_files.map_or(0, |_| indent + "files".len());

@@ -1,5 +1,5 @@
-//! systemd-resolved: it answers for names below localhost by itself, and a drop-in of its configuration (resolved.conf(5)) leads questions
-//! for other names to adit.
+//! systemd-resolved answers names below localhost itself. A drop-in of its configuration (resolved.conf(5)) sends queries for
+//! other names to adit.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use super::{
 const RESOLV_CONF: &str = "etc/resolv.conf";
 pub const DROP_IN: &str = "etc/systemd/resolved.conf.d/adit.conf";
 
-/// Its other files (resolved.conf(5)), and their keys.
+/// Its other configuration files (resolved.conf(5)), and the keys in them.
 const CONF: &str = "etc/systemd/resolved.conf";
 const FOLDERS: [&str; 4] = [
     "etc/systemd/resolved.conf.d",
@@ -27,16 +27,16 @@ const FOLDERS: [&str; 4] = [
 const SERVERS: &str = "DNS=";
 const DOMAINS: &str = "Domains=";
 
-/// It is there while the service runs.
+/// File that exists while the service runs.
 const RUNS: &str = "run/systemd/resolve/stub-resolv.conf";
 
-/// Addresses that it listens on, the second one without names of its own (systemd-resolved.service(8)).
+/// Addresses of its stub listeners; the second one does not answer local names (systemd-resolved.service(8)).
 const STUBS: [[u8; 4]; 2] = [[127, 0, 0, 53], [127, 0, 0, 54]];
 
-/// Command that makes it read its configuration again.
+/// Command after which it reads its configuration again.
 pub const RESTART: &str = "systemctl restart systemd-resolved";
 
-/// Returns what is the case for names below localhost where the system asks it. None: the system does not.
+/// Returns the state of names below localhost, if the system asks systemd-resolved. `None`: it does not.
 pub fn answers(root: &Path) -> Option<Part> {
     let file = root.join(RESOLV_CONF);
     let text = fs::read_to_string(&file).ok()?;
@@ -46,12 +46,12 @@ pub fn answers(root: &Path) -> Option<Part> {
     is_asked.then(|| Part { name: "localhost".to_owned(), state, file })
 }
 
-/// Treatment of names that are not below localhost: all of them are in one file.
+/// Returns the state of names that are not below localhost. One file has all of them.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
     let file = system.root.join(DROP_IN);
     let mut names = system.names.below.clone();
     if let (Act::Uninstall, Ok(Found::Ours(text))) = (act, files::find(&file)) {
-        // A route may have gone since.
+        // Include names that adit has written for routes that no longer exist.
         let domains = text.lines().find_map(|line| line.strip_prefix(DOMAINS)).unwrap_or_default();
         names.extend(domains.split_whitespace().map(|domain| domain.trim_start_matches('~').to_owned()));
         names.sort();
@@ -90,8 +90,8 @@ fn state(system: &System, act: Act, file: &Path) -> State {
     }
 }
 
-/// Returns a file of its configuration, but ours, that names servers for all interfaces. systemd-resolved keeps one list of such servers,
-/// and asks the one that answered last, whatever the name: it would ask adit for all names, and others for ours.
+/// Returns another configuration file that sets global servers. systemd-resolved has one list of these, and asks the one that
+/// answered last, whatever the name. So it would ask adit for all names, and other servers for adit's names.
 fn others(root: &Path) -> Option<PathBuf> {
     let drop_ins = FOLDERS.iter().flat_map(|folder| fs::read_dir(root.join(folder)).into_iter().flatten().flatten());
     let drop_ins = drop_ins.map(|entry| entry.path()).filter(|file| *file != root.join(DROP_IN));
@@ -110,7 +110,8 @@ fn asks_others(file: &Path) -> String {
     )
 }
 
-/// Names with `~` go to the servers that this file names, as long as no other file names some: those of interfaces get all other names.
+/// Returns the drop-in. Names with `~` go to the servers of this file, if no other file sets any; all other names go to the
+/// servers of interfaces.
 fn text(server: SocketAddr, names: &[String]) -> String {
     let names = names.iter().map(|name| format!("~{name}")).collect::<Vec<_>>().join(" ");
     format!("[Resolve]\n{SERVERS}{server}\n{DOMAINS}{names}\n")
@@ -164,7 +165,7 @@ mod tests {
         }
         let text = fs::read_to_string(root.path().join(DROP_IN)).unwrap();
         assert!(text.ends_with("[Resolve]\nDNS=127.0.0.1:8989\nDomains=~dev.test ~shop.example\n"), "{text}");
-        // Another port is another file.
+        // The drop-in names the port, so after a change of the port it is outdated.
         let server = Some("[::1]:80".parse().unwrap());
         let moved = System { server, ..self::system(root.path(), &["dev.test", "shop.example"]) };
         assert_eq!(states(&moved.does(Act::Look))[1], State::Lacks);
@@ -222,7 +223,7 @@ mod tests {
         assert!(matches!(&states(&system.does(Act::Install))[1], State::Failed(why) if why.contains("not written it")));
         assert_eq!(states(&system.does(Act::Uninstall))[1], State::Lacks);
         assert_eq!(fs::read_to_string(root.path().join(DROP_IN)).unwrap(), "[Resolve]\nDNS=10.0.0.1\n");
-        // A folder that was there before is there afterwards.
+        // An existing folder is kept.
         fs::remove_file(root.path().join(DROP_IN)).unwrap();
         assert!(matches!(states(&system.does(Act::Install))[1], State::Asks(_)));
         assert_eq!(states(&system.does(Act::Uninstall))[1], State::Lacks);

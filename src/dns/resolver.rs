@@ -1,4 +1,4 @@
-//! macOS: a file of `/etc/resolver` leads questions for the names that it is called by to a server (resolver(5)).
+//! macOS: a file in `/etc/resolver` sends queries for the name in its file name, and all below it, to a server (resolver(5)).
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{
 
 const FOLDER: &str = "etc/resolver";
 
-/// One file for names below localhost, and one for each other name.
+/// Returns the states: one file is for names below localhost, and one for each other name.
 pub fn parts(system: &System, act: Act) -> Vec<Part> {
     let text = system.server.map(|server| format!("nameserver {}\nport {}\n", server.ip(), server.port()));
     let mut parts: Vec<Part> = std::iter::once("localhost".to_owned())
@@ -30,7 +30,7 @@ pub fn parts(system: &System, act: Act) -> Vec<Part> {
     parts
 }
 
-/// Removes what was written for names that the configuration does not have any more.
+/// Deletes the files of names that the configuration no longer has.
 fn others(system: &System, known: &[Part]) -> Vec<Part> {
     let entries = std::fs::read_dir(system.root.join(FOLDER)).into_iter().flatten().flatten().map(|entry| entry.path());
     let stale = entries.filter(|file| matches!(files::find(file), Ok(Found::Ours(_))));
@@ -80,7 +80,7 @@ mod tests {
         }
         let text = fs::read_to_string(root.path().join("etc/resolver/dev.test")).unwrap();
         assert!(text.ends_with("nameserver 127.0.0.1\nport 8989\n"), "{text}");
-        // The route is gone, and its file with the others.
+        // Uninstall also deletes the file of a route that no longer exists.
         assert_eq!(states(system(&[]).does(Act::Uninstall)), [State::Lacks, State::Lacks]);
         assert_eq!(fs::read_dir(root.path().join("etc")).unwrap().count(), 0);
         assert_eq!(states(system(&[]).does(Act::Uninstall)), [State::Lacks]);

@@ -20,28 +20,28 @@ use tracing::{error, warn};
 
 use super::entry::Entry;
 
-/// A file that is appended to.
+/// An audit log's file, to which adit appends.
 pub struct Audit(Mutex<Log>);
 
 struct Log {
     path: PathBuf,
     file: File,
-    /// How many lines could not be written since the last that was.
+    /// Lines lost since the last successful write.
     lost: u64,
-    /// The file ends with a part of a line that could not be taken back.
+    /// Whether the file ends with part of a line that could not be cut off.
     is_torn: bool,
 }
 
 impl Audit {
-    /// Opens the file; one that is new is its owner's alone.
+    /// Opens the file, or creates it with mode 0600.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be opened for writing.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(Mutex::new(Log { path: path.to_owned(), file: open(path)?, lost: 0, is_torn: false })))
     }
 
-    /// Writes the line at once: one that waited could be lost with the process.
+    /// Writes the line at once. A buffered line would be lost if the process dies.
     pub(super) fn write(&self, entry: &Entry) {
         let line = format!("{}\n", line(entry));
         self.0.lock().expect("no panic while the lock is held").line(&line);
@@ -53,8 +53,8 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl Log {
-    /// Writes a line, and says once when that begins to fail, and once when it works again: a line for each request would
-    /// push everything else out of the log.
+    /// Writes a line. Logs only the first failure, and the first success after it: an error per request would push everything
+    /// else out of the log.
     fn line(&mut self, line: &str) {
         self.follow();
         match self.append(line) {
@@ -72,7 +72,7 @@ impl Log {
         }
     }
 
-    /// Opens the file again where another one, or none, has its name now: logrotate renames it.
+    /// Opens the file again if its path leads to another file, or to none: logrotate renames it.
     fn follow(&mut self) {
         let id = |file: &Metadata| (file.dev(), file.ino());
         let (there, ours) = (fs::metadata(&self.path), self.file.metadata());
@@ -86,7 +86,7 @@ impl Log {
     /// Appends a whole line, or nothing.
     fn append(&mut self, line: &str) -> io::Result<()> {
         let text = if self.is_torn { format!("\n{line}") } else { line.to_owned() };
-        // One write for a line: other processes may append to the same file.
+        // Usually a single write, because other processes may append to the same file.
         let mut left = text.as_bytes();
         while !left.is_empty() {
             match self.file.write(left) {
@@ -106,7 +106,7 @@ impl Log {
         Ok(())
     }
 
-    /// Cuts off the last bytes, where they are ours.
+    /// Cuts off the last bytes, unless another process has appended after them.
     fn take_back(&mut self, written: u64) -> io::Result<()> {
         let end = self.file.stream_position()?;
         match self.file.metadata()?.len() == end {
@@ -172,14 +172,14 @@ mod tests {
         audit.write(&Entry::new(Kind::Http));
         assert_eq!((lines(&rotated), lines(&path)), (1, 1));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        // Without its folder the old file goes on.
+        // If its folder is gone, adit continues with the old file.
         fs::rename(folder.path(), folder.path().with_extension("gone")).unwrap();
         audit.write(&Entry::new(Kind::Http));
         fs::rename(folder.path().with_extension("gone"), folder.path()).unwrap();
         assert_eq!(lines(&path), 2);
     }
 
-    /// A file that can grow no further is the same as a full disk: a write takes a part, and the next nothing.
+    /// A file-size limit acts like a full disk: one write is partial, and the next one fails.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_leaves_whole_lines() {

@@ -1,4 +1,4 @@
-//! One request, or one connection that is no HTTP.
+//! An entry of the journal: one request, or one connection that is not HTTP.
 
 use std::{
     fmt,
@@ -13,14 +13,14 @@ use tokio::sync::OnceCell;
 
 use super::exchange::Exchange;
 
-/// How much is kept of a text that clients choose.
+/// Maximum bytes kept of each text that a client chooses.
 const LONGEST_HOST: usize = 255;
 const LONGEST_PATH: usize = 512;
 const LONGEST_ERROR: usize = 256;
 const LONGEST_METHOD: usize = 24;
 
-/// Statuses of gRPC that are no fault of the client: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS (the codes
-/// that gRPC's own metrics count as a server's).
+/// gRPC statuses that are not the client's fault: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+/// gRPC's own metrics count the same codes as server errors.
 const GRPC_FAULTS: [u32; 6] = [2, 4, 12, 13, 14, 15];
 
 /// Kind of an entry.
@@ -32,16 +32,16 @@ pub enum Kind {
     WebSocket,
     /// Server-Sent Events.
     EventStream,
-    /// A TCP route.
+    /// A connection of a TCP route.
     Tcp,
-    /// TLS that goes to the pod as it is.
+    /// TLS passed through to the pod.
     Tls,
-    /// The SNI listener.
+    /// A connection of the SNI listener.
     Sni,
     Postgres,
-    /// SOCKS5 at the forward proxy.
+    /// A SOCKS5 connection to the forward proxy.
     Socks,
-    /// CONNECT at the forward proxy.
+    /// A CONNECT tunnel through the forward proxy.
     Connect,
 }
 
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    /// Returns whether it is a request of HTTP, and no connection.
+    /// Returns whether the kind is an HTTP request, not a connection.
     pub fn is_request(self) -> bool {
         matches!(self, Self::Http | Self::Grpc | Self::WebSocket | Self::EventStream)
     }
@@ -70,57 +70,58 @@ impl Kind {
 /// Facts about one request or connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Counts up from 1 for the whole process.
+    /// Number of the entry, counted from 1 for the whole process.
     pub id: u64,
-    /// The change of the journal that it is of.
+    /// Version of the journal at the entry's last change.
     pub version: u64,
     pub kind: Kind,
     pub at: SystemTime,
-    /// When it began, on the clock that measures.
+    /// Start on the monotonic clock, for measuring.
     pub began: Option<Instant>,
-    /// The id of the client's connection in the log.
+    /// Id of the client's connection in the log.
     pub connection: u64,
     pub method: Option<Method>,
-    /// The name or the local address that was asked for.
+    /// Requested name or local address.
     pub host: Box<str>,
-    /// Without the query, which may hold secrets.
+    /// Path without the query, which may hold secrets.
     pub path: Box<str>,
     pub status: Option<u16>,
-    /// A code, or how a connection broke.
+    /// Error code, or how a connection broke.
     pub error: Option<Box<str>>,
-    /// The name of the route.
+    /// Name of the route.
     pub route: Option<Arc<str>>,
-    /// The id of the tunnel.
+    /// Id of the tunnel.
     pub tunnel: Option<Arc<str>>,
     pub pod: Option<Arc<str>>,
-    /// From its begin until the tunnel ran.
+    /// Time from the start until the tunnel ran.
     pub tunnel_after: Option<Duration>,
-    /// From its begin until the connection to the pod was ready.
+    /// Time from the start until the connection to the pod was ready.
     pub connected_after: Option<Duration>,
-    /// From its begin to the first byte of the answer.
+    /// Time from the start to the first byte of the response.
     pub first_byte: Option<Duration>,
-    /// From its begin to its end. None: it goes on.
+    /// Time from the start to the end. `None`: in progress.
     pub took: Option<Duration>,
-    /// Bytes from the client to the pod; of a request, those of its body.
+    /// Bytes from the client to the pod; for a request, those of its body.
     pub bytes_up: u64,
     pub bytes_down: u64,
-    /// How often it was sent again.
+    /// Number of retries.
     pub retries: u32,
-    /// The entry that a person has sent again with this one.
+    /// Id of the entry that this one is a replay of.
     pub replay_of: Option<u64>,
-    /// The status of gRPC (`grpc-status`), which is behind the body.
+    /// gRPC status (`grpc-status`), which comes in the trailers.
     pub grpc_status: Option<u32>,
-    /// How many messages a WebSocket or a stream of Server-Sent Events has brought from the pod.
+    /// WebSocket messages or Server-Sent Events received from the pod.
     pub messages: u64,
-    /// How many messages of a WebSocket the client has sent.
+    /// WebSocket messages sent by the client.
     pub messages_up: u64,
-    /// Client. None: there is no audit log, or the request is a replay.
+    /// The client's program. `None`: there is no audit log, or the request is a replay.
     pub client: Option<Client>,
-    /// Recording, for the detail view and replays. None: the dashboard is off, or newer recordings needed the memory.
+    /// Recording, for the detail view and replays. `None`: the dashboard is off, or newer recordings needed the
+    /// memory.
     pub exchange: Option<Kept>,
 }
 
-/// The program at the other end of a connection, as far as the kernel knows it. It is looked for in the background.
+/// The program at the other end of a connection, if the kernel knows it. A background task fills it in.
 #[derive(Clone, Debug, Default)]
 pub struct Client(pub Arc<OnceCell<Program>>);
 
@@ -130,18 +131,18 @@ impl PartialEq for Client {
     }
 }
 
-/// A program of this machine.
+/// A local program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
-    /// None: it is on another machine.
+    /// `None`: the client is on another machine.
     pub uid: Option<u32>,
-    /// None: it was gone, or belongs to somebody else.
+    /// `None`: the program had ended, or belongs to another user.
     pub pid: Option<u32>,
-    /// Its file.
+    /// Path of its executable.
     pub path: Option<PathBuf>,
 }
 
-/// Shared recording of a request; equal if it is the same allocation.
+/// Shared recording of a request. Two are equal if they are the same allocation.
 #[derive(Clone)]
 pub struct Kept(Arc<Exchange>);
 
@@ -165,7 +166,7 @@ impl PartialEq for Kept {
     }
 }
 
-/// Secrets are in it.
+/// Hides the content, because it has secrets.
 impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Kept")
@@ -173,7 +174,7 @@ impl fmt::Debug for Kept {
 }
 
 impl Entry {
-    /// Makes an entry of something that begins now.
+    /// Returns an entry that begins now.
     pub fn new(kind: Kind) -> Self {
         Self {
             id: 0,
@@ -229,7 +230,7 @@ impl Entry {
         self
     }
 
-    /// Returns whether it failed through no fault of its client.
+    /// Returns whether it failed, and not by its client's fault.
     pub fn is_error(&self) -> bool {
         match self.status {
             _ if self.grpc_status.is_some_and(|status| GRPC_FAULTS.contains(&status)) => true,
@@ -238,13 +239,13 @@ impl Entry {
         }
     }
 
-    /// Returns how long it has taken so far.
+    /// Returns the time from the start to the end, or to now.
     pub fn elapsed(&self) -> Duration {
         self.took.or_else(|| self.began.map(|began| began.elapsed())).unwrap_or_default()
     }
 }
 
-/// Returns the first bytes of a text, up to the end of a character.
+/// Returns at most `most` first bytes of a text, cut between characters.
 pub(super) fn start(text: &str, most: usize) -> &str {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {

@@ -1,5 +1,5 @@
-//! The heads of a request and its answer, and their bodies where a person asked for them. Secrets are in them: only
-//! [`super::hidden`] makes them fit to be shown.
+//! The heads of a request and its response, and their bodies while a person records them. All of them may hold secrets: display
+//! them only through [`super::hidden`].
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -8,10 +8,10 @@ use hyper::body::Body;
 
 use super::recorder::Recorder;
 
-/// How large a head may be that is kept, in bytes. 16 KiB is what browsers with many cookies send.
+/// Maximum bytes of a recorded head. Browsers with many cookies send up to 16 KiB.
 const LONGEST_HEAD: usize = 16 * 1024;
 
-/// How much of a body is kept.
+/// Maximum bytes kept of a body.
 pub const LONGEST_BODY: usize = 256 * 1024;
 
 /// Recording of one request.
@@ -19,7 +19,7 @@ pub struct Exchange {
     /// Path and query, as the client sent them.
     pub target: Box<str>,
     pub version: Version,
-    /// It came by https.
+    /// Whether the client used https.
     pub is_tls: bool,
     /// Its headers. `None`: they are longer than [`LONGEST_HEAD`].
     pub request: Option<Head>,
@@ -29,16 +29,16 @@ pub struct Exchange {
     pub leads_to: OnceLock<Box<str>>,
     /// Those of the answer. Empty: there was none of a pod.
     pub response: OnceLock<Option<Head>>,
-    /// Set where bodies of its route are recorded.
+    /// Request body, if bodies of the route are recorded.
     pub request_body: OnceLock<Arc<KeptBody>>,
     pub response_body: OnceLock<Arc<KeptBody>>,
 }
 
-/// Headers in one piece of memory: slices of what the client sent would keep whole buffers alive.
+/// Headers copied into one allocation. Slices of the received bytes would keep whole buffers alive.
 pub struct Head(Box<[u8]>);
 
 impl Head {
-    /// Returns None where they are longer than is kept.
+    /// Returns `None` if the headers are longer than `LONGEST_HEAD`.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 2).sum();
         if length > LONGEST_HEAD {
@@ -46,7 +46,7 @@ impl Head {
         }
         let mut bytes = Vec::with_capacity(length);
         for (name, value) in headers {
-            // Neither has a line's end in it.
+            // Neither a name nor a value can contain a line feed.
             for part in [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"] {
                 bytes.extend_from_slice(part);
             }
@@ -95,23 +95,23 @@ impl Exchange {
         }
     }
 
-    /// Returns how many bytes of heads it keeps.
+    /// Returns the bytes of its heads.
     pub fn size(&self) -> usize {
         let head = |head: Option<&Head>| head.map_or(0, |head| head.0.len());
         self.target.len() + head(self.request.as_ref()) + head(self.response.get().and_then(Option::as_ref))
     }
 }
 
-/// Extension of a request that marks a replay.
+/// Request extension that marks a replay.
 #[derive(Clone, Debug)]
 pub struct ReplayOf {
-    /// The entry of the journal.
+    /// Id of the original entry.
     pub id: u64,
     /// Target of the first one's route. The replay must have the same.
     pub target: Box<str>,
 }
 
-/// A body, as far as it is kept.
+/// The kept part of a body.
 pub struct KeptBody {
     recorder: Weak<Recorder>,
     state: Mutex<State>,
@@ -130,7 +130,7 @@ impl KeptBody {
         Self { recorder, state: Mutex::default() }
     }
 
-    /// Takes the next bytes. Beyond the limit it only counts them.
+    /// Adds the next bytes. Beyond the limit, only counts them.
     pub fn add(&self, bytes: &[u8]) {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.total += bytes.len() as u64;

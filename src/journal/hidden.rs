@@ -39,7 +39,7 @@ pub fn shown(name: &str, value: &[u8]) -> String {
     replace(&text, secrets)
 }
 
-/// Returns the target of a request as it may be shown: its query without secrets.
+/// Returns a request target with the secrets of its query hidden.
 pub fn target(target: &str) -> String {
     replace(target, secrets(target, AFTER_VALUES, MOST_NESTED))
 }

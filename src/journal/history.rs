@@ -1,4 +1,4 @@
-//! The events of one tunnel, and how its requests fared. It outlives the tunnel, to say why one closed.
+//! The events of one tunnel, and the results of its requests. It outlives the tunnel, to explain why the tunnel closed.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,36 +11,36 @@ use super::{
     percentiles::{Histogram, Percentiles},
 };
 
-/// How many events are kept.
+/// Maximum number of events.
 const MOST_EVENTS: usize = 20;
 
-/// How much of an event's text is kept.
+/// Maximum bytes of an event's text.
 const LONGEST_TEXT: usize = 200;
 
-/// How many minutes are recent.
+/// Number of minutes in [`History::recent`].
 const RECENT_MINUTES: usize = 5;
 
-/// Most pods with counts of their own.
+/// Maximum number of known pods. At the limit, all are forgotten.
 const MOST_PODS: usize = 64;
 
 /// Event of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A session was opened.
+    /// A session opened.
     Opened,
     /// A session could not be opened.
     Failed,
-    /// The session ended by itself.
+    /// The session ended unexpectedly.
     Lost,
-    /// A stream leads to a pod for the first time.
+    /// The first stream to this pod.
     NewPod,
-    /// A stream was moved: its pod could not have it.
+    /// A stream moved to another pod, because its pod could not serve it.
     Retried,
-    /// Nobody used it for the idle time.
+    /// The tunnel closed after its idle timeout.
     Idle,
-    /// By hand, by a reload, or by the end of the process.
+    /// The tunnel was closed by a person, by a reload, or at the end of the process.
     Stopped,
-    /// Another session was asked for by hand.
+    /// A person requested a new session.
     Reconnect,
 }
 
@@ -59,7 +59,7 @@ impl Event {
     }
 }
 
-/// An event, and when it was.
+/// An event with its time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Happened {
     pub at: SystemTime,
@@ -79,13 +79,13 @@ struct Inner {
     first_byte: Histogram,
     requests: u64,
     errors: u64,
-    /// By minute of the clock: which one, requests, errors.
+    /// Ring of minutes: minute since the epoch, requests, errors.
     minutes: [(u64, u64, u64); RECENT_MINUTES],
     last: Option<SystemTime>,
 }
 
 impl History {
-    /// Takes down an event; one that repeats the last is not kept twice.
+    /// Records an event. A repetition only updates the time of the last event.
     pub fn note(&self, event: Event, text: &str) {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         let happened = Happened { at: SystemTime::now(), event, text: start(text, LONGEST_TEXT).into() };
@@ -100,7 +100,7 @@ impl History {
         inner.events.push_back(happened);
     }
 
-    /// Takes note that a session was opened, which leads to this pod at first.
+    /// Records that a session opened, with its first pod.
     pub fn opened(&self, pod: &str, text: &str) {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         inner.pods = HashSet::from([Arc::from(pod)]);
@@ -108,7 +108,7 @@ impl History {
         self.note(Event::Opened, text);
     }
 
-    /// Takes note that a stream leads to this pod.
+    /// Records that a stream goes to this pod.
     pub fn placed(&self, pod: &str) {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         if inner.pods.contains(pod) {
@@ -144,30 +144,30 @@ impl History {
         self.0.lock().expect("no panic while the lock is held").events.iter().rev().cloned().collect()
     }
 
-    /// Returns how many requests and connections there were, and how many of them failed.
+    /// Returns the number of requests and connections, and of those that failed.
     pub fn counts(&self) -> (u64, u64) {
         let inner = self.0.lock().expect("no panic while the lock is held");
         (inner.requests, inner.errors)
     }
 
-    /// Returns how many there were in this minute of the clock and the four before it, and how many of them failed.
+    /// Returns the same numbers for the current minute of the clock and the four before it.
     pub fn recent(&self) -> (u64, u64) {
         let (inner, now) = (self.0.lock().expect("no panic while the lock is held"), minute());
         let recent = inner.minutes.iter().filter(|(minute, ..)| now.saturating_sub(*minute) < RECENT_MINUTES as u64);
         recent.fold((0, 0), |(requests, errors), (_, more, failed)| (requests + more, errors + failed))
     }
 
-    /// Returns how long its requests took to the first byte of their answer.
+    /// Returns percentiles of the time to the first byte of the response.
     pub fn first_byte(&self) -> Percentiles {
         self.0.lock().expect("no panic while the lock is held").first_byte.percentiles()
     }
 
-    /// Returns the times to the first byte, by upper bound in milliseconds.
+    /// Returns the number of times in each bucket, by upper bound in milliseconds.
     pub fn first_byte_counts(&self) -> Vec<(f64, u64)> {
         self.0.lock().expect("no panic while the lock is held").first_byte.counts()
     }
 
-    /// Returns when its last event was.
+    /// Returns the time of the last event.
     pub fn last(&self) -> Option<SystemTime> {
         self.0.lock().expect("no panic while the lock is held").last
     }

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-/// Each bound is 1.25 times the one before it, so that a percentile is at most 25 % too high. 72 of them reach from
-/// 50 microseconds to 6 minutes.
+/// Each bound is 1.25 times the previous one, so a percentile is at most 25 % too high. 72 buckets reach from 50 microseconds to
+/// 6 minutes.
 const BUCKETS: usize = 72;
 const FIRST: f64 = 50e-6;
 const STEP: f64 = 1.25;
 
-/// How often which times were seen.
+/// Number of measured times in each bucket.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     counts: [u32; BUCKETS],
 }
 
-/// Percentiles in milliseconds. None: nothing was measured.
+/// Percentiles in milliseconds. `None`: nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Percentiles {
     pub count: u64,
@@ -32,12 +32,12 @@ impl Default for Histogram {
 impl Histogram {
     pub fn add(&mut self, took: Duration) {
         let steps = (took.as_secs_f64() / FIRST).ln() / STEP.ln();
-        // A time of zero has no logarithm: the cast makes it the first bucket.
+        // The logarithm of zero is negative infinity, which the cast turns into the first bucket.
         let bucket = (steps.ceil() as usize).min(BUCKETS - 1);
         self.counts[bucket] = self.counts[bucket].saturating_add(1);
     }
 
-    /// Returns the percentiles: the upper bound of the bucket that each is in.
+    /// Returns the percentiles; each is the upper bound of its bucket.
     pub fn percentiles(&self) -> Percentiles {
         let count = self.counts.iter().map(|count| u64::from(*count)).sum();
         let at = |share: f64| {
@@ -59,7 +59,7 @@ impl Histogram {
     }
 }
 
-/// Returns the upper bound of a bucket in milliseconds, with three digits.
+/// Returns the upper bound of a bucket in milliseconds, rounded to three digits.
 fn bound(bucket: usize) -> f64 {
     let millis = FIRST * STEP.powi(i32::try_from(bucket).unwrap_or(i32::MAX)) * 1e3;
     let digits = 10f64.powf(2.0 - millis.log10().floor());

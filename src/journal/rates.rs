@@ -1,29 +1,29 @@
-//! Counts for each of the last 300 seconds.
+//! Counters for each of the last 300 seconds.
 
-/// How many seconds are kept.
+/// Number of seconds kept.
 pub const SECONDS: u64 = 300;
 
-/// Counts of one second.
+/// Counters of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Second {
-    /// Counts from the start of the process.
+    /// Seconds since the start of the process.
     pub second: u64,
     pub requests: u32,
-    /// Of the requests, those that failed through no fault of their client.
+    /// Requests that failed, and not by the client's fault.
     pub errors: u32,
     pub up: u64,
     pub down: u64,
-    /// The most connections of clients that were open.
+    /// Maximum number of open client connections within the second.
     pub connections: u32,
 }
 
-/// A ring of seconds. Nothing is done for a second in which nothing happens.
+/// A ring of seconds. An idle second costs nothing.
 #[derive(Default)]
 pub struct Rates {
     ring: Vec<Second>,
-    /// How many are open now.
+    /// Connections open now.
     connections: u32,
-    /// The last second that has a place.
+    /// The last second written to the ring.
     last: u64,
 }
 
@@ -52,7 +52,7 @@ impl Rates {
         if self.ring.is_empty() {
             self.ring = vec![Second { second: u64::MAX, ..Second::default() }; SECONDS as usize];
         }
-        // Seconds in which nothing happened had the connections of the one before them.
+        // Fill the seconds since the last call: nothing happened in them, and the connections stayed open.
         if second > self.last {
             let connections = self.connections;
             for passed in (self.last + 1).max(second.saturating_sub(SECONDS - 1))..=second {
@@ -67,14 +67,14 @@ impl Rates {
         slot
     }
 
-    /// Returns one second, with what was in it.
+    /// Returns the counters of one second.
     pub fn at(&mut self, second: u64) -> Second {
         self.slot(self.last.max(second));
         let slot = self.ring[(second % SECONDS) as usize];
         if slot.second == second { slot } else { Second { second, ..Second::default() } }
     }
 
-    /// Returns the last five minutes up to `now`, oldest first; fewer where the process is younger.
+    /// Returns the last five minutes up to `now`, oldest first. A younger process returns fewer seconds.
     pub fn all(&mut self, now: u64) -> Vec<Second> {
         (now.saturating_sub(SECONDS - 1)..=now).map(|second| self.at(second)).collect()
     }

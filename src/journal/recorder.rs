@@ -1,4 +1,4 @@
-//! Of which routes bodies are recorded, and the memory for that.
+//! The routes whose bodies are recorded, and the memory limit for bodies.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,13 +8,13 @@ use std::{
 
 use super::exchange::KeptBody;
 
-/// How much of bodies is kept in all.
+/// Maximum bytes of all recorded bodies.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 
-/// How many routes are recorded at a time.
+/// Maximum number of routes that are recorded at a time.
 const MOST_ROUTES: usize = 64;
 
-/// Records bodies while a person asks for it.
+/// Recorder of bodies, for routes that a person has chosen.
 #[derive(Default)]
 pub struct Recorder {
     state: Mutex<State>,
@@ -23,13 +23,13 @@ pub struct Recorder {
 #[derive(Default)]
 struct State {
     until: HashMap<Arc<str>, Instant>,
-    /// Oldest first.
+    /// Recorded bodies, oldest first.
     kept: VecDeque<Weak<KeptBody>>,
     bytes: usize,
 }
 
 impl Recorder {
-    /// Records bodies of a route for so long from now on. Zero: not any more.
+    /// Records the bodies of a route for this long from now. Zero: stops.
     pub fn record(&self, route: &str, time: Duration) {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         let now = Instant::now();
@@ -41,14 +41,14 @@ impl Recorder {
         }
     }
 
-    /// Returns for how long bodies of a route are still recorded. None: they are not.
+    /// Returns the remaining time of a route's recording. `None`: it is not recorded.
     pub fn time_left(&self, route: &str) -> Option<Duration> {
         let state = self.state.lock().expect("no panic while the lock is held");
         let left = state.until.get(route)?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
     }
 
-    /// Returns a place for a body of a route. None: its bodies are not recorded.
+    /// Returns a new buffer for a body of a route. `None`: the route is not recorded.
     pub fn body(self: &Arc<Self>, route: &str) -> Option<Arc<KeptBody>> {
         self.time_left(route)?;
         let body = Arc::new(KeptBody::new(Arc::downgrade(self)));
@@ -71,7 +71,7 @@ impl Recorder {
             }
         }
         drop(state);
-        // The last owner of a body takes the lock when it drops it.
+        // Dropping the last reference takes the lock (`shrunk`), so drop it only after the guard.
         drop(freed);
     }
 

@@ -6,8 +6,8 @@ use super::{Installed, Service, ServiceFile, escaped};
 
 pub const LABEL: &str = "dev.adit";
 
-/// Returns the agent for `folder`, which is `~/Library/LaunchAgents`. launchd passes no listeners to it. `log`: the file for standard
-/// error. None: launchd discards it.
+/// Returns the agent for `folder`, which is `~/Library/LaunchAgents`. launchd passes no listeners to it. `log`: file for standard
+/// error; `None`: launchd discards it.
 pub fn file(service: &Service, folder: &Path, log: Option<&Path>) -> ServiceFile {
     let mut text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
                     <!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n\
@@ -34,7 +34,7 @@ fn xml(text: &str) -> String {
     escaped(text, &[('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;")])
 }
 
-/// Returns what an agent of ours starts.
+/// Reads the program and PATH from an agent that adit has written.
 pub fn installed(agent: &str) -> Installed {
     let string_after = |key: &str| {
         let (_, rest) = agent.split_once(&format!("<key>{key}</key>"))?;

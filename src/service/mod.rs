@@ -1,4 +1,4 @@
-//! adit as a service of the user: the files that a service manager reads. Nothing here touches the system.
+//! The files of a service manager for adit as a user service. This module does not change the system.
 
 pub mod launchd;
 pub mod systemd;
@@ -8,31 +8,31 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 /// Program of the service, its arguments and environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The absolute path of adit, and its arguments.
+    /// Absolute path of adit, then its arguments.
     pub command: Vec<String>,
-    /// Variables of the service's environment. PATH is among them: credential plugins are found with it.
+    /// Environment variables of the service, including PATH, with which credential plugins are found.
     pub environment: BTreeMap<String, String>,
-    /// Addresses that the service manager listens on for adit, so that they outlive a restart.
+    /// Addresses on which the service manager listens for adit, so that they stay open during a restart.
     pub listeners: Vec<SocketAddr>,
 }
 
-/// A file of a service, as it is to be.
+/// A file of a service, with its intended content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceFile {
     pub path: PathBuf,
     pub text: String,
 }
 
-/// Program that an installed service starts, as its file says.
+/// Program of an installed service, according to its file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// Empty: the file names none.
+    /// Empty: the file has none.
     pub program: PathBuf,
-    /// The value of PATH. None: the service manager's own.
+    /// Value of PATH. `None`: the file sets none, so the service manager's own applies.
     pub path: Option<String>,
 }
 
-/// Returns values as they have to be where `special` characters mean something else.
+/// Returns the text with `special` characters replaced.
 fn escaped(text: &str, special: &[(char, &str)]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for each in text.chars() {

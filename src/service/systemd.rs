@@ -7,7 +7,7 @@ use super::{Installed, Service, ServiceFile, escaped};
 pub const SERVICE_UNIT: &str = "adit.service";
 pub const SOCKET_UNIT: &str = "adit.socket";
 
-/// Returns the units for `folder`, which is `~/.config/systemd/user`. There is a socket unit only where there is a listener.
+/// Returns the units for `folder`, which is `~/.config/systemd/user`. Without listeners there is no socket unit.
 pub fn files(service: &Service, folder: &Path) -> Vec<ServiceFile> {
     let mut files = vec![ServiceFile { path: folder.join(SERVICE_UNIT), text: service_unit(service) }];
     if !service.listeners.is_empty() {
@@ -16,7 +16,7 @@ pub fn files(service: &Service, folder: &Path) -> Vec<ServiceFile> {
     files
 }
 
-/// Quotes one word of a unit (systemd.syntax(7)): `%` begins a specifier everywhere, `$` a variable in a command line.
+/// Quotes a word of a unit (systemd.syntax(7)): `%` begins a specifier everywhere, `$` a variable in command lines.
 fn quoted(word: &str, is_command: bool) -> String {
     let mut special = vec![('\\', "\\\\"), ('"', "\\\""), ('\n', "\\n"), ('%', "%%")];
     if is_command {
@@ -63,12 +63,12 @@ fn socket_unit(service: &Service) -> String {
     text + "BindIPv6Only=ipv6-only\nBacklog=4096\n\n[Install]\nWantedBy=sockets.target\n"
 }
 
-/// Returns the program that a unit starts, also in a unit of somebody else.
+/// Reads the program and PATH from a unit, which adit need not have written.
 pub fn installed(unit: &str) -> Installed {
     let mut installed = Installed::default();
     for line in unit.lines().map(str::trim) {
         if let Some(command) = line.strip_prefix("ExecStart=") {
-            // Prefixes change how a program is started, not which (systemd.service(5)).
+            // Prefixes change how the program is started, not which one (systemd.service(5)).
             let command = command.trim_start_matches(['-', '@', ':', '+', '!']);
             installed.program = words(command).into_iter().next().unwrap_or_default().replace("$$", "$").into();
         } else if let Some(variables) = line.strip_prefix("Environment=") {
@@ -80,7 +80,7 @@ pub fn installed(unit: &str) -> Installed {
     installed
 }
 
-/// Splits the value of a unit into its words, as systemd does: quotes and backslashes are taken off, `%%` is `%`.
+/// Splits a value of a unit into words as systemd does: removes quotes and backslashes, and turns `%%` into `%`.
 fn words(text: &str) -> Vec<String> {
     let (mut words, mut word): (Vec<String>, Option<String>) = (Vec::new(), None);
     let (mut quote, mut rest) = (None, text.chars());

@@ -1,8 +1,9 @@
-//! The authority: a key, and a certificate that can vouch for local names alone.
+//! The CA: a key, and a certificate that is valid for local names only.
 //!
-//! Its name constraints are critical (RFC 5280, section 4.2.1.10): a thief of the key cannot impersonate the internet. A constraint on
-//! DNS names alone would leave addresses free, so both are there. Java does not hold a root to its constraints, only the certificates
-//! below it. So the root signs one certificate, which has the same constraints and issues all others, and its own key is written nowhere.
+//! Its name constraints are critical (RFC 5280, section 4.2.1.10), so a stolen key cannot impersonate public sites. Constraints
+//! on DNS names alone would allow all IP addresses, so addresses are constrained too. Java ignores the constraints of a root, but
+//! not those of certificates below it. So the root signs a single intermediate certificate, with the same constraints, which
+//! issues all others. The root's key is never stored.
 
 use std::{
     fs,
@@ -26,36 +27,36 @@ use rustls::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The key of the issuing certificate.
+/// Key of the intermediate certificate.
 const KEY: &str = "key.pem";
-/// The root, which stores trust.
+/// The root certificate, which stores trust.
 const CERTIFICATE: &str = "cert.pem";
 const ISSUING: &str = "issuing.pem";
 const FACTS: &str = "authority.json";
 
-/// The folder of all roots that a store may still trust: the authority's, and those of others that it replaced. Without it nobody could
-/// remove a root whose files are broken or gone.
+/// Folder of all roots that a store may still trust: the current one, and replaced ones. Without this record, a root could not be
+/// removed from stores after its files are broken or gone.
 const ROOTS: &str = "roots";
 
-/// Two years: Apple takes no more than 825 days of what it did not issue.
+/// Validity: two years. Apple accepts at most 825 days from CAs other than its own.
 const VALID: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
-/// Clocks of laptops and their browsers are not the same.
+/// Tolerance for wrong clocks.
 const BACKDATE: Duration = Duration::from_secs(60 * 60);
 
-/// An authority is made anew when less than this is left of it.
+/// A CA is replaced if less than this is left.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
-/// How long before its end an authority is checked: the clock of the machine has no part in it.
+/// The CA is checked as of this long before its end, so that the check does not depend on the machine's clock.
 const CHECKED_BEFORE_END: Duration = Duration::from_secs(60 * 60);
 
-/// The last second of the year 9999: certificates have no later one.
+/// Last second of the year 9999, the latest time in a certificate.
 const LATEST: u64 = 253_402_300_799;
 
-/// The longest common name (RFC 5280, appendix A.1: ub-common-name).
+/// Maximum length of a common name (RFC 5280, appendix A.1: ub-common-name).
 const LONGEST_NAME: usize = 64;
 
-/// The authority of a user.
+/// The CA of a user.
 #[derive(Clone, Debug)]
 pub struct Authority {
     folder: PathBuf,
@@ -64,19 +65,19 @@ pub struct Authority {
     issuing: CertificateDer<'static>,
 }
 
-/// The root certificate of an authority: all that stores know of it.
+/// A root certificate, which identifies the CA in stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     file: PathBuf,
     certificate: CertificateDer<'static>,
 }
 
-/// Facts stored beside the certificate, so that nobody has to parse it.
+/// Facts stored beside the certificate, so that no code has to parse it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Facts {
-    /// The common name.
+    /// Common name.
     name: String,
-    /// The DNS names that it may vouch for, each with all below it.
+    /// DNS names in the constraints; each includes all names below it.
     names: Vec<String>,
     /// Seconds since 1970.
     not_after: u64,
@@ -88,8 +89,8 @@ impl Root {
         Ok(Self { file, certificate })
     }
 
-    /// Returns all roots that a store may trust, that of the authority first; with those of authorities that were replaced and could
-    /// not be removed from each store.
+    /// Returns all roots that a store may trust: the current one first, then replaced ones that could not be removed from every
+    /// store.
     pub fn all(folder: &Path) -> Vec<Self> {
         let entries = fs::read_dir(folder.join(ROOTS)).into_iter().flatten().flatten();
         let mut recorded: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -106,7 +107,7 @@ impl Root {
     /// Records that stores may trust it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The record cannot be written.
     pub fn record(&self, folder: &Path) -> io::Result<()> {
         let record = self.in_records(folder);
         match record.exists() {
@@ -130,17 +131,17 @@ impl Root {
         folder.join(ROOTS).join(format!("{}.pem", self.short()))
     }
 
-    /// Returns its SHA-256, in hexadecimal digits.
+    /// Returns its SHA-256 in hexadecimal.
     pub fn fingerprint(&self) -> String {
         fingerprint(&self.certificate)
     }
 
-    /// Returns the first 16 digits of its SHA-256, by which stores name it.
+    /// Returns the first 16 digits of its SHA-256, which are its name in stores.
     pub fn short(&self) -> String {
         self.fingerprint()[..16].to_owned()
     }
 
-    /// Returns the PEM file.
+    /// Returns the path of the PEM file.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -152,10 +153,10 @@ impl Root {
 }
 
 impl Authority {
-    /// Reads the authority. None: there is none.
+    /// Reads the CA. `None`: there is none.
     ///
     /// # Errors
-    /// A file of it is missing, cannot be read, or does not belong to the others.
+    /// A file is missing, cannot be read, or does not match the others.
     pub fn load(folder: &Path) -> io::Result<Option<Self>> {
         let file = folder.join(FACTS);
         let facts = match fs::read(&file) {
@@ -180,7 +181,7 @@ impl Authority {
         Ok(Some(authority))
     }
 
-    /// Checks that a program that trusts the root accepts what the key signs, for each name.
+    /// Checks that a client that trusts the root accepts a certificate from this key for all names.
     fn check(&self, issuer: &Issuer<'static, KeyPair>) -> Result<(), Box<dyn std::error::Error>> {
         let at = self.facts.expires() - CHECKED_BEFORE_END;
         let mut params = CertificateParams::new(self.facts.names.clone())?;
@@ -197,11 +198,11 @@ impl Authority {
         Ok(())
     }
 
-    /// Makes one for `localhost` and `names`, and writes it: the key with mode 0600, in a folder of mode 0700. `owner`: `ana at
-    /// laptop`. The root of one that was there stays recorded.
+    /// Creates a CA for `localhost` and `names`, and writes it: the key with mode 0600, in a folder with mode 0700. `owner`: such
+    /// as `ana at laptop`. The root of a previous CA stays recorded.
     ///
     /// # Errors
-    /// It cannot be written, or the system gives no random numbers.
+    /// The files cannot be written, or the system has no random numbers.
     pub fn create(folder: &Path, owner: &str, names: &[String]) -> io::Result<Self> {
         let mut name = format!("adit ({owner}), local names only");
         if name.len() > LONGEST_NAME {
@@ -227,12 +228,12 @@ impl Authority {
         write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
         write(root.file(), certificate.pem().as_bytes(), 0o644)?;
         write(&folder.join(ISSUING), issuing.pem().as_bytes(), 0o644)?;
-        // The last one: with it the authority is there.
+        // Write this file last: a CA without it does not count as complete.
         write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
         Ok(Self { folder: folder.to_owned(), facts, root, issuing: issuing.der().clone() })
     }
 
-    /// Deletes it with its key.
+    /// Deletes the CA with its key.
     pub fn remove(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.folder)
     }
@@ -242,54 +243,54 @@ impl Authority {
         &self.facts.name
     }
 
-    /// Returns the DNS names that it may vouch for, each with all below it.
+    /// Returns the DNS names in the constraints; each includes all names below it.
     pub fn names(&self) -> &[String] {
         &self.facts.names
     }
 
-    /// Returns the SHA-256 of the certificate, in hexadecimal digits.
+    /// Returns the SHA-256 of the root certificate in hexadecimal.
     pub fn fingerprint(&self) -> String {
         self.root.fingerprint()
     }
 
-    /// Returns the root, as stores know it.
+    /// Returns the root.
     pub fn root(&self) -> &Root {
         &self.root
     }
 
-    /// Returns the certificate of the root.
+    /// Returns the root certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.root.certificate
     }
 
-    /// Returns the certificate that issues leaves: servers send it behind theirs.
+    /// Returns the intermediate certificate. Servers send it behind their own.
     pub fn issuing(&self) -> &CertificateDer<'static> {
         &self.issuing
     }
 
-    /// Returns the PEM file of the certificate.
+    /// Returns the path of the root's PEM file.
     pub fn file(&self) -> PathBuf {
         self.folder.join(CERTIFICATE)
     }
 
-    /// Returns for how many days it is valid. None: it has expired.
+    /// Returns the remaining validity in days. `None`: expired.
     pub fn days_left(&self) -> Option<u64> {
         let left = self.facts.expires().duration_since(SystemTime::now()).ok()?;
         Some(left.as_secs() / (24 * 60 * 60))
     }
 
-    /// Returns whether it vouches for all `names`, and for long enough.
+    /// Returns whether the CA covers all `names`, and does not expire soon.
     pub fn serves(&self, names: &[String]) -> bool {
         let lasts = self.facts.expires().duration_since(SystemTime::now()).is_ok_and(|left| left > RENEW_BEFORE);
         lasts && names.iter().all(|name| self.permits(name))
     }
 
-    /// Returns whether it may vouch for a host: lower case, without port.
+    /// Returns whether the constraints permit a host, given in lower case without port.
     pub fn permits(&self, host: &str) -> bool {
         permits(&self.facts.names, host)
     }
 
-    /// Returns what signs leaves.
+    /// Returns the issuer of leaf certificates.
     ///
     /// # Errors
     /// The key cannot be read.
@@ -316,7 +317,7 @@ impl Facts {
         params
     }
 
-    /// `below`: how many CAs there may be below this one.
+    /// `below`: maximum number of CAs below this one.
     fn params(&self, name: &str, below: u8) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -342,12 +343,12 @@ fn broken(file: &Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", file.display()))
 }
 
-/// Returns the SHA-256 of a certificate, in hexadecimal digits.
+/// Returns the SHA-256 of a certificate in hexadecimal.
 pub fn fingerprint(certificate: &[u8]) -> String {
     Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns `localhost`, and what does not lie below it or another one.
+/// Returns `localhost` and all `names`, without those that lie below another one.
 fn permitted(names: &[String]) -> Vec<String> {
     let mut all = vec!["localhost".to_owned()];
     let mut names: Vec<&String> = names.iter().collect();
@@ -364,9 +365,9 @@ fn permits(names: &[String], host: &str) -> bool {
     names.iter().any(|name| host == name || host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.')))
 }
 
-/// Writes a file as a whole, or not at all.
+/// Replaces a file as a whole.
 pub(super) fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    // Several processes may be at it.
+    // Several processes may write at the same time, so each has its own temporary file.
     let temporary = file.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&temporary);
     let mut open = fs::OpenOptions::new();
@@ -442,7 +443,7 @@ mod tests {
             fs::write(ours.join(file), whole).unwrap();
             assert!(Authority::load(&ours).unwrap().is_some());
         }
-        // More names than the certificate has, and dates that are none.
+        // More names than the certificate has, then invalid dates.
         let facts = fs::read_to_string(ours.join(FACTS)).unwrap();
         let date = facts.split("not_after\": ").nth(1).unwrap().split_whitespace().next().unwrap();
         for (part, other) in [("shop.test", "example.com"), (date, "0"), (date, "18446744073709551615")] {

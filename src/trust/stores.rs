@@ -1,6 +1,6 @@
-//! The stores that trust the authority: of browsers, and of the system.
+//! The stores that trust the CA: those of browsers, and that of the system.
 //!
-//! The authority is known by its SHA-256, never by its name. One store that fails does not stop the others.
+//! A CA is identified by its SHA-256, never by its name. If one store fails, the others are still changed.
 
 pub mod java;
 #[cfg(target_os = "macos")]
@@ -16,29 +16,29 @@ use super::authority::Root;
 /// State of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It trusts the authority.
+    /// It trusts the CA.
     Trusts,
-    /// It does not.
+    /// It does not trust the CA.
     Lacks,
-    /// It cannot be changed without root: the command that does it.
+    /// It cannot be changed without root. The value is the command to run.
     NeedsRoot(String),
-    /// A program is missing: what to install.
+    /// A program is missing. The value says what to install.
     NeedsProgram(String),
     Failed(String),
 }
 
 /// A store of certificates.
 pub trait Store {
-    /// Its name for people: `Chromium (~/.pki/nssdb)`.
+    /// Returns its name for people: `Chromium (~/.pki/nssdb)`.
     fn name(&self) -> String;
 
-    /// Looks whether it trusts the authority.
+    /// Returns whether it trusts the CA.
     fn look(&self, root: &Root) -> State;
 
-    /// Has it trust the authority. Nothing happens where it does.
+    /// Makes it trust the CA, unless it does already.
     fn add(&self, root: &Root) -> State;
 
-    /// Has it forget the authority. Lacks: it certainly does not have it, trusted or not.
+    /// Removes the CA. `Lacks`: the store does not have it, trusted or not.
     fn remove(&self, root: &Root) -> State;
 }
 
@@ -46,13 +46,13 @@ pub trait Store {
 #[derive(Clone, Debug)]
 pub struct Places {
     pub home: PathBuf,
-    /// The root folder of the system's store.
+    /// Root folder of the system's store.
     pub root: PathBuf,
-    /// Folder of the backups that uninstalling restores.
+    /// Folder of backups, which uninstalling restores.
     pub kept: PathBuf,
-    /// The folder of the authority.
+    /// Folder of the CA.
     pub ours: PathBuf,
-    /// The home folder of Java. None: there is no Java.
+    /// Home folder of Java. `None`: there is no Java.
     pub java: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! Environment variables for programs that ask no store of the system.
+//! Environment variables for programs that do not use the system's store.
 
 use std::{
     collections::BTreeSet,
@@ -13,19 +13,19 @@ use sha2::{Digest, Sha256};
 
 use super::{Authority, authority};
 
-/// The name of a CA bundle; one with more than the system's CAs has the digest of its sources between the two.
+/// Start and end of a CA bundle's name. With additional sources, their digest is in between.
 const BUNDLE: (&str, &str) = ("bundle", ".pem");
 
 /// Prefix of a source in the first lines of a bundle.
 const FROM: &str = "# from ";
 
-/// The variables that name a file of CAs; a program that obeys one of them knows no other CA.
+/// Variables with the path of a CA file. Except for Node, a program that reads one of them trusts no other CA.
 const NAMING: [&str; 4] = ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", NODE];
 
-/// Node adds its file to the CAs that it brings along.
+/// Node adds this file to its own CAs.
 const NODE: &str = "NODE_EXTRA_CA_CERTS";
 
-/// The CA bundles of systems: Debian and Alpine, Fedora, openSUSE, others.
+/// CA bundles of systems: Debian and Alpine, Fedora, openSUSE, others.
 const OF_SYSTEM: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -34,10 +34,10 @@ const OF_SYSTEM: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Writes the CA bundle, and returns the variables that name it.
+/// Writes the CA bundle, and returns the variables with its path.
 ///
-/// The bundle has the CAs of the system, those of the files that the environment names, and the authority, which is the last one. A
-/// bundle of ours that the environment names stands for the files that it was made of: the authority in it may be an old one.
+/// The bundle has the system's CAs, those of the files that the environment sets, and adit's CA last. If the environment sets a
+/// bundle of adit's, the sources of that bundle are used instead, because the CA in it may be outdated.
 ///
 /// # Errors
 /// The bundle cannot be written.
@@ -64,7 +64,8 @@ fn write_for(
     let bundle = folder.join(name(&sources));
     let mut certificates = match &system {
         Some(file) => certificates(file),
-        // The keychain cannot be read where a variable stands for it: what was read before stays.
+        // On macOS, SSL_CERT_FILE replaces the keychain, so the system's CAs cannot be read then; keep those of the existing
+        // bundle.
         None if named("SSL_CERT_FILE").is_some_and(|file| is_below(&file, folder)) => but_the_last(&bundle),
         None => rustls_native_certs::load_native_certs().certs,
     };
@@ -82,10 +83,10 @@ fn write_for(
     ])
 }
 
-/// Gives the bundles that shells name already a new authority.
+/// Replaces the CA in existing bundles, whose paths shells may have set.
 ///
 /// # Errors
-/// One cannot be written.
+/// A bundle cannot be written.
 pub fn renew(authority: &Authority, folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let file = entry?.path();
@@ -106,7 +107,7 @@ fn is_below(file: &Path, folder: &Path) -> bool {
     file.starts_with(folder) || real(file).starts_with(real(folder))
 }
 
-/// Returns the name of the bundle of these sources: shells that name different ones do not share it.
+/// Returns the name of the bundle with these sources. Shells with different sources have different bundles.
 fn name(sources: &BTreeSet<PathBuf>) -> String {
     if sources.is_empty() {
         return BUNDLE.0.to_owned() + BUNDLE.1;
@@ -120,7 +121,7 @@ fn name(sources: &BTreeSet<PathBuf>) -> String {
     format!("{}-{digits}{}", BUNDLE.0, BUNDLE.1)
 }
 
-/// Returns the files that a bundle of ours was made of, beside the system's.
+/// Returns the sources of a bundle, beside the system's CAs.
 fn sources(bundle: &Path) -> BTreeSet<PathBuf> {
     let text = fs::read_to_string(bundle).unwrap_or_default();
     text.lines().map_while(|line| line.strip_prefix(FROM)).map(PathBuf::from).collect()
@@ -132,7 +133,7 @@ fn but_the_last(bundle: &Path) -> Vec<CertificateDer<'static>> {
     all
 }
 
-/// Returns the certificates of a file, or of a folder as OpenSSL has them. One that cannot be read has none: programs would not read it
+/// Returns the certificates of a file, or of a folder in OpenSSL's layout. Empty if it cannot be read: programs could not read it
 /// either.
 fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
     if path.is_dir() {
@@ -148,7 +149,7 @@ fn write_bundle(
     certificates: Vec<CertificateDer<'static>>,
     authority: &Authority,
 ) -> io::Result<()> {
-    // A name with a line break could not be read again.
+    // A path with a line break could not be read back.
     let shown = sources.iter().map(|source| source.display().to_string()).filter(|source| !source.contains('\n'));
     let mut text: String = shown.map(|source| format!("{FROM}{source}\n")).collect();
     let mut seen = BTreeSet::from([authority.certificate().to_vec()]);
@@ -158,7 +159,7 @@ fn write_bundle(
         }
     }
     text += &pem(authority.certificate());
-    // Programs that start now may be reading it.
+    // Replace the file as a whole, because starting programs may be reading it.
     match fs::read(file) {
         Ok(there) if there == text.as_bytes() => Ok(()),
         _ => authority::write(file, text.as_bytes(), 0o644),
@@ -206,7 +207,7 @@ mod tests {
             self.variables.push((name, value.to_owned()));
         }
 
-        /// Has the variables printed, and returns the bundle.
+        /// Writes the bundle, and returns the variables and its certificates.
         fn write(&self, authority: &Authority) -> (Vec<(&'static str, PathBuf)>, Vec<CertificateDer<'static>>) {
             let value = |name: &str| Some(self.variables.iter().find(|(other, _)| *other == name)?.1.clone().into());
             let variables = write_for(authority, &self.ours(), value).unwrap();

@@ -1,4 +1,4 @@
-//! The API at the admin socket of the running binary.
+//! The API on the admin socket of the running binary.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command as StdCommand, time::Duration};
 
@@ -43,7 +43,7 @@ fn schema() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// One who reads the events.
+/// A reader of the events.
 struct Reader {
     lines: tokio::io::Lines<BufReader<UnixStream>>,
 }
@@ -82,7 +82,7 @@ impl Reader {
         }
     }
 
-    /// Reads on to a change that has what is wanted.
+    /// Reads until a change for which `is_wanted` holds.
     async fn change(&mut self, mut is_wanted: impl FnMut(&Value) -> bool) -> Event {
         loop {
             let event = self.next().await;
@@ -256,7 +256,7 @@ async fn events_are_a_snapshot_and_then_what_changes() {
     unique.dedup();
     assert_eq!(unique, ids, "each event has an id of its own");
 
-    // It goes on where it was.
+    // A reader that reconnects resumes after its last event.
     drop(reader);
     assert!(process.serves("web.shop.localhost").await);
     let last = ids.last().unwrap();
@@ -277,7 +277,7 @@ async fn nothing_is_said_while_nothing_happens() {
     assert!(process.serves("web.shop.localhost").await);
     let mut reader = Reader::new(&process, None).await;
     assert_eq!(reader.next().await.name, "snapshot");
-    // The last seconds and the end of the connection are still told.
+    // The last seconds and the end of the connection are still sent.
     let silent = async {
         let mut heard = Instant::now();
         while heard.elapsed() < Duration::from_secs(3) {
@@ -310,7 +310,7 @@ async fn a_reader_that_stalls_delays_nobody_and_gets_a_snapshot() {
             }
         }
     });
-    // The other one has everything within a moment, at most four times a second.
+    // The other reader gets everything promptly, at most four times a second.
     let (mut events, until) = (0, Instant::now() + Duration::from_secs(6));
     while Instant::now() < until {
         assert_eq!(reads.next().await.name, "change");
@@ -346,7 +346,7 @@ async fn websockets_and_event_streams_are_rows_while_they_go_on() {
     assert!(open["took_ms"].is_null() && open["status"] == 101, "{open}");
     assert!(open["tunnel_ms"].as_f64() <= open["connected_ms"].as_f64(), "{open}");
     assert!(open["connected_ms"].as_f64() <= open["first_byte_ms"].as_f64(), "{open}");
-    // Two texts, a ping that is no message, and the Close frame; all masked with zeros.
+    // Two texts, a ping, which is not a message, and the Close frame; all masked with zeros.
     stream
         .write_all(b"\x81\x81\0\0\0\0a\x01\x81\0\0\0\0b\x89\x80\0\0\0\0\x80\x81\0\0\0\0c\x88\x80\0\0\0\0")
         .await
@@ -380,7 +380,7 @@ async fn a_context_says_since_when_its_server_does_not_answer() {
     assert!(visit("web.shop.localhost").await.starts_with("HTTP/1.1 200 "));
     let used = context().await;
     assert!(used["is_used"] == true && used["unreachable_since"].is_null(), "{used}");
-    // Nobody listens there any more.
+    // No process listens there any more.
     let file = process.demo.kubeconfig();
     let kubeconfig = fs::read_to_string(&file).unwrap();
     let start = kubeconfig.find("https://").unwrap();

@@ -1,6 +1,6 @@
-//! What people see: a real Chromium in front of adit, in front of a demo cluster. `just browser` runs it.
+//! What users see: a real Chromium with adit, in front of a demo cluster. `just browser` runs it.
 //!
-//! A test is a theme and each of its lines a case. The site of somebody else is `evil.example`.
+//! A test is a theme, and each of its lines a case. The site of an attacker is `evil.example`.
 
 mod chromium;
 mod dashboard;
@@ -33,7 +33,7 @@ http:
         headers: {response: {set: {set-cookie: 'visit=1; Path=/'}}}
 ";
 
-/// adit, a browser, and a site of somebody else.
+/// adit, a browser, and the site of an attacker.
 struct Suite {
     app: TestApp,
     browser: Chromium,
@@ -56,13 +56,13 @@ impl Suite {
         self.at("http", host, path)
     }
 
-    /// Opens a tab on a page of adit's.
+    /// Opens a tab with a page that adit serves.
     async fn page(&mut self, host: &str, path: &str) -> Page<'_> {
         let address = self.url(host, path);
         self.open(&address).await
     }
 
-    /// Opens a tab on a page of somebody else's.
+    /// Opens a tab with a page of the attacker.
     async fn foreign_page(&mut self) -> Page<'_> {
         let address = format!("http://evil.example:{}/", self.evil.port());
         self.open(&address).await
@@ -74,7 +74,7 @@ impl Suite {
         page
     }
 
-    /// Returns how many requests the pods have seen whose line has `text`.
+    /// Returns the number of requests with `text` in their lines of the pods' logs.
     fn seen(&self, text: &str) -> usize {
         let pods = self.app.demo.world().list("pods", None).0;
         let processes = pods.iter().filter_map(|pod| self.app.demo.world().process(pod["metadata"]["uid"].as_str()?));
@@ -102,7 +102,7 @@ async fn site_of_somebody_else() -> SocketAddr {
     address
 }
 
-/// Asserts what each expression comes to.
+/// Asserts the value of each expression.
 async fn come_to(page: &mut Page<'_>, cases: &[(&str, String, Value)]) {
     for (case, expression, expected) in cases {
         let found = page.eval(expression).await;
@@ -124,7 +124,7 @@ async fn pages_open_by_every_name() {
         ("http", "web-6d5f-b2-8080.pod.shop.ns.demo.cx.k8s.localhost", "web-6d5f-b2", "http/1.1"),
         ("https", "web.shop.localhost", "web-6d5f-", "h2"),
         ("https", "81.tools.shop.localhost", "tools-0", "h2"),
-        // Its own certificate, and its own protocol.
+        // The backend's own certificate and protocol.
         ("https", "443.tools.shop.localhost", "tools-0", "http/1.1"),
     ] {
         let address = suite.at(scheme, host, "/");
@@ -307,7 +307,7 @@ async fn pages_of_others_can_read_nothing_and_change_nothing() {
     page.close().await;
     assert_eq!(suite.seen("upload?allowed"), 1, "the route lets it in");
 
-    // A page of one Service does not write to another, but to its own.
+    // A page of one Service may write to itself, but not to another Service.
     let (home, own) = (suite.url("shop.localhost", "/"), suite.url("shop.localhost", "/upload?own"));
     let mut page = suite.page("shop.localhost", "/").await;
     page.eval(&form(&format!("{shop}/upload?neighbour"))).await;
@@ -318,7 +318,7 @@ async fn pages_of_others_can_read_nothing_and_change_nothing() {
     page.close().await;
     assert_eq!((suite.seen("upload?neighbour"), suite.seen("upload?own")), (0, 1));
 
-    // Its name leads to our address: rebinding.
+    // DNS rebinding: the attacker's name resolves to adit's address.
     let mut page = suite.page("evil.example", "/whoami?rebound").await;
     assert!(page.text().await.contains("no route for evil.example"));
     page.close().await;

@@ -1,4 +1,4 @@
-//! The chart as text: every value has its line in the README and its place in the schema. `.ci/chart` renders it with helm.
+//! The chart's text: every value has a line in the README and an entry in the schema. `.ci/chart` renders it with helm.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -19,7 +19,7 @@ struct Row {
     description: String,
 }
 
-/// Reads values.yaml: `# --` begins the description of the key that follows.
+/// Reads values.yaml: `# --` begins the description of the next key.
 fn rows() -> Vec<Row> {
     let text = read("values.yaml");
     let (mut rows, mut path, mut description): (Vec<Row>, Vec<(usize, String)>, Option<String>) =
@@ -35,7 +35,7 @@ fn rows() -> Vec<Row> {
         } else if let Some((key, value)) = line.split_once(':').filter(|_| !line.starts_with('#')) {
             path.retain(|(at, _)| *at < indent);
             let whole = path.iter().map(|(_, key)| key.as_str()).chain([key]).collect::<Vec<_>>().join(".");
-            // Below a value that has a description are parts of its default.
+            // Keys below a value with a description belong to its default.
             let is_part = rows.last().is_some_and(|row| whole.starts_with(&format!("{}.", row.path)));
             match description.take() {
                 Some(description) => rows.push(Row { path: whole, default: value.trim().to_owned(), description }),

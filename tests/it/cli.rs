@@ -1,4 +1,4 @@
-//! The binary as a person runs it: output, exit codes, errors.
+//! The binary as a user runs it: output, exit codes, errors.
 
 use std::{
     net::TcpListener,
@@ -8,7 +8,7 @@ use std::{
 
 use adit::demo::Demo;
 
-/// Runs adit with a home folder of its own.
+/// Runs adit with its own home folder.
 fn adit(home: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     for variable in ["KUBECONFIG", "ADIT_CONFIG", "XDG_CONFIG_HOME", "RUST_LOG", "KUBERNETES_SERVICE_HOST"] {
@@ -194,7 +194,7 @@ async fn routes_and_urls_lead_to_services() {
         assert!(some.contains("7000.tools.shop") && !some.contains("web.shop"), "{some}");
         let none = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-n", "shpo"]).stdout);
         assert!(none.starts_with("namespace shpo does not exist in context demo"), "{none}");
-        // A reader that goes away at once ends it quietly.
+        // A reader that closes stdout at once ends the command quietly.
         let mut child = Command::new(env!("CARGO_BIN_EXE_adit"))
             .args(["--kubeconfig", &kubeconfig, "routes", "-A"])
             .stdout(Stdio::piped())
@@ -212,7 +212,7 @@ async fn routes_and_urls_lead_to_services() {
 #[test]
 fn every_example_passes_check_and_a_plugin_of_kubectl_is_called_so() {
     let home = tempfile::tempdir().unwrap();
-    // The files that the examples name.
+    // The files that the examples refer to.
     for folder in [".config/adit", ".local/state/adit", ".kube", "certs"] {
         std::fs::create_dir_all(home.path().join(folder)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Configuration files, from disk to message.
+//! Configuration files, from the disk to the message.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The forward proxy by CONNECT and by requests in absolute form, and the file that configures browsers.
+//! The forward proxy with CONNECT and with requests in absolute form, and the PAC file.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, TestApp};
 
-/// Sends a CONNECT request, and returns the stream or the whole answer.
+/// Sends a CONNECT request, and returns the stream, or the whole answer.
 pub async fn connect(app: &TestApp, authority: &str, headers: &str) -> Result<TcpStream, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(app.http).await.unwrap();
@@ -48,7 +48,7 @@ async fn get(mut stream: TcpStream) -> String {
     answer
 }
 
-/// `Basic` of `name:`.
+/// Returns the header with `Basic` of `name:`.
 fn user(name: &str) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};
     format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(format!("{name}:")))
@@ -130,22 +130,22 @@ async fn hosts_of_other_networks_are_reached_only_where_that_is_allowed_and_neve
     ];
     for host in &near {
         assert_eq!(refused(&app, host, "").await, (403, "elsewhere".to_owned()), "{host}");
-        // To this machine by a name of its own a browser gets the page of adit.
+        // For other names of this machine, a browser gets adit's page.
         if !host.contains("127.") && host != "[::1]:80" {
             let (status, said) = app.request(&whole(host, "")).await;
             assert_eq!(status, 403, "{host}: {said}");
         }
     }
-    // A name that only the internet could know, and does not.
+    // A public name that does not exist.
     assert_eq!(refused(&app, "nobody.of.invalid:443", "").await, (502, "direct".to_owned()));
     let (status, said) = app.request(&whole("nobody.of.invalid", "")).await;
     assert!(status == 502 && said.contains("its name is not known"), "{status} {said}");
-    // It could have been a Service.
+    // A name that could be a Service.
     let (status, said) = app.request(&whole("nobody.invalid", "")).await;
     assert!(status == 502 && said.contains("cannot reach nobody.invalid:80"), "{status} {said}");
     assert_eq!(app.request(&whole("none.shop.svc", "")).await.0, 404, "names of the cluster stay there");
     assert_eq!(app.request(&whole("web.shop", "")).await.0, 200);
-    // A context is named: that is for the cluster.
+    // With a context, the request is for the cluster only.
     assert_eq!(app.request(&whole("nobody.of.invalid", &user("demo"))).await.0, 403);
     app.finish().await;
 }
@@ -176,12 +176,12 @@ async fn what_a_web_page_can_send_reaches_nothing() {
     let connect = format!("CONNECT {name}:80 HTTP/1.1\r\nHost: {name}\r\n\r\n");
     let socks = "\x05\x01\x00\x05\x01\x00\x03\x08web.shop\x00\x50";
     let requests = [
-        // A page whose name was rebound to our address.
+        // A page with a name that was rebound to adit's address.
         format!("GET /whoami HTTP/1.1\r\nHost: {name}\r\n{foreign}\r\n"),
         format!(
             "GET /whoami HTTP/1.1\r\nHost: {name}\r\n{upgrade}Origin: https://evil.example\r\nConnection: upgrade, close\r\n\r\n"
         ),
-        // A body, and what would be behind it for a lenient reader.
+        // A body that a lenient parser would read as another request.
         format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}{}\r\n{connect}", length(&connect)),
         format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n{foreign}{}\r\n{socks}", length(socks)),
         format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n{connect}"),
@@ -255,7 +255,7 @@ async fn requests_in_absolute_form_lead_to_names_of_the_cluster() {
     ] {
         assert_eq!(send(url, &headers).await.0, status, "{url}");
     }
-    // A page that has rebound its name to our address sends the origin form, and reaches nothing.
+    // A page with a rebound name sends the origin form, and reaches nothing.
     let page = app.get("web.shop.svc.cluster.local", "/whoami").await;
     assert_eq!(page.0, 404, "{}", page.1);
     let foreign = "Origin: https://evil.example\r\n";
@@ -298,7 +298,7 @@ async fn the_file_for_browsers_leads_names_of_the_cluster_through_adit() {
         serde_json::json!(hosts)
     );
     let run = tokio::task::spawn_blocking(move || Command::new("node").args(["-e", &program]).output()).await.unwrap();
-    // It is not on every machine.
+    // Node is not on every machine.
     if let Ok(run) = run {
         let found: Vec<String> =
             serde_json::from_slice(&run.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&run.stderr)));
@@ -333,7 +333,7 @@ async fn curl_uses_it_as_an_http_proxy() {
 async fn a_thousand_connects_in_parallel_are_served() {
     adit::cli::up::raise_open_file_limit();
     let app = TestApp::start("").await;
-    // All are open at the same time: each says something once the last one is connected.
+    // All are open at the same time: each sends only after the last one has connected.
     let all = (0..1_000).map(|_| connect(&app, "tools.shop:7000", ""));
     let open: Vec<TcpStream> = futures::future::join_all(all).await.into_iter().flatten().collect();
     assert_eq!(open.len(), 1_000);

@@ -1,4 +1,4 @@
-//! How many connections to an API server there are, and for what.
+//! The number of connections to an API server, and their use.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::support::{TestApp, eventually};
 
-/// Waits until a spare connection is there beside that of the requests.
+/// Waits until there is a spare connection beside the one of the requests.
 async fn spare_is_there(app: &TestApp, seen: u64) {
     eventually("a spare connection is dialled", || async { app.demo.faults().connections_seen() >= seen }).await;
     eventually("and stays", || async { app.demo.faults().connections_open() == 2 }).await;
@@ -23,11 +23,11 @@ async fn a_first_visit_finds_a_connection_where_the_context_is_in_use() {
     sleep(Duration::from_millis(500)).await;
     assert_eq!(app.demo.faults().connections_seen(), 0, "none for a context that is not used");
     assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
-    // The requests', the one that was upgraded, and the spare one.
+    // The connection of the requests, the upgraded one, and the spare one.
     spare_is_there(&app, 3).await;
     assert_eq!(app.get("tools.shop.localhost", "/").await.0, 200);
     assert_eq!(app.demo.faults().upgrades_seen(), 2);
-    // The spare one was upgraded, and another took its place.
+    // The spare one was upgraded, and a new spare replaced it.
     spare_is_there(&app, 4).await;
     app.finish().await;
 }
@@ -46,7 +46,7 @@ async fn a_spare_connection_that_was_lost_costs_nobody_an_answer() {
         })));
         assert_eq!(app.get("tools.shop.localhost", "/").await.0, 200, "{mishap:?}");
         assert_eq!(faults.requests_seen("/portforward"), 3, "{mishap:?}");
-        // The transport is not blamed: another would be refused now.
+        // adit has not changed the transport: the demo would refuse another one now.
         faults.spdy_only(true);
         assert_eq!(app.get("81.tools.shop.localhost", "/").await.0, 200, "{mishap:?}");
         assert_eq!(faults.requests_seen("/portforward"), 4, "{mishap:?}");

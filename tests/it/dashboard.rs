@@ -1,4 +1,4 @@
-//! The dashboard of the running binary: who gets in, and that nobody else learns or changes anything.
+//! The dashboard of the running binary: who can sign in, and that nobody else can read or change anything.
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command as StdCommand, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     support::{PATIENCE, eventually, schema::assert_valid},
 };
 
-/// What an answer was.
+/// The answer to a request.
 pub struct Answer {
     pub status: u16,
     pub head: String,
@@ -54,7 +54,7 @@ pub async fn send(process: &Process, line: &str, host: &str, lines: &[&str], bod
     Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body }
 }
 
-/// A browser that is signed in.
+/// A signed-in browser.
 pub struct Visit<'p> {
     pub process: &'p Process,
     pub host: String,
@@ -96,7 +96,7 @@ impl<'p> Visit<'p> {
     }
 }
 
-/// Returns a code as 'adit ui' gets one.
+/// Returns a code in the same way as `adit ui`.
 async fn code(process: &Process) -> String {
     let (is_ok, link, error) = process.command(&["ui", "--print"]).await;
     assert!(is_ok, "{error}");
@@ -137,7 +137,7 @@ async fn a_code_is_a_sign_in_once_and_nothing_is_shown_without() {
     }
     let text = send(&process, "GET /", &visit.host, &[], "").await;
     assert!(text.body.starts_with("adit is running") && !text.body.contains("shop"), "{}", text.body);
-    // A link from elsewhere comes without the cookie, and the page asks for itself again.
+    // A link on another site comes without the cookie, so the page reloads itself.
     let from = async |site: &str| send(&process, "GET /", &visit.host, &["Accept: text/html", site], "").await;
     assert!(from("Sec-Fetch-Site: cross-site").await.body.contains("http-equiv=\"refresh\""));
     assert!(!from("Sec-Fetch-Site: same-origin").await.body.contains("http-equiv=\"refresh\""));
@@ -240,7 +240,7 @@ async fn a_change_needs_every_proof() {
         lines.iter().map(|line| if line.starts_with("Origin") { "Origin: http://web.shop.localhost" } else { line });
     let evil: Vec<&str> = evil.collect();
     assert_eq!(send(&process, &format!("POST {stop}"), &visit.host, &evil, "{}").await.status, 403);
-    // What the page does not need is not there.
+    // The dashboard does not serve the parts of the API that its page does not use.
     for path in ["/api/v1/open", "/api/v1/ui"] {
         assert_eq!(visit.post(path, "{\"target\": \"web.shop\"}").await.status, 404, "{path}");
     }
@@ -376,7 +376,7 @@ async fn services_say_how_they_are_reached() {
     assert_eq!((&tunnel["tunnel"]["recent_requests"], &tunnel["tunnel"]["context"]), (&1.into(), &"demo".into()));
 }
 
-/// Returns the newest row whose path is this.
+/// Returns the newest row with this path.
 async fn row(visit: &Visit<'_>, path: &str) -> Value {
     let find = async {
         loop {
@@ -418,7 +418,7 @@ async fn a_request_is_sent_again_with_what_nobody_is_shown() {
     let again = visit.post(&format!("/api/v1/requests/{id}/replay"), "{}").await;
     let replayed = again.json();
     assert_eq!((again.status, &replayed["replay_of"], &replayed["status"]), (200, &id, &200.into()), "{}", again.body);
-    // The pod got the secrets, and says so in its answer, which a person has asked to record.
+    // The pod has received the secrets, and its response, which is recorded, shows them.
     let body = replayed["exchange"]["response_body"]["text"].as_str().unwrap().to_owned();
     assert!(body.contains("Bearer s3cret-1") && body.contains("sid=s3cret-2"), "{body}");
     let edits =
@@ -536,7 +536,7 @@ async fn a_replay_goes_nowhere_else() {
         r#"{"headers": [["x", "a\nb"]]}"#,
     ] {
         let answer = replay(id_of("w.localhost"), edits).await;
-        // A path of two slashes is one.
+        // `//` is a valid path, so this edit is not refused.
         let is_path = edits.contains("\"//\"");
         assert!(answer.status == 409 || is_path, "{edits}: {}", answer.body);
     }

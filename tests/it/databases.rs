@@ -1,5 +1,4 @@
-//! Clients of databases: psql in particular, in front of the demo's PostgreSQL. psql, mysql and redis-cli are asked where the machine
-//! has them.
+//! Database clients with the demo's PostgreSQL. psql, mysql and redis-cli are used if the machine has them.
 
 use std::{
     net::SocketAddr,
@@ -23,7 +22,7 @@ fn routes(ports: &str) -> String {
     format!("tcp: {{k8s: {{routes: {{{ports}}}}}}}\n")
 }
 
-/// Returns a port below those that the system gives to clients, so that no test running beside takes it.
+/// Returns a port below the ephemeral range, so that no concurrent test gets it.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
@@ -31,7 +30,7 @@ fn free_port() -> u16 {
     ports.find(is_free).expect("a free port")
 }
 
-/// Reads messages until the server is ready for a query, or has said an error; returns their kinds and the key.
+/// Reads messages until the server is ready for a query or reports an error. Returns their kinds, the key, and the error.
 async fn until_ready(stream: &mut TcpStream) -> (String, Vec<u8>, String) {
     let (mut kinds, mut key, mut error) = (String::new(), Vec::new(), String::new());
     let reading = async {
@@ -72,7 +71,7 @@ async fn cancel(address: SocketAddr, key: &[u8]) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = [&b"\0\0\0\x10\x04\xd2\x16\x2e"[..], key].concat();
     stream.write_all(&request).await.unwrap();
-    // libpq waits for the end.
+    // libpq waits for the end of the connection.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("the connection ends");
 }
 
@@ -80,7 +79,7 @@ async fn cancel(address: SocketAddr, key: &[u8]) {
 async fn a_cancel_request_reaches_the_server_that_has_the_session() {
     let app =
         TestApp::start(&routes(&format!("{}: {{namespace: data, service: postgres, port: 5432}}", free_port()))).await;
-    // Several sessions on each of the pods.
+    // Several sessions on each pod.
     let mut sessions = Vec::new();
     for _ in 0..6 {
         let (mut stream, key) = session(app.tcp[0]).await;
@@ -89,7 +88,7 @@ async fn a_cancel_request_reaches_the_server_that_has_the_session() {
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     while let Some((mut stream, key)) = sessions.pop() {
-        // By the listener of the session, and by that of names.
+        // Through the session's listener, and through the HTTP listener.
         let at = if sessions.len() % 2 == 0 { app.tcp[0] } else { app.http };
         cancel(at, &key).await;
         let (kinds, _, error) = until_ready(&mut stream).await;
@@ -99,13 +98,13 @@ async fn a_cancel_request_reaches_the_server_that_has_the_session() {
             assert!(timeout(Duration::from_millis(20), other.read_u8()).await.is_err(), "another query was cancelled");
         }
     }
-    // A key that nobody has ends its connection, and nothing else.
+    // An unknown key ends its own connection, and no session.
     cancel(app.http, &[9; 8]).await;
     cancel(app.tcp[0], &[9; 8]).await;
     app.finish().await;
 }
 
-/// Returns what a program of this machine says. None: it is not there.
+/// Runs a program, and returns its output. `None`: it is not installed.
 async fn said(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Option<String> {
     let mut command = Command::new(program);
     command
@@ -196,7 +195,7 @@ async fn clients_of_mysql_and_redis_are_told_in_their_own_protocol() {
     assert!(answer.contains("adit: no service nothing in namespace shop") || answer.contains("nothing"), "{answer}");
     let (answer, _) = told(redis, b"*1\r\n$4\r\nPING\r\n").await;
     assert!(answer.starts_with("-ERR adit: ") && answer.contains("nothing") && answer.ends_with("\r\n"), "{answer}");
-    // What speaks something else is reset, as before.
+    // Clients of other protocols get a reset.
     assert_eq!(told(plain, b"hello").await, (String::new(), false));
     let port = mysql.to_string();
     if let Some(answer) =

@@ -1,4 +1,4 @@
-//! The demo world, told to misbehave: what clients see of it.
+//! The demo cluster with injected faults, as clients see it.
 
 use crate::support::TestApp;
 

@@ -1,4 +1,4 @@
-//! Questions of DNS about the names that adit serves, at the UDP port of its listener.
+//! DNS queries for names that adit serves, at the UDP port of its listener.
 
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, TestApp, eventually, ports::ports, spawn, start_demo};
 
-/// A question about the addresses of a name, as resolvers send it.
+/// Returns a query for the addresses of a name, as resolvers send it.
 fn question(name: &str, kind: u8) -> Vec<u8> {
     let labels = name.split('.').flat_map(|label| [&[u8::try_from(label.len()).unwrap()], label.as_bytes()].concat());
     [b"\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec(), labels.collect(), vec![0, 0, kind, 0, 1]].concat()
@@ -45,16 +45,16 @@ async fn names_that_are_served_are_this_machine_and_others_are_refused() {
     for name in ["example.com", "example.test", "other.example.test"] {
         assert_eq!(ask(app.http, name, 1).await, (5, Vec::new()), "{name}");
     }
-    // No address of another family is made up.
+    // adit does not invent addresses of the other family.
     let (code, answer) = ask(app.http, "web.shop.localhost", 28).await;
     assert!(code == 0 && (answer.is_empty() || answer.ends_with(&[0, 1])), "{answer:?}");
     app.finish().await;
 }
 
-/// Returns whether a query gets an answer soon.
+/// Returns whether a query is answered soon.
 async fn is_answered(server: SocketAddr) -> bool {
     let socket = UdpSocket::bind((server.ip(), 0)).await.unwrap();
-    // An ICMP message about a port that is closed is an error of either.
+    // An ICMP message about a closed port fails either call.
     if socket.connect(server).await.is_err() || socket.send(&question("localhost", 1)).await.is_err() {
         return false;
     }
@@ -82,7 +82,7 @@ async fn queries_are_answered_once_the_udp_port_is_free_at_a_start_and_after_a_r
     drop(in_the_way);
     eventually("the first port", || is_answered(first)).await;
 
-    // A listener on the same port of all addresses: its socket is bound when the one before is closed.
+    // A listener on the same port of all addresses: its UDP socket can bind only after the old one is closed.
     for on in ["0.0.0.0", "127.0.0.1", "0.0.0.0"] {
         fs::write(&file, listen(&format!("{on}:{}", second.port()))).unwrap();
         eventually(on, || is_answered(second)).await;

@@ -1,4 +1,4 @@
-//! The documentation: its links lead somewhere, its runnable commands run, and it names what there is.
+//! The documentation: its links work, its runnable commands run, and it mentions everything that exists.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ fn markdown_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     entries(folder).filter(|path| path.extension().is_some_and(|extension| extension == "md"))
 }
 
-/// Returns the lines of a page that are not in a block of code.
+/// Returns the lines of a page outside of code blocks.
 fn prose(text: &str) -> String {
     let mut in_block = false;
     let is_prose = |line: &&str| {
@@ -46,7 +46,7 @@ fn links(text: &str) -> Vec<String> {
     inline.chain(images).map(str::to_owned).collect()
 }
 
-/// Returns the anchor of a heading, as forges make it.
+/// Returns the anchor that forges generate for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|each| each.is_alphanumeric() || matches!(each, ' ' | '-' | '_'));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -101,7 +101,7 @@ async fn every_metric_has_its_line_in_the_reference() {
     assert!(is_ok && !told.is_empty() && missing.is_empty(), "not in docs/reference/metrics.md: {missing:?}");
 }
 
-/// Returns what a line of the exposition calls its metric, as the reference has it: counters with `_total`.
+/// Returns the name of the metric in a line, as in the reference: counters with `_total`. `None`: it is not a TYPE line.
 fn family(line: &str) -> Option<String> {
     let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
     Some(if kind == "counter" { format!("{name}_total") } else { name.to_owned() })

@@ -58,7 +58,7 @@ impl Patient {
         fs::read_to_string(self.home.demo.kubeconfig()).unwrap()
     }
 
-    /// Writes a program of these lines, and returns a kubeconfig whose user signs in with it.
+    /// Writes a script, and returns a kubeconfig with the script as its credential plugin.
     fn with_plugin(&self, name: &str, script: &str) -> String {
         let program = self.home.folder.path().join(name);
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -76,7 +76,7 @@ impl Patient {
         self.write(&format!("signs-in-with-{}", command.rsplit('/').next().unwrap()), &text)
     }
 
-    /// Returns the report with another kubeconfig, and the ids of the checks that have failed.
+    /// Returns the report for another kubeconfig, and the ids of the failed checks.
     async fn report_of(&self, kubeconfig: &str, arguments: &[&str]) -> (Value, BTreeSet<String>) {
         let mut command =
             self.command(&[&["--kubeconfig", kubeconfig, "-n", "shop", "doctor", "-o", "json"], arguments].concat());
@@ -84,7 +84,7 @@ impl Patient {
         report(&said)
     }
 
-    /// Returns the report and the ids of the checks that have failed.
+    /// Returns the report, and the ids of the failed checks.
     async fn report(&self, arguments: &[&str]) -> (Value, BTreeSet<String>) {
         let said = self.doctor(&[&["-o", "json"], arguments].concat()).await;
         report(&said)
@@ -132,7 +132,7 @@ async fn on_a_healthy_cluster_nothing_fails() {
         text.code == Some(0) && (last == "Everything adit needs is there." || last.contains("adit works")),
         "{text:?}"
     );
-    // Each id is a heading.
+    // Each id is a heading of the manual.
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/troubleshooting.md");
     let manual = fs::read_to_string(manual).unwrap();
     for check in checks(&report) {
@@ -157,7 +157,7 @@ async fn each_missing_permission_is_named_with_the_role_that_grants_it() {
         assert!(check["detail"].as_str().unwrap().contains("apiGroups"), "{check}");
         verbs.iter().for_each(|verb| patient.home.demo.faults().forbid(verb, resource, false));
     }
-    // Raw SPDY is left where a WebSocket may not be; where neither may be, nothing is.
+    // Without permission for WebSockets, raw SPDY still works; without both, nothing does.
     let forbid = |verb, on| patient.home.demo.faults().forbid(verb, "pods/portforward", on);
     forbid("get", true);
     let (report, failed) = patient.report(&[]).await;
@@ -201,7 +201,7 @@ async fn a_port_that_is_taken_is_named_with_its_owner() {
     let check = checks(&report).iter().find(|check| check["status"] == "fail").unwrap();
     assert!(check["says"].as_str().unwrap().contains(&format!("(pid {})", std::process::id())), "{check}");
     assert!(check["fix"]["command"].as_str().unwrap().starts_with("adit --listen 127.0.0.1:"), "{check}");
-    // The command starts the same configuration, and one that is missing is written first.
+    // The suggested command uses the same configuration file; if that is missing, it is `init`.
     let config = patient.home.config("verbose: true\n");
     for (config, id, fix) in [
         (config.as_str(), "listen-port", format!("adit --config {config} --listen 127.0.0.1:")),
@@ -215,7 +215,7 @@ async fn a_port_that_is_taken_is_named_with_its_owner() {
     drop(taken);
 }
 
-/// Returns the address of a server that answers everything with a page, as a proxy that wants a password does.
+/// Returns the address of a server that answers everything with a page, like a proxy that requires a password.
 fn login_page() -> std::net::SocketAddr {
     use std::io::{Read, Write};
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
@@ -294,13 +294,13 @@ async fn a_fix_repairs_when_it_is_pasted() {
         let check = find(&report, id);
         assert_ne!(check["status"], "ok", "{check}");
         let command = check["fix"]["command"].as_str().unwrap();
-        // kubectl reads its own file where it is not told another.
+        // kubectl reads its default file unless the command sets another.
         let pasted = Command::new("sh").arg("-c").arg(command).env("KUBECONFIG", "/nowhere").output().await.unwrap();
         assert!(pasted.status.success(), "{command}: {pasted:?}");
         let (report, failed) = patient.report_of(&kubeconfig, &[]).await;
         assert_eq!((failed, find(&report, id)["status"].as_str()), (BTreeSet::new(), Some("ok")), "{report:#}");
     }
-    // A file that is missing among others.
+    // One of several files is missing.
     let missing = format!("{}:/no/such/file", patient.home.demo.kubeconfig().display());
     let mut command = patient.command(&["doctor", "-o", "json"]);
     let said = Said::of(command.env("KUBECONFIG", &missing).output().await.unwrap());
@@ -330,7 +330,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_is_the_only_finding() {
         assert_eq!(find(&report, "service")["status"], "skip", "{report:#}");
         assert!(started.elapsed() < Duration::from_secs(25), "it waits for nobody: {:?}", started.elapsed());
     }
-    // A Role is printed without a cluster too.
+    // A Role is printed even without a cluster.
     let hangs = patient.with_plugin("hangs", "sleep 60");
     let mut command = patient.command(&["--kubeconfig", &hangs, "-n", "shop", "doctor", "--rbac"]);
     let said = Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap());
@@ -357,7 +357,7 @@ async fn a_server_that_refuses_or_hangs_is_the_only_finding() {
 async fn what_this_machine_lacks_is_told_with_what_repairs_it() {
     let patient = Patient::new().await;
     let listen = format!("127.0.0.1:{}", patient.port);
-    // A shell that the user types into, in which fixes are pasted.
+    // A shell into which a user pastes the fixes.
     let shell = async |script: &str| {
         let mut command = Command::new("sh");
         let words = [env!("CARGO_BIN_EXE_adit"), "--listen", &listen, "-n", "shop", "doctor", "-o", "json"];
@@ -444,7 +444,7 @@ async fn what_a_gateway_does_to_upgrades_is_told() {
     faults.hang_up_on_upgrades(true);
     assert_eq!(patient.report(&[]).await.1, ids);
     faults.hang_up_on_upgrades(false);
-    // One that passes is enough, and the others are told.
+    // One working transport is enough; the others are reported.
     faults.only_channels(true);
     let (report, failed) = patient.report(&[]).await;
     assert!(failed.is_empty() && find(&report, "pod-stream")["status"] == "ok", "{report:#}");
@@ -483,7 +483,7 @@ async fn the_running_adit_is_looked_at() {
         checks(&report).iter().any(|check| check["id"] == "rejected-configuration" && check["status"] == "warn")
     })
     .await;
-    // The file could have named another listener than the one that runs.
+    // The running adit may listen elsewhere than the current file says.
     let mut elsewhere = patient.home.adit(&["--config", &config, "doctor", "-o", "json"]);
     let (report, _) = self::report(&Said::of(timeout(PATIENCE, elsewhere.output()).await.expect("it ends").unwrap()));
     assert_eq!(find(&report, "rejected-configuration")["status"], "warn", "{report:#}");
@@ -517,7 +517,7 @@ async fn the_service_is_to_start_this_program_and_to_find_the_plugins() {
         command.env("PATH", &path);
         Said::of(timeout(PATIENCE, command.output()).await.expect("it ends").unwrap())
     };
-    // What the installation would write, without a systemd to start it.
+    // The unit that the installation would write; no systemd has to start it.
     let shown = adit(&["service", "install", "--dry-run"]).await;
     let mut units = shown.out.split("# /").filter_map(|part| part.split_once('\n'));
     let (unit, text) = units.find(|(path, _)| path.ends_with("adit.service")).unwrap_or_else(|| panic!("{shown:?}"));
@@ -532,7 +532,7 @@ async fn the_service_is_to_start_this_program_and_to_find_the_plugins() {
         (Some("ok"), Some("ok")),
         "{found:#}"
     );
-    // The PATH of another day, and a program that was moved.
+    // An outdated PATH, and a program that was moved.
     fs::write(&unit, text.replace(&format!("{}:", folder.display()), "")).unwrap();
     let (found, failed) = report(&adit(&["doctor", "-o", "json"]).await);
     let check = find(&found, "service-plugin");

@@ -1,4 +1,4 @@
-//! What takes too long for each run: `just endurance`.
+//! Tests that take too long for each run: `just endurance`.
 
 use std::{
     fs, io,
@@ -21,7 +21,7 @@ use crate::{process::Process, support::PATIENCE};
 const RELOADS: usize = 1000;
 const SLOW_CLIENTS: usize = 1000;
 
-/// Sends a GET on a connection, and reads its answer.
+/// Sends a GET on a connection, and reads the response.
 async fn read_once(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web.localhost\r\n\r\n").await?;
     let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
@@ -34,14 +34,14 @@ async fn read_once(stream: &mut TcpStream) -> io::Result<()> {
         if !text.starts_with("HTTP/1.1 200") && text.len() > 12 {
             return Err(io::Error::other(text.into_owned()));
         }
-        // The name of the pod, and the end of the line.
+        // The body is the pod's name and a line feed.
         if text.split_once("\r\n\r\n").is_some_and(|(_, body)| body.ends_with('\n')) {
             return Ok(());
         }
     }
 }
 
-/// Reads until it is told to stop; every second reader opens a connection each time.
+/// Reads until `stop` is set. Every second reader opens a new connection each time.
 async fn read_on(
     http: SocketAddr,
     opens: bool,
@@ -124,7 +124,7 @@ async fn a_thousand_slow_clients_keep_nobody_out() {
         let until = Instant::now() + Duration::from_secs(12);
         while Instant::now() < until {
             for client in &clients {
-                // It may have been shut out.
+                // adit may have closed the connection.
                 let _ = client.try_write(if start.is_empty() { b"" } else { b"a" });
             }
             let mut stream = TcpStream::connect(adit.http).await.unwrap();

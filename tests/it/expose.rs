@@ -1,4 +1,4 @@
-//! Services that lead to laptops: whatever happens to clients, relays and the API server, at the end each object is what it was.
+//! Services that route to laptops: whatever happens to clients, relays and the API server, in the end each object is restored.
 
 mod by_hand;
 mod faults;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use self::support::{Laptop, Place};
 use crate::support::eventually;
 
-/// Requests to the API server take as long as those to a real one that is far away.
+/// Makes requests to the API server as slow as those to a distant one.
 fn slow(place: &Place) {
     for end in
         ["/services/web", "/services", "/endpointslices", "/endpointslices/web-adit", "/leases/adit-web", "/leases"]
@@ -57,7 +57,7 @@ async fn a_client_that_comes_back_has_the_service_and_nothing_is_left_half_done(
         let name = service.split('.').next().unwrap();
         let uid = place.service(name)["metadata"]["uid"].clone();
         for _ in 0..20 {
-            // The relay does not know yet that the one before is gone.
+            // The relay does not know yet that the previous client is gone.
             let mut again = Laptop::connect(&relay).await;
             again.resume = laptop.resume;
             port = again.take(service).await.unwrap();
@@ -83,7 +83,7 @@ async fn the_end_of_an_old_tunnel_does_not_undo_a_new_one() {
         let mut first = Laptop::connect(&relay).await;
         first.take("web.shop:80").await.unwrap();
         first.goodbye().await;
-        // At once, without what it was given.
+        // At once, without the old reservation.
         let mut second = Laptop::connect(&relay).await;
         let port = eventually_taken(&mut second, "web.shop:80").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -114,7 +114,7 @@ async fn all_other_ports_go_on_working_and_can_be_taken_too() {
     let of_ana = ana.take("tools.shop:80").await.unwrap();
     eventually("the port leads to ana alone", || async { place.served("tools", "web") == [of_ana] }).await;
     assert_eq!(place.served("tools", "echo"), [7000]);
-    // A client that answers is not driven out.
+    // A client that answers keeps its takeover.
     let refused = tokio::select! {
         taken = bo.take("tools.shop:80") => taken.unwrap_err(),
         frame = ana.frame() => panic!("{frame:?}"),
@@ -126,7 +126,7 @@ async fn all_other_ports_go_on_working_and_can_be_taken_too() {
     })
     .await;
     assert_eq!(place.served("tools", "h2c"), [8081]);
-    // A pod that is replaced meanwhile is behind the other ports.
+    // A pod that is replaced meanwhile still serves the other ports.
     place.demo.world().terminate_pod("shop", "tools-0", Some(Duration::ZERO));
     eventually("the new pod serves", || async { place.ready("tools") == 1 && place.served("tools", "h2c") == [8081] })
         .await;
@@ -209,7 +209,7 @@ async fn a_service_that_has_lost_both_records_is_known_to_its_relay() {
     let mut web = place.service("web");
     web["metadata"]["annotations"].as_object_mut().unwrap().remove("adit/takeover");
     web["metadata"]["labels"].as_object_mut().unwrap().remove("adit/exposed");
-    // In one moment: the relay does not look in between.
+    // In one step, so that the relay sees no intermediate state.
     place.demo.world().put("services", web);
     place.delete("leases", "adit-web").await;
     eventually("both are there again", || async {
@@ -230,7 +230,7 @@ async fn a_client_that_is_killed_gives_way_whatever_it_has_said_last() {
     ana.take("web.shop:80").await.unwrap();
     let mut again = Laptop::connect(&relay).await;
     again.ask(Kind::ReplacedService, "web.shop:80").await;
-    // Its answer to an older ping is under way when it dies.
+    // The client dies while its answer to an older ping is under way.
     ana.next_ping().await;
     ana.send(Frame::Pong { cookie: 0 }).await;
     drop(ana);
@@ -265,7 +265,7 @@ async fn what_somebody_puts_back_is_told_and_not_fought_over() {
     let relay = place.relay("one", "a").await;
     let mut laptop = Laptop::connect(&relay).await;
     laptop.take("web.shop:80").await.unwrap();
-    // As Argo CD does it.
+    // As Argo CD does.
     let mut web = place.service("web");
     web["spec"]["ports"][0]["targetPort"] = json!("http");
     web["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = json!("shop:/Service:shop/web");
@@ -277,7 +277,7 @@ async fn what_somebody_puts_back_is_told_and_not_fought_over() {
     assert_eq!(place.served("web", "http"), [8080]);
     assert!(place.events("web").contains(&"TakeoverUndone".to_owned()));
 
-    // A Service that is deleted takes everything with it.
+    // Deleting the Service deletes everything.
     laptop.take("web.shop:80").await.unwrap();
     place.delete("services", "web").await;
     let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("nothing was told") };

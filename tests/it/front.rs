@@ -1,4 +1,4 @@
-//! What is let in, and what is made of headers on the way.
+//! Which requests adit accepts, and how it changes headers.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, TestApp};
 
-/// Sends what a client sends before its end, and returns all that it is answered.
+/// Sends bytes, and returns everything that adit answers until the end.
 async fn exchange(app: &TestApp, sent: &[u8]) -> String {
     let mut stream = TcpStream::connect(app.http).await.unwrap();
     stream.write_all(sent).await.unwrap();
@@ -26,7 +26,7 @@ async fn exchange(app: &TestApp, sent: &[u8]) -> String {
 async fn what_is_ambiguous_gets_no_further_and_what_is_valid_does() {
     let app = TestApp::start("").await;
     let host = "Host: web.shop.localhost\r\n";
-    // Each as another reader could take it, with a request to a path that tells when it was seen.
+    // Each could be parsed in two ways. One of them contains a request whose path shows whether it arrived.
     let refused = [
         format!("POST /whoami HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         format!("POST /whoami HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
@@ -42,7 +42,7 @@ async fn what_is_ambiguous_gets_no_further_and_what_is_valid_does() {
     for request in &refused {
         let pipelined = format!("GET /whoami HTTP/1.1\r\n{host}\r\n{request}GET /whoami HTTP/1.1\r\n{host}\r\n");
         for (sent, answers) in [(request, 0), (&pipelined, 1)] {
-            // The first request of a connection may be one to the forward proxy.
+            // The first request of a connection may be for the forward proxy.
             if sent.starts_with("CONNECT ") {
                 continue;
             }
@@ -93,7 +93,7 @@ async fn pages_of_other_sites_cannot_change_anything() {
     let asks =
         format!("GET /ws HTTP/1.1\r\nHost: web.shop.localhost\r\n{upgrade}{evil}Connection: upgrade, close\r\n\r\n");
     assert_eq!(app.request(&asks).await.0, 403);
-    // Whoever has rebound a name of his own to this machine reaches no cluster.
+    // An attacker who rebinds a name to this machine reaches no cluster.
     assert_eq!(send("evil.example", "GET", "").await.0, 404);
     app.finish().await;
 }
@@ -123,7 +123,7 @@ async fn routes_change_headers_and_a_request_is_marked() {
     assert_eq!(header("x-request-id").map(|id| id.len()), Some(32));
     let via = header("via").unwrap();
     assert!(via.starts_with("1.1 adit-"), "{via}");
-    // What comes back to where it was is told so.
+    // A request that returns to its adit gets an error about the loop.
     let again = format!("GET / HTTP/1.1\r\nHost: a.localhost\r\nVia: {via}\r\nConnection: close\r\n\r\n");
     let (status, body) = app.request(&again).await;
     assert_eq!(status, 508, "{body}");
@@ -152,7 +152,7 @@ async fn a_websocket_over_http2_reaches_a_backend_of_http1() {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    // The server's settings have to come first: they say that it can be done.
+    // The server's settings must arrive first: they announce extended CONNECT.
     let plain = Request::get("http://web.shop.localhost/whoami").body(Empty::<Bytes>::new()).unwrap();
     let plain = sender.send_request(plain).await.unwrap();
     assert_eq!(plain.status(), StatusCode::OK);

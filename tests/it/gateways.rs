@@ -1,4 +1,4 @@
-//! Gateways between adit and the API server that do not let every upgrade through.
+//! Gateways between adit and the API server that do not pass every upgrade.
 
 use std::{
     fs, io,
@@ -27,27 +27,27 @@ use crate::support::{PATIENCE, TestApp, start_demo};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Does {
     Pass,
-    /// Says something, and passes the request.
+    /// Sends a text, and passes the request.
     PassAfter(&'static str),
     /// Passes the request late.
     PassLate(Duration),
-    /// Passes the request, and ends the connection once it is silent for this long.
+    /// Passes the request, and ends the connection after this long without bytes.
     PassUntilIdle(Duration),
-    /// Ends the connection, as TLS and TCP have it.
+    /// Ends the connection cleanly, with TLS close_notify and FIN.
     Close,
     /// Ends the connection with a reset.
     Reset,
-    /// Keeps the connection, and says nothing.
+    /// Keeps the connection open without an answer.
     Swallow,
-    /// Passes the request and the switch, and nothing that follows.
+    /// Passes the request and the 101, but nothing that follows.
     SwitchAndSwallow,
-    /// Switches by itself at once, and passes everything late.
+    /// Sends a 101 itself at once, and passes everything late.
     SwitchAndPassLate(Duration),
     Say(&'static str),
 }
 use Does::{Close, Pass, PassAfter, PassLate, PassUntilIdle, Reset, Say, Swallow, SwitchAndPassLate, SwitchAndSwallow};
 
-/// The kinds of upgrade that a gateway can tell apart.
+/// Kinds of upgrade that a gateway can distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Spdy,
@@ -56,7 +56,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// None: no upgrade.
+    /// Returns the kind of upgrade that a request head asks for. `None`: no upgrade.
     fn of(head: &str) -> Option<Self> {
         let head = head.to_ascii_lowercase();
         if !head.contains("\r\nupgrade:") {
@@ -74,7 +74,7 @@ impl Kind {
 
 type Rule = Box<dyn Fn(Kind) -> Does + Send + Sync>;
 
-/// Ends TLS in front of a demo API server, and looks at the first request of each connection.
+/// A gateway that terminates TLS in front of a demo API server, and applies its rule to the first request of each connection.
 struct Gateway {
     port: u16,
     rule: Arc<Mutex<Rule>>,
@@ -121,7 +121,7 @@ impl Gateway {
         *self.rule.lock().unwrap() = Box::new(rule);
     }
 
-    /// The upgrades that were asked for since the last look.
+    /// Returns the upgrades requested since the last call.
     fn seen(&self) -> Vec<Kind> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
@@ -249,7 +249,7 @@ impl Behind {
         Self { app, gateway, address, _folder: folder }
     }
 
-    /// Sends a word to the echo; returns how long it took to come back. None: it did not come.
+    /// Sends a word to the echo, and returns the time until it came back. `None`: it did not.
     async fn echo(&self) -> Option<Duration> {
         let started = Instant::now();
         let exchange = async {
@@ -263,7 +263,7 @@ impl Behind {
         (&word == b"word").then(|| started.elapsed())
     }
 
-    /// Makes the next stream need another upgrade.
+    /// Ends the upgraded connections, so that the next stream needs a new one.
     async fn cut(&self) {
         self.app.demo.faults().drop_upgraded_connections();
         sleep(Duration::from_millis(100)).await;
@@ -313,7 +313,7 @@ async fn the_transport_that_gets_through_is_found_and_remembered() {
         assert!(again.iter().all(|kind| *kind == passes), "{name} is remembered: {again:?}");
         behind.app.drain().cut();
     };
-    // Some at a time: a machine that is too busy answers late, which is what an upgrade that is swallowed looks like.
+    // A few at a time: an overloaded machine answers late, which looks like a swallowed upgrade.
     for some in cases.chunks(4) {
         futures::future::join_all(some.iter().copied().map(case)).await;
     }
@@ -328,7 +328,7 @@ async fn load_and_restarts_change_no_transport_and_are_left_alone() {
         ("HTTP/1.1 502 Bad Gateway\r\nAudit-Id: 1\r\nContent-Length: 4\r\n\r\n<p/>", 14),
     ];
     let case = |(refusal, most): (&'static str, usize)| async move {
-        // Learned once, on a way that knows no SPDY: the tunnel.
+        // adit has learned that this path does not pass SPDY, and uses the tunnel.
         let behind = Behind::start(false, |kind| if kind == Kind::Spdy { Close } else { Pass }).await;
         assert!(behind.echo().await.is_some());
         behind.gateway.seen();
@@ -384,7 +384,7 @@ async fn clients_that_wait_for_the_same_dial_share_its_failure() {
         let clients = futures::future::join_all((0..CLIENTS).map(|_| behind.echo()));
         let (echoes, seen) = tokio::join!(clients, restart);
         assert!(echoes.iter().all(Option::is_some), "{passes:?}");
-        // Where each client needs a connection of its own, the first failures come at the same time.
+        // If each client needs its own connection, the first failures happen at the same time.
         let most = if passes == Kind::Spdy { 15 } else { CLIENTS + 15 };
         assert!(seen <= most, "{passes:?}: {seen} upgrades within 1.5 s for {CLIENTS} clients");
         behind.app.drain().cut();
@@ -423,7 +423,7 @@ async fn a_server_that_is_slow_keeps_its_transport() {
         assert_eq!(behind.gateway.seen().first(), Some(&default));
         behind.app.drain().cut();
     }
-    // The first one is answered last: it was slow all the same.
+    // The first transport answers last: it was only slow.
     let behind =
         Behind::start(false, |kind| if kind == Kind::Spdy { PassLate(Duration::from_secs(2)) } else { Pass }).await;
     assert!(behind.echo().await.is_some());
@@ -446,7 +446,7 @@ async fn a_transport_that_is_switched_to_and_swallowed_is_left_for_the_next() {
         assert!(behind.echo().await.is_some(), "{passes:?}: again");
         let again = behind.gateway.seen();
         assert!(!again.is_empty() && again.iter().all(|kind| *kind == passes), "{passes:?} is remembered: {again:?}");
-        // So does a request that may not be repeated.
+        // The same holds for a request that must not be repeated.
         let (status, answer) = behind
             .app
             .request(

@@ -1,4 +1,4 @@
-//! The HTTP front, from a client to a pod of the demo.
+//! The HTTP frontend, from a client to a pod of the demo.
 
 use std::time::Duration;
 
@@ -217,7 +217,7 @@ async fn a_websocket_ends_when_both_close_frames_have_passed() {
         let (mut socket, _) = tokio_tungstenite::client_async("ws://tools.shop.localhost/ws", stream).await.unwrap();
         socket.send(Message::text("hello")).await.unwrap();
         timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
-        // Clients wait for the server's end of the connection (RFC 6455, section 7.1.1), and a node gives it a second.
+        // Clients wait for the server's end of the connection (RFC 6455, section 7.1.1), which a node delays by a second.
         let started = std::time::Instant::now();
         socket.close(None).await.unwrap();
         while timeout(PATIENCE, socket.next()).await.unwrap().is_some() {}

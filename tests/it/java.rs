@@ -1,8 +1,8 @@
-//! Java's clients in front of the forward proxy: `HttpURLConnection` and `HttpClient`. Left out where there is no JDK.
+//! Java's clients with the forward proxy: `HttpURLConnection` and `HttpClient`. Skipped without a JDK.
 
 use crate::process::Process;
 
-/// Asks for a URL, with a proxy that the program or the options of the JVM name.
+/// Requests a URL through a proxy that the program or the JVM's options set.
 const ASK: &str = r#"
 import java.io.IOException;
 import java.net.*;
@@ -44,7 +44,7 @@ public class Ask {
 async fn both_clients_go_through_an_http_proxy_and_one_of_them_through_socks() {
     let process = Process::start("", &[]).await;
     std::fs::write(process.home().join("Ask.java"), ASK).unwrap();
-    // The certificate of the backend, as its owner would give it to the JVM.
+    // The backend's certificate, imported into the JVM's trust store as its owner would do.
     let prepare = "javac Ask.java && command -v openssl keytool && \
         openssl s_client -proxy 127.0.0.1:$PORT -connect tools.shop.svc:443 </dev/null 2>/dev/null | openssl x509 >pod.pem && \
         keytool -importcert -noprompt -alias pod -file pod.pem -keystore store -storepass changeit";
@@ -72,7 +72,7 @@ async fn both_clients_go_through_an_http_proxy_and_one_of_them_through_socks() {
         (&of_socks, "connection", https, Some("tools-0")),
         ("", "connection-socks", http, Some("web-")),
         ("", "connection-socks", https, Some("tools-0")),
-        // It knows proxies of HTTP only, and looks the name up itself.
+        // `HttpClient` supports only HTTP proxies, and resolves the name itself.
         (&of_socks, "client", http, None),
         ("", "client-socks", http, None),
     ];

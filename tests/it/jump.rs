@@ -1,4 +1,4 @@
-//! Jump hosts: through a program in a pod of the demo.
+//! Jump hosts: connections through a program in a pod of the demo.
 
 use std::{net::TcpListener, time::Duration};
 

@@ -1,6 +1,6 @@
-//! Kubeconfigs and proxies that kubectl decides, and adit has to decide the same way.
+//! Kubeconfigs and proxies for which kubectl is the reference.
 //!
-//! Each case has the verdict in its row. Where kubectl is on PATH it is asked too, and has to agree.
+//! Each row has the expected verdict. If kubectl is on PATH, it must agree.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// Where the answer has to come from, and what adit has to say where there is none.
+/// Expected result of a case; for a refusal, the text in adit's error.
 pub enum Verdict {
     Works,
     Refused(&'static str),
@@ -83,7 +83,7 @@ impl Oracle {
         self.demo.address().port()
     }
 
-    /// Replaces `$SERVER`, `$HOST`, `$CA` and `$TOKEN`.
+    /// Replaces `$SERVER`, `$HOST`, `$PORT`, `$CA` and `$TOKEN`.
     pub fn fill(&self, text: &str) -> String {
         text.replace("$SERVER", &format!("https://127.0.0.1:{}", self.port()))
             .replace("$HOST", &format!("127.0.0.1:{}", self.port()))
@@ -92,7 +92,7 @@ impl Oracle {
             .replace("$TOKEN", &self.token)
     }
 
-    /// Asks adit for the Services, and kubectl where there is one, with these files and variables.
+    /// Lists the Services with adit, and with kubectl if there is one, using these files and variables.
     async fn judge(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
         self.judge_adit(case, files, variables, verdict).await;
         self.judge_kubectl(case, files, variables, verdict).await;
@@ -277,7 +277,7 @@ async fn a_user_means_what_it_means_for_kubectl() {
     }
 }
 
-/// A user whose plugin is `sh -c SCRIPT`, with other settings beside.
+/// Returns a user with the plugin `sh -c SCRIPT`, and these other settings.
 fn plugin(version: &str, script: &str, others: &[(&str, Value)]) -> String {
     let mut exec = json!({
         "apiVersion": format!("client.authentication.k8s.io/{version}"),
@@ -292,7 +292,7 @@ fn plugin(version: &str, script: &str, others: &[(&str, Value)]) -> String {
     json!({ "exec": exec }).to_string()
 }
 
-/// Prints a credential, as JSON.
+/// Returns a script that prints a credential as JSON.
 fn answer(version: &str, status: Value) -> String {
     let version = format!("client.authentication.k8s.io/{version}");
     format!("echo '{}'", json!({"kind": "ExecCredential", "apiVersion": version, "status": status}))
@@ -351,7 +351,7 @@ async fn a_plugin_means_what_it_means_for_kubectl() {
             "the cluster",
             plugin(
                 "v1",
-                // The keys of JSON have no order.
+                // JSON keys have no order.
                 &expects("\"server\":\"$SERVER\"").replace(&good, &expects("\"certificate-authority-data\":\"$CA\"")),
                 &[("provideClusterInfo", json!(true))],
             ),
@@ -526,7 +526,7 @@ async fn several_files_are_one_as_for_kubectl() {
     }
 }
 
-/// A proxy that takes CONNECT to anywhere, leads it to one address, and counts.
+/// A proxy that accepts CONNECT to any host, connects to a fixed address, and counts.
 struct Proxy {
     port: u16,
     asked: Arc<AtomicUsize>,
@@ -599,7 +599,7 @@ async fn proxies_are_chosen_as_by_kubectl() {
     }
 }
 
-/// TLS of its own in front of the demo API server, which wants some client certificate where `wants` is set.
+/// Starts a TLS gateway in front of the demo API server. It requires a client certificate if `wants` is set.
 async fn gateway(to: u16, chain: Vec<CertificateDer<'static>>, key: &KeyPair, wants: bool) -> (u16, JoinHandle<()>) {
     gateway_with(to, chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap(), wants).await
 }
@@ -644,7 +644,7 @@ async fn gateway_with(
     (port, task)
 }
 
-/// Takes every client certificate whose key the client has.
+/// Accepts every client certificate whose key the client has.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -720,7 +720,7 @@ async fn servers_are_verified_as_by_kubectl() {
     }
 }
 
-/// `openssl x509 -req` without extensions: version 1, until 2126.
+/// Made with `openssl x509 -req` without extensions: version 1, valid until 2126.
 const VERSION_1: &str = include_str!("keys/version-1.crt");
 const KEY_OF_VERSION_1: &str = include_str!("keys/version-1.pem");
 
@@ -775,7 +775,7 @@ async fn client_certificates_are_presented_as_by_kubectl() {
     task.abort();
 }
 
-/// Each file: a certificate that is signed by its own key, made by `openssl req -x509 -newkey`, until 2126.
+/// Each file is a self-signed certificate with its key, made with `openssl req -x509 -newkey`, valid until 2126.
 #[tokio::test]
 async fn keys_of_every_kind_are_taken_as_by_kubectl() {
     let oracle = Oracle::start().await;

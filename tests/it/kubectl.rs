@@ -1,4 +1,4 @@
-//! A kubectl that we did not write, against the demo API server: our client and our server cannot share a mistake.
+//! The demo API server with kubectl, which adit's authors have not written: adit's client and the demo cannot share a mistake.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -20,7 +20,7 @@ fn kubectl(demo: &Demo, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs kubectl beside the demo, which lives in this process.
+/// Runs kubectl in a blocking thread, because the demo is in this process.
 async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || {
         command.stdin(Stdio::null()).output().expect("kubectl is on PATH: the suite needs it")
@@ -100,7 +100,7 @@ async fn port_forward_works_by_both_transports() {
         let stdout = child.stdout.take().unwrap();
         let answers = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
-            // Kept open: kubectl says more with each connection, and would die of a closed pipe.
+            // Keep the pipe open: kubectl prints more with each connection, and a closed pipe would end it.
             let mut stdout = BufReader::new(stdout);
             stdout.read_line(&mut line).unwrap();
             let port: u16 = line
@@ -115,7 +115,7 @@ async fn port_forward_works_by_both_transports() {
                     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
                     stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
                     let mut answer = Vec::new();
-                    // kubectl may reset a connection behind its last byte.
+                    // kubectl may reset a connection after its last byte.
                     let _ = stream.read_to_end(&mut answer);
                     text(&answer)
                 })
@@ -157,7 +157,7 @@ async fn objects_are_created_patched_replaced_and_deleted() {
     let (_, labels) =
         done(&["get", "svc", "mine", "-o", "jsonpath={.metadata.labels.a} {.spec.ports[0].targetPort}"]).await;
     assert_eq!(labels, "b 80");
-    // A slice goes with the Service that owns it.
+    // Deleting a Service deletes the EndpointSlice that it owns.
     let uid = demo.world().get("services", "shop", "mine").unwrap()["metadata"]["uid"].clone();
     let owner = serde_json::json!([{"apiVersion": "v1", "kind": "Service", "name": "mine", "uid": uid}]);
     let metadata = serde_json::json!({"namespace": "shop", "name": "mine-1", "ownerReferences": owner});

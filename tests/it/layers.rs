@@ -1,4 +1,4 @@
-//! Who may use whom: the table of ARCHITECTURE.md, held against the imports of `src`.
+//! Which module may use which: the table of ARCHITECTURE.md, checked against the imports of `src`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Each module with those it may use. `*`: all.
+/// Each module with the modules that it may use. `*`: all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("wire", &[]),
@@ -120,7 +120,7 @@ fn only_one_file_knows_yaml() {
     assert_eq!(users, [PathBuf::from("config/file.rs")]);
 }
 
-/// What is a line of stations must not become a knot again.
+/// The parts of the HTTP frontend must not have circular dependencies again.
 #[test]
 fn parts_of_the_http_front_do_not_use_each_other_in_a_circle() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/frontend/http");
@@ -137,7 +137,7 @@ fn parts_of_the_http_front_do_not_use_each_other_in_a_circle() {
         uses.entry(part).or_default().extend(used.into_iter().filter(|used| used != part));
     }
     assert!(uses["access"].contains("body") && uses["upstream"].contains("http2"), "uses are seen: {uses:?}");
-    // What uses nothing that is left can be taken away, until nothing is left.
+    // Remove parts that use no remaining part, until none is left.
     while let Some(free) = uses.iter().find(|(_, used)| used.iter().all(|part| !uses.contains_key(part))) {
         let free = *free.0;
         uses.remove(free);
@@ -145,7 +145,7 @@ fn parts_of_the_http_front_do_not_use_each_other_in_a_circle() {
     assert!(uses.is_empty(), "a circle, and what uses it: {uses:?}");
 }
 
-/// Returns which of `parts` the `use` declarations of our own name.
+/// Returns which of `parts` the `use` declarations of this crate name.
 fn parts_used<'a>(text: &str, parts: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
     let ours = ["use super::", "use crate::", "use self::", "pub use "];
     let mut used = BTreeSet::new();
@@ -159,7 +159,7 @@ fn parts_used<'a>(text: &str, parts: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
     used
 }
 
-/// Returns what a declaration takes from `frontend::http`: other modules may have parts of the same names.
+/// Returns what a declaration takes from `frontend::http`. Other modules may have parts with the same names.
 fn of_the_front(declaration: &str) -> &str {
     let Some((_, taken)) = declaration.split_once("http::") else { return "" };
     let end = if taken.starts_with('{') { '}' } else { ',' };
@@ -172,7 +172,7 @@ fn groups_and_paths_are_both_seen() {
     assert_eq!(used_modules(text), BTreeSet::from(["drain", "io", "routing"].map(String::from)));
 }
 
-/// Returns the sources below a folder; unit tests in files of their own may reach further.
+/// Returns the source files below a folder, without files of unit tests, which may use more modules.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a readable folder") {
@@ -187,18 +187,18 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Returns the top-level module that a file belongs to.
+/// Returns the top-level module of a file.
 fn module_of(src: &Path, file: &Path) -> String {
     let relative = file.strip_prefix(src).unwrap();
     relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned()
 }
 
-/// Returns the text without its unit tests, which stand last and may reach further.
+/// Returns the text without its unit tests, which come last, and may use more modules.
 fn production_part(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod tests").next().unwrap()
 }
 
-/// Returns the first segment of every `crate::` path, those in braces included.
+/// Returns the first segment of every `crate::` path, also in braces.
 fn used_modules(text: &str) -> BTreeSet<String> {
     let code: String =
         text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();

@@ -1,4 +1,4 @@
-//! Start, reload, drain, and tunnels over time.
+//! Start, reload, drain, and the lifetime of tunnels.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -114,12 +114,12 @@ async fn a_reload_adds_and_removes_routes_and_keeps_connections() {
 #[tokio::test]
 async fn an_idle_tunnel_closes_and_opens_again() {
     let app = TestApp::start("http: {idle_timeout: 200ms}\n").await;
-    // The second speaks HTTP/2 without TLS: one connection is kept for all requests.
+    // The second host uses HTTP/2 without TLS, with one kept connection for all requests.
     for host in ["web.shop.localhost", "81.tools.shop.localhost"] {
         let before = app.demo.faults().upgrades_seen();
         for round in 1..4 {
             let streams = app.demo.faults().streams_seen();
-            // A POST is never sent twice: it must not meet a connection that ends with its tunnel.
+            // A POST is never repeated, so it must not use a connection that ends with its tunnel.
             let request =
                 format!("POST /whoami HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
             assert_eq!(app.request(&request).await.0, 200);

@@ -1,4 +1,4 @@
-//! The integration suite: whole app, real sockets, the demo API server as the cluster.
+//! The integration suite: the whole app with real sockets; the demo API server is the cluster.
 
 mod api;
 #[cfg(feature = "browser")]

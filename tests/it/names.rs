@@ -1,4 +1,4 @@
-//! A name of a relay, from a visitor to a server on this machine: the binary at both ends.
+//! A name of a relay, from a visitor to a local server, with the binary at both ends.
 
 use std::{net::SocketAddr, process::Stdio};
 
@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::support::PATIENCE;
 
-/// Starts adit, and returns the lines that it writes.
+/// Starts adit, and returns its lines of output.
 fn adit(home: &TempDir, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     command.args(arguments).env_clear().env("HOME", home.path()).env("ADIT_SECRET", "a-secret-of-the-tests");
@@ -25,7 +25,8 @@ async fn line(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
     timeout(PATIENCE, lines.next_line()).await.expect("in time").unwrap().expect("a line")
 }
 
-/// A server that takes requests for localhost alone, as those of Vite and webpack do, and shows the headers that it got.
+/// Starts a server that accepts only requests for localhost, as those of Vite and webpack do, and answers with the request
+/// headers.
 async fn dev_server() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! The legacy OIDC sign-in of kubeconfigs, beside kubectl: a small provider, and files whose tokens it renews.
+//! The legacy OIDC sign-in of kubeconfigs, compared with kubectl: a small provider, and files whose tokens adit renews.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,7 @@ use crate::kubeconfigs::{
 };
 use crate::support::{TestApp, start_demo};
 
-/// A provider with an issuer for each way to behave: the first part of the path.
+/// An OIDC provider. The first part of the path is the issuer, and chooses the behaviour.
 struct Idp {
     address: SocketAddr,
     secure: SocketAddr,
@@ -43,21 +43,21 @@ struct Idp {
 
 #[derive(Default)]
 struct State {
-    /// Accepts the tokens that it issues.
+    /// Demo cluster that accepts the issued tokens.
     demo: Option<Arc<Demo>>,
-    /// Issued before any other, the last one first.
+    /// Tokens to issue before any others, the last one first.
     prepared: Mutex<Vec<String>>,
     used: Mutex<HashSet<String>>,
-    /// `METHOD path`, and for a renewal how the client has proved itself.
+    /// `METHOD path`, and for a renewal how the client authenticated.
     log: Mutex<Vec<String>>,
 }
 
-/// Returns a token that expires in so many seconds.
+/// Returns a token that expires in this many seconds.
 fn token(seconds: i64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let expires = now.as_secs().checked_add_signed(seconds).unwrap();
     let part = |text: String| URL_SAFE_NO_PAD.encode(text);
-    // No two are the same.
+    // Every token is unique.
     format!(
         "{}.{}.{}",
         part("{}".to_owned()),
@@ -102,7 +102,7 @@ impl Idp {
         self.log().iter().filter(|line| line.starts_with("POST")).count()
     }
 
-    /// Returns a user whose issuer behaves in a way, with these settings beside.
+    /// Returns a user with an issuer of this behaviour, and these other settings.
     fn user(&self, way: &str, settings: &[(&str, &str)]) -> String {
         let issuer = format!("http://{}/{way}", self.address);
         let mut config = serde_json::Map::new();
@@ -321,7 +321,7 @@ async fn an_oidc_user_means_what_it_means_for_kubectl() {
         idp.log();
         oracle.judge_adit(case, from_ref(&path), &[], &verdict).await;
         assert_eq!(idp.renewals(), renewals, "{case}");
-        // kubectl has the same file as adit had, or the one that adit has written.
+        // kubectl gets the same file as adit, or the one that adit has written.
         if renewals == 0 || case == "rotates" || !matches!(verdict, Works) {
             oracle.judge_kubectl(case, from_ref(&path), &[], &verdict).await;
             let is_kept = case == "rotates";
@@ -355,7 +355,7 @@ async fn a_rotated_refresh_token_is_written_back_and_nothing_else_changes() {
         let lines =
             |text: &str| text.lines().filter(|line| !line.contains("id-token")).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(lines(&now), lines(&text));
-        // It expires.
+        // Let the token expire.
         let (before, behind) = now.split_once("\"id-token\":\"").unwrap();
         let (_, behind) = behind.split_once('"').unwrap();
         fs::write(&path, format!("{before}\"id-token\":\"{}\"{behind}", token(-60))).unwrap();

@@ -1,4 +1,4 @@
-//! The running binary: its listeners, its socket, its signals, its log.
+//! The running binary: its listeners, socket, signals and log.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::{PATIENCE, eventually, ports::ports, start_demo};
 
-/// adit as a process with a home folder of its own, in front of a demo cluster in this one.
+/// adit in a process, with its own home folder, in front of a demo cluster in this process.
 pub struct Process {
     pub demo: Demo,
     home: TempDir,
@@ -37,14 +37,14 @@ impl Process {
         Self::start_with(config, arguments, "exec \"$@\"").await
     }
 
-    /// `script`: what a shell does with the command line.
+    /// `script`: shell script that runs the command line (`"$@"`).
     async fn start_with(config: &str, arguments: &[&str], script: &str) -> Self {
         let demo = start_demo().await;
         let kubeconfig = demo.kubeconfig();
         Self::start_on(demo, &kubeconfig, config, arguments, script).await
     }
 
-    /// Starts in front of a cluster that runs already, with a kubeconfig that leads to it.
+    /// Starts in front of a running cluster, with a kubeconfig for it.
     pub async fn start_on(demo: Demo, kubeconfig: &Path, config: &str, arguments: &[&str], script: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("config.yaml");
@@ -69,7 +69,7 @@ impl Process {
         Self { demo, home, child, http, log }
     }
 
-    /// Its admin socket.
+    /// Returns the path of its admin socket.
     pub fn socket(&self) -> PathBuf {
         self.home.path().join(format!("adit/{}.sock", self.http.port()))
     }
@@ -90,7 +90,7 @@ impl Process {
         eventually(text, || async { self.log().contains(text) }).await;
     }
 
-    /// Waits for a text behind so many bytes of the log, and returns how many there are up to it.
+    /// Waits for a text in the log behind byte `from`, and returns the position behind the text.
     pub async fn logs_after(&self, from: usize, text: &str) -> usize {
         let found = || self.log.lock().unwrap()[from..].find(text).map(|at| from + at + text.len());
         eventually(text, || async { found().is_some() }).await;
@@ -102,7 +102,7 @@ impl Process {
         assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
     }
 
-    /// Returns standard output and error of another adit of the same user.
+    /// Runs another adit as the same user. Returns whether it succeeded, its standard output and its standard error.
     pub async fn command(&self, arguments: &[&str]) -> (bool, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         let output = environment(&mut command, &self.home).args(arguments).output().await.unwrap();
@@ -110,7 +110,7 @@ impl Process {
         (output.status.success(), text(&output.stdout), text(&output.stderr))
     }
 
-    /// Runs a script in a shell, with this adit and its cluster, and returns whether it succeeded and what it printed.
+    /// Runs a shell script with this adit and its cluster. Returns whether it succeeded, and its output.
     pub async fn shell(&self, script: &str) -> (bool, String) {
         let mut command = Command::new("sh");
         let programs = Path::new(env!("CARGO_BIN_EXE_adit")).parent().unwrap().display();
@@ -156,7 +156,7 @@ pub fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Comm
     command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path())
 }
 
-/// Returns a port that is free at this moment.
+/// Returns a port that is free now.
 pub async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
@@ -187,7 +187,7 @@ async fn two_names_of_one_port_share_a_tunnel_whichever_comes_first() {
         assert!(process.serves("80.web.shop.localhost").await);
         let status = process.status().await;
         assert_eq!(status.matches("demo/shop/web").count(), 1, "{status}");
-        // Another port of a Service is another tunnel.
+        // Each port of a Service has its own tunnel.
         for port in [7000, 443] {
             assert!(crate::socks::connect(process.http, None, "tools.shop", port).await.is_ok(), "{port}");
         }
@@ -221,7 +221,7 @@ async fn a_client_that_does_not_read_learns_of_the_stop_of_its_tunnel() {
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.write_all(b"GET /download?bytes=1000000000 HTTP/1.1\r\nHost: any\r\n\r\n").await.unwrap();
     client.readable().await.unwrap();
-    // So much fits into sockets and queues; then all of them wait for the client.
+    // Sockets and queues fill up; then all wait for the client.
     let moved = async || {
         let (_, json, _) = process.command(&["status", "-o", "json"]).await;
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -312,7 +312,7 @@ async fn a_port_that_another_program_took_during_a_failed_reload_is_had_again_wh
             }
         }
     });
-    // Each attempt leaves all ports for a moment, and fails.
+    // Each attempt closes all ports for a moment, then fails.
     let _taken = TcpListener::bind(("127.0.0.2", all[19])).await.unwrap();
     let mut length = process.log().len();
     for attempt in 0.. {
@@ -357,7 +357,7 @@ async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() 
 
 #[tokio::test]
 async fn the_first_connection_of_a_new_listener_finds_its_route() {
-    // So many that a connection comes in while they are left; none that the system would give to somebody else.
+    // So many that a connection arrives while they are closed. None is in the ephemeral range.
     let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let gone: Vec<u16> = (11_000..20_000).filter(is_free).take(400).collect();
     let process = Process::start(&tcp_routes("127.0.0.1", &gone), &[]).await;
@@ -376,7 +376,7 @@ async fn the_first_connection_of_a_new_listener_finds_its_route() {
             std::io::Write::write_all(&mut stream, b"GET /whoami HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
             std::io::Read::read_to_string(&mut stream, &mut answer).map(|_| answer)
         });
-        // Others are left in the same reload, and come back in the next one.
+        // The others close in the same reload, and open in the next one.
         let mut ports = if round % 2 == 0 { Vec::new() } else { gone.clone() };
         ports.push(port);
         fs::write(process.config(), tcp_routes("127.0.0.1", &ports)).unwrap();
@@ -436,7 +436,7 @@ async fn log_lines_are_json_where_that_is_asked_for() {
 #[tokio::test]
 async fn at_its_open_file_limit_it_answers_everybody_and_serves_again_when_there_are_some() {
     let process = Process::start_with("", &[], "ulimit -Sn 40; ulimit -Hn 40; exec \"$@\"").await;
-    // More than are accepted: a newcomer stands behind those in the queue of the socket.
+    // More connections than adit accepts, so that new ones wait in the socket's queue.
     let mut silent = Vec::new();
     for _ in 0..150 {
         silent.push(TcpStream::connect(process.http).await.unwrap());
@@ -450,7 +450,7 @@ async fn at_its_open_file_limit_it_answers_everybody_and_serves_again_when_there
         assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("open-file-limit"), "{told}");
         waited.push(began.elapsed());
     }
-    // 100 ms on a machine that is idle.
+    // It takes 100 ms on an idle machine.
     assert!(waited.iter().min() < Some(&Duration::from_secs(1)), "{waited:?}");
     process.logs("cannot accept").await;
     drop(silent);
@@ -488,7 +488,7 @@ async fn a_second_adit_leaves_the_socket_of_the_first_alone() {
 #[tokio::test]
 async fn an_adit_that_found_its_sockets_in_use_has_one_when_another_is_gone() {
     let mut first = Process::start("", &[]).await;
-    // The same port of other addresses, and so the same name of the socket, for which there are two folders.
+    // The same port on other addresses, so the socket has the same name, and there are two folders for it.
     let mut others = Vec::new();
     for address in ["127.0.0.2", "127.0.0.3"] {
         let address = format!("{address}:{}", first.http.port());
@@ -526,7 +526,7 @@ async fn a_file_selects_the_adit_that_runs_with_it() {
     assert!(!is_ok && error.contains("no such file"), "{error}");
 }
 
-/// Asks for a page by https, and takes only certificates of the authority in a file. Returns the answer.
+/// Requests a page by https, and trusts only the CA in a file. Returns the response.
 async fn https(process: &Process, host: &str, authority: &[u8]) -> Result<String, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority).unwrap()).unwrap();
@@ -563,7 +563,7 @@ async fn an_authority_is_taken_up_while_adit_runs_and_ends_tls_by_name() {
     })
     .await;
     assert!(plain.await.unwrap().contains("\"tls\": false"));
-    // TLS ends here, and goes on as another one.
+    // adit terminates TLS, and opens its own to the backend.
     for host in ["end.localhost", "127.0.0.1"] {
         let answer = https(&process, host, &authority).await.unwrap();
         assert!(

@@ -14,7 +14,7 @@ use crate::{
     support::{PATIENCE, eventually},
 };
 
-/// A home with or without an adit in it.
+/// A home folder, with or without a running adit.
 struct World {
     home: Home,
     port: u16,
@@ -34,7 +34,7 @@ impl World {
         world
     }
 
-    /// Returns adit with these arguments and the options that all adits of this home have.
+    /// Returns adit with these arguments, and with the options of all adits in this home folder.
     fn command(&self, arguments: &[&str]) -> Command {
         let config = self.home.folder.path().join("config.yaml").display().to_string();
         let listen = format!("127.0.0.1:{}", self.port);
@@ -45,7 +45,7 @@ impl World {
         Said::of(timeout(PATIENCE, self.command(arguments).output()).await.expect("it ends").unwrap())
     }
 
-    /// Gives `input` to a command, ends it, and returns what comes back.
+    /// Writes `input` to a command, closes stdin, and returns the exit code and the output.
     async fn pipe(&self, arguments: &[&str], input: &[u8]) -> (Option<i32>, Vec<u8>, String) {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -68,7 +68,7 @@ async fn connect_moves_bytes_both_ways_with_their_ends() {
         let sent: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
         let (code, back, said) = world.pipe(&["connect", "tools.shop:echo"], &sent).await;
         assert!(code == Some(0) && back == sent, "{is_running} {code:?} {} bytes {said}", back.len());
-        // The pod ends its direction first, and the input is still open.
+        // The pod ends its direction first, while the input is still open.
         let mut child = world.command(&["connect", "web.shop"]).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -91,7 +91,7 @@ async fn connect_says_at_once_what_cannot_be_reached() {
         ] {
             let (found, back, said) = world.pipe(&["connect", "--wait", "1s", target], b"").await;
             assert!(said.contains(words) && back.is_empty(), "{is_running} {target}: {said}");
-            // The running adit is the one that knows names.
+            // The running adit resolves the names, so its errors have another exit code.
             assert_eq!(found, Some(if is_running { 125 } else { code }), "{is_running} {target}: {said}");
         }
         let (code, _, said) = world.pipe(&["connect", "-q", "nothing.shop:80"], b"").await;
@@ -122,7 +122,7 @@ async fn connect_fails_where_its_output_or_input_does() {
             let input = world.home.folder.path().join("input");
             fs::write(&input, "# more than nothing\n").unwrap();
             command.stdin(fs::File::open(input).unwrap()).stdout(full);
-            // `output` would take the place of this standard output.
+            // `output` would replace this standard output.
             let ending = command.spawn().unwrap().wait_with_output();
             let said = Said::of(timeout(PATIENCE, ending).await.expect("it ends").unwrap());
             assert!(said.code == Some(1) && said.err.contains("standard output"), "{is_running} {said:?}");
@@ -172,7 +172,7 @@ async fn run_without_targets_has_the_ports_of_the_running_adit() {
         }
     }
     assert!(world.output(&["status"]).await.out.contains("data/postgres"), "its tunnel is used");
-    // A name asks for a port of the command's own.
+    // A target with a name gets its own port.
     let said = world.output(&["run", "--to", &format!("db={port}"), "--", "sh", "-c", "echo $DB_PORT"]).await;
     assert!(said.code == Some(0) && said.out.trim() != port.to_string(), "{said:?}");
     world.home.demo.faults().refuse(5432, true);
@@ -235,7 +235,7 @@ async fn env_prints_what_a_shell_evaluates() {
     assert!(lines[1].starts_with("it's http://127.0.0.1:") && lines[2].starts_with("web-6d5f-"), "{lines:?}");
     // The same target has the same port.
     assert_eq!(world.output(&["env", "--to", "web=web.shop", "--env", "URL=it's {web.url}/x"]).await.out, said.out);
-    // A shell that enters a folder does not wait for a pod.
+    // A shell that enters a folder must not wait for a pod.
     world.home.demo.faults().refuse(5432, true);
     let json = world.output(&["env", "-o", "json"]).await.out;
     let json: BTreeMap<String, String> = serde_json::from_str(&json).unwrap();

@@ -1,4 +1,4 @@
-//! What backends speak, where a Service says it wrongly or not at all, and which port https means.
+//! Protocols of backends whose Service declares them wrongly or not at all, and the port for https.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -12,14 +12,14 @@ use tokio::{
 
 use crate::{support::TestApp, tls};
 
-/// Makes a Service over the demo's `tools`: 8080 speaks HTTP, 8081 HTTP/2 alone, 8443 TLS.
+/// Adds a Service for the demo's `tools`: 8080 serves HTTP, 8081 only HTTP/2, 8443 TLS.
 fn put_service(app: &TestApp, name: &str, ports: Value) {
     let spec = json!({"selector": {"app": "tools"}, "clusterIP": "10.96.7.7", "ports": ports});
     let metadata = json!({"namespace": "shop", "name": name});
     app.demo.world().put("services", json!({"metadata": metadata, "spec": spec}));
 }
 
-/// Sends a GET without TLS over HTTP/2, as a client does that was told to, and returns status and body.
+/// Sends a GET over HTTP/2 without TLS (prior knowledge), and returns status and body.
 async fn over_h2c(app: &TestApp, host: &str) -> (u16, String) {
     let stream = TokioIo::new(TcpStream::connect(app.http).await.unwrap());
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -66,7 +66,7 @@ async fn https_of_a_name_without_a_port_means_the_https_port() {
     assert!(certificate.contains("tools.shop.svc") && answer.contains("\"tls\": true"), "{answer}");
     let (_, plain) = app.get("argo.shop.localhost", "/headers").await;
     assert!(plain.contains("\"tls\": false"), "{plain}");
-    // A port that is named is meant.
+    // An explicit port overrides the choice.
     let (certificate, answer) = tls::get(&app, "80.argo.shop.localhost").await;
     assert!(!certificate.contains("tools.shop.svc") && answer.contains("\"tls\": false"), "{answer}");
     app.finish().await;

@@ -1,4 +1,4 @@
-//! Reverse tunnels: a relay, its clients, and who is none.
+//! Reverse tunnels: a relay, its clients, and peers that are not clients.
 
 mod files;
 mod limits;
@@ -113,7 +113,7 @@ impl Relay {
     }
 }
 
-/// Starts a client, and returns what it says of its tunnels, and its end.
+/// Starts a client, and returns the reports about its tunnels, and its task.
 pub fn start(
     options: client::Options,
     drain: &Drain,
@@ -137,7 +137,7 @@ async fn opened(rx: &mut mpsc::UnboundedReceiver<Vec<Open>>) -> SocketAddr {
     open[0].public.parse().unwrap()
 }
 
-/// A service that echoes, and counts its connections.
+/// Starts an echo server that counts its connections.
 pub async fn echo() -> (u16, Arc<AtomicUsize>) {
     echo_on("127.0.0.1:0").await
 }
@@ -201,7 +201,7 @@ async fn a_service_on_ipv6_loopback_alone_is_served_unless_another_host_is_given
         visitor.write_all(b"x").await?;
         visitor.read_u8().await
     };
-    // The reset may come before it has looked at its connection, before it has written, or after that.
+    // The reset may come before or after the client looks at its connection, or writes.
     assert!(timeout(PATIENCE, visit).await.unwrap().is_err(), "nothing else is tried");
 }
 
@@ -257,7 +257,7 @@ async fn a_relay_that_takes_any_proof_and_has_no_secret_gets_no_more_than_that()
         let Frame::Hello { .. } = frame(&mut tls).await else { panic!("no hello") };
         send(&mut tls, &[Frame::Challenge { nonce: [2; 32] }]).await.unwrap();
         let Frame::Proof { proof } = frame(&mut tls).await else { panic!("no proof") };
-        // What the client has said is no proof of ours.
+        // The client's own proof is no proof of the relay.
         send(&mut tls, &[Frame::Welcome { session: [3; 16], heartbeat: 15, proof }]).await.unwrap();
         assert!(timeout(PATIENCE, receive(&mut tls)).await.unwrap().is_err(), "it says nothing more");
     });
@@ -280,10 +280,10 @@ async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
     let relay = Relay::start(|_| {}).await;
     let (mut good, exporter) = relay.dial().await;
     send(&mut good, &[Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() }]).await.unwrap();
-    // Nothing to try secrets on: only a random number.
+    // A random number only, so there is nothing to test secrets against.
     let Frame::Challenge { nonce } = frame(&mut good).await else { panic!("no challenge") };
     let transcript = Transcript { key: "default".into(), port: 0, client: [1; 32], server: nonce, exporter };
-    // Reflected: what the relay says is no proof of ours.
+    // Reflection: the relay's proof is no proof of a client.
     send(&mut good, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Server) }]).await.unwrap();
     assert!(matches!(frame(&mut good).await, Frame::Reject { .. }));
     let (mut good, exporter) = relay.dial().await;
@@ -293,7 +293,7 @@ async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
     send(&mut good, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Client) }]).await.unwrap();
     let Frame::Welcome { proof, .. } = frame(&mut good).await else { panic!("not welcome") };
     assert!(transcript.is_proven(SECRET, Role::Server, &proof));
-    // Replayed: what was right there is wrong here.
+    // Replay: a proof is valid on its own connection only.
     let right = transcript.proof(SECRET, Role::Client);
     for _ in 0..50 {
         let (mut other, _) = relay.dial().await;
@@ -302,13 +302,13 @@ async fn who_does_not_have_the_secret_gets_nothing_however_often_he_asks() {
         send(&mut other, &[Frame::Proof { proof: right }]).await.unwrap();
         assert!(matches!(frame(&mut other).await, Frame::Reject { .. }));
     }
-    // Streams that were guessed.
+    // A guessed stream.
     let (mut guessed, exporter) = relay.dial().await;
     let proof = auth::claim(SECRET, &[7; 16], &[8; 16], &exporter);
     send(&mut guessed, &[Frame::Claim { session: [7; 16], stream: [8; 16], proof }]).await.unwrap();
     assert!(matches!(frame(&mut guessed).await, Frame::StreamReject { .. }));
     assert!(relay.server.snapshot().is_empty());
-    // And one who has it is served as before.
+    // A client with the secret is served as before.
     let drain = Drain::new();
     let (mut rx, _running) = start(relay.client(1, 0), &drain);
     opened(&mut rx).await;
@@ -325,13 +325,13 @@ async fn silent_and_slow_peers_do_not_keep_others_out() {
     }
     let (local, drain) = (echo().await.0, Drain::new());
     let (mut rx, _running) = start(relay.client(local, 0), &drain);
-    // At once, though the time of the silent ones is not over: the oldest of them has made room.
+    // At once, before the silent ones time out: the oldest of them was closed to make room.
     let public = timeout(Duration::from_secs(5), opened(&mut rx)).await.expect("before anything times out");
     let mut visitor = TcpStream::connect(public).await.unwrap();
     visitor.write_all(b"x").await.unwrap();
     assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
     assert!(relay.server.counters.rejected.load(Ordering::Relaxed) >= 20);
-    // Who has authenticated stays, whoever comes.
+    // An authenticated client stays, however many others come.
     for _ in 0..40 {
         silent.push(TcpStream::connect(relay.address).await.unwrap());
     }
@@ -359,7 +359,7 @@ async fn version_1_is_served_where_it_is_allowed() {
     let mut said = [0; 5];
     timeout(PATIENCE, joined.read_exact(&mut said)).await.unwrap().unwrap();
     assert_eq!(&said, b"hello");
-    // A stream is there once.
+    // A stream can be claimed only once.
     let mut again = TcpStream::connect(relay.address).await.unwrap();
     send(&mut again, &[Frame::StreamHandshake { stream }]).await.unwrap();
     assert!(matches!(frame(&mut again).await, Frame::StreamReject { .. }));
@@ -385,7 +385,7 @@ async fn the_second_connection_of_a_client_costs_no_signature() {
         let mut stream = connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap();
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(wanted));
         send(&mut stream, &[Frame::Claim { session: [7; 16], stream: [8; 16], proof: [9; 32] }]).await.unwrap();
-        // The ticket for the next one comes before the answer.
+        // The ticket for the next connection comes before the answer.
         assert!(matches!(frame(&mut stream).await, Frame::StreamReject { .. }));
     }
 }

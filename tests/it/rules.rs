@@ -1,4 +1,4 @@
-//! What may be sent to a context, who says so, and the log of who did what.
+//! The rules of a context, how adit reports them, and the audit log.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 
 const READ_ONLY: &str = "contexts: {prod: {name: demo, methods: [GET, HEAD, OPTIONS]}}\n";
 
-/// Sends a request of HTTP/2 without TLS, and returns status and body.
+/// Sends a request over HTTP/2 without TLS, and returns status and body.
 async fn http2(process: &Process, method: &str, host: &str, path: &str) -> (u16, String) {
     let exchange = async {
         let stream = TcpStream::connect(process.http).await.unwrap();
@@ -36,12 +36,12 @@ async fn http2(process: &Process, method: &str, host: &str, path: &str) -> (u16,
     timeout(PATIENCE, exchange).await.expect("an answer in time")
 }
 
-/// Asks for a WebSocket by HTTP/2 (RFC 8441), and returns the status.
+/// Requests a WebSocket over HTTP/2 (RFC 8441), and returns the status.
 async fn extended_connect(process: &Process, host: &str, path: &str) -> u16 {
     let exchange = async {
         let stream = TcpStream::connect(process.http).await.unwrap();
         let (client, mut connection) = h2::client::handshake(stream).await.unwrap();
-        // The server's settings say that it takes them.
+        // The server's settings announce extended CONNECT.
         while !client.is_extended_connect_protocol_enabled() {
             futures::future::select(&mut connection, std::pin::pin!(sleep(Duration::from_millis(10)))).await;
         }
@@ -64,7 +64,7 @@ async fn by_tls(process: &Process, line: &str, host: &str, lines: &[&str]) -> u1
     first_status(crate::tls::connect_to(process.http, host).await, &head).await
 }
 
-/// Sends the head of a request, and returns the status of the answer. The connection ends.
+/// Sends the head of a request, and returns the status of the response. Closes the connection.
 async fn first_status<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, head: &str) -> u16 {
     let mut status = [0; 12];
     let exchange = async {
@@ -80,7 +80,7 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     let process = Process::start(READ_ONLY, &[]).await;
     let host = "web.shop.localhost";
     let visit = Visit::new(&process).await;
-    // Before it is told to be read-only by name: the alias and the command are in the page.
+    // The alias is not in the name, but the page has it, with the command.
     let refused = send(&process, "POST /upload", host, &[], "x").await;
     assert_eq!((refused.status, refused.header("x-adit-error")), (403, Some("read-only")), "{}", refused.body);
     assert!(refused.body.contains("adit unlock prod --for 15m"), "{}", refused.body);
@@ -100,7 +100,7 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     ];
     assert_eq!(send(&process, "GET /ws", host, &upgrade, "").await.status, 403, "a WebSocket can write");
     assert_eq!(extended_connect(&process, host, "/ws").await, 403, "nor by HTTP/2");
-    // A backend of https is not passed through unread, by whatever a client speaks.
+    // TLS for an https backend is not passed through, because the rules require to read the requests.
     let https = "443.tools.shop.localhost";
     for (method, path, status) in [("POST", "/upload", 403), ("DELETE", "/", 403), ("GET", "/whoami", 200)] {
         let line = format!("{method} {path}");
@@ -109,7 +109,7 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
         assert_eq!(http2(&process, method, https, path).await.0, status, "{line} by HTTP/2");
     }
     assert_eq!(by_tls(&process, "GET /ws", https, &upgrade).await, 403);
-    // psql says by which name it wants a server, and adit cannot tell what it writes there.
+    // psql sends the server's name, but adit cannot see what it writes.
     let psql = format!(
         "command -v psql >/dev/null || exit 0; psql -c 'SELECT 1' \"host=postgres.data.localhost hostaddr=127.0.0.1 port={} \
          user=demo dbname=demo sslmode=require\" 2>&1 && exit 1 || true",
@@ -118,7 +118,7 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     let (is_refused, said) = process.shell(&psql).await;
     assert!(is_refused && (said.is_empty() || said.contains("adit unlock prod --for 15m")), "{said}");
 
-    // A request that was read before is not sent again as a change.
+    // A recorded GET cannot be replayed as a change.
     let rows = visit.get("/api/v1/requests").await.json();
     let is_get = |row: &&Value| row["method"] == "GET" && row["status"] == 200;
     let id = rows["requests"].as_array().unwrap().iter().find(is_get).expect("a GET")["id"].clone();
@@ -238,7 +238,7 @@ async fn every_way_to_a_context_is_in_the_audit_log_refused_or_not() {
         let text = fs::read_to_string(&log).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     };
-    // Each way, with the fields of its line.
+    // Each protocol, with the fields of its line.
     let tried = async |is_refused: bool| {
         let before = lines().len();
         let status = |of: u16| if is_refused { 403 } else { of };
@@ -258,14 +258,14 @@ async fn every_way_to_a_context_is_in_the_audit_log_refused_or_not() {
         let connect = TcpStream::connect(process.http).await.unwrap();
         let head = "CONNECT web.shop:80 HTTP/1.1\r\nHost: web.shop:80\r\n\r\n";
         assert_eq!(first_status(connect, head).await, status(200));
-        // A TCP route is a line that somebody has written: it takes everything.
+        // A TCP route is explicit configuration, so it passes everything.
         let route = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(first_status(route, "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await, 200);
         eventually("a line for each", || async { lines().len() >= before + 7 }).await;
         lines().split_off(before)
     };
     let of = |lines: &[Value], kind: &str, target: &str| -> Vec<Value> {
-        // Names of one port share its tunnel, whichever came first.
+        // All names of a port share its tunnel, whichever comes first.
         let is_of =
             |line: &&Value| line["kind"] == kind && line["target"].as_str().is_some_and(|to| to.starts_with(target));
         lines.iter().filter(is_of).cloned().collect()
@@ -283,7 +283,7 @@ async fn every_way_to_a_context_is_in_the_audit_log_refused_or_not() {
     }
     assert!(process.command(&["unlock", "prod", "--for", "15m"]).await.0);
     let taken = tried(false).await;
-    // TLS to a backend that speaks it is passed through where no rule has to read it.
+    // TLS to an https backend is passed through if no rule requires to read it.
     for (kind, target) in [
         ("tls", "demo/shop/tools:443"),
         ("websocket", "demo/shop/web"),

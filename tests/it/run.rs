@@ -26,7 +26,7 @@ use crate::{
     support::{PATIENCE, eventually, start_demo},
 };
 
-/// A demo cluster, and a home folder for whoever uses it.
+/// A demo cluster, and a home folder for its user.
 pub struct Home {
     pub demo: Demo,
     pub folder: TempDir,
@@ -37,7 +37,7 @@ impl Home {
         Self { demo: start_demo().await, folder: tempfile::tempdir().unwrap() }
     }
 
-    /// Returns adit with these arguments, as a process of this home.
+    /// Returns adit with these arguments and this home folder.
     pub fn adit(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         environment(&mut command, &self.folder).env("KUBECONFIG", self.demo.kubeconfig());
@@ -56,7 +56,7 @@ impl Home {
     }
 }
 
-/// How a process ended, and what it said.
+/// Exit code and output of a process.
 #[derive(Debug)]
 pub struct Said {
     pub code: Option<i32>,
@@ -70,7 +70,7 @@ impl Said {
         Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 
-    /// Returns what `env` printed.
+    /// Returns the variables in the output of `env`.
     fn variables(&self) -> BTreeMap<String, String> {
         let pairs = self.out.lines().filter_map(|line| line.split_once('='));
         pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -320,7 +320,7 @@ async fn signals_reach_the_command_once() {
     }
 }
 
-/// nohup ignores SIGHUP, and a shell SIGINT for what a script starts in the background.
+/// nohup ignores SIGHUP, and a shell ignores SIGINT for background processes of scripts.
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn a_signal_that_is_ignored_stays_ignored() {
@@ -382,7 +382,7 @@ async fn a_kill_of_adit_leaves_no_child_and_no_port() {
     eventually("all are gone", || async { !pids.iter().any(|pid| is_alive(pid)) }).await;
     assert!(TcpStream::connect(format!("127.0.0.1:{port}")).await.is_err());
 
-    // One that does not end by itself.
+    // A command that ignores SIGTERM.
     let mut child = run("trap '' TERM; echo $$; while :; do sleep 0.1; done");
     let pid = first_line(&mut child).await;
     send("KILL", child.id().unwrap()).await;

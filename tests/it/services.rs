@@ -1,4 +1,4 @@
-//! Which pods stand behind a name: slices of every origin, other names, pods by name, and few permissions.
+//! The pods behind a name: EndpointSlices of every origin, aliases, pods by name, and missing permissions.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ fn without_selector() -> Value {
     json!({"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}]})
 }
 
-/// A slice that somebody makes by hand.
+/// Adds an EndpointSlice as if written by hand.
 fn put_slice(demo: &Demo, namespace: &str, service: &str, endpoints: Value) {
     let labels = json!({"kubernetes.io/service-name": service});
     let ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
@@ -81,7 +81,7 @@ fn set_ready(demo: &Demo, namespace: &str, pod: &str, is_ready: bool) {
     demo.world().put("pods", object);
 }
 
-/// Returns the whole answer to a GET.
+/// Returns the whole response to a GET.
 async fn answer(app: &TestApp, host: &str) -> String {
     let mut stream = TcpStream::connect(app.http).await.unwrap();
     let request = format!("GET /whoami HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -117,7 +117,7 @@ async fn a_slice_cannot_lead_out_of_its_namespace() {
         by_hand[0]["targetRef"]["name"] = json!(name);
         put_slice(&demo, "shop", "primary", by_hand.clone());
         let found = resolved(&demo, "shop", service("primary"), PortRef::Auto).await;
-        // Its address is that of a pod, which is found by it.
+        // The address belongs to a pod, which adit finds by it.
         assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"], "{name:?}");
     }
 }
@@ -302,7 +302,7 @@ async fn with_session_affinity_everybody_stays_with_one_pod_until_it_goes() {
 async fn a_missing_permission_costs_only_what_needs_it() {
     let app = TestApp::start("").await;
     let faults = app.demo.faults();
-    // What is enough for `kubectl port-forward svc/web`.
+    // The permissions that `kubectl port-forward svc/web` needs.
     for verb in ["list", "watch"] {
         faults.forbid(verb, "endpointslices", true);
     }
@@ -316,7 +316,7 @@ async fn a_missing_permission_costs_only_what_needs_it() {
         app.get("web.shop.localhost", "/whoami").await == (200, "web-6d5f-a1\n".into())
     })
     .await;
-    // What is enough for `kubectl port-forward pod/web-6d5f-a1`.
+    // The permissions that `kubectl port-forward pod/web-6d5f-a1` needs.
     for resource in ["pods", "services"] {
         for verb in ["list", "watch"] {
             faults.forbid(verb, resource, true);

@@ -1,4 +1,4 @@
-//! Credential plugins: a shell script that does what the test tells it, in front of the demo cluster.
+//! Credential plugins: a shell script controlled by the test, in front of the demo cluster.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use crate::{
     support::{PATIENCE, TestApp, eventually, start_demo},
 };
 
-/// Notes each run, and does what the files beside it say.
+/// Plugin that records each run, and obeys the files beside it.
 const SCRIPT: &str = "#!/bin/sh
 cd \"${0%/*}\"
 echo $$ >> runs
@@ -34,14 +34,14 @@ echo $$ >> runs
 cat answer
 ";
 
-/// A plugin and the kubeconfig that names it.
+/// A plugin, with the kubeconfig that uses it.
 pub struct Plugin {
     folder: TempDir,
     token: String,
 }
 
 impl Plugin {
-    /// Makes it for a cluster; it answers with a token that holds for ever.
+    /// Creates the plugin for a cluster. It returns a token that never expires.
     pub fn new(demo: &Demo) -> Self {
         let written = fs::read_to_string(demo.kubeconfig()).unwrap();
         let (_, token) = written.split_once("token: \"").unwrap();
@@ -70,7 +70,7 @@ impl Plugin {
     }
 
     fn write(&self, name: &str, text: &str) {
-        // At once: it may be read at this moment.
+        // Replace the file atomically, because the plugin may be reading it.
         fs::write(self.path("new"), text).unwrap();
         fs::rename(self.path("new"), self.path(name)).unwrap();
     }
@@ -85,7 +85,7 @@ impl Plugin {
         self.write("answer", &answer.to_string());
     }
 
-    /// It gives a token that expires after so many seconds.
+    /// Makes the plugin return a token that expires after this many seconds.
     fn answer_for(&self, token: &str, seconds: u64) {
         let expires = Timestamp::try_from(SystemTime::now() + Duration::from_secs(seconds)).unwrap();
         self.answer(json!({"token": token, "expirationTimestamp": expires.to_string()}));
@@ -95,7 +95,7 @@ impl Plugin {
         fs::read_to_string(self.path("runs")).unwrap_or_default().lines().count()
     }
 
-    /// Returns the process ids of its runs that have not ended.
+    /// Returns the process ids of runs that have not ended.
     fn alive(&self) -> Vec<String> {
         let runs = fs::read_to_string(self.path("runs")).unwrap_or_default();
         let is_alive = |pid: &&str| {
@@ -295,7 +295,7 @@ async fn a_token_that_expires_is_renewed_by_the_next_request_that_needs_one() {
     app.finish().await;
 }
 
-/// A plugin whose token is refused when it comes, and good when it comes again.
+/// The first token is rejected once the plugin gives it; a later one is accepted.
 #[tokio::test]
 async fn a_token_that_is_refused_is_asked_for_again_once_everywhere_the_same() {
     let forward = route("tcp: {k8s: {routes: {PORT: {namespace: shop, service: tools, port: 7000}}}}\n");
@@ -311,10 +311,10 @@ async fn a_token_that_is_refused_is_asked_for_again_once_everywhere_the_same() {
         eventually("it is good again", || echoes(app.tcp[0])).await;
         assert_eq!(plugin.runs(), 3, "{config}");
 
-        // What was good is refused while it is in use.
+        // A valid token is revoked while it is in use.
         app.demo.faults().refuse_tokens(true);
         app.demo.faults().drop_upgraded_connections();
-        // A stream that is put on a connection before adit has read its end needs no token.
+        // A stream that is opened before adit has read the end of the connection needs no token.
         sleep(Duration::from_millis(200)).await;
         assert!(!echoes(app.tcp[0]).await, "{config}");
         let runs = plugin.runs();

@@ -29,10 +29,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::{PATIENCE, eventually, on_workers, spawn, start_demo};
 
-/// How many apps the tests have started.
+/// Number of apps that the tests have started.
 static APPS: AtomicU16 = AtomicU16::new(0);
 
-/// adit with an SNI listener, and a stand-in for cloudflared.
+/// adit with an SNI listener, and a fake cloudflared.
 struct SniApp {
     sni: SocketAddr,
     http: SocketAddr,
@@ -42,7 +42,7 @@ struct SniApp {
 }
 
 impl SniApp {
-    /// `config`: what stands below `sni`; CF is the path of the stand-in.
+    /// `config`: the rest of the configuration below `sni`.
     async fn start(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stand_in = folder.path().join("cloudflared");
@@ -50,7 +50,7 @@ impl SniApp {
         fs::write(&stand_in, format!("#!/bin/sh\nexec perl {script} \"$@\"\n")).unwrap();
         fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
         let file = folder.path().join("config.yaml");
-        // Each app has a pool of its own: two of them must not choose the same port before a command listens there.
+        // Each app has its own range of ports, so that two of them cannot choose the same port before a command listens there.
         let first = 23_000 + 50 * APPS.fetch_add(1, Ordering::SeqCst);
         let text = format!(
             "sni:\n  listen: 127.0.0.1:0\n  port_range: {first}-{}\n  cloudflared: {{path: {}}}\n{config}",
@@ -68,7 +68,7 @@ impl SniApp {
         let app = App { overrides, file: Some(file), supervisor, ..App::default() };
         let config = validate::parse("config.yaml".as_ref(), text.as_bytes()).unwrap();
         let bound = on_workers(async move { app.bind(config).unwrap() }).await;
-        // Port 0 is chosen for each of the loopback addresses; the first is IPv4's.
+        // Each loopback address gets another port. The first address is IPv4.
         let (sni, http) = (bound.sni_addresses()[0], bound.http_addresses()[0]);
         let drain = Drain::new();
         let of_app = drain.clone();
@@ -76,19 +76,19 @@ impl SniApp {
         Self { sni, http, drain, folder, _demo: demo }
     }
 
-    /// Sends a ClientHello for `name` behind `before`, and returns the first line of the answer and the stream.
+    /// Sends `before` and a ClientHello for `name`. Returns the first line of the answer, the stream, and the ClientHello.
     async fn greet(&self, before: &[u8], name: &str) -> (String, BufReader<TcpStream>, Vec<u8>) {
         let mut stream = TcpStream::connect(self.sni).await.unwrap();
         let hello = hello(name).await;
         stream.write_all(before).await.unwrap();
         stream.write_all(&hello).await.unwrap();
         let (mut stream, mut line) = (BufReader::new(stream), Vec::new());
-        // An alert has no line, and ends.
+        // A TLS alert has no line feed, but ends.
         timeout(PATIENCE, stream.read_until(b'\n', &mut line)).await.expect("in time").unwrap();
         (String::from_utf8_lossy(&line).trim_end().to_owned(), stream, hello)
     }
 
-    /// Returns the alert that a client of `name` gets.
+    /// Returns the TLS alert for a client of `name`.
     async fn alert(&self, name: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.sni).await.unwrap();
         stream.write_all(&hello(name).await).await.unwrap();
@@ -107,7 +107,7 @@ fn connector(alpn: &[&[u8]]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// Returns a ClientHello as rustls sends it.
+/// Returns a ClientHello of rustls.
 async fn hello(name: &str) -> Vec<u8> {
     let (client, mut server) = tokio::io::duplex(16 * 1024);
     let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -127,7 +127,7 @@ const ROUTES: &str = "  idle_timeout: 1s\n  startup_timeout: 2s\n  routes:\n    
     \x20   cat.example.com: {command: {run: [cat], mode: stdio}, send_proxy: v1}\n";
 
 fn is_alive(pid: &str) -> bool {
-    // A zombie that nobody has collected is dead.
+    // A zombie counts as dead.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
@@ -140,11 +140,11 @@ async fn names_of_one_backend_share_a_process_that_comes_and_goes() {
     assert_eq!(first, second);
     let (other, three, _) = app.greet(b"", "a.b.pg.example.com").await;
     assert!(other.starts_with("other.example.com "), "{other}");
-    // What the client said first arrives byte for byte.
+    // The client's first bytes arrive unchanged.
     let mut echo = vec![0; sent.len()];
     one.read_exact(&mut echo).await.unwrap();
     assert_eq!(echo, sent);
-    // It dies while it is used: whoever comes next gets another.
+    // The process dies while in use: the next client gets a new one.
     one.get_mut().write_all(b"DIE").await.unwrap();
     drop((two, three));
     let pid = first.split(' ').nth(1).unwrap().to_owned();
@@ -183,7 +183,7 @@ async fn what_leads_nowhere_is_an_alert() {
     assert_eq!(app.alert("nobody.example.com").await, alert(112));
     assert_eq!(app.alert("fails.example.com").await, alert(80));
     assert_eq!(app.alert("hangs.example.com").await, alert(80));
-    // A record that is no ClientHello, and bytes that are no TLS.
+    // A TLS record that is not a ClientHello, and bytes that are not TLS.
     for (sent, wanted) in [(&b"\x16\x03\x01\x00\x04\x02\0\0\0"[..], alert(50)), (b"GET / HTTP/1.1\r\n\r\n", Vec::new())]
     {
         let mut stream = TcpStream::connect(app.sni).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_proxy_header_is_read_where_it_is_configured_and_passed_on() {
         let (line, ..) = app.greet(header, "cat.example.com").await;
         assert!(line.starts_with("PROXY TCP4 192.0.2.1 127.0.0.1 4660 "), "{line}");
     }
-    // Without one, nothing is answered.
+    // Without a PROXY header, adit does not answer.
     let (line, ..) = app.greet(b"", "cat.example.com").await;
     assert_eq!(line, "");
     app.drain.finish(Duration::from_secs(10)).await;
@@ -222,11 +222,11 @@ async fn postgres_asks_for_tls_first_and_says_its_name_then() {
         timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
         assert_eq!(answer[0], wanted);
     }
-    // The demo's server speaks no TLS: it is ended here, behind a certificate that nobody has signed.
+    // The demo's server has no TLS, so adit terminates it, with a certificate that no CA has signed.
     let name = ServerName::try_from("postgres.data.localhost").unwrap();
     let error = connector(&[b"postgresql"]).connect(name, stream).await.unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-    // Without TLS there is no name, and it is said in the protocol's own words.
+    // Without TLS there is no name; adit reports that as a PostgreSQL error.
     for address in [app.http, app.sni] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"\0\0\0\x17\0\x03\0\0user\0demo\0\0").await.unwrap();
@@ -250,7 +250,7 @@ async fn a_reload_brings_no_command_that_nobody_has_asked_for() {
     sleep(Duration::from_secs(1)).await;
     app.alert("evil.example.com").await;
     assert!(!marker.exists());
-    // A route that goes is applied, commands or not.
+    // A reload that removes a route is applied, even without permission for new commands.
     fs::write(&file, text.replace("db2.example.com", "db3.example.com")).unwrap();
     eventually("the new name leads there", || async { app.greet(b"", "db3.example.com").await.0.starts_with("one.") })
         .await;
@@ -273,7 +273,7 @@ async fn a_command_ends_with_its_last_route() {
 
 #[tokio::test]
 async fn no_command_outlives_adit() {
-    // The supervisor's parent is a shell that is killed.
+    // The supervisor's parent is a shell, which is killed.
     let mut shell = tokio::process::Command::new("sh")
         .args([
             "-c",

@@ -1,4 +1,4 @@
-//! The forward proxy by SOCKS5: names of the cluster, contexts as user names, and codes that tell the truth.
+//! The forward proxy with SOCKS5: names of the cluster, contexts as user names, and correct reply codes.
 
 use std::{io::ErrorKind, net::SocketAddr, process::Command};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, TestApp};
 
-/// What a client of SOCKS5 has: a stream, or the code of the reply.
+/// Result of a SOCKS5 request: a stream, or the reply code.
 type Socks = Result<TcpStream, u8>;
 
 pub async fn connect(proxy: SocketAddr, user: Option<&str>, host: &str, port: u16) -> Socks {
@@ -84,7 +84,7 @@ async fn services_and_pods_are_reached_by_their_names_in_the_cluster() {
     app.finish().await;
 }
 
-/// A JVM with `-DsocksProxyHost` cannot send no name.
+/// A JVM with `-DsocksProxyHost` always sends a user name.
 #[tokio::test]
 async fn the_name_of_the_own_user_means_the_current_context() {
     let output = Command::new("id").arg("-un").output().unwrap();
@@ -95,7 +95,7 @@ async fn the_name_of_the_own_user_means_the_current_context() {
     let other = format!("{user}x");
     assert_eq!(code(&app, Some(&other), "web.shop.svc.cluster.local", 80).await, Some(4), "a context that is misspelt");
     app.finish().await;
-    // One that is called so is meant.
+    // A context with the user's name takes precedence.
     let app = TestApp::start(&format!("contexts: {{{user}: {{name: nowhere}}}}\n")).await;
     assert_eq!(code(&app, Some(&user), "web.shop.svc.cluster.local", 80).await, Some(4));
     app.finish().await;
@@ -195,7 +195,7 @@ async fn cluster_ips_and_addresses_of_pods_are_reached() {
             get(connect(app.http, None, host, port).await.unwrap_or_else(|code| panic!("{host}: {code}"))).await;
         assert!(answer.contains("200 OK") && answer.contains(body), "{host}: {answer}");
     }
-    // The other form of an address.
+    // The address in binary form.
     let four: std::net::Ipv4Addr = of_service.parse().unwrap();
     let address = [&[1][..], &four.octets()].concat();
     let reached = request(app.http, Some("demo"), 1, &address, 80).await;
@@ -286,7 +286,7 @@ async fn curl_resolves_names_through_it() {
         command.arg(format!("http://{host}/whoami"));
         tokio::task::spawn_blocking(move || command.output())
     };
-    // It is not on every machine.
+    // curl is not on every machine.
     let Ok(answer) = run("web.shop.svc.cluster.local").await.unwrap() else { return };
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
     let refused = run("none.shop.svc.cluster.local").await.unwrap().unwrap();

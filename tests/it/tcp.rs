@@ -63,13 +63,13 @@ async fn a_reset_of_the_pod_is_a_reset_of_the_client() {
     app.finish().await;
 }
 
-/// A client that has only ended its direction is waited for, up to 30 s. The end of the app waits for less.
+/// For a client that has only half-closed, adit waits up to 30 s. Ending the app waits less.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn for_a_client_that_has_closed_its_socket_no_answer_is_waited_for() {
     let app = app_of("data", "postgres", 5432).await;
     let mut client = TcpStream::connect(app.tcp[0]).await.unwrap();
-    // The head of a message that the server waits for.
+    // The start of a message, so that the server waits for the rest.
     client.write_all(b"\0\0\0\x28").await.unwrap();
     drop(client);
     eventually("the pod has its stream", || async { app.demo.faults().streams_seen() == 1 }).await;

@@ -1,4 +1,4 @@
-//! The TLS front, from a client to a pod of the demo.
+//! The TLS frontend, from a client to a pod of the demo.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -16,7 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::support::TestApp;
 
-/// Takes every certificate, so that the tests can look at it.
+/// Verifier that accepts every certificate, so that the tests can look at it.
 #[derive(Debug)]
 struct Anything;
 
@@ -59,7 +59,7 @@ async fn connect(app: &TestApp, name: &str) -> TlsStream<TcpStream> {
     connect_to(app.http, name).await
 }
 
-/// Connects, and takes every certificate.
+/// Connects, and accepts every certificate.
 pub async fn connect_to(listener: SocketAddr, name: &str) -> TlsStream<TcpStream> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()

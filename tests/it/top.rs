@@ -1,4 +1,4 @@
-//! `adit top` in a real terminal: tmux. Left out, with a sentence, where there is none.
+//! `adit top` in a real terminal: tmux. Skipped without tmux.
 
 use std::{
     path::PathBuf,
@@ -7,14 +7,14 @@ use std::{
 
 use crate::{process::Process, support::eventually};
 
-/// A terminal of tmux, with a shell in it.
+/// A tmux server with a shell.
 struct Tmux {
     socket: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Tmux {
-    /// None: there is no tmux, and nothing is tried.
+    /// `None`: tmux is not installed, so the test is skipped.
     fn start(width: u16, height: u16) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let tmux = Self { socket: folder.path().join("tmux"), _folder: folder };
@@ -26,7 +26,7 @@ impl Tmux {
                 assert!(output.status.success(), "{output:?}");
                 Some(tmux)
             }
-            // CI installs it.
+            // CI installs tmux.
             Err(_) => None,
         }
     }
@@ -58,7 +58,7 @@ impl Tmux {
         eventually(text, || async { self.screen().contains(text) }).await;
     }
 
-    /// Returns what `stty -a` says in the shell.
+    /// Returns the output of `stty -a` in the shell.
     async fn settings(&self, mark: &str) -> String {
         self.line(&format!("clear; stty -a; echo {mark}-"));
         self.shows(&format!("\n{mark}-")).await;
@@ -68,7 +68,7 @@ impl Tmux {
 
 impl Drop for Tmux {
     fn drop(&mut self) {
-        // Its server ends with its only session.
+        // The server ends with its only session.
         let _ = self.try_run(&["kill-server"]);
     }
 }
@@ -102,7 +102,7 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     tmux.keys(&["Escape"]);
     tmux.shows("METHOD").await;
 
-    // A resize while things change.
+    // Resize while the content changes.
     tmux.run(&["resize-window", "-x", "200", "-y", "50"]);
     assert!(process.serves("web.shop.localhost").await);
     tmux.shows("NOTE").await;
@@ -110,12 +110,12 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     eventually("it is narrow", || async { !tmux.screen().contains("NOTE") }).await;
     tmux.run(&["resize-window", "-x", "80", "-y", "24"]);
 
-    // Ctrl-Z and back.
+    // Ctrl-Z, then `fg`.
     tmux.keys(&["C-z"]);
     eventually("it is stopped", || async { tmux.screen().to_lowercase().contains("stopped") }).await;
     tmux.line("fg");
     tmux.shows("METHOD").await;
-    // A question about the cursor would end it after 2 s.
+    // An unanswered cursor query would end it after 2 s.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert!(tops(&folder).len() == 1 && tmux.screen().contains("METHOD"), "{}", tmux.screen());
 
@@ -142,7 +142,7 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         assert_eq!(tmux.settings(&format!("round{round}")).await, before, "{signal}");
     }
 
-    // An adit that hangs holds up no key and no signal.
+    // An adit that hangs delays no key and no signal.
     for last in ["q", "TERM"] {
         tmux.line(&start);
         tmux.shows("demo/shop/web").await;
@@ -150,7 +150,7 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         tmux.keys(&["Enter"]);
         tmux.keys(&["?"]);
         tmux.shows("q, Ctrl-C").await;
-        // Together with the next key it would be that key with Alt.
+        // Escape together with the next key would be read as Alt and that key.
         tmux.keys(&["Escape"]);
         eventually("the help is closed", || async { !tmux.screen().contains("q, Ctrl-C") }).await;
         match last {
@@ -162,14 +162,14 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         assert_eq!(tmux.settings(last).await, before, "{last}");
     }
 
-    // The terminal is closed.
+    // The terminal closes.
     tmux.line(&start);
     tmux.shows("demo/shop/web").await;
     tmux.run(&["kill-session"]);
     eventually("none is left", || async { tops(&folder).is_empty() }).await;
 }
 
-/// Returns the ids of the processes `adit top` with this home folder.
+/// Returns the ids of `adit top` processes with this home folder.
 fn tops(folder: &str) -> Vec<String> {
     let program = env!("CARGO_BIN_EXE_adit");
     let found = Command::new("pgrep").args(["-f", &format!("^{program} top$")]).output().unwrap();

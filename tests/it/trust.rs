@@ -1,5 +1,5 @@
-//! https without warnings, asked of the programs themselves: OpenSSL, curl, Python, Node, Go and Java, where they are installed.
-//! `browser::trust` asks the browsers.
+//! https without warnings, checked with the programs themselves, if they are installed: OpenSSL, curl, Python, Node, Go and Java.
+//! `browser::trust` checks the browsers.
 
 use std::{
     collections::BTreeMap,
@@ -23,19 +23,19 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::process::Process;
 
-/// Two names that adit terminates TLS for.
+/// Two names for which adit terminates TLS.
 pub const NAMES: [&str; 2] = ["web.shop.localhost", "tools.shop.localhost"];
 
-/// A name that nobody but its owner may vouch for, and one that every CA for local names may.
+/// A public name, which the CA must not be able to certify, and a local one, which it can.
 pub const STOLEN: &str = "www.example.com";
 pub const LOCAL: &str = "other.localhost";
 
-/// Returns the authority below a home folder.
+/// Returns the CA below a home folder.
 fn authority(home: &Path) -> Authority {
     Authority::load(&home.join(".local/share/adit/ca")).unwrap().expect("it was installed")
 }
 
-/// Serves https with a leaf for one name, signed by the key of the authority, and returns the port.
+/// Serves https with a certificate for one name, signed by the CA's key. Returns the port.
 pub async fn server(home: &Path, name: &str) -> u16 {
     let authority = authority(home);
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -72,7 +72,7 @@ pub async fn server(home: &Path, name: &str) -> u16 {
     port
 }
 
-/// Waits until adit, which looks once a second while it has connections, shows certificates of the new authority.
+/// Waits until adit uses the new CA; it looks for one every second while it has connections.
 pub async fn takes_up(person: &Process) {
     let port = person.http.port();
     let name = NAMES[0];
@@ -84,10 +84,10 @@ pub async fn takes_up(person: &Process) {
     assert!(is_taken_up, "{said}");
 }
 
-/// A program, and how it is asked to open `https://$NAME:$PORT/` at 127.0.0.1. It succeeds if it trusts the certificate.
+/// A program that opens `https://$NAME:$PORT/` at 127.0.0.1, and succeeds if it trusts the certificate.
 struct Program {
     name: &'static str,
-    /// Succeeds where the program is installed; prepares it in the folder that it is run in.
+    /// Script that succeeds if the program is installed, and prepares the working folder.
     prepare: &'static str,
     open: &'static str,
 }
@@ -183,7 +183,7 @@ javac Ask.java
     open: "adit run -q -- java Ask",
 };
 
-/// Compiling Go's library anew, below every new home folder, takes a minute.
+/// Sets Go's cache: compiling its library for every new home folder would take a minute.
 fn go_cache() -> String {
     let home = std::env::var("HOME").unwrap_or_default();
     let cache = std::env::var("GOCACHE").unwrap_or(format!("{home}/.cache/go-build"));
@@ -191,14 +191,14 @@ fn go_cache() -> String {
 }
 
 impl Program {
-    /// Asserts that it opens names of adit, and nothing that a thief of the key could sign.
+    /// Asserts that it opens adit's names, but no names that a stolen key could sign.
     async fn trusts(&self) {
         let person = Process::start("", &[]).await;
         let home = person.home().to_owned();
         let folder = home.join("program");
         fs::create_dir(&folder).unwrap();
         let (is_there, said) = person.shell(&format!("cd program; export {}\n{}", go_cache(), self.prepare)).await;
-        // The others are not on every machine.
+        // The other programs are not on every machine.
         if !is_there {
             assert!(self.name != "openssl" && self.name != "curl", "{said}");
             return;
@@ -254,7 +254,7 @@ async fn java_below_adit_run_trusts_local_names_alone() {
     JAVA.trusts().await;
 }
 
-/// Returns every file below a folder with its bytes, but for those of adit's configuration and socket.
+/// Returns every file below the folders of stores, with its bytes.
 fn files(home: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![home.join(".pki"), home.join(".mozilla"), home.join(".local")];
@@ -316,7 +316,7 @@ async fn what_is_missing_is_one_sentence_each() {
     assert!(!person.home().join(".pki").exists());
 }
 
-/// How many CAs of adit are in Chromium's database.
+/// Returns the number of adit's CAs in Chromium's database.
 async fn in_chromium(person: &Process) -> usize {
     let (_, listed) = person.shell("certutil -L -d sql:.pki/nssdb").await;
     listed.lines().filter(|line| line.starts_with("adit ")).count()
@@ -363,7 +363,7 @@ async fn a_ca_that_could_not_be_removed_stays_known() {
     assert!(person.shell("adit trust install").await.0);
     let (is_clean, said) = without("uninstall").await;
     assert!(!is_clean && said.contains("the CA stays"), "{said}");
-    // The new one serves more names.
+    // The new CA covers more names.
     let (is_replaced, said) = without("install --names example.com").await;
     assert!(!is_replaced && said.contains("CA        replaced") && said.contains("example.com"), "{said}");
     let (_, said) = person.shell("adit trust status").await;

@@ -1,4 +1,4 @@
-//! Tunnels that hold: pods that come and go, nodes that hang, gateways in the way.
+//! Tunnels under faults: pods that come and go, nodes that hang, and gateways.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, TestApp, eventually};
 
-/// adit with a TCP route to a port of `tools`, and where it listens.
+/// Starts adit with a TCP route to a port of `tools`, and returns the route's address.
 async fn app(port: u16) -> (TestApp, SocketAddr) {
     let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let app = TestApp::start(&format!(
@@ -28,7 +28,7 @@ async fn app(port: u16) -> (TestApp, SocketAddr) {
     (app, address)
 }
 
-/// Sends a word to the echo, and returns whether it came back within the time.
+/// Sends a word to the echo, and returns whether it came back in time.
 async fn echoes(address: SocketAddr, within: Duration) -> bool {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -40,7 +40,7 @@ async fn echoes(address: SocketAddr, within: Duration) -> bool {
     timeout(within, exchange).await.is_ok_and(|came| came.unwrap_or(false))
 }
 
-/// Sends GETs one after the other until `stop`, and counts them; returns those that were not answered with 200.
+/// Sends GETs one after the other until `stop` is set, and counts them. Returns those without a 200.
 async fn load(app: &TestApp, stop: &AtomicBool, sent: &AtomicUsize) -> Vec<String> {
     let mut failed = Vec::new();
     while !stop.load(Ordering::SeqCst) {
@@ -162,7 +162,7 @@ async fn streams_on_a_terminating_pod_live_until_they_end() {
     while !seen.windows(7).any(|part| part == b"data: 0") {
         assert!(timeout(PATIENCE, stream.read_buf(&mut seen)).await.unwrap().unwrap() > 0);
     }
-    // Every pod is not ready any more; their processes go on.
+    // No pod is ready any more, but their processes continue.
     for pod in pods_of_web(&app) {
         let mut object = (*app.demo.world().get("pods", "shop", &pod).unwrap()).clone();
         object["status"]["containerStatuses"][0]["ready"] = false.into();
@@ -202,13 +202,13 @@ async fn without_the_right_to_watch_the_wire_tells_when_a_pod_goes() {
 
 #[tokio::test]
 async fn a_kubelet_that_restarts_is_waited_for() {
-    // While it is away, and when it has come back and does not know its pods yet.
+    // While it is down, and after it is back but does not know its pods yet.
     for status in [500, 404] {
         let (app, address) = app(7000).await;
         assert!(echoes(address, PATIENCE).await);
         app.demo.faults().answer("/portforward", Some(status));
         app.demo.faults().drop_upgraded_connections();
-        // Until adit has read that it was dropped, a stream may be put on it, and what became of its bytes is unknown.
+        // Until adit has read the end of the connection, it may open a stream there, whose bytes may be lost.
         sleep(Duration::from_millis(200)).await;
         let asked = echoes(address, PATIENCE);
         let restart = async {
@@ -263,7 +263,7 @@ async fn stalled_clients_of_a_port_stop_nobody_else_on_it() {
     assert!(echoes(address, PATIENCE).await);
     let mut stalled = Vec::new();
     for _ in 0..12 {
-        // An echo whose answers nobody reads: both directions fill up.
+        // An echo whose answers are not read: both directions fill up.
         let mut stream = TcpStream::connect(address).await.unwrap();
         let piece = vec![b'x'; 64 * 1024];
         while timeout(Duration::from_millis(200), stream.write_all(&piece)).await.is_ok_and(|written| written.is_ok()) {
@@ -283,7 +283,7 @@ async fn a_worker_that_hangs_for_good_is_left_within_seconds() {
     app.demo.faults().refuse(7000, true);
     for _ in 0..5 {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // Refused; more follows for a pair that is gone.
+        // The stream is refused, and more bytes follow for a pair of streams that is gone.
         let _ = stream.write_all(&vec![0; 100_000]).await;
         let _ = timeout(PATIENCE, stream.read(&mut [0; 8])).await;
     }

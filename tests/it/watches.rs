@@ -1,4 +1,4 @@
-//! Watches of API servers that stall, end them at once, or forget what was.
+//! Watches that stall, end at once, or expire.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::{TestApp, eventually};
 
 const SLICES: &str = "/endpointslices";
 
-/// Adds or takes away `web-6d5f-a1` from what is ready.
+/// Makes `web-6d5f-a1` ready or not.
 fn set_ready(app: &TestApp, is_ready: bool) {
     let mut pod = (*app.demo.world().get("pods", "shop", "web-6d5f-a1").unwrap()).clone();
     pod["status"]["containerStatuses"][0]["ready"] = json!(is_ready);
@@ -21,7 +21,7 @@ async fn pods_that_answer(app: &TestApp) -> std::collections::BTreeSet<String> {
     futures::future::join_all(asked).await.into_iter().map(|(_, pod)| pod.trim().to_owned()).collect()
 }
 
-/// Waits until the pod that is not ready any more gets nothing.
+/// Waits until the pod that is not ready gets no requests.
 async fn notices_a_change(app: &TestApp) {
     set_ready(app, false);
     eventually("the pod that is not ready gets no request", || async {

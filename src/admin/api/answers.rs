@@ -1,4 +1,4 @@
-//! The answers, as they are written. Field names are part of the API; times are RFC 3339 in UTC.
+//! The answers of the API. Field names are part of the API; times are RFC 3339 in UTC.
 
 use std::{
     net::SocketAddr,
@@ -498,7 +498,7 @@ impl Tunnel {
 }
 
 impl TunnelAnswer {
-    /// Returns None for an id that nothing is known of.
+    /// Returns `None` if no tunnel or history has this id.
     pub fn of(source: &Source, id: &str) -> Option<Self> {
         let snapshot = source.tunnel(id);
         let tunnel = snapshot.as_ref().map(Tunnel::of);
@@ -587,13 +587,13 @@ impl LogRow {
     }
 }
 
-/// Returns a time as the API writes it, to the millisecond.
+/// Returns a time in RFC 3339, rounded to milliseconds.
 pub fn time(at: SystemTime) -> String {
     let at = Timestamp::try_from(at).unwrap_or_default();
     at.round(Unit::Millisecond).unwrap_or(at).to_string()
 }
 
-/// Returns milliseconds, to the microsecond.
+/// Returns milliseconds, rounded to microseconds.
 fn millis(took: Duration) -> f64 {
     (took.as_secs_f64() * 1e6).round() / 1e3
 }

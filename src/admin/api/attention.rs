@@ -15,13 +15,13 @@ use crate::{
     tunnel::TunnelSnapshot,
 };
 
-/// For how long a Service that had no ready pod is shown after it was asked for.
+/// How long a Service without a ready pod is shown after the last request for it.
 const RECENT: Duration = Duration::from_secs(300);
 
-/// How many of those are shown.
+/// Maximum number of such Services.
 const MOST_IN_VAIN: usize = 10;
 
-/// A sign-in that a person may have to repeat is shown when it ends this soon.
+/// A sign-in that needs a person is shown if it ends within this time.
 const ENDS_SOON: Duration = Duration::from_secs(600);
 
 /// Something that does not mend itself.
@@ -39,7 +39,7 @@ pub struct Attention {
     pub tunnel: Option<String>,
 }
 
-/// Returns all of it, the widest first.
+/// Returns all problems; those that affect most come first.
 pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> Vec<Attention> {
     let (facts, router) = (source.facts(), source.router());
     let mut all: Vec<Attention> = of_config(&facts).into_iter().collect();
@@ -136,13 +136,13 @@ fn of_tunnel(tunnel: &TunnelSnapshot, router: &Router) -> Attention {
     }
 }
 
-/// Returns the command that finds out why a target cannot be reached.
+/// Returns the command that diagnoses why a target cannot be reached.
 fn doctor(target: &Target, router: &Router) -> Option<String> {
     let pods = target.pods().filter(|pods| pods.jump.is_none())?;
     let name = match &pods.workload {
         Workload::Service(service) => service.to_string(),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
-        // Its Service or pod is not known here.
+        // adit does not know here which Service or pod has the address.
         Workload::Address(_) => return None,
     };
     let port = match &pods.port {

@@ -1,4 +1,4 @@
-//! One request as it may be shown: its heads and bodies, as a command of curl, and as an HTTP archive (HAR 1.2).
+//! One request for display: its heads and bodies, as a curl command, and as an HTTP archive (HAR 1.2).
 
 use std::{string::FromUtf8Error, sync::Arc};
 
@@ -60,7 +60,7 @@ impl BodyRow {
 }
 
 impl ExchangeRow {
-    /// Returns None where nothing is kept.
+    /// Returns `None` if the request was not recorded.
     pub fn of(entry: &Entry, journal: &Journal) -> Option<Self> {
         let exchange = entry.exchange.as_ref()?;
         let shown = |head: Option<&Head>| head.map(shown).unwrap_or_default();
@@ -97,7 +97,7 @@ fn url(entry: &Entry, exchange: &Exchange) -> String {
     format!("{scheme}://{}{}", entry.host, hidden::target(&exchange.target))
 }
 
-/// Returns why a request cannot be sent again as it was. None: it can.
+/// Returns why a request cannot be replayed unchanged. `None`: it can.
 pub fn no_replay(entry: &Entry) -> Option<&'static str> {
     let Some(exchange) = entry.exchange.as_ref() else { return Some("its headers are not kept any more") };
     let Some(head) = exchange.request.as_ref() else { return Some("its headers are longer than adit keeps") };
@@ -128,7 +128,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
     // curl knows better what is about its own connection.
     let is_its_own = |name: &str| matches!(name, "host" | "content-length" | "connection" | "transfer-encoding");
     for (name, value) in exchange.request.iter().flat_map(Head::iter).filter(|(name, _)| !is_its_own(name)) {
-        // With a colon curl removes a header that has no value; with a semicolon it sends it.
+        // `-H 'name:'` would make curl remove a header; `-H 'name;'` sends it without a value.
         let header = match value.is_empty() {
             true => format!("{name};"),
             false => format!("{name}: {}", hidden::shown(name, value)),
@@ -158,7 +158,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
     words.join(" ")
 }
 
-/// Returns requests as an HTTP archive. Connections that are no HTTP are left out.
+/// Returns requests as an HTTP archive. Connections that are not HTTP are left out.
 pub fn har(entries: &[Entry]) -> Value {
     let entries: Vec<Value> =
         entries.iter().filter_map(|entry| har_entry(entry, entry.exchange.as_ref()?, entry.method.as_ref()?)).collect();

@@ -1,4 +1,4 @@
-//! `GET /api/v1/events`: a snapshot, then what has changed since, at most four times a second.
+//! `GET /api/v1/events`: a snapshot, then the changes since, at most four times a second.
 //!
 //! ```text
 //! id: 5e1c07aa-41
@@ -6,9 +6,9 @@
 //! data: {"format":1,"tunnels":[...],"closed":[...],"requests":[...],"seconds":[...]}
 //! ```
 //!
-//! While somebody reads, one task looks every 250 ms and writes each change once, for all readers. Nobody has a queue: a
-//! reader that has missed more than is kept gets a new snapshot, when it reads again. With `Last-Event-ID` a reader goes on
-//! where it was; the first word of an id is the process's own, so that one of another process is not taken for it.
+//! While there are readers, one task compares the state every 250 ms, and encodes each change once for all readers. Readers have
+//! no queues: one that has missed more than is kept gets a new snapshot on its next read. A reader that sends `Last-Event-ID`
+//! resumes there. The first word of an id identifies the process, so ids of another process are not mistaken for its own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -45,25 +45,25 @@ use crate::{
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// Between two looks.
+/// Interval between two comparisons.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// How long a reader hears nothing at most.
+/// Maximum silence. Then the reader gets an empty comment, so that it can detect a dead connection.
 const COMMENT_AFTER: Duration = Duration::from_secs(15);
 
-/// How long changes are looked for after the last reader has gone: it may come back, and go on where it was.
+/// How long the task continues after the last reader has left: the reader may come back and resume.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// How much of the changes is kept for readers that are behind.
+/// Maximum bytes of changes kept for readers that are behind.
 const MOST_KEPT: usize = 256 * 1024;
 
-/// How many changes a reader gets at once; beyond that a snapshot says the same in less.
+/// Maximum number of changes sent at once. Instead of more, a snapshot is shorter.
 const MOST_AT_ONCE: u64 = 40;
 
-/// How many requests are in one event, the newest ones; the others are in `/api/v1/requests`.
+/// Maximum number of requests in one event, the newest ones. `/api/v1/requests` has the others.
 const MOST_ROWS: usize = 250;
 
-/// More readers are refused.
+/// Maximum number of readers. More are refused.
 const MOST_READERS: usize = 32;
 
 /// The first event: everything.
@@ -126,9 +126,9 @@ fn is_zero(count: &usize) -> bool {
 /// The events of one process.
 pub struct Feed {
     state: Mutex<State>,
-    /// The number of the last event.
+    /// Number of the last event.
     last: watch::Sender<u64>,
-    /// The first word of every id.
+    /// First word of every id.
     epoch: String,
 }
 
@@ -141,17 +141,17 @@ struct State {
     seen: Seen,
 }
 
-/// State of the listener as of its last event.
+/// State of adit as of the last event.
 #[derive(Default)]
 struct Seen {
     status: Option<Overview>,
     sign_ins: Vec<SignIn>,
     attention: Vec<Attention>,
-    /// The last line of the log that was told. None: those from before the first reader are not told.
+    /// Number of the last log line that was sent. `None`: no reader has come yet; earlier lines are not sent.
     line: Option<u64>,
     tunnels: BTreeMap<String, Tunnel>,
     entries: u64,
-    /// The last second that was told, and whether something was in it.
+    /// The last second that was sent, and whether it was busy.
     second: Option<u64>,
     was_busy: bool,
     connections: u32,
@@ -167,12 +167,12 @@ impl Default for Feed {
 /// The next event for a reader.
 enum Next {
     Changes(Bytes, u64),
-    /// It has missed more than is kept.
+    /// The reader has missed more than is kept.
     Behind,
     Nothing,
 }
 
-/// Returns the answer to a reader. `resumes`: the id of the last event that it has seen.
+/// Returns the stream of events for a reader. `resumes`: id of the last event that it has received.
 pub fn answer(source: &Source, resumes: Option<&str>) -> Response<Body> {
     let Some(reader) = Reader::new(source, resumes) else {
         return failure(StatusCode::SERVICE_UNAVAILABLE, "busy", format!("there are {MOST_READERS} readers already"));
@@ -193,11 +193,11 @@ pub fn answer(source: &Source, resumes: Option<&str>) -> Response<Body> {
     endless(response.map(|_| StreamBody::new(events).boxed_unsync()))
 }
 
-/// One who reads the events.
+/// A reader of the events.
 struct Reader {
     source: Source,
     news: watch::Receiver<u64>,
-    /// The last event that it was given. None: it has nothing yet.
+    /// Number of the last event that was sent to it. `None`: none yet.
     seen: Option<u64>,
 }
 
@@ -217,7 +217,7 @@ impl Reader {
         state.readers += 1;
         if !state.is_looking {
             state.is_looking = true;
-            // Changes from before the first reader are in its snapshot.
+            // The reader's snapshot has the earlier changes, so this first comparison only sets the state to compare with.
             feed.look(source, &mut state);
             let (source, drain) = (source.clone(), source.drain().clone());
             drain.clone().spawn(async move {
@@ -246,7 +246,7 @@ impl Reader {
                 Next::Nothing => {}
             }
             tokio::select! {
-                // The sender lives as long as the source.
+                // The source owns the sender, so it cannot be dropped before.
                 _ = self.news.changed() => {}
                 () = tokio::time::sleep_until(silent_until) => return Bytes::from_static(b":\n\n"),
             }
@@ -255,7 +255,7 @@ impl Reader {
 
     fn snapshot(&mut self) -> Bytes {
         let (source, feed) = (&self.source, self.source.feed());
-        // Reads the number first: an event in between is sent twice rather than never.
+        // Read the number first: an event in between is sent twice rather than never.
         let last = feed.state.lock().expect("no panic while the lock is held").last;
         let journal = source.journal();
         let (tunnels, sign_ins) = (source.tunnels(), SignIn::all(source));
@@ -274,7 +274,7 @@ impl Reader {
     }
 }
 
-/// Looks for changes until nobody has read for a while.
+/// Compares the state at intervals, until there have been no readers for a while.
 async fn look_on(source: &Source) {
     let feed = source.feed();
     let mut unread_since: Option<Instant> = None;
@@ -294,7 +294,7 @@ async fn look_on(source: &Source) {
 }
 
 impl Feed {
-    /// Makes an event of what has changed since the last one, if anything has.
+    /// Creates an event of the changes since the last one, if there are any.
     fn look(&self, source: &Source, state: &mut State) {
         let Some(change) = state.seen.change(source) else { return };
         state.last += 1;
@@ -327,7 +327,7 @@ impl Feed {
 
     fn event(&self, number: u64, name: &str, data: &impl Serialize) -> Bytes {
         let mut text = format!("id: {}-{number}\nevent: {name}\ndata: ", self.epoch).into_bytes();
-        // Structs of strings and numbers always serialise; JSON has no line ends.
+        // Structs of strings and numbers always serialise, and the JSON has no line ends.
         let _ = serde_json::to_writer(&mut text, data);
         text.extend_from_slice(b"\n\n");
         text.into()
@@ -335,7 +335,7 @@ impl Feed {
 }
 
 impl Seen {
-    /// Returns what has changed, and takes note of it. None: nothing has.
+    /// Returns the changes, and updates the state to compare with. `None`: nothing has changed.
     fn change(&mut self, source: &Source) -> Option<Change> {
         let journal = source.journal();
         let mut change = Change { format: FORMAT, ..Change::default() };
@@ -351,7 +351,7 @@ impl Seen {
         }
         let snapshots = source.tunnels();
         let attention = attention::of(source, &snapshots, &sign_ins);
-        // The seconds of a sign-in are in its hint: they alone are no news.
+        // A sign-in's hint contains its seconds, so the hint alone is not a change.
         let is_told = |one: &Attention| (one.kind.clone(), one.title.clone(), one.cause.clone(), one.command.clone());
         if !attention.iter().map(is_told).eq(self.attention.iter().map(is_told)) || change.sign_ins.is_some() {
             change.attention = Some(attention.clone());
@@ -382,7 +382,7 @@ impl Seen {
             let is_new = |second: &&journal::Second| Some(second.second) > self.second && Some(second.second) <= passed;
             for second in journal.rates().iter().filter(is_new) {
                 let is_busy = (second.requests, second.up, second.down) != (0, 0, 0);
-                // Sends the first silent second too, so that charts fall to zero.
+                // Send the first idle second too, so that charts fall to zero.
                 if is_busy || self.was_busy || second.connections != self.connections {
                     change.seconds.push(Second::of(journal, second));
                 }
@@ -399,7 +399,7 @@ impl Seen {
     }
 }
 
-/// Returns whether a tunnel is as it was, but for the time that passes.
+/// Returns whether a tunnel is unchanged except for its timers.
 fn is_same(before: &Tunnel, now: &Tunnel) -> bool {
     let timeless = |tunnel: &Tunnel| Tunnel {
         idle_seconds: tunnel.idle_seconds.map(|_| 0),

@@ -1,4 +1,4 @@
-//! `POST /api/v1/open`: a target, as a local port or as a stream, or only whether it can be reached.
+//! `POST /api/v1/open`: opens a target at a local port or as a stream, or only checks that it can be reached.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,17 +23,17 @@ use crate::{
     journal::{Entry, Kind},
 };
 
-/// The protocol that a stream switches to: the bytes of the connection to the pod.
+/// Protocol of the upgrade: after it, the connection carries the bytes of the connection to the pod.
 pub const PROTOCOL: &str = "adit-stream";
 
-/// Header of the switch: the number of the connection below `/api/v1/requests`, whose `error` says whether it broke. A
-/// Unix socket has no reset that could say so.
+/// Header of the 101 response: the id of the connection below `/api/v1/requests`. There the client reads after the end whether
+/// the connection broke (`error`), because a Unix socket has no reset to signal that.
 pub const CONNECTION_ID: HeaderName = HeaderName::from_static("x-adit-request");
 
-/// The code of a target that is none.
+/// Error code of an invalid target.
 pub const MALFORMED: &str = "malformed";
 
-/// How large a request may be.
+/// Maximum bytes of a request.
 const MOST: usize = 64 * 1024;
 
 /// How long a target is waited for if the request does not say, and at most: an answer takes less than 30 s in all.
@@ -121,7 +121,7 @@ pub trait Opener: Send + Sync {
 
 /// Resources that a stream holds until it ends.
 pub struct Held {
-    /// The id of the tunnel.
+    /// Id of the tunnel.
     pub tunnel: std::sync::Arc<str>,
     pub lease: Box<dyn Send + Sync>,
 }
@@ -132,7 +132,7 @@ impl OpenRequest {
     }
 }
 
-/// Answers such a request.
+/// Answers the request.
 pub async fn answer(source: &Source, mut request: Request<Incoming>) -> Response<Body> {
     let Some(opener) = source.opener() else {
         return failure(StatusCode::NOT_FOUND, "not-found", "this adit opens nothing".to_owned());
@@ -201,7 +201,7 @@ async fn stream(
         if let Some((Side::Backend, error)) = &end.broken {
             noted.error(&error.to_string());
         }
-        // Before the client sees the end, and asks how it was.
+        // Before the client sees the end: it reads the result then.
         drop(noted);
         drop(client);
     });
@@ -212,7 +212,7 @@ async fn stream(
     endless(response)
 }
 
-/// Makes an answer of what was opened.
+/// Returns an answer with the target and its address.
 pub fn opened(target: String, address: Option<SocketAddr>) -> OpenAnswer {
     OpenAnswer { format: FORMAT, target, address, url: None, port: None, service: None }
 }

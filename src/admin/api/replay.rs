@@ -1,4 +1,5 @@
-//! `POST /api/v1/requests/ID/replay`: a request again, as it was or edited; `POST /api/v1/record`: bodies of a route.
+//! `POST /api/v1/requests/ID/replay` sends a request again, unchanged or edited. `POST /api/v1/record` records the bodies of a
+//! route.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::{
     journal::{Entry, exchange::ReplayOf, hidden},
 };
 
-/// For how long bodies may be recorded.
+/// Maximum duration of a recording.
 const LONGEST_RECORD_MINUTES: u64 = 60;
 
 /// Edits of a request. An absent key keeps the original value.
@@ -49,13 +50,13 @@ pub struct RecordRequest {
     pub minutes: u64,
 }
 
-/// Sends recorded requests again for the API; the application implements it.
+/// Replays requests for the API; the application implements it.
 pub trait Replayer: Send + Sync {
     /// Sends a request as a client would, over https if `is_tls`, and waits for the end of the answer.
     fn replay(&self, request: Request<Bytes>, replay: ReplayOf, is_tls: bool) -> BoxFuture<'_, ()>;
 }
 
-/// Answers a request to send another one again.
+/// Answers a request for a replay.
 pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Response<Body> {
     let edits: ReplayRequest = match read(request) {
         Ok(edits) => edits,
@@ -88,7 +89,7 @@ pub async fn answer(source: &Source, id: &str, request: &Request<Bytes>) -> Resp
     }
 }
 
-/// Answers a request to record bodies.
+/// Answers a request for a recording.
 pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
     let RecordRequest { route, minutes } = match read(request) {
         Ok(wanted) => wanted,
@@ -99,7 +100,7 @@ pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
     empty(NO_CONTENT)
 }
 
-/// Reads the body of a request; none is `{}`.
+/// Parses the body of a request; an empty one counts as `{}`.
 fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response<Body>>> {
     let body: &[u8] = if request.body().is_empty() { b"{}" } else { request.body() };
     serde_json::from_slice(body).map_err(|error| {

@@ -12,9 +12,9 @@ use super::{
     unlock::{UnlockAnswer, UnlockRequest},
 };
 
-/// Returns a document (JSON Schema 2020-12) with the schema of each answer in `$defs`, under the last word of its path;
-/// `open-request` is the body of `POST /api/v1/open`, `tunnel` and `request` are those of one, `snapshot` and `change` those of the events, `error` that of every answer with
-/// another status than 2xx.
+/// Returns a document (JSON Schema 2020-12) with the schema of each answer in `$defs`, by the last word of its path.
+/// `open-request` is the body of `POST /api/v1/open`; `tunnel` and `request` are the answers for a single one; `snapshot` and
+/// `change` are the events; `error` is every answer with a status other than 2xx.
 pub fn schema() -> Value {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     let mut answers: Vec<(&str, Value)> = Vec::new();

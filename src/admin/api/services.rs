@@ -1,4 +1,4 @@
-//! Routes and Services that can be reached, with the URL of each.
+//! Routes, and the Services of a context, with their URLs.
 
 use std::fmt;
 
@@ -23,19 +23,19 @@ use crate::{
 /// Parameters of the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
-    /// None: the one of names that give none.
+    /// `None`: the context of names that set none.
     pub context: Option<ContextName>,
-    /// None: all.
+    /// `None`: all namespaces.
     pub namespace: Option<Namespace>,
-    /// The ready pods of each Service are counted.
+    /// Whether to count the ready pods of each Service.
     pub pods: bool,
 }
 
 impl Query {
-    /// Reads the query of a URL; keys that are not known are passed over.
+    /// Parses the query of a URL; unknown keys are ignored.
     ///
     /// # Errors
-    /// The namespace cannot be one.
+    /// The namespace or the context is not valid.
     pub fn parse(query: &str) -> Result<Self, InvalidValue> {
         let value = |name: &str| {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -72,8 +72,8 @@ impl From<&ClusterError> for Problem {
     }
 }
 
-/// Lists the routes of the configuration, then the Services of a context; why those are not there is one of the problems.
-/// `listener`: the port of HTTP.
+/// Lists the routes of the configuration, then the Services of a context. If these cannot be listed, `problems` says why.
+/// `listener`: port of the HTTP listener.
 pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener: u16) -> Services {
     let mut services = routes(router, listener);
     let contexts = &router.http_contexts;
@@ -99,7 +99,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
         let cluster = clusters.get(&id).await?;
         let pods = async {
             match query.pods {
-                // A user without the permission to list slices still gets the Services.
+                // A user without the permission to list EndpointSlices still gets the Services.
                 true => list::readiness(&cluster, query.namespace.as_ref()).await.ok(),
                 false => None,
             }
@@ -112,7 +112,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
             let place = Placed { router, context: &id.context, named: named.as_ref(), listener };
             services.extend(found.iter().flat_map(|service| {
                 let key = (service.namespace.to_string(), service.name.to_string());
-                // A Service without a slice has no pods.
+                // A Service without an EndpointSlice has no pods.
                 place.rows(service, pods.as_ref().map(|pods| pods.get(&key).copied().unwrap_or_default()))
             }));
             Services { format: FORMAT, services, problems: Vec::new() }
@@ -121,7 +121,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     }
 }
 
-/// Returns how a hostname has to name a context. None: it is the one that names without a context mean.
+/// Returns the name by which hostnames refer to a context: its alias if it has one. `None`: hostnames may omit it.
 pub fn named_context(router: &Router, context: &ContextName) -> Option<ContextName> {
     let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
     if default == Some(context) {
@@ -168,7 +168,7 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
             }
             PortRef::Auto | PortRef::Https => Speaks::Tcp,
         };
-        // No name is said to speak HTTP at a port of its own.
+        // Ports of TCP routes have no hostname, so an HTTP URL would be wrong.
         let speaks = if speaks == Speaks::Http { Speaks::Tcp } else { speaks };
         let command = speaks.command("", listener, Some(*address));
         let shown = address.to_string();
@@ -182,13 +182,13 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
 struct Placed<'r> {
     router: &'r Router,
     context: &'r ContextName,
-    /// See [`named_context`].
+    /// As of [`named_context`].
     named: Option<&'r ContextName>,
     listener: u16,
 }
 
 impl Placed<'_> {
-    /// `pods`: how many are ready, and how many there are.
+    /// Returns a row per port. `pods`: the numbers of ready pods and of all pods.
     fn rows(&self, service: &Listed, pods: Option<(u64, u64)>) -> Vec<Service> {
         let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
         let row = |port: &ServicePort| {
@@ -224,8 +224,7 @@ impl Placed<'_> {
     }
 }
 
-/// Returns the URL of a Service by its short name. `context`: as a hostname names it; None: the one that is meant where none
-/// is named.
+/// Returns the URL of a Service, with its short name. `context`: its name in hostnames; `None`: omitted.
 pub fn url(
     namespace: &Namespace,
     service: &Label,

@@ -19,7 +19,7 @@ pub struct UiAnswer {
     pub url: String,
 }
 
-/// Answers such a request.
+/// Answers the request.
 pub fn answer(source: &Source) -> Response<Body> {
     let is_on = source.router().config.dashboard;
     let Some(keys) = source.keys().filter(|_| is_on) else {

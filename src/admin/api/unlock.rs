@@ -1,5 +1,5 @@
-//! `POST /api/v1/contexts/NAME/unlock`: lifts the rules of a context for a while. The Unix socket only: a page cannot unlock what
-//! protects from pages.
+//! `POST /api/v1/contexts/NAME/unlock`: lifts the rules of a context for a while. Only on the Unix socket: the rules protect from
+//! pages, so a page must not lift them.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct UnlockAnswer {
     pub seconds: u64,
 }
 
-/// Answers such a request. `name`: an alias, or the context's own.
+/// Answers the request. `name`: an alias, or the name of a context.
 pub fn answer(source: &Source, name: &str, wanted: &[u8]) -> Response<Body> {
     let wanted: UnlockRequest = match serde_json::from_slice(wanted) {
         Ok(wanted) => wanted,

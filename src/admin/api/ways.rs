@@ -1,4 +1,4 @@
-//! How a port is used from this machine: what it speaks, a command, and what is missing for that.
+//! How to use a port from this machine: its protocol, a command, and the configuration that is missing for it.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ pub enum Speaks {
 }
 
 impl Speaks {
-    /// Tells it by the port's appProtocol, its name and its number.
+    /// Returns the protocol according to the port's appProtocol, name and number.
     pub fn of(port: &ServicePort) -> Self {
         let words = [&port.app_protocol, &port.name];
         let says = |names: &[&str]| {
@@ -58,12 +58,13 @@ impl Speaks {
         }
     }
 
-    /// Returns whether clients reach it by its name at the HTTP listener.
+    /// Returns whether the HTTP listener serves this protocol by hostname.
     pub fn has_name(self) -> bool {
         matches!(self, Self::Http | Self::Grpc | Self::Postgres)
     }
 
-    /// Returns a command that opens it. `host`: its name; `listener`: the port of HTTP; `address`: its local port.
+    /// Returns a command that opens it. `host`: its hostname; `listener`: port of the HTTP listener; `address`: its local
+    /// address.
     pub fn command(self, host: &str, listener: u16, address: Option<SocketAddr>) -> Option<String> {
         let at = |program: &dyn Fn(SocketAddr) -> String| address.map(program);
         match self {
@@ -84,7 +85,7 @@ impl Speaks {
     }
 }
 
-/// Returns the lines of the configuration that give a port of a Service a local one.
+/// Returns the configuration that gives a port of a Service a local port.
 pub fn missing_route(namespace: &str, service: &str, port: u16, context: Option<&str>) -> String {
     let context = context.map(|context| format!("context: {context}, ")).unwrap_or_default();
     format!(
@@ -92,7 +93,7 @@ pub fn missing_route(namespace: &str, service: &str, port: u16, context: Option<
     )
 }
 
-/// Returns the local address that a route of tcp gives a target. `port`: the Service's.
+/// Returns the local address that a TCP route gives a target. `port`: port of the Service.
 pub fn address(router: &Router, target: &PodTarget, port: u16) -> Option<SocketAddr> {
     let is_there = |address: &SocketAddr| {
         let route = router.tcp(*address).ok()?;
@@ -104,7 +105,7 @@ pub fn address(router: &Router, target: &PodTarget, port: u16) -> Option<SocketA
     router.config.tcp.routes.keys().find_map(is_there)
 }
 
-/// Returns the URLs of names and routes that lead to a tunnel.
+/// Returns the URLs of the routes and names that use a tunnel.
 pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) -> Vec<String> {
     let mut names: Vec<String> = services::routes(router, listener)
         .into_iter()
@@ -126,7 +127,7 @@ pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) 
     names
 }
 
-/// Returns the command of kubectl that opens the same. `port`: the Service's, where it is known.
+/// Returns the equivalent kubectl command. `port`: port of the Service, if known.
 pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
     let pods = target.pods().filter(|pods| pods.jump.is_none())?;
     let port = match &pods.port {
@@ -137,7 +138,7 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
     let object = match &pods.workload {
         Workload::Service(service) => format!("svc/{service}"),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod/{pod}"),
-        // kubectl takes no address.
+        // kubectl does not accept an address.
         Workload::Address(_) => return None,
     };
     let (context, namespace) = (quoted(&pods.cluster.context), &pods.namespace);

@@ -1,5 +1,5 @@
-//! A little traffic for `adit demo`, so that there is something to look at: pages, an upload, a slow request, a failure, a stream of
-//! events, and a pod that is restarted now and then.
+//! Traffic for `adit demo`, so that there is something to see: pages, an upload, a slow request, a failure, an event stream, and
+//! a pod that restarts now and then.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,16 +16,16 @@ use tokio::{
 
 use crate::{config::KubeconfigPaths, k8s::client::Clusters, routing::ClusterId};
 
-/// Between two requests.
+/// Interval between two requests.
 const EVERY: Duration = Duration::from_millis(700);
 
-/// How often a pod is restarted, in requests: about once a minute.
+/// Number of requests between two restarts of a pod: about one minute.
 const RESTART_EVERY: usize = 80;
 
-/// How long a request may take.
+/// Time limit of a request.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The requests in their order: method, host, path, body.
+/// The requests, in order: method, host, path, body.
 const REQUESTS: [(&str, &str, &str, &str); 16] = [
     ("GET", "web.shop.localhost", "/", ""),
     ("GET", "shop.localhost", "/headers", ""),
@@ -45,14 +45,14 @@ const REQUESTS: [(&str, &str, &str, &str); 16] = [
     ("GET", "web.shop.localhost", "/sse", ""),
 ];
 
-/// Sends requests to adit until it is dropped.
+/// Sends requests to adit until the future is dropped.
 pub async fn run(addresses: Vec<SocketAddr>, kubeconfig: PathBuf) {
     let Some(address) = addresses.first().copied() else { return };
     let mut every = interval(EVERY);
     for at in 0.. {
         every.tick().await;
         let (method, host, path, body) = REQUESTS[at % REQUESTS.len()];
-        // The dashboard shows the result. A slow request delays no other.
+        // The dashboard shows the results. The tasks keep a slow request from delaying others.
         tokio::spawn(timeout(PATIENCE, send(address, method, host, path, body)));
         if at % RESTART_EVERY == RESTART_EVERY / 2 {
             tokio::spawn(restart(kubeconfig.clone()));
@@ -70,7 +70,7 @@ async fn send(address: SocketAddr, method: &str, host: &str, path: &str, body: &
     );
     stream.write_all(head.as_bytes()).await?;
     let mut answer = vec![0; 16 * 1024];
-    // An endless one is heard for a few events.
+    // An endless response is read for 6 s, which are a few events.
     let reading = async {
         while stream.read(&mut answer).await? > 0 {}
         Ok(())
@@ -81,7 +81,7 @@ async fn send(address: SocketAddr, method: &str, host: &str, path: &str, body: &
     }
 }
 
-/// Deletes a pod, as a rollout does: its controller creates another one.
+/// Deletes a pod, as a rollout does; its controller creates another one.
 async fn restart(kubeconfig: PathBuf) {
     let Ok(context) = "demo".parse() else { return };
     let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![kubeconfig])), context };
@@ -89,7 +89,7 @@ async fn restart(kubeconfig: PathBuf) {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "shop");
     let Ok(found) = pods.list(&ListParams::default().labels("app=web")).await else { return };
     if let Some(name) = found.items.into_iter().find_map(|pod| pod.metadata.name) {
-        // It may be gone by itself.
+        // The pod may be gone already.
         let _ = pods.delete(&name, &DeleteParams::default()).await;
     }
 }

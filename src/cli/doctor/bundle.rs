@@ -1,4 +1,4 @@
-//! `--bundle FILE`: what a bug report needs, as one archive.
+//! `--bundle FILE`: an archive with everything that a bug report needs.
 
 use std::{fs::File, io, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Writes the archive, and says first what is in it. `quiet`: stdout is for JSON.
+/// Writes the archive, after a list of its content. `quiet`: stdout is for JSON.
 pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> Result<(), CliError> {
     let json = |value: &Value| format!("{value:#}\n").into_bytes();
     let mut parts: Vec<(&str, &str, Vec<u8>)> = vec![
@@ -47,7 +47,7 @@ pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> 
 }
 
 fn eprint_list(list: &str) {
-    // Nobody reads it, then.
+    // An error means that nobody reads stderr.
     let _ = io::Write::write_all(&mut io::stderr(), list.as_bytes());
 }
 

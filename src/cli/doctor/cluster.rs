@@ -1,4 +1,4 @@
-//! The way to an API server: name, TCP, TLS, version, who one is there.
+//! Checks the connection to an API server: name, TCP, TLS, version, and the signed-in user.
 
 use std::{
     path::Path,
@@ -27,20 +27,20 @@ use crate::{
 
 const GROUP: Group = Group::Cluster;
 
-/// How long a name or a connection may take here.
+/// Time limit of a look-up or a connection.
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// By how much a clock may be wrong: tokens and certificates are valid from the minute they are issued on.
+/// Maximum error of a clock. Tokens and certificates are valid from the moment of issue.
 const MOST_SKEW: Duration = Duration::from_secs(60);
 
-/// Adds the checks, and returns the minor version of a server that answers.
+/// Adds the checks, and returns the server's minor version if it answers and the checks passed.
 pub async fn checks(scope: &Scope, cluster: &Arc<Cluster>, all: &mut Vec<Check>) -> Option<u32> {
     let from = all.len();
     let mut minor = None;
     if way(scope, cluster, all).await {
         minor = answers(cluster, all).await;
     }
-    // The clock is this machine's.
+    // The clock check belongs to the machine, not to the context.
     for check in all[from..].iter_mut().filter(|check| check.group == GROUP) {
         check.context = Some(cluster.context.to_string());
     }
@@ -100,7 +100,7 @@ async fn way(scope: &Scope, cluster: &Cluster, all: &mut Vec<Check>) -> bool {
     true
 }
 
-/// Names who has issued the certificate that was not trusted: often a proxy that opens TLS.
+/// Returns a failed check that names the issuer of the untrusted certificate: often a proxy that intercepts TLS.
 async fn tls_failed(scope: &Scope, cluster: &Cluster, error: &ClusterError) -> Check {
     let issuer = timeout(WITHIN, upgrade::shown_issuer(cluster)).await.ok().flatten();
     let cause = error.cause().unwrap_or_default();
@@ -109,7 +109,7 @@ async fn tls_failed(scope: &Scope, cluster: &Cluster, error: &ClusterError) -> C
         None => cause.clone(),
     };
     let check = Check::new("api-tls", GROUP, Status::Fail, error.to_string()).detail(Some(detail));
-    // Another CA bundle repairs only a certificate that the present one has not signed.
+    // Another CA bundle helps only if the current one did not sign the certificate.
     if !cause.contains("CA bundle") {
         return match cause.contains("tls-server-name") {
             true => {
@@ -133,13 +133,13 @@ async fn tls_failed(scope: &Scope, cluster: &Cluster, error: &ClusterError) -> C
     check.fix("where that is your company's proxy, and this system trusts its CA, use the system's CA bundle", command)
 }
 
-/// Returns the first name of a certificate, out of the words about it.
+/// Returns the first name of a certificate, extracted from the error text.
 fn presented(cause: &str) -> Option<&str> {
     let (names, _) = cause.split_once("certificate is for ")?.1.split_once(", and not for ")?;
     names.split(", ").next().filter(|name| *name != "no name" && !name.contains('*'))
 }
 
-/// CA bundles of systems: Debian, Fedora, openSUSE, Alpine and macOS.
+/// CA bundles of Debian, Fedora, openSUSE, Alpine and macOS.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -147,8 +147,8 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Checks the server's version, its clock, and the user that it takes us for. Returns the minor version of a server that
-/// has one.
+/// Checks the server's version, its clock, and the signed-in user. Returns the server's minor version. `None`: it is no API
+/// server, or refused the credentials.
 async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     let started = Instant::now();
     let version = ask(cluster, "/version", None).await;
@@ -164,7 +164,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
             return None;
         }
         Ok((version, date)) => {
-            // `36+` is said by builds of clouds.
+            // Builds of cloud providers report `36+`.
             let minor = version["minor"].as_str().unwrap_or_default().trim_end_matches('+').parse().unwrap_or_default();
             let version = version["gitVersion"].as_str().unwrap_or_default().to_owned();
             let says = format!("the API server answers ({version}, {} ms)", took.as_millis());
@@ -189,7 +189,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
             let user = review["status"]["userInfo"]["username"].as_str().unwrap_or("an unknown user");
             Check::new("authentication", GROUP, Status::Ok, format!("signed in as {user}"))
         }
-        // Before Kubernetes 1.28 nobody could ask.
+        // The API exists since Kubernetes 1.28.
         Err(ClusterError::Protocol { reason, .. }) if reason == NOT_FOUND => {
             Check::new("authentication", GROUP, Status::Skip, "who you are (needs Kubernetes 1.28)")
         }
@@ -198,7 +198,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     Some(minor)
 }
 
-/// The clock of this machine against that of the API server.
+/// Compares the clock of this machine with that of the API server.
 fn clock(server: SystemTime, here: SystemTime) -> Check {
     let (skew, is_behind) = match here.duration_since(server) {
         Ok(ahead) => (ahead, false),
@@ -218,7 +218,7 @@ fn clock(server: SystemTime, here: SystemTime) -> Check {
 
 const NOT_FOUND: &str = "it does not know the path";
 
-/// Sends a request, and returns the answer and its date. `body`: what is posted.
+/// Sends a request, and returns the answer and its date. `body`: sent with POST; `None`: GET.
 pub async fn ask(
     cluster: &Cluster,
     path: &str,
@@ -247,7 +247,7 @@ pub async fn ask(
         AskError::Failed(error) => error,
     })?;
     match status.as_u16() {
-        // Text that is not JSON is returned as its first bytes.
+        // An answer that is not JSON is returned as the first characters of its text.
         200..=299 => {
             let text = || String::from_utf8_lossy(&bytes).trim().chars().take(40).collect::<String>().into();
             Ok((serde_json::from_slice(&bytes).unwrap_or_else(|_| text()), date))

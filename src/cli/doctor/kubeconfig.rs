@@ -1,4 +1,4 @@
-//! Kubeconfig files, contexts, and what signs in.
+//! Checks kubeconfig files, contexts, and credentials.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::k8s::{ClusterError, client::Cluster};
 
 const GROUP: Group = Group::Kubeconfig;
 
-/// How long a credential plugin may take here. A person who signs in takes longer, and is not waited for.
+/// Time limit of a credential plugin. A sign-in by a person takes longer; the checks do not wait for it.
 pub const PLUGIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// The files, and the contexts in them.
+/// Checks the files and their contexts.
 pub fn files(scope: &Scope) -> Vec<Check> {
     let contexts = &scope.router.http_contexts;
     let paths = &contexts.kubeconfig.0;
@@ -66,7 +66,7 @@ fn current(scope: &Scope) -> Check {
     }
 }
 
-/// Contexts whose name is no label cannot stand in a hostname.
+/// Checks the names of contexts. A name that is not a label cannot be part of a hostname.
 fn names(scope: &Scope) -> Check {
     const ID: &str = "context-names";
     let contexts = &scope.router.http_contexts;
@@ -96,7 +96,7 @@ fn names(scope: &Scope) -> Check {
     }
 }
 
-/// Returns a name that fits a hostname: the last part of those that clouds give.
+/// Returns a short name that fits a hostname: the last part of the long names that clouds use.
 fn short_name(context: &str, known: &[&str]) -> String {
     let last = context.rsplit(['/', '@', ':', '_', '|', ' ']).find(|part| !part.is_empty()).unwrap_or_default();
     let fitting = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
@@ -110,7 +110,7 @@ fn short_name(context: &str, known: &[&str]) -> String {
     std::iter::once(short.to_owned()).chain(numbered).find(is_free).unwrap_or_default()
 }
 
-/// Whether the user of a context can sign in.
+/// Checks whether the user of a context can sign in. Returns the cluster if so.
 pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>>) {
     const ID: &str = "credentials";
     let context = of.context();
@@ -147,7 +147,7 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
     (checks.map(|check| check.of_context(context)).collect(), is_signed_in.then_some(cluster))
 }
 
-/// Makes a check of an error that was met.
+/// Returns a failed check for an error.
 pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
     Check::new(id, group, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint())
 }

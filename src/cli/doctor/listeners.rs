@@ -9,7 +9,8 @@ pub struct Owner {
     pub name: String,
 }
 
-/// Returns the process that listens on an address, where the system shows it. Those of other users are not shown.
+/// Returns the process that listens on an address. `None`: the system does not show it, for example because it belongs to another
+/// user.
 #[cfg(target_os = "linux")]
 pub fn owner(address: SocketAddr) -> Option<Owner> {
     use std::fs;

@@ -19,10 +19,10 @@ use crate::{
     listener::bind::{self, BindError},
 };
 
-/// Fewer open files than these are used up by a page with many images, each request of which is two.
+/// Below this limit, a page with many images uses up the open files; each request takes two.
 const FEW_FILES: u64 = 1024;
 
-/// The name of adit's processes.
+/// Name of adit's processes.
 const OWN_NAME: &str = "adit";
 
 const GROUP: Group = Group::Machine;
@@ -63,10 +63,10 @@ fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
     Check::new(ID, GROUP, Status::Ok, says)
 }
 
-/// Each address that the configuration asks for, by the code that would bind it.
+/// Tries to bind each address of the configuration, with the code that adit uses.
 async fn listeners(scope: &Scope) -> Vec<Check> {
     const ID: &str = "listen-port";
-    // The process behind the socket is known also where it does not answer.
+    // The kernel knows the process behind the socket even if it does not answer.
     let (ours, our_pid) = match socket::of_port(scope.port()) {
         Some(socket) => tokio::join!(async { socket::status(&socket).await.ok() }, socket::owner(&socket)),
         None => (None, None),
@@ -74,13 +74,13 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
     let wanted = bind::wanted(&scope.router.config);
     let (mut checks, mut free) = (Vec::new(), Vec::new());
     let on_a_free_port = format!("adit{} --listen 127.0.0.1:{}", scope.option(), free_port());
-    // One command allows all of them.
+    // A single command can allow all low ports.
     let lowest = wanted.iter().map(|wanted| wanted.key.1.port()).filter(|port| *port > 0).min();
     for wanted in wanted {
         let (kind, address) = wanted.key;
         match bind::listen(address) {
             Ok(_) => free.push(address.to_string()),
-            // A machine without IPv6 does without the address beside.
+            // A second address is optional: this machine may have no IPv6.
             Err(error) if wanted.beside.is_some() && error.kind() != std::io::ErrorKind::AddrInUse => {}
             Err(source) => {
                 let owner = listeners::owner(address);
@@ -147,7 +147,7 @@ fn open_files() -> Check {
 }
 
 async fn localhost_names(scope: &Scope) -> Check {
-    // A name that nobody has written into /etc/hosts.
+    // A name that is certainly not in /etc/hosts.
     let found: Vec<SocketAddr> = match lookup_host("adit-doctor.shop.localhost:80").await {
         Ok(found) => found.collect(),
         Err(_) => Vec::new(),
@@ -155,7 +155,7 @@ async fn localhost_names(scope: &Scope) -> Check {
     of_names(&found, cli::dns::system(&scope.router.config).command())
 }
 
-/// `command`: what has the system resolve them.
+/// Evaluates a look-up. `command`: the command that makes the system resolve the names.
 fn of_names(found: &[SocketAddr], command: Option<String>) -> Check {
     const ID: &str = "localhost-names";
     let has = |text: &str| found.iter().any(|address| address.ip().to_string() == text);
@@ -184,7 +184,8 @@ fn hosts() -> String {
     "echo '127.0.0.1 web.shop.localhost' | sudo tee -a /etc/hosts".to_owned()
 }
 
-/// curl, Python, Node and others send names below localhost to the proxy of these variables, unless NO_PROXY has them.
+/// Checks the proxy variables. curl, Python, Node and others send even names below localhost to a proxy, unless NO_PROXY has
+/// them.
 fn proxy_variables(variable: impl Fn(&str) -> Option<String>) -> Check {
     const ID: &str = "proxy-variables";
     let set = |name: &&str| variable(name).is_some_and(|value| !value.is_empty());
@@ -216,7 +217,7 @@ fn proxy_variables(variable: impl Fn(&str) -> Option<String>) -> Check {
 async fn another_adit(scope: &Scope) -> Check {
     let mut others = Vec::new();
     let sockets = socket::sockets();
-    // One that hangs holds no other up.
+    // Concurrently: a process that hangs delays no other.
     let answers = join_all(sockets.iter().map(|socket| socket::status(socket))).await;
     for status in answers.into_iter().flatten() {
         let listens = status.overview.http.first();

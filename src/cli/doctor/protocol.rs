@@ -1,4 +1,4 @@
-//! Finds the protocol of a server by its answer to first bytes.
+//! Identifies the protocol of a server by its answer to a first message.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::{
     wire::postgres::SSL_REQUEST,
 };
 
-/// How long a server may take to answer.
+/// Time limit of the server's answer.
 const WITHIN: Duration = Duration::from_secs(3);
 
 const TLS: &str = "TLS";
 
-/// https, its usual other numbers, and LDAP, IMAP and MQTT over TLS.
+/// https and its alternative ports, and LDAP, IMAP and MQTT over TLS.
 const TLS_PORTS: [u16; 7] = [443, 8443, 6443, 636, 993, 9443, 8883];
 
-/// Protocol of a port.
+/// Expected protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     Http,
@@ -33,12 +33,12 @@ pub enum Speaks {
     Postgres,
     Redis,
     MySql,
-    /// Servers that greet, or of which nothing is known.
+    /// A protocol in which the server speaks first, or an unknown one.
     Other,
 }
 
 impl Speaks {
-    /// Returns what a port is likely to speak, by its name and number.
+    /// Returns the likely protocol of a port, by its name and number.
     pub fn of(port: &ServicePort) -> Self {
         let name = port.name.as_deref().unwrap_or_default();
         match (name, port.number) {
@@ -55,7 +55,7 @@ impl Speaks {
         }
     }
 
-    /// Returns its name for people.
+    /// Returns the name of the protocol for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Http => "HTTP",
@@ -67,8 +67,8 @@ impl Speaks {
         }
     }
 
-    /// Speaks to the server, and returns what it is in words. `open`: another connection to it. `host`: its name for HTTP and TLS. None:
-    /// it says nothing that is understood.
+    /// Sends a first message, and returns a description of the answer. `open`: opens a new connection. `host`: the server's name
+    /// for HTTP and TLS. `None`: no answer, or an unknown one.
     pub async fn ask(self, open: impl AsyncFn() -> Option<BoxedIo>, host: &str) -> Option<String> {
         if self == Self::Tls {
             return tls(open().await?, host).await;
@@ -89,7 +89,7 @@ impl Speaks {
         let mut answer = vec![0; 1024];
         let count = timeout(WITHIN, stream.read(&mut answer)).await.ok()?.ok()?;
         let says = self.understand(&answer[..count]);
-        // Its server has closed this connection.
+        // A TLS server has closed this connection after the plain message, so try TLS on a new one.
         match says {
             Some(says) if says == TLS => Some(tls(open().await?, host).await.unwrap_or(says)),
             says => says,
@@ -103,7 +103,7 @@ impl Speaks {
             Self::Http if first.starts_with("HTTP/1.") => {
                 Some(format!("HTTP, which answers {}", first.get(9..).unwrap_or_default().trim()))
             }
-            // An alert or a handshake, or the preface of HTTP/2.
+            // A TLS alert or handshake record; below, an HTTP/2 SETTINGS frame.
             Self::Http if matches!(answer, [0x15 | 0x16, 3, ..]) => Some(TLS.to_owned()),
             Self::Http if answer.get(3) == Some(&4) => Some("HTTP/2".to_owned()),
             Self::Postgres => match answer {
@@ -124,8 +124,8 @@ impl Speaks {
     }
 }
 
-/// Returns what the first packet of a MySQL or MariaDB server says: three bytes of length, a number, 10 or 255, then the
-/// version up to a zero, or a code and why it refuses (Protocol::HandshakeV10, ERR_Packet).
+/// Returns a description of a MySQL or MariaDB server's first packet: three bytes of length, a sequence number, then 10 and the
+/// version up to a zero byte, or 255 and an error (Protocol::HandshakeV10, ERR_Packet).
 fn mysql(answer: &[u8]) -> Option<String> {
     let [low, high, 0, 0, kind, ..] = answer else { return None };
     let body = answer.get(5..4 + usize::from(*low) + 256 * usize::from(*high))?;
@@ -140,7 +140,7 @@ fn mysql(answer: &[u8]) -> Option<String> {
     }
 }
 
-/// Shakes hands, and returns what the server shows.
+/// Makes a TLS handshake, and returns a description of the server's certificate.
 async fn tls(stream: BoxedIo, host: &str) -> Option<String> {
     let name = ServerName::try_from(host.to_owned()).ok()?;
     let shaking = shown_certificate(stream, name, &[b"h2", b"http/1.1"]);
@@ -152,7 +152,7 @@ async fn tls(stream: BoxedIo, host: &str) -> Option<String> {
     })
 }
 
-/// `now`: in seconds since 1970.
+/// Returns a description of a certificate. `now`: seconds since 1970.
 fn certificate_in_words(certificate: &Certificate<'_>, now: i64) -> String {
     let days = (certificate.not_after - now).div_euclid(24 * 60 * 60);
     let validity = match days {

@@ -1,4 +1,4 @@
-//! The permissions that adit needs, and the smallest Role that has them.
+//! The permissions that adit needs, and the smallest Role with them.
 
 use std::{
     collections::BTreeMap,
@@ -15,19 +15,19 @@ use super::{
 };
 use crate::{cli::report::CliError, config::Namespace};
 
-/// How long the cluster is asked for what makes a Role better: whose it is, and where relays are.
+/// Time limit for information that improves a Role: the user's name, and the relays.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Verbs on a resource.
+/// A permission: verbs on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     pub id: &'static str,
     pub group: &'static str,
     pub resource: &'static str,
     pub verbs: &'static [&'static str],
-    /// It is upgraded: by raw SPDY, which needs `create`, or by WebSocket, which needs `get`, and from Kubernetes 1.35 on both.
+    /// Whether the request is an upgrade. Raw SPDY needs `create`; a WebSocket needs `get`, and both from Kubernetes 1.35 on.
     pub is_upgrade: bool,
-    /// Without it nothing can be reached.
+    /// Whether adit reaches nothing without it.
     pub is_needed: bool,
     pub why: &'static str,
 }
@@ -38,7 +38,7 @@ pub struct Rule {
     pub group: &'static str,
     pub resource: &'static str,
     pub verbs: Vec<&'static str>,
-    /// The only object that it is for.
+    /// The only object that the rule is for. `None`: all.
     pub name: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl Rule {
         Self { group, resource, verbs: verbs.to_vec(), name: None }
     }
 
-    /// Adds a rule to others: one for each resource, and each verb once.
+    /// Merges the rule into others, so that each resource has one rule, and each verb appears once.
     fn join(self, rules: &mut Vec<Self>) {
         let is_same =
             |rule: &&mut Self| (rule.group, rule.resource, &rule.name) == (self.group, self.resource, &self.name);
@@ -149,7 +149,7 @@ const CREATE: Need = Need {
     why: "the configuration has adit create the pod to jump through",
 };
 
-/// Returns what is needed in a namespace.
+/// Returns the permissions that adit needs in a namespace.
 pub fn needs(of: &Of, namespace: &Namespace) -> Vec<Need> {
     let mut needs = ALWAYS.to_vec();
     needs.extend(of.jumps.contains(namespace).then_some(JUMP));
@@ -157,7 +157,7 @@ pub fn needs(of: &Of, namespace: &Namespace) -> Vec<Need> {
     needs
 }
 
-/// Returns the Roles and RoleBindings of all contexts, as YAML: one of each for a namespace.
+/// Returns the Roles and RoleBindings of all contexts as YAML, one of each per namespace.
 ///
 /// # Errors
 /// There is no context.
@@ -189,7 +189,7 @@ async fn who(scope: &Scope, of: &Of) -> Option<String> {
     Some(review["status"]["userInfo"]["username"].as_str()?.to_owned())
 }
 
-/// Returns the rules for clients of the relays in the namespaces that the Roles are for.
+/// Returns the rules for clients of relays, in the namespaces that the Roles are for.
 async fn of_relays(scope: &Scope, of: &Of) -> BTreeMap<Namespace, Vec<Rule>> {
     let asking = async {
         let cluster = scope.clusters.get(&of.id).await.ok()?;
@@ -198,7 +198,7 @@ async fn of_relays(scope: &Scope, of: &Of) -> BTreeMap<Namespace, Vec<Rule>> {
     timeout(WITHIN, asking).await.ok().flatten().unwrap_or_default()
 }
 
-/// `beside`: rules for something else than pods and Services.
+/// Returns a Role and its RoleBinding. `beside`: additional rules, for relays.
 fn role(of: &Of, namespace: &Namespace, beside: Vec<Rule>, user: Option<&str>) -> String {
     let mut rules = Vec::new();
     for need in needs(of, namespace) {

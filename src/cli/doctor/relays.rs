@@ -19,7 +19,7 @@ use crate::{
 
 const ID: &str = "permission-expose";
 
-/// Returns the rules for clients of relays, by the relays' namespaces. `only`: where relays are looked for; None: in all namespaces.
+/// Returns the rules for clients of relays, by the relays' namespaces. `only`: namespace to search for relays; `None`: all.
 ///
 /// # Errors
 /// The pods cannot be listed.
@@ -38,12 +38,12 @@ pub async fn rules(
     Ok(rules)
 }
 
-/// Whether the user may reach the relays of the cluster.
+/// Checks whether the user may connect to the relays of the cluster.
 pub async fn checks(of: &Of, cluster: &Cluster) -> Vec<Check> {
     let skip = |needs: &str| vec![Check::new(ID, Group::Rights, Status::Skip, format!("adit expose (needs {needs})"))];
     let mut found = rules(cluster, None).await;
     if matches!(found, Err(ClusterError::Forbidden { .. })) {
-        // A user without permissions everywhere may have them in the namespaces of the configuration.
+        // A user without cluster-wide permissions may have them in the namespaces of the configuration.
         let near = join_all(of.namespaces.iter().map(|namespace| rules(cluster, Some(namespace)))).await;
         let near: BTreeMap<_, _> = near.into_iter().flatten().flatten().collect();
         if near.is_empty() {

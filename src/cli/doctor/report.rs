@@ -105,7 +105,7 @@ impl Check {
         self
     }
 
-    /// Takes the hint of an error as it is: most are commands.
+    /// Adds an error's hint as the fix: as a command if it is one.
     pub fn hint(self, hint: Option<String>) -> Self {
         match hint {
             Some(hint) if is_command(&hint) => self.fix("run", Some(hint)),
@@ -143,7 +143,7 @@ impl Report {
         Self { format: 1, ok: counts.fail == 0 && (!strict || counts.warn == 0), counts, checks }
     }
 
-    /// Returns the report for people. `colour`: ANSI escapes may be used. `unicode`: the terminal can show it.
+    /// Returns the report as text. `colour`: ANSI escapes are allowed. `unicode`: the terminal can show it.
     pub fn text(&self, colour: bool, unicode: bool) -> String {
         let arrow = if unicode { "→" } else { "->" };
         let mut text = String::new();
@@ -186,7 +186,7 @@ impl Report {
         text + "\n" + &self.verdict() + "\n"
     }
 
-    /// Returns the answer to "am I good?".
+    /// Returns the summary: the counts, and the first problem.
     pub fn verdict(&self) -> String {
         let Counts { fail, warn, .. } = self.counts;
         let many = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });

@@ -17,10 +17,10 @@ use crate::{
 
 const GROUP: Group = Group::Rights;
 
-/// The minor version from which on a WebSocket needs `create` too (KEP-2862).
+/// Minor version from which a WebSocket needs `create` too (KEP-4006, feature AuthorizePodWebsocketUpgradeCreatePermission).
 const WEBSOCKETS_NEED_CREATE: u32 = 35;
 
-/// `minor`: of the API server's version.
+/// Returns the checks of a context. `minor`: minor version of the API server.
 pub async fn checks(of: &Of, cluster: &Cluster, minor: u32) -> Vec<Check> {
     let asked =
         of.namespaces.iter().flat_map(|namespace| needs(of, namespace).into_iter().map(move |need| (namespace, need)));
@@ -42,7 +42,7 @@ pub async fn checks(of: &Of, cluster: &Cluster, minor: u32) -> Vec<Check> {
     }))
     .await;
     let mut all: Vec<Check> = Vec::new();
-    // One line says that all is well.
+    // If nothing is missing, one line says so.
     let is_well = answers.iter().all(|check| check.status == Status::Ok);
     if is_well {
         let namespaces: Vec<String> = of.namespaces.iter().map(ToString::to_string).collect();
@@ -67,7 +67,7 @@ fn judged(need: &Need, namespace: &Namespace, missing: &[&str], minor: u32) -> C
             let says = format!("may {} {resource} in {namespace}", need.verbs.join(" and "));
             return Check::new(need.id, GROUP, Status::Ok, says);
         }
-        // One transport is left.
+        // The user may use one of the two transports.
         true if !lacks("create") || (!lacks("get") && minor < WEBSOCKETS_NEED_CREATE) => Status::Warn,
         _ if need.is_needed => Status::Fail,
         _ => Status::Warn,
@@ -78,7 +78,7 @@ fn judged(need: &Need, namespace: &Namespace, missing: &[&str], minor: u32) -> C
         .fix("ask for this Role", Some(format!("adit doctor --rbac -n {namespace}")))
 }
 
-/// A permission, granted or not.
+/// A permission to ask the API server about.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     pub verb: &'a str,
@@ -87,10 +87,10 @@ pub struct Asked<'a> {
     pub name: Option<&'a str>,
 }
 
-/// Returns whether the user may do it.
+/// Returns whether the user has a permission.
 ///
 /// # Errors
-/// The API server does not say.
+/// The API server does not answer the question.
 pub async fn may(cluster: &Cluster, namespace: &Namespace, asked: Asked<'_>) -> Result<bool, ClusterError> {
     let Asked { verb, resource, group, name } = asked;
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));

@@ -1,4 +1,4 @@
-//! The adit that runs with this configuration.
+//! Checks the adit that runs with this configuration.
 
 use futures::future::join_all;
 
@@ -24,9 +24,9 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
         let running = Running::find(&scope.globals, &scope.router).await?;
         socket::status(&running.socket).await.ok()
     };
-    // Side by side: one that hangs takes the time of each.
+    // Concurrently, because a hanging process makes each of them wait.
     let (found, with_file, at_port) = tokio::join!(with_configuration, with_file(scope), at_port);
-    // The file may name another listener than the one that runs, or none any more: it has a mistake.
+    // The file may have been edited since the start: it may name another listener, or be invalid.
     if let Some(status) = found.or(with_file) {
         return of_status(scope, &status);
     }
@@ -40,7 +40,7 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
                 format!("running adit: not checked, pid {pid} uses another configuration or context ({with})"),
             )
         }
-        // Nobody listens: a process that was killed has left it.
+        // No process listens: a killed one has left the socket.
         (None, _) => none(check),
         (Some(pid), Err(error)) => check(Status::Fail, format!("{error} (pid {pid})"))
             .detail(Some(format!("its socket is {}", socket.display())))
@@ -48,7 +48,7 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
     }]
 }
 
-/// Returns the answer of the adit that runs with this configuration file.
+/// Returns the status of the adit that runs with this configuration file.
 async fn with_file(scope: &Scope) -> Option<Answer> {
     let file = scope.router.config.source.as_ref()?;
     let answers = join_all(socket::sockets().iter().map(|socket| socket::status(socket))).await;
@@ -115,7 +115,7 @@ fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {
     all
 }
 
-/// Checks the memory of the process (proc(5)).
+/// Reads the memory and open files of the process (proc(5)).
 fn memory(pid: u32) -> Option<Check> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib: u64 =

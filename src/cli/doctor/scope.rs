@@ -16,14 +16,14 @@ use crate::{
     routing::{ClusterId, Named, NamedError, Router, Target},
 };
 
-/// A context in use.
+/// A context that the configuration uses.
 #[derive(Clone, Debug)]
 pub struct Of {
     pub id: ClusterId,
     pub namespaces: BTreeSet<Namespace>,
-    /// Namespaces in which pods are gone through (`via`, `tcp.k8s.jump`).
+    /// Namespaces with jump hosts (`via`, `tcp.k8s.jump`).
     pub jumps: BTreeSet<Namespace>,
-    /// Of these, those in which adit creates the pod.
+    /// Namespaces in which adit creates the jump pod.
     pub creates: BTreeSet<Namespace>,
 }
 
@@ -32,14 +32,14 @@ pub struct Scope {
     pub clusters: Arc<Clusters>,
     pub router: Router,
     pub contexts: Vec<Of>,
-    /// The command line's.
+    /// Namespace of the command line.
     pub namespace: Option<Namespace>,
-    /// The command line names the kubeconfig.
+    /// Global options, for commands to copy.
     pub globals: Globals,
 }
 
 impl Scope {
-    /// `target`: what is checked beside what the configuration uses.
+    /// Returns the scope. `target`: a target to check in addition to the configuration.
     pub fn new(clusters: Arc<Clusters>, router: Router, globals: &Globals, target: Option<&str>) -> Self {
         let namespace = globals.namespace.clone();
         let mut contexts: BTreeMap<ClusterId, Of> = BTreeMap::new();
@@ -64,7 +64,7 @@ impl Scope {
             let of = contexts.entry(id.clone()).or_insert_with(|| Of::new(id.clone()));
             match &namespace {
                 Some(namespace) => _ = of.namespaces.insert(namespace.clone()),
-                // Names without a route lead to every namespace; the context's own stands for them.
+                // Dynamic names reach every namespace; the context's own stands for them.
                 None if of.namespaces.is_empty() => _ = of.namespaces.insert(default_namespace(&router, &id)),
                 None => {}
             }
@@ -76,7 +76,7 @@ impl Scope {
         self.router.named(target, self.namespace.as_ref())
     }
 
-    /// Returns kubectl as it reads the same kubeconfig.
+    /// Returns the kubectl command that reads the same kubeconfig.
     pub fn kubectl(&self) -> String {
         let paths = &self.router.http_contexts.kubeconfig.0;
         let usual = env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map_or_else(
@@ -90,12 +90,12 @@ impl Scope {
         }
     }
 
-    /// Returns the same for a context.
+    /// Returns the kubectl command for a context.
     pub fn kubectl_of(&self, context: &ContextName) -> String {
         format!("{} --context {}", self.kubectl(), quoted(context))
     }
 
-    /// Returns the option that names the configuration file, for commands to copy.
+    /// Returns the option with the configuration file, for commands to copy. Empty: it is not needed.
     pub fn option(&self) -> String {
         match self.globals.config_path() {
             (Some(path), true) => format!(" --config {}", quoted(&path.display().to_string())),
@@ -103,7 +103,7 @@ impl Scope {
         }
     }
 
-    /// Returns the port of the HTTP listener, 0 where there is none.
+    /// Returns the port of the HTTP listener; 0: there is none.
     pub fn port(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)
     }
@@ -119,7 +119,7 @@ impl Of {
     }
 }
 
-/// Returns paths as `KUBECONFIG` has them.
+/// Returns the paths in the format of `KUBECONFIG`.
 pub fn joined(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
 }

@@ -1,4 +1,4 @@
-//! The service that starts adit: what it starts, and whether it finds what a sign-in needs.
+//! Checks the service that starts adit: its program, and whether it finds what a sign-in needs.
 
 use std::{env, ffi::OsString, path::Path};
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{cli, k8s::exec_path::ExecPath, service::Installed};
 
-/// PATH of a service whose file names none: of systemd (systemd.exec(5)), and of launchd.
+/// `PATH` of a service whose file sets none, for systemd (systemd.exec(5)) and launchd.
 const BARE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Whether the service starts this program.
+/// Checks whether the service starts this program.
 pub fn unit() -> Check {
     match cli::service::installed() {
         None => Check::new(
@@ -40,7 +40,7 @@ fn of_unit(file: &Path, installed: &Installed, own: Option<&Path>) -> Check {
     }
 }
 
-/// Whether the service would find the credential plugin of a context, which this shell does find. None: there is no service.
+/// Checks whether the service finds the context's credential plugin, as this shell does. `None`: no service is installed.
 pub fn plugin(scope: &Scope, of: &Of) -> Option<Check> {
     let (_, installed) = cli::service::installed()?;
     let path = installed.path.map_or_else(|| OsString::from(BARE_PATH), OsString::from);

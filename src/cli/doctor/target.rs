@@ -1,4 +1,4 @@
-//! The way to one target, from its name to what its server says.
+//! Checks the path to one target, from its name to its server's answer.
 
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,10 @@ use crate::{
 
 const GROUP: Group = Group::Target;
 
-/// How long a pod may take to refuse a connection.
+/// Time in which a pod may refuse a connection.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// Adds the checks of one target, each as soon as it is known.
+/// Adds the checks of a target, each as soon as it has a result.
 pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
     let named = match scope.named(target) {
         Ok(named) => named,
@@ -65,7 +65,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
             None => resolve::resolve(&cluster, namespace, workload, &port).await,
         }
     };
-    // A sign-in that takes too long has its own check.
+    // A sign-in that takes too long fails in its own check.
     let is_signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await.is_ok();
     let resolved = match if is_signed_in { Some(resolving.await) } else { None } {
         Some(Ok(resolved)) => resolved,
@@ -74,7 +74,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
             return all.push(Check::new("service", GROUP, Status::Skip, says));
         }
         Some(Err(error)) => {
-            // The checks of the API server and the permissions report these.
+            // The checks of the API server and the permissions report these errors.
             if matches!(
                 error.code(),
                 ErrorCode::Unreachable
@@ -97,7 +97,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
         }
     };
     let its_port = match pods.jump {
-        // A pod is gone through, whatever port its Service has.
+        // A jump uses the pod, but not the port of its Service.
         Some(_) => String::new(),
         None => format!(", and its port is {}", resolved.port),
     };
@@ -112,7 +112,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
     reached(scope, pods, &resolved.port, &named, all).await;
 }
 
-/// Whether the port in the pod takes a connection, and what answers there.
+/// Checks whether the port in the pod accepts a connection, and which protocol its server uses.
 async fn reached(
     scope: &Scope,
     pods: &std::sync::Arc<PodTarget>,
@@ -153,7 +153,7 @@ async fn reached(
     reach.forwards.end();
 }
 
-/// Returns what a browser writes for a target: a host, and the port of the listener. None: it has no name there.
+/// Returns the host and port with which a browser reaches a target. `None`: the HTTP listener has no name for it.
 fn authority(scope: &Scope, pods: &PodTarget, port: &ServicePort, named: &Named) -> Option<String> {
     let (router, listener) = (&scope.router, scope.port());
     if let Some(address) = named.listener {
@@ -173,7 +173,7 @@ fn authority(scope: &Scope, pods: &PodTarget, port: &ServicePort, named: &Named)
     Some(url.trim_start_matches("http://").trim_end_matches('/').to_owned())
 }
 
-/// Returns the command that shows what a target says. `authority`: what a browser writes for it.
+/// Returns a command that shows the target's answer. `authority`: see [`authority`].
 fn command(speaks: Speaks, is_web: bool, authority: Option<&str>, named: &Named) -> String {
     let target = quoted(&named.text);
     let run =
@@ -190,7 +190,7 @@ fn command(speaks: Speaks, is_web: bool, authority: Option<&str>, named: &Named)
     }
 }
 
-/// `host`: the server's own name, where it has one.
+/// Checks the protocol of a port. `host`: the server's own name, if it has one.
 async fn protocol(
     lease: &Lease,
     pods: &PodTarget,

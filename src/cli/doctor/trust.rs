@@ -1,4 +1,4 @@
-//! Whether browsers trust the certificates that adit shows.
+//! Checks whether browsers trust adit's certificates.
 
 use super::report::{Check, Group, Status};
 use crate::{

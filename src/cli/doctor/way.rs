@@ -23,13 +23,13 @@ use crate::{
 
 const GROUP: Group = Group::Way;
 
-/// How many Services are looked at for one with a ready pod.
+/// Maximum number of Services to try, until one has a ready pod.
 const MOST_SERVICES: usize = 8;
 
-/// How long a pod may take to refuse a connection.
+/// Time in which a pod may refuse a connection.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// A pod that takes connections, behind a Service.
+/// A pod behind a Service that accepts connections.
 struct Found {
     namespace: Namespace,
     service: Label,
@@ -107,7 +107,7 @@ async fn through(scope: &Scope, of: &Of, cluster: &Cluster, found: &Found) -> Ve
     all
 }
 
-/// `any`: another one passes, and is used.
+/// Returns the check of one transport. `any`: another transport passes, and adit uses that one.
 fn upgrade(id: &'static str, transport: Transport, tried: &Result<(), TryError>, any: bool) -> Check {
     let name = transport.name();
     let error = match tried {
@@ -125,7 +125,7 @@ fn upgrade(id: &'static str, transport: Transport, tried: &Result<(), TryError>,
             (format!("port-forwards by {name} get no answer"), Some("something on the way swallows them".to_owned()))
         }
     };
-    // An older server has only the first, and a gateway may let only the last through: adit takes what passes.
+    // An older server supports only the first transport, and a gateway may pass only the last one. adit uses any that passes.
     let status = if any { Status::Ok } else { status };
     let check = Check::new(id, GROUP, status, says).detail(detail);
     if any {
@@ -135,7 +135,7 @@ fn upgrade(id: &'static str, transport: Transport, tried: &Result<(), TryError>,
     }
 }
 
-/// One connection into a pod, through the tunnels that serve.
+/// Opens one connection to a pod, through the tunnel code.
 async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
     let target = PodTarget {
         cluster: of.id.clone(),
@@ -162,7 +162,7 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
             );
             Check::new("pod-stream", GROUP, Status::Ok, says).took(took)
         }
-        // It has come to the pod, which is what this asks; whether the port listens is a question of the target.
+        // The stream has reached the pod, which is the point of this check. The target's checks are about its port.
         Err(OpenError::Stream(StreamFault::Refused { port })) => {
             let says = format!("a stream comes to pod {}/{}, whose port {port} refuses it", found.namespace, found.pod);
             Check::new("pod-stream", GROUP, Status::Ok, says).took(started.elapsed())

@@ -1,4 +1,4 @@
-//! Variables as shells and programs read them.
+//! Formats environment variables for shells and programs.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// Returns the text of all variables.
+    /// Returns all variables in this format.
     pub fn write(self, variables: &BTreeMap<String, String>) -> String {
         if self == Self::Json {
             // A map of strings always serialises.
@@ -38,11 +38,11 @@ impl Form {
     fn line(self, name: &str, value: &str) -> String {
         match self {
             Self::Shell => format!("export {name}='{}'\n", value.replace('\'', "'\\''")),
-            // fish knows \' and \\ between single quotes.
+            // Between single quotes, fish interprets \' and \\.
             Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', "\\\\").replace('\'', "\\'")),
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
             Self::Dotenv => format!("{name}={}\n", dotenv(value)),
-            // The author of the value must not know the delimiter: lines behind it would set more variables.
+            // The delimiter must be unpredictable: otherwise the author of a value could end it early, and set more variables.
             Self::Github if value.contains(['\n', '\r']) => {
                 let end = format!("ADIT_{:016x}", RandomState::new().hash_one(name));
                 format!("{name}<<{end}\n{value}\n{end}\n")
@@ -52,8 +52,8 @@ impl Form {
         }
     }
 
-    /// Puts a note before a text of this form, in a way that its readers pass over: a comment, or a variable called `key`
-    /// where the form has none.
+    /// Adds a note before a text in this format that readers ignore: a comment, or a variable `key` if the format has no
+    /// comments.
     pub fn mark(self, text: &str, key: &str, note: &str) -> String {
         match self {
             Self::Json => {
@@ -66,8 +66,9 @@ impl Form {
     }
 }
 
-/// Quotes a value for Docker Compose, Node, Ruby and Python. Between single quotes they all take it as it is, in several lines
-/// too; between double quotes Node knows no escape but `\n`, so the others' are used only where there is no way around them.
+/// Quotes a value for Docker Compose, Node, Ruby and Python. Between single quotes all of them take it literally, even over
+/// several lines. Between double quotes Node interprets only `
+/// `, so the escapes of the others are used only if unavoidable.
 fn dotenv(value: &str) -> String {
     if !value.contains('\'') && value.contains(['\\', '"', '$', '`']) {
         return format!("'{value}'");

@@ -1,4 +1,4 @@
-//! `adit env --write FILE`: a process in the background keeps the file in step, and ends with adit.
+//! `adit env --write FILE`: a background process updates the file, and ends with adit.
 
 use std::{
     fs, io,
@@ -16,14 +16,14 @@ use crate::{
 /// First line of a file whose adit has ended.
 const STALE: &str = "stale: the adit of these variables has ended; start it, and write them again";
 
-/// First line of every file, by which adit knows its own.
+/// Note in every file that `adit env` writes; adit recognises its own files by it.
 const OURS: &str = "written by 'adit env', which replaces this file";
 
-/// Writes a file that only its user reads, whole or not at all. A symlink stays, and leads to the new text. `force`: also where
-/// somebody else has written something into it.
+/// Replaces a file as a whole, with mode 0600. A symlink is kept, and its target is replaced. `force`: also replaces a file that
+/// adit has not written.
 ///
 /// # Errors
-/// It cannot be written, or is somebody else's.
+/// The file cannot be written, or another program has written it.
 pub fn write(file: &Path, form: Form, text: &str, force: bool) -> Result<(), CliError> {
     let failed = |error| CliError::new(format!("{} cannot be written", file.display())).cause(Some(error));
     let target = target(file);
@@ -42,7 +42,7 @@ pub fn write(file: &Path, form: Form, text: &str, force: bool) -> Result<(), Cli
 }
 
 fn is_ours(content: &[u8]) -> bool {
-    // The note that the file is stale is before it.
+    // In a stale file, the note about that comes first.
     let mut first = content.split(|byte| *byte == b'\n').take(3);
     content.trim_ascii().is_empty() || first.any(|line| String::from_utf8_lossy(line).contains(OURS))
 }
@@ -51,7 +51,7 @@ fn marked(form: Form, text: &str) -> String {
     form.mark(text, "ADIT_ENV", OURS)
 }
 
-/// Returns the file that a symlink leads to, whether it is there or not.
+/// Returns the target of a symlink, even if the target does not exist.
 fn target(file: &Path) -> PathBuf {
     let linked = || Some(file.parent()?.join(fs::read_link(file).ok()?));
     fs::canonicalize(file).ok().or_else(linked).unwrap_or_else(|| file.to_owned())
@@ -67,7 +67,7 @@ fn replace(file: &Path, text: &str) -> io::Result<()> {
     written.and_then(|()| fs::rename(&beside, file)).inspect_err(|_| _ = fs::remove_file(&beside))
 }
 
-/// Starts the process that keeps the file: this one again, with `--keep`, without a terminal.
+/// Starts the background process: this program with the same arguments and `--keep`, without a terminal.
 pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     let mut keeper = Command::new(own_program()?);
     keeper.args(arguments()).arg("--keep").process_group(0);
@@ -78,8 +78,8 @@ pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     }
 }
 
-/// Writes the file again when adit has another configuration, and marks it stale when adit has ended. Somebody else's file
-/// is left alone.
+/// Updates the file after each change of adit's configuration, and marks it stale once adit has ended. Stops if another program
+/// has changed the file.
 pub async fn keep(
     running: &Running,
     file: &Path,
@@ -94,7 +94,7 @@ pub async fn keep(
         }
         let Some(config) = status.config.as_deref().and_then(|config| validate::load(config).ok()) else { continue };
         let (_, router) = crate::cli::router(config);
-        // A target that cannot be had now may be there later: the file stays as it was.
+        // A target that cannot be opened now may work later: keep the file.
         let Ok(text) = text(&router).await else { continue };
         let text = marked(form, &text);
         if text != written {

@@ -1,4 +1,4 @@
-//! A relay for `adit expose --create`: a pod beside the Service, with permissions for its namespace only.
+//! The relay of `adit expose --create`: a pod beside the Service, with permissions only in its namespace.
 
 use std::time::Duration;
 
@@ -27,21 +27,21 @@ use crate::{
     },
 };
 
-/// Of every object that is made.
+/// Name of every object that it creates.
 const NAME: &str = "adit-relay";
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// How long the pod may take until it is ready.
+/// Time limit until the pod is ready.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the pod may take to end: it restores its Services, and open streams have a grace.
+/// Time limit until the pod is gone: it restores its Services, and lets open streams finish.
 const GONE_WITHIN: Duration = Duration::from_secs(40);
 
-/// Creates what is missing of the relay, and waits until it is ready.
+/// Creates the relay's missing objects, and waits until the pod is ready.
 ///
 /// # Errors
-/// An object may not be created, or the pod is not ready in time; the error tells its state.
+/// An object cannot be created, or the pod is not ready in time; the error has its state.
 pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Result<(), CliError> {
     for (group, kind, object) in beside(namespace)? {
         let object = named(group, kind, object)?;
@@ -51,12 +51,12 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Re
     Ok(own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT).await?)
 }
 
-/// Returns whether a relay is one that [`ensure`] has created in this namespace.
+/// Returns whether [`ensure`] has created this relay in this namespace.
 pub fn is_created(relay: &Relay, namespace: &Namespace) -> bool {
     relay.target.0 == *namespace && relay.target.1 == NAME
 }
 
-/// Replaces a relay that runs another image.
+/// Replaces the relay if it runs another image.
 ///
 /// # Errors
 /// As [`ensure`].
@@ -69,12 +69,12 @@ pub async fn renew(cluster: &Cluster, namespace: &Namespace, image: &str, now: O
     ensure(cluster, namespace, image).await
 }
 
-/// Deletes the relay of a namespace, restores what it has left, and deletes what belongs to it.
+/// Deletes the relay of a namespace, restores the Services that it has left, and deletes its other objects.
 ///
 /// # Errors
-/// A permission is missing, or there is no answer.
+/// A permission is missing, or the cluster does not answer.
 pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliError> {
-    // The pod first: it restores its Services as it ends, and needs its permissions for that.
+    // The pod first: it restores its Services while it terminates, and needs its permissions for that.
     let mut count = usize::from(delete(cluster, namespace, "", "Pod").await?);
     let kube = super::taken::kube(cluster).await?;
     let failed = |error: String| CliError::new("cannot restore what the relay has left").cause(Some(error));
@@ -92,7 +92,7 @@ pub async fn clean(cluster: &Cluster, namespace: &Namespace) -> Result<(), CliEr
     }
 }
 
-/// Deletes an object that adit has created, and waits until it is gone. Returns whether it was there.
+/// Deletes an object that adit has created, and waits until it is gone. Returns whether it existed.
 async fn delete(cluster: &Cluster, namespace: &Namespace, group: &str, kind: &str) -> Result<bool, CliError> {
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, &resource(group, kind));
     let (until, mut was_there) = (Instant::now() + GONE_WITHIN, false);
@@ -130,7 +130,7 @@ async fn delete(cluster: &Cluster, namespace: &Namespace, group: &str, kind: &st
     }
 }
 
-/// Creates an object. One that exists is left as it is, but for the rules of a Role, which an older adit may have written.
+/// Creates an object. An existing one is kept, but the rules of a Role are updated, because an older adit may have created it.
 async fn make(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -167,7 +167,7 @@ fn resource(group: &str, kind: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind))
 }
 
-/// Returns an object with our name and labels.
+/// Returns an object with adit's name and labels.
 fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, CliError> {
     let (managed_by, adit) = own_pod::MANAGED_BY;
     object["apiVersion"] = json!(resource(group, kind).api_version);
@@ -178,7 +178,7 @@ fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, Cl
         .map_err(|error| CliError::new(format!("the {kind} is not what it should be: {error}")))
 }
 
-/// Returns what a relay's pod needs, each with its group and kind.
+/// Returns the objects that a relay's pod needs, each with its API group and kind.
 fn beside(namespace: &str) -> Result<[(&'static str, &'static str, Value); 4], CliError> {
     let rules = PERMISSIONS
         .map(|(group, resource, verbs)| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs}));

@@ -1,4 +1,4 @@
-//! The relays of a cluster: found by their labels, reached through a port-forward.
+//! Finds the relays of a cluster by their labels, and connects to them through a port-forward.
 
 use std::{
     io,
@@ -35,30 +35,30 @@ use crate::{
     tunnel::Manager,
 };
 
-/// Label selector of the relays.
+/// Label selector of relays.
 const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
 pub const KEYS: &str = "adit/keys";
-/// On a relay's pod: the namespace whose Services it takes over, or `true` for all.
+/// Annotation of a relay's pod: the namespace whose Services it takes over, or `true` for all.
 pub const EXPOSES: &str = "adit/exposes";
 
-/// On a relay's pod: `kubernetes`, if it reviews the tokens of its clients.
+/// Annotation of a relay's pod: `kubernetes`, if it reviews the tokens of its clients.
 const AUTHORIZE: &str = "adit/authorize";
 
-/// How long an unused port-forward to a relay stays open.
+/// Time after which an unused port-forward to a relay closes.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A relay that can be reached.
 pub struct Relay {
     pub target: (Namespace, Subdomain),
-    /// The Secret with its keys.
+    /// Name of the Secret with its keys. `None`: its pod names none.
     pub keys: Option<String>,
-    /// It reviews the client's own token.
+    /// Whether it reviews the client's own token.
     pub reviews: bool,
     pub image: Option<String>,
 }
 
-/// Looks for a ready relay that takes over `service`: in one namespace, or in all. Of several it is the one that has other ports or parts
-/// of the Service, else `before`, which keeps what it was told, or any, so that clients are spread over them.
+/// Finds a ready relay that takes over `service`, in one namespace or in all. Of several, returns the one that already has other
+/// ports or parts of the Service; else `before`, because it has the client's reservations; else any, so that clients are spread.
 pub async fn find(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
@@ -98,7 +98,7 @@ pub async fn find(
     Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
 }
 
-/// Returns the ready relays that take over Services of any namespace.
+/// Returns the ready relays that take over Services, whatever their namespace.
 ///
 /// # Errors
 /// The pods cannot be listed.
@@ -108,7 +108,7 @@ pub async fn ready(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<V
     Ok(listed.filter(|pod| pods::is_ready(pod) && exposes(pod)).filter_map(Relay::of).collect())
 }
 
-/// Returns the pods of relays, in one namespace or in all.
+/// Returns the pods of relays in one namespace, or in all.
 async fn pods(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Pod>, ClusterError> {
     let api: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
@@ -162,16 +162,16 @@ pub async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
     Ok(keys.swap_remove(0))
 }
 
-/// Reaches the relay's control port through a port-forward.
+/// Dialler to a relay's control port through a port-forward.
 pub struct InCluster {
     pub id: ClusterId,
     pub cluster: Arc<Cluster>,
     pub manager: Manager,
     pub relay_namespace: Option<Namespace>,
     pub service: ServiceName,
-    /// The relay of the control connection.
+    /// Relay of the control connection.
     pub pod: Mutex<(Namespace, Subdomain)>,
-    /// That relay reviews the client's own token.
+    /// Whether that relay reviews the client's own token.
     pub reviews: AtomicBool,
 }
 
@@ -179,7 +179,7 @@ impl Dial for InCluster {
     fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
         Box::pin(async move {
             if purpose == Purpose::Control {
-                // The relay's pod may have been replaced.
+                // The relay's pod may have been replaced, so look for it again.
                 let before = self.pod.lock().expect("no panic while the lock is held").clone();
                 let namespace = self.relay_namespace.as_ref();
                 let found = find(&self.cluster, namespace, &self.service, Some(&before)).await;

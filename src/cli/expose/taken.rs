@@ -1,4 +1,4 @@
-//! `adit expose ls` and `adit expose restore`: takeovers by hand, without a relay.
+//! `adit expose ls` and `adit expose restore`: list and restore takeovers without a relay.
 
 use std::io::{self, Write};
 
@@ -27,7 +27,7 @@ fn failed(act: &str, cluster: &Cluster, error: &KubeError) -> CliError {
     CliError::new(format!("cannot {act} in context \"{}\"", cluster.context)).cause(Some(error))
 }
 
-/// Returns the Services that are taken over in the namespace of the command, or in all.
+/// Returns the Services that are taken over, in the command's namespace or in all.
 async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, CliError> {
     let namespace = (!all_namespaces).then_some(place.namespace.as_str());
     let cluster = place.cluster().await?;
@@ -38,17 +38,17 @@ async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, Cl
         failed("list Services", &cluster, &error).hint(hint)
     })?;
     for refusal in damaged {
-        // If nobody reads stderr, the list is still right.
+        // If stderr is closed, the list is still right.
         let _ = writeln!(io::stderr(), "warning: {refusal}");
     }
     Ok(exposed)
 }
 
-/// Returns the API server, once it is known that it can be reached and that the user is signed in: later calls have short deadlines.
+/// Returns the API client, after a first request has signed the user in: later calls have short time limits.
 pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
     let asked = cluster.ask("asking for its version", Namespaces::All, cluster.client.apiserver_version()).await;
     match asked {
-        // A user without the permission for the version may still read Services.
+        // A user without permission for the version may still be allowed to read Services.
         Ok(_)
         | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. } | ClusterError::Protocol { .. })) => {
             Ok(Kube::new(cluster.client.clone()))

@@ -1,4 +1,4 @@
-//! Manifests of package managers that install the archives: krew's and Homebrew's.
+//! Manifests of the package managers krew and Homebrew, which install the archives.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ pub struct Archive {
     pub sha256: String,
 }
 
-/// Why the list of archives is of no use.
+/// Error of a list of archives.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SumsError {
     #[error("line {0} is not 'SHA256  FILE'")]
@@ -20,10 +20,10 @@ pub enum SumsError {
     Name(String),
 }
 
-/// Reads what `sha256sum` printed.
+/// Parses the output of `sha256sum`.
 ///
 /// # Errors
-/// A line is something else, or an archive has another name than those of `just dist`.
+/// A line has another format, or an archive's name is not one of `just dist`.
 pub fn read(sums: &str) -> Result<Vec<Archive>, SumsError> {
     let mut archives = Vec::new();
     for (number, line) in sums.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -39,7 +39,7 @@ pub fn read(sums: &str) -> Result<Vec<Archive>, SumsError> {
 }
 
 impl Archive {
-    /// Returns the names that Go has for system and processor. None: the file is named otherwise.
+    /// Returns Go's names of system and processor. `None`: the file's name has another format.
     fn platform(&self) -> Option<(&'static str, &'static str)> {
         let target = self.file.strip_prefix("adit-")?.strip_suffix(".tar.gz")?.rsplit_once("-v")?.0;
         let processor = match target.split('-').next()? {
@@ -56,13 +56,13 @@ impl Archive {
         Some((system, processor))
     }
 
-    /// Returns the folder in the archive.
+    /// Returns the name of the folder in the archive.
     fn folder(&self) -> &str {
         self.file.trim_end_matches(".tar.gz")
     }
 }
 
-/// Returns the manifest of the kubectl plugin (krew.googlecontainertools.github.com/v1alpha2). `url`: the folder of the archives.
+/// Returns the manifest of the kubectl plugin (krew.googlecontainertools.github.com/v1alpha2). `url`: folder of the archives.
 pub fn krew(archives: &[Archive], url: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut text = format!(
@@ -102,7 +102,7 @@ pub fn krew(archives: &[Archive], url: &str) -> String {
     text
 }
 
-/// Returns the formula of Homebrew. `url`: the folder of the archives.
+/// Returns the formula of Homebrew. `url`: folder of the archives.
 pub fn homebrew(archives: &[Archive], url: &str) -> String {
     let mut text = format!(
         "class Adit < Formula\n\

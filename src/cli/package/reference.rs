@@ -1,10 +1,10 @@
-//! The reference of the command line: each command with its options, as Markdown.
+//! The reference of the command line as Markdown: each command with its options.
 
 use std::fmt::Write as _;
 
 use clap::{Arg, ArgAction, Command};
 
-/// Returns docs/reference/cli.md. `root`: the whole grammar.
+/// Returns docs/reference/cli.md. `root`: the grammar of the command line.
 pub fn markdown(root: &Command) -> String {
     let mut text = "# Command line\n\n\
         Each command with its options, as `adit COMMAND --help` has them. `just docs` writes this page.\n"
@@ -53,7 +53,7 @@ fn positional(argument: &Arg) -> String {
     if argument.is_required_set() { format!("{name}{many}") } else { format!("[{name}{many}]") }
 }
 
-/// Returns the names of an option's values. None: it takes none.
+/// Returns the names of an option's values. `None`: it takes none.
 fn values(argument: &Arg) -> Option<String> {
     let takes = matches!(argument.get_action(), ArgAction::Set | ArgAction::Append);
     let names = argument.get_value_names().unwrap_or_default();

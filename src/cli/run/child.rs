@@ -1,4 +1,4 @@
-//! The command of `adit run`, as adit sees it through its [keeper](super::keeper).
+//! The command of `adit run`, which adit controls through a [keeper](super::keeper).
 
 use std::{
     collections::BTreeMap,
@@ -25,23 +25,23 @@ use tokio::{
 
 use super::signals::Signals;
 
-/// A keeper connects at once; a machine may be busy.
+/// Time limit until the keeper connects. It does so at once, but the machine may be busy.
 const START_WITHIN: Duration = Duration::from_secs(10);
 
-/// A shell's exit code for a killed command is this plus the signal's number.
+/// Shells report a killed command with this exit code plus the signal's number.
 pub const KILLED: u8 = 128;
 
-/// The command, as it runs.
+/// The running command.
 pub struct Child {
     reports: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
 }
 
 impl Child {
-    /// Starts it with the variables beside our own, and with our standard streams.
+    /// Starts the command with adit's environment plus `variables`, and with adit's standard streams.
     ///
     /// # Errors
-    /// The system does not start it, or adit cannot watch over it.
+    /// The system cannot start it, or adit cannot start the keeper.
     pub async fn start(
         words: &[OsString],
         variables: &BTreeMap<OsString, OsString>,
@@ -55,7 +55,7 @@ impl Child {
             keeper.arg("--open-files").arg(limit.to_string());
         }
         keeper.arg("--").args(words).envs(variables);
-        // It ends with the connection: nobody waits for it.
+        // The keeper ends with the connection, so nobody waits for it.
         drop(keeper.spawn()?);
         let connecting = timeout(START_WITHIN, listener.accept()).await;
         let (stream, _): (UnixStream, _) = connecting.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -69,7 +69,7 @@ impl Child {
             }
             _ => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         }
-        // The ends of pipes are the command's alone.
+        // Close adit's copies of the standard streams: only the command may hold the ends of pipes.
         if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdin(&null);
             let _ = rustix::stdio::dup2_stdout(&null);
@@ -77,7 +77,7 @@ impl Child {
         Ok(child)
     }
 
-    /// Waits for its end and returns its exit code; meanwhile signals go to it, and a stop of it stops adit too.
+    /// Waits for its end, and returns its exit code. Meanwhile passes signals on; if the command is stopped, adit stops too.
     pub async fn wait(mut self, signals: &mut Signals) -> u8 {
         loop {
             tokio::select! {
@@ -87,7 +87,7 @@ impl Child {
                         Some(("exited", Ok(code))) => return code,
                         Some(("killed", Ok(signal))) => return KILLED.saturating_add(signal),
                         _ if report == "stopped" => {
-                            // The shell learns of it, and continues both.
+                            // The shell sees adit stop, and later continues both.
                             let _ = kill_process(getpid(), Signal::STOP);
                         }
                         // The keeper was killed, and the command with it.
@@ -95,7 +95,7 @@ impl Child {
                     }
                 }
                 number = signals.next() => {
-                    // It may have ended just now.
+                    // The keeper may have ended just now.
                     let _ = self.orders.write_all(format!("signal {number}\n").as_bytes()).await;
                 }
             }
@@ -103,7 +103,7 @@ impl Child {
     }
 }
 
-/// Returns the path of this program; where its file was replaced, that of the running one.
+/// Returns the path of this program. If its file was replaced, returns /proc/self/exe, which is the running one.
 pub fn own_program() -> io::Result<PathBuf> {
     match env::current_exe() {
         Ok(path) if path.exists() => Ok(path),
@@ -114,14 +114,14 @@ pub fn own_program() -> io::Result<PathBuf> {
     }
 }
 
-/// Returns the folders that the socket may be in: TMPDIR may be gone, read-only, or too long for a socket's path (about 100
-/// bytes; Bazel's sandboxes).
+/// Returns folders for the socket, in order of preference. TMPDIR may be missing, read-only, or too long for a socket's path
+/// (about 100 bytes; Bazel's sandboxes).
 fn places() -> Vec<PathBuf> {
     let of_session = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     [env::temp_dir()].into_iter().chain(of_session).chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from)).collect()
 }
 
-/// Binds a socket in the first place that takes one; the error is that of the first.
+/// Binds a socket in the first folder that works. If none does, returns the error of the first.
 fn listen(places: &[PathBuf]) -> io::Result<(Folder, UnixListener)> {
     let mut first = None;
     for place in places {
@@ -137,26 +137,26 @@ fn listen(places: &[PathBuf]) -> io::Result<(Folder, UnixListener)> {
     Err(first.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-/// Why the command does not run.
+/// Error of a command that was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("there is no folder for the socket between adit and the command: set TMPDIR")]
     NoSocket(#[source] io::Error),
     #[error("the process between adit and the command does not start")]
     Keeper(#[from] io::Error),
-    /// The system's words about the command itself.
+    /// The system's error about the command itself.
     #[error("{0}")]
     Command(io::Error),
 }
 
-/// A folder that is this user's alone, removed on drop.
+/// A folder with mode 0700, deleted on drop.
 struct Folder(PathBuf);
 
 impl Folder {
     fn new(place: &Path) -> io::Result<Self> {
         let number = RandomState::new().hash_one(std::process::id());
         let path = std::path::absolute(place)?.join(format!("adit-{number:016x}"));
-        // It fails where somebody else was first.
+        // `create` fails if the folder exists, so no other user can have prepared it.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
@@ -168,7 +168,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // A cleaner of temporary folders may have been faster.
+        // A cleaner of temporary folders may have deleted it already.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,15 +1,15 @@
-//! `adit supervise --control SOCKET`: the process between `adit run` and its command.
+//! `adit supervise --control SOCKET`: the keeper, a process between `adit run` and its command.
 //!
-//! It ends the command, and everything that the command has started in its session, when adit is no more: a `kill -9`
-//! included. Until then it reports how the command fares, and passes on signals that reached adit alone. All three are one
-//! process group, so that the terminal's signals reach the command without anybody's help.
+//! When adit ends, even by `kill -9`, the keeper ends the command and all processes that the command has started in its session.
+//! Until then it reports the command's state, and passes on signals that only adit has received. adit, keeper and command are in
+//! one process group, so the command receives the terminal's signals directly.
 //!
 //! ```text
 //! keeper -> adit    running | stopped | exited CODE | killed SIGNAL | failed ERRNO
 //! adit -> keeper    signal NUMBER
 //! ```
 //!
-//! The end of the connection says that adit is gone.
+//! The end of the connection means that adit has ended.
 
 use std::{
     collections::HashMap,
@@ -33,27 +33,27 @@ use tokio::{
 use super::signals::{PASSED_ON, Signals};
 use crate::backend::command::supervisor::GRACE;
 
-/// A signal that reaches the keeper within this time of adit, before or after, was sent to all of the group, the command
-/// among them.
+/// If keeper and adit receive the same signal within this time of each other, the whole group has received it, so the command has
+/// it already.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
-/// A command that is stopped for this long was not stopped and continued together with adit.
+/// If the command stays stopped for this long, it was not stopped and continued together with adit.
 const STOPPED_FOR: Duration = Duration::from_millis(100);
 
-/// Between two looks at processes that are to end.
+/// Interval between two searches for processes that have yet to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Cause of the command's end.
 enum Ended {
     Itself,
-    /// adit is gone.
+    /// adit has ended.
     Orphaned,
 }
 
-/// Runs the command to its end.
+/// Runs the command until its end.
 ///
 /// # Errors
-/// adit is gone before the command could start.
+/// adit has ended before the command could start.
 pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) -> io::Result<ExitCode> {
     let (mut signals, mut children) = (Signals::new(PASSED_ON)?, signal(SignalKind::child())?);
     let (from_adit, mut to_adit) = UnixStream::connect(control).await?.into_split();
@@ -67,7 +67,7 @@ pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) ->
             return Ok(ExitCode::FAILURE);
         }
     };
-    // Nobody else is to hold the ends of pipes that are the command's.
+    // Close the keeper's copies of the standard streams: only the command may hold the ends of pipes.
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
@@ -113,7 +113,7 @@ pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) ->
         }
     };
     match ended {
-        // adit reads the report, and ends the connection.
+        // adit reads the report, then closes the connection.
         Ended::Itself if is_told => while let Ok(Some(_)) = from_adit.next_line().await {},
         Ended::Itself => {}
         Ended::Orphaned => end_all(child).await,
@@ -128,14 +128,14 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Processes that lose their parent become children of the keeper, so that it finds them all.
+/// Makes orphaned descendants children of the keeper, so that it can find all of them.
 fn become_subreaper() {
     #[cfg(target_os = "linux")]
-    // It fails on kernels before 3.4 only.
+    // It fails only on kernels before 3.4.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
 }
 
-/// Starts the command with the limit of open files that adit was started with.
+/// Starts the command with the open-file limit that adit had at its start.
 fn spawn(open_files: Option<u64>, words: &[OsString]) -> io::Result<Pid> {
     if let Some(soft) = open_files {
         let limit = getrlimit(Resource::Nofile);
@@ -153,17 +153,17 @@ fn spawn(open_files: Option<u64>, words: &[OsString]) -> io::Result<Pid> {
     Pid::from_raw(i32::try_from(child.id()).unwrap_or_default()).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// `adit supervise --parent PID`: becomes the command, which the kernel ends with the keeper, should that be killed too.
+/// `adit supervise --parent PID`: becomes the command. The kernel kills it if the keeper is killed too.
 ///
 /// # Errors
-/// The system does not start it; it returns for no other reason.
+/// Returns only on failure: the system cannot start the command, or the keeper has ended.
 pub fn become_command(parent: i32, words: &[OsString]) -> io::Error {
     let Some((program, arguments)) = words.split_first() else { return io::ErrorKind::InvalidInput.into() };
     #[cfg(target_os = "linux")]
     {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     }
-    // It may have died before that.
+    // The keeper may have ended before the call above.
     if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
         return io::ErrorKind::NotConnected.into();
     }
@@ -172,7 +172,7 @@ pub fn become_command(parent: i32, words: &[OsString]) -> io::Error {
 
 fn pass_on(child: Pid, number: i32) {
     if let Some(signal) = Signal::from_named_raw(number) {
-        // It may have ended just now.
+        // The command may have ended just now.
         let _ = kill_process(child, signal);
     }
 }
@@ -181,12 +181,12 @@ fn pass_on(child: Pid, number: i32) {
 enum State {
     Stopped,
     Continued,
-    /// The report of its end.
+    /// The report of its end, for adit.
     Ended(String),
 }
 
-/// Takes note of every child that has changed, those that it has inherited among them, and returns what the command's last
-/// change was.
+/// Reaps all children that have changed state, including adopted ones, and returns the command's last change. `None`: it has not
+/// changed.
 fn reap(child: Pid) -> Option<State> {
     let mut state = None;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED) {
@@ -203,7 +203,7 @@ fn reap(child: Pid) -> Option<State> {
     state
 }
 
-/// Ends the command and what it has started: first by SIGTERM, after the grace by SIGKILL.
+/// Ends the command and its descendants: by SIGTERM, and after the grace by SIGKILL.
 async fn end_all(child: Pid) {
     let killed_at = Instant::now() + GRACE;
     let mut told = Vec::new();
@@ -219,7 +219,7 @@ async fn end_all(child: Pid) {
             } else if !told.contains(&pid) {
                 told.push(pid);
                 let _ = kill_process(pid, Signal::TERM);
-                // One that is stopped does not take the other.
+                // A stopped process handles SIGTERM only after SIGCONT.
                 let _ = kill_process(pid, Signal::CONT);
             }
         }
@@ -229,14 +229,14 @@ async fn end_all(child: Pid) {
     }
 }
 
-/// Returns the processes below the keeper that are in its session. Those that have left it have been detached for good.
+/// Returns the keeper's descendants in its session. Processes that have left the session have detached on purpose.
 #[cfg(target_os = "linux")]
 fn descendants(_: Pid) -> Vec<Pid> {
     let own = std::process::id().cast_signed();
     let mut all: Vec<(i32, i32, i32)> = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // It may end meanwhile.
+        // The process may end meanwhile.
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
         all.extend(parse_stat(&stat).map(|(parent, session)| (pid, parent, session)));
     }
@@ -252,14 +252,14 @@ fn descendants(_: Pid) -> Vec<Pid> {
     below[1..].iter().filter(|pid| is_in_session(pid)).filter_map(|pid| Pid::from_raw(*pid)).collect()
 }
 
-/// Elsewhere only the command itself is known.
+/// Returns the command itself; on other systems adit cannot find its descendants.
 #[cfg(not(target_os = "linux"))]
 fn descendants(child: Pid) -> Vec<Pid> {
     rustix::process::test_kill_process(child).map(|()| child).into_iter().collect()
 }
 
-/// Returns the parent and the session of a process that has not ended (proc(5), /proc/PID/stat). The name before them may
-/// have anything in it.
+/// Returns parent and session of a process that has not ended (proc(5), /proc/PID/stat). The name before them may contain any
+/// character, so parsing starts behind the last parenthesis.
 #[cfg(target_os = "linux")]
 fn parse_stat(stat: &str) -> Option<(i32, i32)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();

@@ -1,4 +1,4 @@
-//! Finds a program in PATH.
+//! Finds a program in `PATH`.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use std::{
 pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 
-/// Why a program cannot be started.
+/// Error of a program that cannot be started.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     #[error("{0:?} was not found in PATH")]
@@ -41,10 +41,10 @@ impl ProgramError {
     }
 }
 
-/// Returns the path of a program: as it is where it has a slash, else the first in `path` that can be executed.
+/// Returns the path of a program: unchanged if it has a slash, else the first executable file in `path`.
 ///
 /// # Errors
-/// It is not there, or cannot be executed.
+/// The program does not exist, or is not executable.
 pub fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, ProgramError> {
     let shown = || program.to_string_lossy().into_owned();
     if program.as_bytes().contains(&b'/') {

@@ -1,30 +1,30 @@
-//! Shows on the terminal what a command waits for.
+//! Messages on the terminal about what a command waits for.
 
 use std::io::{self, IsTerminal, Write};
 
 use crate::tunnel::OpenError;
 
-/// Says on stderr what is waited for, where that is a terminal.
+/// Printer of messages to stderr, if that is a terminal.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     is_shown: bool,
 }
 
 impl Progress {
-    /// `quiet`: nothing is said anywhere.
+    /// `quiet`: prints nothing.
     pub fn new(quiet: bool) -> Self {
         Self { is_shown: !quiet && io::stderr().is_terminal() }
     }
 
-    /// Says what a target waits for.
+    /// Prints what a target waits for.
     pub fn says(self, target: &str, reason: &str) {
         if self.is_shown {
-            // Nobody reads it, then.
+            // An error means that nobody reads stderr.
             let _ = writeln!(io::stderr(), "waiting for {target}: {reason}");
         }
     }
 
-    /// Says why a target cannot be reached yet: `postgres.shop: 0 of 1 pods ready (postgres-0: ContainerCreating)`.
+    /// Prints why a target cannot be reached yet: `postgres.shop: 0 of 1 pods ready (postgres-0: ContainerCreating)`.
     pub fn waits(self, target: &str, error: &OpenError) {
         self.says(target, &error.cause().unwrap_or_else(|| error.to_string()));
     }

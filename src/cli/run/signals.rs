@@ -4,7 +4,7 @@ use std::{fs, io, task::Poll};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that a command is meant by when adit gets them.
+/// Signals to adit that are meant for the command.
 pub const PASSED_ON: &[fn() -> SignalKind] = &[
     SignalKind::interrupt,
     SignalKind::terminate,
@@ -16,12 +16,12 @@ pub const PASSED_ON: &[fn() -> SignalKind] = &[
     continued,
 ];
 
-/// After a stop of adit alone, the command is to go on with it.
+/// After adit alone was stopped, SIGCONT must continue the command too.
 fn continued() -> SignalKind {
     SignalKind::from_raw(rustix::process::Signal::CONT.as_raw())
 }
 
-/// Returns the signals that this process ignores, a bit for each (proc(5), SigIgn). Elsewhere than on Linux it is not known: 0.
+/// Returns the signals that this process ignores, one bit each (proc(5), SigIgn). On systems other than Linux: 0, unknown.
 fn ignored() -> u64 {
     parse_ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default()).unwrap_or_default()
 }
@@ -35,19 +35,19 @@ fn bit(number: i32) -> u64 {
     1 << (number - 1)
 }
 
-/// Signals that do nothing but to be told here.
+/// Signals that have no default effect any more; this process receives them here.
 pub struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
-    /// Those that this process was started to ignore stay ignored, here and in its command: `nohup` ignores SIGHUP, and a
-    /// shell without job control SIGINT for what it starts in the background.
+    /// Registers handlers. Signals that this process ignores since its start stay ignored, also in its command: `nohup` ignores
+    /// SIGHUP, and a shell without job control ignores SIGINT for background processes.
     pub fn new(kinds: &[fn() -> SignalKind]) -> io::Result<Self> {
         let ignored = ignored();
         let kinds = kinds.iter().map(|kind| kind()).filter(|kind| ignored & bit(kind.as_raw_value()) == 0);
         kinds.map(|kind| Ok((kind.as_raw_value(), signal(kind)?))).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Returns the number of the next one.
+    /// Waits for the next signal, and returns its number.
     pub async fn next(&mut self) -> i32 {
         std::future::poll_fn(|cx| {
             for (number, signal) in &mut self.0 {

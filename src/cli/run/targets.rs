@@ -24,14 +24,14 @@ use crate::{
     tunnel::OpenError,
 };
 
-/// A target that was asked for.
+/// A requested target.
 pub struct Asked {
-    /// None: a route of the configuration, which has no name of its own.
+    /// `None`: a route of the configuration.
     pub name: Option<String>,
     pub named: Named,
 }
 
-/// A target with its local port, which takes connections already.
+/// A target with its local port, which already accepts connections.
 pub struct Bound {
     asked: Asked,
     at: Place,
@@ -39,7 +39,7 @@ pub struct Bound {
 
 enum Place {
     Own(TcpListener, SocketAddr),
-    /// The running adit's port for a route.
+    /// The running adit's port of a route.
     OfRunning(SocketAddr),
 }
 
@@ -56,7 +56,7 @@ impl From<NamedError> for CliError {
 /// Splits `NAME=TARGET`.
 ///
 /// # Errors
-/// There is no name, or it makes no variables.
+/// The name is missing, or not valid for a variable.
 pub fn split(text: &str) -> Result<(&str, &str), CliError> {
     let (name, target) = text.split_once('=').unwrap_or_default();
     let message = match name {
@@ -74,7 +74,7 @@ impl Asked {
     /// Parses `NAME=TARGET`.
     ///
     /// # Errors
-    /// The name is none, or the text names no target.
+    /// The name or the target is not valid.
     pub fn parse(text: &str, router: &Router, namespace: Option<&Namespace>) -> Result<Self, CliError> {
         let (name, target) = split(text)?;
         let named = router.named(target, namespace)?;
@@ -84,13 +84,13 @@ impl Asked {
     /// Returns every TCP route of the configuration.
     ///
     /// # Errors
-    /// There is no context for one.
+    /// A route has no context.
     pub fn routes(router: &Router) -> Result<Vec<Self>, CliError> {
         let name = |address: &SocketAddr| Ok(Self { name: None, named: router.named(&address.to_string(), None)? });
         router.config.tcp.routes.keys().map(name).collect()
     }
 
-    /// Returns where it is to listen: port 0 where any will do.
+    /// Returns the address to listen on; port 0: any.
     fn address(&self) -> SocketAddr {
         match (&self.name, self.named.listener) {
             (None, Some(listener)) => listener,
@@ -98,10 +98,10 @@ impl Asked {
         }
     }
 
-    /// Binds its local port. A route that the running adit listens for is at that port already.
+    /// Binds its local port, unless the running adit already serves this route.
     ///
     /// # Errors
-    /// Another program has it.
+    /// Another program uses the port.
     pub fn bind(self, reach: &Reach, running: Option<&Running>) -> Result<Bound, CliError> {
         let address = self.address();
         if self.name.is_none() && running.is_some_and(|running| running.serves(address)) {
@@ -155,10 +155,10 @@ impl Bound {
     }
 }
 
-/// Opens all of them at the same time.
+/// Opens all targets concurrently.
 ///
 /// # Errors
-/// The targets that are unreachable.
+/// An error for each target that cannot be reached.
 pub async fn open_all(
     globals: &Globals,
     bound: Vec<Bound>,

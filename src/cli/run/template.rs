@@ -1,10 +1,10 @@
-//! `--env NAME=TEMPLATE`: text with the addresses of targets in it.
+//! `--env NAME=TEMPLATE`: a text with placeholders for the addresses of targets.
 //!
-//! `{db}` is `127.0.0.1:40001`, `{db.host}` and `{db.port}` its parts, `{web.url}` a URL; `{{` and `}}` are braces.
+//! `{db}` is `127.0.0.1:40001`, `{db.host}` and `{db.port}` are its parts, `{web.url}` is a URL; `{{` and `}}` are braces.
 
 use crate::app::opened::Opened;
 
-/// Why a template says nothing.
+/// Error of a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error("there is no {{{0}}}")]
@@ -15,10 +15,10 @@ pub enum TemplateError {
     Open,
 }
 
-/// Fills in a template.
+/// Replaces the placeholders of a template.
 ///
 /// # Errors
-/// It has a name that is none of the targets', or a brace that is not closed.
+/// A placeholder names no target, or a brace is not closed.
 pub fn fill(template: &str, targets: &[Opened]) -> Result<String, TemplateError> {
     let (mut text, mut rest) = (String::new(), template);
     while let Some(at) = rest.find(['{', '}']) {
@@ -53,7 +53,7 @@ fn value(placeholder: &str, targets: &[Opened]) -> Result<String, TemplateError>
     })
 }
 
-/// Returns every placeholder that there is.
+/// Returns every valid placeholder.
 pub fn placeholders(targets: &[Opened]) -> Vec<String> {
     let of = |target: &Opened| {
         let name = target.called()?.to_owned();

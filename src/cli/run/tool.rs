@@ -1,4 +1,4 @@
-//! `--for TOOL`: the variables that clients of databases read by themselves.
+//! `--for TOOL`: the environment variables that database clients read.
 
 use clap::ValueEnum;
 
@@ -18,7 +18,7 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// Returns the tool that a program is, where it reads the tool's variables.
+    /// Returns the tool whose variables a program reads.
     pub fn of_program(program: &std::path::Path) -> Option<Self> {
         match program.file_name()?.to_str()? {
             "psql" | "pgbench" | "pg_dump" | "pg_dumpall" | "pg_restore" | "pg_isready" | "createdb" | "dropdb"
@@ -30,7 +30,7 @@ impl Tool {
         }
     }
 
-    /// The port that its servers usually have.
+    /// Returns the default port of its servers.
     fn port(self) -> u16 {
         match self {
             Self::Psql => 5432,
@@ -40,7 +40,7 @@ impl Tool {
         }
     }
 
-    /// Words that names of its servers' ports and Services have in them.
+    /// Returns words that occur in the names of its servers' ports and Services.
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Psql => &["postgres", "psql", "pg"],
@@ -50,8 +50,8 @@ impl Tool {
         }
     }
 
-    /// Returns the target that is meant: the only one, else the only one with the tool's usual port, else the only one
-    /// that is called like it.
+    /// Returns the target for the tool: the only one, else the only one with the tool's default port, else the only one with one
+    /// of its words in the name.
     pub fn choose(self, targets: &[Opened]) -> Option<&Opened> {
         let only = |is: &dyn Fn(&Opened) -> bool| {
             let mut found = targets.iter().filter(|target| is(target));
@@ -68,7 +68,7 @@ impl Tool {
             })
     }
 
-    /// Returns the variables that lead the tool to `target`.
+    /// Returns the variables that make the tool connect to `target`.
     pub fn variables(self, target: &Opened) -> Vec<(&'static str, String)> {
         let (address, host, port) =
             (target.address, target.address.ip().to_string(), target.address.port().to_string());
@@ -76,7 +76,8 @@ impl Tool {
             Self::Psql => vec![("PGHOST", host), ("PGPORT", port)],
             Self::Mysql => vec![("MYSQL_HOST", host), ("MYSQL_TCP_PORT", port)],
             Self::Redis => vec![("REDIS_URL", format!("redis://{address}"))],
-            // Members of a replica set have names that this machine does not resolve.
+            // Without directConnection, the client would resolve the members of a replica set, whose names are unknown on this
+            // machine.
             Self::Mongo => vec![("MONGODB_URI", format!("mongodb://{address}/?directConnection=true"))],
         }
     }

@@ -1,4 +1,4 @@
-//! The limits of `adit server` as options.
+//! Command-line options for the limits of `adit server`.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "write a number from 1 on".to_owned())
 }
 
-/// 0 would close every connection at once, and a grace of 0 is one of a moment.
+/// Parses a duration of at least 1 s. A shorter limit would close connections at once, and a shorter grace would not help.
 fn duration(text: &str) -> Result<Duration, String> {
     let least = Duration::from_secs(1);
     parse_duration(text).filter(|time| *time >= least).ok_or_else(|| "write 1s or longer, e.g. 90s or 5m".to_owned())

@@ -1,4 +1,4 @@
-//! Copying a text: by the terminal itself (OSC 52), else by the program that the desktop has for it.
+//! Copies text: with the terminal's own sequence (OSC 52), and with a program of the desktop.
 
 use std::{
     io::{self, Write, stdout},
@@ -13,14 +13,14 @@ use crate::subprocess;
 
 const PROGRAMS: [&[&str]; 3] = [&["wl-copy"], &["xclip", "-selection", "clipboard"], &["pbcopy"]];
 
-/// How long a program may take: one that waits for a display that does not answer is killed.
+/// Time limit of a program; one that waits for a dead display is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Copies a text. Not every terminal takes it, and none says so: the programs get it as well.
+/// Copies a text. Some terminals ignore the sequence without an error, so a program gets the text too.
 pub async fn copy(text: String) -> io::Result<()> {
     write!(stdout(), "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(&text))?;
     stdout().flush()?;
-    // They block a thread, and not the screen.
+    // Programs block, so they run in another thread than the screen.
     let _ = spawn_blocking(move || PROGRAMS.iter().any(|program| gives(program, &text))).await;
     Ok(())
 }
@@ -30,10 +30,10 @@ fn gives(program: &[&str], text: &str) -> bool {
     command.args(&program[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let Ok(mut child) = command.spawn() else { return false };
     let is_written = child.stdin.take().is_some_and(|mut stdin| stdin.write_all(text.as_bytes()).is_ok());
-    // xclip stays to serve what was copied: it puts itself into the background.
+    // xclip stays in the background to serve the text, but its first process ends.
     let ended = subprocess::wait(&mut child, PATIENCE).ok().flatten();
     if ended.is_none() {
-        // It may have ended by itself meanwhile.
+        // It may have ended just now.
         let _ = child.kill();
         let _ = child.wait();
     }

@@ -1,4 +1,4 @@
-//! Data of `adit top`: the last snapshot, and the changes since.
+//! Data of `adit top`: the last snapshot with the changes since.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +8,7 @@ use crate::admin::api::{
     feed::{Change, Snapshot},
 };
 
-/// How many requests, lines and seconds are kept.
+/// Maximum number of requests and of log lines.
 const MOST_ROWS: usize = 1_000;
 const MOST_SECONDS: usize = 120;
 
@@ -17,10 +17,10 @@ pub struct Model {
     pub status: Option<Overview>,
     pub attention: Vec<Attention>,
     pub tunnels: BTreeMap<String, Tunnel>,
-    /// By id.
+    /// Requests by id.
     pub requests: BTreeMap<u64, Row>,
     pub log: VecDeque<LogRow>,
-    /// Oldest first.
+    /// Seconds, oldest first.
     pub seconds: VecDeque<Second>,
     pub is_paused: bool,
 }
@@ -36,7 +36,7 @@ impl Model {
         self.tunnels = tunnels.into_iter().map(|tunnel| (tunnel.id.clone(), tunnel)).collect();
         self.take_requests(requests);
         self.seconds = seconds.into();
-        // The last one is still going on.
+        // The last second is incomplete.
         self.seconds.pop_back();
         self.trim();
     }
@@ -57,7 +57,7 @@ impl Model {
         self.trim();
     }
 
-    /// Takes lines of the log, newest first.
+    /// Adds lines of the log; the argument has the newest first.
     pub fn log(&mut self, lines: Vec<LogRow>) {
         let last = self.log.back().map_or(0, |line| line.id);
         self.log.extend(lines.into_iter().rev().filter(|line| line.id > last));
@@ -82,7 +82,7 @@ impl Model {
         }
     }
 
-    /// Returns the last seconds as numbers, oldest first. A second that is left out had none of it.
+    /// Returns a rate for each of the last seconds, oldest first. Seconds without an entry are 0.
     pub fn rates(&self, read: impl Fn(&Second) -> f64, count: usize, now: jiff::Timestamp) -> Vec<f64> {
         let at = |second: &Second| Some(second.time.parse::<jiff::Timestamp>().ok()?.as_second());
         let by_second: BTreeMap<i64, f64> =
@@ -92,7 +92,7 @@ impl Model {
     }
 }
 
-/// Returns whether a request failed through no fault of its client.
+/// Returns whether a request failed, and not by its client's fault.
 pub fn is_error(row: &Row) -> bool {
     match row.status {
         Some(status) => status >= 500 || (row.error.is_some() && status < 400),

@@ -1,9 +1,9 @@
-//! The three panes as tables: columns, rows, the order, and what the filter lets through.
+//! The three panes as tables: columns, rows, order, and filter.
 
 use super::model::{Model, is_error};
 use crate::admin::api::answers::{LogRow, Row, Tunnel};
 
-/// State of the screen.
+/// A pane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pane {
     #[default]
@@ -31,7 +31,8 @@ impl Pane {
         }
     }
 
-    /// Names and widths, the most important first: a narrow terminal leaves the last ones out. Negative: to the right.
+    /// Returns names and widths of the columns, the most important first; narrow terminals omit the last ones. Negative width:
+    /// aligned to the right.
     pub fn columns(self) -> &'static [(&'static str, i16)] {
         match self {
             Self::Tunnels => &[
@@ -64,7 +65,7 @@ impl Pane {
     }
 }
 
-/// How a line is coloured.
+/// Colour of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
     Plain,
@@ -77,11 +78,11 @@ pub enum Mood {
 /// A line of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
-    /// Key of the row: the id of a tunnel, or the number of a request or line.
+    /// Id of the tunnel, the request or the log line.
     pub key: String,
     pub cells: Vec<String>,
     pub mood: Mood,
-    /// Sort keys, one for each column.
+    /// Sort key of each column.
     order: Vec<Order>,
 }
 
@@ -91,13 +92,13 @@ enum Order {
     Text,
 }
 
-/// The user's choices for a pane: filter, sort order, selection.
+/// The user's choices for a pane: filter and sort order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
-    /// Words that a line has to have; one with `!` before it must not be there.
+    /// Words that a line must contain; with `!` before it, must not contain.
     pub filter: String,
     pub only_errors: bool,
-    /// The column, and whether the largest is first. None: as it happened.
+    /// Column, and whether the largest comes first. `None`: the pane's own order.
     pub sort: Option<(usize, bool)>,
 }
 
@@ -144,7 +145,7 @@ fn line(key: String, mood: Mood, cells: Vec<(String, Option<f64>)>) -> Line {
     Line { key, cells: cells.into_iter().map(|(cell, _)| clean(&cell)).collect(), mood, order }
 }
 
-/// Returns a text without what a terminal would obey.
+/// Returns the text with control characters replaced, which a terminal would interpret.
 pub fn clean(text: &str) -> String {
     text.chars().map(|each| if each.is_control() { '\u{fffd}' } else { each }).collect()
 }
@@ -230,7 +231,7 @@ fn of_log(row: &LogRow) -> Line {
     line(row.id.to_string(), mood, vec![time, (row.level.clone(), None), (row.text.clone(), None)])
 }
 
-/// Returns the time of day, here.
+/// Returns the local time of day.
 pub fn clock(time: &str) -> String {
     let local = time.parse::<jiff::Timestamp>().map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
     local.map_or_else(|_| time.to_owned(), |time| time.strftime("%H:%M:%S").to_string())

@@ -16,9 +16,9 @@ use super::{
 /// Capabilities of the terminal: colour, and UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// NO_COLOR is not set.
+    /// Whether to use colours.
     pub has_colours: bool,
-    /// The locale is UTF-8.
+    /// Whether the locale is UTF-8.
     pub has_unicode: bool,
 }
 
@@ -33,13 +33,13 @@ impl Look {
         };
         match (self.has_colours, mood) {
             (true, _) => Style::new().fg(colour),
-            // State is a word in its column as well.
+            // Columns also show the state as a word.
             (false, Mood::Bad) => Style::new().add_modifier(Modifier::BOLD),
             (false, _) => Style::new(),
         }
     }
 
-    /// Returns values as a line of bars.
+    /// Returns values as a bar chart in one line.
     pub fn spark(self, values: &[f64]) -> String {
         let bars: &[char] = match self.has_unicode {
             true => &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'],
@@ -53,7 +53,7 @@ impl Look {
         values.iter().map(bar).collect()
     }
 
-    /// Returns a text that the terminal can show.
+    /// Returns the text with characters that the terminal can show.
     fn text(self, text: &str) -> String {
         if self.has_unicode {
             return text.to_owned();
@@ -62,7 +62,7 @@ impl Look {
     }
 }
 
-/// Draws everything.
+/// Draws the screen.
 pub fn draw(frame: &mut Frame, app: &mut App) {
     let areas =
         Layout::vertical([Constraint::Length(4), Constraint::Min(2), Constraint::Length(1)]).split(frame.area());
@@ -169,7 +169,7 @@ fn header(frame: &mut Frame, app: &App, area: Rect) {
     frame.render_widget(Paragraph::new(lines.to_vec()), area);
 }
 
-/// Returns which columns fit, and how wide each is.
+/// Returns the columns that fit: index, width, and whether it is aligned to the right.
 fn fitting(pane: Pane, width: usize, is_wide: bool, lines: &[Line]) -> Vec<(usize, usize, bool)> {
     let mut left = width;
     let mut found = Vec::new();
@@ -182,7 +182,7 @@ fn fitting(pane: Pane, width: usize, is_wide: bool, lines: &[Line]) -> Vec<(usiz
             wanted = wanted.max(longest.max().unwrap_or(0));
         }
         let gap = usize::from(at > 0);
-        // The last column takes what is left, where that is enough to read.
+        // The last column gets the rest, if that is wide enough to read.
         let is_last = at + 1 == columns.len();
         if wanted + gap > left {
             if at == 0 || left >= gap + 12 && !is_right {

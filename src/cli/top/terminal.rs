@@ -1,4 +1,4 @@
-//! The terminal while `adit top` has it. However that ends, it is left as it was.
+//! The terminal while `adit top` uses it. It is restored in any case.
 
 use std::{
     io::{self, Stdout, stdout},
@@ -19,19 +19,19 @@ use ratatui::{
 };
 use rustix::process::{Signal, getpid, kill_process};
 
-/// The terminal, until it is dropped.
+/// The terminal in raw mode and on the alternate screen, until dropped.
 pub struct Screen {
     pub terminal: Terminal<CrosstermBackend<Stdout>>,
     held: Arc<Held>,
 }
 
-/// Whether the terminal is in our hands. A panic of any thread gives it back.
+/// Whether adit has changed the terminal. A panic in any thread restores it.
 #[derive(Default)]
 struct Held(AtomicBool);
 
 impl Held {
     fn enter(&self) -> io::Result<()> {
-        // Before the first change: where the second one fails, the first is undone.
+        // Set the flag first: if the second step fails, the first one is undone.
         self.0.store(true, Ordering::SeqCst);
         enable_raw_mode()?;
         execute!(stdout(), EnterAlternateScreen)
@@ -40,7 +40,7 @@ impl Held {
     /// Restores the terminal, once.
     fn leave(&self) {
         if self.0.swap(false, Ordering::SeqCst) {
-            // There is nobody left to be told.
+            // An error means that the terminal is gone.
             let _ = disable_raw_mode();
             let _ = execute!(stdout(), LeaveAlternateScreen, Show);
         }
@@ -55,10 +55,10 @@ impl Drop for Held {
 
 impl Screen {
     /// # Errors
-    /// Standard output is no terminal.
+    /// Standard output is not a terminal.
     pub fn open() -> io::Result<Self> {
         let held = Arc::new(Held::default());
-        // A panic says why on the screen that the user sees, not on the one that goes away.
+        // Leave the alternate screen before the panic message, so that the message stays visible.
         let (before, of_panic) = (std::panic::take_hook(), Arc::downgrade(&held));
         std::panic::set_hook(Box::new(move |panic| {
             if let Some(held) = of_panic.upgrade() {
@@ -70,21 +70,21 @@ impl Screen {
         Ok(Self { terminal: Terminal::new(CrosstermBackend::new(stdout()))?, held })
     }
 
-    /// Returns whether the terminal is still ours. A panic of another thread has given it back.
+    /// Returns whether the terminal is still in use. A panic of another thread restores it.
     pub fn is_held(&self) -> bool {
         self.held.0.load(Ordering::SeqCst)
     }
 
-    /// Gives the terminal back, stops this process as Ctrl-Z does, and takes the terminal again when it goes on.
+    /// Restores the terminal, stops this process as Ctrl-Z does, and takes the terminal again when continued.
     ///
     /// # Errors
-    /// The terminal cannot be taken again.
+    /// The terminal cannot be set up again.
     pub fn suspend(&mut self) -> io::Result<()> {
         self.held.leave();
         kill_process(getpid(), Signal::TSTP)?;
         self.held.enter()?;
-        // `Terminal::clear` asks for the cursor, and the answer goes to the thread that waits for keys. The alternate screen is
-        // empty, and so is what a new terminal takes it for.
+        // `Terminal::clear` queries the cursor, but the key thread would read the answer. A new `Terminal` assumes an empty
+        // screen, and the alternate screen is cleared here.
         execute!(stdout(), Clear(ClearType::All))?;
         self.terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
         Ok(())
@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// What the test below runs in a terminal.
+    /// Run in a terminal by the test below.
     #[test]
     #[ignore = "needs a terminal: a_panic_of_any_thread_restores_the_terminal runs it"]
     fn panics_in_this_thread() {
@@ -110,18 +110,18 @@ mod tests {
         assert!(!screen.is_held(), "why it panics");
     }
 
-    /// The same.
+    /// Run in a terminal by the test below.
     #[test]
     #[ignore = "needs a terminal: a_panic_of_any_thread_restores_the_terminal runs it"]
     fn panics_in_another_thread() {
         let screen = Screen::open().unwrap();
         assert!(spawn(|| panic!("why it panics")).join().is_err());
         assert!(!screen.is_held());
-        // The screen is still there, as where its own thread waits for something.
+        // Keep the screen open, as when its own thread waits for something.
         sleep(Duration::from_secs(3600));
     }
 
-    /// A shell in a terminal of tmux.
+    /// A tmux server with a shell.
     struct Tmux(PathBuf);
 
     impl Tmux {
@@ -153,7 +153,7 @@ mod tests {
 
     impl Drop for Tmux {
         fn drop(&mut self) {
-            // Its server ends with its only session.
+            // The server ends with its only session anyway.
             let _ = self.run(&["kill-server"]);
         }
     }
@@ -165,7 +165,7 @@ mod tests {
         for test in ["panics_in_this_thread", "panics_in_another_thread"] {
             let tmux = Tmux(folder.path().join(test));
             let shell = ["-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "50", "env PS1='$ ' sh"];
-            // CI installs tmux.
+            // Skip the test without tmux; CI installs it.
             let Ok(started) = tmux.run(&shell) else { return };
             assert!(started.status.success(), "{started:?}");
             tmux.shows("$");

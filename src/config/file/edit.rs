@@ -1,4 +1,4 @@
-//! Sets values in the YAML of others, and leaves everything else as it is written: comments, order, quotes.
+//! Sets values in a YAML file that adit does not own, and keeps everything else as written: comments, order, quotes.
 
 use serde_json::Value as Json;
 
@@ -7,16 +7,16 @@ use super::{Node, Value, foreign, parse};
 /// A step into a document.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
-    /// The value of a key.
+    /// The value of this key.
     Key(&'a str),
-    /// The entry of a list whose `name` is this.
+    /// The entry of a list with this `name`.
     Named(&'a str),
 }
 
-/// Returns the text with these values set in the map at `path`, which has at least one key.
+/// Returns the text with these values set in the map at `path`. The map must have at least one key.
 ///
-/// None: there is no such map, or the text is written in a way that cannot be edited (a key twice, several documents).
-/// The result has been parsed again and differs from the input in these values only.
+/// `None`: there is no such map, or this form of YAML cannot be edited (a duplicate key, several documents). The result has been
+/// parsed again, and differs from the input in these values only.
 pub fn set(text: &str, path: &[Step<'_>], values: &[(&str, &str)]) -> Option<String> {
     let mut text = text.to_owned();
     for (key, value) in values {
@@ -30,14 +30,15 @@ fn set_one(text: &str, path: &[Step<'_>], key: &str, value: &str) -> Option<Stri
     walk(&mut wanted, path)?.as_object_mut()?.insert(key.to_owned(), value.into());
     let root = parse(text).ok()?;
     let Value::Map(entries) = &find(&root, path)?.value else { return None };
-    // A string of JSON is one of YAML.
+    // A JSON string is also a YAML string.
     let quoted = Json::from(value).to_string();
     let replaced =
         |start: usize, end: usize, with: &str| Some(format!("{}{with}{}", text.get(..start)?, text.get(end..)?));
     let candidates = match entries.iter().find(|(known, _)| known.name == key) {
         Some((known, node)) => {
             let (start, end) = (node.place.start, node.place.end);
-            // A block begins with its indicator and ends with line ends; nothing at all has no place of its own.
+            // Three candidates; the first that gives the wanted document is used. The second is for block scalars: it replaces
+            // the indicator and keeps the line ends. The third is for a missing value, which has no place of its own.
             let colon = known.place.end + text.get(known.place.end..)?.find(':')? + 1;
             let last = colon + text.get(colon..end.max(colon))?.trim_end().len();
             let spaced = format!(" {quoted}");
@@ -151,7 +152,7 @@ mod tests {
             "users:\n- name: ana\n  config: {}\n",
             "users:\n- name: ana\n  config: {a: 1}\na: 1\na: 2\n",
             "users:\n- name: ana\n  config: {a: 1}\n---\nb: 2\n",
-            // Another user has the same settings.
+            // Another user shares these settings through an alias.
             "users:\n- name: bob\n  config: &c\n    id-token: old\n- name: ana\n  config: *c\n",
             "users: [",
         ] {

@@ -1,4 +1,4 @@
-//! The files that a configuration names, and whether they can be used. Only `adit check` tries them.
+//! The files that a configuration names, and whether adit could use them. Only `adit check` tries them.
 
 use super::*;
 use crate::tls;
@@ -19,7 +19,7 @@ pub(super) enum Usage {
     Certificates,
     /// A PEM private key.
     Key,
-    /// Lines are appended to it; it need not exist.
+    /// adit appends lines to it; it need not exist.
     Append,
 }
 
@@ -30,7 +30,7 @@ impl Walk {
         Some(file)
     }
 
-    /// Notes the files of a `kubeconfig` key. As in kubectl, those of a list may be missing.
+    /// Records the file of a `kubeconfig` key. Files of a list are not recorded, because they may be missing, as in kubectl.
     pub(super) fn kubeconfig(&mut self, node: &Node) -> Option<KubeconfigPaths> {
         let paths = defaults::kubeconfig_paths(Some(&self.path_list(node)?));
         if let [file] = &paths.0[..] {
@@ -62,7 +62,7 @@ impl Usage {
     }
 }
 
-/// Opens a file to append to. One that did not exist is deleted again.
+/// Opens a file to append to. Deletes it again if it did not exist.
 fn appendable(file: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.append(true);

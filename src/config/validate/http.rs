@@ -53,7 +53,7 @@ impl Walk {
         true
     }
 
-    /// Refuses keys that mean nothing in a jump, or without one.
+    /// Reports keys that have no meaning in a jump, or without one.
     fn refuse_beside(&mut self, map: &Map<'_>, is_jump: bool) {
         let (keys, hint): (&[&str], _) = match is_jump {
             true => (&["service", "pod", "port"], "a jump has its pod in via, and its port in target: remove it"),
@@ -112,7 +112,7 @@ impl Walk {
             tls: BackendTls { verify, ca, server_name, client_cert },
             request_headers,
             response_headers,
-            // A server behind a jump usually answers only to its own name.
+            // A server behind a jump usually accepts only its own name.
             host: match self.field(map, "rewrite_host", Self::boolean).unwrap_or(map.contains_key("target")) {
                 true => HostHeader::Own,
                 false => HostHeader::Client,
@@ -152,7 +152,7 @@ impl Walk {
 
     pub(super) fn header_name(&mut self, text: &str, place: Place) -> Option<HeaderName> {
         let name = HeaderName::from_bytes(text.as_bytes()).ok();
-        // A configuration must not change the headers that frame a message.
+        // These headers frame a message or are about one connection; a configuration must not change them.
         const FRAMING: [&str; 5] = ["connection", "content-length", "transfer-encoding", "upgrade", "te"];
         match name {
             Some(name) if FRAMING.contains(&name.as_str()) => {

@@ -22,7 +22,7 @@ impl Walk {
             let local_service = local_port.map(|port| (local_host.clone(), port));
             let host = |walk: &mut Self, node: &Node| {
                 let text = walk.text(node)?;
-                // Without a port, that is what has to be mended first.
+                // Without a port, the missing port is the problem to report, so any value does.
                 let (local_host, port) = local_service.clone().unwrap_or((None, 1));
                 host_header(&text, local_host.as_deref(), port)
                     .or_else(|| walk.wrong(node, "a host", Some("write host: rewrite, or host: shop.test:3000")))

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Walk {
-    /// None: it is off.
+    /// Returns the settings of the forward proxy. `None`: it is off.
     pub(super) fn forward_proxy(&mut self, node: &Node) -> Option<ForwardProxy> {
         let mut proxy = ForwardProxy::default();
         if let Value::Scalar { text, .. } = &node.value {

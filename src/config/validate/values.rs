@@ -1,4 +1,4 @@
-//! Values of one word or a few, each with what is expected in its place.
+//! Single values, each with the description of a valid one for its message.
 
 use super::{claims::ListenIp, *};
 use crate::config::listen::overlap;
@@ -63,7 +63,7 @@ impl Walk {
         parse_duration(&text).or_else(|| self.wrong(node, "a duration", Some("write 90s, 60m or 1h30m; 0 means never")))
     }
 
-    /// A value with a rule of its own: `wanted`, in words.
+    /// Parses a value by the rule of its type. `wanted` describes a valid one.
     pub(super) fn value<T: FromStr>(&mut self, node: &Node, wanted: &str, hint: Option<&str>) -> Option<T> {
         let text = self.text(node)?;
         text.parse().ok().or_else(|| self.wrong(node, wanted, hint))
@@ -90,7 +90,7 @@ impl Walk {
         if is_host(&text) { Some(text) } else { self.wrong(node, "a hostname", None) }
     }
 
-    /// YAML 1.1 reads `on` and `off` as booleans, and 1.2 as text: both are taken.
+    /// Reads `on` or `off`. YAML 1.1 reads these as booleans, 1.2 as text, so both forms are accepted.
     pub(super) fn on_or_off(&mut self, node: &Node) -> Option<bool> {
         match &node.value {
             Value::Scalar { text, .. } if matches!(text.as_str(), "on" | "true") => Some(true),
@@ -152,7 +152,7 @@ impl Walk {
         }
     }
 
-    /// `127.0.0.1:8989`; `localhost:8989`; `:8989` as Go writes it, for every address of the machine.
+    /// Parses an address: `127.0.0.1:8989`; `localhost:8989`; `:8989`, in Go's notation, for every address of the machine.
     pub(super) fn listen(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
         let text = self.text(node)?;
         let missing = format!(
@@ -176,14 +176,14 @@ impl Walk {
             return Some(defaults::loopback(port));
         }
         match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            // Browsers try [::1] first for names below localhost.
+            // Browsers try `[::1]` first for names below localhost.
             Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) => Some(defaults::loopback(port)),
             Ok(ip) => Some(vec![SocketAddr::new(ip, port)]),
             Err(_) => self.wrong(node, "an IP address and a port", Some("write 127.0.0.1:8989")),
         }
     }
 
-    /// One address, or a list of them.
+    /// Reads one address or a list of them.
     pub(super) fn listens(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
         let Value::List(list) = &node.value else { return self.listen(node) };
         if list.is_empty() {
@@ -224,7 +224,7 @@ impl Walk {
         }
     }
 
-    /// A network, or one address. An IPv4 address that is written as one of IPv6 is one of IPv4.
+    /// Parses a network or one address. An IPv4-mapped IPv6 address counts as IPv4.
     pub(super) fn network(&mut self, node: &Node) -> Option<IpNet> {
         let text = self.text(node)?;
         let text = text.replace(['[', ']'], "");

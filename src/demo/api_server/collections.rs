@@ -1,4 +1,4 @@
-//! Lists of objects, and what changes in them.
+//! Lists of objects, and watches.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ pub fn list(resource: &Resource<'_>, request: &Request<Incoming>, node: &Node) -
     )
 }
 
-/// Streams what changes after a version; without one, what there is comes first.
+/// Streams the changes since a version. Without a version, the existing objects come first.
 pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<Node>) -> Response<Body> {
     let selector = match selector(request) {
         Ok(selector) => selector,
@@ -61,7 +61,7 @@ pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<No
     let mut before: Vec<Bytes> =
         first.iter().filter(|object| selector.matches(object)).map(|object| line("ADDED", object)).collect();
     if query(request, "sendInitialEvents").as_deref() == Some("true") {
-        // Tells where what there was ends (KEP-3157).
+        // Marks the end of the initial objects (KEP-3157).
         let metadata =
             json!({"resourceVersion": from.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
         before.push(bookmark(kind, &metadata));
@@ -80,7 +80,7 @@ pub fn watch(resource: &Resource<'_>, request: &Request<Incoming>, node: &Arc<No
                 .filter_map(|change| event(change, &selector).map(|(event, object)| line(event, object)))
                 .collect();
             match (events.is_empty() && bookmarks, changes.last()) {
-                // Nothing of it is for this watch: it learns how far it has come.
+                // None of the changes is for this watch, so only report the version that it has reached.
                 (true, Some(last)) => bookmark(kind, &json!({"resourceVersion": last.version.to_string()})),
                 _ => events.concat().into(),
             }
@@ -108,7 +108,7 @@ fn bookmark(kind: &Kind, metadata: &Value) -> Bytes {
     Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
 }
 
-/// Returns what happens to those who see only what a selector takes: an object that no longer matches is gone to them.
+/// Returns the event for clients that watch with a selector: an object that no longer matches counts as deleted.
 fn event<'c>(change: &'c Change, selector: &Selector) -> Option<(&'static str, &'c Value)> {
     let matching = |object: &'c Option<Arc<Value>>| object.as_deref().filter(|object| selector.matches(object));
     match (matching(&change.before), matching(&change.after)) {
@@ -119,7 +119,7 @@ fn event<'c>(change: &'c Change, selector: &Selector) -> Option<(&'static str, &
     }
 }
 
-/// Yields the changes after `from`, as they come; None and the end when they are no longer known.
+/// Streams the changes after `from`. Yields `None` and ends if they are no longer in the history.
 fn changes(node: Arc<Node>, from: u64) -> impl Stream<Item = Option<Vec<Change>>> {
     let versions = node.world.versions();
     futures::stream::unfold(Some((node, versions, from)), |state| async move {

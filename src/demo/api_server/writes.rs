@@ -1,4 +1,4 @@
-//! Objects that clients create, patch, replace and delete, with the preconditions that the API server checks.
+//! Creates, patches, replaces and deletes objects, with the API server's preconditions.
 
 use http::{Response, StatusCode, header, request::Parts};
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use crate::demo::{
     world::{State, World},
 };
 
-/// Does a write whose body has been read. `verb`: `create`, `patch`, `update` or `delete`.
+/// Performs a write after its body was read. `verb`: `create`, `patch`, `update` or `delete`.
 pub fn write(verb: &str, resource: &Resource<'_>, parts: &Parts, sent: Value, node: &Node) -> Response<Body> {
     let done = match (verb, resource.name) {
         ("create", None) => create(resource, sent, &node.world),
@@ -69,7 +69,7 @@ fn create(resource: &Resource<'_>, mut object: Value, world: &World) -> Done {
     })
 }
 
-/// Replaces an object by what `changed` makes of it and of `sent`.
+/// Replaces an object by the result of `changed` on the object and the body.
 fn change(
     resource: &Resource<'_>,
     name: &str,
@@ -108,7 +108,7 @@ fn found(state: &State, resource: &Resource<'_>, name: &str) -> Result<Value, Bo
     })
 }
 
-/// Holds the version and the UID that a client expects against those of the object.
+/// Checks the version and the UID that the client expects.
 fn check(resource: &Resource<'_>, name: &str, object: &Value, expected: &Value) -> Result<(), Box<Response<Body>>> {
     for field in ["uid", "resourceVersion"] {
         let (expected, is) = (text(&expected[field]), text(&object["metadata"][field]));
@@ -137,8 +137,8 @@ fn merged(target: &Value, patch: &Value) -> Value {
     Value::Object(merged)
 }
 
-/// Drops what the API server does not store: empty maps and lists of the metadata, a selector of nothing, empty lists of endpoints.
-/// The lists of an EndpointSlice have no `omitempty`: empty ones are null.
+/// Removes what the API server does not store: empty maps and lists in the metadata, an empty selector, empty lists of endpoints.
+/// The lists of an EndpointSlice have no `omitempty`, so empty ones become null.
 fn tidy(plural: &str, object: &mut Value) {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(object, json!({"metadata": {"name": "a"}, "spec": {"ports": []}}));
     }
 
-    // As Kubernetes 1.36 answers.
+    // Recorded from Kubernetes 1.36.
     #[test]
     fn empty_lists_of_endpoints_are_stored_as_the_api_server_does() {
         let mut slice = json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": [], "ports": []});

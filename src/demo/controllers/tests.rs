@@ -22,7 +22,7 @@ fn ready(world: &World, namespace: &str, service: &str) -> Vec<String> {
     ready.map(|endpoint| text(&endpoint["targetRef"]["name"]).to_owned()).collect()
 }
 
-/// Lets everything that is due later be due now.
+/// Makes everything that is due later due now.
 fn pass_time(world: &World) {
     world.change(|state| {
         state.due.values_mut().for_each(|due| *due = Instant::now());

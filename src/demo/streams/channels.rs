@@ -1,6 +1,5 @@
-//! WebSocket messages whose first byte names a channel (`v4.channel.k8s.io`, `v5.channel.k8s.io`), and the port-forwards
-//! over them: channel 2n carries the data of port n, 2n + 1 its error, and each begins with the port (16 bits, little
-//! endian).
+//! WebSocket messages with a channel number in the first byte (`v4.channel.k8s.io`, `v5.channel.k8s.io`), and port-forwards over
+//! them. Channel 2n carries the data of port n, and 2n + 1 its error; each begins with the port (16 bits, little endian).
 
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use crate::{
     wire::websocket::{Event, Opcode, Parser, Role, put_frame},
 };
 
-/// Sends messages to the client.
+/// Sender of messages to the client.
 #[derive(Clone)]
 pub struct Messages(mpsc::Sender<BytesMut>);
 
@@ -37,7 +36,7 @@ impl Messages {
     }
 }
 
-/// Reads messages into channels by their numbers. `[255, n]` closes channel n (v5).
+/// Reads messages, and sends them to the channels by number. `[255, n]` closes channel n (v5).
 async fn read<R: AsyncRead + Unpin>(
     mut reader: R,
     mut channels: Vec<Option<mpsc::Sender<Bytes>>>,
@@ -66,7 +65,7 @@ async fn read<R: AsyncRead + Unpin>(
                         if let Some(Some(channel)) = channels.get(usize::from(number))
                             && !message.is_empty()
                         {
-                            // A reader that has ended takes no more.
+                            // An error means that the channel's reader has ended.
                             let _ = channel.send(message).await;
                         }
                     }
@@ -95,8 +94,8 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut messages: mpsc::Receive
     }
 }
 
-/// Runs `work` between the channels of a WebSocket: it gets the client's side of `count` channels, and the way back.
-/// When it has ended, the WebSocket is closed.
+/// Runs `work` on a WebSocket: it gets receivers of `count` channels, and a sender of messages. When it has ended, closes the
+/// WebSocket.
 pub async fn serve<S, F>(stream: S, count: usize, work: impl FnOnce(Vec<mpsc::Receiver<Bytes>>, Messages) -> F)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -119,11 +118,11 @@ where
         () = &mut writing => return,
         () = working => {}
     }
-    // A close that overtakes what was sent would lose it.
+    // Wait for the writer: a close that overtakes sent messages would lose them.
     let _ = timeout(GRACE, async { tokio::join!(reading, writing) }).await;
 }
 
-/// Serves port-forwards over channels: one connection into the pod for each port, made at once.
+/// Serves port-forwards over channels. The connection to each port is made at once.
 pub async fn port_forward<S>(stream: S, node: Arc<Node>, sandbox: Sandbox, ports: Vec<u16>)
 where
     S: AsyncRead + AsyncWrite + Unpin,

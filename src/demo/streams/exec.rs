@@ -1,4 +1,4 @@
-//! Exec: over WebSocket channels (0 stdin, 1 stdout, 2 stderr, 3 status) and over SPDY (a stream each).
+//! Exec, over WebSocket channels (0 stdin, 1 stdout, 2 stderr, 3 status) or SPDY (a stream each).
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ where
 {
     channels::serve(stream, CHANNELS, |mut receivers, messages| async move {
         let stdin = receivers.swap_remove(0);
-        // The first thing that a node sends is nothing, on the channel of the output.
+        // A node first sends an empty message on the channel of stdout.
         messages.send(STDOUT, &[]).await;
         let (stdout, stdout_rx) = mpsc::channel::<Bytes>(4);
         let (stderr, stderr_rx) = mpsc::channel::<Bytes>(4);
@@ -106,7 +106,7 @@ where
             frames.data(error, status.to_string().as_bytes()).await;
             frames.end(error).await;
         }
-        // The client closes once it has read the status.
+        // The client closes the connection after it has read the status.
         while timeout(COMPLETE_WITHIN, opened.recv()).await.is_ok_and(|stream| stream.is_some()) {}
     };
     tokio::select! {
@@ -115,7 +115,7 @@ where
     }
 }
 
-/// Runs the command until it ends or its container does. Returns the Status object.
+/// Runs the command until it or its container ends. Returns the Status object.
 async fn run(node: &Node, sandbox: &Sandbox, request: &Request, mut stdio: Stdio) -> Value {
     if !request.stdin {
         stdio.stdin = mpsc::channel(1).1;

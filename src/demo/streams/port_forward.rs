@@ -1,4 +1,4 @@
-//! Port-forwards over SPDY: a pair of streams for each connection into the pod.
+//! Port-forwards over SPDY: a pair of streams per connection into the pod.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::demo::{Node, network::DialError, process::Sandbox};
 
-/// Serves the port-forwards of one upgraded SPDY connection to a pod.
+/// Serves the port-forwards of an upgraded SPDY connection to a pod.
 pub async fn serve<S>(stream: S, node: Arc<Node>, sandbox: Sandbox)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -36,7 +36,7 @@ where
             let stream = match timeout(COMPLETE_WITHIN, opened.recv()).await {
                 Ok(Some(stream)) => stream,
                 Ok(None) => break,
-                // The rest of a pair did not come.
+                // The other stream of a pair has not come in time.
                 Err(_) => {
                     waiting.clear();
                     continue;
@@ -68,7 +68,7 @@ async fn forward(node: Arc<Node>, sandbox: Sandbox, port: u16, error: u32, mut d
         async move { frames.data(id, &bytes).await }
     })
     .await;
-    // The data stream's end comes first, then the text, then the end of the error stream.
+    // A node ends the data stream first, then sends the error text, then ends the error stream.
     frames.end(id).await;
     if let Some(text) = problem {
         frames.data(error, text.as_bytes()).await;
@@ -76,7 +76,7 @@ async fn forward(node: Arc<Node>, sandbox: Sandbox, port: u16, error: u32, mut d
     frames.end(error).await;
 }
 
-/// Forwards one connection into a pod, whatever it comes in. Returns the text for the error stream.
+/// Forwards a connection into a pod, over any transport. Returns the text for the error stream.
 pub(super) async fn connect<F: Future<Output = bool>>(
     node: &Node,
     sandbox: &Sandbox,
@@ -97,7 +97,7 @@ pub(super) async fn connect<F: Future<Output = bool>>(
         Err(_) => return Some(refused(sandbox, port)),
     };
     let process = node.world.process(&sandbox.uid);
-    // The end of a pod is no error: its connections just end, a second later.
+    // The end of a pod is not an error: its connections end one second later.
     let ended = async {
         if let Some(process) = &process {
             process.tasks.ended().await;
@@ -115,7 +115,7 @@ pub(super) async fn connect<F: Future<Output = bool>>(
     }
 }
 
-/// Copies both ways until one ends, and the other for the grace. Returns what goes to the error stream.
+/// Copies in both directions until one ends, then in the other one for the grace. Returns the text for the error stream.
 async fn copy<F: Future<Output = bool>>(
     stream: DuplexStream,
     incoming: &mut mpsc::Receiver<Bytes>,
@@ -152,7 +152,7 @@ async fn copy<F: Future<Output = bool>>(
     }
 }
 
-/// Returns the text that containerd gives, with a name in place of its hash.
+/// Returns containerd's error text, with the pod's name instead of a hash.
 fn refused(sandbox: &Sandbox, port: u16) -> String {
     let (uid, id) = (&sandbox.uid, id(sandbox));
     let detail = format!(
@@ -166,7 +166,7 @@ fn report(sandbox: &Sandbox, port: u16, problem: &str) -> String {
     format!("error forwarding port {port} to pod {}, uid : {problem}", id(sandbox))
 }
 
-/// Returns 64 digits, as the ids of sandboxes have.
+/// Returns 64 digits, the format of a sandbox id.
 fn id(sandbox: &Sandbox) -> String {
     sandbox.uid.replace('-', "").repeat(2)
 }

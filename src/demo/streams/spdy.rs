@@ -1,4 +1,4 @@
-//! SPDY/3.1 as a node serves it: five workers, no flow control, three writes a frame (spdystream).
+//! SPDY/3.1 as a node serves it: five workers, no flow control, three writes per frame (spdystream).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,15 +17,15 @@ use crate::{
     },
 };
 
-/// A node reads frames into five workers, chosen by stream id, each with a queue of 50 frames.
+/// Number of workers of a node. A stream's id determines its worker. Each worker has a queue of 50 frames.
 const LANES: usize = 5;
 const LANE_QUEUE: usize = 50;
 
-/// A stream as the client opened it.
+/// A stream that the client has opened.
 pub struct Opened {
     pub id: u32,
     pub headers: Headers,
-    /// Bytes of the client; closed at its end.
+    /// Bytes from the client; the channel closes at their end.
     pub incoming: mpsc::Receiver<Bytes>,
 }
 
@@ -35,12 +35,12 @@ impl Opened {
     }
 }
 
-/// Sends frames to the client.
+/// Sender of frames to the client.
 #[derive(Clone)]
 pub struct Frames(mpsc::Sender<BytesMut>);
 
 impl Frames {
-    /// Sends bytes of a stream. False: the connection has ended.
+    /// Sends bytes on a stream. False: the connection has ended.
     pub async fn data(&self, id: u32, bytes: &[u8]) -> bool {
         let mut out = BytesMut::with_capacity(frame::HEADER + bytes.len());
         frame::put_data_header(&mut out, id, bytes.len(), false);
@@ -52,7 +52,7 @@ impl Frames {
     pub async fn end(&self, id: u32) {
         let mut out = BytesMut::new();
         frame::put_data_header(&mut out, id, 0, true);
-        // The client may have gone.
+        // An error means that the client has gone.
         let _ = self.0.send(out).await;
     }
 }
@@ -64,11 +64,11 @@ enum Work {
     Ping(u32),
 }
 
-/// A stream that a worker is to know before its first data.
+/// A stream that its worker must know before the first data.
 type NewStream = (u32, mpsc::Sender<Bytes>);
 
-/// Serves a connection until it ends. Each stream that `accepts` takes by its headers is given to `opened`; the
-/// others are reset, as a node does it with an invalid port.
+/// Serves a connection until it ends. Sends each stream to `opened` if `accepts` returns true for its headers, and resets the
+/// others, as a node does with an invalid port.
 pub async fn serve<S>(
     stream: S,
     node: Arc<Node>,
@@ -88,13 +88,13 @@ pub async fn serve<S>(
     }
 }
 
-/// Returns the way to the client, before the connection is served.
+/// Returns the sender of frames and its queue, before the connection is served.
 pub fn frames() -> (Frames, mpsc::Receiver<BytesMut>) {
     let (frames_tx, frames) = mpsc::channel(64);
     (Frames(frames_tx), frames)
 }
 
-/// Every DATA frame is three writes, as spdystream makes them.
+/// Writes frames; each DATA frame takes three writes, as in spdystream.
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut frames: mpsc::Receiver<BytesMut>, node: Arc<Node>) {
     while let Some(frame) = frames.recv().await {
         node.faults.thaws().await;
@@ -130,7 +130,7 @@ async fn read<R: AsyncRead + Unpin>(
         lanes.push(work_tx);
         new_streams.push(stream_tx);
     }
-    // Incomplete frames: workers get whole ones.
+    // Parts of incomplete frames; workers get whole ones.
     let mut partial: HashMap<u32, BytesMut> = HashMap::new();
     let mut pings = 0;
     loop {
@@ -177,7 +177,7 @@ async fn read<R: AsyncRead + Unpin>(
                 }
                 Ok(Some(_)) => continue,
             };
-            // A full lane stops the whole connection, as it does on a node.
+            // A full queue stops the whole connection, as on a node.
             if lanes[lane].send(work).await.is_err() {
                 return;
             }
@@ -190,7 +190,7 @@ async fn read<R: AsyncRead + Unpin>(
     }
 }
 
-/// One of the five: a stream that cannot take its bytes holds up all behind it.
+/// Runs one worker. A stream that does not read its bytes blocks all streams behind it.
 async fn worker(
     mut work: mpsc::Receiver<Work>,
     mut new: mpsc::UnboundedReceiver<NewStream>,
@@ -209,7 +209,7 @@ async fn worker(
                     && stream.send(payload).await.is_err()
                     && node.faults.wedges()
                 {
-                    // Its handler has gone: newer nodes discard what comes for it, this one waits for good.
+                    // The stream's handler has gone. Newer nodes discard its frames; this one waits forever.
                     std::future::pending::<()>().await;
                 }
                 if fin {

@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::wire::websocket::{Event, Opcode, Parser, Role, put_frame};
 
-/// Carries the bytes of a WebSocket's messages to and from `inner`, until one of them ends.
+/// Copies between the messages of a WebSocket and `inner`, until one of them ends.
 pub async fn unwrap<S>(stream: S, inner: DuplexStream)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -42,7 +42,7 @@ where
             tokio::select! {
                 read = from_inner.read(&mut buffer) => match read {
                     Ok(count) if count > 0 => {
-                        // A non-final frame and an empty last one: what an API server makes of a chunk.
+                        // An API server sends each chunk as a non-final frame and an empty last one.
                         put_frame(&mut out, Opcode::Binary, &buffer[..count], None);
                         out[0] &= 0x7f;
                         put_frame(&mut out, Opcode::Continuation, &[], None);

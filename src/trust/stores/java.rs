@@ -1,4 +1,4 @@
-//! Java asks a file of its own: a copy of it with the authority, in our folder, for programs that adit starts.
+//! Java reads its own file. adit makes a copy of it with the CA, in the CA's folder, for programs that adit starts.
 
 use std::{
     env, fs,
@@ -18,16 +18,16 @@ use crate::{
     },
 };
 
-/// The variable whose options every JVM takes, before those of its command line.
+/// Variable with options that every JVM reads before those of its command line.
 pub const VARIABLE: &str = "JAVA_TOOL_OPTIONS";
 
-/// The property that names the file.
+/// Property with the path of the file.
 const PROPERTY: &str = "-Djavax.net.ssl.trustStore";
 
-/// The password of the file that comes with Java.
+/// Password of the file that comes with Java.
 const PASSWORD: &str = "changeit";
 
-/// The folder below the authority's.
+/// Name of the folder below that of the CA.
 const FOLDER: &str = "java";
 const COPY: &str = "cacerts";
 const MADE: &str = "made.json";
@@ -35,17 +35,17 @@ const MADE: &str = "made.json";
 /// The file that comes with Java, below its home folder: since version 9, and before.
 const CACERTS: [&str; 2] = ["lib/security/cacerts", "jre/lib/security/cacerts"];
 
-/// How long keytool may take: it is a JVM, on a machine that may be busy.
+/// Time limit of keytool: it is a JVM, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Java {
     home: PathBuf,
     cacerts: PathBuf,
-    /// Of the copy.
+    /// Folder of the copy.
     folder: PathBuf,
 }
 
-/// The digests of what a copy was made of, and of the copy.
+/// Digests of the sources of a copy, and of the copy.
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Made {
     authority: String,
@@ -53,7 +53,7 @@ struct Made {
     copy: String,
 }
 
-/// Returns the home folder of the Java that a shell starts: `JAVA_HOME`, else that of `java`. None: there is none.
+/// Returns the home folder of the Java that a shell starts: `JAVA_HOME`, else that of `java`. `None`: there is none.
 pub fn home() -> Option<PathBuf> {
     let named = env::var_os("JAVA_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     let of_program = || {
@@ -64,7 +64,7 @@ pub fn home() -> Option<PathBuf> {
     named.or_else(of_program)
 }
 
-/// Returns the options of a JVM that knows the authority, behind `options`. None: there is no copy, or `options` name a file themselves.
+/// Returns `options` plus those that make a JVM trust the CA. `None`: there is no copy, or `options` set a file themselves.
 pub fn options(authority: &Authority, ours: &Path, options: &str) -> Option<String> {
     let folder = ours.join(FOLDER);
     let made = read(&folder)?;
@@ -73,7 +73,7 @@ pub fn options(authority: &Authority, ours: &Path, options: &str) -> Option<Stri
         return None;
     }
     let file = folder.join(COPY).into_os_string().into_string().ok()?;
-    // The JVM splits at spaces, and takes quotes off; it has no way to write a quote.
+    // The JVM splits at spaces and removes quotes; a quote itself cannot be escaped.
     let file = if file.contains(char::is_whitespace) { format!("\"{file}\"") } else { file };
     Some(format!("{options} {PROPERTY}={file} {PROPERTY}Password={PASSWORD}").trim_start().to_owned())
 }
@@ -87,7 +87,7 @@ fn digest(file: &Path) -> Option<String> {
 }
 
 impl Java {
-    /// None: there is no Java.
+    /// Returns the store. `None`: there is no Java.
     pub fn new(places: &Places) -> Option<Self> {
         let home = places.java.clone()?;
         let cacerts = CACERTS.iter().map(|file| home.join(file)).find(|file| file.is_file())?;
@@ -108,7 +108,7 @@ impl Java {
         command.arg("-keystore").arg(&temporary).env_remove(VARIABLE);
         match subprocess::output(&mut command, PATIENCE) {
             Ok(output) if output.status.success() => {}
-            // It says on stdout why it fails.
+            // keytool prints its errors to stdout.
             Ok(output) => {
                 let said = [output.stdout, output.stderr].concat();
                 return Err(State::Failed(String::from_utf8_lossy(&said).trim().to_owned()));
@@ -154,7 +154,7 @@ impl Store for Java {
     }
 
     fn remove(&self, root: &Root) -> State {
-        // The copy of another one.
+        // The copy belongs to another CA.
         if read(&self.folder).is_some_and(|made| made.authority != root.fingerprint()) {
             return State::Lacks;
         }
@@ -192,7 +192,7 @@ mod tests {
         script("echo keytool error: password was incorrect; exit 1");
         assert!(matches!(store.add(authority.root()), State::Failed(why) if why.contains("password was incorrect")));
         assert_eq!(options(&authority, &ours, ""), None);
-        // It adds to the last file of its arguments.
+        // This fake adds to the file in its last argument.
         script("for file in \"$@\"; do :; done; echo with ours >> \"$file\"");
         assert_eq!((store.add(authority.root()), store.add(authority.root())), (State::Trusts, State::Trusts));
         assert_eq!(fs::read_to_string(ours.join("java/cacerts")).unwrap(), "caswith ours\n");

@@ -1,4 +1,4 @@
-//! The login keychain of macOS. The system asks the user, and waits for the answer.
+//! The login keychain of macOS. The system asks the user for permission, and waits.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use std::{
 use super::{State, Store};
 use crate::{subprocess, trust::authority::Root};
 
-/// How long the user has to answer the system.
+/// Time limit for the user's answer.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Keychain {

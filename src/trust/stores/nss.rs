@@ -1,4 +1,4 @@
-//! The databases of NSS: Chromium's and Chrome's, and one for each profile of Firefox. `certutil` of the NSS tools changes them.
+//! The databases of NSS: that of Chromium and Chrome, and one per profile of Firefox. `certutil` of the NSS tools changes them.
 
 use std::{
     env, fs, io,
@@ -16,7 +16,7 @@ use crate::{
     trust::authority::{Root, fingerprint},
 };
 
-/// Chromium, and Chrome, below the home folder; the first is created where it is not there.
+/// Databases of Chromium and Chrome, below the home folder. The first one is created if it does not exist.
 const CHROMIUM: [&str; 2] = [".pki/nssdb", "snap/chromium/current/.pki/nssdb"];
 
 /// Folders of Firefox's profiles: of the distribution, snap and flatpak.
@@ -27,16 +27,16 @@ const FIREFOX: [&str; 4] = [
     ".var/app/org.mozilla.firefox/.mozilla/firefox",
 ];
 
-/// The files of a database.
+/// Files of a database.
 const FILES: [&str; 3] = ["cert9.db", "key4.db", "pkcs11.txt"];
 
-/// How long certutil may take. It asks for the password of a database at the terminal, and a person may look for it.
+/// Time limit of certutil. It asks for the password of a database at the terminal, and the user may have to look it up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Record of our write to a database: tells later whether another program changed it.
+/// Record of adit's last write to a database. It shows later whether another program has changed the database since.
 const LEFT: &str = "left.json";
 
-/// Returns the databases that there are, and Chromium's.
+/// Returns the existing databases, and in any case Chromium's.
 pub fn all(places: &Places) -> Vec<Box<dyn Store>> {
     let database = |name: &'static str, folder: PathBuf| -> Box<dyn Store> {
         Box::new(Database { name, folder, kept: places.kept.clone() })
@@ -64,11 +64,11 @@ struct Database {
     kept: PathBuf,
 }
 
-/// Content of a database.
+/// The state of the certificate in a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Trusted,
-    /// The certificate is there, and may not issue certificates of servers.
+    /// The certificate is there, but is not trusted to issue server certificates.
     Untrusted,
     Nothing,
 }
@@ -93,7 +93,7 @@ impl Database {
         self.folder.join(FILES[0]).exists()
     }
 
-    /// Looks for the certificate and its trust flags, which certutil lists as `NICKNAME   C,,`.
+    /// Finds the certificate and its trust flags, which certutil lists as `NICKNAME   C,,`.
     fn find(&self, root: &Root) -> Result<Found, State> {
         if !self.exists() {
             return Ok(Found::Nothing);
@@ -113,7 +113,8 @@ impl Database {
         })
     }
 
-    /// Returns whether the certificate may be there, without certutil: adit has changed the database, or the nickname is in its bytes.
+    /// Returns whether the certificate may be there, without certutil: adit has changed the database, or the file contains the
+    /// nickname.
     fn may_have(&self, root: &Root) -> bool {
         let name = nickname(root);
         let has_name = |bytes: Vec<u8>| bytes.windows(name.len()).any(|part| part == name.as_bytes());
@@ -125,18 +126,18 @@ impl Database {
         self.kept.join(fingerprint(self.folder.as_os_str().as_encoded_bytes()))
     }
 
-    /// Returns what tells the files from changed ones.
+    /// Returns digests of the files.
     fn digest(&self) -> Vec<Option<String>> {
         FILES.iter().map(|file| fs::read(self.folder.join(file)).ok().map(|bytes| fingerprint(&bytes))).collect()
     }
 
-    /// Returns whether the files are as adit has left them, so that the backup is what they were before.
+    /// Returns whether the files are as adit has left them, so that restoring the backup loses nothing.
     fn is_as_left(&self) -> bool {
         let left = fs::read(self.copy().join(LEFT)).ok().and_then(|left| serde_json::from_slice(&left).ok());
         left.is_some_and(|left: Vec<Option<String>>| left == self.digest())
     }
 
-    /// Keeps the files as they are, before they are changed.
+    /// Makes a backup of the files before a change.
     fn keep(&self) -> io::Result<()> {
         let copy = self.copy();
         self.forget_copy();
@@ -153,7 +154,7 @@ impl Database {
         fs::write(self.copy().join(LEFT), serde_json::to_vec(&self.digest())?)
     }
 
-    /// Brings the files back as they were, if nobody else has changed them since. Returns whether it did.
+    /// Restores the files, if no other program has changed them since. Returns whether it did.
     fn restore(&self) -> bool {
         let copy = self.copy();
         if !self.is_as_left() {
@@ -166,7 +167,7 @@ impl Database {
                 false => !there.exists() || fs::remove_file(there).is_ok(),
             }
         });
-        // A folder that was made for it is empty now; another one stays.
+        // Delete the folder if it is empty, which it is if adit has created it.
         let _ = fs::remove_dir(&self.folder);
         if let Some(parent) =
             self.folder.parent().filter(|parent| parent.file_name().is_some_and(|name| name == ".pki"))
@@ -183,20 +184,20 @@ impl Database {
 
     fn install(&self, root: &Root, found: Found) -> Result<(), State> {
         let failed = |error: io::Error| State::Failed(error.to_string());
-        // Without it nothing is created either.
+        // Do not create anything if certutil is missing.
         find()?;
         let has_backup = self.is_as_left();
         match found {
             _ if has_backup => {}
             Found::Nothing => self.keep().map_err(failed)?,
-            // Files with the certificate in them are not what they were before.
+            // Files with the certificate are not the original ones, so they are no backup.
             Found::Trusted | Found::Untrusted => self.forget_copy(),
         }
         let changed = self.change(root, found);
         if self.copy().exists() {
             self.seal().map_err(failed)?;
         }
-        // A certificate that was added and could not be trusted is not left behind.
+        // Do not leave a certificate that was added but could not be trusted.
         if changed.is_err() && found == Found::Nothing && !has_backup && self.restore() {
             self.forget_copy();
         }
@@ -208,18 +209,18 @@ impl Database {
         if found != Found::Nothing {
             return self.certutil(&["-M", "-t", "C,,", "-n", &name]).map(drop);
         }
-        // certutil would create a key database that is there already again and again.
+        // Only if there is no database: `certutil -N` would create an existing key database anew.
         if !FILES[..2].iter().any(|file| self.folder.join(file).exists()) {
             make_private(&self.folder).map_err(|error| State::Failed(error.to_string()))?;
             self.certutil(&["-N", "--empty-password"])?;
         }
         let file = root.file().display().to_string();
-        // It may issue certificates of servers, and nothing else.
+        // Trust it for issuing server certificates only.
         self.certutil(&["-A", "-t", "C,,", "-n", &name, "-i", &file]).map(drop)
     }
 }
 
-/// Returns certutil of NSS. macOS has another program of that name.
+/// Returns certutil of the NSS tools, from PATH or from Homebrew's folders of nss.
 fn find() -> Result<PathBuf, State> {
     let path = env::var_os("PATH").unwrap_or_default();
     let known = ["/opt/homebrew/opt/nss/bin", "/usr/local/opt/nss/bin"].map(PathBuf::from);
@@ -229,7 +230,7 @@ fn find() -> Result<PathBuf, State> {
     })
 }
 
-/// Returns a name of its own for each authority: a name that two have tells nothing.
+/// Returns a nickname that is unique per CA: certutil cannot distinguish certificates with the same nickname.
 fn nickname(root: &Root) -> String {
     format!("adit {}", root.short())
 }
@@ -329,7 +330,7 @@ mod tests {
         assert_eq!(store.remove(authority.root()), State::Lacks);
         assert!(!home.path().join(".pki").exists(), "what was created for it is gone");
         assert_eq!(store.remove(authority.root()), State::Lacks);
-        // A database that was there is as it was.
+        // An existing database is restored exactly.
         let folder = home.path().join(CHROMIUM[0]);
         make_private(&folder).unwrap();
         let database = Database { name: "Chromium", folder: folder.clone(), kept: places.kept.clone() };
@@ -341,7 +342,8 @@ mod tests {
         assert_eq!(database.digest(), before);
         assert!(!places.kept.exists());
     }
-    /// Returns Chromium's database below the home folder, if certutil is there to make it. `password`: a file with one.
+    /// Creates Chromium's database below the home folder. `password`: a file with the database's password. `None`: certutil is
+    /// missing.
     fn database(places: &Places, password: Option<&Path>) -> Option<Database> {
         let program = find().ok()?;
         let folder = places.home.join(CHROMIUM[0]);
@@ -379,7 +381,7 @@ mod tests {
         let (home, places, authority) = home();
         let password = home.path().join("password");
         fs::write(&password, "secret").unwrap();
-        // In a terminal certutil asks for the password there.
+        // With a terminal, certutil would ask for the password there.
         if fs::File::open("/dev/tty").is_ok() {
             return;
         }

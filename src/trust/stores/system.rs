@@ -1,5 +1,5 @@
-//! The system's store of a Linux distribution: a folder, and the command that takes up what is in it. It needs root, so adit prints
-//! what to do and never does it.
+//! The system's store of a Linux distribution: a folder, and a command that reads it into the bundle. Both need root, so adit
+//! only prints what to do.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use super::{Places, State, Store};
 use crate::trust::authority::Root;
 
-/// The folders of distributions, with the extension of their files and their commands, the most specific first.
+/// Folders of distributions, with the extension of their files and their commands; the most specific first.
 const KINDS: [(&str, &str, &[&str]); 4] = [
     ("usr/local/share/ca-certificates", "crt", &["update-ca-certificates"]),
     ("etc/pki/ca-trust/source/anchors", "pem", &["update-ca-trust", "extract"]),
@@ -16,7 +16,7 @@ const KINDS: [(&str, &str, &[&str]); 4] = [
     ("usr/share/pki/trust/anchors", "pem", &["update-ca-certificates"]),
 ];
 
-/// The bundle that the command makes of the folder, by distribution: what programs ask is this, not the folder.
+/// Bundles that the commands write, by distribution. Programs read the bundle, not the folder.
 const BUNDLES: [&str; 3] = [
     "etc/ssl/certs/ca-certificates.crt",
     "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -27,12 +27,12 @@ struct Kind {
     folder: PathBuf,
     extension: &'static str,
     command: &'static [&'static str],
-    /// None: there is no bundle that adit knows, and the folder has to be believed.
+    /// `None`: adit knows no bundle, so the folder decides.
     bundle: Option<PathBuf>,
 }
 
 pub struct System {
-    /// None: this distribution is not known.
+    /// `None`: adit does not know this distribution.
     kind: Option<Kind>,
 }
 
@@ -57,7 +57,7 @@ impl Kind {
         CertificateDer::from_pem_file(self.file(root)).is_ok_and(|there| there == *root.certificate())
     }
 
-    /// Returns whether the bundle has it. None: there is no bundle that can be read.
+    /// Returns whether the bundle contains it. `None`: there is no readable bundle.
     fn has_taken(&self, root: &Root) -> Option<bool> {
         let mut all = CertificateDer::pem_file_iter(self.bundle.as_ref()?).ok()?;
         Some(all.any(|certificate| certificate.is_ok_and(|certificate| certificate == *root.certificate())))
@@ -137,7 +137,7 @@ mod tests {
         assert!(
             matches!(system.remove(authority.root()), State::NeedsRoot(command) if command.starts_with("sudo rm "))
         );
-        // The folder is not what programs ask.
+        // A certificate in the folder alone is not trusted: programs read the bundle.
         let bundle = home.path().join(BUNDLES[1]);
         fs::create_dir_all(bundle.parent().unwrap()).unwrap();
         fs::write(&bundle, "").unwrap();

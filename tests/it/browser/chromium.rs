@@ -1,4 +1,4 @@
-//! A Chromium without a window, driven through the Chrome DevTools Protocol.
+//! A headless Chromium, driven through the Chrome DevTools Protocol.
 
 use std::{
     path::Path,
@@ -17,21 +17,21 @@ use tokio::{
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-/// What a page may take for anything on a busy machine.
+/// Time limit of any action of a page, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The program's names on the platforms that have it.
+/// Names of the program on different platforms.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
 
 /// A running browser.
 pub struct Chromium {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     last_id: u64,
-    /// Events that came while an answer was waited for.
+    /// Events that arrived before an awaited answer.
     events: Vec<Value>,
     _child: Child,
     _profile: TempDir,
-    /// It trusts no certificate that its user does not trust.
+    /// Whether it rejects certificates that its user's stores do not trust.
     is_strict: bool,
 }
 
@@ -43,13 +43,13 @@ pub struct Page<'b> {
 }
 
 impl Chromium {
-    /// Starts the one of `ADIT_CHROMIUM`, or of the PATH, which takes every certificate. `resolver`: rules for names, as its option
-    /// `--host-resolver-rules` has them.
+    /// Starts Chromium from `ADIT_CHROMIUM` or PATH; it accepts every certificate. `resolver`: value of `--host-resolver-rules`.
     pub async fn start(resolver: &str) -> Self {
         Self::start_for(None, &[&format!("--host-resolver-rules={resolver}")]).await
     }
 
-    /// Starts it with more options. `home`: that of the user whose stores say which certificates are right; None: all are.
+    /// Starts Chromium with more options. `home`: home folder of a user whose stores decide about certificates; `None`: all are
+    /// accepted.
     pub async fn start_for(home: Option<&Path>, options: &[&str]) -> Self {
         let profile = tempfile::tempdir().expect("a folder for its profile");
         let named = std::env::var("ADIT_CHROMIUM").ok();
@@ -99,7 +99,7 @@ impl Chromium {
         browser
     }
 
-    /// Opens a tab with cookies and storage of its own.
+    /// Opens a tab with its own cookies and storage.
     pub async fn page(&mut self) -> Page<'_> {
         let context = self.call(None, "Target.createBrowserContext", json!({})).await["browserContextId"].clone();
         let target =
@@ -126,7 +126,7 @@ impl Chromium {
         loop {
             let answer = self.next().await;
             if answer["id"] == id {
-                // What was evaluated has no result on the next page.
+                // A navigation discards the result of the evaluation.
                 if method == "Runtime.evaluate" && answer["error"]["message"] == "Inspected target navigated or closed"
                 {
                     return json!({});
@@ -145,12 +145,12 @@ impl Chromium {
 }
 
 impl Page<'_> {
-    /// Goes to an address, and waits until the page is there.
+    /// Goes to an address, and waits until the page has loaded.
     pub async fn goto(&mut self, address: &str) {
         self.try_goto(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
     }
 
-    /// Goes to an address, and returns why it does not show it, in the words of its network stack.
+    /// Goes to an address, and returns the network error, if there is one.
     pub async fn try_goto(&mut self, address: &str) -> Result<(), String> {
         self.browser.events.clear();
         let answer = self.call("Page.navigate", json!({"url": address})).await;
@@ -163,14 +163,14 @@ impl Page<'_> {
         }
     }
 
-    /// Loads the page anew, and waits until it is there: until then the old one answers.
+    /// Reloads the page, and waits until the new one has loaded, because until then the old one answers.
     pub async fn reload(&mut self) {
         self.browser.events.clear();
         self.call("Page.reload", json!({})).await;
         self.loaded().await;
     }
 
-    /// Waits until a page is there that was not there before.
+    /// Waits until a new page has loaded.
     pub async fn loaded(&mut self) {
         let is_load =
             |event: &Value, session: &str| event["method"] == "Page.loadEventFired" && event["sessionId"] == session;
@@ -186,7 +186,7 @@ impl Page<'_> {
         }
     }
 
-    /// Returns what an expression, or the promise that it is, comes to; an exception as `exception: ...`.
+    /// Returns the value of an expression, or of its promise; an exception as `exception: ...`.
     pub async fn eval(&mut self, expression: &str) -> Value {
         let params =
             json!({"expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true});
@@ -197,7 +197,7 @@ impl Page<'_> {
         }
     }
 
-    /// Returns the text that the page shows.
+    /// Returns the visible text of the page.
     pub async fn text(&mut self) -> String {
         text(&self.eval("document.body.innerText").await)
     }

@@ -1,4 +1,4 @@
-//! The dashboard in a real Chromium: by keyboard alone, with names that are markup, and beside pages that want in.
+//! The dashboard in a real Chromium: by keyboard only, with names that contain markup, and beside hostile pages.
 
 use std::{fs, path::PathBuf};
 
@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{dashboard::send, process::Process};
 
-/// A name that would be an element, and a script with it.
+/// A name that contains an element with a script.
 const HOSTILE: &str = "<img src=x onerror=document.title='owned'>";
 
-/// Collects what the policy has refused, from the first script on.
+/// Script that collects violations of the content policy from the start.
 const WATCH: &str = "window.refused = []; addEventListener('securitypolicyviolation', event => refused.push(event.violatedDirective + ' ' + event.blockedURI));";
 
-/// The views, each with the name that its pictures have.
+/// The views, each with the name of its pictures.
 pub const VIEWS: [(&str, &str); 5] = [
     ("now", "/"),
     ("services", "/services"),
@@ -25,7 +25,7 @@ pub const VIEWS: [(&str, &str); 5] = [
     ("log", "/log"),
 ];
 
-/// Opens a tab that is signed in.
+/// Opens a signed-in tab.
 async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b> {
     let (_, link, _) = process.command(&["ui", "--print"]).await;
     let mut page = browser.page().await;
@@ -77,7 +77,7 @@ async fn every_view_is_used_by_keyboard_alone() {
         "document.querySelectorAll('tbody tr').length === 1 && document.querySelector('input').value === 'shop/web'",
     )
     .await;
-    // The tunnels come with the first event, after the Services.
+    // Tunnels come with the first event, after the Services.
     page.until("document.querySelector('tbody tr').innerText.includes('● running')").await;
     press(&mut page, &["j"]).await;
     page.until("document.activeElement.matches('tr[aria-current]')").await;
@@ -140,7 +140,7 @@ async fn names_that_are_markup_stay_text() {
     send(&process, "GET /%3Cscript%3Ealert(1)%3C/script%3E", "web.shop.localhost", &[], "").await;
     let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
     let mut page = signed_in(&mut browser, &process).await;
-    // A Service that no API server would have is in no list.
+    // A Service with a name that no API server would accept is not listed.
     for (view, text) in [("/services", "shop/web"), ("/requests", "alert(1)"), ("/log", ""), ("/", "")] {
         let address = format!("http://adit.localhost:{}{view}", process.http.port());
         page.goto(&address).await;
@@ -198,19 +198,19 @@ async fn pages_of_others_get_nothing_and_change_nothing() {
         let form = format!(
             "(() => {{ const form = document.createElement('form'); form.method = 'post'; form.enctype = 'text/plain'; form.target = '_self'; form.action = '{own}/api/v1/tunnels/demo%2Fshop%2Fweb/stop'; document.body.append(form); form.submit(); }})()"
         );
-        // A page of adit's own may send no form at all.
+        // adit's own pages may not send forms at all.
         if !from.contains("rebound") {
             page.eval(&form).await;
             let is_refused = "document.body.innerText.includes('other-page')";
             page.until(&format!("location.href.startsWith('{own}') && {is_refused}")).await;
         }
-        // On a name that was rebound there is nothing to read either.
+        // A page with a rebound name cannot read anything either.
         page.goto(&from).await;
         let text = page.eval("fetch('/api/v1/tunnels').then(answer => answer.text(), () => '')").await;
         assert!(!text.to_string().contains("demo/shop/web"), "{from}: {text}");
     }
     assert!(process.status().await.contains("demo/shop/web"), "nothing was stopped");
-    // A link from elsewhere still finds the visitor signed in.
+    // After a link on another site, the user is still signed in.
     page.goto(&format!("http://web.shop.localhost:{port}/")).await;
     page.eval(&format!("location.href = '{own}/services'")).await;
     page.until("document.title === 'Services · adit'").await;
@@ -232,12 +232,12 @@ async fn two_adits_keep_both_sign_ins_and_a_lost_one_is_said() {
     page.until("!document.querySelector('#notice').hidden && document.body.classList.contains('stale')").await;
 }
 
-/// Returns the script of axe-core, if it was fetched.
+/// Returns the script of axe-core, if it was downloaded.
 fn axe() -> Option<String> {
     Some(fs::read_to_string(PathBuf::from(std::env::var_os("ADIT_AXE")?)).expect("axe-core"))
 }
 
-/// Returns what axe-core finds fault with.
+/// Returns the violations that axe-core finds.
 async fn judged(page: &mut Page<'_>, axe: &str) -> Value {
     page.eval(axe).await;
     page.eval("axe.run().then(found => found.violations.map(each => `${each.id}: ${each.nodes[0].html}`))").await
@@ -245,7 +245,7 @@ async fn judged(page: &mut Page<'_>, axe: &str) -> Value {
 
 #[tokio::test]
 async fn axe_finds_nothing() {
-    // `just browser` says where there is none.
+    // `just browser` reports if axe-core is missing.
     let Some(axe) = axe() else { return };
     let process = Process::start("", &[]).await;
     assert!(process.serves("web.shop.localhost").await && !process.serves("nothing.shop.localhost").await);
@@ -279,7 +279,7 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     many(&process);
     let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
     let mut page = signed_in(&mut browser, &process).await;
-    // From the first byte on, before the script runs.
+    // Observe from the first byte, before the page's script runs.
     let watch = "window.most = 0; new MutationObserver(() => { most = Math.max(most, document.querySelectorAll('tr').length); }).observe(document, {childList: true, subtree: true});";
     page.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": watch})).await;
     page.goto(&format!("http://adit.localhost:{}/services", process.http.port())).await;
@@ -288,7 +288,7 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     let rows = "document.querySelectorAll('tbody tr[tabindex]').length";
     assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
     assert!(page.eval("most").await.as_u64() < Some(110), "{}", page.eval("most").await);
-    // What the rows do not stand for, the page is as long for.
+    // The page is as long as if all rows were in it.
     let height = "document.querySelector('tbody').offsetHeight";
     assert!(page.eval(height).await.as_u64() > Some(2000 * 20), "{}", page.eval(height).await);
 
@@ -300,7 +300,7 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     page.until(is_seen).await;
     assert!(page.eval(rows).await.as_u64() < Some(100), "{}", page.eval(rows).await);
 
-    // Events change cells, and nothing else: not the focus of a row that is far away, and not where the page is.
+    // Events change only cells: the focus stays on a row that is far away, and the scroll position stays.
     page.eval("window.changes = 0; new MutationObserver(list => { changes += list.length; }).observe(document.querySelector('tbody'), {childList: true, subtree: true, characterData: true}); window.at = scrollY").await;
     for _ in 0..20 {
         assert!(process.serves("web.shop.localhost").await);
@@ -309,7 +309,7 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     page.until(is_counted).await;
     assert!(page.eval("changes").await.as_u64() < Some(200), "{}", page.eval("changes").await);
     page.until("document.activeElement === focused && focused.matches('tr[aria-current]') && scrollY === at").await;
-    // The next row is brought into sight.
+    // The next row scrolls into view.
     press(&mut page, &["j"]).await;
     page.until(
         "document.activeElement.getAttribute('aria-rowindex') === '4' && document.activeElement.getBoundingClientRect().top > 0 \
@@ -323,7 +323,7 @@ async fn a_long_table_has_elements_only_for_what_is_near_the_rows_that_are_seen(
     assert_eq!(page.eval("refused").await, json!([]));
 }
 
-/// Puts two thousand ports of Services into the demo's cluster, each of which is a row.
+/// Adds two thousand ports of Services to the demo's cluster; each is a row.
 fn many(process: &Process) {
     let world = process.demo.world();
     for at in 0..100 {

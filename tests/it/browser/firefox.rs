@@ -1,4 +1,4 @@
-//! A Firefox without a window, driven through WebDriver BiDi.
+//! A headless Firefox, driven through WebDriver BiDi.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio::{
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-/// What a page may take for anything on a busy machine; its first start takes longest.
+/// Time limit of any action of a page, on a busy machine. The first start takes longest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The program's names on the platforms that have it.
+/// Names of the program on different platforms.
 const PROGRAMS: [&str; 2] = ["firefox", "firefox-esr"];
 
 /// A running browser with one tab.
@@ -27,7 +27,7 @@ pub struct Firefox {
 }
 
 impl Firefox {
-    /// Starts it with a profile below a home folder, which has these preferences. None: it is not installed.
+    /// Starts Firefox with these preferences, in a profile below a home folder. `None`: it is not installed.
     pub async fn start(home: &Path, profile: &Path, preferences: &[(&str, Value)]) -> Option<Self> {
         let line = |(name, value): &(&str, Value)| format!("user_pref(\"{name}\", {value});\n");
         let preferences: String = preferences.iter().map(line).collect();
@@ -58,7 +58,7 @@ impl Firefox {
         Some(browser)
     }
 
-    /// Goes to an address and returns the text of the page, or why it does not show it, in its own words.
+    /// Goes to an address, and returns the text of the page, or Firefox's error.
     pub async fn open(&mut self, address: &str) -> Result<String, String> {
         let tab = self.tab.clone();
         self.call("browsingContext.navigate", json!({"context": tab, "url": address, "wait": "complete"})).await?;

@@ -1,4 +1,4 @@
-//! The pictures of the dashboard in the documentation: `just pictures` takes them anew.
+//! The pictures of the dashboard in the documentation: `just pictures` takes new ones.
 
 use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
@@ -15,10 +15,10 @@ use crate::{
     support::eventually,
 };
 
-/// Width and colours of each picture.
+/// Width and colour scheme of each picture.
 const PICTURES: [(u16, &str); 4] = [(1440, "light"), (1440, "dark"), (800, "light"), (320, "dark")];
 
-/// How long the demo's own traffic has gone on by then: most of the five minutes of the charts.
+/// How long the demo's traffic runs before: most of the five minutes of the charts.
 const TRAFFIC: Duration = Duration::from_secs(200);
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn of_every_view_of_the_demo() {
         for (name, path) in VIEWS {
             page.goto(&format!("http://adit.localhost:{port}{path}")).await;
             page.until("document.querySelector('tbody tr') !== null").await;
-            // The first events have come, and what is asked for beside them.
+            // Wait for the first events, and for additional requests of the page.
             sleep(Duration::from_secs(3)).await;
             if name == "requests" {
                 press(&mut page, &["j", "j", "j", "Enter"]).await;

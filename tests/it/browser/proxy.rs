@@ -1,4 +1,4 @@
-//! Browsers with the file that configures their proxy.
+//! Browsers that use the PAC file.
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ async fn chromium_shows_services_by_their_names_in_the_cluster() {
     page.eval("document.cookie = 'seen=1; path=/'").await;
     page.goto(URL).await;
     assert_eq!(page.eval("document.cookie").await, json!("seen=1"));
-    // A page of another site changes nothing.
+    // A page of another site cannot change anything.
     let foreign = "fetch('http://tools.shop.svc.cluster.local/', {method: 'POST', mode: 'no-cors'}).then(() => 'sent', () => 'failed')";
     page.eval(foreign).await;
     assert_eq!(app.demo.faults().requests_seen("/services/tools"), 0, "the guard holds");
@@ -29,10 +29,10 @@ async fn firefox_shows_services_by_their_names_in_the_cluster() {
     let app = TestApp::start("").await;
     let home = tempfile::tempdir().unwrap();
     let pac = format!("http://{}/proxy.pac", app.http);
-    // 2: by the file of this URL.
+    // 2: use the PAC file of this URL.
     let preferences = [("network.proxy.type", json!(2)), ("network.proxy.autoconfig_url", json!(pac))];
     let Some(mut browser) = Firefox::start(home.path(), home.path(), &preferences).await else {
-        // It is not on every machine.
+        // Firefox is not on every machine.
         return;
     };
     let shown = browser.open(URL).await;

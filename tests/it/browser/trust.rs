@@ -1,4 +1,4 @@
-//! https without warnings, asked of the browsers.
+//! https without warnings, checked with the browsers.
 
 use std::fs;
 
@@ -47,10 +47,10 @@ async fn firefox_trusts_local_names_alone() {
     let (is_created, said) = person.shell(create).await;
     assert!(is_created, "certutil is needed: {said}");
     let port = person.http.port();
-    // Its name is that of this machine.
+    // Firefox resolves this name to this machine.
     let here = [("network.dns.localDomains", json!(STOLEN))];
     let Some(mut before) = Firefox::start(home, &profile, &here).await else {
-        // It is not on every machine.
+        // Firefox is not on every machine.
         return;
     };
     let refused = before.open(&format!("https://{}:{port}/", NAMES[0])).await;

@@ -33,13 +33,13 @@ async fn adit(place: &Place, arguments: &[&str]) -> Ran {
     Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// Kills a relay, and its pod.
+/// Kills a relay, and deletes its pod.
 fn gone(place: &Place, relay: super::support::InPod) {
     place.kill(relay);
     place.demo.world().delete_pod("relay", "one", None);
 }
 
-/// Returns a cluster whose Service web is taken over by a relay that is gone, and the objects before that.
+/// Returns a cluster in which a relay that is gone has taken over Service web, and the objects before that.
 async fn left_behind() -> (Place, Objects, Laptop) {
     let place = Place::new().await;
     let before = place.objects();
@@ -80,7 +80,7 @@ async fn takeovers_are_listed_and_restored_by_hand() {
     assert!(of_web[4].ends_with('Z') && of_web[4].contains('T'), "{of_web:?}");
     assert_eq!(rows.len(), 4);
 
-    // A relay that runs is left alone, unless the Service is named.
+    // A running relay keeps its Services, unless the command names one.
     let spared = adit(&place, &["expose", "restore", "-n", "shop"]).await;
     assert!(spared.stdout.contains("left alone: shop/web, whose relay relay/one runs"), "{}", spared.stdout);
     assert!(spared.stdout.ends_with("nothing to restore\n") && place.lease("web").is_some());
@@ -120,7 +120,7 @@ async fn a_service_whose_original_is_lost_is_named() {
     assert!(listed.stderr.contains(&format!("warning: {words}")), "{}", listed.stderr);
     let refused = adit(&place, &["expose", "restore", "web.shop"]).await;
     assert!(refused.code == Some(1) && refused.stderr.contains(words), "{}", refused.stderr);
-    // Nobody takes it over as it is, and keeps the marker for what it was.
+    // Nobody can take it over in this state, and the annotation with the original stays.
     let relay = place.relay("two", "a").await;
     let refused = Laptop::connect(&relay).await.take("web.shop:80").await.unwrap_err();
     assert!(refused.contains(words), "{refused}");

@@ -1,4 +1,4 @@
-//! Relays that are killed, API servers that hang, answer late, or lose answers.
+//! Killed relays, and API servers that hang, answer late, or lose answers.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::support::{Laptop, Place, kind};
 use crate::support::eventually;
 
-/// From the `first` write on (0 is the first), `count` of them meet this.
+/// Injects a fault into `count` writes from number `first` on, counted from 0. Returns the number of writes so far.
 fn writes_meet(place: &Place, first: usize, count: usize, mishap: Mishap) -> Arc<AtomicUsize> {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
@@ -46,11 +46,11 @@ async fn a_hanging_api_server_does_not_hold_up_the_conversation() {
         laptop.pong(cookie).await;
     }
     assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
-    // It is told, and not waited for without an end.
+    // The client gets an error, and does not wait forever.
     let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("it was opened") };
     assert!(reason.contains("did not answer within 5 s to"), "{reason}");
     assert!(asked.elapsed() < Duration::from_secs(25), "{:?}", asked.elapsed());
-    // A client that closes or goes meanwhile leaves nothing.
+    // A client that closes or leaves meanwhile leaves nothing behind.
     laptop.ask(Kind::ReplacedService, "web.shop:80").await;
     laptop.send(Frame::Close { tunnel: 2 }).await;
     let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("it was opened") };
@@ -80,7 +80,7 @@ async fn a_relay_that_is_killed_at_any_write_leaves_nothing_for_good() {
             let mut laptop = Laptop::connect(&relay).await;
             let seen = writes_meet(&place, at, usize::MAX, Mishap::Hang);
             laptop.ask(kind(services[0]), services[0]).await;
-            // All of its writes, or as many as it may do.
+            // Either all writes succeed, or write number `at` hangs.
             let is_taken = tokio::select! {
                 answer = laptop.frame() => {
                     assert!(matches!(answer, Frame::Opened { .. }), "{answer:?}");
@@ -90,7 +90,7 @@ async fn a_relay_that_is_killed_at_any_write_leaves_nothing_for_good() {
             };
             place.kill(relay);
             place.demo.faults().judge(None);
-            // The next one in the same pod puts in order what it finds.
+            // The next relay in the same pod restores what it finds.
             let relay = place.relay("one", &format!("b{at}")).await;
             place.is_again(&before).await;
             place.relay_ends(relay).await;
@@ -147,7 +147,7 @@ async fn answers_that_are_lost_late_or_refused_at_any_write_change_nothing_in_th
             let relay = place.relay("one", &format!("a{round}")).await;
             let mut laptop = Laptop::connect(&relay).await;
             writes_meet(&place, at, 1 + round % 2, mishap);
-            // It is taken, or it is said why not; 422 is for good.
+            // The takeover succeeds, or the client gets the reason. Only 422 is final.
             match laptop.take(service).await {
                 Ok(port) => assert_eq!(place.served_by_us(service.split('.').next().unwrap()), [port]),
                 Err(reason) => {
@@ -172,7 +172,7 @@ async fn a_write_that_is_done_after_its_time_is_undone() {
         let seen = writes_meet(&place, at, 1, Mishap::Late(Duration::from_millis(6500)));
         laptop.ask(Kind::ReplacedService, "web.shop:80").await;
         eventually("it hangs", || async { seen.load(Ordering::SeqCst) > at }).await;
-        // Its client has gone long before that.
+        // The client is gone long before that.
         drop(laptop);
         sleep(Duration::from_millis(8000)).await;
         place.is_again(&before).await;
@@ -193,7 +193,7 @@ async fn one_relay_at_a_time_has_a_service() {
     let refused = bo.take("web.shop:80").await.unwrap_err();
     let wanted = "Service shop/web is taken over by default (127.0.0.1) through the relay relay/one";
     assert_eq!((refused.as_str(), place.served_by_us("web")), (wanted, vec![port]));
-    // Its pod goes without a word: another relay may have it at once.
+    // Its pod disappears without a signal: another relay may take over at once.
     place.kill(one);
     place.demo.world().delete_pod("relay", "one", None);
     let port = bo.take("web.shop:80").await.unwrap();
@@ -210,7 +210,7 @@ async fn a_lease_that_is_not_renewed_is_no_more() {
     let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
     let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
     ana.take("web.shop:80").await.unwrap();
-    // Its pod is there, but it does nothing any more.
+    // Its pod exists, but does nothing any more.
     place.kill(one);
     let mut lease = place.lease("web").unwrap();
     lease["spec"]["leaseDurationSeconds"] = json!(1);
@@ -218,7 +218,7 @@ async fn a_lease_that_is_not_renewed_is_no_more() {
     assert!(bo.take("web.shop:80").await.unwrap_err().contains("is taken over by"));
     sleep(Duration::from_millis(1200)).await;
     bo.take("web.shop:80").await.unwrap();
-    // It is taken over as it is, or put back before by the look that follows a refusal.
+    // Relay two has taken it over as it was, or after a sweep restored it.
     assert_eq!(place.lease("web").unwrap()["spec"]["holderIdentity"], "relay/two/uid-of-two/a");
     bo.goodbye().await;
     place.is_again(&before).await;
@@ -231,7 +231,7 @@ async fn a_relay_that_has_lost_its_lease_says_so_and_touches_nothing() {
     let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
     let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
     ana.take("web.shop:80").await.unwrap();
-    // The other one believes that it is gone.
+    // The other relay assumes that it is gone.
     place.demo.world().delete_pod("relay", "one", None);
     let port = bo.take("web.shop:80").await.unwrap();
     let Frame::Refused { reason, .. } = ana.frame().await else { panic!("nothing was told") };

@@ -1,4 +1,4 @@
-//! A port that several laptops have a part of: each request goes where it belongs, and everything else on to the pods.
+//! A port of which several laptops have a part: each request goes to its laptop, and all others to the pods.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -24,12 +24,12 @@ use tokio::{
 use super::support::{InPod, Laptop, Place};
 use crate::support::{PATIENCE, eventually};
 
-/// `web.shop:80` and the requests with `x-user`.
+/// Returns a takeover of the requests with this `x-user`.
 fn of_user(service: &str, user: &str) -> String {
     format!(r#"{service} {{"headers":{{"x-user":"{user}"}}}}"#)
 }
 
-/// Serves HTTP of both versions, and says who has answered.
+/// Serves HTTP/1.1 and HTTP/2, and answers with its name.
 async fn serve(name: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -80,7 +80,7 @@ async fn answer(name: &'static str, mut request: Request<Incoming>) -> Result<Re
     Ok(response.body(Full::default()).unwrap())
 }
 
-/// Listens, and says this to everybody who comes; then says everything back.
+/// Sends a greeting on each connection, then echoes.
 async fn greet(greeting: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -96,7 +96,7 @@ async fn greet(greeting: &'static str) -> u16 {
     port
 }
 
-/// Puts a ready pod of Service `team` there, whose port `web` is this one of this machine.
+/// Adds a pod of Service `team`, whose port `web` is a local port.
 fn put_pod(place: &Place, name: &str, port: u16, ready: bool) {
     let (world, status) = (place.demo.world(), if ready { "True" } else { "False" });
     let metadata =
@@ -110,7 +110,7 @@ fn put_pod(place: &Place, name: &str, port: u16, ready: bool) {
     world.put("pods", json!({"metadata": metadata, "spec": spec, "status": status}));
 }
 
-/// A cluster with a Service `team`, behind which is one pod with this port.
+/// Returns a cluster with a Service `team`, which has one pod with this port.
 async fn team(pod: u16) -> Place {
     let place = Place::new().await;
     put_pod(&place, "team-0", pod, true);
@@ -121,7 +121,7 @@ async fn team(pod: u16) -> Place {
     place
 }
 
-/// A laptop that serves what it gets.
+/// A laptop that serves its requests.
 struct Serving {
     drain: Drain,
     running: JoinHandle<Result<(), client::Fatal>>,
@@ -145,14 +145,14 @@ impl Serving {
     }
 }
 
-/// Returns the address that visitors of the Service reach.
+/// Returns the address that clients of the Service connect to.
 fn entrance(place: &Place) -> SocketAddr {
     let ports = place.served("team", "http");
     assert_eq!(ports.len(), 1, "the relay alone: {ports:?}");
     SocketAddr::from(([127, 0, 0, 1], ports[0]))
 }
 
-/// A connection of a visitor that is kept.
+/// A client with a kept-alive connection.
 struct Visitor(hyper::client::conn::http1::SendRequest<Full<Bytes>>);
 
 impl Visitor {
@@ -192,14 +192,14 @@ async fn each_request_of_a_kept_connection_goes_where_it_belongs() {
     let to = entrance(&place);
     let mut visitor = Visitor::connect(to).await;
     for _ in 0..3 {
-        // A pod gets what the visitor has sent, and from whom it came where nobody has said so before.
+        // A pod gets the client's own headers, and the client's address unless a proxy has set it before.
         assert_eq!(visitor.ask("/", &[]).await, "pod HTTP/1.1 127.0.0.1 - 4");
         assert!(visitor.ask("/", &[("X-User", "anna")]).await.starts_with("anna HTTP/1.1 "));
         let through = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https"), ("x-user", "Anna")];
         assert_eq!(visitor.ask("/", &through).await, "pod HTTP/1.1 1.2.3.4 https 4");
     }
 
-    // The streams of one HTTP/2 connection, at the same time.
+    // Concurrent streams of one HTTP/2 connection.
     let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);
@@ -259,7 +259,7 @@ async fn what_the_relay_cannot_read_goes_on_to_the_pods() {
     let anna = Serving::start(&relay, serve("anna").await, &of_user("team.shop:80", "anna")).await;
     eventually("the relay serves alone", || async { place.served("team", "http").len() == 1 }).await;
     let to = entrance(&place);
-    // TLS, something else, and the half of a word with the end of the direction behind it.
+    // TLS, another protocol, and part of a method followed by a FIN.
     for sent in [&b"\x16\x03\x01\x00\x05hello"[..], b"\x00\x01binary", b"GE"] {
         let mut visitor = TcpStream::connect(to).await.unwrap();
         visitor.write_all(sent).await.unwrap();
@@ -268,12 +268,12 @@ async fn what_the_relay_cannot_read_goes_on_to_the_pods() {
         timeout(PATIENCE, visitor.read_to_end(&mut back)).await.expect("in time").unwrap();
         assert_eq!(back, sent);
     }
-    // A visitor that waits before it sends its request, to a server that does not speak first.
+    // A client that waits before its request, to a server that does not send first.
     let mut late = Visitor::connect(to).await;
     tokio::time::sleep(Duration::from_millis(1300)).await;
     assert!(late.ask("/", &[("x-user", "anna")]).await.starts_with("anna "));
 
-    // A server that speaks first.
+    // A server that sends first.
     put_pod(&place, "team-1", greet("220 hello\r\n").await, true);
     put_pod(&place, "team-0", 1, false);
     eventually("the new pod greets", || async {
@@ -294,14 +294,14 @@ async fn what_the_relay_cannot_read_goes_on_to_the_pods() {
     place.relay_ends(relay).await;
 }
 
-/// Sends this, and returns a connection that says nothing more.
+/// Sends a text, and returns the connection, which then stays silent.
 async fn stall(to: SocketAddr, sent: &str) -> TcpStream {
     let mut visitor = TcpStream::connect(to).await.unwrap();
     visitor.write_all(sent.as_bytes()).await.unwrap();
     visitor
 }
 
-/// Reads until the other end closes; how it does is not looked at.
+/// Reads until the other end closes or resets.
 async fn rest(mut visitor: TcpStream) -> String {
     let mut read = Vec::new();
     let _ = timeout(PATIENCE, visitor.read_to_end(&mut read)).await.expect("it is closed");
@@ -325,11 +325,11 @@ async fn visitors_that_stall_are_closed_in_time_and_hold_nobody_up() {
             stalled.push((stall(to, &head).await, "HTTP/1.1 408"));
             stalled.push((stall(to, &format!("{head}Content-Length: 9\r\n\r\nfour")).await, ""));
             stalled.push((stall(to, &format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nfour")).await, ""));
-            // An answer, and then no other request.
+            // A complete request, then no other one.
             stalled.push((stall(to, &format!("{head}Content-Length: 4\r\n\r\nfour")).await, "HTTP/1.1 200"));
         }
     }
-    // One that sends a byte now and then has no longer for the whole.
+    // A client that sends a byte from time to time has the same time limit for the whole head.
     let mut trickle = stall(to, "GET / HTTP/1.1\r\nx-slow: ").await;
     let trickling = tokio::spawn(async move {
         while trickle.write_all(b"a").await.is_ok() {
@@ -345,7 +345,7 @@ async fn visitors_that_stall_are_closed_in_time_and_hold_nobody_up() {
         assert!(said.starts_with(begins), "{said}");
     }
     timeout(PATIENCE, trickling).await.expect("it is closed").unwrap();
-    // More than a head may have is refused at once.
+    // A head above the limit is refused at once.
     let mut long = stall(to, "GET / HTTP/1.1\r\nHost: team\r\n").await;
     let line = format!("x-long: {}\r\n", "a".repeat(8000));
     for _ in 0..60 {
@@ -373,7 +373,8 @@ async fn visitors_that_say_nothing_make_room_for_others() {
         for _ in 0..8 {
             silent.push(stall(to, sent).await);
         }
-        // The pod was asked meanwhile whether it speaks first, or has what may become a request; it says nothing.
+        // Meanwhile the relay has asked the pod whether it sends first, or has passed it the start of a possible request; the pod
+        // is silent.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         for _ in 0..3 {
             assert!(Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("anna "), "{sent}");
@@ -411,7 +412,7 @@ async fn a_visitor_that_does_not_read_its_answer_holds_little_and_nobody_up() {
     let to = entrance(&place);
     let visitor = stall(to, "GET / HTTP/1.1\r\nHost: team\r\n\r\n").await;
     let mut count = 0;
-    // The kernel's buffers of both connections take what they take.
+    // Count what fits into the kernel's buffers of both connections.
     while let Ok(Some(Some(more))) = timeout(Duration::from_secs(2), sent.recv()).await {
         count += more;
         assert!(count < 64 << 20, "the relay goes on reading for a visitor that does not");
@@ -420,7 +421,7 @@ async fn a_visitor_that_does_not_read_its_answer_holds_little_and_nobody_up() {
     for _ in 0..3 {
         assert!(Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("anna "));
     }
-    // The pod learns that it has gone.
+    // The pod sees that the client has gone.
     drop(visitor);
     while timeout(PATIENCE, sent.recv()).await.expect("the pod's connection ends").expect("the pod runs").is_some() {}
     anna.ends().await;
@@ -456,7 +457,7 @@ async fn laptops_share_a_port_as_long_as_their_requests_differ() {
     assert_eq!(who("/bo", "anna").await, "bo", "of two that are as narrow, the longer path");
     assert_eq!(who("/", "anna").await, "anna");
 
-    // One goes, and the other goes on having its part at the same port.
+    // One laptop leaves; the other one keeps its part at the same port.
     anna.ends().await;
     eventually("anna's requests go to the pods", || async {
         Visitor::connect(to).await.ask("/", &[("x-user", "anna")]).await.starts_with("pod")
@@ -467,7 +468,7 @@ async fn laptops_share_a_port_as_long_as_their_requests_differ() {
     bo.ends().await;
     place.is_again(&before).await;
 
-    // Everything is taken over: there is no part of it.
+    // A port that is taken over as a whole has no parts.
     let mut whole = Laptop::connect(&relay).await;
     whole.take("team.shop:80").await.unwrap();
     let refused = other.take(&of_user("team.shop:80", "anna")).await.unwrap_err();
@@ -486,7 +487,7 @@ async fn a_part_is_given_back_when_its_laptop_is_cut_off_and_kept_when_it_is_bac
     let name = of_user("team.shop:80", "anna");
     let port = laptop.take(&name).await.unwrap();
     for _ in 0..5 {
-        // The relay does not know yet that the one before is gone.
+        // The relay does not know yet that the previous client is gone.
         let mut again = Laptop::connect(&relay).await;
         again.resume = laptop.resume;
         assert_eq!(again.take(&name).await.unwrap(), port, "the port stays");
@@ -496,7 +497,7 @@ async fn a_part_is_given_back_when_its_laptop_is_cut_off_and_kept_when_it_is_bac
     drop(laptop);
     place.is_again(&before).await;
 
-    // The relay is killed, and another one puts it back.
+    // The relay is killed, and another one restores the Service.
     let mut laptop = Laptop::connect(&relay).await;
     laptop.take(&name).await.unwrap();
     place.kill(relay);
@@ -522,9 +523,9 @@ async fn requests_follow_the_pods_that_are_ready() {
         Visitor::connect(to).await.ask("/", &[]).await.starts_with("second")
     })
     .await;
-    // On the connection that was there before, too.
+    // Also on the existing connection.
     assert!(visitor.ask("/", &[]).await.starts_with("second"));
-    // None is ready: a visitor is told.
+    // Without a ready pod, the client gets a reset.
     put_pod(&place, "team-1", 1, false);
     eventually("a visitor is cut", || async {
         let mut raw = TcpStream::connect(to).await.unwrap();
@@ -559,7 +560,7 @@ async fn what_is_no_part_of_a_service_is_refused_and_nothing_is_touched() {
     }
     let refused = laptop.open(Kind::Service, &of_user("team.shop:80", "anna")).await.unwrap_err();
     assert!(refused.contains("a Service that is created has no pods"), "{refused}");
-    // One that a laptop has created has no pods either.
+    // A Service that a laptop has created has no pods either.
     laptop.open(Kind::Service, "fresh.shop:80").await.unwrap();
     let mut other = Laptop::connect(&relay).await;
     let refused = other.take(&of_user("fresh.shop:81", "anna")).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Everything at once: clients that come, go and come back, relays that are killed, an API server that does everything wrong.
+//! Everything at once: clients that come, go and return, relays that are killed, and an API server with all faults.
 
 use std::{
     sync::{
@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::support::{InPod, Laptop, Place};
 
-/// How long one world is shaken.
+/// Duration of a test.
 const FOR: Duration = Duration::from_secs(8);
 
-/// Steps of splitmix64, so that a seed says everything but the timing.
+/// Random numbers (splitmix64): the seed determines everything but the timing.
 #[derive(Clone)]
 struct Random(Arc<Mutex<u64>>);
 
@@ -73,7 +73,7 @@ async fn whatever_happens_everything_is_as_before_at_the_end() {
                 let at = random.below(2) as usize;
                 let (kind, service) = random.of(&SERVICES);
                 let mut laptop = Laptop::connect(&relays[at]).await;
-                // Some ask, and wait for no answer.
+                // Some clients do not wait for the answer.
                 match random.below(3) {
                     0 => laptop.ask(kind, service).await,
                     _ => drop(timeout(Duration::from_millis(700), laptop.open(kind, service)).await),
@@ -88,7 +88,7 @@ async fn whatever_happens_everything_is_as_before_at_the_end() {
                 }
             }
             6 | 7 if !laptops.is_empty() => {
-                // It comes back before the relay knows that it was cut off, or after.
+                // The client returns before or after the relay notices the end of the old connection.
                 let (at, old) = laptops.swap_remove(random.below(laptops.len() as u64) as usize);
                 let mut again = Laptop::connect(&relays[at]).await;
                 again.resume = old.resume;
@@ -106,7 +106,7 @@ async fn whatever_happens_everything_is_as_before_at_the_end() {
                 let old = relays.remove(at);
                 place.kill(old);
                 if random.below(2) == 0 {
-                    // In another pod of the same name, as a StatefulSet has it.
+                    // In a new pod with the same name, as in a StatefulSet.
                     place.demo.world().delete_pod("relay", pod, None);
                 }
                 relays.insert(at, place.relay(pod, &starts.to_string()).await);
@@ -116,12 +116,13 @@ async fn whatever_happens_everything_is_as_before_at_the_end() {
     }
     calm.store(true, Ordering::SeqCst);
     drop(laptops);
-    // What is late is done by now.
+    // Late requests are done by now.
     sleep(Duration::from_millis(1500)).await;
-    // A relay may have left something after the last look of those that live, who look again within 30 s. Or its Lease has to expire.
+    // A killed relay may have left something after the last sweep of the others, which sweep every 30 s. Or its Lease must expire
+    // first.
     let last = place.relay("three", "0").await;
     place.is_again_within(&before, Duration::from_secs(75)).await;
-    // And so it stays.
+    // It stays restored.
     sleep(Duration::from_secs(3)).await;
     place.is_again(&before).await;
     for relay in relays {
@@ -130,7 +131,7 @@ async fn whatever_happens_everything_is_as_before_at_the_end() {
     place.relay_ends(last).await;
 }
 
-/// One request in eight meets something.
+/// Injects a fault into one of eight requests.
 fn misbehave(place: &Place, random: &Random, calm: &Arc<AtomicBool>) {
     let (random, calm) = (random.clone(), calm.clone());
     place.demo.faults().judge(Some(Box::new(move |method, path| {
@@ -148,7 +149,7 @@ fn misbehave(place: &Place, random: &Random, calm: &Arc<AtomicBool>) {
             late,
         ];
         let mishap = random.of(&any);
-        // Nothing is late that only reads.
+        // Reads are not performed late, because that has no effect.
         Some(if method == http::Method::GET && mishap == late { Mishap::Hang } else { mishap })
     })));
 }

@@ -1,4 +1,4 @@
-//! Who may have what, and what nobody may have: refusals touch nothing.
+//! Which Services a client may take over, and which nobody may. A refusal changes nothing.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use adit::{
     wire::relay::{Frame, Kind},
 };
 
-/// Asserts that a Service is refused with these words, and that nothing was touched.
+/// Asserts that a Service is refused with these words, and that no object has changed.
 async fn refused(place: &Place, laptop: &mut Laptop, service: &str, words: &str) {
     let before = place.objects();
     let reason = laptop.take(service).await.expect_err(service);
@@ -43,7 +43,7 @@ async fn what_could_not_be_put_back_or_would_not_work_is_refused() {
     service(&place, "shop", "operated", http(json!({})));
     let owner = json!([{"apiVersion": "v1", "kind": "Cluster", "name": "pg", "uid": "1", "controller": true}]);
     let labels = json!({"kubernetes.io/service-name": "operated"});
-    // The demo knows no such owner, and would collect what it owns.
+    // The demo does not know this kind of owner, and would delete the slice as garbage.
     let metadata = json!({"namespace": "shop", "name": "operated-1", "labels": labels, "managedFields": [{"manager": "pg-operator"}]});
     let ports = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
     let _ = owner;
@@ -126,7 +126,7 @@ async fn a_missing_permission_is_named_and_nothing_is_left() {
         faults.forbid(verb, resource, false);
         place.is_again(&before).await;
     }
-    // Events, watches and pods are not needed.
+    // Permissions for events, watches and pods are optional.
     for (verb, resource) in [("create", "events"), ("watch", "services"), ("watch", "endpointslices"), ("get", "pods")]
     {
         faults.forbid(verb, resource, true);
@@ -154,7 +154,7 @@ async fn no_other_permission_is_needed_than_those_that_the_chart_gives() {
         drop(laptop);
         place.is_again(&before).await;
     }
-    // Another relay puts back what this one leaves.
+    // Another relay restores what this one leaves.
     let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
     ana.take("web.shop:80").await.unwrap();
     place.kill(one);
@@ -194,10 +194,10 @@ async fn nobody_does_through_a_relay_what_rbac_does_not_let_them_do() {
     refused(&place, &mut laptop, "web.shop:80", words).await;
     let created = laptop.open(Kind::Service, "fresh.shop:80").await.unwrap_err();
     assert!(created.contains("user \"nobody\" may not create services in namespace shop"), "{created}");
-    // The rules of the key are not replaced by that.
+    // The rules of the key apply in addition.
     laptop.send(Frame::Identity { token: token(&place, "demo") }).await;
     refused(&place, &mut laptop, "kube-dns.kube-system:80", "the key \"default\" may not take over").await;
-    // An API server that does not answer lets nobody in.
+    // If the API server does not answer, nobody is allowed.
     place.demo.faults().judge(Some(Box::new(|_, path| path.contains("reviews").then_some(Mishap::Answer(503)))));
     refused(&place, &mut laptop, "web.shop:80", "cannot ask Kubernetes whether you may have the Service").await;
     place.demo.faults().judge(None);
@@ -206,7 +206,7 @@ async fn nobody_does_through_a_relay_what_rbac_does_not_let_them_do() {
     assert!(takeover.contains("\"owner\":\"demo, default (127.0.0.1)\""), "{takeover}");
     laptop.goodbye().await;
     place.is_again(&before).await;
-    // One that does not exist would be created.
+    // A Service that does not exist would be created.
     place.demo.faults().forbid("create", "services", true);
     let mut laptop = Laptop::connect(&relay).await;
     laptop.send(Frame::Identity { token: token(&place, "demo") }).await;

@@ -1,4 +1,4 @@
-//! A demo cluster with relays in it, and laptops that speak with them.
+//! A demo cluster with relays in it, and clients of these relays.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
     support::{PATIENCE, eventually, start_demo},
 };
 
-/// What is compared: everything that a takeover may touch.
+/// Kinds of all objects that a takeover may change.
 const KINDS: [&str; 4] = ["services", "endpointslices", "endpoints", "leases"];
 
 pub type Objects = BTreeMap<String, Value>;
@@ -33,9 +33,9 @@ pub type Objects = BTreeMap<String, Value>;
 pub struct Place {
     pub demo: Demo,
     pub client: kube::Client,
-    /// Of the relays that are started.
+    /// Authority of the relays to start.
     pub authority: Authority,
-    /// The same.
+    /// Limits of the relays to start.
     pub limits: Limits,
 }
 
@@ -61,7 +61,7 @@ impl Place {
         self.relay_with(pod, start, "", None).await
     }
 
-    /// Starts a relay in the pod `pod`, which is created where it is not there. `key`: what its key allows.
+    /// Starts a relay in the pod `pod`, which is created if necessary. `key`: rules of its key.
     pub async fn relay_with(&self, pod: &str, start: &str, key: &str, only: Option<&str>) -> InPod {
         let uid = format!("uid-of-{pod}");
         if self.demo.world().get("pods", "relay", pod).is_none() {
@@ -98,13 +98,13 @@ impl Place {
         assert_eq!(self.ours(), Vec::<String>::new());
     }
 
-    /// Kills a relay where it is.
+    /// Kills a relay at once.
     pub fn kill(&self, relay: InPod) {
         relay.drain.cut();
         relay.relay.drain.cut();
     }
 
-    /// Puts a Service without a selector there, whose endpoints are written by hand: `outside`, port 80 of two.
+    /// Adds a Service `outside` without a selector, with endpoints written by hand, and two ports.
     pub fn put_outside(&self) {
         let port = |name: &str, port: u16| json!({"name": name, "port": port, "protocol": "TCP"});
         let ports = json!([port("http", 80), port("alt", 81)]);
@@ -145,7 +145,7 @@ impl Place {
         slices
     }
 
-    /// Returns the target ports behind a port of a Service, as kube-proxy sees them: of all slices.
+    /// Returns the target ports behind a port of a Service, as kube-proxy sees them: from all EndpointSlices.
     pub fn served(&self, service: &str, port: &str) -> Vec<u16> {
         let mut served = Vec::new();
         for slice in self.slices_of(service) {
@@ -157,7 +157,7 @@ impl Place {
         served
     }
 
-    /// Returns the ports of the slices that relays have written for a Service.
+    /// Returns the ports in the EndpointSlices that relays have written for a Service.
     pub fn served_by_us(&self, service: &str) -> Vec<u16> {
         let ours = self.slices_of(service).into_iter();
         let ours = ours.filter(|slice| slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "adit");
@@ -165,7 +165,7 @@ impl Place {
         ports.filter_map(|port| u16::try_from(port["port"].as_u64()?).ok()).collect()
     }
 
-    /// Returns how many endpoints of a Service are ready.
+    /// Returns the number of ready endpoints of a Service.
     pub fn ready(&self, service: &str) -> usize {
         let slices = self.slices_of(service).into_iter();
         let endpoints = slices.flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
@@ -183,7 +183,7 @@ impl Place {
         events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Returns every object that a takeover may touch, but for what the API server counts.
+    /// Returns every object that a takeover may change, without fields that the API server counts.
     pub fn objects(&self) -> Objects {
         let mut objects = Objects::new();
         for kind in KINDS {
@@ -204,13 +204,13 @@ impl Place {
         objects
     }
 
-    /// Returns the names of all objects on which a relay has left a trace.
+    /// Returns the names of all objects that a relay has marked.
     pub fn ours(&self) -> Vec<String> {
         let is_ours = |object: &Value| object.to_string().contains("adit");
         self.objects().into_iter().filter(|(_, object)| is_ours(object)).map(|(key, _)| key).collect()
     }
 
-    /// Waits until every object is what it was.
+    /// Waits until every object is restored.
     pub async fn is_again(&self, before: &Objects) {
         self.is_again_within(before, PATIENCE).await;
     }
@@ -232,7 +232,7 @@ impl Place {
         }
     }
 
-    /// Waits until every object of a kind is what it was.
+    /// Waits until every object of a kind is restored.
     pub async fn is_as_before(&self, kind: &str, before: &Objects) {
         let of =
             |objects: Objects| -> Objects { objects.into_iter().filter(|(key, _)| key.starts_with(kind)).collect() };
@@ -240,7 +240,7 @@ impl Place {
         eventually(&format!("{kind} are as before"), || async { of(self.objects()) == before }).await;
     }
 
-    /// Deletes an object as a person does.
+    /// Deletes an object as a user does.
     pub async fn delete(&self, plural: &str, name: &str) {
         let group = match plural {
             "services" => "/api/v1",
@@ -253,12 +253,12 @@ impl Place {
     }
 }
 
-/// Returns the kind of a tunnel to a Service: `fresh` does not exist.
+/// Returns the kind of a tunnel to a Service. `fresh` does not exist.
 pub fn kind(service: &str) -> Kind {
     if service.starts_with("fresh.") && !service.contains(' ') { Kind::Service } else { Kind::ReplacedService }
 }
 
-/// A client of a relay, frame by frame.
+/// A client of a relay that sends single frames.
 pub struct Laptop {
     tls: TlsStream<TcpStream>,
     pub resume: Token,
@@ -277,7 +277,7 @@ impl Laptop {
         Self { tls, resume: [0; 16], next: 0 }
     }
 
-    /// Takes a Service over, or creates it where it is called `fresh`, and returns the tunnel's port.
+    /// Takes over a Service, or creates it if its name is `fresh`. Returns the tunnel's port.
     pub async fn take(&mut self, service: &str) -> Result<u16, String> {
         self.open(kind(service), service).await
     }
@@ -294,7 +294,7 @@ impl Laptop {
         }
     }
 
-    /// Asks for a Service, and does not wait for the answer.
+    /// Requests a Service, and does not wait for the answer.
     pub async fn ask(&mut self, kind: Kind, service: &str) {
         self.next += 1;
         let resume = std::mem::take(&mut self.resume);
@@ -306,7 +306,7 @@ impl Laptop {
         send(&mut self.tls, &[frame]).await.unwrap();
     }
 
-    /// Returns the next frame that is no heartbeat.
+    /// Returns the next frame that is not a heartbeat.
     pub async fn frame(&mut self) -> Frame {
         loop {
             match frame(&mut self.tls).await {
@@ -317,12 +317,12 @@ impl Laptop {
         }
     }
 
-    /// Waits for a ping that is no heartbeat, and does not answer it.
+    /// Waits for a ping that is not a heartbeat, and does not answer it.
     pub async fn next_ping(&mut self) {
         while !matches!(frame(&mut self.tls).await, Frame::Ping { cookie: 1.. }) {}
     }
 
-    /// Answers heartbeats until a Pong of this cookie comes.
+    /// Reads frames until a Pong with this cookie.
     pub async fn pong(&mut self, cookie: u64) {
         let answered = async { while frame(&mut self.tls).await != (Frame::Pong { cookie }) {} };
         timeout(PATIENCE, answered).await.expect("the relay answers");

@@ -68,7 +68,7 @@ impl Running {
         }
     }
 
-    /// Returns the certificate that a port shows.
+    /// Returns the certificate that a port presents.
     async fn shows(&self, address: SocketAddr) -> CertificateDer<'static> {
         let is_control = address == self.control;
         let mut config = (*tls::client_config(&Trust::Secret).unwrap()).clone();
@@ -94,7 +94,7 @@ async fn keys_and_certificates_are_read_again_and_nobodys_tunnel_ends() {
     let mut visitor = TcpStream::connect(opened(&mut rx).await).await.unwrap();
     let (before, of_names) = (relay.shows(relay.control).await, relay.shows(relay.http).await);
 
-    // One that is wrong changes nothing.
+    // Invalid files change nothing.
     std::fs::write(&keys, "ana short\n").unwrap();
     std::fs::write(folder.path().join("names.pem"), "no certificate").unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -117,7 +117,7 @@ async fn keys_and_certificates_are_read_again_and_nobodys_tunnel_ends() {
     let refused = timeout(PATIENCE, refused).await.expect("soon").unwrap_err().to_string();
     assert!(refused.contains("the secret is not the one of this relay"), "{refused}");
 
-    // The visitor of a client whose key is gone has noticed nothing.
+    // A visitor's stream survives the removal of its client's key.
     visitor.write_all(b"x").await.unwrap();
     assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
     drain.start();
@@ -194,7 +194,7 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
         timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
     };
-    // The kubelet names the pod by its address.
+    // The kubelet uses the pod's IP address as Host.
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert!(get(metrics, "10.0.0.7:9090", path).await.starts_with("HTTP/1.1 200"), "{path}");
     }

@@ -1,4 +1,4 @@
-//! What a relay takes from visitors, as its command line says.
+//! The limits of a relay for visitors, set on its command line.
 
 use std::{process::Stdio, sync::Mutex};
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use super::*;
 
-/// One word, as a file of keys wants it.
+/// A secret without spaces, as a file of keys requires.
 const WORD: &str = "a-secret-of-the-tests";
 
-/// `adit server` as a process, and a client of it in this one.
+/// `adit server` in a process, with a client in this process.
 struct Process {
     child: Child,
     control: SocketAddr,
@@ -25,7 +25,7 @@ struct Process {
 impl Process {
     async fn start(options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-        // No port of these is one that the system gives to another test.
+        // Ports that no other test gets.
         let ports = ports(20);
         let [listen, http] = [0, 1].map(|offset| format!("127.0.0.1:{}", ports.start() + offset));
         command.args(["server", "--listen", &listen, "--http-listen", &http, "--domain", "relay.test"]);
@@ -79,7 +79,7 @@ impl Process {
     }
 }
 
-/// Sends a GET on a connection, and returns the head of the answer.
+/// Sends a GET on a connection, and returns the head of the response.
 async fn ask(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: nobody.relay.test\r\n\r\n").await.unwrap();
     let (mut answer, mut piece) = (String::new(), [0; 4096]);
@@ -95,10 +95,10 @@ async fn connect(to: SocketAddr, count: usize) -> Vec<TcpStream> {
     futures::future::join_all((0..count).map(|_| async move { TcpStream::connect(to).await.unwrap() })).await
 }
 
-/// Returns how long it took until the other end closed.
+/// Returns the time until the other end has closed.
 async fn until_closed(stream: &mut TcpStream) -> Duration {
     let began = Instant::now();
-    // How it closes is not looked at.
+    // FIN or RST, both count.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
     began.elapsed()
 }
@@ -161,7 +161,7 @@ async fn visitors_of_ports_and_names_are_counted_together() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     drop(visitors.pop());
     eventually("there is room again", || async {
-        // One that is refused may be reset before it knows that it was connected.
+        // A refused connection may be reset before the client knows that it was connected.
         let Ok(mut visitor) = TcpStream::connect(public).await else { return false };
         visitor.write_all(b"y").await.is_ok() && visitor.read_u8().await.is_ok_and(|byte| byte == b'y')
     })
@@ -203,7 +203,7 @@ async fn times_are_those_of_the_command_line() {
     ])
     .await;
     let drain = Drain::new();
-    // It takes connections, and never answers.
+    // This service accepts connections, and never answers.
     let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut rx, _running) = start(relay.client(service.local_addr().unwrap().port(), Kind::Http, "web"), &drain);
     timeout(PATIENCE, rx.recv()).await.expect("in time").expect("it runs");
@@ -213,7 +213,7 @@ async fn times_are_those_of_the_command_line() {
         let mut visitor = TcpStream::connect(relay.http).await.unwrap();
         visitor.write_all(sent.as_bytes()).await.unwrap();
         let closed = until_closed(&mut visitor).await;
-        // The rest is what clients have to read an answer, and a slow machine.
+        // The margin is for lingering after an answer, and for slow machines.
         let expected = Duration::from_millis(seconds * 1000 - 100)..Duration::from_secs(seconds + 6);
         assert!(expected.contains(&closed), "{sent:?}: {closed:?}");
     });
@@ -228,7 +228,7 @@ async fn times_are_those_of_the_command_line() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
-/// Returns the local and the remote port of this machine's connections that have no TCP keep-alive (proc_pid_net(5)).
+/// Returns the local and the remote port of this machine's connections without TCP keep-alive (proc_pid_net(5)).
 #[cfg(target_os = "linux")]
 fn without_keepalive() -> Vec<(u16, u16)> {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

@@ -1,11 +1,11 @@
-//! `local:` in the configuration: the same client as `adit local`, in a running adit.
+//! `local:` in the configuration: the client of `adit local` in a running adit.
 
 use adit::relay::auth::parse_keys;
 
 use super::*;
 use crate::process::Process;
 
-/// Starts a relay on an address of its own.
+/// Returns an entry of `local:` for a relay.
 fn entry(relay: &Relay, port: u16, more: &str) -> String {
     format!("{{port: {port}, to: \"{}\"{more}}}", relay.address)
 }
@@ -28,7 +28,7 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
         assert!(status["local"][0]["reason"].as_str().unwrap().contains(reason), "{json}");
         assert!(adit.log().contains(reason), "{}", adit.log());
     };
-    // The file is not there yet, then it has another secret, then the port is in use.
+    // First the file is missing, then it has another secret, then the port is in use.
     waits("No such file").await;
     std::fs::write(&secret, "another-secret-of-theirs").unwrap();
     waits("the secret is not the one of this relay").await;
@@ -42,7 +42,7 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
     let mut visitor = TcpStream::connect(("127.0.0.1", public)).await.unwrap();
     visitor.write_all(b"x").await.unwrap();
     assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
-    // An entry that is gone is gone from the status.
+    // The status omits a deleted entry.
     std::fs::write(adit.config(), "local: []\n").unwrap();
     eventually("it is gone", || async { !adit.status().await.contains("local port") }).await;
     eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
@@ -60,7 +60,7 @@ async fn the_former_name_goes_on_working_with_a_note() {
     let adit = Process::start(&format!("expose: [{local}]\n"), &[]).await;
     eventually("it is open", || async { adit.status().await.contains("reachable at 127.0.0.1:") }).await;
     let note = "the key 'expose' is called 'local' now: rename it";
-    // A reload says it once more only if it is new.
+    // A reload repeats a note only if it is new.
     std::fs::write(adit.config(), format!("verbose: true\nexpose: [{local}]\n")).unwrap();
     adit.logs("config reloaded").await;
     assert_eq!(adit.log().matches(note).count(), 1, "{}", adit.log());

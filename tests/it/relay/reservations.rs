@@ -1,10 +1,10 @@
-//! Ports and names of clients that were lost: whose they are, and until when.
+//! Ports and names of clients whose connection was lost: for whom they are reserved, and how long.
 
 use adit::relay::auth::{Role, Transcript, parse_keys};
 
 use super::*;
 
-/// A client frame by frame, which can fall silent or be killed.
+/// A client that sends single frames, and can fall silent or be killed.
 struct Bare {
     tls: TlsStream<TcpStream>,
 }
@@ -20,7 +20,7 @@ impl Bare {
         Self { tls }
     }
 
-    /// Opens a tunnel, without anything that it was given before. Returns its port, or why there is none.
+    /// Opens a tunnel without its old reservation. Returns the port, or the reason of a refusal.
     async fn open(&mut self, id: u32, kind: Kind, port: u16, name: &str) -> Result<u16, String> {
         let open = Frame::Open { tunnel: id, kind, port, resume: [0; 16], name: name.into() };
         send(&mut self.tls, &[open]).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
     let mut back = Bare::connect(&relay, "ana").await;
     assert_eq!(back.open(0, Kind::Tcp, port, "").await, Ok(port));
     assert_eq!(back.open(1, Kind::Http, 0, "web").await, Ok(0));
-    // A client that is there is not driven out, by its own key neither.
+    // A connected client keeps its name, even from another client with its own key.
     let mut twin = Bare::connect(&relay, "ana").await;
     let answered = async { timeout(Duration::from_secs(20), back.open(7, Kind::Tcp, 1, "")).await };
     let (refused, _) = tokio::join!(twin.open(0, Kind::Http, 0, "web"), answered);
@@ -87,7 +87,7 @@ async fn visitors_wait_for_a_client_that_was_lost() {
     let server = relay.server.clone();
     let by_name = spawn(async move { server.returning("web").await.is_some() });
     assert!(relay.server.returning("never").await.is_none());
-    // Nobody else gets them.
+    // Clients with other keys do not get them.
     let mut other = Bare::connect(&relay, "bo").await;
     assert!(other.open(0, Kind::Tcp, port, "").await.unwrap_err().starts_with("port "));
     let (local, drain) = (echo().await.0, Drain::new());
@@ -99,7 +99,7 @@ async fn visitors_wait_for_a_client_that_was_lost() {
         assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
     }
     assert!(timeout(PATIENCE, by_name).await.unwrap().unwrap());
-    // A client that ends frees its port at once.
+    // A client that ends cleanly frees its port at once.
     drain.start();
     eventually("its port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
 }
@@ -111,7 +111,7 @@ async fn a_port_that_is_being_closed_is_waited_for() {
     let port = client.open(0, Kind::Tcp, 0, "").await.unwrap();
     for _ in 0..30 {
         let mut next = Bare::connect(&relay, "ana").await;
-        // The relay notices the end and gets the request in one moment.
+        // The relay sees the end and the new request at the same moment.
         drop(client);
         assert_eq!(next.open(0, Kind::Tcp, port, "").await, Ok(port));
         client = next;
@@ -124,7 +124,7 @@ async fn a_client_that_has_fallen_silent_makes_room_for_one_of_its_key() {
     let mut silent = Bare::connect(&relay, "ana").await;
     let port = silent.open(0, Kind::Tcp, 0, "").await.unwrap();
     silent.open(1, Kind::Http, 0, "web").await.unwrap();
-    // Its connection is there, but nobody answers: a laptop that has changed its network.
+    // The connection exists, but the client does not answer: a laptop that has changed its network.
     let mut other = Bare::connect(&relay, "bo").await;
     assert_eq!(other.open(0, Kind::Http, 0, "web").await.unwrap_err(), "the name \"web\" is in use");
     let began = tokio::time::Instant::now();

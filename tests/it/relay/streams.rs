@@ -1,4 +1,4 @@
-//! What visitors send and get.
+//! The bytes of visitors and their responses.
 
 use std::{
     io,
@@ -56,7 +56,7 @@ async fn a_service_that_is_down_fails_each_visitor_and_no_tunnel() {
     assert_eq!(relay.server.snapshot().len(), 1);
 }
 
-/// Counts the connections for visitors, and takes those that there are from the network when it is told to.
+/// Dialler that counts connections for visitors, and can cut those that are open.
 struct Watched {
     inner: Arc<dyn Dial>,
     count: AtomicUsize,
@@ -64,7 +64,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// Stands between a client and the network.
+    /// Wraps the dialler of a client's options.
     fn between(options: &mut client::Options) -> Arc<Self> {
         let watched = Self { inner: options.dial.clone(), count: AtomicUsize::new(0), is_cut: Mutex::default() };
         let watched = Arc::new(watched);
@@ -81,7 +81,7 @@ impl Watched {
     }
 }
 
-/// Starts a client whose connections are watched, and which runs for as long as the last value of the result is kept.
+/// Starts a client with watched connections. It runs until the last value of the result is dropped.
 async fn watch(relay: &Relay, local: u16, drain: &Drain) -> (SocketAddr, Arc<Watched>, impl Sized) {
     let mut options = relay.client(local, 0);
     let watched = Watched::between(&mut options);
@@ -110,7 +110,7 @@ impl Dial for Watched {
     }
 }
 
-/// Once cut, nothing comes any more, and what is sent goes nowhere.
+/// A connection that, once cut, receives nothing more and discards what is sent.
 struct Cuttable {
     inner: BoxedIo,
     is_cut: Arc<AtomicBool>,
@@ -153,7 +153,7 @@ impl AsyncWrite for Cuttable {
     }
 }
 
-/// Sends a text, ends, and returns what comes back.
+/// Sends a text, ends the direction, and returns the answer.
 async fn visit(public: SocketAddr, text: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(public).await?;
     stream.write_all(text.as_bytes()).await?;
@@ -174,12 +174,12 @@ async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
         assert_eq!(visit(public, &text).await.unwrap(), text);
         eventually("he is gone", nobody).await;
     }
-    // The one that he left, and one that is ready; more where making one takes long.
+    // The visitor's old connection and a spare one; more if opening one takes long.
     let before = watched.count();
     assert!((2..10).contains(&before), "{before}");
     assert_eq!(services.load(Ordering::Relaxed), 20, "the service sees each of them");
 
-    // One that is reset leaves nothing to the next.
+    // A reset connection is not used again.
     let mut rude = TcpStream::connect(public).await.unwrap();
     rude.write_all(b"half a ques").await.unwrap();
     rude.read_exact(&mut [0; 4]).await.unwrap();
@@ -189,7 +189,7 @@ async fn a_visitor_gets_the_connection_that_the_one_before_him_has_left() {
     assert_eq!(visit(public, "polite").await.unwrap(), "polite");
     eventually("another is ready instead", || async { watched.count() >= 3 }).await;
 
-    // A connection that is lost without a word costs the next one a second, and nobody his bytes.
+    // After a connection was lost without a FIN, the next visitor waits a second, but loses no bytes.
     eventually("he is gone", nobody).await;
     watched.cut();
     assert_eq!(visit(public, "patient").await.unwrap(), "patient");
@@ -209,7 +209,7 @@ async fn a_visitor_beside_others_finds_a_connection_that_is_ready() {
         visitor.write_all(b"a").await.unwrap();
         timeout(PATIENCE, visitor.read_u8()).await.expect("in time").unwrap();
         visitors.push(visitor);
-        // Each takes the one that is ready, and another is made in its place.
+        // Each visitor takes the spare connection, and a new one is opened.
         eventually("one more is ready", || async { watched.count() > number }).await;
         assert_eq!(services.load(Ordering::Relaxed), number, "the service sees visitors alone");
     }

@@ -1,4 +1,4 @@
-//! The forward proxy of one command.
+//! The forward proxy for a single command.
 
 use super::Home;
 

@@ -1,4 +1,4 @@
-//! `adit run` on a terminal: Ctrl-C, Ctrl-Z, and what is said while it waits.
+//! `adit run` on a terminal: Ctrl-C, Ctrl-Z, and messages while it waits.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use super::Home;
 use crate::support::PATIENCE;
 
-/// An interactive shell on a terminal of its own.
+/// An interactive shell on its own terminal.
 struct Terminal {
     keys: File,
     screen: Arc<Mutex<String>>,
@@ -44,7 +44,7 @@ impl Terminal {
             }
         });
         let mut terminal = Self { keys, screen, shell };
-        // What is typed is not to be taken for what a command says.
+        // Without echo, so that input is not mistaken for output.
         terminal.types("stty -echo; echo rea''dy\n");
         terminal.shows("ready").await;
         terminal
@@ -54,7 +54,7 @@ impl Terminal {
         self.keys.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Waits until the screen shows a text, and forgets it and what is before it.
+    /// Waits until the screen shows a text, and removes everything up to it.
     async fn shows(&self, text: &str) {
         let found = || async {
             let mut screen = self.screen.lock().unwrap();
@@ -78,7 +78,7 @@ impl Drop for Terminal {
     }
 }
 
-/// A command that says what reaches it.
+/// A command that prints each signal.
 const SCRIPT: &str = "n=0; trap 'n=$((n+1)); echo int$n' INT; trap 'echo cont' CONT; echo start; \
     for i in $(seq 200); do sleep 0.05; [ $n = 2 ] && break; done; sleep 0.3; echo \"end $n\"; exit 9";
 

@@ -1,4 +1,4 @@
-//! What the suite shares: the app in-process in front of a demo cluster, and clients.
+//! Shared by the suite: the app in-process in front of a demo cluster, and clients.
 
 pub mod ports;
 pub mod schema;
@@ -25,11 +25,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Nothing in the suite takes longer on an idle machine than a tenth of this.
+/// Time limit: ten times as long as any step of the suite takes on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Returns the runtime that the app, the demo cluster and relays run on. None: that of the test, on its one thread. With
-/// `ADIT_TEST_WORKERS=4` four threads carry them, as they do in the binary, and races come out that one thread cannot have.
+/// Returns the runtime of the app, the demo cluster and relays. `None`: that of the test, with one thread. With
+/// `ADIT_TEST_WORKERS=4` it has four threads, as in the binary, which shows races that one thread cannot have.
 fn workers() -> Option<&'static Runtime> {
     static WORKERS: OnceLock<Option<Runtime>> = OnceLock::new();
     let build = || {
@@ -39,22 +39,22 @@ fn workers() -> Option<&'static Runtime> {
     WORKERS.get_or_init(build).as_ref()
 }
 
-/// Spawns a task where the app runs.
+/// Spawns a task on the app's runtime.
 pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     workers().map_or_else(Handle::current, |runtime| runtime.handle().clone()).spawn(task)
 }
 
-/// Runs something to its end where the app runs: its sockets and tasks belong there.
+/// Runs a future on the app's runtime until its end, so that its sockets and tasks belong there.
 pub async fn on_workers<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
     spawn(task).await.expect("no panic")
 }
 
-/// Starts a demo cluster where the app runs.
+/// Starts a demo cluster on the app's runtime.
 pub async fn start_demo() -> Demo {
     on_workers(async { Demo::start().await.expect("a demo cluster") }).await
 }
 
-/// adit on a free port, in front of a demo cluster of its own.
+/// adit on a free port, in front of its own demo cluster.
 pub struct TestApp {
     pub demo: Demo,
     pub http: SocketAddr,
@@ -64,7 +64,7 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// Starts with `http.listen` on a free port and the rest of the configuration given.
+    /// Starts with this configuration, but `http.listen` on a free port.
     pub async fn start(config: &str) -> Self {
         Self::start_app(config, App::default()).await
     }
@@ -76,7 +76,7 @@ impl TestApp {
         Self::start_on(demo, kubeconfig, config, app).await
     }
 
-    /// Starts with `app` and a kubeconfig that leads to the demo cluster.
+    /// Starts with `app`, and a kubeconfig for the demo cluster.
     pub async fn start_on(demo: Demo, kubeconfig: PathBuf, config: &str, app: App) -> Self {
         let config = validate::parse(Path::new("test.yaml"), config.as_bytes()).expect("a valid configuration");
         let kubeconfig = Some(KubeconfigPaths(vec![kubeconfig]));
@@ -90,12 +90,12 @@ impl TestApp {
         Self { demo, http, tcp, drain, running }
     }
 
-    /// Sends a GET on a connection of its own, and returns status and body.
+    /// Sends a GET on a new connection, and returns status and body.
     pub async fn get(&self, host: &str, path: &str) -> (u16, String) {
         self.request(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await
     }
 
-    /// Sends a request as it is, and returns status and body.
+    /// Sends a request unchanged, and returns status and body.
     pub async fn request(&self, request: &str) -> (u16, String) {
         let exchange = async {
             let mut stream = TcpStream::connect(self.http).await?;
@@ -114,14 +114,14 @@ impl TestApp {
         (status, body.to_owned())
     }
 
-    /// Ends it as a signal does, and asserts that nothing had to be cut.
+    /// Ends the app as a signal does, and asserts that no task had to be cut.
     pub async fn finish(self) {
         let cut = self.drain.finish(Duration::from_secs(10)).await;
         timeout(PATIENCE, self.running).await.expect("it ends").expect("it does not panic");
         assert_eq!(cut, 0, "tasks were left at the end");
     }
 
-    /// The drain of the app, for tests that end it themselves.
+    /// Returns the drain of the app, for tests that end it themselves.
     pub fn drain(&self) -> &Drain {
         &self.drain
     }

@@ -1,4 +1,4 @@
-//! Ports for the relays of the tests: each relay has its own, and so has each suite that runs on this machine.
+//! Ports for the relays of the tests. Each relay has its own, and so does each suite that runs on this machine.
 
 use std::{
     collections::BTreeSet,
@@ -9,16 +9,16 @@ use std::{
     time::Duration,
 };
 
-/// Ports of one suite. All blocks together end below those that Linux gives to outgoing connections.
+/// Number of ports of a suite. All blocks end below Linux's ephemeral range.
 const BLOCK: u16 = 2_000;
 
 /// First ports of the blocks.
 const FIRST: [u16; 6] = [20_000, 22_000, 24_000, 26_000, 28_000, 30_000];
 
-/// Most ports of one relay.
+/// Maximum number of ports of a relay.
 const MOST: u16 = 20;
 
-/// The block of this process. A suite claims one by listening on its first port.
+/// The block of this process. A suite claims a block by listening on its first port.
 static CLAIMED: LazyLock<(TcpListener, u16)> = LazyLock::new(|| {
     loop {
         let claim = |port: &u16| Some((TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).ok()?, *port));
@@ -29,17 +29,17 @@ static CLAIMED: LazyLock<(TcpListener, u16)> = LazyLock::new(|| {
     }
 });
 
-/// The range that was given last, and all that are in use, by number.
+/// The last assigned range, and all ranges in use, by number.
 static USED: Mutex<(u16, BTreeSet<u16>)> = Mutex::new((0, BTreeSet::new()));
 
-/// Ports that no other relay of the tests has, until this is dropped.
+/// Ports that no other relay of the tests uses, until dropped.
 pub struct Ports {
     number: u16,
     range: RangeInclusive<u16>,
 }
 
 impl Ports {
-    /// Keeps them until the suite ends.
+    /// Keeps the ports until the suite ends.
     pub fn forever(self) -> RangeInclusive<u16> {
         let range = self.range.clone();
         std::mem::forget(self);
@@ -61,13 +61,13 @@ impl Drop for Ports {
     }
 }
 
-/// Returns at most 20 ports for one relay.
+/// Returns at most 20 ports for a relay.
 pub fn ports(count: u16) -> Ports {
     assert!(count <= MOST);
     let mut guard = USED.lock().unwrap();
     let (last, used) = &mut *guard;
     let all = BLOCK / MOST - 1;
-    // Listeners of a range may still be closing when its relay is gone: it is given again as late as possible.
+    // Listeners of a range may still be closing after its relay has ended, so a range is reused as late as possible.
     let mut numbers = (1..=all).map(|offset| (*last + offset) % all);
     let number = numbers.find(|number| used.insert(*number)).expect("not so many relays at once");
     *last = number;

@@ -1,11 +1,11 @@
-//! A judge of JSON by the part of JSON Schema that our schemas use. It is stricter in one thing: an object has no key that
-//! its schema does not know.
+//! Validates JSON against the subset of JSON Schema that adit's schemas use. It is stricter in one respect: an object must not
+//! have keys that its schema does not know.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Asserts that `value` is what `document` says of `$defs/name`.
+/// Asserts that `value` matches `$defs/name` of `document`.
 pub fn assert_valid(document: &Value, name: &str, value: &Value) {
     let schema = &document["$defs"][name];
     assert!(schema.is_object(), "there is no schema {name}");
@@ -19,7 +19,7 @@ pub fn assert_valid(document: &Value, name: &str, value: &Value) {
     assert!(problems.is_empty(), "{name}: {}\n{value:#}", problems.join("\n"));
 }
 
-/// Returns what a schema says where it only refers to another.
+/// Follows the reference of a schema.
 fn resolve<'s>(document: &'s Value, schema: &'s Value) -> &'s Value {
     match schema.get("$ref").and_then(Value::as_str) {
         Some(path) => document.pointer(path.trim_start_matches('#')).unwrap_or_else(|| panic!("no {path}")),
