@@ -329,16 +329,13 @@ async fn what_was_wanted_in_vain_needs_attention() {
     let status = visit.get("/api/v1/status").await.json();
     let schema = StdCommand::new(env!("CARGO_BIN_EXE_adit")).args(["schema", "--api"]).output().unwrap();
     assert_valid(&serde_json::from_slice(&schema.stdout).unwrap(), "status", &status);
-    let found = |kind: &str| {
+    let found = |key: &str, value: &str| {
         let all = status["attention"].as_array().unwrap();
-        all.iter().find(|one| one["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind} in {status}"))
+        all.iter().find(|one| one[key] == value).cloned().unwrap_or_else(|| panic!("no {value} in {status}"))
     };
-    assert_eq!(found("not-ready")["command"], "adit doctor broken.shop.localhost");
-    let failed = found("tunnel");
-    assert_eq!(
-        (&failed["tunnel"], &failed["command"]),
-        (&"demo/shop/nothing".into(), &"adit doctor nothing.shop".into())
-    );
+    assert_eq!(found("kind", "not-ready")["command"], "adit doctor broken.shop.localhost");
+    let failed = found("tunnel", "demo/shop/nothing");
+    assert_eq!((&failed["kind"], &failed["command"]), (&"tunnel".into(), &"adit doctor nothing.shop".into()));
     assert!(visit.get("/").await.body.contains("adit doctor nothing.shop"));
 }
 

@@ -36,7 +36,7 @@ pub const MALFORMED: &str = "malformed";
 /// Maximum bytes of a request.
 const MOST: usize = 64 * 1024;
 
-/// How long a target is waited for if the request does not say, and at most: an answer takes less than 30 s in all.
+/// Default time to wait for a target, and the longest: the admin socket ends an exchange after 30 s. In milliseconds.
 const WAIT_MS: u64 = 10_000;
 const LONGEST_WAIT_MS: u64 = 25_000;
 
