@@ -256,115 +256,28 @@ impl Client {
         opened: &impl Fn(&[Open]),
         was_open: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
-        let shown = || self.options.dial.name();
         let mut tls = tokio::select! {
-            dialled = self.dial(Purpose::Control) => dialled.map_err(|error| refused(error, shown()))?,
+            dialled = self.dial(Purpose::Control) => dialled.map_err(|error| refused(error, self.options.dial.name()))?,
             () = self.drain.started() => return Err(Ended::Drained),
         };
-        let exporter = tls::exporter(tls.get_ref().1)?;
-
         let given = self.given.lock().expect("no panic while the lock is held").clone();
-        let wanted_port = self.options.tunnels.first().map_or(0, |tunnel| tunnel.port);
-        let first_port = given.first().map(|given| given.port).filter(|port| *port != 0).unwrap_or(wanted_port);
-        let (nonce, key) = (auth::random()?, self.options.key.clone());
-        let hello = Frame::Hello { version: 2, nonce, port: first_port, key: key.clone() };
-        conversation::send(&mut tls, &[hello]).await?;
-        let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: shown(), reason: printable(&reason) });
-        let server = match conversation::step(&mut tls).await? {
-            Frame::Challenge { nonce } => nonce,
-            Frame::Reject { reason } => return Err(rejected(reason)),
-            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
-        };
-        let transcript = Transcript { key, port: first_port, client: nonce, server, exporter };
-        let proof = transcript.proof(&self.options.secret, Role::Client);
-        conversation::send(&mut tls, &[Frame::Proof { proof }]).await?;
-        let (session, proof) = match conversation::step(&mut tls).await? {
-            Frame::Welcome { session, proof, .. } => (session, proof),
-            Frame::Reject { reason } => return Err(rejected(reason)),
-            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
-        };
-        if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
-            return Err(Ended::Fatal(Fatal::Stranger { to: shown() }));
-        }
-        // Only now is it certain who the relay is.
-        if let Some(token) = self.options.dial.token().await? {
-            conversation::send(&mut tls, &[Frame::Identity { token }]).await?;
-        }
-        let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
-            let given = given.get(at).cloned().unwrap_or_default();
-            let port = if given.port != 0 { given.port } else { wanted.port };
-            let name = match wanted.name.split_once('=') {
-                _ if given.name.is_empty() => wanted.name.clone(),
-                Some((_, host)) => format!("{}={host}", given.name),
-                None => given.name,
-            };
-            Frame::Open { tunnel: at as u32, kind: wanted.kind, port, resume: given.resume, name }
-        });
-        conversation::send(&mut tls, &wanted.collect::<Vec<_>>()).await?;
+        let session = self.authenticate(&mut tls, given.first()).await?;
+        conversation::send(&mut tls, &self.requests(&given)).await?;
 
         let (read, mut write) = tokio::io::split(tls);
         let mut reader = Reader::new(read);
         let (frames, mut waiting) = mpsc::channel::<Frame>(MOST_FRAMES);
-        let mut open: Vec<Option<Open>> = vec![None; self.options.tunnels.len()];
+        let open = vec![None; self.options.tunnels.len()];
+        let mut control = Control { client: self.clone(), session, given, open, frames };
         let mut heard = Instant::now();
         let mut beat = interval(HEARTBEAT);
         loop {
             tokio::select! {
                 frame = reader.next() => {
                     heard = Instant::now();
-                    match frame? {
-                        Frame::Opened { tunnel, port, resume, address } => {
-                            let address = printable(&address);
-                            let at = tunnel as usize;
-                            let Some(wanted) = self.options.tunnels.get(at) else { continue };
-                            let (kind, public) = match wanted.kind {
-                                Kind::Tcp => ("tcp", format!("{}:{port}", self.options.dial.host())),
-                                Kind::Http => ("http", address.clone()),
-                                Kind::Service | Kind::ReplacedService => ("service", address.clone()),
-                            };
-                            let name = address.split("://").nth(1).and_then(|host| host.split('.').next()).unwrap_or("").to_owned();
-                            let given = match wanted.kind {
-                                Kind::Tcp => Given { port, name: String::new(), resume },
-                                Kind::Http => Given { port: 0, name, resume },
-                                // Its name is what it is.
-                                Kind::Service | Kind::ReplacedService => Given { port: 0, name: String::new(), resume },
-                            };
-                            // At once: a cut before the others are open must not cost this one its port.
-                            if let Some(known) = self.given.lock().expect("no panic while the lock is held").get_mut(at) {
-                                *known = given;
-                            }
-                            open[at] = Some(Open { local_port: wanted.local_port, kind, public });
-                            if open.iter().all(Option::is_some) {
-                                *was_open = true;
-                                opened(&open.iter().flatten().cloned().collect::<Vec<_>>());
-                            }
-                        }
-                        Frame::Refused { tunnel, reason } => {
-                            let reason = printable(&reason);
-                            let port = self.options.tunnels.get(tunnel as usize).map_or(0, |wanted| wanted.local_port);
-                            let at = tunnel as usize;
-                            let is_open = open.get(at).is_some_and(Option::is_some);
-                            let was_given = given.get(at).is_some_and(|given| given.resume != [0; 16]);
-                            let to = shown();
-                            return Err(match (is_open, was_given) {
-                                (true, _) => Ended::Fatal(Fatal::Undone { to, port, reason }),
-                                // After a cut the relay may not know yet that we are gone.
-                                (false, true) => Over::Rejected(reason).into(),
-                                (false, false) => Ended::Fatal(Fatal::Refused { to, port, reason }),
-                            });
-                        }
-                        Frame::Incoming { tunnel, stream, peer } => {
-                            let (this, frames) = (self.clone(), frames.clone());
-                            self.drain.spawn(async move { this.serve(tunnel, session, stream, peer, frames).await });
-                        }
-                        Frame::Prepare { stream } => {
-                            let this = self.clone();
-                            self.drain.spawn(async move { this.prepare(session, stream).await });
-                        }
-                        Frame::Ping { cookie } => drop(frames.try_send(Frame::Pong { cookie })),
-                        Frame::Pong { .. } => {}
-                        Frame::Goodbye { reason } => return Err(Ended::Goodbye(printable(&reason))),
-                        other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+                    if let Some(open) = control.take(frame?)? {
+                        *was_open = true;
+                        opened(&open);
                     }
                 }
                 Some(frame) = waiting.recv() => conversation::send(&mut write, &[frame]).await?,
@@ -380,6 +293,130 @@ impl Client {
                     return Err(Ended::Drained);
                 }
             }
+        }
+    }
+
+    /// Authenticates both ends, and returns the session. `first`: the port or name of the first tunnel before a reconnect.
+    async fn authenticate(&self, tls: &mut Connection, first: Option<&Given>) -> Result<Token, Ended> {
+        let to = || self.options.dial.name();
+        let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: to(), reason: printable(&reason) });
+        let exporter = tls::exporter(tls.get_ref().1)?;
+        let wanted = self.options.tunnels.first().map_or(0, |tunnel| tunnel.port);
+        let port = first.map(|given| given.port).filter(|port| *port != 0).unwrap_or(wanted);
+        let (nonce, key) = (auth::random()?, self.options.key.clone());
+        conversation::send(tls, &[Frame::Hello { version: 2, nonce, port, key: key.clone() }]).await?;
+        let server = match conversation::step(tls).await? {
+            Frame::Challenge { nonce } => nonce,
+            Frame::Reject { reason } => return Err(rejected(reason)),
+            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+        };
+        let transcript = Transcript { key, port, client: nonce, server, exporter };
+        let proof = transcript.proof(&self.options.secret, Role::Client);
+        conversation::send(tls, &[Frame::Proof { proof }]).await?;
+        let (session, proof) = match conversation::step(tls).await? {
+            Frame::Welcome { session, proof, .. } => (session, proof),
+            Frame::Reject { reason } => return Err(rejected(reason)),
+            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+        };
+        if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
+            return Err(Ended::Fatal(Fatal::Stranger { to: to() }));
+        }
+        // Only now is it certain who the relay is.
+        if let Some(token) = self.options.dial.token().await? {
+            conversation::send(tls, &[Frame::Identity { token }]).await?;
+        }
+        Ok(session)
+    }
+
+    /// Returns the frames that request the tunnels, with the ports and names that they had before a reconnect.
+    fn requests(&self, given: &[Given]) -> Vec<Frame> {
+        let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
+            let given = given.get(at).cloned().unwrap_or_default();
+            let port = if given.port != 0 { given.port } else { wanted.port };
+            let name = match wanted.name.split_once('=') {
+                _ if given.name.is_empty() => wanted.name.clone(),
+                Some((_, host)) => format!("{}={host}", given.name),
+                None => given.name,
+            };
+            Frame::Open { tunnel: at as u32, kind: wanted.kind, port, resume: given.resume, name }
+        });
+        wanted.collect()
+    }
+}
+
+/// A control connection on which both ends are authenticated.
+struct Control {
+    client: Arc<Client>,
+    session: Token,
+    /// Ports and names from before the reconnect, one for each tunnel.
+    given: Vec<Given>,
+    /// `None`: the relay has not opened it yet.
+    open: Vec<Option<Open>>,
+    /// Frames to send.
+    frames: mpsc::Sender<Frame>,
+}
+
+impl Control {
+    /// Acts on a frame of the relay. Returns all tunnels when the last one is open.
+    fn take(&mut self, frame: Frame) -> Result<Option<Vec<Open>>, Ended> {
+        match frame {
+            Frame::Opened { tunnel, port, resume, address } => {
+                return Ok(self.opened(tunnel as usize, port, resume, &printable(&address)));
+            }
+            Frame::Refused { tunnel, reason } => return Err(self.refused(tunnel as usize, printable(&reason))),
+            Frame::Incoming { tunnel, stream, peer } => {
+                let (client, session, frames) = (self.client.clone(), self.session, self.frames.clone());
+                self.client.drain.spawn(async move { client.serve(tunnel, session, stream, peer, frames).await });
+            }
+            Frame::Prepare { stream } => {
+                let (client, session) = (self.client.clone(), self.session);
+                self.client.drain.spawn(async move { client.prepare(session, stream).await });
+            }
+            // If the queue is full, the relay hears other frames.
+            Frame::Ping { cookie } => drop(self.frames.try_send(Frame::Pong { cookie })),
+            Frame::Pong { .. } => {}
+            Frame::Goodbye { reason } => return Err(Ended::Goodbye(printable(&reason))),
+            other => return Err(Over::Unexpected(conversation::name(&other)).into()),
+        }
+        Ok(None)
+    }
+
+    fn opened(&mut self, at: usize, port: u16, resume: Token, address: &str) -> Option<Vec<Open>> {
+        let options = &self.client.options;
+        let wanted = options.tunnels.get(at)?;
+        let (kind, public) = match wanted.kind {
+            Kind::Tcp => ("tcp", format!("{}:{port}", options.dial.host())),
+            Kind::Http => ("http", address.to_owned()),
+            Kind::Service | Kind::ReplacedService => ("service", address.to_owned()),
+        };
+        let given = match wanted.kind {
+            Kind::Tcp => Given { port, name: String::new(), resume },
+            Kind::Http => {
+                let host = address.split("://").nth(1);
+                let name = host.and_then(|host| host.split('.').next()).unwrap_or_default().to_owned();
+                Given { port: 0, name, resume }
+            }
+            // The Service's name is requested each time.
+            Kind::Service | Kind::ReplacedService => Given { port: 0, name: String::new(), resume },
+        };
+        // At once: a cut before the others are open must not cost this one its port.
+        if let Some(known) = self.client.given.lock().expect("no panic while the lock is held").get_mut(at) {
+            *known = given;
+        }
+        self.open[at] = Some(Open { local_port: wanted.local_port, kind, public });
+        self.open.iter().cloned().collect()
+    }
+
+    fn refused(&self, at: usize, reason: String) -> Ended {
+        let Options { dial, tunnels, .. } = &self.client.options;
+        let (to, port) = (dial.name(), tunnels.get(at).map_or(0, |wanted| wanted.local_port));
+        let is_open = self.open.get(at).is_some_and(Option::is_some);
+        let was_given = self.given.get(at).is_some_and(|given| given.resume != [0; 16]);
+        match (is_open, was_given) {
+            (true, _) => Ended::Fatal(Fatal::Undone { to, port, reason }),
+            // After a cut the relay may not know yet that we are gone.
+            (false, true) => Over::Rejected(reason).into(),
+            (false, false) => Ended::Fatal(Fatal::Refused { to, port, reason }),
         }
     }
 }
