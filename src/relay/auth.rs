@@ -73,6 +73,8 @@ pub enum KeyProblem {
     ShortSecret,
     #[error("ports={0:?}: expected PORT or FIRST-LAST")]
     Ports(String),
+    #[error("names={0:?}: expected NAME, or the start of names and a *, e.g. web or web-*")]
+    Name(String),
     #[error("{0:?} is not NAMESPACE/NAME, e.g. shop/web or shop/*")]
     Service(String),
     #[error("{0:?} is not ports=..., names=... or services=...")]
@@ -96,6 +98,8 @@ pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
 
 /// Does the same for the content of such a file.
 pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
+    // Editors of Windows begin a file with a byte order mark. It is no part of a secret, which the other end has without one.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let mut keys: Vec<Key> = Vec::new();
     for (at, line) in lines {
@@ -121,7 +125,18 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
                         key.ports.push(ports.map_err(wrong)?);
                     }
                 }
-                Some(("names", list)) => key.names.extend(list.split(',').map(str::to_owned)),
+                Some(("names", list)) => {
+                    for pattern in list.split(',') {
+                        // Names are compared in lower case.
+                        let pattern = pattern.to_ascii_lowercase();
+                        let start = pattern.strip_suffix('*').unwrap_or(&pattern);
+                        let is_of_label = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                        if pattern.is_empty() || !start.bytes().all(is_of_label) {
+                            return Err(wrong(KeyProblem::Name(pattern)));
+                        }
+                        key.names.push(pattern);
+                    }
+                }
                 Some(("services", list)) => {
                     for pattern in list.split(',') {
                         if !is_pattern(pattern) {
@@ -268,10 +283,14 @@ mod tests {
         assert!(keys[0].allows_port(8080) && keys[0].allows_port(20_005) && !keys[0].allows_port(8081));
         assert!(keys[0].allows_name("ana-web") && !keys[0].allows_name("anax") && keys[1].allows_name("anything"));
         assert_eq!(parse_keys("0123456789abcdef\n").unwrap()[0].name, DEFAULT_NAME);
+        assert_eq!(parse_keys("\u{feff}0123456789abcdef\r\n").unwrap()[0].secret, "0123456789abcdef", "of Windows");
+        assert!(parse_keys("bo 0123456789abcdef names=Bo*").unwrap()[0].allows_name("bob"));
         for (text, problem) in [
             ("", "no secret"),
             ("short", "less than 16"),
             ("a 0123456789abcdef ports=0", "line 1: ports=\"0\": expected PORT or FIRST-LAST"),
+            ("a 0123456789abcdef names=", "line 1: names=\"\": expected NAME"),
+            ("a 0123456789abcdef names=web,a.b", "line 1: names=\"a.b\": expected NAME"),
             ("a 0123456789abcdef x=1", "is not ports=..."),
             ("a 0123456789abcdef services=shop", "line 1: \"shop\" is not NAMESPACE/NAME"),
             ("a 0123456789abcdef\na 0123456789abcdef", "line 2: there is a key a already"),
