@@ -25,6 +25,7 @@ use http::{Request, Response, Version};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
+    time::sleep,
 };
 use tracing::debug;
 
@@ -41,12 +42,19 @@ use crate::{
         door::Door,
         http::{HttpFrontend, body::Body, error_page::Page, sites::Sites},
     },
-    io::accept::{self, Place},
+    io::{
+        Io,
+        accept::{self, Place},
+    },
     listener::mux::refuse_http,
     metrics::Metrics,
     routing::{Route, Target},
     tunnel::Manager,
 };
+
+/// How long visitors come to a port of the relay after the Service leads to the pods again: a kube-proxy collects changes for a second
+/// (`minSyncPeriod`), and in a large cluster takes another one to write them.
+pub const LINGER: Duration = Duration::from_secs(3);
 
 /// How many open files are kept for visitors that are refused when there are no others.
 const SPARE_FILES: usize = 8;
@@ -205,6 +213,43 @@ impl Sites for Split {
     /// Headers of an ingress stay: without the relay they would reach the pods too.
     fn is_first(&self) -> bool {
         false
+    }
+}
+
+/// The way to the pods behind a port that is taken over as a whole, for visitors whom its client does not serve any more.
+#[derive(Clone)]
+pub struct Passage(Arc<Split>);
+
+impl Passage {
+    /// `name`: as the Service's port is shown. `pods`: gets the list of ready pods.
+    pub fn new(server: &Server, name: String, pods: Arc<Pods>) -> Self {
+        Self(Arc::new(Split { pods, ..Split::new(name, server.parted.clone()) }))
+    }
+
+    /// Joins a visitor with a pod, byte by byte.
+    pub async fn pass(&self, server: &Server, visitor: TcpStream, peer: SocketAddr, place: Place) {
+        place.settle();
+        let local = visitor.local_addr().unwrap_or(peer);
+        passing::pass(server, &self.0, visitor, None, &[], &Connection::remote(0, peer, local, place)).await;
+    }
+
+    /// Passes the visitors of a port on until the cluster does not send any more. `back`: resolves when the Service is restored. Visitors
+    /// in progress go on.
+    pub async fn serve(self, server: &Arc<Server>, listener: &TcpListener, back: impl Future<Output = ()>) {
+        let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
+            let (server, this) = (server.clone(), self.clone());
+            let drain = server.drain().clone();
+            drain.spawn(async move { this.pass(&server, visitor, peer, place).await });
+        };
+        let refuse = |mut visitor: TcpStream, _| async move { visitor.reset() };
+        let over = async {
+            back.await;
+            sleep(LINGER).await;
+        };
+        tokio::select! {
+            never = accept::accept(listener, server.visitors(), 1, serve, refuse) => match never {},
+            () = over => {}
+        }
     }
 }
 

@@ -104,6 +104,8 @@ struct State {
     shared: HashMap<(ServiceName, u16), Weak<SharedPort>>,
     /// Ports and names of clients that were lost.
     reservations: Reservations,
+    /// Ports that pass visitors on to pods, for a moment after a takeover.
+    passing: HashMap<u16, CancellationToken>,
     /// Told when a tunnel is open, or its client is lost.
     changed: watch::Sender<()>,
 }

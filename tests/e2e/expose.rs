@@ -5,6 +5,7 @@
 
 mod faults;
 mod personal;
+mod traces;
 
 use std::{
     collections::BTreeMap,

@@ -200,6 +200,48 @@ async fn endpoints_by_hand_with_one_port_are_restored() {
 }
 
 #[tokio::test]
+async fn endpoints_of_a_service_that_gets_a_selector_keep_nothing_of_ours() {
+    let place = Place::new().await;
+    place.put_outside();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("outside.shop:80").await.unwrap();
+    let mut outside = place.service("outside");
+    outside["spec"]["selector"] = json!({"app": "outside"});
+    place.demo.world().put("services", outside);
+    laptop.goodbye().await;
+    eventually("nothing of ours is left", || async { place.ours().is_empty() }).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn the_owners_of_fields_are_those_of_before() {
+    let place = Place::new().await;
+    place.put_outside();
+    let world = place.demo.world();
+    let owners = json!([{"manager": "helm", "operation": "Apply"}]);
+    let (kinds, relay) = (
+        [("services", "outside"), ("endpointslices", "outside-1"), ("endpoints", "outside")],
+        place.relay("one", "a").await,
+    );
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("outside.shop:80").await.unwrap();
+    for (kind, name) in kinds {
+        // As the API server writes it at each change.
+        let mut object = (*world.get(kind, "shop", name).unwrap()).clone();
+        object["metadata"]["managedFields"] =
+            json!([owners[0], {"manager": "adit", "operation": "Update", "time": "2026-01-01T00:00:00Z"}]);
+        world.put(kind, object);
+    }
+    laptop.goodbye().await;
+    eventually("helm alone owns them", || async {
+        kinds.iter().all(|(kind, name)| world.get(kind, "shop", name).unwrap()["metadata"]["managedFields"] == owners)
+    })
+    .await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
 async fn a_service_that_has_lost_both_records_is_known_to_its_relay() {
     let place = Place::new().await;
     let before = place.objects();

@@ -7,6 +7,8 @@
 //!                      +--- refused, or not in time         +--- undone by somebody: Over, with the reason
 //! ```
 //!
+//! One that was dropped is Back once the cluster is restored. Until then, and a moment longer, visitors still come to its tunnel's port.
+//!
 //! The task does not follow events, but compares all claims with the cluster: whatever order clients come and go in, the last
 //! state counts. A claim has a generation, so that the end of an old one never takes back what a new one has.
 
@@ -90,7 +92,7 @@ pub struct PodAddress {
     pub address: SocketAddr,
 }
 
-/// The ready pods behind a port that is taken over in part, for those who send them its other requests.
+/// The ready pods behind a port that is taken over, for those who send them its other requests, and all at the end.
 pub type Pods = watch::Sender<Vec<PodAddress>>;
 
 /// Why a takeover is refused.
@@ -133,7 +135,7 @@ struct Asked {
     at: Instant,
     /// RFC 3339.
     since: String,
-    /// For a part of a port: the channel for its ready pods.
+    /// The channel for the ready pods behind its port.
     pods: Option<Arc<Pods>>,
     state: watch::Sender<State>,
 }
@@ -143,6 +145,8 @@ enum State {
     Asked,
     Held,
     Over(String),
+    /// It was given up, and has no effect any more.
+    Back,
 }
 
 impl Asked {
@@ -191,6 +195,15 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Resolves when it has no effect any more: after it was dropped, the cluster is restored.
+    pub fn back(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut state = self.asked.state.subscribe();
+        async move {
+            // An error: nobody follows it any more.
+            let _ = state.wait_for(|state| matches!(state, State::Over(_) | State::Back)).await;
+        }
+    }
+
     /// Resolves when somebody else has ended it, with the reason.
     pub fn over(&self) -> impl Future<Output = String> + Send + use<> {
         let mut state = self.asked.state.subscribe();
@@ -261,8 +274,8 @@ impl Exposer {
         Ok(())
     }
 
-    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: gets the list of ready pods behind it,
-    /// for a request with a condition. `after`: the claim that this one takes over from, where it is for the same port.
+    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: gets the list of ready pods behind it.
+    /// `after`: the claim that this one takes over from, where it is for the same port.
     ///
     /// # Errors
     /// It exists and may not be replaced, somebody else has it, a permission is missing, it could not be put back.
@@ -298,7 +311,7 @@ impl Exposer {
             match state.borrow_and_update().clone() {
                 State::Held => return Ok(claim),
                 State::Over(reason) => return Err(ClaimError::Failed(reason)),
-                State::Asked => {}
+                State::Asked | State::Back => {}
             }
             if state.changed().await.is_err() {
                 return Err(ClaimError::ShuttingDown);
@@ -386,8 +399,8 @@ struct Following {
     exposer: Arc<Exposer>,
     name: ServiceName,
     claims: watch::Receiver<Claims>,
-    /// The ports, and the parts of ports, that lead to laptops, with their owners, as far as this task has brought it.
-    in_effect: BTreeMap<Part, String>,
+    /// The ports, and the parts of ports, that lead to laptops, as far as this task has brought it.
+    in_effect: Claims,
     /// Named ports of pods, by the UID of the pod. None: the relay may not read it.
     named: HashMap<String, Option<BTreeMap<String, u16>>>,
     renewed: Instant,
@@ -451,8 +464,15 @@ impl Following {
                     self.pause = FIRST_PAUSE;
                     self.said = None;
                     self.known.clone_from(&done.takeover);
-                    self.tell_pods(&working, &done).await;
+                    // Other requests of a part need them at once; the rest, when the takeover ends.
+                    let is_parted = working.iter().any(|asked| asked.request.condition.is_some());
+                    if is_parted {
+                        self.tell_pods(&working, &done, is_parted).await;
+                    }
                     self.succeeded(&working, done.service.as_ref()).await;
+                    if !is_parted {
+                        self.tell_pods(&working, &done, is_parted).await;
+                    }
                     match (working.is_empty(), self.doubt) {
                         (true, None) if self.exposer.forget(&self.name) => return,
                         // A claim has come at this moment.
@@ -508,11 +528,18 @@ impl Following {
                 is_new
             });
         }
-        let now = working.iter().map(|asked| (asked.part(), asked.request.owner.clone())).collect();
+        let now = working.iter().map(|asked| (asked.part(), asked.clone())).collect();
         let before = std::mem::replace(&mut self.in_effect, now);
-        let is_new = |(part, _): &(&Part, &String)| !before.contains_key(*part);
+        for old in before.values() {
+            let is_current = |now: &Arc<Asked>| now.generation == old.generation;
+            if !self.in_effect.get(&old.part()).is_some_and(is_current) && old.is_held() {
+                old.state.send_replace(State::Back);
+            }
+        }
+        let is_new = |(part, _): &(&Part, &Arc<Asked>)| !before.contains_key(*part);
+        let taken = self.in_effect.iter().filter(is_new);
         let taken: Vec<(Part, String)> =
-            self.in_effect.iter().filter(is_new).map(|(part, owner)| (part.clone(), owner.clone())).collect();
+            taken.map(|(part, asked)| (part.clone(), asked.request.owner.clone())).collect();
         let back: Vec<Part> = before.into_keys().filter(|part| !self.in_effect.contains_key(part)).collect();
         let relay = Relay::shown(&self.exposer.relay.to_string());
         for ((port, condition), owner) in taken {
@@ -536,14 +563,14 @@ impl Following {
         }
     }
 
-    /// Says which pods are behind the ports that are taken over in part.
-    async fn tell_pods(&mut self, working: &[Arc<Asked>], done: &Done) {
+    /// Says which pods are behind the ports that are taken over.
+    async fn tell_pods(&mut self, working: &[Arc<Asked>], done: &Done, warns: bool) {
         let uids: Vec<&String> = done.behind.values().flatten().filter_map(|b| Some(&b.pod.as_ref()?.1)).collect();
         self.named.retain(|uid, _| uids.contains(&uid));
         for (port, behind) in &done.behind {
             let mut found = Vec::new();
             for behind in behind {
-                found.extend(self.address(behind).await);
+                found.extend(self.address(behind, warns).await);
             }
             // Of one that is reached at the port that leads to ourselves nothing would come back.
             let ours = &self.exposer.relay.addresses;
@@ -563,14 +590,16 @@ impl Following {
     }
 
     /// Returns where a pod is reached. None: it has no port of that name, or nobody may say so.
-    async fn address(&mut self, behind: &Behind) -> Option<PodAddress> {
+    async fn address(&mut self, behind: &Behind, warns: bool) -> Option<PodAddress> {
         let (pod, uid) = behind.pod.clone().unwrap_or_default();
         let port = match &behind.port {
             PodPort::Number(port) => *port,
             PodPort::Name(name) => {
                 if !self.named.contains_key(&uid) {
                     let found = self.exposer.kube.get(Kind::Pod, &self.name.namespace, &pod).await;
-                    if let Err(error) = &found {
+                    if let Err(error) = &found
+                        && warns
+                    {
                         warn!(service = %self.name, pod, %error, "relay: cannot read a pod, and sends it nothing");
                     }
                     // The next step asks again, if that may help.

@@ -286,6 +286,16 @@ pub fn is_changed(object: &Value) -> bool {
     object["metadata"]["annotations"][ORIGINAL].is_string()
 }
 
+/// Returns whether there are pods and none of them is behind one of these ports. `slices`: all of the Service.
+pub fn lack(slices: &[Value], names: &BTreeSet<String>) -> bool {
+    let theirs = slices.iter().filter(|slice| !is_ours(slice) && !list(&slice["endpoints"]).is_empty());
+    let theirs: Vec<&Value> = theirs.collect();
+    let has = |slice: &&Value, name: &String| {
+        list(&slice["ports"]).iter().any(|port| is_named(port, &BTreeSet::from([name.clone()])))
+    };
+    !theirs.is_empty() && !names.iter().all(|name| theirs.iter().any(|slice| has(slice, name)))
+}
+
 /// Returns what an object would say if nothing was left out of it.
 pub fn whole(object: &Value, field: Field) -> Value {
     let now = &object[field.name()];
@@ -374,6 +384,24 @@ mod tests {
             object["metadata"].as_object_mut().unwrap().remove("annotations");
         }
         object
+    }
+
+    #[test]
+    fn a_port_that_has_no_pods_of_a_service_yet_is_seen() {
+        let slice = |by: &str, ports: &[&str], address: &[&str]| {
+            let ports: Vec<Value> = ports.iter().map(|name| json!({"name": name, "port": 80})).collect();
+            let endpoints: Vec<Value> = address.iter().map(|address| json!({"addresses": [address]})).collect();
+            json!({"metadata": {"labels": {SLICE_MANAGED_BY: by}}, "ports": ports, "endpoints": endpoints})
+        };
+        let (ours, of_http) = (slice("adit", &["http"], &["10.0.0.9"]), names(&["http"]));
+        for (theirs, is_lacking) in [
+            (slice(CONTROLLER, &["alt"], &["10.0.0.1"]), true),
+            (slice(CONTROLLER, &["alt", "http"], &["10.0.0.1"]), false),
+            // Without pods there is nothing to wait for.
+            (slice(CONTROLLER, &[], &[]), false),
+        ] {
+            assert_eq!(lack(&[ours.clone(), theirs.clone()], &of_http), is_lacking, "{theirs}");
+        }
     }
 
     trait OrObject {

@@ -23,6 +23,13 @@ use super::{
 /// How often a step is begun again because somebody has changed an object in the middle of it.
 const TRIES: u32 = 8;
 
+/// How long the relay's slices stay after the Service is restored, until its controller has put the pods behind the port again. It takes
+/// some 100 ms, and longer in a busy cluster.
+const PODS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked meanwhile.
+const LOOK_FOR_PODS: Duration = Duration::from_millis(100);
+
 /// How the Lease names a person who restores a Service by hand.
 pub const BY_HAND: &str = "adit/restore";
 
@@ -52,7 +59,7 @@ pub struct Done {
     pub service: Option<Value>,
     /// Its current record, if this relay has taken it over.
     pub takeover: Option<Takeover>,
-    /// The pods behind each port that is taken over in part.
+    /// The pods behind each port that is taken over.
     pub behind: BTreeMap<u16, Vec<Behind>>,
 }
 
@@ -193,6 +200,14 @@ impl Step<'_> {
             return self.leave_to(&relay, before.as_ref(), scene.service).map(Done::from);
         }
         if self.wanted.is_empty() && before.is_none() && scene.is_untouched() {
+            if scene.lease.is_some() {
+                // The step before this one was interrupted behind its first change.
+                let service = scene.service.iter().map(|service| (Kind::Service, service));
+                for (kind, object) in scene.by_hand().into_iter().map(|(kind, _, object)| (kind, object)).chain(service)
+                {
+                    self.disown(kind, object.clone()).await?;
+                }
+            }
             self.release(scene.lease).await?;
             return Ok(scene.service.into());
         }
@@ -227,10 +242,14 @@ impl Step<'_> {
             Err(KubeError::Forbidden(_)) if self.is_forced => None,
             lease => lease?,
         };
-        // Those of a Service with a selector are its controller's.
-        let endpoints = match service.as_ref().is_some_and(|service| !has_selector(service)) {
-            true => self.kube.get(Kind::Endpoints, namespace, name).await?,
-            false => None,
+        // Those of a Service with a selector are its controller's. At the end they may still have our annotation: the selector may be new.
+        let endpoints = match service.as_ref().map(has_selector) {
+            Some(false) => self.kube.get(Kind::Endpoints, namespace, name).await?,
+            Some(true) if self.wanted.is_empty() => {
+                let found = self.kube.get(Kind::Endpoints, namespace, name).await;
+                found.ok().flatten().filter(endpoints::is_changed)
+            }
+            Some(true) | None => None,
         };
         Ok(Scene { service, slices, endpoints, lease })
     }
@@ -302,7 +321,7 @@ impl Step<'_> {
         for (port, _) in self.wanted.iter().filter(|(_, want)| want.is_held) {
             let reason = match &scene.service {
                 None => Some("was deleted".to_owned()),
-                Some(service) => service::undone(service, before, *port),
+                Some(service) => service::undone(service, before, self.known, *port),
             };
             undone.extend(reason.map(|reason| (*port, reason)));
         }
@@ -365,11 +384,10 @@ impl Step<'_> {
     }
 
     fn behind(&self, scene: &Scene, after: &Takeover) -> BTreeMap<u16, Vec<Behind>> {
-        let Some(service) = &scene.service else { return BTreeMap::new() };
-        let parted = after.ports.iter().filter(|taken| !taken.personal.is_empty());
-        parted
-            .map(|taken| (taken.port, pods::behind(service, &scene.slices, scene.endpoints.as_ref(), taken)))
-            .collect()
+        // One that a relay has created has no pods.
+        let Some(service) = scene.service.as_ref().filter(|_| !after.created) else { return BTreeMap::new() };
+        let ports = after.ports.iter();
+        ports.map(|taken| (taken.port, pods::behind(service, &scene.slices, scene.endpoints.as_ref(), taken))).collect()
     }
 
     /// Returns the names of the ports that are wanted, as endpoints have them.
@@ -469,8 +487,11 @@ impl Step<'_> {
         let service = match &scene.service {
             None => None,
             Some(service) => match service::change(service, before, None) {
-                Change::Nothing => Some(service.clone()),
-                Change::Patch(patch) => Some(self.kube.patch(Kind::Service, service, patch).await?),
+                Change::Nothing => Some(self.disown(Kind::Service, service.clone()).await?),
+                Change::Patch(patch) => {
+                    let service = self.kube.patch(Kind::Service, service, patch).await?;
+                    Some(self.disown(Kind::Service, service).await?)
+                }
                 Change::Delete => {
                     self.kube.delete(Kind::Service, service).await?;
                     None
@@ -479,13 +500,47 @@ impl Step<'_> {
         };
         for (kind, field, object) in scene.by_hand() {
             if let Some(patch) = endpoints::change(object, field, &BTreeSet::new()) {
-                self.kube.patch(kind, object, patch).await?;
+                let restored = self.kube.patch(kind, object, patch).await?;
+                self.disown(kind, restored).await?;
             }
+        }
+        if let (Some(service), Some(before)) =
+            (&service, before.filter(|before| before.relay == self.relay.to_string()))
+        {
+            self.pods_are_back(service, before).await;
         }
         for slice in scene.slices.iter().filter(|slice| endpoints::is_ours(slice)) {
             self.kube.delete(Kind::EndpointSlice, slice).await?;
         }
         Ok(service)
+    }
+
+    /// Waits for a while until the pods are behind the ports again. Without the slices of the relay, which go on with them meanwhile,
+    /// nobody would be.
+    async fn pods_are_back(&self, service: &Value, before: &Takeover) {
+        let names: BTreeSet<String> =
+            before.ports.iter().map(|taken| service::port_name(service, taken.port)).collect();
+        let labels = format!("{}={}", endpoints::SERVICE_NAME, self.name.name);
+        let until = Instant::now() + PODS_WITHIN;
+        while Instant::now() < until {
+            match self.kube.list(Kind::EndpointSlice, Some(&self.name.namespace), &labels).await {
+                Ok(slices) if !endpoints::lack(&slices, &names) => return,
+                Ok(_) => sleep(LOOK_FOR_PODS).await,
+                // They are deleted all the same.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes adit out of the owners of an object's fields: later, a server-side apply of one of them would be refused as a conflict with
+    /// it. The API server adds whoever changes a field, so this takes a patch of its own.
+    async fn disown(&self, kind: Kind, object: Value) -> Result<Value, KubeError> {
+        let Some(others) = service::disowned(&object) else { return Ok(object) };
+        match self.kube.patch(kind, &object, json!({"metadata": {"managedFields": others}})).await {
+            Err(KubeError::Conflict(call)) => Err(KubeError::Conflict(call)),
+            // The object itself is as it was.
+            done => Ok(done.unwrap_or(object)),
+        }
     }
 
     /// Deletes the Lease, where it is a relay's.

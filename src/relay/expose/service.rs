@@ -378,12 +378,14 @@ fn created_ports(service: &Value, after: Option<&Takeover>) -> Vec<Value> {
     if ports.is_empty() { entries(service).to_vec() } else { ports }
 }
 
-/// Says what has become of a port that is held: None while it is as it was made.
-pub fn undone(service: &Value, takeover: Option<&Takeover>, port: u16) -> Option<String> {
-    let by = last_writer(service, |by| by != ADIT).map_or(String::new(), |by| format!(" by {by}"));
-    let Some(takeover) = takeover.filter(|takeover| takeover.ports.iter().any(|taken| taken.port == port)) else {
-        // A relay never ends what a client holds.
-        return Some(match last_writer(service, |_| true).is_some_and(|by| by == ADIT) {
+/// Says what has become of a port that is held: None while it is as it was made. `known`: what its relay knows of the takeover.
+pub fn undone(service: &Value, takeover: Option<&Takeover>, known: Option<&Takeover>, port: u16) -> Option<String> {
+    let by = last_writer(service, |by| by != ADIT).map_or(String::new(), |(_, by)| format!(" by {by}"));
+    let of = |takeover: &'_ Takeover| takeover.ports.iter().find(|taken| taken.port == port).cloned();
+    let Some(takeover) = takeover.filter(|takeover| of(takeover).is_some()) else {
+        // A relay never ends what a client holds. Who restores a Service by hand is not among its writers any more: see `disowned`.
+        let since = known.and_then(of).map_or(String::new(), |taken| taken.since);
+        return Some(match last_writer(service, |_| true).is_some_and(|(time, by)| by == ADIT || time <= since) {
             true => super::reconcile::RESTORED_BY_HAND.to_owned(),
             false => format!("was given back{by}"),
         });
@@ -408,13 +410,22 @@ pub fn undone(service: &Value, takeover: Option<&Takeover>, port: u16) -> Option
 /// How adit is called in `managedFields`.
 const ADIT: &str = "adit";
 
-/// Returns which of these programs has written the Service last, as `managedFields` tells. Times are in whole seconds: of two at the
-/// same time, it is the one that is not adit.
-fn last_writer(service: &Value, is_one: impl Fn(&str) -> bool) -> Option<String> {
+/// Returns what `managedFields` of an object are without adit. None: it owns nothing, or nobody else does.
+pub fn disowned(object: &Value) -> Option<Value> {
+    let all = object["metadata"]["managedFields"].as_array()?;
+    let others: Vec<&Value> = all.iter().filter(|owner| owner["manager"] != ADIT).collect();
+    // An empty list would leave them as they are.
+    (others.len() < all.len() && !others.is_empty()).then(|| json!(others))
+}
+
+/// Returns which of these programs has written the Service last, and when, as `managedFields` tells. Times are in whole seconds: of two
+/// at the same time, it is the one that is not adit.
+fn last_writer(service: &Value, is_one: impl Fn(&str) -> bool) -> Option<(String, String)> {
     let writers = service["metadata"]["managedFields"].as_array()?.iter();
     let writers = writers.filter(|writer| is_one(text(&writer["manager"])) && writer["subresource"].is_null());
     let last = writers.max_by_key(|writer| (text(&writer["time"]).to_owned(), writer["manager"] != ADIT))?;
-    Some(text(&last["manager"]).chars().filter(|character| !character.is_control()).collect())
+    let by = text(&last["manager"]).chars().filter(|character| !character.is_control()).collect();
+    Some((text(&last["time"]).to_owned(), by))
 }
 
 /// Returns the command that pauses Argo CD or Flux for a Service.

@@ -150,7 +150,7 @@ async fn listen(
 }
 
 /// Joins a visitor with a pod, byte by byte. One that has not settled yet does once there are more bytes of either.
-async fn pass(
+pub async fn pass(
     server: &Server,
     split: &Split,
     mut visitor: TcpStream,

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,8 +24,8 @@ use crate::{
     config::names::{host_header, is_label},
     relay::{
         auth,
-        expose::{Claim, ExposeRequest},
-        personal::{Seat, SharedPort},
+        expose::{Claim, ExposeRequest, Pods},
+        personal::{LINGER, Passage, Seat, SharedPort},
         ports::PortError,
         reservations::{AWAITED_FOR, Public},
     },
@@ -54,6 +54,8 @@ pub struct Tunnel {
     pub(super) exposed: Option<ExposeRequest>,
     /// The port of a Service that leads to it.
     pub(super) claim: Mutex<Option<Claim>>,
+    /// It had a claim at its end, and no other tunnel has it now.
+    pub(super) is_given_back: AtomicBool,
     /// Its part of that port, where it has not all of it.
     pub(super) seat: Mutex<Option<Seat>>,
     pub(super) resume: Token,
@@ -158,7 +160,7 @@ impl Server {
             (_, None) => Entrance::Port(self.listen(session, port, resume).await?),
         };
         let (port, pods) = match &entrance {
-            Entrance::Port((_, port)) => (*port, None),
+            Entrance::Port((_, port)) => (*port, asked.as_ref().map(|_| Arc::new(Pods::new(Vec::new())))),
             Entrance::Shared(shared) => (shared.port, Some(shared.pods())),
             Entrance::Name(_) => (0, None),
         };
@@ -178,6 +180,9 @@ impl Server {
             _ => None,
         };
         drop(before.claim);
+        // A Service that was created has no pods.
+        let pods = pods.filter(|_| asked.as_ref().is_some_and(|asked| asked.replaces));
+        let back = claim.as_ref().map(Claim::back);
         let resume = auth::random()?;
         let name = match (&entrance, &asked) {
             (Entrance::Name(name), _) => name.clone(),
@@ -214,6 +219,7 @@ impl Server {
                 host,
                 exposed: asked,
                 claim: Mutex::new(claim),
+                is_given_back: AtomicBool::new(false),
                 seat: Mutex::new(seat),
                 resume,
                 streams: AtomicUsize::new(0),
@@ -234,7 +240,10 @@ impl Server {
         };
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
         match entrance {
-            Entrance::Port((listener, _)) => self.drain.spawn(self.clone().serve_port(listener, tunnel.clone())),
+            Entrance::Port((listener, _)) => {
+                let passage = pods.map(|pods| Passage::new(self, tunnel.name.clone(), pods));
+                self.drain.spawn(self.clone().serve_port(listener, tunnel.clone(), passage.zip(back)));
+            }
             Entrance::Shared(_) => {}
             Entrance::Name(_) => self.tell_names(),
         }
@@ -387,11 +396,22 @@ impl Server {
             let opened = self.ports.open(&session.key, port, resume, &mut self.state().reservations);
             match opened {
                 Err(PortError::Taken(port)) if Instant::now() < deadline && !self.has_port(port) => {
+                    self.end_passing(|passing| passing == port);
+                    sleep(Duration::from_millis(20)).await;
+                }
+                Err(PortError::NoneFree(_)) if Instant::now() < deadline && self.end_passing(|_| true) => {
                     sleep(Duration::from_millis(20)).await;
                 }
                 opened => return opened,
             }
         }
+    }
+
+    /// Ends the ports that only pass visitors on to pods any more: somebody needs them. Returns whether there were any.
+    fn end_passing(&self, is_needed: impl Fn(u16) -> bool) -> bool {
+        let state = self.state();
+        let needed = state.passing.iter().filter(|(port, _)| is_needed(**port));
+        needed.inspect(|(_, over)| over.cancel()).count() > 0
     }
 
     fn has_service(&self, asked: &ExposeRequest) -> bool {
@@ -457,6 +477,8 @@ impl Server {
     pub(super) fn close(self: &Arc<Self>, tunnel: &Arc<Tunnel>, is_clean: bool) {
         // Its requests go to the pods from now on. Somebody who does not find the tunnel any more finds no claim either.
         let (seat, claim) = (tunnel.seat().take(), tunnel.claim().take());
+        let back = claim.as_ref().map(Claim::back);
+        tunnel.is_given_back.store(claim.is_some(), Ordering::Relaxed);
         let is_kept = !is_clean && !tunnel.session.is_v1 && (tunnel.has_port() || tunnel.kind == Kind::Http);
         {
             let mut state = self.state();
@@ -475,6 +497,14 @@ impl Server {
             state.changed.send_replace(());
         }
         tunnel.gone.cancel();
+        // Visitors still come to a shared port until the cluster knows that it leads to the pods again.
+        if let Some((shared, back)) = seat.as_ref().map(|seat| seat.shared().clone()).zip(back) {
+            self.drain.spawn(async move {
+                back.await;
+                sleep(LINGER).await;
+                drop(shared);
+            });
+        }
         drop(seat);
         if tunnel.kind == Kind::Http {
             self.tell_names();

@@ -13,6 +13,7 @@ use tokio::{
     sync::{mpsc::error::TrySendError, oneshot},
     time::{Instant, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{Server, quotas::Quota, refused::VisitorError, tunnels::Tunnel, usage::Counting};
@@ -26,6 +27,7 @@ use crate::{
     relay::{
         auth,
         conversation::{self, Over},
+        personal::Passage,
         reservations::Awaited,
     },
     wire::relay::{Frame, Token, Uuid},
@@ -46,16 +48,25 @@ pub(super) struct Pending {
 }
 
 impl Server {
-    /// Takes the visitors of a public port.
-    pub(super) async fn serve_port(self: Arc<Self>, listener: Arc<TcpListener>, tunnel: Arc<Tunnel>) {
+    /// Takes the visitors of a public port. `after`: where they go when the tunnel is gone, until the second resolves.
+    pub(super) async fn serve_port(
+        self: Arc<Self>,
+        listener: Arc<TcpListener>,
+        tunnel: Arc<Tunnel>,
+        after: Option<(Passage, impl Future<Output = ()> + Send)>,
+    ) {
+        let passage = after.as_ref().map(|(passage, _)| passage.clone());
         let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
             // Its protocol is not ours, and may let the server speak first.
             place.settle();
-            let (this, tunnel) = (self.clone(), tunnel.clone());
+            let (this, tunnel, passage) = (self.clone(), tunnel.clone(), passage.clone());
             // It lives on when the tunnel is gone: its stream is a connection of its own.
             self.drain.spawn(async move {
-                this.visit(visitor, peer, &tunnel).await;
-                drop(place);
+                match (this.visit(visitor, peer, &tunnel).await, passage) {
+                    (Some(visitor), Some(passage)) => passage.pass(&this, visitor, peer, place).await,
+                    (Some(mut visitor), None) => visitor.reset(),
+                    (None, _) => drop(place),
+                }
             });
         };
         let refuse = |mut visitor: TcpStream, _| {
@@ -81,19 +92,36 @@ impl Server {
             () = ended => {}
             () = self.drain.started() => {}
         }
+        // A port that another tunnel takes over at this moment is its own.
+        let is_left = self.drain.is_draining() || tunnel.is_given_back.load(Ordering::Relaxed);
+        if let Some((passage, back)) = after.filter(|_| is_left) {
+            let over = CancellationToken::new();
+            self.state().passing.insert(tunnel.port, over.clone());
+            tokio::select! {
+                () = passage.serve(&self, &listener, back) => {}
+                () = over.cancelled() => {}
+            }
+            self.state().passing.remove(&tunnel.port);
+        }
     }
 
-    pub(super) async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) {
+    /// Joins a visitor with the client of a tunnel. Returns the visitor of a client that is gone, which nothing was read from.
+    async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) -> Option<TcpStream> {
         let mut stream = match self.stream(tunnel, peer).await {
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, port = tunnel.port, %error, "relay: visitor refused");
-                return visitor.reset();
+                if matches!(error, VisitorError::ClientGone) {
+                    return Some(visitor);
+                }
+                visitor.reset();
+                return None;
             }
         };
         let end = splice(&mut visitor, &mut stream).await;
         self.counters.up.fetch_add(end.up, Ordering::Relaxed);
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
+        None
     }
 
     /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one. A client that is lost is waited for.

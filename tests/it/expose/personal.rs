@@ -587,3 +587,33 @@ async fn a_port_that_somebody_puts_back_is_the_end_for_all_who_share_it() {
     eventually("nothing of ours is left", || async { place.ours().is_empty() }).await;
     place.relay_ends(relay).await;
 }
+
+#[tokio::test]
+async fn visitors_reach_the_pods_until_the_cluster_knows_that_a_port_is_given_back() {
+    async fn greeted(port: u16) -> bool {
+        let Ok(mut visitor) = TcpStream::connect(("127.0.0.1", port)).await else { return false };
+        let mut greeting = [0; 3];
+        matches!(timeout(PATIENCE, visitor.read_exact(&mut greeting)).await, Ok(Ok(_)) if &greeting == b"pod")
+    }
+    let place = team(greet("pod").await).await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    for service in ["team.shop:80".to_owned(), of_user("team.shop:80", "anna")] {
+        let mut laptop = Laptop::connect(&relay).await;
+        let port = laptop.take(&service).await.unwrap();
+        eventually("the pods are no longer behind the port", || async { place.served("team", "http") == [port] }).await;
+        place.demo.faults().delay("/services/team", Some(Duration::from_millis(500)));
+        let resume = laptop.resume;
+        drop(laptop);
+        eventually("a visitor reaches a pod", || greeted(port)).await;
+        // The port is its client's before it is the pods'.
+        let mut again = Laptop::connect(&relay).await;
+        again.resume = resume;
+        assert_eq!(again.take(&service).await.unwrap(), port);
+        again.goodbye().await;
+        place.demo.faults().delay("/services/team", None);
+        place.is_again(&before).await;
+        eventually("the port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
+    }
+    place.relay_ends(relay).await;
+}

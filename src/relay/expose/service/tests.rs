@@ -127,7 +127,7 @@ fn a_service_that_was_created_is_deleted_unless_somebody_has_made_it_theirs() {
     theirs["spec"]["ports"] = json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": "https"}]);
     theirs["metadata"]["labels"]["app"] = json!("web");
     let said = takeover(&theirs, &name(), None).unwrap();
-    assert!(undone(&theirs, said.as_ref(), 443).unwrap().starts_with("was given a selector"));
+    assert!(undone(&theirs, said.as_ref(), None, 443).unwrap().starts_with("was given a selector"));
     let left = brought(&theirs, "r/1/u/s", &[]).unwrap();
     assert_eq!(left["spec"], theirs["spec"]);
     assert_eq!(
@@ -229,10 +229,10 @@ fn it_is_known_who_has_changed_a_port_back() {
     let before = service(two_ports());
     let taken = brought(&before, "r/1/u/s", &[80]).unwrap();
     let said = takeover(&taken, &name(), None).unwrap();
-    assert_eq!(undone(&taken, said.as_ref(), 80), None);
+    assert_eq!(undone(&taken, said.as_ref(), None, 80), None);
     let mut changed = taken.clone();
     changed["spec"]["ports"][0]["targetPort"] = json!("http");
-    assert_eq!(undone(&changed, said.as_ref(), 80).unwrap(), "was changed back");
+    assert_eq!(undone(&changed, said.as_ref(), None, 80).unwrap(), "was changed back");
     changed["metadata"]["managedFields"] = json!([
         {"manager": "kubectl-create", "time": "2026-01-01T00:00:00Z"},
         {"manager": "argocd-controller", "time": "2026-01-02T00:00:00Z"},
@@ -240,21 +240,31 @@ fn it_is_known_who_has_changed_a_port_back() {
         {"manager": "cloud-controller", "time": "2026-01-03T00:00:00Z", "subresource": "status"}
     ]);
     changed["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = json!("shop:/Service:shop/web");
-    let reason = undone(&changed, said.as_ref(), 80).unwrap();
+    let reason = undone(&changed, said.as_ref(), None, 80).unwrap();
     assert!(reason.starts_with("was changed back by argocd-controller: pause Argo CD"), "{reason}");
     assert!(reason.contains("'argocd app set shop --sync-policy none'"), "{reason}");
-    assert_eq!(undone(&before, None, 80).unwrap(), "was given back");
+    assert_eq!(undone(&before, None, None, 80).unwrap(), "was given back");
     let mut restored = before.clone();
     restored["metadata"]["managedFields"] = changed["metadata"]["managedFields"].clone();
-    assert_eq!(undone(&restored, None, 80).unwrap(), "was restored with 'adit expose restore'");
+    assert_eq!(undone(&restored, None, None, 80).unwrap(), "was restored with 'adit expose restore'");
     restored["metadata"]["managedFields"][0]["time"] = json!("2026-01-04T00:00:00Z");
-    assert_eq!(undone(&restored, None, 80).unwrap(), "was given back by kubectl-create");
+    assert_eq!(undone(&restored, None, None, 80).unwrap(), "was given back by kubectl-create");
+    // The one who restores it by hand takes itself out of the owners: nobody else has written since the takeover.
+    restored["metadata"]["managedFields"] = disowned(&restored).unwrap();
+    for (since, reason) in [
+        ("2026-01-03T00:00:00Z", "was given back by kubectl-create"),
+        ("2026-01-04T00:00:00Z", "was restored with 'adit expose restore'"),
+    ] {
+        let mut known = said.clone().unwrap();
+        known.ports[0].since = since.into();
+        assert_eq!(undone(&restored, None, Some(&known), 80).unwrap(), reason);
+    }
     // The port is not where visitors look for it.
     let undone = |change: &dyn Fn(&mut Value)| {
         let mut changed = taken.clone();
         changed["metadata"]["managedFields"] = json!([{"manager": "kubectl-edit", "time": "2026-01-04T00:00:00Z"}]);
         change(&mut changed);
-        undone(&changed, said.as_ref(), 80).unwrap()
+        undone(&changed, said.as_ref(), None, 80).unwrap()
     };
     let renumbered = undone(&|service| service["spec"]["ports"][0]["port"] = json!(8000));
     assert_eq!(renumbered, "was changed by kubectl-edit (port 80 is port 8000 now)");
@@ -286,5 +296,18 @@ fn what_cannot_be_put_back_or_would_not_work_is_refused() {
     ] {
         let refusal = refused(change, port);
         assert!(refusal.contains(words) && refusal.contains("shop/web"), "{refusal}");
+    }
+}
+
+#[test]
+fn adit_leaves_the_owners_of_fields_to_the_others() {
+    let owned_by = |owners: &[&str]| {
+        let owners: Vec<Value> = owners.iter().map(|owner| json!({"manager": owner})).collect();
+        json!({"metadata": {"managedFields": owners}})
+    };
+    let others = disowned(&owned_by(&["helm", "adit", "kubectl"]));
+    assert_eq!(others, Some(json!([{"manager": "helm"}, {"manager": "kubectl"}])));
+    for owners in [&["helm"][..], &["adit"], &[]] {
+        assert_eq!(disowned(&owned_by(owners)), None, "{owners:?}");
     }
 }
