@@ -1,5 +1,5 @@
-//! Answers DNS queries for the names that adit serves, on the UDP port with the number of the HTTP listener, for
-//! systems that `adit dns install` has set up. Refuses other names, and answers only this machine.
+//! Answers DNS queries for the names that adit serves, on the UDP port with the number of the HTTP listener and on that listener itself
+//! (TCP), for systems that `adit dns install` has set up. Refuses other names, and answers only this machine.
 
 use std::{
     convert::Infallible,
@@ -8,8 +8,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, BytesMut};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::UdpSocket, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UdpSocket,
+    time::{sleep, timeout},
+};
 use tracing::{debug, info, warn};
 
 use super::bind::reason;
@@ -45,6 +50,40 @@ pub async fn serve(listener: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<
         if let Some(reply) = reply {
             // Fails if the client is gone, which does not matter.
             let _ = socket.send_to(&reply, peer).await;
+        }
+    }
+}
+
+/// How long a TCP client may say nothing, or not read its answer. RFC 7766, section 6.2.3 asks for some seconds.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Answers queries over TCP, each behind its length (RFC 7766, section 8): resolvers ask so if UDP has lost some (systemd-resolved), or always
+/// (`use-vc`). `received`: the first bytes. Returns how many were answered when the client ends, or says something else.
+pub async fn serve_stream(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut received: BytesMut,
+    addresses: impl Fn(&str) -> Option<Vec<IpAddr>>,
+) -> usize {
+    let mut answered = 0;
+    loop {
+        while let Some(length) = received.first_chunk().map(|length| usize::from(u16::from_be_bytes(*length))) {
+            let Some(message) = received.get(2..2 + length).filter(|_| length <= dns::LONGEST) else {
+                if length > dns::LONGEST {
+                    return answered;
+                }
+                break;
+            };
+            let Some(reply) = dns::answer(message, &addresses) else { return answered };
+            let framed = [&(reply.len() as u16).to_be_bytes()[..], &reply].concat();
+            if !matches!(timeout(IDLE, stream.write_all(&framed)).await, Ok(Ok(()))) {
+                return answered;
+            }
+            answered += 1;
+            received.advance(2 + length);
+        }
+        received.reserve(dns::LONGEST);
+        if !matches!(timeout(IDLE, stream.read_buf(&mut received)).await, Ok(Ok(1..))) {
+            return answered;
         }
     }
 }
@@ -121,6 +160,37 @@ mod tests {
         tokio::select! {
             never = serving => match never {},
             () = asking => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queries_over_tcp_are_answered_however_they_arrive() {
+        let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01x\x00\x00\x01\x00\x01";
+        let framed = [&[0, query.len() as u8][..], query].concat();
+        let serving = |received: &[u8]| {
+            let (near, far) = tokio::io::duplex(64);
+            let serving = serve_stream(far, BytesMut::from(received), |_| Some(vec![[127, 0, 0, 1].into()]));
+            (near, tokio::spawn(serving))
+        };
+        let whole = [&framed[..], &framed].concat();
+        for first in 0..whole.len() {
+            let (mut near, serving) = serving(&whole[..first]);
+            let (mut read, mut write) = tokio::io::split(&mut near);
+            let mut answers = vec![0; 2 * (framed.len() + 16)];
+            let (sent, got) = tokio::join!(write.write_all(&whole[first..]), read.read_exact(&mut answers));
+            sent.unwrap();
+            got.unwrap();
+            assert!(
+                answers.starts_with(&[0, query.len() as u8 + 16, 0x12, 0x34]) && answers.ends_with(&[127, 0, 0, 1])
+            );
+            drop(near);
+            assert_eq!(serving.await.unwrap(), 2);
+        }
+        // A response, a message that is too long, one that never comes whole.
+        let response = [&framed[..4], &[0x81], &framed[5..]].concat();
+        for wrong in [&response[..], &[2, 1], &framed[..9]] {
+            let (_near, serving) = serving(wrong);
+            assert_eq!(serving.await.unwrap(), 0, "{wrong:?}");
         }
     }
 

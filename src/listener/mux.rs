@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     routing::{SharedRouter, table},
     wire::{
-        connect,
+        self, connect,
         sniff::{Protocol, Sniff, sniff},
     },
 };
@@ -111,6 +111,16 @@ impl Mux {
             }
         };
         let forwards = !connection.door.is_closed();
+        let is_local = connection.peer.ip().to_canonical().is_loopback();
+        if sniffed.is_none() && is_local && wire::dns::may_be_framed(&received) {
+            let answered = tokio::select! {
+                answered = dns::serve_stream(&mut stream, received.clone(), |host| self.addresses(host)) => answered,
+                () = drain.started() => return,
+            };
+            if answered > 0 {
+                return;
+            }
+        }
         let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || forwards) else {
             self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();

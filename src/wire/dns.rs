@@ -30,6 +30,12 @@ const FORMAT_ERROR: u8 = 1;
 const NOT_IMPLEMENTED: u8 = 4;
 const REFUSED: u8 = 5;
 
+/// Returns whether a client that begins with these bytes may ask over TCP, with a query of less than 256 bytes behind its length. No other
+/// protocol of a listener begins with a zero and something else.
+pub fn may_be_framed(bytes: &[u8]) -> bool {
+    matches!(bytes, [0, length, ..] if usize::from(*length) > HEADER)
+}
+
 /// Returns the answer to a message. `None`: the message is not a query, and gets no answer.
 ///
 /// `addresses`: returns the addresses of a name in lower case and without a final dot. If it returns `None`, the name

@@ -8,6 +8,7 @@ use adit::{
     drain::Drain,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
     time::timeout,
 };
@@ -45,6 +46,16 @@ async fn names_that_are_served_are_this_machine_and_others_are_refused() {
     for name in ["example.com", "example.test", "other.example.test"] {
         assert_eq!(ask(app.http, name, 1).await, (5, Vec::new()), "{name}");
     }
+    // Over TCP, several on one connection (RFC 7766).
+    let (first, second) = (question("web.shop.localhost", 1), question("example.com", 1));
+    let framed = [&first, &second].map(|question| [&[0, question.len() as u8][..], question].concat()).concat();
+    let mut stream = TcpStream::connect(app.http).await.unwrap();
+    stream.write_all(&framed).await.unwrap();
+    let mut answers = vec![0; framed.len() + 16];
+    timeout(PATIENCE, stream.read_exact(&mut answers)).await.expect("answers in time").unwrap();
+    let (of_first, of_second) = answers.split_at(2 + first.len() + 16);
+    assert!(of_first.ends_with(&[127, 0, 0, 1]) && of_first[2..4] == first[..2], "{of_first:?}");
+    assert_eq!((of_second[1], of_second[5] & 15), (second.len() as u8, 5), "refused");
     // adit does not invent addresses of the other family.
     let (code, answer) = ask(app.http, "web.shop.localhost", 28).await;
     assert!(code == 0 && (answer.is_empty() || answer.ends_with(&[0, 1])), "{answer:?}");
