@@ -25,7 +25,7 @@ use crate::{
         app::{Bound, HttpSettings, PemFiles, Settings, StartError},
         auth::{self, Key},
         expose::Authority,
-        server::Limits,
+        server::{Limits, PublicOrigin},
     },
     telemetry,
 };
@@ -73,6 +73,9 @@ struct Serve {
     /// Domain of the names of tunnels
     #[arg(long, value_name = "DOMAIN", requires = "http_listen")]
     domain: Option<String>,
+    /// Scheme and port of names in public addresses, behind a load balancer or an Ingress [default: those of --http-listen]
+    #[arg(long, value_name = "SCHEME[:PORT]", requires = "http_listen")]
+    http_public: Option<PublicOrigin>,
     /// Certificate chain for the domain (PEM): names are served by https
     #[arg(long, value_name = "FILE", requires_all = ["http_tls_key", "http_listen"])]
     http_tls_cert: Option<PathBuf>,
@@ -152,7 +155,7 @@ fn settings(control: SocketAddr, args: Serve) -> Result<Settings, CliError> {
         control,
         keys: args.secret_file,
         tls: pem(args.tls_cert, args.tls_key),
-        http: http.map(|(listen, domain)| HttpSettings { listen, domain, tls: of_names }),
+        http: http.map(|(listen, domain)| HttpSettings { listen, domain, tls: of_names, public: args.http_public }),
         admin: args.admin_listen,
         metrics: args.metrics_listen,
         ports: args.ports,

@@ -20,7 +20,7 @@ use super::{
     auth::{self, Key},
     expose::{Authority, Exposer, PodError, Relay},
     front::Front,
-    server::{Limits, Options, Server},
+    server::{Limits, Options, PublicOrigin, Server},
     tls::Identity,
 };
 use crate::{config::watch::touched, drain::Drain, io::accept, listener::bind::reason, tls::Fingerprint};
@@ -61,6 +61,8 @@ pub struct HttpSettings {
     pub domain: String,
     /// Visitors come by https. None: by http.
     pub tls: Option<PemFiles>,
+    /// Origin in public addresses. None: that of `listen`.
+    pub public: Option<PublicOrigin>,
 }
 
 /// A certificate chain and its private key, each a PEM file.
@@ -190,9 +192,8 @@ impl Bound {
     /// Certificate and key do not belong together.
     pub async fn run(self, drain: Drain) -> Result<(), StartError> {
         let settings = self.settings;
-        let usual = if self.https.is_some() { 443 } else { 80 };
-        let scheme = if self.https.is_some() { "https" } else { "http" };
         let http_port = self.http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
+        let own = PublicOrigin::new(self.https.is_some(), http_port);
         let domain = settings.http.as_ref().map(|http| http.domain.trim_matches('.').to_ascii_lowercase());
         let only = settings.register.clone().flatten();
         let exposer =
@@ -202,7 +203,7 @@ impl Bound {
             ports: settings.ports.clone(),
             bind: settings.bind,
             domain: domain.clone(),
-            http_public: (scheme, http_port.filter(|port| *port != usual)),
+            http_public: settings.http.as_ref().and_then(|http| http.public).unwrap_or(own),
             allow_v1: settings.allow_v1,
             limits: settings.limits,
             exposer,

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-pub use self::options::{Limits, Options};
+pub use self::options::{Limits, Options, PublicOrigin};
 use self::{
     idle::{Idle, Ready},
     quotas::Notices,

@@ -72,7 +72,7 @@ impl Relay {
             ports: of_relay.clone(),
             bind: "127.0.0.1".parse().unwrap(),
             domain: None,
-            http_public: ("http", None),
+            http_public: "http".parse().unwrap(),
             allow_v1: false,
             limits: Limits::default(),
             exposer: None,

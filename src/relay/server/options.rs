@@ -1,11 +1,39 @@
 //! Options of a relay.
 
-use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
+use std::{net::IpAddr, ops::RangeInclusive, str::FromStr, sync::Arc};
 
 use crate::{
     io::accept,
     relay::{auth::Key, expose::Exposer},
 };
+
+/// Scheme and port of public addresses, for example those of a load balancer. Its text is `SCHEME[:PORT]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicOrigin {
+    pub is_https: bool,
+    /// `None`: the default port of the scheme.
+    pub port: Option<u16>,
+}
+
+impl PublicOrigin {
+    pub fn new(is_https: bool, port: Option<u16>) -> Self {
+        let default = if is_https { 443 } else { 80 };
+        Self { is_https, port: port.filter(|port| *port != default) }
+    }
+}
+
+impl FromStr for PublicOrigin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (scheme, port) = text.split_once(':').map_or((text, None), |(scheme, port)| (scheme, Some(port)));
+        let port = port.map(|port| port.parse().ok().filter(|port| *port != 0).ok_or("the port is not in 1-65535"));
+        match scheme {
+            "http" | "https" => Ok(Self::new(scheme == "https", port.transpose()?)),
+            _ => Err("expected http or https, and :PORT if it is not the default port"),
+        }
+    }
+}
 
 /// Options of a relay.
 #[derive(Clone)]
@@ -17,8 +45,8 @@ pub struct Options {
     pub bind: IpAddr,
     /// The names of HTTP tunnels are below this.
     pub domain: Option<String>,
-    /// How HTTP tunnels are reached: `https` or `http`, and the port where it is not the usual one.
-    pub http_public: (&'static str, Option<u16>),
+    /// Scheme and port in the public addresses of HTTP tunnels.
+    pub http_public: PublicOrigin,
     /// Serves version 1 too: the secret and all bytes cross the network as they are.
     pub allow_v1: bool,
     pub limits: Limits,
@@ -53,5 +81,20 @@ impl Default for Limits {
             visitors_per_second: 2000,
             accepted: accept::Limits::of_relay(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_port_is_not_said() {
+        let of = |text: &str| text.parse::<PublicOrigin>().map(|PublicOrigin { is_https, port }| (is_https, port));
+        assert_eq!(
+            (of("http"), of("https:443"), of("http:443")),
+            (Ok((false, None)), Ok((true, None)), Ok((false, Some(443))))
+        );
+        assert!(of("ftp").is_err() && of("http:0").is_err() && of("https://a").is_err());
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Opening, Server, Session, State, quotas::Quota, refused::TunnelError, usage::Usage};
+use super::{Opening, PublicOrigin, Server, Session, State, quotas::Quota, refused::TunnelError, usage::Usage};
 use crate::{
     config::names::{host_header, is_label},
     relay::{
@@ -457,7 +457,8 @@ impl Server {
         match (tunnel.kind, &self.options.domain) {
             (Kind::Service | Kind::ReplacedService, _) => tunnel.name.clone(),
             (Kind::Http, Some(domain)) => {
-                let (scheme, port) = self.options.http_public;
+                let PublicOrigin { is_https, port } = self.options.http_public;
+                let scheme = if is_https { "https" } else { "http" };
                 let port = port.map_or(String::new(), |port| format!(":{port}"));
                 format!("{scheme}://{}.{domain}{port}", tunnel.name)
             }

@@ -46,7 +46,7 @@ fn settings(control: SocketAddr, keys: PathBuf, tls: PemFiles) -> Settings {
 
 fn run(keys: PathBuf, tls: PemFiles, of_names: PemFiles) -> Running {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let http = HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names) };
+    let http = HttpSettings { listen: any, domain: "relay.test".into(), tls: Some(of_names), public: None };
     let relay = Bound::bind(Settings { http: Some(http), ..settings(any, keys, tls) }).unwrap();
     let (control, http) = (relay.control().unwrap(), relay.http().unwrap());
     assert_eq!(http.0, "https");
