@@ -7,7 +7,7 @@ mod screen;
 mod terminal;
 
 use std::{
-    io::{BufRead, IsTerminal, Write, stdin, stdout},
+    io::{self, BufRead, IsTerminal, Write, stdin, stdout},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::{
+    runtime::Builder,
     signal::unix::SignalKind,
     sync::mpsc,
     task::spawn_blocking,
@@ -47,6 +48,9 @@ const DRAW_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// Pause before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a blocked drawing may delay the end after a signal.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// How long a message is shown.
 const MESSAGE: Duration = Duration::from_secs(4);
@@ -118,6 +122,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
     let look = Look { has_colours: colours(&stdout()), has_unicode: has_unicode(|name| std::env::var(name).ok()) };
     // Register before changing the terminal, so that no signal is lost in between.
     let mut ends = Signals::new(ENDS)?;
+    end_though_stalled()?;
     let mut app = App::new(look);
     let mut screen = Screen::open()?;
     let (updates_tx, mut updates) = mpsc::channel(16);
@@ -165,7 +170,7 @@ pub async fn run(globals: &Globals, _: Args) -> Result<ExitCode, CliError> {
             // The task ends only by a panic, because `updates` is still open.
             _ = &mut reading => return Err(failed()),
             number = ends.next() => {
-                code = KILLED.saturating_add(u8::try_from(number).unwrap_or_default());
+                code = code_of(number);
                 Some(Wish::Quit)
             }
         };
@@ -199,8 +204,12 @@ async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
         }
         write!(out, "which one? [1] ")?;
         out.flush()?;
-        let mut answer = String::new();
-        stdin().lock().read_line(&mut answer)?;
+        // In another thread, because this one waits for signals.
+        let reading = spawn_blocking(|| {
+            let mut answer = String::new();
+            stdin().lock().read_line(&mut answer).map(|_| answer)
+        });
+        let answer = reading.await.map_err(io::Error::other)??;
         let chosen = if answer.trim().is_empty() { Some(1) } else { answer.trim().parse::<usize>().ok() };
         match chosen.filter(|chosen| (1..=found.len()).contains(chosen)) {
             Some(chosen) => return Ok(found.swap_remove(chosen - 1).0),
@@ -243,6 +252,29 @@ fn keys() -> mpsc::Receiver<Event> {
         }
     });
     keys
+}
+
+/// Starts a thread that ends the process [`STALLED`] after a signal. If the terminal takes no output, a drawing blocks the main
+/// loop, which then does not see the signal.
+fn end_though_stalled() -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let mut ends = Signals::new(&[ENDS, &[SignalKind::interrupt, SignalKind::terminate]].concat())?;
+    drop(entered);
+    std::thread::spawn(move || {
+        let number = runtime.block_on(async {
+            let number = ends.next().await;
+            sleep(STALLED).await;
+            number
+        });
+        terminal::leave_unread();
+        std::process::exit(code_of(number).into());
+    });
+    Ok(())
+}
+
+fn code_of(signal: i32) -> u8 {
+    KILLED.saturating_add(u8::try_from(signal).unwrap_or_default())
 }
 
 /// Signals that end it, in addition to those that end every command.

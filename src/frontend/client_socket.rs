@@ -3,7 +3,7 @@
 //! TCP does not tell: a program that has closed its socket and one that has ended its direction and waits for the answer
 //! both sent a FIN. Where the program is on this machine the kernel knows: a socket that was closed has no inode.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 /// The client's end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,17 @@ impl ClientSocket {
 
     /// Returns whether no program has the socket any more. False where it cannot be told.
     pub fn is_closed(self) -> bool {
-        self.0.is_some_and(|pair| owner_of(pair).is_ok_and(|owner| owner.is_none()))
+        let Some(Pair { client, ours }) = self.0 else { return false };
+        let is_unknown = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match owner_of(Pair { client, ours }) {
+            Ok(owner) => owner.is_none(),
+            // After a reset our end is unknown, too. Only that of a client in another network namespace is known.
+            Err(error) if is_unknown(&error) => match owner_of(Pair { client: ours, ours: client }) {
+                Ok(owner) => owner.is_none(),
+                Err(error) => is_unknown(&error),
+            },
+            Err(_) => false,
+        }
     }
 }
 
@@ -43,7 +53,7 @@ impl ClientSocket {
 use sock_diag::owner_of;
 
 #[cfg(not(target_os = "linux"))]
-fn owner_of(_: Pair) -> std::io::Result<Option<(u32, u32)>> {
+fn owner_of(_: Pair) -> io::Result<Option<(u32, u32)>> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
@@ -162,6 +172,20 @@ mod tests {
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
         assert!(!socket.is_closed(), "it may still read");
         drop(client);
+        closes(socket).await;
+        // It closes over bytes that it has not read: that is a reset, after which there is no socket to ask about.
+        let mut client = TcpStream::connect((connect, port)).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let socket = ClientSocket::between(server.peer_addr().unwrap(), server.local_addr().unwrap());
+        server.write_all(b"unread").await.unwrap();
+        client.readable().await.unwrap();
+        assert!(!socket.is_closed(), "it may still read");
+        client.shutdown().await.unwrap();
+        drop(client);
+        closes(socket).await;
+    }
+
+    async fn closes(socket: ClientSocket) {
         let closed = async {
             while !socket.is_closed() {
                 sleep(Duration::from_millis(1)).await;

@@ -39,6 +39,10 @@ const IN_DRAIN: Duration = Duration::from_secs(1);
 /// unread bytes is a reset, which can overtake the end of the backend's answer.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long adit waits for the client to close, after the backend has answered and reset the connection. After that, the
+/// reset is passed on.
+const GOODBYE: Duration = Duration::from_millis(100);
+
 /// Times after the client's FIN at which to check whether its socket is closed: a program may send its FIN first, and
 /// close later.
 const LOOKS: [Duration; 4] =
@@ -115,6 +119,10 @@ pub struct Splice<'a, C, B> {
     is_gone: Option<&'a (dyn Fn() -> bool + Send + Sync)>,
     /// Number of checks with `is_gone`, and the time of the client's FIN.
     looks: Option<(u32, Instant)>,
+    /// The client's socket is closed.
+    is_abandoned: bool,
+    /// The backend's reset, and its time, until it is known whether the client waits for more.
+    reset: Option<(io::Error, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -136,6 +144,8 @@ where
             patience: HALF_CLOSED,
             is_gone: None,
             looks: None,
+            is_abandoned: false,
+            reset: None,
             timer: None,
         }
     }
@@ -160,9 +170,15 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         // The backend's direction first: its last bytes before a break must be delivered before a write notices the break.
         match self.down.poll(cx, self.backend, self.client) {
+            Poll::Ready(Err(Failure::Read(error))) if self.may_be_over(&error) => {
+                self.reset = Some((error, Instant::now()));
+            }
             Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Backend, error))),
             Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(Some((Side::Client, error))),
             Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        if self.reset.is_some() {
+            return self.poll_over(cx);
         }
         match self.up.poll(cx, self.client, self.backend) {
             Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(Some((Side::Client, error))),
@@ -179,6 +195,29 @@ where
         }
     }
 
+    /// Returns whether a reset of the backend may be a normal close: a TLS server often closes without reading the client's
+    /// close_notify, and the kernel then sends a reset.
+    fn may_be_over(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::ConnectionReset
+            && self.down.count > 0
+            && (self.is_abandoned || self.is_gone.is_some())
+    }
+
+    /// Ready(None): the client is closed, and the backend has taken all its bytes. The client's FIN may come shortly after
+    /// the reset.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
+        let is_reset = matches!(self.up.poll(cx, self.client, self.backend), Poll::Ready(Err(Failure::Read(_))));
+        let has_ended = self.up.stage != Stage::Copying && self.up.rest.is_empty();
+        if has_ended && (is_reset || self.is_abandoned || self.is_gone.is_some_and(|is_gone| is_gone())) {
+            return Poll::Ready(None);
+        }
+        let since = self.reset.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        if self.up.rest.is_empty() {
+            ready!(self.poll_timer(cx, since + GOODBYE));
+        }
+        Poll::Ready(self.reset.take().map(|(error, _)| (Side::Backend, error)))
+    }
+
     /// Checks from time to time whether a client that has sent its FIN still waits for the reply.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Side, io::Error)>> {
         let Some(is_gone) = self.is_gone else { return Poll::Pending };
@@ -188,7 +227,7 @@ where
             ready!(self.poll_timer(cx, ended + next));
             self.looks = Some((looks + 1, ended));
             if is_gone() {
-                self.is_gone = None;
+                (self.is_gone, self.is_abandoned) = (None, true);
                 self.backend.abandon();
                 return self.poll(cx);
             }
@@ -406,6 +445,27 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "half an ans");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_resets_behind_a_client_that_is_gone_has_closed() {
+        // What the backend has said before, whether the client's socket is closed, and whether the reset is a fault.
+        for (said, is_gone, is_fault) in [("bye", true, false), ("bye", false, true), ("", true, true)] {
+            let (mut client, mut front) = duplex(64);
+            client.write_all(b"quit").await.unwrap();
+            client.shutdown().await.unwrap();
+            // A mock shares its errors with its builder.
+            let mut back = {
+                let mut builder = Builder::new();
+                if !said.is_empty() {
+                    builder.read(said.as_bytes());
+                }
+                builder.write(b"quit").read_error(io::ErrorKind::ConnectionReset.into()).build()
+            };
+            let is_gone = || is_gone;
+            let broken = Splice::new(&mut front, &mut back).asking(&is_gone).run().await;
+            assert_eq!(broken.is_some(), is_fault, "{said:?} {}", is_gone());
+        }
     }
 
     /// Takes no bytes, but sends some.

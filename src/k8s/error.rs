@@ -80,8 +80,8 @@ pub enum ClusterError {
     NotFound { what: String, context: ContextName, near: Vec<String>, hint: Option<String> },
     #[error("{what} in context {context} has no port {port}")]
     NoSuchPort { what: String, context: ContextName, port: String, ports: Vec<ServicePort> },
-    /// No port was asked for, and none of several is the obvious one.
-    #[error("{what} in context {context} has several ports: which one?")]
+    /// No port was asked for, and none of several is the obvious one; or the containers of a pod declare none.
+    #[error("{what} in context {context} {}: which one?", if ports.is_empty() { "declares no ports" } else { "has several ports" })]
     ChoosePort { what: String, context: ContextName, ports: Vec<ServicePort> },
     /// `cause` tells the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
     #[error("no ready pod behind {what} in context {context}")]
@@ -152,6 +152,13 @@ impl ClusterError {
                 [] => hint.clone(),
                 near => Some(format!("did you mean {}?", near.join(" or "))),
             },
+            Self::NoSuchPort { what, ports, .. } | Self::ChoosePort { what, ports, .. } if ports.is_empty() => {
+                // A pod may listen where it declares nothing.
+                let named = what.strip_prefix("pod ").and_then(|what| what.split_once('/'));
+                named.map(|(namespace, pod)| {
+                    format!("give the number of the port: pod/{pod}.{namespace}:8080, or port: 8080 in a route")
+                })
+            }
             Self::NoSuchPort { ports, .. } | Self::ChoosePort { ports, .. } => {
                 Some(format!("the ports are {}", join(ports)))
             }

@@ -1,5 +1,6 @@
 //! The client of a relay: it keeps the control connection, and the tunnels open.
 
+mod first_answer;
 mod local_end;
 pub mod supervisor;
 mod visitors;

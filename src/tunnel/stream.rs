@@ -263,7 +263,12 @@ impl Stream {
                     }
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) => self.move_after(error).inspect_err(|error| self.tunnel.note_error(error))?,
+                Err(error) => self.move_after(error).inspect_err(|error| {
+                    // A reset may be how a server closes: the reader knows.
+                    if StreamFault::of(error) != Some(&StreamFault::Reset) {
+                        self.tunnel.note_error(error);
+                    }
+                })?,
             }
         }
     }

@@ -190,3 +190,41 @@ async fn without_a_terminal_it_prints_the_status() {
     let (is_ok, said, error) = process.command(&["top"]).await;
     assert!(is_ok && said.contains("demo/shop/web"), "{said}{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_terminal_that_nobody_reads_does_not_hold_up_a_signal() {
+    use std::{fs::File, io::Write, os::fd::OwnedFd, process::Stdio};
+
+    use rustix::{
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+        termios::{Winsize, tcsetwinsize},
+    };
+
+    let process = Process::start("", &[]).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let path = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = || Stdio::from(OwnedFd::from(File::options().read(true).write(true).open(&path).unwrap()));
+    let size = Winsize { ws_row: 200, ws_col: 500, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&controller, size).unwrap();
+    let mut top = Command::new(env!("CARGO_BIN_EXE_adit"));
+    top.env("HOME", process.home()).env("XDG_RUNTIME_DIR", process.home()).env("TERM", "xterm").arg("top");
+    let top = top.stdin(terminal()).stdout(terminal()).stderr(Stdio::null()).spawn().unwrap();
+    let keys = File::from(controller);
+    let waits = format!("/proc/{}/wchan", top.id());
+    let presses = std::cell::Cell::new(0);
+    eventually("it is blocked", || async {
+        // The help comes and goes, until the terminal has no room.
+        presses.set(presses.get() + 1);
+        (&keys).write_all(if presses.get() % 2 == 0 { b"\x1b" } else { b"?" }).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        std::fs::read_to_string(&waits).is_ok_and(|wait| wait.contains("woken") || wait.contains("tty"))
+    })
+    .await;
+    signals(&top.id().to_string(), "TERM");
+    let has_ended = std::cell::RefCell::new(top);
+    eventually("it has ended", || async { has_ended.borrow_mut().try_wait().unwrap().is_some() }).await;
+}

@@ -67,6 +67,15 @@ impl Speaks {
         }
     }
 
+    /// Returns the scheme of a server whose answer is described by `says`. `None`: the expected one, or neither http nor https.
+    pub fn other_than(self, says: &str) -> Option<Scheme> {
+        match self {
+            Self::Tls if says.starts_with(Self::Http.name()) => Some(Scheme::Http),
+            Self::Http if says.starts_with(TLS) => Some(Scheme::Https),
+            _ => None,
+        }
+    }
+
     /// Sends a first message, and returns a description of the answer. `open`: opens a new connection. `host`: the server's name
     /// for HTTP and TLS. `None`: no answer, or an unknown one.
     pub async fn ask(self, open: impl AsyncFn() -> Option<BoxedIo>, host: &str) -> Option<String> {
@@ -192,6 +201,15 @@ mod tests {
             [(Speaks::Http, &b"SSH-2.0"[..]), (Speaks::Postgres, b"HTTP"), (Speaks::Redis, b""), (Speaks::Other, b"")]
         {
             assert_eq!(says(speaks, answer), None, "{speaks:?}");
+        }
+        for (speaks, says, other) in [
+            (Speaks::Tls, "HTTP, which answers 200 OK", Some(Scheme::Http)),
+            (Speaks::Http, "TLS with h2", Some(Scheme::Https)),
+            (Speaks::Http, "HTTP, which answers 200 OK", None),
+            (Speaks::Tls, "TLS", None),
+            (Speaks::Redis, "HTTP", None),
+        ] {
+            assert_eq!(speaks.other_than(says), other, "{speaks:?} {says}");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admin::api::services,
     app::reach::Reach,
-    config::{Jump, PortRef, Workload},
+    config::{Jump, PortRef, Scheme, Workload},
     error_code::ErrorCode,
     k8s::{ServicePort, resolve},
     routing::{Named, PodTarget, Target},
@@ -205,7 +205,21 @@ async fn protocol(
     let target = &named.text;
     let command = command(speaks, crate::k8s::ports::is_web(port), authority.as_deref(), named);
     let open = async || lease.connect().await.ok();
-    match (speaks.ask(open, host.unwrap_or(local)).await, speaks) {
+    let host = host.unwrap_or(local);
+    let mut says = speaks.ask(&open, host).await;
+    if says.is_none() && speaks == Speaks::Tls {
+        says = Speaks::Http.ask(&open, host).await;
+    }
+    let spoken =
+        says.as_deref().and_then(|says| speaks.other_than(says)).filter(|_| named.route.options.scheme.is_none());
+    if let (Some(says), Some(scheme)) = (&says, spoken) {
+        let (wanted, speaks) = (speaks, if scheme == Scheme::Https { Speaks::Tls } else { Speaks::Http });
+        let command = self::command(speaks, true, authority.as_deref(), named);
+        let says = format!("it is {says}, but the name or number of its port suggests {}", wanted.name());
+        let fix = crate::frontend::protocol::fix(&named.route, &lease.endpoint(), scheme);
+        return Check::new("protocol", GROUP, Status::Warn, says).detail(Some(command)).fix(fix, None);
+    }
+    match (says, speaks) {
         (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
         (None, Speaks::Other) => {
             Check::new("protocol", GROUP, Status::Skip, "what it speaks (needs a port whose name or number says that)")

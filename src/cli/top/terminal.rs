@@ -53,6 +53,12 @@ impl Drop for Held {
     }
 }
 
+/// Restores the modes of a terminal that takes no output any more.
+pub fn leave_unread() {
+    // There is nobody left to be told.
+    let _ = disable_raw_mode();
+}
+
 impl Screen {
     /// # Errors
     /// Standard output is not a terminal.

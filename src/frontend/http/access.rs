@@ -5,13 +5,14 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version, header::CONTENT_TYPE};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 use tracing::info;
 
@@ -31,6 +32,9 @@ use crate::{
     routing::Route,
     tunnel::Lease,
 };
+
+/// How long a break of an answer waits, so that what came before it has left: servers drop what they hold when a body breaks.
+const BREAKS_AFTER: Duration = Duration::from_millis(10);
 
 /// A line of the access log, written on drop.
 pub struct Access {
@@ -283,6 +287,8 @@ pub struct Tracked {
     access: Option<Access>,
     busy: Option<Busy>,
     cuts: Option<Arc<Gate>>,
+    /// How it broke, and the time until the client learns of it.
+    broken: Option<(BoxError, Pin<Box<Sleep>>)>,
 }
 
 impl Tracked {
@@ -290,7 +296,7 @@ impl Tracked {
         if inner.is_end_stream() {
             access.ended();
         }
-        Self { inner, lease: None, returning: None, access: Some(access), busy: None, cuts: None }
+        Self { inner, lease: None, returning: None, access: Some(access), busy: None, cuts: None, broken: None }
     }
 
     /// Keeps the client's connection busy until the body has ended.
@@ -342,43 +348,51 @@ impl HttpBody for Tracked {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        let polled = Pin::new(&mut this.inner).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(access) = &mut this.access {
-                    if let Some(data) = frame.data_ref() {
-                        access.received(data);
-                    } else if let Some(trailers) = frame.trailers_ref() {
-                        access.trailers(trailers);
+        if this.broken.is_none() {
+            let polled = Pin::new(&mut this.inner).poll_frame(cx);
+            match polled {
+                Poll::Ready(Some(Err(error))) => {
+                    if let (Some(lease), Some(access)) = (&this.lease, &mut this.access) {
+                        lease.note_error(&broken(&error));
+                        access.error = Some("broken");
                     }
-                    if this.inner.is_end_stream() {
-                        access.ended();
+                    this.broken = Some((error, Box::pin(sleep(BREAKS_AFTER))));
+                }
+                Poll::Ready(Some(Ok(ref frame))) => {
+                    if let Some(access) = &mut this.access {
+                        if let Some(data) = frame.data_ref() {
+                            access.received(data);
+                        } else if let Some(trailers) = frame.trailers_ref() {
+                            access.trailers(trailers);
+                        }
+                        if this.inner.is_end_stream() {
+                            access.ended();
+                        }
                     }
+                    return polled;
                 }
-            }
-            Poll::Ready(None) => {
-                this.access.iter_mut().for_each(Access::ended);
-                this.returning = None;
-                this.lease = None;
-                this.access = None;
-                this.busy = None;
-            }
-            Poll::Ready(Some(Err(error))) => {
-                if let Some(gate) = &this.cuts {
-                    gate.cut();
+                Poll::Ready(None) => {
+                    this.access.iter_mut().for_each(Access::ended);
+                    this.returning = None;
+                    this.lease = None;
+                    this.access = None;
+                    this.busy = None;
+                    return polled;
                 }
-                if let (Some(lease), Some(access)) = (&this.lease, &mut this.access) {
-                    lease.note_error(&broken(error));
-                    access.error = Some("broken");
-                }
+                Poll::Pending => return polled,
             }
-            Poll::Pending => {}
         }
-        polled
+        if let Some((_, leaves)) = &mut this.broken {
+            ready!(leaves.as_mut().poll(cx));
+        }
+        if let Some(gate) = &this.cuts {
+            gate.cut();
+        }
+        Poll::Ready(this.broken.take().map(|(error, _)| Err(error)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.broken.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -149,8 +149,11 @@ impl Exchange {
 
     /// Returns the page where the guard has refused the request, or would have done so had it come by HTTP/1.1.
     fn refusal(&self, request: &Request<Body>) -> Option<Page> {
-        let is_ascii = request.uri().path_and_query().is_none_or(|target| target.as_str().is_ascii());
-        if self.version == Version::HTTP_2 && !is_ascii {
+        let is_fit = request.uri().path_and_query().is_none_or(|target| match target.as_str() {
+            "*" => *request.method() == Method::OPTIONS,
+            target => target.is_ascii(),
+        });
+        if self.version == Version::HTTP_2 && !is_fit {
             return Some(pages::refused(Some(Refused::Ambiguous(Refusal::Target))));
         }
         let gate = self.arrival.gate.as_ref().filter(|_| self.is_refused)?;

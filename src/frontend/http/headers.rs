@@ -91,6 +91,10 @@ pub fn of_answer(parts: &mut Parts) {
         // It overrides a length (RFC 9112, section 6.3).
         headers.remove(CONTENT_LENGTH);
     }
+    if parts.status == StatusCode::NO_CONTENT {
+        // It has none (RFC 9110, section 8.6), and clients of HTTP/2 take one for an error.
+        headers.remove(CONTENT_LENGTH);
+    }
     let codings: Vec<String> = headers
         .get_all(TRANSFER_ENCODING)
         .iter()

@@ -3,7 +3,10 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,8 @@ pub struct LocalEnd {
     port: u16,
     /// Whether `[::1]` answered last, and is tried first.
     is_ipv6_first: AtomicBool,
+    /// Whether the log says that the service refuses its visitors' Host header.
+    pub has_refused_host: Arc<AtomicBool>,
 }
 
 /// A local service that does not answer.
@@ -37,7 +42,7 @@ impl LocalEnd {
     pub fn new(host: Option<&str>, port: u16) -> Self {
         let host = host.filter(|host| !host.eq_ignore_ascii_case("localhost"));
         let host = host.map(|host| host.trim_start_matches('[').trim_end_matches(']').to_owned());
-        Self { host, port, is_ipv6_first: AtomicBool::new(false) }
+        Self { host, port, is_ipv6_first: AtomicBool::new(false), has_refused_host: Arc::default() }
     }
 
     /// Connects to the given host alone, or to the loopback address that answered last, and else to the other one.

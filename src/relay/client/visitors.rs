@@ -4,10 +4,10 @@
 use std::{io, time::Duration};
 
 use socket2::SockRef;
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tracing::{debug, info, warn};
 
-use super::{Client, Connection, Purpose, local_end::Unreached};
+use super::{Client, Connection, Purpose, first_answer::FirstAnswer, local_end::Unreached};
 use crate::{
     io::{
         accept::Limits,
@@ -29,7 +29,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(90);
 struct Visit {
     peer: String,
     local_end: String,
-    local: TcpStream,
+    local: FirstAnswer,
 }
 
 /// Why a visitor does not reach the local service.
@@ -98,13 +98,16 @@ impl Client {
     /// # Errors
     /// It does not answer.
     async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, Unserved> {
-        let local_end = self.local_ends.get(tunnel as usize).ok_or(Unserved::NoTunnel)?;
+        let tunnel = tunnel as usize;
+        let local_end = self.local_ends.get(tunnel).ok_or(Unserved::NoTunnel)?;
+        let wanted = self.options.tunnels.get(tunnel).ok_or(Unserved::NoTunnel)?;
         match local_end.connect().await {
             Ok(local) => {
                 // They fail only on a socket that is closed already.
                 let _ = local.set_nodelay(true);
                 let _ = SockRef::from(&local).set_tcp_keepalive(&Limits::default().tcp_keepalive());
-                Ok(Visit { peer, local_end: local_end.to_string(), local })
+                let (name, is_told) = (local_end.to_string(), local_end.has_refused_host.clone());
+                Ok(Visit { peer, local_end: name.clone(), local: FirstAnswer::new(local, name, wanted, is_told) })
             }
             Err(error) => {
                 warn!(%peer, %error, "no local service: the visitor is turned away");

@@ -15,11 +15,12 @@ use h2::{
     server::{Builder, SendResponse},
 };
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{CONTENT_LENGTH, DATE, EXPECT},
 };
 use http_body_util::BodyExt;
 use hyper::body::Body as HttpBody;
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::{
     io::{copy, sink},
     sync::{mpsc, oneshot},
@@ -180,6 +181,16 @@ where
     }
 }
 
+/// Percent-encodes what is not ASCII in a target, as [`http1::encode_target`](crate::wire::http1::encode_target) does.
+fn encode_target(uri: &mut Uri) {
+    let Some(target) = uri.path_and_query().filter(|target| !target.as_str().is_ascii()) else { return };
+    let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
+    let mut parts = std::mem::take(uri).into_parts();
+    // One that has become too long stays as it is, and is refused.
+    parts.path_and_query = encoded.parse().ok().or(parts.path_and_query);
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
 impl Stream {
     /// `stall`: how long the request's body may stand still.
     fn of(
@@ -191,6 +202,7 @@ impl Stream {
         let (interim_sender, interim) = mpsc::channel(MOST_INTERIM);
         let interim_sender = InterimSender(interim_sender);
         let (mut parts, received) = request.into_parts();
+        encode_target(&mut parts.uri);
         let to_client = interim_sender.clone();
         parts.extensions.insert(ToClient::new(move |status, headers| to_client.send(status, headers)));
         let (mut switching, mut rest) = (None, None);

@@ -69,6 +69,38 @@ async fn answers_that_browsers_take_pass() {
 }
 
 #[tokio::test]
+async fn the_head_of_an_answer_whose_body_breaks_at_once_arrives() {
+    for body in ["no chunk\r\n", "3\r\nabc\r\nno chunk\r\n"] {
+        let head = "HTTP/1.1 302 Found\r\nLocation: /there\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let world = saying(format!("{head}{body}"), 100);
+        let answer = world.exchange(&asking("GET")).await;
+        assert!(answer.starts_with("HTTP/1.1 302 ") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+        assert_eq!(answer.contains("abc"), body.contains("abc"), "{answer}");
+        let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
+        assert_eq!(response.headers()["location"], "/there");
+        assert!(response.into_body().collect().await.is_err(), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn chunks_of_an_old_server_are_taken() {
+    let world = saying("HTTP/1.0 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 100);
+    for _ in 0..2 {
+        assert_eq!(text(world.http2().await.send_request(get("http://web.localhost/")).await.unwrap()).await, "abc");
+    }
+    let answer = "HTTP/1.0 200 OK\r\nContent-Length: 26\r\n\r\ntransfer-encoding: chunked";
+    let answer = saying(answer, 100).exchange(&asking("GET")).await;
+    assert!(answer.ends_with("\r\n\r\ntransfer-encoding: chunked"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_without_content_has_no_length() {
+    let world = saying("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", 100);
+    let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().get("content-length")), (204, None));
+}
+
+#[tokio::test]
 async fn nobody_waits_for_a_connection_that_is_idle() {
     let world = saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1);
     let started = tokio::time::Instant::now();

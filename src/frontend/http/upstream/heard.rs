@@ -126,6 +126,21 @@ impl Heard {
     }
 }
 
+/// Makes an answer of HTTP/1.0 that comes in chunks, which that version does not have, one of HTTP/1.1. curl takes both, hyper does not.
+fn admit_chunks(start: &mut [u8]) {
+    if !start.starts_with(b"HTTP/1.0 ") {
+        return;
+    }
+    let is_chunked = |line: &[u8]| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with(b"transfer-encoding:") && line.trim_ascii().ends_with(b"chunked")
+    };
+    let mut head = start.split(|byte| *byte == b'\n').take_while(|line| !line.trim_ascii().is_empty());
+    if head.any(is_chunked) {
+        start[7] = b'1';
+    }
+}
+
 /// A stream that takes note of what is read from it.
 pub struct Listening {
     inner: BoxedIo,
@@ -138,7 +153,12 @@ impl AsyncRead for Listening {
         let had_room = buf.remaining() > 0;
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         match &polled {
-            Poll::Ready(Ok(())) if had_room => self.heard.note(&buf.filled()[before..]),
+            Poll::Ready(Ok(())) if had_room => {
+                if !self.heard.anything() {
+                    admit_chunks(&mut buf.filled_mut()[before..]);
+                }
+                self.heard.note(&buf.filled()[before..]);
+            }
             Poll::Ready(Err(error)) => self.heard.note_error(error),
             _ => {}
         }

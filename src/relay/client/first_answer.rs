@@ -1,0 +1,163 @@
+//! First answer of a local service, which may be that it refuses the Host header of the public name, as dev servers do.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tracing::warn;
+
+use super::Wanted;
+use crate::{
+    io::{
+        Io,
+        through::{said_through, write_through},
+    },
+    wire::relay::Kind,
+};
+
+/// Texts of a 400 or a 403 for a Host header that is not known, each with its server.
+const REFUSALS: [&[u8]; 4] = [
+    // Vite: server/middlewares/hostCheck.ts
+    b"Blocked request. This host",
+    // webpack-dev-server: lib/Server.js
+    b"Invalid Host header",
+    // Rails: ActionDispatch::HostAuthorization
+    b"Blocked host",
+    // Django: core/exceptions.py
+    b"DisallowedHost",
+];
+
+/// How much of an answer is searched, in bytes. The page of Rails has 5 KiB.
+const LONGEST: usize = 16 * 1024;
+
+/// A connection to a local service, which finds out whether the service refuses the Host header.
+pub struct FirstAnswer {
+    inner: TcpStream,
+    local: String,
+    hint: String,
+    /// Start of the first answer. None: it is no refusal.
+    start: Option<Vec<u8>>,
+    /// Whether the log says so already, for all visitors of a tunnel.
+    is_told: Arc<AtomicBool>,
+}
+
+impl FirstAnswer {
+    pub fn new(inner: TcpStream, local: String, wanted: &Wanted, is_told: Arc<AtomicBool>) -> Self {
+        Self { inner, local, hint: hint(wanted), start: Some(Vec::new()), is_told }
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        if !refuses_host(&mut self.start, bytes) || self.is_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        warn!(local = self.local, hint = self.hint, "the local service refuses the Host header of its visitors");
+    }
+}
+
+/// Returns what to do about a service that refuses its visitors' Host header.
+fn hint(wanted: &Wanted) -> String {
+    match (wanted.kind, wanted.name.split_once('=')) {
+        (Kind::Http, None) => {
+            "set --host rewrite (host: rewrite in the configuration): the service then gets localhost".to_owned()
+        }
+        (Kind::Http, Some((_, host))) => {
+            format!("allow {host} in the service's own configuration, or set --host rewrite (host: rewrite)")
+        }
+        (Kind::Tcp, _) => "give the tunnel a name: --name NAME --host rewrite".to_owned(),
+        (Kind::Service | Kind::ReplacedService, _) => "allow the Service's names in the service's own configuration, \
+             e.g. server.allowedHosts of Vite, allowedHosts of webpack, config.hosts of Rails"
+            .to_owned(),
+    }
+}
+
+/// Takes the next bytes of an answer, and returns whether it is now known to be a refusal. `start`: what came before. None from when
+/// there is nothing more to find out.
+fn refuses_host(start: &mut Option<Vec<u8>>, bytes: &[u8]) -> bool {
+    let Some(kept) = start else { return false };
+    let room = LONGEST - kept.len();
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    let may_be = match kept.get(..12) {
+        Some(line) => line.starts_with(b"HTTP/1.") && (line.ends_with(b" 400") || line.ends_with(b" 403")),
+        None => !kept.is_empty() && b"HTTP/1.".starts_with(&kept[..kept.len().min(7)]),
+    };
+    let is_it = may_be && REFUSALS.iter().any(|text| kept.windows(text.len()).any(|window| window == *text));
+    if is_it || !may_be || kept.len() == LONGEST {
+        *start = None;
+    }
+    is_it
+}
+
+impl AsyncRead for FirstAnswer {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if polled.is_ready() && self.start.is_some() {
+            self.note(&buf.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for FirstAnswer {
+    write_through!();
+}
+
+impl Io for FirstAnswer {
+    said_through!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns whether an answer that comes in pieces of `length` bytes is a refusal.
+    fn refuses(answer: &str, length: usize) -> bool {
+        let mut start = Some(Vec::new());
+        answer.as_bytes().chunks(length).filter(|piece| refuses_host(&mut start, piece)).count() == 1
+    }
+
+    #[test]
+    fn answers_of_dev_servers_to_a_host_that_they_do_not_know_are_known() {
+        let rails =
+            format!("HTTP/1.1 403 Forbidden\r\n\r\n<!DOCTYPE html>{}<h1>Blocked host: a</h1>", " ".repeat(5_000));
+        for answer in [
+            "HTTP/1.1 403 Forbidden\r\n\r\nBlocked request. This host (\"a\") is not allowed.\n",
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 19\r\n\r\nInvalid Host header",
+            &rails,
+            "HTTP/1.1 400 Bad Request\r\n\r\n<title>DisallowedHost\n at /</title>",
+        ] {
+            for length in [1, 7, 100_000] {
+                assert!(refuses(answer, length), "{length}: {answer}");
+            }
+        }
+        for answer in [
+            "HTTP/1.1 200 OK\r\n\r\nInvalid Host header",
+            "HTTP/1.1 403 Forbidden\r\n\r\nno",
+            "220 mail ready: Invalid Host header",
+            "",
+        ] {
+            assert!(!refuses(answer, 1) && !refuses(answer, 100_000), "{answer}");
+        }
+        let long = format!("HTTP/1.1 403 Forbidden\r\n\r\n{}Invalid Host header", " ".repeat(LONGEST));
+        assert!(!refuses(&long, 100_000), "it is too far down");
+    }
+
+    #[test]
+    fn the_hint_fits_the_tunnel() {
+        let hint = |kind, name: &str| hint(&Wanted { local_port: 5173, kind, port: 0, name: name.to_owned() });
+        assert!(hint(Kind::Http, "web").starts_with("set --host rewrite"));
+        assert!(hint(Kind::Http, "web=shop.test").starts_with("allow shop.test in the service's own configuration"));
+        assert_eq!(hint(Kind::Tcp, ""), "give the tunnel a name: --name NAME --host rewrite");
+        assert!(hint(Kind::Service, "web.shop").contains("server.allowedHosts of Vite"));
+    }
+}
