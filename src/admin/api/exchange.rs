@@ -138,7 +138,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
     if !exchange.has_body {
         return words.join(" ");
     }
-    if !exchange.request.as_ref().is_some_and(|head| head.get("content-type").is_some()) {
+    if exchange.request.as_ref().is_none_or(|head| head.get("content-type").is_none()) {
         // Else curl would send the type of a form.
         words.extend(["-H".to_owned(), quoted("content-type:")]);
     }
