@@ -130,19 +130,10 @@ impl Server {
         wanted: &Wanted,
     ) -> Result<Arc<Tunnel>, TunnelError> {
         let before = self.take_over(session, wanted).await;
-        let Wanted { id, kind, port, name, resume } = wanted;
-        let (id, kind, port) = (*id, *kind, *port);
+        let Wanted { kind, port, name, resume, .. } = wanted;
+        let (kind, port) = (*kind, *port);
         let asked = self.exposed(session, kind, name).await?;
-        let count = {
-            let (state, key) = (self.state(), &session.key.name);
-            // This one is not to be counted among those that are being opened.
-            let opening =
-                state.opening.iter().filter(|(at, opening)| opening.key == *key && **at != (session.token, id));
-            opening.count() + state.tunnels.values().filter(|tunnel| tunnel.session.key.name == *key).count()
-        };
-        if count >= self.options.limits.tunnels_per_key {
-            return Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, &session.key.name).into());
-        }
+        self.check_quota(session, wanted.id)?;
         let (name, host) = match name.split_once('=') {
             Some((name, host)) if kind == Kind::Http => {
                 let known = host_header(host, None, 0);
@@ -164,54 +155,34 @@ impl Server {
             Entrance::Shared(shared) => (shared.port, Some(shared.pods())),
             Entrance::Name(_) => (0, None),
         };
-        let claim = match (asked.clone(), &self.options.exposer) {
-            (Some(asked), Some(exposer)) => {
-                let deadline = Instant::now() + TAKE_OVER;
-                Some(loop {
-                    match exposer.claim(asked.clone(), port, pods.clone(), before.claim.as_ref()).await {
-                        // The tunnel that had it is being closed.
-                        Err(error) if error.is_taken() && Instant::now() < deadline && !self.has_service(&asked) => {
-                            sleep(Duration::from_millis(20)).await;
-                        }
-                        claim => break claim?,
-                    }
-                })
-            }
-            _ => None,
+        let claim = match &asked {
+            Some(asked) => self.claim(asked, port, &pods, before.claim.as_ref()).await?,
+            None => None,
         };
         drop(before.claim);
         // A Service that was created has no pods.
         let pods = pods.filter(|_| asked.as_ref().is_some_and(|asked| asked.replaces));
         let back = claim.as_ref().map(Claim::back);
-        let resume = auth::random()?;
         let name = match (&entrance, &asked) {
             (Entrance::Name(name), _) => name.clone(),
             (_, Some(asked)) => asked.to_string(),
             (_, None) => String::new(),
         };
-        let tunnel = {
-            let mut state = self.state();
-            // Its tunnels were ended before this one was among them.
-            if session.gone.is_cancelled() {
-                return Err(TunnelError::ClientGone);
-            }
-            if kind == Kind::Http && state.tunnels.values().any(|tunnel| tunnel.name == name) {
-                return Err(TunnelError::NameInUse(name));
-            }
-            if kind == Kind::Http {
-                state.reservations.end(&Public::Name(name.clone()));
-            }
-            state.next_tunnel += 1;
-            let number = state.next_tunnel;
+        let resume = auth::random()?;
+        let tunnel = self.register(session, &entrance, |number| {
             let condition = asked.as_ref().and_then(|asked| asked.condition.as_ref());
             let seat = match &entrance {
                 Entrance::Shared(shared) => condition.map(|condition| shared.sit(number, condition)),
                 Entrance::Port(_) | Entrance::Name(_) => None,
             };
-            let rate = Mutex::new((f64::from(self.options.limits.visitors_per_second), Instant::now()));
-            let tunnel = Arc::new(Tunnel {
+            let listener = match &entrance {
+                Entrance::Port((listener, _)) if kind == Kind::Tcp => Some(listener.clone()),
+                _ => None,
+            };
+            let limits = &self.options.limits;
+            Tunnel {
                 number,
-                id,
+                id: wanted.id,
                 session: session.clone(),
                 kind,
                 port,
@@ -224,20 +195,12 @@ impl Server {
                 resume,
                 streams: AtomicUsize::new(0),
                 usage: Usage::default(),
-                turns: Semaphore::new(self.options.limits.pending_per_tunnel),
-                rate,
-                listener: Mutex::new(match &entrance {
-                    Entrance::Port((listener, _)) if kind == Kind::Tcp => Some(listener.clone()),
-                    _ => None,
-                }),
+                turns: Semaphore::new(limits.pending_per_tunnel),
+                rate: Mutex::new((f64::from(limits.visitors_per_second), Instant::now())),
+                listener: Mutex::new(listener),
                 gone: CancellationToken::new(),
-            });
-            state.tunnels.insert(tunnel.number, tunnel.clone());
-            let most = self.spare_tunnels(&state, &session.key.name);
-            state.reservations.limit(&session.key.name, most);
-            state.changed.send_replace(());
-            tunnel
-        };
+            }
+        })?;
         info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
         match entrance {
             Entrance::Port((listener, _)) => {
@@ -250,6 +213,71 @@ impl Server {
         if tunnel.exposed.is_some() {
             self.drain.spawn(self.clone().watch_claim(tunnel.clone()));
         }
+        Ok(tunnel)
+    }
+
+    /// # Errors
+    /// The key has no room for another tunnel. `id`: the tunnel that is being opened.
+    fn check_quota(&self, session: &Session, id: u32) -> Result<(), TunnelError> {
+        let key = &session.key.name;
+        let count = {
+            let state = self.state();
+            let others = state.opening.iter().filter(|(at, _)| **at != (session.token, id));
+            let opening = others.filter(|(_, opening)| opening.key == *key).count();
+            opening + state.tunnels.values().filter(|tunnel| tunnel.session.key.name == *key).count()
+        };
+        match count < self.options.limits.tunnels_per_key {
+            true => Ok(()),
+            false => Err(self.notices.used_up(Quota::Tunnels, &self.options.limits, key).into()),
+        }
+    }
+
+    /// Takes over a Service, or creates it, for a port of the relay. `before`: the claim of the client's old tunnel. `None`: this relay
+    /// takes over nothing.
+    async fn claim(
+        &self,
+        asked: &ExposeRequest,
+        port: u16,
+        pods: &Option<Arc<Pods>>,
+        before: Option<&Claim>,
+    ) -> Result<Option<Claim>, TunnelError> {
+        let Some(exposer) = &self.options.exposer else { return Ok(None) };
+        let deadline = Instant::now() + TAKE_OVER;
+        loop {
+            match exposer.claim(asked.clone(), port, pods.clone(), before).await {
+                // The tunnel that had it is being closed.
+                Err(error) if error.is_taken() && Instant::now() < deadline && !self.has_service(asked) => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                claim => return Ok(Some(claim?)),
+            }
+        }
+    }
+
+    /// Adds the tunnel that `make` returns for a number, unless its client has gone or its name is in use.
+    fn register(
+        &self,
+        session: &Session,
+        entrance: &Entrance,
+        make: impl FnOnce(u64) -> Tunnel,
+    ) -> Result<Arc<Tunnel>, TunnelError> {
+        let mut state = self.state();
+        // Else nothing would end this one: the session has ended those that it had.
+        if session.gone.is_cancelled() {
+            return Err(TunnelError::ClientGone);
+        }
+        if let Entrance::Name(name) = entrance {
+            if state.tunnels.values().any(|other| other.name == *name) {
+                return Err(TunnelError::NameInUse(name.clone()));
+            }
+            state.reservations.end(&Public::Name(name.clone()));
+        }
+        state.next_tunnel += 1;
+        let tunnel = Arc::new(make(state.next_tunnel));
+        state.tunnels.insert(tunnel.number, tunnel.clone());
+        let most = self.spare_tunnels(&state, &session.key.name);
+        state.reservations.limit(&session.key.name, most);
+        state.changed.send_replace(());
         Ok(tunnel)
     }
 
