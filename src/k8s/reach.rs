@@ -157,6 +157,9 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
             "the server's certificate has a kind of key that adit does not know: RSA from 1024 bits on, P-256, P-384, P-521 and Ed25519 it does"
                 .to_owned()
         }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "the server's certificate is not for servers: its extended key usage has no serverAuth".to_owned()
+        }
         CertificateError::BadEncoding => "the server's certificate cannot be read".to_owned(),
         other => format!("the server's certificate is of no use: {other}"),
     }
