@@ -58,7 +58,7 @@ use crate::{
 
 /// How long one request to an API server may take, answer included. kubectl has no limit, and gateways that wake a cluster up
 /// take 12 s and more.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long the files of a context may take to be read. A stalled network file system takes for ever.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
