@@ -126,6 +126,8 @@ pub struct App {
 pub struct Bound {
     app: App,
     config: Config,
+    /// The same for all: a kubeconfig that is a pipe is read once.
+    clusters: Arc<Clusters>,
     sockets: Sockets,
     admin: Option<AdminSocket>,
     /// Port that names the admin socket. `None`: there will be no admin socket.
@@ -150,7 +152,8 @@ impl App {
                 .inspect_err(|error| warn!(%error, "no admin socket: 'adit status' does not find this adit until there is one; trying again"))
                 .ok()
         });
-        Ok(Bound { app: self, config, sockets, admin, admin_port: port })
+        let clusters = Clusters::new(&config.exec_path);
+        Ok(Bound { app: self, config, clusters, sockets, admin, admin_port: port })
     }
 }
 
@@ -179,13 +182,17 @@ impl Bound {
         &self.config
     }
 
+    /// Reads the kubeconfig, and returns what each name means.
+    pub fn router(&self) -> Router {
+        route(&self.clusters, Arc::new(self.config.clone()))
+    }
+
     /// Serves until `drain` starts; the caller then waits for the connections that `drain` tracks.
     ///
     /// # Errors
     /// The audit log cannot be opened, or the system has no random numbers for keys.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
-        let Self { app, config, sockets, admin, admin_port } = self;
-        let clusters = Clusters::new(&config.exec_path);
+        let Self { app, config, clusters, sockets, admin, admin_port } = self;
         let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone(), app.supervisor.clone()));
         let tunnels = Manager::new(backend, drain.clone());
         let allow_commands = config.sni.as_ref().is_some_and(|sni| sni.allow_commands);

@@ -38,7 +38,6 @@ use crate::{
         ClusterError,
         client::{Cluster, Clusters},
         endpoints::ReadyPod,
-        error::kubectl,
         pods,
         resolve::resolve_pods,
         upgrade::{
@@ -215,7 +214,7 @@ impl Way {
             what: format!("pod {}/{}", self.namespace, self.pod.name),
             context: self.cluster.context.clone(),
             cause,
-            hint: format!("{} -n {} get pods", kubectl(&self.cluster.context), self.namespace),
+            hint: format!("{} -n {} get pods", self.cluster.kubectl(), self.namespace),
         }
         .into()
     }

@@ -22,7 +22,6 @@ use crate::{
     k8s::{
         ClusterError,
         client::Clusters,
-        error::kubectl,
         resolve::resolve,
         upgrade::{self, UpgradeError},
     },
@@ -74,7 +73,7 @@ impl PortForward {
             what: target.to_string(),
             context: cluster.context.clone(),
             cause: gone,
-            hint: format!("{} -n {} get pods", kubectl(&cluster.context), resolution.namespace),
+            hint: format!("{} -n {} get pods", cluster.kubectl(), resolution.namespace),
         }))
     }
 }

@@ -37,9 +37,13 @@ pub mod url;
 pub mod version;
 pub mod wait;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc};
+use std::{
+    net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc, thread,
+    time::Duration,
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use tokio::time::sleep;
 
 use self::report::CliError;
 use crate::{
@@ -258,11 +262,20 @@ fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<E
     telemetry::init_plugins();
     up::run_to_end(async {
         let mut signals = up::Signals::new()?;
+        // A kubeconfig may be a pipe that nobody writes, or on a file system that hangs: then this thread notices no signal.
+        thread::spawn(|| up::run_to_end(exit_at_signal()));
         tokio::select! {
             ended = command => ended,
             () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
         }
     })
+}
+
+/// Ends the process soon after a signal, if nothing else has done so.
+async fn exit_at_signal() -> Result<(), CliError> {
+    up::Signals::new()?.next().await;
+    sleep(Duration::from_secs(1)).await;
+    std::process::exit(i32::from(up::INTERRUPTED))
 }
 
 impl Globals {

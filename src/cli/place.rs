@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use super::{Globals, report::CliError};
 use crate::{
-    config::{ContextName, InvalidValue, Namespace},
+    config::{ContextName, InvalidValue, Namespace, shell::kubectl},
     k8s::client::{Cluster, Clusters},
     routing::{ClusterId, RouteError, Router},
 };
@@ -29,7 +29,7 @@ impl Place {
         let of_context = || router.http_contexts.namespaces.get(&id.context).cloned().transpose();
         let namespace = match namespace {
             Some(namespace) => namespace,
-            None => of_context().map_err(|invalid| no_namespace(&id.context, invalid))?.unwrap_or_default(),
+            None => of_context().map_err(|invalid| no_namespace(&id, invalid))?.unwrap_or_default(),
         };
         Ok(Self { clusters, router, id, namespace })
     }
@@ -51,8 +51,8 @@ impl Place {
 }
 
 /// Returns the error of a context with an invalid namespace.
-fn no_namespace(context: &ContextName, invalid: InvalidValue) -> CliError {
-    let error = RouteError::NoNamespace { context: context.clone(), invalid };
+fn no_namespace(id: &ClusterId, invalid: InvalidValue) -> CliError {
+    let error = RouteError::NoNamespace { context: id.context.clone(), invalid, kubectl: kubectl(&id.kubeconfig) };
     CliError::new(&error).hint(error.hint())
 }
 
@@ -60,10 +60,14 @@ fn no_namespace(context: &ContextName, invalid: InvalidValue) -> CliError {
 fn context(router: &Router) -> Result<ContextName, CliError> {
     let contexts = &router.http_contexts;
     router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {
-        Some(problem) => CliError::new("cannot read the kubeconfig")
-            .cause(Some(problem))
-            .hint(Some("set $KUBECONFIG, or use --kubeconfig")),
+        Some(problem) => CliError::new("cannot read the kubeconfig").cause(Some(problem)).hint(Some(
+            if problem.ends_with("does not exist") || problem.starts_with("there is no") {
+                "set $KUBECONFIG, or use --kubeconfig"
+            } else {
+                "correct the file, or name another with --kubeconfig"
+            },
+        )),
         None => CliError::new("the kubeconfig has no current context")
-            .hint(Some("kubectl config use-context NAME, or use --context")),
+            .hint(Some(format!("{} config use-context NAME, or use --context", kubectl(&contexts.kubeconfig)))),
     })
 }

@@ -3,17 +3,23 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    future::Future,
+    future::{Future, pending},
     io::{self, IsTerminal},
     net::SocketAddr,
     num::NonZeroUsize,
+    panic::resume_unwind,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, info};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+    time::sleep,
+};
+use tracing::{debug, info, warn};
 
 use super::{
     Globals,
@@ -22,7 +28,7 @@ use super::{
 };
 use crate::{
     app::{App, Bound},
-    config::DASHBOARD_HOST,
+    config::{DASHBOARD_HOST, shell::kubectl},
     drain::Drain,
     io::accept::Limits,
     listener::inherited::Inherited,
@@ -58,9 +64,12 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let workers = globals.workers.or(config.workers).map_or_else(runtime::of_laptop, NonZeroUsize::get);
     runtime::serve(workers, async {
         // Register before binding: a program that sees a socket may send a signal.
-        let signals = Signals::new()?;
-        let bound = bind(app, config)?;
-        print(&banner(&bound))?;
+        let mut signals = Signals::new()?;
+        let (bound, text) = match read(bind(app, config)?, &mut signals).await {
+            Some(read) => read,
+            None => return Ok(ExitCode::from(INTERRUPTED)),
+        };
+        print(&text)?;
         serve(bound, signals).await
     })
 }
@@ -156,13 +165,33 @@ pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliEr
     }
 }
 
+/// Reads the kubeconfig for the banner, and says so where that takes long: it may be a pipe, or on a file system that hangs. None:
+/// a signal ended it.
+async fn read(bound: Bound, signals: &mut Signals) -> Option<(Bound, String)> {
+    let files = bound.config().http.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let mut reading = spawn_blocking(move || {
+        let text = banner(&bound);
+        (bound, text)
+    });
+    let slow = async {
+        sleep(Duration::from_secs(1)).await;
+        warn!("still reading the kubeconfig {}", files.join(", "));
+        pending().await
+    };
+    tokio::select! {
+        read = &mut reading => Some(read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))),
+        () = signals.next() => None,
+        () = slow => None,
+    }
+}
+
 /// Returns the text with the addresses, the routes, and how to reach a Service.
 fn banner(bound: &Bound) -> String {
     let config = bound.config();
     let http = bound.http_addresses();
     let port = http.first().map_or(0, SocketAddr::port);
     let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-    let (_, router) = super::router(config.clone());
+    let router = bound.router();
     let mut text = format!("adit {} listens on {}\n", env!("CARGO_PKG_VERSION"), list(&http));
     let _ = match &config.source {
         Some(file) => writeln!(text, "config    {}", file.display()),
@@ -170,7 +199,15 @@ fn banner(bound: &Bound) -> String {
     };
     let current = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
     let _ = match (current, &router.http_contexts.problem) {
-        (Some(context), _) => {
+        (Some(context), Some(problem)) => writeln!(text, "context   {context}, but {problem}"),
+        (Some(context), None) if router.http_contexts.lacks(context) => {
+            let known = router.http_contexts.namespaces.keys().map(ToString::to_string).collect::<Vec<_>>();
+            let known = if known.is_empty() { "no context".to_owned() } else { known.join(", ") };
+            let files = router.http_contexts.kubeconfig.0.iter().map(|path| path.display().to_string());
+            let files = files.collect::<Vec<_>>().join(", ");
+            writeln!(text, "context   {context}, which does not exist: {files} has {known}")
+        }
+        (Some(context), None) => {
             let others = router.http_contexts.namespaces.len().saturating_sub(1);
             writeln!(
                 text,
@@ -179,7 +216,10 @@ fn banner(bound: &Bound) -> String {
             )
         }
         (None, Some(problem)) => writeln!(text, "context   none: {problem}"),
-        (None, None) => writeln!(text, "context   none is current: kubectl config use-context NAME"),
+        (None, None) => {
+            let kubectl = kubectl(&router.http_contexts.kubeconfig);
+            writeln!(text, "context   none is current: {kubectl} config use-context NAME")
+        }
     };
     for host in config.http.routes.keys() {
         let _ = writeln!(text, "route     http://{host}:{port}");

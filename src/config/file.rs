@@ -87,15 +87,32 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
 /// keys counts, as in Go. An empty file is [`serde_json::Value::Null`].
 ///
 /// # Errors
-/// The text is not YAML. The error has only the place: the parser's own message would quote the surrounding text, which may be a
-/// token.
+/// The text is not YAML. The error says why and where, without the surrounding text, which may be a token.
 pub fn foreign(text: &str) -> Result<serde_json::Value, String> {
     let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
     let documents: Vec<_> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        if let Some(error) = Parser::new_from_str(text).find_map(Result::err) {
+            let at = error.marker();
+            // A line with a tab may be taken for one that goes on with the line before it.
+            let has_tab =
+                |line: &str| line.split(|char: char| !char.is_whitespace()).next().is_some_and(|it| it.contains('\t'));
+            let near = text.lines().enumerate().skip(at.line().saturating_sub(1)).take(2);
+            if let Some((index, _)) = near.into_iter().find(|(_, line)| has_tab(line)) {
+                return format!("it is no YAML: line {} is indented with a tab, and needs spaces", index + 1);
+            }
+            return format!("it is no YAML: {} (line {}, column {})", error.info(), at.line(), at.col() + 1);
+        }
         let place = error.location().map(|at| format!(" (line {}, column {})", at.line(), at.column()));
         format!("it is no YAML{}", place.unwrap_or_default())
     })?;
     Ok(documents.into_iter().next().unwrap_or_default())
+}
+
+/// Returns the text up to the end of its first document: Go never looks at a second one of a kubeconfig, which may be half-written.
+pub fn first_document(text: &str) -> &str {
+    let mut events = Parser::new_from_str(text).map_while(Result::ok);
+    let end = events.find_map(|(event, span)| matches!(event, Event::DocumentEnd).then(|| span.byte_range()));
+    end.flatten().and_then(|end| text.get(..end.start)).unwrap_or(text)
 }
 
 struct Builder<'a> {

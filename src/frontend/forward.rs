@@ -340,7 +340,7 @@ mod tests {
     fn where_there_is_no_cluster_a_name_is_one_of_the_internet() {
         let of = |host: &str| Asked { context: None, host: host.to_owned(), port: 80 };
         let denied = RouteError::DynamicDenied { context: "c".to_owned(), host: "h".to_owned() };
-        let without = RouteError::NoContext { host: "h".to_owned(), reason: "r".to_owned() };
+        let without = RouteError::NoContext { host: "h".to_owned(), reason: "r".to_owned(), kubectl: "k".to_owned() };
         let elsewhere = RouteError::Elsewhere { host: "h".to_owned() };
         for (host, error, is_elsewhere) in [
             ("example.com", &denied, false),

@@ -12,17 +12,22 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     net::IpAddr,
+    panic::resume_unwind,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use http::Uri;
-use kube::client::{ClientBuilder, ConfigExt};
+use http::{HeaderValue, Uri, header::PROXY_AUTHORIZATION};
+use kube::client::{Body, ClientBuilder, ConfigExt};
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use tokio::{
     sync::OnceCell,
-    time::{Instant, timeout_at},
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
 };
 use tower::ServiceBuilder;
 use tracing::debug;
@@ -39,6 +44,7 @@ use crate::{
         ClusterError, Namespaces,
         credentials::{Credential, User},
         dial::{Connector, Dialer},
+        error::kubectl,
         exec_path::ExecPath,
         kubeconfig::{self, Access, Files, Fingerprint},
         proxy,
@@ -50,14 +56,20 @@ use crate::{
     telemetry::reasons,
 };
 
-/// How long one request to an API server may take, answer included.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one request to an API server may take, answer included. kubectl has no limit, and gateways that wake a cluster up
+/// take 12 s and more.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long the files of a context may take to be read. A stalled network file system takes for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
-    files: Files,
+    files: Arc<Files>,
     made: Mutex<HashMap<ClusterId, Entry>>,
+    /// Contexts whose files were not read in time: somebody is still reading them.
+    hung: Arc<Mutex<HashSet<ClusterId>>>,
     sign_ins: SignIns,
 }
 
@@ -66,9 +78,31 @@ struct Entry {
     cluster: Arc<OnceCell<Arc<Cluster>>>,
 }
 
+/// Result of a look at files.
+struct Read {
+    /// Entries whose files have changed.
+    changed: Vec<(ClusterId, Fingerprint)>,
+    /// None: the cluster that is made already is current.
+    loaded: Option<Result<(Fingerprint, Access), ClusterError>>,
+}
+
+/// Returns the error of a context whose files are not read in time.
+fn hangs(id: &ClusterId) -> ClusterError {
+    let files = id.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let (context, within) = (&id.context, READ_TIMEOUT.as_secs());
+    ClusterError::Kubeconfig {
+        reason: format!(
+            "context {context}: {files}, or a file that it names, is not read within {within} s: does its file system \
+             hang, or is it a pipe that nobody writes?"
+        ),
+    }
+}
+
 /// One cluster as one user: the API client, and what an upgrade needs beside it.
 pub struct Cluster {
     pub context: ContextName,
+    /// See [`Self::kubectl`].
+    kubectl: String,
     pub client: kube::Client,
     /// The same for watches, which start no sign-in.
     pub watches: kube::Client,
@@ -106,7 +140,8 @@ impl Clusters {
     /// `exec_path`: folders in front of PATH for credential plugins.
     pub fn new(exec_path: &[PathBuf]) -> Arc<Self> {
         let exec_path = Mutex::new(ExecPath::new(exec_path));
-        Arc::new(Self { exec_path, files: Files::default(), made: Mutex::default(), sign_ins: SignIns::new() })
+        let (files, hung) = (Arc::default(), Arc::default());
+        Arc::new(Self { exec_path, files, made: Mutex::default(), hung, sign_ins: SignIns::new() })
     }
 
     /// Replaces the folders in front of PATH, for clusters that are made from now on.
@@ -126,27 +161,76 @@ impl Clusters {
 
     /// Returns the cluster, made at its first use; made again when its kubeconfig files, or the
     /// certificates and keys that they name, have changed. Nobody signs in for that: requests do.
+    ///
+    /// # Errors
+    /// The context cannot be used, or its files are not read within [`READ_TIMEOUT`]: their file system hangs.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
-        let files = Fingerprint::of(&id.kubeconfig.0);
-        let made = {
-            let mut made = self.made.lock().expect("no panic while the lock is held");
-            made.retain(|other, entry| other.kubeconfig != id.kubeconfig || entry.files.is_current());
-            made.get(id).and_then(|entry| entry.cluster.get().cloned())
+        let (known, present) = {
+            let made = self.made.lock().expect("no panic while the lock is held");
+            let beside = made.iter().filter(|(other, _)| other.kubeconfig == id.kubeconfig);
+            let known: Vec<_> = beside.map(|(other, entry)| (other.clone(), entry.files.clone())).collect();
+            (known, made.get(id).and_then(|entry| entry.cluster.get().cloned()))
         };
-        if let Some(cluster) = made {
-            return Ok(cluster);
-        }
-        let exec_path = self.exec_path();
-        // Loads before it keeps an entry: made-up context names in hostnames must not fill the map.
-        let access = kubeconfig::load(id, &self.files, &exec_path)?;
-        let files = files.and(access.files.clone());
-        let cluster = {
+        let Read { changed, loaded } = self.read(id, known, present.is_some()).await?;
+        let (cluster, access) = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
+            for (other, files) in changed {
+                if made.get(&other).is_some_and(|entry| entry.files == files) {
+                    made.remove(&other);
+                }
+            }
+            let (files, access) = match (loaded, present) {
+                // Loaded before an entry is kept: made-up context names in hostnames must not fill the map.
+                (Some(loaded), _) => loaded?,
+                (None, Some(cluster)) => return Ok(cluster),
+                (None, None) => return Err(hangs(id)),
+            };
             let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
-            entry.cluster.clone()
+            (entry.cluster.clone(), access)
         };
-        let make = || async { Cluster::make(id.context.clone(), access, &self.sign_ins).map(Arc::new) };
+        let make = || async { Cluster::make(id, access, &self.sign_ins).map(Arc::new) };
         cluster.get_or_try_init(make).await.cloned()
+    }
+
+    /// Looks at the files of `known`, and loads the context unless it `is_made` and they have not changed. On another thread: where a
+    /// file system hangs, nobody else waits.
+    ///
+    /// # Errors
+    /// It takes longer than [`READ_TIMEOUT`], or somebody has waited for so long and it still goes on.
+    async fn read(
+        &self,
+        id: &ClusterId,
+        known: Vec<(ClusterId, Fingerprint)>,
+        is_made: bool,
+    ) -> Result<Read, ClusterError> {
+        if self.hung.lock().expect("no panic while the lock is held").contains(id) {
+            return Err(hangs(id));
+        }
+        let (id, files, exec_path, hung) = (id.clone(), self.files.clone(), self.exec_path(), self.hung.clone());
+        let (wanted, has_ended) = (id.clone(), Arc::new(AtomicBool::new(false)));
+        let ended = has_ended.clone();
+        let reading = spawn_blocking(move || {
+            let now = Fingerprint::of(&wanted.kubeconfig.0);
+            let changed: Vec<_> = known.into_iter().filter(|(_, files)| !files.is_current()).collect();
+            let is_current = is_made && changed.iter().all(|(other, _)| *other != wanted);
+            let load = || kubeconfig::load(&wanted, &files, &exec_path);
+            let loaded = (!is_current).then(|| load().map(|access| (now.and(access.files.clone()), access)));
+            let mut hung = hung.lock().expect("no panic while the lock is held");
+            hung.remove(&wanted);
+            ended.store(true, Ordering::Relaxed);
+            Read { changed, loaded }
+        });
+        match timeout(READ_TIMEOUT, reading).await {
+            Ok(read) => Ok(read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))),
+            Err(_) => {
+                let mut hung = self.hung.lock().expect("no panic while the lock is held");
+                // It may have ended this moment, and then nobody would take it out again.
+                if !has_ended.load(Ordering::Relaxed) {
+                    hung.insert(id.clone());
+                }
+                Err(hangs(&id))
+            }
+        }
     }
 
     /// Returns why a process with another PATH could not use a context: its plugin is looked for in the folders of `exec_path`.
@@ -182,7 +266,8 @@ impl Clusters {
 }
 
 impl Cluster {
-    fn make(context: ContextName, access: Access, sign_ins: &SignIns) -> Result<Self, ClusterError> {
+    fn make(id: &ClusterId, access: Access, sign_ins: &SignIns) -> Result<Self, ClusterError> {
+        let context = id.context.clone();
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
         let Access { config, bundle, login, user, headers, files: _ } = access;
         let tls = tls_config(&config, bundle)
@@ -204,8 +289,17 @@ impl Cluster {
         };
         let transports = Arc::new(Transports::new(tls, dialer.clone(), server_name.clone()));
         let user = User::new(login.method(&user, sign_ins), headers);
+        // A proxy that is sent whole requests reads its own header in each.
+        let to_proxy = dialer.forwards(&config.cluster_url).flatten();
+        let to_proxy = to_proxy.and_then(|value| HeaderValue::try_from(value).ok());
         let client = |authorized: Authorized| {
-            let service = ServiceBuilder::new().layer(config.base_uri_layer()).service(authorized);
+            let to_proxy = to_proxy.clone();
+            let with_proxy = move |mut request: http::Request<Body>| {
+                request.headers_mut().extend(to_proxy.clone().map(|value| (PROXY_AUTHORIZATION, value)));
+                request
+            };
+            let layers = ServiceBuilder::new().layer(config.base_uri_layer());
+            let service = layers.map_request(with_proxy).service(authorized);
             ClientBuilder::new(service, config.default_namespace.clone()).build()
         };
         let contact = Contact::default();
@@ -229,8 +323,14 @@ impl Cluster {
             user,
             transports,
             contact,
+            kubectl: kubectl(id),
             context,
         })
+    }
+
+    /// Returns the start of a command of kubectl for this context, to paste into any shell.
+    pub fn kubectl(&self) -> &str {
+        &self.kubectl
     }
 
     /// Returns whether nobody has asked this of `text` before: a missing permission is said once.
@@ -306,11 +406,7 @@ impl Cluster {
             Some(Err(error)) => Err(AskError::Failed(self.translate(namespaces.into(), error))),
             None => {
                 self.contact.note(false);
-                Err(AskError::Failed(ClusterError::TimedOut {
-                    context: self.context.clone(),
-                    doing: doing.to_owned(),
-                    after,
-                }))
+                Err(AskError::Failed(self.timed_out(doing.to_owned(), after)))
             }
         }
     }
@@ -328,9 +424,11 @@ impl Cluster {
     }
 }
 
-/// Returns the name that a certificate is verified against. An IPv4 address in the form of IPv6 is one, as in Go.
+/// Returns the name that a certificate is verified against. An IPv4 address in the form of IPv6 is one, as in Go. A zone of an
+/// address is for this machine alone.
 fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     let host = host.trim_matches(['[', ']']);
+    let host = host.split_once('%').map_or(host, |(address, _)| address);
     match host.parse::<IpAddr>() {
         Ok(address) => Ok(ServerName::from(address.to_canonical())),
         Err(_) => ServerName::try_from(host.to_owned()),
@@ -387,11 +485,42 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
     }
 
+    #[tokio::test]
+    async fn files_that_hang_hold_up_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("ca.crt");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let path = folder.path().join("config");
+        let kubeconfig = json!({
+            "clusters": [
+                {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}},
+                {"name": "hangs", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca.crt"}},
+            ],
+            "contexts": [{"name": "one", "context": {"cluster": "c"}}, {"name": "hangs", "context": {"cluster": "hangs"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let kubeconfig = Arc::new(KubeconfigPaths(vec![path]));
+        let id = |context: &str| ClusterId { kubeconfig: kubeconfig.clone(), context: context.parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        let hangs = id("hangs");
+        let mut waiting = std::pin::pin!(clusters.get(&hangs));
+        assert!(timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+        clusters.get(&id("one")).await.unwrap();
+        // Somebody writes it at last.
+        let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        tokio::task::spawn_blocking(move || fs::write(pipe, ca)).await.unwrap().unwrap();
+        waiting.await.unwrap();
+    }
+
     #[test]
     fn addresses_are_names_of_certificates_in_every_form() {
-        for (host, wanted) in
-            [("[::ffff:127.0.0.1]", "127.0.0.1"), ("[::1]", "::1"), ("10.0.0.1", "10.0.0.1"), ("a.test", "a.test")]
-        {
+        for (host, wanted) in [
+            ("[::ffff:127.0.0.1]", "127.0.0.1"),
+            ("[::1]", "::1"),
+            ("[fe80::1%25eth0]", "fe80::1"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("a.test", "a.test"),
+        ] {
             assert_eq!(server_name(host).unwrap().to_str(), wanted);
         }
         assert!(server_name("a b").is_err());

@@ -20,10 +20,12 @@ use http::{
     HeaderMap, HeaderValue,
     header::{AUTHORIZATION, InvalidHeaderValue},
 };
+use jiff::Timestamp;
 use rustls::sign::CertifiedKey;
 
 use self::{exec::Plugin, oidc::Oidc, token_file::TokenFile};
 use super::sign_in::{Failure, SignIn, SignIns};
+use crate::tls::certificate::Certificate;
 
 /// A credential that comes expired is used for this long all the same: the clocks may differ, and a plugin must not
 /// run for each request.
@@ -60,6 +62,12 @@ impl Credential {
     /// Returns when it expires. None: it does not say.
     pub fn expires(&self) -> Option<SystemTime> {
         self.expires
+    }
+
+    /// Returns when its client certificate ends. None: it has none.
+    fn certificate_ends(&self) -> Option<Timestamp> {
+        let certificate = self.identity.as_ref()?.cert.first()?;
+        Timestamp::from_second(Certificate::parse(certificate)?.not_after).ok()
     }
 
     /// Returns whether it has not expired. As in client-go, a token is used up to its last second.
@@ -188,6 +196,18 @@ impl User {
         }
     }
 
+    /// Returns why a server says 401, as far as that can be seen from here.
+    pub fn refusal(&self) -> Failure {
+        let now = Timestamp::now();
+        match self.present().and_then(|credential| credential.certificate_ends()).filter(|end| *end < now) {
+            Some(end) => Failure {
+                reason: format!("the API server does not accept the client certificate, which expired at {end} (401)"),
+                hint: Some("renew it with the tool that has written the kubeconfig".to_owned()),
+            },
+            None => Failure::refused(),
+        }
+    }
+
     /// Waits until there is a fresh credential, because somebody else signs in.
     pub async fn signed_in(&self) {
         if let Method::SignIn(sign_in) = &self.method {
@@ -288,5 +308,20 @@ mod tests {
         assert_eq!(header, "Basic YW5hOnA6dw==");
         let credential = Credential::new(Some(bearer("secret").unwrap()), None);
         assert!(!format!("{credential:?}{:?}", credential.header).contains("secret"));
+    }
+
+    #[test]
+    fn a_client_certificate_that_has_expired_is_the_reason_of_a_401() {
+        for (year, wanted) in [(2020, "which expired at 2020-01-01T00:00:00Z (401)"), (2999, "the credentials (401)")] {
+            let mut params = rcgen::CertificateParams::new(["ana".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let (chain, key) = (params.self_signed(&key).unwrap().pem(), key.serialize_pem());
+            let provider = crate::tls::provider();
+            let identity = crate::tls::identity::from_pem(chain.as_bytes(), key.as_bytes(), &provider).unwrap();
+            let credential = Credential::new(None, Some(Arc::new(identity)));
+            let refusal = User::new(Method::Fixed(Arc::new(credential)), HeaderMap::new()).refusal();
+            assert!(refusal.reason.ends_with(wanted), "{refusal:?}");
+        }
     }
 }

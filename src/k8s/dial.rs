@@ -1,8 +1,11 @@
 //! TCP to an API server, through a proxy where one is configured, for requests and upgrades alike; and TLS for upgrades.
 
+mod proxied;
+
 use std::{
     future::Future,
     io,
+    net::{Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -10,43 +13,46 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::{HeaderValue, Uri};
+use http::Uri;
 use hyper_util::{
-    client::legacy::connect::{
-        Connected, Connection, HttpConnector,
-        proxy::{SocksV5, Tunnel},
-    },
+    client::legacy::connect::{Connected, Connection, HttpConnector, dns::Name},
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::lookup_host,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt};
 
+use self::proxied::Destination;
+pub use self::proxied::ProxyError;
 use super::proxy::credentials;
 use crate::io::{BoxedIo, read_ahead::ReadAhead, through::write_through};
 
 /// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// hyper's message if a SOCKS proxy selects a method that was not offered.
-const CHOSE_NO_USER: &str = "server implements authentication incorrectly";
-
 /// Opens connections to the host and port of a URI.
 #[derive(Clone)]
 pub struct Dialer {
-    way: Way,
+    tcp: HttpConnector<Resolver>,
+    proxy: Option<Arc<Proxy>>,
 }
 
-#[derive(Clone)]
-enum Way {
-    Direct(HttpConnector),
-    HttpProxy(Tunnel<HttpConnector>),
-    HttpsProxy(Tunnel<hyper_rustls::HttpsConnector<HttpConnector>>),
-    Socks5 { with_user: Option<SocksV5<HttpConnector>>, without: SocksV5<HttpConnector> },
+struct Proxy {
+    url: Uri,
+    /// User and password of its URL.
+    user: Option<(String, String)>,
+    speaks: Speaks,
+}
+
+enum Speaks {
+    Http,
+    Https(TlsConnector, ServerName<'static>),
+    Socks5,
 }
 
 impl Dialer {
@@ -54,8 +60,8 @@ impl Dialer {
     ///
     /// # Errors
     /// The proxy's scheme is none of these.
-    pub fn new(proxy: Option<&Uri>, tls: &rustls::ClientConfig) -> Result<Self, String> {
-        let mut tcp = HttpConnector::new();
+    pub fn new(proxy: Option<&Uri>, tls: &ClientConfig) -> Result<Self, String> {
+        let mut tcp = HttpConnector::new_with_resolver(Resolver);
         tcp.enforce_http(false);
         // Without it a request in two segments waits 40 ms for a delayed acknowledgement.
         tcp.set_nodelay(true);
@@ -64,50 +70,100 @@ impl Dialer {
         // Bytes that nobody acknowledges for 20 s: the laptop slept, or the VPN is gone.
         #[cfg(target_os = "linux")]
         tcp.set_tcp_user_timeout(Some(Duration::from_secs(20)));
-        let Some(proxy) = proxy else { return Ok(Self { way: Way::Direct(tcp) }) };
-        let way = match proxy.scheme_str() {
-            Some("http") => Way::HttpProxy(with_credentials(Tunnel::new(proxy.clone(), tcp), proxy)),
+        let Some(url) = proxy else { return Ok(Self { tcp, proxy: None }) };
+        let speaks = match url.scheme_str() {
+            Some("http") => Speaks::Http,
             Some("https") => {
-                let tls = hyper_rustls::HttpsConnectorBuilder::new()
-                    .with_tls_config(tls.clone())
-                    .https_or_http()
-                    .enable_http1();
-                Way::HttpsProxy(with_credentials(Tunnel::new(proxy.clone(), tls.wrap_connector(tcp)), proxy))
+                let mut tls = tls.clone();
+                tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+                let name = ServerName::try_from(host(url).to_owned());
+                let name = name.map_err(|_| format!("the proxy {} has no host name", host(url)))?;
+                Speaks::Https(TlsConnector::from(Arc::new(tls)), name)
             }
-            Some("socks5" | "socks5h") => {
-                let without = SocksV5::new(proxy.clone(), tcp);
-                let with_user = credentials(proxy).map(|(user, password)| without.clone().with_auth(user, password));
-                Way::Socks5 { with_user, without }
-            }
-            _ => {
-                return Err(format!(
-                    "a proxy has to be http, https or socks5, not {:?}",
-                    proxy.scheme_str().unwrap_or("")
-                ));
+            Some("socks5" | "socks5h") => Speaks::Socks5,
+            other => {
+                return Err(format!("a proxy has to be http, https or socks5, not {:?}", other.unwrap_or_default()));
             }
         };
-        Ok(Self { way })
+        let proxy = Proxy { url: url.clone(), user: credentials(url), speaks };
+        Ok(Self { tcp, proxy: Some(Arc::new(proxy)) })
     }
 
     /// Connects to the server of `uri`; TLS is the caller's.
     pub async fn connect(&self, uri: Uri) -> Result<BoxedIo, BoxError> {
-        Ok(match self.way.clone() {
-            Way::Direct(tcp) => Box::new(tcp.oneshot(uri).await?.into_inner()),
-            Way::HttpProxy(proxy) => Box::new(proxy.oneshot(uri).await?.into_inner()),
-            Way::HttpsProxy(proxy) => Box::new(TokioIo::new(proxy.oneshot(uri).await?)),
-            Way::Socks5 { with_user, without } => {
-                let connected = match with_user {
-                    Some(proxy) => proxy.oneshot(uri.clone()).await,
-                    None => without.clone().oneshot(uri.clone()).await,
-                };
-                let io = match connected {
-                    // Go offers both methods at once. hyper offers one, and takes the choice of the other for a mistake.
-                    Err(error) if error.to_string().ends_with(CHOSE_NO_USER) => without.oneshot(uri).await?,
-                    connected => connected?,
-                };
-                Box::new(io.into_inner())
+        let Some(proxy) = &self.proxy else { return Ok(Box::new(self.tcp.clone().oneshot(uri).await?.into_inner())) };
+        let io = self.connect_to(proxy).await?;
+        let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        let to = Destination { host: host(&uri), port: uri.port_u16().unwrap_or(default) };
+        let asking = async {
+            match proxy.speaks {
+                Speaks::Http | Speaks::Https(..) => proxied::connect(io, to, proxy.authorization().as_deref()).await,
+                Speaks::Socks5 => proxied::socks5(io, to, proxy.user.as_ref()).await,
             }
-        })
+        };
+        Ok(timeout(CONNECT_TIMEOUT, asking).await.unwrap_or(Err(ProxyError::Silent))?)
+    }
+
+    /// Connects to the proxy itself.
+    async fn connect_to(&self, proxy: &Proxy) -> Result<BoxedIo, ProxyError> {
+        let unreached = |error: BoxError| ProxyError::Unreached(error);
+        let tcp = self.tcp.clone().oneshot(proxy.url.clone()).await.map_err(|error| unreached(error.into()))?;
+        match &proxy.speaks {
+            Speaks::Https(tls, name) => {
+                let connecting = timeout(CONNECT_TIMEOUT, tls.connect(name.clone(), tcp.into_inner()));
+                let connected = connecting.await.map_err(|_| ProxyError::Silent)?;
+                Ok(Box::new(connected.map_err(|error| unreached(error.into()))?))
+            }
+            Speaks::Http | Speaks::Socks5 => Ok(Box::new(tcp.into_inner())),
+        }
+    }
+
+    /// Returns the HTTP proxy that a request to `server` is sent to as it is, with its whole URL, and the Proxy-Authorization for that: as
+    /// in Go, only upgrades to `http://` servers ask for a connection. None: there is no such proxy, or `server` is `https://`.
+    pub fn forwards(&self, server: &Uri) -> Option<Option<String>> {
+        let proxy = self.proxy.as_ref().filter(|proxy| !matches!(proxy.speaks, Speaks::Socks5))?;
+        (server.scheme_str() == Some("http")).then(|| proxy.authorization())
+    }
+}
+
+impl Proxy {
+    /// Returns the value of Proxy-Authorization.
+    fn authorization(&self) -> Option<String> {
+        let (user, password) = self.user.as_ref()?;
+        Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+    }
+}
+
+/// Returns the host of a URL, without the brackets of an IPv6 address.
+fn host(url: &Uri) -> &str {
+    url.host().unwrap_or_default().trim_matches(['[', ']'])
+}
+
+/// The system's resolver. It also takes an IPv6 address with a zone, which is written `fe80::1%25eth0` in a URL (RFC 6874).
+#[derive(Clone)]
+struct Resolver;
+
+fn is_of_link(address: &str) -> bool {
+    address.parse::<Ipv6Addr>().is_ok_and(|address| address.is_unicast_link_local())
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let name = match name.as_str().split_once("%25") {
+            Some((address, zone)) if is_of_link(address) => format!("{address}%{zone}"),
+            // A zone says nothing of other addresses, and the system refuses it.
+            Some((address, _)) => address.to_owned(),
+            None => name.to_string(),
+        };
+        Box::pin(async move { Ok(lookup_host((name, 0)).await?.collect::<Vec<_>>().into_iter()) })
     }
 }
 
@@ -144,18 +200,6 @@ impl Connector {
     }
 }
 
-fn with_credentials<C>(tunnel: Tunnel<C>, proxy: &Uri) -> Tunnel<C> {
-    match credentials(proxy) {
-        Some((user, password)) => {
-            match HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))) {
-                Ok(value) => tunnel.with_auth(value),
-                Err(_) => tunnel,
-            }
-        }
-        None => tunnel,
-    }
-}
-
 impl Service<Uri> for Dialer {
     type Response = TokioIo<Dialed>;
     type Error = BoxError;
@@ -167,18 +211,27 @@ impl Service<Uri> for Dialer {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let dialer = self.clone();
-        Box::pin(async move { Ok(TokioIo::new(Dialed { inner: dialer.connect(uri).await? })) })
+        Box::pin(async move {
+            let is_proxy = dialer.forwards(&uri).is_some();
+            let inner = match &dialer.proxy {
+                Some(proxy) if is_proxy => dialer.connect_to(proxy).await?,
+                _ => dialer.connect(uri).await?,
+            };
+            Ok(TokioIo::new(Dialed { inner, is_proxy }))
+        })
     }
 }
 
 /// A connection as hyper's client wants it.
 pub struct Dialed {
     inner: BoxedIo,
+    /// What is written has to name the server.
+    is_proxy: bool,
 }
 
 impl Connection for Dialed {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(self.is_proxy)
     }
 }
 
@@ -201,37 +254,39 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_socks_proxy_without_users_is_used_whatever_its_url_says() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy: Uri = format!("socks5://ana@{}", listener.local_addr().unwrap()).parse().unwrap();
-        let serving = tokio::spawn(async move {
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let mut offered = [0; 3];
-                client.read_exact(&mut offered).await.unwrap();
-                client.write_all(&[5, 0]).await.unwrap();
-                let mut asked = [0; 10];
-                if client.read_exact(&mut asked).await.is_ok() {
-                    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
-                    // Later than the reply, which hyper reads to the end of what has come.
-                    assert_eq!(client.read_u8().await.unwrap(), b'x');
-                    client.write_all(b"hello").await.unwrap();
-                    return;
-                }
-            }
-        });
-        let tls = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+    fn dialer(proxy: Option<&str>) -> Dialer {
+        let tls = ClientConfig::builder_with_provider(crate::tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let dialer = Dialer::new(Some(&proxy), &tls).unwrap();
-        let mut io = dialer.connect(Uri::from_static("https://10.0.0.1:6443")).await.unwrap();
-        io.write_all(b"x").await.unwrap();
-        let mut said = [0; 5];
-        io.read_exact(&mut said).await.unwrap();
-        assert_eq!(&said, b"hello");
-        serving.await.unwrap();
+        Dialer::new(proxy.map(|proxy| proxy.parse().unwrap()).as_ref(), &tls).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_to_an_http_server_is_sent_to_the_proxy_and_an_upgrade_asks_for_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialer = dialer(Some(&format!("http://ana:b@{}", listener.local_addr().unwrap())));
+        let server = Uri::from_static("http://api.test/k8s");
+        assert_eq!(dialer.forwards(&server).unwrap().unwrap(), "Basic YW5hOmI=");
+        assert!(dialer.forwards(&Uri::from_static("https://api.test")).is_none());
+        let request = tokio::spawn(dialer.clone().oneshot(server.clone()));
+        let (mut plain, _) = listener.accept().await.unwrap();
+        assert!(request.await.unwrap().unwrap().inner().connected().is_proxied());
+        assert_eq!(plain.read(&mut [0; 16]).await.unwrap(), 0, "nothing is asked");
+        let upgrade = tokio::spawn(async move { dialer.connect(server).await.map(drop) });
+        let (mut asked, _) = listener.accept().await.unwrap();
+        let mut read = [0; 28];
+        asked.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"CONNECT api.test:80 HTTP/1.1");
+        asked.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        upgrade.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_with_a_zone_is_connected_to() {
+        let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+        let url = format!("https://[::1%25lo]:{}", listener.local_addr().unwrap().port());
+        dialer(None).connect(url.parse().unwrap()).await.unwrap();
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    config::{ContextName, Namespace, shell::quoted},
+    config::{ContextName, Namespace, shell},
     error_code::ErrorCode,
     k8s::kubeconfig::IN_CLUSTER,
+    routing::ClusterId,
 };
 
 /// A port of a Service or Pod, as the API server describes it.
@@ -54,24 +55,33 @@ impl std::fmt::Display for Namespaces {
 /// Display is the first line (what and where), [`cause`](Self::cause) the second, [`hint`](Self::hint) the third.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterError {
-    #[error("context {context} is not in the kubeconfig")]
-    UnknownContext { context: ContextName, known: Vec<ContextName> },
+    /// `files`: the kubeconfig files, for people.
+    #[error("context {context} is not in {files}")]
+    UnknownContext { context: ContextName, files: String, known: Vec<ContextName> },
     #[error("cannot read the kubeconfig: {reason}")]
     Kubeconfig { reason: String },
     /// The credential plugin is missing or failed, a certificate could not be read, or the server answered 401.
     #[error("cannot sign in to context {context}: {reason}")]
     Credentials { context: ContextName, reason: String, hint: Option<String> },
     #[error("user {user} may not {verb} {resource} in {namespaces} (context {context})")]
-    Forbidden { user: String, verb: String, resource: String, namespaces: Namespaces, context: ContextName },
+    Forbidden {
+        // Boxes keep the type small: it is the error of almost everything.
+        user: Box<str>,
+        verb: Box<str>,
+        resource: Box<str>,
+        namespaces: Namespaces,
+        context: ContextName,
+        hint: Box<str>,
+    },
     /// DNS, TCP or TLS to the API server failed.
     #[error("cannot reach the API server of context {context} at {server}")]
-    Unreachable { context: ContextName, server: String, reason: String },
+    Unreachable { context: ContextName, server: String, reason: String, hint: String },
     #[error("the API server of context {context} did not answer within {} s ({doing})", after.as_secs())]
-    TimedOut { context: ContextName, doing: String, after: Duration },
+    TimedOut { context: ContextName, doing: String, after: Duration, hint: String },
     /// The API server says that it, the node or its container runtime cannot answer now (5xx, 429): one of them restarts.
     #[error("the cluster of context {context} is not available at the moment")]
     /// `retry_after`: how long it asks to be left alone, where it says so.
-    Unavailable { context: ContextName, reason: String, retry_after: Option<Duration> },
+    Unavailable { context: ContextName, reason: String, retry_after: Option<Duration>, hint: String },
     /// The node of a pod knows no such requests: a virtual node. `act` is `port-forwards` or `exec`.
     #[error("the node of pod {pod} in context {context} does no {act}")]
     NotServed { act: &'static str, pod: String, context: ContextName, reason: String },
@@ -133,21 +143,9 @@ impl ClusterError {
     /// Returns what to do about it, where there is something specific to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::UnknownContext { known, .. } if known.is_empty() => Some("the kubeconfig has no contexts".to_owned()),
+            Self::UnknownContext { known, .. } if known.is_empty() => Some("it has no contexts".to_owned()),
             Self::UnknownContext { known, .. } => Some(format!("the contexts are {}", join(known))),
             Self::Credentials { hint, .. } | Self::Unsupported { hint, .. } => hint.clone(),
-            Self::Forbidden { verb, resource, namespaces, context, .. } => {
-                let option = match namespaces {
-                    Namespaces::All => "-A".to_owned(),
-                    Namespaces::One(namespace) => format!("-n {namespace}"),
-                };
-                // Verb and resource come from the server.
-                let (verb, resource) = (quoted(verb), quoted(resource));
-                Some(format!("{} auth can-i {verb} {resource} {option}", kubectl(context)))
-            }
-            Self::Unreachable { context, .. } | Self::Unavailable { context, .. } | Self::TimedOut { context, .. } => {
-                Some(format!("{} version", kubectl(context)))
-            }
             Self::NotFound { near, hint, .. } => match near.as_slice() {
                 [] => hint.clone(),
                 near => Some(format!("did you mean {}?", near.join(" or "))),
@@ -162,7 +160,11 @@ impl ClusterError {
             Self::NoSuchPort { ports, .. } | Self::ChoosePort { ports, .. } => {
                 Some(format!("the ports are {}", join(ports)))
             }
-            Self::NotReady { hint, .. } => Some(hint.clone()),
+            Self::Forbidden { hint, .. } => Some(hint.to_string()),
+            Self::NotReady { hint, .. }
+            | Self::Unreachable { hint, .. }
+            | Self::Unavailable { hint, .. }
+            | Self::TimedOut { hint, .. } => Some(hint.clone()),
             Self::NotServed { .. } => {
                 Some("go through a pod on another node: 'via' of a route, or tcp.k8s.jump".to_owned())
             }
@@ -182,11 +184,11 @@ impl std::fmt::Display for ServicePort {
 }
 
 /// Returns the start of a command of kubectl that a person pastes: names of contexts come from files of others.
-pub fn kubectl(context: &ContextName) -> String {
-    match context.as_str() {
+pub fn kubectl(id: &ClusterId) -> String {
+    match id.context.as_str() {
         // kubectl has no name for it.
         IN_CLUSTER => "kubectl".to_owned(),
-        name => format!("kubectl --context {}", quoted(name)),
+        name => format!("{} --context {}", shell::kubectl(&id.kubeconfig), shell::quoted(name)),
     }
 }
 

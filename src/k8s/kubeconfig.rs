@@ -9,6 +9,7 @@ mod load;
 mod merge;
 mod plugin;
 mod server;
+mod shape;
 mod stored;
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};

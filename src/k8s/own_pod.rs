@@ -14,7 +14,6 @@ use crate::{
     k8s::{
         ClusterError,
         client::{AskError, Cluster},
-        error::kubectl,
         objects::Pod,
         pods,
     },
@@ -63,7 +62,7 @@ pub async fn ensure(
                 what,
                 context: cluster.context.clone(),
                 cause: format!("the pod is not ready after {} s ({cause})", within.as_secs()),
-                hint: format!("{} -n {namespace} describe pod {name}", kubectl(&cluster.context)),
+                hint: format!("{} -n {namespace} describe pod {name}", cluster.kubectl()),
             });
         }
         sleep(PAUSE).await;
@@ -85,7 +84,7 @@ async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Dynami
         Ok(()) => Ok(()),
         Err(AskError::Failed(error)) => Err(error),
         Err(AskError::NotFound) => {
-            let hint = format!("there is no namespace {namespace}: {} get namespaces", kubectl(&cluster.context));
+            let hint = format!("there is no namespace {namespace}: {} get namespaces", cluster.kubectl());
             Err(ClusterError::NotFound { what, context: cluster.context.clone(), near: Vec::new(), hint: Some(hint) })
         }
     }

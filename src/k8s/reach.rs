@@ -4,15 +4,25 @@ use std::{error::Error, io, net::IpAddr};
 
 use rustls::{AlertDescription, CertificateError};
 
+use super::dial::ProxyError;
 use crate::telemetry::reasons;
 
 const NO_CIPHER: &str =
     "the server has no version or cipher of TLS that adit has: TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20";
 
+/// Why plain HTTP gets no answer to use.
+pub const SPEAKS_TLS: &str = "the server speaks TLS: write https:// in front of its host in the kubeconfig";
+
 /// Returns the reason. `server`: its URL. `proxy`: the proxy in front of it, without credentials.
 pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
     let chain = chain(error);
     let host = server.host().unwrap_or_default();
+    if let (Some(proxy), Some(error)) = (proxy, chain.iter().find_map(|error| error.downcast_ref::<ProxyError>())) {
+        return match error {
+            ProxyError::Unreached(error) => format!("the proxy {proxy} {}", of_proxy(&**error)),
+            error => format!("the proxy {proxy} {error}"),
+        };
+    }
     if let Some(error) = tls_error(error) {
         return of_tls(error, host);
     }
@@ -23,16 +33,10 @@ pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&
     let says = |text: &str| texts.iter().any(|said| said.contains(text));
     let io = chain.iter().rev().find_map(|error| error.downcast_ref::<io::Error>());
     if says("dns error") {
-        let name = proxy.map_or_else(|| host.to_owned(), |proxy| format!("the proxy {proxy}"));
-        return format!("the name of {name} is not known: check DNS and the VPN");
-    }
-    if let Some(proxy) = proxy
-        && let Some(reason) = of_proxy(&texts, io)
-    {
-        return format!("the proxy {proxy} {reason}");
+        return format!("the name of {host} is not known: check DNS and the VPN");
     }
     if says("invalid HTTP version parsed") && server.scheme_str() == Some("http") {
-        return "the server speaks TLS: write https:// in front of its host in the kubeconfig".to_owned();
+        return SPEAKS_TLS.to_owned();
     }
     match io {
         Some(error) => of_io(error),
@@ -153,6 +157,9 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
             "the server's certificate has a kind of key that adit does not know: RSA from 1024 bits on, P-256, P-384, P-521 and Ed25519 it does"
                 .to_owned()
         }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "the server's certificate is not for servers: its extended key usage has no serverAuth".to_owned()
+        }
         CertificateError::BadEncoding => "the server's certificate cannot be read".to_owned(),
         other => format!("the server's certificate is of no use: {other}"),
     }
@@ -166,21 +173,23 @@ fn plain(name: &str) -> String {
     inner.parse::<IpAddr>().map_or_else(|_| inner.to_owned(), |address| address.to_string())
 }
 
-fn of_proxy(texts: &[String], io: Option<&io::Error>) -> Option<String> {
-    let of_proxy = texts.iter().find(|text| text.starts_with("tunnel error") || text.starts_with("SOCKS error"))?;
-    Some(if of_proxy.contains("authorization required") {
-        "wants a user and a password, or does not accept those in its URL: http://USER:PASSWORD@HOST:PORT".to_owned()
-    } else if of_proxy.contains("credentials not accepted") {
-        "does not accept the user and the password in its URL".to_owned()
-    } else if of_proxy.contains("does not support user/pass") {
-        "wants a user and a password: write them into its URL, socks5://USER:PASSWORD@HOST:PORT".to_owned()
-    } else if let Some(error) = io {
-        format!("cannot be used: {}", of_io(error))
-    } else if of_proxy.contains("unexpected end") {
-        "closed the connection without an answer".to_owned()
-    } else {
-        "refuses to connect to the server".to_owned()
-    })
+/// Returns why TCP or TLS to a proxy failed, to follow its name.
+fn of_proxy(error: &(dyn Error + 'static)) -> String {
+    let chain = chain(error);
+    if let Some(error) = tls_error(error) {
+        return match error {
+            rustls::Error::InvalidMessage(_) => "does not speak TLS: write http:// in its URL".to_owned(),
+            rustls::Error::InvalidCertificate(problem) => format!("has a certificate that is of no use: {problem}"),
+            error => format!("ended TLS: {error}"),
+        };
+    }
+    match chain.iter().rev().find_map(|error| error.downcast_ref::<io::Error>()) {
+        _ if chain.iter().any(|error| error.to_string().contains("dns error")) => {
+            "has a name that is not known: check DNS and the VPN".to_owned()
+        }
+        Some(error) => format!("cannot be reached: {}", of_io(error)),
+        None => format!("cannot be reached: {}", reasons(error)),
+    }
 }
 
 /// Returns why a connection broke, for people: without texts of libraries.
@@ -242,41 +251,28 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_named_with_its_own_failure() {
+        let unreached = |inner: io::Error| ProxyError::Unreached(Box::new(Outer { text: "tcp", inner: Some(inner) }));
+        let tls = |error: rustls::Error| unreached(io::Error::new(io::ErrorKind::InvalidData, error));
+        let not_tls = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        for (error, wanted) in [
+            (unreached(io::ErrorKind::ConnectionRefused.into()), "cannot be reached: the connection is refused"),
+            (ProxyError::Unreached("dns error".into()), "has a name that is not known"),
+            (tls(not_tls), "does not speak TLS: write http://"),
+            (tls(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)), "has a certificate that"),
+            (ProxyError::NotAccepted, "does not accept the user"),
+        ] {
+            let found = reason(&error, &"https://a.test".parse().unwrap(), Some("p:1"));
+            assert!(found.starts_with(&format!("the proxy p:1 {wanted}")), "{found}");
+        }
+    }
+
+    #[test]
     fn no_text_of_a_library_is_in_a_reason_that_is_known() {
         let refused = || Some(io::Error::from(io::ErrorKind::ConnectionRefused));
         let cases = [
             ("tcp connect error", refused(), "https://a.test", None, "the connection is refused"),
             ("dns error", Some(io::Error::other("x")), "https://a.test", None, "the name of a.test is not known"),
-            ("dns error", None, "https://a.test", Some("proxy:1"), "the name of the proxy proxy:1 is not known"),
-            ("tunnel error: unsuccessful", None, "https://a.test", Some("proxy:1"), "the proxy proxy:1 refuses"),
-            (
-                "tunnel error: x",
-                refused(),
-                "https://a.test",
-                Some("proxy:1"),
-                "the proxy proxy:1 cannot be used: the con",
-            ),
-            (
-                "tunnel error: proxy authorization required",
-                None,
-                "https://a.test",
-                Some("p"),
-                "the proxy p wants a user",
-            ),
-            (
-                "SOCKS error: credentials not accepted",
-                None,
-                "https://a.test",
-                Some("p"),
-                "the proxy p does not accept the user",
-            ),
-            (
-                "SOCKS error: server does not support user/pass authentication",
-                None,
-                "https://a.test",
-                Some("p"),
-                "the proxy p wants a user and a password: write them into its URL, socks5://",
-            ),
             ("invalid HTTP version parsed", None, "http://a.test", None, "the server speaks TLS: write https://"),
         ];
         for (text, inner, server, proxy, wanted) in cases {

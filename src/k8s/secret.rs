@@ -5,7 +5,6 @@ use kube::Api;
 use super::{
     ClusterError,
     client::{AskError, Cluster},
-    error::kubectl,
     objects::Secret,
 };
 use crate::config::{Namespace, Subdomain, near::near};
@@ -25,7 +24,7 @@ pub async fn value(
     let mut secret = match cluster.ask(&format!("reading {what}"), namespace, api.get(name)).await {
         Ok(secret) => secret,
         Err(AskError::NotFound) => {
-            let hint = Some(format!("{} -n {namespace} get secrets", kubectl(&context)));
+            let hint = Some(format!("{} -n {namespace} get secrets", cluster.kubectl()));
             return Err(ClusterError::NotFound { what, context, near: Vec::new(), hint });
         }
         // A parser's complaint may quote what it has read.

@@ -99,8 +99,9 @@ pub enum UpgradeError {
     PodGone(String),
 }
 
-/// The API server dials the node, and the node asks its container runtime: 4-7 ms on a healthy node.
-const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The API server dials the node, and the node asks its container runtime: 4-7 ms on a healthy node. Slow gateways take 12 s; a
+/// transport that is swallowed is left for the next one long before.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
@@ -136,11 +137,7 @@ async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, 
         Ok(io) => Ok(Dialled { io, is_spare: false }),
         Err(ConnectError::Tcp(error)) => Err(cluster.unreachable(&*error)),
         Err(ConnectError::Tls(error)) => Err(cluster.broken(&error, credential)),
-        Err(ConnectError::TimedOut) => Err(ClusterError::TimedOut {
-            context: cluster.context.clone(),
-            doing: "connecting".into(),
-            after: CONNECT_TIMEOUT,
-        }),
+        Err(ConnectError::TimedOut) => Err(cluster.timed_out("connecting".to_owned(), CONNECT_TIMEOUT)),
     }
 }
 
@@ -283,7 +280,7 @@ impl Act<'_> {
 
     fn timed_out(&self) -> ClusterError {
         let doing = format!("{} pod {}/{}", self.doing, self.namespace, self.pod);
-        ClusterError::TimedOut { context: self.cluster.context.clone(), doing, after: UPGRADE_TIMEOUT }
+        self.cluster.timed_out(doing, UPGRADE_TIMEOUT)
     }
 
     fn error<T: choice::Transport>(&self, failure: Failure<T>, credential: &Credential) -> UpgradeError {
@@ -311,8 +308,8 @@ impl Act<'_> {
             }
             Failure::Refused(_, Refusal { status, message, retry_after, .. }) => {
                 match self.cluster.refusal(status, &message, self.namespace) {
-                    ClusterError::Unavailable { context, reason, .. } => {
-                        ClusterError::Unavailable { context, reason, retry_after }
+                    ClusterError::Unavailable { context, reason, hint, .. } => {
+                        ClusterError::Unavailable { context, reason, retry_after, hint }
                     }
                     error => error,
                 }

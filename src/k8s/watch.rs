@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use self::backoff::Backoff;
 use super::{
-    client::{Cluster, REQUEST_TIMEOUT},
+    client::Cluster,
     endpoints::{self, PodPort, Reachable},
     objects::{EndpointSlice, Endpoints, Pod},
     resolve::{Source, of_slices},
@@ -27,6 +27,9 @@ const WATCH_SECONDS: u32 = 290;
 
 /// How much later it may end one: from then on, nobody is there who would tell a change.
 const LATE: Duration = Duration::from_secs(10);
+
+/// How long the answer to a watch may take. Until there is one, changes of the pods are missed.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The code of an answer that means that a version is too old (RFC 9110, section 15.5.11: Gone).
 const GONE: u16 = 410;
@@ -211,7 +214,7 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
     let end = Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + LATE;
-    let Ok(events) = timeout(REQUEST_TIMEOUT, api.watch(params, version)).await else { return Ok(Ended::Silent) };
+    let Ok(events) = timeout(ANSWER, api.watch(params, version)).await else { return Ok(Ended::Silent) };
     let events = match events {
         Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Ended::TooOld),
         events => events?,

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crate::{
     config::{
         Config, ContextName, Destination, InvalidValue, KubeconfigPaths, Namespace, PortRef, SniBackend, Workload,
+        shell::{kubectl, quoted},
     },
     error_code::ErrorCode,
     routing::{
@@ -50,10 +51,10 @@ pub enum RouteError {
     Elsewhere { host: String },
     /// The name has no context, and there is no current context (or no kubeconfig).
     #[error("no context for {host}: {reason}")]
-    NoContext { host: String, reason: String },
+    NoContext { host: String, reason: String, kubectl: String },
     /// The name has no namespace, and the kubeconfig's namespace for this context is invalid.
     #[error("context {context} of the kubeconfig has no namespace to use: {invalid}")]
-    NoNamespace { context: ContextName, invalid: InvalidValue },
+    NoNamespace { context: ContextName, invalid: InvalidValue, kubectl: String },
 }
 
 impl Router {
@@ -268,14 +269,17 @@ impl Router {
             destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
         let Some(context) = context else {
             let reason = contexts.problem.clone().unwrap_or_else(|| "the kubeconfig has no current context".to_owned());
-            return Err(RouteError::NoContext { host: host.to_owned(), reason });
+            return Err(RouteError::NoContext { host: host.to_owned(), reason, kubectl: kubectl(paths) });
         };
         let of_alias = || {
             self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
         };
         let of_context = || contexts.namespaces.get(context).cloned().unwrap_or_else(|| Ok(Namespace::default()));
         let namespace = destination.namespace.clone().or_else(of_alias).map_or_else(of_context, Ok);
-        let namespace = namespace.map_err(|invalid| RouteError::NoNamespace { context: context.clone(), invalid })?;
+        let namespace = namespace.map_err(|invalid| {
+            let kubectl = kubectl(paths);
+            RouteError::NoNamespace { context: context.clone(), invalid, kubectl }
+        })?;
         let kubeconfig =
             if *contexts.kubeconfig == *paths { contexts.kubeconfig.clone() } else { Arc::new(paths.clone()) };
         Ok(Arc::new(PodTarget {
@@ -342,9 +346,10 @@ impl RouteError {
             Self::NoContext { reason, .. } if reason.ends_with("does not exist") => {
                 "set $KUBECONFIG, or use --kubeconfig".to_owned()
             }
-            Self::NoContext { .. } => "kubectl config use-context NAME, or set default_context".to_owned(),
-            Self::NoNamespace { context, .. } => format!(
-                "name the namespace, or correct the kubeconfig: kubectl config set-context {context} --namespace NAME"
+            Self::NoContext { kubectl, .. } => format!("{kubectl} config use-context NAME, or set default_context"),
+            Self::NoNamespace { context, kubectl, .. } => format!(
+                "name the namespace, or correct the kubeconfig: {kubectl} config set-context {} --namespace NAME",
+                quoted(context)
             ),
         })
     }

@@ -132,3 +132,10 @@ pub struct Contexts {
     /// Why the kubeconfig could not be read. The other fields are empty then.
     pub problem: Option<String>,
 }
+
+impl Contexts {
+    /// Returns whether the files were read, and have no such context.
+    pub fn lacks(&self, context: &ContextName) -> bool {
+        self.problem.is_none() && !self.kubeconfig.0.is_empty() && !self.namespaces.contains_key(context)
+    }
+}

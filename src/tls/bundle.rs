@@ -14,13 +14,17 @@ use rustls::{
     server::ParsedCertificate,
 };
 
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage};
+
 use super::{certificate::Certificate, handshake, pem};
 
 /// A CA bundle. In addition to webpki's rules, a server's certificate may itself be in the bundle, and may be a CA
 /// certificate (`openssl req -x509` creates such ones) if it is in the bundle or signed by a certificate of the bundle.
+/// Certificates may be for any purpose.
 #[derive(Debug)]
 pub struct Bundle {
     trusted: Vec<Trusted>,
+    roots: Arc<RootCertStore>,
     /// `None`: webpki cannot use any certificate of the bundle.
     webpki: Option<Arc<WebPkiServerVerifier>>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -55,14 +59,15 @@ impl Bundle {
     pub fn new(trusted: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trusted.iter().cloned());
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok();
+        let roots = Arc::new(roots);
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().ok();
         let is_constrained = |der: &CertificateDer<'static>| {
             let mut one = RootCertStore::empty();
             // A certificate that webpki rejects may have constraints that webpki does not parse.
             one.add(der.clone()).is_err() || one.roots.iter().any(|root| root.name_constraints.is_some())
         };
         let trusted = trusted.into_iter().map(|der| Trusted { is_constrained: is_constrained(&der), der }).collect();
-        Self { trusted, webpki, algorithms: provider.signature_verification_algorithms }
+        Self { trusted, roots, webpki, algorithms: provider.signature_verification_algorithms }
     }
 
     fn contains(&self, certificate: &CertificateDer<'_>) -> bool {
@@ -87,6 +92,12 @@ impl Bundle {
         })
     }
 
+    /// Returns whether the bundle trusts a certificate if "any purpose" includes that of a server.
+    fn vouches_for_any(&self, certificate: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        let Ok(end) = EndEntityCert::try_from(certificate) else { return false };
+        end.verify_for_usage(self.algorithms.all, &self.roots.roots, others, now, ServerOrAny, None, None).is_ok()
+    }
+
     /// Verifies the dates and the name of a certificate that the bundle trusts.
     fn verify_trusted(
         certificate: &CertificateDer<'_>,
@@ -103,6 +114,32 @@ impl Bundle {
         }
         verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
         Ok(ServerCertVerified::assertion())
+    }
+}
+
+/// The purpose of a server, or any, as in Go: webpki takes the first alone (RFC 5280, section 4.2.1.12).
+struct ServerOrAny;
+
+impl ExtendedKeyUsageValidator for ServerOrAny {
+    fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        const SERVER: KeyPurposeId<'_> = KeyPurposeId::new(&[0x2b, 6, 1, 5, 5, 7, 3, 1]);
+        const ANY: KeyPurposeId<'_> = KeyPurposeId::new(&[0x55, 0x1d, 0x25, 0]);
+        let mut present = Vec::new();
+        for purpose in purposes {
+            let purpose = purpose?;
+            if purpose == SERVER || purpose == ANY {
+                return Ok(());
+            }
+            present.push(purpose.to_decoded_oid());
+        }
+        match present.is_empty() {
+            true => Ok(()),
+            false => {
+                let required = KeyUsage::server_auth();
+                let context = webpki::RequiredEkuNotFoundContext { required, present };
+                Err(webpki::Error::RequiredEkuNotFoundContext(context))
+            }
+        }
     }
 }
 
@@ -129,6 +166,11 @@ impl ServerCertVerifier for Bundle {
         };
         let Err(Error::InvalidCertificate(refusal)) = &verified else { return verified };
         let Some(parsed) = Certificate::parse(certificate) else { return verified };
+        if matches!(refusal, CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. })
+            && self.vouches_for_any(certificate, intermediates, now)
+        {
+            return Self::verify_trusted(certificate, &parsed, name, now);
+        }
         let is_trusted = match refusal {
             CertificateError::UnknownIssuer => self.contains(certificate),
             refusal => is_authority(refusal) && (self.contains(certificate) || self.vouches_for(&parsed, seconds(now))),
@@ -226,6 +268,35 @@ mod tests {
         let impostor = Issuer::new(params("ca", true), KeyPair::generate().unwrap());
         let forged = params("a.test", true).signed_by(&server_key, &impostor).unwrap();
         assert!(verify(&bundle, forged.der(), "a.test").is_err());
+    }
+
+    #[test]
+    fn a_certificate_for_any_purpose_is_one_of_a_server() {
+        use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+        let (key, middle_key, server_key) = (KeyPair::generate(), KeyPair::generate(), KeyPair::generate());
+        let (key, middle_key, server_key) = (key.unwrap(), middle_key.unwrap(), server_key.unwrap());
+        let authority = params("ca", true);
+        let bundle = Bundle::from_pem(authority.self_signed(&key).unwrap().pem().as_bytes(), &provider()).unwrap();
+        let issuer = Issuer::new(authority, key);
+        for (purposes, is_taken) in [
+            ([vec![], vec![Any]], true),
+            ([vec![Any], vec![ServerAuth]], true),
+            ([vec![Any, ClientAuth], vec![ClientAuth, Any]], true),
+            ([vec![], vec![ClientAuth]], false),
+            ([vec![ClientAuth], vec![Any]], false),
+        ] {
+            let [mut middle, mut server] = [params("middle", true), params("a.test", false)];
+            [middle.extended_key_usages, server.extended_key_usages] = purposes.clone();
+            let issued = middle.signed_by(&middle_key, &issuer).unwrap();
+            let server = server.signed_by(&server_key, &Issuer::new(middle, &middle_key)).unwrap();
+            let verify = |name: &str| {
+                let name = ServerName::try_from(name.to_owned()).unwrap();
+                let others = [issued.der().clone()];
+                bundle.verify_server_cert(server.der(), &others, &name, &[], UnixTime::now())
+            };
+            assert_eq!(verify("a.test").is_ok(), is_taken, "{purposes:?}");
+            assert!(verify("b.test").is_err(), "the name counts");
+        }
     }
 
     #[test]

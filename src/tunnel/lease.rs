@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
-    BUDGET,
+    BUDGET, SLOW_START,
     stream::TunnelStream,
     task::{Running, Tunnel, View},
 };
@@ -160,6 +160,9 @@ pub(super) async fn running(
             Ok(Err(_)) => return Err(NotRunning::Over),
             Err(_) if again < deadline => {}
             Err(_) if let Some(later) = tunnel.put_off() => deadline = later,
+            Err(_) if tunnel.is_first_start() && came.elapsed() < SLOW_START => {
+                deadline = came + SLOW_START;
+            }
             Err(_) => {
                 let error = last_error.unwrap_or(OpenError::TimedOut { after: came.elapsed() });
                 return Err(NotRunning::Failed(error));

@@ -23,5 +23,9 @@ pub use crate::backend::{Blame, ClusterError, Endpoint, OpenError, Placement, Se
 /// Longest time that a caller waits for a ready pod before it gets the error.
 pub const BUDGET: Duration = Duration::from_secs(10);
 
+/// How long it waits while the first attempt still goes on: a slow API server is asked two or three things
+/// until a tunnel runs, each for at most 15 s or 30 s.
+pub const SLOW_START: Duration = Duration::from_secs(60);
+
 #[cfg(test)]
 mod tests;

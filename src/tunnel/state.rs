@@ -135,7 +135,13 @@ mod tests {
 
     fn away(seconds: Option<u64>) -> OpenError {
         let retry_after = seconds.map(Duration::from_secs);
-        ClusterError::Unavailable { context: "c".parse().unwrap(), reason: "429".into(), retry_after }.into()
+        ClusterError::Unavailable {
+            context: "c".parse().unwrap(),
+            reason: "429".into(),
+            retry_after,
+            hint: String::new(),
+        }
+        .into()
     }
 
     #[test]

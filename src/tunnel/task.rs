@@ -200,6 +200,11 @@ impl Tunnel {
         self.backend.sign_in(&self.target)?.put_off(BUDGET, Instant::now())
     }
 
+    /// Returns whether its first attempt still goes on.
+    pub fn is_first_start(&self) -> bool {
+        self.usage.opens.load(Ordering::Relaxed) == 0 && matches!(&*self.view.borrow(), View::Starting(None))
+    }
+
     /// Returns whether callers for `target` can use this tunnel.
     pub fn serves(&self, target: &Target) -> bool {
         self.target == *target || target.pods().is_some_and(|pods| self.leads_to(pods))

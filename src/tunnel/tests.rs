@@ -490,6 +490,15 @@ async fn each_caller_waits_its_own_time_for_a_pod_to_become_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_start_that_is_slow_is_waited_for_and_not_for_ever() {
+    for (delay, wanted) in [(45, None), (300, Some(OpenError::TimedOut { after: SLOW_START }))] {
+        let (manager, _backend, _drain) =
+            manager(Scripted { delay: Duration::from_secs(delay), ..Scripted::default() });
+        assert_eq!(manager.acquire(&target("s"), IDLE).await.err(), wanted, "{delay} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_gives_no_stream_is_not_waited_for_for_ever() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();

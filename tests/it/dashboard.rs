@@ -369,7 +369,12 @@ async fn services_say_how_they_are_reached() {
     assert!(process.serves("web.shop.localhost").await);
     let tunnel = visit.get("/api/v1/tunnels/demo%2Fshop%2Fweb").await.json();
     assert_eq!(tunnel["names"][0], format!("http://web.shop.localhost:{}/", process.http.port()));
-    assert_eq!(tunnel["kubectl"], "kubectl --context demo -n shop port-forward svc/web :80");
+    let command = tunnel["kubectl"].as_str().unwrap();
+    assert!(
+        command.starts_with("kubectl --kubeconfig ")
+            && command.ends_with(" --context demo -n shop port-forward svc/web :80"),
+        "{command}"
+    );
     assert_eq!((&tunnel["tunnel"]["recent_requests"], &tunnel["tunnel"]["context"]), (&1.into(), &"demo".into()));
 }
 

@@ -60,7 +60,7 @@ async fn what_cannot_be_reached_is_told_in_words() {
         ("wbe.shop.localhost", 404, "did you mean web?"),
         ("web.nowhere.localhost", 404, "no namespace nowhere"),
         ("81.web.shop.localhost", 404, "has no port 81"),
-        ("web.shop.nobody.cx.localhost", 404, "context nobody is not in the kubeconfig"),
+        ("web.shop.nobody.cx.localhost", 404, "context nobody is not in /"),
         ("web.shop.demo-nobody.cx.localhost", 502, "user nobody may not get services in namespace shop"),
         ("9999.tools-0.tools.shop.localhost", 404, "has no port 9999"),
         ("we_b.shop.localhost", 404, "not a name that can be reached"),

@@ -585,3 +585,59 @@ async fn an_authority_is_taken_up_while_adit_runs_and_ends_tls_by_name() {
     assert!(!process.home.path().join(".local/share/adit/ca").exists() && !process.home.path().join(".pki").exists());
     eventually("it is forgotten", || async { https(&process, "web.shop.localhost", &authority).await.is_err() }).await;
 }
+
+#[tokio::test]
+async fn a_kubeconfig_that_is_a_pipe_is_read_once_and_served() {
+    let script =
+        "mkfifo \"$HOME/pipe\" && { cat \"$KUBECONFIG\" > \"$HOME/pipe\" & exec \"$@\" --kubeconfig \"$HOME/pipe\"; }";
+    let process = Process::start_with("", &[], script).await;
+    assert!(process.serves("web.shop.localhost").await);
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_nobody_writes_is_told_and_a_signal_ends_the_wait() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().await.unwrap().success());
+    for (arguments, told) in
+        [(&["up", "--listen", "127.0.0.1:0"][..], "still reading the kubeconfig"), (&["routes"], "")]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        let command = environment(&mut command, &home).args(arguments).env("KUBECONFIG", &pipe).kill_on_drop(true);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut errors = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stderr.take().unwrap()));
+        if told.is_empty() {
+            // It has its signals by then.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        } else {
+            let line = timeout(PATIENCE, errors.next_line()).await.expect("it is told").unwrap().unwrap();
+            assert!(line.contains(told) && line.ends_with("/pipe"), "{line}");
+        }
+        let id = child.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+        let ended = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+        assert_eq!(ended.code(), Some(130), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_context_that_does_not_exist_is_told_at_the_start() {
+    let (demo, home) = (start_demo().await, tempfile::tempdir().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    let command = environment(&mut command, &home).args(["up", "--listen", "127.0.0.1:0", "--context", "nope"]);
+    let command = command.env("KUBECONFIG", demo.kubeconfig()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    let line = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with("context") {
+                return line;
+            }
+        }
+        String::new()
+    };
+    let line = timeout(PATIENCE, line).await.expect("it starts");
+    let file = demo.kubeconfig().display().to_string();
+    let wanted = format!("context   nope, which does not exist: {file} has demo, ");
+    assert!(line.starts_with(&wanted), "{line}");
+}

@@ -10,7 +10,7 @@ use super::{
     ways::{self, Speaks},
 };
 use crate::{
-    config::{ContextName, InvalidValue, Label, Namespace, PortRef, Workload},
+    config::{ContextName, InvalidValue, Label, Namespace, PortRef, Workload, shell::kubectl},
     k8s::{
         ClusterError, ServicePort,
         client::Clusters,
@@ -88,7 +88,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
             code: Some("no-context".to_owned()),
             message: "the kubeconfig has no current context".to_owned(),
             cause: contexts.problem.clone(),
-            hint: Some("kubectl config use-context NAME, or use --context".to_owned()),
+            hint: Some(format!("{} config use-context NAME, or use --context", kubectl(&contexts.kubeconfig))),
             may_pass: false,
         };
         return Services { format: FORMAT, services, problems: vec![problem] };

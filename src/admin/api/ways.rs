@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{attention::quoted, services};
 use crate::{
     config::{PortRef, Workload},
-    k8s::ServicePort,
+    k8s::{ServicePort, error},
     routing::{PodTarget, Router, Target},
 };
 
@@ -141,8 +141,8 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
         // kubectl does not accept an address.
         Workload::Address(_) => return None,
     };
-    let (context, namespace) = (quoted(&pods.cluster.context), &pods.namespace);
-    Some(format!("kubectl --context {context} -n {namespace} port-forward {object} :{port}"))
+    let namespace = &pods.namespace;
+    Some(format!("{} -n {namespace} port-forward {object} :{port}", error::kubectl(&pods.cluster)))
 }
 
 #[cfg(test)]

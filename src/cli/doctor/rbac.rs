@@ -164,7 +164,7 @@ pub fn needs(of: &Of, namespace: &Namespace) -> Vec<Need> {
 pub async fn roles(scope: &Scope) -> Result<String, CliError> {
     if scope.contexts.is_empty() {
         return Err(CliError::new("the kubeconfig has no current context")
-            .hint(Some("kubectl config use-context NAME, or use --context")));
+            .hint(Some(format!("{} config use-context NAME, or use --context", scope.kubectl()))));
     }
     let mut text = String::new();
     for of in &scope.contexts {

@@ -5,6 +5,7 @@ use std::{fmt::Write, time::Duration};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::config::shell;
 pub use crate::config::shell::quoted;
 
 /// The parts of the report, in the order in which they are printed.
@@ -108,7 +109,7 @@ impl Check {
     /// Adds an error's hint as the fix: as a command if it is one.
     pub fn hint(self, hint: Option<String>) -> Self {
         match hint {
-            Some(hint) if is_command(&hint) => self.fix("run", Some(hint)),
+            Some(hint) if shell::is_command(&hint) && !hint.contains('\n') => self.fix("run", Some(hint)),
             Some(hint) => self.fix(hint, None),
             None => self,
         }
@@ -123,11 +124,6 @@ impl Check {
         self.took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self
     }
-}
-
-fn is_command(hint: &str) -> bool {
-    ["kubectl ", "adit ", "aws ", "gcloud ", "az "].iter().any(|program| hint.starts_with(program))
-        && !hint.contains('\n')
 }
 
 impl Report {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -11,7 +10,7 @@ use std::{
 use super::report::quoted;
 use crate::{
     cli::Globals,
-    config::{ContextName, Namespace},
+    config::{ContextName, Namespace, shell},
     k8s::client::Clusters,
     routing::{ClusterId, Named, NamedError, Router, Target},
 };
@@ -78,16 +77,7 @@ impl Scope {
 
     /// Returns the kubectl command that reads the same kubeconfig.
     pub fn kubectl(&self) -> String {
-        let paths = &self.router.http_contexts.kubeconfig.0;
-        let usual = env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map_or_else(
-            || etcetera::home_dir().map(|home| vec![home.join(".kube/config")]).unwrap_or_default(),
-            |value| env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect(),
-        );
-        match paths.as_slice() {
-            paths if paths.is_empty() || *paths == usual => "kubectl".to_owned(),
-            [path] => format!("kubectl --kubeconfig {}", quoted(&path.display().to_string())),
-            paths => format!("KUBECONFIG={} kubectl", quoted(&joined(paths))),
-        }
+        shell::kubectl(&self.router.http_contexts.kubeconfig)
     }
 
     /// Returns the kubectl command for a context.

@@ -124,7 +124,11 @@ async fn delete(cluster: &Cluster, namespace: &Namespace, group: &str, kind: &st
                 "{kind} {namespace}/{NAME} still exists {} s after it was deleted",
                 GONE_WITHIN.as_secs()
             ))
-            .hint(Some(format!("kubectl -n {namespace} get {} {NAME} -o yaml", kind.to_lowercase()))));
+            .hint(Some(format!(
+                "{} -n {namespace} get {} {NAME} -o yaml",
+                cluster.kubectl(),
+                kind.to_lowercase()
+            ))));
         }
         sleep(Duration::from_millis(200)).await;
     }

@@ -11,6 +11,13 @@ pub enum Step<'a> {
     Key(&'a str),
     /// The entry of a list with this `name`.
     Named(&'a str),
+    /// An entry of a list, counted from 0.
+    At(usize),
+}
+
+/// Returns the line of a value, counted from 1. None: there is no such value, or a key is there twice.
+pub fn line(text: &str, path: &[Step<'_>]) -> Option<usize> {
+    Some(find(&parse(text).ok()?, path)?.place.line)
 }
 
 /// Returns the text with these values set in the map at `path`. The map must have at least one key.
@@ -59,6 +66,7 @@ fn walk<'v>(value: &'v mut Json, path: &[Step<'_>]) -> Option<&'v mut Json> {
     path.iter().try_fold(value, |value, step| match step {
         Step::Key(key) => value.get_mut(*key),
         Step::Named(name) => value.as_array_mut()?.iter_mut().find(|entry| entry["name"] == *name),
+        Step::At(index) => value.get_mut(*index),
     })
 }
 
@@ -69,6 +77,10 @@ fn find<'n>(root: &'n Node, path: &[Step<'_>]) -> Option<&'n Node> {
     };
     path.iter().try_fold(root, |node, step| match step {
         Step::Key(key) => of_key(node, key),
+        Step::At(index) => match &node.value {
+            Value::List(list) => list.get(*index),
+            _ => None,
+        },
         Step::Named(name) => match &node.value {
             Value::List(list) => list.iter().find(|entry| {
                 matches!(of_key(entry, "name").map(|node| &node.value), Some(Value::Scalar { text, .. }) if text == name)

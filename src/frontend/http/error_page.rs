@@ -10,6 +10,7 @@ use http::{
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
+    config::shell::is_command,
     error_code::ErrorCode,
     html::escape,
     routing::RouteError,
@@ -254,7 +255,7 @@ impl Page {
             body.push_str("</ul>");
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
-            let _ = if line.starts_with("kubectl ") || line.starts_with("adit ") {
+            let _ = if is_command(line) {
                 write!(body, "<p><code>{}</code></p>", escape(line))
             } else {
                 write!(body, "<p>{}</p>", with_link(line))

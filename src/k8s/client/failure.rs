@@ -1,9 +1,14 @@
 //! Translates failures of API requests into errors for people.
 
+use std::time::Duration;
+
 use kube::core::Status;
 
 use super::{Cluster, answer::Unexpected, authorize::NotSignedIn};
-use crate::k8s::{ClusterError, Namespaces, credentials::Credential, error::kubectl, reach, sign_in::Failure};
+use crate::{
+    config::shell::quoted,
+    k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure},
+};
 
 impl Cluster {
     /// Returns what an error of a request means.
@@ -30,15 +35,20 @@ impl Cluster {
     pub fn refusal(&self, code: u16, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
         let context = self.context.clone();
         match code {
-            401 => self.not_signed_in(Failure::refused()),
+            401 => self.not_signed_in(self.user.refusal()),
             403 => match Denial::of(message) {
-                Some(denial) => ClusterError::Forbidden {
-                    user: denial.user,
-                    verb: denial.verb,
-                    resource: denial.resource,
-                    namespaces: namespaces.into(),
-                    context,
-                },
+                Some(Denial { user, verb, resource }) => {
+                    let namespaces = namespaces.into();
+                    let option = match &namespaces {
+                        Namespaces::All => "-A".to_owned(),
+                        Namespaces::One(namespace) => format!("-n {namespace}"),
+                    };
+                    // Verb and resource come from the server.
+                    let asked = format!("{} {} {option}", quoted(&verb), quoted(&resource));
+                    let hint = format!("{} auth can-i {asked}", self.kubectl()).into();
+                    let [user, verb, resource] = [user, verb, resource].map(String::into_boxed_str);
+                    ClusterError::Forbidden { user, verb, resource, namespaces, context, hint }
+                }
                 None => ClusterError::Protocol { context, reason: format!("403: {message}") },
             },
             404 => {
@@ -49,10 +59,20 @@ impl Cluster {
                 };
                 ClusterError::Protocol { context, reason: format!("404: {message}; {check}") }
             }
+            // As Go's servers, nginx and Apache say it.
+            400 if self.server.scheme_str() == Some("http") && is_tls_wanted(message) => {
+                ClusterError::Protocol { context, reason: format!("400: {}", reach::SPEAKS_TLS) }
+            }
+            407 if let Some(proxy) = &self.proxy => {
+                let (server, hint) = (self.server.to_string(), self.ask_version());
+                let reason = "wants a user and a password, or does not accept those of its URL";
+                ClusterError::Unreachable { context, server, reason: format!("the proxy {proxy} {reason}"), hint }
+            }
             429 | 500..=599 => ClusterError::Unavailable {
                 context,
                 reason: format!("{code}: {}", printable(message)),
                 retry_after: None,
+                hint: self.ask_version(),
             },
             code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
         }
@@ -61,7 +81,7 @@ impl Cluster {
     /// Returns that there is no credential, and why.
     pub(in crate::k8s) fn not_signed_in(&self, failure: Failure) -> ClusterError {
         let context = self.context.clone();
-        let hint = failure.hint.unwrap_or_else(|| format!("{} auth whoami", kubectl(&context)));
+        let hint = failure.hint.unwrap_or_else(|| format!("{} auth whoami", self.kubectl()));
         ClusterError::Credentials { context, reason: failure.reason, hint: Some(hint) }
     }
 
@@ -80,8 +100,25 @@ impl Cluster {
     /// Returns that the server could not be reached, and why.
     pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
         let reason = reach::reason(error, &self.server, self.proxy.as_deref());
-        ClusterError::Unreachable { context: self.context.clone(), server: self.server.to_string(), reason }
+        let (context, server) = (self.context.clone(), self.server.to_string());
+        ClusterError::Unreachable { context, server, reason, hint: self.ask_version() }
     }
+
+    /// Returns that there was no answer.
+    pub(in crate::k8s) fn timed_out(&self, doing: String, after: Duration) -> ClusterError {
+        ClusterError::TimedOut { context: self.context.clone(), doing, after, hint: self.ask_version() }
+    }
+
+    fn ask_version(&self) -> String {
+        format!("{} version", self.kubectl())
+    }
+}
+
+/// Returns whether a server that speaks TLS has got plain HTTP.
+fn is_tls_wanted(message: &str) -> bool {
+    ["HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS", "plain HTTP to an SSL-enabled"]
+        .iter()
+        .any(|said| message.contains(said))
 }
 
 /// Returns whether a 404 says that an object is missing. One of a gateway, or for a path that no API has, does not.

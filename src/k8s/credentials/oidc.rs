@@ -120,7 +120,9 @@ impl Oidc {
         let unwritten = self.unwritten.lock().expect("no panic while the lock is held").clone();
         let refresh = unwritten.or_else(|| value(&settings, REFRESH_TOKEN).map(str::to_owned));
         let Some(refresh) = refresh else {
-            return Err(of_user("its id-token has expired, and there is no refresh-token".to_owned()));
+            let has =
+                if value(&settings, ID_TOKEN).is_some() { "its id-token has expired" } else { "it has no id-token" };
+            return Err(of_user(format!("{has}, and there is no refresh-token")));
         };
         // Before the provider is asked: it may accept this refresh token only once.
         let cannot_write = |reason: String| of_user(format!("a renewed id-token could not be kept: {reason}"));

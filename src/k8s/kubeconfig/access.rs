@@ -51,27 +51,20 @@ impl Access {
     /// The context, its cluster or its user cannot be used: which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let contexts = one(&merged.kubeconfig.contexts, "contexts", |named| named.name == context.as_str());
-        let Some(found) = contexts.map_err(unusable)? else {
+        let contexts = &merged.kubeconfig.contexts;
+        let Some(found) = contexts.iter().find(|named| named.name == context.as_str()) else {
             let known = merged.kubeconfig.contexts.iter().filter_map(|named| named.name.parse().ok()).collect();
-            return Err(ClusterError::UnknownContext { context: context.clone(), known });
+            return Err(ClusterError::UnknownContext { context: context.clone(), files: merged.files(), known });
         };
-        let Some(found) = found.context.clone() else {
-            return Err(unusable("it names no cluster, or one of its values has the wrong type".to_owned()));
-        };
+        let found = found.context.clone().filter(|found| !found.cluster.is_empty());
+        let found = found.ok_or_else(|| unusable("it names no cluster: add one".to_owned()))?;
 
         let called = merged.cluster(&found.cluster);
         let of_cluster = |reason: String| unusable(format!("{called}: {reason}"));
-        let clusters = one(&merged.kubeconfig.clusters, "clusters", |named| named.name == found.cluster);
-        let cluster = match clusters.map_err(unusable)? {
-            None => {
-                return Err(unusable(format!(
-                    "it names cluster {:?}, which no kubeconfig file defines",
-                    found.cluster
-                )));
-            }
-            Some(named) => named.cluster.clone().ok_or_else(|| of_cluster(WRONG_TYPE.to_owned()))?,
-        };
+        let cluster = merged.kubeconfig.clusters.iter().find(|named| named.name == found.cluster);
+        let cluster = cluster.and_then(|named| named.cluster.clone()).ok_or_else(|| {
+            unusable(format!("it names cluster {:?}, which no kubeconfig file defines", found.cluster))
+        })?;
         check::cluster(&cluster).map_err(of_cluster)?;
         let server = cluster.server.as_deref().ok_or_else(|| of_cluster("it has no server: add one".to_owned()))?;
         let Server { url: server, header } = server::url(server).map_err(of_cluster)?;
@@ -83,14 +76,14 @@ impl Access {
             reason: format!("{called}: {reason}"),
             hint: None,
         };
-        let is_this = |named: &kube::config::NamedAuthInfo| !name.is_empty() && named.name == name;
-        let user = match one(&merged.kubeconfig.auth_infos, "users", is_this).map_err(unusable)? {
+        let mut users = merged.kubeconfig.auth_infos.iter();
+        let user = match users.find(|named| !name.is_empty() && named.name == name) {
             // A server that takes everybody, like that of 'kubectl proxy', needs no user.
             None if name.is_empty() || server.scheme_str() == Some("http") => AuthInfo::default(),
             None => {
                 return Err(of_user("no file has this user: add it, or name another one in the context".to_owned()));
             }
-            Some(named) => named.auth_info.clone().ok_or_else(|| of_user(WRONG_TYPE.to_owned()))?,
+            Some(named) => named.auth_info.clone().ok_or_else(|| of_user(plugin::NO_SUCH_MODE.to_owned()))?,
         };
         check::user(&user).map_err(of_user)?;
 
@@ -184,22 +177,8 @@ fn stored(merged: &Merged, user: &str) -> Stored {
     Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned() }
 }
 
-const WRONG_TYPE: &str = "one of its values has the wrong type";
-
-/// Returns the requested entry.
-///
-/// # Errors
-/// One file has two of them.
-fn one<'a, T>(list: &'a [T], kind: &str, is_this: impl Fn(&T) -> bool) -> Result<Option<&'a T>, String> {
-    let mut found = list.iter().filter(|entry| is_this(entry));
-    match (found.next(), found.next()) {
-        (_, Some(_)) => Err(format!("two {kind} of one file have the same name: rename or remove one of them")),
-        (found, None) => Ok(found),
-    }
-}
-
 /// As Go reads it: the bits that the last character has too many may be anything.
-const LENIENT: GeneralPurpose =
+pub(super) const LENIENT: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
 /// Returns what `KEY-data` or the file of `KEY` has.

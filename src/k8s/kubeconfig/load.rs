@@ -1,4 +1,4 @@
-//! One kubeconfig file, read as client-go reads it: only the entries that are used are judged.
+//! One kubeconfig file, read as client-go reads it: a value of another type refuses the file, and other mistakes count where they are used.
 
 use std::{
     collections::HashMap,
@@ -10,9 +10,13 @@ use std::{
 use kube::config::Kubeconfig;
 use serde_json::{Map, Value};
 
-use crate::{config::file::foreign, k8s::credentials::words};
+use super::shape;
+use crate::{
+    config::file::{first_document, foreign},
+    k8s::credentials::words,
+};
 
-/// Lists of named entries, the key of each entry's content, and those of its keys that are paths or base64.
+/// Lists of named entries, the key of each entry's content, and those of its keys that are paths.
 const ENTRIES: [(&str, &str, &[&str]); 3] = [
     ("clusters", "cluster", &["certificate-authority"]),
     ("users", "user", &["client-certificate", "client-key", "tokenFile"]),
@@ -29,7 +33,8 @@ impl Files {
     /// Reads a file. Relative paths in it are below its folder. None: it does not exist.
     ///
     /// # Errors
-    /// It cannot be read, or is no YAML. An entry that is incomplete or does not parse keeps its name and loses its content.
+    /// It cannot be read, is no YAML, or client-go would refuse it: the place in it, and why. A user whose plugin has an
+    /// `interactiveMode` that is none keeps its name and loses its content.
     pub(super) fn read(&self, path: &Path) -> Result<Option<Kubeconfig>, String> {
         match self.content(path) {
             Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
@@ -68,11 +73,13 @@ fn text(bytes: &[u8]) -> Result<String, String> {
 }
 
 fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
+    let text = first_document(text);
     let mut document = foreign(text)?;
     if document.is_null() {
         return Ok(Kubeconfig::default());
     }
-    let Some(root) = document.as_object_mut() else { return Err("it has no keys and values".to_owned()) };
+    shape::give(&mut document, text)?;
+    let root = document.as_object_mut().expect("it has its shape");
     drop_unset(root);
     // Both are the same in every kubeconfig, and need not be there.
     for (key, wanted) in [("kind", "Config"), ("apiVersion", "v1")] {
@@ -81,24 +88,20 @@ fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
             _ => {}
         }
     }
-    // The rest is for kubectl, whatever is in it.
-    root.retain(|key, _| key == "current-context" || ENTRIES.iter().any(|(list, ..)| list == key));
+    // These are for kubectl.
+    root.retain(|key, _| !matches!(key.as_str(), "preferences" | "extensions"));
     for (key, content, paths) in ENTRIES {
-        let Some(list) = root.get_mut(key) else { continue };
-        let Some(list) = list.as_array_mut() else { return Err(format!("{key} is no list")) };
-        list.retain(|named| named.get("name").is_some_and(Value::is_string));
-        for named in list.iter_mut().filter_map(Value::as_object_mut) {
-            named.retain(|key, value| key == "name" || (key == content && !value.is_null()));
-            named.entry(content).or_insert_with(|| Value::Object(Map::new()));
-            if let Some(entry) = named.get_mut(content).and_then(Value::as_object_mut) {
-                prepare(entry, paths, folder);
-            }
-            if !is_usable(content, named) {
+        let list = root.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten();
+        for named in list.filter_map(Value::as_object_mut) {
+            named.entry("name").or_insert_with(|| "".into());
+            let entry = named.entry(content).or_insert_with(|| Value::Object(Map::new()));
+            if !entry.as_object_mut().is_some_and(|entry| prepare(entry, paths, folder)) {
                 named.remove(content);
             }
         }
     }
-    serde_json::from_value(document).map_err(|_| "current-context is no text".to_owned())
+    // The parser's words may have a value in them.
+    serde_json::from_value(document).map_err(|_| "it is no kubeconfig".to_owned())
 }
 
 /// Empty and null values mean the same as absent ones.
@@ -106,61 +109,35 @@ fn drop_unset(entry: &mut Map<String, Value>) {
     entry.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
 }
 
-/// Go reads a null in a list of texts as an empty one, and others as absent.
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(list) => list.iter_mut().for_each(|value| match value {
-            Value::Null => *value = Value::String(String::new()),
-            value => drop_nulls(value),
-        }),
-        _ => {}
-    }
-}
-
-fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) {
+/// Makes an entry one of kube's. False: its plugin has an `interactiveMode` that is none, which only its use makes a mistake.
+fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) -> bool {
     drop_unset(entry);
+    if paths.is_empty() {
+        // A context without a cluster is refused where it is used.
+        entry.entry("cluster").or_insert_with(|| "".into());
+    }
     // Only plugins get them, and only whole ones.
     if let Some(Value::Array(extensions)) = entry.get_mut("extensions") {
         extensions.retain(|it| it.get("name").is_some_and(Value::is_string) && it.get("extension").is_some());
     }
-    for key in ["exec", "as-groups", "as-user-extra"] {
-        entry.get_mut(key).into_iter().for_each(drop_nulls);
-    }
-    if let Some(Value::Array(variables)) = entry.get_mut("exec").and_then(|exec| exec.get_mut("env")) {
-        let variables = variables.iter_mut().filter_map(Value::as_object_mut);
-        variables.for_each(|variable| variable.retain(|key, _| matches!(key.as_str(), "name" | "value")));
-    }
     for (key, value) in entry.iter_mut() {
-        let Value::String(text) = value else { continue };
-        if paths.contains(&key.as_str()) {
+        if let (Value::String(text), true) = (value, paths.contains(&key.as_str())) {
             *text = folder.join(&*text).to_string_lossy().into_owned();
-        } else if key.ends_with("-data") {
-            // Go's decoder passes over line ends.
-            text.retain(|char| char != '\r' && char != '\n');
         }
     }
-    let settings = entry.get_mut("auth-provider").and_then(|provider| provider.get_mut("config"));
-    if let Some(settings) = settings.and_then(Value::as_object_mut) {
-        drop_unset(settings);
+    if let Some(provider) = entry.get_mut("auth-provider").and_then(Value::as_object_mut) {
+        provider.entry("name").or_insert_with(|| "".into());
+        provider.get_mut("config").and_then(Value::as_object_mut).into_iter().for_each(drop_unset);
     }
-    if let Some(Value::String(command)) = entry.get_mut("exec").and_then(|exec| exec.get_mut("command"))
+    let Some(exec) = entry.get_mut("exec").and_then(Value::as_object_mut) else { return true };
+    if let Some(Value::String(command)) = exec.get_mut("command")
         && command.contains('/')
     {
         *command = folder.join(&*command).to_string_lossy().into_owned();
     }
-}
-
-fn is_usable(content: &str, named: &Map<String, Value>) -> bool {
-    let entry = Value::Object(named.clone());
-    match content {
-        "cluster" => serde_json::from_value::<kube::config::NamedCluster>(entry).is_ok(),
-        "user" => serde_json::from_value::<kube::config::NamedAuthInfo>(entry).is_ok(),
-        _ => serde_json::from_value::<kube::config::NamedContext>(entry).is_ok(),
-    }
+    exec.retain(|key, value| key != "interactiveMode" || value != "");
+    let mode = exec.get("interactiveMode").and_then(Value::as_str);
+    mode.is_none_or(|mode| matches!(mode, "Never" | "IfAvailable" | "Always"))
 }
 
 #[cfg(test)]
@@ -202,22 +179,23 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_does_not_parse_harms_no_other() {
+    fn an_entry_that_is_incomplete_harms_no_other() {
         let config = parsed(
             "contexts: [{name: half, context: {user: x}}, {name: one, context: {cluster: c, user: u}}, {context: {cluster: c}}]\n\
-             clusters: [{name: odd, cluster: {server: 7}}, {name: none}, {name: c, cluster: {server: 'https://a'}}]\n\
-             users: [{name: u, user: {token: t}}, {name: broken, user: {exec: 7}}]\n",
+             clusters: [{name: none}, null, {name: c, cluster: {server: 'https://a'}}]\n\
+             users: [{name: u, user: {token: t}}, {name: v, user: {auth-provider: {config: {a: b}}}}, \
+             {name: odd, user: {exec: {interactiveMode: Sometimes}}}, {name: unset, user: {exec: {interactiveMode: ''}}}]\n",
         );
-        assert!(config.contexts[0].context.is_none() && config.contexts[1].context.is_some());
-        assert_eq!(config.contexts.len(), 2);
-        assert!(config.clusters[0].cluster.is_none() && config.clusters[2].cluster.is_some());
-        assert!(config.auth_infos[0].auth_info.is_some() && config.auth_infos[1].auth_info.is_none());
+        assert!(config.contexts.iter().all(|named| named.context.is_some()));
+        assert!(config.clusters.iter().all(|named| named.cluster.is_some()));
+        let users: Vec<bool> = config.auth_infos.iter().map(|named| named.auth_info.is_some()).collect();
+        assert_eq!(users, [true, true, false, true]);
     }
 
     #[test]
     fn the_last_of_two_keys_counts_and_only_the_first_document() {
         let config = parsed(
-            "current-context: a\ncurrent-context: b\nusers: [{name: u, user: {token: first, token: last}}]\n---\na: 1\n",
+            "current-context: a\ncurrent-context: b\nusers: [{name: u, user: {token: first, token: last}}]\n---\n{a: [\n",
         );
         assert_eq!(config.current_context.as_deref(), Some("b"));
         assert_eq!(config.auth_infos[0].auth_info.as_ref().unwrap().token.as_ref().unwrap().expose_secret(), "last");
@@ -226,12 +204,17 @@ mod tests {
     #[test]
     fn a_file_that_is_no_kubeconfig_is_refused_without_its_text() {
         let refused = |text| parse(text, Path::new(".")).unwrap_err();
-        assert_eq!(refused("users:\n- {name: u, user: {token: secret\n"), "it is no YAML (line 2, column 19)");
+        assert_eq!(
+            refused("users:\n- {name: u, user: {token: secret\n"),
+            "it is no YAML: unclosed bracket '{' (line 2, column 19)"
+        );
+        let tab = "it is no YAML: line 2 is indented with a tab, and needs spaces";
+        assert_eq!(refused("kind: Config\n\tusers: []\n"), tab);
         assert_eq!(refused("kind: Secret\n"), "kind is \"Secret\", and has to be \"Config\"");
         assert_eq!(refused("apiVersion: v2\n"), "apiVersion is \"v2\", and has to be \"v1\"");
-        assert_eq!(refused("users: {}\n"), "users is no list");
-        assert_eq!(refused("text"), "it has no keys and values");
-        assert_eq!(refused("current-context: 7\n"), "current-context is no text");
+        assert_eq!(refused("users: {}\n"), "users is keys and values, and has to be a list (line 1)");
+        let two = "clusters has two entries called \"c\": rename or remove one of them (line 1)";
+        assert_eq!(refused("clusters: [{name: c}, {name: d}, {name: c}]"), two);
     }
 
     #[test]

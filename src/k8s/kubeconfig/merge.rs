@@ -14,6 +14,8 @@ use crate::config::KubeconfigPaths;
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub kubeconfig: Kubeconfig,
+    /// The files that exist.
+    files: Vec<PathBuf>,
     clusters: HashMap<String, PathBuf>,
     users: HashMap<String, PathBuf>,
 }
@@ -32,11 +34,11 @@ impl Merged {
                 Err(reason) => return Err(format!("{}: {reason}", path.display())),
             }
         }
-        let list = || paths.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-        merged.ok_or_else(|| format!("{} does not exist", list()))
+        merged.ok_or_else(|| format!("{} does not exist", list(&paths.0)))
     }
 
     fn with(mut self, next: Kubeconfig, path: &Path) -> Self {
+        self.files.push(path.to_owned());
         for named in &next.clusters {
             self.clusters.entry(named.name.clone()).or_insert_with(|| path.to_owned());
         }
@@ -47,6 +49,11 @@ impl Merged {
         // It fails for kinds and versions that differ, and has been read without them.
         self.kubeconfig = self.kubeconfig.merge(next).unwrap_or(before);
         self
+    }
+
+    /// Names the files for people.
+    pub(super) fn files(&self) -> String {
+        list(&self.files)
     }
 
     /// Returns the file of a user.
@@ -63,6 +70,10 @@ impl Merged {
     pub(super) fn user(&self, name: &str) -> String {
         named("user", name, &self.users)
     }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn named(kind: &str, name: &str, files: &HashMap<String, PathBuf>) -> String {

@@ -17,6 +17,10 @@ use crate::k8s::{
 /// Extension of a cluster entry that plugins receive.
 const EXTENSION: &str = "client.authentication.k8s.io/exec";
 
+/// Why a user's content is not there.
+pub(super) const NO_SUCH_MODE: &str =
+    "its exec has an interactiveMode that is none: write Never, IfAvailable or Always";
+
 /// # Errors
 /// Settings that client-go refuses, also if it never runs the plugin.
 pub(super) fn check(exec: &ExecConfig) -> Result<(), String> {

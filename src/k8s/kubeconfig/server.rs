@@ -42,7 +42,12 @@ pub(super) fn url(server: &str) -> Result<Server, String> {
     let refused =
         |why: &str| Err(format!("server is {:?}: {why}, e.g. https://10.0.0.1:6443", without_password(server)));
     let whole = if is_whole { server.to_owned() } else { format!("http://{server}") };
-    let Ok(url) = whole.parse::<Uri>() else { return refused("it has to be a URL") };
+    let Ok(url) = whole.parse::<Uri>() else {
+        return refused(match server.is_ascii() {
+            true => "it has to be a URL",
+            false => "its host has to be written in ASCII (Punycode, xn--...)",
+        });
+    };
     let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
         return refused("it has to be a URL");
     };
@@ -105,6 +110,7 @@ mod tests {
             ("https://a.test:99999", Err("a port up to 65535")),
             ("https://[fd00::1]:99999", Err("a port up to 65535")),
             ("https://a b", Err("it has to be a URL")),
+            ("https://bücher.test", Err("written in ASCII (Punycode")),
             (" https://a.test", Err("it has to be a URL")),
             ("unix:///run/api.sock", Err("e.g. https://10.0.0.1:6443")),
             ("https://", Err("e.g. https://10.0.0.1:6443")),

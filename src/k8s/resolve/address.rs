@@ -13,7 +13,6 @@ use crate::{
     k8s::{
         ClusterError,
         client::AskError,
-        error::kubectl,
         objects::{Pod, Service},
     },
 };
@@ -52,10 +51,7 @@ impl Lookup<'_> {
                 what: format!("Service or pod with the address {address}"),
                 context: self.cluster.context.clone(),
                 near: Vec::new(),
-                hint: Some(format!(
-                    "{} get services,pods -A -o wide | grep -wF {address}",
-                    kubectl(&self.cluster.context)
-                )),
+                hint: Some(format!("{} get services,pods -A -o wide | grep -wF {address}", self.cluster.kubectl())),
             }),
         }
     }

@@ -15,7 +15,6 @@ use crate::{
         ClusterError, ServicePort,
         client::AskError,
         endpoints,
-        error::kubectl,
         objects::{Namespace as NamespaceObject, Pod, ServiceSpec},
         pods,
     },
@@ -62,14 +61,14 @@ impl Lookup<'_> {
     pub(super) fn get_slices(&self, service: &str) -> String {
         format!(
             "{} -n {} get endpointslices -l kubernetes.io/service-name={service}",
-            kubectl(&self.cluster.context),
+            self.cluster.kubectl(),
             self.namespace
         )
     }
 
     pub(super) fn does_not_run(&self, what: String, pod: &Pod) -> ClusterError {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let hint = format!("{} -n {} describe pod {}", kubectl(&self.cluster.context), self.namespace, quoted(name));
+        let hint = format!("{} -n {} describe pod {}", self.cluster.kubectl(), self.namespace, quoted(name));
         let cause = format!("the pod does not run ({})", pods::why_not_ready(pod));
         ClusterError::NotReady { what, context: self.cluster.context.clone(), cause, hint }
     }
@@ -79,7 +78,7 @@ impl Lookup<'_> {
             what: of_service.to_owned(),
             context: self.cluster.context.clone(),
             cause: format!("there is no {what} at the moment"),
-            hint: format!("{} -n {} get pod {name}", kubectl(&self.cluster.context), self.namespace),
+            hint: format!("{} -n {} get pod {name}", self.cluster.kubectl(), self.namespace),
         }
     }
 
@@ -95,7 +94,7 @@ impl Lookup<'_> {
     }
 
     fn get_pods(&self, selector: &str) -> String {
-        format!("{} -n {} get pods -l {}", kubectl(&self.cluster.context), self.namespace, quoted(selector))
+        format!("{} -n {} get pods -l {}", self.cluster.kubectl(), self.namespace, quoted(selector))
     }
 
     /// Tells why a Service has no pod that takes connections.
@@ -159,10 +158,11 @@ impl Lookup<'_> {
         let near = near(name, names.iter().cloned(), |name| name);
         let context = self.cluster.context.clone();
         if names.is_empty() && self.namespace_is_missing().await {
-            let hint = Some(format!("there is no namespace {}: {} get namespaces", self.namespace, kubectl(&context)));
+            let hint =
+                Some(format!("there is no namespace {}: {} get namespaces", self.namespace, self.cluster.kubectl()));
             return ClusterError::NotFound { what, context, near: Vec::new(), hint };
         }
-        let hint = format!("{} -n {} get {plural}", kubectl(&context), self.namespace);
+        let hint = format!("{} -n {} get {plural}", self.cluster.kubectl(), self.namespace);
         ClusterError::NotFound { what, context, near, hint: Some(hint) }
     }
 

@@ -84,7 +84,7 @@ async fn every_view_is_used_by_keyboard_alone() {
     press(&mut page, &["Enter"]).await;
     page.until("location.pathname === '/tunnel/demo%2Fshop%2Fweb' && document.title === 'Tunnel demo/shop/web · adit'")
         .await;
-    page.until("document.querySelector('svg.bars') !== null && document.body.innerText.includes('kubectl --context demo -n shop port-forward svc/web')").await;
+    page.until("document.querySelector('svg.bars') !== null && document.body.innerText.includes('--context demo -n shop port-forward svc/web')").await;
     press(&mut page, &["r"]).await;
     page.until("document.querySelector('#state').textContent === 'Another session opens'").await;
     press(&mut page, &["s"]).await;
