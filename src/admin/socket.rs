@@ -307,7 +307,7 @@ fn body_of(request: &OpenRequest) -> Bytes {
 pub async fn events(socket: &Path) -> io::Result<Events> {
     let mut io = UnixStream::connect(socket).await?;
     io.write_all(format!("GET {ROOT}events HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await?;
-    Ok(Events(BufReader::new(io).lines()))
+    Ok(Events { lines: BufReader::new(io).lines(), is_snapshot: false })
 }
 
 /// An event of a running adit.
@@ -317,18 +317,21 @@ pub enum Update {
 }
 
 /// The event stream of a running adit.
-pub struct Events(Lines<BufReader<UnixStream>>);
+pub struct Events {
+    lines: Lines<BufReader<UnixStream>>,
+    /// Whether the event that is being read is a snapshot.
+    is_snapshot: bool,
+}
 
 impl Events {
-    /// Returns the next event. `None`: the process has ended, or is of another version.
+    /// Returns the next event. `None`: the process has ended, or is of another version. A dropped call loses nothing.
     pub async fn next(&mut self) -> Option<Update> {
-        let mut is_snapshot = false;
         loop {
-            let line = self.0.next_line().await.ok()??;
+            let line = self.lines.next_line().await.ok()??;
             if let Some(name) = line.strip_prefix("event: ") {
-                is_snapshot = name == "snapshot";
+                self.is_snapshot = name == "snapshot";
             } else if let Some(data) = line.strip_prefix("data: ") {
-                return match is_snapshot {
+                return match self.is_snapshot {
                     true => serde_json::from_str(data).ok().map(Update::Snapshot),
                     false => serde_json::from_str(data).ok().map(Update::Change),
                 };

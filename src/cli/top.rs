@@ -20,7 +20,7 @@ use tokio::{
     signal::unix::SignalKind,
     sync::mpsc,
     task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use self::{
@@ -36,8 +36,11 @@ use super::{
     status, ui,
 };
 use crate::admin::{
-    api::answers::{Log, LogRow, RequestAnswer, TunnelAnswer},
-    socket::{self, CallError, Update},
+    api::{
+        answers::{Log, LogRow, RequestAnswer, Requests, Row, TunnelAnswer},
+        feed::{BEAT_AFTER, MOST_ROWS},
+    },
+    socket::{self, CallError, Events, Update},
 };
 
 /// Minimum time between two drawings.
@@ -51,6 +54,12 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How long a blocked drawing may delay the end after a signal.
 const STALLED: Duration = Duration::from_secs(1);
+
+/// Maximum time without an event. After that, adit hangs.
+const SILENCE: Duration = BEAT_AFTER.saturating_mul(2);
+
+/// Minimum time between two requests for what events leave out.
+const READ_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a message is shown.
 const MESSAGE: Duration = Duration::from_secs(4);
@@ -95,8 +104,8 @@ struct App {
 /// News from the adit on the screen.
 enum News {
     Event(Update),
-    /// The lines of its log before the first event, newest first.
-    Log(Vec<LogRow>),
+    /// All requests and lines of the log that it keeps, newest first. Events leave some out.
+    All(Vec<Row>, Vec<LogRow>),
 }
 
 /// An action of a key that takes longer than a frame.
@@ -222,22 +231,50 @@ async fn choose(globals: &Globals) -> Result<PathBuf, CliError> {
 /// Reads events, and reconnects, until the receiver is dropped.
 async fn read(socket: PathBuf, updates: mpsc::Sender<Option<News>>) {
     loop {
-        if let Ok(mut events) = socket::events(&socket).await {
-            if let Ok(log) = socket::get::<Log>(&socket, "log").await
-                && updates.send(Some(News::Log(log.log))).await.is_err()
-            {
-                return;
-            }
-            while let Some(update) = events.next().await {
-                if updates.send(Some(News::Event(update))).await.is_err() {
-                    return;
-                }
-            }
+        if let Ok(events) = socket::events(&socket).await {
+            follow(&socket, events, &updates).await;
         }
         if updates.send(None).await.is_err() {
             return;
         }
         sleep(RETRY).await;
+    }
+}
+
+/// Passes events on until they end or stop, or the receiver is dropped.
+async fn follow(socket: &Path, mut events: Events, updates: &mpsc::Sender<Option<News>>) {
+    // When to request what events have left out. None: they have left nothing out.
+    let (mut due, mut read) = (None, None::<Instant>);
+    loop {
+        let news = tokio::select! {
+            next = timeout(SILENCE, events.next()) => {
+                let Ok(Some(update)) = next else { return };
+                if leaves_out(&update) {
+                    due.get_or_insert_with(|| read.map_or_else(Instant::now, |read| read + READ_EVERY));
+                }
+                News::Event(update)
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let all = async {
+                    let requests = socket::get::<Requests>(socket, "requests").await?.requests;
+                    Ok::<_, CallError>(News::All(requests, socket::get::<Log>(socket, "log").await?.log))
+                };
+                let Ok(Ok(all)) = timeout(SILENCE, all).await else { return };
+                (due, read) = (None, Some(Instant::now()));
+                all
+            }
+        };
+        if updates.send(Some(news)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns whether adit has more than the event: an event has the newest requests and lines only, and a snapshot has no lines.
+fn leaves_out(update: &Update) -> bool {
+    match update {
+        Update::Snapshot(_) => true,
+        Update::Change(change) => change.skipped > 0 || change.log.len() >= MOST_ROWS,
     }
 }
 
@@ -431,7 +468,10 @@ impl App {
         match news {
             Some(News::Event(Update::Snapshot(snapshot))) => self.model.snapshot(*snapshot),
             Some(News::Event(Update::Change(change))) => self.model.change(*change),
-            Some(News::Log(lines)) => self.model.log(lines),
+            Some(News::All(requests, lines)) => {
+                self.model.all_requests(requests);
+                self.model.log(lines);
+            }
             None => {}
         }
     }
@@ -482,7 +522,7 @@ impl App {
         let key = self.current()?;
         match self.pane {
             Pane::Tunnels => Some(key),
-            Pane::Requests => self.model.requests.get(&key.parse().ok()?)?.tunnel.clone(),
+            Pane::Requests => self.model.shown_requests().get(&key.parse().ok()?)?.tunnel.clone(),
             Pane::Log => None,
         }
     }
@@ -558,7 +598,7 @@ impl App {
             KeyCode::Esc => view.filter.clear(),
             KeyCode::Char('e') => view.only_errors = !view.only_errors,
             KeyCode::Char('w') => self.is_wide = !self.is_wide,
-            KeyCode::Char('p') => self.model.is_paused = !self.model.is_paused,
+            KeyCode::Char('p') => self.model.pause(),
             KeyCode::Char('?') => self.mode = Mode::Help,
             KeyCode::Char(way @ ('<' | '>')) => {
                 let last = self.pane.columns().len() - 1;
@@ -600,7 +640,7 @@ impl App {
                 return match self.pane {
                     Pane::Requests => {
                         let id = self.current()?.parse().ok()?;
-                        let row = self.model.requests.get(&id)?;
+                        let row = self.model.shown_requests().get(&id)?;
                         row.method.as_ref()?;
                         Some(Wish::Copy(format!("http://{}{}", row.host, row.path), "the URL"))
                     }

@@ -20,6 +20,9 @@ const LONGEST_TEXT: usize = 200;
 /// Number of minutes in [`History::recent`].
 const RECENT_MINUTES: usize = 5;
 
+/// Number of seconds that are counted one by one, with the present one.
+const RECENT_SECONDS: usize = 301;
+
 /// Maximum number of known pods. At the limit, all are forgotten.
 const MOST_PODS: usize = 64;
 
@@ -81,7 +84,24 @@ struct Inner {
     errors: u64,
     /// Ring of minutes: minute since the epoch, requests, errors.
     minutes: [(u64, u64, u64); RECENT_MINUTES],
+    /// Ring of requests per second; the last second is `second`. Empty until the first request.
+    seconds: Vec<u32>,
+    second: u64,
     last: Option<SystemTime>,
+}
+
+impl Inner {
+    /// Returns the place of a second, once those that have passed since the last one are empty.
+    fn second(&mut self, now: u64) -> usize {
+        self.seconds.resize(RECENT_SECONDS, 0);
+        let place = |second: u64| (second % RECENT_SECONDS as u64) as usize;
+        for passed in self.second.max(now.saturating_sub(RECENT_SECONDS as u64)) + 1..=now {
+            self.seconds[place(passed)] = 0;
+        }
+        // A clock that is set back counts to the last second.
+        self.second = self.second.max(now);
+        place(self.second)
+    }
 }
 
 impl History {
@@ -127,6 +147,8 @@ impl History {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         inner.requests += 1;
         inner.errors += u64::from(is_error);
+        let second = inner.second(seconds());
+        inner.seconds[second] += 1;
         let minute = minute();
         let slot = &mut inner.minutes[(minute % RECENT_MINUTES as u64) as usize];
         if slot.0 != minute {
@@ -157,6 +179,16 @@ impl History {
         recent.fold((0, 0), |(requests, errors), (_, more, failed)| (requests + more, errors + failed))
     }
 
+    /// Returns how many ended in each of the last seconds, the oldest first; the present one is not among them.
+    pub fn per_second(&self) -> Vec<u32> {
+        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let present = inner.second(seconds());
+        (1..=RECENT_SECONDS)
+            .map(|after| inner.seconds[(present + after) % RECENT_SECONDS])
+            .take(RECENT_SECONDS - 1)
+            .collect()
+    }
+
     /// Returns percentiles of the time to the first byte of the response.
     pub fn first_byte(&self) -> Percentiles {
         self.0.lock().expect("no panic while the lock is held").first_byte.percentiles()
@@ -174,7 +206,11 @@ impl History {
 }
 
 fn minute() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60)
+    seconds() / 60
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -190,6 +226,22 @@ mod tests {
         assert_eq!((history.recent(), history.counts()), ((2, 1), (2, 1)));
         history.0.lock().unwrap().minutes.iter_mut().for_each(|minute| minute.0 = minute.0.saturating_sub(5));
         assert_eq!((history.recent(), history.counts()), ((0, 0), (2, 1)));
+    }
+
+    #[test]
+    fn each_second_is_counted_for_itself_and_forgotten_after_five_minutes() {
+        let mut inner = Inner::default();
+        let mut count = |second, requests| {
+            let place = inner.second(second);
+            inner.seconds[place] += requests;
+            inner.seconds.iter().sum::<u32>()
+        };
+        assert_eq!((count(1_000, 1), count(1_001, 2), count(1_299, 4)), (1, 3, 7));
+        assert_eq!((count(1_301, 8), count(1_303, 0), count(1_290, 1)), (14, 12, 13), "1,000 and 1,001 have passed");
+        assert_eq!(count(5_000, 16), 16, "all have passed");
+        let history = History::default();
+        history.count(None, false);
+        assert_eq!(history.per_second().len(), RECENT_SECONDS - 1);
     }
 
     #[test]

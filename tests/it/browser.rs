@@ -5,6 +5,7 @@
 mod chromium;
 mod dashboard;
 mod firefox;
+mod live;
 mod pictures;
 mod proxy;
 mod trust;

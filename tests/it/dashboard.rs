@@ -333,10 +333,77 @@ async fn what_was_wanted_in_vain_needs_attention() {
         let all = status["attention"].as_array().unwrap();
         all.iter().find(|one| one[key] == value).cloned().unwrap_or_else(|| panic!("no {value} in {status}"))
     };
-    assert_eq!(found("kind", "not-ready")["command"], "adit doctor broken.shop.localhost");
+    // A shell in which the command is pasted may mean another kubeconfig.
+    let doctor = format!("adit doctor --kubeconfig {}", process.demo.kubeconfig().display());
+    assert_eq!(found("kind", "not-ready")["command"], format!("{doctor} broken.shop.localhost"));
     let failed = found("tunnel", "demo/shop/nothing");
-    assert_eq!((&failed["kind"], &failed["command"]), (&"tunnel".into(), &"adit doctor nothing.shop".into()));
-    assert!(visit.get("/").await.body.contains("adit doctor nothing.shop"));
+    assert_eq!((&failed["kind"], &failed["command"]), (&"tunnel".into(), &format!("{doctor} nothing.shop").into()));
+    assert!(visit.get("/").await.body.contains(&format!("{doctor} nothing.shop")));
+}
+
+/// Waits for a row of this path for which `is` holds.
+async fn row_that(visit: &Visit<'_>, path: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let found = async {
+        loop {
+            let requests = visit.get("/api/v1/requests").await.json();
+            let rows = requests["requests"].as_array().expect("rows").iter();
+            if let Some(row) = rows.clone().find(|row| row["path"] == path && is(row)) {
+                return row.clone();
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("no such row of {path}"))
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_is_a_row_while_it_runs() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    let mut stream = TcpStream::connect(process.http).await.unwrap();
+    let head = "POST /upload HTTP/1.1\r\nHost: web.shop.localhost\r\nConnection: close\r\nContent-Length: 3\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let running = row_that(&visit, "/upload", |_| true).await;
+    assert_eq!((&running["status"], &running["took_ms"]), (&Value::Null, &Value::Null));
+    assert_eq!(running["tunnel"], "demo/shop/web");
+    stream.write_all(b"abc").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let ended = row_that(&visit, "/upload", |row| !row["took_ms"].is_null()).await;
+    assert_eq!((&ended["id"], &ended["status"]), (&running["id"], &200.into()), "it is the same row: {answer}");
+
+    // One whose client leaves ends too.
+    let mut stream = TcpStream::connect(process.http).await.unwrap();
+    stream.write_all(head.replace("/upload", "/upload?2").replace("POST", "PUT").as_bytes()).await.unwrap();
+    let second = row_that(&visit, "/upload", |row| row["method"] == "PUT").await;
+    drop(stream);
+    let left = row_that(&visit, "/upload", |row| row["method"] == "PUT" && !row["took_ms"].is_null()).await;
+    assert_eq!(left["id"], second["id"]);
+    let tunnel = visit.get("/api/v1/tunnels/demo%2Fshop%2Fweb").await.json();
+    assert_eq!(tunnel["tunnel"]["requests"], 2, "each counts once");
+    assert_eq!(tunnel["per_second"].as_array().unwrap().len(), 300);
+}
+
+#[tokio::test]
+async fn a_download_is_a_row_while_it_runs() {
+    let process = Process::start("", &[]).await;
+    let visit = Visit::new(&process).await;
+    let mut stream = TcpStream::connect(process.http).await.unwrap();
+    let head = "GET /download?bytes=1099511627776 HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let reading = async {
+        let mut buffer = vec![0; 65536];
+        while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+    };
+    let running = async {
+        let first = row_that(&visit, "/download", |_| true).await;
+        row_that(&visit, "/download", |row| row["bytes_down"].as_u64() > first["bytes_down"].as_u64()).await
+    };
+    let running = tokio::select! {
+        row = running => row,
+        () = reading => panic!("it has ended"),
+    };
+    assert_eq!((&running["status"], &running["took_ms"]), (&200.into(), &Value::Null));
 }
 
 #[tokio::test]

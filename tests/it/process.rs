@@ -138,6 +138,18 @@ impl Process {
         timeout(PATIENCE, exchange).await.ok()?.ok()
     }
 
+    /// Sends so many requests at once, which no route answers: their paths are `path` and their numbers.
+    pub async fn burst(&self, count: usize, path: &str) {
+        let (mut read, mut write) = TcpStream::connect(self.http).await.unwrap().into_split();
+        let lines = (0..count).map(|at| format!("GET {path}{at} HTTP/1.1\r\nHost: nope.localhost\r\n\r\n"));
+        let requests =
+            lines.collect::<String>() + "GET /last HTTP/1.1\r\nHost: nope.localhost\r\nConnection: close\r\n\r\n";
+        let writing = async { write.write_all(requests.as_bytes()).await.unwrap() };
+        let mut answers = Vec::new();
+        let reading = async { read.read_to_end(&mut answers).await.unwrap() };
+        timeout(PATIENCE, async { tokio::join!(writing, reading) }).await.expect("they are answered");
+    }
+
     pub async fn serves(&self, host: &str) -> bool {
         self.get(self.http, host).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }

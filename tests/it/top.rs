@@ -102,6 +102,15 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     tmux.keys(&["Escape"]);
     tmux.shows("METHOD").await;
 
+    // More requests at once than events have.
+    process.burst(900, "/burst").await;
+    tmux.keys(&["-l", "//burst0"]);
+    eventually("the oldest is there", || async {
+        tmux.screen().lines().any(|line| line.contains("GET") && line.contains("/burst0"))
+    })
+    .await;
+    tmux.keys(&["Escape"]);
+
     // Resize while the content changes.
     tmux.run(&["resize-window", "-x", "200", "-y", "50"]);
     assert!(process.serves("web.shop.localhost").await);
@@ -147,6 +156,7 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
         tmux.line(&start);
         tmux.shows("demo/shop/web").await;
         process.signal("STOP").await;
+        tmux.shows("NOT CONNECTED").await;
         tmux.keys(&["Enter"]);
         tmux.keys(&["?"]);
         tmux.shows("q, Ctrl-C").await;

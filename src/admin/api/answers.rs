@@ -200,6 +200,9 @@ pub struct TunnelAnswer {
     pub events: Vec<EventRow>,
     /// Times to the first byte of an answer: the buckets that are not empty.
     pub first_byte: Vec<Bucket>,
+    /// How many requests and connections ended in each of the last 300 seconds, the oldest first.
+    #[serde(default)]
+    pub per_second: Vec<u32>,
     /// URLs of names and routes that lead to it.
     pub names: Vec<String>,
     /// The same as a command of kubectl. null: kubectl cannot, or the tunnel has closed.
@@ -509,12 +512,13 @@ impl TunnelAnswer {
         let events = history.iter().flat_map(|history| history.events()).map(|event| EventRow::of(&event)).collect();
         let buckets = history.iter().flat_map(|history| history.first_byte_counts());
         let first_byte = buckets.map(|(upto_ms, count)| Bucket { upto_ms, count }).collect();
+        let per_second = history.as_ref().map(|history| history.per_second()).unwrap_or_default();
         let kubectl = snapshot.as_ref().and_then(|tunnel| ways::kubectl(tunnel.target.as_ref()?, tunnel.port));
         let names = {
             let target = snapshot.as_ref().and_then(|tunnel| tunnel.target.as_ref());
             ways::names(&source.router(), id, target, source.facts().port())
         };
-        Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte, names, kubectl })
+        Some(Self { format: FORMAT, id: id.to_owned(), tunnel, events, first_byte, per_second, names, kubectl })
     }
 }
 

@@ -1,6 +1,10 @@
 //! Problems that need a person. The dashboard and `adit top` show this list first.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    env,
+    path::{PathBuf, absolute},
+    time::{Duration, SystemTime},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +13,7 @@ use super::answers::{SignIn, time};
 pub use crate::config::shell::quoted;
 use crate::{
     admin::status::{Facts, Source},
-    config::{ContextName, PortRef, Workload},
+    config::{ContextName, KubeconfigPaths, PortRef, Workload},
     k8s::client::Health,
     routing::{Router, Target},
     tunnel::TunnelSnapshot,
@@ -43,7 +47,7 @@ pub struct Attention {
 pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> Vec<Attention> {
     let (facts, router) = (source.facts(), source.router());
     let mut all: Vec<Attention> = of_config(&facts).into_iter().collect();
-    all.extend(sign_ins.iter().map(of_sign_in));
+    all.extend(sign_ins.iter().map(|sign_in| of_sign_in(sign_in, &router.http_contexts.kubeconfig)));
     all.extend(tunnels.iter().filter(|tunnel| tunnel.state == "failed").map(|tunnel| of_tunnel(tunnel, &router)));
     let in_vain = source.journal().wanted_in_vain(RECENT, MOST_IN_VAIN);
     all.extend(in_vain.iter().map(|host| {
@@ -52,11 +56,13 @@ pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> V
             kind: "not-ready".to_owned(),
             title: format!("{host} has no ready pod"),
             cause: Some("it was asked for in the last five minutes, and no pod became ready in time".to_owned()),
-            command: Some(format!("adit doctor {}", quoted(host))),
+            command: Some(format!("{} {}", adit_doctor(&router.http_contexts.kubeconfig), quoted(host))),
             ..Attention::default()
         }
     }));
-    all.extend(router.http_contexts.namespaces.keys().filter_map(|name| of_context(name, source.health(name)?)));
+    all.extend(
+        router.http_contexts.namespaces.keys().filter_map(|name| of_context(name, source.health(name)?, &router)),
+    );
     let waits = facts.local.iter().filter(|local| local.public.is_none());
     all.extend(waits.filter_map(|local| {
         Some(Attention {
@@ -85,8 +91,8 @@ fn of_config(facts: &Facts) -> Option<Attention> {
 }
 
 /// Returns the problem of a context: its API server does not answer, or a person has to sign in again soon.
-fn of_context(name: &ContextName, health: Health) -> Option<Attention> {
-    let command = Some(format!("adit doctor --context {}", quoted(name)));
+fn of_context(name: &ContextName, health: Health, router: &Router) -> Option<Attention> {
+    let command = Some(format!("{} --context {}", adit_doctor(&router.http_contexts.kubeconfig), quoted(name)));
     let kind = "context".to_owned();
     if let Some(since) = health.lost_since {
         let title = format!("the API server of context {name} does not answer");
@@ -103,7 +109,7 @@ fn of_context(name: &ContextName, health: Health) -> Option<Attention> {
     })
 }
 
-fn of_sign_in(sign_in: &SignIn) -> Attention {
+fn of_sign_in(sign_in: &SignIn, kubeconfig: &KubeconfigPaths) -> Attention {
     let SignIn { user, issuer, seconds, error, said, .. } = sign_in;
     let title = match error {
         None => format!("signing in with {issuer}: {user}"),
@@ -120,7 +126,7 @@ fn of_sign_in(sign_in: &SignIn) -> Attention {
         title,
         cause: error.clone(),
         hint: Some(hint),
-        command: Some("adit doctor".to_owned()),
+        command: Some(adit_doctor(kubeconfig)),
         tunnel: None,
     }
 }
@@ -155,12 +161,37 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
         true => String::new(),
         false => format!(" --context {}", quoted(&pods.cluster.context)),
     };
-    Some(format!("adit doctor{context} {}", quoted(&format!("{name}.{}{port}", pods.namespace))))
+    let target = quoted(&format!("{name}.{}{port}", pods.namespace));
+    Some(format!("{}{context} {target}", adit_doctor(&pods.cluster.kubeconfig)))
+}
+
+/// Returns `adit doctor` as it reads these kubeconfigs. They are named unless they are the one that every shell means: a shell in which
+/// the command is pasted has not the variables of this process.
+fn adit_doctor(kubeconfig: &KubeconfigPaths) -> String {
+    let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
+    let paths: Vec<PathBuf> = kubeconfig.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect();
+    // A pipe is read once.
+    if paths.iter().all(|path| Some(path) == usual.as_ref() || path.starts_with("/dev")) {
+        return "adit doctor".to_owned();
+    }
+    let list = env::join_paths(&paths).unwrap_or_default();
+    format!("adit doctor --kubeconfig {}", quoted(&list.to_string_lossy()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_names_the_kubeconfig_that_no_shell_means_by_itself() {
+        let of = |paths: &[&str]| adit_doctor(&KubeconfigPaths(paths.iter().map(Into::into).collect()));
+        let usual = etcetera::home_dir().unwrap().join(".kube/config");
+        assert_eq!(of(&[usual.to_str().unwrap()]), "adit doctor");
+        assert_eq!(of(&["/dev/fd/63"]), "adit doctor");
+        assert_eq!(of(&["/a b/x.yaml"]), "adit doctor --kubeconfig '/a b/x.yaml'");
+        assert_eq!(of(&["/a", "/b"]), "adit doctor --kubeconfig /a:/b");
+        assert!(of(&["x.yaml"]).ends_with("/x.yaml"));
+    }
 
     #[test]
     fn a_failed_sign_in_says_when_the_next_may_begin() {
@@ -172,8 +203,11 @@ mod tests {
             error: Some("expired".into()),
             said: vec!["open https://sso.example".into()],
         };
-        let found = of_sign_in(&sign_in);
-        assert_eq!(found.title, "not signed in: user \"ana\"");
+        let found = of_sign_in(&sign_in, &KubeconfigPaths::default());
+        assert_eq!(
+            (found.title.as_str(), found.command.as_deref()),
+            ("not signed in: user \"ana\"", Some("adit doctor"))
+        );
         assert_eq!(found.hint.unwrap(), "open https://sso.example\nanother attempt is possible in 7 s");
     }
 }

@@ -51,6 +51,9 @@ const EVERY: Duration = Duration::from_millis(250);
 /// Maximum silence. Then the reader gets an empty comment, so that it can detect a dead connection.
 const COMMENT_AFTER: Duration = Duration::from_secs(15);
 
+/// Maximum time without an event. A page in a browser does not see comments: events show it that adit is alive.
+pub const BEAT_AFTER: Duration = Duration::from_secs(5);
+
 /// How long the task continues after the last reader has left: the reader may come back and resume.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -60,8 +63,9 @@ const MOST_KEPT: usize = 256 * 1024;
 /// Maximum number of changes sent at once. Instead of more, a snapshot is shorter.
 const MOST_AT_ONCE: u64 = 40;
 
-/// Maximum number of requests in one event, the newest ones. `/api/v1/requests` has the others.
-const MOST_ROWS: usize = 250;
+/// Maximum number of requests, and of lines of the log, in one event, the newest ones. `/api/v1/requests` and `/api/v1/log` have the
+/// others.
+pub const MOST_ROWS: usize = 250;
 
 /// Maximum number of readers. More are refused.
 const MOST_READERS: usize = 32;
@@ -83,7 +87,7 @@ pub struct Snapshot {
     pub first_byte_ms: FirstByte,
 }
 
-/// Changes since the event before.
+/// Changes since the event before. After 5 s without any: one of nothing, to show that adit lives.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     #[schemars(range(min = 1, max = 1))]
@@ -137,6 +141,8 @@ struct State {
     readers: usize,
     is_looking: bool,
     last: u64,
+    /// When that was.
+    told: Option<Instant>,
     kept: VecDeque<(u64, Bytes)>,
     seen: Seen,
 }
@@ -294,9 +300,12 @@ async fn look_on(source: &Source) {
 }
 
 impl Feed {
-    /// Creates an event of the changes since the last one, if there are any.
+    /// Creates an event of the changes since the last one, if there are any or the last one was long ago.
     fn look(&self, source: &Source, state: &mut State) {
-        let Some(change) = state.seen.change(source) else { return };
+        let is_late = state.told.is_none_or(|told| told.elapsed() >= BEAT_AFTER);
+        let nothing = || is_late.then(|| Change { format: FORMAT, ..Change::default() });
+        let Some(change) = state.seen.change(source).or_else(nothing) else { return };
+        state.told = Some(Instant::now());
         state.last += 1;
         let event = self.event(state.last, "change", &change);
         state.kept.push_back((state.last, event));

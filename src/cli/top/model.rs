@@ -22,7 +22,8 @@ pub struct Model {
     pub log: VecDeque<LogRow>,
     /// Seconds, oldest first.
     pub seconds: VecDeque<Second>,
-    pub is_paused: bool,
+    /// The requests as they were when they were paused.
+    pub paused: Option<BTreeMap<u64, Row>>,
 }
 
 impl Model {
@@ -30,6 +31,7 @@ impl Model {
         let Snapshot { status, attention, tunnels, requests, seconds, .. } = snapshot;
         if self.status.as_ref().is_some_and(|known| known.started != status.started) {
             self.requests.clear();
+            self.paused = self.paused.is_some().then(BTreeMap::new);
             self.log.clear();
         }
         (self.status, self.attention) = (Some(status), attention);
@@ -66,14 +68,29 @@ impl Model {
         }
     }
 
+    /// Takes all requests that are kept: those of events may not be all.
+    pub fn all_requests(&mut self, requests: Vec<Row>) {
+        self.requests.clear();
+        self.take_requests(requests);
+    }
+
     fn take_requests(&mut self, requests: Vec<Row>) {
-        if self.is_paused {
-            return;
-        }
         self.requests.extend(requests.into_iter().map(|row| (row.id, row)));
         while self.requests.len() > MOST_ROWS {
-            self.requests.pop_first();
+            // As in the process itself: one that goes on is kept for longer than those that have ended.
+            let ended = self.requests.values().find(|row| row.took_ms.is_some()).map(|row| row.id);
+            let Some(oldest) = ended.or_else(|| self.requests.keys().next().copied()) else { return };
+            self.requests.remove(&oldest);
         }
+    }
+
+    /// Returns the requests that are shown.
+    pub fn shown_requests(&self) -> &BTreeMap<u64, Row> {
+        self.paused.as_ref().unwrap_or(&self.requests)
+    }
+
+    pub fn pause(&mut self) {
+        self.paused = self.paused.is_none().then(|| self.requests.clone());
     }
 
     fn trim(&mut self) {
@@ -113,6 +130,33 @@ mod tests {
         assert_eq!(model.log.iter().map(|line| line.id).collect::<Vec<_>>(), [2, 3, 4]);
         model.log((10..3_000).rev().map(line).collect());
         assert_eq!((model.log.len(), model.log.back().map(|line| line.id)), (MOST_ROWS, Some(2_999)));
+    }
+
+    #[test]
+    fn requests_that_events_have_left_out_are_taken_from_the_whole_list() {
+        let mut model = Model::default();
+        let row = |id: u64, took: Option<f64>| -> Row {
+            serde_json::from_value(serde_json::json!({
+                "id": id, "kind": "tcp", "time": "", "connection": 1, "method": null, "host": "", "path": "", "status": null,
+                "error": null, "route": null, "tunnel": null, "pod": null, "retries": 0, "replay_of": null, "grpc_status": null,
+                "messages": 0, "tunnel_ms": null, "connected_ms": null, "first_byte_ms": null, "took_ms": took, "bytes_up": 0,
+                "bytes_down": 0
+            }))
+            .unwrap()
+        };
+        model.take_requests((1..=3).map(|id| row(id, None)).collect());
+        model.pause();
+        model.all_requests(vec![row(4, None), row(3, None), row(2, Some(1.0))]);
+        assert_eq!(model.shown_requests().len(), 3, "what is paused stays as it is");
+        model.pause();
+        let shown: Vec<_> = model.shown_requests().values().map(|row| (row.id, row.took_ms.is_some())).collect();
+        assert_eq!(shown, [(2, true), (3, false), (4, false)]);
+        model.take_requests((5..=MOST_ROWS as u64 + 4).map(|id| row(id, Some(1.0))).collect());
+        assert_eq!(
+            model.requests.keys().take(3).copied().collect::<Vec<_>>(),
+            [3, 4, 7],
+            "what goes on stays the longest"
+        );
     }
 
     #[test]

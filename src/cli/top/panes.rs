@@ -112,7 +112,7 @@ pub fn lines(model: &Model, pane: Pane, view: &View) -> Vec<Line> {
             .map(of_tunnel)
             .collect(),
         Pane::Requests => {
-            let rows = model.requests.values().rev();
+            let rows = model.shown_requests().values().rev();
             rows.filter(|row| !view.only_errors || is_error(row)).map(of_request).collect()
         }
         Pane::Log => {

@@ -158,7 +158,7 @@ fn header(frame: &mut Frame, app: &App, area: Rect) {
     for (is_on, text) in [
         (!view.filter.is_empty(), format!(" /{}", view.filter)),
         (view.only_errors, " errors only".to_owned()),
-        (app.model.is_paused, " paused".to_owned()),
+        (app.model.paused.is_some(), " paused".to_owned()),
         (app.is_wide, " wide".to_owned()),
     ] {
         if is_on {

@@ -6,6 +6,8 @@ const main = document.getElementById('main');
 const $ = (selector, at = document) => at.querySelector(selector);
 const API = '/api/v1/';
 const MOST_ROWS = 1000, SECONDS = 300;
+// An event has so many rows at most. adit says something every 5 s: one that is silent for longer than SILENCE hangs.
+const AT_ONCE = 250, SILENCE = 10000, READ_EVERY = 2000, PATIENCE = 10000, LONG_PATIENCE = 40000;
 // Up to ALL rows a table is written whole; of a longer one, the rows that are seen and AHEAD more on each side.
 const ALL = 100, AHEAD = 15;
 
@@ -29,6 +31,7 @@ const button = (label, onclick, more) => h('button', {type: 'button', onclick, .
 // ---- words
 
 const count = new Intl.NumberFormat('en');
+const sleep = time => new Promise(done => setTimeout(done, time));
 const plural = (number, word) => `${count.format(number)} ${word}${number === 1 ? '' : 's'}`;
 function bytes(number) {
   let unit = 0;
@@ -76,10 +79,16 @@ function place() {
 function keep(map, rows, most) {
   for (const row of rows) map.set(row.id, row);
   if (map.size > most) {
-    const ids = [...map.keys()].sort((a, b) => a - b);
+    // As in adit itself: one that goes on is kept for longer than those that have ended.
+    const goesOn = id => map.get(id).took_ms === null;
+    const ids = [...map.keys()].sort((a, b) => goesOn(a) - goesOn(b) || a - b);
     for (const id of ids.slice(0, map.size - most)) map.delete(id);
   }
 }
+const keepTunnels = tunnels => { for (const tunnel of tunnels) state.tunnels.set(tunnel.id, {...tunnel, at: Date.now()}); };
+// No event says that time passes.
+const passed = tunnel => Math.floor((Date.now() - (tunnel.at || Date.now())) / 1000);
+const idle = tunnel => tunnel.idle_seconds === null ? null : tunnel.idle_seconds + passed(tunnel);
 function addSeconds(list) {
   for (const second of list) state.seconds.set(Math.floor(Date.parse(second.time) / 1000), second);
   const oldest = Math.floor(Date.now() / 1000) - SECONDS - 5;
@@ -88,8 +97,11 @@ function addSeconds(list) {
 const paused = {is: false};
 function snapshot(data) {
   Object.assign(state, {status: data.status, attention: data.attention, firstByte: data.first_byte_ms});
-  state.tunnels = new Map(data.tunnels.map(tunnel => [tunnel.id, tunnel]));
-  if (!paused.is) keep(state.requests, data.requests, MOST_ROWS);
+  state.tunnels.clear();
+  keepTunnels(data.tunnels);
+  takeRows(data.requests);
+  // It has the newest requests only, and no line of the log.
+  readAll();
   state.seconds.clear();
   addSeconds(data.seconds.slice(0, -1));
 }
@@ -97,23 +109,58 @@ function change(data) {
   if (data.status) state.status = data.status;
   if (data.attention) state.attention = data.attention;
   if (data.first_byte_ms) state.firstByte = data.first_byte_ms;
-  for (const tunnel of data.tunnels || []) state.tunnels.set(tunnel.id, tunnel);
+  keepTunnels(data.tunnels || []);
   for (const id of data.closed || []) state.tunnels.delete(id);
-  if (!paused.is) keep(state.requests, data.requests || [], MOST_ROWS);
+  takeRows(data.requests || []);
   keep(state.log, data.log || [], MOST_ROWS);
+  if (data.skipped || (data.log || []).length >= AT_ONCE) readAll();
   addSeconds(data.seconds || []);
+}
+/** Rows of events that came while the whole list was read: they are newer. Null: it is not being read. */
+let newer = null;
+function takeRows(rows) {
+  if (!paused.is) keep(state.requests, rows, MOST_ROWS);
+  if (newer) newer.push(...rows);
+}
+async function readRequests() {
+  newer = [];
+  try {
+    const rows = (await get('requests')).requests;
+    if (paused.is) return;
+    state.requests.clear();
+    keep(state.requests, [...rows, ...newer], MOST_ROWS);
+  } finally { newer = null; }
+}
+const readLog = async () => keep(state.log, (await get('log')).log, MOST_ROWS);
+let isReading = false, isShort = false, readAt = 0;
+/** Reads what events leave out, where a view shows it: at once, and then every READ_EVERY at most. */
+async function readAll() {
+  isShort = true;
+  if (isReading) return;
+  isReading = true;
+  while (isShort && view && view.read) {
+    await sleep(Math.max(0, readAt + READ_EVERY - Date.now()));
+    isShort = false;
+    readAt = Date.now();
+    try { if (view.read) await view.read(); } catch (error) { say(error.message); }
+    changed();
+  }
+  isReading = false;
 }
 
 // ---- the stream of events, while the page is seen
 
-let events = null;
+let events = null, heardAt = Date.now(), lookedAt = heardAt;
+const since = () => state.at ? ` What you see is of ${clock(state.at)}.` : '';
 function connect() {
   if (events || document.hidden) return;
+  heardAt = Date.now();
   events = new EventSource(API + 'events');
   const take = apply => event => {
     const epoch = event.lastEventId.split('-')[0];
-    if (state.epoch && epoch !== state.epoch) { state.requests.clear(); state.log.clear(); loadServices(); }
+    if (state.epoch && epoch !== state.epoch) { state.requests.clear(); state.log.clear(); if (view.restarted) view.restarted(); }
     state.epoch = epoch;
+    heardAt = Date.now();
     state.at = new Date();
     apply(JSON.parse(event.data));
     notice('');
@@ -123,14 +170,24 @@ function connect() {
   events.addEventListener('change', take(change));
   events.onerror = async () => {
     const isOver = events && events.readyState === EventSource.CLOSED;
-    const since = state.at ? ` What you see is of ${clock(state.at)}.` : '';
-    notice(`No connection to adit.${since}`);
+    notice(`No connection to adit.${since()}`);
     if (!isOver) return;
     disconnect();
-    const answer = await fetch(API + 'status').catch(() => null);
-    if (answer && answer.status === 403) notice(`Signed out: run 'adit ui'.${since}`);
+    const answer = await fetch(API + 'status', {signal: AbortSignal.timeout(PATIENCE)}).catch(() => null);
+    if (answer && answer.status === 403) notice(`Signed out: run 'adit ui'.${since()}`);
     else setTimeout(connect, 2000);
   };
+}
+/** Says that adit hangs: its connection stays open then, and nothing comes. */
+function listen() {
+  const now = Date.now();
+  // This computer, or the tab, may have slept.
+  if (!events || now - lookedAt > 3000) heardAt = now;
+  lookedAt = now;
+  if (now - heardAt < SILENCE) return;
+  notice(`adit does not answer.${since()}`);
+  disconnect();
+  connect();
 }
 function disconnect() { if (events) events.close(); events = null; }
 function notice(text) {
@@ -142,24 +199,21 @@ function notice(text) {
   document.body.classList.toggle('stale', Boolean(text));
 }
 let saidTimer;
-function say(text) {
+function say(text, stays) {
   $('#state').textContent = text;
   clearTimeout(saidTimer);
-  saidTimer = setTimeout(() => { $('#state').textContent = ''; }, 4000);
+  if (!stays) saidTimer = setTimeout(() => { $('#state').textContent = ''; }, 4000);
 }
 
 // ---- requests to the API
 
-async function get(path) {
-  const answer = await fetch(API + path);
-  const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error ? body.error.message : `adit answered ${answer.status}`);
-  return body;
-}
-async function post(path, body) {
-  const headers = {'content-type': 'application/json', 'x-adit': '1'};
-  const answer = await fetch(API + path, {method: 'POST', headers, body: JSON.stringify(body || {})});
-  const text = await answer.text();
+async function call(path, options, within, over = new AbortController()) {
+  const timer = setTimeout(() => over.abort(), within);
+  let answer, text;
+  try {
+    answer = await fetch(API + path, {...options, signal: over.signal});
+    text = await answer.text();
+  } catch { throw new Error(over.signal.aborted ? `adit has not answered in ${within / 1000} s` : 'no connection to adit'); } finally { clearTimeout(timer); }
   let found = {};
   try { found = text ? JSON.parse(text) : {}; } catch { /* it is said by its status */ }
   if (!answer.ok) {
@@ -168,6 +222,8 @@ async function post(path, body) {
   }
   return found;
 }
+const get = (path, within = PATIENCE, over) => call(path, {}, within, over);
+const post = (path, body) => call(path, {method: 'POST', headers: {'content-type': 'application/json', 'x-adit': '1'}, body: JSON.stringify(body || {})}, LONG_PATIENCE);
 async function act(what, path, body) {
   try {
     const found = await post(path, body);
@@ -220,7 +276,33 @@ class Grid {
     const isSame = this.order && this.order.at === at;
     this.order = {at, down: isSame ? !this.order.down : Boolean(this.columns[at].num)};
     this.showOrder();
+    this.seen = [];
     this.set(this.all);
+    this.seen = null;
+  }
+  /** Changes the table, and leaves the rows that are looked at where they are on the screen. */
+  still(change) {
+    if (this.seen) return change();
+    this.seen = this.onScreen();
+    change();
+    const index = new Map(this.seen.length ? this.rows.map((row, at) => [this.key(row), at]) : []);
+    const [key, top] = this.seen.find(([key]) => index.has(key)) || [];
+    if (top !== undefined) {
+      // It may be so far away by now that it has no element.
+      if (!this.byKey.has(key)) { scrollBy(0, this.body.getBoundingClientRect().top + index.get(key) * this.height - top); this.render(); }
+      const by = this.byKey.get(key).getBoundingClientRect().top - top;
+      if (Math.abs(by) >= 1) scrollBy(0, by);
+    }
+    this.seen = null;
+  }
+  /** The rows on the screen, with where they are: the one with the focus, the one under the pointer, the others. At its top a table shows what is new. */
+  onScreen() {
+    const active = document.activeElement, focused = active && active.closest('tr');
+    const hasFocus = focused && focused.parentElement === this.body;
+    if (this.body.getBoundingClientRect().top >= 0 && !hasFocus) return [];
+    const rank = element => element === focused ? 0 : element.matches(':hover') ? 1 : 2;
+    const found = [...this.byKey].map(([key, element]) => ({key, element, box: element.getBoundingClientRect()}));
+    return found.filter(({box}) => box.bottom > 0 && box.top < innerHeight).sort((a, b) => rank(a.element) - rank(b.element) || a.box.top - b.box.top).map(({key, box}) => [key, box.top]);
   }
   showOrder() {
     this.heads.forEach((head, at) => {
@@ -245,6 +327,7 @@ class Grid {
     if (this.rows.length > ALL) this.table.setAttribute('aria-rowcount', this.rows.length + 1); else this.table.removeAttribute('aria-rowcount');
     this.render();
   }
+  render() { this.still(() => this.write()); }
   /** The rows that are seen, and `ahead` more on each side: the first, and the one behind the last. */
   near(ahead) {
     const many = this.rows.length;
@@ -257,7 +340,7 @@ class Grid {
     const [first, end] = this.near(AHEAD / 3);
     if (first < this.span[0] || end > this.span[1]) this.render();
   }
-  render() {
+  write() {
     this.span = this.near(AHEAD);
     const [first, end] = this.span, keys = new Map(), isLong = this.rows.length > ALL;
     for (let at = first; at < end; at++) keys.set(this.key(this.rows[at]), at);
@@ -289,15 +372,15 @@ class Grid {
     gap(this.rows.length);
     while (cursor) { const stale = cursor; cursor = cursor.nextSibling; stale.remove(); }
     if (!this.body.querySelector('tr[tabindex="0"]')) { const row = this.body.querySelector('tr[tabindex]'); if (row) row.tabIndex = 0; }
-    if (isLong && this.measured !== innerWidth) this.measure(first, end);
+    if (isLong && this.measured !== this.element.clientWidth) this.measure(first, end);
   }
-  /** Takes the height of a row from those that are written: once for each width of the window, so that the rest keeps its place. */
+  /** Takes the height of a row from those that are written: once for each width, so that the rest keeps its place. */
   measure(first, end) {
     const [top, last] = [first, end - 1].map(at => this.byKey.get(this.key(this.rows[at])).getBoundingClientRect());
     const height = (last.bottom - top.top) / (end - first);
     if (!(height > 0)) return;
-    this.measured = innerWidth;
-    if (Math.abs(height - this.height) > 1) { this.height = height; this.render(); }
+    this.measured = this.element.clientWidth;
+    if (Math.abs(height - this.height) > 1) { this.height = height; this.write(); }
   }
   /** Returns the element of a row, as the row is now. `at`: where it is in a long table. */
   fill(key, row, at) {
@@ -311,11 +394,11 @@ class Grid {
     }
     const isSame = this.fixed && element.row === row;
     element.row = row;
-    if (!isSame) this.columns.forEach((column, at) => this.write(element.children[at], column.cell(row), column));
+    if (!isSame) this.columns.forEach((column, at) => this.writeCell(element.children[at], column.cell(row), column));
     if (at === null) element.removeAttribute('aria-rowindex'); else element.setAttribute('aria-rowindex', at + 2);
     return element;
   }
-  write(cell, found, column) {
+  writeCell(cell, found, column) {
     const value = found === null || found === undefined ? {t: ''} : typeof found === 'object' ? found : {t: String(found)};
     const sign = `${value.t}\n${value.a}\n${value.c}\n${value.tip}\n${value.prod}\n${value.b ? value.b.map(each => each[0]) : ''}`;
     if (cell.sign === sign) { cell.acts = value.b; return; }
@@ -443,6 +526,10 @@ function waterfall(row) {
 
 // ---- tunnels
 
+function tunnelId() {
+  const id = location.pathname.slice('/tunnel/'.length);
+  try { return decodeURIComponent(id); } catch { return id; }
+}
 const tunnelAddress = id => `/tunnel/${encodeURIComponent(id)}`;
 const tunnelColumns = [
   {name: 'Tunnel', c: 'id', sort: row => row.id, cell: row => ({t: row.id, a: tunnelAddress(row.id), prod: isProduction(row.context)})},
@@ -454,7 +541,7 @@ const tunnelColumns = [
   {name: 'p50 ms', num: true, c: 'wide', sort: row => row.first_byte_ms.p50 || 0, cell: row => ms(row.first_byte_ms.p50)},
   {name: 'Up', num: true, c: 'wide', sort: row => row.bytes_up, cell: row => bytes(row.bytes_up)},
   {name: 'Down', num: true, c: 'wide', sort: row => row.bytes_down, cell: row => bytes(row.bytes_down)},
-  {name: 'Idle', num: true, c: 'wide', sort: row => row.idle_seconds ?? -1, cell: row => row.idle_seconds === null ? 'in use' : seconds(row.idle_seconds)},
+  {name: 'Idle', num: true, c: 'wide', sort: row => idle(row) ?? -1, cell: row => row.idle_seconds === null ? 'in use' : seconds(idle(row))},
 ];
 
 // ---- views
@@ -508,7 +595,7 @@ function now() {
         told = JSON.stringify(state.attention);
         put(needs, state.attention.length ? state.attention.map(need) : h('p', {class: 'dim'}, 'Nothing.'));
       }
-      const inUse = [...state.tunnels.values()].sort((a, b) => (a.idle_seconds ?? -1) - (b.idle_seconds ?? -1));
+      const inUse = [...state.tunnels.values()].sort((a, b) => (idle(a) ?? -1) - (idle(b) ?? -1));
       grid.set(inUse);
       contexts.set((status.contexts || []).map(context => {
         const of = inUse.filter(tunnel => tunnel.context === context.name);
@@ -542,13 +629,34 @@ function setQuery(changes) {
   history.replaceState(null, '', location.pathname + (text ? `?${text}` : ''));
 }
 
+// The list costs the API server something: it is read again after twenty times as long as it took, and seldom where that fails.
+const LISTED_AFTER = 10000, LISTED_AT_LAST = 600000;
+let listing = null, listTimer = null, listPause = LISTED_AFTER;
 async function loadServices() {
-  const contexts = new Set([query().get('context') || '']);
-  const answers = await Promise.all([...contexts].map(context =>
-    get(`services?pods=1${context ? `&context=${encodeURIComponent(context)}` : ''}`).catch(error => ({services: [], problems: [{message: error.message}]}))));
-  state.services = answers.flatMap(answer => answer.services);
-  state.problems = answers.flatMap(answer => answer.problems || []);
+  const context = query().get('context') || '', began = Date.now(), mine = new AbortController();
+  clearTimeout(listTimer);
+  // The answer for a context that was chosen before is not waited for.
+  if (listing) listing.abort();
+  listing = mine;
+  if (state.servicesOf !== context) Object.assign(state, {servicesOf: context, services: [], problems: [], servicesAt: null});
   changed();
+  let found;
+  try {
+    found = await get(`services?pods=1${context ? `&context=${encodeURIComponent(context)}` : ''}`, LONG_PATIENCE, mine);
+    if (listing === mine) state.servicesAt = new Date(began);
+  } catch (error) { found = {services: state.services, problems: [{message: error.message}]}; }
+  if (listing !== mine) return;
+  listing = null;
+  state.services = found.services;
+  state.problems = found.problems || [];
+  listPause = state.problems.length ? Math.min(2 * listPause, LISTED_AT_LAST) : Math.max(LISTED_AFTER, 20 * (Date.now() - began));
+  listTimer = setTimeout(() => { listTimer = null; if (!document.hidden) loadServices(); }, listPause);
+  changed();
+}
+function leaveServices() {
+  clearTimeout(listTimer);
+  if (listing) listing.abort();
+  listTimer = listing = null;
 }
 function services() {
   const params = query();
@@ -557,8 +665,8 @@ function services() {
   let tab = params.get('tab') || 'all';
   const tabs = [['all', 'All'], ['used', 'In use'], ['errors', 'Errors']].map(([id, name]) =>
     button(name, () => { tab = id; setQuery({tab: id === 'all' ? '' : id}); changed(); }, {'aria-pressed': String(tab === id), 'data-tab': id}));
-  const context = h('select', {'aria-label': 'Context', onchange: () => { setQuery({context: context.value}); state.services = []; loadServices(); }});
-  const total = h('span', {class: 'count', role: 'status'}), problems = h('div');
+  const context = h('select', {'aria-label': 'Context', onchange: () => { setQuery({context: context.value}); loadServices(); }});
+  const total = h('span', {class: 'count', role: 'status'}), read = h('span', {class: 'count'}), problems = h('div');
   const tunnelOf = row => row.tunnel && state.tunnels.get(row.tunnel);
   const recent = row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.recent_requests : 0; };
   const actions = row => {
@@ -581,15 +689,15 @@ function services() {
       {name: 'Tunnel', c: 'nowrap', sort: row => tunnelOf(row) ? tunnelOf(row).state : '', cell: row => tunnelOf(row) ? {...stateCell(tunnelOf(row).state), a: tunnelAddress(row.tunnel)} : {t: '○ none', c: 'dim'}},
       {name: 'Requests 5 min', num: true, sort: recent, cell: row => tunnelOf(row) ? count.format(recent(row)) : ''},
       {name: 'Errors', num: true, sort: row => tunnelOf(row) ? tunnelOf(row).recent_errors : 0, cell: row => { const tunnel = tunnelOf(row); return tunnel ? {t: tunnel.recent_errors, c: tunnel.recent_errors ? 'bad' : 'dim'} : ''; }},
-      {name: 'Used', c: 'wide nowrap', sort: row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.idle_seconds ?? -1 : 1e9; }, cell: row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.idle_seconds === null ? 'now' : `${seconds(tunnel.idle_seconds)} ago` : ''; }},
+      {name: 'Used', c: 'wide nowrap', sort: row => { const tunnel = tunnelOf(row); return tunnel ? idle(tunnel) ?? -1 : 1e9; }, cell: row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.idle_seconds === null ? 'now' : `${seconds(idle(tunnel))} ago` : ''; }},
       {name: 'From', c: 'wide', sort: row => row.from, cell: row => row.from === 'service' ? 'Service' : `route (${row.from})`},
       {name: '', c: 'acts', cell: row => ({b: actions(row)})},
     ]});
-  put(main, h('h1', {}, 'Services'), h('div', {class: 'tools'}, search, context, tabs, button('Reload', loadServices), total), problems, grid.element);
+  put(main, h('h1', {}, 'Services'), h('div', {class: 'tools'}, search, context, tabs, button('Reload', loadServices), total, read), problems, grid.element);
   loadServices();
   let told = '', contextsTold = '';
   return {
-    title: 'Services', grid, search,
+    title: 'Services', grid, search, end: leaveServices, restarted: loadServices, shown: () => { if (!listTimer && !listing) loadServices(); },
     update() {
       const names = ((state.status || {}).contexts || []).map(each => each.name);
       if (contextsTold !== names.join()) {
@@ -610,6 +718,8 @@ function services() {
         const text = `${row.name} ${row.port || ''} ${row.url} ${row.context || ''} ${row.target} ${row.speaks} ${row.from} ${tunnel ? tunnel.state : ''}`.toLowerCase();
         return words.every(word => text.includes(word));
       });
+      setText(read, state.servicesAt ? `read at ${clock(state.servicesAt)}` : '');
+      grid.empty = state.servicesAt || state.problems.length ? 'No Service is as you search.' : 'The Services are being read.';
       setText(total, rows.length === state.services.length ? plural(rows.length, 'port') : `${count.format(rows.length)} of ${plural(state.services.length, 'port')}`);
       grid.set(rows);
     },
@@ -619,7 +729,7 @@ function services() {
 }
 
 function tunnel() {
-  const id = decodeURIComponent(location.pathname.slice('/tunnel/'.length));
+  const id = tunnelId();
   const facts = h('dl', {class: 'facts'}), names = h('ul'), tools = h('div', {class: 'tools'}), trouble = h('div');
   const chart = h('div'), rate = new Spark('Requests per second, five minutes', value => value.toFixed(1)), command = h('div', {class: 'row'});
   const pods = new Grid({caption: 'Pods', key: row => row.pod, empty: 'No pod is reached at the moment.', columns: [
@@ -643,7 +753,7 @@ function tunnel() {
   load();
   const ticking = setInterval(() => { if (!document.hidden) load(); }, 2000);
   return {
-    title: 'Tunnel', grid: log,
+    title: 'Tunnel', grid: log, read: readRequests,
     end() { clearInterval(ticking); },
     update() {
       const found = state.tunnels.get(id) || (detail && detail.tunnel);
@@ -651,7 +761,7 @@ function tunnel() {
         ['State', stateCell(found.state).t], ['Transport', found.transport || ''], ['Connections', found.connections], ['Streams', `${found.streams} open, ${count.format(found.streams_total)} in all`],
         ['Requests', `${count.format(found.requests)}, ${count.format(found.errors)} failed`], ['Bytes', `↓ ${bytes(found.bytes_down)}  ↑ ${bytes(found.bytes_up)}`],
         ['First byte', found.first_byte_ms.p50 === null ? '' : `p50 ${ms(found.first_byte_ms.p50)} ms, p95 ${ms(found.first_byte_ms.p95)} ms`],
-        ['Idle', found.idle_seconds === null ? 'in use' : `for ${seconds(found.idle_seconds)}${found.closes_in_seconds === null ? '' : `, closes in ${seconds(found.closes_in_seconds)}`}`],
+        ['Idle', found.idle_seconds === null ? 'in use' : `for ${seconds(idle(found))}${found.closes_in_seconds === null ? '' : `, closes in ${seconds(Math.max(0, found.closes_in_seconds - passed(found)))}`}`],
       ] : [['State', '○ closed']];
       if (shown !== JSON.stringify(lines)) { shown = JSON.stringify(lines); put(facts, lines.map(([name, value]) => [h('dt', {}, name), h('dd', {}, String(value))]).flat()); }
       for (const each of tools.querySelectorAll('button')) each.disabled = !found;
@@ -661,10 +771,8 @@ function tunnel() {
         const of = mine.filter(row => row.pod === pod);
         return {pod, open: of.filter(row => row.took_ms === null).length, requests: of.length, errors: of.filter(isError).length};
       }));
-      const end = Math.floor(Date.now() / 1000), perSecond = new Array(SECONDS).fill(0);
-      for (const row of mine) { const at = SECONDS - 1 - (end - Math.floor(Date.parse(row.time) / 1000)); if (at >= 0 && at < SECONDS) perSecond[at]++; }
-      rate.draw(perSecond);
       if (!detail) return;
+      rate.draw([...new Array(SECONDS - detail.per_second.length).fill(0), ...detail.per_second]);
       if (names.told !== detail.names.join()) { names.told = detail.names.join(); put(names, detail.names.length ? detail.names.map(name => h('li', {}, name.startsWith('http') ? h('a', {href: name, target: '_blank', rel: 'noopener'}, name) : name)) : h('li', {class: 'dim'}, 'none')); }
       if (command.told !== detail.kubectl) { command.told = detail.kubectl; put(command, detail.kubectl ? [h('pre', {}, detail.kubectl), button('Copy command', () => copy(detail.kubectl, 'the command'))] : h('p', {class: 'dim'}, 'kubectl has no command for this.')); }
       const told = JSON.stringify(detail.first_byte);
@@ -682,11 +790,12 @@ function filterOf(text) {
     const field = at > 0 ? rest.slice(0, at) : '', value = rest.slice(at + 1);
     const has = found => String(found ?? '').toLowerCase().includes(value);
     const tests = {
+      __proto__: null,
       status: row => { const found = String(row.status ?? ''); return value.endsWith('xx') ? found[0] === value[0] : found.startsWith(value); },
       host: row => has(row.host), method: row => String(row.method ?? '').toLowerCase() === value, path: row => has(row.path), pod: row => has(row.pod),
       tunnel: row => has(row.tunnel), kind: row => row.kind === value, error: row => has(row.error),
       ms: row => { const took = row.took_ms ?? row.first_byte_ms ?? 0, number = parseFloat(value.replace(/^[<>]=?/, '')); return value.startsWith('<') ? took < number : took >= number; },
-      is: row => ({error: isError(row), retried: row.retries > 0, replay: Boolean(row.replay_of), open: row.took_ms === null})[value] ?? false,
+      is: row => ({__proto__: null, error: isError(row), retried: row.retries > 0, replay: Boolean(row.replay_of), open: row.took_ms === null})[value] ?? false,
     };
     const test = tests[field] || (row => `${row.method ?? ''} ${row.host} ${row.path} ${row.status ?? ''} ${row.pod ?? ''} ${row.error ?? ''} ${row.kind}`.toLowerCase().includes(rest));
     return row => test(row) !== not;
@@ -700,7 +809,7 @@ function requests() {
   const total = h('span', {class: 'count', role: 'status'});
   const pause = button('Pause', () => {
     paused.is = !paused.is;
-    if (!paused.is) load();
+    if (!paused.is) readAll();
     changed();
   }, {'aria-pressed': 'false'});
   let since = 0, open = params.get('id');
@@ -721,8 +830,6 @@ function requests() {
   const side = h('aside', {'aria-label': 'The selected request', hidden: true});
   const split = h('div', {class: 'split'}, grid.element, side);
   put(main, h('h1', {}, 'Requests'), h('div', {class: 'tools'}, search, pause, button('Clear', () => { since = Math.max(0, ...state.requests.keys()); changed(); }), ...requestTools(), total), split);
-  async function load() { try { keep(state.requests, (await get('requests')).requests, MOST_ROWS); changed(); } catch (error) { say(error.message); } }
-  load();
   let shownId = null, shownTook;
   async function show(id) {
     open = String(id);
@@ -731,16 +838,28 @@ function requests() {
     shownId = null;
     changed();
   }
-  function close() { open = null; shownId = null; setQuery({id: ''}); side.hidden = true; split.classList.remove('open'); }
+  const toggle = isOpen => grid.still(() => { side.hidden = !isOpen; split.classList.toggle('open', isOpen); grid.measured = 0; grid.render(); });
+  function close() {
+    const hadFocus = side.contains(document.activeElement), key = Number(open);
+    open = null;
+    shownId = null;
+    setQuery({id: ''});
+    toggle(false);
+    if (hadFocus) { main.focus({preventScroll: true}); grid.select(key); }
+  }
   async function fillSide(row) {
     const detail = await get(`requests/${row.id}`).catch(() => row);
     if (String(detail.id) !== open) return;
-    side.hidden = false;
-    split.classList.add('open');
+    const isNew = side.hidden, reach = () => [...side.querySelectorAll('a,button')], had = reach().indexOf(document.activeElement);
+    toggle(true);
     put(side, requestDetail(detail, close));
+    if (had >= 0 && reach()[had]) reach()[had].focus({preventScroll: true});
+    // In a narrow window the detail lies over the last rows.
+    const element = grid.byKey.get(row.id);
+    if (isNew && element) element.scrollIntoView({block: 'nearest'});
   }
   return {
-    title: 'Requests', grid, search,
+    title: 'Requests', grid, search, read: readRequests,
     end() { paused.is = false; },
     update() {
       pause.setAttribute('aria-pressed', String(paused.is));
@@ -789,12 +908,13 @@ function requestDetail(row, close) {
 }
 function bodyOf(body) {
   if (!body || !body.bytes) return null;
-  const text = body.text ?? `${body.base64}\n(base64)`;
-  return h('div', {}, h('h3', {}, `Body, ${bytes(body.bytes)}${body.is_whole ? '' : ', its start'}`), h('pre', {tabindex: 0, role: 'region', 'aria-label': 'Body'}, text.slice(0, 20000)),
-    button('Copy the body', () => copy(text, 'the body')));
+  const text = body.text ?? `${body.base64}\n(base64)`, MOST = 20000, pre = h('pre', {tabindex: 0, role: 'region', 'aria-label': 'Body'}, text.slice(0, MOST));
+  const more = text.length > MOST && h('p', {}, `These are its first ${plural(MOST, 'character')} of ${count.format(text.length)}. `, button('Show all', () => { pre.textContent = text; more.remove(); pre.focus(); }));
+  return h('div', {}, h('h3', {}, `Body, ${bytes(body.bytes)}${body.is_whole ? '' : ', its start'}`), pre, more, button('Copy the body', () => copy(text, 'the body')));
 }
-async function replay(id, edits) {
-  const row = await act('Sent again', `requests/${id}/replay`, edits);
+async function replay(id) {
+  say('Sent again: the answer has up to 30 s', true);
+  const row = await act('Sent again', `requests/${id}/replay`);
   if (row) go(`/requests?id=${row.id}`);
 }
 function replayEdited(row) {
@@ -807,13 +927,25 @@ function replayEdited(row) {
   body.value = first;
   const box = h('dialog', {'aria-label': 'Replay edited'}, h('h2', {}, 'Replay edited'), h('p', {class: 'dim'}, `It goes to ${row.tunnel}. A hidden value is sent as it was.`),
     field('Method', method), field('Path and query', target), field('Headers', headers), field('Body', body));
-  box.append(h('div', {class: 'tools'}, button('Send', () => {
+  const failed = h('p', {class: 'bad', role: 'alert'});
+  const send = button('Send', async () => {
     const edits = {method: method.value.trim(), headers: headers.value.split('\n').filter(line => line.includes(':')).map(line => [line.slice(0, line.indexOf(':')).trim(), line.slice(line.indexOf(':') + 1).trim()])};
     if (target.value !== kept.target) edits.target = target.value;
     if (body.value !== first || kept.no_replay) edits.text = body.value;
-    box.close();
-    replay(row.id, edits);
-  }), button('Cancel', () => box.close())));
+    failed.textContent = '';
+    send.disabled = true;
+    setText(send, 'Waiting for the answer');
+    try {
+      const again = await post(`requests/${row.id}/replay`, edits);
+      if (!box.open) return;
+      box.close();
+      say('Sent again');
+      go(`/requests?id=${again.id}`);
+    } catch (error) { failed.textContent = `Failed: ${error.message}`; }
+    send.disabled = false;
+    setText(send, 'Send');
+  });
+  box.append(failed, h('div', {class: 'tools'}, send, button('Cancel', () => box.close())));
   box.addEventListener('close', () => box.remove());
   document.body.append(box);
   box.showModal();
@@ -832,7 +964,6 @@ function log() {
   put(main, h('h1', {}, 'Log'), h('div', {class: 'tools'}, search, level, total), grid.element, h('h2', {}, 'Configuration as loaded'), reload, config);
   const load = async () => {
     try {
-      keep(state.log, (await get('log')).log, MOST_ROWS);
       const found = await get('config');
       config.told = found.loaded_at;
       setText(config, found.config === null ? 'There is no file: everything is a default.' : JSON.stringify(found.config, null, 2));
@@ -841,7 +972,7 @@ function log() {
   };
   load();
   return {
-    title: 'Log', grid, search,
+    title: 'Log', grid, search, read: readLog,
     update() {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean), most = LEVELS.indexOf(level.value), rows = [];
       for (const id of [...state.log.keys()].sort((a, b) => b - a)) {
@@ -865,10 +996,13 @@ function route() {
   const path = location.pathname;
   if (view && view.end) view.end();
   view = path === '/services' ? services() : path === '/requests' ? requests() : path === '/log' ? log() : path.startsWith('/tunnel/') ? tunnel() : now();
-  document.title = `${view.title}${path.startsWith('/tunnel/') ? ` ${decodeURIComponent(path.slice(8))}` : ''} · adit`;
+  document.title = `${view.title}${path.startsWith('/tunnel/') ? ` ${tunnelId()}` : ''} · adit`;
   for (const link of document.querySelectorAll('nav a')) {
     if (link.getAttribute('href') === path) link.setAttribute('aria-current', 'page'); else link.removeAttribute('aria-current');
   }
+  // What this view shows may be more than events have brought.
+  readAt = 0;
+  readAll();
   changed();
 }
 function go(address) {
@@ -903,10 +1037,13 @@ function help() {
 }
 let wentAt = 0;
 function key(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector('dialog[open]')) return;
   const isTyping = event.target.closest('input,textarea,select');
   if (event.key === 'Escape') {
-    if (isTyping) event.target.blur(); else if (view.close) view.close();
+    if (!isTyping) { if (view.close) view.close(); return; }
+    // A browser would empty the field, and leave the rows as they are.
+    event.preventDefault();
+    event.target.blur();
     return;
   }
   if (isTyping) return;
@@ -944,10 +1081,12 @@ function relay() {
   const refused = new Grid({caption: 'Refused', key: row => row.key, empty: 'Nobody was refused.', columns: [
     {name: 'Time', c: 'nowrap', cell: row => clock(row.time)}, {name: 'Client', cell: row => row.client}, {name: 'What', cell: row => row.what}, {name: 'Why', cell: row => row.reason}]});
   put(main, h('h1', {}, 'Relay'), h('h2', {}, 'Tunnels'), grid.element, h('h2', {}, 'Refused'), refused.element);
+  let isLoading = false;
   const load = async () => {
-    if (document.hidden) return;
+    if (document.hidden || isLoading) return;
+    isLoading = true;
     try {
-      const found = await get('relay'), at = Date.now();
+      const found = await get('relay', PATIENCE / 2), at = Date.now();
       const rate = row => { const old = before && before.rows.get(row.public); return old === undefined || old === null ? 0 : Math.max(0, (row.bytes_up + row.bytes_down - old) * 1000 / (at - before.at)); };
       grid.set(found.tunnels.map(row => ({...row, rate: rate(row)})));
       refused.set(found.refused.map((row, at) => ({...row, key: `${row.time} ${row.client} ${at}`})));
@@ -955,7 +1094,8 @@ function relay() {
       setText($('#place'), `relay ${found.version}`);
       state.at = new Date();
       notice('');
-    } catch { notice(`No connection to the relay.${state.at ? ` What you see is of ${clock(state.at)}.` : ''}`); }
+    } catch { notice(`No connection to the relay.${since()}`); }
+    isLoading = false;
   };
   view = {title: 'Relay', grid};
   load();
@@ -965,8 +1105,13 @@ function relay() {
 if (MODE === 'relay') relay();
 if (MODE === 'laptop') {
   $('header').insertBefore(button('Keys', help, {'aria-haspopup': 'dialog', title: 'The keys of this page (?)'}), $('#state'));
-  document.addEventListener('visibilitychange', () => { if (document.hidden) disconnect(); else connect(); });
+  document.addEventListener('visibilitychange', () => {
+    if (document.hidden) return disconnect();
+    connect();
+    if (view.shown) view.shown();
+  });
   route();
   connect();
+  setInterval(listen, 1000);
 }
 })();

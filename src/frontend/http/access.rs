@@ -4,7 +4,7 @@ use std::{
     error::Error,
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -36,6 +36,9 @@ use crate::{
 /// How long a break of an answer waits, so that what came before it has left: servers drop what they hold when a body breaks.
 const BREAKS_AFTER: Duration = Duration::from_millis(10);
 
+/// How long a request runs until it is a row before its end, and then between two changes of the row.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
 /// A line of the access log, written on drop.
 pub struct Access {
     /// None: another one has it.
@@ -45,15 +48,42 @@ pub struct Access {
     journal: Arc<Journal>,
     version: Version,
     sent: Sent,
+    /// The row that it became while it waited for its answer: see [`Waiting`].
+    row: Row,
+    shown: Option<Instant>,
     pub status: StatusCode,
     pub error: Option<&'static str>,
 }
 
-/// Journal record of a request: written at its end, or from its answer on.
+/// Journal record of a request: written at its end, or while it runs.
 enum Record {
     Kept(Entry),
-    /// An answer that goes on for as long as the client likes.
+    /// An answer that goes on for as long as the client likes, or that is slow.
     Ongoing(Ongoing),
+}
+
+type Row = Arc<Mutex<Option<Ongoing>>>;
+
+/// A request that waits for its answer.
+pub struct Waiting {
+    row: Row,
+    journal: Arc<Journal>,
+    entry: Option<Entry>,
+}
+
+impl Waiting {
+    /// Waits for the answer. A request that takes long is a row meanwhile: one that hangs is what people look for.
+    pub async fn answer<T>(self, mut answering: Pin<&mut impl Future<Output = T>>) -> T {
+        tokio::select! {
+            biased;
+            answer = &mut answering => return answer,
+            () = sleep(SHOWN_AFTER) => {}
+        }
+        if let Some(entry) = self.entry {
+            *self.row.lock().expect("no panic while the lock is held") = Some(self.journal.begin(entry));
+        }
+        answering.await
+    }
 }
 
 impl Access {
@@ -75,6 +105,8 @@ impl Access {
             journal,
             version: request.version(),
             sent: Sent::default(),
+            row: Row::default(),
+            shown: None,
             // Status for a client that left before the answer, as in nginx.
             status: StatusCode::from_u16(499).expect("a status of three digits"),
             error: None,
@@ -99,6 +131,37 @@ impl Access {
             Some(Record::Kept(entry) | Record::Ongoing(Ongoing { entry, .. })) => Some(entry),
             None => None,
         }
+    }
+
+    /// Returns what makes it a row if its answer takes long.
+    pub fn waiting(&mut self) -> Waiting {
+        let entry = self.entry().cloned();
+        Waiting { row: self.row.clone(), journal: self.journal.clone(), entry }
+    }
+
+    fn is_row(&self) -> bool {
+        self.row.lock().expect("no panic while the lock is held").is_some()
+    }
+
+    /// Makes it a row, or changes the one that it is.
+    fn show(&mut self) {
+        self.shown = Some(Instant::now());
+        let sent = self.sent.load(Ordering::Relaxed);
+        if let Some(entry) = self.entry() {
+            entry.bytes_up = entry.bytes_up.max(sent);
+        }
+        let row = self.row.lock().expect("no panic while the lock is held").take();
+        self.record = self.record.take().map(|record| match record {
+            Record::Kept(entry) => {
+                let mut row = row.unwrap_or_else(|| self.journal.begin(entry.clone()));
+                row.change(|of| *of = Entry { id: of.id, took: None, ..entry });
+                Record::Ongoing(row)
+            }
+            Record::Ongoing(mut row) => {
+                row.change(|_| ());
+                Record::Ongoing(row)
+            }
+        });
     }
 
     /// Takes note of the name that was asked for.
@@ -164,10 +227,8 @@ impl Access {
                 let _ = exchange.response.set(Head::of(headers));
             }
         }
-        if matches!(kind, Kind::EventStream | Kind::WebSocket)
-            && let Some(Record::Kept(entry)) = self.record.take()
-        {
-            self.record = Some(Record::Ongoing(self.journal.begin(entry)));
+        if matches!(kind, Kind::EventStream | Kind::WebSocket) || self.is_row() {
+            self.show();
         }
     }
 
@@ -191,6 +252,9 @@ impl Access {
 
     /// Takes the next bytes of the answer.
     fn received(&mut self, data: &[u8]) {
+        if self.shown.unwrap_or(self.started).elapsed() >= SHOWN_AFTER {
+            self.show();
+        }
         let Some(entry) = self.entry() else { return };
         entry.bytes_down += data.len() as u64;
         if entry.kind == Kind::EventStream {
@@ -239,6 +303,7 @@ impl Access {
             metrics: self.metrics.clone(),
             journal: self.journal.clone(),
             sent: self.sent.clone(),
+            row: self.row.clone(),
             ..*self
         }
     }
@@ -248,6 +313,9 @@ impl Drop for Access {
     fn drop(&mut self) {
         let (status, error, took) = (self.status.as_u16(), self.error, self.started.elapsed());
         let sent = self.sent.load(Ordering::Relaxed);
+        if self.is_row() && self.record.is_some() {
+            self.show();
+        }
         let Some(entry) = self.entry() else { return };
         (entry.status, entry.took) = (Some(status), Some(took));
         entry.bytes_up = entry.bytes_up.max(sent);

@@ -1,7 +1,7 @@
 //! One request and its answer, from the first station to the last: [`admit`](super::admit), [`forward`](super::forward),
 //! [`respond`](super::respond).
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{
@@ -97,13 +97,15 @@ impl HttpFrontend {
             && self.is_elsewhere(&asked, &admitted, &request, &exchange).await
         {
             exchange.access.elsewhere();
-            let answered = self.direct(request, &asked, &mut exchange).await;
+            let waiting = exchange.access.waiting();
+            let answered = waiting.answer(pin!(self.direct(request, &asked, &mut exchange))).await;
             return exchange.end(answered);
         }
         let answered = match admitted {
             Ok(admitted) => {
                 let request = exchange.access.record(request);
-                self.forward(request, admitted, &mut exchange).await
+                let waiting = exchange.access.waiting();
+                waiting.answer(pin!(self.forward(request, admitted, &mut exchange))).await
             }
             Err(page) => {
                 if exchange.version == Version::HTTP_2 {

@@ -26,7 +26,7 @@ pub const VIEWS: [(&str, &str); 5] = [
 ];
 
 /// Opens a signed-in tab.
-async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b> {
+pub async fn signed_in<'b>(browser: &'b mut Chromium, process: &Process) -> Page<'b> {
     let (_, link, _) = process.command(&["ui", "--print"]).await;
     let mut page = browser.page().await;
     page.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": WATCH})).await;
@@ -71,6 +71,10 @@ async fn every_view_is_used_by_keyboard_alone() {
     page.until("document.activeElement.type === 'search'").await;
     press(&mut page, &["s", "h", "o", "p", "/", "w", "e", "b", "Escape"]).await;
     page.until("document.querySelectorAll('tbody tr').length === 1 && location.search === '?q=shop%2Fweb'").await;
+    assert_eq!(
+        page.eval("document.querySelector('input').value + document.activeElement.tagName").await,
+        "shop/webBODY"
+    );
     // A reload keeps the filter.
     page.reload().await;
     page.until(
@@ -106,6 +110,13 @@ async fn every_view_is_used_by_keyboard_alone() {
     page.until("!document.querySelector('aside').hidden && document.querySelector('svg.fall') !== null").await;
     press(&mut page, &["Escape"]).await;
     page.until("document.querySelector('aside').hidden").await;
+    press(&mut page, &["Enter"]).await;
+    page.until(
+        "document.activeElement.textContent === 'Close' || (document.querySelector('aside button')?.focus(), false)",
+    )
+    .await;
+    press(&mut page, &["Enter"]).await;
+    page.until("document.querySelector('aside').hidden && document.activeElement.matches('tr[aria-current]')").await;
     press(&mut page, &["g", "l"]).await;
     page.until("location.pathname === '/log' && document.title === 'Log · adit'").await;
     press(&mut page, &["?"]).await;
