@@ -195,7 +195,6 @@ impl Bound {
         let Self { app, config, clusters, sockets, admin, admin_port } = self;
         let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone(), app.supervisor.clone()));
         let tunnels = Manager::new(backend, drain.clone());
-        let allow_commands = config.sni.as_ref().is_some_and(|sni| sni.allow_commands);
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
         let metrics = Arc::new(Metrics::default());
@@ -253,8 +252,8 @@ impl Bound {
             ended.started().await;
             of_clusters.sign_ins().stop();
         });
-        let mut running =
-            Running { app, clusters, tunnels, router, ports, source, allow_commands, local: BTreeMap::new() };
+        let (first, refused, local) = (config, None, BTreeMap::new());
+        let mut running = Running { app, clusters, tunnels, router, ports, source, first, refused, local };
         running.tell_facts();
         running.serve_local(&drain);
         if let Some(port) = admin_port {

@@ -66,7 +66,7 @@ codes! {
     Unavailable "unavailable" "502" "The API server or the node is overloaded or restarts.";
     PortForward "port-forward" "502" "The node reported another error of the port-forward; the page has its text.";
     NoStream "no-stream" "502" "The connection to the pod could not be opened; the page has the reason.";
-    Jump "jump" "502" "socat or nc in the pod did not reach the target; the page has its message.";
+    Jump "jump" "502" "socat or nc in the pod did not reach the target, or lost it; the page has its message.";
     Command "command" "502" "The command of the name ended, or never listened; the message has its last lines.";
     NoClient "no-client" "502" "Relay only: the client of the tunnel is not connected, or does not answer.";
     Stopped "stopped" "503" "`adit stop` closed the tunnel, or adit itself ends.";

@@ -92,8 +92,15 @@ impl Forwards {
             let admission = Admission::new(Limits::default(), Names::default());
             let serve = |stream: TcpStream, peer, place: Place| {
                 let (id, door) = (this.next_connection.fetch_add(1, Ordering::Relaxed), door.clone());
-                let connection =
-                    Connection { id, peer, local, socket: ClientSocket::between(peer, local), place, door };
+                let connection = Connection {
+                    id,
+                    peer,
+                    local,
+                    dialled: local,
+                    socket: ClientSocket::between(peer, local),
+                    place,
+                    door,
+                };
                 this.drain.spawn(serve(stream, Arc::new(connection)));
             };
             let refuse = |mut stream: TcpStream, _| async move { stream.reset() };

@@ -12,7 +12,7 @@ use super::{App, audit, now, route};
 use crate::{
     admin::status::{LocalStatus, Source},
     config::{
-        Config, LocalPort, SniBackend, diff,
+        Command, Config, LocalPort, SniBackend, diff,
         watch::{self as files, Reload},
     },
     drain::Drain,
@@ -30,6 +30,9 @@ use crate::{
 /// Interval between two attempts to bind a port that another program uses.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
+/// Interval between two attempts to apply a configuration whose addresses are not free.
+const APPLY_AGAIN: Duration = Duration::from_secs(5);
+
 /// The running program.
 pub struct Running {
     pub app: App,
@@ -38,8 +41,10 @@ pub struct Running {
     pub router: SharedRouter,
     pub ports: Ports,
     pub source: Source,
-    /// Value of `sni.allow_commands` at the start of the process.
-    pub allow_commands: bool,
+    /// The configuration at the start of the process.
+    pub first: Arc<Config>,
+    /// A configuration whose addresses were not free, and whether it was asked for. It is tried again.
+    pub refused: Option<(Config, bool)>,
     /// Running clients of relays; each drain ends its client.
     pub local: BTreeMap<LocalPort, Drain>,
 }
@@ -108,10 +113,14 @@ impl Running {
                         let reload = changes.borrow_and_update().clone();
                         match reload {
                             Some(Reload { config: Ok(config), asked_for }) => {
-                                self.reload((*config).clone(), asked_for).await;
+                                self.refused = None;
+                                self.reload((*config).clone(), asked_for, false).await;
                                 self.serve_local(drain);
                             }
-                            Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
+                            Some(Reload { config: Err(reason), .. }) => {
+                                self.refused = None;
+                                self.reject(&reason);
+                            }
                             None => {}
                         }
                     }
@@ -120,6 +129,12 @@ impl Running {
                 Some(()) = touched.recv() => {
                     info!("kubeconfig changed");
                     self.reroute(self.router.load().config.clone());
+                }
+                () = sleep(APPLY_AGAIN), if self.refused.is_some() => {
+                    if let Some((config, asked_for)) = self.refused.take() {
+                        self.reload(config, asked_for, true).await;
+                        self.serve_local(drain);
+                    }
                 }
                 () = sleep(LISTEN_AGAIN), if self.ports.has_lost() => {
                     if self.ports.recover() {
@@ -145,7 +160,8 @@ impl Running {
         paths
     }
 
-    async fn reload(&mut self, mut config: Config, asked_for: bool) {
+    /// `is_again`: it was refused before, and the log has the reason.
+    async fn reload(&mut self, mut config: Config, asked_for: bool, is_again: bool) {
         self.app.overrides.apply(&mut config);
         let old = self.router.load().config.clone();
         if config == *old {
@@ -155,8 +171,8 @@ impl Running {
             info!("the configuration file changed, and auto_reload_config is false: SIGHUP or a restart applies it");
             return;
         }
-        let news = new_commands(&old, &config);
-        if !news.is_empty() && !self.allow_commands {
+        let news = new_commands(&self.first, &config);
+        if !news.is_empty() && !self.first.sni.as_ref().is_some_and(|sni| sni.allow_commands) {
             let reason = format!(
                 "it brings commands to run ({}), and sni.allow_commands was not set when adit started: restart adit to run them",
                 news.join("; ")
@@ -174,7 +190,12 @@ impl Running {
                 let error = self.app.overrides.explain(error);
                 let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
                 self.tell_facts();
-                return self.reject(&format!("{error}{hint}"));
+                let reason = format!("{error}{hint}");
+                if !is_again || self.source.facts().rejected.as_ref() != Some(&reason) {
+                    self.reject(&reason);
+                }
+                self.refused = Some((config, asked_for));
+                return;
             }
         };
         if config.audit != old.audit {
@@ -253,18 +274,17 @@ fn relay_client(local: &LocalPort) -> io::Result<relay::client::Options> {
     Ok(relay::client::Options { dial, key: key.name, secret: key.secret, trust, local_host, tunnels })
 }
 
-/// Returns the commands of `new` that `old` does not have, for display.
-fn new_commands(old: &Config, new: &Config) -> Vec<String> {
-    let commands = |config: &Config| -> Vec<Target> {
-        let routes = config.sni.iter().flat_map(|sni| sni.routes.values());
-        let commands = routes.filter_map(|route| match &route.backend {
-            SniBackend::Command(command) => Some(Target::Command(command.clone())),
+/// Returns the commands of `new` that `first` does not have, for display.
+fn new_commands(first: &Config, new: &Config) -> Vec<String> {
+    fn commands(config: &Config) -> impl Iterator<Item = &Arc<Command>> {
+        config.sni.iter().flat_map(|sni| sni.routes.values()).filter_map(|route| match &route.backend {
+            SniBackend::Command(command) => Some(command),
             SniBackend::Kubernetes(_) => None,
-        });
-        commands.collect()
-    };
-    let known = commands(old);
-    commands(new).iter().filter(|command| !known.contains(command)).map(ToString::to_string).collect()
+        })
+    }
+    let is_known = |command: &&Arc<Command>| commands(first).any(|known| known.runs_the_same(command));
+    let news = commands(new).filter(|command| !is_known(command));
+    news.map(|command| Target::Command(command.clone()).to_string()).collect()
 }
 
 /// On SIGHUP, makes the watcher read the configuration again, even if `auto_reload_config` is false.
@@ -286,5 +306,27 @@ fn hang_up(look_again: mpsc::Sender<()>, drain: &Drain) {
             });
         }
         Err(error) => debug!(%error, "cannot install the SIGHUP handler"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn a_command_is_new_if_another_program_would_run() {
+        let config = |sni: &str, run: &str| {
+            let text = format!(
+                "sni: {{listen: \"127.0.0.1:0\", {sni}, routes: {{db.example.com: {{command: {{run: {run}}}}}}}}}"
+            );
+            validate::parse(Path::new("adit.yaml"), text.as_bytes()).unwrap()
+        };
+        let first = config("port_range: 21000-21100", "[ssh, \"{port}\"]");
+        let news = |sni, run| new_commands(&first, &config(sni, run));
+        assert!(news("port_range: 21000-21200, startup_timeout: 7s", "[ssh, \"{port}\"]").is_empty());
+        assert_eq!(news("port_range: 21000-21100", "[sh, \"{port}\"]").len(), 1);
     }
 }

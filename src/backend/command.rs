@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     io,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -135,12 +135,13 @@ impl Commands {
         self.pause(command).await;
         let process = Process::start(command, &program, self.watch(command), Some(port.number()))?;
         let started = Instant::now();
-        loop {
+        let addresses = loop {
             if let Some(end) = process.end() {
                 return Err(process.failed(&end.to_string()));
             }
-            if ports::is_listened_on(port.number()) {
-                break;
+            let listening = ports::listening(port.number());
+            if !listening.is_empty() {
+                break listening;
             }
             let limit = match self.waits.of(command) {
                 Some(_) => command.startup_timeout.max(SIGN_IN),
@@ -151,9 +152,10 @@ impl Commands {
                 return Err(process.failed(&format!("it does not listen on port {} after {seconds} s", port.number())));
             }
             sleep(LOOK_EVERY).await;
-        }
+        };
         let endpoint = endpoint(port.number());
-        Ok(Box::new(ListenSession { process, port, endpoint, placement, gauges, refuses: watch::Sender::new(None) }))
+        let refuses = watch::Sender::new(None);
+        Ok(Box::new(ListenSession { process, port, addresses, endpoint, placement, gauges, refuses }))
     }
 
     /// Waits before it restarts a command that keeps ending.
@@ -179,6 +181,8 @@ impl Commands {
 struct ListenSession {
     process: Process,
     port: Lent,
+    /// Where it listened when it was ready. Whoever listens elsewhere on this port is another program.
+    addresses: Vec<IpAddr>,
     endpoint: Endpoint,
     placement: Placement,
     gauges: Arc<SessionGauges>,
@@ -196,11 +200,8 @@ impl Session for ListenSession {
     fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let port = self.port.number();
-            let connected = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
-                Err(_) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await,
-                connected => connected,
-            };
-            let stream = match connected {
+            let addresses: Vec<_> = self.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+            let stream = match TcpStream::connect(&addresses[..]).await {
                 Ok(stream) => stream,
                 // It may run on, but it does not listen any more: the tunnel starts another one. This process ends with
                 // its last stream.
@@ -212,7 +213,7 @@ impl Session for ListenSession {
                     return Err(ConnectError::Over(reason));
                 }
                 Err(error) => {
-                    return Err(StreamFault::Lost { detail: format!("127.0.0.1:{port}: {error}") }.into());
+                    return Err(StreamFault::Lost { detail: format!("port {port}: {error}") }.into());
                 }
             };
             // Fails only on a socket that is already closed.

@@ -61,9 +61,12 @@ pub enum StreamFault {
     #[error("the pod's node cannot be reached at the moment: {detail}")]
     /// `retry_after`: how long the cluster asks clients to wait. `None`: it does not say.
     Unavailable { detail: String, retry_after: Option<Duration> },
-    /// The program in the jump pod could not connect to the jump's target, or lost that connection.
+    /// The program in the jump pod could not connect to the jump's target.
     #[error("{target} cannot be reached from pod {pod}: {detail}")]
     Jump { target: String, pod: String, detail: String },
+    /// The program was connected to the jump's target, and lost that connection or was stopped.
+    #[error("lost the connection to {target} through pod {pod}: {detail}")]
+    JumpBroke { target: String, pod: String, detail: String },
     /// The node, or the program in its place, reported another error.
     #[error("the tunnel failed: {detail}")]
     Other { detail: String },

@@ -4,6 +4,7 @@
 
 pub mod framing;
 pub mod jump_pod;
+pub mod left;
 pub mod program;
 pub mod stream;
 
@@ -25,6 +26,7 @@ use tokio::{
 use tracing::debug;
 
 use self::{
+    left::Leavable,
     program::{Nc, Program},
     stream::ExecStream,
 };
@@ -83,8 +85,15 @@ impl Exec {
         let (namespace, pods) = (found.namespace, found.reachable.pods);
         let pod = pods[self.turn.fetch_add(1, Ordering::Relaxed) % pods.len()].clone();
         let mut jump = jump.clone();
-        if jump.container.is_none() {
-            jump.container = pods::default_container(&cluster, &namespace, &pod.name).await;
+        // Without permission to get the pod, the node says what is wrong.
+        if let Some(containers) = pods::containers(&cluster, &namespace, &pod.name).await {
+            match &jump.container {
+                None => jump.container = containers.default,
+                Some(wanted) if !containers.all.iter().any(|name| **name == **wanted) => {
+                    return Err(no_container(&cluster, &pod, wanted, &containers.all));
+                }
+                Some(_) => {}
+            }
         }
         let way = Arc::new(Way { cluster, namespace, pod, jump });
         let program = way.program(&self.programs).await?;
@@ -107,6 +116,16 @@ fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
         context: cluster.context.clone(),
         why: "only a pod that is named can be created".to_owned(),
         hint: Some("name it: via: {pod: NAME, create: {...}}".to_owned()),
+    }
+    .into()
+}
+
+fn no_container(cluster: &Cluster, pod: &ReadyPod, wanted: &Label, all: &[String]) -> OpenError {
+    ClusterError::Unsupported {
+        what: format!("pod {}", pod.name),
+        context: cluster.context.clone(),
+        why: format!("it has no container {:?}; it has {}", &**wanted, all.join(", ")),
+        hint: Some("set via.container to one of them, or leave it out for the pod's default container".to_owned()),
     }
     .into()
 }
@@ -209,6 +228,16 @@ impl Way {
         Ok(Some(Program::Nc(Nc::of_help(&String::from_utf8_lossy(&said)))))
     }
 
+    /// Ends a process in the container. A shell has `kill` where the image has no such program.
+    async fn end(self: Arc<Self>, pid: u32) {
+        let command = ["sh".to_owned(), "-c".to_owned(), format!("kill {pid}")];
+        if let Ok(mut stream) = self.exec(&command).await {
+            let mut said = Vec::new();
+            let ended = (&mut stream).take(4096).read_to_end(&mut said).await;
+            debug!(pod = &*self.pod.name, pid, ?ended, "ended a process");
+        }
+    }
+
     fn gone(&self, cause: String) -> OpenError {
         ClusterError::NotReady {
             what: format!("pod {}/{}", self.namespace, self.pod.name),
@@ -243,7 +272,16 @@ impl JumpSession {
                     stream.expect_announcement();
                 }
                 let counted = (self.gauges.count_stream(), self.gauges.count_connection());
-                Ok((Box::new(Held::new(stream, counted)), self.placement.clone()))
+                let stream: BoxedIo = match self.program {
+                    Program::Socat => {
+                        stream.expect_report();
+                        let way = self.way.clone();
+                        let end = Box::new(move |pid| -> BoxFuture<'static, ()> { Box::pin(way.end(pid)) });
+                        Box::new(Held::new(Leavable::new(stream, end), counted))
+                    }
+                    Program::Nc(_) => Box::new(Held::new(stream, counted)),
+                };
+                Ok((stream, self.placement.clone()))
             }
             Err(error) => {
                 let reason = match error {

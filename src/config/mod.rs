@@ -179,6 +179,13 @@ pub struct Command {
     pub ports: PortRange,
 }
 
+impl Command {
+    /// Returns whether both run the same program in the same way: not how long adit waits for it, and which ports it may get.
+    pub fn runs_the_same(&self, other: &Self) -> bool {
+        (&self.run, self.mode, &self.env, &self.env_from) == (&other.run, other.mode, &other.env, &other.env_from)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CommandMode {
     /// The command listens on a port, for all connections.

@@ -150,14 +150,24 @@ async fn pipe(stream: DuplexStream, mut stdio: Stdio, ends: Ends) {
     match ends {
         Ends::AtOnce if is_up_over => down.await,
         Ends::AtOnce => {}
-        Ends::After { wait, .. } if is_up_over => drop(timeout(wait, down).await),
-        Ends::After { wait, reports } => {
-            if reports {
-                say(&stdio.stderr, "2024/01/01 00:00:00 socat[7] N socket 2 (fd 5) is at EOF\n".to_owned()).await;
+        Ends::After { wait, .. } if is_up_over => {
+            report(&stdio.stderr, ends, "socket 1 (fd 0) is at EOF").await;
+            if timeout(wait, down).await.is_ok() {
+                report(&stdio.stderr, ends, "socket 2 (fd 5) is at EOF").await;
             }
+        }
+        Ends::After { wait, .. } => {
+            report(&stdio.stderr, ends, "socket 2 (fd 5) is at EOF").await;
             // socat notices only the end of its input, not that the connection accepts no more bytes.
             let _ = timeout(wait, up).await;
         }
+    }
+}
+
+/// Says what socat says with `-d -d`.
+async fn report(to: &mpsc::Sender<Bytes>, ends: Ends, notice: &str) {
+    if matches!(ends, Ends::After { reports: true, .. }) {
+        say(to, format!("2024/01/01 00:00:00 socat[7] N {notice}\n")).await;
     }
 }
 

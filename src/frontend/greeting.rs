@@ -64,7 +64,9 @@ pub async fn read(stream: &mut BoxedIo, received: BytesMut, limit: Duration) -> 
 
 async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greeting, GreetingError> {
     let mut is_postgres = false;
-    for _ in 0..MOST_REQUESTS {
+    let mut requests = 0;
+    while requests < MOST_REQUESTS {
+        requests += 1;
         match postgres::first(&received) {
             First::SslRequest if !is_postgres => {
                 drop(received.split_to(postgres::SSL_REQUEST.len()));
@@ -88,11 +90,12 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
                 }
                 read_some(stream, &mut received).await?;
             },
-            First::NeedMore if !is_postgres => {}
+            First::NeedMore if !is_postgres => {
+                // A piece is no request.
+                requests -= 1;
+                read_some(stream, &mut received).await?;
+            }
             _ => break,
-        }
-        if received.is_empty() || postgres::first(&received) == First::NeedMore {
-            read_some(stream, &mut received).await?;
         }
     }
     let mut worth_a_look = 0;
@@ -154,4 +157,29 @@ pub async fn ask_for_tls(backend: &mut BoxedIo, limit: Duration) -> io::Result<b
         }
     };
     timeout(limit, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_for_encryption_may_come_byte_by_byte() {
+        let (mut client, server) = duplex(1);
+        let mut server: BoxedIo = Box::new(server);
+        let asking = async {
+            let mut answers = [0; 2];
+            client.write_all(&postgres::GSSENC_REQUEST).await.unwrap();
+            client.read_exact(&mut answers[..1]).await.unwrap();
+            client.write_all(&postgres::SSL_REQUEST).await.unwrap();
+            client.read_exact(&mut answers[1..]).await.unwrap();
+            drop(client);
+            answers
+        };
+        let (answers, read) = tokio::join!(asking, read(&mut server, BytesMut::new(), Duration::from_secs(10)));
+        assert_eq!(&answers, b"NS");
+        assert!(matches!(read, Err(GreetingError::Ended)));
+    }
 }

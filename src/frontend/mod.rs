@@ -29,6 +29,8 @@ pub struct Connection {
     pub id: u64,
     pub peer: SocketAddr,
     pub local: SocketAddr,
+    /// The address that the client dialled: `local`, or what a proxy in front says.
+    pub dialled: SocketAddr,
     /// The other end of the TCP connection; behind a proxy that names its clients, the proxy's.
     pub socket: ClientSocket,
     /// Its place among the others, with the limits for it.
@@ -40,6 +42,6 @@ pub struct Connection {
 impl Connection {
     /// Returns a connection whose client is known by its address alone. Its listener is no forward proxy.
     pub fn remote(id: u64, peer: SocketAddr, local: SocketAddr, place: Place) -> Self {
-        Self { id, peer, local, socket: ClientSocket::UNKNOWN, place, door: Door::Closed }
+        Self { id, peer, local, dialled: local, socket: ClientSocket::UNKNOWN, place, door: Door::Closed }
     }
 }

@@ -1,11 +1,6 @@
 //! The PROXY header of a connection: read only where it is configured, and believed only from proxies that are trusted.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
@@ -53,6 +48,6 @@ pub async fn accept(
         }
     };
     let (addresses, rest) = timeout(limit, reading).await.map_err(|_| ProxiedError::TimedOut(limit))??;
-    let peer = addresses.map_or(connection.peer, |(source, _): (SocketAddr, SocketAddr)| source);
-    Ok((Arc::new(Connection { peer, ..Connection::clone(connection) }), rest))
+    let (peer, dialled) = addresses.unwrap_or((connection.peer, connection.local));
+    Ok((Arc::new(Connection { peer, dialled, ..Connection::clone(connection) }), rest))
 }

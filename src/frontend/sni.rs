@@ -146,7 +146,7 @@ impl SniFrontend {
             Refused { alert: HANDSHAKE_FAILURE, refusal: Refusal::new(format!("{name}: {error}"), "") }
         };
         if let Some(version) = send_proxy {
-            let header = proxy_protocol::write(version, connection.peer, connection.local);
+            let header = proxy_protocol::write(version, connection.peer, connection.dialled);
             backend.write_all(&header).await.map_err(failed)?;
         }
         let limit = if matches!(route.target, Target::Command(_)) { SIGN_IN } else { greeting::ANSWER };

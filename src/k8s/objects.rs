@@ -23,6 +23,7 @@ pub struct Pod {
 pub struct PodSpec {
     pub containers: Vec<Container>,
     pub init_containers: Option<Vec<Container>>,
+    pub ephemeral_containers: Option<Vec<Container>>,
     pub host_network: Option<bool>,
 }
 

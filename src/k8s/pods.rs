@@ -24,14 +24,24 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdoma
     }
 }
 
-/// Returns the container that is meant where none is named: the one that the pod's annotation says, else the first, as
-/// kubectl has it. None: the API server gave no answer.
-pub async fn default_container(cluster: &Cluster, namespace: &Namespace, name: &Subdomain) -> Option<Label> {
+/// The containers of a pod.
+pub struct Containers {
+    /// Init and ephemeral containers too: a sidecar may be one of these.
+    pub all: Vec<String>,
+    /// The container that is meant where none is named: the one that the pod's annotation says, else the first, as kubectl has it.
+    pub default: Option<Label>,
+}
+
+/// Returns the containers of a pod. None: the API server gave no answer.
+pub async fn containers(cluster: &Cluster, namespace: &Namespace, name: &Subdomain) -> Option<Containers> {
     const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = cluster.ask("looking up the pod", namespace, api.get(name)).await.ok()?;
+    let spec = pod.spec?;
+    let others = [spec.init_containers, spec.ephemeral_containers].into_iter().flatten().flatten();
+    let all: Vec<String> = spec.containers.into_iter().chain(others).map(|container| container.name).collect();
     let annotated = pod.metadata.annotations.and_then(|annotations| annotations.get(ANNOTATION)?.parse().ok());
-    annotated.or_else(|| pod.spec?.containers.into_iter().next()?.name.parse().ok())
+    Some(Containers { default: annotated.or_else(|| all.first()?.parse().ok()), all })
 }
 
 /// Returns whether the pod takes new connections: Running, Ready, not terminating.

@@ -58,6 +58,17 @@ pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
         .collect()
 }
 
+/// Returns the number and the protocol of the port that is meant, if it is UDP or SCTP.
+pub fn other_protocol<'s>(spec: &'s ServiceSpec, wanted: &PortRef) -> Option<(i32, &'s str)> {
+    let is_it = |port: &&ServicePortObject| match wanted {
+        PortRef::Number(number) => port.port == i32::from(number.get()),
+        PortRef::Name(name) => port.name.as_deref() == Some(name),
+        PortRef::Https | PortRef::Auto => false,
+    };
+    let port = spec.ports.iter().flatten().find(is_it)?;
+    port.protocol.as_deref().filter(|protocol| *protocol != "TCP").map(|protocol| (port.port, protocol))
+}
+
 /// Returns which port of the pods a port of a Service leads to: by number, or by name. `port` is one of [`tcp_ports`].
 pub fn target_port(spec: &ServiceSpec, port: &ServicePort) -> IntOrString {
     let is_it = |object: &&ServicePortObject| {
@@ -117,6 +128,20 @@ mod tests {
         assert_eq!(auto(&[port(9090, Some("metrics")), port(3000, Some("x")), port(443, Some("y"))]), Some(443));
         assert_eq!(auto(&[port(6379, Some("redis")), port(3306, Some("mysql"))]), None);
         assert_eq!(auto(&[]), None);
+    }
+
+    #[test]
+    fn a_port_of_another_protocol_is_known_by_number_and_name() {
+        let ports = [("dns", 53, "UDP"), ("web", 80, "TCP")].map(|(name, number, protocol)| ServicePortObject {
+            name: Some(name.to_owned()),
+            port: number,
+            protocol: Some(protocol.to_owned()),
+            ..Default::default()
+        });
+        let spec = ServiceSpec { ports: Some(ports.into()), ..Default::default() };
+        let other = |wanted: &str| other_protocol(&spec, &wanted.parse().unwrap());
+        assert_eq!((other("53"), other("dns")), (Some((53, "UDP")), Some((53, "UDP"))));
+        assert_eq!((other("80"), other("54")), (None, None));
     }
 
     #[test]

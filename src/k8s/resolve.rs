@@ -22,7 +22,7 @@ use super::{
     endpoints::{self, InSlices, PodPort, Reachable, ReadyPod},
     objects::{EndpointSlice, Endpoints, Pod, Service, ServiceSpec},
     pods,
-    ports::{choose_port, target_port, tcp_ports},
+    ports::{choose_port, other_protocol, target_port, tcp_ports},
 };
 use crate::config::{Namespace, PortRef, Workload};
 
@@ -344,7 +344,13 @@ impl Lookup<'_> {
     ) -> Result<(ServicePort, PodPort), ClusterError> {
         let ports = tcp_ports(spec);
         if !ports.is_empty() {
-            let port = choose_port(&ports, wanted).ok_or_else(|| self.no_port(what, &ports, wanted))?;
+            let port = choose_port(&ports, wanted).ok_or_else(|| match other_protocol(spec, wanted) {
+                Some((number, protocol)) => {
+                    let why = format!("its port {number} is {protocol}, and a port-forward carries TCP");
+                    self.unsupported(what, &why, None)
+                }
+                None => self.no_port(what, &ports, wanted),
+            })?;
             let target = target_port(spec, port);
             return Ok((port.clone(), PodPort::OfService { name: port.name.clone(), target }));
         }

@@ -117,7 +117,7 @@ impl Ports {
                             Kind::Http | Kind::Proxy => frontends.mux.door(kind == Kind::Proxy),
                             Kind::Tcp | Kind::Sni | Kind::Admin => Door::Closed,
                         };
-                        let connection = Arc::new(Connection { id, peer, local, socket, place, door });
+                        let connection = Arc::new(Connection { id, peer, local, dialled: local, socket, place, door });
                         let (frontends, drain) = (frontends.clone(), of_listener.clone());
                         let serving: BoxFuture<'static, ()> = match kind {
                             Kind::Http | Kind::Proxy => {

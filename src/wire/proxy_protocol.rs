@@ -12,9 +12,6 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Maximum length of a line of version 1, with its CRLF.
 const LONGEST_LINE: usize = 107;
 
-/// Maximum length of version 2 after its first 16 bytes. Addresses of Unix sockets have 216 bytes; the rest is for TLVs.
-const LONGEST_V2: usize = 4096;
-
 /// Version of the header to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Version {
@@ -95,9 +92,6 @@ fn v2(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
         _ => return Err(Malformed("a version or command that is not known")),
     };
     let length = usize::from(u16::from_be_bytes([start[14], start[15]]));
-    if length > LONGEST_V2 {
-        return Err(Malformed("a header longer than 4 KiB"));
-    }
     // High nibble: 0 is unspecified, 1 IPv4, 2 IPv6, 3 Unix sockets. Low nibble: 1 is TCP, 2 UDP (streams and datagrams).
     let addresses_length = match start[13] {
         // Specification: for LOCAL, the receiver ignores the family and the protocol.
@@ -227,6 +221,9 @@ mod tests {
         none(b"\r\n\r\n\0\r\nQUIT\n\x20\x42\0\x03abc");
         none(b"\r\n\r\n\0\r\nQUIT\n\x20\xff\0\0");
         none(b"\r\n\r\n\0\r\nQUIT\n\x21\x00\0\x04\x04\0\x01x");
+        // The longest.
+        none(&[b"\r\n\r\n\0\r\nQUIT\n\x20\x00\xff\xff", &[b'x'; 0xffff][..]].concat());
+        none(&[b"\r\n\r\n\0\r\nQUIT\n\x21\x00\xff\xff\x04\xff\xfc", &[b'x'; 0xfffc][..]].concat());
     }
 
     #[test]
@@ -247,7 +244,6 @@ mod tests {
             b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c",
             b"\r\n\r\n\0\r\nQUIT\n\x21\x44\0\x0c",
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0b___________",
-            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f____________\x04\0\x05",
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0e____________\x04\0",
         ] {

@@ -287,6 +287,18 @@ async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_configuration_whose_port_was_taken_is_applied_once_the_port_is_free() {
+    let process = Process::start(&tcp_route("127.0.0.1", free_port().await), &[]).await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = taken.local_addr().unwrap();
+    fs::write(process.config(), tcp_route("127.0.0.1", other.port())).unwrap();
+    process.logs("config not reloaded").await;
+    drop(taken);
+    process.logs("config reloaded").await;
+    assert!(process.get(other, "any").await.is_some(), "{}", process.log());
+}
+
+#[tokio::test]
 async fn two_tcp_routes_can_change_their_address_at_once_and_come_back_where_that_fails() {
     let ports = [free_port().await, free_port().await];
     let process = Process::start(&tcp_routes("127.0.0.1", &ports), &[]).await;

@@ -3,10 +3,14 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use super::waits::{Wait, is_for_a_person};
@@ -15,8 +19,36 @@ use crate::config::Command;
 /// Maximum length of a line in bytes; the rest is left out.
 const LONGEST_LINE: usize = 2048;
 
+/// How many lines go to the log within [`SPAN`]; the others are counted.
+const MOST_LOGGED: u32 = 200;
+const SPAN: Duration = Duration::from_secs(10);
+
 /// Number of last lines kept for the error message.
 const MOST_LINES: usize = 8;
+
+/// Lines since `since`.
+#[derive(Default)]
+struct Logged {
+    since: Option<Instant>,
+    count: u32,
+    left_out: u64,
+}
+
+impl Logged {
+    /// Counts a line. Returns whether it is to be logged, and how many were left out before it that nobody was told of.
+    fn count(&mut self) -> (bool, u64) {
+        let now = Instant::now();
+        let mut left_out = 0;
+        if self.since.is_none_or(|since| now.duration_since(since) >= SPAN) {
+            left_out = std::mem::take(self).left_out;
+            self.since = Some(now);
+        }
+        self.count = self.count.saturating_add(1);
+        let is_logged = self.count <= MOST_LOGGED;
+        self.left_out += u64::from(!is_logged);
+        (is_logged, left_out)
+    }
+}
 
 /// The last lines of a process's output, and the secrets to mask in them.
 #[derive(Clone)]
@@ -24,6 +56,7 @@ pub struct Output {
     name: Arc<str>,
     secrets: Arc<[String]>,
     last: Arc<Mutex<VecDeque<String>>>,
+    logged: Arc<Mutex<Logged>>,
     wait: Arc<Wait>,
 }
 
@@ -37,7 +70,7 @@ impl Output {
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
         // Masking a short value would hide parts of every line.
         let secrets = from.chain(set).filter(|secret| secret.len() >= 4).collect();
-        Self { name: name.into(), secrets, last: Arc::default(), wait }
+        Self { name: name.into(), secrets, last: Arc::default(), logged: Arc::default(), wait }
     }
 
     /// Returns the last lines, joined with ` | `.
@@ -58,8 +91,16 @@ impl Output {
                 self.line(&buffer.split());
             }
             if !matches!(read, Ok(count) if count > 0) {
-                return;
+                let left_out =
+                    std::mem::take(&mut self.logged.lock().expect("no panic while the lock is held").left_out);
+                return self.tell_left_out(left_out);
             }
+        }
+    }
+
+    fn tell_left_out(&self, lines: u64) {
+        if lines > 0 {
+            warn!(target: "adit::command", command = &*self.name, lines, "lines were left out: it says too much");
         }
     }
 
@@ -72,11 +113,15 @@ impl Output {
         if line.is_empty() {
             return;
         }
-        match is_for_a_person(&line) {
-            true => {
-                warn!(target: "adit::command", command = &*self.name, "{line}");
-                self.wait.say(&line);
-            }
+        let (is_logged, left_out) = self.logged.lock().expect("no panic while the lock is held").count();
+        self.tell_left_out(left_out);
+        let is_for_a_person = is_for_a_person(&line);
+        if is_for_a_person {
+            self.wait.say(&line);
+        }
+        match is_for_a_person {
+            _ if !is_logged => {}
+            true => warn!(target: "adit::command", command = &*self.name, "{line}"),
             false => info!(target: "adit::command", command = &*self.name, "{line}"),
         }
         let mut last = self.last.lock().expect("no panic while the lock is held");
@@ -122,6 +167,16 @@ mod tests {
     fn escapes_do_not_reach_the_terminal() {
         assert_eq!(plain("\x1b[1;31mred\x1b[0m\tand \x1b]0;title\x07plain\r\n"), "red and plain");
         assert_eq!(plain("\x1b[2J\x1b(B\x08ok\x1b["), "Bok");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_lines_is_bounded_and_counted() {
+        let mut logged = Logged::default();
+        let of_flood = (0..1_000).filter(|_| logged.count() == (true, 0)).count();
+        assert_eq!(of_flood, MOST_LOGGED as usize);
+        tokio::time::advance(SPAN).await;
+        assert_eq!(logged.count(), (true, 1_000 - u64::from(MOST_LOGGED)));
+        assert_eq!(logged.count(), (true, 0));
     }
 
     #[tokio::test]

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, TcpListener},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
     sync::{Arc, Mutex},
 };
 
@@ -50,29 +51,65 @@ impl PortPool {
     }
 }
 
+/// The addresses at which a command may listen, in the order in which they are connected to.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    LOOPBACK.iter().all(|ip| is_free_at(*ip, port))
 }
 
-/// Returns whether a process listens on a port of this machine. Does not connect to it.
+/// A machine may be without IPv6: then nobody listens there.
+fn is_free_at(ip: IpAddr, port: u16) -> bool {
+    TcpListener::bind((ip, port))
+        .map_or_else(|error| ip.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse, |_| true)
+}
+
+/// Returns the loopback addresses at which a process listens on a port. Does not connect to it.
 #[cfg(target_os = "linux")]
-pub fn is_listened_on(port: u16) -> bool {
-    // proc_pid_net(5): number, local address:port, remote address:port, state; hexadecimal. 0A is LISTEN.
-    let has = |table: String| {
-        table.lines().skip(1).any(|line| {
-            let mut words = line.split_ascii_whitespace().skip(1);
-            let (local, state) = (words.next(), words.nth(1));
-            let local = local.and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
-            local == Some(port) && state == Some("0A")
+pub fn listening(port: u16) -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    of_tables(&[read("/proc/self/net/tcp"), read("/proc/self/net/tcp6")], port)
+}
+
+/// Reads tables as in proc_pid_net(5): number, local address:port, remote address:port, state; hexadecimal. 0A is LISTEN. An address
+/// is of words of 32 bits, each in the machine's byte order.
+#[cfg(target_os = "linux")]
+fn of_tables(tables: &[String], port: u16) -> Vec<IpAddr> {
+    let listeners = tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (ip, local) = words.next()?.split_once(':')?;
+        (words.nth(1)? == "0A" && u16::from_str_radix(local, 16) == Ok(port)).then(|| address(ip)).flatten()
+    });
+    let listeners: Vec<IpAddr> = listeners.collect();
+    // `::` is both, unless it is of IPv6 alone, which the tables do not tell.
+    let is_at = |ip: &IpAddr| {
+        listeners.iter().any(|listener| match listener {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => true,
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => ip.is_ipv4(),
+            listener => listener == ip,
         })
     };
-    ["/proc/self/net/tcp", "/proc/self/net/tcp6"].iter().any(|path| std::fs::read_to_string(path).is_ok_and(has))
+    LOOPBACK.into_iter().filter(is_at).collect()
 }
 
-/// Returns whether a process listens on a port of this machine. Does not connect to it, but tries to bind it.
+#[cfg(target_os = "linux")]
+fn address(hexadecimal: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(hexadecimal.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    match hexadecimal.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+            let octets: [u8; 16] = words.concat().try_into().ok()?;
+            Some(IpAddr::V6(octets.into()).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+/// Returns the loopback addresses at which a process listens on a port. Does not connect to it, but tries to bind it.
 #[cfg(not(target_os = "linux"))]
-pub fn is_listened_on(port: u16) -> bool {
-    !is_free(port)
+pub fn listening(port: u16) -> Vec<IpAddr> {
+    LOOPBACK.into_iter().filter(|ip| !is_free_at(*ip, port)).collect()
 }
 
 #[cfg(test)]
@@ -106,8 +143,38 @@ mod tests {
         let lent = Arc::<PortPool>::default().take("21910-21949".parse().unwrap()).unwrap();
         let port = lent.number();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        assert!(is_listened_on(port));
+        assert_eq!(listening(port), [Ipv4Addr::LOCALHOST]);
         drop(listener);
-        assert!(eventually(|| !is_listened_on(port)));
+        assert!(eventually(|| listening(port).is_empty()));
+    }
+
+    #[test]
+    fn a_port_that_another_program_has_at_either_loopback_address_is_not_lent() {
+        let Ok(other) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
+        let port = other.local_addr().unwrap().port();
+        assert!(Arc::<PortPool>::default().take(format!("{port}-{port}").parse().unwrap()).is_none());
+        assert_eq!(listening(port), [Ipv6Addr::LOCALHOST]);
+    }
+
+    #[cfg(all(target_os = "linux", target_endian = "little"))]
+    #[test]
+    fn only_listeners_that_a_loopback_address_reaches_count() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n";
+        let at = |address: &str, state: &str| {
+            let remote = "0".repeat(address.len());
+            of_tables(
+                &[format!("{head}   0: {address}:5478 {remote}:0000 {state} 00000000:00000000 00:00000000\n")],
+                0x5478,
+            )
+        };
+        let mapped = "0000000000000000FFFF00000100007F";
+        for address in ["0100007F", "00000000", mapped] {
+            assert_eq!(at(address, "0A"), [Ipv4Addr::LOCALHOST], "{address}");
+        }
+        assert_eq!(at("00000000000000000000000001000000", "0A"), [Ipv6Addr::LOCALHOST]);
+        assert_eq!(at("00000000000000000000000000000000", "0A"), LOOPBACK);
+        for (address, state) in [("0200007F", "0A"), ("0100007F", "01"), ("4601580A", "0A")] {
+            assert!(at(address, state).is_empty(), "{address} {state}");
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! The supervisor process between adit and a command. It ends the command and its children on a signal, and when adit
 //! is gone, even after a crash.
 
-use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::{ffi::OsString, fs::File, io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
-use rustix::process::{Pid, Signal, getppid, kill_process_group};
+use rustix::{
+    process::{Pid, Signal, getppid, kill_process_group},
+    stdio::{dup2_stdin, dup2_stdout},
+};
 use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},
@@ -26,6 +29,10 @@ pub async fn run(words: &[OsString]) -> io::Result<u8> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // A process group of its own, so that the children of the command can be ended with it.
     let mut child = Command::new(program).args(arguments).process_group(0).spawn()?;
+    // Its standard streams are the command's alone: the other end sees when the command closes one.
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
     let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     let end_group = |signal| {
         if let Some(group) = group {

@@ -99,32 +99,61 @@ fn socat_message(line: &str) -> Option<(&str, &str)> {
     rest.split_once(' ').filter(|(level, _)| level.len() == 1)
 }
 
+/// How the server's direction ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerEnd {
+    Clean,
+    /// With the reason, where socat gave one.
+    Broken(String),
+}
+
 /// Parser of socat's reports on stderr. Accepts lines in pieces.
 #[derive(Default)]
 pub struct Reports {
     line: Vec<u8>,
+    warning: String,
+    is_in_error: bool,
+    /// Its process ID in the pod.
+    pub pid: Option<u32>,
+    pub is_connected: bool,
+    /// It has read all of its input, and given it to the server.
+    pub input_ended: bool,
+    pub server_ended: Option<ServerEnd>,
 }
 
 impl Reports {
     /// Maximum bytes kept of a line. No report of interest is longer.
     const LONGEST: usize = 512;
 
-    /// Adds a piece of stderr. Returns whether it reports the server's FIN: socat's second address is at EOF.
-    pub fn tell_end(&mut self, piece: &[u8]) -> bool {
-        let mut is_told = false;
+    /// Adds a piece of stderr.
+    pub fn take(&mut self, piece: &[u8]) {
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             let room = Self::LONGEST.saturating_sub(self.line.len());
             self.line.extend_from_slice(&part[..part.len().min(room)]);
             if part.ends_with(b"\n") {
-                let line = String::from_utf8_lossy(&self.line);
-                is_told |= matches!(
-                    socat_message(line.trim_end()),
-                    Some(("N", message)) if message.starts_with("socket 2 ") && message.ends_with(" is at EOF")
-                );
-                self.line.clear();
+                let line = std::mem::take(&mut self.line);
+                self.take_line(String::from_utf8_lossy(&line).trim_end());
             }
         }
-        is_told
+    }
+
+    fn take_line(&mut self, line: &str) {
+        let Some((level, message)) = socat_message(line) else { return };
+        let pid = || line.split_once(" socat[")?.1.split_once(']')?.0.parse().ok();
+        self.pid = self.pid.or_else(pid);
+        let is_end_of = |side: &str| message.starts_with(side) && message.ends_with(" is at EOF");
+        match level {
+            // `read(5, 0x561389ad7000, 8192): Connection reset by peer`
+            "W" => message.rsplit_once("): ").map_or(message, |(_, reason)| reason).clone_into(&mut self.warning),
+            "N" if message.starts_with("starting data transfer loop") => self.is_connected = true,
+            "N" if message == "socket 2 to socket 1 is in error" => self.is_in_error = true,
+            "N" if is_end_of("socket 1 ") => self.input_ended = true,
+            "N" if is_end_of("socket 2 ") => {
+                let end = if self.is_in_error { ServerEnd::Broken(self.warning.clone()) } else { ServerEnd::Clean };
+                self.server_ended.get_or_insert(end);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -170,23 +199,30 @@ mod tests {
     }
 
     #[test]
-    fn socat_reports_the_end_of_the_server_alone() {
-        let said = "2026/11/29 09:34:53 socat[17] N starting data transfer loop with FDs [0,1] and [5,5]\n\
-                    2026/11/29 09:34:53 socat[17] N socket 1 (fd 0) is at EOF\n\
-                    2026/11/29 09:34:53 socat[17] N socket 2 (fd 5) is at EOF\n";
-        for size in [1, 7, said.len()] {
-            let mut reports = Reports::default();
-            let ends: Vec<usize> = said
-                .as_bytes()
-                .chunks(size)
-                .enumerate()
-                .filter_map(|(at, piece)| reports.tell_end(piece).then_some(at))
-                .collect();
-            assert_eq!(ends, [said.len().div_ceil(size) - 1], "in pieces of {size}");
+    fn socat_reports_how_the_server_ended() {
+        let start = "2026/11/29 09:34:53 socat[17] N starting data transfer loop with FDs [0,1] and [5,5]\n";
+        let input = "2026/11/29 09:34:53 socat[17] N socket 1 (fd 0) is at EOF\n";
+        let broken = "2026/11/29 09:34:53 socat[17] W read(5, 0x55f4, 8192): Connection reset by peer\n\
+                      2026/11/29 09:34:53 socat[17] N socket 2 to socket 1 is in error\n";
+        let end = "2026/11/29 09:34:53 socat[17] N socket 2 (fd 5) is at EOF\n";
+        for (broken, ended) in
+            [("", ServerEnd::Clean), (broken, ServerEnd::Broken("Connection reset by peer".to_owned()))]
+        {
+            let before = [start, input, broken].concat();
+            for size in [1, 7, before.len()] {
+                let mut reports = Reports::default();
+                before.as_bytes().chunks(size).for_each(|piece| reports.take(piece));
+                assert_eq!((reports.pid, reports.is_connected, reports.input_ended), (Some(17), true, true));
+                assert_eq!(reports.server_ended, None, "in pieces of {size}");
+                end.as_bytes().chunks(size).for_each(|piece| reports.take(piece));
+                assert_eq!(reports.server_ended.as_ref(), Some(&ended), "in pieces of {size}");
+            }
         }
         let mut reports = Reports::default();
-        assert!(!reports.tell_end(&[b'x'; 100_000]) && reports.line.len() <= Reports::LONGEST);
-        assert!(!reports.tell_end(b" socat[17] N socket 2 (fd 5) is at EOF\n"), "it is a part of a longer line");
+        reports.take(&[b'x'; 100_000]);
+        assert!(reports.line.len() <= Reports::LONGEST);
+        reports.take(b" socat[17] N socket 2 (fd 5) is at EOF\n");
+        assert_eq!(reports.server_ended, None, "it is a part of a longer line");
     }
 
     #[test]

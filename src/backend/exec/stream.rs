@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     framing::{Channel, Event, Framing},
-    program::{CONNECT_SECONDS, Reports, complaint},
+    program::{CONNECT_SECONDS, Reports, ServerEnd, complaint},
 };
 use crate::{
     backend::StreamFault,
@@ -55,6 +55,8 @@ pub struct ExecStream {
     last_read: Option<Instant>,
     last_written: Option<Instant>,
     reports: Reports,
+    /// The program is socat, which reports how its server ended.
+    must_report: bool,
     /// When the program reported the server's FIN.
     server_ended: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
@@ -82,6 +84,7 @@ impl ExecStream {
             last_read: None,
             last_written: None,
             reports: Reports::default(),
+            must_report: false,
             server_ended: None,
             hold: None,
             close_sent: false,
@@ -107,6 +110,21 @@ impl ExecStream {
         self.connected_by = Some(Box::pin(sleep_until(deadline)));
     }
 
+    /// The program reports how its server ends: without that report the end is no clean one.
+    pub fn expect_report(&mut self) {
+        self.must_report = true;
+    }
+
+    /// Returns what socat has reported so far.
+    pub fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// Returns whether stdin has been ended.
+    pub fn is_shut_down(&self) -> bool {
+        self.shut_down.is_some()
+    }
+
     /// Returns the program's stderr so far.
     pub fn stderr(&self) -> &[u8] {
         &self.stderr
@@ -119,19 +137,50 @@ impl ExecStream {
         ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
     }
 
-    /// Returns the fault with which the program ended. `None`: success, or no Status of a failure.
+    /// Returns what is wrong with the end. None: the server ended its direction, and all that it sent was read, as far as it is known.
     fn fault(&self) -> Option<StreamFault> {
         let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
-        // After the server's FIN, the program can only complain that the server takes no more bytes.
-        if status["status"] != "Failure" || self.server_ended.is_some() {
+        let has_failed = status["status"] == "Failure";
+        let causes = status["details"]["causes"].as_array().into_iter().flatten();
+        let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
+        match &self.reports.server_ended {
+            Some(ServerEnd::Broken(reason)) => return Some(self.broke(reason.clone())),
+            // After the server's FIN, socat can only complain that the server takes no more bytes.
+            Some(ServerEnd::Clean) if self.close_sent || !has_failed && !self.status.is_empty() || code.is_some() => {
+                return None;
+            }
+            _ => {}
+        }
+        if has_failed {
+            let said = String::from_utf8_lossy(&self.stderr);
+            let complaints: Vec<_> = said.lines().filter_map(|line| complaint(line.trim_end())).collect();
+            let said = printable(&complaints.join("\n"));
+            let message = status["message"].as_str().map(printable).unwrap_or_default();
+            let detail = match code {
+                _ if !said.is_empty() => said,
+                // 128 and SIGKILL, 128 and SIGTERM.
+                Some("137" | "143") => format!("the pod or its container was stopped ({message})"),
+                _ => message,
+            };
+            return Some(match self.reports.is_connected || self.last_read.is_some() {
+                true => self.broke(detail),
+                false => StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail },
+            });
+        }
+        if self.close_sent {
             return None;
         }
-        let said = String::from_utf8_lossy(&self.stderr);
-        let complaints: Vec<_> = said.lines().filter_map(|line| complaint(line.trim_end())).collect();
-        let said = printable(&complaints.join("\n"));
-        let message = status["message"].as_str().map(printable).unwrap_or_default();
-        let detail = if said.is_empty() { message } else { said };
-        Some(StreamFault::Jump { target: self.target.clone(), pod: self.pod.clone(), detail })
+        // A node that loses the program, or an API server that loses the node, may end the exec as if it had succeeded.
+        if self.status.is_empty() || self.must_report {
+            return Some(StreamFault::Lost {
+                detail: format!("the exec in pod {} ended before the server did", self.pod),
+            });
+        }
+        None
+    }
+
+    fn broke(&self, detail: String) -> StreamFault {
+        StreamFault::JumpBroke { target: self.target.clone(), pod: self.pod.clone(), detail }
     }
 
     /// Handles a piece of a channel.
@@ -144,7 +193,8 @@ impl ExecStream {
             Channel::Stdin => return,
             Channel::Stdout => return self.payload = payload,
             Channel::Stderr => {
-                if self.reports.tell_end(&payload) {
+                self.reports.take(&payload);
+                if self.reports.server_ended.is_some() {
                     self.server_ended.get_or_insert_with(Instant::now);
                 }
                 &mut self.stderr
@@ -284,3 +334,74 @@ impl AsyncWrite for ExecStream {
 }
 
 impl Io for ExecStream {}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::{
+        k8s::upgrade::exec::{ExecProtocol, ExecTransport},
+        wire::websocket::{Opcode, put_frame},
+    };
+
+    const SUCCESS: &str = r#"{"metadata":{},"status":"Success"}"#;
+    const KILLED: &str = r#"{"status":"Failure","reason":"NonZeroExitCode","message":"exit code 137",
+        "details":{"causes":[{"reason":"ExitCode","message":"137"}]}}"#;
+    const REFUSED: &str = r#"{"status":"Failure","reason":"NonZeroExitCode","message":"exit code 1",
+        "details":{"causes":[{"reason":"ExitCode","message":"1"}]}}"#;
+    const INTERNAL: &str = r#"{"status":"Failure","reason":"InternalError","message":"error reading from the node"}"#;
+
+    /// Returns how a program's stream ends that has said these lines with socat's prefix, and ended with `status`.
+    async fn end(is_socat: bool, lines: &[&str], status: &str) -> Result<String, String> {
+        let (near, mut far) = duplex(1 << 16);
+        let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
+        let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
+        let mut stream = ExecStream::new(executed, "db:5432".to_owned(), "jump".to_owned());
+        if is_socat {
+            stream.expect_report();
+        }
+        let lines = lines.iter().map(|line| format!("\u{2}2026/11/30 03:11:49 socat[7] {line}\n"));
+        let mut said = BytesMut::new();
+        for message in ["\u{1}out".to_owned()].into_iter().chain(lines).chain([format!("\u{3}{status}")]) {
+            put_frame(&mut said, Opcode::Binary, message.as_bytes(), None);
+        }
+        far.write_all(&said).await.unwrap();
+        let mut text = String::new();
+        match stream.read_to_string(&mut text).await {
+            Ok(_) => Ok(text),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_is_clean_only_where_the_server_has_ended() {
+        let start = "N starting data transfer loop with FDs [0,1] and [5,5]";
+        let at_eof = "N socket 2 (fd 5) is at EOF";
+        let reset = ["W read(5, 0x55f4, 8192): Connection reset by peer", "N socket 2 to socket 1 is in error"];
+        for (lines, status) in [
+            (&[start, at_eof][..], SUCCESS),
+            (&[start, at_eof, "E write(5, 0x55f4, 2): Broken pipe"], REFUSED),
+            // Only the server's end is waited for; its program is stopped then.
+            (&[start, at_eof], KILLED),
+        ] {
+            assert_eq!(end(true, lines, status).await.as_deref(), Ok("out"), "{lines:?} {status}");
+        }
+        for (lines, status, wanted) in [
+            (&[start, reset[0], reset[1], at_eof][..], SUCCESS, "through pod jump: Connection reset by peer"),
+            (&[start], SUCCESS, "the exec in pod jump ended before the server did"),
+            (&[start, "N socket 1 (fd 0) is at EOF"], SUCCESS, "ended before the server did"),
+            (&[], SUCCESS, "ended before the server did"),
+            (&[start, at_eof], INTERNAL, "error reading from the node"),
+            (&[start, at_eof], "", "ended before the server did"),
+            (&[start], KILLED, "lost the connection to db:5432 through pod jump: the pod or its container was stopped"),
+            (&[start], INTERNAL, "error reading from the node"),
+        ] {
+            let error = end(true, lines, status).await.unwrap_err();
+            assert!(error.contains(wanted), "{lines:?} {status}: {error}");
+        }
+        assert_eq!(end(false, &[], SUCCESS).await.as_deref(), Ok("out"), "nc reports nothing");
+        assert!(end(false, &[], "").await.is_err(), "but its end has a status");
+    }
+}

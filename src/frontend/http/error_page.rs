@@ -156,7 +156,7 @@ impl Page {
             StreamFault::Reset => (ErrorCode::Reset, None),
             StreamFault::Lost { .. } => (ErrorCode::Lost, None),
             StreamFault::Unavailable { .. } => (ErrorCode::Unavailable, None),
-            StreamFault::Jump { .. } => (ErrorCode::Jump, None),
+            StreamFault::Jump { .. } | StreamFault::JumpBroke { .. } => (ErrorCode::Jump, None),
             StreamFault::Other { .. } => (ErrorCode::PortForward, None),
         };
         Self {

@@ -181,6 +181,7 @@ impl World {
             id: 1,
             peer: address,
             local: address,
+            dialled: address,
             socket: ClientSocket::UNKNOWN,
             place: Place::uncounted(),
             door: Door::Open,

@@ -1,0 +1,235 @@
+//! A jump whose client may leave it: socat in the pod is then ended too.
+//!
+//! A runtime does not end a program whose exec is closed, and socat that writes to an output that nobody reads waits for ever, with
+//! its connection to the server. So its output is read on and thrown away while it delivers what it was given, and then it gets a
+//! signal. Its process ID is certainly its own as long as its exec has not ended.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    runtime::Handle,
+    time::timeout,
+};
+use tracing::debug;
+
+use super::stream::ExecStream;
+use crate::io::Io;
+
+/// How long socat may take to give the server the bytes of a client that is gone.
+const DELIVERY: Duration = Duration::from_secs(20);
+
+/// How long the server may take to end by itself after the end of its client.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long a signal may take.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// Ends the process with this ID in the pod.
+pub type End = Box<dyn FnOnce(u32) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// An exec of socat, which ends when this is dropped.
+pub struct Leavable {
+    /// None: this is being dropped.
+    stream: Option<ExecStream>,
+    end: Option<End>,
+    is_over: bool,
+    is_abandoned: bool,
+}
+
+impl Leavable {
+    pub fn new(stream: ExecStream, end: End) -> Self {
+        Self { stream: Some(stream), end: Some(end), is_over: false, is_abandoned: false }
+    }
+
+    fn stream(&mut self) -> Pin<&mut ExecStream> {
+        Pin::new(self.stream.as_mut().expect("it is there until the drop"))
+    }
+}
+
+impl AsyncRead for Leavable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_abandoned {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.remaining();
+        let polled = self.stream().poll_read(cx, buf);
+        self.is_over |= match &polled {
+            Poll::Ready(Ok(())) => before > 0 && buf.remaining() == before,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        polled
+    }
+}
+
+impl AsyncWrite for Leavable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_shutdown(cx)
+    }
+}
+
+impl Io for Leavable {
+    fn abandon(&mut self) {
+        self.is_abandoned = true;
+    }
+}
+
+impl Drop for Leavable {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(end), false, Ok(runtime)) =
+            (self.stream.take(), self.end.take(), self.is_over, Handle::try_current())
+        {
+            // Bounded, and without it socat stays.
+            runtime.spawn(leave(stream, end));
+        }
+    }
+}
+
+async fn leave(mut stream: ExecStream, end: End) {
+    // A client that broke wants nothing any more; one that has ended wants the server to have all that it sent.
+    let has_broken = !stream.is_shut_down();
+    let delivering = async {
+        stream.shutdown().await?;
+        read_until(&mut stream, |stream| stream.reports().input_ended).await
+    };
+    let delivered = timeout(DELIVERY, delivering).await;
+    match delivered {
+        Ok(Ok(false)) => {}
+        Err(_) if has_broken => {}
+        // It has ended, or its exec has.
+        _ => return,
+    }
+    if delivered.is_ok() && timeout(GOODBYE, read_until(&mut stream, |_| false)).await.is_ok() {
+        return;
+    }
+    let Some(pid) = stream.reports().pid else { return };
+    debug!(pid, "the client is gone: ending socat");
+    let (_, ended) = tokio::join!(timeout(ENDING, end(pid)), timeout(ENDING, read_until(&mut stream, |_| false)));
+    debug!(pid, is_ended = ended.is_ok(), "socat was told to end");
+}
+
+/// Reads and throws away. Returns whether the stream has ended, else once `is_enough`.
+async fn read_until(stream: &mut ExecStream, is_enough: fn(&ExecStream) -> bool) -> io::Result<bool> {
+    let mut unwanted = vec![0; 16 * 1024];
+    poll_fn(|cx| {
+        loop {
+            let mut unwanted = ReadBuf::new(&mut unwanted);
+            let polled = Pin::new(&mut *stream).poll_read(cx, &mut unwanted);
+            // A report is no output: it ends no read.
+            if is_enough(stream) {
+                return Poll::Ready(Ok(false));
+            }
+            ready!(polled)?;
+            if unwanted.filled().is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::{
+        k8s::upgrade::exec::{ExecProtocol, ExecTransport, Executed},
+        wire::websocket::{Opcode, put_frame},
+    };
+
+    const START: &[u8] = b"\x022026/11/30 03:11:49 socat[55] N starting data transfer loop with FDs [0,1] and [5,5]\n";
+    const INPUT_ENDED: &[u8] = b"\x022026/11/30 03:11:49 socat[55] N socket 1 (fd 0) is at EOF\n";
+
+    /// Returns a stream, the node's end of it, and the process that was ended; 0: none.
+    fn socat() -> (Leavable, DuplexStream, Arc<AtomicU32>) {
+        let (near, far) = duplex(1 << 16);
+        let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
+        let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
+        let mut stream = ExecStream::new(executed, "db:5432".to_owned(), "jump".to_owned());
+        stream.expect_report();
+        let ended = Arc::new(AtomicU32::new(0));
+        let noted = ended.clone();
+        let end: End = Box::new(move |pid| Box::pin(async move { noted.store(pid, Ordering::Relaxed) }));
+        (Leavable::new(stream, end), far, ended)
+    }
+
+    async fn say(node: &mut DuplexStream, messages: &[&[u8]]) {
+        let mut said = BytesMut::new();
+        for message in messages {
+            put_frame(&mut said, Opcode::Binary, message, None);
+        }
+        node.write_all(&said).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn socat_is_ended_once_its_client_is_gone_and_it_has_delivered() {
+        for has_broken in [true, false] {
+            let (mut stream, mut node, ended) = socat();
+            say(&mut node, &[START, b"\x01out"]).await;
+            stream.read_exact(&mut [0; 3]).await.unwrap();
+            if !has_broken {
+                stream.shutdown().await.unwrap();
+                stream.abandon();
+                assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "nobody waits for more");
+            }
+            drop(stream);
+            tokio::time::sleep(DELIVERY / 2).await;
+            assert_eq!(ended.load(Ordering::Relaxed), 0, "it may not have delivered everything");
+            say(&mut node, &[&[&b"\x01"[..], &[b'x'; 10_000]].concat(), INPUT_ENDED]).await;
+            tokio::time::sleep(GOODBYE * 2).await;
+            assert_eq!(ended.load(Ordering::Relaxed), 55);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn socat_that_ends_by_itself_gets_no_signal() {
+        let (mut stream, mut node, ended) = socat();
+        say(&mut node, &[START]).await;
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        say(&mut node, &[INPUT_ENDED, b"\x03{\"status\":\"Success\"}"]).await;
+        tokio::time::sleep(DELIVERY * 2).await;
+        assert_eq!(ended.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn socat_that_does_not_deliver_is_ended_only_where_its_client_broke() {
+        for has_broken in [true, false] {
+            let (mut stream, mut node, ended) = socat();
+            say(&mut node, &[START, b"\x01out"]).await;
+            stream.read_exact(&mut [0; 3]).await.unwrap();
+            if !has_broken {
+                stream.shutdown().await.unwrap();
+            }
+            drop(stream);
+            tokio::time::sleep(DELIVERY / 2).await;
+            // A connection that is silent for longer is dead.
+            say(&mut node, &[b"\x01out"]).await;
+            tokio::time::sleep(DELIVERY / 2 + ENDING).await;
+            assert_eq!(ended.load(Ordering::Relaxed), if has_broken { 55 } else { 0 });
+        }
+    }
+}
