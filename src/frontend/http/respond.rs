@@ -44,7 +44,7 @@ impl HttpFrontend {
         headers::of_answer(&mut parts);
         self.lead_back(&mut parts.headers, scheme, &forwarded, exchange);
         if self.sites.is_local(&forwarded.admitted.host) {
-            // It would apply to all names below localhost (RFC 6797, section 6.1.2), also to those without TLS.
+            // HSTS would apply to all names below (RFC 6797, section 6.1.2), also to those without TLS.
             parts.headers.remove(STRICT_TRANSPORT_SECURITY);
         }
         let Forwarded { admitted, lease, asked, .. } = forwarded;
