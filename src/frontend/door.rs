@@ -56,7 +56,7 @@ impl Door {
         matches!(self, Self::Private(_))
     }
 
-    /// Returns the context that a client names. None: the current one.
+    /// Returns the context that a client names. `None`: the current one.
     ///
     /// # Errors
     /// The listener needs a password, and the client has not given it.

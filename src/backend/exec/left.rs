@@ -37,7 +37,7 @@ pub type End = Box<dyn FnOnce(u32) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// An exec of socat, which ends when this is dropped.
 pub struct Leavable {
-    /// None: this is being dropped.
+    /// `None`: this is being dropped.
     stream: Option<ExecStream>,
     end: Option<End>,
     is_over: bool,

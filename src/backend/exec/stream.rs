@@ -137,7 +137,7 @@ impl ExecStream {
         ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
     }
 
-    /// Returns what is wrong with the end. None: the server ended its direction, and all that it sent was read, as far as it is known.
+    /// Returns what is wrong with the end. `None`: the server ended its direction, and all that it sent was read, as far as it is known.
     fn fault(&self) -> Option<StreamFault> {
         let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
         let has_failed = status["status"] == "Failure";

@@ -56,8 +56,8 @@ pub trait Sites: Send + Sync + 'static {
         false
     }
 
-    /// Returns whether clients reach this proxy before any other. The first proxy replaces X-Forwarded-For, which a client could forge;
-    /// a proxy behind others passes it on.
+    /// Returns whether clients reach this proxy before any other. The first proxy replaces X-Forwarded-For, which a client could
+    /// forge; a proxy behind others passes it on.
     fn is_first(&self) -> bool {
         true
     }

@@ -1,10 +1,10 @@
 //! Limits new connections to a backend that may serve only one at a time.
 //!
-//! A single-threaded server with kept-alive connections (Python's `http.server.HTTPServer` with HTTP/1.1) serves one connection until
-//! that closes. The others wait in its backlog, which has five places in Python. A connection beyond them is not accepted, and its
-//! bytes block the other connections in the kubelet, even the FIN of the one in service. So a backend gets few new connections until
-//! it answers one beside another open one. All but the first request ask the backend to close the connection: a close by adit takes
-//! the kubelet a second to pass on.
+//! A single-threaded server with kept-alive connections (Python's `http.server.HTTPServer` with HTTP/1.1) serves one connection
+//! until that closes. The others wait in its backlog, which has five places in Python. A connection beyond them is not accepted,
+//! and its bytes block the frames of the other connections in the kubelet, even the one that would close the connection in
+//! service. So a backend gets few new connections until it answers one beside another open one. All but the first request ask the
+//! backend to close the connection: a close by adit takes the kubelet a second to pass on.
 
 use std::{
     collections::HashMap,
@@ -139,7 +139,7 @@ pub struct Answer {
 /// Permit for one new connection; its drop gives it back.
 pub struct Admitted {
     backend: Arc<Backend>,
-    /// None: the backend serves several connections.
+    /// `None`: the backend serves several connections.
     id: Option<u64>,
     /// The request must ask the backend to close the connection after it.
     pub asks_to_close: bool,

@@ -116,8 +116,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Returns a connection to send on. HTTP/2 connections are shared: they report the streams that the backend did not process. Over
-    /// HTTP/1, only a repeatable request reuses a connection, which the backend may be closing. Others get a new one.
+    /// Returns a connection to send on. HTTP/2 connections are shared: they report the streams that the backend did not process.
+    /// Over HTTP/1, only a repeatable request reuses a connection, which the backend may be closing. Others get a new one.
     async fn open(&mut self, key: &Key) -> Result<Opened, Unopened> {
         if let Some(ready) = self.ready.take() {
             return Ok(ready);
@@ -303,8 +303,8 @@ impl<'a> Delivery<'a> {
         None
     }
 
-    /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend certainly did not process
-    /// the bytes sent before.
+    /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend certainly did not
+    /// process the bytes sent before.
     fn send_in(&mut self, (scheme, opened): (Scheme, Opened), is_unread: bool) -> Next {
         let spoke = self.choice.scheme;
         if self.choice.is_fixed {

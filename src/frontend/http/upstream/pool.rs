@@ -34,7 +34,7 @@ const MOST_IDLE: usize = 512;
 /// How long an unused HTTP/2 connection is kept: less than the servers' own timeout (nginx 75 s, Kestrel 130 s).
 const IDLE_HTTP2: Duration = Duration::from_secs(60);
 
-/// Maximum number of backends with shared HTTP/2 connections; beyond it, the longest unused ones are closed.
+/// Maximum number of shared HTTP/2 connections in all; beyond it, the longest unused one is closed.
 const MOST_SHARED: usize = 512;
 
 /// Maximum number of shared HTTP/2 connections to one backend; beyond it, requests wait for a stream.
@@ -194,7 +194,7 @@ impl Pool {
             let mut idle = {
                 let mut state = self.lock();
                 let all = state.idle.get_mut(key)?;
-                // Prefer the last one used: it is the most likely to be alive. If hyper is not ready on any yet, take the oldest, which has had
+                // The last one used is the most likely to be alive. If hyper is not ready on any yet, take the oldest, which has had
                 // the most time to become ready.
                 let ready = all.iter().rposition(|idle| idle.connection.sender.is_ready());
                 let idle = all.remove(ready.unwrap_or(0));
@@ -244,7 +244,7 @@ impl Pool {
         }
     }
 
-    /// Drops the connections of a key.
+    /// Removes a key's connections from the pool; requests in progress go on.
     pub fn forget(&self, key: &Key) {
         let mut state = self.lock();
         state.idle.remove(key);

@@ -45,7 +45,7 @@ impl Refusal {
     }
 }
 
-/// Reads the start of an answer's body, and returns the answer complete. `may_ask`: also report an answer that only may be a refusal.
+/// Reads the start of an answer's body, and returns the answer complete. `may_ask`: also report an answer that may be a refusal.
 pub async fn read(response: Response<Body>, method: &Method, may_ask: bool) -> (Response<Body>, Option<Refusal>) {
     let closes = response.version() == Version::HTTP_10
         || response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
