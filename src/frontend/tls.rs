@@ -39,7 +39,8 @@ use crate::{
     },
 };
 
-/// Timeout for a backend's first byte. A TLS server answers a ClientHello at once, and most servers without TLS reject it at once.
+/// Timeout for a backend's first byte. A TLS server answers a ClientHello at once, and most servers without TLS reject it at
+/// once.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves TLS clients by the name in their ClientHello.
@@ -103,8 +104,8 @@ impl TlsFrontend {
         }
     }
 
-    /// Returns the stream to the backend of the client's name, which already has the ClientHello. `None`: the TLS ends here, as the
-    /// route or its rules demand it, the backend speaks no TLS, or there is no connection, which an error page reports.
+    /// Returns the stream to the backend of the client's name, which already has the ClientHello. `None`: the TLS ends here, as
+    /// the route or its rules demand it, the backend speaks no TLS, or there is no connection, which an error page reports.
     async fn backend(
         &self,
         hello: &ClientHello,
@@ -196,8 +197,8 @@ enum Greeted {
     Otherwise,
 }
 
-/// Opens a stream to the backend, sends the ClientHello, and waits for the first bytes: from a TLS server, a handshake or an alert
-/// (RFC 8446, section 5.1). The client has received no byte yet, so it can still get an error page.
+/// Opens a stream to the backend, sends the ClientHello, and waits for the first bytes: from a TLS server, a handshake or an
+/// alert (RFC 8446, section 5.1). The client has received no byte yet, so it can still get an error page.
 ///
 /// `waits`: a backend that stays silent may speak TLS.
 async fn greet(lease: &Lease, hello: &Bytes, waits: bool) -> io::Result<Greeted> {

@@ -33,7 +33,8 @@ use crate::{
     tunnel::Lease,
 };
 
-/// Delay before a broken answer ends, so that the bytes before the break are sent: servers discard their buffer when a body breaks.
+/// Delay before a broken answer ends, so that the bytes before the break are sent: servers discard their buffer when a body
+/// breaks.
 const BREAKS_AFTER: Duration = Duration::from_millis(10);
 
 /// How long a request runs until it gets a row before its end, and then the interval between updates of that row.
@@ -197,7 +198,8 @@ impl Access {
         }
     }
 
-    /// Records the pod and the attempts. `retries`: how often the request was sent again; `connected`: when its connection was up.
+    /// Records the pod and the attempts. `retries`: how often the request was sent again; `connected`: when its connection was
+    /// up.
     pub fn sent(&mut self, pod: &Arc<str>, retries: u32, connected: Instant) {
         let after = connected.saturating_duration_since(self.started);
         if let Some(entry) = self.entry() {

@@ -21,8 +21,8 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// Maximum number of bytes of a request's body that are kept for a retry.
 pub const LONGEST_KEPT: usize = 64 * 1024;
 
-/// How long a body longer than [`LONGEST_KEPT`] waits for the first bytes of a backend whose protocol is not known. A backend with
-/// another protocol rejects the request at once, and then it can still be retried.
+/// How long a body longer than [`LONGEST_KEPT`] waits for the first bytes of a backend whose protocol is not known. A backend
+/// with another protocol rejects the request at once, and then it can still be retried.
 const HOLD: Duration = Duration::from_millis(500);
 
 /// How long a body waits for the backend's 100 if its client sent `Expect: 100-continue`. Some backends never send one.
@@ -141,8 +141,8 @@ impl Kept {
         self.lock().unasked.is_some()
     }
 
-    /// Gives up a body that the backend has not asked for before its answer. The client need not send it; the backend's connection
-    /// breaks when the returned value is dropped.
+    /// Gives up a body that the backend has not asked for before its answer. The client need not send it; the backend's
+    /// connection breaks when the returned value is dropped.
     pub fn refuse(&self) -> Option<Unsent> {
         let mut state = self.lock();
         let unasked = state.unasked.as_mut()?;

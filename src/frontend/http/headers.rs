@@ -83,7 +83,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes the connection's headers from the head of a backend's answer, and sets adit's own HTTP version (RFC 9110, section 2.5).
+/// Removes the connection's headers from the head of a backend's answer, and sets adit's own HTTP version (RFC 9110, section
+/// 2.5).
 pub fn of_answer(parts: &mut Parts) {
     let headers = &mut parts.headers;
     if headers.contains_key(TRANSFER_ENCODING) {
@@ -118,8 +119,8 @@ pub fn of_answer(parts: &mut Parts) {
     parts.version = Version::HTTP_11;
 }
 
-/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). Replaces the client's own values: no proxy is before adit,
-/// so the client could claim anything.
+/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). Replaces the client's own values: no proxy is before
+/// adit, so the client could claim anything.
 pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     let proto = if via.tls { "https" } else { "http" };
     let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());

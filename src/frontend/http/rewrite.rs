@@ -134,7 +134,8 @@ impl Redirects<'_> {
         }
         let is_https = match &scheme[..] {
             b"" | b"http:" => self.tls,
-            // If adit speaks TLS to the backend, https is only the backend's own scheme, unless the redirect would then be a loop.
+            // If adit speaks TLS to the backend, https is only the backend's own scheme, unless the redirect would then be a
+            // loop.
             b"https:" => self.tls || !self.backend_tls || self.is_target(path),
             _ => return None,
         };

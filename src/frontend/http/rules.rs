@@ -20,8 +20,8 @@ pub struct ReadOnly {
 }
 
 impl ReadOnly {
-    /// Returns the rule for a route. `None`: its context accepts every method. If several aliases name the context, all their rules
-    /// apply.
+    /// Returns the rule for a route. `None`: its context accepts every method. If several aliases name the context, all their
+    /// rules apply.
     pub fn of(config: &Config, route: &Route) -> Option<Self> {
         let context = &route.target.pods()?.cluster.context;
         let rules = config.contexts.iter().filter(|(_, alias)| alias.name == *context);

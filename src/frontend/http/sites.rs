@@ -49,8 +49,8 @@ pub trait Sites: Send + Sync + 'static {
         None
     }
 
-    /// Returns whether a name means this machine alone. What a browser remembers of such a name affects all names below its suffix,
-    /// and outlives adit.
+    /// Returns whether a name means this machine alone. What a browser remembers of such a name affects all names below its
+    /// suffix, and outlives adit.
     fn is_local(&self, host: &str) -> bool {
         let _ = host;
         false

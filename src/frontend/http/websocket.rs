@@ -30,8 +30,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Backend of a WebSocket.
 ///
-/// It ends for its client when both Close frames have passed (RFC 6455, section 7.1.1), without the node's delay of a second. In a
-/// drain it sends a Close frame to the client, between two frames of the backend.
+/// It ends for its client when both Close frames have passed (RFC 6455, section 7.1.1), without the node's delay of a second. In
+/// a drain it sends a Close frame to the client, between two frames of the backend.
 pub struct WebSocketBackend<T> {
     inner: T,
     from_backend: Boundary,

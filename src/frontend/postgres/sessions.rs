@@ -57,8 +57,8 @@ impl Sessions {
         OpenSession { sessions: self.clone(), number }
     }
 
-    /// Returns the place of the session with this key. If no session is known to have it, returns the places of all sessions of the
-    /// same client whose keys are encrypted: one of them may have it. `only`: target that the sessions must have.
+    /// Returns the place of the session with this key. If no session is known to have it, returns the places of all sessions of
+    /// the same client whose keys are encrypted: one of them may have it. `only`: target that the sessions must have.
     pub fn find(&self, key: &[u8], peer: SocketAddr, only: Option<&Target>) -> Vec<Place> {
         let (state, peer) = (self.lock(), peer.ip().to_canonical());
         let candidates =
@@ -78,8 +78,8 @@ impl Sessions {
         places
     }
 
-    /// Returns the pod of a client's latest session with an encrypted key. New connections of the client go to that pod, because an
-    /// encrypted CancelRequest looks like any new session.
+    /// Returns the pod of a client's latest session with an encrypted key. New connections of the client go to that pod, because
+    /// an encrypted CancelRequest looks like any new session.
     pub fn pod_of(&self, peer: SocketAddr, target: &Target) -> Option<Arc<str>> {
         let (state, peer) = (self.lock(), peer.ip().to_canonical());
         let is_it =

@@ -1,5 +1,5 @@
-//! Certificates for TLS that ends here, minted per name. The CA that `adit trust install` made signs the names that it vouches for;
-//! a CA of this process signs all others.
+//! Certificates for TLS that ends here, minted per name. The CA that `adit trust install` made signs the names that it vouches
+//! for; a CA of this process signs all others.
 
 use std::{
     collections::HashMap,

@@ -25,12 +25,12 @@ use tower::BoxError;
 use super::{Received, STREAM_WINDOW, server::InterimSender};
 use crate::frontend::http::body::Body;
 
-/// Timeout for a short rest after the answer. A short rest fits into the client's window: clients that have their answer do not all
-/// process window updates.
+/// Timeout for a short rest after the answer. A short rest fits into the client's window: clients that have their answer do not
+/// all process window updates.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Maximum number of bytes of an unwanted body that adit reads before the answer, and the timeout for them. An error in the rest of
-/// the stream is sent instead of the answer.
+/// Maximum number of bytes of an unwanted body that adit reads before the answer, and the timeout for them. An error in the rest
+/// of the stream is sent instead of the answer.
 const MOST_UNWANTED: usize = 64 * 1024;
 const UNWANTED_TIME: Duration = Duration::from_millis(50);
 

@@ -104,7 +104,8 @@ where
     let mut stream = Patient::new(stream);
     let activity = stream.activity();
     serve_streams(&mut stream, &activity, answer, &limits, drain).await?;
-    // The client may still send window updates. To close with those unread would send an RST, which overtakes the end of an answer.
+    // The client may still send window updates. To close with those unread would send an RST, which overtakes the end of an
+    // answer.
     if let Some(answered) = activity.last_answer() {
         let _ = timeout_at(answered + LINGER, copy(&mut stream, &mut sink())).await;
     }

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use super::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::io::BoxedIo;
 
-/// A window that is the limit is filled once per round trip. A peer that fills four windows in eight round trips is limited by it.
+/// A window that is the limit is filled once per round trip. A peer that fills four windows in eight round trips is limited by
+/// it.
 const PROOF: u64 = 4 * STREAM_WINDOW as u64;
 const ROUND_TRIPS: u32 = 8;
 

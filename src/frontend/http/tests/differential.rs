@@ -1,5 +1,5 @@
-//! Ambiguous requests, which another parser could read differently, and merely unusual requests, against a pod that records what it
-//! receives: no ambiguous request arrives, and every unusual one arrives as it was sent.
+//! Ambiguous requests, which another parser could read differently, and merely unusual requests, against a pod that records what
+//! it receives: no ambiguous request arrives, and every unusual one arrives as it was sent.
 
 use std::sync::Mutex;
 

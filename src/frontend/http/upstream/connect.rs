@@ -63,8 +63,8 @@ impl Unopened {
 }
 
 impl Upstreams {
-    /// Connects to the backend. `is_known`: the backend speaks this protocol. Otherwise, returns the connection only if the backend
-    /// speaks it, as far as that shows before a request.
+    /// Connects to the backend. `is_known`: the backend speaks this protocol. Otherwise, returns the connection only if the
+    /// backend speaks it, as far as that shows before a request.
     pub async fn connect(&self, key: &Key, way: &Way<'_>, is_known: bool) -> Result<Opened, Unopened> {
         let placed = way.lease.connect_to(None).await;
         let (stream, placement) = placed.map_err(|error| Unopened::unreached(RequestError::Open(error)))?;

@@ -99,8 +99,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Sends the request until there is an answer. A request on an open connection is the common case; everything else is boxed, so
-    /// that a request takes 2 KiB and not 8.
+    /// Sends the request until there is an answer. A request on an open connection is the common case; everything else is boxed,
+    /// so that a request takes 2 KiB and not 8.
     pub async fn deliver(mut self) -> Result<Answered, RequestError> {
         loop {
             let key = self.way.key(self.choice.scheme);

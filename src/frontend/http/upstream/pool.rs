@@ -194,8 +194,8 @@ impl Pool {
             let mut idle = {
                 let mut state = self.lock();
                 let all = state.idle.get_mut(key)?;
-                // The last one used is the most likely to be alive. If hyper is not ready on any yet, take the oldest, which has had
-                // the most time to become ready.
+                // The last one used is the most likely to be alive. If hyper is not ready on any yet, take the oldest, which has
+                // had the most time to become ready.
                 let ready = all.iter().rposition(|idle| idle.connection.sender.is_ready());
                 let idle = all.remove(ready.unwrap_or(0));
                 if all.is_empty() {
