@@ -173,7 +173,7 @@ mod tests {
         assert!(!socket.is_closed(), "it may still read");
         drop(client);
         closes(socket).await;
-        // It closes over bytes that it has not read: that is a reset, after which there is no socket to ask about.
+        // The client closes with unread bytes: that sends an RST, after which there is no socket to ask about.
         let mut client = TcpStream::connect((connect, port)).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let socket = ClientSocket::between(server.peer_addr().unwrap(), server.local_addr().unwrap());
@@ -198,7 +198,7 @@ mod tests {
     async fn a_client_that_has_closed_is_told_from_one_that_waits_for_its_answer() {
         ends_are_told_apart("127.0.0.1:0", "127.0.0.1").await;
         ends_are_told_apart("[::1]:0", "::1").await;
-        // A socket of both families.
+        // A socket that accepts IPv4 and IPv6.
         ends_are_told_apart("[::]:0", "127.0.0.1").await;
     }
 

@@ -112,7 +112,7 @@ impl HttpFrontend {
 
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
     ///
-    /// `tls`: the client's bytes came through TLS that we ended (X-Forwarded-Proto).
+    /// `tls`: the client's TLS ends here (X-Forwarded-Proto).
     pub async fn serve(
         self: Arc<Self>,
         stream: BoxedIo,

@@ -86,7 +86,7 @@ impl SniFrontend {
                 info!(connection = connection.id, peer = %connection.peer, %error, "sni: refused");
                 return match error {
                     GreetingError::PlainPostgres => self.postgres.refuse_plain(&mut stream).await,
-                    // A client that does not speak TLS cannot read a TLS alert.
+                    // A client without TLS cannot read an alert.
                     GreetingError::Hello(HelloError::NotTls) => {}
                     GreetingError::Hello(_) => greeting::alert(&mut stream, DECODE_ERROR).await,
                     _ => {}

@@ -124,7 +124,7 @@ impl TlsFrontend {
         if self.http.has_rules(&route) {
             return None;
         }
-        // The error page tries again and reports the failure.
+        // Ignore the error: the error page tries again, and reports it.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());
         let speaks_tls = protocols.speaks_tls(&route, &endpoint);
@@ -155,7 +155,7 @@ impl TlsFrontend {
         None
     }
 
-    /// Returns whether a client's TLS ends here, whatever the backend speaks.
+    /// Returns whether a client's TLS ends here even if the backend speaks TLS.
     fn ends(&self, route: &Route, name: &str) -> bool {
         match route.options.client_tls {
             Some(client_tls) => client_tls == ClientTls::Terminate,

@@ -1,5 +1,5 @@
-//! HTTP/2 (RFC 9113), as a server of clients and as a client of pods: streams whose bodies are those of the proxy, and
-//! interim responses, which pass in both places.
+//! HTTP/2 (RFC 9113) on the h2 crate, as a server for clients and as a client of pods. Both sides use the proxy's body type, and
+//! pass on interim responses.
 
 pub mod client;
 mod flood;

@@ -20,7 +20,7 @@ use crate::{config::Scheme, error_code::ErrorCode, tunnel::Lease};
 pub struct Forwarded {
     pub admitted: Admitted,
     pub lease: Lease,
-    /// The other protocol that the client has asked for.
+    /// Protocol that the client has asked to switch to. `None`: a plain request.
     pub asked: Option<Asked>,
     /// Names of the backend, for redirects and cookies.
     pub names: Option<Names>,

@@ -23,7 +23,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// `port`: of the Service, or of the target of a jump.
+    /// Returns the names of a Service. `port`: of the Service, or of the target of a jump.
     pub fn of(target: &PodTarget, scheme: Scheme, port: u16, server_name: Option<&str>) -> Self {
         let namespace = &target.namespace;
         let mut all: Vec<String> = server_name.iter().map(|name| (*name).to_owned()).collect();
@@ -45,7 +45,7 @@ impl Names {
         Self { own: if port == default { host } else { format!("{host}:{port}") }, all }
     }
 
-    /// Returns the names of a backend that is called `host`, with a port where it has one.
+    /// Returns the names of a backend with a fixed Host header; `host` may contain a port.
     pub fn fixed(host: &str) -> Self {
         let name = table::normalise(host);
         // A server on the laptop may call itself by any of these.
@@ -157,7 +157,7 @@ impl Redirects<'_> {
         path == target || (!path.starts_with(b"/") && [b"/", path].concat() == target)
     }
 
-    /// Leads the URL of `5; url=http://...` back, quoted or not (HTML, section 4.2.5.3).
+    /// Rewrites the URL of `5; url=http://...`, quoted or not (HTML, section 4.2.5.3).
     fn refresh(&self, value: &[u8]) -> Option<HeaderValue> {
         let mut at = value.iter().position(|byte| b";,".contains(byte))? + 1;
         let spaces = |at: usize| value[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();

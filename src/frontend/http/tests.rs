@@ -129,7 +129,7 @@ struct World {
 }
 
 impl World {
-    /// The pod answers each request with `answer`.
+    /// Returns a world whose pod answers each request with `answer`.
     fn new(speaks: Scheme, answer: impl Fn(Request<Incoming>) -> Answered + Send + Sync + 'static) -> Self {
         let answer = Arc::new(answer);
         Self::over(speaks, Box::new(move |pod, stream| drop(tokio::spawn(serve_pod(pod, stream, answer.clone())))))
@@ -140,7 +140,7 @@ impl World {
         Self::routed(&scheme, ServicePort { number: 80, name: None, app_protocol: None }, speaks, serve)
     }
 
-    /// The route has `options`, and the Service `port`.
+    /// Returns a world whose route has `options`, and whose Service has `port`.
     fn routed(options: &str, port: ServicePort, speaks: Scheme, serve: Serve) -> Self {
         let route = format!("{{service: web, {options}}}");
         let text = format!("http: {{k8s: {{routes: {{web.localhost: {route}, web.example.test: {route}}}}}}}\n");

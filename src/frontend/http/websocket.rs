@@ -40,7 +40,7 @@ pub struct WebSocketBackend<T> {
     reader: Option<Waker>,
     drain: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_leaving: bool,
-    /// The rest of our own Close frame.
+    /// Unsent rest of adit's own Close frame.
     close: &'static [u8],
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clients_connection_ends_when_both_close_frames_have_passed() {
-        // Partial frames of the client at the time of the close.
+        // The client's partial frame when the backend closes.
         for unfinished in [&b""[..], b"\x81\x85\0\0\0\0he"] {
             for client_first in [true, false] {
                 let ((mut client, mut front), (inner, mut backend)) = (duplex(64), duplex(64));

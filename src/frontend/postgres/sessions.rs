@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(find(1, None), ["db-0"]);
         assert_eq!(find(2, Some("db")), ["db-1"]);
         assert_eq!(find(2, Some("other")), [""; 0]);
-        // It may be one of those that cannot be read; it is not one of another machine.
+        // The key may belong to an encrypted session of this client, but not to one of another machine.
         assert_eq!(find(7, None), ["db-2"]);
         assert_eq!(sessions.pod_of(peer("127.0.0.1"), &Target::Named("db".into())).as_deref(), Some("db-2"));
         assert_eq!(sessions.pod_of(peer("10.0.0.2"), &Target::Named("db".into())), None);

@@ -1,4 +1,4 @@
-//! TLS towards https backends.
+//! TLS connections to https backends.
 
 use std::{
     collections::HashMap,

@@ -125,7 +125,7 @@ impl Rest {
                 while let Some(Ok(_)) = received.frame().await {}
             }
         };
-        // A slower client gets a reset.
+        // If the client is slower, its stream is reset.
         let _ = timeout(LINGER, reading).await;
     }
 }

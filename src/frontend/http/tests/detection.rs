@@ -44,7 +44,7 @@ fn echo(request: Request<Incoming>, scheme: Scheme) -> Answered {
     })
 }
 
-/// A server that never closes by itself has no refusal.
+/// Marks a server without a refusal, which never closes by itself.
 const WAITS: &[u8] = b"...";
 
 async fn accept(pod: Arc<Pod>, mut stream: DuplexStream, server: Server) {

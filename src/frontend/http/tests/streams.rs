@@ -172,7 +172,7 @@ async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
         timeout(PATIENCE, stream.read_buf(&mut received)).await.expect("it is answered").unwrap();
     }
     world.drain.start();
-    // The answer to the PING of a graceful end.
+    // Answer the PING of a graceful end.
     let ping = loop {
         let received = receive(&mut stream).await;
         if received.kind == PING {

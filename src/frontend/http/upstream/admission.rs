@@ -22,7 +22,7 @@ use crate::{routing::Target, tunnel::Endpoint};
 /// Maximum number of new connections without an answer at first: a browser opens six, and a backlog of five takes them.
 const MOST_UNANSWERED: usize = 6;
 
-/// Each time that a request has waited this long, [`MOST_UNANSWERED`] more are admitted: the backend may only be slow.
+/// Each time that a request has waited this long, `MOST_UNANSWERED` more are admitted: the backend may only be slow.
 pub const MORE_EACH: Duration = Duration::from_secs(1);
 
 /// Age difference that proves several threads: the backend answers a connection while it owes an answer to one older by this.

@@ -41,7 +41,7 @@ pub struct Opened {
     pub admitted: Option<Admitted>,
 }
 
-/// Why there is no connection.
+/// Error of a connection that could not be used.
 pub struct Unopened {
     pub error: RequestError,
     /// The backend's first bytes; [`Sniff::NeedMore`]: it sent none. `None`: there was no connection.

@@ -46,7 +46,7 @@ const GREETING: Duration = Duration::from_millis(500);
 /// Maximum number of protocol changes for one request.
 const MOST_TURNS: usize = 3;
 
-/// A request on its way.
+/// A request in progress, with its attempts so far.
 pub struct Delivery<'a> {
     upstreams: &'a Arc<Upstreams>,
     way: &'a Way<'a>,

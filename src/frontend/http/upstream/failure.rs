@@ -7,7 +7,7 @@ use crate::{
     tunnel::{OpenError, StreamFault},
 };
 
-/// Why there is no response.
+/// Error of a request without a response.
 pub enum RequestError {
     Open(OpenError),
     /// The stream to the pod broke.
