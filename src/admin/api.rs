@@ -129,12 +129,12 @@ pub async fn answer(source: &Source, request: Request<Bytes>) -> Response<Body> 
         ["config"] => json(&ConfigAnswer::of(source)),
         ["log"] => json(&Log::of(source)),
         ["events"] => feed::answer(source, last_event(request.headers())),
-        // At the Unix socket alone.
+        // These paths are on the Unix socket only.
         _ => unknown(),
     }
 }
 
-/// Returns the methods of a path of the API, as the Allow header lists them (RFC 9110, section 10.2.1). `None`: there is no such path.
+/// Returns the methods of a path of the API for the Allow header (RFC 9110, section 10.2.1). `None`: there is no such path.
 fn allowed(words: &[&str]) -> Option<&'static str> {
     match words {
         ["status" | "services" | "tunnels" | "requests" | "har" | "config" | "log" | "events"]

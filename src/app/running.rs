@@ -43,7 +43,7 @@ pub struct Running {
     pub source: Source,
     /// The configuration at the start of the process.
     pub first: Arc<Config>,
-    /// A configuration whose addresses were not free, and whether it was asked for. It is tried again.
+    /// Configuration whose addresses were not free, and whether a person requested it. It is tried again.
     pub refused: Option<(Config, bool)>,
     /// Running clients of relays; each drain ends its client.
     pub local: BTreeMap<LocalPort, Drain>,
@@ -160,7 +160,7 @@ impl Running {
         paths
     }
 
-    /// `is_again`: it was refused before, and the log has the reason.
+    /// Applies a configuration. `is_again`: an earlier attempt failed, and the log has the reason.
     async fn reload(&mut self, mut config: Config, asked_for: bool, is_again: bool) {
         self.app.overrides.apply(&mut config);
         let old = self.router.load().config.clone();

@@ -52,13 +52,13 @@ const DRAW_AT_LEAST: Duration = Duration::from_secs(1);
 /// Pause before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a blocked drawing may delay the end after a signal.
+/// Maximum time between a signal and the end, if a drawing blocks.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// Maximum time without an event. After that, adit hangs.
+/// Time without an event after which adit counts as hanging.
 const SILENCE: Duration = BEAT_AFTER.saturating_mul(2);
 
-/// Minimum time between two requests for what events leave out.
+/// Minimum time between two requests for the rows that events leave out.
 const READ_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a message is shown.
@@ -104,7 +104,7 @@ struct App {
 /// News from the adit on the screen.
 enum News {
     Event(Update),
-    /// All requests and lines of the log that it keeps, newest first. Events leave some out.
+    /// All kept requests and log lines, newest first: events leave some out.
     All(Vec<Row>, Vec<LogRow>),
 }
 
@@ -243,7 +243,7 @@ async fn read(socket: PathBuf, updates: mpsc::Sender<Option<News>>) {
 
 /// Passes events on until they end or stop, or the receiver is dropped.
 async fn follow(socket: &Path, mut events: Events, updates: &mpsc::Sender<Option<News>>) {
-    // When to request what events have left out. None: they have left nothing out.
+    // When to request the rows that events have left out. `None`: they have left nothing out.
     let (mut due, mut read) = (None, None::<Instant>);
     loop {
         let news = tokio::select! {
@@ -270,7 +270,7 @@ async fn follow(socket: &Path, mut events: Events, updates: &mpsc::Sender<Option
     }
 }
 
-/// Returns whether adit has more than the event: an event has the newest requests and lines only, and a snapshot has no lines.
+/// Returns whether adit has more rows than the event: an event has only the newest ones, and a snapshot has no log lines.
 fn leaves_out(update: &Update) -> bool {
     match update {
         Update::Snapshot(_) => true,

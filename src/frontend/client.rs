@@ -1,4 +1,4 @@
-//! Peer of a connection, for the audit log: its user and program, if both ends are on this machine.
+//! The client of a connection, for the audit log: its user and program, if it runs on this machine.
 
 use std::{fs, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Begins to look for the program. None: nobody wants to know.
+/// Begins the look-up of the client's program. `None`: there is no audit log.
 pub fn look_for(journal: &Journal, connection: &Connection) -> Option<Client> {
     if !journal.is_audited() {
         return None;
@@ -23,7 +23,7 @@ pub fn look_for(journal: &Journal, connection: &Connection) -> Option<Client> {
     Some(client)
 }
 
-/// Waits until the program is known, as far as it can be. Requests do: their client may be gone a moment later.
+/// Waits until the program is known, as far as it can be. Callers wait before they serve: the client may exit a moment later.
 pub async fn wait_for(client: &Client, socket: ClientSocket) {
     let look = || async { spawn_blocking(move || program(socket)).await.unwrap_or_default() };
     client.0.get_or_init(look).await;
@@ -35,7 +35,7 @@ fn program(socket: ClientSocket) -> Program {
     Program { uid: Some(uid), pid, path }
 }
 
-/// Returns the process that has a socket, and its program. Only those of this user can be looked into (proc(5)).
+/// Returns the process that has a socket, and its program. Only processes of this user are readable (proc(5)).
 fn process_with(inode: u32) -> Option<(u32, PathBuf)> {
     let wanted = PathBuf::from(format!("socket:[{inode}]"));
     let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| Some(entry.ok()?.path()));

@@ -1,7 +1,7 @@
-//! Asks the kernel about the socket of a client on this machine: who has it, and whether it has been closed.
+//! Asks the kernel about the socket of a client on this machine: which user owns it, and whether it is closed.
 //!
-//! TCP does not tell: a program that has closed its socket and one that has ended its direction and waits for the answer
-//! both sent a FIN. Where the program is on this machine the kernel knows: a socket that was closed has no inode.
+//! TCP cannot tell: a program that closes its socket sends a FIN, and so does one that half-closes and waits for the answer.
+//! The kernel knows the difference for a client on this machine: a closed socket has no inode.
 
 use std::{io, net::SocketAddr};
 
@@ -16,11 +16,11 @@ struct Pair {
 }
 
 impl ClientSocket {
-    /// A socket of which nothing can be found out, as of a client on another machine.
+    /// A socket that the kernel cannot tell about: that of a client on another machine.
     pub const UNKNOWN: Self = Self(None);
 
-    /// Returns that of a connection between `client` and `ours`: [`UNKNOWN`](Self::UNKNOWN) where these are two machines, or
-    /// the system is not Linux.
+    /// Returns the client's socket of a connection between `client` and `ours`: [`UNKNOWN`](Self::UNKNOWN) if these are two
+    /// machines, or if the system is not Linux.
     pub fn between(client: SocketAddr, ours: SocketAddr) -> Self {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let (client, ours) = (plain(client), plain(ours));
@@ -28,18 +28,18 @@ impl ClientSocket {
         Self((cfg!(target_os = "linux") && is_here).then_some(Pair { client, ours }))
     }
 
-    /// Returns the user that owns the socket, and the socket's inode. None: the kernel does not know it.
+    /// Returns the user that owns the socket, and the socket's inode. `None`: no program has it, or the kernel does not know it.
     pub fn owner(self) -> Option<(u32, u32)> {
         owner_of(self.0?).ok().flatten()
     }
 
-    /// Returns whether no program has the socket any more. False where it cannot be told.
+    /// Returns whether no program has the socket any more; false if the kernel cannot tell.
     pub fn is_closed(self) -> bool {
         let Some(Pair { client, ours }) = self.0 else { return false };
         let is_unknown = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         match owner_of(Pair { client, ours }) {
             Ok(owner) => owner.is_none(),
-            // After a reset our end is unknown, too. Only that of a client in another network namespace is known.
+            // A reset removes our end, too. If our end still exists, the client is in another network namespace.
             Err(error) if is_unknown(&error) => match owner_of(Pair { client: ours, ours: client }) {
                 Ok(owner) => owner.is_none(),
                 Err(error) => is_unknown(&error),
@@ -72,10 +72,10 @@ mod sock_diag {
     const REQUEST: u16 = 1;
     const TCP: u8 = 6;
 
-    /// `TCP_LISTEN`: what is found where there is no connection, and somebody listens on its port.
+    /// `TCP_LISTEN`: without such a connection, the kernel returns the listener of that port.
     const LISTEN: u8 = 10;
 
-    /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+    /// Size of a request in bytes: `struct nlmsghdr` and `struct inet_diag_req_v2`.
     const ASKED: usize = 16 + 56;
 
     /// Offsets of the state, the user and the inode in `struct inet_diag_msg`.
@@ -83,7 +83,7 @@ mod sock_diag {
     const USER: usize = 16 + 64;
     const INODE: usize = 16 + 68;
 
-    // A handle of each worker, without anything of an App.
+    // One netlink socket for each worker thread; it holds no state of an `App`.
     thread_local! {
         static SOCKET: OnceCell<io::Result<OwnedFd>> = const { OnceCell::new() };
     }
@@ -93,12 +93,12 @@ mod sock_diag {
         Ok(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(protocol))?)
     }
 
-    /// Returns the user and the inode of the client's socket. None: no program has it.
+    /// Returns the user and the inode of the client's socket. `None`: no program has it.
     pub(super) fn owner_of(pair: Pair) -> io::Result<Option<(u32, u32)>> {
         SOCKET.with(|socket| {
             let socket = socket.get_or_init(open).as_ref().map_err(|error| io::Error::from(error.kind()))?;
             send(socket, &request(pair), SendFlags::empty())?;
-            // The kernel answers before it returns from that.
+            // The kernel queues its answer before `send` returns.
             let mut answer = [0; 512];
             let (count, _) = recv(socket, &mut answer, RecvFlags::empty())?;
             told(&answer[..count])
@@ -115,7 +115,7 @@ mod sock_diag {
         put(&(ASKED as u32).to_ne_bytes(), 4);
         put(&BY_FAMILY.to_ne_bytes(), 2);
         put(&REQUEST.to_ne_bytes(), 2);
-        // Sequence and port: one question is open at a time.
+        // Sequence number and port stay 0: a worker has only one request open.
         put(&[], 8);
         let family = if client.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         put(&[family.as_raw() as u8, TCP, 0, 0], 4);
@@ -143,7 +143,7 @@ mod sock_diag {
                 let (state, owner) = (answer.get(STATE).copied(), number(USER).zip(number(INODE)));
                 Ok(owner.filter(|(_, inode)| *inode != 0 && state != Some(LISTEN)))
             }
-            // One that is not found at all may be in another network namespace.
+            // ENOENT: the socket may be in another network namespace.
             (Some(ERROR), Some(error)) => Err(io::Error::from_raw_os_error((error as i32).wrapping_neg())),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
@@ -173,7 +173,7 @@ mod tests {
         assert!(!socket.is_closed(), "it may still read");
         drop(client);
         closes(socket).await;
-        // It closes over bytes that it has not read: that is a reset, after which there is no socket to ask about.
+        // The client closes with unread bytes: that sends an RST, after which there is no socket to ask about.
         let mut client = TcpStream::connect((connect, port)).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let socket = ClientSocket::between(server.peer_addr().unwrap(), server.local_addr().unwrap());
@@ -198,7 +198,7 @@ mod tests {
     async fn a_client_that_has_closed_is_told_from_one_that_waits_for_its_answer() {
         ends_are_told_apart("127.0.0.1:0", "127.0.0.1").await;
         ends_are_told_apart("[::1]:0", "::1").await;
-        // A socket of both families.
+        // A socket that accepts IPv4 and IPv6.
         ends_are_told_apart("[::]:0", "127.0.0.1").await;
     }
 

@@ -1,4 +1,4 @@
-//! Whether a listener is a forward proxy, and for whom.
+//! Whether a listener is a forward proxy, and for which clients.
 
 use std::sync::Arc;
 
@@ -6,26 +6,26 @@ use sha2::{Digest, Sha256};
 
 use crate::{config::ContextName, wire::connect::Credentials};
 
-/// The user name that means the current context where a password is needed: some clients send no password without a name.
+/// User name for the current context on a listener with a password: some clients send no password without a user name.
 pub const CURRENT: &str = "adit";
 
 /// Role of a listener for clients of a forward proxy.
 #[derive(Clone, Debug, Default)]
 pub enum Door {
-    /// It is no forward proxy.
+    /// Not a forward proxy.
     #[default]
     Closed,
-    /// It serves every client. Its user name is the context.
+    /// Serves every client; the user name is the context.
     Open,
-    /// It serves those that know the password, and nobody else, whatever they speak.
+    /// Serves only clients that give the password, in every protocol.
     Private(Password),
 }
 
-/// A password that can be compared and not shown.
+/// Digest of a password, which can be compared but not printed.
 #[derive(Clone)]
 pub struct Password(Arc<[u8; 32]>);
 
-/// A client has not given the password.
+/// Error: the client has not given the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this port needs the password of its URL")]
 pub struct NoPassword;
@@ -35,7 +35,7 @@ impl Password {
         Self(Arc::new(Sha256::digest(password).into()))
     }
 
-    /// Compares digests: how long that takes tells nothing of the password.
+    /// Compares digests, so that the time taken reveals nothing about the password.
     fn is(&self, given: &[u8]) -> bool {
         *self.0 == <[u8; 32]>::from(Sha256::digest(given))
     }
@@ -56,12 +56,12 @@ impl Door {
         matches!(self, Self::Private(_))
     }
 
-    /// Returns the context that a client names. None: the current one.
+    /// Returns the context that a client names. `None`: the current one.
     ///
     /// # Errors
-    /// It has to give a password, and has not.
+    /// The listener needs a password, and the client has not given it.
     pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<ContextName>, NoPassword> {
-        // An empty name is none.
+        // An empty user name does not parse: it means the current context.
         let user = |credentials: &Credentials| credentials.user.parse().ok();
         match (self, credentials) {
             (Self::Closed | Self::Open, _) => Ok(credentials.and_then(user)),

@@ -1,6 +1,6 @@
-//! The forward proxy: from the name and the port that a client names, as programs in the cluster would, to a stream.
+//! The forward proxy: opens a stream to the host and port that a client names, as programs in the cluster name them.
 //!
-//! The ways in (SOCKS5, CONNECT) read what the client asks for, and tell it how that went in their own words.
+//! SOCKS5 and CONNECT read the request and report the result in their own replies.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,13 +29,13 @@ use crate::{
     tunnel::{Lease, Manager, OpenError},
 };
 
-/// How long a host of another network may take.
+/// Timeout for a connection to a host of another network.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Destination in a request to the forward proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// The context that it names, or its alias. None: the current one.
+    /// Context or alias that the client names. `None`: the current one.
     pub context: Option<ContextName>,
     /// A name, or an address without brackets.
     pub host: String,
@@ -43,13 +43,13 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Returns host and port as they are in a URL.
+    /// Returns host and port as in a URL.
     fn authority(&self) -> String {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Returns whether a name of the cluster or an address could be one of the internet as well: `example.com`, 192.0.2.1.
+    /// Returns whether a cluster name or an address could also be one of the internet: `example.com`, 192.0.2.1.
     pub fn has_two_meanings(&self) -> bool {
         let host = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
         let last = host.split_once('.').map(|(_, rest)| rest);
@@ -57,7 +57,7 @@ impl Asked {
         is_name || host.parse::<IpAddr>().is_ok()
     }
 
-    /// Returns whether a name without a route is one of another network: where there is no cluster, it can be nothing else.
+    /// Returns whether a name without a route is a host of another network. Without a context, every ambiguous name is.
     pub fn is_elsewhere(&self, error: &RouteError) -> bool {
         match error {
             RouteError::Elsewhere { .. } => true,
@@ -67,22 +67,22 @@ impl Asked {
     }
 }
 
-/// Opens what clients ask for.
+/// Opens the streams that clients of the forward proxy ask for.
 pub struct Forward {
     router: SharedRouter,
     tunnels: Manager,
-    /// It knows which contexts take only some requests.
+    /// Knows which contexts accept only some requests.
     http: Arc<HttpFrontend>,
-    /// The user that this process is of.
+    /// Name of the user that this process runs as.
     own_user: Option<String>,
 }
 
-/// Why a client does not get what it asks for.
+/// Why a client gets no stream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ForwardError {
     Route(RouteError),
     Open(Box<Route>, OpenError),
-    /// The context takes only some requests of HTTP: nobody can tell what a connection would write.
+    /// The context accepts only some HTTP requests, and adit cannot see what a client would write to the stream.
     ReadOnly(ReadOnly),
     /// A host of another network was not reached.
     Direct {
@@ -92,7 +92,7 @@ pub enum ForwardError {
     },
 }
 
-/// A stream to what was asked for.
+/// Stream to the destination.
 pub enum Reached {
     Pod(Route, Lease, BoxedIo),
     Direct(TcpStream),
@@ -103,10 +103,10 @@ impl Forward {
         Arc::new(Self { router, tunnels, http, own_user: own_user() })
     }
 
-    /// Returns a stream, once the other side has taken it, with the entry of the connection in the journal.
+    /// Returns a stream once the destination has accepted it, and the connection's journal entry.
     ///
     /// # Errors
-    /// The name leads nowhere, must not be used, or nothing answers there: the entry says so.
+    /// The name has no target, the context forbids it, or nothing answers. The journal entry has the error.
     pub async fn reach(
         &self,
         kind: Kind,
@@ -148,7 +148,7 @@ impl Forward {
         }
         let lease = match self.tunnels.acquire(&route.target, route.idle_timeout).await {
             Ok(lease) => lease,
-            // `example.com` could have been a Service as well.
+            // `example.com` could also be the Service `example` in the namespace `com`; there is none.
             Err(error) if may_be_direct && error.is_of_no_service() => {
                 return direct(asked).await.map(Reached::Direct);
             }
@@ -167,7 +167,7 @@ impl Forward {
 }
 
 impl Forward {
-    /// A JVM that was given no name sends the one of its user (`user.name`), which names no context then.
+    /// Returns whether a user name is the one that a JVM sends by default: its `user.name`, if that is no context.
     fn is_of_jvm(&self, named: &str, router: &Router) -> bool {
         let is_context = router.config.contexts.contains_key(named)
             || router.http_contexts.namespaces.keys().any(|context| *context == *named);
@@ -175,14 +175,14 @@ impl Forward {
     }
 }
 
-/// Returns the name of the user of this process, as getpwuid(3) does where users are in a file, else as the shell has it.
+/// Returns the user name of this process from /etc/passwd, else from $USER.
 fn own_user() -> Option<String> {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let of_file = user_of(&users, rustix::process::getuid().as_raw());
     of_file.or_else(|| std::env::var("USER").ok()).filter(|user| !user.is_empty())
 }
 
-/// Finds a user in the text of passwd(5).
+/// Finds the name of a user id in the text of passwd(5).
 fn user_of(users: &str, id: u32) -> Option<String> {
     let user = |line: &str| {
         let mut fields = line.split(':');
@@ -193,7 +193,7 @@ fn user_of(users: &str, id: u32) -> Option<String> {
 }
 
 impl Reached {
-    /// Moves the bytes of a client until both sides have ended.
+    /// Copies bytes between the client and the destination until both sides have ended.
     pub async fn join(self, client: &mut BoxedIo, socket: ClientSocket, mut noted: Ongoing) -> SpliceEnd {
         let end = match self {
             Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease, socket).await,
@@ -203,7 +203,7 @@ impl Reached {
         end
     }
 
-    /// Returns where it leads, for logs.
+    /// Returns the target for logs; `direct` for a host of another network.
     pub fn name(&self) -> String {
         match self {
             Self::Pod(route, ..) => route.target.to_string(),
@@ -243,7 +243,7 @@ impl std::fmt::Display for ForwardError {
     }
 }
 
-/// Connects to a host of the internet.
+/// Connects to a host of the internet; refuses addresses of this machine, of local networks and of documentation.
 pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     let Asked { host, port, .. } = asked;
     let failed = |reason: &str, is_timeout| ForwardError::Direct {
@@ -262,7 +262,7 @@ pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
                 return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
             }
             match TcpStream::connect(address).await {
-                // This machine has the address itself.
+                // This machine itself has the address.
                 Ok(stream) if stream.local_addr().is_ok_and(|local| local.ip() == address.ip()) => {
                     return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
                 }
@@ -284,12 +284,12 @@ pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     }
 }
 
-/// Returns whether a host is an address of the internet.
+/// Returns whether a host is a public address.
 pub fn is_internet(host: &str) -> bool {
     host.parse().is_ok_and(is_global)
 }
 
-/// Returns whether an address is one of the internet, and not of this machine, the local network or a test.
+/// Returns whether an address is public: not of this machine, of a local network, of a test or of documentation.
 fn is_global(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -307,7 +307,7 @@ fn is_global(ip: IpAddr) -> bool {
                 || (a == 198 && b & 0xfe == 18))
         }
         IpAddr::V6(ip) => {
-            // The global unicast addresses (RFC 4291), but for documentation and what carries an IPv4 address (6to4, Teredo).
+            // Global unicast (RFC 4291) without documentation, and without 6to4 and Teredo, which carry an IPv4 address.
             let [first, second, ..] = ip.segments();
             first & 0xe000 == 0x2000 && first != 0x2002 && !(first == 0x2001 && matches!(second, 0 | 0x0db8))
         }

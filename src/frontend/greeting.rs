@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// How long a PostgreSQL server may take to say whether it speaks TLS, and a client to read why it is refused.
+/// Timeout for a PostgreSQL server's answer to an SSLRequest, and for a refused client to read its refusal.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
-/// More requests for encryption than any client makes before it gives one up.
+/// Maximum number of SSLRequests and GSSENCRequests before the ClientHello: more than any client sends.
 const MOST_REQUESTS: usize = 4;
 
 /// Descriptions of TLS alerts (RFC 8446, section 6).
@@ -28,24 +28,24 @@ pub const DECODE_ERROR: u8 = 50;
 pub const INTERNAL_ERROR: u8 = 80;
 pub const UNRECOGNIZED_NAME: u8 = 112;
 
-/// Whom a client wants.
+/// Start of a client's connection, with the server name to route by.
 pub struct Greeting {
     pub hello: ClientHello,
-    /// The ClientHello as it came, and what came with it.
+    /// The ClientHello as received, and the bytes behind it.
     pub bytes: Bytes,
-    /// It asked for TLS as PostgreSQL has it, and was told that it gets it.
+    /// The client sent an SSLRequest of PostgreSQL, and adit answered `S`.
     pub is_postgres: bool,
 }
 
-/// Why a client does not say whom it wants.
+/// Why a connection has no ClientHello.
 #[derive(Debug, thiserror::Error)]
 pub enum GreetingError {
     #[error(transparent)]
     Hello(#[from] HelloError),
-    /// PostgreSQL without TLS: there is no name in it.
+    /// A start-up message of PostgreSQL without TLS: it has no server name.
     #[error("a PostgreSQL client that does not use TLS")]
     PlainPostgres,
-    /// A cancel request of PostgreSQL without TLS, whole.
+    /// A whole CancelRequest of PostgreSQL, without TLS.
     #[error("a PostgreSQL client that cancels a query")]
     Cancel(Bytes),
     #[error("the client ended its connection within its ClientHello")]
@@ -56,8 +56,9 @@ pub enum GreetingError {
     Io(#[from] io::Error),
 }
 
-/// Reads up to the end of the ClientHello, however it is split. `received`: what was read already. `limit`: how long it may
-/// take.
+/// Reads up to the end of the ClientHello, however it is split.
+///
+/// `received`: bytes that were read before. `limit`: timeout for the whole ClientHello.
 pub async fn read(stream: &mut BoxedIo, received: BytesMut, limit: Duration) -> Result<Greeting, GreetingError> {
     timeout(limit, read_on(stream, received)).await.map_err(|_| GreetingError::TimedOut(limit))?
 }
@@ -91,7 +92,7 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
                 read_some(stream, &mut received).await?;
             },
             First::NeedMore if !is_postgres => {
-                // A piece is no request.
+                // An incomplete request does not count.
                 requests -= 1;
                 read_some(stream, &mut received).await?;
             }
@@ -100,7 +101,7 @@ async fn read_on(stream: &mut BoxedIo, mut received: BytesMut) -> Result<Greetin
     }
     let mut worth_a_look = 0;
     loop {
-        // Its records say how much is missing: it is not looked at again for each byte of a slow client.
+        // The record headers give the missing length: parse again only then, not at each byte of a slow client.
         if received.len() >= worth_a_look
             && let Parse::Hello(hello) = client_hello::parse(&received)?
         {
@@ -119,14 +120,14 @@ async fn read_some(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), 
     }
 }
 
-/// Ends a connection with a fatal alert: what a TLS client understands before there is TLS.
+/// Ends a connection with a fatal alert, which a TLS client understands before the handshake.
 pub async fn alert(stream: &mut BoxedIo, description: u8) {
     end_with(stream, &[0x15, 3, 3, 0, 2, 2, description]).await;
 }
 
-/// Sends the last bytes, and reads on until the client has seen them: closing over unread bytes would be a reset.
+/// Sends the last bytes, and reads until the client closes. To close with unread bytes would send an RST, which drops them.
 pub async fn end_with<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, last: &[u8]) {
-    // It may be gone already.
+    // The client may be gone already.
     let _ = timeout(ANSWER, async {
         stream.write_all(last).await?;
         stream.shutdown().await?;
@@ -140,7 +141,7 @@ pub async fn end_with<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, last: &
 /// Asks a PostgreSQL server for TLS; returns whether it agrees.
 ///
 /// # Errors
-/// It answers with something else, or not at all.
+/// The server answers with another byte, or not within `limit`.
 pub async fn ask_for_tls(backend: &mut BoxedIo, limit: Duration) -> io::Result<bool> {
     let asking = async {
         backend.write_all(&postgres::SSL_REQUEST).await?;

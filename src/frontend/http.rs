@@ -1,4 +1,4 @@
-//! The HTTP reverse proxy: a line of stations for each request.
+//! The HTTP reverse proxy: each request passes these stages.
 //!
 //! ```text
 //! client --> http1 behind guard::normaliser, or http2::server
@@ -84,7 +84,7 @@ pub enum HttpVersion {
 }
 
 impl HttpFrontend {
-    /// Makes the frontend; upstream connections are pooled inside it, and end with `drain`.
+    /// Returns a frontend with its own pool of upstream connections, which close with `drain`.
     pub fn new(sites: Arc<dyn Sites>, tunnels: Manager, metrics: Arc<Metrics>, drain: Drain) -> Arc<Self> {
         let protocols = Arc::<Protocols>::default();
         let upstreams = Upstreams::new(protocols.clone(), metrics.clone(), drain);
@@ -100,7 +100,7 @@ impl HttpFrontend {
         })
     }
 
-    /// Returns what was learned of the ports of backends.
+    /// Returns the protocols learned from backends.
     pub fn protocols(&self) -> Arc<Protocols> {
         self.protocols.clone()
     }
@@ -112,7 +112,7 @@ impl HttpFrontend {
 
     /// Serves one connection until it ends, or, in a drain, until its requests in progress are answered.
     ///
-    /// `tls`: the client's bytes came through TLS that we ended (X-Forwarded-Proto).
+    /// `tls`: the client's TLS ends here (X-Forwarded-Proto).
     pub async fn serve(
         self: Arc<Self>,
         stream: BoxedIo,
@@ -128,7 +128,7 @@ impl HttpFrontend {
         let gate = (version == HttpVersion::Http1).then(|| Gate::new(&limits));
         let client = client::look_for(self.tunnels.journal(), &connection);
         let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone(), client };
-        // Each on the heap by itself: an idle connection of HTTP/1 holds no room for one of HTTP/2, nor for a request.
+        // Each future is boxed separately, so that an idle HTTP/1 connection holds no memory for HTTP/2 or for a request.
         let served = match gate {
             Some(gate) => {
                 let service = service_fn(move |request: Request<Incoming>| {
@@ -160,7 +160,7 @@ where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>,
 {
     let mut builder = http1::Builder::new();
-    // The normaliser knows how long a client may take for what.
+    // The normaliser enforces the client's timeouts.
     builder.header_read_timeout(None).preserve_header_case(true);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     tokio::select! {

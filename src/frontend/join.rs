@@ -1,4 +1,4 @@
-//! Joins a client with the stream of its tunnel.
+//! Copies bytes between a client and the stream of its tunnel.
 
 use std::io;
 
@@ -13,17 +13,17 @@ use crate::{
     tunnel::Lease,
 };
 
-/// Does the same as [`carry`], and resets the side that did not break.
+/// Copies bytes as [`carry`] does, and resets the side that did not break.
 pub async fn join(client: &mut impl Io, backend: &mut impl Io, lease: &Lease, socket: ClientSocket) -> SpliceEnd {
     let end = carry(client, backend, lease, socket).await;
     end.reset_other(client, backend);
     end
 }
 
-/// Moves bytes both ways until both have ended, one breaks, or the tunnel is stopped.
+/// Copies bytes both ways until both sides have ended, one breaks, or the tunnel is stopped.
 ///
-/// A client whose socket is closed waits for no answer, and the backend learns that. A tunnel that is stopped is a backend that
-/// broke, also for a client that does not read and so would not notice. `adit status` shows how the backend broke.
+/// If the client has closed its socket, the stream to the backend breaks: no program waits for an answer. A stopped tunnel
+/// counts as a broken backend, also for a client that does not read. `adit status` shows how the backend broke.
 pub async fn carry<C, B>(client: &mut C, backend: &mut B, lease: &Lease, socket: ClientSocket) -> SpliceEnd
 where
     C: AsyncRead + AsyncWrite + Unpin,

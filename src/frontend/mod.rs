@@ -1,4 +1,4 @@
-//! Frontends: what a client speaks, from its first byte to a tunnel.
+//! Frontends: they handle a client's protocol, from the first byte to a tunnel.
 
 mod client;
 pub mod client_socket;
@@ -25,22 +25,22 @@ use crate::io::accept::Place;
 /// Facts about an accepted connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// Counts up from 1 for the whole process; the id in logs.
+    /// Id in logs; counts up from 1 for the whole process.
     pub id: u64,
     pub peer: SocketAddr,
     pub local: SocketAddr,
-    /// The address that the client dialled: `local`, or what a proxy in front says.
+    /// Address that the client connected to: `local`, or the one that a PROXY header names.
     pub dialled: SocketAddr,
-    /// The other end of the TCP connection; behind a proxy that names its clients, the proxy's.
+    /// Peer's end of the TCP connection: the client's, or that of a proxy that sends PROXY headers.
     pub socket: ClientSocket,
-    /// Its place among the others, with the limits for it.
+    /// Slot among the open connections, with their limits.
     pub place: Place,
     /// Whether its listener is a forward proxy.
     pub door: Door,
 }
 
 impl Connection {
-    /// Returns a connection whose client is known by its address alone. Its listener is no forward proxy.
+    /// Returns a connection of a client that is known by its address alone, on a listener that is no forward proxy.
     pub fn remote(id: u64, peer: SocketAddr, local: SocketAddr, place: Place) -> Self {
         Self { id, peer, local, dialled: local, socket: ClientSocket::UNKNOWN, place, door: Door::Closed }
     }

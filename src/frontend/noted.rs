@@ -1,4 +1,4 @@
-//! Connections that are no HTTP, in the journal.
+//! Journal entries of connections other than HTTP.
 
 use crate::{
     frontend::{Connection, client},
@@ -8,22 +8,22 @@ use crate::{
     tunnel::{Manager, OpenError, Placement},
 };
 
-/// Takes down a connection that begins. `host`: the name or the local address that its client has chosen.
+/// Begins the journal entry of a connection. `host`: the name or the local address that its client has chosen.
 pub async fn begin(tunnels: &Manager, kind: Kind, host: &str, route: &Route, connection: &Connection) -> Ongoing {
     known(tunnels.journal().begin(routed(entry(tunnels, kind, host, connection), route)), connection).await
 }
 
-/// Takes down a connection of which it is not known yet where it leads.
+/// Begins the journal entry of a connection whose route is not known yet.
 pub async fn begin_unrouted(tunnels: &Manager, kind: Kind, host: &str, connection: &Connection) -> Ongoing {
     known(tunnels.journal().begin(entry(tunnels, kind, host, connection)), connection).await
 }
 
-/// Takes note of where it leads.
+/// Records the route and the target.
 pub fn leads(noted: &mut Ongoing, route: &Route) {
     noted.change(|entry| *entry = routed(entry.clone(), route));
 }
 
-/// Waits until the client is known, where it is looked for: it may be gone a moment later.
+/// Waits for the look-up of the client, if there is one: the client may exit a moment later.
 async fn known(noted: Ongoing, connection: &Connection) -> Ongoing {
     if let Some(client) = &noted.entry.client {
         client::wait_for(client, connection.socket).await;
@@ -40,12 +40,12 @@ fn routed(entry: Entry, route: &Route) -> Entry {
     Entry { route: Some(route.name.clone()), tunnel: Some(route.target.to_string().into()), ..entry }
 }
 
-/// Takes note that it has not reached a pod.
+/// Records why the connection has not reached a pod.
 pub fn failed(noted: &mut Ongoing, error: &OpenError) {
     noted.error(&error.to_string());
 }
 
-/// Takes note that it leads to a pod.
+/// Records the pod, and how long the connection took to reach it.
 pub fn reached(noted: &mut Ongoing, placement: &Placement) {
     noted.change(|entry| {
         entry.pod = Some(placement.pod().clone());
@@ -53,7 +53,7 @@ pub fn reached(noted: &mut Ongoing, placement: &Placement) {
     });
 }
 
-/// Takes note of how it ended.
+/// Records the bytes of both directions, and how the backend broke.
 pub fn ended(noted: &mut Ongoing, end: &SpliceEnd) {
     (noted.entry.bytes_up, noted.entry.bytes_down) = (end.up, end.down);
     if let Some((Side::Backend, error)) = &end.broken {

@@ -1,4 +1,4 @@
-//! PostgreSQL by name: the server name of a client's TLS leads to a Service, on the listener that HTTP has.
+//! PostgreSQL by name: the TLS server name of a client selects a Service, on the HTTP listener.
 
 pub mod sessions;
 
@@ -34,19 +34,19 @@ use crate::{
     },
 };
 
-/// The protocol that clients of version 17 on may name in their ClientHello.
+/// ALPN protocol that PostgreSQL clients from version 17 on may send.
 pub const ALPN: &[u8] = b"postgresql";
 
-/// How long a server may take for a request to cancel, which it answers with the end of the connection.
+/// Timeout for a CancelRequest, which the server answers by closing the connection.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves PostgreSQL clients by the name in their ClientHello.
 pub struct PostgresFrontend {
     router: SharedRouter,
     tunnels: Manager,
-    /// It knows which contexts take only some requests.
+    /// Knows which contexts accept only some requests.
     http: Arc<HttpFrontend>,
-    /// For servers that speak no TLS themselves.
+    /// TLS for clients of servers that speak no TLS, and for refusals.
     server: Arc<ServerConfig>,
     sessions: Arc<Sessions>,
 }
@@ -61,12 +61,12 @@ impl PostgresFrontend {
         Arc::new(Self { router, tunnels, http, server, sessions: Arc::default() })
     }
 
-    /// Returns the sessions that are open, by whatever frontend.
+    /// Returns the open sessions of all frontends.
     pub fn sessions(&self) -> &Arc<Sessions> {
         &self.sessions
     }
 
-    /// Returns the TLS for connections that end here.
+    /// Returns the TLS configuration for connections that end here.
     pub fn tls(&self) -> &Arc<ServerConfig> {
         &self.server
     }
@@ -84,17 +84,17 @@ impl PostgresFrontend {
         }
     }
 
-    /// Turns a client away whose start-up message has come without TLS.
+    /// Refuses a client whose start-up message came without TLS.
     pub async fn refuse_plain(&self, stream: &mut BoxedIo) {
         greeting::end_with(stream, &Refusal::plain_postgres().of_postgres()).await;
     }
 
-    /// Turns a client away that has begun with TLS.
+    /// Refuses a client that has begun with TLS.
     pub async fn refuse_greeted(&self, stream: BoxedIo, greeting: Greeting, refusal: &Refusal) {
         refuse_greeted(stream, greeting.bytes, refusal, &self.server).await;
     }
 
-    /// Passes a request to cancel a query on to the server that has the session. `only`: a session of this target.
+    /// Passes a CancelRequest on to the server of the session. `only`: target that the session must have.
     pub async fn cancel(&self, message: &[u8], peer: SocketAddr, only: Option<&Target>) {
         let places = self.sessions.find(postgres::key_of_cancel(message), peer, only);
         if places.is_empty() {
@@ -108,7 +108,7 @@ impl PostgresFrontend {
                 let (mut backend, _) = connected.map_err(std::io::Error::other)?;
                 backend.write_all(message).await?;
                 backend.flush().await?;
-                // The server ends the connection once it has sent the signal, and the client waits for that.
+                // The server closes the connection after it has sent the signal; clients wait for that.
                 while backend.read(&mut [0; 64]).await? > 0 {}
                 Ok::<(), std::io::Error>(())
             };
@@ -123,7 +123,7 @@ impl PostgresFrontend {
         futures::future::join_all(sending).await;
     }
 
-    /// Serves a client that has said whom it wants.
+    /// Serves a client whose ClientHello was read.
     pub async fn serve_greeted(&self, stream: BoxedIo, greeting: Greeting, connection: Arc<Connection>) {
         let ServerName::Name(name) = &greeting.hello.server_name else {
             info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without a server name");
@@ -167,7 +167,7 @@ impl PostgresFrontend {
                 let backend = watched(backend, true);
                 join(&mut client, backend, greeting.bytes, &lease, connection.socket, &mut noted).await;
             }
-            // It speaks plaintext from here on.
+            // The server speaks no TLS: end the client's TLS here.
             Ok(false) => {
                 let stream = ReadAhead::new(Prefixed::new(greeting.bytes, stream));
                 let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
@@ -206,7 +206,7 @@ impl PostgresFrontend {
     }
 }
 
-/// Reads until a client's first message is known to be a start-up message, or has come whole.
+/// Reads until a client's first message is recognised as a start-up message, or is whole.
 async fn first_message<C: tokio::io::AsyncRead + Unpin>(client: &mut C) -> BytesMut {
     let mut received = BytesMut::new();
     while match postgres::first(&received) {

@@ -1,7 +1,7 @@
 //! Protocols of the backends' ports.
 //!
-//! A route's `scheme` decides. Else the port's appProtocol, name and number are hints, the needs of a request are another, and the
-//! backend's answer tells whether they were right. The result is kept until the tunnel gets another session.
+//! A route's `scheme` is final. Without one, the port's appProtocol, name and number and the needs of the request are hints, and
+//! the backend's answer confirms or corrects them. The result is kept until the tunnel gets another session.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use crate::{
     wire::sniff::{Protocol, Sniff},
 };
 
-/// Texts in the 400 answer of https servers to a request without TLS, each with its server.
+/// Texts in the 400 answers of https servers to a request without TLS, each with its source.
 const TLS_IS_WANTED: [&str; 5] = [
     // nginx: src/http/ngx_http_special_response.c, status 497
     "plain HTTP request was sent to HTTPS port",
@@ -34,13 +34,13 @@ const TLS_IS_WANTED: [&str; 5] = [
     "this server only speaks HTTPS on this port",
 ];
 
-/// Answers of servers with HTTP/2 only to an HTTP/1 request.
+/// Texts in the answers of HTTP/2-only servers to an HTTP/1 request.
 const HTTP2_IS_WANTED: [&str; 1] = [
     // Kestrel: Core/src/CoreStrings.resx
     "An HTTP/1.x request was sent to an HTTP/2 only endpoint",
 ];
 
-/// How long a backend that speaks nothing else is not asked again.
+/// How long adit does not try other protocols again after a backend spoke none of them.
 const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
 /// Protocol that a request needs on the connection to the backend.
@@ -48,11 +48,11 @@ const ASKED_AGAIN: Duration = Duration::from_secs(60);
 pub enum Asks {
     /// HTTP of any version.
     Http,
-    /// The same; the client itself speaks HTTP/2 without TLS, as only those do that were told to.
+    /// HTTP of any version, from a client that uses HTTP/2 without TLS, as only clients do that were configured to.
     Http2,
-    /// gRPC, which there is over HTTP/2 alone.
+    /// gRPC, which exists over HTTP/2 only.
     Grpc,
-    /// A switch of protocols, which there is over HTTP/1.1 alone.
+    /// A switch of protocols, which exists over HTTP/1.1 only.
     Upgrade,
 }
 
@@ -75,17 +75,17 @@ impl Asks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub scheme: Scheme,
-    /// The route says so; nothing else is tried.
+    /// The route sets it: adit tries no other.
     pub is_fixed: bool,
-    /// The backend has answered in it.
+    /// The backend has answered in it, or the route sets it.
     pub is_known: bool,
 }
 
-/// Whether a port speaks TLS, as far as is known before it is asked.
+/// Whether a port speaks TLS, as far as adit knows before it connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpeaksTls {
     Yes,
-    /// It says so, or nothing at all.
+    /// Not known yet. `is_hinted`: the port's hints say https; otherwise it has no hint.
     Perhaps {
         is_hinted: bool,
     },
@@ -101,14 +101,14 @@ struct Learned {
     session: Weak<Endpoint>,
     grpc: Option<Scheme>,
     other: Option<Scheme>,
-    /// That a hint is wrong, in words.
+    /// Advice for the user if the port's hint is wrong.
     wrong: Option<String>,
-    /// When a backend that gave no answer was last found to speak nothing else either.
+    /// When adit last found that a backend without an answer speaks no other protocol either.
     in_vain: Option<Instant>,
 }
 
 impl Protocols {
-    /// Returns what to speak at first.
+    /// Returns the protocol of the first attempt.
     pub fn choose(&self, route: &Route, endpoint: &Arc<Endpoint>, asks: Asks) -> Choice {
         if let Some(scheme) = route.options.scheme {
             return Choice { scheme, is_fixed: true, is_known: true };
@@ -118,7 +118,7 @@ impl Protocols {
         Choice { scheme, is_fixed: false, is_known: learned.is_some() }
     }
 
-    /// Returns what is known of TLS at a port before it is asked.
+    /// Returns whether a port speaks TLS, as far as adit knows before it connects.
     pub fn speaks_tls(&self, route: &Route, endpoint: &Arc<Endpoint>) -> SpeaksTls {
         let known = route.options.scheme.or_else(|| self.learned(&route.target, endpoint, Asks::Http));
         match (known, endpoint.port.hint()) {
@@ -128,9 +128,9 @@ impl Protocols {
         }
     }
 
-    /// Takes note that a backend has answered in `scheme`.
+    /// Records that a backend has answered in `scheme`.
     pub fn learn(&self, route: &Route, endpoint: &Arc<Endpoint>, asks: Asks, scheme: Scheme) {
-        // That a port switches protocols does not say that it speaks nothing else.
+        // An upgrade without TLS proves HTTP/1.1, but the port may speak HTTP/2 as well.
         if route.options.scheme.is_some() || (asks == Asks::Upgrade && scheme != Scheme::Https) {
             return;
         }
@@ -152,21 +152,21 @@ impl Protocols {
         }
     }
 
-    /// Takes note that a backend that has answered before, and does not now, speaks nothing else.
+    /// Records that a backend that answered before, and now does not, speaks no other protocol.
     pub fn asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) {
         if let Some(learned) = self.lock().get_mut(&route.target).filter(|learned| learned.is_of(endpoint)) {
             learned.in_vain = Some(Instant::now());
         }
     }
 
-    /// Returns whether that was so within the last minute.
+    /// Returns whether the backend spoke no other protocol within the last minute.
     pub fn was_asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) -> bool {
         let all = self.lock();
         let learned = all.get(&route.target).filter(|learned| learned.is_of(endpoint));
         learned.and_then(|learned| learned.in_vain).is_some_and(|asked| asked.elapsed() < ASKED_AGAIN)
     }
 
-    /// Returns what is to be mended in hints that were wrong, a sentence for each.
+    /// Returns advice on wrong hints, a sentence for each.
     pub fn wrong_hints(&self) -> Vec<String> {
         let all = self.lock();
         let mut wrong: Vec<String> = all
@@ -185,7 +185,7 @@ impl Protocols {
             Asks::Grpc => (learned.grpc, learned.other),
             _ => (learned.other, learned.grpc),
         };
-        // One port may speak both versions of HTTP; with TLS it speaks all of them in it.
+        // Without TLS, gRPC and other requests may need different HTTP versions on one port. With TLS, ALPN chooses the version.
         own.or(of_others.filter(|scheme| *scheme == Scheme::Https))
     }
 
@@ -208,8 +208,8 @@ fn by_hints(hint: Option<Scheme>, asks: Asks) -> Scheme {
     }
 }
 
-/// Returns what a backend may speak instead, the likeliest first, where it was spoken to in `spoke` and `said` something else,
-/// or nothing at all ([`Sniff::NeedMore`]).
+/// Returns the protocols to try next, the likeliest first, after adit spoke `spoke` and the backend answered `said`
+/// ([`Sniff::NeedMore`]: nothing).
 pub fn others(spoke: Scheme, said: Sniff, asks: Asks) -> &'static [Scheme] {
     use Protocol::{Http1, Http2, Tls};
     let spoke = if spoke == Scheme::H2c && asks == Asks::Upgrade { Scheme::Http } else { spoke };
@@ -230,7 +230,7 @@ pub fn others(spoke: Scheme, said: Sniff, asks: Asks) -> &'static [Scheme] {
     }
 }
 
-/// Returns what a server says that it wants instead of HTTP/1 without TLS, in the body of a response of status 400.
+/// Returns the protocol that a server demands in the body of a 400 answer to HTTP/1 without TLS.
 pub fn wanted(body: &[u8]) -> Option<Scheme> {
     let body = String::from_utf8_lossy(body);
     let says = |texts: &[&str]| texts.iter().any(|text| body.contains(text));
@@ -240,7 +240,7 @@ pub fn wanted(body: &[u8]) -> Option<Scheme> {
     }
 }
 
-/// Returns a scheme as the configuration has it.
+/// Returns the scheme's name in the configuration.
 pub fn name(scheme: Scheme) -> &'static str {
     match scheme {
         Scheme::Http => "http",
@@ -260,14 +260,14 @@ fn wrong_hint(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
     format!("port {} of {} speaks {speaks}, and {by}: {}", port.number, route.target, fix(route, endpoint, scheme))
 }
 
-/// Returns the line of the configuration that says what a port speaks.
+/// Returns advice on how to configure a port's protocol.
 pub fn fix(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
     let scheme = name(scheme);
     let Some(target) = route.target.pods().filter(|target| target.jump.is_none()) else {
         return format!("set scheme: {scheme} for {}", route.name);
     };
     let workload = match &target.workload {
-        // A route has a name.
+        // A route refers to a Service by its name, not by its address.
         Workload::Address(_) => return format!("make a route with scheme: {scheme} for the Service at {}", route.name),
         Workload::Service(service) => format!("service: {service}"),
         Workload::Pod(pod) | Workload::PodOfService { pod, .. } => format!("pod: {pod}"),

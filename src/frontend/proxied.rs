@@ -1,4 +1,4 @@
-//! The PROXY header of a connection: read only where it is configured, and believed only from proxies that are trusted.
+//! The PROXY header of a connection: read only if the listener requires it, and accepted only from trusted proxies.
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use super::Connection;
 use crate::{config::ProxyProtocol, wire::proxy_protocol};
 
-/// Why a connection is not taken.
+/// Why a connection is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxiedError {
     #[error("{0} is not one of trusted_proxies")]
@@ -23,7 +23,7 @@ pub enum ProxiedError {
     Io(#[from] io::Error),
 }
 
-/// Returns who the client of a connection is, and the bytes that came behind the header.
+/// Returns the connection with the addresses from its PROXY header, and the bytes behind the header.
 pub async fn accept(
     stream: &mut TcpStream,
     policy: &ProxyProtocol,

@@ -1,4 +1,4 @@
-//! Why a client of a database is turned away, in its own protocol: a reset says nothing, and a TLS alert little.
+//! Refusals of database clients in their own protocol: an RST gives no reason, and a TLS alert hardly one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,17 +22,17 @@ use crate::{
     },
 };
 
-/// How long a client may take for what it says first. It says it at once.
+/// Timeout for a client's first bytes, which it sends at once.
 const FIRST_WORDS: Duration = Duration::from_millis(300);
 
-/// How long a client may take until it has read why it is refused.
+/// Timeout for a client to read its refusal.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a client is turned away, in words.
+/// Reason for a refusal, as the client shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub message: String,
-    /// Empty: there is nothing specific to do.
+    /// What to do; empty: no specific advice.
     pub hint: String,
 }
 
@@ -41,13 +41,13 @@ impl Refusal {
         Self { message: message.into(), hint: hint.into() }
     }
 
-    /// PostgreSQL without TLS: there is no name in it.
+    /// Returns the refusal of PostgreSQL without TLS, which sends no server name.
     pub fn plain_postgres() -> Self {
         let hint = "connect with sslmode=require and a host name, or through a route of tcp.k8s.routes";
         Self::new("without TLS there is no server name to route by", hint)
     }
 
-    /// TLS without a server name.
+    /// Returns the refusal of TLS without a server name.
     pub fn nameless() -> Self {
         let hint = "connect with psql 14 or newer and a host name (host=db.shop.localhost hostaddr=127.0.0.1), or through a route of \
                     tcp.k8s.routes";
@@ -58,7 +58,7 @@ impl Refusal {
         Self::new(error.to_string(), error.hint().unwrap_or_default())
     }
 
-    /// The context takes only some requests of HTTP.
+    /// Returns the refusal of a context that accepts only some HTTP methods.
     pub fn of_rule(rule: &ReadOnly) -> Self {
         Self::new(rule.title(), format!("lift this for a while: {}", rule.unlock()))
     }
@@ -78,7 +78,7 @@ impl Refusal {
         Self::new(format!("{target}: {fault}"), hint)
     }
 
-    /// The message, and the hint behind it, for protocols that have no place for one.
+    /// Returns message and hint in one line, for protocols that have no field for a hint.
     fn line(&self) -> String {
         match self.hint.is_empty() {
             true => format!("adit: {}", self.message),
@@ -86,14 +86,14 @@ impl Refusal {
         }
     }
 
-    /// The error in PostgreSQL's protocol.
+    /// Returns an ErrorResponse of PostgreSQL.
     pub fn of_postgres(&self) -> Vec<u8> {
-        // sqlserver_rejected_establishment_of_sqlconnection.
+        // SQLSTATE 08004: sqlserver_rejected_establishment_of_sqlconnection.
         postgres::fatal("08004", &self.message, &self.hint)
     }
 }
 
-/// Returns which database a target is by its port: its name or number, or the number that a client knows it by.
+/// Returns the database of a target, by the number or name of its port, the local port, or the name of its workload.
 pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
     let by_number = |port: u16| match port {
         5432 | 6432 => Some(Database::Postgres),
@@ -126,8 +126,10 @@ pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
     of_port.or_else(|| by_number(local_port)).or_else(of_workload)
 }
 
-/// Turns a client away in the protocol that it speaks, and waits until it has read that. `received`: what it has said; `database`:
-/// what its server is thought to be. Returns whether its protocol is known; nothing was written otherwise.
+/// Refuses a client in its own protocol, and waits until it has read that. Returns false, with nothing written, if the protocol
+/// is not known.
+///
+/// `received`: the client's first bytes. `database`: the server's likely protocol.
 pub async fn refuse<S>(
     stream: &mut S,
     received: BytesMut,
@@ -152,24 +154,24 @@ where
         First::NeedMore | First::Other => false,
         First::Cancel => true,
         First::SslRequest | First::GssEncRequest | First::Startup => {
-            // It may be gone already.
+            // The client may be gone already.
             let _ = timeout(PATIENCE, refuse_postgres(stream, received, refusal, tls)).await;
             true
         }
     }
 }
 
-/// Reads until a client's protocol is known, for as long as that may take.
+/// Reads until the client's protocol is known, or `patience` is over.
 pub async fn first_words<S: AsyncRead + Unpin>(stream: &mut S, mut received: BytesMut, patience: Duration) -> BytesMut {
     let is_known = |bytes: &[u8]| is_resp(bytes) || !matches!(postgres::first(bytes), First::NeedMore);
     let reading =
         async { while !is_known(&received) && stream.read_buf(&mut received).await.is_ok_and(|count| count > 0) {} };
-    // Reading is polled once even without patience.
+    // `timeout` polls the read once, even with a `patience` of 0.
     let _ = timeout(patience, reading).await;
     received
 }
 
-/// Answers requests for encryption, and the start-up message behind them with an error.
+/// Answers requests for encryption, and then the start-up message with an error.
 async fn refuse_postgres<S>(stream: &mut S, mut received: BytesMut, refusal: &Refusal, tls: &Arc<ServerConfig>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -198,7 +200,7 @@ where
     }
 }
 
-/// Turns a PostgreSQL client away that begins with TLS, behind a certificate that nobody has signed.
+/// Refuses a PostgreSQL client that begins with TLS, behind a certificate that no CA has signed.
 async fn refuse_encrypted<S>(stream: &mut S, refusal: &Refusal, tls: &Arc<ServerConfig>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -217,7 +219,7 @@ where
     }
 }
 
-/// Turns a PostgreSQL client away whose ClientHello has been read.
+/// Refuses a PostgreSQL client whose ClientHello was read.
 pub async fn refuse_greeted(stream: BoxedIo, hello: Bytes, refusal: &Refusal, tls: &Arc<ServerConfig>) {
     let mut stream = ReadAhead::new(Prefixed::new(hello, stream));
     let _ = timeout(PATIENCE, refuse_encrypted(&mut stream, refusal, tls)).await;

@@ -1,5 +1,5 @@
-//! The SNI listener: the server name of a client's TLS decides where its bytes go. TLS is never ended here, but to tell a PostgreSQL
-//! client why it is refused.
+//! The SNI listener: routes TLS connections by their server name and passes them through. adit ends TLS here only to tell a
+//! PostgreSQL client why it is refused.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -32,10 +32,10 @@ use crate::{
     },
 };
 
-/// How long a server behind a command may take for its first byte: a person may have to sign in first, in a browser.
+/// Timeout for the first byte of a command's server: a person may have to sign in first, in a browser.
 const SIGN_IN: Duration = Duration::from_secs(5 * 60);
 
-/// Why a client is not led to a backend.
+/// Why a client gets no backend.
 struct Refused {
     alert: u8,
     refusal: Refusal,
@@ -86,7 +86,7 @@ impl SniFrontend {
                 info!(connection = connection.id, peer = %connection.peer, %error, "sni: refused");
                 return match error {
                     GreetingError::PlainPostgres => self.postgres.refuse_plain(&mut stream).await,
-                    // A client that does not speak TLS cannot read a TLS alert.
+                    // A client without TLS cannot read an alert.
                     GreetingError::Hello(HelloError::NotTls) => {}
                     GreetingError::Hello(_) => greeting::alert(&mut stream, DECODE_ERROR).await,
                     _ => {}
@@ -109,7 +109,7 @@ impl SniFrontend {
         self.metrics.refused_names.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Leads a client to its backend and moves its bytes. It can be refused until the backend has its ClientHello.
+    /// Connects a client to its backend and copies bytes. The client can be refused until the backend has its ClientHello.
     async fn lead(
         &self,
         stream: &mut BoxedIo,

@@ -1,6 +1,6 @@
-//! SOCKS5 on the listener of HTTP: programs and browsers reach Services by the names that they have in the cluster.
+//! SOCKS5 on the HTTP listener: programs and browsers reach Services by their names in the cluster.
 //!
-//! The user name is the context. The reply tells what became of the request, after the pod has taken the connection.
+//! The user name is the context. The reply waits until the pod has accepted the connection, or the attempt has failed.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -70,7 +70,7 @@ impl SocksFrontend {
             Err(error) => {
                 let reply = reply(&error);
                 warn!(connection = id, host, port, code = %error.code(), %error, hint = error.hint(), "socks: refused");
-                // A client that has gone needs none.
+                // The client may be gone already.
                 let _ = stream.write_all(&reply.bytes()).await;
                 let _ = stream.shutdown().await;
                 return;
@@ -80,14 +80,14 @@ impl SocksFrontend {
             return debug!(connection = id, %error, "socks: client gone");
         }
         let route = reached.name();
-        // An impatient client may have sent more than its request.
+        // The client may have sent bytes behind its request, before the reply.
         let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
         let end = reached.join(&mut client, connection.socket, noted).await;
         info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = end.why(), took = format_args!("{:.1?}", started.elapsed()), "socks connection");
     }
 }
 
-/// Exchanges what comes before the reply.
+/// Negotiates the method, checks the credentials, and returns the client's request.
 async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut, door: &Door) -> Result<Asked, HandshakeError> {
     let ours: &[u8] =
         if door.is_private() { &[socks5::USER_PASSWORD] } else { &[socks5::USER_PASSWORD, socks5::NO_AUTH] };
@@ -147,7 +147,7 @@ async fn more(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<(), Hands
     }
 }
 
-/// Returns the code that tells a client why it is not connected.
+/// Returns the reply code for a client that is not connected.
 fn reply(error: &ForwardError) -> Reply {
     let error = match error {
         ForwardError::ReadOnly(_) => return Reply::NotAllowed,
@@ -173,7 +173,7 @@ fn reply(error: &ForwardError) -> Reply {
             | ClusterError::Unreachable { .. }
             | ClusterError::Unavailable { .. }
             | ClusterError::Protocol { .. } => Reply::NetworkUnreachable,
-            // The Service is there, and nothing of it was ready in time.
+            // The Service exists, but none of its pods was ready in time.
             ClusterError::TimedOut { .. } | ClusterError::NotReady { .. } => Reply::TimedOut,
             ClusterError::UnknownContext { .. }
             | ClusterError::NotFound { .. }

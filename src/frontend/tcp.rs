@@ -1,4 +1,4 @@
-//! TCP routes: bytes both ways, to the pod of a local port.
+//! TCP routes: a local port whose connections go to a pod.
 
 use std::{
     net::SocketAddr,
@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// How long to wait for the first message of a PostgreSQL client; after that it is routed to any pod.
+/// Timeout for the first message of a PostgreSQL client; after that, adit routes it to any pod.
 const FIRST_MESSAGE: Duration = Duration::from_millis(300);
 
 /// Serves the clients of TCP routes.
@@ -61,9 +61,9 @@ impl TcpFrontend {
         client.reset();
     }
 
-    /// Serves one connection of the route that listens on `listener`, as that is when this is called: a reload before the
-    /// future is polled does not matter. The connection lives until both sides have ended: a drain lets it go on until
-    /// the cut.
+    /// Serves one connection of the route that listens on `listener`, until both sides have ended or a drain cuts it off.
+    ///
+    /// Loads the router now: a reload between accept and the first poll does not change the route.
     pub fn serve(
         self: Arc<Self>,
         client: TcpStream,
@@ -103,7 +103,7 @@ impl TcpFrontend {
         };
         let mut noted = noted::begin(&self.tunnels, Kind::Tcp, &listener.to_string(), &route, &connection).await;
         let reached = self.tunnels.acquire(&route.target, route.idle_timeout);
-        // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
+        // If the client resets while the tunnel starts, the pod should not see a connection.
         let reached = tokio::select! {
             reached = reached => reached,
             () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
@@ -144,7 +144,7 @@ impl TcpFrontend {
             Some((Side::Backend, error)) => {
                 info!(connection = connection.id, %listener, tunnel = %route.target, %error, "connection broken by the backend");
                 match StreamFault::of(error) {
-                    // The client has heard nothing yet.
+                    // The client has received no byte, so it can still read an error in its own protocol.
                     Some(fault) if end.down == 0 => {
                         let refusal = Refusal::of_stream(fault, &route.target);
                         Box::pin(self.turn_away(client, backend.first().into(), database, &refusal)).await;
@@ -162,7 +162,7 @@ impl TcpFrontend {
 }
 
 impl TcpFrontend {
-    /// Tells a client of a database in its own protocol why it is refused; others are reset.
+    /// Refuses a database client in its own protocol; resets any other client.
     async fn turn_away(
         &self,
         mut client: TcpStream,
@@ -175,7 +175,7 @@ impl TcpFrontend {
         }
     }
 
-    /// Passes a request to cancel a PostgreSQL query on.
+    /// Passes a PostgreSQL CancelRequest on.
     async fn cancel(&self, mut client: TcpStream, mut received: BytesMut, route: &Route, connection: &Connection) {
         while postgres::whole(&received).is_none() {
             let reading = timeout(FIRST_MESSAGE, client.read_buf(&mut received)).await;
@@ -189,7 +189,7 @@ impl TcpFrontend {
     }
 }
 
-/// Joins a client of a local port that was opened for a command with a pod of its target, until both sides have ended.
+/// Joins a client of a port that was opened for a command with a pod of its target, until both sides have ended.
 pub async fn forward(
     tunnels: &Manager,
     mut client: TcpStream,
@@ -203,7 +203,7 @@ pub async fn forward(
         let (stream, placement) = lease.connect_to(None).await?;
         Ok::<_, OpenError>((lease, stream, placement))
     };
-    // A client that gives up while the tunnel starts is not served: the pod would see a connection for nobody.
+    // If the client resets while the tunnel starts, the pod should not see a connection.
     let reached = tokio::select! {
         reached = reached => reached,
         () = gone(&client) => return debug!(connection = connection.id, %listener, "client gone before the tunnel ran"),
@@ -224,9 +224,9 @@ pub async fn forward(
     }
 }
 
-/// Resolves when the client has reset its connection. One that has ended its own direction may still want an answer.
+/// Resolves when the client has reset its connection. A client that half-closed may still want an answer.
 async fn gone(client: &TcpStream) {
-    // Error readiness alone: bytes of an impatient client stay where they are.
+    // Waits for error readiness alone: bytes that the client sends early stay in the socket.
     match client.ready(tokio::io::Interest::ERROR).await {
         Ok(_) | Err(_) if client.take_error().ok().flatten().is_some() => {}
         _ => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! TLS by SNI: passed through byte for byte, or, where that cannot be, ended here.
+//! TLS by SNI: passed through byte for byte if the backend speaks TLS, otherwise ended here.
 
 pub mod backend;
 pub mod certs;
@@ -39,7 +39,8 @@ use crate::{
     },
 };
 
-/// How long a backend may take for its first byte. A server answers a ClientHello at once, and most plain ones refuse it at once.
+/// Timeout for a backend's first byte. A TLS server answers a ClientHello at once, and most servers without TLS reject it at
+/// once.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves TLS clients by the name in their ClientHello.
@@ -55,7 +56,7 @@ pub struct TlsFrontend {
 
 impl TlsFrontend {
     /// # Errors
-    /// The cryptography has no safe version of TLS.
+    /// The crypto provider supports no safe TLS version.
     pub fn new(
         router: SharedRouter,
         tunnels: Manager,
@@ -71,8 +72,8 @@ impl TlsFrontend {
 
     /// Serves one connection, whose first bytes are `received`.
     ///
-    /// A name that leads to a TLS backend is passed through. All else is ended here, behind a certificate minted
-    /// for the name: a plain http backend is proxied, and an error becomes a page that a browser can show.
+    /// A name whose backend speaks TLS is passed through. Any other connection ends here, with a certificate minted for the name:
+    /// adit proxies to a plain HTTP backend, and shows an error as a page.
     pub async fn serve(
         self: Arc<Self>,
         mut stream: BoxedIo,
@@ -103,8 +104,8 @@ impl TlsFrontend {
         }
     }
 
-    /// Returns the stream to the backend of the client's name, which has answered the ClientHello. None: it speaks no TLS, or
-    /// no connection came up, which an error page reports.
+    /// Returns the stream to the backend of the client's name, which already has the ClientHello. `None`: the TLS ends here, as
+    /// the route or its rules demand it, the backend speaks no TLS, or there is no connection, which an error page reports.
     async fn backend(
         &self,
         hello: &ClientHello,
@@ -119,11 +120,11 @@ impl TlsFrontend {
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
             return None;
         }
-        // Rules for requests cannot apply to a passthrough.
+        // Request rules cannot apply to TLS that is passed through.
         if self.http.has_rules(&route) {
             return None;
         }
-        // The error page tries again and reports the failure.
+        // Ignore the error: the error page tries again, and reports it.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());
         let speaks_tls = protocols.speaks_tls(&route, &endpoint);
@@ -143,7 +144,7 @@ impl TlsFrontend {
                 let noted = noted(&placement).await;
                 return Some((backend, lease, noted));
             }
-            // As a server that begins late.
+            // A backend that is known or hinted to speak TLS may only be slow to start.
             Ok(Greeted::Silent(backend, placement)) => {
                 let noted = noted(&placement).await;
                 return Some((backend, lease, noted));
@@ -154,11 +155,11 @@ impl TlsFrontend {
         None
     }
 
-    /// Returns whether a client's TLS ends here, whatever the backend speaks.
+    /// Returns whether a client's TLS ends here even if the backend speaks TLS.
     fn ends(&self, route: &Route, name: &str) -> bool {
         match route.options.client_tls {
             Some(client_tls) => client_tls == ClientTls::Terminate,
-            // A name with a port asks for that port's own protocol.
+            // A name that contains a port means the protocol of that port.
             None => {
                 let is_named = |port: &PortRef| matches!(port, PortRef::Number(_) | PortRef::Name(_));
                 let names_port = route.target.pods().is_some_and(|target| is_named(&target.port));
@@ -190,14 +191,16 @@ impl TlsFrontend {
 /// Answer of a backend to a ClientHello.
 enum Greeted {
     Tls(BoxedIo, Placement),
-    /// Nothing, for long.
+    /// No byte within [`FIRST_BYTE_TIMEOUT`].
     Silent(BoxedIo, Placement),
-    /// Something else, or nothing at all, because the port refuses or the pod is gone.
+    /// Another protocol, or no answer, because the port refuses or the pod is gone.
     Otherwise,
 }
 
-/// Opens a stream to the backend, sends it the ClientHello, and waits for its first bytes: a handshake or an alert (RFC 8446, section
-/// 5.1), if it speaks TLS. The client has seen nothing yet, and can still get an error page. `waits`: a silent backend counts.
+/// Opens a stream to the backend, sends the ClientHello, and waits for the first bytes: from a TLS server, a handshake or an
+/// alert (RFC 8446, section 5.1). The client has received no byte yet, so it can still get an error page.
+///
+/// `waits`: a backend that stays silent may speak TLS.
 async fn greet(lease: &Lease, hello: &Bytes, waits: bool) -> io::Result<Greeted> {
     let (mut backend, placement) = lease.connect_to(None).await.map_err(io::Error::other)?;
     backend.write_all(hello).await?;

@@ -21,13 +21,13 @@ pub struct Exchange {
     pub version: Version,
     /// Whether the client used https.
     pub is_tls: bool,
-    /// Its headers. `None`: they are longer than [`LONGEST_HEAD`].
+    /// Headers of the request. `None`: they are longer than [`LONGEST_HEAD`].
     pub request: Option<Head>,
-    /// It has a body, of whatever length.
+    /// Whether the request has a body, of any length.
     pub has_body: bool,
-    /// Target of its route.
+    /// Target of the request's route.
     pub leads_to: OnceLock<Box<str>>,
-    /// Those of the answer. Empty: there was none of a pod.
+    /// Headers of the answer; `None` if they are too long. Not set: no pod has answered.
     pub response: OnceLock<Option<Head>>,
     /// Request body, if bodies of the route are recorded.
     pub request_body: OnceLock<Arc<KeptBody>>,
@@ -107,7 +107,7 @@ impl Exchange {
 pub struct ReplayOf {
     /// Id of the original entry.
     pub id: u64,
-    /// Target of the first one's route. The replay must have the same.
+    /// Target of the original request's route. The replay must have the same.
     pub target: Box<str>,
 }
 
@@ -143,19 +143,19 @@ impl KeptBody {
         }
     }
 
-    /// Notes the end of the body. A body that breaks off has none.
+    /// Records the end of the body. A body that breaks off has none.
     pub fn end(&self) {
         self.state.lock().expect("no panic while the lock is held").has_ended = true;
     }
 
-    /// Forgets the bytes: others need the room.
+    /// Drops the bytes, and returns their number: newer bodies need the memory.
     pub(super) fn forget(&self) -> usize {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.is_cut |= !state.bytes.is_empty();
         std::mem::take(&mut state.bytes).len()
     }
 
-    /// Returns the kept bytes, the length of the body so far, and whether the body has ended and all of it is kept.
+    /// Returns the kept bytes, the length of the body so far, and whether the body is complete and kept as a whole.
     pub fn kept(&self) -> (Vec<u8>, u64, bool) {
         let state = self.state.lock().expect("no panic while the lock is held");
         (state.bytes.clone(), state.total, state.has_ended && !state.is_cut)

@@ -10,14 +10,14 @@ const HEADERS: &[&str] = &["authorization", "cookie", "set-cookie", "proxy-autho
 /// If a name contains one of these, its value is a secret.
 const WORDS: &[&str] = &["token", "secret", "password"];
 
-/// Characters that a name of a parameter begins after.
+/// Characters before the name of a parameter.
 const BEFORE_NAMES: &[char] = &['?', '&', ';', '#', ',', '<', '"', '\'', '(', ' ', '\t'];
 
-/// Characters that end a value in a URL, and in another text.
+/// Characters that end a value in a URL, and in other text.
 const AFTER_VALUES: &[char] = &['&', '#'];
 const AFTER_VALUES_IN_TEXT: &[char] = &['&', '#', '>', ' ', '\t'];
 
-/// How deep URLs are looked for in parameters of URLs.
+/// Maximum depth at which URLs inside parameters of URLs are searched.
 const MOST_NESTED: usize = 3;
 
 /// Returns whether the value of a header or a parameter of this name is a secret.
@@ -26,7 +26,7 @@ pub fn is_secret(name: &str) -> bool {
     HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
 }
 
-/// Returns the value of a header as it may be shown. URLs and parameters in it are shown without their secrets.
+/// Returns the value of a header without its secrets, also without those in URLs and parameters.
 pub fn shown(name: &str, value: &[u8]) -> String {
     if is_secret(name) {
         return hidden(value.len());
@@ -46,7 +46,7 @@ pub fn target(target: &str) -> String {
 
 /// Returns an edited target in which each hidden text is replaced by the parameter's value in `original`.
 pub fn restored(original: &str, edited: &str) -> String {
-    // Each with the name before it, so that parameters may be removed or change places.
+    // Match each secret by its name, so that parameters may be removed or reordered.
     let mut left: Vec<(&str, &str)> = secrets(original, AFTER_VALUES, MOST_NESTED)
         .into_iter()
         .map(|range| (&original[..range.start], &original[range]))
@@ -71,7 +71,7 @@ pub fn hidden(length: usize) -> String {
     format!("(hidden, {length} bytes)")
 }
 
-/// Returns where the secrets of a text are: values of parameters, and passwords of URLs.
+/// Returns the ranges of the secrets in a text: values of parameters, and passwords of URLs.
 fn secrets(text: &str, ends: &[char], depth: usize) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();
     for (at, _) in text.match_indices('=') {
@@ -98,7 +98,7 @@ fn secrets(text: &str, ends: &[char], depth: usize) -> Vec<Range<usize>> {
     found
 }
 
-/// Returns whether the encoded value of a parameter is a URL, or the like, with secrets of its own.
+/// Returns whether the percent-encoded value of a parameter contains secrets of its own, as a URL may.
 fn has_secrets(value: &str, depth: usize) -> bool {
     match decoded(value) {
         Cow::Owned(inner) if depth > 0 => !secrets(&inner, AFTER_VALUES, depth - 1).is_empty(),
@@ -106,7 +106,8 @@ fn has_secrets(value: &str, depth: usize) -> bool {
     }
 }
 
-/// Returns where the tokens are that Kubernetes takes as names of WebSocket protocols, from pages that can set no headers.
+/// Returns the ranges of tokens in names of WebSocket protocols: Kubernetes accepts them there from web pages, which cannot set
+/// headers.
 fn bearers(text: &str) -> impl Iterator<Item = Range<usize>> {
     text.match_indices("bearer.").map(|(at, word)| {
         let start = at + word.len();
@@ -121,7 +122,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
 fn replace(text: &str, secrets: Vec<Range<usize>>) -> String {
     let (mut shown, mut done) = (String::new(), 0);
     for secret in secrets.into_iter().filter(|secret| !secret.is_empty()) {
-        // A password may stand within the value of a parameter.
+        // A password may lie inside the value of a parameter, which is hidden already.
         if secret.start >= done {
             shown.extend([&text[done..secret.start], &hidden(secret.len())]);
             done = secret.end;

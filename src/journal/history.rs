@@ -20,7 +20,7 @@ const LONGEST_TEXT: usize = 200;
 /// Number of minutes in [`History::recent`].
 const RECENT_MINUTES: usize = 5;
 
-/// Number of seconds that are counted one by one, with the present one.
+/// Number of seconds with a counter of their own, including the current one.
 const RECENT_SECONDS: usize = 301;
 
 /// Maximum number of known pods. At the limit, all are forgotten.
@@ -91,14 +91,14 @@ struct Inner {
 }
 
 impl Inner {
-    /// Returns the place of a second, once those that have passed since the last one are empty.
+    /// Returns the index of a second in the ring, and clears the seconds that have passed since the last one.
     fn second(&mut self, now: u64) -> usize {
         self.seconds.resize(RECENT_SECONDS, 0);
         let place = |second: u64| (second % RECENT_SECONDS as u64) as usize;
         for passed in self.second.max(now.saturating_sub(RECENT_SECONDS as u64)) + 1..=now {
             self.seconds[place(passed)] = 0;
         }
-        // A clock that is set back counts to the last second.
+        // If the clock is set back, the last second goes on counting.
         self.second = self.second.max(now);
         place(self.second)
     }
@@ -179,7 +179,7 @@ impl History {
         recent.fold((0, 0), |(requests, errors), (_, more, failed)| (requests + more, errors + failed))
     }
 
-    /// Returns how many ended in each of the last seconds, the oldest first; the present one is not among them.
+    /// Returns how many requests ended in each of the last seconds, oldest first, without the current one.
     pub fn per_second(&self) -> Vec<u32> {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         let present = inner.second(seconds());

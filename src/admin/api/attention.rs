@@ -165,12 +165,12 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
     Some(format!("{}{context} {target}", adit_doctor(&pods.cluster.kubeconfig)))
 }
 
-/// Returns `adit doctor` as it reads these kubeconfigs. They are named unless they are the one that every shell means: a shell in which
-/// the command is pasted has not the variables of this process.
+/// Returns the `adit doctor` command for these kubeconfigs. It names them unless they are the default: the shell that it is
+/// pasted into has other environment variables.
 fn adit_doctor(kubeconfig: &KubeconfigPaths) -> String {
     let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
     let paths: Vec<PathBuf> = kubeconfig.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect();
-    // A pipe is read once.
+    // A pipe cannot be read again.
     if paths.iter().all(|path| Some(path) == usual.as_ref() || path.starts_with("/dev")) {
         return "adit doctor".to_owned();
     }

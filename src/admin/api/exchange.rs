@@ -125,7 +125,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
         words.push("--globoff".to_owned());
     }
     words.push(quoted(&url));
-    // curl knows better what is about its own connection.
+    // curl sets the headers of its own connection.
     let is_its_own = |name: &str| matches!(name, "host" | "content-length" | "connection" | "transfer-encoding");
     for (name, value) in exchange.request.iter().flat_map(Head::iter).filter(|(name, _)| !is_its_own(name)) {
         // `-H 'name:'` would make curl remove a header; `-H 'name;'` sends it without a value.
@@ -139,7 +139,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
         return words.join(" ");
     }
     if exchange.request.as_ref().is_none_or(|head| head.get("content-type").is_none()) {
-        // Else curl would send the type of a form.
+        // Otherwise curl would send the Content-Type of a form.
         words.extend(["-H".to_owned(), quoted("content-type:")]);
     }
     match exchange.request_body.get().map(|body| body.kept()) {
@@ -152,7 +152,7 @@ fn curl(entry: &Entry, exchange: &Exchange) -> String {
                 words.extend(["--data-binary", "@-"].map(str::to_owned));
             }
         },
-        // The body is not known. Without that file curl says so, and sends nothing.
+        // adit does not have the body. curl fails without the file BODY, and sends nothing.
         _ => words.extend(["--data-binary", "@BODY"].map(str::to_owned)),
     }
     words.join(" ")

@@ -51,7 +51,7 @@ const EVERY: Duration = Duration::from_millis(250);
 /// Maximum silence. Then the reader gets an empty comment, so that it can detect a dead connection.
 const COMMENT_AFTER: Duration = Duration::from_secs(15);
 
-/// Maximum time without an event. A page in a browser does not see comments: events show it that adit is alive.
+/// Maximum time without an event. A web page cannot see SSE comments, so only an event shows that adit is alive.
 pub const BEAT_AFTER: Duration = Duration::from_secs(5);
 
 /// How long the task continues after the last reader has left: the reader may come back and resume.
@@ -63,7 +63,7 @@ const MOST_KEPT: usize = 256 * 1024;
 /// Maximum number of changes sent at once. Instead of more, a snapshot is shorter.
 const MOST_AT_ONCE: u64 = 40;
 
-/// Maximum number of requests, and of lines of the log, in one event, the newest ones. `/api/v1/requests` and `/api/v1/log` have the
+/// Maximum number of requests, and of log lines, in one event: the newest ones. `/api/v1/requests` and `/api/v1/log` have the
 /// others.
 pub const MOST_ROWS: usize = 250;
 
@@ -141,7 +141,7 @@ struct State {
     readers: usize,
     is_looking: bool,
     last: u64,
-    /// When that was.
+    /// Time of the last event.
     told: Option<Instant>,
     kept: VecDeque<(u64, Bytes)>,
     seen: Seen,
@@ -300,7 +300,7 @@ async fn look_on(source: &Source) {
 }
 
 impl Feed {
-    /// Creates an event of the changes since the last one, if there are any or the last one was long ago.
+    /// Creates an event with the changes since the last one, or an empty one after [`BEAT_AFTER`].
     fn look(&self, source: &Source, state: &mut State) {
         let is_late = state.told.is_none_or(|told| told.elapsed() >= BEAT_AFTER);
         let nothing = || is_late.then(|| Change { format: FORMAT, ..Change::default() });

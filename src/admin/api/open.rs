@@ -36,7 +36,7 @@ pub const MALFORMED: &str = "malformed";
 /// Maximum bytes of a request.
 const MOST: usize = 64 * 1024;
 
-/// Default time to wait for a target, and the longest: the admin socket ends an exchange after 30 s. In milliseconds.
+/// Default and maximum time to wait for a target, in milliseconds. The admin socket ends an exchange after 30 s.
 const WAIT_MS: u64 = 10_000;
 const LONGEST_WAIT_MS: u64 = 25_000;
 

@@ -19,14 +19,14 @@ use crate::config::Command;
 /// Maximum length of a line in bytes; the rest is left out.
 const LONGEST_LINE: usize = 2048;
 
-/// How many lines go to the log within [`SPAN`]; the others are counted.
+/// Maximum number of lines logged within [`SPAN`]; the others are counted.
 const MOST_LOGGED: u32 = 200;
 const SPAN: Duration = Duration::from_secs(10);
 
 /// Number of last lines kept for the error message.
 const MOST_LINES: usize = 8;
 
-/// Lines since `since`.
+/// Number of lines since `since`.
 #[derive(Default)]
 struct Logged {
     since: Option<Instant>,
@@ -35,7 +35,7 @@ struct Logged {
 }
 
 impl Logged {
-    /// Counts a line. Returns whether it is to be logged, and how many were left out before it that nobody was told of.
+    /// Counts a line. Returns whether to log it, and the number of unreported lines that were left out before it.
     fn count(&mut self) -> (bool, u64) {
         let now = Instant::now();
         let mut left_out = 0;

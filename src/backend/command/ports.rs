@@ -51,14 +51,14 @@ impl PortPool {
     }
 }
 
-/// The addresses at which a command may listen, in the order in which they are connected to.
+/// Loopback addresses at which a command may listen; adit connects to the first one first.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 fn is_free(port: u16) -> bool {
     LOOPBACK.iter().all(|ip| is_free_at(*ip, port))
 }
 
-/// A machine may be without IPv6: then nobody listens there.
+/// Returns whether a port is free at a loopback address. A machine without IPv6 has no listener there.
 fn is_free_at(ip: IpAddr, port: u16) -> bool {
     TcpListener::bind((ip, port))
         .map_or_else(|error| ip.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse, |_| true)
@@ -71,8 +71,8 @@ pub fn listening(port: u16) -> Vec<IpAddr> {
     of_tables(&[read("/proc/self/net/tcp"), read("/proc/self/net/tcp6")], port)
 }
 
-/// Reads tables as in proc_pid_net(5): number, local address:port, remote address:port, state; hexadecimal. 0A is LISTEN. An address
-/// is of words of 32 bits, each in the machine's byte order.
+/// Parses tables of proc_pid_net(5): number, local address:port, remote address:port, state; hexadecimal. State 0A is LISTEN. An
+/// address consists of 32-bit words, each in the machine's byte order.
 #[cfg(target_os = "linux")]
 fn of_tables(tables: &[String], port: u16) -> Vec<IpAddr> {
     let listeners = tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(|line| {
@@ -81,7 +81,7 @@ fn of_tables(tables: &[String], port: u16) -> Vec<IpAddr> {
         (words.nth(1)? == "0A" && u16::from_str_radix(local, 16) == Ok(port)).then(|| address(ip)).flatten()
     });
     let listeners: Vec<IpAddr> = listeners.collect();
-    // `::` is both, unless it is of IPv6 alone, which the tables do not tell.
+    // A listener on `::` accepts IPv4 too, unless it is IPv6-only, which the tables do not show.
     let is_at = |ip: &IpAddr| {
         listeners.iter().any(|listener| match listener {
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => true,
@@ -106,7 +106,7 @@ fn address(hexadecimal: &str) -> Option<IpAddr> {
     }
 }
 
-/// Returns the loopback addresses at which a process listens on a port. Does not connect to it, but tries to bind it.
+/// Returns the loopback addresses at which a process listens on a port: those that adit cannot bind. Does not connect to it.
 #[cfg(not(target_os = "linux"))]
 pub fn listening(port: u16) -> Vec<IpAddr> {
     LOOPBACK.into_iter().filter(|ip| !is_free_at(*ip, port)).collect()

@@ -29,7 +29,7 @@ pub async fn run(words: &[OsString]) -> io::Result<u8> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // A process group of its own, so that the children of the command can be ended with it.
     let mut child = Command::new(program).args(arguments).process_group(0).spawn()?;
-    // Its standard streams are the command's alone: the other end sees when the command closes one.
+    // Close the supervisor's copies of the command's standard streams, so that the other end sees when the command closes one.
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

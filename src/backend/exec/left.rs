@@ -1,8 +1,8 @@
-//! A jump whose client may leave it: socat in the pod is then ended too.
+//! Stream of a jump that also ends socat in the pod when its client is gone.
 //!
-//! A runtime does not end a program whose exec is closed, and socat that writes to an output that nobody reads waits for ever, with
-//! its connection to the server. So its output is read on and thrown away while it delivers what it was given, and then it gets a
-//! signal. Its process ID is certainly its own as long as its exec has not ended.
+//! Container runtimes do not end a program whose exec is closed. If socat writes to an output that nobody reads, it waits for
+//! ever, and keeps its connection to the server. So adit discards the output while socat delivers the client's bytes, and then
+//! sends a signal. The signal cannot hit another process: socat holds its process ID until the exec ends.
 
 use std::{
     future::poll_fn,
@@ -23,21 +23,21 @@ use tracing::debug;
 use super::stream::ExecStream;
 use crate::io::Io;
 
-/// How long socat may take to give the server the bytes of a client that is gone.
+/// Timeout for socat to deliver the bytes of a client that is gone.
 const DELIVERY: Duration = Duration::from_secs(20);
 
-/// How long the server may take to end by itself after the end of its client.
+/// How long the server may take to close after its client's FIN, before socat gets a signal.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// How long a signal may take.
+/// Timeout for the exec that sends the signal, and for socat's end.
 const ENDING: Duration = Duration::from_secs(5);
 
 /// Ends the process with this ID in the pod.
 pub type End = Box<dyn FnOnce(u32) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// An exec of socat, which ends when this is dropped.
+/// Stream of an exec of socat; its drop ends socat.
 pub struct Leavable {
-    /// None: this is being dropped.
+    /// `None` only in the drop.
     stream: Option<ExecStream>,
     end: Option<End>,
     is_over: bool,
@@ -95,14 +95,14 @@ impl Drop for Leavable {
         if let (Some(stream), Some(end), false, Ok(runtime)) =
             (self.stream.take(), self.end.take(), self.is_over, Handle::try_current())
         {
-            // Bounded, and without it socat stays.
+            // Not tracked by a drain: its time is limited, and without it socat would stay in the pod.
             runtime.spawn(leave(stream, end));
         }
     }
 }
 
 async fn leave(mut stream: ExecStream, end: End) {
-    // A client that broke wants nothing any more; one that has ended wants the server to have all that it sent.
+    // After a client's RST nothing need be delivered. After a FIN, the server must get everything that the client sent.
     let has_broken = !stream.is_shut_down();
     let delivering = async {
         stream.shutdown().await?;
@@ -112,7 +112,7 @@ async fn leave(mut stream: ExecStream, end: End) {
     match delivered {
         Ok(Ok(false)) => {}
         Err(_) if has_broken => {}
-        // It has ended, or its exec has.
+        // socat or its exec has ended, or socat did not deliver in time and may still do so.
         _ => return,
     }
     if delivered.is_ok() && timeout(GOODBYE, read_until(&mut stream, |_| false)).await.is_ok() {
@@ -124,14 +124,14 @@ async fn leave(mut stream: ExecStream, end: End) {
     debug!(pid, is_ended = ended.is_ok(), "socat was told to end");
 }
 
-/// Reads and throws away. Returns whether the stream has ended, else once `is_enough`.
+/// Reads and discards output until the stream ends (`true`) or `is_enough` holds (`false`).
 async fn read_until(stream: &mut ExecStream, is_enough: fn(&ExecStream) -> bool) -> io::Result<bool> {
     let mut unwanted = vec![0; 16 * 1024];
     poll_fn(|cx| {
         loop {
             let mut unwanted = ReadBuf::new(&mut unwanted);
             let polled = Pin::new(&mut *stream).poll_read(cx, &mut unwanted);
-            // A report is no output: it ends no read.
+            // socat's reports are no output: a poll for output handles them, and stays pending.
             if is_enough(stream) {
                 return Poll::Ready(Ok(false));
             }
@@ -163,7 +163,7 @@ mod tests {
     const START: &[u8] = b"\x022026/11/30 03:11:49 socat[55] N starting data transfer loop with FDs [0,1] and [5,5]\n";
     const INPUT_ENDED: &[u8] = b"\x022026/11/30 03:11:49 socat[55] N socket 1 (fd 0) is at EOF\n";
 
-    /// Returns a stream, the node's end of it, and the process that was ended; 0: none.
+    /// Returns a stream, the node's end of it, and the ID of the process that got a signal; 0: none.
     fn socat() -> (Leavable, DuplexStream, Arc<AtomicU32>) {
         let (near, far) = duplex(1 << 16);
         let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
@@ -226,7 +226,7 @@ mod tests {
             }
             drop(stream);
             tokio::time::sleep(DELIVERY / 2).await;
-            // A connection that is silent for longer is dead.
+            // A connection that is silent for longer counts as dead.
             say(&mut node, &[b"\x01out"]).await;
             tokio::time::sleep(DELIVERY / 2 + ENDING).await;
             assert_eq!(ended.load(Ordering::Relaxed), if has_broken { 55 } else { 0 });

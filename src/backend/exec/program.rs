@@ -103,7 +103,7 @@ fn socat_message(line: &str) -> Option<(&str, &str)> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerEnd {
     Clean,
-    /// With the reason, where socat gave one.
+    /// With socat's reason; empty: socat gave none.
     Broken(String),
 }
 
@@ -113,10 +113,10 @@ pub struct Reports {
     line: Vec<u8>,
     warning: String,
     is_in_error: bool,
-    /// Its process ID in the pod.
+    /// Process ID of socat in the pod.
     pub pid: Option<u32>,
     pub is_connected: bool,
-    /// It has read all of its input, and given it to the server.
+    /// socat has read all of its input, and delivered it to the server.
     pub input_ended: bool,
     pub server_ended: Option<ServerEnd>,
 }
@@ -125,7 +125,7 @@ impl Reports {
     /// Maximum bytes kept of a line. No report of interest is longer.
     const LONGEST: usize = 512;
 
-    /// Adds a piece of stderr.
+    /// Parses a piece of stderr.
     pub fn take(&mut self, piece: &[u8]) {
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             let room = Self::LONGEST.saturating_sub(self.line.len());

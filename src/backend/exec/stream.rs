@@ -55,7 +55,7 @@ pub struct ExecStream {
     last_read: Option<Instant>,
     last_written: Option<Instant>,
     reports: Reports,
-    /// The program is socat, which reports how its server ended.
+    /// Whether the program reports how its server ended: only socat does.
     must_report: bool,
     /// When the program reported the server's FIN.
     server_ended: Option<Instant>,
@@ -110,7 +110,7 @@ impl ExecStream {
         self.connected_by = Some(Box::pin(sleep_until(deadline)));
     }
 
-    /// The program reports how its server ends: without that report the end is no clean one.
+    /// Declares that the program reports the server's end: without that report, the end of the exec is an error.
     pub fn expect_report(&mut self) {
         self.must_report = true;
     }
@@ -120,7 +120,7 @@ impl ExecStream {
         &self.reports
     }
 
-    /// Returns whether stdin has been ended.
+    /// Returns whether stdin was closed.
     pub fn is_shut_down(&self) -> bool {
         self.shut_down.is_some()
     }
@@ -137,7 +137,7 @@ impl ExecStream {
         ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
     }
 
-    /// Returns what is wrong with the end. None: the server ended its direction, and all that it sent was read, as far as it is known.
+    /// Returns the error that the stream ends with. `None`: a clean end, as far as adit knows.
     fn fault(&self) -> Option<StreamFault> {
         let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
         let has_failed = status["status"] == "Failure";
@@ -145,7 +145,7 @@ impl ExecStream {
         let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
         match &self.reports.server_ended {
             Some(ServerEnd::Broken(reason)) => return Some(self.broke(reason.clone())),
-            // After the server's FIN, socat can only complain that the server takes no more bytes.
+            // After the server's FIN, socat fails only if the server accepts no more bytes, which is no error of the answer.
             Some(ServerEnd::Clean) if self.close_sent || !has_failed && !self.status.is_empty() || code.is_some() => {
                 return None;
             }
@@ -158,7 +158,7 @@ impl ExecStream {
             let message = status["message"].as_str().map(printable).unwrap_or_default();
             let detail = match code {
                 _ if !said.is_empty() => said,
-                // 128 and SIGKILL, 128 and SIGTERM.
+                // 128 + SIGKILL, 128 + SIGTERM.
                 Some("137" | "143") => format!("the pod or its container was stopped ({message})"),
                 _ => message,
             };
@@ -170,7 +170,7 @@ impl ExecStream {
         if self.close_sent {
             return None;
         }
-        // A node that loses the program, or an API server that loses the node, may end the exec as if it had succeeded.
+        // A node that loses the program, or an API server that loses the node, may report success.
         if self.status.is_empty() || self.must_report {
             return Some(StreamFault::Lost {
                 detail: format!("the exec in pod {} ended before the server did", self.pod),
@@ -353,7 +353,7 @@ mod tests {
         "details":{"causes":[{"reason":"ExitCode","message":"1"}]}}"#;
     const INTERNAL: &str = r#"{"status":"Failure","reason":"InternalError","message":"error reading from the node"}"#;
 
-    /// Returns how a program's stream ends that has said these lines with socat's prefix, and ended with `status`.
+    /// Returns how the stream ends if the program printed these lines with socat's prefix, and ended with `status`.
     async fn end(is_socat: bool, lines: &[&str], status: &str) -> Result<String, String> {
         let (near, mut far) = duplex(1 << 16);
         let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
@@ -383,7 +383,7 @@ mod tests {
         for (lines, status) in [
             (&[start, at_eof][..], SUCCESS),
             (&[start, at_eof, "E write(5, 0x55f4, 2): Broken pipe"], REFUSED),
-            // Only the server's end is waited for; its program is stopped then.
+            // After the server's end adit stops the program: its exit code says nothing.
             (&[start, at_eof], KILLED),
         ] {
             assert_eq!(end(true, lines, status).await.as_deref(), Ok("out"), "{lines:?} {status}");

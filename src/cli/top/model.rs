@@ -22,7 +22,7 @@ pub struct Model {
     pub log: VecDeque<LogRow>,
     /// Seconds, oldest first.
     pub seconds: VecDeque<Second>,
-    /// The requests as they were when they were paused.
+    /// Requests at the time of the pause. `None`: not paused.
     pub paused: Option<BTreeMap<u64, Row>>,
 }
 
@@ -68,7 +68,7 @@ impl Model {
         }
     }
 
-    /// Takes all requests that are kept: those of events may not be all.
+    /// Replaces the requests by all that adit keeps: events may have left some out.
     pub fn all_requests(&mut self, requests: Vec<Row>) {
         self.requests.clear();
         self.take_requests(requests);
@@ -77,7 +77,7 @@ impl Model {
     fn take_requests(&mut self, requests: Vec<Row>) {
         self.requests.extend(requests.into_iter().map(|row| (row.id, row)));
         while self.requests.len() > MOST_ROWS {
-            // As in the process itself: one that goes on is kept for longer than those that have ended.
+            // adit evicts in the same order: ended requests first, then running ones.
             let ended = self.requests.values().find(|row| row.took_ms.is_some()).map(|row| row.id);
             let Some(oldest) = ended.or_else(|| self.requests.keys().next().copied()) else { return };
             self.requests.remove(&oldest);

@@ -53,9 +53,9 @@ impl Drop for Held {
     }
 }
 
-/// Restores the modes of a terminal that takes no output any more.
+/// Restores the modes of a terminal that accepts no more output.
 pub fn leave_unread() {
-    // There is nobody left to be told.
+    // The process ends, and cannot report an error any more.
     let _ = disable_raw_mode();
 }
 

@@ -1,4 +1,4 @@
-//! One log line and one entry of the journal per request, when its answer has ended; the tunnel is in use until then.
+//! One log line and one journal entry per request, written when its answer has ended. The tunnel is in use until then.
 
 use std::{
     error::Error,
@@ -33,22 +33,23 @@ use crate::{
     tunnel::Lease,
 };
 
-/// How long a break of an answer waits, so that what came before it has left: servers drop what they hold when a body breaks.
+/// Delay before a broken answer ends, so that the bytes before the break are sent: servers discard their buffer when a body
+/// breaks.
 const BREAKS_AFTER: Duration = Duration::from_millis(10);
 
-/// How long a request runs until it is a row before its end, and then between two changes of the row.
+/// How long a request runs until it gets a row before its end, and then the interval between updates of that row.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
-/// A line of the access log, written on drop.
+/// Line of the access log, written on drop.
 pub struct Access {
-    /// None: another one has it.
+    /// `None`: [`Access::take`] has moved it to another owner.
     record: Option<Record>,
     started: Instant,
     metrics: Arc<Metrics>,
     journal: Arc<Journal>,
     version: Version,
     sent: Sent,
-    /// The row that it became while it waited for its answer: see [`Waiting`].
+    /// The row that the request got while it waited for its answer: see [`Waiting`].
     row: Row,
     shown: Option<Instant>,
     pub status: StatusCode,
@@ -58,7 +59,7 @@ pub struct Access {
 /// Journal record of a request: written at its end, or while it runs.
 enum Record {
     Kept(Entry),
-    /// An answer that goes on for as long as the client likes, or that is slow.
+    /// The answer is endless or slow: the entry is in the journal before its end.
     Ongoing(Ongoing),
 }
 
@@ -72,7 +73,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Waits for the answer. A request that takes long is a row meanwhile: one that hangs is what people look for.
+    /// Waits for the answer. After a second the request becomes a row: people look for the request that hangs.
     pub async fn answer<T>(self, mut answering: Pin<&mut impl Future<Output = T>>) -> T {
         tokio::select! {
             biased;
@@ -87,7 +88,7 @@ impl Waiting {
 }
 
 impl Access {
-    /// `keeps`: what is kept to show the request, and to send it again.
+    /// `keeps`: the copy of the request that is kept to show and to replay it. `None`: nothing is kept.
     pub fn start<B>(
         request: &Request<B>,
         connection: u64,
@@ -113,12 +114,12 @@ impl Access {
         }
     }
 
-    /// Returns whether it can be looked at afterwards.
+    /// Returns whether the exchange is kept for the dashboard.
     pub fn is_kept(&mut self) -> bool {
         self.entry().is_some_and(|entry| entry.exchange.is_some())
     }
 
-    /// Says who has sent it.
+    /// Records the client.
     pub fn by(mut self, client: Option<Client>) -> Self {
         if let Some(entry) = self.entry() {
             entry.client = client;
@@ -133,7 +134,7 @@ impl Access {
         }
     }
 
-    /// Returns what makes it a row if its answer takes long.
+    /// Returns the value that makes the request a row if its answer takes long.
     pub fn waiting(&mut self) -> Waiting {
         let entry = self.entry().cloned();
         Waiting { row: self.row.clone(), journal: self.journal.clone(), entry }
@@ -143,7 +144,7 @@ impl Access {
         self.row.lock().expect("no panic while the lock is held").is_some()
     }
 
-    /// Makes it a row, or changes the one that it is.
+    /// Makes the request a row, or updates its row.
     fn show(&mut self) {
         self.shown = Some(Instant::now());
         let sent = self.sent.load(Ordering::Relaxed);
@@ -164,14 +165,14 @@ impl Access {
         });
     }
 
-    /// Takes note of the name that was asked for.
+    /// Records the requested name.
     pub fn host(&mut self, host: &str) {
         if let Some(Record::Kept(entry)) = self.record.take() {
             self.record = Some(Record::Kept(entry.with_host(host)));
         }
     }
 
-    /// Takes note of the route that the name has, and of where it leads: a request that is refused was for it too.
+    /// Records the route and its target, also for a request that is then refused.
     pub fn route(&mut self, route: &Route) {
         if let Some(entry) = self.entry() {
             let target = route.target.to_string();
@@ -182,14 +183,14 @@ impl Access {
         }
     }
 
-    /// Takes note that the request goes to a host of another network, whatever else its name could mean.
+    /// Records that the request goes to a host of another network: removes the route and the target.
     pub fn elsewhere(&mut self) {
         if let Some(entry) = self.entry() {
             (entry.route, entry.tunnel) = (None, None);
         }
     }
 
-    /// Takes note of the tunnel, which runs.
+    /// Records the tunnel, which is running.
     pub fn tunnel(&mut self, lease: &Lease) {
         let after = self.started.elapsed();
         if let Some(entry) = self.entry() {
@@ -197,7 +198,8 @@ impl Access {
         }
     }
 
-    /// Takes note of how a request got its answer. `retries`: how often it was sent again; `connected`: when its connection was ready.
+    /// Records the pod and the attempts. `retries`: how often the request was sent again; `connected`: when its connection was
+    /// up.
     pub fn sent(&mut self, pod: &Arc<str>, retries: u32, connected: Instant) {
         let after = connected.saturating_duration_since(self.started);
         if let Some(entry) = self.entry() {
@@ -205,7 +207,7 @@ impl Access {
         }
     }
 
-    /// Takes note that the backend answers.
+    /// Records the head of the backend's answer.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         let after = self.started.elapsed();
         self.status = status;
@@ -220,7 +222,7 @@ impl Access {
         if let Some(entry) = self.entry() {
             (entry.kind, entry.status, entry.first_byte) = (kind, Some(status.as_u16()), Some(after));
             if kind == Kind::Grpc {
-                // A call that fails at once has its status here.
+                // A gRPC call that fails at once has its status in the headers.
                 entry.grpc_status = grpc_status(headers);
             }
             if let Some(exchange) = &entry.exchange {
@@ -232,12 +234,12 @@ impl Access {
         }
     }
 
-    /// Counts the bytes of the request's body, and records both bodies if a person has asked for that.
+    /// Counts the bytes of the request's body, and records both bodies if a person has turned that on.
     pub fn record(&mut self, request: Request<Body>) -> Request<Body> {
         let (recorder, sent) = (self.journal.recorder().clone(), self.sent.clone());
         let kept = match self.entry() {
             Some(Entry { route: Some(route), exchange: Some(exchange), .. }) => recorder.body(route).inspect(|kept| {
-                // A request is admitted once.
+                // Not set before: each request is recorded once.
                 let _ = exchange.request_body.set(kept.clone());
                 let _ = recorder.body(route).map(|body| exchange.response_body.set(body));
             }),
@@ -250,7 +252,7 @@ impl Access {
         request.map(|inner| recorded::record(inner, sent, kept))
     }
 
-    /// Takes the next bytes of the answer.
+    /// Counts the next bytes of the answer, and updates the row.
     fn received(&mut self, data: &[u8]) {
         if self.shown.unwrap_or(self.started).elapsed() >= SHOWN_AFTER {
             self.show();
@@ -258,7 +260,7 @@ impl Access {
         let Some(entry) = self.entry() else { return };
         entry.bytes_down += data.len() as u64;
         if entry.kind == Kind::EventStream {
-            // An event ends with an empty line. One whose two line ends come apart is not counted.
+            // An event ends with an empty line. One whose two line feeds arrive apart is not counted.
             entry.messages += data.windows(2).filter(|pair| *pair == b"\n\n").count() as u64;
         }
         if let Some(body) = entry.exchange.as_ref().and_then(|exchange| exchange.response_body.get()) {
@@ -266,7 +268,7 @@ impl Access {
         }
     }
 
-    /// Takes note that the answer's body is complete.
+    /// Records that the answer's body is complete.
     fn ended(&mut self) {
         let exchange = self.entry().and_then(|entry| entry.exchange.as_ref());
         if let Some(body) = exchange.and_then(|exchange| exchange.response_body.get()) {
@@ -274,7 +276,7 @@ impl Access {
         }
     }
 
-    /// Takes the trailers of the answer.
+    /// Records the gRPC status in the trailers of the answer.
     fn trailers(&mut self, trailers: &HeaderMap) {
         let status = grpc_status(trailers);
         if let Some(entry) = self.entry().filter(|_| status.is_some()) {
@@ -282,21 +284,21 @@ impl Access {
         }
     }
 
-    /// Takes note of bytes after a protocol was switched.
+    /// Records the bytes of each direction after a protocol switch.
     pub fn moved(&mut self, up: u64, down: u64) {
         if let Some(entry) = self.entry() {
             (entry.bytes_up, entry.bytes_down) = (up, down);
         }
     }
 
-    /// Takes note of the messages of a WebSocket: those of the client, and those of the backend.
+    /// Records the number of WebSocket messages from the client, and from the backend.
     pub fn messages(&mut self, up: u64, down: u64) {
         if let Some(entry) = self.entry() {
             (entry.messages_up, entry.messages) = (up, down);
         }
     }
 
-    /// Returns the line, to be written by the new owner.
+    /// Moves the line to a new owner, which writes it.
     pub fn take(&mut self) -> Self {
         Self {
             record: self.record.take(),
@@ -347,7 +349,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-/// A response's body that holds the lease and the connection, and writes the line, until it has ended.
+/// Body of a response that holds the lease and the connection until it has ended, and then writes the line.
 pub struct Tracked {
     inner: Body,
     lease: Option<Lease>,
@@ -355,7 +357,7 @@ pub struct Tracked {
     access: Option<Access>,
     busy: Option<Busy>,
     cuts: Option<Arc<Gate>>,
-    /// How it broke, and the time until the client learns of it.
+    /// How the body broke, and the delay until the client sees it.
     broken: Option<(BoxError, Pin<Box<Sleep>>)>,
 }
 
@@ -373,7 +375,7 @@ impl Tracked {
         self
     }
 
-    /// Has the client's connection reset where the body breaks: nothing else tells a client of HTTP/1.0.
+    /// Resets the client's connection if the body breaks: an HTTP/1.0 client has no other sign of that.
     pub fn cutting(mut self, gate: Option<Arc<Gate>>) -> Self {
         self.cuts = gate;
         self
@@ -397,7 +399,7 @@ fn broken(error: &BoxError) -> String {
         if let Some(reason) = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
             return format!("the pod ended its answer with {reason:?}");
         }
-        // Errors of a tunnel are of other kinds, and have words of their own.
+        // A tunnel's errors have other kinds, and messages of their own.
         match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
             Some(io::ErrorKind::UnexpectedEof) => return CLOSED.to_owned(),
             Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {

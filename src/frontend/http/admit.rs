@@ -1,4 +1,4 @@
-//! The first station: finds the route of a request and checks the rules. It asks no cluster.
+//! The first stage: finds the route of a request and checks the rules. It asks no cluster.
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::HOST};
 use http_body_util::BodyExt;
@@ -15,7 +15,7 @@ use crate::{
     wire::http1::Refusal,
 };
 
-/// A request that may go on.
+/// A request that has a route and is allowed.
 pub struct Admitted {
     pub route: Route,
     /// As the client wrote it.
@@ -25,12 +25,12 @@ pub struct Admitted {
 }
 
 impl HttpFrontend {
-    /// Answers a request for adit itself. None: it is for somebody else.
+    /// Answers a request for adit itself. `None`: the request is for a route.
     pub(super) fn own(&self, request: &Request<Body>, exchange: &mut Exchange) -> Option<Response<Body>> {
         let authority = authority(request).ok()?;
         let host = table::normalise(&authority);
         let Connection { local, door, .. } = &*exchange.arrival.connection;
-        // To a forward proxy, the address of a pod is that of a pod.
+        // A forward proxy takes an IP address as that of a pod or a Service.
         let is_address = table::is_own_name(&host) && !table::is_here(&host);
         if (request.uri().scheme().is_some() && !door.is_closed() && is_address)
             || exchange.arrival.is_for_another_port(request)
@@ -43,7 +43,7 @@ impl HttpFrontend {
         Some(response.map(|body| exchange.track(body).boxed_unsync()))
     }
 
-    /// Decides whether a request may go on, and where to.
+    /// Finds the route of a request, and checks whether the request is allowed.
     pub(super) fn admit(&self, request: &Request<Body>, exchange: &mut Exchange) -> Result<Admitted, Page> {
         let authority = authority(request)?;
         exchange.access.host(&authority);
@@ -69,13 +69,13 @@ impl HttpFrontend {
         Ok(Admitted { route, authority, host })
     }
 
-    /// Returns the host of another network that a request may be for, where such hosts may be reached.
+    /// Returns the host of another network that a request may be for, if the configuration allows such hosts.
     pub(super) fn elsewhere(&self, request: &Request<Body>, exchange: &Exchange) -> Option<Asked> {
         let host = table::normalise(&authority(request).ok()?);
         self.sites.elsewhere(&host, request, &exchange.arrival.connection.door)
     }
 
-    /// Returns whether a host is none of the cluster. `admitted`: what became of the request for it.
+    /// Returns whether a host is outside the cluster. `admitted`: the result of [`admit`](Self::admit) for the request.
     pub(super) fn is_elsewhere(
         &self,
         asked: &Asked,
@@ -84,7 +84,7 @@ impl HttpFrontend {
         exchange: &Exchange,
     ) -> impl Future<Output = bool> + Send + use<'_> {
         let has_two_meanings = asked.has_two_meanings();
-        // None: a cluster has to be asked.
+        // `None`: only the cluster can tell.
         let (decided, route) = match admitted {
             Ok(_) if is_internet(&asked.host) => (Some(true), None),
             Ok(Admitted { route, .. }) if has_two_meanings => (None, Some(route.clone())),
@@ -110,7 +110,7 @@ impl HttpFrontend {
         }
     }
 
-    /// Returns what the page of adit's own names says beside its list.
+    /// Returns the wrong hints of ports and the output of sign-ins, for the page of adit's own names.
     fn waits(&self) -> impl Iterator<Item = String> {
         let waits = self.tunnels.sign_ins().into_iter().flat_map(|sign_in| {
             let user = sign_in.user;
@@ -120,10 +120,10 @@ impl HttpFrontend {
     }
 }
 
-/// Returns whom a request is for: the authority of its target, else its Host header.
+/// Returns the authority of a request: that of its target, else its Host header.
 pub(super) fn authority<B>(request: &Request<B>) -> Result<String, Page> {
     let refuse = |refusal: Refusal| Err(pages::refused(Some(Refused::Ambiguous(refusal))));
-    // Over HTTP/2 it may be an extended one.
+    // Over HTTP/2 it may be an extended CONNECT.
     if request.method() == Method::CONNECT && upgrade::asked_protocol(request).is_none() {
         return refuse(Refusal::Connect);
     }

@@ -1,4 +1,4 @@
-//! Bodies of messages, and those of requests, whose start is kept so that it can be sent again.
+//! Bodies of messages. The start of a request's body is kept, so that the request can be retried.
 
 use std::{
     future::Future,
@@ -15,25 +15,25 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tower::BoxError;
 
-/// The body of a request or an answer, wherever it comes from.
+/// Body of a request or an answer, from any source.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// How much of a request's body is kept, in bytes.
+/// Maximum number of bytes of a request's body that are kept for a retry.
 pub const LONGEST_KEPT: usize = 64 * 1024;
 
-/// How long a body that outgrows [`LONGEST_KEPT`] waits for the first word of a backend of which it is not known what it speaks.
-/// One that speaks something else says so at once, and then the request can still be sent again.
+/// How long a body longer than [`LONGEST_KEPT`] waits for the first bytes of a backend whose protocol is not known. A backend
+/// with another protocol rejects the request at once, and then it can still be retried.
 const HOLD: Duration = Duration::from_millis(500);
 
-/// How long a body whose client waits for a 100 waits for the backend to ask for it. Some never do.
+/// How long a body waits for the backend's 100 if its client sent `Expect: 100-continue`. Some backends never send one.
 const ASKED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Returns a body that is here already; no bytes are an empty one.
+/// Returns a body of these bytes; it may be empty.
 pub fn body_of(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Returns the words of the cause that has no other.
+/// Returns the message of the innermost cause.
 pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
 }
@@ -46,14 +46,14 @@ struct State {
     is_over: bool,
     /// Why the client's body broke.
     broken: Option<String>,
-    /// All that was read of `inner`. None: it was too much.
+    /// Everything that was read of `inner`. `None`: more than [`LONGEST_KEPT`].
     pieces: Option<Vec<Piece>>,
     length: usize,
-    /// Read, and too long to be kept.
+    /// Piece that was read, and that does not fit into `pieces`.
     outgrown: Option<Piece>,
-    /// Not a byte of it was asked for.
+    /// The client waits for a 100, and was not asked for the body yet.
     unasked: Option<Unasked>,
-    /// Whether what outgrows the room waits for a word of the backend.
+    /// Whether bytes beyond [`LONGEST_KEPT`] wait for the backend's first bytes.
     is_held: bool,
     hold: Option<Pin<Box<Sleep>>>,
     waker: Option<Waker>,
@@ -64,7 +64,7 @@ struct State {
 /// State of a body whose client waits for a 100 (RFC 9110, section 10.1.1).
 enum Unasked {
     Waiting(Option<Pin<Box<Sleep>>>),
-    /// The backend has answered without it.
+    /// The backend has answered without asking for the body.
     Unwanted,
 }
 
@@ -84,7 +84,7 @@ impl From<Piece> for Frame<Bytes> {
 }
 
 impl Kept {
-    /// `waits_for_100`: the client sends nothing until it is asked to.
+    /// `waits_for_100`: the client sends no body before a 100.
     pub fn new(inner: Body, waits_for_100: bool) -> Self {
         Self(Arc::new(Mutex::new(State {
             inner,
@@ -101,9 +101,9 @@ impl Kept {
         })))
     }
 
-    /// Returns the body from its start; a reading that was begun before gets no more of it.
+    /// Returns the body from its start; earlier readings get no more of it.
     ///
-    /// `is_held`: what outgrows the room waits for [`Kept::release`], or half a second. To be called only while
+    /// `is_held`: bytes beyond [`LONGEST_KEPT`] wait for [`Kept::release`], or half a second. Call this only while
     /// [`Kept::is_whole`] holds.
     pub fn read(&self, is_held: bool) -> Body {
         let mut state = self.lock();
@@ -115,20 +115,20 @@ impl Kept {
         Reading { kept: self.another(), reading: state.reading, position: 0 }.boxed_unsync()
     }
 
-    /// Returns whether all that was read is kept, so that the body can be read again.
+    /// Returns whether everything that was read is kept, so that the body can be read again.
     pub fn is_whole(&self) -> bool {
         let state = self.lock();
         state.pieces.is_some() && state.broken.is_none()
     }
 
-    /// Says that the backend asks for the body. The client is asked at once: afterwards it may get an answer, and no 100.
+    /// Asks the client for the body, as the backend does. This must happen at once: after an answer the client gets no 100.
     pub fn ask(&self) {
         let mut state = self.lock();
         if state.unasked.take().is_none() {
             return;
         }
         let (waker, is_held) = (state.waker.take(), std::mem::replace(&mut state.is_held, true));
-        // The result is kept for the next read.
+        // The poll's result stays in the state for the next read.
         let _ = state.poll_next(&mut Context::from_waker(Waker::noop()));
         (state.is_held, state.hold, state.waker) = (is_held, None, None);
         if let Some(waker) = waker {
@@ -136,13 +136,13 @@ impl Kept {
         }
     }
 
-    /// Returns whether the client waits to be asked for the body.
+    /// Returns whether the client still waits for a 100.
     pub fn is_unasked(&self) -> bool {
         self.lock().unasked.is_some()
     }
 
-    /// Says that the backend has answered, and does not want a body that it has not asked for. The client is free of it at once; the
-    /// backend's connection ends with what is returned.
+    /// Gives up a body that the backend has not asked for before its answer. The client need not send it; the backend's
+    /// connection breaks when the returned value is dropped.
     pub fn refuse(&self) -> Option<Unsent> {
         let mut state = self.lock();
         let unasked = state.unasked.as_mut()?;
@@ -151,7 +151,7 @@ impl Kept {
         Some(Unsent(self.another()))
     }
 
-    /// Says that the backend has begun to answer: nothing is held any more.
+    /// Releases held bytes: the backend has begun to answer.
     pub fn release(&self) {
         let mut state = self.lock();
         state.is_held = false;
@@ -160,12 +160,12 @@ impl Kept {
         }
     }
 
-    /// Returns why the client's body broke. None: it did not.
+    /// Returns why the client's body broke. `None`: it did not.
     pub fn broken(&self) -> Option<String> {
         self.lock().broken.clone()
     }
 
-    /// Returns the same body.
+    /// Returns another handle of the same body.
     pub fn another(&self) -> Self {
         Self(self.0.clone())
     }
@@ -175,7 +175,7 @@ impl Kept {
     }
 }
 
-/// A body that was not asked for: the request that waits for it breaks off when this is dropped.
+/// A body that the backend did not ask for: the request that waits for it breaks off when this is dropped.
 pub struct Unsent(Kept);
 
 impl Drop for Unsent {
@@ -192,7 +192,7 @@ impl Drop for Unsent {
 struct Reading {
     kept: Kept,
     reading: u64,
-    /// How many pieces it has had.
+    /// Number of pieces that it has returned.
     position: usize,
 }
 
@@ -260,7 +260,7 @@ impl State {
         Poll::Ready(self.outgrown.take().map(Ok))
     }
 
-    /// Returns how much is left of what was read, for who has had `position` pieces.
+    /// Returns how many bytes that were read are left for a reader that has had `position` pieces.
     fn left(&self, position: usize) -> u64 {
         let kept = self.pieces.iter().flatten().skip(position);
         kept.chain(&self.outgrown)
@@ -370,7 +370,7 @@ mod tests {
         let kept = Kept::new(streamed(vec![data(LONGEST_KEPT), data(1)]), false);
         let mut body = kept.read(true);
         body.frame().await.unwrap().unwrap();
-        // Another protocol was answered: the piece that waited is in the next reading, too.
+        // The backend spoke another protocol: the next reading contains the held piece, too.
         assert!(tokio::time::timeout(HOLD / 2, body.frame()).await.is_err());
         assert!(kept.is_whole());
         let started = Instant::now();

@@ -1,4 +1,4 @@
-//! A request of the forward proxy to a host of another network, where the configuration allows it: on a connection of its own.
+//! Requests of the forward proxy to hosts of another network, if the configuration allows them; each on its own connection.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ use crate::{
     frontend::forward::{Asked, ForwardError, direct},
 };
 
-/// How long a host may take to begin its answer: as browsers wait.
+/// Timeout for the head of an answer: the same as in browsers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl HttpFrontend {
-    /// Sends a request to its host, and returns the client's answer.
+    /// Sends a request to its host, and returns the answer for the client.
     pub(super) async fn direct(
         &self,
         mut request: Request<Body>,
@@ -55,7 +55,7 @@ impl HttpFrontend {
     }
 }
 
-/// Sends a request for a whole URL as its host expects it, and returns the answer as a proxy passes it on.
+/// Sends a request for an absolute URL in the form that its host expects, and returns the answer as a proxy passes it on.
 async fn send<S>(stream: S, mut request: Request<Body>, drain: &Drain) -> hyper::Result<Response<Body>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -63,7 +63,7 @@ where
     if let Some(authority) = request.uri().authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
-        // The target has the last word (RFC 9112, section 3.2.2).
+        // The target overrides the Host header (RFC 9112, section 3.2.2).
         request.headers_mut().insert(HOST, host);
     }
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
@@ -71,11 +71,11 @@ where
     let builder = &mut http1::Builder::new();
     let (mut sender, connection) =
         builder.preserve_header_case(true).handshake::<_, Body>(TokioIo::new(stream)).await?;
-    // The request on the connection gets its errors.
+    // `send_request` returns the errors of the connection, too.
     drain.spawn(async move { drop(connection.await) });
     let (mut parts, body) = sender.send_request(request).await?.into_parts();
     headers::of_answer(&mut parts);
-    // The sender keeps the connection until the body has been read.
+    // hyper keeps the connection open until the body has been read.
     Ok(Response::from_parts(parts, body.map_err(BoxError::from).boxed_unsync()))
 }
 

@@ -1,4 +1,4 @@
-//! An error as a page, as text, or as JSON: what happened, where, and what to do.
+//! An error as an HTML page, as text, or as JSON: what happened, where, and what to do.
 
 use std::fmt::Write as _;
 
@@ -17,20 +17,20 @@ use crate::{
     tunnel::{Blame, OpenError, StreamFault},
 };
 
-/// The header with the stable code of an error.
+/// Header with the stable code of an error.
 pub const ERROR_CODE: HeaderName = HeaderName::from_static("x-adit-error");
 
-/// The header of an answer of a pod that was named and is not ready: why it is not.
+/// Header of the answer of a named pod that is not ready: the reason.
 pub const NOT_READY: HeaderName = HeaderName::from_static("x-adit-not-ready");
 
-/// The page brings its own style and nothing else.
+/// Content-Security-Policy of the page: it has inline style, and loads nothing.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Host and path of the view of a tunnel.
+/// Host and path of a tunnel's view in the dashboard.
 const TUNNEL_VIEW: &str = "adit.localhost/tunnel/";
 
-/// The face of the dashboard: its colours, in light and dark.
+/// The dashboard's colours, light and dark.
 const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--text:#1d2226;--dim:#5c656d;--line:#dfe2e4;--soft:#f0f2f3;--link:#0b5a8f}\
     @media(prefers-color-scheme:dark){:root{--back:#14171a;--card:#1b1f23;--text:#e4e7e9;--dim:#a0a9b0;--line:#31373c;--soft:#22272b;--link:#7dbdea}}\
     html{font:15px/1.5 system-ui,sans-serif;background:var(--back);color:var(--text)}body{box-sizing:border-box;width:min(44rem,100% - 2rem);margin:8vh auto;padding:1.25rem 1.5rem;background:var(--card);border:1px solid var(--line);border-radius:6px}\
@@ -38,7 +38,7 @@ const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--
     code{display:block;font:.9em ui-monospace,monospace;background:var(--soft);padding:.4em .6em;border-radius:4px;overflow-wrap:anywhere}\
     ul{padding-left:1.2rem}footer{margin-top:1.25rem;padding-top:.6rem;border-top:1px solid var(--line);color:var(--dim);font-size:.87em}";
 
-/// An error page in the place of a backend's answer.
+/// Error page that replaces a backend's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     pub status: StatusCode,
@@ -46,11 +46,11 @@ pub struct Page {
     pub title: String,
     pub cause: Option<String>,
     pub hint: Option<String>,
-    /// Names to go to instead: text, and host with a path where it has one.
+    /// Links: text, and host with an optional path.
     pub links: Vec<(String, String)>,
-    /// The page looks again by itself: a pod may become ready.
+    /// The page reloads by itself: a pod may become ready.
     pub reloads: bool,
-    /// For how many seconds the cluster asks to be left alone, where it says so.
+    /// Seconds until the cluster accepts requests again. `None`: the cluster names no time.
     pub retry_after: Option<u16>,
 }
 
@@ -60,7 +60,7 @@ pub enum Form {
     Html,
     Json,
     Text,
-    /// Trailers alone: for calls of gRPC.
+    /// Trailers alone, for gRPC calls.
     Grpc,
 }
 
@@ -92,7 +92,7 @@ impl Page {
         self
     }
 
-    /// Leaves out what only a dashboard can show.
+    /// Removes the links to the dashboard.
     pub fn without_dashboard(mut self) -> Self {
         self.links.retain(|(_, host)| !host.starts_with(TUNNEL_VIEW));
         self
@@ -119,7 +119,7 @@ impl Page {
         Self { hint: error.hint(), links, ..Self::new(status, error.code(), error.to_string()) }
     }
 
-    /// Returns the page for a target that cannot be reached. `host` is the name that was asked for, without port.
+    /// Returns the page for a target that cannot be reached. `host`: the requested name, without port.
     pub fn of_open(error: &OpenError, host: &str) -> Self {
         let status = match (error.blame(), error) {
             (Blame::Asked, _) => StatusCode::NOT_FOUND,
@@ -130,7 +130,7 @@ impl Page {
             _ if error.code() == ErrorCode::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
-        // The links replace the port that was asked for, if there was one.
+        // The links replace the port in the requested name, if it has one.
         let base =
             host.split_once('.').filter(|(first, _)| first.parse::<u16>().is_ok()).map_or(host, |(_, rest)| rest);
         let links = error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
@@ -138,7 +138,7 @@ impl Page {
             cause: error.cause(),
             hint: error.hint(),
             links,
-            // It starts still, or waits for a pod.
+            // The pod is still starting, or there is none yet.
             reloads: matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT),
             retry_after: error.retry_after().map(|after| u16::try_from(after.as_secs()).unwrap_or(u16::MAX)),
             ..Self::new(status, error.code(), error.to_string())
@@ -166,7 +166,7 @@ impl Page {
         }
     }
 
-    /// Returns the response. `port` is that of our listener, for links.
+    /// Returns the response. `port`: of the listener, for links.
     pub fn into_response(self, form: Form, port: u16, tls: bool) -> Response<Bytes> {
         let (kind, body) = match form {
             Form::Grpc => return self.grpc(port, tls),
@@ -196,9 +196,9 @@ impl Page {
         response
     }
 
-    /// Trailers alone, as the gRPC protocol over HTTP/2 has it for calls that fail at once.
+    /// Returns trailers alone, as gRPC over HTTP/2 does for calls that fail at once.
     fn grpc(&self, port: u16, tls: bool) -> Response<Bytes> {
-        // The statuses that gRPC gives to answers of HTTP, and those that say it better.
+        // gRPC's mapping of HTTP statuses, with more specific ones where they exist.
         let status = match self.status {
             StatusCode::BAD_REQUEST => "13",
             StatusCode::FORBIDDEN => "7",
@@ -220,7 +220,7 @@ impl Page {
         response
     }
 
-    /// The same as on a terminal.
+    /// Returns the error as the command line prints it.
     fn text(&self, port: u16, tls: bool) -> String {
         let mut text = format!("{}\n", self.title);
         for (label, line) in [("caused by", &self.cause), ("hint", &self.hint)] {
@@ -275,7 +275,7 @@ impl Page {
     }
 }
 
-/// Returns the URL of a host with a path, on our listener.
+/// Returns the URL of a host with an optional path, on the listener.
 fn link(host: &str, port: u16, tls: bool) -> String {
     let (host, path) = host.split_once('/').unwrap_or((host, ""));
     format!("{}://{host}:{port}/{path}", if tls { "https" } else { "http" })
@@ -284,7 +284,7 @@ fn link(host: &str, port: u16, tls: bool) -> String {
 /// Bytes to percent-encode in grpc-message: all but printable ASCII, and the percent sign.
 const NOT_IN_GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
-/// Returns a line whose first URL can be followed.
+/// Returns a line of HTML whose first URL is a link.
 fn with_link(line: &str) -> String {
     let Some(start) = ["https://", "http://"].iter().filter_map(|scheme| line.find(scheme)).min() else {
         return escape(line);

@@ -1,4 +1,4 @@
-//! One request and its answer, from the first station to the last: [`admit`](super::admit), [`forward`](super::forward),
+//! One request and its answer, through all stages: [`admit`](super::admit), [`forward`](super::forward),
 //! [`respond`](super::respond).
 
 use std::{pin::pin, sync::Arc};
@@ -28,21 +28,21 @@ use crate::{
     wire::http1::Refusal,
 };
 
-/// How a request came.
+/// Connection that a request arrived on.
 #[derive(Clone)]
 pub struct Arrival {
     pub connection: Arc<Connection>,
-    /// The client's bytes came through TLS that we ended.
+    /// The client's TLS ends here.
     pub tls: bool,
     pub drain: Drain,
-    /// Gate in front of the server; None for HTTP/2.
+    /// Gate in front of the HTTP/1 server. `None`: HTTP/2.
     pub gate: Option<Arc<Gate>>,
-    /// None: nobody wants to know, or it is no client's.
+    /// `None`: there is no audit log, or no client has sent the request.
     pub client: Option<Client>,
 }
 
 impl Arrival {
-    /// Returns whether a forward proxy is asked for the program at another port of this machine, and not for adit.
+    /// Returns whether a request to the forward proxy is for another port of this machine, and not for adit.
     pub fn is_for_another_port<B>(&self, request: &Request<B>) -> bool {
         let Connection { local, door, .. } = &*self.connection;
         let uri = request.uri();
@@ -57,14 +57,14 @@ pub struct Exchange {
     pub arrival: Arrival,
     pub version: Version,
     pub access: Access,
-    /// Form of a page in the place of the answer.
+    /// Form of an error page for this client.
     form: Form,
-    /// It has an Upgrade header.
+    /// The request has an Upgrade header.
     is_upgrade: bool,
     is_head: bool,
-    /// It stands in for one that was refused.
+    /// The request replaces one that the guard has refused.
     is_refused: bool,
-    /// The client's connection answers a request.
+    /// Marks the client's connection as busy.
     busy: Option<Busy>,
 }
 
@@ -149,7 +149,7 @@ impl Exchange {
         }
     }
 
-    /// Returns the page where the guard has refused the request, or would have done so had it come by HTTP/1.1.
+    /// Returns the page if the guard has refused the request, or would have refused it over HTTP/1.1.
     fn refusal(&self, request: &Request<Body>) -> Option<Page> {
         let is_fit = request.uri().path_and_query().is_none_or(|target| match target.as_str() {
             "*" => *request.method() == Method::OPTIONS,
@@ -162,13 +162,13 @@ impl Exchange {
         Some(pages::refused(gate.refused()))
     }
 
-    /// Keeps the client's connection busy until an answer's body has ended, and writes the line of the log then.
+    /// Returns a body that keeps the client's connection busy until it has ended, and then writes the log line.
     pub fn track(&mut self, body: Body) -> Tracked {
         let gate = self.arrival.gate.clone().filter(|_| self.version < Version::HTTP_11);
         Tracked::new(body, self.access.take()).keeping(self.busy.as_ref().map(Busy::another)).cutting(gate)
     }
 
-    /// Ends with an answer, or with the page instead of one.
+    /// Returns the final response: the answer, or the page instead of it.
     fn end(mut self, answered: Result<Response<Body>, Page>) -> Response<Body> {
         let response = answered.unwrap_or_else(|page| self.page(page));
         if let Some(gate) = self.arrival.gate.filter(|_| self.is_upgrade) {
@@ -178,7 +178,7 @@ impl Exchange {
     }
 
     fn page(&mut self, mut page: Page) -> Response<Body> {
-        // Heads are kept where there is a dashboard to show them.
+        // Exchanges are kept only if there is a dashboard to show them.
         if !self.access.is_kept() {
             page = page.without_dashboard();
         }
@@ -188,7 +188,7 @@ impl Exchange {
         let (mut parts, body) = page.into_response(self.form, port, self.arrival.tls).into_parts();
         self.access.status = parts.status;
         if (self.is_refused || code == ErrorCode::Ambiguous) && self.version < Version::HTTP_2 {
-            // Two readers may disagree on the end of such a request: one connection for one request.
+            // Two parsers may disagree on the end of such a request: the connection must not serve another one.
             parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let body = if self.is_head { Bytes::new() } else { body };
@@ -196,7 +196,7 @@ impl Exchange {
     }
 }
 
-/// Returns the page where the listener needs a password, and the request does not give it.
+/// Returns the page if the listener needs a password and the request does not give it.
 fn locked(arrival: &Arrival, request: &Request<Body>) -> Option<Page> {
     let door = &arrival.connection.door;
     let admitted = door.is_private().then(|| door.context(sites::credentials(request).as_ref()))?;

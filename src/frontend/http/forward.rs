@@ -1,4 +1,4 @@
-//! The second station: a request on its way to the pod, as a proxy sends it on.
+//! The second stage: sends a request to the pod, as a proxy does.
 
 use std::pin::pin;
 
@@ -21,7 +21,7 @@ use super::{
 use crate::{config::HostHeader, frontend::protocol::Asks, routing::Route, tunnel::Lease};
 
 impl HttpFrontend {
-    /// Sends a request to its pod, and returns the client's answer.
+    /// Sends a request to its pod, and returns the answer for the client.
     pub(super) async fn forward(
         &self,
         mut request: Request<Body>,
@@ -49,7 +49,7 @@ impl HttpFrontend {
         self.respond(answered, Forwarded { admitted, lease, asked, names, target }, exchange)
     }
 
-    /// Returns the lease. A browser, which shows what it gets, has a page meanwhile where a person has to sign in first.
+    /// Returns the lease. If a person has to sign in first, a browser gets a page meanwhile (`is_shown`).
     async fn acquire(&self, route: &Route, host: &str, is_shown: bool) -> Result<Lease, Page> {
         let acquiring = async {
             let acquired = self.tunnels.acquire(&route.target, route.idle_timeout).await;
@@ -64,7 +64,7 @@ impl HttpFrontend {
         }
     }
 
-    /// Returns the backend's names, if it gets its own Host or its redirects are rewritten.
+    /// Returns the backend's names. `None`: the route neither sends them as Host nor rewrites redirects to them.
     fn names(&self, route: &Route, lease: &Lease, asks: Asks) -> Option<Names> {
         let endpoint = lease.endpoint();
         let scheme = self.protocols.choose(route, &endpoint, asks).scheme;
@@ -78,7 +78,7 @@ impl HttpFrontend {
         }
     }
 
-    /// Sets and removes headers as a proxy does, and as the route says.
+    /// Sets and removes headers as a proxy must, and as the route says.
     fn prepare(
         &self,
         request: &mut Request<Body>,

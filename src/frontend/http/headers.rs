@@ -16,7 +16,7 @@ use http::{
 
 use crate::config::HeaderRules;
 
-/// Headers that are about one connection, not about the message (RFC 9110, section 7.6.1; RFC 2616, section 13.5.1).
+/// Headers of one connection, not of the message (RFC 9110, section 7.6.1; RFC 2616, section 13.5.1).
 const HOP_BY_HOP: [HeaderName; 6] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -35,7 +35,7 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// How the client reached us.
+/// Addresses and scheme by which the client reached adit.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {
     pub peer: SocketAddr,
@@ -45,10 +45,10 @@ pub struct Hop<'a> {
     pub tls: bool,
 }
 
-/// Returns the protocol that a message asks to switch to: the Upgrade header, where Connection names it.
+/// Returns the protocol that a message asks to switch to: the Upgrade header, if Connection names it.
 ///
-/// An offer of h2c is none: RFC 9113, section 3.1, has withdrawn it, and what goes with it (HTTP2-Settings) is about
-/// the client's connection, not about ours. curl --http2 makes it with every first request.
+/// An offer of h2c does not count: RFC 9113, section 3.1, has withdrawn it, and its HTTP2-Settings are about the client's
+/// connection to adit. curl --http2 sends it with every first request.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let is_named =
@@ -56,7 +56,7 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(UPGRADE).filter(|protocol| is_named && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
 }
 
-/// Removes what is about the connection that a message came by, the options that Connection names included.
+/// Removes the headers of one connection, including those that Connection names.
 ///
 /// `TE: trailers` stays: without it a gRPC server refuses to answer.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -66,7 +66,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|option| HeaderName::from_bytes(option.trim().as_bytes()).ok())
-        // A client cannot take away what says where a message ends, or whom it is for.
+        // A client must not remove the headers that say where a message ends, or which host it is for.
         .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRAILER | TE))
         .collect();
     for name in named.into_iter().chain(HOP_BY_HOP) {
@@ -83,16 +83,16 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the head of a backend's answer that of adit's own: what is about the connection goes, and the version is adit's (RFC 9110, section
+/// Removes the connection's headers from the head of a backend's answer, and sets adit's own HTTP version (RFC 9110, section
 /// 2.5).
 pub fn of_answer(parts: &mut Parts) {
     let headers = &mut parts.headers;
     if headers.contains_key(TRANSFER_ENCODING) {
-        // It overrides a length (RFC 9112, section 6.3).
+        // Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
         headers.remove(CONTENT_LENGTH);
     }
     if parts.status == StatusCode::NO_CONTENT {
-        // It has none (RFC 9110, section 8.6), and clients of HTTP/2 take one for an error.
+        // A 204 must have none (RFC 9110, section 8.6), and HTTP/2 clients treat one as an error.
         headers.remove(CONTENT_LENGTH);
     }
     let codings: Vec<String> = headers
@@ -106,10 +106,10 @@ pub fn of_answer(parts: &mut Parts) {
     if let Ok(value) = HeaderValue::try_from(codings.join(", "))
         && !codings.is_empty()
     {
-        // Chunks were taken off, the coding below them was not.
+        // hyper has decoded the chunks, but not the coding below them.
         headers.append(CONTENT_ENCODING, value);
     }
-    // It says which protocols there are (RFC 9110, section 15.5.22).
+    // A 426 must name its protocols in Upgrade (RFC 9110, section 15.5.22).
     let upgrade = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| upgrade(headers)).flatten();
     remove_hop_by_hop(headers);
     if let Some(upgrade) = upgrade {
@@ -119,15 +119,15 @@ pub fn of_answer(parts: &mut Parts) {
     parts.version = Version::HTTP_11;
 }
 
-/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). The client's own values are replaced: it
-/// is the first in the chain, and could claim anything.
+/// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). Replaces the client's own values: no proxy is before
+/// adit, so the client could claim anything.
 pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     let proto = if via.tls { "https" } else { "http" };
     let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
     let port = port.map_or_else(|| via.local.port().to_string(), str::to_owned);
     let (ip, node) = match via.peer.ip().to_canonical() {
         IpAddr::V4(ip) => (ip.to_string(), ip.to_string()),
-        // In Forwarded an IPv6 address is bracketed and quoted (RFC 7239, section 6).
+        // Forwarded needs brackets and quotes around an IPv6 address (RFC 7239, section 6).
         IpAddr::V6(ip) => (ip.to_string(), format!("\"[{ip}]\"")),
     };
     let forwarded = format!("for={node};host=\"{}\";proto={proto}", via.host.replace(['"', '\\'], ""));
@@ -143,13 +143,13 @@ pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
             Err(_) => headers.remove(name),
         };
     }
-    // A backend that believes it gets the truth; one that does not know it gets nothing new.
+    // Set only if the client sends it: a backend that trusts X-Real-IP gets the true address, and others get no new header.
     if let (true, Ok(ip)) = (headers.contains_key(X_REAL_IP), HeaderValue::from_str(&ip)) {
         headers.insert(X_REAL_IP, ip);
     }
 }
 
-/// Says whom a request is from, where no proxy before this one has said so.
+/// Adds the client's address to a request, unless a proxy before adit has done so.
 pub fn add_forwarded(headers: &mut HeaderMap, peer: SocketAddr) {
     let is_said = [X_FORWARDED_FOR, FORWARDED].iter().any(|name| headers.contains_key(name));
     if let (false, Ok(ip)) = (is_said, HeaderValue::from_str(&peer.ip().to_canonical().to_string())) {
@@ -157,7 +157,7 @@ pub fn add_forwarded(headers: &mut HeaderMap, peer: SocketAddr) {
     }
 }
 
-/// This process among the proxies that a request goes through, and the numbers of the requests that go through it.
+/// Identity of this process in Via, and the ids of the requests that pass through it.
 pub struct Identity {
     /// `adit-` and 16 hexadecimal digits: the pseudonym in Via (RFC 9110, section 7.6.3).
     pseudonym: String,
@@ -167,19 +167,19 @@ pub struct Identity {
 
 impl Default for Identity {
     fn default() -> Self {
-        // Seeded by the system for each process.
+        // `RandomState` has a random seed in each process.
         let prefix = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         Self { pseudonym: format!("adit-{prefix:016x}"), prefix, next: AtomicU64::new(1) }
     }
 }
 
 impl Identity {
-    /// Returns whether a request has been here before.
+    /// Returns whether a request has passed through this process before.
     pub fn is_loop(&self, headers: &HeaderMap) -> bool {
         headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(&self.pseudonym))
     }
 
-    /// Adds this proxy to Via, and an X-Request-Id where the client gives none.
+    /// Adds this proxy to Via, and an X-Request-Id if the client sends none.
     pub fn mark(&self, headers: &mut HeaderMap, version: http::Version) {
         let version = if version == http::Version::HTTP_2 { "2.0" } else { "1.1" };
         if let Ok(via) = HeaderValue::from_str(&format!("{version} {}", self.pseudonym)) {
@@ -194,7 +194,7 @@ impl Identity {
     }
 }
 
-/// Applies what a route says about headers.
+/// Applies a route's rules for headers.
 pub fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
     for (name, value) in &rules.set {
         headers.insert(name, value.clone());

@@ -1,5 +1,5 @@
-//! HTTP/2 (RFC 9113), as a server of clients and as a client of pods: streams whose bodies are those of the proxy, and
-//! interim responses, which pass in both places.
+//! HTTP/2 (RFC 9113) on the h2 crate, as a server for clients and as a client of pods. Both sides use the proxy's body type, and
+//! pass on interim responses.
 
 pub mod client;
 mod flood;
@@ -26,26 +26,26 @@ use self::windows::Pace;
 pub use self::{request_body::glance_at, tunnel::Tunnel};
 use super::body::Body;
 
-/// How much of one stream may wait for its reader. Clients are near; for pods see [`windows`].
+/// Bytes of one stream that may wait for their reader. Clients are near; for pods see [`windows`].
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// How much of all streams of a connection may wait, so that readers that stall leave room for the others.
+/// Bytes of all streams of a connection that may wait: stalled readers leave room for the others.
 const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
-/// The longest head that is taken, by the rule of RFC 9113, section 6.5.2.
+/// Maximum size of a request's head in bytes, counted as in RFC 9113, section 6.5.2.
 const LONGEST_HEAD: u32 = 256 * 1024;
 
-/// The same for the answers of pods: 256 KiB as HTTP/1.1 counts them, which leaves 32 bytes of each header out.
+/// Maximum size of an answer's head in bytes. It admits 256 KiB as HTTP/1.1 counts them, without 32 bytes of each header.
 const LONGEST_ANSWER_HEAD: u32 = 512 * 1024;
 
-/// The body of a message that comes in.
+/// Body of a received message.
 struct Received {
     stream: RecvStream,
     /// Bytes of Content-Length that have not arrived yet.
     left: Option<u64>,
-    /// The data is over: what is left are trailers.
+    /// The data has ended; trailers may follow.
     is_at_trailers: bool,
-    /// Of an answer of a pod.
+    /// Pace of the reader; `None` for a client's request.
     pace: Option<Pace>,
 }
 
@@ -64,7 +64,7 @@ impl HttpBody for Received {
         if !self.is_at_trailers {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // It is with the reader now, who asks for more when it has gone. Fails where the stream has ended.
+                    // The data is with the reader now, which polls for more once it is sent. Fails only if the stream has ended.
                     let _ = self.stream.flow_control().release_capacity(data.len());
                     if let Some(pace) = &mut self.pace {
                         pace.took(data.len());
@@ -91,12 +91,12 @@ impl HttpBody for Received {
     }
 }
 
-/// A reset with NO_ERROR says that the rest is not wanted, which is no failure (RFC 9113, section 8.1).
+/// Returns the end of a body for a reset with NO_ERROR, which is no failure: the peer wants no more (RFC 9113, section 8.1).
 fn ended(error: h2::Error) -> Option<Result<Frame<Bytes>, BoxError>> {
     (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
 }
 
-/// Sends a body to its end; where it breaks the stream is reset, for the same reason as the stream that it comes from.
+/// Sends a body to its end. If the body breaks, resets the stream with the error code of the stream that it comes from.
 async fn send_body(mut stream: SendStream<Bytes>, mut body: Body) -> Result<(), BoxError> {
     loop {
         let frame = poll_fn(|cx| match stream.poll_reset(cx) {
@@ -108,7 +108,7 @@ async fn send_body(mut stream: SendStream<Bytes>, mut body: Body) -> Result<(), 
                 Ok(data) => {
                     let is_last = body.is_end_stream();
                     if !data.is_empty() {
-                        // Little: the room of the connection is for those who can send. h2 asks for the rest by itself.
+                        // Only 1 byte: reserved window is not available to other streams. h2 requests the rest by itself.
                         stream.reserve_capacity(1);
                         poll_fn(|cx| poll_room(&mut stream, cx)).await?;
                     }
@@ -132,19 +132,19 @@ async fn send_body(mut stream: SendStream<Bytes>, mut body: Body) -> Result<(), 
     }
 }
 
-/// Waits until something of what was asked for with `reserve_capacity` can be sent.
+/// Waits until some of the capacity from `reserve_capacity` is available.
 fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
     while stream.capacity() == 0 {
         match ready!(stream.poll_capacity(cx)) {
             Some(room) => room?,
-            // The stream takes no data any more.
+            // The stream is closed for sending.
             None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
         };
     }
     Poll::Ready(Ok(stream.capacity()))
 }
 
-/// Returns why another stream ended, where that is the cause of an error.
+/// Returns the HTTP/2 error code in an error or its causes; INTERNAL_ERROR if there is none.
 fn reason(error: &(dyn Error + 'static)) -> Reason {
     let of_stream = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
     of_stream.or_else(|| error.source().map(reason)).unwrap_or(Reason::INTERNAL_ERROR)

@@ -1,6 +1,6 @@
-//! Interim responses of the pod (RFC 9110, section 15.2), 103 Early Hints among them.
+//! Interim responses of the pod (RFC 9110, section 15.2), such as 103 Early Hints.
 //!
-//! 100 asks for the body, where the client waits for that; the client gets one from adit's server, once the body is read.
+//! A 100 is not passed on: it asks for the body, and adit's server sends the client its own 100 once the body is read.
 
 use std::{future::poll_fn, pin::Pin, sync::Arc};
 
@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use super::headers;
 use crate::guard::normaliser::Gate;
 
-/// The way to a client of HTTP/2; an extension of its request.
+/// Sends interim responses to an HTTP/2 client; an extension of its request.
 #[derive(Clone)]
 pub struct ToClient(Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>);
 
@@ -22,7 +22,7 @@ impl ToClient {
     }
 }
 
-/// Is told what the pod says of a request before it answers; an extension of that request.
+/// Receives the pod's interim responses to a request; an extension of that request.
 #[derive(Clone, Default)]
 pub struct Listener {
     tell: Option<Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>>,
@@ -35,14 +35,14 @@ impl Listener {
         Self { tell: Some(Arc::new(tell)), ask: None }
     }
 
-    /// Returns the listener of a request whose body waits for `ask`.
+    /// Returns a listener that calls `ask` when the pod sends a 100.
     pub fn asking(self, ask: impl Fn() + Send + Sync + 'static) -> Self {
         Self { ask: Some(Arc::new(ask)), ..self }
     }
 
     pub fn tell(&self, status: StatusCode, headers: &HeaderMap) {
         if status == StatusCode::CONTINUE {
-            // The client gets it from the server, once the body is read.
+            // adit's server sends the client a 100 once the body is read.
             if let Some(ask) = &self.ask {
                 ask();
             }
@@ -55,11 +55,11 @@ impl Listener {
     }
 }
 
-/// Interim responses of one request to a client of HTTP/1.1. None: there are none, or HTTP/2 sends them.
+/// Interim responses to one request of an HTTP/1.1 client. `None`: there are none, or HTTP/2 sends them.
 pub struct Interim(Option<(Arc<Gate>, u64)>);
 
 impl Interim {
-    /// Puts a listener into the request. `version`: the client's. `gate`: of his connection, where that is of HTTP/1.
+    /// Puts a listener into the request. `version`: the client's. `gate`: that of an HTTP/1 client's connection.
     pub fn of<B>(request: &mut Request<B>, version: Version, gate: Option<&Arc<Gate>>) -> Self {
         if let Some(ToClient(send)) = request.extensions_mut().remove::<ToClient>() {
             request.extensions_mut().insert(Listener::new(move |status, headers| send(status, headers)));
@@ -73,17 +73,17 @@ impl Interim {
         Self(Some((gate, number)))
     }
 
-    /// Lets the client have it while the request goes on.
+    /// Sends interim responses to the client while the request goes on.
     pub async fn beside<F: Future>(self, mut sending: Pin<&mut F>) -> F::Output {
         let Some((gate, number)) = self.0 else { return sending.await };
         let sent = poll_fn(|cx| {
-            // The server's task is woken: it flushes, and that is when the client gets it.
+            // An interim response wakes the server's task, which then flushes it to the client.
             gate.interim.register(cx.waker());
             sending.as_mut().poll(cx)
         })
         .await;
         if gate.interim.is_waiting(number) {
-            // They came with the answer: the server flushes them before it begins that.
+            // They came together with the answer: yield, so that the server flushes them before it begins the answer.
             yield_now().await;
         }
         gate.interim.forget(number);

@@ -17,24 +17,24 @@ use crate::guard::normaliser::{Busy, REFUSED};
 
 /// A site of adit itself.
 pub trait OwnSite: Send + Sync + 'static {
-    /// Returns whether it answers requests for an authority, as the client wrote it, and a path.
+    /// Returns whether the site answers requests for an authority, as the client wrote it, and a path.
     fn is_for(&self, authority: &str, path: &str) -> bool;
 
-    /// Returns whether it shows the requests of clients, so that their heads are kept.
+    /// Returns whether the site shows the requests of clients, so that their heads must be kept.
     fn shows_requests(&self) -> bool;
 
-    /// Answers such a request. `tls`: the client's bytes came through TLS that we ended.
+    /// Answers a request that [`is_for`](Self::is_for) has accepted. `tls`: the client's TLS ends here.
     fn answer(&self, request: Request<Body>, authority: String, tls: bool) -> BoxFuture<'_, Response<Body>>;
 }
 
 impl HttpFrontend {
-    /// Gives the requests for adit's own names to a site from now on. A second call changes nothing.
+    /// Sends all further requests for adit's own names to a site. A second call changes nothing.
     pub fn set_own_site(&self, site: std::sync::Arc<dyn OwnSite>) {
-        // Only who composes the program calls it, once.
+        // Only `app` calls this, once.
         let _ = self.own.set(site);
     }
 
-    /// Answers a request for one of adit's own names; another one comes back.
+    /// Answers a request for one of adit's own names; returns any other request as `Err`.
     pub(super) async fn answer_own(
         &self,
         request: Request<Body>,

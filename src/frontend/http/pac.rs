@@ -1,4 +1,4 @@
-//! The proxy auto-configuration of browsers: which hosts go through adit, and that all others do not.
+//! The proxy auto-configuration (PAC) file for browsers: it names the hosts that go through adit.
 
 use std::{
     collections::BTreeSet,
@@ -18,12 +18,12 @@ use crate::{
 
 const PATH: &str = "/proxy.pac";
 
-/// The name of adit itself.
+/// Host name of adit itself.
 const HOST: &str = "adit.localhost";
 
-/// Answers a request for the file. None: it is a request for something else, or there is no forward proxy.
+/// Answers a request for the file. `None`: the request is for something else, or there is no forward proxy.
 ///
-/// `host`: lower case, without port. `local`: the address of our listener at which the client has arrived.
+/// `host`: lower case, without port. `local`: the address at which the client has arrived.
 pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, local: SocketAddr) -> Option<Response<Body>> {
     let has_route = table::find(&router.config.http.routes, host).is_some();
     let is_ours = !has_route && (host == HOST || table::is_own_name(host));
@@ -36,13 +36,13 @@ pub fn answer<B>(request: &Request<B>, router: &Router, host: &str, local: Socke
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ns-proxy-autoconfig"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // No page can run it as a script, and so read which namespaces there are.
+    // Otherwise a web page could load the file as a script, and read the namespaces.
     headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
     Some(response)
 }
 
-/// Returns the listener that has accepted a connection at `local`: with a listener on all addresses, `local` may be one that only the
-/// network of a container knows.
+/// Returns the address of the listener that has accepted a connection at `local`. On a listener on all addresses, `local` may be
+/// an address inside a container that the browser cannot reach.
 fn listener(config: &Config, local: SocketAddr) -> SocketAddr {
     let is_local = |listener: &&SocketAddr| listener.ip() == local.ip().to_canonical();
     match config.http.listen.iter().find(is_local) {
@@ -52,7 +52,7 @@ fn listener(config: &Config, local: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Returns the script. Namespaces are those that the kubeconfig and the configuration name.
+/// Returns the script, with the namespaces from the kubeconfig and the configuration.
 fn script(router: &Router, cluster_domain: &str, at: SocketAddr) -> String {
     let of_contexts = router.http_contexts.namespaces.values().flatten().map(ToString::to_string);
     let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.to_string()));

@@ -18,11 +18,11 @@ use crate::{
     wire::http1::Refusal,
 };
 
-/// How much of an answer that is no HTTP is shown, in bytes.
+/// Maximum number of bytes that a page shows of an answer that is not HTTP.
 const MOST_SHOWN: usize = 60;
 
-/// Returns the page for a name that leads nowhere. It names routes only where no page of elsewhere can read it: a name below
-/// `localhost` cannot be rebound to this machine.
+/// Returns the page for a name without a target. It lists routes only for names below `localhost`: with other names, a foreign
+/// web page could read the list by DNS rebinding.
 pub fn of_route(error: &RouteError, has_dashboard: bool) -> Page {
     let mut page = Page::of_route(error);
     let RouteError::Unknown { host, .. } = error else { return page };
@@ -35,7 +35,7 @@ pub fn of_route(error: &RouteError, has_dashboard: bool) -> Page {
     page
 }
 
-/// Returns the page of adit's own names. It names no Service: everybody who finds the port can read it.
+/// Returns the page of adit's own names. It names no Service, because any client of the port can read it.
 pub fn index(has_dashboard: bool) -> Page {
     let mut page = Page::new(StatusCode::OK, ErrorCode::Index, "adit is running");
     page.hint = Some(match has_dashboard {
@@ -46,7 +46,7 @@ pub fn index(has_dashboard: bool) -> Page {
     page
 }
 
-/// Returns the page for a client that has not given the password of a private port.
+/// Returns the page for a client without the password of a private port.
 pub fn locked(locked: NoPassword) -> Page {
     Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, ErrorCode::ProxyPassword, locked.to_string())
 }
@@ -57,7 +57,7 @@ pub fn undirected(host: &str, reason: &str, is_timeout: bool) -> Page {
     Page { cause: Some(reason.to_owned()), ..Page::new(status, ErrorCode::Direct, format!("cannot reach {host}")) }
 }
 
-/// Returns the page for a request that was refused for what it looks like.
+/// Returns the page for a request that the guard has refused.
 pub fn refused(refused: Option<Refused>) -> Page {
     let (status, code) = match refused {
         Some(Refused::Slow(_)) => (StatusCode::REQUEST_TIMEOUT, ErrorCode::Slow),
@@ -73,7 +73,7 @@ pub fn refused(refused: Option<Refused>) -> Page {
     Page::new(status, code, title)
 }
 
-/// Returns the page for a request that has been here before.
+/// Returns the page for a request that has passed through this adit before.
 pub fn in_a_circle(host: &str) -> Page {
     Page {
         cause: Some("its Via header says that it has been through this adit before".to_owned()),
@@ -82,12 +82,12 @@ pub fn in_a_circle(host: &str) -> Page {
     }
 }
 
-/// Returns the page for a request that a page of another site has sent. It has the line that lets it pass.
+/// Returns the page for a request from a web page of another site, with the line of configuration that allows it.
 pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
     let hint = match foreign.from.contains("://") {
         true => {
             let origins = format!("allow_origins: [\"{}\"]", foreign.from);
-            // A dynamic name needs a whole route, and has no options; a route that has none loses nothing.
+            // Give a whole route if the name has none: it needs one for the option, and a route without options loses nothing.
             let is_plain = &*route.name == host && *route.options == HttpOptions::default() && !host.contains(".cx.");
             let line = match route.target.pods().filter(|pods| is_plain && pods.jump.is_none()) {
                 Some(PodTarget { namespace, workload: Workload::Service(service), port, .. }) => {
@@ -111,7 +111,7 @@ pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
     }
 }
 
-/// Returns whether a person sees what is answered: a browser that opens a page.
+/// Returns whether a person sees the answer: a browser opens a page.
 pub fn is_shown<B>(request: &Request<B>) -> bool {
     let mut accepted = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     matches!(*request.method(), Method::GET | Method::HEAD)
@@ -119,7 +119,7 @@ pub fn is_shown<B>(request: &Request<B>) -> bool {
         && accepted.any(|value| value.contains("text/html"))
 }
 
-/// Returns the page for a person that has to sign in first, or to wait for that.
+/// Returns the page that asks a person to sign in, or to wait for a sign-in.
 pub fn signing_in(report: &SignInReport) -> Page {
     let seconds = report.since.map_or(0, |since| since.elapsed().as_secs());
     Page {
@@ -130,13 +130,13 @@ pub fn signing_in(report: &SignInReport) -> Page {
     }
 }
 
-/// Returns the page for a target that cannot be reached; its links lead to names that can say the port.
+/// Returns the page for a target that cannot be reached. Its links are names that contain a port.
 pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     let mut page = Page::of_open(error, host);
     if page.hint.is_none() && page.links.is_empty() && page.status.is_server_error() {
         page.hint = Some(format!("adit doctor {host}"));
     }
-    // A static name has no place for a port: the dynamic one of the same target has.
+    // A route's name cannot contain a port: link to the dynamic name of the same target.
     if !error.ports().is_empty()
         && let Some(target) = route.target.pods()
         && let Workload::Service(_) = target.workload
@@ -166,7 +166,7 @@ pub fn unanswered(error: &RequestError, host: &str, route: &Route, lease: &Lease
         page.cause = Some(page.cause.map_or_else(|| note.clone(), |cause| format!("{cause}; {note}")));
     }
     match error {
-        // It has the link already.
+        // `unopened` has added the link.
         RequestError::Open(_) => page,
         _ => page.with_tunnel(&route.target.to_string()),
     }
@@ -216,7 +216,7 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
     }
 }
 
-/// Returns an error in words.
+/// Returns an error's message.
 pub fn describe(error: &RequestError) -> String {
     match error {
         RequestError::Open(error) => error.to_string(),
@@ -254,7 +254,7 @@ fn of_http1(error: &hyper::Error, said: &[u8]) -> String {
     format!("the connection to it broke: {}", innermost(error))
 }
 
-/// Returns a failed handshake in words.
+/// Returns the message of a failed TLS handshake.
 fn of_tls(error: &io::Error) -> String {
     use rustls::{CertificateError as Certificate, Error};
     let Some(of_tls) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {

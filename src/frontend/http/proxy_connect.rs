@@ -1,6 +1,6 @@
-//! CONNECT on the listener of HTTP: clients of a proxy reach Services by the names that they have in the cluster.
+//! CONNECT on the HTTP listener: clients of a proxy reach Services by their names in the cluster.
 //!
-//! The user name of Proxy-Authorization is the context. Only the first request of a connection can be one.
+//! The user name in Proxy-Authorization is the context. CONNECT must be the first request of a connection.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -43,7 +43,7 @@ pub struct ConnectFrontend {
     metrics: Arc<Metrics>,
 }
 
-/// Why a request was not read.
+/// Why the head of a request was not read.
 enum HeadError {
     Refused(Refusal),
     Io(io::Error),
@@ -89,14 +89,14 @@ impl ConnectFrontend {
             return debug!(connection = id, %error, "connect: client gone");
         }
         let route = reached.name();
-        // An impatient client may have sent more than its request.
+        // The client may have sent bytes behind its request, before the reply.
         let mut client: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
         let end = reached.join(&mut client, connection.socket, noted).await;
         info!(target: "adit::access", connection = id, peer = %connection.peer, host, port, route, up = end.up, down = end.down, broken = end.why(), took = format_args!("{:.1?}", started.elapsed()), "connect connection");
     }
 }
 
-/// Reads a whole head; what is behind it stays in `received`.
+/// Reads a whole head; bytes behind it stay in `received`.
 async fn read_head(stream: &mut BoxedIo, received: &mut BytesMut) -> Result<BytesMut, HeadError> {
     let mut searched = 0;
     loop {
@@ -128,7 +128,7 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
         ForwardError::Open(route, OpenError::Stream(fault)) => Page::of_stream(fault, &route.target.to_string()),
         ForwardError::Open(route, error) => {
             let page = pages::unopened(error, host, route);
-            // A client of a proxy sees no page: its status has to tell what is denied from what is broken.
+            // Clients show only the status: it must distinguish a denied request from a failure.
             let is_denied = matches!(error, OpenError::Cluster(ClusterError::Forbidden { .. }));
             Page { status: if is_denied { StatusCode::FORBIDDEN } else { page.status }, ..page }
         }
@@ -142,9 +142,9 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
 /// Answers with a page, and closes the connection.
 async fn refuse(stream: &mut BoxedIo, page: Page, port: u16) {
     let response = page.into_response(Form::Text, port, false);
-    // A client that has gone needs none.
+    // The client may be gone already.
     if stream.write_all(&written(&response)).await.is_ok() && stream.shutdown().await.is_ok() {
-        // Closing over unread bytes would be a reset, which can overtake the answer.
+        // To close with unread bytes would send an RST, which can overtake the answer.
         let mut rest = [0; 1024];
         let draining = async { while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
         let _ = timeout(std::time::Duration::from_secs(2), draining).await;

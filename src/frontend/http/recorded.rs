@@ -1,4 +1,4 @@
-//! A request's body that counts its bytes, and keeps them if a person asked for that.
+//! A request's body that counts its bytes, and keeps them if a person has turned that on.
 
 use std::{
     pin::Pin,
@@ -26,7 +26,7 @@ struct Recorded {
     kept: Option<Arc<KeptBody>>,
 }
 
-/// Wraps a body so that its bytes are counted, and kept in `kept`.
+/// Wraps a body: counts its bytes in `sent`, and keeps them in `kept`.
 pub fn record(inner: Body, sent: Sent, kept: Option<Arc<KeptBody>>) -> Body {
     Recorded { inner, sent, kept }.boxed_unsync()
 }
@@ -41,7 +41,7 @@ impl HttpBody for Recorded {
             self.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
             self.kept.iter().for_each(|kept| kept.add(data));
         }
-        // A reader does not ask again for the end of a body whose length it knows.
+        // A reader that knows the length does not poll for the end.
         if polled.is_none() || self.inner.is_end_stream() {
             self.kept.iter().for_each(|kept| kept.end());
         }

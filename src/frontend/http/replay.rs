@@ -1,4 +1,4 @@
-//! A request that is sent again because a person wants it: the same way as that of a client, to the same target.
+//! Replays: a request that a person sends again, through the same stages and to the same target.
 
 use std::{net::SocketAddr, sync::Arc};
 

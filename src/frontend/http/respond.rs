@@ -1,4 +1,4 @@
-//! The last station: the pod's answer on its way to the client.
+//! The last stage: turns the pod's answer into the client's.
 
 use http::{HeaderValue, Response, StatusCode, header::STRICT_TRANSPORT_SECURITY, uri::PathAndQuery};
 use http_body_util::BodyExt;
@@ -20,7 +20,7 @@ use crate::{config::Scheme, error_code::ErrorCode, tunnel::Lease};
 pub struct Forwarded {
     pub admitted: Admitted,
     pub lease: Lease,
-    /// The other protocol that the client has asked for.
+    /// Protocol that the client has asked to switch to. `None`: a plain request.
     pub asked: Option<Asked>,
     /// Names of the backend, for redirects and cookies.
     pub names: Option<Names>,
@@ -29,7 +29,7 @@ pub struct Forwarded {
 }
 
 impl HttpFrontend {
-    /// Returns what the client gets of the pod's answer.
+    /// Returns the client's response to the pod's answer.
     pub(super) fn respond(
         &self,
         Answered { mut response, returning, scheme, pod, retries, connected }: Answered,
@@ -44,7 +44,7 @@ impl HttpFrontend {
         headers::of_answer(&mut parts);
         self.lead_back(&mut parts.headers, scheme, &forwarded, exchange);
         if self.sites.is_local(&forwarded.admitted.host) {
-            // It would hold for all names below (RFC 6797, section 6.1.2), and for those that speak no TLS.
+            // HSTS would apply to all names below (RFC 6797, section 6.1.2), also to those without TLS.
             parts.headers.remove(STRICT_TRANSPORT_SECURITY);
         }
         let Forwarded { admitted, lease, asked, .. } = forwarded;
@@ -69,7 +69,7 @@ impl HttpFrontend {
                 let title = format!("no answer from {}", route.target);
                 return Err(Page { cause, ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::Switched, title) });
             }
-            // A success would tell the client that there is a tunnel now.
+            // Any 2xx would tell the client that the tunnel is open.
             (Some(asked), None) if asked.is_extended() && parts.status.is_success() => {
                 let cause = Some(format!("it answered {} to a request to switch the protocol", parts.status));
                 let title = format!("{} does not switch", route.target);
@@ -81,7 +81,7 @@ impl HttpFrontend {
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 
-    /// Leads redirects and cookies back to the name that the client used, as the route says.
+    /// Rewrites redirects and cookies to the name that the client used, as the route says.
     fn lead_back(&self, headers: &mut http::HeaderMap, scheme: Scheme, forwarded: &Forwarded, exchange: &Exchange) {
         let Admitted { route, authority, .. } = &forwarded.admitted;
         if route.options.rewrite_location == Some(false) {

@@ -1,4 +1,4 @@
-//! Names in both directions: the backend's own in the request, the client's in redirects and cookies of the answer.
+//! Host names in both directions: the backend's own in the request, the client's in redirects and cookies of the answer.
 
 use http::{
     HeaderMap, HeaderValue,
@@ -16,14 +16,14 @@ const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Names of a backend: its own, and the client's.
 pub struct Names {
-    /// The name that it is sent as Host, with a port where it is not the scheme's own.
+    /// Host header for the backend, with a port unless it is the scheme's default.
     own: String,
     /// Lower case, without ports.
     all: Vec<String>,
 }
 
 impl Names {
-    /// `port`: of the Service, or of the target of a jump.
+    /// Returns the names of a Service. `port`: of the Service, or of the target of a jump.
     pub fn of(target: &PodTarget, scheme: Scheme, port: u16, server_name: Option<&str>) -> Self {
         let namespace = &target.namespace;
         let mut all: Vec<String> = server_name.iter().map(|name| (*name).to_owned()).collect();
@@ -45,10 +45,10 @@ impl Names {
         Self { own: if port == default { host } else { format!("{host}:{port}") }, all }
     }
 
-    /// Returns the names of a backend that is called `host`, with a port where it has one.
+    /// Returns the names of a backend with a fixed Host header; `host` may contain a port.
     pub fn fixed(host: &str) -> Self {
         let name = table::normalise(host);
-        // A service of the laptop knows itself by any of these.
+        // A server on the laptop may call itself by any of these.
         let all = match LOOPBACK.contains(&name.as_str()) {
             true => LOOPBACK.map(str::to_owned).to_vec(),
             false => vec![name],
@@ -56,14 +56,14 @@ impl Names {
         Self { own: host.to_owned(), all }
     }
 
-    /// Puts the backend's own name into a request.
+    /// Sets the backend's own name as Host.
     pub fn into_request(&self, headers: &mut HeaderMap) {
         if let Ok(host) = HeaderValue::from_str(&self.own) {
             headers.insert(HOST, host);
         }
     }
 
-    /// Names the backend's own name in an Origin that is the client's: for servers that compare both (RFC 6454).
+    /// Replaces an Origin that is the client's by the backend's own name, for servers that compare both (RFC 6454).
     pub fn into_origin(&self, headers: &mut HeaderMap, authority: &str, tls: bool) {
         let is_own = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok()).is_some_and(|origin| {
             origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(authority))
@@ -74,7 +74,7 @@ impl Names {
         }
     }
 
-    /// Returns the name that the backend is sent.
+    /// Returns the Host header for the backend.
     pub fn own(&self) -> &str {
         &self.own
     }
@@ -84,24 +84,24 @@ impl Names {
     }
 }
 
-/// Rewrites redirects and cookies of the requested host, and of the backend's own names, to the client's name.
+/// Rewrites redirects and cookies: the requested host and the backend's own names become the client's name.
 pub struct Redirects<'a> {
-    /// As the client wrote it: the host, and the port where it is not the scheme's own.
+    /// Host as the client wrote it, with a port unless it is the scheme's default.
     pub authority: &'a str,
-    /// The client came by https.
+    /// The client uses https.
     pub tls: bool,
-    /// Path and query of its request.
+    /// Path and query of the client's request.
     pub target: &'a PathAndQuery,
-    /// The port that speaks https, where a client without TLS named none and 443 is not adit's.
+    /// Port for https, if a client without TLS named no port and adit does not listen on 443.
     pub https_port: Option<u16>,
     /// adit speaks TLS to the backend.
     pub backend_tls: bool,
-    /// The backend's own names, where its redirects come back, too.
+    /// The backend's own names, if redirects to them are rewritten, too.
     pub own: Option<&'a Names>,
 }
 
 impl Redirects<'_> {
-    /// Rewrites targets of redirects to the name that the client used. Other hosts stay as they are.
+    /// Rewrites redirects and cookies to the name that the client used. Other hosts stay as they are.
     pub fn lead_back(&self, headers: &mut HeaderMap) {
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(url) = headers.get(&name).and_then(|value| self.url(value.as_bytes())) {
@@ -121,7 +121,7 @@ impl Redirects<'_> {
         }
     }
 
-    /// Returns an absolute URL, or one without a scheme, as one that leads to where the client is. None: it stays as it is.
+    /// Returns an absolute URL, or one without a scheme, with the client's host. `None`: it stays as it is.
     fn url(&self, url: &[u8]) -> Option<HeaderValue> {
         let slashes = url.windows(2).position(|pair| pair == b"//")?;
         let (scheme, rest) = (url[..slashes].to_ascii_lowercase(), &url[slashes + 2..]);
@@ -134,7 +134,8 @@ impl Redirects<'_> {
         }
         let is_https = match &scheme[..] {
             b"" | b"http:" => self.tls,
-            // To a backend that adit speaks TLS to, https is nothing but its own scheme; unless it would be a circle.
+            // If adit speaks TLS to the backend, https is only the backend's own scheme, unless the redirect would then be a
+            // loop.
             b"https:" => self.tls || !self.backend_tls || self.is_target(path),
             _ => return None,
         };
@@ -149,14 +150,14 @@ impl Redirects<'_> {
         HeaderValue::from_bytes(&[led.as_bytes(), path].concat()).ok()
     }
 
-    /// Returns whether a path, and what follows it, is what the client asked for.
+    /// Returns whether a path with its query is the one that the client requested.
     fn is_target(&self, path: &[u8]) -> bool {
         let path = path.split(|byte| *byte == b'#').next().unwrap_or_default();
         let target = self.target.as_str().as_bytes();
         path == target || (!path.starts_with(b"/") && [b"/", path].concat() == target)
     }
 
-    /// Leads the URL of `5; url=http://...` back, quoted or not (HTML, section 4.2.5.3).
+    /// Rewrites the URL of `5; url=http://...`, quoted or not (HTML, section 4.2.5.3).
     fn refresh(&self, value: &[u8]) -> Option<HeaderValue> {
         let mut at = value.iter().position(|byte| b";,".contains(byte))? + 1;
         let spaces = |at: usize| value[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -175,8 +176,8 @@ impl Redirects<'_> {
         HeaderValue::from_bytes(&[&value[..at], url.as_bytes(), &value[end..]].concat()).ok()
     }
 
-    /// Returns a cookie whose Domain a browser takes from the client's host. Without one it belongs to that host alone. None: it stays
-    /// as it is.
+    /// Returns a cookie with a Domain that a browser accepts from the client's host, or without one: it then belongs to that host
+    /// alone. `None`: it stays as it is.
     fn cookie(&self, cookie: &HeaderValue, host: &str) -> Option<HeaderValue> {
         let is_dropped = |attribute: &&[u8]| {
             let Some(equals) = attribute.iter().position(|byte| *byte == b'=') else { return false };
@@ -189,7 +190,7 @@ impl Redirects<'_> {
             let without_port = table::normalise(domain);
             let lies_in =
                 host == without_port || host.strip_suffix(&without_port).is_some_and(|rest| rest.ends_with('.'));
-            // A Domain has no port (RFC 6265, section 4.1.1): browsers drop the whole cookie.
+            // A Domain has no port (RFC 6265, section 4.1.1): with one, browsers reject the cookie.
             let is_whole = domain.eq_ignore_ascii_case(&without_port);
             if lies_in { !is_whole } else { self.own.is_some() }
         };
@@ -223,7 +224,7 @@ mod tests {
         Names::of(&target, Scheme::Http, 8080, None)
     }
 
-    /// Returns a header that came from the pod as the client gets it.
+    /// Returns a header of the pod's answer as the client gets it.
     fn led(redirects: &Redirects<'_>, name: HeaderName, value: &str) -> String {
         let mut headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_bytes(value.as_bytes()).unwrap())]);
         redirects.lead_back(&mut headers);
@@ -309,14 +310,14 @@ mod tests {
             let authority = if https_port.is_some() { "web.localhost" } else { "web.localhost:8989" };
             led(&Redirects { authority, tls, backend_tls, https_port, ..redirects(&target) }, LOCATION, url)
         };
-        // A server that wants https.
+        // A server that demands https.
         assert_eq!(of("https://web.localhost/?a", false, false, None), "https://web.localhost:8989/?a");
         assert_eq!(of("https://web.localhost:443/x", false, false, None), "https://web.localhost:8989/x");
         assert_eq!(of("https://web.localhost/x", false, false, Some(80)), "https://web.localhost:80/x");
         assert_eq!(of("http://web.localhost/x", false, false, Some(80)), "http://web.localhost/x");
-        // One that is https and does not know that the client has come without.
+        // An https server that does not know that the client uses http.
         assert_eq!(of("https://web.localhost/x", false, true, None), "http://web.localhost:8989/x");
-        // The same, which does, and would send it in a circle.
+        // An https server that knows it, so that an http redirect would be a loop.
         assert_eq!(of("https://web.localhost/?a", false, true, None), "https://web.localhost:8989/?a");
         assert_eq!(of("https://web.localhost?a", false, true, None), "https://web.localhost:8989?a");
         assert_eq!(of("https://web.localhost/x", true, true, None), "https://web.localhost:8989/x");

@@ -10,18 +10,18 @@ use crate::{
     routing::Route,
 };
 
-/// The methods that a context takes.
+/// Methods that a context accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadOnly {
     pub context: ContextName,
-    /// How a person names it on the command line.
+    /// Name of the context on the command line.
     pub alias: String,
     pub methods: Vec<Method>,
 }
 
 impl ReadOnly {
-    /// Returns the rule for a route. None: its context takes every method. Where several aliases name the context, all of
-    /// their rules hold.
+    /// Returns the rule for a route. `None`: its context accepts every method. If several aliases name the context, all their
+    /// rules apply.
     pub fn of(config: &Config, route: &Route) -> Option<Self> {
         let context = &route.target.pods()?.cluster.context;
         let rules = config.contexts.iter().filter(|(_, alias)| alias.name == *context);
@@ -39,7 +39,7 @@ impl ReadOnly {
         format!("adit unlock {} --for 15m", self.alias)
     }
 
-    /// Returns the rule in words.
+    /// Returns the rule as a sentence.
     pub fn title(&self) -> String {
         let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
         format!("context {} takes only {}", self.context, methods.join(", "))
@@ -47,12 +47,12 @@ impl ReadOnly {
 }
 
 impl HttpFrontend {
-    /// Returns whether the context of a route takes only some methods at the moment.
+    /// Returns whether the context of a route accepts only some methods at the moment.
     pub fn has_rules(&self, route: &Route) -> bool {
         self.rule(route).is_some()
     }
 
-    /// Returns the methods that the context of a route takes at the moment. None: every one, and all other protocols.
+    /// Returns the rule for a route at the moment. `None`: its context accepts every method, and all other protocols.
     pub fn rule(&self, route: &Route) -> Option<ReadOnly> {
         self.sites.read_only(route).filter(|rule| self.locks.time_left(&rule.context).is_none())
     }
@@ -60,13 +60,13 @@ impl HttpFrontend {
     /// Checks that a request may go to the context of its route.
     ///
     /// # Errors
-    /// The context does not take it.
+    /// The context does not accept it.
     pub(super) fn check_rules(&self, request: &Request<Body>, route: &Route) -> Result<(), Page> {
         let Some(rule) = self.sites.read_only(route) else { return Ok(()) };
         if self.locks.time_left(&rule.context).is_some() {
             return Ok(());
         }
-        // A connection of another protocol can write whatever its first request was.
+        // After a switch, the client can write anything, whatever the method of its request was.
         let asked = upgrade::asked_protocol(request)
             .map(|(protocol, _)| format!("a switch to {}", protocol.to_str().unwrap_or("another protocol")));
         let is_method_taken = rule.methods.contains(request.method());
@@ -83,10 +83,10 @@ impl HttpFrontend {
     }
 }
 
-/// Checks that a request that a person sends again goes where the first one went.
+/// Checks that a replayed request goes to the target of the original one.
 ///
 /// # Errors
-/// Its name leads elsewhere by now.
+/// Its name has another target by now.
 pub fn check_replay(request: &Request<Body>, route: &Route) -> Result<(), Page> {
     let Some(replay) = request.extensions().get::<ReplayOf>() else { return Ok(()) };
     let target = route.target.to_string();

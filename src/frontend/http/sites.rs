@@ -1,4 +1,4 @@
-//! Resolves names for the HTTP front: by the router on a laptop, by the tunnels on a relay.
+//! Resolves names for the HTTP frontend: by the router on a laptop, by the tunnels on a relay.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -19,45 +19,45 @@ use crate::{
 
 /// Gives each request its route.
 pub trait Sites: Send + Sync + 'static {
-    /// Answers a request for adit itself. None: it is for somebody else. `local`: the address that the client has connected to.
+    /// Answers a request for adit itself. `None`: the request is for a route. `local`: address that the client connected to.
     fn answer(&self, host: &str, request: &Request<Body>, local: SocketAddr) -> Option<Response<Body>>;
 
-    /// Returns the route of a request. `host`: whom it is for, in lower case, without port.
+    /// Returns the route of a request.
     ///
-    /// `door`: whether it came to a forward proxy.
+    /// `host`: its authority, in lower case, without port. `door`: whether it came to a forward proxy.
     ///
     /// # Errors
-    /// There is none: the page to answer with.
+    /// There is no route: the page to answer with.
     fn route(&self, host: &str, request: &Request<Body>, door: &Door) -> Result<Route, Page>;
 
-    /// Returns the host of another network that a request to a forward proxy may be for, if no pod has its name.
+    /// Returns the host of another network that a request to a forward proxy may be for, if no Service or pod has that name.
     fn elsewhere(&self, host: &str, request: &Request<Body>, door: &Door) -> Option<Asked> {
         let _ = (host, request, door);
         None
     }
 
-    /// Returns the methods that the context of a route takes. None: every one.
+    /// Returns the rule of a route's context. `None`: it accepts every method.
     fn read_only(&self, route: &Route) -> Option<ReadOnly> {
         let _ = route;
         None
     }
 
-    /// Returns the port of https for a client without TLS that named no port. `local`: the port that it has connected to. None: it is
-    /// 443, or the client's port, which something in between may have changed.
+    /// Returns the port for https, for a client without TLS that named no port. `None`: 443, or the client's own port, which
+    /// something between may have changed. `local`: the port that the client has connected to.
     fn https_port(&self, authority: &str, local: u16) -> Option<u16> {
         let _ = (authority, local);
         None
     }
 
-    /// Returns whether a name means this machine alone: what a browser remembers of it concerns every name below the same suffix, and
-    /// stays when adit has gone.
+    /// Returns whether a name means this machine alone. What a browser remembers of such a name affects all names below its
+    /// suffix, and outlives adit.
     fn is_local(&self, host: &str) -> bool {
         let _ = host;
         false
     }
 
-    /// Returns whether clients reach this proxy before any other, so that what they say of themselves (X-Forwarded-For) is not to be
-    /// believed. Where it stands behind others, it passes on what those have said.
+    /// Returns whether clients reach this proxy before any other. The first proxy replaces X-Forwarded-For, which a client could
+    /// forge; a proxy behind others passes it on.
     fn is_first(&self) -> bool {
         true
     }
@@ -74,7 +74,7 @@ impl Sites for ArcSwap<Router> {
         let route = router.http(host).or_else(|error| match to_proxy(request, &router, door) {
             Some(asked) if !table::is_here(host) => {
                 let route = router.forward(asked.context.as_ref(), &asked.host, asked.port)?;
-                // The client knows the names that redirects lead to.
+                // A client of the forward proxy can reach the names in redirects itself.
                 let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
                 Ok(Route { options: Arc::new(options), ..route })
             }
@@ -112,7 +112,7 @@ impl Sites for ArcSwap<Router> {
     }
 }
 
-/// Returns what a request to a forward proxy asks for: its target is a whole URL, which no web page can make a browser send.
+/// Returns the destination of a request to a forward proxy: an absolute URL, which no web page can make a browser send.
 fn to_proxy<B>(request: &Request<B>, router: &Router, door: &Door) -> Option<Asked> {
     let is_whole = request.version() < Version::HTTP_2 && request.uri().scheme() == Some(&uri::Scheme::HTTP);
     if !is_whole || router.config.proxy.is_none() || door.is_closed() {
@@ -123,7 +123,7 @@ fn to_proxy<B>(request: &Request<B>, router: &Router, door: &Door) -> Option<Ask
     Some(Asked { context, host, port: request.uri().port_u16().unwrap_or(80) })
 }
 
-/// Returns the credentials that a request gives a proxy.
+/// Returns the credentials for the proxy in a request.
 pub fn credentials<B>(request: &Request<B>) -> Option<Credentials> {
     basic(request.headers().get(PROXY_AUTHORIZATION)?.to_str().ok()?)
 }

@@ -1,4 +1,4 @@
-//! The HTTP front over a scripted backend: hyper servers in memory.
+//! The HTTP frontend over a scripted backend: hyper servers in memory.
 
 use std::{
     io,
@@ -58,7 +58,7 @@ type Answered = BoxFuture<'static, io::Result<Response<Body>>>;
 /// Serves the connections of a pod.
 type Serve = Box<dyn Fn(Arc<Pod>, DuplexStream) + Send + Sync>;
 
-/// A pod, and what it has seen.
+/// A pod, and the requests that it has received.
 struct Pod {
     speaks: Scheme,
     serve: Serve,
@@ -108,7 +108,7 @@ where
         counting.requests.fetch_add(1, Ordering::SeqCst);
         answer(request)
     });
-    // How a connection ends is the matter of the front, which the tests look at.
+    // The tests look at how the frontend ends a connection.
     let _ = match pod.speaks {
         Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
         Scheme::H2c => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
@@ -120,7 +120,7 @@ where
     };
 }
 
-/// The front, and the pod that web.localhost leads to.
+/// The frontend, and the pod that serves web.localhost.
 struct World {
     front: Arc<HttpFrontend>,
     tunnels: Manager,
@@ -129,7 +129,7 @@ struct World {
 }
 
 impl World {
-    /// The pod answers each request with `answer`.
+    /// Returns a world whose pod answers each request with `answer`.
     fn new(speaks: Scheme, answer: impl Fn(Request<Incoming>) -> Answered + Send + Sync + 'static) -> Self {
         let answer = Arc::new(answer);
         Self::over(speaks, Box::new(move |pod, stream| drop(tokio::spawn(serve_pod(pod, stream, answer.clone())))))
@@ -140,7 +140,7 @@ impl World {
         Self::routed(&scheme, ServicePort { number: 80, name: None, app_protocol: None }, speaks, serve)
     }
 
-    /// The route has `options`, and the Service `port`.
+    /// Returns a world whose route has `options`, and whose Service has `port`.
     fn routed(options: &str, port: ServicePort, speaks: Scheme, serve: Serve) -> Self {
         let route = format!("{{service: web, {options}}}");
         let text = format!("http: {{k8s: {{routes: {{web.localhost: {route}, web.example.test: {route}}}}}}}\n");
@@ -167,7 +167,7 @@ impl World {
         Self { front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()), tunnels, pod, drain }
     }
 
-    /// Returns the client's end of a connection to the front.
+    /// Returns the client's end of a connection to the frontend.
     fn connect(&self, version: HttpVersion) -> DuplexStream {
         let (near, far) = duplex(64 * 1024);
         self.serve(Box::new(far), version);
@@ -189,7 +189,7 @@ impl World {
         self.drain.spawn(self.front.clone().serve(stream, version, connection, false, self.drain.clone()));
     }
 
-    /// Writes bytes, and returns what comes until the front closes.
+    /// Writes bytes, and returns the answer up to the end of the connection.
     async fn exchange(&self, request: &str) -> String {
         let mut stream = self.connect(HttpVersion::Http1);
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -234,7 +234,7 @@ async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(body.to_bytes().to_vec()).unwrap()
 }
 
-/// Answers with the headers that came, a line each.
+/// Answers with the headers of the request, one on each line.
 fn show_headers(request: Request<Incoming>) -> Answered {
     let lines: Vec<String> =
         request.headers().iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
@@ -346,7 +346,7 @@ async fn a_target_of_http2_is_one_that_http1_may_carry() {
 #[tokio::test]
 async fn a_head_is_answered_though_the_backend_sends_content() {
     for speaks in [Scheme::Http, Scheme::H2c] {
-        // hyper's server of HTTP/2 sends what it is given.
+        // hyper's HTTP/2 server sends the headers unchanged.
         let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(body_of("hello"))) }));
         let head = || Request::head("http://web.localhost/").header(HOST, "web.localhost").body(body_of("")).unwrap();
         let mut client = world.http2().await;

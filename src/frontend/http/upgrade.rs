@@ -1,4 +1,4 @@
-//! WebSocket and other upgrades: after the backend's 101, bytes both ways.
+//! WebSocket and other upgrades: after the backend's 101, bytes are copied both ways.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::TryFutureExt;
@@ -31,12 +31,12 @@ use crate::{
 /// A request to switch to another protocol.
 pub struct Asked {
     protocol: HeaderValue,
-    /// It came over HTTP/2, where it is an extended CONNECT (RFC 8441).
+    /// The request is an extended CONNECT of HTTP/2 (RFC 8441).
     is_extended: bool,
     client: Client,
 }
 
-/// How the client's connection is had once the request is answered.
+/// The client's connection, available once the request is answered.
 enum Client {
     Http1(hyper::upgrade::OnUpgrade),
     Http2(oneshot::Receiver<Tunnel>),
@@ -52,7 +52,7 @@ impl Client {
 }
 
 impl Asked {
-    /// Returns what a request asks for. None: it is a plain request.
+    /// Returns the protocol switch that a request asks for. `None`: it is a plain request.
     pub fn of<B>(request: &mut Request<B>) -> Option<Self> {
         let (protocol, is_extended) = asked_protocol(request)?;
         let client = match request.extensions_mut().remove::<Switching>() {
@@ -62,19 +62,19 @@ impl Asked {
         Some(Self { protocol, is_extended, client })
     }
 
-    /// Makes the request one that a backend of HTTP/1.1 understands; what is about the client's connection was removed.
+    /// Rewrites the request for an HTTP/1.1 backend. The client's hop-by-hop headers must be removed before.
     pub fn into_http1<B>(&self, request: &mut Request<B>) {
         let headers = request.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, self.protocol.clone());
         if self.is_extended {
-            // The key only shows that the answer belongs to the question.
+            // The key only proves that the answer belongs to this request; it need not be secret.
             let nonce = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8).to_be_bytes();
             let key = BASE64_STANDARD.encode([nonce, nonce].concat());
             if let Ok(key) = HeaderValue::from_str(&key) {
                 headers.insert(SEC_WEBSOCKET_KEY, key);
             }
-            // The bytes that follow are no body.
+            // The bytes that follow belong to the other protocol, not to a body.
             headers.remove(CONTENT_LENGTH);
             *request.method_mut() = Method::GET;
             request.extensions_mut().remove::<Protocol>();
@@ -85,7 +85,7 @@ impl Asked {
         self.is_extended
     }
 
-    /// Sets the headers of the answer that tells the client of the switch. `chosen`: the protocol that the backend has taken.
+    /// Sets the headers of the answer for the switch. `chosen`: the protocol that the backend has accepted.
     pub fn tell(&self, headers: &mut HeaderMap, chosen: HeaderValue) {
         if self.is_extended {
             headers.remove(SEC_WEBSOCKET_ACCEPT);
@@ -95,7 +95,7 @@ impl Asked {
         }
     }
 
-    /// Joins the two connections once both have been upgraded. The lease is held for as long as they live.
+    /// Joins the two connections once both are upgraded, and holds the lease until they end.
     pub fn join(
         self,
         backend: hyper::upgrade::OnUpgrade,
@@ -131,7 +131,7 @@ impl Asked {
     }
 }
 
-/// Returns the protocol that a request asks to switch to, and whether it does so by an extended CONNECT.
+/// Returns the protocol that a request asks to switch to, and whether it is an extended CONNECT.
 pub fn asked_protocol<B>(request: &Request<B>) -> Option<(HeaderValue, bool)> {
     match request.extensions().get::<Protocol>() {
         Some(protocol) if *request.method() == Method::CONNECT => {

@@ -1,4 +1,4 @@
-//! Requests to the pod: on which connection, in which protocol, and what is done where one fails.
+//! Requests to the pod: the choice of connection and protocol, and retries.
 
 mod admission;
 mod connect;
@@ -40,26 +40,26 @@ pub struct Upstreams {
     drain: Drain,
 }
 
-/// Target of a request, and the protocol features that it needs.
+/// Target of a request, and the protocol that it needs.
 #[derive(Clone, Copy)]
 pub struct Way<'a> {
     pub route: &'a Route,
     pub lease: &'a Lease,
-    /// The host that was asked for, in lower case and without port.
+    /// The requested host, in lower case and without port.
     pub host: &'a str,
     pub asks: Asks,
 }
 
-/// The head of an answer, and what has to be kept until its body has ended.
+/// Head of an answer, and the guard to hold until its body has ended.
 pub struct Answered {
     pub response: Response<Body>,
     pub returning: Option<Returning>,
     /// Scheme of the backend.
     pub scheme: Scheme,
     pub pod: Arc<str>,
-    /// How often the request was sent again.
+    /// Number of retries.
     pub retries: u32,
-    /// When the connection that it was sent on was ready.
+    /// When the connection of the last attempt was ready.
     pub connected: Instant,
 }
 
@@ -76,7 +76,7 @@ impl Upstreams {
         })
     }
 
-    /// Sends a request and returns the head of the answer.
+    /// Sends a request, and returns the head of the answer.
     ///
     /// [`retry`] decides on retries, and [`protocol`] on the protocol.
     pub async fn send(self: &Arc<Self>, way: &Way<'_>, request: Request<Body>) -> Result<Answered, RequestError> {
@@ -97,7 +97,7 @@ impl Way<'_> {
         self.asks == Asks::Upgrade
     }
 
-    /// Returns what to speak instead of `spoke`. A route that verifies certificates, or shows one, keeps to TLS.
+    /// Returns the protocols to try instead of `spoke`. A route that verifies certificates or presents one keeps to TLS.
     fn others(&self, spoke: Scheme, said: Sniff) -> &'static [Scheme] {
         let tls = &self.route.options.tls;
         let keeps_to_tls = tls.verify || tls.client_cert.is_some();

@@ -1,4 +1,4 @@
-//! A WebSocket between a client and a backend: bytes pass unchanged, and frames are followed to know when it ends.
+//! A WebSocket between a client and a backend: bytes pass unchanged, and adit parses the frames to know when it ends.
 
 use std::{
     future::Future,
@@ -22,30 +22,30 @@ use crate::{
     wire::websocket::Boundary,
 };
 
-/// A Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
+/// Close frame with 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
 const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
 
-/// After both Close frames a backend ends its connection at once, and a node passes that on a second later.
+/// Timeout for the backend's end after both Close frames. A backend ends at once, and a node passes that on a second later.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The backend of a WebSocket.
+/// Backend of a WebSocket.
 ///
-/// It ends for its client when both Close frames have passed (RFC 6455, section 7.1.1): the node's second is not waited for.
-/// And it says goodbye when the process ends: after the frame that is on its way, never within one.
+/// It ends for its client when both Close frames have passed (RFC 6455, section 7.1.1), without the node's delay of a second. In
+/// a drain it sends a Close frame to the client, between two frames of the backend.
 pub struct WebSocketBackend<T> {
     inner: T,
     from_backend: Boundary,
     from_client: Boundary,
-    /// Waits for the backend, and for the client's Close frame.
+    /// Waker of the reader, which waits for the backend and for the client's Close frame.
     reader: Option<Waker>,
     drain: Pin<Box<dyn Future<Output = ()> + Send>>,
     is_leaving: bool,
-    /// The rest of our own Close frame.
+    /// Unsent rest of adit's own Close frame.
     close: &'static [u8],
 }
 
 impl<T> WebSocketBackend<T> {
-    /// `drain`: its start ends the WebSocket.
+    /// `drain`: its start closes the WebSocket.
     pub fn new(inner: T, drain: Drain) -> Self {
         Self {
             inner,
@@ -58,7 +58,7 @@ impl<T> WebSocketBackend<T> {
         }
     }
 
-    /// Returns how many messages have passed from the client, and from the backend.
+    /// Returns the number of messages from the client, and from the backend.
     pub fn messages(&self) -> (u64, u64) {
         (self.from_client.messages(), self.from_backend.messages())
     }
@@ -69,14 +69,14 @@ impl<T> WebSocketBackend<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> WebSocketBackend<T> {
-    /// Waits for the backend to end its connection, so that it gets the client's Close frame.
+    /// Waits until the backend ends its connection, so that it receives the client's Close frame.
     pub async fn finish(mut self) {
         if self.has_ended() {
             let ending = async {
                 self.inner.shutdown().await?;
                 copy(&mut self.inner, &mut sink()).await
             };
-            // It has all that it waits for, however this ends.
+            // The backend has received everything, however this ends.
             let _ = timeout(LAST_WORDS, ending).await;
         }
     }
@@ -120,7 +120,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WebSocketBackend<T> {
         let this = &mut *self;
         let count = ready!(Pin::new(&mut this.inner).poll_write(cx, buf))?;
         if this.from_backend.has_closed() && is_close(&buf[..count]) {
-            // The backend has failed the connection within a frame of the client's, which will not be finished.
+            // The backend has closed in the middle of a client's frame, which will not be finished.
             this.from_client = Boundary::default();
         }
         this.from_client.pass(&buf[..count]);
@@ -139,7 +139,7 @@ impl<T: Io> Io for WebSocketBackend<T> {
     said_through!();
 }
 
-/// Returns whether these bytes are one whole Close frame of a client.
+/// Returns whether the bytes are exactly one Close frame of a client.
 fn is_close(bytes: &[u8]) -> bool {
     matches!(bytes, [0x88, length, rest @ ..] if length & 0x80 != 0 && rest.len() == usize::from(length & 0x7f) + 4)
 }
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clients_connection_ends_when_both_close_frames_have_passed() {
-        // Partial frames of the client at the time of the close.
+        // The client's partial frame when the backend closes.
         for unfinished in [&b""[..], b"\x81\x85\0\0\0\0he"] {
             for client_first in [true, false] {
                 let ((mut client, mut front), (inner, mut backend)) = (duplex(64), duplex(64));

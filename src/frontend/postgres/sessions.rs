@@ -1,5 +1,5 @@
-//! Pods by PostgreSQL session: a cancel request arrives on a connection of its own, and names only the
-//! key that the server gave the session.
+//! Pods by PostgreSQL session: a CancelRequest arrives on its own connection, and names only the key that the server gave the
+//! session.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::{
     wire::postgres::{First, Key, KeyWatch, first},
 };
 
-/// The sessions that are open.
+/// Open sessions.
 #[derive(Default)]
 pub struct Sessions(Mutex<State>);
 
@@ -32,7 +32,7 @@ struct State {
     open: BTreeMap<u64, Session>,
 }
 
-/// Place of a session.
+/// Target and pod of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub target: Target,
@@ -41,14 +41,14 @@ pub struct Place {
 }
 
 struct Session {
-    /// The address of its client.
+    /// Address of the client.
     peer: IpAddr,
     place: Place,
     key: Key,
 }
 
 impl Sessions {
-    /// Takes note of a session until what is returned is dropped. `key`: [`Key::Hidden`] where it travels encrypted.
+    /// Registers a session until the returned guard is dropped. `key`: [`Key::Hidden`] if the server sends it encrypted.
     fn begin(self: &Arc<Self>, peer: SocketAddr, place: Place, key: Key) -> OpenSession {
         let mut state = self.lock();
         state.last += 1;
@@ -57,8 +57,8 @@ impl Sessions {
         OpenSession { sessions: self.clone(), number }
     }
 
-    /// Returns where the session with this key is. Where none is known to have it: all of the same client whose keys travel
-    /// encrypted, and so one of them has it. `only`: of this target.
+    /// Returns the place of the session with this key. If no session is known to have it, returns the places of all sessions of
+    /// the same client whose keys are encrypted: one of them may have it. `only`: target that the sessions must have.
     pub fn find(&self, key: &[u8], peer: SocketAddr, only: Option<&Target>) -> Vec<Place> {
         let (state, peer) = (self.lock(), peer.ip().to_canonical());
         let candidates =
@@ -78,8 +78,8 @@ impl Sessions {
         places
     }
 
-    /// Returns the pod with which a client has sessions whose keys travel encrypted. It stays with that one: a request to cancel
-    /// is encrypted, too, and cannot be told from another session.
+    /// Returns the pod of a client's latest session with an encrypted key. New connections of the client go to that pod, because
+    /// an encrypted CancelRequest looks like any new session.
     pub fn pod_of(&self, peer: SocketAddr, target: &Target) -> Option<Arc<str>> {
         let (state, peer) = (self.lock(), peer.ip().to_canonical());
         let is_it =
@@ -97,7 +97,7 @@ impl Sessions {
     }
 }
 
-/// A session that is open until this is dropped.
+/// Guard of an open session; its drop removes the session.
 pub struct OpenSession {
     sessions: Arc<Sessions>,
     number: u64,
@@ -117,34 +117,34 @@ impl Drop for OpenSession {
     }
 }
 
-/// The stream to a server, which finds out whether the client speaks PostgreSQL, and the key of its session.
+/// Stream to a server that detects whether the client speaks PostgreSQL, and reads the key of its session.
 pub struct Watched {
     inner: BoxedIo,
     client: Client,
-    /// First message of the client.
+    /// First bytes of the client, at most 8.
     first: Vec<u8>,
     watch: KeyWatch,
     session: Option<OpenSession>,
 }
 
-/// Of whom a session would be, and where.
+/// Client and place of the session, if it becomes one.
 struct Client {
     sessions: Arc<Sessions>,
     peer: SocketAddr,
     place: Place,
-    /// Nothing more is to be found out.
+    /// Nothing more can be learned: the protocol is another one, or the key is known or encrypted.
     is_known: bool,
 }
 
 impl Watched {
-    /// Begins before the client's first byte has been passed on.
+    /// Must be made before the client's first byte is passed on.
     pub fn new(inner: BoxedIo, sessions: Arc<Sessions>, peer: SocketAddr, route: &Route, pod: &str) -> Self {
         let place = Place { target: route.target.clone(), idle_timeout: route.idle_timeout, pod: pod.into() };
         let client = Client { sessions, peer, place, is_known: false };
         Self { inner, client, first: Vec::new(), watch: KeyWatch::default(), session: None }
     }
 
-    /// The client speaks PostgreSQL, as is known already. `is_encrypted`: all that follows is.
+    /// Begins a session of a client that is known to speak PostgreSQL. `is_encrypted`: adit cannot read what follows.
     pub fn of_postgres(mut self, is_encrypted: bool) -> Self {
         let key = if is_encrypted { Key::Hidden } else { Key::NotYet };
         self.client.is_known = is_encrypted;
@@ -152,7 +152,7 @@ impl Watched {
         self
     }
 
-    /// Returns what the client has sent first, up to 8 bytes.
+    /// Returns the client's first bytes, at most 8.
     pub fn first(&self) -> &[u8] {
         &self.first
     }
@@ -186,7 +186,7 @@ impl Watched {
                     self.client.is_known = true;
                 }
             },
-            // A server that speaks first.
+            // A server that speaks first is not PostgreSQL.
             None => self.client.is_known |= !bytes.is_empty(),
         }
     }
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(find(1, None), ["db-0"]);
         assert_eq!(find(2, Some("db")), ["db-1"]);
         assert_eq!(find(2, Some("other")), [""; 0]);
-        // It may be one of those that cannot be read; it is not one of another machine.
+        // The key may belong to an encrypted session of this client, but not to one of another machine.
         assert_eq!(find(7, None), ["db-2"]);
         assert_eq!(sessions.pod_of(peer("127.0.0.1"), &Target::Named("db".into())).as_deref(), Some("db-2"));
         assert_eq!(sessions.pod_of(peer("10.0.0.2"), &Target::Named("db".into())), None);

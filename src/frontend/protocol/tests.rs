@@ -81,7 +81,7 @@ fn what_was_learned_counts_for_one_session_and_one_kind_of_request() {
     protocols.learn(&route, &first, Asks::Http, Scheme::Http);
     assert_eq!(chosen(&first, Asks::Http2), (Scheme::Http, true));
     assert!(protocols.wrong_hints().is_empty());
-    // Another session: the pods are others.
+    // Another session may have other pods.
     let second = endpoint(80, Some("http"));
     assert_eq!(chosen(&second, Asks::Grpc), (Scheme::H2c, false));
     protocols.learn(&route, &second, Asks::Http, Scheme::Https);

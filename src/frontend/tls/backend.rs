@@ -1,4 +1,4 @@
-//! TLS towards https backends.
+//! TLS connections to https backends.
 
 use std::{
     collections::HashMap,
@@ -15,24 +15,26 @@ use crate::{
     tls::{self, Pinned},
 };
 
-/// The client configurations that requests to backends share, so that sessions are resumed.
+/// TLS client configurations, shared by requests to backends so that TLS sessions resume.
 #[derive(Default)]
 pub struct ClientConfigs {
-    /// By what was asked for, and whether only HTTP/1.1 is offered.
+    /// By the route's TLS settings, and whether only HTTP/1.1 is offered.
     made: Mutex<HashMap<(BackendTls, bool), Made>>,
 }
 
 struct Made {
-    /// When the files that it was made of were changed last.
+    /// Modification times of the PEM files at that time.
     files: Vec<Option<SystemTime>>,
     config: Arc<ClientConfig>,
 }
 
 impl ClientConfigs {
-    /// `http1`: HTTP/2 is not offered, as an upgrade needs HTTP/1.1. Files are read again when they have changed.
+    /// Returns the configuration for a route's settings; reads the PEM files again if they have changed.
+    ///
+    /// `http1`: do not offer HTTP/2, because an upgrade needs HTTP/1.1.
     ///
     /// # Errors
-    /// A file cannot be read or is not what it should be, or the system has no roots that could be read.
+    /// A file cannot be read or is invalid, or the system has no readable root certificates.
     pub fn config(&self, tls: &BackendTls, http1: bool) -> io::Result<Arc<ClientConfig>> {
         let client = tls.client_cert.iter().flat_map(|files| [&files.cert, &files.key]);
         let files: Vec<_> = tls.ca.iter().chain(client).map(|path| modified(path)).collect();
@@ -72,8 +74,7 @@ fn make(options: &BackendTls, http1: bool) -> io::Result<ClientConfig> {
         }
         builder.with_root_certificates(roots)
     } else {
-        // The way to the pod is authenticated by the API server; what pods present is rarely made out to a name that a
-        // laptop knows.
+        // The API server authenticates the connection to the pod. Certificates of pods rarely contain a name that a laptop uses.
         builder.dangerous().with_custom_certificate_verifier(Pinned::to_nothing(provider))
     };
     let mut config = match &options.client_cert {

@@ -1,5 +1,5 @@
-//! Certificates for TLS that ends here, minted per name: signed by the authority that this user's stores trust where there is one that
-//! vouches for the name, else by one of this process.
+//! Certificates for TLS that ends here, minted per name. The CA that `adit trust install` made signs the names that it vouches
+//! for; a CA of this process signs all others.
 
 use std::{
     collections::HashMap,
@@ -24,42 +24,42 @@ use tracing::{info, warn};
 
 use crate::trust;
 
-/// How long a certificate is valid, and how long before its end another one is minted.
+/// Validity of a certificate, and how long before its end adit mints another one.
 const VALID: Duration = Duration::from_secs(24 * 60 * 60);
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 60);
 
-/// Clocks of laptops and their browsers are not the same.
+/// A certificate is valid from this long ago: the clocks of browsers and of adit may differ.
 const BACKDATE: Duration = Duration::from_secs(60 * 60);
 
-/// How many certificates are kept: names are the client's choice.
+/// Maximum number of certificates in memory: clients choose the names.
 const MOST: usize = 1000;
 
-/// The name for clients that give none.
+/// Name in the certificate for clients without a server name.
 const NAMELESS: &str = "adit.localhost";
 
-/// The longest common name (RFC 5280, appendix A.1).
+/// Maximum length of a common name in characters (RFC 5280, appendix A.1).
 const LONGEST_COMMON_NAME: usize = 64;
 
-/// How often it is looked whether there is another authority.
+/// Interval between checks whether the user's CA has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The certificates of this process, and the authorities that sign them.
+/// Certificates of this process, and the CAs that sign them.
 #[derive(Default)]
 pub struct Certs(Mutex<Minted>);
 
 #[derive(Default)]
 struct Minted {
-    /// Made for the first certificate: who speaks no TLS pays nothing for it.
+    /// CA of this process, made with the first certificate: without TLS it costs nothing.
     authority: Option<Authority>,
     trusted: Trusted,
-    /// By name, with the time at which they were made, by the clock that goes on while a laptop sleeps.
+    /// By name, with the wall-clock time when each was made: that clock runs on while a laptop sleeps.
     certificates: HashMap<String, (SystemTime, Arc<CertifiedKey>)>,
 }
 
-/// The authority of this user, as `adit trust install` has made it.
+/// CA of this user, as `adit trust install` has made it.
 #[derive(Default)]
 struct Trusted {
-    /// None: none is looked for.
+    /// `None`: adit uses no CA of the user.
     folder: Option<PathBuf>,
     looked: Option<Instant>,
     modified: Option<SystemTime>,
@@ -69,14 +69,14 @@ struct Trusted {
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
-    /// One key serves all leaves: making one costs more than signing a certificate.
+    /// Key of all leaf certificates: to make a key costs more than to sign a certificate.
     key: KeyPair,
 }
 
 type MintError = Box<dyn std::error::Error>;
 
 impl Certs {
-    /// Returns the server's configuration for connections that we end. `protocols`: by ALPN, the one we like best first.
+    /// Returns the TLS configuration for connections that end here. `protocols`: for ALPN, the preferred one first.
     pub fn server_config(self: Arc<Self>, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder_with_provider(crate::tls::provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
@@ -85,13 +85,13 @@ impl Certs {
         Ok(Arc::new(config))
     }
 
-    /// Follows the authority in a folder, which may come and go.
+    /// Uses the CA in a folder, which may appear, change and disappear.
     pub fn following(folder: Option<PathBuf>) -> Arc<Self> {
         let trusted = Trusted { folder, ..Trusted::default() };
         Arc::new(Self(Mutex::new(Minted { trusted, ..Minted::default() })))
     }
 
-    /// Returns whether the authority of this user vouches for a name.
+    /// Returns whether the user's CA vouches for a name.
     pub fn vouches_for(&self, name: &str) -> bool {
         let mut minted = self.lock();
         minted.look();
@@ -102,13 +102,13 @@ impl Certs {
         self.0.lock().expect("no panic while the lock is held")
     }
 
-    /// Returns a certificate for a name, which was checked to be a DNS name.
+    /// Returns the certificate for a name, which must be a valid DNS name.
     fn get(&self, name: &str) -> Result<Arc<CertifiedKey>, MintError> {
         let now = SystemTime::now();
         let mut minted = self.lock();
         minted.look();
         let Minted { authority, trusted, certificates } = &mut *minted;
-        // A clock that was set back makes them younger than nothing.
+        // If the clock was set back, the age is an error, and adit mints another certificate.
         let is_young = |since: &SystemTime| now.duration_since(*since).is_ok_and(|age| age < VALID - RENEW_BEFORE);
         if let Some((since, certificate)) = certificates.get(name)
             && is_young(since)
@@ -134,7 +134,7 @@ impl Certs {
 }
 
 impl Minted {
-    /// Takes up another authority of this user, or none.
+    /// Loads the user's CA again if it has changed or gone.
     fn look(&mut self) {
         let Trusted { folder: Some(folder), looked, modified, authority } = &mut self.trusted else { return };
         if looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
@@ -196,8 +196,8 @@ impl Authority {
     }
 }
 
-/// Returns a serial number that no other certificate has: by default it would be a digest of the key, which all leaves share, and Firefox
-/// refuses a second certificate of one issuer and number. 16 bytes, positive (RFC 5280, section 4.1.2.2).
+/// Returns a random serial number: 16 bytes, positive (RFC 5280, section 4.1.2.2). The default is a digest of the key, which all
+/// leaves share, and Firefox rejects two certificates with the same issuer and serial number.
 fn serial() -> Result<SerialNumber, MintError> {
     let random = crate::tls::provider().secure_random;
     let mut bytes = [0; 16];
@@ -216,7 +216,7 @@ impl std::fmt::Debug for Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // rustls hands on only valid DNS names.
+        // rustls passes only valid DNS names.
         let name = hello.server_name().unwrap_or(NAMELESS).to_ascii_lowercase();
         self.0.get(&name).inspect_err(|error| warn!(name, %error, "no certificate could be made")).ok()
     }
@@ -267,7 +267,7 @@ mod tests {
             ("web.shop.localhost", "web.shop.localhost", true),
             (long.as_str(), long.as_str(), true),
             (NAMELESS, "127.0.0.1", true),
-            // Signed with the same key: a thief's.
+            // A thief of the key cannot sign for other names.
             ("www.example.com", "www.example.com", false),
         ] {
             let chain = signer.mint(name).unwrap().cert.clone();
@@ -277,7 +277,7 @@ mod tests {
         }
     }
 
-    /// Returns the serial number of a certificate whose parts before it are [0] version 3: SEQUENCE, SEQUENCE, [0], INTEGER.
+    /// Returns the serial number of a certificate, behind SEQUENCE, SEQUENCE, and [0] version 3.
     fn serial_of(certificate: &[u8]) -> &[u8] {
         let version = [0xa0, 3, 2, 1, 2, 2];
         let at = certificate.windows(version.len()).position(|part| part == version).unwrap() + version.len();

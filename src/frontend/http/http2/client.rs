@@ -1,6 +1,6 @@
-//! Pods that speak HTTP/2.
+//! HTTP/2 connections to pods.
 //!
-//! No PINGs: a tunnel that is dead is found below, and servers of gRPC end a connection that has many of them.
+//! adit sends no PINGs: the session below notices a dead tunnel, and gRPC servers close a connection with many PINGs.
 
 use std::{
     future::{Future, poll_fn},
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Sender(SendRequest<Bytes>, Arc<Windows>);
 
-/// Begins with a connection; the future carries it to its end.
+/// Starts HTTP/2 on a connection; the returned future drives it to its end.
 pub async fn handshake(
     stream: BoxedIo,
 ) -> Result<(Sender, impl Future<Output = Result<(), h2::Error>> + Send), h2::Error> {
@@ -47,18 +47,18 @@ pub async fn handshake(
 }
 
 impl Sender {
-    /// Returns whether the connection takes no more requests.
+    /// Returns whether the connection accepts no more requests.
     pub fn is_closed(&mut self) -> bool {
-        // A handle that sends nothing waits for nothing: it is ready, or the connection is not.
+        // A handle without a request in progress is always ready, unless the connection has failed.
         matches!(self.0.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
-    /// Returns how many streams the backend lets one connection have at a time.
+    /// Returns the backend's limit of concurrent streams.
     pub fn most_streams(&self) -> usize {
         self.0.current_max_send_streams()
     }
 
-    /// Sends a request; gives it back where it certainly did not leave.
+    /// Sends a request; the error contains the request if it certainly was not sent.
     ///
     /// Interim responses go to the [`Listener`] in the request's extensions.
     pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, (h2::Error, Option<Request<Body>>)> {
@@ -100,7 +100,7 @@ fn poll_answer(
     listener: Option<&Listener>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Response<h2::RecvStream>, h2::Error>> {
-    // Polls for interim responses first: waiting for the final one makes h2 drop them.
+    // Poll for interim responses first: to wait for the final one makes h2 drop them.
     while let Some(interim) = ready!(response.poll_informational(cx)).transpose()? {
         if let Some(listener) = listener {
             listener.tell(interim.status(), interim.headers());
@@ -109,7 +109,7 @@ fn poll_answer(
     Pin::new(response).poll(cx)
 }
 
-/// Ends the sending of a request's body when it is dropped.
+/// Stops sending a request's body on drop.
 struct Sending(Option<AbortHandle>);
 
 impl Drop for Sending {
@@ -120,7 +120,7 @@ impl Drop for Sending {
     }
 }
 
-/// The body of an answer; where it is dropped before its end the request is over, too.
+/// Body of an answer; a drop before its end cancels the request.
 struct Answer {
     received: Received,
     sending: Sending,
@@ -133,7 +133,7 @@ impl Answer {
         answer
     }
 
-    /// The pod has said everything, and may still want what the client sends.
+    /// The pod's answer is complete, but the pod may still read the client's body.
     fn note_end(&mut self) {
         if self.received.is_end_stream() {
             self.sending.0 = None;

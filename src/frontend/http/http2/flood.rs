@@ -1,8 +1,8 @@
-//! Ends connections on which a client has the server busy without asking for anything: floods of PING, SETTINGS, PRIORITY,
+//! Ends connections on which a client keeps the server busy without a request: floods of PING, SETTINGS, PRIORITY,
 //! RST_STREAM or empty DATA frames (CVE-2019-9512, 9515, 9513, 9514, 9518; CVE-2023-44487).
 //!
-//! Each such frame costs one of a credit. It is earned with time and by what the server has to say: clients of gRPC send a PING
-//! for about each message that comes. Endless heads (CVE-2024-27316) are the h2 crate's own matter.
+//! Each such frame costs one credit. Time earns credit, and so do the frames that the server sends: gRPC clients send about one
+//! PING for each message received. The h2 crate itself limits endless heads (CVE-2024-27316).
 
 use std::{
     io::{self, IoSlice},
@@ -18,7 +18,7 @@ use tokio::{
 use super::keepalive::Activity;
 use crate::io::through::flush_through;
 
-/// The most that a connection has, and what it begins with; and what it earns in a second.
+/// Maximum and initial credit of a connection, and the credit that it earns per second.
 const CREDIT: u64 = 4_000;
 const EARNED: u64 = 100;
 
@@ -35,7 +35,7 @@ const END_STREAM: u8 = 1;
 const PREFACE: usize = 24;
 const HEAD: usize = 9;
 
-/// A client's connection, until its credit is used up.
+/// A client's connection that fails when its credit is used up.
 pub struct Patient<T> {
     inner: T,
     received: Frames,
@@ -46,14 +46,14 @@ pub struct Patient<T> {
 }
 
 impl<T> Patient<T> {
-    /// `inner`: from the connection preface on.
+    /// `inner`: starts with the connection preface.
     pub fn new(inner: T) -> Self {
         let received = Frames { left: PREFACE, ..Frames::default() };
         let (credited, activity) = (Instant::now(), Activity::new());
         Self { inner, received, sent: Frames::default(), credit: CREDIT, credited, activity }
     }
 
-    /// Returns when something passed last.
+    /// Returns the times of the last reads and answers.
     pub fn activity(&self) -> Activity {
         self.activity.clone()
     }
@@ -93,7 +93,7 @@ struct Frames {
 }
 
 impl Frames {
-    /// Looks at each head: type, flags and length.
+    /// Calls `look` with type, flags and length of each frame head.
     fn pass(&mut self, mut bytes: &[u8], mut look: impl FnMut(u8, u8, usize)) {
         while !bytes.is_empty() {
             let passed = self.left.min(bytes.len());
@@ -177,7 +177,7 @@ mod tests {
         (client, patient)
     }
 
-    /// Returns how many PINGs are taken, a byte of them at a time.
+    /// Sends PINGs a byte at a time, and returns how many were accepted.
     async fn pings(client: &mut DuplexStream, patient: &mut Patient<DuplexStream>, most: usize) -> usize {
         for taken in 0..most {
             client.write_all(&PING_FRAME).await.unwrap();

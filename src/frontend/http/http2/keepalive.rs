@@ -1,4 +1,4 @@
-//! Notices that the client of an HTTP/2 connection is gone, by PING (RFC 9113, section 6.7).
+//! Detects by PING that the client of an HTTP/2 connection is gone (RFC 9113, section 6.7).
 
 use std::{
     future::poll_fn,
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::io::accept::Limits;
 
-/// When something passed on a connection last. Clones share it.
+/// Times of the last activity on a connection. Clones share them.
 #[derive(Clone)]
 pub struct Activity(Arc<Mutex<Times>>);
 
@@ -43,7 +43,7 @@ impl Activity {
         self.times().answer = Some(Instant::now());
     }
 
-    /// Returns when headers or data of an answer were sent last. None: there was no answer.
+    /// Returns when headers or data of an answer were last sent. `None`: there was no answer.
     pub fn last_answer(&self) -> Option<Instant> {
         self.times().answer
     }
@@ -58,10 +58,10 @@ impl Activity {
     }
 }
 
-/// Sends a PING whenever the client is silent, and returns when the client is gone: no byte passed in either direction for as
-/// long as an answer may take. An answer that drains over a slow link is progress: the PING waits behind it.
+/// Sends a PING whenever the client is silent, and returns when the client is gone: no byte in either direction for as long as a
+/// PING's answer may take. An answer that drains over a slow link is progress: the PING waits behind it.
 ///
-/// `pings`: of a connection that is polled meanwhile.
+/// `pings`: of a connection that another future polls.
 pub async fn until_gone(mut pings: PingPong, activity: Activity, limits: &Limits) {
     loop {
         let read = activity.last_read();
@@ -70,7 +70,7 @@ pub async fn until_gone(mut pings: PingPong, activity: Activity, limits: &Limits
             continue;
         }
         if pings.send_ping(Ping::opaque()).is_err() {
-            // The connection has ended, which its own poll tells.
+            // The connection has ended, which its own future reports.
             return std::future::pending().await;
         }
         let asked = Instant::now();

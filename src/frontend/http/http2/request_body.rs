@@ -1,8 +1,8 @@
-//! The body of a client's request, and what becomes of it where nobody reads it to its end.
+//! Body of a client's request, and its rest if nobody reads it to its end.
 //!
-//! A server may have the rest of an upload left out: once its answer has ended it resets the stream with NO_ERROR, and a
-//! client takes the answer (RFC 9113, section 8.1). Before that end it would be CANCEL, which clients report as a failure. So the
-//! rest is kept until the answer has ended. A short one is read then: curl 7.88 loses an answer that a reset follows.
+//! A server need not read a whole upload: after the end of its answer it resets the stream with NO_ERROR, and the client accepts
+//! the answer (RFC 9113, section 8.1). h2 would reset earlier, with CANCEL, which clients report as a failure. So adit keeps the
+//! rest until the answer has ended. It then reads a short rest: curl 7.88 loses an answer that is followed by a reset.
 
 use std::{
     future::Future,
@@ -25,25 +25,25 @@ use tower::BoxError;
 use super::{Received, STREAM_WINDOW, server::InterimSender};
 use crate::frontend::http::body::Body;
 
-/// How long the client may take for a short rest, when its answer is there. Short is what it can send without being told of
-/// more room: clients that have their answer do not all listen.
+/// Timeout for a short rest after the answer. A short rest fits into the client's window: clients that have their answer do not
+/// all process window updates.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How much of a body that nobody wants is read before the answer, and for how long: what is wrong with the rest of its
-/// stream gets instead of the answer.
+/// Maximum number of bytes of an unwanted body that adit reads before the answer, and the timeout for them. An error in the rest
+/// of the stream is sent instead of the answer.
 const MOST_UNWANTED: usize = 64 * 1024;
 const UNWANTED_TIME: Duration = Duration::from_millis(50);
 
-/// A body that is given back when it is dropped before its end.
+/// A body whose rest is kept for [`Rest`] when it is dropped before its end.
 pub struct RequestBody {
-    /// None: it has ended.
+    /// `None`: the body has ended.
     received: Option<Received>,
     back: Option<oneshot::Sender<Received>>,
-    /// Sends 100 to a client that waits for it (RFC 9110, section 10.1.1).
+    /// Sends a 100 to a client that waits for it (RFC 9110, section 10.1.1).
     asked: Option<InterimSender>,
-    /// Messages of a conversation, which may be far apart: gRPC and Connect.
+    /// The body is a stream of messages that may be far apart: gRPC or Connect.
     is_conversation: bool,
-    /// How long no byte may come.
+    /// Maximum time without a byte.
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -65,7 +65,7 @@ impl RequestBody {
         (body, Rest(rest))
     }
 
-    /// Ready when the client has sent nothing for too long. h2 has room for it: all that came is with the reader.
+    /// Resolves when the client has sent nothing for too long. Its window is open: everything received is with the reader.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_conversation {
             return Poll::Pending;
@@ -92,7 +92,7 @@ impl HttpBody for RequestBody {
             return polled;
         }
         ready!(self.poll_stalled(cx));
-        // The stream is reset with it.
+        // This drop resets the stream.
         self.received = None;
         let error = io::Error::new(io::ErrorKind::TimedOut, "the rest of the request's body did not come");
         Poll::Ready(Some(Err(error.into())))
@@ -110,14 +110,14 @@ impl HttpBody for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let (Some(received), Some(back)) = (self.received.take(), self.back.take()) {
-            // Nobody waits for it where the client has gone, or has had the time that it gets.
+            // Fails if the client is gone, or if `LINGER` is over.
             let _ = back.send(received);
         }
     }
 }
 
 impl Rest {
-    /// Reads a short rest, once the backend wants no more. The stream is reset where the client is not done then.
+    /// Reads a short rest, once the backend reads no more. If the client is not done then, the stream is reset.
     pub(super) async fn read(self) {
         let reading = async {
             let Ok(mut received) = self.0.await else { return };
@@ -125,12 +125,12 @@ impl Rest {
                 while let Some(Ok(_)) = received.frame().await {}
             }
         };
-        // A slower client gets a reset.
+        // If the client is slower, its stream is reset.
         let _ = timeout(LINGER, reading).await;
     }
 }
 
-/// Reads a body that nobody wants, for a moment.
+/// Reads an unwanted body for a moment.
 pub async fn glance_at(mut body: Body) {
     let reading = async {
         let mut length = 0;
@@ -141,6 +141,6 @@ pub async fn glance_at(mut body: Body) {
             }
         }
     };
-    // The client has more to say, and will be told when it has.
+    // A client with more to send gets a reset after the answer.
     let _ = timeout(UNWANTED_TIME, reading).await;
 }

@@ -1,4 +1,4 @@
-//! Clients that speak HTTP/2.
+//! HTTP/2 connections of clients.
 
 use std::{
     future::{Future, poll_fn},
@@ -47,13 +47,13 @@ use crate::{
     io::{BoxedIo, accept::Limits},
 };
 
-/// How many requests one connection may have open; nginx takes 128, Envoy 100.
+/// Maximum number of concurrent streams of a connection; nginx allows 128, Envoy 100.
 const MOST_STREAMS: u32 = 250;
 
-/// How long the client may go on behind the last answer of its connection.
+/// How long adit reads on after the last answer of a connection.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How many interim responses to one request may wait to be sent; those beyond are left out.
+/// Maximum number of interim responses to one request that wait to be sent; more are dropped.
 const MOST_INTERIM: usize = 16;
 
 /// Sends interim responses to the client.
@@ -64,7 +64,7 @@ impl InterimSender {
     pub fn send(&self, status: StatusCode, headers: HeaderMap) {
         let mut response = Response::new(());
         (*response.status_mut(), *response.headers_mut()) = (status, headers);
-        // The request is answered, or more than the client can use has been said.
+        // Fails if the request is answered, or if `MOST_INTERIM` responses wait.
         let _ = self.0.try_send(response);
     }
 }
@@ -74,7 +74,7 @@ impl InterimSender {
 pub struct Switching(Arc<Mutex<Option<oneshot::Receiver<Tunnel>>>>);
 
 impl Switching {
-    /// Returns what becomes the tunnel. None: it is taken.
+    /// Returns the receiver of the tunnel. `None`: another caller has it.
     pub fn take(&self) -> Option<oneshot::Receiver<Tunnel>> {
         self.0.lock().expect("no panic while the lock is held").take()
     }
@@ -84,9 +84,9 @@ impl Switching {
 struct Stream {
     respond: SendResponse<Bytes>,
     interim: mpsc::Receiver<Response<()>>,
-    /// For a CONNECT: what the client sends, and who waits for it.
+    /// For a CONNECT: the client's data, the receiver of the tunnel, and the token that keeps the connection open.
     switching: Option<(RecvStream, oneshot::Sender<Tunnel>, TaskTrackerToken)>,
-    /// Unread rest of the request's body; None: no body.
+    /// Unread rest of the request's body; `None`: no body.
     rest: Option<Rest>,
     /// The request is a HEAD: its answer has no content.
     is_head: bool,
@@ -95,7 +95,7 @@ struct Stream {
 /// Serves a connection until it ends, or, in a drain, until its requests in progress are answered.
 ///
 /// # Errors
-/// The connection breaks, the client breaks the protocol, or it is silent: before its preface, or to a PING.
+/// The connection breaks, the client violates the protocol, sends no preface in time, or does not answer a PING.
 pub async fn serve<F, A>(stream: BoxedIo, answer: F, limits: Limits, drain: Drain) -> Result<(), BoxError>
 where
     F: Fn(Request<Body>) -> A,
@@ -104,7 +104,8 @@ where
     let mut stream = Patient::new(stream);
     let activity = stream.activity();
     serve_streams(&mut stream, &activity, answer, &limits, drain).await?;
-    // It may still tell of room in its windows. Closing over that would be a reset, which overtakes the end of an answer.
+    // The client may still send window updates. To close with those unread would send an RST, which overtakes the end of an
+    // answer.
     if let Some(answered) = activity.last_answer() {
         let _ = timeout_at(answered + LINGER, copy(&mut stream, &mut sink())).await;
     }
@@ -138,7 +139,7 @@ where
     };
     let pings = connection.ping_pong().expect("they are taken once");
     let mut gone = pin!(keepalive::until_gone(pings, activity.clone(), limits));
-    // Closed, so that it can be waited for; streams come all the same.
+    // Closed, because only a closed tracker can be waited for; it accepts streams all the same.
     let streams = TaskTracker::new();
     streams.close();
     let mut is_closing = false;
@@ -159,7 +160,7 @@ where
                 continue;
             }
             () = sleep_until(idle_until), if is_idle => {
-                // The end of an answer may have been sent meanwhile.
+                // The end of an answer may have been sent in the meantime.
                 if activity.last_answer().is_some_and(|answer| answer > since) {
                     continue;
                 }
@@ -181,18 +182,18 @@ where
     }
 }
 
-/// Percent-encodes what is not ASCII in a target, as [`http1::encode_target`](crate::wire::http1::encode_target) does.
+/// Percent-encodes a target that is not ASCII, as [`http1::encode_target`](crate::wire::http1::encode_target) does.
 fn encode_target(uri: &mut Uri) {
     let Some(target) = uri.path_and_query().filter(|target| !target.as_str().is_ascii()) else { return };
     let encoded = utf8_percent_encode(target.as_str(), CONTROLS).to_string();
     let mut parts = std::mem::take(uri).into_parts();
-    // One that has become too long stays as it is, and is refused.
+    // A target that became too long stays as it is, and is refused later.
     parts.path_and_query = encoded.parse().ok().or(parts.path_and_query);
     *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
 impl Stream {
-    /// `stall`: how long the request's body may stand still.
+    /// `stall`: maximum time without a byte of the request's body.
     fn of(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -224,7 +225,7 @@ impl Stream {
         (Request::from_parts(parts, body), Self { respond, interim, switching, rest, is_head })
     }
 
-    /// `answering`: on the heap, as the room for what is moved and pinned in here would be taken twice.
+    /// `answering` is boxed: to move and pin it in here would take its memory twice.
     async fn answer(mut self, mut answering: Pin<Box<impl Future<Output = Response<Body>>>>) {
         // A client that has reset the stream wants no answer.
         let Some(response) = self.wait_for(answering.as_mut()).await else { return };
@@ -237,7 +238,7 @@ impl Stream {
         }
     }
 
-    /// Waits for the answer and sends what is said before it. None: the client has reset the stream.
+    /// Waits for the answer, and sends the interim responses before it. `None`: the client has reset the stream.
     async fn wait_for(
         &mut self,
         mut answering: Pin<&mut impl Future<Output = Response<Body>>>,
@@ -245,7 +246,7 @@ impl Stream {
         poll_fn(|cx| {
             self.poll_interim(cx);
             if let Poll::Ready(response) = answering.as_mut().poll(cx) {
-                // Some may have been said since.
+                // More interim responses may have arrived in the meantime.
                 self.poll_interim(cx);
                 return Poll::Ready(Some(response));
             }
@@ -264,7 +265,7 @@ impl Stream {
 
     async fn send(&mut self, response: Response<Body>) -> Result<(), BoxError> {
         let (mut parts, body) = response.into_parts();
-        // A route may set any; h2 refuses those that are not of HTTP/2.
+        // A route may add any header; h2 rejects those that HTTP/2 forbids.
         headers::remove_hop_by_hop(&mut parts.headers);
         if !parts.headers.contains_key(DATE)
             && let Ok(now) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now()))
@@ -276,7 +277,7 @@ impl Stream {
         if let Some(length) = body.size_hint().exact().filter(|_| switching.is_none() && !is_empty) {
             parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
-        // Some backends send the content that HEAD leaves out, which is an error of their stream: it may not undo the answer.
+        // Some backends send a body after HEAD, which h2 reports as an error: it must not replace the answer.
         is_empty |= self.is_head;
         let sending = match self.respond.send_response(Response::from_parts(parts, ()), is_empty) {
             Ok(sending) => sending,

@@ -1,4 +1,4 @@
-//! The bytes of an extended CONNECT (RFC 8441), once it is answered.
+//! The byte stream of an extended CONNECT (RFC 8441), after its answer.
 
 use std::{
     io,
@@ -13,14 +13,14 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::io::Io;
 
-/// A stream of HTTP/2 as a connection.
+/// An HTTP/2 stream as a byte stream.
 pub struct Tunnel {
     receiving: RecvStream,
     sending: SendStream<Bytes>,
     /// Received bytes that were not read yet.
     read: Bytes,
     is_shut: bool,
-    /// Keeps the connection from being idle.
+    /// Keeps the connection from counting as idle.
     _open: TaskTrackerToken,
 }
 
@@ -44,7 +44,7 @@ impl AsyncRead for Tunnel {
         let count = this.read.len().min(buf.remaining());
         buf.put_slice(&this.read[..count]);
         this.read.advance(count);
-        // Fails where the stream has ended, and nothing more can come.
+        // Fails only if the stream has ended, and no more data can arrive.
         let _ = this.receiving.flow_control().release_capacity(count);
         Poll::Ready(Ok(()))
     }
@@ -76,7 +76,7 @@ impl AsyncWrite for Tunnel {
 
 impl Io for Tunnel {}
 
-/// A reset, or the end of the connection.
+/// Returns the I/O error for a reset, or for the end of the connection.
 fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error)
 }

@@ -1,5 +1,5 @@
-//! The windows of a connection to a pod: small, so that a reader that stalls holds little, and wider on a long path where a reader
-//! is fast enough for the window to be what limits it.
+//! Flow-control windows of a connection to a pod: small, so that a stalled reader holds little memory, and wider on a long path
+//! if a reader is so fast that the window limits it.
 
 use std::{
     pin::Pin,
@@ -19,29 +19,30 @@ use tokio::time::Instant;
 use super::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::io::BoxedIo;
 
-/// A window is filled once in a round trip where it is the limit. A peer that fills four of them in eight round trips is limited by it.
+/// A window that is the limit is filled once per round trip. A peer that fills four windows in eight round trips is limited by
+/// it.
 const PROOF: u64 = 4 * STREAM_WINDOW as u64;
 const ROUND_TRIPS: u32 = 8;
 
-/// 1 Gbit/s needs 125 kB for each millisecond of round trip, and a quarter more while the peer waits for updates.
+/// Bytes of window per millisecond of round trip: 1 Gbit/s needs 125 kB, and a quarter more while the peer waits for updates.
 const PER_MILLISECOND: u32 = 160 * 1024;
 
-/// Two readers that stall leave room for others in the connection's window.
+/// Maximum windows in bytes: two stalled readers leave room for others in the connection's window.
 const WIDEST: u32 = 16 * STREAM_WINDOW;
 const WIDEST_CONNECTION: u32 = 2 * CONNECTION_WINDOW;
 
-/// Shared by the readers of a connection and the task that drives it.
+/// Window that the readers of a connection want, shared with the task that drives it.
 #[derive(Debug, Default)]
 pub struct Windows {
     wanted: AtomicU32,
     driver: AtomicWaker,
 }
 
-/// How fast one answer is read.
+/// Measures how fast one answer is read.
 #[derive(Debug)]
 pub struct Pace {
     windows: Arc<Windows>,
-    /// From the request to the head of its answer: a round trip, and the time of the pod.
+    /// Time from the request to the head of its answer: a round trip, and the pod's own time.
     answered_in: Duration,
     since: Instant,
     taken: u64,
@@ -52,7 +53,7 @@ impl Pace {
         Self { windows, answered_in, since: Instant::now(), taken: 0 }
     }
 
-    /// Takes note of data that went to the reader.
+    /// Records data that went to the reader.
     pub fn took(&mut self, bytes: usize) {
         let before = self.taken;
         self.taken += bytes as u64;
@@ -62,7 +63,7 @@ impl Pace {
     }
 }
 
-/// Returns the window with which a path of this round trip carries 1 Gbit/s, as far as memory allows.
+/// Returns the window that carries 1 Gbit/s over this round trip, up to [`WIDEST`].
 fn needed(round_trip: Duration) -> u32 {
     let millis = u32::try_from(round_trip.as_millis()).unwrap_or(u32::MAX);
     PER_MILLISECOND.saturating_mul(millis).clamp(STREAM_WINDOW, WIDEST)
@@ -76,7 +77,7 @@ impl Windows {
     }
 }
 
-/// Carries a connection to its end, with windows that become wider.
+/// Drives a connection to its end, and widens its windows.
 pub struct Driver {
     connection: Connection<BoxedIo, Bytes>,
     windows: Arc<Windows>,
@@ -96,7 +97,7 @@ impl Future for Driver {
         let this = &mut *self;
         this.windows.driver.register(cx.waker());
         let wanted = this.windows.wanted.load(Ordering::SeqCst);
-        // Refused while the settings before were not acknowledged: the acknowledgement polls again.
+        // h2 refuses this until the previous SETTINGS are acknowledged: the acknowledgement polls again.
         if wanted > this.present && this.connection.set_initial_window_size(wanted).is_ok() {
             this.present = wanted;
             this.connection.set_target_window_size(WIDEST_CONNECTION);

@@ -56,7 +56,7 @@ async fn trailers_pass_from_http1_to_http1() {
 
 const HINTS: [&str; 2] = ["</a.css>; rel=preload", "</b.css>; rel=preload"];
 
-/// A pod that sends hints, and answers on a signal; the tasks of its connections run until the client has gone.
+/// A pod that sends hints, and answers on a signal. Its connections run until the client has closed.
 fn hinting(speaks: Scheme, go: Arc<Notify>) -> World {
     World::over(
         speaks,
@@ -119,7 +119,7 @@ async fn interim_responses_come_before_the_answer_in_the_order_of_the_requests()
         let request = "GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
         stream.write_all(request.repeat(3).as_bytes()).await.unwrap();
         for _ in 0..3 {
-            // The pod does not answer before both have come.
+            // The pod answers only after both hints have arrived.
             let hints = until(&mut stream, "link: </b.css>; rel=preload\r\n\r\n").await;
             let hint = |link: &str| format!("HTTP/1.1 103 Early Hints\r\nlink: {link}\r\n\r\n");
             assert_eq!(hints, hint(HINTS[0]) + &hint(HINTS[1]), "{speaks:?}");

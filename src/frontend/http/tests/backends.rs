@@ -1,4 +1,4 @@
-//! Backends as they are in the world: some answer garbage, some send many headers, some serve one connection at a time.
+//! Tests with unusual backends: some answer garbage, some send many headers, some serve one connection at a time.
 
 use std::sync::atomic::AtomicBool;
 
@@ -11,8 +11,7 @@ use tokio::{
 
 use super::*;
 
-/// A pod that reads a head and answers with `answer`, on each connection as often as it is asked; `turn`: how many connections
-/// it serves at a time.
+/// A pod that answers each head it reads with `answer`. `turn`: number of connections that it serves at a time.
 fn saying(answer: impl Into<Bytes>, turn: usize) -> World {
     let (answer, turn) = (answer.into(), Arc::new(Semaphore::new(turn)));
     World::over(
@@ -111,9 +110,9 @@ async fn nobody_waits_for_a_connection_that_is_idle() {
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
 }
 
-/// A pod of one thread that keeps connections, as Python's `http.server.HTTPServer` does, behind a kubelet: its backlog has room for six
-/// connections beside the one that is served; what a client ends on its own is seen a second later, and never once more than these have
-/// sent something.
+/// A single-threaded pod with kept-alive connections, like Python's `http.server.HTTPServer`, behind a kubelet. Its backlog has
+/// room for six connections beside the one in service. The pod sees a client's close a second later, and never once more
+/// connections than these have sent bytes.
 fn one_thread() -> World {
     let (turn, came) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
     let is_stuck = Arc::new(AtomicBool::new(false));
@@ -180,7 +179,7 @@ async fn a_server_of_one_thread_is_waited_for_once() {
 #[tokio::test]
 async fn an_answer_is_passed_on_in_adits_own_words() {
     for (said, told, is_in) in [
-        // RFC 9112, section 6.3: the coding overrides the length.
+        // RFC 9112, section 6.3: Transfer-Encoding overrides Content-Length.
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
             "\r\nhello\r\n",
@@ -200,7 +199,7 @@ async fn an_answer_is_passed_on_in_adits_own_words() {
         ("HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok", "x-folded: a", true),
         ("HTTP/1.1 200 OK\r\nX(Y): 1\r\nContent-Length: 2\r\n\r\nok", "\r\n\r\nok", true),
         ("HTTP/1.1 426 No\r\nConnection: upgrade\r\nUpgrade: x/2\r\nContent-Length: 0\r\n\r\n", "upgrade: x/2", true),
-        // Both come before the answer that comes with them.
+        // Both interim responses are sent before the answer that arrives with them.
         (
             "HTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 103 Early\r\nLink: b\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
             "link: a\r\n\r\nhttp/1.1 103 early hints\r\nlink: b\r\n\r\nhttp/1.1 200 ok",
@@ -291,7 +290,7 @@ async fn a_body_without_a_length_arrives_whatever_the_method() {
     }
 }
 
-/// A pod of HTTP/2 that takes `most` streams on a connection, and answers once `together` requests have come.
+/// An HTTP/2 pod that allows `most` streams per connection, and answers once `together` requests have arrived.
 fn at_its_limit(most: u32, together: usize) -> World {
     let came = Arc::new(Semaphore::new(0));
     let serve = move |pod: Arc<Pod>, stream: DuplexStream| {
@@ -318,7 +317,7 @@ fn at_its_limit(most: u32, together: usize) -> World {
 async fn at_its_limit_of_streams_a_backend_gets_another_connection() {
     for (most, together, connections) in [(1, 5, 5..=5), (2, 6, 3..=3), (100, 20, 1..=1)] {
         let world = at_its_limit(most, together);
-        // The first settles what the backend speaks, and how many streams it takes.
+        // The first request teaches adit the backend's protocol and stream limit.
         let mut waiting = Vec::new();
         for _ in 0..together {
             let mut client = world.http2().await;
@@ -337,7 +336,7 @@ async fn at_its_limit_of_streams_a_backend_gets_another_connection() {
             assert_eq!(timeout(PATIENCE, answered).await.unwrap().unwrap(), 200);
         }
         assert!(connections.contains(&world.connections()), "{most}: {}", world.connections());
-        // They serve what follows.
+        // The open connections serve the requests that follow.
         let before = world.connections();
         for _ in 0..3 {
             let request = Request::post("http://web.localhost/").body(body_of("x")).unwrap();
@@ -398,7 +397,7 @@ async fn an_http2_client_gets_the_path_that_it_asked_for_and_heads_of_any_length
         }
         let stream = TokioIo::new(world.connect(HttpVersion::Http2));
         let mut builder = conn::http2::Builder::new(TokioExecutor::new());
-        // Browsers take 256 KiB; hyper's client 16.
+        // Browsers accept 256 KiB; hyper's client only 16 KiB.
         let (mut client, connection) = builder.max_header_list_size(1 << 20).handshake(stream).await.unwrap();
         tokio::spawn(connection);
         let response = client.send_request(request).await.unwrap();

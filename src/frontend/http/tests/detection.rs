@@ -1,5 +1,5 @@
-//! Tests of protocol detection with absent or wrong hints. The servers refuse other protocols as the programs do that
-//! they are named after.
+//! Tests of protocol detection with missing or wrong hints. The servers refuse other protocols like the programs that they are
+//! named after.
 
 use super::*;
 use crate::{
@@ -14,7 +14,7 @@ const UNKNOWN_SERVER: &str = "HTTP/1.1 400 Bad Request\r\nContent-Length: 5\r\nC
 const KESTREL: &str = "HTTP/1.1 400 Bad Request\r\nContent-Length: 56\r\nConnection: close\r\n\r\n\
     An HTTP/1.x request was sent to an HTTP/2 only endpoint.";
 const ALERT: &[u8] = b"\x15\x03\x03\x00\x02\x02\x46";
-/// SETTINGS, and GOAWAY with a text, as Netty has it.
+/// SETTINGS, and GOAWAY with a text, as Netty sends it.
 const NETTY: &[u8] =
     b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x0f\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01HTTP/1?";
 const PYTHON: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\nConnection: close\r\n\r\n<!DOCTYPE HTML>";
@@ -30,7 +30,7 @@ const HTTP: &[Scheme] = &[Scheme::Http];
 const HTTPS: &[Scheme] = &[Scheme::Https];
 const H2C: &[Scheme] = &[Scheme::H2c];
 
-/// Echoes the body, and says in headers how it was asked.
+/// Echoes the body, and describes the request in headers.
 fn echo(request: Request<Incoming>, scheme: Scheme) -> Answered {
     Box::pin(async move {
         let mut response = Response::builder()
@@ -44,7 +44,7 @@ fn echo(request: Request<Incoming>, scheme: Scheme) -> Answered {
     })
 }
 
-/// A server that never closes by itself has no refusal.
+/// Marks a server without a refusal, which never closes by itself.
 const WAITS: &[u8] = b"...";
 
 async fn accept(pod: Arc<Pod>, mut stream: DuplexStream, server: Server) {
@@ -251,7 +251,7 @@ async fn a_head_request_and_an_upgrade_find_tls_too() {
 #[tokio::test]
 async fn a_refusal_that_is_the_applications_own_passes() {
     for refusal in [NGINX, GO, UNKNOWN_SERVER] {
-        // It speaks nothing else, and says so to everybody.
+        // The server rejects every protocol.
         let world = world(Server { speaks: &[], refusal: refusal.as_bytes() }, "port: 80", port(80, None));
         for method in ["GET", "POST", "HEAD"] {
             let (status, _, body) = over_http1(&world, request(method, body_of(""))).await;

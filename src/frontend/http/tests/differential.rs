@@ -1,5 +1,5 @@
-//! Requests that another reader could take for something else, and requests that are merely unusual, against a pod that records
-//! what it gets: none of the first arrives, and all of the others arrive as they were sent.
+//! Ambiguous requests, which another parser could read differently, and merely unusual requests, against a pod that records what
+//! it receives: no ambiguous request arrives, and every unusual one arrives as it was sent.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ struct Got {
     body: Vec<u8>,
 }
 
-/// A valid request: method, target, headers, its body as it is sent, and as it is meant.
+/// A valid request: method, target, headers, its body as sent, and its body as decoded.
 type Sent<'t> = (String, &'t str, Vec<(&'t str, Vec<u8>)>, Vec<u8>, Vec<u8>);
 
 fn recording() -> (World, Arc<Mutex<Vec<Got>>>) {
@@ -39,7 +39,7 @@ async fn exchange(world: &World, request: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = tokio::io::split(world.connect(HttpVersion::Http1));
     let mut answer = Vec::new();
     let sending = async {
-        // The front may have closed before it has read all.
+        // The frontend may have closed before it has read everything.
         let _ = write.write_all(request).await;
         let _ = write.shutdown().await;
     };
@@ -127,7 +127,7 @@ fn ambiguous() -> Vec<Vec<u8>> {
         let mut request = b"GET /a HTTP/1.1\r\nHost: web.localhost\r\nX-Any: a".to_vec();
         request.push(byte);
         request.extend_from_slice(b"b\r\n\r\n");
-        // A CR or LF alone ends the line for some.
+        // Some parsers end a line at a CR or LF alone.
         all.push(request);
     }
     for line in [
@@ -203,7 +203,7 @@ async fn nothing_that_is_ambiguous_arrives() {
         let answer = String::from_utf8_lossy(&exchange(&world, request).await).into_owned();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{shown}: {answer}");
         assert_eq!(got.lock().unwrap().len(), 0, "{shown}: {:?}", got.lock().unwrap());
-        // The same behind a request that is fine.
+        // The same request behind a valid one.
         let first = b"GET /first HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
         let last = b"GET /last HTTP/1.1\r\nHost: web.localhost\r\n\r\n";
         exchange(&world, &[&first[..], request, &last[..]].concat()).await;

@@ -1,4 +1,4 @@
-//! Clients of HTTP/2 that flood: their connection ends, and nobody else notices.
+//! HTTP/2 clients that flood: their connection ends, and other clients notice nothing.
 
 use super::{frames::*, *};
 

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand (RFC 9113, section 4.1), for what a library does not send.
+//! HTTP/2 frames by hand (RFC 9113, section 4.1), for bytes that a library does not send.
 
 use tokio::io::AsyncRead;
 

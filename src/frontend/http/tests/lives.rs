@@ -7,12 +7,12 @@ use super::{frames::*, *};
 /// Longer than any limit of a connection.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Reads until the front closes, and returns how long that took.
+/// Reads until the frontend closes, and returns how long that took.
 async fn until_closed(stream: &mut DuplexStream) -> Duration {
     let began = Instant::now();
     let mut received = Vec::new();
     let reading = stream.read_to_end(&mut received);
-    // How it ends, with or without an error, is not looked at here.
+    // The connection may end with or without an error.
     let _ = timeout(LONG, reading).await.expect("the front closes");
     began.elapsed()
 }
@@ -82,7 +82,7 @@ async fn empty_lines_without_end_are_refused() {
     assert!(answers.starts_with("HTTP/1.1 404 ") && answers.contains("HTTP/1.1 400 "), "{answers}");
 }
 
-/// Answers each PING, and returns when the front has closed, with how long that took.
+/// Answers each PING until the frontend closes, and returns how long that took.
 async fn answer_pings(mut stream: DuplexStream) -> Duration {
     let began = Instant::now();
     loop {
@@ -93,7 +93,7 @@ async fn answer_pings(mut stream: DuplexStream) -> Duration {
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         stream.read_exact(&mut payload).await.unwrap();
         if (head[3], head[4] & ACK) == (PING, 0) {
-            // The front may have closed meanwhile.
+            // The frontend may have closed in the meantime.
             let _ = stream.write_all(&frame(PING, ACK, 0, &payload)).await;
         }
     }

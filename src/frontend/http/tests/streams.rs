@@ -4,7 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{frames::*, *};
 
-/// Switches the protocol, and sends back what comes.
+/// Switches the protocol, and echoes the bytes.
 fn switch_and_echo(mut request: Request<Incoming>) -> Answered {
     let upgrading = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -35,7 +35,7 @@ async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
         frames.extend(code.to_be_bytes());
     }
     frames.extend([0x88, 1, 3]);
-    // A text that is no UTF-8, then a message of 16 MiB in fragments.
+    // A text message of invalid UTF-8, then a message of 16 MiB in fragments.
     frames.extend([0x81, 3, 0xff, 0xfe, 0xfd]);
     for fragment in 0..256u32 {
         let first = if fragment == 0 { 0x02 } else { u8::from(fragment == 255) << 7 };
@@ -63,7 +63,7 @@ async fn websocket_frames_pass_as_they_are_the_invalid_ones_too() {
     assert!(back == frames, "{} of {} bytes came back as they were", back.len(), frames.len());
 }
 
-/// A pod that switches to a protocol, whatever it is asked for, and reads on.
+/// A pod that switches to `protocol`, whichever one the request asks for, and reads on.
 fn switching_to(protocol: &'static str) -> Serve {
     Box::new(move |_, mut stream: DuplexStream| {
         tokio::spawn(async move {
@@ -122,7 +122,7 @@ async fn an_upload_over_http2_that_is_answered_early_is_let_go_behind_the_answer
     for speaks in [Scheme::H2c, Scheme::Http] {
         let world = World::new(speaks, |_| Box::pin(async { Ok(Response::new(body_of(""))) }));
         let mut stream = world.connect(HttpVersion::Http2);
-        // The first of many bytes.
+        // The first bytes of a longer body.
         let sent = [preface(), frame(HEADERS, END_HEADERS, 1, POST), frame(DATA, 0, 1, b"abc")].concat();
         stream.write_all(&sent).await.unwrap();
         let mut of_stream = Vec::new();
@@ -172,7 +172,7 @@ async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
         timeout(PATIENCE, stream.read_buf(&mut received)).await.expect("it is answered").unwrap();
     }
     world.drain.start();
-    // The answer to the PING of a graceful end.
+    // Answer the PING of a graceful end.
     let ping = loop {
         let received = receive(&mut stream).await;
         if received.kind == PING {

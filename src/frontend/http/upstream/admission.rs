@@ -1,10 +1,10 @@
-//! New connections to a backend of which it is not known whether it serves several at once.
+//! Limits new connections to a backend that may serve only one at a time.
 //!
-//! A server of one thread that keeps connections (Python's `http.server.HTTPServer` with HTTP/1.1) serves the one that it has until that
-//! closes. The others wait in its backlog, five in Python's case. One that finds no room there is not connected at all, and what was sent
-//! on it blocks the frames of others in the kubelet, the one that would have closed the connection in service among them. So a backend gets
-//! few new connections until one is answered beside another that stays open, and all but the first ask it to close them; else each
-//! would be waited for, for the second that a kubelet takes to pass on an end.
+//! A single-threaded server with kept-alive connections (Python's `http.server.HTTPServer` with HTTP/1.1) serves one connection
+//! until that closes. The others wait in its backlog, which has five places in Python. A connection beyond them is not accepted,
+//! and its bytes block the frames of the other connections in the kubelet, even the one that would close the connection in
+//! service. So a backend gets few new connections until it answers one beside another open one. All but the first request ask the
+//! backend to close the connection: a close by adit takes the kubelet a second to pass on.
 
 use std::{
     collections::HashMap,
@@ -19,13 +19,13 @@ use tokio::{
 
 use crate::{routing::Target, tunnel::Endpoint};
 
-/// How many connections without an answer yet a backend has at first: what a browser opens, and what a backlog of five takes.
+/// Maximum number of new connections without an answer at first: a browser opens six, and a backlog of five takes them.
 const MOST_UNANSWERED: usize = 6;
 
-/// After this time without an answer, a request that waits counts as many more: a backend may be slow to answer each.
+/// Each time that a request has waited this long, `MOST_UNANSWERED` more are admitted: the backend may only be slow.
 pub const MORE_EACH: Duration = Duration::from_secs(1);
 
-/// A backend that answers a connection while it owes an answer to one that is older by this has several threads.
+/// Age difference that proves several threads: the backend answers a connection while it owes an answer to one older by this.
 const OLDER: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,15 +56,15 @@ impl Admissions {
 pub struct Backend {
     session: Weak<Endpoint>,
     state: Mutex<State>,
-    /// Somebody who waits may find room, or a connection that is idle.
+    /// Notified when there may be room for a connection, or an idle one.
     changed: Arc<Notify>,
 }
 
 struct State {
     serves: Serves,
-    /// Connections that were not answered on yet.
+    /// Connections without an answer yet.
     unanswered: Vec<Unanswered>,
-    /// Connections that were answered on and are kept, and the pod of each.
+    /// Kept-alive connections that have had an answer, with their pods.
     kept: Vec<(Arc<str>, Weak<Kept>)>,
     next_id: u64,
 }
@@ -81,11 +81,11 @@ struct Unanswered {
     pod: Option<Arc<str>>,
 }
 
-/// Held by a connection for as long as it is open.
+/// Guard that a connection holds while it is open.
 pub struct Kept(Arc<Notify>);
 
 impl Kept {
-    /// The connection can take another request.
+    /// Reports that the connection can take another request.
     pub fn is_idle(&self) {
         self.0.notify_one();
     }
@@ -98,7 +98,7 @@ impl Drop for Kept {
 }
 
 impl Backend {
-    /// Returns the right to a new connection. `since`: when the request began to wait for it. None: others are to be answered first.
+    /// Returns the permit for a new connection. `since`: start of the request's wait. `None`: others must be answered first.
     pub fn admit(self: &Arc<Self>, since: Instant) -> Option<Admitted> {
         let mut state = self.lock();
         if state.serves == Serves::Several {
@@ -117,7 +117,7 @@ impl Backend {
         Some(Admitted { backend: self.clone(), id: Some(id), asks_to_close })
     }
 
-    /// Returns what ends once there may be room, or an idle connection.
+    /// Returns a future that resolves when there may be room, or an idle connection.
     pub fn changed(&self) -> OwnedNotified {
         self.changed.clone().notified_owned()
     }
@@ -127,26 +127,26 @@ impl Backend {
     }
 }
 
-/// How the answer on a new connection came about.
+/// Properties of the answer on a new connection.
 pub struct Answer {
     /// The connection takes more requests after this one.
     pub is_kept: bool,
-    /// Idle connections were closed for its sake.
+    /// Idle connections were closed to make room for it.
     pub is_after_close: bool,
     pub is_http2: bool,
 }
 
-/// The right to one new connection. Given back when it is dropped.
+/// Permit for one new connection; its drop gives it back.
 pub struct Admitted {
     backend: Arc<Backend>,
-    /// None: the backend serves several connections.
+    /// `None`: the backend serves several connections.
     id: Option<u64>,
-    /// The request is to say that the connection closes after it.
+    /// The request must ask the backend to close the connection after it.
     pub asks_to_close: bool,
 }
 
 impl Admitted {
-    /// The connection leads to this pod.
+    /// Records the connection's pod.
     pub fn at(&self, pod: &Arc<str>) {
         let mut state = self.backend.lock();
         if let Some(own) = state.unanswered.iter_mut().find(|own| Some(own.id) == self.id) {
@@ -154,7 +154,7 @@ impl Admitted {
         }
     }
 
-    /// Takes note of the answer, and returns what the connection is to hold.
+    /// Records the answer, and returns the guard that the connection must hold.
     pub fn answered(self, answer: &Answer) -> Option<Arc<Kept>> {
         let mut state = self.backend.lock();
         let at = state.unanswered.iter().position(|own| Some(own.id) == self.id)?;
@@ -163,7 +163,7 @@ impl Admitted {
         state.kept.retain(|(_, kept)| kept.strong_count() > 0);
         let is_older = |other: &Unanswered| other.pod.as_ref() == Some(&pod) && other.since + OLDER <= own.since;
         let is_beside = state.kept.iter().any(|(other, _)| *other == pod) || state.unanswered.iter().any(is_older);
-        // No request waits for a backend that closes each connection itself.
+        // A backend that closes each connection by itself keeps no request waiting.
         let closes = !answer.is_kept && !self.asks_to_close;
         if is_beside || closes || answer.is_http2 {
             *state = State { serves: Serves::Several, ..State::default() };

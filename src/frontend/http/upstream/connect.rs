@@ -1,4 +1,4 @@
-//! Connections to the pod.
+//! Opens connections to the pod.
 
 use std::{io, pin::pin, time::Duration};
 
@@ -22,30 +22,29 @@ use crate::{
     wire::sniff::{Protocol, Sniff},
 };
 
-/// The most header lines of an answer.
+/// Maximum number of header lines in an answer.
 const MOST_HEADERS: usize = 2_000;
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest silence of a backend with an unknown protocol after a TLS or HTTP/2 greeting. Servers of either
-/// answer at once.
+/// Timeout for the greeting of a backend with an unknown protocol, over TLS or HTTP/2. Servers of either send it at once.
 const GREETING: Duration = Duration::from_secs(3);
 
 /// A connection to send one request on.
 pub struct Opened {
     pub sender: Sender,
     pub placement: Placement,
-    /// It has served others before.
+    /// The connection has served other requests before.
     pub was_used: bool,
-    /// Idle connections were closed before it came up.
+    /// Idle connections were closed to make room for it.
     pub is_after_close: bool,
     pub admitted: Option<Admitted>,
 }
 
-/// Why there is no connection.
+/// Error of a connection that could not be used.
 pub struct Unopened {
     pub error: RequestError,
-    /// The backend's first bytes; [`Sniff::NeedMore`]: it sent none. None: no connection came up.
+    /// The backend's first bytes; [`Sniff::NeedMore`]: it sent none. `None`: there was no connection.
     pub said: Option<Sniff>,
 }
 
@@ -54,7 +53,7 @@ impl Unopened {
         Self { error, said: None }
     }
 
-    /// The backend was spoken to, and this is how that ended.
+    /// Returns the error of a connection on which adit has sent bytes.
     async fn spoken(heard: &Heard, error: RequestError) -> Self {
         match heard.fault() {
             Some(fault) if fault != StreamFault::Reset => Self::unreached(RequestError::Stream(fault)),
@@ -64,15 +63,15 @@ impl Unopened {
 }
 
 impl Upstreams {
-    /// Connects to the backend. `is_known`: it speaks this protocol; otherwise the connection is only returned if it does,
-    /// as far as that can be told before a request.
+    /// Connects to the backend. `is_known`: the backend speaks this protocol. Otherwise, returns the connection only if the
+    /// backend speaks it, as far as that shows before a request.
     pub async fn connect(&self, key: &Key, way: &Way<'_>, is_known: bool) -> Result<Opened, Unopened> {
         let placed = way.lease.connect_to(None).await;
         let (stream, placement) = placed.map_err(|error| Unopened::unreached(RequestError::Open(error)))?;
         let heard = Heard::default();
         let stream = heard.on(stream);
         let sender = match &key.tls {
-            // Only HTTP/1.1 carries an upgrade, also to a backend with h2c.
+            // Upgrades need HTTP/1.1, also on a backend with h2c.
             None if key.scheme == Scheme::H2c && !way.is_upgrade() => {
                 self.http2(key, Box::new(stream), heard, &placement, is_known).await?
             }
@@ -100,7 +99,7 @@ impl Upstreams {
 
     async fn http1(&self, stream: BoxedIo, heard: Heard) -> Result<Sender, Unopened> {
         let builder = &mut http1::Builder::new();
-        // Browsers take all of these: many headers, a space before the colon, folded lines, and lines that are none, which they leave out.
+        // As lenient as browsers: many headers, a space before the colon, folded lines; invalid lines are skipped.
         let shaken = builder
             .preserve_header_case(true)
             .max_headers(MOST_HEADERS)
@@ -111,7 +110,7 @@ impl Upstreams {
             .await;
         let (sender, connection) =
             shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
-        // The request on the connection gets its errors.
+        // `send_request` returns the errors of the connection, too.
         self.drain.spawn(async move { drop(connection.with_upgrades().await) });
         Ok(Sender::H1(H1 { sender, heard, kept: None }))
     }

@@ -36,26 +36,26 @@ use crate::{
     wire::sniff::Sniff,
 };
 
-/// How long a request waits for an answer before idle connections to the same target are closed. A server that serves one
-/// connection at a time does not see the next one before that.
+/// How long a request waits for an answer before adit closes idle connections to the same target. A server that serves one
+/// connection at a time accepts no other before that.
 const ALONE: Duration = Duration::from_millis(100);
 
-/// The same for a new connection with TLS, whose greeting takes several round trips.
+/// Like [`ALONE`], for a new connection with TLS, whose handshake takes several round trips.
 const GREETING: Duration = Duration::from_millis(500);
 
-/// How often one request changes what it speaks to the backend.
+/// Maximum number of protocol changes for one request.
 const MOST_TURNS: usize = 3;
 
-/// A request on its way.
+/// A request in progress, with its attempts so far.
 pub struct Delivery<'a> {
     upstreams: &'a Arc<Upstreams>,
     way: &'a Way<'a>,
     endpoint: Arc<Endpoint>,
     head: Request<()>,
     body: Kept,
-    /// RFC 9110, section 9.2.2.
+    /// Its method is idempotent (RFC 9110, section 9.2.2).
     is_idempotent: bool,
-    /// Its body is as short as what is kept of one.
+    /// Its body is short enough to be kept for a retry.
     is_short: bool,
     choice: Choice,
     /// The backend had answered in this protocol before the request.
@@ -63,7 +63,7 @@ pub struct Delivery<'a> {
     attempts: Attempts,
     turns: usize,
     retries: u32,
-    /// A connection that was opened for the next attempt.
+    /// Connection that was opened for the next attempt.
     ready: Option<Opened>,
     /// When the connection of the last attempt was ready.
     connected: Instant,
@@ -99,8 +99,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Sends it until there is an answer. A request on a connection that is there is the common case: all else is on the heap, so that
-    /// a request takes 2 KiB and not 8.
+    /// Sends the request until there is an answer. A request on an open connection is the common case; everything else is boxed,
+    /// so that a request takes 2 KiB and not 8.
     pub async fn deliver(mut self) -> Result<Answered, RequestError> {
         loop {
             let key = self.way.key(self.choice.scheme);
@@ -116,8 +116,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Returns a connection to send on. HTTP/2 is shared: it says what it did not see. Of HTTP/1 a request that may be repeated takes one
-    /// that was used before; others get their own, so that they meet none that is just ending.
+    /// Returns a connection to send on. HTTP/2 connections are shared: they report the streams that the backend did not process.
+    /// Over HTTP/1, only a repeatable request reuses a connection, which the backend may be closing. Others get a new one.
     async fn open(&mut self, key: &Key) -> Result<Opened, Unopened> {
         if let Some(ready) = self.ready.take() {
             return Ok(ready);
@@ -128,7 +128,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Returns a connection that was used before.
+    /// Returns a reused connection.
     async fn take(&self, key: &Key) -> Option<Opened> {
         if self.way.is_upgrade() || !self.attempts.may_use_again() {
             return None;
@@ -141,7 +141,7 @@ impl<'a> Delivery<'a> {
         Some(Opened { sender, placement, was_used: true, is_after_close: false, admitted: None })
     }
 
-    /// Returns a new connection; or one that has become idle, while others were to be answered first.
+    /// Returns a new connection, or one that becomes idle while the admission waits for other answers.
     async fn connect(&self, key: &Key) -> Result<Opened, Unopened> {
         let (backend, since) = (self.upstreams.admissions.of(&key.target, &self.endpoint), Instant::now());
         let admitted = loop {
@@ -155,18 +155,18 @@ impl<'a> Delivery<'a> {
             }
         };
         let connecting = pin!(self.upstreams.connect(key, self.way, self.choice.is_known));
-        // A server of one thread does not greet before its turn.
+        // A single-threaded server sends no greeting before it serves the connection.
         let (opened, is_after_close) = self.beside_idle(key, GREETING, connecting).await;
         let opened = opened?;
         admitted.at(opened.placement.pod());
         Ok(Opened { is_after_close, admitted: Some(admitted), ..opened })
     }
 
-    /// Nothing of the request was sent.
+    /// Handles a failed connection: nothing of the request was sent.
     async fn unopened(&mut self, Unopened { error, said }: Unopened) -> Next {
         let others = match said {
             None => &[][..],
-            // A route's `scheme` is only wrong if the backend's answer names another protocol.
+            // Only an answer in another protocol proves a route's `scheme` wrong.
             Some(Sniff::Unknown | Sniff::NeedMore) if self.choice.is_fixed => &[],
             Some(said) => self.way.others(self.choice.scheme, said),
         };
@@ -204,7 +204,7 @@ impl<'a> Delivery<'a> {
 
     fn answered(&self, key: Key, mut opened: Opened, response: Response<Body>) -> Next {
         if response.status().is_success() {
-            // It may read the body while it answers.
+            // A backend may read the body while it answers.
             self.body.ask();
         }
         self.body.release();
@@ -227,7 +227,7 @@ impl<'a> Delivery<'a> {
         Next::Break(Ok(Answered { response, returning, scheme, pod, retries, connected: self.connected }))
     }
 
-    /// HTTP/1 without TLS was answered 400: that may be how the server says that it speaks something else.
+    /// Handles a 400 answer to HTTP/1 without TLS: the server may speak another protocol.
     async fn refused(&mut self, key: Key, opened: Opened, response: Response<Body>) -> Next {
         let may_ask = !self.choice.is_known && self.is_idempotent;
         let (response, refusal) = refusal::read(response, self.head.method(), may_ask).await;
@@ -242,22 +242,22 @@ impl<'a> Delivery<'a> {
         if let Some(cause) = self.body.broken() {
             return Next::Break(Err(RequestError::Client(cause)));
         }
-        // The tunnel has tried this for as long as it may help.
+        // The tunnel has retried already, for as long as that helps.
         if failed.error.fault().is_some_and(StreamFault::never_reached_the_pod) {
             return Next::Break(Err(failed.error));
         }
         if !failed.is_of_stream {
-            // The cause has ended the other pooled connections too.
+            // The cause has ended the other pooled connections, too.
             self.upstreams.pool.forget(key);
         }
         let is_silent = failed.said == Sniff::NeedMore;
-        // Behind TLS nothing hints at other protocols; and with a route's `scheme`, only the backend's answer does.
+        // Over TLS nothing hints at another protocol. With a route's `scheme`, only the backend's answer does.
         let others = match key.scheme {
             Scheme::Https => &[][..],
             _ if was_used || (is_silent && (self.choice.is_fixed || failed.outcome != Outcome::Unanswered)) => &[],
             scheme => self.way.others(scheme, failed.said),
         };
-        // Silence does not say that the request was not understood.
+        // A silent backend may have processed the request.
         let is_unread = !is_silent || self.is_idempotent;
         let asks_first = !is_silent || !std::mem::replace(&mut self.choice.is_known, true);
         if asks_first && let Some(turned) = self.turn(others).await {
@@ -275,7 +275,7 @@ impl<'a> Delivery<'a> {
             sleep(pause).await;
             return Next::Continue(());
         }
-        // The next pod may speak another protocol; one that fails often is not asked each time.
+        // The next pod may speak another protocol. A backend that fails often is not probed each time.
         let protocols = &self.upstreams.protocols;
         let is_known = self.was_known && protocols.was_asked_in_vain(self.way.route, &self.endpoint);
         match self.turn(if asks_first || is_known { &[] } else { others }).await {
@@ -289,7 +289,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Connects in the first of `others` that the backend speaks. None: it speaks none of them.
+    /// Connects in the first of `others` that the backend speaks. `None`: it speaks none of them.
     async fn turn(&mut self, others: &[Scheme]) -> Option<(Scheme, Opened)> {
         if others.is_empty() || self.turns == MOST_TURNS {
             return None;
@@ -303,14 +303,14 @@ impl<'a> Delivery<'a> {
         None
     }
 
-    /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend has certainly not
-    /// understood what it was sent before.
+    /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend certainly did not
+    /// process the bytes sent before.
     fn send_in(&mut self, (scheme, opened): (Scheme, Opened), is_unread: bool) -> Next {
         let spoke = self.choice.scheme;
         if self.choice.is_fixed {
             return Next::Break(Err(RequestError::WrongScheme { spoke, speaks: scheme, is_fixed: true }));
         }
-        // Without TLS only an answer will tell.
+        // HTTP/1 without TLS shows only in the answer.
         let is_known = scheme != Scheme::Http;
         if !is_unread || !self.body.is_whole() {
             if is_known {
@@ -336,8 +336,8 @@ impl<'a> Delivery<'a> {
         request
     }
 
-    /// Waits for a new connection, or for an answer on it; each time that it takes `patience`, idle connections to the same target are
-    /// closed. Returns whether there were any.
+    /// Waits for a new connection, or for an answer on it, and after each `patience` closes idle connections to the same target.
+    /// Returns whether it closed any.
     async fn beside_idle<F: Future>(
         &self,
         key: &Key,
@@ -348,14 +348,14 @@ impl<'a> Delivery<'a> {
         loop {
             match timeout(patience, waiting.as_mut()).await {
                 Ok(output) => return (output, is_after_close),
-                // Those in steady use are not idle for as long.
+                // Connections in steady use are never idle for this long.
                 Err(_) => is_after_close |= self.upstreams.pool.close_idle(&key.target, ALONE),
             }
         }
     }
 }
 
-/// Returns whether the connection of an answer takes another request (RFC 9112, section 9.3).
+/// Returns whether the answer's connection takes another request (RFC 9112, section 9.3).
 fn is_kept(response: &Response<Body>) -> bool {
     let has = |word: &str| {
         let values = response.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());

@@ -7,7 +7,7 @@ use crate::{
     tunnel::{OpenError, StreamFault},
 };
 
-/// Why there is no response.
+/// Error of a request without a response.
 pub enum RequestError {
     Open(OpenError),
     /// The stream to the pod broke.
@@ -15,23 +15,23 @@ pub enum RequestError {
     /// A PEM file of the route cannot be used.
     TlsFile(io::Error),
     Tls(io::Error),
-    /// With what the backend said first on the connection, where that is not known to be HTTP.
+    /// With the backend's first bytes on the connection, unless they are known to be HTTP.
     Http1(hyper::Error, Vec<u8>),
     Http2(h2::Error),
     /// The backend did not begin with HTTP/2.
     NotHttp2,
-    /// The backend speaks something else. `is_fixed`: the route says what to speak; else the request cannot be sent again.
+    /// The backend speaks another protocol. `is_fixed`: the route sets the protocol; otherwise the request cannot be retried.
     WrongScheme {
         spoke: Scheme,
         speaks: Scheme,
         is_fixed: bool,
     },
-    /// The client did not send its body to the end; why.
+    /// The client's body broke, and why.
     Client(String),
 }
 
 impl RequestError {
-    /// Returns how the stream to the pod broke, if that is what happened.
+    /// Returns how the stream to the pod broke. `None`: it did not.
     pub fn fault(&self) -> Option<&StreamFault> {
         let mut source: Option<&(dyn Error + 'static)> = match self {
             Self::Stream(fault) => return Some(fault),

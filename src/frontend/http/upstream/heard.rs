@@ -1,4 +1,4 @@
-//! First bytes of a backend on a connection, before the HTTP client reads them.
+//! The backend's first bytes on a connection, seen before the HTTP client reads them.
 
 use std::{
     future::poll_fn,
@@ -27,7 +27,7 @@ use crate::{
     wire::sniff::{Sniff, sniff_server},
 };
 
-/// How much is kept of what a backend says first: the whole of a page like nginx's "The plain HTTP request was sent to HTTPS port".
+/// Maximum number of first bytes that are kept: a whole page like nginx's "The plain HTTP request was sent to HTTPS port".
 const MOST_KEPT: usize = 1024;
 
 /// First bytes from a backend on one connection.
@@ -36,9 +36,9 @@ pub struct Heard(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// A byte has come, since [`Heard::forget`].
+    /// A byte has arrived since [`Heard::forget`].
     is_answered: AtomicBool,
-    /// Nothing more is kept of what comes.
+    /// The protocol is known: no more bytes are kept.
     is_known: AtomicBool,
     first: Mutex<First>,
     waker: AtomicWaker,
@@ -53,38 +53,38 @@ struct First {
 }
 
 impl Heard {
-    /// Returns the stream, which takes note of what is read from it.
+    /// Wraps a stream, and records what is read from it.
     pub fn on(&self, inner: BoxedIo) -> Listening {
         Listening { inner, heard: self.clone() }
     }
 
-    /// Begins anew, for the next request.
+    /// Resets [`Heard::anything`] for the next request.
     pub fn forget(&self) {
         self.0.is_answered.store(false, Ordering::Release);
     }
 
-    /// Returns whether a byte has come since [`Heard::forget`].
+    /// Returns whether a byte has arrived since [`Heard::forget`].
     pub fn anything(&self) -> bool {
         self.0.is_answered.load(Ordering::Acquire)
     }
 
-    /// Returns what the backend said first on the connection, up to 1 KiB.
+    /// Returns the backend's first bytes on the connection, up to 1 KiB.
     pub fn first(&self) -> Vec<u8> {
         self.lock().bytes.clone()
     }
 
-    /// Returns how the stream broke, if the tunnel knows it.
+    /// Returns how the stream broke, if the tunnel knows.
     pub fn fault(&self) -> Option<StreamFault> {
         self.lock().fault.clone()
     }
 
-    /// Says that it is known what the backend speaks: what it said first is kept no longer.
+    /// Records that the protocol is known, and drops the kept bytes.
     pub fn know(&self) {
         self.0.is_known.store(true, Ordering::Release);
         self.lock().bytes = Vec::new();
     }
 
-    /// Waits until the first bytes tell what the backend speaks, or cannot, for up to `limit`.
+    /// Waits up to `limit` until the first bytes identify the protocol, or cannot.
     pub async fn sniff(&self, limit: Duration) -> Sniff {
         let told = poll_fn(|cx| {
             self.0.waker.register(cx.waker());
@@ -126,7 +126,7 @@ impl Heard {
     }
 }
 
-/// Makes an answer of HTTP/1.0 that comes in chunks, which that version does not have, one of HTTP/1.1. curl takes both, hyper does not.
+/// Turns an HTTP/1.0 answer with chunks, which that version does not have, into HTTP/1.1: curl accepts both, hyper does not.
 fn admit_chunks(start: &mut [u8]) {
     if !start.starts_with(b"HTTP/1.0 ") {
         return;
@@ -141,7 +141,7 @@ fn admit_chunks(start: &mut [u8]) {
     }
 }
 
-/// A stream that takes note of what is read from it.
+/// A stream that records what is read from it.
 pub struct Listening {
     inner: BoxedIo,
     heard: Heard,

@@ -1,4 +1,4 @@
-//! A request as HTTP/1 and HTTP/2 have it, and one attempt to send it.
+//! A request in the form of HTTP/1 or HTTP/2, and one attempt to send it.
 
 use http::{
     HeaderValue, Request, Response, Uri, Version,
@@ -24,9 +24,9 @@ use crate::{
 pub struct Failed {
     pub error: RequestError,
     pub outcome: Outcome,
-    /// The backend's first bytes on the connection; [`Sniff::NeedMore`]: none.
+    /// The backend's first bytes on the connection; [`Sniff::NeedMore`]: it sent none.
     pub said: Sniff,
-    /// The connection goes on.
+    /// Only the stream failed; the connection goes on.
     pub is_of_stream: bool,
 }
 
@@ -74,8 +74,8 @@ pub async fn send_on(
     }
 }
 
-/// Origin-form, with the authority in Host (RFC 9112, section 3.2), and with one Cookie field: browsers split it over
-/// HTTP/2 (RFC 9113, section 8.2.3), and servers of HTTP/1.1 read the first one.
+/// Rewrites a request for HTTP/1: origin-form, with the authority in Host (RFC 9112, section 3.2), and one Cookie field. Browsers
+/// split Cookie over HTTP/2 (RFC 9113, section 8.2.3), and HTTP/1.1 servers read only the first one.
 fn to_http1(request: &mut Request<Body>) {
     if !request.headers().contains_key(HOST)
         && let Some(authority) = request.uri().authority()
@@ -91,14 +91,14 @@ fn to_http1(request: &mut Request<Body>) {
     }
     let has_length = request.headers().contains_key(CONTENT_LENGTH) || request.body().size_hint().exact().is_some();
     if !request.body().is_end_stream() && !has_length {
-        // hyper takes a GET or HEAD whose length is unknown for one without a body, unless this is said.
+        // Without this, hyper assumes that a GET or HEAD of unknown length has no body.
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = origin_form(request.uri());
 }
 
-/// With scheme and authority, and without Host (RFC 9113, section 8.3.1).
+/// Rewrites a request for HTTP/2: with scheme and authority, without Host (RFC 9113, section 8.3.1).
 fn to_http2(request: &mut Request<Body>, scheme: Scheme) {
     *request.version_mut() = Version::HTTP_2;
     let host = request.headers_mut().remove(HOST);

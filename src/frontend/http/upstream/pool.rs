@@ -1,4 +1,4 @@
-//! Connections to pods that wait for their next request.
+//! Pool of connections to pods, between two requests.
 
 use std::{
     collections::HashMap,
@@ -24,23 +24,23 @@ use crate::{
     tunnel::Placement,
 };
 
-/// How long an unused connection is kept. Node.js closes after 5 s, the shortest of the common servers: a request
-/// must not meet a connection that is just being closed.
+/// How long an unused HTTP/1 connection is kept. Node.js closes after 5 s, the shortest time of the common servers, and a request
+/// should not meet a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// How many unused connections to one target are kept: each is a connection into a pod.
+/// Maximum number of unused connections to one target: each is a connection into a pod.
 const MOST_IDLE: usize = 512;
 
-/// How long an unused HTTP/2 connection is kept: less than what servers give one (nginx 75 s, Kestrel 130 s).
+/// How long an unused HTTP/2 connection is kept: less than the servers' own timeout (nginx 75 s, Kestrel 130 s).
 const IDLE_HTTP2: Duration = Duration::from_secs(60);
 
-/// How many HTTP/2 connections are shared in all. With more names than that, the one that was not used for longest is closed.
+/// Maximum number of shared HTTP/2 connections in all; beyond it, the longest unused one is closed.
 const MOST_SHARED: usize = 512;
 
-/// How many of them one backend has at most; beyond that requests wait for a stream.
+/// Maximum number of shared HTTP/2 connections to one backend; beyond it, requests wait for a stream.
 const MOST_SHARED_BY_ONE: usize = 32;
 
-/// A connection whose answer has just been read needs a moment until it takes the next request.
+/// How long to wait for a connection whose answer was just read: hyper needs a moment until it takes the next request.
 const BREATH: Duration = Duration::from_millis(2);
 
 /// Key of the pool: requests with equal keys share connections.
@@ -59,7 +59,7 @@ pub enum Sender {
 }
 
 impl Sender {
-    /// Returns what takes note of what the backend says.
+    /// Returns the record of the backend's first bytes.
     pub fn heard(&self) -> &Heard {
         match self {
             Self::H1(h1) => &h1.heard,
@@ -68,15 +68,15 @@ impl Sender {
     }
 }
 
-/// A connection that serves one request at a time.
+/// HTTP/1 connection: it serves one request at a time.
 pub struct H1 {
     pub sender: http1::SendRequest<Body>,
     pub heard: Heard,
-    /// Of a backend that is not known to serve several connections.
+    /// Guard for a backend that is not known to serve several connections.
     pub kept: Option<Arc<Kept>>,
 }
 
-/// A stream of a connection that serves many requests at a time.
+/// Stream of an HTTP/2 connection, which serves many requests at a time.
 pub struct H2 {
     pub sender: http2::client::Sender,
     pub heard: Heard,
@@ -84,7 +84,7 @@ pub struct H2 {
 }
 
 impl H2 {
-    /// The first stream of a new connection.
+    /// Returns the first stream of a new connection.
     pub fn new(sender: http2::client::Sender, heard: Heard) -> Self {
         Self { sender, heard, stream: Stream::new(Arc::default()) }
     }
@@ -93,7 +93,7 @@ impl H2 {
 /// Counts as a stream of its connection until it is dropped.
 pub struct Stream(Arc<Load>);
 
-/// How much a connection has to do.
+/// Number of streams of a connection, and when it was last used.
 #[derive(Default)]
 struct Load {
     streams: AtomicUsize,
@@ -120,14 +120,14 @@ impl Load {
         self.streams.load(Ordering::Relaxed)
     }
 
-    /// Returns how long it has had no stream. None: it has one.
+    /// Returns how long the connection has had no stream. `None`: it has one.
     fn unused(&self) -> Option<Duration> {
         let used = self.used.lock().expect("no panic while the lock is held");
         used.filter(|_| self.streams() == 0).map(|used| used.elapsed())
     }
 }
 
-/// A connection that requests may share.
+/// HTTP/2 connection that requests may share.
 struct Shared {
     sender: http2::client::Sender,
     heard: Heard,
@@ -140,7 +140,7 @@ impl Shared {
         !self.sender.is_closed() && !self.placement.is_leaving()
     }
 
-    /// Returns whether the backend lets another stream begin.
+    /// Returns whether the backend allows another stream.
     fn has_room(&self) -> bool {
         self.load.streams() < self.sender.most_streams()
     }
@@ -152,7 +152,7 @@ impl Shared {
     }
 }
 
-/// The connections that can take a request.
+/// Connections that can take a request.
 pub struct Pool {
     state: Mutex<State>,
     drain: Drain,
@@ -163,7 +163,7 @@ struct State {
     /// By age, the oldest first.
     idle: HashMap<Key, Vec<Idle>>,
     h2: HashMap<Key, Vec<Shared>>,
-    /// Whether a task closes what is unused for too long.
+    /// Whether a task that closes unused connections is running.
     is_reaped: bool,
 }
 
@@ -178,7 +178,7 @@ impl Pool {
         Arc::new(Self { state: Mutex::default(), drain })
     }
 
-    /// Returns a stream of an HTTP/2 connection whose backend lets it begin now, or cannot be given more connections.
+    /// Returns a stream of an HTTP/2 connection that has room, or of any one if the backend has the maximum of connections.
     pub fn take_shared(&self, key: &Key) -> Option<(Sender, Placement)> {
         let mut state = self.lock();
         let all = state.h2.get_mut(key)?;
@@ -188,14 +188,14 @@ impl Pool {
         free.or_else(busy).map(Shared::begin)
     }
 
-    /// Returns a connection that serves one request at a time, and has none now.
+    /// Returns an idle HTTP/1 connection.
     pub async fn take_idle(&self, key: &Key) -> Option<(Sender, Placement)> {
         loop {
             let mut idle = {
                 let mut state = self.lock();
                 let all = state.idle.get_mut(key)?;
-                // The last one used is the one most likely to be alive; one whose answer has been read to the end just now
-                // needs a moment in another task, the one that has had the most of it the least.
+                // The last one used is the most likely to be alive. If hyper is not ready on any yet, take the oldest, which has
+                // had the most time to become ready.
                 let ready = all.iter().rposition(|idle| idle.connection.sender.is_ready());
                 let idle = all.remove(ready.unwrap_or(0));
                 if all.is_empty() {
@@ -209,7 +209,7 @@ impl Pool {
             match timeout(BREATH, idle.connection.sender.ready()).await {
                 Ok(Ok(())) => return Some((Sender::H1(idle.connection), idle.placement)),
                 Ok(Err(_)) => {}
-                // The machine is busy: it is for another request.
+                // The machine is busy: leave the connection to another request.
                 Err(_) => {
                     self.lock().idle.entry(key.clone()).or_default().push(idle);
                     return None;
@@ -218,7 +218,7 @@ impl Pool {
         }
     }
 
-    /// Lets other requests share a new connection, unless there is one with room: a crowd that comes at once opens many.
+    /// Shares a new connection with other requests, unless one with room exists: simultaneous requests open many.
     pub fn share(self: &Arc<Self>, key: Key, h2: &H2, placement: Placement) {
         let (sender, heard, load) = (h2.sender.clone(), h2.heard.clone(), h2.stream.0.clone());
         let mut state = self.lock();
@@ -233,7 +233,7 @@ impl Pool {
         self.see_to_reaping(&mut state);
     }
 
-    /// Returns what is to be dropped with the end of the response: it gives the connection, or its stream, back.
+    /// Returns a guard to drop at the end of the response: it returns the connection, or ends the stream.
     pub fn returning(self: &Arc<Self>, key: Key, sender: Sender, placement: Placement) -> Returning {
         match sender {
             Sender::H1(h1) => {
@@ -244,7 +244,7 @@ impl Pool {
         }
     }
 
-    /// Drops the unused connections.
+    /// Removes a key's connections from the pool; requests in progress go on.
     pub fn forget(&self, key: &Key) {
         let mut state = self.lock();
         state.idle.remove(key);
@@ -285,7 +285,7 @@ impl Pool {
         }
     }
 
-    /// Closes what is unused for too long, until there is nothing left.
+    /// Closes connections that are unused for too long, until none is left.
     async fn reap(&self) {
         loop {
             tokio::select! {
@@ -319,8 +319,7 @@ impl Pool {
 }
 
 impl State {
-    /// Closes the HTTP/2 connection that was not used for longest. Where all are in use the oldest of a backend goes on
-    /// without new streams.
+    /// Closes the HTTP/2 connection that is unused for longest. If all are in use, the oldest of a backend gets no new streams.
     fn close_oldest(&mut self) {
         let unused = |all: &Vec<Shared>| all.iter().filter_map(|shared| shared.load.unused()).max();
         let oldest = self.h2.iter().max_by_key(|(_, all)| unused(all)).map(|(key, all)| (key.clone(), unused(all)));
@@ -335,7 +334,7 @@ impl State {
     }
 }
 
-/// Held by a response body until its end.
+/// Guard that a response body holds until its end.
 pub struct Returning {
     _connection: Option<ReturningConnection>,
     _stream: Option<Stream>,
@@ -343,13 +342,13 @@ pub struct Returning {
 }
 
 impl Returning {
-    /// Nothing is given back: the request was not sent to its end.
+    /// Returns a guard that returns no connection: the request was not sent completely.
     pub fn unsent(unsent: Unsent) -> Self {
         Self { _connection: None, _stream: None, _unsent: Some(unsent) }
     }
 }
 
-/// Gives a connection back when it is dropped: with the end of the response's body.
+/// Returns a connection to the pool on drop, at the end of the response's body.
 pub struct ReturningConnection {
     pool: Arc<Pool>,
     key: Key,

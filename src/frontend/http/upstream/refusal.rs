@@ -1,4 +1,4 @@
-//! Answers of status 400 in which a server says that it speaks something else than HTTP/1 without TLS.
+//! Answers of status 400 from servers that speak another protocol than HTTP/1 without TLS.
 
 use std::{
     collections::VecDeque,
@@ -22,20 +22,20 @@ use crate::{
     },
 };
 
-/// How much of the body is read, and how long it may take. The longest page of those that are known has 700 bytes.
+/// Maximum number of bytes read of the body, and the timeout for them. The longest known page has 700 bytes.
 const LONGEST: usize = 4 * 1024;
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Reason of a server that refuses the protocol.
+/// How a server refuses the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Wants(Scheme),
-    /// It closes the connection, as servers of TLS do after a request without it.
+    /// It closes the connection, as TLS servers do after a request without TLS.
     Closes,
 }
 
 impl Refusal {
-    /// Returns what to speak instead.
+    /// Returns the protocols to try instead.
     pub fn wanted(self, asks: Asks) -> &'static [Scheme] {
         match self {
             Self::Wants(Scheme::Https) | Self::Closes => &[Scheme::Https],
@@ -45,7 +45,7 @@ impl Refusal {
     }
 }
 
-/// Reads the start of an answer's body, and returns the answer as it was. `may_ask`: an answer that only may be a refusal is one, too.
+/// Reads the start of an answer's body, and returns the answer complete. `may_ask`: also report an answer that may be a refusal.
 pub async fn read(response: Response<Body>, method: &Method, may_ask: bool) -> (Response<Body>, Option<Refusal>) {
     let closes = response.version() == Version::HTTP_10
         || response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
@@ -71,7 +71,7 @@ pub async fn read(response: Response<Body>, method: &Method, may_ask: bool) -> (
     (Response::from_parts(parts, body), protocol::wanted(&text).map(Refusal::Wants).or(perhaps))
 }
 
-/// A body of which something was read already.
+/// Body whose start was read before.
 struct Ahead {
     read: VecDeque<Result<Frame<Bytes>, BoxError>>,
     rest: Body,

@@ -1,10 +1,10 @@
-//! Policy of retries.
+//! Retry policy.
 
 use std::time::Duration;
 
 use h2::Reason;
 
-/// The pauses between attempts on new connections; a pod that is replaced takes about a second to say so.
+/// Back-off between attempts on new connections. A pod that is being replaced takes about a second to say so.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
@@ -13,27 +13,27 @@ const PAUSES: [Duration; 5] = [
     Duration::from_millis(800),
 ];
 
-/// How often a request is sent again that a backend may have acted on: it may be what makes the backend fail.
+/// Maximum number of retries of a request that a backend may have processed: the request itself may make the backend fail.
 const MOST_UNANSWERED: usize = 2;
 
-/// How often a connection that was used before is tried for one request, before a new one is made.
+/// Maximum number of attempts on reused connections before a new one is opened.
 const MOST_USED: usize = 2;
 
-/// How far a request came that failed.
+/// How far a failed request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The backend has certainly not seen it.
+    /// The backend certainly did not process it.
     NotSent,
-    /// The connection ended without a byte of an answer: the backend may have acted on it.
+    /// The connection ended before a byte of an answer: the backend may have processed the request.
     Unanswered,
-    /// The backend answered, with something that is no response, or with the end of this stream alone.
+    /// The backend answered, with an invalid response or with a reset of this stream alone.
     Answered,
 }
 
 impl Outcome {
-    /// Returns how far a request came whose connection to an HTTP/2 backend or whose stream ended with `error`.
+    /// Returns how far a request came whose HTTP/2 stream or connection ended with `error`.
     ///
-    /// RFC 9113, section 8.7: REFUSED_STREAM, and a GOAWAY for a stream above its last one, say that nothing was done.
+    /// REFUSED_STREAM, and a GOAWAY for a stream above its last one, prove that nothing was processed (RFC 9113, section 8.7).
     pub fn of_http2(error: &h2::Error) -> Self {
         match error.reason() {
             Some(Reason::REFUSED_STREAM) if error.is_reset() && error.is_remote() => Self::NotSent,
@@ -48,11 +48,11 @@ impl Outcome {
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     pub outcome: Outcome,
-    /// It is there to be sent again: its body is kept, or came back unread.
+    /// It can be sent again: its body is kept, or came back unread.
     pub is_kept: bool,
     /// Its method is idempotent (RFC 9110, section 9.2.2).
     pub is_idempotent: bool,
-    /// The connection had served others before.
+    /// The connection had served other requests before.
     pub was_used: bool,
 }
 
@@ -65,12 +65,12 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Returns whether the next attempt may be on a connection that was used before.
+    /// Returns whether the next attempt may reuse a connection.
     pub fn may_use_again(&self) -> bool {
         self.used < MOST_USED
     }
 
-    /// Returns how long to wait before the next attempt. None: it is not repeated.
+    /// Returns the back-off before the next attempt. `None`: no retry.
     pub fn again(&mut self, failed: Attempt) -> Option<Duration> {
         let may_repeat = match failed.outcome {
             Outcome::NotSent => failed.is_kept,
@@ -100,7 +100,7 @@ mod tests {
         use Outcome::{Answered, NotSent, Unanswered};
         let at_once = Some(Duration::ZERO);
         let paused = Some(PAUSES[0]);
-        // Outcome, kept, idempotent, on a used connection: the pause before it is sent again.
+        // Outcome, kept, idempotent, on a reused connection; then the back-off.
         for (outcome, is_kept, is_idempotent, was_used, pause) in [
             (NotSent, true, true, true, at_once),
             (NotSent, true, true, false, paused),
