@@ -56,19 +56,19 @@ use crate::{
     telemetry::reasons,
 };
 
-/// How long one request to an API server may take, answer included. kubectl has no limit, and gateways that wake a cluster up
+/// Timeout of one request to an API server, including its answer. kubectl has none, and gateways that wake up a cluster
 /// take 12 s and more.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long the files of a context may take to be read. A stalled network file system takes for ever.
+/// Timeout for reading the files of a context. A read from a stalled network file system never returns.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All clusters that the kubeconfigs describe; one cached [`Cluster`] for each that was used.
+/// All clusters of the kubeconfigs, with one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
     files: Arc<Files>,
     made: Mutex<HashMap<ClusterId, Entry>>,
-    /// Contexts whose files were not read in time: somebody is still reading them.
+    /// Contexts whose files were not read in time, because a file system hangs. The read is still running.
     hung: Arc<Mutex<HashSet<ClusterId>>>,
     sign_ins: SignIns,
 }
@@ -78,15 +78,15 @@ struct Entry {
     cluster: Arc<OnceCell<Arc<Cluster>>>,
 }
 
-/// Result of a look at files.
+/// Result of a check of files.
 struct Read {
     /// Entries whose files have changed.
     changed: Vec<(ClusterId, Fingerprint)>,
-    /// None: the cluster that is made already is current.
+    /// `None`: the cached cluster is current.
     loaded: Option<Result<(Fingerprint, Access), ClusterError>>,
 }
 
-/// Returns the error of a context whose files are not read in time.
+/// Returns the error for a context whose files are not read in time.
 fn hangs(id: &ClusterId) -> ClusterError {
     let files = id.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let (context, within) = (&id.context, READ_TIMEOUT.as_secs());
@@ -98,23 +98,23 @@ fn hangs(id: &ClusterId) -> ClusterError {
     }
 }
 
-/// One cluster as one user: the API client, and what an upgrade needs beside it.
+/// One cluster as one user: the API client, and the settings for upgrades.
 pub struct Cluster {
     pub context: ContextName,
     /// See [`Self::kubectl`].
     kubectl: String,
     pub client: kube::Client,
-    /// The same for watches, which start no sign-in.
+    /// Client for watches, which start no sign-in.
     pub watches: kube::Client,
-    /// For upgrades, of which each needs a connection of its own.
+    /// Connector for upgrades, which each need their own connection.
     pub(super) connector: Connector,
     pub(super) spare: Spare<Arc<Transport>>,
-    /// The API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`: upgrades keep its path prefix.
+    /// URL of the API server, e.g. `https://10.0.0.1:6443/k8s/clusters/c-1`. Upgrades keep its path prefix.
     pub server: Uri,
     pub dialer: Dialer,
-    /// The name that the API server's certificate is verified against. None: `http://`.
+    /// Name to verify the API server's certificate against. `None`: `http://`.
     pub tls_server_name: Option<ServerName<'static>>,
-    /// The proxy that requests pass through, without its credentials.
+    /// Proxy for requests, without its credentials.
     pub proxy: Option<String>,
     /// Transports that the servers behind this context support.
     pub(super) port_forwards: upgrade::Memory<upgrade::Transport>,
@@ -125,45 +125,47 @@ pub struct Cluster {
     pub(super) contact: Contact,
 }
 
-/// State of a cluster, as its last requests have shown it.
+/// State of a cluster, as seen by its last requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Time of the first request without an answer. None: the API server answers.
+    /// Time of the first request without an answer. `None`: the API server answers.
     pub lost_since: Option<SystemTime>,
-    /// End of the present credential. None: it has none, or there is no credential.
+    /// Expiry of the current credential. `None`: it does not expire, or there is no credential.
     pub sign_in_ends: Option<SystemTime>,
-    /// The last sign-in printed something: a person may have to answer the next one.
+    /// Whether the last sign-in printed anything, so that the next one may need a person.
     pub asks_people: bool,
 }
 
 impl Clusters {
-    /// `exec_path`: folders in front of PATH for credential plugins.
+    /// Returns no clusters yet. `exec_path`: folders in front of PATH for credential plugins.
     pub fn new(exec_path: &[PathBuf]) -> Arc<Self> {
         let exec_path = Mutex::new(ExecPath::new(exec_path));
         let (files, hung) = (Arc::default(), Arc::default());
         Arc::new(Self { exec_path, files, made: Mutex::default(), hung, sign_ins: SignIns::new() })
     }
 
-    /// Replaces the folders in front of PATH, for clusters that are made from now on.
+    /// Replaces the folders in front of PATH. Applies to clusters that are loaded later.
     pub fn set_exec_path(&self, exec_path: &[PathBuf]) {
         *self.exec_path.lock().expect("no panic while the lock is held") = ExecPath::new(exec_path);
     }
 
-    /// Returns the folders that programs are looked for in.
+    /// Returns the folders in which to search for programs.
     pub fn exec_path(&self) -> ExecPath {
         self.exec_path.lock().expect("no panic while the lock is held").clone()
     }
 
-    /// Reads the kubeconfig files and returns what names and routes need of them. Never fails: see [`Contexts::problem`].
+    /// Reads the kubeconfig files and returns their contexts for names and routes. Never fails: see
+    /// [`Contexts::problem`].
     pub fn contexts(&self, paths: &Arc<KubeconfigPaths>) -> Contexts {
         kubeconfig::contexts(paths, &self.files)
     }
 
-    /// Returns the cluster, made at its first use; made again when its kubeconfig files, or the
-    /// certificates and keys that they name, have changed. Nobody signs in for that: requests do.
+    /// Returns the cluster. Loads it at its first use, and again when its kubeconfig files, or their certificates and
+    /// keys, have changed. Never starts a sign-in; requests do.
     ///
     /// # Errors
-    /// The context cannot be used, or its files are not read within [`READ_TIMEOUT`]: their file system hangs.
+    /// Fails if the context cannot be used, or if its files are not read within [`READ_TIMEOUT`] because a file system
+    /// hangs.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
         let (known, present) = {
             let made = self.made.lock().expect("no panic while the lock is held");
@@ -180,7 +182,7 @@ impl Clusters {
                 }
             }
             let (files, access) = match (loaded, present) {
-                // Loaded before an entry is kept: made-up context names in hostnames must not fill the map.
+                // Loaded before the entry is added: made-up context names in hostnames must not fill the map.
                 (Some(loaded), _) => loaded?,
                 (None, Some(cluster)) => return Ok(cluster),
                 (None, None) => return Err(hangs(id)),
@@ -192,11 +194,11 @@ impl Clusters {
         cluster.get_or_try_init(make).await.cloned()
     }
 
-    /// Looks at the files of `known`, and loads the context unless it `is_made` and they have not changed. On another thread: where a
-    /// file system hangs, nobody else waits.
+    /// Checks the files of `known`. Loads the context unless it `is_made` and the files have not changed. Runs on another
+    /// thread, so that a hanging file system does not block other tasks.
     ///
     /// # Errors
-    /// It takes longer than [`READ_TIMEOUT`], or somebody has waited for so long and it still goes on.
+    /// Fails after [`READ_TIMEOUT`], or at once if an earlier read of the context still hangs.
     async fn read(
         &self,
         id: &ClusterId,
@@ -224,7 +226,7 @@ impl Clusters {
             Ok(read) => Ok(read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))),
             Err(_) => {
                 let mut hung = self.hung.lock().expect("no panic while the lock is held");
-                // It may have ended this moment, and then nobody would take it out again.
+                // The read may have ended just now, and then nothing would ever remove the entry.
                 if !has_ended.load(Ordering::Relaxed) {
                     hung.insert(id.clone());
                 }
@@ -233,21 +235,22 @@ impl Clusters {
         }
     }
 
-    /// Returns why a process with another PATH could not use a context: its plugin is looked for in the folders of `exec_path`.
+    /// Checks whether a process with another PATH could use a context: its plugin must be in one of the folders of
+    /// `exec_path`.
     ///
     /// # Errors
-    /// It could not.
+    /// Fails if it could not.
     pub fn usable_with(&self, id: &ClusterId, exec_path: &ExecPath) -> Result<(), ClusterError> {
         kubeconfig::load(id, &self.files, exec_path).map(drop)
     }
 
-    /// Returns the sign-in that requests to a cluster wait for. None: nobody issues its credentials.
+    /// Returns the sign-in that requests to a cluster wait for. `None`: its credentials need no sign-in.
     pub fn sign_in(&self, id: &ClusterId) -> Option<Report> {
         let made = self.made.lock().expect("no panic while the lock is held");
         made.get(id)?.cluster.get()?.user.sign_in().map(|sign_in| sign_in.report())
     }
 
-    /// Returns the state of a cluster. None: it was not used yet.
+    /// Returns the state of a cluster. `None`: it was not used yet.
     pub fn health(&self, id: &ClusterId) -> Option<Health> {
         let made = self.made.lock().expect("no panic while the lock is held");
         let cluster = made.get(id)?.cluster.get()?;
@@ -259,7 +262,7 @@ impl Clusters {
         })
     }
 
-    /// The sign-ins of all users.
+    /// Returns the sign-ins of all users.
     pub fn sign_ins(&self) -> &SignIns {
         &self.sign_ins
     }
@@ -289,7 +292,7 @@ impl Cluster {
         };
         let transports = Arc::new(Transports::new(tls, dialer.clone(), server_name.clone()));
         let user = User::new(login.method(&user, sign_ins), headers);
-        // A proxy that is sent whole requests reads its own header in each.
+        // A proxy that forwards whole requests expects its own header in each of them.
         let to_proxy = dialer.forwards(&config.cluster_url).flatten();
         let to_proxy = to_proxy.and_then(|value| HeaderValue::try_from(value).ok());
         let client = |authorized: Authorized| {
@@ -328,45 +331,45 @@ impl Cluster {
         })
     }
 
-    /// Returns the start of a command of kubectl for this context, to paste into any shell.
+    /// Returns the start of a kubectl command for this context, quoted for any shell.
     pub fn kubectl(&self) -> &str {
         &self.kubectl
     }
 
-    /// Returns whether nobody has asked this of `text` before: a missing permission is said once.
+    /// Returns whether this is the first call with `text`, so that a missing permission is logged once.
     pub(super) fn is_first(&self, text: &str) -> bool {
         self.said.lock().expect("no panic while the lock is held").insert(text.to_owned())
     }
 
-    /// The user of the requests.
+    /// Returns the user of the requests.
     pub(super) fn user(&self) -> &User {
         &self.user
     }
 
-    /// Returns the credential for an upgrade; signs in where there is none.
+    /// Returns the credential for an upgrade. Signs in if there is none.
     pub(super) async fn credential(&self) -> Result<Arc<Credential>, ClusterError> {
         self.user.credential().await.map_err(|failure| self.not_signed_in(failure))
     }
 
-    /// Returns the bearer token of the user; signs in if there is none. None: the user signs in with a certificate or a password.
+    /// Returns the bearer token of the user. Signs in if there is none. `None`: the user has a certificate or a password.
     ///
     /// # Errors
-    /// Signing in failed.
+    /// Fails if the sign-in fails.
     pub async fn bearer_token(&self) -> Result<Option<String>, ClusterError> {
         let credential = self.credential().await?;
         let header = credential.header.as_ref().and_then(|header| header.to_str().ok());
         Ok(header.and_then(|header| header.strip_prefix("Bearer ")).map(str::to_owned))
     }
 
-    /// Signs in, and returns until when that is good. None: the credential does not say.
+    /// Signs in, and returns the expiry of the credential. `None`: it has none.
     ///
     /// # Errors
-    /// Nobody gives a credential.
+    /// Fails if the sign-in fails.
     pub async fn sign_in_expires(&self) -> Result<Option<SystemTime>, ClusterError> {
         self.credential().await.map(|credential| credential.expires())
     }
 
-    /// Returns in words why no connection came up.
+    /// Returns the reason for a failed connection as text.
     pub fn why_unreachable(&self, error: &(dyn std::error::Error + 'static)) -> String {
         let error = self.unreachable(error);
         error.cause().unwrap_or_else(|| error.to_string())
@@ -377,12 +380,12 @@ impl Cluster {
         self.refusal(status, message, Namespaces::All)
     }
 
-    /// Returns the connections, and their settings, for the user of a credential.
+    /// Returns the connections and their settings for the client certificate of a credential.
     pub(super) fn transport(&self, credential: &Credential) -> Arc<Transport> {
         self.transports.of(credential.identity.as_ref())
     }
 
-    /// Waits for an answer of the API server, translating what went wrong. `doing`: `looking up service shop/web`.
+    /// Waits for an answer of the API server, and translates errors. `doing`: for example `looking up service shop/web`.
     pub async fn ask<T>(
         &self,
         doing: &str,
@@ -392,7 +395,7 @@ impl Cluster {
         self.ask_for(REQUEST_TIMEOUT, doing, namespaces, answer).await
     }
 
-    /// Does the same within another time.
+    /// Like [`ask`](Self::ask), with another timeout.
     pub(super) async fn ask_for<T>(
         &self,
         after: Duration,
@@ -411,7 +414,7 @@ impl Cluster {
         }
     }
 
-    /// Does work within a time, which stands still while somebody signs in. None: the time was over.
+    /// Runs `work` with a time limit that pauses during a sign-in. `None`: the limit was reached.
     pub(super) async fn within<T>(&self, budget: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         let mut deadline = Instant::now() + budget;
@@ -424,8 +427,8 @@ impl Cluster {
     }
 }
 
-/// Returns the name that a certificate is verified against. An IPv4 address in the form of IPv6 is one, as in Go. A zone of an
-/// address is for this machine alone.
+/// Returns the name to verify a certificate against. As in Go, an IPv4-mapped IPv6 address counts as IPv4. Drops the zone
+/// of an address, which is only valid on this machine.
 fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     let host = host.trim_matches(['[', ']']);
     let host = host.split_once('%').map_or(host, |(address, _)| address);
@@ -435,7 +438,7 @@ fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     }
 }
 
-/// Returns a spare connection that is made with the credential that is there. Nobody signs in for one.
+/// Returns a spare connection that uses the current credential. Never starts a sign-in.
 fn spare(connector: Connector, user: User, transports: Arc<Transports>) -> Spare<Arc<Transport>> {
     Spare::new(Box::new(move || {
         let (connector, user, transports) = (connector.clone(), user.clone(), transports.clone());
@@ -449,10 +452,10 @@ fn spare(connector: Connector, user: User, transports: Arc<Transports>) -> Spare
     }))
 }
 
-/// Why the API server gave no answer to use.
+/// Reasons why the API server gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AskError {
-    /// 404 of an API server for an object: the caller knows what it asked for.
+    /// 404 of an API server for an object. The caller knows which.
     NotFound,
     Failed(ClusterError),
 }
@@ -506,7 +509,7 @@ mod tests {
         let mut waiting = std::pin::pin!(clusters.get(&hangs));
         assert!(timeout(Duration::from_millis(50), &mut waiting).await.is_err());
         clusters.get(&id("one")).await.unwrap();
-        // Somebody writes it at last.
+        // Only now is the pipe written.
         let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         tokio::task::spawn_blocking(move || fs::write(pipe, ca)).await.unwrap().unwrap();
         waiting.await.unwrap();

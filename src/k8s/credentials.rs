@@ -1,4 +1,4 @@
-//! How adit proves to an API server who asks: a token, a password, a client certificate, a plugin.
+//! Credentials for an API server: a token, a password, a client certificate, or a credential plugin.
 
 pub mod exec;
 pub mod exec_credential;
@@ -27,30 +27,30 @@ use self::{exec::Plugin, oidc::Oidc, token_file::TokenFile};
 use super::sign_in::{Failure, SignIn, SignIns};
 use crate::tls::certificate::Certificate;
 
-/// A credential that comes expired is used for this long all the same: the clocks may differ, and a plugin must not
-/// run for each request.
+/// Minimum time that an expired new credential is used: the clocks may differ, and a plugin must not run for each
+/// request.
 const SHORTEST: Duration = Duration::from_secs(5);
 
 /// Credential of one request.
 #[derive(Default)]
 pub struct Credential {
-    /// The Authorization header. None: none.
+    /// Authorization header. `None`: no header.
     pub header: Option<HeaderValue>,
-    /// The client certificate with its key.
+    /// Client certificate with its key.
     pub identity: Option<Arc<CertifiedKey>>,
-    /// None: it does not expire.
+    /// `None`: it does not expire.
     expires: Option<SystemTime>,
     issued: Option<Instant>,
     accepted: AtomicBool,
 }
 
 impl Credential {
-    /// One that is valid until it is refused.
+    /// Returns a credential that is valid until it is refused.
     pub fn new(header: Option<HeaderValue>, identity: Option<Arc<CertifiedKey>>) -> Self {
         Self { header, identity, ..Self::default() }
     }
 
-    /// One that somebody has issued now, until `expires`.
+    /// Returns a credential that was issued now and is valid until `expires`.
     pub fn issued(
         header: Option<HeaderValue>,
         identity: Option<Arc<CertifiedKey>>,
@@ -59,18 +59,18 @@ impl Credential {
         Self { issued: Some(Instant::now()), expires, ..Self::new(header, identity) }
     }
 
-    /// Returns when it expires. None: it does not say.
+    /// Returns the expiry. `None`: it has none.
     pub fn expires(&self) -> Option<SystemTime> {
         self.expires
     }
 
-    /// Returns when its client certificate ends. None: it has none.
+    /// Returns the expiry of the client certificate. `None`: there is no certificate.
     fn certificate_ends(&self) -> Option<Timestamp> {
         let certificate = self.identity.as_ref()?.cert.first()?;
         Timestamp::from_second(Certificate::parse(certificate)?.not_after).ok()
     }
 
-    /// Returns whether it has not expired. As in client-go, a token is used up to its last second.
+    /// Returns whether the credential has not expired. As in client-go, a token is used until its last second.
     pub fn is_fresh(&self) -> bool {
         self.expires.is_none_or(|expires| SystemTime::now() < expires)
             || self.issued.is_some_and(|at| at.elapsed() < SHORTEST && self.came_expired(at))
@@ -81,7 +81,7 @@ impl Credential {
         self.expires.zip(then).is_some_and(|(expires, then)| expires <= then)
     }
 
-    /// Notes that an API server has accepted it; returns whether that is the first time.
+    /// Records that an API server has accepted the credential. Returns whether this is the first time.
     pub(super) fn accept(&self) -> bool {
         !self.accepted.load(Ordering::Relaxed) && !self.accepted.swap(true, Ordering::Relaxed)
     }
@@ -97,21 +97,21 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Returns the header of a token.
+/// Returns the header for a token.
 ///
 /// # Errors
-/// The token has characters that HTTP does not allow. The text does not show them.
+/// Fails if the token has characters that HTTP does not allow. The error does not contain them.
 pub fn bearer(token: &str) -> io::Result<HeaderValue> {
     sensitive(HeaderValue::try_from(format!("Bearer {token}")))
         .map_err(|_| io::Error::other("the token has a line end, or another character that HTTP does not allow"))
 }
 
-/// Returns the header of a user name and a password (RFC 7617).
+/// Returns the header for a user name and a password (RFC 7617).
 pub fn basic(name: &str, password: &str) -> Option<HeaderValue> {
     sensitive(HeaderValue::try_from(format!("Basic {}", STANDARD.encode(format!("{name}:{password}"))))).ok()
 }
 
-/// Returns the error of a file without its number.
+/// Returns the text of a file error without the OS error number.
 pub(super) fn words(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
@@ -124,7 +124,7 @@ fn sensitive(header: Result<HeaderValue, InvalidHeaderValue>) -> Result<HeaderVa
     })
 }
 
-/// How a user of a kubeconfig signs in, as the file says.
+/// Login method of a kubeconfig user.
 pub enum Login {
     Fixed(Credential),
     TokenFile(TokenFile),
@@ -133,7 +133,7 @@ pub enum Login {
 }
 
 impl Login {
-    /// Returns where the credential comes from. `user`: its name for people.
+    /// Returns the source of the credential. `user`: its name for messages.
     pub fn method(self, user: &str, sign_ins: &SignIns) -> Method {
         match self {
             Self::Fixed(credential) => Method::Fixed(Arc::new(credential)),
@@ -147,18 +147,18 @@ impl Login {
 /// Source of a user's credential.
 #[derive(Clone)]
 pub enum Method {
-    /// The kubeconfig has it, or there is none.
+    /// The kubeconfig contains the credential, or there is none.
     Fixed(Arc<Credential>),
     TokenFile(TokenFile),
-    /// Somebody issues it: a plugin, or an OIDC provider.
+    /// A plugin or an OIDC provider issues the credential.
     SignIn(Arc<SignIn>),
 }
 
-/// A user of a kubeconfig.
+/// User of a kubeconfig.
 #[derive(Clone)]
 pub struct User {
     method: Method,
-    /// Headers of each request, whatever the credential: an Authorization among them comes before its own.
+    /// Headers for every request. An Authorization header here replaces that of the credential.
     fixed: HeaderMap,
 }
 
@@ -167,7 +167,7 @@ impl User {
         Self { method, fixed }
     }
 
-    /// Returns the sign-in that issues the credential, where one does.
+    /// Returns the sign-in that issues the credential, if there is one.
     pub fn sign_in(&self) -> Option<&Arc<SignIn>> {
         match &self.method {
             Method::SignIn(sign_in) => Some(sign_in),
@@ -175,10 +175,10 @@ impl User {
         }
     }
 
-    /// Returns the credential, and signs in where there is none that is fresh.
+    /// Returns the credential. Signs in if there is no fresh one.
     ///
     /// # Errors
-    /// The sign-in has failed: now, or a moment ago.
+    /// Fails if the sign-in fails, or failed a moment ago.
     pub async fn credential(&self) -> Result<Arc<Credential>, Failure> {
         match &self.method {
             Method::Fixed(credential) => Ok(credential.clone()),
@@ -187,7 +187,7 @@ impl User {
         }
     }
 
-    /// Returns the credential if there is a fresh one. Signs in never.
+    /// Returns the credential if there is a fresh one. Never signs in.
     pub fn present(&self) -> Option<Arc<Credential>> {
         match &self.method {
             Method::Fixed(credential) => Some(credential.clone()),
@@ -196,7 +196,7 @@ impl User {
         }
     }
 
-    /// Returns why a server says 401, as far as that can be seen from here.
+    /// Returns the likely reason for a 401.
     pub fn refusal(&self) -> Failure {
         let now = Timestamp::now();
         match self.present().and_then(|credential| credential.certificate_ends()).filter(|end| *end < now) {
@@ -208,14 +208,14 @@ impl User {
         }
     }
 
-    /// Waits until there is a fresh credential, because somebody else signs in.
+    /// Waits for a fresh credential from a sign-in that another caller starts.
     pub async fn signed_in(&self) {
         if let Method::SignIn(sign_in) = &self.method {
             sign_in.signed_in().await;
         }
     }
 
-    /// Notes that an API server has accepted a credential.
+    /// Records that an API server has accepted a credential.
     pub fn accepted(&self, credential: &Credential) {
         if credential.accept()
             && let Method::SignIn(sign_in) = &self.method
@@ -224,7 +224,7 @@ impl User {
         }
     }
 
-    /// Notes that an API server has refused a credential. Returns whether [`credential`](Self::credential) may give
+    /// Records that an API server has refused a credential. Returns whether [`credential`](Self::credential) may return
     /// another one.
     pub fn refused(&self, credential: &Arc<Credential>) -> bool {
         match &self.method {
@@ -237,7 +237,7 @@ impl User {
         }
     }
 
-    /// Returns the headers of a request with this credential.
+    /// Returns the headers for a request with this credential.
     pub fn headers(&self, credential: &Credential) -> HeaderMap {
         let mut headers = self.fixed.clone();
         if let Some(header) = &credential.header {
@@ -247,7 +247,7 @@ impl User {
     }
 }
 
-/// The credential of one request is renewed once.
+/// Renews the credential of a request at most once.
 pub struct Renewal<'a> {
     user: &'a User,
     is_done: bool,
@@ -258,7 +258,7 @@ impl<'a> Renewal<'a> {
         Self { user, is_done: false }
     }
 
-    /// Notes that a server has refused a credential. Returns whether to send the request again, with the next one.
+    /// Records that a server has refused a credential. Returns whether to retry the request with the next one.
     pub fn again(&mut self, credential: &Arc<Credential>) -> bool {
         let may_renew = self.user.refused(credential);
         may_renew && !std::mem::replace(&mut self.is_done, true)
@@ -282,9 +282,9 @@ mod tests {
             credential.issued = credential.issued.map(|at| at - Duration::from_secs(seconds));
             credential
         };
-        // It was issued 20 s ago, and held for 10 s.
+        // Issued 20 s ago, expired 10 s ago.
         assert!(!old(until(-10), 20).is_fresh());
-        // It was issued now, and had expired an hour ago: the clocks differ.
+        // Issued now, but expired an hour ago: the clocks differ.
         assert!(until(-3600).is_fresh() && !old(until(-3600), 6).is_fresh());
         let short = until(1);
         std::thread::sleep(Duration::from_millis(1_050));

@@ -1,4 +1,4 @@
-//! TCP to an API server, through a proxy where one is configured, for requests and upgrades alike; and TLS for upgrades.
+//! TCP connections to an API server, with or without a proxy, for requests and upgrades; and TLS for upgrades.
 
 mod proxied;
 
@@ -32,7 +32,7 @@ pub use self::proxied::ProxyError;
 use super::proxy::credentials;
 use crate::io::{BoxedIo, read_ahead::ReadAhead, through::write_through};
 
-/// A cold connection takes 1-2 round trips; a VPN that wakes up takes seconds.
+/// Timeout of a connection. A cold one takes 1-2 round trips; a VPN that wakes up takes seconds.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens connections to the host and port of a URI.
@@ -44,7 +44,7 @@ pub struct Dialer {
 
 struct Proxy {
     url: Uri,
-    /// User and password of its URL.
+    /// User and password of the proxy's URL.
     user: Option<(String, String)>,
     speaks: Speaks,
 }
@@ -56,18 +56,19 @@ enum Speaks {
 }
 
 impl Dialer {
-    /// `proxy`: `http://`, `https://` (verified with the roots of `tls`) or `socks5://`, with credentials where it wants them.
+    /// Returns a dialler. `proxy`: `http://`, `https://` (verified with the roots of `tls`) or `socks5://`, optionally
+    /// with credentials.
     ///
     /// # Errors
-    /// The proxy's scheme is none of these.
+    /// Fails if the proxy has another scheme.
     pub fn new(proxy: Option<&Uri>, tls: &ClientConfig) -> Result<Self, String> {
         let mut tcp = HttpConnector::new_with_resolver(Resolver);
         tcp.enforce_http(false);
-        // Without it a request in two segments waits 40 ms for a delayed acknowledgement.
+        // Without it, a request in two segments waits 40 ms for a delayed ACK.
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_keepalive(Some(Duration::from_secs(15)));
-        // Bytes that nobody acknowledges for 20 s: the laptop slept, or the VPN is gone.
+        // Ends a connection whose bytes get no ACK for 20 s, after a laptop's sleep or the loss of a VPN.
         #[cfg(target_os = "linux")]
         tcp.set_tcp_user_timeout(Some(Duration::from_secs(20)));
         let Some(url) = proxy else { return Ok(Self { tcp, proxy: None }) };
@@ -89,7 +90,7 @@ impl Dialer {
         Ok(Self { tcp, proxy: Some(Arc::new(proxy)) })
     }
 
-    /// Connects to the server of `uri`; TLS is the caller's.
+    /// Connects to the server of `uri`, without TLS.
     pub async fn connect(&self, uri: Uri) -> Result<BoxedIo, BoxError> {
         let Some(proxy) = &self.proxy else { return Ok(Box::new(self.tcp.clone().oneshot(uri).await?.into_inner())) };
         let io = self.connect_to(proxy).await?;
@@ -104,7 +105,7 @@ impl Dialer {
         Ok(timeout(CONNECT_TIMEOUT, asking).await.unwrap_or(Err(ProxyError::Silent))?)
     }
 
-    /// Connects to the proxy itself.
+    /// Connects to the proxy.
     async fn connect_to(&self, proxy: &Proxy) -> Result<BoxedIo, ProxyError> {
         let unreached = |error: BoxError| ProxyError::Unreached(error);
         let tcp = self.tcp.clone().oneshot(proxy.url.clone()).await.map_err(|error| unreached(error.into()))?;
@@ -118,8 +119,9 @@ impl Dialer {
         }
     }
 
-    /// Returns the HTTP proxy that a request to `server` is sent to as it is, with its whole URL, and the Proxy-Authorization for that: as
-    /// in Go, only upgrades to `http://` servers ask for a connection. None: there is no such proxy, or `server` is `https://`.
+    /// Returns the Proxy-Authorization for an HTTP proxy that forwards whole requests to `server`. As in Go, requests to
+    /// `http://` servers are forwarded, and only upgrades use CONNECT. `None`: there is no such proxy, or `server` is
+    /// `https://`.
     pub fn forwards(&self, server: &Uri) -> Option<Option<String>> {
         let proxy = self.proxy.as_ref().filter(|proxy| !matches!(proxy.speaks, Speaks::Socks5))?;
         (server.scheme_str() == Some("http")).then(|| proxy.authorization())
@@ -139,7 +141,7 @@ fn host(url: &Uri) -> &str {
     url.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
-/// The system's resolver. It also takes an IPv6 address with a zone, which is written `fe80::1%25eth0` in a URL (RFC 6874).
+/// Resolver of the system. It also accepts an IPv6 address with a zone, which a URL has as `fe80::1%25eth0` (RFC 6874).
 #[derive(Clone)]
 struct Resolver;
 
@@ -159,7 +161,7 @@ impl Service<Name> for Resolver {
     fn call(&mut self, name: Name) -> Self::Future {
         let name = match name.as_str().split_once("%25") {
             Some((address, zone)) if is_of_link(address) => format!("{address}%{zone}"),
-            // A zone says nothing of other addresses, and the system refuses it.
+            // Other addresses have no zone, and the system would refuse it.
             Some((address, _)) => address.to_owned(),
             None => name.to_string(),
         };
@@ -167,16 +169,16 @@ impl Service<Name> for Resolver {
     }
 }
 
-/// Opens connections to one API server that are ready for a request.
+/// Opens connections to one API server, ready for a request.
 #[derive(Clone)]
 pub struct Connector {
     pub dialer: Dialer,
     pub server: Uri,
-    /// The name that the server's certificate is verified against. None: `http://`.
+    /// Name to verify the server's certificate against. `None`: `http://`.
     pub server_name: Option<ServerName<'static>>,
 }
 
-/// Why a connection did not come up.
+/// Reasons why a connection failed.
 #[derive(Debug)]
 pub enum ConnectError {
     Tcp(BoxError),
@@ -185,10 +187,10 @@ pub enum ConnectError {
 }
 
 impl Connector {
-    /// Connects, with these settings of TLS.
+    /// Connects with these TLS settings.
     ///
     /// # Errors
-    /// The server is not reached, refuses, or takes longer than [`CONNECT_TIMEOUT`].
+    /// Fails if the server is unreachable, refuses, or takes longer than [`CONNECT_TIMEOUT`].
     pub async fn connect(&self, tls: Arc<ClientConfig>) -> Result<BoxedIo, ConnectError> {
         let connect = async {
             let tcp = self.dialer.connect(self.server.clone()).await.map_err(ConnectError::Tcp)?;
@@ -222,10 +224,10 @@ impl Service<Uri> for Dialer {
     }
 }
 
-/// A connection as hyper's client wants it.
+/// Connection wrapper for hyper's client.
 pub struct Dialed {
     inner: BoxedIo,
-    /// What is written has to name the server.
+    /// Whether requests must contain the server's whole URL, for a proxy.
     is_proxy: bool,
 }
 

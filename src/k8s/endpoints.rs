@@ -15,13 +15,13 @@ use super::{
 };
 use crate::config::Subdomain;
 
-/// A pod that takes connections: a ready one of a Service, or one that was named and runs.
+/// A pod that accepts connections: a ready pod of a Service, or a named pod that runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadyPod {
     pub name: Subdomain,
-    /// A pod of the same name with another UID is another pod.
+    /// A pod with the same name but another UID is another pod.
     pub uid: String,
-    /// 0: no port was asked for.
+    /// 0: no port was requested.
     pub container_port: u16,
 }
 
@@ -32,18 +32,18 @@ impl ReadyPod {
     }
 }
 
-/// The pods that take connections at a moment.
+/// The pods that accept connections at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reachable {
     /// Sorted by name.
     pub pods: Vec<ReadyPod>,
-    /// Why the pod is not ready, where it was named and is reached all the same.
+    /// Why a named pod is not ready; it is reached anyway.
     pub not_ready: Option<String>,
 }
 
 impl Reachable {
     pub fn ready(mut pods: Vec<ReadyPod>) -> Self {
-        // A dual-stack Service has each pod once per address family.
+        // A dual-stack Service lists each pod once per address family.
         pods.sort();
         pods.dedup();
         Self { pods, not_ready: None }
@@ -53,16 +53,16 @@ impl Reachable {
 /// Port of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodPort {
-    /// A Service's: its slices call it by name, and `targetPort` says which it is in a pod.
+    /// Port of a Service: slices have it by its name, and `targetPort` is its port in a pod.
     OfService { name: Option<String>, target: IntOrString },
-    /// The pods' own.
+    /// Port of the pods themselves.
     Number(u16),
-    /// None was asked for: an exec needs none.
+    /// No port was requested: an exec needs none.
     Any,
 }
 
 impl PodPort {
-    /// Returns the number that a slice has for it; a slice names its ports as the Service does.
+    /// Returns the port's number in a slice. Slices use the port names of the Service.
     fn in_slice(&self, slice: &EndpointSlice) -> Option<u16> {
         match self {
             Self::Number(number) => Some(*number),
@@ -75,7 +75,7 @@ impl PodPort {
         }
     }
 
-    /// Returns the number that a pod has for it. None: it declares no port of that name.
+    /// Returns the port's number in a pod. `None`: the pod declares no port of that name.
     pub fn in_pod(&self, pod: &Pod) -> Option<u16> {
         match self {
             Self::Number(number) => Some(*number),
@@ -84,7 +84,7 @@ impl PodPort {
             Self::OfService { target: IntOrString::String(name), .. } => {
                 let ports = pods::ports(pod);
                 let named = ports.iter().find(|port| port.name.as_deref() == Some(name));
-                // A number may be written as a string.
+                // The name may be a number as a string.
                 named.map(|port| port.number).or_else(|| name.parse().ok())
             }
         }
@@ -94,13 +94,13 @@ impl PodPort {
 /// Pods and addresses in slices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InSlices {
-    /// The pods that they name.
+    /// Pods that the slices name.
     pub pods: Vec<ReadyPod>,
-    /// Addresses of which they do not say what stands behind them, each with the port.
+    /// Addresses without a pod's name, each with the port.
     pub addresses: BTreeSet<(IpAddr, u16)>,
 }
 
-/// Returns the ready, not terminating endpoints of the slices that have the port.
+/// Returns the ready endpoints that have the port and are not terminating.
 pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: &PodPort, namespace: &str) -> InSlices {
     let mut found = InSlices::default();
     for slice in slices {
@@ -117,7 +117,7 @@ pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: 
     found
 }
 
-/// Returns the port that the slices have for a pod, ready or not. None: the pod is in none of them, or has no such port.
+/// Returns the port of a pod in slices, ready or not. `None`: the pod is in none of them, or has no such port.
 pub fn port_in_slices<'s>(
     slices: impl IntoIterator<Item = &'s EndpointSlice>,
     port: &PodPort,
@@ -126,7 +126,7 @@ pub fn port_in_slices<'s>(
     slices.into_iter().filter(|slice| has_pod(slice, pod)).find_map(|slice| port.in_slice(slice))
 }
 
-/// Returns whether a slice has a pod, ready or not.
+/// Returns whether a slice contains a pod, ready or not.
 pub fn has_pod(slice: &EndpointSlice, pod: &Pod) -> bool {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     slice.endpoints.iter().flatten().any(|endpoint| match named_pod(endpoint.target_ref.as_ref(), namespace) {
@@ -135,7 +135,7 @@ pub fn has_pod(slice: &EndpointSlice, pod: &Pod) -> bool {
     })
 }
 
-/// An unknown readiness counts as ready (discovery/v1, EndpointConditions).
+/// Returns whether an endpoint is ready. Unknown counts as ready (discovery/v1, EndpointConditions).
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint
         .conditions
@@ -143,7 +143,7 @@ fn is_ready(endpoint: &Endpoint) -> bool {
         .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false))
 }
 
-/// A slice may say anything: what cannot be the name of a pod is none.
+/// Returns the name and UID of a target pod. A slice may contain anything, so an invalid pod name counts as none.
 fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(Subdomain, String)> {
     let target = target.filter(|target| {
         target.kind.as_deref() == Some("Pod")
@@ -152,8 +152,8 @@ fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(Subdomain, 
     Some((target.name.as_ref()?.parse().ok()?, target.uid.clone().unwrap_or_default()))
 }
 
-/// Returns the running pods that have one of the addresses. Pods on the node's network share its address: one that
-/// declares the port is taken before others.
+/// Returns the running pods with one of the addresses. Pods on the host network share the node's address: a pod that
+/// declares the port is preferred.
 pub fn at_addresses(addresses: &BTreeSet<(IpAddr, u16)>, all: &[Pod]) -> Vec<ReadyPod> {
     let at = |(address, port): &(IpAddr, u16)| {
         let declares = |pod: &Pod| pods::ports(pod).iter().any(|declared| declared.number == *port);
@@ -169,7 +169,7 @@ fn has_address(pod: &Pod, address: IpAddr) -> bool {
     of_families.chain(status.pod_ip.as_deref()).any(|text| text.parse() == Ok(address))
 }
 
-/// Returns the pods of a selector that would be in the Service's slices as ready: for where the slices cannot be read.
+/// Returns the pods of a selector that count as ready, for Services whose slices cannot be read.
 pub fn selected<'p>(
     all: impl IntoIterator<Item = &'p Pod>,
     port: &PodPort,
@@ -179,13 +179,13 @@ pub fn selected<'p>(
     all.into_iter().filter(takes).filter_map(|pod| ReadyPod::of(pod, port.in_pod(pod)?)).collect()
 }
 
-/// Returns whether a Service's selector takes a pod. An empty one takes none.
+/// Returns whether a Service's selector matches a pod. An empty selector matches none.
 pub fn selects(selector: &BTreeMap<String, String>, pod: &Pod) -> bool {
     let labels = pod.metadata.labels.as_ref();
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
-/// Returns a pod that was named, if it runs: it need not be ready.
+/// Returns a named pod if it runs. It need not be ready.
 pub fn named(pod: &Pod, container_port: u16) -> Reachable {
     if !pods::runs(pod) {
         return Reachable::default();
@@ -194,7 +194,7 @@ pub fn named(pod: &Pod, container_port: u16) -> Reachable {
     Reachable { pods: ReadyPod::of(pod, container_port).into_iter().collect(), not_ready }
 }
 
-/// Returns an Endpoints object as the slices that say the same.
+/// Returns the slices that are equivalent to an Endpoints object.
 pub fn as_slices(endpoints: Endpoints) -> Vec<EndpointSlice> {
     let of = |addresses: Option<Vec<EndpointAddress>>, ready: bool| {
         addresses.into_iter().flatten().map(move |address| Endpoint {

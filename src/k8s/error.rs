@@ -1,4 +1,4 @@
-//! Errors between adit and a cluster, one for each thing that the user can do about it.
+//! Errors of a cluster, one for each action that the user can take.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use crate::{
     routing::ClusterId,
 };
 
-/// A port of a Service or Pod, as the API server describes it.
+/// Port of a Service or a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// The port that a client names: the Service's, or the container's where there is no Service.
+    /// Port that a client uses: the Service's, or without a Service the container's.
     pub number: u16,
-    /// None: unnamed.
+    /// `None`: unnamed.
     pub name: Option<String>,
     /// `appProtocol`, e.g. `kubernetes.io/h2c`, `https`.
     pub app_protocol: Option<String>,
 }
 
-/// Place of a request in a cluster.
+/// Namespace of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespaces {
-    /// In all of them, or outside of them.
+    /// All namespaces, or a resource without a namespace.
     All,
     One(Namespace),
 }
@@ -34,7 +34,7 @@ impl From<&Namespace> for Namespaces {
     }
 }
 
-/// None: all.
+/// `None`: all.
 impl From<Option<&Namespace>> for Namespaces {
     fn from(namespace: Option<&Namespace>) -> Self {
         namespace.map_or(Self::All, Self::from)
@@ -50,12 +50,12 @@ impl std::fmt::Display for Namespaces {
     }
 }
 
-/// Why a cluster did not give what was asked of it.
+/// Reasons why a request to a cluster failed.
 ///
 /// Display is the first line (what and where), [`cause`](Self::cause) the second, [`hint`](Self::hint) the third.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterError {
-    /// `files`: the kubeconfig files, for people.
+    /// `files`: the kubeconfig files, for messages.
     #[error("context {context} is not in {files}")]
     UnknownContext { context: ContextName, files: String, known: Vec<ContextName> },
     #[error("cannot read the kubeconfig: {reason}")]
@@ -65,7 +65,7 @@ pub enum ClusterError {
     Credentials { context: ContextName, reason: String, hint: Option<String> },
     #[error("user {user} may not {verb} {resource} in {namespaces} (context {context})")]
     Forbidden {
-        // Boxes keep the type small: it is the error of almost everything.
+        // Boxes keep the type small: most functions return it.
         user: Box<str>,
         verb: Box<str>,
         resource: Box<str>,
@@ -78,34 +78,34 @@ pub enum ClusterError {
     Unreachable { context: ContextName, server: String, reason: String, hint: String },
     #[error("the API server of context {context} did not answer within {} s ({doing})", after.as_secs())]
     TimedOut { context: ContextName, doing: String, after: Duration, hint: String },
-    /// The API server says that it, the node or its container runtime cannot answer now (5xx, 429): one of them restarts.
+    /// The API server, the node or its container runtime cannot answer now (5xx, 429), for example during a restart.
     #[error("the cluster of context {context} is not available at the moment")]
-    /// `retry_after`: how long it asks to be left alone, where it says so.
+    /// `retry_after`: pause that the server asks for.
     Unavailable { context: ContextName, reason: String, retry_after: Option<Duration>, hint: String },
-    /// The node of a pod knows no such requests: a virtual node. `act` is `port-forwards` or `exec`.
+    /// The pod's node does not support such requests: a virtual node. `act` is `port-forwards` or `exec`.
     #[error("the node of pod {pod} in context {context} does no {act}")]
     NotServed { act: &'static str, pod: String, context: ContextName, reason: String },
-    /// `what` is e.g. `service shop/web` or `pod shop/web-0`.
+    /// `what` is for example `service shop/web` or `pod shop/web-0`.
     #[error("no {what} in context {context}")]
     NotFound { what: String, context: ContextName, near: Vec<String>, hint: Option<String> },
     #[error("{what} in context {context} has no port {port}")]
     NoSuchPort { what: String, context: ContextName, port: String, ports: Vec<ServicePort> },
-    /// No port was asked for, and none of several is the obvious one; or the containers of a pod declare none.
+    /// No port was requested, and none of several is the obvious one; or the containers of a pod declare none.
     #[error("{what} in context {context} {}: which one?", if ports.is_empty() { "declares no ports" } else { "has several ports" })]
     ChoosePort { what: String, context: ContextName, ports: Vec<ServicePort> },
-    /// `cause` tells the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
+    /// `cause` has the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
     #[error("no ready pod behind {what} in context {context}")]
     NotReady { what: String, context: ContextName, cause: String, hint: String },
-    /// No selector and no endpoints, ExternalName, UDP: cannot be forwarded, with the reason.
+    /// Cannot be forwarded: no selector and no endpoints, ExternalName, or UDP. `why` has the reason.
     #[error("{what} in context {context} cannot be reached through a pod: {why}")]
     Unsupported { what: String, context: ContextName, why: String, hint: Option<String> },
-    /// The server's answer makes no sense to us.
+    /// The server's answer is invalid.
     #[error("the API server of context {context} answered unexpectedly: {reason}")]
     Protocol { context: ContextName, reason: String },
 }
 
 impl ClusterError {
-    /// Returns the stable code.
+    /// Returns the stable error code.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::UnknownContext { .. } => ErrorCode::UnknownContext,
@@ -125,12 +125,12 @@ impl ClusterError {
         }
     }
 
-    /// Returns whether the API server, or a gateway in front of it, has refused this request alone.
+    /// Returns whether the API server, or a gateway in front of it, has refused only this request.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Forbidden { .. } | Self::Unavailable { .. } | Self::Protocol { .. })
     }
 
-    /// Returns the line below the error, where there is more to say.
+    /// Returns the second line of the error, if there is one.
     pub fn cause(&self) -> Option<String> {
         match self {
             Self::NotReady { cause, .. } => Some(cause.clone()),
@@ -140,7 +140,7 @@ impl ClusterError {
         }
     }
 
-    /// Returns what to do about it, where there is something specific to do.
+    /// Returns a hint, if there is a specific one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownContext { known, .. } if known.is_empty() => Some("it has no contexts".to_owned()),
@@ -151,7 +151,7 @@ impl ClusterError {
                 near => Some(format!("did you mean {}?", near.join(" or "))),
             },
             Self::NoSuchPort { what, ports, .. } | Self::ChoosePort { what, ports, .. } if ports.is_empty() => {
-                // A pod may listen where it declares nothing.
+                // A pod may listen on a port that it does not declare.
                 let named = what.strip_prefix("pod ").and_then(|what| what.split_once('/'));
                 named.map(|(namespace, pod)| {
                     format!("give the number of the port: pod/{pod}.{namespace}:8080, or port: 8080 in a route")
@@ -183,10 +183,10 @@ impl std::fmt::Display for ServicePort {
     }
 }
 
-/// Returns the start of a command of kubectl that a person pastes: names of contexts come from files of others.
+/// Returns the start of a kubectl command to paste. Names of contexts come from files of others, so they are quoted.
 pub fn kubectl(id: &ClusterId) -> String {
     match id.context.as_str() {
-        // kubectl has no name for it.
+        // kubectl has no name for this context.
         IN_CLUSTER => "kubectl".to_owned(),
         name => format!("{} --context {}", shell::kubectl(&id.kubeconfig), shell::quoted(name)),
     }

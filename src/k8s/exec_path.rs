@@ -1,7 +1,7 @@
 //! Search path of credential plugins.
 //!
-//! launchd and systemd start programs with a bare PATH, so that `aws` or `gke-gcloud-auth-plugin` would not be
-//! found. PATH of the process itself cannot be changed safely while threads run; the plugin's own can.
+//! launchd and systemd start programs with a minimal PATH, without `aws` or `gke-gcloud-auth-plugin`. The PATH of the
+//! process itself cannot be changed safely while threads run, but the plugin's can.
 
 use std::{
     env,
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders of package managers, below the root and below the home folder.
+/// Folders of package managers, below the root and the home folder.
 const SYSTEM: &[&str] = &[
     "/usr/local/bin",
     "/opt/homebrew/bin",
@@ -30,21 +30,21 @@ const HOME: &[&str] = &[
     ".local/bin",
 ];
 
-/// The folders that plugins are looked for in, in order.
+/// Ordered list of folders in which to search for plugins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecPath {
     folders: Vec<PathBuf>,
 }
 
 impl ExecPath {
-    /// Returns `configured`, then the folders of PATH, as kubectl takes them, then the usual ones that exist.
+    /// Returns `configured`, then the folders of PATH, as in kubectl, then the usual folders that exist.
     pub fn new(configured: &[PathBuf]) -> Self {
         let home = etcetera::home_dir().ok();
         let path = env::var_os("PATH").unwrap_or_default();
         Self::of(configured, home.as_deref(), &env::split_paths(&path).collect::<Vec<_>>(), Path::is_dir)
     }
 
-    /// Returns the same for a process whose PATH is `path`.
+    /// Returns the search path for a process whose PATH is `path`.
     pub fn with_path(configured: &[PathBuf], path: &std::ffi::OsStr) -> Self {
         let home = etcetera::home_dir().ok();
         Self::of(configured, home.as_deref(), &env::split_paths(path).collect::<Vec<_>>(), Path::is_dir)
@@ -66,14 +66,14 @@ impl ExecPath {
         Self { folders }
     }
 
-    /// Returns the first executable of that name.
+    /// Returns the first executable with this name.
     pub fn find(&self, program: &str) -> Option<PathBuf> {
         self.folders.iter().map(|folder| folder.join(program)).find(|file| is_executable(file))
     }
 
-    /// Returns the value of PATH for a plugin: what it starts itself is looked for in the same places.
+    /// Returns the value of PATH for a plugin, so that its own children are found in the same folders.
     pub fn to_env(&self) -> OsString {
-        // A folder whose name holds a separator cannot be in PATH.
+        // PATH cannot contain a folder whose name has a separator.
         let joinable = self.folders.iter().filter(|folder| env::join_paths([folder]).is_ok());
         env::join_paths(joinable).unwrap_or_default()
     }

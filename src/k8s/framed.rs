@@ -1,8 +1,8 @@
-//! A connection that carries frames, kept alive by pings: the ground of WebSockets, and of an exec over SPDY.
+//! Connection of frames, kept alive by pings: the base of WebSockets, and of an exec over SPDY.
 //!
-//! Gateways cut connections that are silent for 60 s, some for less. So a task sends a ping every 5 s, whether or not somebody
-//! reads. A connection that answers two of them with silence is dead, unless data is on its way: a pod that does not read
-//! holds up the pings behind its data for as long as it likes. Then TCP decides, by its own keep-alive.
+//! Gateways close connections that are idle for 60 s, and some earlier. So a task sends a ping every 5 s, even if no task
+//! reads. A connection that leaves two pings unanswered is dead, unless data is in flight: pings behind the data of a pod
+//! that does not read may wait for any time. Then only TCP keep-alive decides.
 
 use std::{
     collections::VecDeque,
@@ -25,35 +25,35 @@ use tokio_util::io::poll_read_buf;
 use super::reach::of_io;
 use crate::io::BoxedIo;
 
-/// How much is read from the connection at a time, and the most that one frame should carry.
+/// Size of one read, and maximum payload of a sent frame.
 pub const PIECE: usize = 64 * 1024;
 
-/// A write waits while more than this is on its way out.
+/// Writers wait while more bytes than this are unsent.
 const MOST_UNSENT: usize = 128 * 1024;
 
-/// kubectl's period, and below every gateway's idle time.
+/// Ping interval: that of kubectl, and below the idle timeout of every gateway.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
-/// A connection is dead when nothing has come for this long, and a ping is unanswered for [`PING_EVERY`].
+/// A connection is dead if no byte has arrived for this long, and a ping is unanswered for [`PING_EVERY`].
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// With more bytes than this on their way, silence proves nothing: the pod may not read. Less fits into any buffer.
+/// With more bytes than this in flight, silence proves nothing: the pod may not read. Fewer bytes fit into any buffer.
 const LITTLE: u64 = 4 * 1024;
 
-/// A peer answers the end of the connection at once.
+/// Time for the peer to answer our Close.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
-/// So many pings without an answer are remembered: those of more than an hour in which nobody reads.
+/// Maximum number of recorded unanswered pings: more than an hour during which the peer does not read.
 const MOST_PINGS: usize = 1024;
 
-/// The frames of a protocol.
+/// Frames of a protocol.
 pub trait Codec: Send + 'static {
     type Item;
 
-    /// Returns the next frame of `input` and takes its bytes. None: more bytes are needed.
+    /// Takes the next frame from `input`. `None`: more bytes are needed.
     ///
     /// # Errors
-    /// The connection cannot be understood any further.
+    /// Fails if the rest of the connection cannot be parsed.
     fn next(&mut self, input: &mut BytesMut) -> io::Result<Option<Incoming<Self::Item>>>;
 
     /// Appends ping number `number`.
@@ -62,7 +62,7 @@ pub trait Codec: Send + 'static {
     /// Appends the answer to a ping.
     fn put_pong(&mut self, payload: &[u8], out: &mut BytesMut);
 
-    /// Appends the end of everything.
+    /// Appends the frame that closes the connection.
     fn put_close(&mut self, out: &mut BytesMut);
 }
 
@@ -72,11 +72,11 @@ pub enum Incoming<I> {
     Item(I),
     Ping(Bytes),
     Pong,
-    /// The end that the protocol knows. Err: an end that says that something is missing.
+    /// The protocol's close frame. `Err`: a close that reports missing data.
     Close(Result<(), String>),
 }
 
-/// A connection of frames. Dropping it closes the connection.
+/// Connection of frames. Dropping it closes the connection.
 pub struct Framed<C: Codec> {
     core: Arc<Mutex<Core<C>>>,
     keeper: JoinHandle<()>,
@@ -88,17 +88,17 @@ struct Core<C> {
     received: BytesMut,
     unsent: BytesMut,
     needs_flush: bool,
-    /// The newest ping of the peer that is not answered yet. The older ones need no answer (RFC 6455, section 5.5.3).
+    /// Latest unanswered ping of the peer. Older ones need no answer (RFC 6455, section 5.5.3).
     pong: Option<Bytes>,
     end: Option<Result<(), Broken>>,
-    /// When our Close frame was queued.
+    /// Time when our Close frame was queued.
     closed: Option<Instant>,
     senders: Arc<Senders>,
     reader: Option<Waker>,
     life: Life,
 }
 
-/// How the connection broke, to be told to every caller.
+/// Reason why the connection broke, for every caller.
 #[derive(Clone, Debug)]
 struct Broken {
     kind: io::ErrorKind,
@@ -117,7 +117,7 @@ impl From<Broken> for io::Error {
     }
 }
 
-/// All tasks that send. The socket knows one waker for each direction, the last one: it gets one that wakes them all.
+/// Wakers of all tasks that send. The socket keeps only the last waker per direction, so it gets one that wakes them all.
 #[derive(Default)]
 struct Senders {
     wakers: Mutex<[Option<Waker>; 3]>,
@@ -125,7 +125,7 @@ struct Senders {
 
 #[derive(Clone, Copy)]
 enum Sender {
-    /// Answers pings.
+    /// Sends the answers to pings.
     Reader,
     Writer,
     Keeper,
@@ -171,10 +171,10 @@ impl<C: Codec> Framed<C> {
         self.core.lock().expect("no panic while the lock is held")
     }
 
-    /// Returns what comes next. None: the peer ended everything, as its protocol has it, and nothing is missing.
+    /// Returns the next item. `None`: the peer has closed the connection cleanly.
     ///
     /// # Errors
-    /// The connection broke, or is silent for too long.
+    /// Fails if the connection broke, or was silent for too long.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<C::Item>>> {
         let core = &mut *self.lock();
         loop {
@@ -193,7 +193,7 @@ impl<C: Codec> Framed<C> {
                     core.end = Some(if core.closed.is_some() { Ok(()) } else { end.map_err(broken) });
                 }
                 Ok(None) => {
-                    // An error shows in the read that follows.
+                    // The next read returns the error.
                     let _ = core.poll_send(Sender::Reader, cx);
                     core.received.reserve(PIECE);
                     match poll_read_buf(Pin::new(&mut core.io), cx, &mut core.received) {
@@ -212,12 +212,12 @@ impl<C: Codec> Framed<C> {
         }
     }
 
-    /// Puts a ping ahead of its time.
+    /// Queues an extra ping.
     pub fn ping(&self) {
         self.lock().ping();
     }
 
-    /// Returns whether the peer has sent anything.
+    /// Returns whether any byte has arrived.
     pub fn has_heard(&self) -> bool {
         self.lock().life.has_heard
     }
@@ -225,7 +225,7 @@ impl<C: Codec> Framed<C> {
     /// Waits until there is room for another frame.
     ///
     /// # Errors
-    /// The connection broke.
+    /// Fails if the connection broke.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let core = &mut *self.lock();
         if core.unsent.len() > MOST_UNSENT {
@@ -234,20 +234,21 @@ impl<C: Codec> Framed<C> {
         Poll::Ready(core.check())
     }
 
-    /// Puts a frame; it leaves with the next [`poll_flush`](Self::poll_flush). Wait for [`poll_ready`](Self::poll_ready) first.
+    /// Queues a frame, which the next [`poll_flush`](Self::poll_flush) sends. Wait for [`poll_ready`](Self::poll_ready)
+    /// first.
     pub fn put(&self, frame: impl FnOnce(&mut C, &mut BytesMut)) {
         self.lock().put(frame);
     }
 
-    /// Sends what was put.
+    /// Sends the queued frames.
     ///
     /// # Errors
-    /// The connection broke.
+    /// Fails if the connection broke.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().poll_send(Sender::Writer, cx)
     }
 
-    /// Puts the end of everything, once. The peer has to answer it within some seconds.
+    /// Queues a close frame, once. The peer must answer within 10 s.
     pub fn close(&self) {
         let mut core = self.lock();
         if core.closed.is_none() {
@@ -256,10 +257,10 @@ impl<C: Codec> Framed<C> {
         }
     }
 
-    /// Sends the end of everything, and then that of the connection.
+    /// Sends the close frame, then shuts down the connection.
     ///
     /// # Errors
-    /// The connection broke.
+    /// Fails if the connection broke.
     pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.close();
         let core = &mut *self.lock();
@@ -321,14 +322,14 @@ impl<C: Codec> Core<C> {
             self.needs_flush = true;
             self.life.sent(count, Instant::now());
         }
-        // An idle connection holds no buffer.
+        // Frees the buffer, so that an idle connection has none.
         self.unsent = BytesMut::new();
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.needs_flush = false;
         Poll::Ready(Ok(()))
     }
 
-    /// Does what is due; returns whether there is more to keep.
+    /// Does the periodic work. Returns whether the connection still needs it.
     fn keep(&mut self, now: Instant) -> bool {
         if self.end.is_some() {
             return false;
@@ -340,7 +341,7 @@ impl<C: Codec> Core<C> {
             Waker::from(self.senders.clone()).wake();
             return false;
         }
-        // A connection that does not take our bytes is not idle, and a ping would only wait with them.
+        // If the connection does not accept our bytes, it is not idle, and a ping would only wait behind them.
         if self.closed.is_none() && self.unsent.is_empty() {
             self.ping();
         }
@@ -354,7 +355,7 @@ impl<C: Codec> Core<C> {
     }
 }
 
-/// Sends pings, and what else waits, for as long as the connection is used.
+/// Sends pings and queued frames as long as the connection is in use.
 async fn keep<C: Codec>(core: Weak<Mutex<Core<C>>>) {
     let mut at = Instant::now() + PING_EVERY;
     loop {
@@ -363,7 +364,7 @@ async fn keep<C: Codec>(core: Weak<Mutex<Core<C>>>) {
         let sending = poll_fn(|cx| {
             let Some(core) = core.upgrade() else { return Poll::Ready(()) };
             let mut core = core.lock().expect("no panic while the lock is held");
-            // Whoever reads or writes meets an error as well.
+            // The error is ignored, because readers and writers get it too.
             core.poll_send(Sender::Keeper, cx).map(drop)
         });
         {
@@ -378,21 +379,21 @@ async fn keep<C: Codec>(core: Weak<Mutex<Core<C>>>) {
 
 /// Liveness of the connection.
 struct Life {
-    /// When bytes last came, or began to be waited for.
+    /// Time of the last arrived bytes, or when a task started to wait for bytes.
     inbound: Instant,
     has_heard: bool,
-    /// Somebody waits for what comes. Else it is no wonder that nothing does.
+    /// Whether a task waits for bytes. Without one, nothing is read, so silence means nothing.
     is_awaited: bool,
     pings: VecDeque<Ping>,
     last_ping: u32,
-    /// How many bytes were put into frames, how many of these the socket has taken, and how many have arrived for certain.
+    /// Number of bytes put into frames, of these accepted by the socket, and of these certainly arrived.
     put: u64,
     sent: u64,
     arrived: u64,
 }
 
 struct Ping {
-    /// How many bytes were put, this one included.
+    /// Number of bytes put before and with this ping.
     end: u64,
     sent: Option<Instant>,
 }

@@ -23,19 +23,19 @@ use crate::{
     routing::{ClusterId, Contexts},
 };
 
-/// The cluster that adit runs in, where no kubeconfig names a current context.
+/// Name of the context for the cluster that adit runs in, if no kubeconfig names a current context.
 pub const IN_CLUSTER: &str = "in-cluster";
 
 const NOT_IN_CLUSTER: &str = "there is no kubeconfig, and adit does not run in a cluster";
 
-/// Times and sizes of files: tells whether they changed, without reading them.
+/// Times and sizes of files, to detect changes without reading them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint(Vec<(PathBuf, Option<(SystemTime, u64)>)>);
 
 impl Fingerprint {
     pub fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
         let one = |path: &PathBuf| {
-            // A pipe can be read once, and stays as it was.
+            // A pipe can be read only once, and counts as unchanged.
             let file = path.metadata().ok().filter(|file| file.is_file())?;
             Some((file.modified().ok()?, file.len()))
         };
@@ -53,11 +53,11 @@ impl Fingerprint {
     }
 }
 
-/// Returns the contexts of the files, or why there are none.
+/// Returns the contexts of the files, or the problem with them.
 pub fn contexts(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
     let mut contexts = of_files(paths, files);
     let pod = Pod::of_process();
-    // As in kubectl: a kubeconfig that says nothing leaves it to the service account.
+    // As in kubectl: without a current context in a kubeconfig, the service account is used.
     let is_unset = contexts.current.is_none() && (paths.0.is_empty() || contexts.problem.is_none());
     if is_unset && pod.is_there() {
         let context = ContextName::new(IN_CLUSTER).expect("the name is a valid one");
@@ -80,7 +80,7 @@ fn of_files(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
             namespaces: kubeconfig
                 .contexts
                 .into_iter()
-                // One without a name cannot be meant.
+                // A context without a name cannot be used.
                 .filter_map(|named| {
                     let namespace =
                         named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
@@ -96,10 +96,10 @@ fn of_files(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
     }
 }
 
-/// Returns what is needed to reach a cluster, with its credential plugin found.
+/// Returns the settings to reach a cluster, with its credential plugin found.
 ///
 /// # Errors
-/// The files have no such context, or something that it needs is missing or of no use.
+/// Fails if the files have no such context, or if a part of it is missing or unusable.
 pub fn load(id: &ClusterId, files: &Files, exec_path: &ExecPath) -> Result<Access, ClusterError> {
     let pod = Pod::of_process();
     if id.kubeconfig.0.is_empty() {

@@ -1,4 +1,4 @@
-//! The Services that can be reached, for `adit routes`.
+//! Lists the reachable Services for `adit routes`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// How many Services one answer of the API server holds.
+/// Maximum number of Services per answer of the API server.
 const PAGE: u32 = 500;
 
-/// A person waits for a list, and a gateway may be slow: kubectl waits for as long as it takes.
+/// Timeout of a list. A person waits for it, but a gateway may be slow. kubectl has no timeout.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A Service with pods behind it.
@@ -30,12 +30,12 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Listed {
     pub namespace: Namespace,
     pub name: Label,
-    /// Its TCP ports, at least one.
+    /// TCP ports, at least one.
     pub ports: Vec<ServicePort>,
 }
 
-/// Lists the Services of a namespace, or of all, that a tunnel can lead to: with a TCP port, and with a selector or slices
-/// that name pods.
+/// Lists the Services in one namespace or in all that a tunnel can reach: they have a TCP port, and a selector or slices
+/// with pods.
 pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Listed>, ClusterError> {
     let all: Vec<Service> = objects(cluster, namespace, "services").await?;
     let is_by_hand = |service: &Service| {
@@ -43,7 +43,7 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
         spec.is_some_and(|spec| spec.type_.as_deref() != Some("ExternalName") && !has_selector(spec))
     };
     let by_hand: BTreeSet<(String, String)> = match all.iter().any(is_by_hand) {
-        // A user without the permission to list slices still gets Services with a selector.
+        // Without the permission to list slices, the user still gets Services with a selector.
         true => {
             objects(cluster, namespace, "endpointslices").await.unwrap_or_default().iter().filter_map(pods_of).collect()
         }
@@ -57,7 +57,7 @@ pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Resul
 /// Returns whether a namespace exists.
 ///
 /// # Errors
-/// The user may not read it, or the API server does not answer.
+/// Fails if the user may not read it, or if the API server does not answer.
 pub async fn has_namespace(cluster: &Cluster, namespace: &Namespace) -> Result<bool, ClusterError> {
     let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(cluster.client.clone());
     match cluster.ask("looking up the namespace", namespace, api.get_metadata(namespace)).await {
@@ -67,13 +67,13 @@ pub async fn has_namespace(cluster: &Cluster, namespace: &Namespace) -> Result<b
     }
 }
 
-/// Returns how many pods of each Service, by namespace and name, are ready, and how many there are.
+/// Returns the number of ready pods and of all pods for each Service, by namespace and name.
 pub async fn readiness(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
 ) -> Result<BTreeMap<(String, String), (u64, u64)>, ClusterError> {
     let slices: Vec<EndpointSlice> = objects(cluster, namespace, "endpointslices").await?;
-    // A pod of two IP families is in two slices.
+    // A dual-stack pod is in two slices.
     let mut pods: BTreeMap<(String, String), BTreeMap<String, bool>> = BTreeMap::new();
     for slice in slices {
         let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
@@ -115,7 +115,7 @@ where
     }
 }
 
-/// Returns the namespace and the Service of a slice that names pods.
+/// Returns the namespace and Service of a slice that contains pods.
 fn pods_of(slice: &EndpointSlice) -> Option<(String, String)> {
     let is_pod =
         |endpoint: &Endpoint| endpoint.target_ref.as_ref().is_some_and(|target| target.kind.as_deref() == Some("Pod"));
@@ -128,7 +128,7 @@ fn has_selector(spec: &ServiceSpec) -> bool {
     spec.selector.as_ref().is_some_and(|selector| !selector.is_empty())
 }
 
-/// `by_hand`: those without a selector that have pods.
+/// Returns a Service if it is reachable. `by_hand`: Services without a selector whose slices contain pods.
 fn listed(service: Service, by_hand: &BTreeSet<(String, String)>) -> Option<Listed> {
     let (spec, key) = (service.spec?, (service.metadata.namespace?, service.metadata.name?));
     let has_pods = spec.type_.as_deref() != Some("ExternalName") && (has_selector(&spec) || by_hand.contains(&key));

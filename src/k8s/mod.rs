@@ -1,4 +1,4 @@
-//! Kubernetes: clients, look-ups, and the upgraded connections that everything else rides on.
+//! Kubernetes: clients, look-ups, and upgraded connections.
 
 pub mod client;
 pub mod credentials;

@@ -1,5 +1,5 @@
-//! The objects of the API, as far as adit reads them. Those of k8s-openapi have every field that there is, and the code to
-//! read them all would be a tenth of the program.
+//! API objects with only the fields that adit reads. Those of k8s-openapi have all fields, and their deserializers would
+//! be a tenth of the binary.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -51,7 +51,7 @@ pub struct PodStatus {
     pub reason: Option<String>,
     #[serde(rename = "podIP")]
     pub pod_ip: Option<String>,
-    /// One of each address family.
+    /// One per address family.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
     pub conditions: Option<Vec<Condition>>,
@@ -88,7 +88,7 @@ pub struct ContainerState {
     pub terminated: Option<Terminated>,
 }
 
-/// That it is there says enough.
+/// Its presence is enough.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Running {}
@@ -122,11 +122,11 @@ pub struct ServiceSpec {
     pub external_name: Option<String>,
     pub selector: Option<BTreeMap<String, String>>,
     pub ports: Option<Vec<ServicePort>>,
-    /// `None` (the word) for a headless Service.
+    /// `None` (the string) for a headless Service.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
     pub publish_not_ready_addresses: Option<bool>,
-    /// `None` (the word) or `ClientIP`.
+    /// `None` (the string) or `ClientIP`.
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
 }
@@ -151,7 +151,7 @@ pub struct ServicePort {
     pub port: i32,
     pub protocol: Option<String>,
     pub app_protocol: Option<String>,
-    /// The pods' port, by number or by name. None: the same number as `port`.
+    /// Port of the pods, by number or name. `None`: the same number as `port`.
     pub target_port: Option<IntOrString>,
 }
 
@@ -160,7 +160,7 @@ pub struct ServicePort {
 #[serde(default)]
 pub struct EndpointSlice {
     pub metadata: ObjectMeta,
-    /// Null where it has none.
+    /// Null if there are none.
     pub endpoints: Option<Vec<Endpoint>>,
     pub ports: Option<Vec<EndpointPort>>,
 }
@@ -196,7 +196,7 @@ pub struct EndpointPort {
     pub port: Option<i32>,
 }
 
-/// core/v1 Endpoints: what there was before EndpointSlices.
+/// core/v1 Endpoints, the predecessor of EndpointSlices.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Endpoints {
@@ -226,7 +226,7 @@ pub struct Namespace {
     pub metadata: ObjectMeta,
 }
 
-/// core/v1 Secret. Its values are in no text that anybody could read.
+/// core/v1 Secret. Its values must not appear in any output.
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Secret {

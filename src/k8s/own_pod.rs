@@ -1,4 +1,4 @@
-//! Pods that adit creates: the first caller creates one, others wait for it, and an ended one is created again.
+//! Pods that adit creates. The first caller creates one and others wait for it; an ended pod is replaced.
 
 use std::time::Duration;
 
@@ -19,19 +19,19 @@ use crate::{
     },
 };
 
-/// On everything that adit makes. Nothing else is ever deleted.
+/// Label of all objects that adit creates. adit deletes no others.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "adit");
 
-/// A pod that was forgotten ends by itself after this long.
+/// Lifetime of a pod, so that a forgotten one ends by itself.
 pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// How often a pod that starts is looked at.
+/// Interval of checks on a starting pod.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Makes the pod `name` where there is none, or where the one that adit has made has ended, and waits until it is ready.
+/// Creates the pod `name` if it does not exist, or if adit's own has ended, and waits until it is ready.
 ///
 /// # Errors
-/// It may not be made, or is not ready `within` that time; the error tells its state.
+/// Fails if the user may not create it, or if it is not ready `within` that time. The error has its state.
 pub async fn ensure(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -69,7 +69,7 @@ pub async fn ensure(
     }
 }
 
-/// Makes the pod, unless somebody else has meanwhile.
+/// Creates the pod. Succeeds if it was created by another client meanwhile.
 async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &DynamicObject) -> Result<(), ClusterError> {
     let api: Api<DynamicObject> =
         Api::namespaced_with(cluster.client.clone(), namespace, &ApiResource::erase::<Pod>(&()));
@@ -90,7 +90,7 @@ async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Dynami
     }
 }
 
-/// Deletes this very pod; one that is gone already, or is another one by now, is no error.
+/// Deletes the pod with this UID. Succeeds if it is already gone or replaced.
 async fn delete(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Pod) -> Result<(), ClusterError> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };

@@ -1,4 +1,4 @@
-//! Reads a Pod: its readiness, its named ports, and the reason that it is not ready.
+//! Reads a Pod: its readiness, its named ports, and why it is not ready.
 
 use kube::Api;
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Asks whether this very pod exists and is not terminating. None: the API server gave no answer.
+/// Returns whether the pod with this UID exists and is not terminating. `None`: the API server did not answer.
 pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdomain, uid: &str) -> Option<bool> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     match cluster.ask("looking up the pod", namespace, api.get_metadata(name)).await {
@@ -26,13 +26,13 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdoma
 
 /// The containers of a pod.
 pub struct Containers {
-    /// Init and ephemeral containers too: a sidecar may be one of these.
+    /// All names, including init and ephemeral containers: a sidecar may be one of these.
     pub all: Vec<String>,
-    /// The container that is meant where none is named: the one that the pod's annotation says, else the first, as kubectl has it.
+    /// Default container: the one in the pod's annotation, else the first, as in kubectl.
     pub default: Option<Label>,
 }
 
-/// Returns the containers of a pod. None: the API server gave no answer.
+/// Returns the containers of a pod. `None`: the API server did not answer.
 pub async fn containers(cluster: &Cluster, namespace: &Namespace, name: &Subdomain) -> Option<Containers> {
     const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
@@ -44,7 +44,7 @@ pub async fn containers(cluster: &Cluster, namespace: &Namespace, name: &Subdoma
     Some(Containers { default: annotated.or_else(|| all.first()?.parse().ok()), all })
 }
 
-/// Returns whether the pod takes new connections: Running, Ready, not terminating.
+/// Returns whether the pod accepts new connections: Running, Ready, not terminating.
 pub fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod.status.as_ref().is_some_and(|status| {
@@ -57,7 +57,7 @@ pub fn is_ready(pod: &Pod) -> bool {
         })
 }
 
-/// Returns whether something in the pod may listen: it is Running, one of its containers runs, and it is not terminating.
+/// Returns whether a process in the pod may listen: the pod is Running, a container runs, and it is not terminating.
 pub fn runs(pod: &Pod) -> bool {
     let Some(status) = &pod.status else { return false };
     let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten().peekable();
@@ -68,8 +68,8 @@ pub fn runs(pod: &Pod) -> bool {
         && (containers.peek().is_none() || containers.any(is_running))
 }
 
-/// Returns the TCP ports that the pod's containers declare, those of native sidecars included: init containers that
-/// restart always (KEP-753) run beside the others.
+/// Returns the TCP ports that the pod's containers declare, including native sidecars: init containers that always
+/// restart (KEP-753).
 pub fn ports(pod: &Pod) -> Vec<ServicePort> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let sidecars =
@@ -90,7 +90,7 @@ fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 
-/// Returns why a pod is not ready, in a word or two: `CrashLoopBackOff`, `Pending: Unschedulable`, `terminating`.
+/// Returns why a pod is not ready, in a few words: `CrashLoopBackOff`, `Pending: Unschedulable`, `terminating`.
 pub fn why_not_ready(pod: &Pod) -> String {
     if pod.metadata.deletion_timestamp.is_some() {
         return "terminating".to_owned();
@@ -120,7 +120,7 @@ fn container_problem(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref()?;
-        // A container that waits for its turn says nothing about why the pod is not ready.
+        // A container that waits for the init containers is not the reason.
         return (reason != "PodInitializing").then(|| printable(reason));
     }
     let terminated = state.terminated.as_ref()?;

@@ -1,4 +1,4 @@
-//! The ports of a Service, and which one is meant.
+//! Ports of a Service, and the choice of one.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -11,25 +11,25 @@ use crate::{
 };
 
 impl ServicePort {
-    /// Returns what the port says that it speaks: by its appProtocol, then its name, then its number. None: it says nothing.
+    /// Returns the protocol of a port: by its appProtocol, then its name, then its number. `None`: unknown.
     pub fn hint(&self) -> Option<Scheme> {
         self.by_app_protocol().or_else(|| self.by_name()).or((self.number == 443).then_some(Scheme::Https))
     }
 
-    /// Returns what its `appProtocol` says (KEP-3726, and the names that Istio and ingress controllers take).
+    /// Returns the protocol in its `appProtocol` (KEP-3726, and the names of Istio and ingress controllers).
     pub fn by_app_protocol(&self) -> Option<Scheme> {
         let protocol = self.app_protocol.as_deref()?.to_ascii_lowercase();
         scheme_of(&protocol.trim_start_matches("kubernetes.io/").replace("http/2", "http2"))
     }
 
-    /// Returns what its name says: `https`, `grpc-api`.
+    /// Returns the protocol in its name: `https`, `grpc-api`.
     pub fn by_name(&self) -> Option<Scheme> {
         scheme_of(self.name.as_deref()?)
     }
 }
 
 fn scheme_of(name: &str) -> Option<Scheme> {
-    // gRPC-Web is made for HTTP/1.1.
+    // gRPC-Web works over HTTP/1.1.
     if name.starts_with("grpc-web") {
         return Some(Scheme::Http);
     }
@@ -58,7 +58,7 @@ pub fn tcp_ports(spec: &ServiceSpec) -> Vec<ServicePort> {
         .collect()
 }
 
-/// Returns the number and the protocol of the port that is meant, if it is UDP or SCTP.
+/// Returns the number and the protocol of the requested port, if it is UDP or SCTP.
 pub fn other_protocol<'s>(spec: &'s ServiceSpec, wanted: &PortRef) -> Option<(i32, &'s str)> {
     let is_it = |port: &&ServicePortObject| match wanted {
         PortRef::Number(number) => port.port == i32::from(number.get()),
@@ -69,7 +69,7 @@ pub fn other_protocol<'s>(spec: &'s ServiceSpec, wanted: &PortRef) -> Option<(i3
     port.protocol.as_deref().filter(|protocol| *protocol != "TCP").map(|protocol| (port.port, protocol))
 }
 
-/// Returns which port of the pods a port of a Service leads to: by number, or by name. `port` is one of [`tcp_ports`].
+/// Returns the port of the pods behind a Service's port, by number or name. `port` is one of [`tcp_ports`].
 pub fn target_port(spec: &ServiceSpec, port: &ServicePort) -> IntOrString {
     let is_it = |object: &&ServicePortObject| {
         object.port == i32::from(port.number) && object.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
@@ -81,14 +81,14 @@ pub fn target_port(spec: &ServiceSpec, port: &ServicePort) -> IntOrString {
     }
 }
 
-/// Returns whether a port speaks HTTP, as far as its name or number tell.
+/// Returns whether a port seems to speak HTTP, by its appProtocol, name or number.
 pub fn is_web(port: &ServicePort) -> bool {
     port.by_app_protocol().or_else(|| port.by_name()).is_some()
         || port.name.as_deref() == Some("web")
         || port.name.is_none() && [80, 443, 3000, 8000, 8080, 8443].contains(&port.number)
 }
 
-/// Returns the port that is meant. Where none was named: the only one, else the one that a browser would mean.
+/// Returns the requested port. If none was requested: the only port, else the one for a browser.
 pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
     match wanted {
         PortRef::Number(number) => ports.iter().find(|port| port.number == number.get()),
@@ -155,7 +155,7 @@ mod tests {
             (vec![port(443, Some("http")), port(8443, Some("https-ui"))], Some(8443)),
             (vec![port(80, Some("http")), by_protocol], Some(9000)),
             (vec![port(80, None), port(443, None)], Some(443)),
-            // None says so: what a client without TLS would get.
+            // Without TLS in any name, plain HTTP wins.
             (vec![port(80, Some("http")), port(9090, Some("metrics"))], Some(80)),
             (vec![port(5432, None)], Some(5432)),
             (vec![port(6379, Some("redis")), port(3306, Some("mysql"))], None),

@@ -1,14 +1,14 @@
 //! Chooses the proxy for a server from the environment, by kubectl's rules.
 //!
-//! The rules are those of Go's `golang.org/x/net/http/httpproxy`: NO_PROXY is compared with the server, and loopback is
-//! never reached through a proxy of the environment. A kubeconfig's `proxy-url` comes before all of this.
+//! The rules are those of Go's `golang.org/x/net/http/httpproxy`: NO_PROXY is matched against the server, and loopback is
+//! never reached through a proxy of the environment. A kubeconfig's `proxy-url` overrides all of this.
 
 use std::net::IpAddr;
 
 use http::Uri;
 use ipnet::IpNet;
 
-/// The proxy variables of a process.
+/// Proxy variables of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
     /// HTTPS_PROXY, else https_proxy: for `https://` servers.
@@ -20,7 +20,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads the variables of this process. An empty one counts as unset.
+    /// Reads the variables of this process. An empty variable counts as unset.
     pub fn of_process() -> Self {
         let read = |upper: &str, lower: &str| {
             [upper, lower].iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.is_empty())
@@ -35,7 +35,7 @@ impl Environment {
     /// Returns the proxy for `server`, e.g. `https://10.0.0.1:6443`. None: connect directly.
     ///
     /// # Errors
-    /// The variable's value is no URL; the text names the variable and the value.
+    /// Fails if the variable is not a URL. The error has the variable and its value.
     pub fn proxy_for(&self, server: &Uri) -> Result<Option<Uri>, String> {
         let (variable, proxy, port) = match server.scheme_str() {
             Some("http") => ("HTTP_PROXY", &self.http, 80),
@@ -60,7 +60,7 @@ impl Environment {
     }
 }
 
-/// Returns whether an entry of NO_PROXY covers a host. An entry that does not parse covers nothing.
+/// Returns whether an entry of NO_PROXY matches a host. An invalid entry matches nothing.
 fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
     if entry == "*" {
         return true;
@@ -78,7 +78,7 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
     if address.is_some() {
         return false;
     }
-    // `*.example.com` and `.example.com` mean the names below; `example.com` means itself as well.
+    // `*.example.com` and `.example.com` match only subdomains; `example.com` matches itself too.
     let below = if name.starts_with("*.") { &name[1..] } else { name };
     match below.strip_prefix('.') {
         Some(suffix) => host.strip_suffix(suffix).is_some_and(|front| front.ends_with('.')),
@@ -86,14 +86,14 @@ fn covers(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
     }
 }
 
-/// Returns a network of IPv4 that is written in the form of IPv6 as one of IPv4, as Go reads it.
+/// Returns an IPv4-mapped IPv6 network as IPv4, as in Go.
 fn canonical(network: IpNet) -> IpNet {
     let prefix = network.prefix_len().checked_sub(96);
     let mapped = prefix.and_then(|prefix| IpNet::new(network.addr().to_canonical(), prefix).ok());
     mapped.filter(|it| matches!((it, network), (IpNet::V4(_), IpNet::V6(_)))).unwrap_or(network)
 }
 
-/// Splits `name:port`, `address:port` and `[address]:port`; an IPv6 address alone has no port.
+/// Splits `name:port`, `address:port` and `[address]:port`. A bare IPv6 address has no port.
 fn split_port(entry: &str) -> (&str, Option<&str>) {
     match entry.rsplit_once(':') {
         Some((name, port)) if name.starts_with('[') && name.ends_with(']') => (&name[1..name.len() - 1], Some(port)),
@@ -107,7 +107,7 @@ fn split_port(entry: &str) -> (&str, Option<&str>) {
 /// Parses the `proxy-url` of a kubeconfig.
 ///
 /// # Errors
-/// It is no URL, or its scheme is missing or another one than `http`, `https` or `socks5`.
+/// Fails if the text is not a URL, or if its scheme is not `http`, `https` or `socks5`.
 pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
     match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
         Some("http" | "https" | "socks5" | "socks5h") => parse(text),
@@ -115,13 +115,13 @@ pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
     }
 }
 
-/// Names a proxy for people: its host and port.
+/// Returns the host and port of a proxy, for messages.
 pub fn without_credentials(proxy: &Uri) -> String {
     let authority = proxy.authority().map(|authority| authority.as_str()).unwrap_or_default();
     authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()
 }
 
-/// Returns a URL, or what was meant to be one, with `***` for its password.
+/// Returns a URL, valid or not, with `***` instead of its password.
 pub fn without_password(text: &str) -> String {
     let start = text.find("://").map_or(0, |at| at + 3);
     let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
@@ -130,7 +130,7 @@ pub fn without_password(text: &str) -> String {
     format!("{}{user}@{host}{}", &text[..start], &text[end..])
 }
 
-/// Returns user and password of a URL, percent-decoded.
+/// Returns the user and password of a URL, percent-decoded.
 pub fn credentials(url: &Uri) -> Option<(String, String)> {
     let (userinfo, _) = url.authority()?.as_str().rsplit_once('@')?;
     let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
@@ -138,10 +138,10 @@ pub fn credentials(url: &Uri) -> Option<(String, String)> {
     Some((decode(user), decode(password)))
 }
 
-/// Parses the URL of a proxy. One without a scheme is an `http` proxy.
+/// Parses the URL of a proxy. Without a scheme it is an `http` proxy.
 ///
 /// # Errors
-/// It is no URL, or has no host.
+/// Fails if the text is not a URL or has no host.
 pub fn parse(text: &str) -> Result<Uri, String> {
     let text = text.trim();
     let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -151,7 +151,7 @@ pub fn parse(text: &str) -> Result<Uri, String> {
     }
 }
 
-/// Writes the scheme in lower case, and the port of a SOCKS proxy that says none.
+/// Returns a URL with its scheme in lower case, and a default port for a SOCKS proxy.
 fn normal(url: Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! Why an API server could not be reached, in words that say what to look at. Pure: an error in, a text out.
+//! Explains why an API server could not be reached. Pure: an error in, a text out.
 
 use std::{error::Error, io, net::IpAddr};
 
@@ -10,10 +10,10 @@ use crate::telemetry::reasons;
 const NO_CIPHER: &str =
     "the server has no version or cipher of TLS that adit has: TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20";
 
-/// Why plain HTTP gets no answer to use.
+/// Error text for plain HTTP to a TLS server.
 pub const SPEAKS_TLS: &str = "the server speaks TLS: write https:// in front of its host in the kubeconfig";
 
-/// Returns the reason. `server`: its URL. `proxy`: the proxy in front of it, without credentials.
+/// Returns the reason. `server`: its URL. `proxy`: the proxy before it, without credentials.
 pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&str>) -> String {
     let chain = chain(error);
     let host = server.host().unwrap_or_default();
@@ -45,17 +45,17 @@ pub fn reason(error: &(dyn Error + 'static), server: &http::Uri, proxy: Option<&
     }
 }
 
-/// Returns the error of TLS that is behind an error.
+/// Returns the TLS error in the chain of an error.
 pub fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     chain(error).into_iter().find_map(|error| error.downcast_ref())
 }
 
-/// Returns whether the server has ended TLS because of the client certificate.
+/// Returns whether the server ended TLS because of the client certificate.
 pub fn is_about_identity(error: &(dyn Error + 'static)) -> bool {
     alert(&chain(error)).is_some_and(is_about_certificate)
 }
 
-/// Returns the alert that ended TLS. HTTP/2 keeps only the text of an error.
+/// Returns the alert that ended TLS. HTTP/2 errors keep only its text.
 fn alert(chain: &[&(dyn Error + 'static)]) -> Option<AlertDescription> {
     chain.iter().find_map(|error| match error.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
@@ -85,10 +85,10 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// Returns the error and all that it comes from, also what an [`io::Error`] wraps.
+/// Returns the error and all its sources, including those inside an [`io::Error`].
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
     let mut chain = vec![error];
-    // An error that names itself as its source would never end.
+    // Limited, because an error could be its own source.
     while chain.len() < 16 {
         let last = chain[chain.len() - 1];
         let wrapped = last.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -165,15 +165,15 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
     }
 }
 
-/// Takes the name out of `DnsName("kubernetes")`, as webpki writes it.
+/// Extracts the name from `DnsName("kubernetes")`, the format of webpki.
 fn plain(name: &str) -> String {
     let inner = name.split_once('(').map_or(name, |(_, inner)| inner.trim_end_matches(')'));
     let inner = inner.trim_matches('"');
-    // webpki writes `0::1`.
+    // webpki formats the address `::1` as `0::1`.
     inner.parse::<IpAddr>().map_or_else(|_| inner.to_owned(), |address| address.to_string())
 }
 
-/// Returns why TCP or TLS to a proxy failed, to follow its name.
+/// Returns why TCP or TLS to a proxy failed, as text that follows its name.
 fn of_proxy(error: &(dyn Error + 'static)) -> String {
     let chain = chain(error);
     if let Some(error) = tls_error(error) {
@@ -192,7 +192,7 @@ fn of_proxy(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// Returns why a connection broke, for people: without texts of libraries.
+/// Returns why a connection broke, without texts of libraries.
 pub fn of_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "the connection is refused: nothing listens there".to_owned(),

@@ -1,6 +1,6 @@
-//! From a Service or Pod and a port to pods and their container port.
+//! Resolves a Service or Pod and a port to pods and their container port.
 //!
-//! The slices of a Service decide, as they do in the cluster; its selector only where slices cannot be read.
+//! The slices of a Service decide, as in the cluster; its selector is used only if slices cannot be read.
 
 mod address;
 mod alias;
@@ -26,50 +26,50 @@ use super::{
 };
 use crate::config::{Namespace, PortRef, Workload};
 
-/// How many ExternalNames are followed, one after the other.
+/// Maximum length of a chain of ExternalNames.
 const MOST_ALIASES: usize = 8;
 
-/// How many pods one answer of the API server holds, and in how many answers an address is looked for.
+/// Maximum number of pods per answer of the API server, and of answers to search for an address.
 const PAGE: u32 = 500;
 const MOST_PAGES: usize = 20;
 
-/// For how long a client stays with a pod where the Service does not say (core/v1, ClientIPConfig).
+/// Default time that a client stays with a pod, in seconds (core/v1, ClientIPConfig).
 const AFFINITY_SECONDS: i32 = 10_800;
 
 /// Pods and port of a target at one moment.
 #[derive(Clone, Debug)]
 pub struct Resolution {
-    /// Namespace of the pods: an ExternalName may point to another one.
+    /// Namespace of the pods. It differs from the requested one if an ExternalName points there.
     pub namespace: Namespace,
-    /// The port that was asked for, as the Service or Pod describes it.
+    /// The requested port, as in the Service or Pod.
     pub port: ServicePort,
-    /// The TCP ports of the Service that was asked for. Empty: it has none, it is another name for something, or it is a pod.
+    /// TCP ports of the requested Service. Empty: it has none, it is an ExternalName, or the target is a pod.
     pub ports: Vec<ServicePort>,
     /// At least one pod.
     pub reachable: Reachable,
-    /// How long a client stays with a pod (`sessionAffinity: ClientIP`). None: each connection may lead to another.
+    /// How long a client stays with a pod (`sessionAffinity: ClientIP`). `None`: each connection may go to another pod.
     pub affinity: Option<Duration>,
-    /// Object that lists the pods, for the watch that follows it.
+    /// Objects that list the pods, for the watch.
     pub source: Source,
 }
 
-/// The objects that tell which pods take connections, with the version of what was read of them.
+/// Objects that list the reachable pods, with the resource version of the read.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// The EndpointSlices of a Service.
+    /// EndpointSlices of a Service.
     Slices { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
-    /// The Endpoints object of a Service, where there are no slices.
+    /// Endpoints object of a Service without slices.
     Endpoints { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
-    /// Pods by a Service's selector, where its slices cannot be read.
+    /// Pods of a Service's selector, if its slices cannot be read.
     Selected { selector: String, pods: Vec<Pod>, publishes_not_ready: bool, version: String, port: PodPort },
-    /// A pod that was named.
+    /// A named pod.
     Pod { name: String, version: String, container_port: u16 },
 }
 
-/// Finds the pods and their container port, as things stand at this moment.
+/// Returns the current pods and their container port.
 ///
 /// # Errors
-/// Whatever keeps the target from being reached, in words for the user: see [`ClusterError`].
+/// Fails if the target cannot be reached, with the reason: see [`ClusterError`].
 pub async fn resolve(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -79,7 +79,7 @@ pub async fn resolve(
     follow_aliases(cluster, namespace, workload, Some(port)).await
 }
 
-/// Does the same for those who go into a pod without a port of it: [`ReadyPod::container_port`] is 0.
+/// Returns the current pods without a port: [`ReadyPod::container_port`] is 0.
 pub async fn resolve_pods(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -88,19 +88,19 @@ pub async fn resolve_pods(
     follow_aliases(cluster, namespace, workload, None).await
 }
 
-/// A Service as those see it who ask for a port of it, whether it has pods or not.
+/// Ports of a Service, which may have no pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Its TCP ports, in its own order. Empty: it is headless and has none, or it is another name for something.
+    /// TCP ports in the Service's order. Empty: it is headless without ports, or an ExternalName.
     pub all: Vec<ServicePort>,
-    /// The one that is meant. None: only its pods know.
+    /// The requested port. `None`: only the pods know it.
     pub meant: Option<ServicePort>,
 }
 
-/// Finds the ports of a Service, and which of them is `wanted`.
+/// Returns the ports of a Service, and which of them is `wanted`.
 ///
 /// # Errors
-/// There is no such Service, it has no such port, or several of which none is the obvious one.
+/// Fails if the Service or the port does not exist, or if none of several ports is the obvious one.
 pub async fn ports_of(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -154,7 +154,7 @@ async fn follow_aliases(
     Err(lookup.unsupported(&lookup.what(&workload), &why, None))
 }
 
-/// Returns what slices say, with the pods that stand behind addresses of which they do not say it.
+/// Returns the pods in slices, and the pods behind addresses for which slices name no pod.
 pub(super) async fn of_slices(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -166,7 +166,7 @@ pub(super) async fn of_slices(
     if !addresses.is_empty() {
         match lookup.pods_at(&addresses).await {
             Ok(found) => pods.extend(found),
-            // A user without the permission to list pods still gets those in the slices.
+            // Without the permission to list pods, the user still gets the pods that the slices name.
             Err(error @ ClusterError::Forbidden { .. }) if !pods.is_empty() => lookup.tell_once(&error),
             Err(error) => return Err(error),
         }
@@ -176,14 +176,14 @@ pub(super) async fn of_slices(
 
 enum Found {
     Pods(Box<Resolution>),
-    /// The Service is another name for one of this cluster.
+    /// The Service is an ExternalName for a Service of this cluster.
     Alias {
         to: InCluster,
         port: Option<PortRef>,
     },
 }
 
-/// Source of a Service's pods.
+/// Objects that list a Service's pods.
 enum Told {
     Slices(ObjectList<EndpointSlice>),
     Endpoints { slices: Vec<EndpointSlice>, version: String },
@@ -198,7 +198,7 @@ struct Lookup<'a> {
 impl Lookup<'_> {
     async fn service(&self, name: &str, wanted: Option<&PortRef>) -> Result<Found, ClusterError> {
         let what = format!("service {}/{name}", self.namespace);
-        // Together: one round trip on HTTP/2.
+        // In parallel: one round trip on HTTP/2.
         let (service, slices) = tokio::join!(self.get::<Service>(&what, name), self.slices(&what, name));
         let spec = match service {
             Ok(service) => service.spec.unwrap_or_default(),
@@ -221,14 +221,15 @@ impl Lookup<'_> {
         Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source })))
     }
 
-    /// A pod that was named is reached when it runs, on any port: those of the Service mean what they mean there.
+    /// Returns a named pod of a Service. It must run, may be reached on any port, and uses the Service's ports if they
+    /// match.
     async fn pod_of_service(&self, name: &str, service: &str, wanted: Option<&PortRef>) -> Result<Found, ClusterError> {
         let (what, of_service) =
             (format!("pod {}/{name}", self.namespace), format!("service {}/{service}", self.namespace));
         let (pod, found) = tokio::join!(self.get::<Pod>(&what, name), self.get::<Service>(&of_service, service));
         let spec = match found {
             Ok(service) => service.spec.unwrap_or_default(),
-            // A user with the permission for pods but not for Services gets the pod with its own ports.
+            // With the permission for pods but not for Services, the user gets the pod with its own ports.
             Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
                 self.tell_once(&error);
                 let pod = match pod {
@@ -247,7 +248,7 @@ impl Lookup<'_> {
         let pod = match pod {
             Ok(pod) => pod,
             Err(AskError::Failed(error)) => return Err(error),
-            // The next pod of a StatefulSet has the name of the one that went.
+            // A retry may help, so this is not a NotFound: a StatefulSet replaces a pod by one with the same name.
             Err(AskError::NotFound) => return Err(self.no_such_pod(&what, &of_service, name)),
         };
         let selector = spec.selector.clone().unwrap_or_default();
@@ -276,7 +277,7 @@ impl Lookup<'_> {
         };
         let resolution = match (wanted.and_then(of_its_service), wanted) {
             (Some((port, container_port)), _) => self.named(what, &pod, port, container_port)?,
-            // Behind an address of the Service's own, a port that neither it nor the pod has is a slip of the pen.
+            // For a Service with a ClusterIP, a port that neither the Service nor the pod declares is probably a typo.
             (None, Some(wanted @ PortRef::Number(_)))
                 if !is_headless(&spec) && choose_port(&pods::ports(&pod), wanted).is_none() =>
             {
@@ -299,7 +300,7 @@ impl Lookup<'_> {
         self.own(what, &pod, wanted)
     }
 
-    /// Returns a pod that was named, with a port of its own.
+    /// Returns a named pod with its own port.
     fn own(&self, what: String, pod: &Pod, wanted: Option<&PortRef>) -> Result<Resolution, ClusterError> {
         let port = match wanted {
             None => no_port(),
@@ -326,7 +327,7 @@ impl Lookup<'_> {
         Ok(Resolution { namespace, port, ports, reachable, affinity: None, source })
     }
 
-    /// Returns the port of a pod; it may listen on ports that it does not declare.
+    /// Returns a port of a pod, which may listen on undeclared ports.
     fn own_port(&self, what: &str, declared: &[ServicePort], wanted: &PortRef) -> Result<ServicePort, ClusterError> {
         match (choose_port(declared, wanted), wanted) {
             (Some(port), _) => Ok(port.clone()),
@@ -361,7 +362,7 @@ impl Lookup<'_> {
         if !is_headless(spec) {
             return Err(self.unsupported(what, "it has no ports", None));
         }
-        // The name of a headless Service means its pods, with the ports that they have.
+        // A headless Service stands for its pods, with their own ports.
         let declared = match (wanted, self.any_pod(told).await?) {
             (PortRef::Number(_), _) | (_, None) => Vec::new(),
             (_, Some(pod)) => pods::ports(&pod),
@@ -371,7 +372,7 @@ impl Lookup<'_> {
         Ok((port, pod_port))
     }
 
-    /// Returns one of a Service's ready pods.
+    /// Returns any ready pod of a Service.
     async fn any_pod(&self, told: &Told) -> Result<Option<Pod>, ClusterError> {
         let reachable = match told {
             Told::Slices(slices) => of_slices(self.cluster, &self.namespace, &slices.items, &PodPort::Any).await?,
@@ -389,7 +390,7 @@ impl Lookup<'_> {
         }
     }
 
-    /// Returns what tells the Service's pods: its slices, and what there is instead where they cannot be read.
+    /// Returns the objects that list the Service's pods: its slices, or the fallback if they cannot be read.
     async fn told(
         &self,
         what: &str,
@@ -399,10 +400,10 @@ impl Lookup<'_> {
     ) -> Result<Told, ClusterError> {
         let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
         let unread = match slices {
-            // Those of a Service with a selector come from a controller, which is always there.
+            // A Service with a selector has slices from a controller, which always runs, so an empty list is the answer.
             Ok(slices) if !slices.items.is_empty() || selector.is_some() => return Ok(Told::Slices(slices)),
             Ok(_) | Err(AskError::NotFound) => None,
-            // Also a gateway may refuse what it does not know.
+            // A gateway may refuse requests that it does not know.
             Err(AskError::Failed(error)) if error.is_refusal() => Some(error),
             Err(AskError::Failed(error)) => return Err(error),
         };
@@ -459,7 +460,7 @@ impl Lookup<'_> {
         })
     }
 
-    /// Returns where an ExternalName of this cluster leads. None: the Service is no ExternalName.
+    /// Returns the target of an ExternalName in this cluster. `None`: the Service is not an ExternalName.
     fn alias(&self, what: &str, spec: &ServiceSpec, wanted: Option<&PortRef>) -> Result<Option<Found>, ClusterError> {
         if spec.type_.as_deref() != Some("ExternalName") {
             return Ok(None);
@@ -512,7 +513,7 @@ impl Lookup<'_> {
         Ok(found)
     }
 
-    /// Says once that something goes on without a permission, or an answer.
+    /// Logs once that adit works around a missing permission or answer.
     fn tell_once(&self, missing: &ClusterError) {
         if self.cluster.is_first(&missing.to_string()) {
             warn!(%missing, hint = missing.hint(), "adit goes on without this look-up");
@@ -524,7 +525,7 @@ impl Lookup<'_> {
     }
 }
 
-/// A namespaced kind of object.
+/// Namespaced kind of object.
 trait NamespacedKind:
     kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
     + Clone
@@ -541,17 +542,17 @@ impl<K> NamespacedKind for K where
 {
 }
 
-/// Returns whether the Service is a name for its pods and no more: it has no address.
+/// Returns whether the Service is headless: it has no ClusterIP.
 fn is_headless(spec: &ServiceSpec) -> bool {
     spec.cluster_ip.as_deref() == Some("None")
 }
 
-/// The port of those who asked for none.
+/// Returns the port for callers that requested none.
 fn no_port() -> ServicePort {
     ServicePort { number: 0, name: None, app_protocol: None }
 }
 
-/// Returns for how long a Service keeps a client with a pod.
+/// Returns how long a Service keeps a client with a pod.
 fn affinity(spec: &ServiceSpec) -> Option<Duration> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return None;

@@ -12,7 +12,7 @@ use crate::config::{Namespace, Subdomain, near::near};
 /// Reads the value of `key` in a Secret, with the permissions of the user.
 ///
 /// # Errors
-/// There is no such Secret or key, or the user may not read it.
+/// Fails if the Secret or the key does not exist, or if the user may not read it.
 pub async fn value(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -27,7 +27,7 @@ pub async fn value(
             let hint = Some(format!("{} -n {namespace} get secrets", cluster.kubectl()));
             return Err(ClusterError::NotFound { what, context, near: Vec::new(), hint });
         }
-        // A parser's complaint may quote what it has read.
+        // The parser's message may contain the value.
         Err(AskError::Failed(ClusterError::Protocol { context, reason })) if !reason.starts_with("403") => {
             return Err(ClusterError::Protocol { context, reason: format!("{what} cannot be read") });
         }

@@ -1,8 +1,8 @@
-//! Sign-ins: for each user of a kubeconfig a task of its own, which callers wait for.
+//! Sign-ins: one task per kubeconfig user, which all callers wait for.
 //!
-//! Somebody may have to open a browser, or to touch a key. So a sign-in goes on when the caller that wanted it has left, only
-//! one runs at a time for a user, and its prompts go to the log, to `adit status` and to the waiting page.
-//! Only requests start one. Watches wait for the next.
+//! A person may have to open a browser or touch a security key. So a sign-in goes on after its caller has gone, only one
+//! runs per user at a time, and its prompts go to the log, to `adit status` and to the waiting page. Only requests start
+//! a sign-in. Watches wait for the next one.
 
 mod state;
 
@@ -27,36 +27,36 @@ use self::state::{Next, Phase, State};
 use super::credentials::Credential;
 use crate::telemetry::PLUGIN;
 
-/// Time limit of a sign-in; MFA may need a phone.
+/// Timeout of a sign-in; MFA may need a phone.
 pub const LONGEST: Duration = Duration::from_secs(120);
 
-/// How many lines are kept, and how many are logged.
+/// Maximum number of output lines kept, and logged.
 const MOST_KEPT: usize = 20;
 const MOST_LOGGED: usize = 200;
 
-/// For how long a sign-in is kept that no cluster uses: a kubeconfig that is written anew is the usual reason.
+/// How long an unused sign-in is kept. The usual reason is a rewritten kubeconfig.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
-/// How often a caller whose time is over looks whether a sign-in still runs.
+/// How often a caller after its deadline checks whether a sign-in still runs.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Takes a line that an issuer says.
+/// Callback for each line of an issuer's output.
 pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 /// Issuer of credentials: a plugin, or an OIDC provider.
 pub trait Issuer: Send + Sync + 'static {
-    /// The name for people, e.g. `'aws'`.
+    /// Returns the name for messages, e.g. `'aws'`.
     fn name(&self) -> String;
 
-    /// Asks for a credential. Dropping the future ends the issuer at once, with all its processes.
+    /// Requests a credential. Dropping the future kills the issuer with all its processes.
     fn issue<'a>(&'a self, say: Say<'a>) -> BoxFuture<'a, Result<Credential, Failure>>;
 }
 
-/// Why there is no credential.
+/// Reason why there is no credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: String,
-    /// Advice. None: the advice is to try it with kubectl.
+    /// Hint. `None`: the hint is to try it with kubectl.
     pub hint: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl Failure {
         Self { reason, hint: None }
     }
 
-    /// The server said 401, or ended TLS because of the client certificate.
+    /// Returns the failure for a 401, or for TLS that the server ended because of the client certificate.
     pub fn refused() -> Self {
         Self::new("the API server does not accept the credentials (401)".to_owned())
     }
@@ -83,7 +83,7 @@ impl SignIns {
         Self { made: Mutex::default(), changed: Arc::new(watch::Sender::new(())), stop: CancellationToken::new() }
     }
 
-    /// Returns the sign-in for `key`; equal keys share one. `user`: its name for people.
+    /// Returns the sign-in for `key`; equal keys share one. `user`: its name for messages.
     pub fn get(&self, key: &str, user: &str, issuer: impl FnOnce() -> Box<dyn Issuer>) -> Arc<SignIn> {
         let mut made = self.made.lock().expect("no panic while the lock is held");
         if let Some(sign_in) = made.get(key) {
@@ -103,7 +103,7 @@ impl SignIns {
         sign_in
     }
 
-    /// Ends what runs, and starts nothing any more.
+    /// Stops all sign-ins, now and later.
     pub fn stop(&self) {
         self.stop.cancel();
         for sign_in in self.all() {
@@ -111,7 +111,7 @@ impl SignIns {
         }
     }
 
-    /// Returns what `adit status` shows: what runs, and what has failed.
+    /// Returns the sign-ins for `adit status`: the running and the failed ones.
     pub fn reports(&self) -> Vec<Report> {
         let mut reports: Vec<_> = self.all().iter().map(|sign_in| sign_in.report()).collect();
         reports.retain(|report| report.since.is_some() || report.failure.is_some());
@@ -119,12 +119,12 @@ impl SignIns {
         reports
     }
 
-    /// Tells those who follow the changes that somebody else's sign-in has changed.
+    /// Notifies subscribers of [`changes`](Self::changes) of a prompt outside of these sign-ins, such as a command's.
     pub fn tell(&self) {
         self.changed.send_replace(());
     }
 
-    /// Tells when any sign-in has changed.
+    /// Returns a channel that is notified when any sign-in has changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -146,26 +146,26 @@ impl Drop for SignIns {
     }
 }
 
-/// State of a sign-in, for people.
+/// State of a sign-in, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// `user "ana" of /home/ana/.kube/config`.
+    /// As `user "ana" of /home/ana/.kube/config`.
     pub user: String,
-    /// `'aws'`.
+    /// As `'aws'`.
     pub issuer: String,
-    /// Since when it runs. None: it does not.
+    /// Start of the running sign-in. `None`: none runs.
     pub since: Option<Instant>,
-    /// When the last one ended.
+    /// End of the last one.
     pub ended: Option<Instant>,
-    /// Why the last one failed, and when another may start.
+    /// Failure of the last one, and when the next one may start.
     pub failure: Option<(String, Instant)>,
-    /// The last lines that it said.
+    /// Last lines of its output.
     pub said: Vec<String>,
 }
 
 impl Report {
-    /// Returns the extended deadline of a caller whose `budget` has run out. None: it has waited for long enough.
-    /// While a sign-in runs the time stands still, and begins anew when it has ended.
+    /// Returns the extended deadline of a caller whose `budget` has run out. `None`: it has waited long enough. The
+    /// budget pauses during a sign-in, and starts again after it.
     pub fn put_off(&self, budget: Duration, now: Instant) -> Option<Instant> {
         match (self.since, self.ended) {
             (Some(_), _) => Some(now + LOOK_AGAIN),
@@ -175,7 +175,7 @@ impl Report {
     }
 }
 
-/// The sign-in of one user.
+/// Sign-in of one user.
 pub struct SignIn {
     user: String,
     issuer: Box<dyn Issuer>,
@@ -187,10 +187,10 @@ pub struct SignIn {
 }
 
 impl SignIn {
-    /// Returns the credential; starts the sign-in where there is none that is fresh, and waits for it.
+    /// Returns the credential. If there is no fresh one, starts a sign-in and waits for it.
     ///
     /// # Errors
-    /// It fails, or has failed and is not to be tried again yet.
+    /// Fails if the sign-in fails, or has failed and must not be retried yet.
     pub async fn credential(self: &Arc<Self>) -> Result<Arc<Credential>, Failure> {
         *self.used.lock().expect("no panic while the lock is held") = Instant::now();
         let mut changed = self.state.subscribe();
@@ -206,27 +206,27 @@ impl SignIn {
                 Next::Start => self.start(),
                 Next::Wait => {}
             }
-            // The sender is our own.
+            // Never an error: `self` holds the sender.
             let _ = changed.wait_for(|state| !matches!(state.phase, Phase::Running { .. })).await;
         }
     }
 
-    /// Returns the credential where there is one that is fresh.
+    /// Returns the credential if there is a fresh one.
     pub fn present(&self) -> Option<Arc<Credential>> {
         fresh(&self.state.borrow())
     }
 
-    /// Waits until there is one.
+    /// Waits until there is a fresh credential.
     pub async fn signed_in(&self) {
         let _ = self.state.subscribe().wait_for(|state| fresh(state).is_some()).await;
     }
 
-    /// Notes that a server has accepted the credential.
+    /// Records that a server has accepted the credential.
     pub fn accepted(&self) {
         self.change(State::accepted);
     }
 
-    /// Notes that a server has refused a credential.
+    /// Records that a server has refused a credential.
     pub fn refused(&self, credential: &Arc<Credential>) {
         self.change(|state| state.refused(credential, Instant::now()));
     }
@@ -242,7 +242,7 @@ impl SignIn {
         Report { user: self.user.clone(), issuer: self.issuer.name(), since, ended: state.ended, failure, said }
     }
 
-    /// Returns whom people see, e.g. `user "ana" of /home/ana/.kube/config`.
+    /// Returns the user for messages, e.g. `user "ana" of /home/ana/.kube/config`.
     pub fn user(&self) -> &str {
         &self.user
     }
@@ -314,7 +314,7 @@ fn fresh(state: &State) -> Option<Arc<Credential>> {
     }
 }
 
-/// Ends the sign-in also if its task panics or is dropped, so that no caller waits forever.
+/// Ends the sign-in even if its task panics or is dropped, so that no caller waits forever.
 struct Ending(Arc<SignIn>);
 
 impl Drop for Ending {
@@ -332,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes `time`, and then does what `fails` says.
+    /// An issuer that takes `time`, and then fails if `fails`.
     struct Scripted {
         time: Duration,
         fails: bool,

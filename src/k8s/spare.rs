@@ -1,4 +1,4 @@
-//! A connection to an API server that is dialled before somebody needs it, and kept while the context is in use.
+//! A spare connection to an API server, dialled ahead of need as long as the context is in use.
 //!
 //! ```text
 //!   nothing --used--> dials --> kept --taken--> dials ...
@@ -26,22 +26,24 @@ use tokio::{
 
 use crate::io::BoxedIo;
 
-/// API servers close a connection that has sent no request for 32 s (`ReadHeaderTimeout` in k8s.io/apiserver).
+/// Lifetime of a spare connection. API servers close a connection without a request after 32 s (`ReadHeaderTimeout` in
+/// k8s.io/apiserver).
 const LIFETIME: Duration = Duration::from_secs(25);
 
-/// A context is in use for this long after its last upgrade or look-up. Later, a dial costs less than handshakes for nobody.
+/// How long a context counts as in use after its last upgrade or look-up. After that, a dial on demand costs less than
+/// unused handshakes.
 const IN_USE: Duration = Duration::from_secs(120);
 
-/// Those who are about to make more upgrades go first.
+/// Pause before a dial, so that callers with more upgrades come first.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// By more than this the two clocks differ only after the machine has slept, and lost its connections.
+/// A larger difference between the two clocks means that the machine has slept, and its connections are lost.
 const SLEPT: Duration = Duration::from_secs(2);
 
-/// Dials. None: it failed, or somebody would have to sign in first.
+/// Dials a connection. `None`: the dial failed, or would need a sign-in.
 type Dial<K> = Box<dyn Fn() -> BoxFuture<'static, Option<(K, BoxedIo)>> + Send + Sync>;
 
-/// At most one connection that nobody uses. `K`: as whom it was made.
+/// At most one unused connection. `K`: identity of its user.
 pub struct Spare<K> {
     shared: Arc<Shared<K>>,
     keeping: Mutex<Option<JoinHandle<()>>>,
@@ -71,7 +73,7 @@ impl<K: Send + 'static> Spare<K> {
         Self { shared: Arc::new(Shared { dial, state, taken: Notify::new() }), keeping: Mutex::default() }
     }
 
-    /// Notes that the context is used; dials in the background where nothing is kept.
+    /// Records that the context is in use. If there is no spare connection, dials one in the background.
     pub fn used(&self) {
         self.shared.lock().used = Instant::now();
         let mut keeping = self.keeping.lock().expect("no panic while the lock is held");
@@ -80,7 +82,7 @@ impl<K: Send + 'static> Spare<K> {
         }
     }
 
-    /// Takes the connection that is kept, where it is open still and was made as somebody who `fits`.
+    /// Takes the spare connection if it is still open and its identity `fits`.
     pub fn take(&self, fits: impl FnOnce(&K) -> bool) -> Option<BoxedIo> {
         let mut kept = self.shared.lock().kept.take()?;
         self.shared.taken.notify_one();
@@ -101,7 +103,7 @@ impl<K> Shared<K> {
         self.state.lock().expect("no panic while the lock is held")
     }
 
-    /// Keeps a connection until the context is not used any more, or a dial fails.
+    /// Keeps a spare connection until the context is out of use, or a dial fails.
     async fn keep(self: Arc<Self>) {
         loop {
             sleep(PAUSE).await;
@@ -114,7 +116,7 @@ impl<K> Shared<K> {
             select! {
                 () = self.taken.notified() => continue,
                 () = sleep_until(since + LIFETIME) => self.lock().kept = None,
-                // A server that wants none is left alone until the next use.
+                // If the server closes the spare connection, there is no new one until the next use.
                 () = self.closed() => {
                     self.lock().kept = None;
                     return;
@@ -123,7 +125,7 @@ impl<K> Shared<K> {
         }
     }
 
-    /// Waits until the server has closed what is kept.
+    /// Waits until the server has closed the spare connection.
     async fn closed(&self) {
         poll_fn(|cx| match &mut self.lock().kept {
             Some(kept) => kept.poll_closed(cx),
@@ -141,7 +143,7 @@ impl<K> Kept<K> {
             && self.poll_closed(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
-    /// A server sends nothing before a request: any byte means that it closes.
+    /// Polls for the end. A server sends nothing before a request, so any byte means that it closes.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
@@ -156,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that is dialled, and a spare connection to it.
+    /// A server, and a spare connection to it.
     #[derive(Default)]
     struct Server {
         dials: AtomicUsize,

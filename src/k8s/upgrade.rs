@@ -1,4 +1,4 @@
-//! The upgraded connection to a pod: three transports, and the choice between them.
+//! Upgraded connections to a pod: three transports, and the choice between them.
 //!
 //! | | request | answer |
 //! |---|---|---|
@@ -6,11 +6,11 @@
 //! | tunnel (KEP-4006) | `GET`, a WebSocket with the subprotocol `SPDY/3.1+portforward.k8s.io` | 101, then SPDY frames in binary messages |
 //! | channels | `GET ...?ports=N`, a WebSocket with the subprotocol `v4.channel.k8s.io` | 101, then messages; one connection into the pod |
 //!
-//! Every server takes the raw one, with the verb `create`; from Kubernetes 1.31 on also the tunnel, with the verb `get`.
-//! Proxies and gateways often know WebSocket and not SPDY. So the raw one, which costs 5-12 % less for large
-//! transfers, is asked for first on a direct way, the tunnel on a way through a proxy. Channels are the last resort:
-//! behind a gateway that lets nothing else through, or with servers up to 1.30 behind one that knows no SPDY. What
-//! leads from one to the next is in [`choice`]; the one that worked is remembered for the context.
+//! Every server supports the raw transport, with the verb `create`; from Kubernetes 1.31 on also the tunnel, with the
+//! verb `get`. Proxies and gateways often support WebSocket but not SPDY. So a direct connection tries the raw transport
+//! first, which costs 5-12 % less for large transfers, and a connection through a proxy tries the tunnel first. Channels
+//! are the last resort: behind a gateway that passes nothing else, or with servers up to 1.30 behind a gateway without
+//! SPDY. The rules are in [`choice`]. The context remembers the transport that worked.
 
 pub mod attempts;
 mod choice;
@@ -44,11 +44,11 @@ use crate::{
 /// Transport of a port-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// SPDY frames follow the 101 as they are.
+    /// Plain SPDY frames after the 101.
     Spdy,
     /// SPDY frames in binary WebSocket messages.
     WebSocket,
-    /// No SPDY: a WebSocket for each connection into the pod.
+    /// No SPDY: one WebSocket per connection into the pod.
     Channels,
 }
 
@@ -65,7 +65,7 @@ impl choice::Transport for Transport {
 }
 
 impl Transport {
-    /// The name for people.
+    /// Returns the name for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Spdy => "spdy",
@@ -87,11 +87,11 @@ impl Transport {
 pub struct Upgraded {
     pub io: BoxedIo,
     pub transport: Transport,
-    /// How long it has taken.
+    /// Duration of the upgrade.
     pub took: Duration,
 }
 
-/// Why a connection was not upgraded.
+/// Reasons why a connection was not upgraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpgradeError {
     Cluster(ClusterError),
@@ -99,23 +99,22 @@ pub enum UpgradeError {
     PodGone(String),
 }
 
-/// The API server dials the node, and the node asks its container runtime: 4-7 ms on a healthy node. Slow gateways take 12 s; a
-/// transport that is swallowed is left for the next one long before.
+/// Timeout of an upgrade. The API server dials the node, and the node calls its container runtime: 4-7 ms on a healthy
+/// node. Slow gateways take 12 s. If a gateway swallows a transport, the next one is tried long before.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 
-/// A connection that an upgrade can be asked for on.
+/// A connection that is ready for an upgrade request.
 pub struct Dialled {
     io: BoxedIo,
-    /// It was made some time ago: the server, or something in between, may have forgotten it.
+    /// Whether it was opened some time ago, so that the server or a middlebox may have dropped it.
     is_spare: bool,
 }
 
-/// Opens TCP and TLS to the API server, unless a connection is kept for that: the part of an upgrade that can be done
-/// before the pod is known.
+/// Opens TCP and TLS to the API server, or takes the spare connection: the part of an upgrade before the pod is known.
 pub async fn dial(cluster: &Cluster) -> Result<Dialled, ClusterError> {
-    // The client certificate may have to be issued first.
+    // TLS may need a client certificate from a sign-in.
     let credential = cluster.credential().await?;
     match spare(cluster, &credential) {
         Some(spare) => Ok(spare),
@@ -123,7 +122,7 @@ pub async fn dial(cluster: &Cluster) -> Result<Dialled, ClusterError> {
     }
 }
 
-/// Returns the connection that is kept for this user.
+/// Returns the spare connection of this user.
 fn spare(cluster: &Cluster, credential: &Credential) -> Option<Dialled> {
     let transport = cluster.transport(credential);
     let io = cluster.spare.take(|by| Arc::ptr_eq(by, &transport))?;
@@ -141,8 +140,8 @@ async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, 
     }
 }
 
-/// Upgrades a connection to the port-forward of a pod. `dialled` is one from [`dial`] where there is one already. The
-/// port is part of the request only with [`Transport::Channels`].
+/// Upgrades a connection to a port-forward of a pod. `dialled`: a connection from [`dial`], if there is one. The port is
+/// part of the request only with [`Transport::Channels`].
 pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -178,11 +177,11 @@ fn asked(cluster: &Cluster, path: &str, port: u16, transport: Transport, headers
     }
 }
 
-/// Why one transport does not pass.
+/// Reasons why a transport does not work.
 #[derive(Clone, Debug)]
 pub enum TryError {
     Cluster(ClusterError),
-    /// Status and message of the answer, and the program that sent it.
+    /// Status and message of the answer, and the server program.
     Refused {
         text: String,
         server: Option<String>,
@@ -191,13 +190,13 @@ pub enum TryError {
     Silent,
 }
 
-/// How long one transport may take where each is tried by itself.
+/// Timeout per transport if each is tried separately.
 const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Asks for a port-forward by one transport, and gives it back at once.
+/// Tests a port-forward with one transport, and closes it.
 ///
 /// # Errors
-/// It does not pass.
+/// Fails if the transport does not work.
 pub async fn try_transport(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -211,7 +210,7 @@ pub async fn try_transport(
     let request = asked(cluster, &path(cluster, namespace, pod), port, transport, &headers);
     match timeout(TRY_TIMEOUT, request.send(dialled.io)).await {
         Ok(Ok(Answer::Switched { protocol, io })) if protocol == transport.protocol() => {
-            // A switch that nothing follows is of no use.
+            // An upgrade without any bytes after it is useless.
             let answered = timeout(TRY_TIMEOUT, probation::is_answered(io, transport)).await;
             answered.ok().flatten().ok_or(TryError::Silent)
         }
@@ -225,7 +224,7 @@ pub async fn try_transport(
     }
 }
 
-/// Returns who has issued the certificate that is shown for an API server, whether it is trusted or not. None: none is shown.
+/// Returns the issuer of the certificate shown for an API server, trusted or not. `None`: no certificate is shown.
 pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
     let name = cluster.tls_server_name.clone()?;
     let tcp = cluster.dialer.connect(cluster.server.clone()).await.ok()?;
@@ -233,19 +232,19 @@ pub async fn shown_issuer(cluster: &Cluster) -> Option<String> {
     crate::tls::certificate::Certificate::parse(&shown)?.issuer_name()
 }
 
-/// An upgrade, as errors name it.
+/// An upgrade, with its names in errors.
 struct Act<'a> {
     cluster: &'a Cluster,
     namespace: &'a Namespace,
     pod: &'a str,
-    /// `port-forwards`, `exec`.
+    /// `port-forwards` or `exec`.
     what: &'static str,
-    /// `opening a port-forward to`.
+    /// For example `opening a port-forward to`.
     doing: &'static str,
 }
 
 impl Act<'_> {
-    /// Upgrades a connection, with another credential where the server refuses the first one.
+    /// Upgrades a connection. Retries with a new credential if the server refuses the first one.
     async fn upgrade<T: choice::Transport>(
         &self,
         memory: &Memory<T>,

@@ -1,4 +1,4 @@
-//! Follows the pods of a target while a tunnel uses it, by watches instead of questions.
+//! Follows the pods of a target by watches while a tunnel uses it.
 
 mod backoff;
 
@@ -22,20 +22,20 @@ use super::{
 };
 use crate::config::Namespace;
 
-/// Requested duration of a watch. API servers end some early.
+/// Requested duration of a watch, in seconds. API servers end some earlier.
 const WATCH_SECONDS: u32 = 290;
 
-/// How much later it may end one: from then on, nobody is there who would tell a change.
+/// How late a watch may end. After that the connection counts as dead, because no changes would arrive.
 const LATE: Duration = Duration::from_secs(10);
 
-/// How long the answer to a watch may take. Until there is one, changes of the pods are missed.
+/// Timeout for the answer to a watch. Until it comes, changes of the pods are missed.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The code of an answer that means that a version is too old (RFC 9110, section 15.5.11: Gone).
+/// Status for a version that is too old (RFC 9110, section 15.5.11: Gone).
 const GONE: u16 = 410;
 
-/// Follows `source` and tells the pods each time that they have changed, until it is dropped, or until there is
-/// no permission to watch: then what is known stays, and the wire tells when a pod is gone.
+/// Follows `source` and calls `tell` after each change of the pods. Ends when it is dropped, or without the permission to
+/// watch. The known pods then stay, and failed connections show that a pod is gone.
 pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, tell: impl Fn(Reachable) + Sync) {
     match source {
         Source::Slices { service, slices, version, port } => {
@@ -59,9 +59,9 @@ pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, te
     }
 }
 
-/// Reads the pods that take connections from the objects that tell them.
+/// Computes the reachable pods from the watched objects.
 trait Reader<K>: Sync {
-    /// Returns None where it cannot be found out now: it will be with the next change.
+    /// Returns `None` if the pods cannot be determined now. The next change tries again.
     fn read(&self, all: &BTreeMap<String, K>) -> impl Future<Output = Option<Reachable>> + Send;
 }
 
@@ -117,7 +117,7 @@ impl Reader<Pod> for Named {
     }
 }
 
-/// Selection of the watched objects.
+/// Selection of watched objects.
 struct Selection {
     list: ListParams,
     watch: WatchParams,
@@ -135,7 +135,7 @@ impl Selection {
     }
 }
 
-/// Keeps a set of objects as the API server has them. `known`: what was listed, and its version.
+/// Keeps a copy of the objects of the API server. `known`: the listed objects, and their version.
 async fn objects<K>(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -159,7 +159,7 @@ async fn objects<K>(
     let (mut all, mut version) = (by_name(known.0), known.1);
     let mut backoff = Backoff::default();
     loop {
-        // Nobody waits for a watch, and so it starts no sign-in. It uses one that a request started.
+        // A watch must not start a sign-in, because no client waits for it. It waits for one that a request started.
         cluster.user().signed_in().await;
         if version.is_empty() {
             match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
@@ -191,17 +191,17 @@ async fn objects<K>(
     }
 }
 
-/// How a watch ended that did not break.
+/// How a watch ended without an error.
 enum Ended {
-    /// It goes on where it ended.
+    /// It can continue where it ended.
     InTime,
     /// The server no longer has the events after this version: list again.
     TooOld,
-    /// It was not ended when it was to be, so that nothing is known of what it did not tell.
+    /// It did not end in time, so changes may have been missed.
     Silent,
 }
 
-/// Follows one watch to its end.
+/// Follows one watch until it ends.
 async fn one_watch<K>(
     api: &Api<K>,
     params: &WatchParams,
@@ -236,7 +236,7 @@ where
                     all.remove(name);
                 }
             }
-            // Nothing has changed up to here: a quiet Service does not fall behind what the server still knows.
+            // A bookmark is not a change. It keeps the version of a quiet Service recent enough for the server.
             Some(WatchEvent::Bookmark(bookmark)) => {
                 take_version(version, Some(&bookmark.metadata.resource_version));
                 continue;

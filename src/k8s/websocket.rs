@@ -1,4 +1,4 @@
-//! The client's end of a WebSocket to an API server.
+//! Client end of a WebSocket to an API server.
 
 pub mod byte_stream;
 pub mod channels;
@@ -13,10 +13,10 @@ pub(super) use self::masks::random_bytes;
 use super::framed::Incoming;
 use crate::wire::websocket::{Event, Opcode, Parser, Role, put_frame};
 
-/// The one code that says that all was said (RFC 6455, section 7.4.1).
+/// The only close code of a complete conversation (RFC 6455, section 7.4.1).
 const NORMAL_CLOSURE: u16 = 1000;
 
-/// Frames of a WebSocket, without a meaning of their payload.
+/// WebSocket frames with uninterpreted payload.
 struct Frames {
     parser: Parser,
     masks: Masks,
@@ -27,7 +27,7 @@ impl Frames {
         Self { parser: Parser::new(Role::Client), masks: Masks::new() }
     }
 
-    /// Returns what came. An item is a piece of a message, and whether it is the last one of it.
+    /// Returns the next frame. An item is a piece of a message, and whether it is the last piece.
     fn next(&mut self, input: &mut BytesMut) -> io::Result<Option<Incoming<(Bytes, bool)>>> {
         let is_within = self.parser.is_within_message();
         let event = self.parser.next(input).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;

@@ -1,4 +1,4 @@
-//! The admin interface of a relay: `/healthz`, `/readyz`, `/metrics`, and, on loopback, a page of its tunnels.
+//! Admin interface of a relay: `/healthz`, `/readyz`, `/metrics`, and, on loopback, a page of its tunnels.
 
 use std::{
     convert::Infallible,
@@ -19,16 +19,16 @@ use crate::{
     metrics::{self, Exposition},
 };
 
-/// Client of the admin interface.
+/// Clients of an admin listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Programs of this machine: they see the tunnels with the addresses of clients.
+    /// Programs on this machine. They also see the page of tunnels, with the addresses of clients.
     Machine,
-    /// Everybody who reaches the port, as Prometheus and the kubelet do: numbers, and whether the relay lives.
+    /// Any client that can reach the port, such as Prometheus and the kubelet. They see only health and metrics.
     Network,
 }
 
-/// Answers for as long as it is polled.
+/// Answers requests as long as it is polled.
 pub async fn serve(listener: TcpListener, server: Arc<Server>, reach: Reach, drain: Drain) -> Infallible {
     let admission = Admission::new(Limits::default(), Names::default());
     let serve = |stream: TcpStream, _, _| {

@@ -1,4 +1,4 @@
-//! The relay as a program: what it binds, what it serves, and which files it reads again.
+//! The relay program: its sockets, its tasks, and the files that it reloads.
 
 use std::{
     convert::Infallible,
@@ -28,40 +28,40 @@ use crate::{config::watch::touched, drain::Drain, io::accept, listener::bind::re
 /// Options of a relay.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The address for clients.
+    /// Address for clients.
     pub control: SocketAddr,
-    /// The file with the keys. None: `$ADIT_SECRET` has one.
+    /// File with the keys. `None`: the key is in `$ADIT_SECRET`.
     pub keys: Option<PathBuf>,
-    /// The certificate that clients see. None: one is generated at each start.
+    /// Certificate for clients. `None`: the relay generates one at each start.
     pub tls: Option<PemFiles>,
-    /// None: no names are served by HTTP.
+    /// `None`: the relay serves no names over HTTP.
     pub http: Option<HttpSettings>,
-    /// `/healthz`, `/readyz`, `/metrics` and a page of the tunnels, for programs of this machine.
+    /// Address of `/healthz`, `/readyz`, `/metrics` and the page of tunnels, for programs on this machine.
     pub admin: Option<SocketAddr>,
-    /// `/healthz`, `/readyz` and `/metrics`, without authentication.
+    /// Address of `/healthz`, `/readyz` and `/metrics`, without authentication.
     pub metrics: Option<SocketAddr>,
-    /// The public ports.
+    /// Public ports.
     pub ports: RangeInclusive<u16>,
-    /// The address of public ports.
+    /// Address of the public ports.
     pub bind: IpAddr,
-    /// Serves version 1 too: the secret and all bytes cross the network in the clear.
+    /// Serves version 1 too, in which the secret and all bytes cross the network in the clear.
     pub allow_v1: bool,
-    /// Takes over Services of the cluster that this runs in: of this namespace only, or of all.
+    /// Takes over Services of the cluster that the relay runs in: only in this namespace, or in all.
     pub register: Option<Option<String>>,
-    /// Authority over takeovers.
+    /// How the relay authorizes takeovers.
     pub authority: Authority,
     pub limits: Limits,
 }
 
-/// Names by HTTP.
+/// Options of names over HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     pub listen: SocketAddr,
-    /// Each name is a label before this domain.
+    /// Parent domain of all names.
     pub domain: String,
-    /// Visitors come by https. None: by http.
+    /// Certificate for HTTPS. `None`: visitors use plain HTTP.
     pub tls: Option<PemFiles>,
-    /// Origin in public addresses. None: that of `listen`.
+    /// Origin in public addresses. `None`: the one of `listen`.
     pub public: Option<PublicOrigin>,
 }
 
@@ -72,7 +72,7 @@ pub struct PemFiles {
     pub key: PathBuf,
 }
 
-/// Why a relay does not start.
+/// Reasons why a relay does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot read the secret")]
@@ -86,7 +86,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Returns the cause, for people.
+    /// Returns the cause as text.
     pub fn cause(&self) -> String {
         match self {
             Self::Listen { source, .. } => reason(source),
@@ -128,10 +128,11 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Reads the files and binds the sockets. Needs a runtime.
+    /// Reads the files and binds the sockets. Must run in a tokio runtime.
     ///
     /// # Errors
-    /// A file cannot be used, an address is in use, or this is no pod that may take over Services.
+    /// Fails if a file cannot be used, an address is in use, or the relay does not run in a pod that may take over
+    /// Services.
     pub fn bind(mut settings: Settings) -> Result<Self, StartError> {
         let listen = |address: SocketAddr| {
             let address = SocketAddr::new(usable(address.ip()), address.port());
@@ -160,12 +161,12 @@ impl Bound {
     /// Returns the address for clients.
     ///
     /// # Errors
-    /// The system does not know it.
+    /// Fails if the system does not return it.
     pub fn control(&self) -> io::Result<SocketAddr> {
         self.control.local_addr()
     }
 
-    /// Returns the address of names, with `http` or `https`.
+    /// Returns the scheme (`http` or `https`) and the address of the listener for names.
     pub fn http(&self) -> Option<(&'static str, SocketAddr)> {
         let address = self.http.as_ref()?.local_addr().ok()?;
         Some((if self.https.is_some() { "https" } else { "http" }, address))
@@ -176,20 +177,20 @@ impl Bound {
         self.admin.as_ref()?.local_addr().ok()
     }
 
-    /// Returns the address of the metrics.
+    /// Returns the address of the metrics endpoint.
     pub fn metrics(&self) -> Option<SocketAddr> {
         self.metrics.as_ref()?.local_addr().ok()
     }
 
-    /// Returns what clients may know the certificate by: `sha256:` and 64 hexadecimal digits.
+    /// Returns the fingerprint of the certificate: `sha256:` and 64 hexadecimal digits.
     pub fn fingerprint(&self) -> Fingerprint {
         self.identity.fingerprint()
     }
 
-    /// Serves until `drain` starts, then gives streams in progress their grace ([`Limits::accepted`]).
+    /// Serves until `drain` starts, then waits for streams in progress for the grace period of [`Limits::accepted`].
     ///
     /// # Errors
-    /// Certificate and key do not belong together.
+    /// Fails if the certificate and the key do not match.
     pub async fn run(self, drain: Drain) -> Result<(), StartError> {
         let settings = self.settings;
         let http_port = self.http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
@@ -218,7 +219,7 @@ impl Bound {
         if let Some(listener) = self.http {
             drain.spawn(front.serve(listener, server.clone(), https, drain.clone()));
         }
-        // It answers to the end, and so is none of the tasks that the drain waits for.
+        // The admin listeners answer until the end of the drain, so the drain must not wait for them.
         let serve = async |listener: Option<TcpListener>, reach| match listener {
             Some(listener) => admin::serve(listener, server.clone(), reach, drain.clone()).await,
             None => std::future::pending::<Infallible>().await,
@@ -243,7 +244,7 @@ impl Bound {
     }
 }
 
-/// Returns an address to bind: all addresses of IPv4 for `::` on a machine without IPv6.
+/// Returns an address to bind: `0.0.0.0` instead of `::` on a machine without IPv6.
 fn usable(address: IpAddr) -> IpAddr {
     let has_ipv6 = || std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
     match address == Ipv6Addr::UNSPECIFIED && !has_ipv6() {
@@ -255,7 +256,7 @@ fn usable(address: IpAddr) -> IpAddr {
 /// Returns a client that uses the service account of this pod.
 fn in_cluster() -> Result<kube::Client, PodError> {
     let mut config = kube::Config::incluster().map_err(|_| PodError::NoServiceAccount)?;
-    // A takeover repeats its own calls: only it knows whether an answer that was lost matters.
+    // A takeover repeats its own calls, because only it knows whether a lost answer matters.
     config.default_retry = false;
     kube::Client::try_from(config).map_err(|_| PodError::ServiceAccount)
 }
@@ -264,8 +265,8 @@ fn https_config(files: &PemFiles) -> io::Result<Arc<ServerConfig>> {
     Identity::read(&files.chain, &files.key)?.server_config(&[b"h2", b"http/1.1"])
 }
 
-/// Reads keys and certificates again when their files change: a Secret that is mounted, a certificate that is renewed. Connections
-/// that are open keep what they have begun with. A file that cannot be used changes nothing.
+/// Reloads keys and certificates when their files change, for example after a Secret update or a certificate renewal.
+/// Open connections keep the old ones. A file that cannot be used changes nothing.
 async fn follow(settings: Settings, server: Arc<Server>, https: Option<Arc<ArcSwap<ServerConfig>>>, drain: Drain) {
     let tls = settings.tls.clone();
     let of_names = settings.http.and_then(|http| http.tls);

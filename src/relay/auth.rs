@@ -1,4 +1,4 @@
-//! Authentication of clients: shared keys, and proofs of them.
+//! Authentication of clients with shared keys, and the proofs that a client or relay has a key.
 
 use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
 
@@ -11,30 +11,30 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use super::expose::authorize::is_pattern;
 use crate::wire::relay::{Digest, Token};
 
-/// The variable that has the secret when no file is named.
+/// Environment variable with the secret, for a relay without a key file.
 pub const SECRET: &str = "ADIT_SECRET";
 
-/// The shortest secret that is taken, in bytes. `adit server genkey` makes 43.
+/// Minimum length of a secret in bytes. `adit server genkey` makes 43.
 pub const SHORTEST_SECRET: usize = 16;
 
-/// The name of a key that is given none.
+/// Name of a key without a name.
 pub const DEFAULT_NAME: &str = "default";
 
-/// A secret, and what it allows.
+/// A secret and its permissions.
 #[derive(Clone)]
 pub struct Key {
     pub name: String,
     pub secret: String,
-    /// The public ports that may be wanted. Empty: those of the server.
+    /// Public ports that clients may request. Empty: all ports of the server.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// The names that may be wanted; `web*` is every one that starts with web. Empty: all.
+    /// Names that clients may request; `web*` matches every name that starts with web. Empty: all.
     pub names: Vec<String>,
-    /// The Services that may be taken over: `shop/web`, `shop/*`. Empty: all that need not be named, or none where the key is
-    /// limited in what else it may have; see [`Rules`](super::expose::authorize::Rules).
+    /// Services that clients may take over: `shop/web`, `shop/*`. Empty: all that need no explicit entry, or none if the
+    /// key limits ports or names; see [`Rules`](super::expose::authorize::Rules).
     pub services: Vec<String>,
 }
 
-/// Without the secret.
+/// Leaves the secret out.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Key");
@@ -57,7 +57,7 @@ impl Key {
     }
 }
 
-/// Why a text has no keys.
+/// Reasons why a text contains no valid keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysError {
     #[error("there is no secret in it: 'adit server genkey' makes one")]
@@ -66,7 +66,7 @@ pub enum KeysError {
     Line { line: usize, problem: KeyProblem },
 }
 
-/// Why a line is no key.
+/// Reasons why a line is not a valid key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyProblem {
     #[error("a secret of less than {SHORTEST_SECRET} characters: 'adit server genkey' makes one")]
@@ -83,7 +83,7 @@ pub enum KeyProblem {
     Twice(String),
 }
 
-/// Reads a file of keys: one secret alone, or a line for each key.
+/// Reads a key file: one secret alone, or one key per line.
 ///
 /// ```text
 /// # name  secret                                       what it allows
@@ -91,14 +91,15 @@ pub enum KeyProblem {
 /// ```
 ///
 /// # Errors
-/// The file cannot be read, or a line is not understood; the message has its number.
+/// Fails if the file cannot be read or a line is invalid. The message has the line number.
 pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
     parse_keys(&fs::read_to_string(path)?).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))
 }
 
-/// Does the same for the content of such a file.
+/// Parses the content of a key file, like [`read_keys`].
 pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
-    // Editors of Windows begin a file with a byte order mark. It is no part of a secret, which the other end has without one.
+    // Editors on Windows start a file with a byte order mark. It is not part of the secret, and the other end does not
+    // have it.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let mut keys: Vec<Key> = Vec::new();
@@ -159,10 +160,10 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
     }
 }
 
-/// Returns the keys of a file, else those of the environment, [`SECRET`]; at least one.
+/// Returns the keys of the file, or without a file the one in [`SECRET`]. There is at least one.
 ///
 /// # Errors
-/// There are none, or they are not understood; the message names where they were looked for.
+/// Fails if there are no keys or they are invalid. The message names the file or variable.
 pub fn load(file: Option<&Path>) -> io::Result<Vec<Key>> {
     let Some(file) = file else {
         let secret = std::env::var(SECRET)
@@ -172,7 +173,7 @@ pub fn load(file: Option<&Path>) -> io::Result<Vec<Key>> {
     read_keys(file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
 }
 
-/// Returns a range of ports: `8080`, or `10000-60000`.
+/// Parses a range of ports: `8080`, or `10000-60000`.
 pub fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?);
@@ -182,37 +183,37 @@ pub fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
 /// Returns random bytes.
 ///
 /// # Errors
-/// The system has none.
+/// Fails if the system returns none.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gives no random numbers"))?;
     Ok(bytes)
 }
 
-/// Returns a new secret: 256 bits, in the letters of a URL.
+/// Returns a new secret: 256 random bits in URL-safe Base64.
 ///
 /// # Errors
-/// The system gives no random numbers.
+/// Fails if the system returns no random numbers.
 pub fn new_secret() -> io::Result<String> {
     Ok(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?))
 }
 
-/// The end that proves the secret: a proof of one end is no proof of the other.
+/// End that proves the secret. The proof of one end is not valid for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Server,
     Client,
 }
 
-/// Handshake bytes that both ends of a control connection have seen.
+/// Values from the handshake that both ends of a control connection have seen.
 #[derive(Clone, Debug)]
 pub struct Transcript {
     pub key: String,
-    /// The port that is wanted first.
+    /// First port that the client requests.
     pub port: u16,
     pub client: Digest,
     pub server: Digest,
-    /// Of this TLS connection (RFC 5705): a relay in the middle has another one with each end.
+    /// Exporter of this TLS connection (RFC 5705). A man in the middle has a different one with each end.
     pub exporter: Digest,
 }
 
@@ -232,18 +233,18 @@ impl Transcript {
         sign(secret, &self.message(role))
     }
 
-    /// Checks a proof, in a time that tells nothing.
+    /// Checks a proof in constant time.
     pub fn is_proven(&self, secret: &str, role: Role, proof: &Digest) -> bool {
         verify(secret, &self.message(role), proof)
     }
 }
 
-/// Returns the proof that a connection is the one for a stream of a session.
+/// Returns the proof that a connection belongs to a stream of a session.
 pub fn claim(secret: &str, session: &Token, stream: &Token, exporter: &Digest) -> Digest {
     sign(secret, &claim_message(session, stream, exporter))
 }
 
-/// Checks such a proof.
+/// Checks the proof of [`claim`] in constant time.
 pub fn is_claimed(secret: &str, session: &Token, stream: &Token, exporter: &Digest, proof: &Digest) -> bool {
     verify(secret, &claim_message(session, stream, exporter), proof)
 }
@@ -263,9 +264,9 @@ fn verify(secret: &str, message: &[u8], proof: &Digest) -> bool {
     hmac::verify(&hmac::Key::new(HMAC_SHA256, secret.as_bytes()), message, proof).is_ok()
 }
 
-/// Returns whether two secrets are the same, in a time that tells nothing.
+/// Compares two secrets in constant time.
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {
-    // Under a key that nobody knows, equal tags mean equal messages.
+    // With a random key, equal tags mean equal messages.
     let Ok(key) = random::<32>() else { return false };
     let key = hmac::Key::new(HMAC_SHA256, &key);
     hmac::verify(&key, b, hmac::sign(&key, a).as_ref()).is_ok()

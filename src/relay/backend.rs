@@ -20,13 +20,14 @@ use crate::{
     tunnel::BUDGET,
 };
 
-/// The peer of a stream that carries the requests of several visitors: X-Forwarded-For says whose each is.
+/// Peer address of a stream that carries requests of several visitors. X-Forwarded-For has the address of each.
 const MANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// How long a request waits for a client that was lost: a moment less than a tunnel may take to open, so that the answer says why.
+/// How long a request waits for the return of a lost client. It is less than the budget for opening a tunnel, so that the
+/// answer names the cause.
 const RETURN: Duration = BUDGET.saturating_sub(Duration::from_secs(1));
 
-/// Reaches [`Target::Named`]: the tunnel of that name.
+/// Backend for [`Target::Named`]: it reaches the tunnel with that name.
 pub struct Tunnels(pub Arc<Server>);
 
 impl Backend for Tunnels {
@@ -43,7 +44,7 @@ impl Backend for Tunnels {
     }
 }
 
-/// Streams to the client of a tunnel.
+/// Session to the client of a tunnel.
 pub struct TunnelSession {
     server: Arc<Server>,
     tunnel: Arc<Tunnel>,
@@ -53,7 +54,7 @@ pub struct TunnelSession {
 }
 
 impl TunnelSession {
-    /// `name`: what the tunnel is called.
+    /// Returns a session. `name`: the name of the tunnel.
     pub fn new(server: Arc<Server>, tunnel: Arc<Tunnel>, name: &str) -> Self {
         let endpoint = Endpoint {
             pod: name.to_owned(),
@@ -69,7 +70,7 @@ impl Session for TunnelSession {
     fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         Box::pin(async move {
             let stream = self.server.stream(&self.tunnel, MANY).await;
-            // The tunnel is there, and says that there is nothing behind it: that is the answer, not a reason to try again.
+            // The tunnel exists, but its client has no service behind it. A retry would not help.
             let stream = stream.map_err(|error| StreamFault::Other { detail: error.to_string() })?;
             Ok((stream, self.placement.clone()))
         })

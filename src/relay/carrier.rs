@@ -1,4 +1,4 @@
-//! A connection that carries the streams of visitors, one after another.
+//! Framing for a connection that carries one visitor's stream after another.
 //!
 //! ```text
 //! chunk: length 4, big-endian, 1 to 65,536 | bytes
@@ -15,15 +15,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::Io;
 
-/// The longest chunk that is taken.
+/// Longest accepted chunk, in bytes.
 const LONGEST: usize = 64 * 1024;
 
 const HEADER: usize = 4;
 
-/// The longest that is sent: with its header it fills four records of TLS.
+/// Longest chunk that adit sends: with its header it fills four TLS records.
 const LONGEST_SENT: usize = 64 * 1024 - HEADER;
 
-/// One stream over a connection that outlives it: each direction has an end of its own, behind which nothing is read.
+/// One stream on a connection that outlives it. Each direction has its own end, and the stream reads nothing after it.
 #[derive(Debug)]
 pub struct Carrier<S> {
     inner: S,
@@ -31,7 +31,7 @@ pub struct Carrier<S> {
     writing: Writing,
 }
 
-/// Between two chunks, where in one, or behind the last.
+/// Position of the reader: in a header, in a chunk, or after the end.
 #[derive(Debug)]
 enum Reading {
     Header { bytes: [u8; HEADER], count: usize },
@@ -42,7 +42,7 @@ enum Reading {
 #[derive(Debug, Default)]
 struct Writing {
     header: [u8; HEADER],
-    /// How much of the header is still to be written, and of the chunk behind it.
+    /// Bytes of the header, and of the chunk after it, that are not yet written.
     header_left: usize,
     chunk_left: usize,
     stage: Stage,
@@ -57,12 +57,12 @@ enum Stage {
 }
 
 impl<S> Carrier<S> {
-    /// A stream begins with the next byte of `inner`, in both directions.
+    /// Returns a stream that starts with the next byte of `inner`, in both directions.
     pub fn new(inner: S) -> Self {
         Self { inner, reading: Reading::Header { bytes: [0; HEADER], count: 0 }, writing: Writing::default() }
     }
 
-    /// Returns the connection for the next stream, if both directions of this one have ended.
+    /// Returns the connection for the next stream, if both directions of this stream have ended.
     pub fn into_inner(self) -> Option<S> {
         let has_ended = matches!(self.reading, Reading::Ended) && self.writing.stage == Stage::Ended;
         has_ended.then_some(self.inner)
@@ -121,7 +121,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Carrier<S> {
 }
 
 impl Writing {
-    /// Writes of the header and, behind it, of `chunk`. Returns how much of the chunk was written.
+    /// Writes the header, then `chunk`. Returns how many bytes of the chunk were written.
     fn poll<S>(&mut self, cx: &mut Context<'_>, inner: &mut S, chunk: &[u8]) -> Poll<io::Result<usize>>
     where
         S: AsyncWrite + Unpin,
@@ -164,7 +164,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
         let chunk = &buf[..buf.len().min(writing.chunk_left)];
         let polled = writing.poll(cx, &mut this.inner, chunk);
         if polled.is_pending() && writing.header_left == HEADER {
-            // Nothing of it is out: the next write may have another length.
+            // No byte of the header is written yet: the next write may have another length.
             (writing.header_left, writing.chunk_left) = (0, 0);
         }
         polled
@@ -174,13 +174,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Carrier<S> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Ends this direction of the stream, not the connection.
+    /// Ends this direction of the stream, but not of the connection.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let writing = &mut this.writing;
         if writing.stage == Stage::Open {
             if writing.chunk_left > 0 {
-                // The other end would take the end for a part of the chunk.
+                // The other end would read the end marker as part of the chunk.
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "ended within a chunk")));
             }
             (writing.header, writing.header_left, writing.stage) = ([0; HEADER], HEADER, Stage::Ending);
@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_carries_one_stream_after_another_byte_for_byte() {
-        // Pipes of a byte and of more than a chunk.
+        // Pipes smaller and larger than a chunk.
         for room in [3, 1000, 200_000] {
             let (near, far) = duplex(room);
             let (mut near, mut far) = (near, far);

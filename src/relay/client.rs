@@ -1,4 +1,4 @@
-//! The client of a relay: it keeps the control connection, and the tunnels open.
+//! The client of a relay. It keeps the control connection and the tunnels open.
 
 mod first_answer;
 mod local_end;
@@ -36,21 +36,21 @@ use crate::{
     wire::relay::{Frame, Kind, Token},
 };
 
-/// How many letters of a text of the other end are shown.
+/// Maximum length of a text of the relay in messages, in characters.
 const LONGEST_SHOWN: usize = 1000;
 
-/// How many frames may wait to be sent.
+/// Maximum number of frames that wait to be sent.
 const MOST_FRAMES: usize = 1024;
 
 /// Options of a client.
 #[derive(Clone)]
 pub struct Options {
-    /// The way to the relay.
+    /// Dialler for connections to the relay.
     pub dial: Arc<dyn Dial>,
     pub key: String,
     pub secret: String,
     pub trust: Trust,
-    /// The host of the local services. None: 127.0.0.1 and `[::1]`, whichever answers.
+    /// Host of the local services. `None`: 127.0.0.1 or `[::1]`, whichever answers.
     pub local_host: Option<String>,
     pub tunnels: Vec<Wanted>,
 }
@@ -62,24 +62,24 @@ pub enum Purpose {
     Stream,
 }
 
-/// A way to a relay's control port.
+/// Opens connections to the control port of a relay.
 pub trait Dial: Send + Sync + 'static {
-    /// A stream has to lead to the relay that the last control connection leads to.
+    /// Opens a connection. A stream must reach the same relay as the last control connection.
     fn dial(&self, purpose: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>>;
 
-    /// Name of the local end, for people.
+    /// Returns the name of the relay for messages.
     fn name(&self) -> String;
 
-    /// The token of the user for the relay's cluster, if the relay asks for it (`--authorize kubernetes`).
+    /// Returns the user's token for the relay's cluster, if the relay asks for it (`--authorize kubernetes`).
     fn token(&self) -> BoxFuture<'_, io::Result<Option<String>>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// The name that the relay's certificate is for, and that public addresses are shown with.
+    /// Returns the host name in the relay's certificate and in public addresses.
     fn host(&self) -> String;
 }
 
-/// The way over the network.
+/// Dials the relay over the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Direct {
     pub host: String,
@@ -91,7 +91,7 @@ impl Dial for Direct {
         Box::pin(async move {
             let stream = connect(lookup_host((self.host(), self.port)).await?).await?;
             stream.set_nodelay(true)?;
-            // A relay that is gone without a word is noticed on idle streams too.
+            // With TCP keep-alive, idle streams notice too that the relay has vanished.
             SockRef::from(&stream).set_tcp_keepalive(&Limits::default().tcp_keepalive())?;
             Ok(Box::new(stream) as BoxedIo)
         })
@@ -106,10 +106,10 @@ impl Dial for Direct {
     }
 }
 
-/// How long an address has before the next one is tried beside it (RFC 8305, section 8).
+/// Time before the next address is tried in parallel (RFC 8305, section 8).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Connects to the first of several addresses that answers.
+/// Connects to the first address that answers.
 async fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts: FuturesUnordered<_> = addresses
         .zip(0u32..)
@@ -128,18 +128,18 @@ async fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpS
     Err(failed)
 }
 
-/// A tunnel that is wanted.
+/// A tunnel that the client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub local_port: u16,
     pub kind: Kind,
-    /// 0 for any.
+    /// Public port. 0: any.
     pub port: u16,
-    /// Empty for any. For HTTP perhaps `NAME=HOST`, with the Host header that the local service gets instead of the public name.
+    /// Public name. Empty: any. For HTTP, `NAME=HOST` also sets the Host header for the local service.
     pub name: String,
 }
 
-/// A tunnel that is open.
+/// An open tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Open {
     pub local_port: u16,
@@ -149,7 +149,7 @@ pub struct Open {
     pub public: String,
 }
 
-/// Why it makes no sense to try again.
+/// Errors that a retry does not solve.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     #[error("the relay at {to} rejected us: {reason}")]
@@ -158,7 +158,7 @@ pub enum Fatal {
     Stranger { to: String },
     #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
     Refused { to: String, port: u16, reason: String },
-    /// It was open: somebody has restored the Service.
+    /// The tunnel was open, and then another client or user restored the Service.
     #[error("the relay at {to} has ended the tunnel for port {port}: {reason}")]
     Undone { to: String, port: u16, reason: String },
     #[error("the certificate of the relay at {to} is not the right one: {reason}")]
@@ -169,7 +169,7 @@ pub enum Fatal {
     Setup(String),
 }
 
-/// How one control connection ended.
+/// Reasons for the end of a control connection.
 enum Ended {
     Lost(Over),
     Fatal(Fatal),
@@ -197,12 +197,12 @@ struct Given {
     resume: Token,
 }
 
-/// Returns a text of the other end as a terminal may show it: without control characters, and not too long.
+/// Returns a text of the relay without control characters, cut to a maximum length, so that a terminal may show it.
 fn printable(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(LONGEST_SHOWN).collect()
 }
 
-/// Returns how a connection ended before it was one: another attempt does not change a server's certificate or protocol.
+/// Returns the error of a failed dial. A retry does not change a server's certificate or protocol, so these are fatal.
 fn refused(error: io::Error, to: String) -> Ended {
     match tls_error(&error) {
         Some(
@@ -222,15 +222,15 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// A connection to the relay.
+/// TLS connection to the relay.
 type Connection = TlsStream<ReadAhead<BoxedIo>>;
 
 struct Client {
     options: Options,
-    /// One for each tunnel.
+    /// One per tunnel.
     local_ends: Vec<LocalEnd>,
     config: Arc<ClientConfig>,
-    /// One for each tunnel; outlives the client, for the next attempt.
+    /// One per tunnel. Outlives the client, for the next attempt.
     given: Arc<Mutex<Vec<Given>>>,
     drain: Drain,
 }
@@ -243,7 +243,7 @@ impl Client {
         timeout(STEP, TlsConnector::from(self.config.clone()).connect(name, stream)).await?
     }
 
-    /// Opens a control connection, and follows it to its end.
+    /// Opens a control connection, and serves it until it ends.
     async fn once(self: Arc<Self>, opened: &impl Fn(&[Open]), was_open: &mut bool) -> Ended {
         let conversing = self.clone().converse(opened, was_open);
         match conversing.await {
@@ -289,7 +289,7 @@ impl Client {
                     conversation::send(&mut write, &[Frame::Ping { cookie: 0 }]).await?;
                 }
                 () = self.drain.started() => {
-                    // The relay frees our ports at once; it may be gone itself.
+                    // With this frame the relay frees our ports at once. An error does not matter: the relay may be gone.
                     let _ = conversation::send(&mut write, &[Frame::Goodbye { reason: "the client ends".to_owned() }]).await;
                     return Err(Ended::Drained);
                 }
@@ -297,7 +297,7 @@ impl Client {
         }
     }
 
-    /// Authenticates both ends, and returns the session. `first`: the port or name of the first tunnel before a reconnect.
+    /// Authenticates both ends, and returns the session. `first`: port or name of the first tunnel before a reconnect.
     async fn authenticate(&self, tls: &mut Connection, first: Option<&Given>) -> Result<Token, Ended> {
         let to = || self.options.dial.name();
         let rejected = |reason: String| Ended::Fatal(Fatal::Rejected { to: to(), reason: printable(&reason) });
@@ -322,14 +322,14 @@ impl Client {
         if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
             return Err(Ended::Fatal(Fatal::Stranger { to: to() }));
         }
-        // Only now is it certain who the relay is.
+        // The token must not leave before the relay is authenticated.
         if let Some(token) = self.options.dial.token().await? {
             conversation::send(tls, &[Frame::Identity { token }]).await?;
         }
         Ok(session)
     }
 
-    /// Returns the frames that request the tunnels, with the ports and names that they had before a reconnect.
+    /// Returns the frames that request the tunnels, with the ports and names from before a reconnect.
     fn requests(&self, given: &[Given]) -> Vec<Frame> {
         let wanted = self.options.tunnels.iter().enumerate().map(|(at, wanted)| {
             let given = given.get(at).cloned().unwrap_or_default();
@@ -345,20 +345,20 @@ impl Client {
     }
 }
 
-/// A control connection on which both ends are authenticated.
+/// A control connection after authentication of both ends.
 struct Control {
     client: Arc<Client>,
     session: Token,
-    /// Ports and names from before the reconnect, one for each tunnel.
+    /// Ports and names from before the reconnect, one per tunnel.
     given: Vec<Given>,
     /// `None`: the relay has not opened it yet.
     open: Vec<Option<Open>>,
-    /// Frames to send.
+    /// Queue of frames to send.
     frames: mpsc::Sender<Frame>,
 }
 
 impl Control {
-    /// Acts on a frame of the relay. Returns all tunnels when the last one is open.
+    /// Handles a frame of the relay. Returns all tunnels when the last one is open.
     fn take(&mut self, frame: Frame) -> Result<Option<Vec<Open>>, Ended> {
         match frame {
             Frame::Opened { tunnel, port, resume, address } => {
@@ -373,7 +373,7 @@ impl Control {
                 let (client, session) = (self.client.clone(), self.session);
                 self.client.drain.spawn(async move { client.prepare(session, stream).await });
             }
-            // If the queue is full, the relay hears other frames.
+            // If the queue is full, the relay gets other frames, which prove that the client is alive.
             Frame::Ping { cookie } => drop(self.frames.try_send(Frame::Pong { cookie })),
             Frame::Pong { .. } => {}
             Frame::Goodbye { reason } => return Err(Ended::Goodbye(printable(&reason))),
@@ -397,10 +397,10 @@ impl Control {
                 let name = host.and_then(|host| host.split('.').next()).unwrap_or_default().to_owned();
                 Given { port: 0, name, resume }
             }
-            // The Service's name is requested each time.
+            // The client requests the Service's name again each time.
             Kind::Service | Kind::ReplacedService => Given { port: 0, name: String::new(), resume },
         };
-        // At once: a cut before the others are open must not cost this one its port.
+        // Saved at once: if the connection breaks before the other tunnels are open, this one must keep its port.
         if let Some(known) = self.client.given.lock().expect("no panic while the lock is held").get_mut(at) {
             *known = given;
         }
@@ -415,7 +415,7 @@ impl Control {
         let was_given = self.given.get(at).is_some_and(|given| given.resume != [0; 16]);
         match (is_open, was_given) {
             (true, _) => Ended::Fatal(Fatal::Undone { to, port, reason }),
-            // After a cut the relay may not know yet that we are gone.
+            // After a lost connection the relay may still hold our old tunnel, so a retry can help.
             (false, true) => Over::Rejected(reason).into(),
             (false, false) => Ended::Fatal(Fatal::Refused { to, port, reason }),
         }
@@ -438,7 +438,7 @@ mod tests {
     async fn an_address_that_does_not_answer_does_not_keep_the_others_waiting() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap();
-        // Its backlog is full: it neither accepts nor refuses.
+        // The accept queue is full: the socket neither accepts nor refuses.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let full = socket.listen(1).unwrap();

@@ -1,4 +1,4 @@
-//! Frames over a connection.
+//! Sends and receives frames of the relay protocol on a connection.
 
 use std::{io, time::Duration};
 
@@ -10,14 +10,14 @@ use tokio::{
 
 use crate::wire::relay::{Frame, RelayError};
 
-/// How long either end may take for each step of a handshake.
+/// Time for each step of a handshake, at either end.
 pub const STEP: Duration = Duration::from_secs(10);
 
-/// Between two pings, and how long without a word the other end counts as gone.
+/// Interval between two pings, and the time without a frame after which the other end counts as dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 pub const DEAD: Duration = Duration::from_secs(45);
 
-/// Why a conversation is over.
+/// Errors that end a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Over {
     #[error("the connection was closed")]
@@ -28,7 +28,7 @@ pub enum Over {
     Frame(#[from] RelayError),
     #[error("the other end sent {0} where it does not belong")]
     Unexpected(&'static str),
-    /// It says why.
+    /// Reason from the other end.
     #[error("{0}")]
     Rejected(String),
     #[error(transparent)]
@@ -38,7 +38,7 @@ pub enum Over {
 impl From<io::Error> for Over {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // TLS says more, for programmers: the end came without a close_notify.
+            // The text of the TLS error, a missing close_notify, does not help users.
             io::ErrorKind::UnexpectedEof => Self::Closed,
             _ => Self::Io(error),
         }
@@ -70,7 +70,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-/// Returns the next frame, and reads nothing behind it. Not cancel-safe.
+/// Returns the next frame, and reads no byte after it. Not cancel-safe.
 pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
     let mut received = BytesMut::new();
     loop {
@@ -78,7 +78,7 @@ pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over>
             return Ok(frame);
         }
         let missing = Frame::length(&received)? - received.len();
-        // Its sender may not have said who he is: there is no more room than he has filled.
+        // The sender may not be authenticated yet: the buffer grows only as its bytes arrive.
         received.reserve(missing.min(1024));
         if (&mut *from).take(missing as u64).read_buf(&mut received).await? == 0 {
             return Err(Over::Closed);
@@ -91,7 +91,7 @@ pub async fn step(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
     timeout(STEP, receive(from)).await.map_err(|_| Over::Silent(STEP))?
 }
 
-/// Writes frames in one go.
+/// Writes the frames with one write.
 pub async fn send(to: &mut (impl AsyncWrite + Unpin), frames: &[Frame]) -> Result<(), Over> {
     let mut bytes = BytesMut::new();
     frames.iter().for_each(|frame| frame.put(&mut bytes));

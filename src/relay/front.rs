@@ -1,4 +1,4 @@
-//! The public side of a relay by HTTP: names below a domain, each of which is a tunnel.
+//! Public HTTP side of a relay: names below a domain, one per tunnel.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,17 +39,17 @@ use crate::{
     wire::sniff::Protocol,
 };
 
-/// How many open files are kept for visitors that are refused when there are no others.
+/// Number of open files reserved to refuse visitors when all others are in use.
 const SPARE_FILES: usize = 8;
 
-/// How long an unused way to a client's tunnel stays open.
+/// How long an unused upstream to a client's tunnel stays open.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The names of a relay.
+/// HTTP names of a relay.
 pub struct Front {
-    /// Lower case, without a dot at either end.
+    /// In lower case, without a dot at either end.
     domain: String,
-    /// By name, with what the service behind it wants.
+    /// Options of each name.
     names: ArcSwap<BTreeMap<String, Arc<HttpOptions>>>,
 }
 
@@ -58,12 +58,12 @@ impl Front {
         Arc::new(Self { domain, names: ArcSwap::default() })
     }
 
-    /// Serves these names from now on, and no others. `awaited`: those that are served as before, until their clients are back.
+    /// Replaces the names. `awaited`: names that stay as they were, until their clients are back.
     pub fn set(&self, names: impl IntoIterator<Item = HttpName>, awaited: Vec<String>) {
         let of_name = |HttpName { name, host }: HttpName| {
             let (rewrite_location, host) =
                 (host.is_some().then_some(true), host.map_or_else(HostHeader::default, HostHeader::Fixed));
-            // The service itself decides on the pages that may use it.
+            // The service itself decides which pages may use it.
             let allow_origins = vec!["*".to_owned()];
             (name, Arc::new(HttpOptions { allow_origins, host, rewrite_location, ..HttpOptions::default() }))
         };
@@ -76,7 +76,7 @@ impl Front {
         });
     }
 
-    /// Takes visitors until the drain starts. `https`: None for visitors without TLS.
+    /// Accepts visitors until the drain starts. `https`: `None` for visitors without TLS.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
@@ -144,7 +144,7 @@ async fn visit(
     drain: Drain,
 ) {
     let limit = connection.place.limits().first_byte;
-    // A visitor that has sent no request has nothing in progress.
+    // A visitor that has not sent a request has nothing in progress.
     let is_over = drain.clone();
     if let Some(https) = https {
         let accepting = timeout(limit, TlsAcceptor::from(https).accept(ReadAhead::new(stream)));
@@ -185,7 +185,7 @@ mod tests {
         assert!(ask("web.relay.test").is_err());
         front.set([HttpName { name: "web".to_owned(), host: Some("localhost".to_owned()) }], Vec::new());
         let fixed = ask("web.relay.test").unwrap().options;
-        // Its client was lost, and then it does not come back.
+        // The client is lost, and then does not return.
         front.set([], vec!["web".to_owned(), "never".to_owned()]);
         assert!(Arc::ptr_eq(&ask("web.relay.test").unwrap().options, &fixed) && ask("never.relay.test").is_err());
         front.set([], Vec::new());

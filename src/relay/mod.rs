@@ -1,4 +1,4 @@
-//! Reverse tunnels: a port of this machine, made reachable through a relay.
+//! Reverse tunnels: a local port that is reachable through a relay.
 //!
 //! ```text
 //! visitor --> public port, or name.domain --> server --(Incoming)--> client        on the control connection
@@ -7,7 +7,7 @@
 //! the next one                                server --(Start)-----> client        on the same connection
 //! ```
 //!
-//! The client dials for everything, so that it may sit behind any NAT. A connection carries one stream at a time, with
+//! The client opens all connections, so that it may be behind any NAT. A connection carries one stream at a time, with
 //! the flow control of TCP. `docs/relay-protocol.md` describes the protocol.
 
 pub mod admin;

@@ -1,4 +1,5 @@
-//! The page of a relay: the shell of the dashboard with views of its own. It is for browsers and programs of the relay's machine.
+//! Page of a relay: the shell of the dashboard with its own views. It is for browsers and programs on the relay's
+//! machine.
 
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -28,7 +29,7 @@ struct RelayAnswer {
     refused: Vec<RefusedRow>,
 }
 
-/// Somebody whom the relay has refused.
+/// A client or visitor that the relay refused.
 #[derive(Serialize)]
 struct RefusedRow {
     time: String,
@@ -49,7 +50,7 @@ impl RelayAnswer {
     }
 }
 
-/// Answers a GET. None: it is for nothing of the page.
+/// Answers a GET request. `None`: the path is not part of the page.
 pub fn answer(server: &Server, request: &Request<Incoming>) -> Option<Response<Body>> {
     let assets = Assets::default();
     let mut response = match request.uri().path() {
@@ -69,12 +70,12 @@ pub fn answer(server: &Server, request: &Request<Incoming>) -> Option<Response<B
     Some(response)
 }
 
-/// Returns whether a request is one of the page itself, or of no browser.
+/// Returns whether a request comes from the page itself, or not from a browser.
 fn is_of_the_page(headers: &HeaderMap) -> bool {
     headers.get(SEC_FETCH_SITE).is_none_or(|site| site == "same-origin" || site == "none")
 }
 
-/// The first state, readable without the script.
+/// Renders the first state, so that the page is readable without the script.
 fn first(server: &Server) -> Html {
     let mut html = Html::default();
     html.raw("<h1>Relay</h1><h2>Tunnels</h2><table><caption>Tunnels</caption><thead><tr>");

@@ -1,12 +1,12 @@
-//! A port of a Service that several laptops have a part of each: which request is whose is decided for each request.
+//! A port of a Service that several laptops share. The relay decides for each request which laptop, or the pods, get it.
 //!
 //! ```text
-//! visitor --> listener --> HTTP, by its first bytes --> front --> a condition is met --> the tunnel of that laptop
-//!                    |                                       +--> none is            --> a pod
-//!                    +--> TLS, another protocol, or a server that speaks first --------> a pod, byte by byte
+//! visitor --> listener --> HTTP, by its first bytes --> front --> matches a condition --> the tunnel of that laptop
+//!                    |                                       +--> matches none        --> a pod
+//!                    +--> TLS, another protocol, or a server that speaks first ---------> a pod, byte by byte
 //! ```
 //!
-//! Nothing that a relay cannot read is kept from the pods, and what a visitor sends is changed as little as a proxy can.
+//! All traffic that the relay cannot parse goes to the pods, and the relay changes as few bytes as a proxy can.
 
 mod backend;
 mod passing;
@@ -52,36 +52,36 @@ use crate::{
     tunnel::Manager,
 };
 
-/// How long visitors come to a port of the relay after the Service leads to the pods again: a kube-proxy collects changes for a second
-/// (`minSyncPeriod`), and in a large cluster takes another one to write them.
+/// How long the relay still accepts visitors after the Service routes to the pods again. A kube-proxy collects changes
+/// for a second (`minSyncPeriod`), and in a large cluster needs another second to write them.
 pub const LINGER: Duration = Duration::from_secs(3);
 
-/// How many open files are kept for visitors that are refused when there are no others.
+/// Number of open files reserved to refuse visitors when all others are in use.
 const SPARE_FILES: usize = 8;
 
 /// How long unused connections to a pod or a laptop stay open.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The target of requests that no condition meets.
+/// Target of requests that match no condition.
 const PODS: &str = "pods";
 
-/// Counts of requests and connections, by their way.
+/// Counts of requests and connections, by destination.
 #[derive(Default)]
 pub struct Parted {
     /// Requests to laptops.
     pub to_laptops: AtomicU64,
     /// Requests to pods.
     pub to_pods: AtomicU64,
-    /// Connections that were passed on to pods as they are.
+    /// Connections passed on to pods unchanged.
     pub passed: AtomicU64,
 }
 
-/// A port that is shared, until the last of those who share it drops it.
+/// A shared port. It lives until the last tunnel on it ends.
 pub struct SharedPort {
-    /// The port of the relay that the Service's port leads to.
+    /// Port of the relay that the Service's port routes to.
     pub port: u16,
     split: Arc<Split>,
-    /// Of the listener and its connections: requests in progress are answered.
+    /// Drain of the listener and its connections: requests in progress are still answered.
     drain: Drain,
 }
 
@@ -91,7 +91,7 @@ impl Drop for SharedPort {
     }
 }
 
-/// A part of a shared port, until it is dropped.
+/// A tunnel's part of a shared port, until it is dropped.
 pub struct Seat {
     shared: Arc<SharedPort>,
     tunnel: u64,
@@ -113,7 +113,7 @@ impl Drop for Seat {
 }
 
 impl SharedPort {
-    /// Serves the visitors of a port of Service `name` until this is dropped.
+    /// Serves the visitors of a port of Service `name` until the returned value is dropped.
     pub fn start(server: &Arc<Server>, name: String, listener: Arc<TcpListener>, port: u16) -> Arc<Self> {
         let split = Arc::new(Split::new(name, server.parted.clone()));
         let drain = server.drain().child();
@@ -121,17 +121,17 @@ impl SharedPort {
         Arc::new(Self { port, split, drain })
     }
 
-    /// Returns the channel for the list of ready pods.
+    /// Returns the channel that gets the list of ready pods.
     pub fn pods(&self) -> Arc<Pods> {
         self.split.pods.clone()
     }
 
-    /// Gives the requests with a condition to a tunnel.
+    /// Routes the requests that match `condition` to a tunnel.
     pub fn sit(self: &Arc<Self>, tunnel: u64, condition: &Condition) -> Seat {
         self.split.parts.rcu(|parts| {
             let mut parts = Vec::clone(parts);
             parts.push(Part { tunnel, condition: condition.clone() });
-            // The narrowest first; of equal ones the oldest, whose tunnel has the lowest number.
+            // The narrowest first. If two are equal, the oldest tunnel, which has the lowest number.
             parts.sort_by_key(|part| (std::cmp::Reverse(part.condition.rank()), part.tunnel));
             parts
         });
@@ -145,24 +145,24 @@ struct Part {
     condition: Condition,
 }
 
-/// Owners of the requests.
+/// Routing of requests between laptops and pods.
 struct Split {
     /// `web.shop:80`.
     name: String,
     parts: ArcSwap<Vec<Part>>,
     pods: Arc<Pods>,
-    /// Counts up with each connection to a pod, so that they take turns.
+    /// Incremented with each connection to a pod, for round robin.
     turn: AtomicUsize,
     parted: Arc<Parted>,
     to_laptops: Arc<HttpOptions>,
-    /// A pod gets the version of HTTP that the visitor speaks, as without a relay.
+    /// By version of HTTP: the relay uses the visitor's version for pods too, as if there were no relay.
     to_pods: [Arc<HttpOptions>; 2],
 }
 
 impl Split {
     fn new(name: String, parted: Arc<Parted>) -> Self {
         let options = |scheme: Option<Scheme>| {
-            // The service itself decides on the pages that may use it, and on its redirects.
+            // The service itself decides on CORS and redirects.
             let allow_origins = vec!["*".to_owned()];
             Arc::new(HttpOptions { scheme, allow_origins, rewrite_location: Some(false), ..HttpOptions::default() })
         };
@@ -177,12 +177,12 @@ impl Split {
         }
     }
 
-    /// Returns the tunnel of a request. None: it is for the pods.
+    /// Returns the tunnel for a request. `None`: the request goes to the pods.
     fn tunnel<B>(&self, host: &str, request: &Request<B>) -> Option<u64> {
         self.parts.load().iter().find(|part| part.condition.matches(host, request)).map(|part| part.tunnel)
     }
 
-    /// Returns the pods in the order in which they are to be tried.
+    /// Returns the pods in the order in which to try them.
     fn pods_in_turn(&self) -> Vec<PodAddress> {
         let mut pods = self.pods.borrow().clone();
         if !pods.is_empty() {
@@ -210,18 +210,18 @@ impl Sites for Split {
         Ok(Route { name: host.into(), target: Target::Named(target), idle_timeout: IDLE, options: options.clone() })
     }
 
-    /// Headers of an ingress stay: without the relay they would reach the pods too.
+    /// The headers of an ingress stay: without the relay they would reach the pods too.
     fn is_first(&self) -> bool {
         false
     }
 }
 
-/// The way to the pods behind a port that is taken over as a whole, for visitors whom its client does not serve any more.
+/// Passes visitors to the pods behind a port that is taken over as a whole, after its client is gone.
 #[derive(Clone)]
 pub struct Passage(Arc<Split>);
 
 impl Passage {
-    /// `name`: as the Service's port is shown. `pods`: gets the list of ready pods.
+    /// Returns a passage. `name`: the Service's port for messages. `pods`: gets the list of ready pods.
     pub fn new(server: &Server, name: String, pods: Arc<Pods>) -> Self {
         Self(Arc::new(Split { pods, ..Split::new(name, server.parted.clone()) }))
     }
@@ -233,8 +233,8 @@ impl Passage {
         passing::pass(server, &self.0, visitor, None, &[], &Connection::remote(0, peer, local, place)).await;
     }
 
-    /// Passes the visitors of a port on until the cluster does not send any more. `back`: resolves when the Service is restored. Visitors
-    /// in progress go on.
+    /// Passes the visitors of a port to pods until the cluster sends no more. `back`: resolves when the Service is
+    /// restored. Visitors in progress go on.
     pub async fn serve(self, server: &Arc<Server>, listener: &TcpListener, back: impl Future<Output = ()>) {
         let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
             let (server, this) = (server.clone(), self.clone());
@@ -263,7 +263,7 @@ async fn serve(server: Arc<Server>, listener: Arc<TcpListener>, split: Arc<Split
         let local = stream.local_addr().unwrap_or(peer);
         let connection = Arc::new(Connection::remote(id, peer, local, place.clone()));
         let visiting = passing::visit(server.clone(), split.clone(), front.clone(), stream, connection, drain.clone());
-        // The relay's own drain: what is in progress goes on when the port is given back.
+        // Runs on the relay's own drain, so that visitors in progress go on after the port is released.
         let visiting = place.run(visiting);
         server.drain().spawn(async move {
             if visiting.await.is_none() {

@@ -1,4 +1,4 @@
-//! The public ports of a relay.
+//! Public ports of a relay.
 
 use std::{
     io,
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{io::accept, wire::relay::Token};
 
-/// How many ports are tried before it is said that none is free.
+/// How many ports to try before the error that none is free.
 const TRIES: usize = 256;
 
-/// Why there is no port.
+/// Reasons why a port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     #[error("the key may not have port {0}")]
@@ -33,7 +33,7 @@ pub enum PortError {
     Io(#[from] io::Error),
 }
 
-/// Lends public ports: random ones in a range, wanted ones, and again to the key that had them before.
+/// Assigns public ports: a requested one, a random one in the range, or for a returning client the one that its key had.
 pub struct Ports {
     bind: IpAddr,
     range: RangeInclusive<u16>,
@@ -44,7 +44,7 @@ impl Ports {
         Self { bind, range }
     }
 
-    /// Listens on the port that `resume` stands for, else the wanted one, else a random one.
+    /// Listens on the port of the `resume` token, else on the requested port, else on a random one.
     pub fn open(
         &self,
         key: &Key,
@@ -58,7 +58,7 @@ impl Ports {
                 return Err(PortError::NotAllowed(wanted));
             }
             book.check(&Public::Port(wanted), &key.name)?;
-            // The visitors that have come meanwhile are in its queue.
+            // Reuses the old listener: visitors that came meanwhile are in its accept queue.
             let listener = book.listener(wanted).map_or_else(|| self.listen(wanted), Ok);
             return match listener {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(PortError::Taken(wanted)),
@@ -83,7 +83,8 @@ impl Ports {
         };
         let start = u64::from_be_bytes(auth::random()?) as usize;
         for offset in 0..TRIES.min(all) {
-            // 7919 is a prime: the ports tried are spread over the range, and no two are the same where it is no multiple.
+            // 7919 is a prime. The tried ports are spread over the range, and are distinct unless its size is a multiple
+            // of 7919.
             let Some(port) = nth(start.wrapping_add(offset.wrapping_mul(7919))) else { break };
             if book.is_kept(&Public::Port(port)) {
                 continue;
@@ -120,12 +121,12 @@ mod tests {
         assert!(matches!(ports.open(&any, 80, &none, &mut book), Err(PortError::NotAllowed(80))));
         assert!(matches!(ports.open(&key(vec![1..=2]), 24_101, &none, &mut book), Err(PortError::NotAllowed(24_101))));
         drop(open);
-        // A client is lost: its port waits, and others get the rest.
+        // A client is lost: its port is reserved, and others get the rest.
         book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
         assert!(matches!(ports.open(&other, 24_101, &none, &mut book), Err(PortError::Reserved(_))));
         let others: Vec<_> = (0..2).map(|_| ports.open(&any, 0, &none, &mut book).unwrap().1).collect();
         assert!(!others.contains(&24_101));
-        // With what it was given, or without: a client that was killed has forgotten it.
+        // Its key gets the port back, with the resume token or without: a killed client has lost the token.
         assert_eq!(ports.open(&any, 0, &[1; 16], &mut book).unwrap().1, 24_101);
         book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
         assert_eq!(ports.open(&any, 24_101, &none, &mut book).unwrap().1, 24_101);

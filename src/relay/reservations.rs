@@ -1,7 +1,7 @@
-//! Public ports and names that wait for a client that was lost.
+//! Public ports and names that are reserved for a lost client.
 //!
-//! A reservation is the key's: a client that was killed has forgotten everything else. The cookie that the client got with the tunnel
-//! (its resume token) only says which of several ports was its own.
+//! A reservation belongs to the key, because a killed client has lost everything else. The resume token, which the client
+//! got with the tunnel, only says which of several ports was its own.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::wire::relay::Token;
 
-/// For how long a port or a name waits. A laptop sleeps longer, but then others want the port.
+/// How long a port or a name stays reserved. A laptop may sleep longer, but then others need the port.
 pub const RESERVED_FOR: Duration = Duration::from_secs(10 * 60);
 
-/// For how long the visitors of a client that was lost wait for its return.
+/// How long visitors of a lost client wait for its return.
 pub const AWAITED_FOR: Duration = Duration::from_secs(30);
 
 /// Public name or port of a tunnel.
@@ -27,7 +27,7 @@ pub enum Public {
     Name(String),
 }
 
-/// It waits for a client of another key.
+/// Error: the port or name is reserved for a client of another key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} is reserved until {} UTC for a client of another key, which was disconnected", shown(.public), .until.strftime("%H:%M:%S"))]
 pub struct Reserved {
@@ -46,11 +46,11 @@ struct Reservation {
     key: String,
     resume: Token,
     since: Instant,
-    /// For people.
+    /// For messages.
     until: Timestamp,
-    /// Of a public port, as long as its visitors wait.
+    /// Listener of a public port, as long as its visitors wait.
     listener: Option<Arc<TcpListener>>,
-    /// Cancelled at the end of the reservation.
+    /// Cancelled when the reservation ends.
     over: CancellationToken,
 }
 
@@ -60,10 +60,10 @@ impl Drop for Reservation {
     }
 }
 
-/// The visitors of a client that was lost wait for it.
+/// Visitors wait for the return of a lost client.
 pub struct Awaited {
     pub until: Instant,
-    /// It is back, or its port or name is free.
+    /// Cancelled when the client is back, or when the port or name is free.
     pub over: CancellationToken,
 }
 
@@ -74,8 +74,8 @@ pub struct Reservations {
 }
 
 impl Reservations {
-    /// Keeps a port or a name for a key. `most`: how many reservations the key may have; its oldest ones end. `listener`: that of a
-    /// public port, for its visitors.
+    /// Reserves a port or a name for a key. `most`: maximum number of reservations of the key; the oldest ones end.
+    /// `listener`: the listener of a public port, for its visitors.
     pub fn keep(&mut self, public: Public, key: &str, resume: Token, most: usize, listener: Option<Arc<TcpListener>>) {
         let until = Timestamp::now()
             .checked_add(SignedDuration::from_secs(RESERVED_FOR.as_secs().cast_signed()))
@@ -86,7 +86,7 @@ impl Reservations {
         self.limit(key, most);
     }
 
-    /// Ends the oldest reservations of a key, until it has no more than `most`.
+    /// Ends the oldest reservations of a key until at most `most` are left.
     pub fn limit(&mut self, key: &str, most: usize) {
         self.forget_old();
         let of_key = self.kept.iter().filter(|(_, kept)| kept.key == key);
@@ -97,15 +97,15 @@ impl Reservations {
         }
     }
 
-    /// Ends a reservation: its client is back, or another one of its key.
+    /// Ends a reservation, because its client is back, or another client of the same key.
     pub fn end(&mut self, public: &Public) {
         self.kept.remove(public);
     }
 
-    /// Says whether a key may have a port or a name.
+    /// Checks whether a key may use a port or a name.
     ///
     /// # Errors
-    /// It waits for a client of another key.
+    /// Fails if it is reserved for a client of another key.
     pub fn check(&mut self, public: &Public, key: &str) -> Result<(), Reserved> {
         self.forget_old();
         match self.kept.get(public).filter(|kept| kept.key != key) {
@@ -114,13 +114,13 @@ impl Reservations {
         }
     }
 
-    /// Returns until when the visitors of a port or a name wait. None: they do not.
+    /// Returns until when the visitors of a port or a name wait. `None`: they do not wait.
     pub fn awaited(&self, public: &Public) -> Option<Awaited> {
         let kept = self.kept.get(public).filter(|kept| kept.since.elapsed() < AWAITED_FOR)?;
         Some(Awaited { until: kept.since + AWAITED_FOR, over: kept.over.clone() })
     }
 
-    /// Returns the names whose visitors wait.
+    /// Returns the names whose visitors wait for a client.
     pub fn awaited_names(&self) -> impl Iterator<Item = &str> {
         self.kept.keys().filter_map(|public| match public {
             Public::Name(name) if self.awaited(public).is_some() => Some(name.as_str()),
@@ -128,17 +128,17 @@ impl Reservations {
         })
     }
 
-    /// Returns the listener of a port that is kept.
+    /// Takes the listener of a reserved port.
     pub fn listener(&mut self, port: u16) -> Option<Arc<TcpListener>> {
         self.kept.get_mut(&Public::Port(port))?.listener.take()
     }
 
-    /// Returns whether it waits for anybody.
+    /// Returns whether the port or name is reserved for any client.
     pub fn is_kept(&self, public: &Public) -> bool {
         self.kept.get(public).is_some_and(|kept| kept.since.elapsed() < RESERVED_FOR)
     }
 
-    /// Returns the port that waits for the client with this resume token.
+    /// Returns the port that is reserved for the client with this resume token.
     pub fn port_of(&mut self, key: &str, resume: &Token) -> Option<u16> {
         self.forget_old();
         let mut ports = self.kept.iter().filter(|(_, kept)| kept.key == key && kept.resume == *resume);
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(book.check(&name("other"), "bo"), Ok(()));
         assert_eq!((book.port_of("ana", &[2; 16]), book.port_of("bo", &[2; 16])), (Some(20_000), None));
         assert_eq!(book.port_of("ana", &[1; 16]), None, "a name is no port");
-        // Visitors do not wait for as long.
+        // Visitors wait for a shorter time.
         let awaited = book.awaited(&name("web")).unwrap();
         tokio::time::advance(AWAITED_FOR).await;
         assert!(book.awaited(&name("web")).is_none() && book.awaited_names().next().is_none());

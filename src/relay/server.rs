@@ -55,28 +55,28 @@ use crate::{
     wire::relay::{Frame, Kind, Token},
 };
 
-/// How many frames may wait for a client that does not read.
+/// Maximum number of frames that wait for a client that does not read.
 const MOST_FRAMES: usize = 1024;
 
-/// A relay that runs.
+/// A running relay.
 pub struct Server {
     options: Options,
-    /// Those of the options at first; see [`set_keys`](Self::set_keys).
+    /// Current keys, at first those of the options; see [`set_keys`](Self::set_keys).
     keys: ArcSwap<Vec<Key>>,
     tls: ArcSwap<ServerConfig>,
     ports: Ports,
     state: Mutex<State>,
-    /// Connections that have not authenticated.
+    /// Connections before authentication.
     handshakes: Arc<Admission>,
     visitors: Arc<Admission>,
     notices: Notices,
     drain: Drain,
-    /// Told when a name comes or goes.
+    /// Called when a name is added or removed.
     names_changed: Box<dyn Fn(Vec<HttpName>, Vec<String>) + Send + Sync>,
     pub counters: Counters,
-    /// Of ports that are taken over in part.
+    /// Counters of ports that are taken over in part.
     pub parted: Arc<Parted>,
-    /// Whom it has refused last.
+    /// The latest refusals.
     pub refusals: Refusals,
 }
 
@@ -96,17 +96,17 @@ struct State {
     sessions: HashMap<Token, Arc<Session>>,
     tunnels: HashMap<u64, Arc<Tunnel>>,
     next_tunnel: u64,
-    /// Visitors that wait, by the name of their stream.
+    /// Visitors that wait for a connection, by stream.
     pending: HashMap<StreamName, Pending>,
-    /// Tunnels to Services that are being opened: their client may close them before that is done.
+    /// Tunnels to Services that are being opened. The client may close them before that is done.
     opening: HashMap<(Token, u32), Opening>,
-    /// Ports of Services that are taken over in part; they end with the last of their tunnels.
+    /// Ports of Services that are taken over in part. Each ends with the last of its tunnels.
     shared: HashMap<(ServiceName, u16), Weak<SharedPort>>,
-    /// Ports and names of clients that were lost.
+    /// Ports and names of lost clients.
     reservations: Reservations,
-    /// Ports that pass visitors on to pods, for a moment after a takeover.
+    /// Ports that pass visitors to pods for a moment after a takeover.
     passing: HashMap<u16, CancellationToken>,
-    /// Told when a tunnel is open, or its client is lost.
+    /// Notified when a tunnel opens, or its client is lost.
     changed: watch::Sender<()>,
 }
 
@@ -115,7 +115,7 @@ struct Opening {
     closed: CancellationToken,
 }
 
-/// A client's control connection.
+/// Control connection of a client.
 struct Session {
     token: Token,
     key: Key,
@@ -124,17 +124,18 @@ struct Session {
     frames: mpsc::Sender<Frame>,
     idle: Idle,
     ready: Mutex<Ready>,
-    /// The client's own token for the API server, as it has sent it; see [`Authority`](super::expose::Authority).
+    /// The user's token for the API server, as sent by the client; see [`Authority`](super::expose::Authority).
     token_of_user: Mutex<Option<SecretString>>,
-    /// When the client has said something last.
+    /// Time of the last frame from the client.
     heard: Mutex<Instant>,
-    /// The cookie that it has answered last.
+    /// Cookie of the last answered ping.
     answered: watch::Sender<u64>,
     gone: CancellationToken,
 }
 
 impl Server {
-    /// `names_changed` gets all names of HTTP tunnels each time that one comes or goes, and those whose clients were lost a moment ago.
+    /// Returns a relay. Calls `names_changed` whenever an HTTP name is added or removed, with all names and with those
+    /// whose clients were lost a moment ago.
     pub fn new(
         options: Options,
         tls: Arc<ServerConfig>,
@@ -164,28 +165,28 @@ impl Server {
         })
     }
 
-    /// Takes these keys from now on. Clients that are connected stay, whatever becomes of their keys.
+    /// Replaces the keys. Connected clients stay, even if their key was removed.
     pub fn set_keys(&self, keys: Vec<Key>) {
         info!(keys = keys.len(), "relay: keys read again");
         self.keys.store(Arc::new(keys));
     }
 
-    /// Shows this certificate from now on. Connections that are open stay.
+    /// Replaces the certificate. Open connections stay.
     pub fn set_tls(&self, tls: Arc<ServerConfig>) {
         self.tls.store(tls);
     }
 
-    /// Returns who counts the connections of visitors, by TCP and HTTP.
+    /// Returns the admission that counts all connections of visitors, over TCP and HTTP.
     pub fn visitors(&self) -> &Arc<Admission> {
         &self.visitors
     }
 
-    /// Takes connections of clients until the drain starts. `listener`: the control port.
+    /// Accepts connections of clients until the drain starts. `listener`: the control port.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let serve = |stream: TcpStream, peer: SocketAddr, place: Place| {
             let this = self.clone();
             self.drain.spawn(async move {
-                // A connection that has authenticated gives its place back, and is not ended for another any more.
+                // After authentication, a connection releases its place and can no longer be evicted.
                 let greeting = place.run(this.clone().greet(stream, peer, place.clone()));
                 drop(place);
                 match greeting.await {
@@ -231,7 +232,7 @@ impl Server {
         Ok((session, frames))
     }
 
-    /// Follows a control connection to its end.
+    /// Serves a control connection until it ends.
     async fn converse<S>(
         self: Arc<Self>,
         connection: S,
@@ -260,7 +261,7 @@ impl Server {
             loop {
                 tokio::select! {
                     frame = reader.next() => {
-                        // The end of a connection is nothing that its client has said.
+                        // An error or the end of the connection must not count as a sign of life.
                         let frame = frame?;
                         *session.heard.lock().expect("no panic while the lock is held") = Instant::now();
                         if self.clone().on_frame(&session, frame).await? {
@@ -273,7 +274,7 @@ impl Server {
                         if session.heard.lock().expect("no panic while the lock is held").elapsed() > DEAD {
                             return Err(Over::Silent(DEAD));
                         }
-                        // A full queue is one that will be found dead.
+                        // If the queue is full, the client does not read, and the heartbeat timeout ends the session.
                         let _ = session.frames.try_send(Frame::Ping { cookie: 0 });
                         session.idle.sweep();
                         session.prepare();
@@ -298,7 +299,7 @@ impl Server {
         ended
     }
 
-    /// Returns whether the client has said goodbye.
+    /// Handles a frame of the client. Returns whether it was a goodbye.
     async fn on_frame(self: Arc<Self>, session: &Arc<Session>, frame: Frame) -> Result<bool, Over> {
         match frame {
             Frame::Open { tunnel: id, kind, port, resume, name } if !session.is_v1 => {
@@ -306,7 +307,8 @@ impl Server {
                 let answer = match kind {
                     Kind::Tcp | Kind::Http => self.answer(id, &self.open(session, &wanted).await),
                     Kind::Service | Kind::ReplacedService => match self.begin_opening(session, id) {
-                        // The API server may hang: the conversation goes on meanwhile, and may close the tunnel again.
+                        // The API server may hang: the session must go on meanwhile, and the client may close the tunnel
+                        // again.
                         Some(closed) => {
                             let (this, session) = (self.clone(), session.clone());
                             self.drain.spawn(async move { this.open_service(&session, wanted, closed).await });
@@ -342,7 +344,7 @@ impl Server {
                     if is_theirs { state.pending.remove(&name) } else { None }
                 };
                 if let Some(pending) = pending {
-                    // The visitor may have gone.
+                    // The visitor may be gone.
                     let _ = pending.to.send(Err(VisitorError::Declined(reason)));
                 }
             }
@@ -358,7 +360,7 @@ impl Server {
         &self.drain
     }
 
-    /// Takes note of a visitor that has reached nobody.
+    /// Records a visitor that was refused.
     pub(super) fn refused(&self, peer: SocketAddr, what: &str, reason: &str) {
         self.counters.refused_visitors.fetch_add(1, Ordering::Relaxed);
         self.refusals.add(peer, what, reason);

@@ -24,14 +24,14 @@ use crate::{
     wire::relay::Digest,
 };
 
-/// The name of the protocol within TLS.
+/// ALPN protocol.
 const ALPN: &[u8] = b"adit-relay/2";
 
-/// The label of the exporter (RFC 5705), and its length.
+/// Label of the TLS exporter (RFC 5705).
 const EXPORTER: &[u8] = b"EXPERIMENTAL-adit-relay-2";
 
-/// Each visitor costs a handshake, and both ends are ours: first comes what is cheapest with the instructions of today's
-/// processors, which have SHA-256 and not SHA-384.
+/// Returns the cipher suites, fastest first, because each new connection costs a handshake. Current processors have
+/// instructions for SHA-256 but not for SHA-384.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
@@ -40,17 +40,17 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// A certificate that a relay shows, and its key.
+/// Certificate and private key of a relay.
 pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
 impl Identity {
-    /// Makes one that is signed by itself: it is known by its fingerprint.
+    /// Generates a self-signed certificate. Clients verify its fingerprint.
     ///
     /// # Errors
-    /// The system gives no random numbers.
+    /// Fails if the system returns no random numbers.
     pub fn generate() -> io::Result<Self> {
         let made = rcgen::generate_simple_self_signed(["adit-relay".to_owned()]).map_err(io::Error::other)?;
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(io::Error::other)?;
@@ -60,20 +60,20 @@ impl Identity {
     /// Reads PEM files.
     ///
     /// # Errors
-    /// One cannot be read, or is not what it should be.
+    /// Fails if a file cannot be read or is invalid.
     pub fn read(chain: &Path, key: &Path) -> io::Result<Self> {
         Ok(Self { chain: tls::certificates(chain)?, key: tls::private_key(key)? })
     }
 
-    /// Returns what a client can know the certificate by: `sha256:` and 64 hexadecimal digits.
+    /// Returns the fingerprint of the certificate: `sha256:` and 64 hexadecimal digits.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.chain[0])
     }
 
-    /// Returns the configuration of a server. `protocols`: by ALPN.
+    /// Returns the configuration of a server. `protocols`: its ALPN protocols.
     ///
     /// # Errors
-    /// Key and certificate do not belong together.
+    /// Fails if the certificate and the key do not match.
     pub fn server_config(&self, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
         let builder = if protocols == [ALPN] {
             ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])
@@ -84,7 +84,7 @@ impl Identity {
         let mut config =
             builder.with_single_cert(self.chain.clone(), self.key.clone_key()).map_err(io::Error::other)?;
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        // One ticket is enough: a client comes back many times with it.
+        // One ticket is enough: a client can use it many times.
         config.send_tls13_tickets = 1;
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         Ok(Arc::new(config))
@@ -99,20 +99,20 @@ impl Identity {
     }
 }
 
-/// How a client knows the relay, beside the secret that both have.
+/// How a client verifies the relay, in addition to the shared secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// By the secret alone: it is bound to the TLS connection, so that nobody can stand in the middle.
+    /// By the secret alone. The proofs are bound to the TLS connection, so a man in the middle fails.
     #[default]
     Secret,
     /// By the fingerprint of its certificate.
     Fingerprint(Fingerprint),
-    /// By a certificate of these authorities, a PEM file, for its name.
+    /// By its name and a CA bundle, a PEM file.
     Authority(PathBuf),
 }
 
 impl Trust {
-    /// Returns what the keys `fingerprint` and `ca` mean together.
+    /// Returns the trust that the options `fingerprint` and `ca` mean. A fingerprint wins.
     pub fn of(fingerprint: Option<Fingerprint>, ca: Option<&PathBuf>) -> Self {
         match (fingerprint, ca) {
             (Some(fingerprint), _) => Self::Fingerprint(fingerprint),
@@ -125,7 +125,7 @@ impl Trust {
 /// Returns the configuration of a client.
 ///
 /// # Errors
-/// The file of authorities cannot be read.
+/// Fails if the CA bundle cannot be read.
 pub fn client_config(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
@@ -142,10 +142,10 @@ pub fn client_config(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Returns what is only known to the two ends of a TLS connection.
+/// Returns keying material that only the two ends of the TLS connection have.
 ///
 /// # Errors
-/// The handshake is not complete.
+/// Fails if the handshake is not complete.
 pub fn exporter<Data>(connection: &rustls::ConnectionCommon<Data>) -> io::Result<Digest> {
     connection.export_keying_material([0; 32], EXPORTER, None).map_err(io::Error::other)
 }

@@ -1,4 +1,5 @@
-//! An answer of an API server, or of a gateway in front of it: unzipped, redirected, or refused.
+//! Answers of an API server, or of a gateway in front of it: decompression, redirects, and answers that no API server
+//! gives.
 
 use std::{
     io::{self, Write},
@@ -16,10 +17,10 @@ use tower::BoxError;
 
 use super::{printable, transport::Room};
 
-/// The body of an answer.
+/// Body of an answer.
 pub struct Answer {
     body: Incoming,
-    /// Gateways compress what nobody has asked them to.
+    /// Decoder: some gateways compress answers without being asked to.
     gzip: Option<MultiGzDecoder<Vec<u8>>>,
     _room: Room,
 }
@@ -61,20 +62,20 @@ impl HttpBody for Answer {
     }
 }
 
-/// Returns what these bytes add.
+/// Returns the decompressed bytes.
 fn unzip(decoder: &mut MultiGzDecoder<Vec<u8>>, bytes: &[u8]) -> io::Result<Bytes> {
     decoder.write_all(bytes)?;
     decoder.flush()?;
     Ok(mem::take(decoder.get_mut()).into())
 }
 
-/// An answer that no API server gives.
+/// Answer that cannot come from an API server.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unexpected(String);
 
 impl Unexpected {
-    /// Returns what is odd about an answer. None: it may be that of an API server.
+    /// Returns why an answer cannot come from an API server. `None`: it may come from one.
     pub fn of<B>(request: &Uri, response: &Response<B>) -> Option<Self> {
         let text =
             |name| response.headers().get(name).map(|value| printable(&String::from_utf8_lossy(value.as_bytes())));
@@ -97,7 +98,7 @@ impl Unexpected {
     }
 }
 
-/// Returns where a GET is sent to: the credentials go to no other host, and never without TLS.
+/// Returns the target of a redirected GET. Credentials must not go to another host or scheme.
 pub fn redirected<B>(request: &Uri, response: &Response<B>) -> Option<Uri> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return None;
@@ -119,7 +120,7 @@ pub fn redirected<B>(request: &Uri, response: &Response<B>) -> Option<Uri> {
     (is_same && !has_user).then_some(target)
 }
 
-/// Returns how long an answer asks to wait before the request is sent again, as client-go does for 429 and 5xx.
+/// Returns the pause before a retry that an answer asks for, as client-go does for 429 and 5xx.
 pub fn pause<B>(response: &Response<B>) -> Option<Duration> {
     let is_busy = response.status().as_u16() == 429 || response.status().is_server_error();
     seconds(response.headers()).filter(|_| is_busy)

@@ -1,4 +1,4 @@
-//! Requests with the credential of a user, sent once more with another one where a server refuses it.
+//! Adds the user's credential to requests, and retries with a new one if the server refuses it.
 
 use std::{
     sync::Arc,
@@ -23,24 +23,24 @@ use crate::k8s::{
     sign_in::Failure,
 };
 
-/// No credential, and so no request.
+/// Error: there is no credential, so the request was not sent.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.reason)]
 pub struct NotSignedIn(pub Failure);
 
-/// As in net/http.
+/// Maximum number of redirects, as in net/http.
 const MOST_REDIRECTS: usize = 10;
 
-/// How long a request waits in all, because answers ask it to (Retry-After): less than REQUEST_TIMEOUT.
+/// Maximum total pause of a request by Retry-After. Less than REQUEST_TIMEOUT.
 const LONGEST_WAIT: Duration = Duration::from_secs(9);
 
-/// A client as kube wants it.
+/// Service that kube sends requests through.
 #[derive(Clone)]
 pub struct Authorized {
     user: User,
     transports: Arc<Transports>,
     contact: Contact,
-    /// Nobody waits for a watch: it starts no sign-in. Its answer lasts for minutes.
+    /// A watch must not start a sign-in, because no client waits for it. Its answer lasts for minutes.
     is_watch: bool,
 }
 
@@ -66,7 +66,7 @@ impl Authorized {
                 })?,
             };
             let sent = body.take().unwrap_or_else(Body::empty);
-            // One that is streamed is sent once.
+            // A streamed body can be sent only once.
             body = sent.try_clone();
             let mut request = Request::from_parts(parts.clone(), sent);
             request.headers_mut().extend(self.user.headers(&credential));
@@ -91,7 +91,8 @@ impl Authorized {
             let is_get = parts.method == Method::GET && body.is_some();
             let response = match answer {
                 Ok(response) => response,
-                // As in net/http: a server may close a connection just when it is used again, and reading twice harms nobody.
+                // As in net/http: a server may close an idle connection just when it is reused, and a GET can be repeated
+                // safely.
                 Err(error) if is_get && !self.is_watch && !is_again && !is_refused && !error.is_connect() => {
                     is_again = true;
                     continue;
@@ -149,11 +150,11 @@ mod tests {
 
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 
-    /// A server that gives these answers, one to each request. An empty one closes the connection.
+    /// A server that sends these answers, one per request. An empty answer closes the connection.
     struct Server {
         client: Authorized,
         url: String,
-        /// The paths of the requests, each with the number of its connection.
+        /// Paths of the requests, each with the number of its connection.
         asked: Arc<Mutex<Vec<(usize, String)>>>,
     }
 

@@ -1,5 +1,5 @@
-//! Connections to an API server, read as Go reads them: an end without `close_notify` is an end. On the way, the server's limit of
-//! streams is noted: hyper keeps it for itself.
+//! Connections to an API server. As in Go, an end without `close_notify` is a clean end. They also record the server's
+//! limit of HTTP/2 streams, which hyper does not expose.
 
 use std::{
     future::Future,
@@ -24,27 +24,27 @@ use tower::Service;
 
 use crate::io::through::write_through;
 
-/// The first frame of a server is SETTINGS (RFC 9113, section 3.4): 9 bytes of header, then 6 for each setting.
+/// The first frame of a server is SETTINGS (RFC 9113, section 3.4): a header of 9 bytes, then 6 bytes per setting.
 const HEADER: usize = 9;
 const SETTING: usize = 6;
 const SETTINGS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 
-/// More than any SETTINGS frame has.
+/// Longer than any SETTINGS frame, in bytes.
 const LONGEST: usize = 1024;
 
-/// How many streams a server allows on one connection of HTTP/2, as its last connection has said.
+/// Maximum number of streams on an HTTP/2 connection, as announced on the server's last connection.
 #[derive(Clone, Debug, Default)]
 pub struct Limit(Arc<AtomicUsize>);
 
 impl Limit {
-    /// None: it has not said, or there is no limit.
+    /// Returns the limit. `None`: the server has announced none.
     pub fn get(&self) -> Option<usize> {
         Some(self.0.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 }
 
-/// Returns the limit of streams in the first bytes of a server. Pending: more of them are needed.
+/// Returns the limit in the first bytes of a server. Pending: more bytes are needed.
 fn limit(bytes: &[u8]) -> Poll<Option<usize>> {
     let [a, b, c, kind, ..] = *bytes else { return Poll::Pending };
     let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
@@ -57,11 +57,11 @@ fn limit(bytes: &[u8]) -> Poll<Option<usize>> {
         let is_limit = u16::from_be_bytes([id_high, id_low]) == MAX_CONCURRENT_STREAMS;
         is_limit.then(|| u32::from_be_bytes([a, b, c, d]))
     });
-    // The last one counts. Zero would be for a moment, and is no reason to open connection after connection.
+    // The last setting counts. A limit of zero is temporary, and must not open a connection per request.
     Poll::Ready(limits.next_back().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1)))
 }
 
-/// A connector whose connections are read so.
+/// Connector that wraps its connections in [`Noted`].
 #[derive(Clone, Debug)]
 pub struct Noting<C> {
     inner: C,
@@ -98,10 +98,10 @@ where
     }
 }
 
-/// A connection.
+/// Connection that records the server's limit of streams.
 pub struct Noted<T> {
     inner: T,
-    /// The first bytes of HTTP/2. None: they have told what they have to tell.
+    /// First bytes of the HTTP/2 connection. `None`: the limit is known, or cannot be.
     head: Option<Vec<u8>>,
     limit: Limit,
 }
@@ -127,7 +127,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Noted<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
-            // A body that has a length, or chunks, is known to be cut off without it.
+            // A truncated body is still detected, by its length or its chunks.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
             Poll::Ready(Ok(())) => {
                 self.note(&buf.filled()[before..]);

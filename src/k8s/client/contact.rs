@@ -1,16 +1,16 @@
-//! Tells whether an API server answers, as far as requests have shown.
+//! Records whether an API server answers requests.
 
 use std::{
     sync::{Arc, Mutex},
     time::SystemTime,
 };
 
-/// Shared by all that send requests to one API server.
+/// Shared by all clients of one API server.
 #[derive(Clone, Default)]
 pub struct Contact(Arc<Mutex<Option<SystemTime>>>);
 
 impl Contact {
-    /// Notes the result of a request. Any answer counts, errors of the server too.
+    /// Records the result of a request. Any answer counts, even an error of the server.
     pub fn note(&self, has_answered: bool) {
         let mut since = self.0.lock().expect("no panic while the lock is held");
         *since = match has_answered {
@@ -19,7 +19,8 @@ impl Contact {
         };
     }
 
-    /// Returns the time of the first request without an answer since the last answer. None: the server answers, or nobody asked.
+    /// Returns the time of the first failed request since the last answer. `None`: the server answers, or there was no
+    /// request.
     pub fn lost_since(&self) -> Option<SystemTime> {
         *self.0.lock().expect("no panic while the lock is held")
     }

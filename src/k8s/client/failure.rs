@@ -1,4 +1,4 @@
-//! Translates failures of API requests into errors for people.
+//! Translates failed API requests into errors for users.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Cluster {
-    /// Returns what an error of a request means.
+    /// Translates an error of a request.
     pub(super) fn translate(&self, namespaces: Namespaces, error: kube::Error) -> ClusterError {
         let context = self.context.clone();
         match error {
@@ -31,7 +31,7 @@ impl Cluster {
         }
     }
 
-    /// Returns what a status code and the message of a Status object mean.
+    /// Translates a status code and the message of a Status object.
     pub fn refusal(&self, code: u16, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
         let context = self.context.clone();
         match code {
@@ -43,7 +43,7 @@ impl Cluster {
                         Namespaces::All => "-A".to_owned(),
                         Namespaces::One(namespace) => format!("-n {namespace}"),
                     };
-                    // Verb and resource come from the server.
+                    // Verb and resource come from the server, so they must be quoted.
                     let asked = format!("{} {} {option}", quoted(&verb), quoted(&resource));
                     let hint = format!("{} auth can-i {asked}", self.kubectl()).into();
                     let [user, verb, resource] = [user, verb, resource].map(String::into_boxed_str);
@@ -59,7 +59,7 @@ impl Cluster {
                 };
                 ClusterError::Protocol { context, reason: format!("404: {message}; {check}") }
             }
-            // As Go's servers, nginx and Apache say it.
+            // Message of Go's servers, nginx and Apache.
             400 if self.server.scheme_str() == Some("http") && is_tls_wanted(message) => {
                 ClusterError::Protocol { context, reason: format!("400: {}", reach::SPEAKS_TLS) }
             }
@@ -78,14 +78,14 @@ impl Cluster {
         }
     }
 
-    /// Returns that there is no credential, and why.
+    /// Returns the error for a failed sign-in.
     pub(in crate::k8s) fn not_signed_in(&self, failure: Failure) -> ClusterError {
         let context = self.context.clone();
         let hint = failure.hint.unwrap_or_else(|| format!("{} auth whoami", self.kubectl()));
         ClusterError::Credentials { context, reason: failure.reason, hint: Some(hint) }
     }
 
-    /// Returns what an error of a connection means that was made with this credential.
+    /// Translates an error of a connection that was made with this credential.
     pub(in crate::k8s) fn broken(
         &self,
         error: &(dyn std::error::Error + 'static),
@@ -97,14 +97,14 @@ impl Cluster {
         }
     }
 
-    /// Returns that the server could not be reached, and why.
+    /// Returns the error for a server that could not be reached.
     pub fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ClusterError {
         let reason = reach::reason(error, &self.server, self.proxy.as_deref());
         let (context, server) = (self.context.clone(), self.server.to_string());
         ClusterError::Unreachable { context, server, reason, hint: self.ask_version() }
     }
 
-    /// Returns that there was no answer.
+    /// Returns the error for a missing answer.
     pub(in crate::k8s) fn timed_out(&self, doing: String, after: Duration) -> ClusterError {
         ClusterError::TimedOut { context: self.context.clone(), doing, after, hint: self.ask_version() }
     }
@@ -114,21 +114,22 @@ impl Cluster {
     }
 }
 
-/// Returns whether a server that speaks TLS has got plain HTTP.
+/// Returns whether the message says that a TLS server got plain HTTP.
 fn is_tls_wanted(message: &str) -> bool {
     ["HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS", "plain HTTP to an SSL-enabled"]
         .iter()
         .any(|said| message.contains(said))
 }
 
-/// Returns whether a 404 says that an object is missing. One of a gateway, or for a path that no API has, does not.
+/// Returns whether a 404 is about a missing object. A 404 of a gateway, or for an unknown API path, is not.
 pub(super) fn is_about_object(status: &Status) -> bool {
-    // kube gives this reason to answers that are no Status.
+    // kube gives this reason to answers that are not a Status.
     let is_read = status.reason != "Failed to parse error data";
     status.code == 404 && is_read && !status.message.contains("could not find the requested resource")
 }
 
-/// User, verb and resource in the message of a 403: `User "ana" cannot get resource "services" in API group "" ...`
+/// User, verb and resource in the message of a 403, such as `User "ana" cannot get resource "services" in API group ""
+/// ...`
 #[derive(Debug, PartialEq, Eq)]
 struct Denial {
     user: String,
@@ -146,7 +147,7 @@ impl Denial {
     }
 }
 
-/// Returns text of others without control characters: it may end in a terminal.
+/// Returns text of others without control characters, safe for a terminal.
 pub fn printable(text: &str) -> String {
     text.chars()
         .map(|character| if character.is_control() { ' ' } else { character })

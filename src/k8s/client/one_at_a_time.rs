@@ -1,5 +1,5 @@
-//! Connects one at a time. Requests that begin together would otherwise each dial, as it is known only after the handshake
-//! that one HTTP/2 connection serves them all.
+//! Opens connections one at a time. Otherwise concurrent requests would each dial, because only the handshake tells that
+//! one HTTP/2 connection serves them all.
 
 use std::{
     sync::Arc,
@@ -16,15 +16,15 @@ use tokio::{
 };
 use tower::Service;
 
-/// Requests that waited while an HTTP/2 connection was made get it from the pool, and their own dial is dropped. It goes on
-/// after this long: then that connection is of no use to them.
+/// Requests that waited for an HTTP/2 connection get it from the pool, and their own dials are dropped. A dial that still
+/// waits after this time goes on, because its request cannot use that connection.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A connector whose calls wait for each other.
+/// Connector that runs one call at a time.
 #[derive(Clone, Debug)]
 pub struct OneAtATime<C> {
     inner: C,
-    /// When a connection was last made that serves many requests. Held while one is made.
+    /// Time of the last HTTP/2 connection. Locked during a dial.
     shared: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// Connects in 10 ms, and counts.
+    /// Connects after 10 ms, and counts its calls.
     #[derive(Clone, Default)]
     struct Dialer {
         is_h2: bool,
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Dials for three requests at once, which give up after a time, and returns how many dials that took.
+    /// Dials for three concurrent requests that give up after a time. Returns the number of dials.
     async fn dials(dialer: Dialer, patience: Duration) -> usize {
         let connector = OneAtATime::new(dialer.clone());
         let calls = (0..3).map(|_| {

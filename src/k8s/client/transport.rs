@@ -1,4 +1,4 @@
-//! Connections to one API server, for requests and watches, and for upgrades; others for each client certificate.
+//! Connections to one API server for requests, watches and upgrades, separate for each client certificate.
 
 use std::{
     sync::{Arc, Mutex},
@@ -25,56 +25,58 @@ use crate::{
 type Connector = Noting<HttpsConnector<Dialer>>;
 pub type HttpClient = Client<OneAtATime<Connector>, Body>;
 
-/// How long a connection to an API server is kept after the last request on it. Longer than a watch lasts: while a tunnel is open, a
-/// watch begins before that, and the connection is there when somebody looks something up.
+/// Idle timeout of a connection to an API server. Longer than a watch lasts: while a tunnel is open, the next watch
+/// starts before the timeout, so look-ups always find a connection.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// The same for a connection that only the watches have which found no room on that of the requests.
+/// Idle timeout of a connection with only watches, which found no room on the connection of requests.
 const IDLE_WATCHES: Duration = Duration::from_secs(5);
 
-/// How many watches share the connection of the requests: at most half of what the server allows.
+/// Maximum number of watches on the connection of requests, and at most half of the server's limit of streams.
 const WATCHES_BESIDE_REQUESTS: usize = 32;
 
-/// How many share another connection: what RFC 9113 asks servers to allow at least, where they say nothing else.
+/// Maximum number of watches on a separate connection, if the server announces no limit: the minimum that RFC 9113
+/// recommends.
 const WATCHES_ALONE: usize = 100;
 
 /// Connections with one client certificate.
 pub struct Transport {
     identity: Option<Arc<CertifiedKey>>,
     connector: Connector,
-    /// HTTP/2 where the server has it.
+    /// Client for requests, with HTTP/2 if the server supports it.
     requests: HttpClient,
-    /// A new connection for each request.
+    /// Client with a new connection per request.
     alone: HttpClient,
-    /// The connection of the requests, then those for the watches that find no room there: each takes up a stream for minutes.
+    /// Connection of requests, then connections for watches that find no room there: each watch occupies a stream for
+    /// minutes.
     lanes: Mutex<Vec<Lane>>,
     limit: Limit,
-    /// For upgrades: ALPN `http/1.1`.
+    /// TLS settings for upgrades: ALPN `http/1.1`.
     pub upgrades: Arc<ClientConfig>,
 }
 
-/// A connection of HTTP/2 with watches on it.
+/// HTTP/2 connection with watches on it.
 struct Lane {
     client: HttpClient,
     watches: Arc<()>,
 }
 
-/// Room of a watch on its connection, held until it ends.
+/// A watch's place on its connection, held until it ends.
 pub type Room = Arc<()>;
 
 impl Transport {
-    /// Returns what sends requests that are answered at once.
+    /// Returns the client for requests with a quick answer.
     pub fn for_requests(&self) -> &HttpClient {
         &self.requests
     }
 
-    /// Returns what sends a request on a connection of its own.
+    /// Returns the client that opens a connection per request.
     pub fn alone(&self) -> &HttpClient {
         &self.alone
     }
 
-    /// Returns what sends a watch, on the connection of the requests while it has room. A stream too many would not be
-    /// refused: it would wait until another ends.
+    /// Returns the client for a watch: the one of requests, as long as it has room. An excess stream would not be
+    /// refused, but would wait until another one ends.
     pub fn for_watch(&self) -> (HttpClient, Room) {
         let limit = self.limit.get().unwrap_or(WATCHES_ALONE);
         let mut lanes = self.lanes.lock().expect("no panic while the lock is held");
@@ -90,7 +92,7 @@ impl Transport {
     }
 }
 
-/// Makes a [`Transport`] for each client certificate, and keeps that of the last one.
+/// Creates a [`Transport`] per client certificate, and caches the last one.
 pub struct Transports {
     tls: ClientConfig,
     dialer: Dialer,
@@ -99,13 +101,14 @@ pub struct Transports {
 }
 
 impl Transports {
-    /// `tls`: with the CA bundle, and without a client certificate. `server_name`: instead of the server's host.
+    /// Returns transports. `tls`: with the CA bundle, without a client certificate. `server_name`: replaces the server's
+    /// host.
     pub fn new(tls: ClientConfig, dialer: Dialer, server_name: Option<ServerName<'static>>) -> Self {
         let last = Mutex::new(Arc::new(make(&tls, &dialer, server_name.as_ref(), None)));
         Self { tls, dialer, server_name, last }
     }
 
-    /// Returns the connections for a certificate. Idle ones of another certificate are closed, as in client-go.
+    /// Returns the connections for a certificate. Closes idle connections of another certificate, as in client-go.
     pub fn of(&self, identity: Option<&Arc<CertifiedKey>>) -> Arc<Transport> {
         let mut last = self.last.lock().expect("no panic while the lock is held");
         let is_same = match (identity, &last.identity) {
@@ -127,7 +130,7 @@ fn make(
     identity: Option<&Arc<CertifiedKey>>,
 ) -> Transport {
     let mut tls = tls.clone();
-    // A resumed session keeps the identity that began it.
+    // A resumed session keeps the identity of the original one, so each certificate needs its own session cache.
     tls.resumption = Resumption::in_memory_sessions(32);
     if let Some(identity) = identity {
         tls.client_auth_cert_resolver = identity::resolver((**identity).clone());
@@ -148,7 +151,7 @@ fn make(
 
 fn client(connector: &Connector, idle: Duration) -> HttpClient {
     Client::builder(TokioExecutor::new())
-        // A connection that a sleeping laptop has lost is found out, and not waited for.
+        // With HTTP/2 pings, a connection that broke while the laptop slept is detected.
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(idle)
@@ -160,11 +163,11 @@ fn client(connector: &Connector, idle: Duration) -> HttpClient {
 /// Returns the TLS settings without a client certificate.
 ///
 /// # Errors
-/// The system's CA bundle is needed, and cannot be read.
+/// Fails if the system's CA bundle is needed and cannot be read.
 pub fn tls_config(config: &kube::Config, bundle: Option<Bundle>) -> kube::Result<ClientConfig> {
     let mut config = config.clone();
     if bundle.is_some() || config.accept_invalid_certs {
-        // Else kube would load the system's CA bundle, for nothing.
+        // Without this, kube would load the system's CA bundle for nothing.
         config.root_cert = Some(Vec::new());
     }
     let mut tls = config.rustls_client_config()?;
@@ -191,7 +194,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Answers each request, and leaves the answers to `/watch` open.
+    /// Answers each request, but never ends the answers to `/watch`.
     async fn serve(io: TcpStream, acceptor: TlsAcceptor, most: u32) {
         let io = acceptor.accept(io).await.unwrap();
         let server = h2::server::Builder::new().max_concurrent_streams(most).handshake(io).await;

@@ -1,4 +1,4 @@
-//! Runs a credential plugin (`exec` of a kubeconfig's user): kubectl's protocol, and a process that ends with adit.
+//! Runs a credential plugin (`exec` of a kubeconfig's user) with kubectl's protocol. The process ends with adit.
 
 use std::{
     io,
@@ -28,37 +28,37 @@ use crate::{
     tls::{certificate::Certificate, identity},
 };
 
-/// More than any certificate chain with its key.
+/// Maximum length of the output, in bytes. Longer than any certificate chain with its key.
 const LONGEST_ANSWER: usize = 1 << 20;
 
-/// A line without its end is shown after this long: a question may wait for its answer.
+/// Time after which an unfinished line is shown: it may be a question that waits for an answer.
 const UNFINISHED: Duration = Duration::from_millis(300);
 
-/// How long the rest of the output may take once the plugin has ended: what it has left running may keep its stdout.
+/// Time for the rest of the output after the plugin has ended: a child process may keep its stdout open.
 const REST: Duration = Duration::from_secs(1);
 
-/// A longer line is taken in pieces.
+/// Maximum length of a line, in bytes. A longer line is split.
 const LONGEST_LINE: usize = 16 * 1024;
 
-/// How many lines an error repeats.
+/// Maximum number of output lines in an error.
 const LAST_LINES: usize = 3;
 
-/// A plugin as the kubeconfig describes it, found on this machine.
+/// A plugin of the kubeconfig, found on this machine.
 #[derive(Clone)]
 pub struct Plugin {
-    /// The program, as people know it.
+    /// Name of the program for messages.
     pub name: String,
     pub program: PathBuf,
     pub arguments: Vec<String>,
-    /// Set beside adit's own.
+    /// Environment variables in addition to adit's own.
     pub variables: Vec<(String, String)>,
     pub version: Version,
-    /// `spec.cluster`, where the user has `provideClusterInfo`.
+    /// `spec.cluster`, if the user has `provideClusterInfo`.
     pub cluster: Option<Value>,
 }
 
 impl Plugin {
-    /// Returns what makes another plugin of it: two users with the same share a sign-in, as in client-go.
+    /// Returns a key that identifies the plugin. As in client-go, two users with the same key share a sign-in.
     pub fn identity(&self) -> String {
         let Self { name: _, program, arguments, variables, version, cluster } = self;
         json!([program.to_string_lossy(), arguments, variables, version.name(), cluster]).to_string()
@@ -87,7 +87,8 @@ impl Plugin {
         command.args(&self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.env(exec_credential::VARIABLE, exec_credential::info(self.version, self.cluster.as_ref()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C in adit's terminal is for adit; what the plugin has started ends with it.
+        // A separate process group: Ctrl-C in adit's terminal must not reach the plugin, and its children must end with
+        // it.
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| failed(format!("cannot be started: {}", words(&error))))?;
         let mut group = Group::of(&child);
@@ -119,14 +120,14 @@ impl Plugin {
                 child.wait().await
             }
         };
-        // It has ended by itself: what it has left running, a browser, stays.
+        // The plugin has ended by itself. Its children, such as a browser, keep running.
         group.take();
         let read = match is_read {
             Some(read) => read,
             None => timeout(REST, &mut reading).await.unwrap_or(Ok(())),
         };
         let status = status.map_err(|error| failed(format!("was lost: {}", words(&error))))?;
-        // It ends at its next word, with an exit code that says nothing.
+        // A plugin whose output was cut off fails at its next write, and its exit code is then meaningless.
         read.map_err(|_| failed(format!("printed more than {} KiB to stdout", LONGEST_ANSWER / 1024)))?;
         if !status.success() {
             return Err(failed(with_lines(&how(status), &last)));
@@ -159,7 +160,7 @@ impl Issuer for Plugin {
     }
 }
 
-/// A process group that is killed when it is dropped.
+/// Process group that is killed on drop.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -175,7 +176,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // All of it may have ended.
+            // An error means that all its processes have ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
@@ -184,7 +185,7 @@ impl Drop for Group {
 /// Reads all of stdout.
 ///
 /// # Errors
-/// It is longer than any answer.
+/// Fails if the output is longer than [`LONGEST_ANSWER`].
 async fn collect(mut stdout: impl AsyncRead + Unpin, answer: &Mutex<Vec<u8>>) -> io::Result<()> {
     let mut chunk = [0; 4096];
     loop {
@@ -200,7 +201,7 @@ async fn collect(mut stdout: impl AsyncRead + Unpin, answer: &Mutex<Vec<u8>>) ->
     }
 }
 
-/// Gives `show` each line as it comes. A carriage return ends one too: progress bars are drawn with it.
+/// Calls `show` for each line. A carriage return also ends a line, because progress bars use it.
 async fn lines(mut stderr: impl AsyncRead + Unpin, show: impl Fn(&[u8])) {
     let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
@@ -230,7 +231,7 @@ async fn lines(mut stderr: impl AsyncRead + Unpin, show: impl Fn(&[u8])) {
     }
 }
 
-/// Returns the secrets in what has been printed to stdout so far, whole or not.
+/// Returns the secrets in the output so far, even if they are incomplete.
 fn secrets_of_answer(printed: &str) -> impl Iterator<Item = &str> {
     ["token", "clientKeyData"].into_iter().filter_map(|name| {
         let (_, behind) = printed.split_once(&format!("{name}\""))?;
@@ -239,7 +240,7 @@ fn secrets_of_answer(printed: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns how a process ended, in words that follow its name.
+/// Returns how a process ended, as text that follows its name.
 fn how(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
@@ -253,7 +254,7 @@ fn with_lines(reason: &str, last: &Mutex<Vec<String>>) -> String {
     if last.is_empty() { reason.to_owned() } else { format!("{reason}: {last}") }
 }
 
-/// Returns the error of a program that was not started, without its number.
+/// Returns the error of a program that could not be started, without the OS error number.
 fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "it is not executable".to_owned(),

@@ -5,7 +5,7 @@
 //! | to the plugin | the variable `KUBERNETES_EXEC_INFO` | JSON: `spec.interactive`, `spec.cluster` where the user has `provideClusterInfo` |
 //! | from the plugin | stdout | JSON or YAML: `status.token`, `status.clientCertificateData` with `status.clientKeyData`, `status.expirationTimestamp` |
 //!
-//! client-go (`plugin/pkg/client/auth/exec`) is the rule for what is refused.
+//! Validation follows client-go (`plugin/pkg/client/auth/exec`).
 
 use std::time::SystemTime;
 
@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use crate::config::file::foreign;
 
-/// The variable that a plugin reads.
+/// Environment variable for the plugin.
 pub const VARIABLE: &str = "KUBERNETES_EXEC_INFO";
 
 const GROUP: &str = "client.authentication.k8s.io/";
 
-/// The versions of the protocol that client-go knows.
+/// Protocol versions that client-go supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     V1,
@@ -27,10 +27,10 @@ pub enum Version {
 }
 
 impl Version {
-    /// Reads the `apiVersion` of a user's plugin.
+    /// Parses the `apiVersion` of a user's plugin.
     ///
     /// # Errors
-    /// It is none that client-go knows.
+    /// Fails if client-go does not support it.
     pub fn of(api_version: &str) -> Result<Self, String> {
         let known = [Self::V1, Self::V1Beta1].into_iter().find(|version| version.name() == api_version);
         known.ok_or_else(|| {
@@ -49,7 +49,7 @@ impl Version {
     }
 }
 
-/// Returns the value of [`VARIABLE`]. adit gives plugins no terminal. `cluster`: as `spec.cluster`.
+/// Returns the value of [`VARIABLE`]. adit gives plugins no terminal. `cluster`: the value of `spec.cluster`.
 pub fn info(version: Version, cluster: Option<&Value>) -> String {
     let mut spec = json!({"interactive": false});
     if let Some(cluster) = cluster {
@@ -62,22 +62,22 @@ pub fn info(version: Version, cluster: Option<&Value>) -> String {
 #[derive(Default, PartialEq, Eq)]
 pub struct Issued {
     pub token: Option<String>,
-    /// Certificates and key, as PEM.
+    /// Certificates and key, in PEM.
     pub certificate: Option<(String, String)>,
-    /// None: until it is refused.
+    /// `None`: valid until it is refused.
     pub expires: Option<SystemTime>,
 }
 
-/// Reads what a plugin has printed.
+/// Parses the output of a plugin.
 ///
 /// # Errors
-/// A problem as text that follows the plugin's name. It contains nothing of the output.
+/// Returns the problem as text that follows the plugin's name. The text contains nothing of the output.
 pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let no_credential = || "printed no ExecCredential to stdout".to_owned();
     let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;
-    // JSON may have tabs, which YAML does not allow everywhere.
+    // JSON may contain tabs, which YAML does not allow everywhere.
     let value = serde_json::from_str(text).or_else(|_| foreign(text)).map_err(|_| no_credential())?;
-    // client-go knows what it reads without the kind.
+    // client-go accepts an answer without the kind.
     if !value.is_object() || value.get("kind").is_some_and(|kind| kind != "ExecCredential") {
         return Err(no_credential());
     }
@@ -111,7 +111,7 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
             let text = time.as_str().unwrap_or_default();
             match text.parse::<Timestamp>() {
                 Ok(time) => Some(time.into()),
-                // The usual "never", a day after the last one of jiff.
+                // The usual "never", 9999-12-31, is a day after the last one that jiff supports.
                 Err(_) if is_of_last_year(text) => None,
                 Err(_) => {
                     return Err("printed an expirationTimestamp that is no time, e.g. 2026-01-31T12:00:00Z".to_owned());

@@ -1,9 +1,9 @@
 //! The legacy OIDC sign-in (`auth-provider: oidc` of a kubeconfig's user): an ID token, renewed with a refresh token.
 //!
-//! client-go (`plugin/pkg/client/auth/oidc`) is the rule: the ID token of the kubeconfig is used until 10 s before it
-//! expires, then the refresh token renews it, and the new tokens are written back. Beyond that, adit first makes sure
-//! that the file can be written, because a provider that rotates refresh tokens accepts each one once; it reads the file
-//! again before each renewal, because kubectl may have renewed the token; and it renews a token that is refused.
+//! It follows client-go (`plugin/pkg/client/auth/oidc`): the ID token of the kubeconfig is used until 10 s before it
+//! expires, then the refresh token renews it, and the new tokens are written to the file. In addition, adit first checks
+//! that the file is writable, because a provider that rotates refresh tokens accepts each one only once. It reads the
+//! file before each renewal, because kubectl may have renewed the token. And it renews a refused token.
 
 mod id_token;
 mod provider;
@@ -36,31 +36,31 @@ const CA_DATA: &str = "idp-certificate-authority-data";
 const ID_TOKEN: &str = "id-token";
 const REFRESH_TOKEN: &str = "refresh-token";
 
-/// A token that expires within this is renewed: the clocks differ, and the request takes its time.
+/// A token is renewed this long before it expires, because clocks differ and the request takes time.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// How often, and how far apart, the new tokens are written while another program has the file locked.
+/// Attempts to write the new tokens, and the pause between them, while another program holds the file's lock.
 const WRITES: u32 = 10;
 const WRITE_PAUSE: Duration = Duration::from_millis(200);
 
-/// The settings of an `auth-provider`, which are in the kubeconfig.
+/// Settings of an `auth-provider` in the kubeconfig.
 pub type Settings = HashMap<String, String>;
 
-/// Store of a user's settings: a kubeconfig.
+/// Storage of a user's settings: a kubeconfig.
 pub trait Store: Send + Sync + 'static {
-    /// Reads the settings as they are now.
+    /// Reads the current settings.
     ///
     /// # Errors
-    /// Why there are none.
+    /// Returns the reason as text.
     fn read(&self) -> Result<Settings, String>;
 
-    /// Returns why new values could not be written. Nothing is changed.
+    /// Checks whether values could be written, without a change. Returns the reason if not.
     fn check(&self, keys: &[&str]) -> Result<(), String>;
 
-    /// Writes new values; all else in the file stays.
+    /// Writes values, and keeps the rest of the file.
     ///
     /// # Errors
-    /// Why they cannot be written.
+    /// Returns the reason as text.
     fn write(&self, values: &[(&str, &str)]) -> Result<(), String>;
 }
 
@@ -68,22 +68,22 @@ pub trait Store: Send + Sync + 'static {
 pub struct Oidc {
     issuer: String,
     client: Client,
-    /// The client certificate of the same user.
+    /// Client certificate of the same user.
     identity: Option<Arc<CertifiedKey>>,
-    /// Key that identifies this user.
+    /// Key that identifies the user.
     user: String,
     store: Box<dyn Store>,
-    /// The last ID token. A second request for it means that a server has refused it.
+    /// Last ID token. A second request for it means that a server has refused it.
     last: Mutex<Option<String>>,
-    /// The provider's refresh token where it could not be written.
+    /// Latest refresh token, if it could not be written.
     unwritten: Mutex<Option<String>>,
 }
 
 impl Oidc {
-    /// `user`: what tells this user from others.
+    /// Returns the user. `user`: a key that identifies it.
     ///
     /// # Errors
-    /// A setting is missing, or the CA bundle cannot be used: which, and what to write.
+    /// Fails if a setting is missing or the CA bundle cannot be used. The error names the setting and the fix.
     pub fn new(
         settings: &Settings,
         user: &str,
@@ -101,7 +101,7 @@ impl Oidc {
         Ok(Self { issuer, client, identity, user: user.to_owned(), store, last, unwritten })
     }
 
-    /// Returns what makes another sign-in of it.
+    /// Returns a key that identifies the sign-in.
     pub fn identity(&self) -> String {
         json!(["oidc", self.user, self.issuer, self.client.id]).to_string()
     }
@@ -124,7 +124,7 @@ impl Oidc {
                 if value(&settings, ID_TOKEN).is_some() { "its id-token has expired" } else { "it has no id-token" };
             return Err(of_user(format!("{has}, and there is no refresh-token")));
         };
-        // Before the provider is asked: it may accept this refresh token only once.
+        // Checked before the request: the provider may accept this refresh token only once.
         let cannot_write = |reason: String| of_user(format!("a renewed id-token could not be kept: {reason}"));
         self.store.check(&[ID_TOKEN, REFRESH_TOKEN]).map_err(cannot_write)?;
         let renewed = self.client.renew(&self.issuer, &refresh).await;
@@ -135,7 +135,7 @@ impl Oidc {
         self.issued(&tokens.id_token, expires)
     }
 
-    /// Writes the tokens. Where that fails after all, they serve until adit ends.
+    /// Writes the tokens. If that fails, they are valid only until adit ends.
     async fn keep(&self, tokens: &Tokens, before: &str, say: Say<'_>) {
         let refresh = tokens.refresh_token.as_deref().unwrap_or(before);
         let mut values = vec![(ID_TOKEN, tokens.id_token.as_str())];
@@ -178,19 +178,19 @@ fn of_user(reason: String) -> Failure {
     Failure { hint: Some(hint.to_owned()), ..Failure::new(reason) }
 }
 
-/// Returns the value of a key. An empty one is none.
+/// Returns the value of a key. An empty value counts as absent.
 fn value<'s>(settings: &'s Settings, key: &str) -> Option<&'s str> {
     settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
 }
 
-/// Returns the CA bundle of the provider. None: that of the system.
+/// Returns the CA bundle for the provider. `None`: the system's.
 fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
     let (key, pem) = match (value(settings, CA_DATA), value(settings, CA_FILE)) {
         (Some(data), _) => {
             let data: String = data.chars().filter(|char| !matches!(char, '\r' | '\n')).collect();
             (CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is no base64"))?)
         }
-        // As in client-go, a relative path starts at the working directory.
+        // As in client-go, a relative path is relative to the working directory.
         (None, Some(path)) => {
             let read = fs::read(path);
             (CA_FILE, read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", super::words(&error)))?)
@@ -205,7 +205,7 @@ fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
 mod tests {
     use super::{id_token::tests::token, *};
 
-    /// A file that cannot be written, or can.
+    /// A file, and whether it can be written.
     struct Fake(Settings, Result<(), String>);
 
     impl Store for Fake {

@@ -1,28 +1,29 @@
-//! Cleans a plugin's stderr for people: no escape sequences, no secrets.
+//! Removes escape sequences and secrets from a plugin's stderr.
 //!
-//! Secrets are known by where they come from (the kubeconfig's arguments and variables, the plugin's own answer), by the
-//! word in front of them (`token=`, `Bearer`), and by their looks. URLs stay whole but for such words: people have to open them.
+//! Secrets are detected by their source (arguments and variables of the kubeconfig, the plugin's own answer), by the name
+//! before them (`token=`, `Bearer`), and by their form. URLs keep their form apart from named secrets, because users have
+//! to open them.
 
-/// A longer line is cut.
+/// Maximum length of a line.
 const LONGEST: usize = 500;
 
 /// Replacement for a secret.
 const HIDDEN: &str = "***";
 
-/// A shorter value may be a word of the text.
+/// Minimum length of a secret: a shorter value may be an ordinary word.
 const SHORTEST_SECRET: usize = 6;
 
-/// From this length on, letters and digits in a mixture are a key or a token.
+/// From this length on, a mix of letters and digits counts as a key or a token.
 const LONG_WORD: usize = 32;
 
-/// Parts of names that mark a secret.
+/// Parts of names that indicate a secret.
 const NAMES: [&str; 9] =
     ["token", "secret", "passw", "authorization", "apikey", "api_key", "api-key", "keydata", "private_key"];
 
-/// How tokens begin: JWT, EKS, Google, OpenShift, GitHub, GitLab, Vault.
+/// Prefixes of tokens: JWT, EKS, Google, OpenShift, GitHub, GitLab, Vault.
 const BEGINNINGS: [&str; 9] = ["eyJ", "k8s-aws-v1.", "ya29.", "sha256~", "ghp_", "gho_", "ghs_", "glpat-", "hvs."];
 
-/// Returns whether a variable or an option of this name has a secret.
+/// Returns whether the name of a variable or an option indicates a secret.
 pub fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     NAMES.iter().any(|part| name.contains(part))
@@ -34,18 +35,18 @@ pub struct Secrets(Vec<String>);
 
 impl Secrets {
     pub fn add(&mut self, value: &str) {
-        // A header or a PEM of several lines is a secret line by line.
+        // Each line of a multi-line secret, such as a PEM, counts separately.
         let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_SECRET);
         self.0.extend(lines.map(str::to_owned));
     }
 
-    /// Returns a line without the values.
+    /// Returns a line with the values hidden.
     pub fn hide(&self, line: &str) -> String {
         self.0.iter().fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), HIDDEN))
     }
 }
 
-/// Returns a line as it may be shown. None: nothing is left of it.
+/// Returns a line that is safe to show. `None`: nothing is left of it.
 pub fn clean(line: &[u8], secrets: &Secrets) -> Option<String> {
     let plain = without_escapes(&String::from_utf8_lossy(line));
     let hidden = by_looks(&by_name(&secrets.hide(plain.trim())));
@@ -53,7 +54,7 @@ pub fn clean(line: &[u8], secrets: &Secrets) -> Option<String> {
     (!cut.is_empty()).then_some(cut)
 }
 
-/// Removes the escape sequences of ECMA-48, control characters, and those that change the direction of text.
+/// Removes escape sequences (ECMA-48), control characters, and characters that change the text direction.
 fn without_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -62,7 +63,7 @@ fn without_escapes(text: &str) -> String {
             '\x1b' => match chars.next() {
                 Some('[') => skip_control_sequence(&mut chars),
                 Some(']' | 'P' | 'X' | '^' | '_') => skip_string(&mut chars),
-                // With intermediate bytes, then one that ends it.
+                // Intermediate bytes, then a final byte.
                 Some(' '..='/') => {
                     while chars.next_if(|char| (' '..='/').contains(char)).is_some() || chars.next().is_none() {}
                 }
@@ -87,7 +88,7 @@ fn skip_control_sequence(chars: &mut impl Iterator<Item = char>) {
     }
 }
 
-/// Skips to BEL or the string terminator.
+/// Skips until BEL or the string terminator.
 fn skip_string(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) {
     while let Some(char) = chars.next() {
         match char {
@@ -109,7 +110,7 @@ fn ends_value(char: char) -> bool {
     char.is_whitespace() || "\"'&,;{}()<>".contains(char)
 }
 
-/// Hides what stands behind the name of a secret: `token=abc`, `"token": "abc"`, `Bearer abc`.
+/// Hides the value after the name of a secret: `token=abc`, `"token": "abc"`, `Bearer abc`.
 fn by_name(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
@@ -129,12 +130,12 @@ fn by_name(line: &str) -> String {
         let value = match value.strip_prefix([':', '=']) {
             Some(value) => value.trim_start().trim_start_matches(['"', '\'']),
             None if is_scheme && value.len() < behind.len() => value,
-            // An option of a command line.
+            // A command-line option.
             None if name.starts_with('-') && value.len() < behind.len() => value,
             None => continue,
         };
         let length = value.find(ends_value).unwrap_or(value.len());
-        // `Authorization: Bearer abc`: the scheme is no secret.
+        // `Authorization: Bearer abc`: the scheme is not secret.
         let word = &value[..length];
         if word.eq_ignore_ascii_case("bearer") || word.eq_ignore_ascii_case("basic") || length < SHORTEST_SECRET {
             continue;
@@ -159,7 +160,7 @@ fn by_looks(line: &str) -> String {
         rest = &rest[end..];
         match rest.chars().next() {
             Some(char) if word.contains("://") && char == '=' => {
-                // The rest of a URL belongs to it.
+                // Keeps the rest of a URL.
                 let end = rest.find(|char: char| char.is_whitespace() || "\"'`<>".contains(char)).unwrap_or(rest.len());
                 shown.push_str(&rest[..end]);
                 rest = &rest[end..];
@@ -184,7 +185,7 @@ fn looks_secret(word: &str) -> bool {
     has_beginning || (word.len() >= LONG_WORD && is_mixed && !is_uuid(word))
 }
 
-/// Traces of identity providers are such ones.
+/// Returns whether a word is a UUID, as in trace ids of identity providers.
 fn is_uuid(word: &str) -> bool {
     let lengths: Vec<usize> = word.trim_end_matches('.').split('-').map(str::len).collect();
     lengths == [8, 4, 4, 4, 12]

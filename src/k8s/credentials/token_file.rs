@@ -1,4 +1,4 @@
-//! The bearer token of a `tokenFile`: read again each minute, without the line end behind it.
+//! Bearer token of a `tokenFile`, read again each minute, without its trailing line end.
 
 use std::{
     fs, io,
@@ -12,10 +12,10 @@ use rustls::sign::CertifiedKey;
 
 use super::{Credential, bearer};
 
-/// A kubelet renews such files long before the old token expires.
+/// Interval between reads. A kubelet renews such files long before the old token expires.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Gives requests the token of a file; while that cannot be read, the last one that could.
+/// Token of a file. If the file cannot be read, the last token stays.
 #[derive(Clone)]
 pub struct TokenFile {
     path: PathBuf,
@@ -29,10 +29,10 @@ struct Last {
 }
 
 impl TokenFile {
-    /// Reads the file. `otherwise`: the token of the kubeconfig, for as long as the file gives none.
+    /// Reads the file. `otherwise`: the token of the kubeconfig, used until the file has one.
     ///
     /// # Errors
-    /// There is no token, or it has characters that HTTP does not allow.
+    /// Fails if there is no token, or if it has characters that HTTP does not allow.
     pub fn open(path: PathBuf, otherwise: Option<&str>, identity: Option<Arc<CertifiedKey>>) -> io::Result<Self> {
         let header = match (read(&path), otherwise) {
             (Ok(header), _) => header,
@@ -43,7 +43,7 @@ impl TokenFile {
         Ok(Self { path, identity, last: Arc::new(Mutex::new(Last { credential, read: Instant::now() })) })
     }
 
-    /// Returns the credential with the token. The file is read again each minute.
+    /// Returns the credential with the token. Reads the file again each minute.
     pub fn credential(&self) -> Arc<Credential> {
         let mut last = self.last.lock().expect("no panic while the lock is held");
         if last.read.elapsed() > PERIOD {
@@ -52,7 +52,7 @@ impl TokenFile {
         last.credential.clone()
     }
 
-    /// Reads the file again, because a server has refused a credential. Returns whether there is another one.
+    /// Reads the file again because a server refused a credential. Returns whether there is another one.
     pub fn renew(&self, refused: &Arc<Credential>) -> bool {
         let mut last = self.last.lock().expect("no panic while the lock is held");
         if Arc::ptr_eq(&last.credential, refused) {

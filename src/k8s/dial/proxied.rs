@@ -1,4 +1,5 @@
-//! The way through a proxy: CONNECT (RFC 9110, section 9.3.6) and SOCKS5 (RFC 1928, RFC 1929), as Go's clients ask for it.
+//! Connections through a proxy: CONNECT (RFC 9110, section 9.3.6) and SOCKS5 (RFC 1928, RFC 1929), as Go's clients use
+//! them.
 
 use std::{io, net::IpAddr};
 
@@ -11,24 +12,24 @@ use crate::{
     wire::socks5::{NO_AUTH, NO_METHOD, USER_PASSWORD, VERSION},
 };
 
-/// A longer answer to CONNECT is none: corporate proxies send some KiB of cookies and policies.
+/// Maximum length of an answer to CONNECT. Corporate proxies send some KiB of cookies and policies.
 const LONGEST_HEAD: usize = 256 * 1024;
 
-/// Why a proxy gives no connection. Display goes on after its name: `the proxy proxy.example.com:3128 ...`.
+/// Reasons why a proxy gives no connection. Display follows the proxy's name: `the proxy proxy.example.com:3128 ...`.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// TCP or TLS to the proxy failed.
     #[error("cannot be reached")]
     Unreached(#[source] BoxError),
-    /// `scheme`: of its URL.
+    /// `scheme`: the scheme of the proxy's URL.
     #[error("wants a user and a password: write them into its URL, {scheme}://USER:PASSWORD@HOST:PORT")]
     WantsUser { scheme: &'static str },
     #[error("does not accept the user and the password of its URL")]
     NotAccepted,
-    /// Any other answer to CONNECT than 200.
+    /// An answer to CONNECT other than 200.
     #[error("answers {status:?} to CONNECT {to}")]
     Refused { status: String, to: String },
-    /// The reply of a SOCKS5 proxy.
+    /// An error reply of a SOCKS5 proxy.
     #[error("cannot connect to {to}: {why}")]
     Failed { to: String, why: &'static str },
     #[error("closed the connection without an answer: check its scheme and port")]
@@ -50,7 +51,7 @@ impl From<io::Error> for ProxyError {
     }
 }
 
-/// Where a proxy is to connect to. `host`: without brackets.
+/// Destination of a connection through a proxy. `host`: without brackets.
 pub struct Destination<'a> {
     pub host: &'a str,
     pub port: u16,
@@ -65,10 +66,10 @@ impl std::fmt::Display for Destination<'_> {
     }
 }
 
-/// Asks an HTTP proxy for a connection. `authorization`: the value of Proxy-Authorization.
+/// Sends CONNECT to an HTTP proxy. `authorization`: the value of Proxy-Authorization.
 ///
 /// # Errors
-/// It answers with another status than 200, as in Go, or not at all.
+/// Fails if the status is not 200, as in Go, or if there is no answer.
 pub async fn connect(mut io: BoxedIo, to: Destination<'_>, authorization: Option<&str>) -> Result<BoxedIo, ProxyError> {
     let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: adit\r\n");
     if let Some(value) = authorization {
@@ -98,10 +99,10 @@ pub async fn connect(mut io: BoxedIo, to: Destination<'_>, authorization: Option
     }
 }
 
-/// Asks a SOCKS5 proxy for a connection. With a user, it chooses whether it wants one.
+/// Sends a SOCKS5 request to a proxy. If there is a user, the proxy chooses whether to authenticate it.
 ///
 /// # Errors
-/// It refuses, or does not answer.
+/// Fails if the proxy refuses or does not answer.
 pub async fn socks5(
     mut io: BoxedIo,
     to: Destination<'_>,
@@ -115,7 +116,7 @@ pub async fn socks5(
     match (chosen, user) {
         ([VERSION, NO_AUTH], _) => {}
         ([VERSION, USER_PASSWORD], Some((name, password))) => {
-            // Longer ones cannot be sent.
+            // The protocol allows at most 255 bytes.
             let text = |text: &str| [&[u8::try_from(text.len()).unwrap_or(0)], text.as_bytes()].concat();
             if name.is_empty() || name.len() > 255 || password.len() > 255 {
                 return Err(ProxyError::NotAccepted);
@@ -150,7 +151,7 @@ pub async fn socks5(
     if reply[1] != 0 {
         return Err(ProxyError::Failed { to: to.to_string(), why: why(reply[1]) });
     }
-    // The address that it connects from, and a port.
+    // The proxy's own address and port.
     let length = match reply[3] {
         1 => 4,
         4 => 16,
@@ -161,7 +162,7 @@ pub async fn socks5(
     Ok(io)
 }
 
-/// Returns what a reply of SOCKS5 means (RFC 1928, section 6).
+/// Returns the meaning of a SOCKS5 reply (RFC 1928, section 6).
 fn why(code: u8) -> &'static str {
     match code {
         2 => "its rules do not allow it",
@@ -181,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    /// Plays a proxy: reads what is expected, and answers. Returns what the client makes of it.
+    /// Simulates a proxy: reads the expected bytes, and answers. Returns the client's result.
     async fn asked<T: Future<Output = Result<BoxedIo, ProxyError>>>(
         script: &[(&[u8], &[u8])],
         client: impl FnOnce(BoxedIo) -> T,
@@ -192,7 +193,7 @@ mod tests {
                 let mut read = vec![0; wanted.len()];
                 far.read_exact(&mut read).await.unwrap();
                 assert_eq!(String::from_utf8_lossy(&read), String::from_utf8_lossy(wanted));
-                // Byte by byte: a client waits for the whole.
+                // Byte by byte: the client must wait for the whole answer.
                 for byte in *answer {
                     far.write_all(&[*byte]).await.unwrap();
                 }

@@ -14,7 +14,7 @@ fn pod(value: Value) -> Pod {
     serde_json::from_value(value).unwrap()
 }
 
-/// A pod that runs, with an address and a declared port.
+/// A running pod with an address and a declared port.
 fn running(name: &str, address: &str, port: u16, is_ready: bool) -> Pod {
     let ready = if is_ready { "True" } else { "False" };
     pod(json!({

@@ -9,7 +9,7 @@ use crate::{
     wire::websocket::{Event, Opcode, Parser, Role, put_frame},
 };
 
-/// A server that answers pings, or does not.
+/// A server that may or may not answer pings.
 struct Server {
     read: ReadHalf<DuplexStream>,
     write: WriteHalf<DuplexStream>,
@@ -82,7 +82,7 @@ async fn silence_is_the_end_of_a_connection_on_which_nothing_is_on_its_way() {
     assert!((15..=20).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     assert_eq!(poll_fn(|cx| framed.poll_ready(cx)).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 
-    // A pod that reads nothing holds up the pings behind its data.
+    // If a pod does not read, pings wait behind its data.
     let (framed, mut stalled) = Server::new(1 << 20);
     write(&framed, &[7; 50_000]).await;
     assert!(timeout(Duration::from_secs(3600), next(&framed)).await.is_err(), "it may read again");
@@ -103,7 +103,7 @@ async fn a_reader_that_was_away_finds_the_connection_alive() {
     let (framed, mut server) = Server::new(1 << 16);
     server.say(Opcode::Binary, b"\x00first").await;
     assert_eq!(next(&framed).await.unwrap().unwrap().payload, "first");
-    // Its pongs wait behind nothing, and nobody reads them.
+    // Its pongs are not delayed, but no task reads them.
     let serving = tokio::spawn(async move {
         loop {
             let Event::Ping(payload) = server.event().await else { panic!("no ping") };
@@ -137,7 +137,7 @@ async fn only_a_close_frame_is_a_clean_end() {
         };
         assert_eq!(end, wanted, "{said:?}");
     }
-    // Whoever has closed wants nothing more.
+    // After a local close nothing more is expected.
     let (framed, mut server) = Server::new(1 << 16);
     framed.close();
     poll_fn(|cx| framed.poll_flush(cx)).await.unwrap();
@@ -190,7 +190,7 @@ async fn what_waits_to_be_sent_is_bounded() {
     let framed = Arc::new(framed);
     let reader = framed.clone();
     let reading = tokio::spawn(async move { next(&reader).await });
-    // The server reads nothing, and asks for pongs.
+    // The server does not read, but sends pings.
     let asking = tokio::spawn(async move {
         for _ in 0..100_000 {
             server.say(Opcode::Ping, &[b'?'; 125]).await;

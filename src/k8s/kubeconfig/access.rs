@@ -1,4 +1,4 @@
-//! A context turned into what reaches its cluster: address, proxy, CA bundle, credentials.
+//! Settings to reach the cluster of a context: address, proxy, CA bundle, credentials.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -33,22 +33,22 @@ use crate::{
 
 /// Cluster and user of a context, ready for a client.
 pub struct Access {
-    /// The address, and how its TLS is verified. It has no credentials.
+    /// Address and TLS verification, without credentials.
     pub config: kube::Config,
-    /// None: the system's CA bundle, or none at all where the kubeconfig asks for that.
+    /// `None`: the system's CA bundle, or no verification if the kubeconfig asks for that.
     pub bundle: Option<Bundle>,
     pub login: Login,
-    /// The user and its file, for people.
+    /// User and file, for messages.
     pub user: String,
-    /// Headers of each request: those of impersonation, and the Authorization of a server's URL.
+    /// Headers for each request: impersonation, and the Authorization header from the server's URL.
     pub headers: HeaderMap,
-    /// The certificates and keys that were read.
+    /// Certificate and key files that were read.
     pub files: Fingerprint,
 }
 
 impl Access {
     /// # Errors
-    /// The context, its cluster or its user cannot be used: which, where, and why.
+    /// Fails if the context, its cluster or its user cannot be used. The error says which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
         let contexts = &merged.kubeconfig.contexts;
@@ -78,7 +78,7 @@ impl Access {
         };
         let mut users = merged.kubeconfig.auth_infos.iter();
         let user = match users.find(|named| !name.is_empty() && named.name == name) {
-            // A server that takes everybody, like that of 'kubectl proxy', needs no user.
+            // A server without authentication, like that of 'kubectl proxy', needs no user.
             None if name.is_empty() || server.scheme_str() == Some("http") => AuthInfo::default(),
             None => {
                 return Err(of_user("no file has this user: add it, or name another one in the context".to_owned()));
@@ -98,7 +98,7 @@ impl Access {
         };
         let mut headers = impersonation::headers(&user).map_err(of_user)?;
         headers.extend(header.map(|header| (AUTHORIZATION, header)));
-        // Noted before they are read: a change meanwhile counts.
+        // Recorded before the files are read, so that a change during the read is detected.
         let files = [&cluster.certificate_authority, &user.client_certificate, &user.client_key];
         let files: Vec<PathBuf> = files.into_iter().flatten().map(PathBuf::from).collect();
         let files = Fingerprint::of(&files);
@@ -110,11 +110,11 @@ impl Access {
                 let bundle = pem.as_deref().map(|pem| bundle_of(pem, path.as_deref(), &provider));
                 let info = || plugin::cluster_info(&cluster, pem.as_deref(), proxy_url.as_ref());
                 if let Some(exec) = &user.exec {
-                    // Also of a plugin that is not asked.
+                    // Checked even for a plugin that is not used.
                     Version::of(exec.api_version.as_deref().unwrap_or_default()).map_err(of_user)?;
                 }
                 let login = match &user.exec {
-                    // As in client-go, a plugin is not asked where there is something else to sign in with.
+                    // As in client-go, the plugin is not used if there are other credentials.
                     Some(exec) if !has_credentials(&user) => {
                         let info = exec.provide_cluster_info.then(info);
                         Login::Plugin(Box::new(plugin::find(exec, info, exec_path, &of_user)?))
@@ -123,7 +123,7 @@ impl Access {
                 };
                 (bundle.transpose().map_err(of_cluster)?, login)
             }
-            // No secret goes over a connection that anybody can read.
+            // Credentials must not be sent over an unencrypted connection.
             _ => (None, Login::Fixed(Credential::default())),
         };
         let mut config = kube::Config::new(server);
@@ -140,7 +140,7 @@ fn has_credentials(user: &AuthInfo) -> bool {
     has_certificate || user.token.is_some() || user.token_file.is_some() || user.username.is_some()
 }
 
-/// Returns the credential that the kubeconfig has, or names a file of.
+/// Returns the login whose credential is in the kubeconfig or in a file that it names.
 fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> Stored) -> Result<Login, String> {
     let (data, path) = (&user.client_certificate_data, &user.client_certificate);
     let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {
@@ -163,11 +163,11 @@ fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> St
     if let Some(path) = &user.token_file {
         return open_token(path.clone(), token, identity).map(Login::TokenFile);
     }
-    // client-go sends a name without a password, and no password without a name.
+    // As in client-go, a name without a password is sent, but not a password without a name.
     let password = user.password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
     let header = header.or_else(|| user.username.as_ref().and_then(|name| basic(name, password)));
     Ok(match oidc {
-        // As in client-go, it is not asked where there is another Authorization header.
+        // As in client-go, the provider is not used if there is another Authorization header.
         Some(oidc) if header.is_none() => Login::Oidc(Box::new(oidc)),
         _ => Login::Fixed(Credential::new(header, identity)),
     })
@@ -177,11 +177,11 @@ fn stored(merged: &Merged, user: &str) -> Stored {
     Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned() }
 }
 
-/// As Go reads it: the bits that the last character has too many may be anything.
+/// Base64 as in Go: unused bits in the last character may have any value.
 pub(super) const LENIENT: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
-/// Returns what `KEY-data` or the file of `KEY` has.
+/// Returns the content of `KEY-data`, or of the file in `KEY`.
 pub(super) fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
     match (data, path) {
         (Some(data), _) => LENIENT.decode(data).map(Some).map_err(|_| format!("{key}-data is no base64")),
@@ -195,7 +195,7 @@ pub(super) fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<O
 
 pub(super) fn bundle_of(bytes: &[u8], path: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Bundle, String> {
     if bytes.is_empty() {
-        // As in client-go: an empty file trusts nobody.
+        // As in client-go, an empty file means that no certificate is trusted.
         return Ok(Bundle::new(Vec::new(), provider));
     }
     let place = path.map_or_else(|| "certificate-authority-data".to_owned(), |path| format!("the CA bundle {path}"));

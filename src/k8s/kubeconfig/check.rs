@@ -1,11 +1,11 @@
-//! Checks of client-go on a cluster and a user, before the first request.
+//! Checks that client-go makes on a cluster and a user before the first request.
 
 use kube::config::{AuthInfo, Cluster};
 
 use super::plugin;
 
 /// # Errors
-/// Settings that contradict each other.
+/// Fails if settings contradict each other.
 pub(super) fn cluster(cluster: &Cluster) -> Result<(), String> {
     let has_bundle = cluster.certificate_authority.is_some() || cluster.certificate_authority_data.is_some();
     if cluster.certificate_authority.is_some() && cluster.certificate_authority_data.is_some() {
@@ -18,13 +18,13 @@ pub(super) fn cluster(cluster: &Cluster) -> Result<(), String> {
 }
 
 /// # Errors
-/// Settings that contradict each other, or lack their other half.
+/// Fails if settings contradict each other or are incomplete.
 pub(super) fn user(user: &AuthInfo) -> Result<(), String> {
     let has_certificate = user.client_certificate.is_some() || user.client_certificate_data.is_some();
     if user.client_certificate.is_some() && user.client_certificate_data.is_some() {
         return Err(both("client-certificate"));
     }
-    // A key alone is passed over.
+    // A key without a certificate is ignored.
     if has_certificate && user.client_key.is_some() && user.client_key_data.is_some() {
         return Err(both("client-key"));
     }
@@ -51,7 +51,7 @@ pub(super) fn user(user: &AuthInfo) -> Result<(), String> {
 }
 
 /// # Errors
-/// The `auth-provider` is not `oidc`, the only one that kubectl still has.
+/// Fails unless the `auth-provider` is `oidc`, the only one that kubectl still supports.
 pub(super) fn auth_provider(name: &str) -> Result<(), String> {
     let instead = match name {
         "oidc" => return Ok(()),

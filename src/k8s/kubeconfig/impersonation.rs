@@ -1,10 +1,11 @@
-//! The headers of impersonation: `as`, `as-uid`, `as-groups` and `as-user-extra` of a user.
+//! Impersonation headers: `as`, `as-uid`, `as-groups` and `as-user-extra` of a user.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use kube::config::AuthInfo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// Characters of a header name beside letters and digits (RFC 9110, section 5.6.2), except the percent sign.
+/// Bytes to escape in a header name: all but letters, digits and the marks of RFC 9110, section 5.6.2; the percent sign
+/// is escaped too.
 const NOT_IN_NAME: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'!')
     .remove(b'#')
@@ -21,10 +22,10 @@ const NOT_IN_NAME: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'|')
     .remove(b'~');
 
-/// Returns the headers, in which the keys of `as-user-extra` are percent-encoded.
+/// Returns the headers. Keys of `as-user-extra` are percent-encoded in them.
 ///
 /// # Errors
-/// A value has characters that HTTP does not allow.
+/// Fails if a value has characters that HTTP does not allow.
 pub(super) fn headers(user: &AuthInfo) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     let mut add = |name: &str, key: &str, value: &str| {

@@ -1,4 +1,4 @@
-//! The cluster that adit runs in, found and read as by client-go (`rest.InClusterConfig`).
+//! The cluster that adit runs in, detected as in client-go (`rest.InClusterConfig`).
 
 use std::{env, fs, path::PathBuf};
 
@@ -14,10 +14,10 @@ use crate::{
     k8s::{ClusterError, credentials::Login, proxy::Environment},
 };
 
-/// A pod, with the files of its service account.
+/// A pod with its service account files.
 pub(super) struct Pod {
     folder: PathBuf,
-    /// The API server. None: adit does not run in a cluster.
+    /// Address of the API server. `None`: adit does not run in a cluster.
     server: Option<String>,
     namespace: Option<String>,
     environment: Environment,
@@ -46,7 +46,7 @@ impl Pod {
         self.server.is_some() && self.folder.join("token").is_file()
     }
 
-    /// Returns the namespace that names mean which say none.
+    /// Returns the namespace for names without one.
     pub(super) fn namespace(&self) -> Result<Namespace, InvalidValue> {
         let of_file = || fs::read_to_string(self.folder.join("namespace")).ok();
         let namespace = self.namespace.clone().or_else(of_file).unwrap_or_default();
@@ -57,7 +57,7 @@ impl Pod {
     }
 
     /// # Errors
-    /// adit does not run in a cluster, or a file of the service account cannot be used.
+    /// Fails if adit does not run in a cluster, or if a service account file cannot be used.
     pub(super) fn access(&self) -> Result<Access, ClusterError> {
         let user = "the pod's service account".to_owned();
         let unusable = |reason: String| ClusterError::Kubeconfig { reason };
@@ -68,7 +68,7 @@ impl Pod {
         let path = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
         let ca = path("ca.crt");
         let files = Fingerprint::of([&PathBuf::from(&ca)]);
-        // As in client-go: without the file the system's CA bundle decides.
+        // As in client-go, the system's CA bundle is used without the file.
         let bundle = pem("certificate-authority", None, Some(&ca)).ok().flatten();
         let provider = crate::tls::provider();
         let bundle = bundle.map(|pem| bundle_of(&pem, Some(&ca), &provider)).transpose().map_err(of_pod)?;

@@ -1,4 +1,4 @@
-//! Which credential plugins may run: `credentialPluginPolicy` of kubectl's preferences (kuberc).
+//! Policy for credential plugins: `credentialPluginPolicy` in kubectl's preferences (kuberc).
 
 use std::{
     env, fs, io,
@@ -9,20 +9,20 @@ use serde_json::Value;
 
 use crate::{config::file::foreign, k8s::credentials::words};
 
-/// Policy of the user for plugins.
+/// The user's policy for plugins.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Policy {
     All,
     None,
-    /// Names and paths of programs.
+    /// Allowed programs, as names and paths.
     Only(Vec<String>),
 }
 
 impl Policy {
-    /// Reads the file of this user: `$KUBERC`, else `~/.kube/kuberc`. `KUBERC=off` means none.
+    /// Reads the user's file: `$KUBERC`, else `~/.kube/kuberc`. `KUBERC=off`: no file.
     ///
     /// # Errors
-    /// The file cannot be read: as in kubectl, no plugin runs then.
+    /// Fails if the file cannot be read. As in kubectl, no plugin may run then.
     pub(super) fn of_user() -> Result<Self, String> {
         let path = match env::var_os("KUBERC").filter(|path| !path.is_empty()) {
             Some(path) if path == "off" => return Ok(Self::All),
@@ -63,7 +63,7 @@ impl Policy {
         }
     }
 
-    /// Returns whether a plugin may run. `find`: where a name without a slash leads.
+    /// Returns whether a plugin may run. `find`: looks up a name without a slash.
     pub(super) fn allows(&self, program: &Path, find: impl Fn(&str) -> Option<PathBuf>) -> bool {
         match self {
             Self::All => true,

@@ -1,4 +1,5 @@
-//! One kubeconfig file, read as client-go reads it: a value of another type refuses the file, and other mistakes count where they are used.
+//! Reads one kubeconfig file as client-go does: a value of a wrong type makes the file invalid, and other errors only
+//! matter where they are used.
 
 use std::{
     collections::HashMap,
@@ -16,25 +17,25 @@ use crate::{
     k8s::credentials::words,
 };
 
-/// Lists of named entries, the key of each entry's content, and those of its keys that are paths.
+/// Lists of named entries, the key with each entry's content, and the keys of paths in it.
 const ENTRIES: [(&str, &str, &[&str]); 3] = [
     ("clusters", "cluster", &["certificate-authority"]),
     ("users", "user", &["client-certificate", "client-key", "tokenFile"]),
     ("contexts", "context", &[]),
 ];
 
-/// Reads kubeconfigs, and keeps the content of those that can be read once: pipes, as in `--kubeconfig <(...)`.
+/// Reads kubeconfigs. Keeps the content of files that can be read only once: pipes, as in `--kubeconfig <(...)`.
 #[derive(Default)]
 pub struct Files {
     pipes: Mutex<HashMap<PathBuf, Vec<u8>>>,
 }
 
 impl Files {
-    /// Reads a file. Relative paths in it are below its folder. None: it does not exist.
+    /// Reads a file. Relative paths in it are relative to its folder. `None`: it does not exist.
     ///
     /// # Errors
-    /// It cannot be read, is no YAML, or client-go would refuse it: the place in it, and why. A user whose plugin has an
-    /// `interactiveMode` that is none keeps its name and loses its content.
+    /// Fails if the file cannot be read, is not YAML, or is invalid for client-go. The error has the position and the
+    /// reason. A user whose plugin has an invalid `interactiveMode` keeps its name and loses its content.
     pub(super) fn read(&self, path: &Path) -> Result<Option<Kubeconfig>, String> {
         match self.content(path) {
             Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
@@ -57,7 +58,7 @@ impl Files {
     }
 }
 
-/// Decodes UTF-8 and UTF-16 with a byte order mark, as PowerShell writes it.
+/// Decodes UTF-8, and UTF-16 with a byte order mark, as PowerShell writes it.
 fn text(bytes: &[u8]) -> Result<String, String> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -81,14 +82,14 @@ fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
     shape::give(&mut document, text)?;
     let root = document.as_object_mut().expect("it has its shape");
     drop_unset(root);
-    // Both are the same in every kubeconfig, and need not be there.
+    // Both have the same value in every kubeconfig, and may be absent.
     for (key, wanted) in [("kind", "Config"), ("apiVersion", "v1")] {
         match root.remove(key) {
             Some(other) if other != wanted => return Err(format!("{key} is {other}, and has to be {wanted:?}")),
             _ => {}
         }
     }
-    // These are for kubectl.
+    // Only kubectl uses these.
     root.retain(|key, _| !matches!(key.as_str(), "preferences" | "extensions"));
     for (key, content, paths) in ENTRIES {
         let list = root.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten();
@@ -100,23 +101,24 @@ fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
             }
         }
     }
-    // The parser's words may have a value in them.
+    // The parser's message may contain a value.
     serde_json::from_value(document).map_err(|_| "it is no kubeconfig".to_owned())
 }
 
-/// Empty and null values mean the same as absent ones.
+/// Removes empty and null values, which mean the same as absent ones.
 fn drop_unset(entry: &mut Map<String, Value>) {
     entry.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
 }
 
-/// Makes an entry one of kube's. False: its plugin has an `interactiveMode` that is none, which only its use makes a mistake.
+/// Makes an entry valid for kube. Returns false if its plugin has an invalid `interactiveMode`, which is an error only
+/// when the user is used.
 fn prepare(entry: &mut Map<String, Value>, paths: &[&str], folder: &Path) -> bool {
     drop_unset(entry);
     if paths.is_empty() {
-        // A context without a cluster is refused where it is used.
+        // A missing cluster is an error only when the context is used.
         entry.entry("cluster").or_insert_with(|| "".into());
     }
-    // Only plugins get them, and only whole ones.
+    // Only plugins get extensions, and only complete ones.
     if let Some(Value::Array(extensions)) = entry.get_mut("extensions") {
         extensions.retain(|it| it.get("name").is_some_and(Value::is_string) && it.get("extension").is_some());
     }

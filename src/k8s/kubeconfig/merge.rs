@@ -1,4 +1,4 @@
-//! Several kubeconfig files as one: of entries with one name that of the first file counts, as in client-go.
+//! Merges several kubeconfig files: if entries have the same name, the first file wins, as in client-go.
 
 use std::{
     collections::HashMap,
@@ -10,21 +10,21 @@ use kube::config::Kubeconfig;
 use super::load::Files;
 use crate::config::KubeconfigPaths;
 
-/// The files together, and where each entry is from.
+/// Merged files, with the file of each entry.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub kubeconfig: Kubeconfig,
-    /// The files that exist.
+    /// Files that exist.
     files: Vec<PathBuf>,
     clusters: HashMap<String, PathBuf>,
     users: HashMap<String, PathBuf>,
 }
 
 impl Merged {
-    /// Reads the files. One that does not exist is passed over if another one does.
+    /// Reads the files. Skips missing files if at least one exists.
     ///
     /// # Errors
-    /// None exists, or one is no kubeconfig: which, and why.
+    /// Fails if no file exists or one is invalid. The error says which, and why.
     pub(super) fn read(paths: &KubeconfigPaths, files: &Files) -> Result<Self, String> {
         let mut merged: Option<Self> = None;
         for path in paths.0.iter().filter(|path| !path.as_os_str().is_empty()) {
@@ -46,12 +46,12 @@ impl Merged {
             self.users.entry(named.name.clone()).or_insert_with(|| path.to_owned());
         }
         let before = self.kubeconfig.clone();
-        // It fails for kinds and versions that differ, and has been read without them.
+        // It would fail only on different kinds or versions, and these were removed when the file was read.
         self.kubeconfig = self.kubeconfig.merge(next).unwrap_or(before);
         self
     }
 
-    /// Names the files for people.
+    /// Returns the files as text for messages.
     pub(super) fn files(&self) -> String {
         list(&self.files)
     }
@@ -61,12 +61,12 @@ impl Merged {
         self.users.get(name)
     }
 
-    /// Names a cluster and its file for people: `cluster "c" of /home/ana/.kube/config`.
+    /// Returns a cluster and its file as text for messages: `cluster "c" of /home/ana/.kube/config`.
     pub(super) fn cluster(&self, name: &str) -> String {
         named("cluster", name, &self.clusters)
     }
 
-    /// Names a user and its file for people.
+    /// Returns a user and its file as text for messages.
     pub(super) fn user(&self, name: &str) -> String {
         named("user", name, &self.users)
     }

@@ -1,4 +1,4 @@
-//! The credential plugin of a user: checked as client-go checks it, and found on this machine.
+//! Credential plugin of a user: validated as in client-go, and found on this machine.
 
 use std::path::PathBuf;
 
@@ -17,12 +17,12 @@ use crate::k8s::{
 /// Extension of a cluster entry that plugins receive.
 const EXTENSION: &str = "client.authentication.k8s.io/exec";
 
-/// Why a user's content is not there.
+/// Error for a user whose content was dropped because of its plugin's `interactiveMode`.
 pub(super) const NO_SUCH_MODE: &str =
     "its exec has an interactiveMode that is none: write Never, IfAvailable or Always";
 
 /// # Errors
-/// Settings that client-go refuses, also if it never runs the plugin.
+/// Fails on settings that client-go rejects, even if it never runs the plugin.
 pub(super) fn check(exec: &ExecConfig) -> Result<(), String> {
     let is_empty = |text: &Option<String>| text.as_deref().unwrap_or_default().is_empty();
     if is_empty(&exec.command) {
@@ -32,17 +32,17 @@ pub(super) fn check(exec: &ExecConfig) -> Result<(), String> {
         return Err(format!("its exec has no apiVersion: add apiVersion: {}", Version::V1.name()));
     }
     variables(exec)?;
-    // Only the older version has a default.
+    // Only v1beta1 has a default.
     if exec.interactive_mode.is_none() && exec.api_version.as_deref() != Some(Version::V1Beta1.name()) {
         return Err("its exec has no interactiveMode: add interactiveMode: IfAvailable".to_owned());
     }
     Ok(())
 }
 
-/// Returns the plugin, whose command is looked for in the folders of `exec_path` where it is a name alone.
+/// Returns the plugin. Searches the folders of `exec_path` if the command is a bare name.
 ///
 /// # Errors
-/// Its version is unknown, it needs a terminal, or it is not there.
+/// Fails if the version is unknown, or if the plugin needs a terminal or does not exist.
 pub(super) fn find(
     exec: &ExecConfig,
     cluster: Option<Value>,
@@ -59,7 +59,7 @@ pub(super) fn find(
              IfAvailable, and sign in with the plugin by hand where it asks"
         )));
     }
-    // A name with a slash is a path; a relative one has been resolved where its file was read.
+    // A name with a slash is a path. Relative paths were resolved when their file was read.
     let found = match command.contains('/') {
         true => Some(PathBuf::from(&command)).filter(|file| file.exists()),
         false => exec_path.find(&command),
@@ -78,14 +78,14 @@ pub(super) fn find(
         )));
     }
     let mut all = vec![("PATH".to_owned(), exec_path.to_env().to_string_lossy().into_owned())];
-    // Of two with one name the last counts.
+    // If a variable is set twice, the last value wins.
     all.extend(variables);
     let name = command.rsplit('/').next().unwrap_or(&command).to_owned();
     let arguments = exec.args.clone().unwrap_or_default();
     Ok(Plugin { name, program, arguments, variables: all, version, cluster })
 }
 
-/// Returns the error of a plugin that is not there, in the context of `error`.
+/// Returns the error for a missing plugin, with the context of `error`.
 fn not_found(error: ClusterError, reason: String, exec: &ExecConfig) -> ClusterError {
     let ClusterError::Credentials { context, .. } = error else { return error };
     let advice = "install it, or add its folder to exec_path".to_owned();
@@ -108,8 +108,8 @@ fn variables(exec: &ExecConfig) -> Result<Vec<(String, String)>, String> {
     exec.env.iter().flatten().map(one).collect()
 }
 
-/// Returns what a plugin with `provideClusterInfo` learns, in the keys of `ExecCredential`'s `spec.cluster`.
-/// `proxy`: the one that requests go through, wherever it is named.
+/// Returns the cluster info for a plugin with `provideClusterInfo`, with the keys of `spec.cluster` in `ExecCredential`.
+/// `proxy`: the proxy of requests, from any source.
 pub(super) fn cluster_info(cluster: &Cluster, bundle: Option<&[u8]>, proxy: Option<&Uri>) -> Value {
     let mut info = Map::new();
     info.insert("server".to_owned(), cluster.server.clone().unwrap_or_default().into());

@@ -1,4 +1,4 @@
-//! The `server` of a cluster, in all forms that client-go takes.
+//! The `server` of a cluster, in all forms that client-go accepts.
 
 use http::{HeaderValue, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
@@ -8,7 +8,7 @@ use crate::k8s::{
     proxy::{credentials, without_password},
 };
 
-/// Characters that Go leaves as they are in a path (`net/url`).
+/// Bytes to escape in a path, as in Go (`net/url`).
 const NOT_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -27,16 +27,17 @@ const NOT_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
 /// An API server.
 #[derive(Debug)]
 pub(super) struct Server {
-    /// The URL without user and password.
+    /// URL without user and password.
     pub url: Uri,
-    /// The Authorization header of a URL with a user. As in net/http, it comes before that of the kubeconfig's user.
+    /// Authorization header of a URL with a user. As in net/http, it replaces that of the kubeconfig's user.
     pub header: Option<HeaderValue>,
 }
 
-/// Returns the server. Without a scheme it is `http://host:port`, as in client-go, whatever the entry says about TLS.
+/// Parses a server. As in client-go, an address without a scheme means `http://host:port`, even if the entry has TLS
+/// settings.
 ///
 /// # Errors
-/// It is no URL, or a path follows a host without a scheme. The text does not show a password.
+/// Fails if the text is not a URL, or if a path follows a host without a scheme. The error does not contain a password.
 pub(super) fn url(server: &str) -> Result<Server, String> {
     let is_whole = server.split_once("://").is_some_and(|(_, rest)| !rest.is_empty() && !rest.starts_with('/'));
     let refused =
@@ -69,7 +70,7 @@ pub(super) fn url(server: &str) -> Result<Server, String> {
     }
 }
 
-/// Returns a path as client-go sends it: decoded, cleaned by `path.Join`, and encoded where it has to be.
+/// Returns a path as client-go sends it: decoded, cleaned as by `path.Join`, and encoded again.
 fn clean(path: &str) -> String {
     let decoded = percent_decode_str(path).collect::<Vec<u8>>();
     let mut clean: Vec<&[u8]> = Vec::new();

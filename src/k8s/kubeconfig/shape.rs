@@ -1,4 +1,5 @@
-//! The types of a kubeconfig's values. A value of another type makes client-go refuse the whole file, whoever needs that value.
+//! Types of a kubeconfig's values. As in client-go, a value of a wrong type makes the whole file invalid, even if the
+//! value is not used.
 
 use std::collections::HashSet;
 
@@ -12,15 +13,15 @@ use crate::config::file::edit::{self, Step};
 enum Shape {
     Text,
     Flag,
-    /// Base64, which may have line ends.
+    /// Base64, possibly with line ends.
     Data,
     Any,
     List(&'static Shape),
-    /// A list whose entries have different names.
+    /// A list whose entries have distinct names.
     Named(&'static Shape),
-    /// Values of one type below any keys.
+    /// Any keys, with values of one type.
     Map(&'static Shape),
-    /// Keys with a type each. Others are passed over.
+    /// Known keys, with a type each. Other keys are ignored.
     Keys(&'static [(&'static str, Shape)]),
 }
 use Shape::{Any, Data, Flag, Keys, List, Named, Text};
@@ -80,11 +81,11 @@ const FILE: Shape = Keys(&[
     ("extensions", EXTENSIONS),
 ]);
 
-/// Gives a file its shape: nulls and unknown keys are dropped, and a null in a list becomes an empty value, as in Go.
-/// `text`: the file, to find the line of a mistake.
+/// Checks the types of a file. Removes nulls and unknown keys, and replaces a null in a list by an empty value, as in Go.
+/// `text`: the file, to find the line of an error.
 ///
 /// # Errors
-/// A value has another type: which, of which entry, and on which line. The text shows no value: it may be a secret.
+/// Fails if a value has a wrong type. The error names its entry and line, but not the value, which may be a secret.
 pub(super) fn give(document: &mut Value, text: &str) -> Result<(), String> {
     let mut path = Vec::new();
     let Err(wrong) = FILE.give(document, &mut path) else { return Ok(()) };
@@ -93,7 +94,7 @@ pub(super) fn give(document: &mut Value, text: &str) -> Result<(), String> {
     Err(format!("{} {wrong}{line}", called(&path, document)))
 }
 
-/// A key, or a place in a list.
+/// Key, or index in a list.
 #[derive(Clone, Debug)]
 enum Place {
     Key(String),
@@ -109,7 +110,7 @@ impl Place {
     }
 }
 
-/// Names a value for people: `exec.args[0] of user "ana"`, or by its path where its entry has no name.
+/// Returns the name of a value for messages: `exec.args[0] of user "ana"`, or its path if its entry has no name.
 fn called(path: &[Place], document: &Value) -> String {
     let (path, of) = match path {
         [Place::Key(list), Place::At(index), Place::Key(_), rest @ ..] if !rest.is_empty() => {
@@ -133,7 +134,7 @@ fn called(path: &[Place], document: &Value) -> String {
 }
 
 impl Shape {
-    /// `path` is where a mistake is, once there is one.
+    /// Checks a value. After an error, `path` is its position.
     fn give(&self, value: &mut Value, path: &mut Vec<Place>) -> Result<(), String> {
         match (self, &mut *value) {
             (_, Value::Null) => *value = self.empty(),
@@ -207,7 +208,7 @@ impl Shape {
     }
 }
 
-/// Returns the name that two entries have. One of null has the empty name.
+/// Returns the first name that two entries share. Null counts as the empty name.
 fn twice(list: &[Value]) -> Option<&str> {
     let mut names = HashSet::new();
     list.iter().map(|named| named["name"].as_str().unwrap_or_default()).find(|name| !names.insert(*name))
@@ -256,7 +257,7 @@ mod tests {
             ),
             ("users: [null, {user: {}}]", "users has two entries called \"\": rename or remove one of them (line 1)"),
             ("preferences: {colors: a}", "preferences.colors is text, and has to be true or false (line 1)"),
-            // With a key twice there is no line to name.
+            // With a duplicate key the line is unknown.
             ("kind: Config\nkind: 5", "kind is a number, and has to be text: put it in quotes"),
         ] {
             assert_eq!(given(text).unwrap_err(), wanted, "{text}");

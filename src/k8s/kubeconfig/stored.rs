@@ -1,4 +1,4 @@
-//! The `auth-provider` of a user in its file: read, and written back under the lock that kubectl takes.
+//! The `auth-provider` of a user in its kubeconfig: read, and written under kubectl's lock.
 
 use std::{
     fs::{self, OpenOptions},
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Place of the settings.
+/// Location of the settings.
 pub(super) struct Stored {
     pub file: PathBuf,
     pub user: String,
@@ -38,7 +38,7 @@ impl Store for Stored {
         let values: Vec<_> = keys.iter().map(|key| (*key, "a")).collect();
         self.edited(&values)?;
         OpenOptions::new().write(true).open(&self.file).map_err(|error| self.unwritable(&error))?;
-        // It is a file of the folder, as the one that is written.
+        // The lock file is in the same folder as the new file, so this also tests whether the folder is writable.
         Lock::take(&self.file).map(drop)
     }
 
@@ -64,9 +64,9 @@ impl Stored {
         })
     }
 
-    /// Replaces the file at once: others never read half of it.
+    /// Replaces the file atomically, so that other programs never read half of it.
     fn replace(&self, text: &str) -> io::Result<()> {
-        // Resolves a symlink, to write its target.
+        // Resolves a symlink, so that its target is replaced.
         let file = fs::canonicalize(&self.file)?;
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let new = file.with_file_name(format!(".{name}.{}", std::process::id()));
@@ -88,7 +88,7 @@ impl Stored {
     }
 }
 
-/// The lock of client-go: a file beside the kubeconfig.
+/// Lock file of client-go, next to the kubeconfig.
 struct Lock(PathBuf);
 
 impl Lock {

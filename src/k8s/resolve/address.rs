@@ -18,8 +18,8 @@ use crate::{
 };
 
 impl Lookup<'_> {
-    /// Returns the Service whose ClusterIP an address is, else the pod that has it, in any namespace. A user who may not list all
-    /// namespaces has those of the target's.
+    /// Returns the Service with this ClusterIP, else the pod with this address, in any namespace. If the user may not
+    /// list all namespaces, searches only the target's.
     pub(super) async fn owner_of(&self, address: IpAddr) -> Result<(Namespace, Workload), ClusterError> {
         let (of_services, of_pods) = (format!("spec.clusterIP={address}"), format!("status.podIP={address}"));
         let (services, pods) = tokio::join!(self.with::<Service>(&of_services), self.with::<Pod>(&of_pods));
@@ -32,7 +32,7 @@ impl Lookup<'_> {
             let name = self.valid(service.metadata.name)?;
             return Ok((self.in_or(service.metadata.namespace)?, Workload::Service(name)));
         }
-        // Those on the network of their node share its address, and one that has ended has none.
+        // Pods on the host network share the node's address, and an ended pod has none.
         let pod = pods?.items.into_iter().find(|pod| {
             let is_on_node = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
             let status = pod.status.as_ref();
@@ -60,7 +60,7 @@ impl Lookup<'_> {
         namespace.map_or_else(|| Ok(self.namespace.clone()), |namespace| self.valid(Some(namespace)))
     }
 
-    /// Returns a name that the API server has answered.
+    /// Returns a validated name from an answer of the API server.
     fn valid<T: FromStr<Err = InvalidValue>>(&self, name: Option<String>) -> Result<T, ClusterError> {
         name.unwrap_or_default().parse().map_err(|invalid: InvalidValue| ClusterError::Protocol {
             context: self.cluster.context.clone(),
@@ -68,7 +68,7 @@ impl Lookup<'_> {
         })
     }
 
-    /// Returns the objects that a field selects.
+    /// Returns the objects that match a field selector.
     async fn with<K: NamespacedKind>(&self, fields: &str) -> Result<ObjectList<K>, ClusterError> {
         let doing = format!("looking for {fields}");
         let params = ListParams::default().fields(fields);

@@ -1,4 +1,4 @@
-//! ExternalNames that mean a Service of the same cluster.
+//! ExternalNames for a Service of the same cluster.
 
 use crate::{
     config::{Label, Namespace, PortRef, Subdomain, Workload},
@@ -8,10 +8,10 @@ use crate::{
     },
 };
 
-/// The domain of nearly every cluster; nothing tells a client which another one has.
+/// Domain of nearly every cluster. A client cannot find out another one.
 const DOMAIN: &str = "cluster.local";
 
-/// A name of the cluster's DNS: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
+/// Name in the cluster's DNS: `[{pod}.]{service}.{namespace}.svc[.cluster.local][.]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InCluster {
     pod: Option<Subdomain>,
@@ -20,7 +20,7 @@ pub struct InCluster {
 }
 
 impl InCluster {
-    /// Returns None for names outside of the cluster.
+    /// Parses a name. `None`: it is outside of the cluster.
     pub fn parse(name: &str) -> Option<Self> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         let name = name.strip_suffix(DOMAIN).and_then(|name| name.strip_suffix('.')).unwrap_or(&name);
@@ -32,7 +32,7 @@ impl InCluster {
         Some(Self { pod, service: service.parse().ok()?, namespace: namespace.parse().ok()? })
     }
 
-    /// Returns the namespace and the workload that stand for `asked`: a pod that was named stays named.
+    /// Returns the namespace and the workload for `asked`. A named pod stays named.
     pub fn workload(self, asked: Workload) -> (Namespace, Workload) {
         let of_asked = match asked {
             Workload::PodOfService { pod, .. } => Some(pod),
@@ -46,8 +46,8 @@ impl InCluster {
     }
 }
 
-/// Returns which port is meant behind an ExternalName: a number is the same there (the name is only a CNAME), and what
-/// the ExternalName calls a port it gives a number.
+/// Returns the port behind an ExternalName. A number stays the same, because the name is only a CNAME; a port name of the
+/// ExternalName is replaced by its number.
 pub fn port_behind(spec: &ServiceSpec, wanted: &PortRef) -> PortRef {
     match (wanted, choose_port(&tcp_ports(spec), wanted)) {
         (PortRef::Name(_), Some(port)) => PortRef::number(port.number).unwrap_or_else(|| wanted.clone()),

@@ -1,4 +1,4 @@
-//! Why a Service or a pod cannot be reached, in words: what is looked up only for an error.
+//! Errors for a Service or a pod that cannot be reached. Their look-ups happen only after a failure.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// The most names that a suggestion is looked for in.
+/// Maximum number of names to search for a suggestion.
 const MOST_NEIGHBOURS: u32 = 500;
 
-/// How what is not a pod is reached.
+/// Hint for targets that are not pods.
 const THROUGH_A_POD: &str = "through a pod: via and target of a route in http.k8s.routes, or tcp.k8s.jump";
 
 impl Lookup<'_> {
@@ -97,7 +97,7 @@ impl Lookup<'_> {
         format!("{} -n {} get pods -l {}", self.cluster.kubectl(), self.namespace, quoted(selector))
     }
 
-    /// Tells why a Service has no pod that takes connections.
+    /// Returns the error for a Service without a reachable pod.
     pub(super) async fn nothing_ready(
         &self,
         what: &str,
@@ -122,7 +122,7 @@ impl Lookup<'_> {
         let cause = match self.list_pods(ListParams::default().labels(&selector).limit(100)).await {
             Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
             Ok(list) => describe(&list.items),
-            // The state of the pods is an extra; what counts was said by the EndpointSlices.
+            // The pods' state is optional: the EndpointSlices are what counts.
             Err(_) => "its EndpointSlices name no ready pod".to_owned(),
         };
         ClusterError::NotReady { what: what.to_owned(), context, cause, hint: self.get_pods(&selector) }
@@ -142,7 +142,7 @@ impl Lookup<'_> {
         self.unsupported(what, &why, Some(format!("go on to the address {THROUGH_A_POD}")))
     }
 
-    /// Tells that an object does not exist, with names that are like it.
+    /// Returns the error for a missing object, with similar names.
     pub(super) async fn not_found<K: NamespacedKind>(&self, what: String, plural: &str, name: &str) -> ClusterError {
         let listed = self
             .cluster
@@ -174,7 +174,7 @@ impl Lookup<'_> {
     }
 }
 
-/// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, a few pods at most.
+/// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, with a few pods at most.
 fn describe(all: &[Pod]) -> String {
     const MOST: usize = 3;
     let ready = all.iter().filter(|pod| pods::is_ready(pod)).count();

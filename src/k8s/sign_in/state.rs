@@ -1,4 +1,4 @@
-//! The states of one sign-in, pure.
+//! State machine of one sign-in. Pure.
 //!
 //! ```text
 //!          needed              issued                 expired, or refused
@@ -9,7 +9,8 @@
 //!    +--------------- Failed <--------------+
 //! ```
 //!
-//! In Failed, the stored error answers. Each failure in a row doubles the pause, until a server accepts a credential.
+//! In Failed, callers get the stored error. Each consecutive failure doubles the pause, until a server accepts a
+//! credential.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,26 +19,26 @@ use tokio::time::Instant;
 use super::Failure;
 use crate::k8s::credentials::Credential;
 
-/// The pause after the first failure, and the longest: somebody mends it by hand, and reloads a page.
+/// Pause after the first failure, and longest pause: a person fixes the cause by hand, and reloads a page.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Phase of a sign-in.
 #[derive(Clone, Debug)]
 pub enum Phase {
-    /// There is no credential, and nobody has asked for one.
+    /// There is no credential, and no request for one.
     Idle,
-    /// The issuer runs, since then.
+    /// The issuer runs since this time.
     Running {
         since: Instant,
     },
     Signed(Arc<Credential>),
-    /// The issuer does not run before `retry_at`.
+    /// The issuer must not run before `retry_at`.
     Failed {
         failure: Failure,
         retry_at: Instant,
     },
-    /// adit ends.
+    /// adit is shutting down.
     Stopped,
 }
 
@@ -45,21 +46,21 @@ pub enum Phase {
 #[derive(Debug)]
 pub enum Next {
     Use(Arc<Credential>),
-    /// It fails with this.
+    /// Fail with this error.
     Fail(Failure),
-    /// Another caller's sign-in is on its way.
+    /// Wait for another caller's sign-in.
     Wait,
-    /// This caller starts it.
+    /// Start the sign-in.
     Start,
 }
 
-/// A sign-in's phase, with what has been before.
+/// Phase of a sign-in, and its history.
 #[derive(Clone, Debug)]
 pub struct State {
     pub phase: Phase,
-    /// In a row.
+    /// Number of consecutive failures.
     failures: u32,
-    /// When the last one ended, however.
+    /// End of the last sign-in, successful or not.
     pub ended: Option<Instant>,
 }
 
@@ -70,7 +71,7 @@ impl Default for State {
 }
 
 impl State {
-    /// A caller needs a credential.
+    /// Handles a caller that needs a credential.
     pub fn needed(&mut self, now: Instant) -> Next {
         match &self.phase {
             Phase::Signed(credential) if credential.is_fresh() => return Next::Use(credential.clone()),
@@ -83,7 +84,7 @@ impl State {
         Next::Start
     }
 
-    /// The sign-in has ended.
+    /// Handles the end of the sign-in.
     pub fn ended(&mut self, issued: Result<Credential, Failure>, now: Instant) {
         self.ended = Some(now);
         match (&self.phase, issued) {
@@ -93,15 +94,15 @@ impl State {
         }
     }
 
-    /// A server has accepted the credential.
+    /// Handles an accepted credential.
     pub fn accepted(&mut self) {
         self.failures = 0;
     }
 
-    /// A server has refused a credential. One that no server has ever accepted is a failure from the second time on.
+    /// Handles a refused credential. If no server has ever accepted one, the second refusal counts as a failure.
     pub fn refused(&mut self, credential: &Arc<Credential>, now: Instant) {
         let Phase::Signed(present) = &self.phase else { return };
-        // Another caller has renewed it meanwhile.
+        // Another caller has already renewed it.
         if !Arc::ptr_eq(present, credential) {
             return;
         }

@@ -1,4 +1,4 @@
-//! Asks for an upgrade by one transport after the other, as [`choice`] says, and remembers the one that works.
+//! Requests an upgrade with one transport after the other, as [`choice`] decides, and remembers the one that works.
 
 use std::{
     sync::{Arc, Mutex},
@@ -25,13 +25,14 @@ use crate::{
     k8s::{ClusterError, client::Cluster, credentials::Credential},
 };
 
-/// An attempt that was not answered in time may be answered later than the one that has won.
+/// How long to wait for late answers of attempts after another one has won.
 const LATE: Duration = Duration::from_secs(10);
 
-/// Transport that the servers of a context support, learned from upgrades.
+/// Transport that works in a context, learned from upgrades.
 pub struct Memory<T> {
     worked: Arc<Mutex<Option<T>>>,
-    /// Attempts whose answer would tell that a server was slow, and not that something swallows.
+    /// Attempts without an answer yet. A late answer means that the server was slow, and that no gateway swallows the
+    /// transport.
     late: Mutex<JoinSet<()>>,
 }
 
@@ -44,25 +45,25 @@ impl<T> Default for Memory<T> {
 /// An answered attempt.
 type Answered<T> = (T, hyper::Result<Answer>);
 
-/// Why no transport gave a connection.
+/// Reasons why no transport worked.
 pub(super) enum Failure<T> {
-    /// Not even a connection.
+    /// The connection failed.
     Cluster(ClusterError),
     Refused(T, Refusal),
-    /// The connection was closed, or the answer is no HTTP.
+    /// The connection was closed, or the answer is not HTTP.
     Broken(hyper::Error),
-    /// No answer at all.
+    /// No answer.
     Silent,
 }
 
-/// A connection that was switched to a transport, and to which of the protocols that were offered.
+/// A connection after its upgrade, with the protocol that the server chose.
 pub(super) struct Switched<T> {
     pub transport: T,
     pub protocol: String,
     pub io: BoxedIo,
 }
 
-/// The attempts of one upgrade.
+/// Attempts of one upgrade.
 struct Attempts<T> {
     made: Vec<(T, Verdict)>,
     asked: FuturesUnordered<BoxFuture<'static, Answered<T>>>,
@@ -81,7 +82,7 @@ impl<T: Transport> Attempts<T> {
         self.made.push((transport, Verdict::Asked));
     }
 
-    /// The newest attempt has had its time.
+    /// Marks the newest attempt as silent after its time.
     fn lose_patience(&mut self) {
         let asked = self.made.iter_mut().filter(|(_, verdict)| *verdict == Verdict::Asked);
         asked.for_each(|(_, verdict)| *verdict = Verdict::Silent);
@@ -106,7 +107,7 @@ impl<T: Transport> Attempts<T> {
 }
 
 impl<T: Transport> Memory<T> {
-    /// Remembers a transport that carries bytes instead of one that does not.
+    /// Remembers a transport that carries bytes, in place of one that does not.
     pub(super) fn replace(&self, silent: T, works: T) {
         let mut worked = self.worked.lock().expect("no panic while the lock is held");
         if worked.is_none_or(|worked| worked == silent) {
@@ -114,8 +115,8 @@ impl<T: Transport> Memory<T> {
         }
     }
 
-    /// Upgrades a connection. `dialled`: one that is there already. `ask` gives the request for a transport, and `takes`
-    /// says whether a protocol was offered for it.
+    /// Upgrades a connection. `dialled`: an existing connection. `ask`: returns the request for a transport. `takes`:
+    /// returns whether a protocol was offered for it.
     pub(super) async fn upgrade(
         &self,
         cluster: &Cluster,
@@ -129,7 +130,7 @@ impl<T: Transport> Memory<T> {
         let order = choice::order(remembered.unwrap_or(default));
         let mut attempts = Attempts::new();
         let mut late_at = Instant::now();
-        // An attempt on a spare connection that fails says nothing of the transport. It is made again on a new connection.
+        // A failure on a spare connection says nothing about the transport. The attempt is repeated on a new connection.
         let mut is_on_spare = false;
         if dialled.is_none() {
             dialled = spare(cluster, credential);
@@ -178,8 +179,8 @@ impl<T: Transport> Memory<T> {
         }
     }
 
-    /// Remembers the transport that works. Where one before it in the order is only late, its answer is waited for in the
-    /// background: then the server was slow, and nothing stands in the way of that transport.
+    /// Remembers the transport that works. If one before it in the order is only late, waits for its answer in the
+    /// background: an answer means that the server was slow, and that the transport works.
     fn remember(&self, works: T, order: Vec<T>, late: FuturesUnordered<BoxFuture<'static, Answered<T>>>) {
         *self.worked.lock().expect("no panic while the lock is held") = Some(works);
         if late.is_empty() {

@@ -1,42 +1,42 @@
-//! Chooses the next transport: a function of the results so far. No I/O, no clock.
+//! Chooses the next transport from the results so far. Pure: no I/O, no clock.
 //!
-//! | an attempt | what it shows | what follows |
+//! | result of an attempt | meaning | next step |
 //! |---|---|---|
-//! | is switched to the transport that was asked for | it works | it is used, and remembered |
-//! | 401, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | the user, the load or the pod: every transport would get the same | the error |
-//! | 403 with the name of a user | a missing permission | a transport that needs another one |
-//! | any other status; a 101 to something else; an end, a reset; no HTTP | the way does not take this transport | the next transport |
-//! | no answer for a while | the way may swallow this transport, or all is slow | the next one beside it: who answers first wins |
+//! | 101 to the requested transport | it works | use it, and remember it |
+//! | 401, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | error of the user, the load or the pod: every transport would get it | report the error |
+//! | 403 with the name of a user | a missing permission | try a transport that needs another one |
+//! | any other status; 101 to another protocol; FIN or RST; no HTTP | a gateway does not pass this transport | try the next one |
+//! | no answer within [`patience`] | a gateway swallows this transport, or all is slow | try the next one in parallel: first answer wins |
 
 use std::time::Duration;
 
-/// A transport among those that a request may travel in.
+/// A transport of a request.
 pub trait Transport: Copy + PartialEq + Send + Sync + 'static {
-    /// All of them: the one that costs least comes first.
+    /// All transports, cheapest first.
     const ALL: &[Self];
 
-    /// The RBAC verb that it needs.
+    /// Returns the RBAC verb that the transport needs.
     fn verb(self) -> &'static str;
 
-    /// The name for people.
+    /// Returns the name for messages.
     fn name(self) -> &'static str;
 }
 
 /// Result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was asked just now.
+    /// The request was just sent.
     Asked,
-    /// No answer came for [`patience`]. One may come yet.
+    /// No answer within [`patience`], but it may still come.
     Silent,
     Works,
-    /// The user, the load, or the pod: another transport would get the same answer.
+    /// Error of the user, the load, or the pod: another transport would get the same answer.
     Final,
     /// The user lacks the permission that this transport needs.
     Denied,
-    /// An answer refuses the transport.
+    /// The answer refuses the transport.
     Refused,
-    /// The connection was closed or reset, or what came is no HTTP.
+    /// The connection was closed or reset, or the answer is not HTTP.
     Broken,
 }
 
@@ -44,19 +44,19 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next<T> {
     Try(T),
-    /// For the attempts that are still without an answer.
+    /// Wait for the attempts without an answer.
     Wait,
     Use(T),
-    /// The answer to this attempt is the error to report.
+    /// Report the answer to this attempt as the error.
     Fail(T),
 }
 
-/// Returns the order in which transports are tried. `first`: the one that worked last, or the best guess.
+/// Returns the order in which to try transports. `first`: the one that worked last, or the best guess.
 pub fn order<T: Transport>(first: T) -> Vec<T> {
     std::iter::once(first).chain(T::ALL.iter().copied().filter(|other| *other != first)).collect()
 }
 
-/// Returns what to do after these attempts, in the order in which they were made.
+/// Returns the next step after these attempts, in the order of their start.
 pub fn next<T: Transport>(order: &[T], attempts: &[(T, Verdict)]) -> Next<T> {
     let first = |wanted: Verdict| attempts.iter().find(|(_, verdict)| *verdict == wanted).map(|(tried, _)| *tried);
     if let Some(works) = first(Verdict::Works) {
@@ -75,7 +75,7 @@ pub fn next<T: Transport>(order: &[T], attempts: &[(T, Verdict)]) -> Next<T> {
     match order.iter().copied().find(|transport| !is_tried(*transport) && !is_denied(*transport)) {
         Some(untried) => Next::Try(untried),
         None if first(Verdict::Silent).is_some() => Next::Wait,
-        // The one that a person can do most about.
+        // Reports the error that the user can fix most easily.
         None => first(Verdict::Denied)
             .or_else(|| first(Verdict::Refused))
             .or_else(|| first(Verdict::Broken))
@@ -83,22 +83,22 @@ pub fn next<T: Transport>(order: &[T], attempts: &[(T, Verdict)]) -> Next<T> {
     }
 }
 
-/// Returns how long the answer to an attempt is waited for before the next transport is tried beside it. `attempts`:
-/// how many were made, this one included. All together: less than 3 s.
+/// Returns how long to wait for an answer before the next transport is tried in parallel. `attempts`: the number of
+/// attempts so far, with this one. In total less than 3 s.
 pub fn patience(is_remembered: bool, attempts: usize) -> Duration {
     match (is_remembered, attempts) {
-        // It has worked before: the server is slow, more likely than that the way has changed.
+        // The transport has worked before, so the server is probably slow.
         (true, 0..=1) => Duration::from_secs(2),
         (true, _) => Duration::from_millis(400),
         (false, _) => Duration::from_secs(1),
     }
 }
 
-/// Returns what a status other than the switch that was asked for shows.
+/// Returns the verdict on a status other than the expected 101.
 ///
-/// `is_of_kubernetes`: the answer is one of an API server or a kubelet, for a 404 about the object. Gateways say 502, 501 or even 401
-/// to an upgrade that they do not know, and take another one.
-/// `is_denial`: it names the user and the verb.
+/// `is_of_kubernetes`: the answer comes from an API server or a kubelet, and a 404 is about the object. Gateways send
+/// 502, 501 or even 401 for an unknown upgrade, and may accept another one. `is_denial`: the answer names the user and
+/// the verb.
 pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict {
     match status {
         401 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
@@ -139,12 +139,12 @@ mod tests {
             (C, &[], Next::Try(C)),
             (A, &[(A, Asked)], Next::Wait),
             (A, &[(A, Works)], Next::Use(A)),
-            // About the user, the load or the pod: final, whatever was tried before.
+            // Errors of the user, the load or the pod: final, after any attempts.
             (A, &[(A, Final)], Next::Fail(A)),
             (B, &[(B, Final)], Next::Fail(B)),
             (A, &[(A, Refused), (B, Final)], Next::Fail(B)),
             (A, &[(A, Silent), (B, Final)], Next::Fail(B)),
-            // About the transport.
+            // Errors of the transport.
             (A, &[(A, Refused)], Next::Try(B)),
             (A, &[(A, Broken)], Next::Try(B)),
             (A, &[(A, Silent)], Next::Try(B)),
@@ -153,7 +153,7 @@ mod tests {
             (C, &[(C, Refused), (A, Broken)], Next::Try(B)),
             (A, &[(A, Refused), (B, Broken)], Next::Try(C)),
             (A, &[(A, Refused), (B, Broken), (C, Works)], Next::Use(C)),
-            // One that is late and another beside it: the first answer counts.
+            // One is late and another runs in parallel: the first answer wins.
             (A, &[(A, Silent), (B, Asked)], Next::Wait),
             (A, &[(A, Works), (B, Asked)], Next::Use(A)),
             (A, &[(A, Silent), (B, Works)], Next::Use(B)),
@@ -162,7 +162,7 @@ mod tests {
             (A, &[(A, Silent), (B, Refused), (C, Broken)], Next::Wait),
             (A, &[(A, Silent), (B, Silent), (C, Silent)], Next::Wait),
             (A, &[(A, Broken), (B, Refused), (C, Broken)], Next::Fail(B)),
-            // One attempt for each permission.
+            // One attempt per permission.
             (A, &[(A, Denied)], Next::Try(B)),
             (A, &[(A, Denied), (B, Denied)], Next::Fail(A)),
             (B, &[(B, Denied)], Next::Try(A)),

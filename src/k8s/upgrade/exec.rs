@@ -1,4 +1,4 @@
-//! Exec: a WebSocket with channels, and SPDY where nothing lets a WebSocket through.
+//! Exec: a WebSocket with channels, or SPDY if no WebSocket works.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     k8s::client::Cluster,
 };
 
-/// Can close stdin alone.
+/// v5 can close stdin alone.
 const V5_PROTOCOL: &str = "v5.channel.k8s.io";
 const PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
@@ -40,26 +40,26 @@ impl choice::Transport for ExecTransport {
 }
 
 impl ExecTransport {
-    /// Returns the one that is left where this one does not work.
+    /// Returns the other transport.
     pub fn other(self) -> Self {
         if self == Self::Spdy { Self::WebSocket } else { Self::Spdy }
     }
 }
 
-/// Channels of an exec's streams.
+/// Protocol of an exec's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecProtocol {
-    /// A WebSocket, `v5.channel.k8s.io`: channels can be closed alone.
+    /// WebSocket with `v5.channel.k8s.io`: channels can be closed separately.
     V5,
-    /// A WebSocket, `v4.channel.k8s.io`.
+    /// WebSocket with `v4.channel.k8s.io`.
     V4,
-    /// A SPDY stream for each.
+    /// One SPDY stream per channel.
     Spdy,
 }
 
 impl ExecProtocol {
-    /// Returns what a server has chosen of what was offered. `named`: its `X-Stream-Protocol-Version` over SPDY, else
-    /// its `Sec-WebSocket-Protocol`.
+    /// Returns the protocol that a server has chosen. `named`: its `X-Stream-Protocol-Version` over SPDY, else its
+    /// `Sec-WebSocket-Protocol`.
     fn chosen(transport: ExecTransport, named: &str) -> Option<Self> {
         match (transport, named) {
             (ExecTransport::Spdy, CHANNELS_PROTOCOL) => Some(Self::Spdy),
@@ -70,19 +70,19 @@ impl ExecProtocol {
     }
 }
 
-/// A program that runs, and the connection to it.
+/// A running program, and the connection to it.
 pub struct Executed {
     pub io: BoxedIo,
     pub transport: ExecTransport,
     pub protocol: ExecProtocol,
-    /// How long the upgrade has taken.
+    /// Duration of the upgrade.
     pub took: Duration,
 }
 
-/// Runs a command in a container of a pod, without a terminal. None: the pod's default container.
+/// Runs a command in a container of a pod, without a terminal. Container `None`: the pod's default container.
 ///
 /// # Errors
-/// The server refuses, is not reached, or takes too long.
+/// Fails if the server refuses, is unreachable, or takes too long.
 pub async fn exec(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -100,7 +100,7 @@ pub async fn exec(
     Ok(Executed { io: switched.io, transport: switched.transport, protocol, took: started.elapsed() })
 }
 
-/// Runs a command by one transport, whatever is remembered. None: it is refused, or nobody answers.
+/// Runs a command with the given transport, not the remembered one. `None`: it is refused, or there is no answer.
 pub async fn exec_by(
     transport: ExecTransport,
     cluster: &Cluster,
@@ -120,7 +120,7 @@ pub async fn exec_by(
     }
 }
 
-/// Remembers that the other transport carries bytes and `silent` does not. Returns the sentence for people.
+/// Remembers that `silent` does not carry bytes and the other transport does. Returns the log message.
 pub fn outdone(cluster: &Cluster, silent: ExecTransport) -> String {
     probation::outdone(cluster, &cluster.execs, silent, silent.other())
 }

@@ -1,8 +1,8 @@
-//! Whether an upgrade carries anything after its switch: some gateways answer 101 and pass nothing on.
+//! Checks whether an upgraded connection carries bytes: some gateways answer 101 and then pass nothing on.
 //!
-//! Nobody waits for the proof: a new connection is used at once, and its node answers the first frames. Where nothing comes for
-//! [`patience`], the other transports are tried beside it. The connection is given up only if one of them carries bytes
-//! first: a node that is slow is slow by all of them.
+//! A new connection is used at once, without a wait for this check, and its node answers the first frames. If no byte
+//! comes within [`patience`], the other transports are tried in parallel. The connection is closed only if another one
+//! carries bytes first: a slow node is slow with all transports.
 
 use std::time::Duration;
 
@@ -23,19 +23,20 @@ use crate::{
     wire::spdy::frame,
 };
 
-/// How long one transport may take until it carries a byte.
+/// Timeout for the first byte with one transport.
 pub const TRY: Duration = Duration::from_secs(8);
 
-/// How long the next transport is kept waiting for the one before it.
+/// Delay between the starts of two transports.
 const STAGGER: Duration = Duration::from_millis(800);
 
-/// Returns how long a node may be silent before other transports are tried. `took`: how long the upgrade has taken, which is at least a round trip.
+/// Returns how long a node may be silent before other transports are tried. `took`: duration of the upgrade, which is at
+/// least one round trip.
 pub fn patience(took: Duration) -> Duration {
     took.max(Duration::from_secs(1))
 }
 
-/// Tries the other transports until one carries bytes from the node of a pod, which is remembered instead of `silent`. Returns
-/// the sentence for people. None: none does.
+/// Tries the other transports until one carries bytes from the pod's node, and remembers it instead of `silent`. Returns
+/// the log message. `None`: none works.
 pub async fn outdo(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -62,7 +63,7 @@ pub async fn outdo(
     Some(outdone(cluster, &cluster.port_forwards, silent, found))
 }
 
-/// Remembers that `works` carries bytes and `silent` does not. Returns the sentence for people.
+/// Remembers that `works` carries bytes and `silent` does not. Returns the log message.
 pub(super) fn outdone<T: choice::Transport>(cluster: &Cluster, memory: &Memory<T>, silent: T, works: T) -> String {
     memory.replace(silent, works);
     let (silent, works) = (silent.name(), works.name());
@@ -73,7 +74,7 @@ pub(super) fn outdone<T: choice::Transport>(cluster: &Cluster, memory: &Memory<T
     format!("upgrades to {silent} are answered and nothing follows; {works} works")
 }
 
-/// Asks for an upgrade by one transport, whatever is remembered. None: nobody answers.
+/// Requests an upgrade with one transport, not the remembered one. `None`: there is no answer.
 pub(super) async fn ask_alone(cluster: &Cluster, ask: impl FnOnce(&HeaderMap) -> Asked) -> Option<Answer> {
     let credential = cluster.credential().await.ok()?;
     let headers = cluster.user().headers(&credential);
@@ -81,7 +82,7 @@ pub(super) async fn ask_alone(cluster: &Cluster, ask: impl FnOnce(&HeaderMap) ->
     ask(&headers).send(dialled.io).await.ok()
 }
 
-/// Waits until the node has sent a byte by a transport. None: it is refused, or ends.
+/// Waits for a byte from the node on a transport. `None`: the transport is refused, or the connection ends.
 async fn carries(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -96,7 +97,7 @@ async fn carries(
     }
 }
 
-/// Waits for the first byte behind a switch: the answer to a PING, or what a node says first for each channel.
+/// Waits for the first byte after an upgrade: the answer to a PING, or the node's first message of each channel.
 pub(super) async fn is_answered(io: BoxedIo, transport: Transport) -> Option<()> {
     let mut io = match transport {
         Transport::Spdy | Transport::Channels => io,

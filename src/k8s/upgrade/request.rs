@@ -1,4 +1,4 @@
-//! One request for an upgrade, by HTTP/1.1 on a connection of its own, and the answer to it.
+//! One upgrade request over HTTP/1.1 on its own connection, and the answer to it.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,50 +24,50 @@ use crate::{
     wire::websocket::accept_key,
 };
 
-/// The part of a refusal's body that is read for its message, and how long the next piece of it is waited for.
+/// Maximum length of a refusal's body to read for its message, and the timeout for each piece of it.
 const LONGEST_REFUSAL: usize = 16 * 1024;
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 
-/// Longer than any useful wait: after that, the next request tries again.
+/// Maximum Retry-After. After that, the next request tries again.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 pub(super) const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
-/// A request, and what belongs to the switch that it asks for.
+/// An upgrade request, and the expected answer.
 pub(super) struct Asked {
     request: Request<Empty<Bytes>>,
     protocol: HeaderName,
-    /// The `Sec-WebSocket-Accept` that has to come back.
+    /// Expected `Sec-WebSocket-Accept`.
     accept: Option<String>,
 }
 
 /// Answer to an upgrade request.
 pub(super) enum Answer {
     Switched {
-        /// The protocol that the server has named.
+        /// Protocol that the server has chosen.
         protocol: String,
         io: BoxedIo,
     },
     Refused(Refusal),
 }
 
-/// An answer that is not the upgrade that was asked for.
+/// An answer other than the requested upgrade.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub status: u16,
     pub message: String,
-    /// How long the server asks to be left alone.
+    /// Pause that the server asks for.
     pub retry_after: Option<Duration>,
-    /// The body is a Status object.
+    /// Whether the body is a Status object.
     is_status: bool,
-    /// API servers give each request an id.
+    /// Whether there is an audit id. API servers give each request one.
     has_audit_id: bool,
-    /// The program that says it has answered (the header Server): API servers do not say.
+    /// Program in the header Server. API servers send no such header.
     pub server: Option<String>,
 }
 
 impl Asked {
-    /// Asks for SPDY/3.1 with a stream protocol.
+    /// Returns a request for SPDY/3.1 with a stream protocol.
     pub fn spdy(cluster: &Cluster, path: &str, protocol: &'static str, headers: &HeaderMap) -> Self {
         let mut request = Self::request(cluster, Method::POST, path, headers);
         let sent = request.headers_mut();
@@ -76,7 +76,7 @@ impl Asked {
         Self { request, protocol: STREAM_PROTOCOL, accept: None }
     }
 
-    /// Asks for a WebSocket with one of some subprotocols.
+    /// Returns a request for a WebSocket with one of these subprotocols.
     pub fn websocket(cluster: &Cluster, path: &str, protocols: &'static str, headers: &HeaderMap) -> Self {
         let mut request = Self::request(cluster, Method::GET, path, headers);
         let sent = request.headers_mut();
@@ -102,7 +102,7 @@ impl Asked {
         request
     }
 
-    /// Returns the protocol that an answer switches to. None: it does not.
+    /// Returns the protocol that an answer switches to. `None`: the answer is not the requested upgrade.
     fn switched(&self, response: &Response<Incoming>) -> Option<String> {
         let value = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
         let accepted = self.accept.is_none() || value(&header::SEC_WEBSOCKET_ACCEPT) == self.accept.as_deref();
@@ -110,14 +110,14 @@ impl Asked {
         value(&self.protocol).filter(|_| is_switched).map(|protocol| protocol.trim().to_owned())
     }
 
-    /// Sends the request and waits for the answer. Interim answers are passed over.
+    /// Sends the request and waits for the answer. Skips interim answers.
     ///
     /// # Errors
-    /// The connection ends before an answer, or what comes is no HTTP.
+    /// Fails if the connection ends before an answer, or if the answer is not HTTP.
     pub async fn send(self, io: BoxedIo) -> hyper::Result<Answer> {
         let mut builder = http1::Builder::new();
         let (mut sender, connection) = builder.title_case_headers(true).handshake(TokioIo::new(io)).await?;
-        // It has to be polled for anything to come; it may end before what came of it is looked at.
+        // The connection must be polled for bytes to arrive, and may end before its answer is processed.
         let connection = connection.with_upgrades().fuse();
         tokio::pin!(connection);
         let request = self.request.clone();
@@ -152,11 +152,11 @@ impl Asked {
 }
 
 impl Refusal {
-    /// Reads the body, and takes its message: that of a Status object, or the text as it is.
+    /// Reads the body and its message: that of a Status object, or the plain text.
     async fn read(response: Response<Incoming>) -> Self {
         let (head, mut body) = response.into_parts();
         let mut received = BytesMut::new();
-        // A body without a length ends with the connection, or when nothing more comes.
+        // A body without a length ends with the connection, or after a pause.
         while received.len() < LONGEST_REFUSAL
             && let Ok(Some(Ok(frame))) = timeout(REFUSAL_PAUSE, body.frame()).await
         {
@@ -177,7 +177,7 @@ impl Refusal {
         Self { status: status.as_u16(), message, retry_after, is_status, has_audit_id, server }
     }
 
-    /// A switch to something that was not asked for.
+    /// Returns the refusal for an upgrade that was not requested.
     pub fn odd_switch(protocol: &str) -> Self {
         let message = format!("switched to {:?}, which was not asked for", printable(protocol));
         Self { status: StatusCode::SWITCHING_PROTOCOLS.as_u16(), message, ..Self::default() }
@@ -188,14 +188,14 @@ impl Refusal {
         self.status == 403 && self.message.contains("User \"")
     }
 
-    /// Returns whether an API server or a kubelet speaks of a pod or a container of it. Virtual nodes without such a path
-    /// answer 404 with words of their web server.
+    /// Returns whether the answer is from an API server or a kubelet, about a pod or a container. A virtual node without
+    /// such a path sends the 404 of its web server.
     pub fn is_of_kubernetes(&self) -> bool {
         let knows = ["pod", "container"].iter().any(|word| self.message.contains(word));
         knows || (self.is_status && !self.message.contains("could not find the requested resource"))
     }
 
-    /// Returns the answer for people: the status and what it says.
+    /// Returns the answer as text: the status and its message.
     pub fn text(&self) -> String {
         match self.message.is_empty() {
             true => self.status.to_string(),
@@ -206,14 +206,14 @@ impl Refusal {
     pub fn verdict(&self) -> Verdict {
         let is_of_kubernetes = match self.status {
             404 => self.is_of_kubernetes(),
-            // Retry-After is a deliberate answer to this request.
+            // A Retry-After is a deliberate answer to this request.
             _ => self.is_status || self.has_audit_id || self.is_of_kubernetes() || self.retry_after.is_some(),
         };
         choice::verdict(self.status, is_of_kubernetes, self.is_denial())
     }
 }
 
-/// Reads the value of a Retry-After header: seconds, or a date (RFC 9110, section 10.2.3).
+/// Parses a Retry-After header: seconds, or a date (RFC 9110, section 10.2.3).
 fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     let after = match value.parse() {

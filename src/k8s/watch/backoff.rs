@@ -5,15 +5,15 @@ use std::{
     time::Duration,
 };
 
-/// The first pause, and the longest: pods that go meanwhile are found out by the wire.
+/// First and longest pause. Failed connections show meanwhile which pods are gone.
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A watch that has lasted for this long was a healthy one, however it ended.
+/// A watch that lasted this long was healthy, even if it ended with an error.
 const HEALTHY: Duration = Duration::from_secs(5);
 
-/// Pauses that double from 200 ms to 10 s, each shortened by up to a half: those who have failed together do not come
-/// back together.
+/// Back-off that doubles from 200 ms to 10 s. Each pause is shortened by up to half, so that clients that failed together
+/// do not return together.
 #[derive(Default)]
 pub struct Backoff {
     failures: u32,
@@ -25,7 +25,7 @@ impl Backoff {
     pub fn next(&mut self) -> Duration {
         let longest = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        // Of a hash with keys of its own: random enough to spread.
+        // A hash with random keys: random enough to spread the pauses.
         let share = self.jitter.hash_one(self.failures) as f64 / u64::MAX as f64;
         longest.mul_f64(1.0 - share / 2.0)
     }

@@ -1,4 +1,4 @@
-//! A WebSocket as a stream of bytes: the transport of SPDY. Each write is a binary message.
+//! A WebSocket as a byte stream, the transport of SPDY. Each write is one binary message.
 
 use std::{
     io,
@@ -16,10 +16,10 @@ use crate::{
     wire::websocket::Opcode,
 };
 
-/// The client's end, after the upgrade.
+/// Client end of the WebSocket after the upgrade.
 pub struct WebSocketIo {
     framed: Framed<Messages>,
-    /// The rest of a piece of payload that did not fit into the reader's buffer.
+    /// Rest of a payload that did not fit into the reader's buffer.
     payload: Bytes,
 }
 
@@ -117,7 +117,7 @@ mod tests {
         let event = server_reads(&mut far, &mut parser, &mut input).await;
         assert_eq!(event, Event::Data { payload: Bytes::from_static(b"hello"), last: true });
 
-        // A first fragment, a ping in between, and an empty last one: what an API server makes of a chunk.
+        // An API server sends a chunk as a first fragment and an empty last one. Here a ping comes between them.
         let mut out = BytesMut::from(&b"\x02\x03abc\x89\x01?"[..]);
         out.extend_from_slice(b"\x80\x00");
         put_frame(&mut out, Opcode::Binary, &[9; 100_000], None);

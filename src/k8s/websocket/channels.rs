@@ -1,4 +1,4 @@
-//! `v4.channel.k8s.io` and `v5.channel.k8s.io`: messages that begin with the number of a channel.
+//! `v4.channel.k8s.io` and `v5.channel.k8s.io`: messages that start with a channel number.
 
 use std::io;
 
@@ -10,13 +10,13 @@ use crate::{
     wire::websocket::Opcode,
 };
 
-/// Closes the channel that follows it (`v5.channel.k8s.io`).
+/// Channel number that closes the channel in the payload (`v5.channel.k8s.io`).
 const CLOSE: u8 = 255;
 
-/// The frames of a WebSocket with channels.
+/// WebSocket frames with channels.
 pub struct Channels {
     frames: Frames,
-    /// Of the message that is being read. None: its first byte has not come.
+    /// Channel of the current message. `None`: its first byte has not arrived.
     channel: Option<u8>,
 }
 
@@ -25,7 +25,7 @@ pub struct Channels {
 pub struct Piece {
     pub channel: u8,
     pub payload: Bytes,
-    /// The message ends with it.
+    /// Whether the message ends with this piece.
     pub is_last: bool,
 }
 
@@ -43,7 +43,7 @@ impl Channels {
         self.frames.put(Opcode::Binary, &message, out);
     }
 
-    /// Appends the end of a channel (`v5.channel.k8s.io`).
+    /// Appends the close of a channel (`v5.channel.k8s.io`).
     pub fn put_end(&mut self, channel: u8, out: &mut BytesMut) {
         self.put(CLOSE, &[channel], out);
     }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_message_is_told_apart_by_its_first_byte_however_it_is_cut() {
-        // "\x01ab" in three fragments, of which one is empty; an empty message; "\x02c".
+        // "\x01ab" in three fragments, one of them empty; an empty message; "\x02c".
         let bytes = b"\x02\x00\x00\x02\x01a\x80\x01b\x82\x00\x82\x02\x02c";
         for step in 1..=bytes.len() {
             let (mut channels, mut input, mut said) = (Channels::new(), BytesMut::new(), Vec::new());

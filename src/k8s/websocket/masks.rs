@@ -1,7 +1,7 @@
 //! Masking keys of a client.
 
-/// Masking keys. They keep a client's bytes from looking like requests to a proxy that does not know WebSocket (RFC
-/// 6455, section 10.3); within TLS nobody sees them, so that a mixer with a random seed is enough.
+/// Masking keys. Without them, a client's bytes could look like requests to a proxy that does not know WebSocket (RFC
+/// 6455, section 10.3). Within TLS no proxy sees them, so a mixer with a random seed is enough.
 pub struct Masks([u8; 8]);
 
 impl Masks {
@@ -21,10 +21,10 @@ impl Masks {
     }
 }
 
-/// Returns bytes that no one can foresee, as the nonces and masks of RFC 6455 have to be.
+/// Returns unpredictable bytes, as RFC 6455 requires for nonces and masks.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // The only failure is a system without a random source, on which TLS did not come up either.
+    // This fails only on a system without a random source, on which TLS fails too.
     rustls::crypto::aws_lc_rs::default_provider()
         .secure_random
         .fill(&mut bytes)

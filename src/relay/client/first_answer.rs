@@ -1,4 +1,4 @@
-//! First answer of a local service, which may be that it refuses the Host header of the public name, as dev servers do.
+//! First answer of a local service, checked for a refused Host header. Dev servers refuse public names that way.
 
 use std::{
     io,
@@ -25,7 +25,7 @@ use crate::{
     wire::relay::Kind,
 };
 
-/// Texts of a 400 or a 403 for a Host header that is not known, each with its server.
+/// Texts in a 400 or 403 answer to an unknown Host header, one per server.
 const REFUSALS: [&[u8]; 4] = [
     // Vite: server/middlewares/hostCheck.ts
     b"Blocked request. This host",
@@ -37,17 +37,17 @@ const REFUSALS: [&[u8]; 4] = [
     b"DisallowedHost",
 ];
 
-/// How much of an answer is searched, in bytes. The page of Rails has 5 KiB.
+/// Maximum length of an answer to search, in bytes. The page of Rails has 5 KiB.
 const LONGEST: usize = 16 * 1024;
 
-/// A connection to a local service, which finds out whether the service refuses the Host header.
+/// A connection to a local service that detects whether the service refuses the Host header.
 pub struct FirstAnswer {
     inner: TcpStream,
     local: String,
     hint: String,
-    /// Start of the first answer. None: it is no refusal.
+    /// Start of the first answer. `None`: it is not a refusal.
     start: Option<Vec<u8>>,
-    /// Whether the log says so already, for all visitors of a tunnel.
+    /// Whether the warning was logged already, for all visitors of a tunnel.
     is_told: Arc<AtomicBool>,
 }
 
@@ -64,7 +64,7 @@ impl FirstAnswer {
     }
 }
 
-/// Returns what to do about a service that refuses its visitors' Host header.
+/// Returns the hint for a service that refuses the Host header of visitors.
 fn hint(wanted: &Wanted) -> String {
     match (wanted.kind, wanted.name.split_once('=')) {
         (Kind::Http, None) => {
@@ -80,8 +80,8 @@ fn hint(wanted: &Wanted) -> String {
     }
 }
 
-/// Takes the next bytes of an answer, and returns whether it is now known to be a refusal. `start`: what came before. None from when
-/// there is nothing more to find out.
+/// Adds the next bytes of an answer, and returns whether they complete a refusal. `start`: the bytes before; `None` once
+/// the search is over.
 fn refuses_host(start: &mut Option<Vec<u8>>, bytes: &[u8]) -> bool {
     let Some(kept) = start else { return false };
     let room = LONGEST - kept.len();
@@ -120,7 +120,7 @@ impl Io for FirstAnswer {
 mod tests {
     use super::*;
 
-    /// Returns whether an answer that comes in pieces of `length` bytes is a refusal.
+    /// Returns whether an answer in pieces of `length` bytes is a refusal.
     fn refuses(answer: &str, length: usize) -> bool {
         let mut start = Some(Vec::new());
         answer.as_bytes().chunks(length).filter(|piece| refuses_host(&mut start, piece)).count() == 1

@@ -1,4 +1,4 @@
-//! The local end of a reverse tunnel: the service on this machine, or on a host near it.
+//! Local end of a reverse tunnel: the service on this machine, or on a host near it.
 
 use std::{
     fmt, io,
@@ -20,12 +20,12 @@ const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6
 /// Local end of one tunnel.
 #[derive(Debug)]
 pub struct LocalEnd {
-    /// None: both loopbacks. Many dev servers listen on what `localhost` means first, which is often `[::1]` alone.
+    /// `None`: both loopback addresses. Many dev servers listen only on the first address of `localhost`, often `[::1]`.
     host: Option<String>,
     port: u16,
-    /// Whether `[::1]` answered last, and is tried first.
+    /// Whether `[::1]` answered last. It is then tried first.
     is_ipv6_first: AtomicBool,
-    /// Whether the log says that the service refuses its visitors' Host header.
+    /// Whether the warning about a refused Host header was logged already.
     pub has_refused_host: Arc<AtomicBool>,
 }
 
@@ -38,17 +38,19 @@ pub struct Unreached {
 }
 
 impl LocalEnd {
-    /// `host`: a name or an address, with or without brackets. None, and `localhost` (RFC 6761): 127.0.0.1 and `[::1]`.
+    /// Returns a local end. `host`: a name or an address, with or without brackets. `None` and `localhost` (RFC 6761):
+    /// 127.0.0.1 and `[::1]`.
     pub fn new(host: Option<&str>, port: u16) -> Self {
         let host = host.filter(|host| !host.eq_ignore_ascii_case("localhost"));
         let host = host.map(|host| host.trim_start_matches('[').trim_end_matches(']').to_owned());
         Self { host, port, is_ipv6_first: AtomicBool::new(false), has_refused_host: Arc::default() }
     }
 
-    /// Connects to the given host alone, or to the loopback address that answered last, and else to the other one.
+    /// Connects to the given host. Without one, connects to the loopback address that answered last, or else to the other
+    /// one.
     ///
     /// # Errors
-    /// No address has accepted the connection within 5 s.
+    /// Fails if no address accepts the connection within 5 s.
     pub async fn connect(&self) -> Result<TcpStream, Unreached> {
         let connecting = async {
             match &self.host {
@@ -64,7 +66,7 @@ impl LocalEnd {
     async fn connect_to_loopback(&self) -> io::Result<TcpStream> {
         let is_ipv6_first = self.is_ipv6_first.load(Ordering::Relaxed);
         let [first, second] = [is_ipv6_first, !is_ipv6_first].map(|is_ipv6| LOOPBACKS[usize::from(is_ipv6)]);
-        // One after the other and not a race: a busy service must not lose its visitors to another one.
+        // Not a race: if the service is busy, a different service on the other address must not get its visitors.
         let refused = match TcpStream::connect((first, self.port)).await {
             Err(error) => error,
             connected => return connected,
@@ -74,7 +76,7 @@ impl LocalEnd {
                 self.is_ipv6_first.store(!is_ipv6_first, Ordering::Relaxed);
                 Ok(stream)
             }
-            // A machine without IPv6 says so here; the refusal is what helps.
+            // Without IPv6, the second error only says so. The refusal of the first address is more useful.
             Err(_) if refused.kind() == io::ErrorKind::ConnectionRefused => Err(refused),
             Err(error) => Err(error),
         }
@@ -102,7 +104,7 @@ fn reason(error: &io::Error) -> String {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::TimedOut => format!("no connection within {} s", LOCAL_TIMEOUT.as_secs()),
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => "no route to that host".to_owned(),
-        // Of a name that has no address the system says so in its own way.
+        // Resolver errors have no OS code, and their text depends on the system.
         _ if error.raw_os_error().is_none() => "no such host".to_owned(),
         _ => error.kind().to_string(),
     }

@@ -1,4 +1,4 @@
-//! Keeps the client of a relay running: what is tried again, when, and what the client waits for.
+//! Keeps the client of a relay running: it retries, with a back-off.
 
 use std::{
     io,
@@ -12,35 +12,36 @@ use tracing::{info, warn};
 use super::{Client, Ended, Fatal, Given, LocalEnd, Open, Options, tls};
 use crate::{drain::Drain, relay::auth};
 
-/// Between two attempts to reach the relay.
+/// Pause between two attempts to reach the relay.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Treatment of refusals such as a wrong secret or a port in use.
+/// Reaction to refusals such as a wrong secret or a port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusals {
-    /// The client ends with it, unless its tunnels have been open before: a person waits for the answer.
+    /// The client ends, unless its tunnels have been open before: a person waits for the answer.
     End,
     /// The client tries again: ports become free, and secrets are corrected.
     Retry,
 }
 
-/// How it stands with a client.
+/// State of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientState {
     Open(Vec<Open>),
-    /// It tries again after this time.
+    /// The client retries after `pause`.
     Waiting {
         reason: String,
         pause: Duration,
     },
 }
 
-/// Keeps the tunnels open until the drain starts. `options` is asked before each attempt, so that a file with a secret is read again;
-/// it names the same tunnels each time. `tell` is called when all tunnels are open, and when the client waits for another attempt.
+/// Keeps the tunnels open until the drain starts. Calls `options` before each attempt, so that a secret file is read
+/// again; it must return the same tunnels each time. Calls `tell` when all tunnels are open, and when the client waits
+/// for the next attempt.
 ///
 /// # Errors
-/// Another attempt would change nothing, or `refusals` says that there is none.
+/// Fails if a retry would not help, or if `refusals` forbids it.
 pub async fn run(
     options: impl Fn() -> Result<Options, Fatal>,
     refusals: Refusals,
@@ -54,7 +55,7 @@ pub async fn run(
         let opened = |open: &[Open]| tell(&ClientState::Open(open.to_vec()));
         let (to, ended) = match options().and_then(|options| client(options, given.clone(), drain.clone())) {
             Ok(client) => (client.options.dial.name(), client.once(&opened, &mut was_open).await),
-            // Nothing was dialled.
+            // No relay was dialled.
             Err(fatal) => (String::new(), Ended::Fatal(fatal)),
         };
         let relay = (!to.is_empty()).then_some(to.as_str());
@@ -62,7 +63,7 @@ pub async fn run(
         if was_open {
             pause = FIRST_PAUSE;
         }
-        // Clients of one relay do not all come back in the same moment.
+        // With the jitter, clients of one relay do not all reconnect at the same moment.
         let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
         let again_in = Duration::from_millis(100 * (pause.mul_f64(0.75 + jitter / 2.0).as_millis() as u64 / 100));
         let reason = match ended {

@@ -1,5 +1,5 @@
-//! The visitors of a client's tunnels: each gets a connection to the local service, and one to the relay, which serves others
-//! after him.
+//! Visitors of a client's tunnels. Each gets a connection to the local service, and a connection to the relay, which
+//! later visitors reuse.
 
 use std::{io, time::Duration};
 
@@ -22,17 +22,17 @@ use crate::{
     wire::relay::{Frame, Token},
 };
 
-/// How long a connection waits for its next visitor. The relay closes it long before that; if it does not, it is gone.
+/// How long a connection waits for its next visitor. A relay closes it long before; if it does not, the relay is gone.
 const LONGEST_WAIT: Duration = Duration::from_secs(90);
 
-/// A visitor, and the local service's end of his stream.
+/// A visitor, and the connection to the local service for it.
 struct Visit {
     peer: String,
     local_end: String,
     local: FirstAnswer,
 }
 
-/// Why a visitor does not reach the local service.
+/// Reasons why a visitor does not reach the local service.
 #[derive(Debug, thiserror::Error)]
 enum Unserved {
     #[error("there is no such tunnel")]
@@ -42,7 +42,7 @@ enum Unserved {
 }
 
 impl Client {
-    /// Serves a visitor, and those that the relay sends after him on the same connection.
+    /// Serves a visitor, then further visitors that the relay sends on the same connection.
     pub(super) async fn serve(
         &self,
         tunnel: u32,
@@ -51,10 +51,11 @@ impl Client {
         peer: String,
         frames: mpsc::Sender<Frame>,
     ) {
-        // A visitor of a service that is down gets the error before its stream exists.
+        // Connects to the local service first, so that a visitor gets the error of a service that is down before its
+        // stream exists.
         let visit = match self.receive(tunnel, peer).await {
             Ok(visit) => visit,
-            // The relay's own time-out would tell him later.
+            // Without this frame, the visitor waits for the timeout of the relay.
             Err(error) => {
                 return drop(frames.send(Frame::Decline { stream, reason: error.to_string() }).await);
             }
@@ -65,7 +66,7 @@ impl Client {
         }
     }
 
-    /// Opens a connection for a visitor who has not come yet, and serves those that the relay sends.
+    /// Opens a connection ahead of need, and serves the visitors that the relay sends on it.
     pub(super) async fn prepare(&self, session: Token, stream: Token) {
         match self.claim(session, stream).await {
             Ok(connection) => self.carry_all(connection, None).await,
@@ -73,7 +74,7 @@ impl Client {
         }
     }
 
-    /// Serves one visitor after another on a connection, for as long as it can be used again.
+    /// Serves one visitor after another on a connection, as long as it can be reused.
     async fn carry_all(&self, mut connection: Connection, mut first: Option<Visit>) {
         loop {
             let visit = match first.take() {
@@ -93,17 +94,17 @@ impl Client {
         }
     }
 
-    /// Connects a visitor of a tunnel with the local service.
+    /// Connects to the local service of a tunnel for a visitor.
     ///
     /// # Errors
-    /// It does not answer.
+    /// Fails if the service does not answer.
     async fn receive(&self, tunnel: u32, peer: String) -> Result<Visit, Unserved> {
         let tunnel = tunnel as usize;
         let local_end = self.local_ends.get(tunnel).ok_or(Unserved::NoTunnel)?;
         let wanted = self.options.tunnels.get(tunnel).ok_or(Unserved::NoTunnel)?;
         match local_end.connect().await {
             Ok(local) => {
-                // They fail only on a socket that is closed already.
+                // Both fail only on a socket that is already closed.
                 let _ = local.set_nodelay(true);
                 let _ = SockRef::from(&local).set_tcp_keepalive(&Limits::default().tcp_keepalive());
                 let (name, is_told) = (local_end.to_string(), local_end.has_refused_host.clone());
@@ -116,7 +117,7 @@ impl Client {
         }
     }
 
-    /// Opens the connection that a visitor waits for.
+    /// Opens the connection for a waiting visitor.
     async fn claim(&self, session: Token, stream: Token) -> Result<Connection, Over> {
         let mut connection = self.dial(Purpose::Stream).await?;
         let exporter = tls::exporter(connection.get_ref().1)?;
@@ -150,7 +151,7 @@ impl Client {
     }
 }
 
-/// Carries a visitor's bytes. Returns the connection if it can be used again.
+/// Carries a visitor's bytes. Returns the connection if it can be reused.
 async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
     let Visit { peer, local_end, mut local } = visit;
     let mut stream = Carrier::new(connection);

@@ -1,15 +1,15 @@
-//! Services that a key may take over.
+//! Rules for the Services that a key may take over.
 
 use super::{ExposeRequest, ServiceName};
 use crate::relay::auth::Key;
 
-/// Namespaces that a key has to name.
+/// Namespace that a key must name explicitly, as it must the relay's own.
 const SYSTEM: &str = "kube-system";
 
-/// The API server's own Service.
+/// Service of the API server.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
-/// Why a key may not have a Service.
+/// Reasons why a key may not take over a Service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     #[error("this relay takes over Services in namespace \"{0}\" only")]
@@ -26,18 +26,19 @@ pub enum Denied {
     NotNamed { key: String, service: ServiceName },
 }
 
-/// The rules of a relay.
+/// Rules of a relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The relay's own.
+    /// Namespace of the relay.
     pub own_namespace: String,
-    /// The only namespace whose Services may be taken over. None: all of them, the relay's own where a key names it.
+    /// The only namespace whose Services may be taken over. `None`: all namespaces; the relay's own only if a key names
+    /// it.
     pub only: Option<String>,
 }
 
 impl Rules {
     /// # Errors
-    /// The key does not allow it.
+    /// Fails if the rules or the key do not allow it.
     pub fn check(&self, key: &Key, request: &ExposeRequest) -> Result<(), Denied> {
         let service = &request.service;
         if let Some(only) = self.only.as_ref().filter(|only| **only != service.namespace) {
@@ -60,7 +61,7 @@ impl Rules {
                     false => Err(Denied::Protected { key: denied.0, service: denied.1, why }),
                 }
             }
-            // A key that is limited in what else it may have is not meant to have everything here.
+            // A key with limits on ports or names must not get all Services by default.
             (None, true) if key.ports.is_empty() && key.names.is_empty() => Ok(()),
             (None, _) if key.services.iter().any(|pattern| matches(pattern, service)) => Ok(()),
             (None, _) => Err(Denied::NotNamed { key: denied.0, service: denied.1 }),
@@ -68,7 +69,7 @@ impl Rules {
     }
 }
 
-/// Returns whether a pattern names the namespace of a Service letter by letter; `by_name`: the Service's name as well.
+/// Returns whether a pattern contains the namespace of a Service without a wildcard. `by_name`: the Service's name too.
 fn names(pattern: &str, service: &ServiceName, by_name: bool) -> bool {
     let Some((namespace, name)) = pattern.split_once('/') else { return false };
     namespace == service.namespace && (!by_name || name == service.name)
@@ -84,7 +85,7 @@ fn matches(pattern: &str, service: &ServiceName) -> bool {
         .is_some_and(|(namespace, name)| part(namespace, &service.namespace) && part(name, &service.name))
 }
 
-/// Returns whether a pattern is one: `NAMESPACE/NAME`, each with a `*` at its end where it stands for several.
+/// Returns whether a pattern is valid: `NAMESPACE/NAME`, each optionally with a `*` at its end.
 pub fn is_pattern(pattern: &str) -> bool {
     let is_part = |part: &str| {
         let start = part.strip_suffix('*').unwrap_or(part);

@@ -1,4 +1,4 @@
-//! Claims on ports of Services, and the task that follows those of one Service.
+//! Claims on ports of Services, and the task that reconciles the claims of one Service.
 //!
 //! ```text
 //!          claim()                  the cluster says so                 dropped, or given up by name
@@ -7,10 +7,11 @@
 //!                      +--- refused, or not in time         +--- undone by somebody: Over, with the reason
 //! ```
 //!
-//! One that was dropped is Back once the cluster is restored. Until then, and a moment longer, visitors still come to its tunnel's port.
+//! A dropped claim becomes Back once the cluster is restored. Until then, and a moment longer, visitors still arrive at
+//! its tunnel's port.
 //!
-//! The task does not follow events, but compares all claims with the cluster: whatever order clients come and go in, the last
-//! state counts. A claim has a generation, so that the end of an old one never takes back what a new one has.
+//! The task does not process events. It compares all claims with the cluster, so only the last state counts, in whatever
+//! order clients come and go. Each claim has a generation, so that the end of an old claim never undoes a new one.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -45,26 +46,26 @@ use super::{
 };
 use crate::{drain::Drain, relay::auth::Key};
 
-/// How long a client waits for its Service while the API server does not answer as it should.
+/// How long a client waits for its Service if the API server fails or does not answer.
 const CLAIM_WITHIN: Duration = Duration::from_secs(15);
 
-/// Between two steps of which the first has failed.
+/// Pauses between two steps after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// How long an unanswered write may still take effect: API servers give a request 60 s (`--request-timeout`).
+/// How long a write without an answer may still take effect: API servers give a request 60 s (`--request-timeout`).
 const DOUBT: Duration = Duration::from_secs(70);
 
-/// How often it is looked meanwhile.
+/// How often the task checks the cluster in that time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Changes of other programs come in bursts.
+/// Debounce: other programs change objects in bursts.
 const SETTLING: Duration = Duration::from_millis(200);
 
-/// How long a watch that ended is not opened again.
+/// Pause before a watch that ended is opened again.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
-/// Makes Services of the cluster lead to tunnels of this relay.
+/// Takes over Services of the cluster for tunnels of this relay.
 pub struct Exposer {
     pub(super) kube: Kube,
     pub(super) relay: Relay,
@@ -76,10 +77,10 @@ pub struct Exposer {
     pub(super) expiry: Expiry,
 }
 
-/// How many laptops may have a part of one Service each. All parts are in one annotation.
+/// Maximum number of laptops with a part of one Service. All parts are in one annotation.
 const MOST_PARTS: usize = 64;
 
-/// A port, or a part of it.
+/// A port, or a part of one.
 type Part = (u16, Option<Condition>);
 
 type Claims = BTreeMap<Part, Arc<Asked>>;
@@ -87,15 +88,15 @@ type Claims = BTreeMap<Part, Arc<Asked>>;
 /// Address of a port of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodAddress {
-    /// Its name. Empty: it is no pod.
+    /// Name of the pod. Empty: the endpoint is not a pod.
     pub pod: String,
     pub address: SocketAddr,
 }
 
-/// The ready pods behind a port that is taken over, for those who send them its other requests, and all at the end.
+/// Ready pods behind a port that is taken over, for requests that go to pods, and for all visitors after the end.
 pub type Pods = watch::Sender<Vec<PodAddress>>;
 
-/// Why a takeover is refused.
+/// Reasons why a takeover is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     #[error(transparent)]
@@ -115,27 +116,27 @@ pub enum ClaimError {
     SamePart { port: u16, service: ServiceName, condition: Box<Condition>, owner: String },
     #[error("Service {service} is taken over in {MOST_PARTS} parts already")]
     ManyParts { service: ServiceName },
-    /// The step that would have brought it has failed.
+    /// The step for this claim failed.
     #[error("{0}")]
     Failed(String),
 }
 
 impl ClaimError {
-    /// Returns whether another client of this relay has it.
+    /// Returns whether another client of this relay has the port or part.
     pub fn is_taken(&self) -> bool {
         matches!(self, Self::Taken { .. } | Self::Parted { .. } | Self::SamePart { .. })
     }
 }
 
-/// A claim as its Service's task sees it.
+/// A claim as seen by its Service's task.
 struct Asked {
     generation: u64,
     request: ExposeRequest,
     target_port: u16,
     at: Instant,
-    /// RFC 3339.
+    /// Time of the claim, in RFC 3339.
     since: String,
-    /// The channel for the ready pods behind its port.
+    /// Channel for the ready pods behind the port.
     pods: Option<Arc<Pods>>,
     state: watch::Sender<State>,
 }
@@ -145,7 +146,7 @@ enum State {
     Asked,
     Held,
     Over(String),
-    /// It was given up, and has no effect any more.
+    /// The claim was dropped, and the cluster is restored.
     Back,
 }
 
@@ -162,7 +163,8 @@ impl Asked {
         (self.request.port, self.request.condition.clone())
     }
 
-    /// Adds it to what is wanted of its port. Of several, the youngest knows the tunnels' port.
+    /// Adds the claim to the wanted state of its port. If several claims are for the port, the youngest knows the
+    /// tunnels' port.
     fn join(&self, wanted: &mut BTreeMap<u16, Want>) {
         let (owner, since) = (self.request.owner.clone(), self.since.clone());
         let of_part = |requests: &Condition| PersonalPart {
@@ -188,23 +190,23 @@ impl Asked {
     }
 }
 
-/// A port of a Service that leads to a tunnel, until this is dropped.
+/// A Service's port that routes to a tunnel until this value is dropped.
 pub struct Claim {
     exposer: Arc<Exposer>,
     asked: Arc<Asked>,
 }
 
 impl Claim {
-    /// Resolves when it has no effect any more: after it was dropped, the cluster is restored.
+    /// Waits until the claim has no effect any more: it was dropped, and the cluster is restored.
     pub fn back(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut state = self.asked.state.subscribe();
         async move {
-            // An error: nobody follows it any more.
+            // An error means that the task has ended.
             let _ = state.wait_for(|state| matches!(state, State::Over(_) | State::Back)).await;
         }
     }
 
-    /// Resolves when somebody else has ended it, with the reason.
+    /// Waits until somebody else has ended the claim. Returns the reason.
     pub fn over(&self) -> impl Future<Output = String> + Send + use<> {
         let mut state = self.asked.state.subscribe();
         async move {
@@ -213,7 +215,7 @@ impl Claim {
                     return reason;
                 }
                 if state.changed().await.is_err() {
-                    // It was given up.
+                    // The claim was dropped by its owner.
                     std::future::pending::<()>().await;
                 }
             }
@@ -228,7 +230,8 @@ impl Drop for Claim {
 }
 
 impl Exposer {
-    /// `only`: the only namespace whose Services may be taken over. Every task ends with `drain`, and gives back what it has first.
+    /// Starts the tasks. `only`: the only namespace whose Services may be taken over. Each task ends with `drain`, after
+    /// it has restored its Service.
     pub fn start(
         client: kube::Client,
         relay: Relay,
@@ -255,11 +258,11 @@ impl Exposer {
         self.rules.only.as_deref()
     }
 
-    /// Checks whether a client may take over a Service. `token`: its bearer token for the API server. The owner of the request becomes the
-    /// user of the token, if it was reviewed.
+    /// Checks whether a client may take over a Service. `token`: its bearer token for the API server. If the token is
+    /// reviewed, its user becomes the owner of the request.
     ///
     /// # Errors
-    /// A key does not allow it, or RBAC does not.
+    /// Fails if the key or RBAC does not allow it.
     pub async fn authorize(
         &self,
         key: &Key,
@@ -274,11 +277,12 @@ impl Exposer {
         Ok(())
     }
 
-    /// Makes a port of a Service lead to the port of a tunnel, and waits until it does. `pods`: gets the list of ready pods behind it.
-    /// `after`: the claim that this one takes over from, where it is for the same port.
+    /// Routes a Service's port to the port of a tunnel, and waits until that is done. `pods`: gets the list of ready pods
+    /// behind it. `after`: the claim that this one replaces, if it is for the same port.
     ///
     /// # Errors
-    /// It exists and may not be replaced, somebody else has it, a permission is missing, it could not be put back.
+    /// Fails if the Service exists and may not be replaced, if another client has the port, if a permission is missing,
+    /// or if the Service could not be restored later.
     pub async fn claim(
         self: &Arc<Self>,
         request: ExposeRequest,
@@ -305,7 +309,7 @@ impl Exposer {
             free(&claims.borrow(), &asked.request, after)?;
             claims.send_modify(|claims| drop(claims.insert(asked.part(), asked.clone())));
         }
-        // From here on it is given up where nobody waits any more.
+        // From here on, dropping this future drops the claim.
         let claim = Claim { exposer: self.clone(), asked };
         loop {
             match state.borrow_and_update().clone() {
@@ -319,12 +323,12 @@ impl Exposer {
         }
     }
 
-    /// Puts back what a Service has from a relay that is gone, unless a claim is there or another relay lives.
+    /// Restores a Service that a dead relay has left, unless it has a claim or another live relay.
     pub(super) fn tidy(self: &Arc<Self>, service: &ServiceName) {
         self.followed(&mut self.services(), service);
     }
 
-    /// Returns the claims on a Service, followed by a task from now on.
+    /// Returns the claims on a Service, and starts a task for it if there is none.
     fn followed<'s>(
         self: &Arc<Self>,
         services: &'s mut MutexGuard<'_, HashMap<ServiceName, watch::Sender<Claims>>>,
@@ -348,13 +352,13 @@ impl Exposer {
         }
     }
 
-    /// Ends a claim for its client.
+    /// Ends a claim with a reason for its client.
     fn end(&self, asked: &Arc<Asked>, reason: String) {
         asked.state.send_replace(State::Over(reason));
         self.give_up(asked);
     }
 
-    /// Forgets a Service on which there is no claim. Returns whether that is so.
+    /// Removes a Service without claims. Returns whether it had none.
     fn forget(&self, name: &ServiceName) -> bool {
         let mut services = self.services();
         let is_free = services.get(name).is_none_or(|claims| claims.borrow().is_empty());
@@ -369,7 +373,7 @@ impl Exposer {
     }
 }
 
-/// Returns an error if somebody else has the port or the part. `after`: the claim that it takes over from.
+/// Returns an error if another client has the port or the part. `after`: the claim that the request replaces.
 fn free(claims: &Claims, request: &ExposeRequest, after: Option<&Claim>) -> Result<(), ClaimError> {
     let ExposeRequest { service, port, condition, .. } = request;
     let others =
@@ -399,22 +403,22 @@ struct Following {
     exposer: Arc<Exposer>,
     name: ServiceName,
     claims: watch::Receiver<Claims>,
-    /// The ports, and the parts of ports, that lead to laptops, as far as this task has brought it.
+    /// Ports, and parts of ports, that this task has routed to laptops.
     in_effect: Claims,
-    /// Named ports of pods, by the UID of the pod. None: the relay may not read it.
+    /// Named ports of pods, by UID of the pod. `None`: the relay may not read the pod.
     named: HashMap<String, Option<BTreeMap<String, u16>>>,
     renewed: Instant,
     pause: Duration,
-    /// Until then changes may appear that got no answer.
+    /// Until then, changes without an answer may still take effect.
     doubt: Option<Instant>,
-    /// The Service's own record after the last step.
+    /// Record on the Service after the last step.
     known: Option<Takeover>,
-    /// Last message in the log, to say it once.
+    /// Last logged message, so that it is logged only once.
     said: Option<String>,
     looks: Option<Looks>,
 }
 
-/// Watches that say when something has changed, until they are dropped.
+/// Watches that notify of changes, until they are dropped.
 struct Looks {
     changed: Arc<Notify>,
     _end: DropGuard,
@@ -445,7 +449,7 @@ impl Following {
         loop {
             let claims = self.claims.borrow_and_update().clone();
             if self.exposer.drain.is_draining() {
-                // Clients that have a Service come back to another relay, which has told them nothing of an end.
+                // On a drain, held claims end without a reason: their clients reconnect to another relay.
                 for asked in claims.values() {
                     match asked.is_held() {
                         true => self.exposer.give_up(asked),
@@ -455,7 +459,7 @@ impl Following {
             }
             let claims = self.claims.borrow_and_update().clone();
             let held = claims.values().filter(|asked| asked.is_held());
-            // One new claim at a time: what is wrong with it is not the others' fault.
+            // Only one new claim at a time, so that its error does not affect the others.
             let next = claims.values().filter(|asked| asked.is_asked()).min_by_key(|asked| asked.generation);
             let working: Vec<Arc<Asked>> = held.chain(next).cloned().collect();
             let done = self.step(&working).await;
@@ -464,7 +468,7 @@ impl Following {
                     self.pause = FIRST_PAUSE;
                     self.said = None;
                     self.known.clone_from(&done.takeover);
-                    // Other requests of a part need them at once; the rest, when the takeover ends.
+                    // Requests outside a part need the pods at once. A whole takeover needs them only at its end.
                     let is_parted = working.iter().any(|asked| asked.request.condition.is_some());
                     if is_parted {
                         self.tell_pods(&working, &done, is_parted).await;
@@ -475,7 +479,7 @@ impl Following {
                     }
                     match (working.is_empty(), self.doubt) {
                         (true, None) if self.exposer.forget(&self.name) => return,
-                        // A claim has come at this moment.
+                        // A new claim has just been added.
                         (true, None) => continue,
                         (true, Some(_)) if self.exposer.drain.is_draining() => return,
                         _ if claims.values().any(|asked| asked.is_asked()) => Duration::ZERO,
@@ -563,7 +567,7 @@ impl Following {
         }
     }
 
-    /// Says which pods are behind the ports that are taken over.
+    /// Publishes the pods behind the ports that are taken over.
     async fn tell_pods(&mut self, working: &[Arc<Asked>], done: &Done, warns: bool) {
         let uids: Vec<&String> = done.behind.values().flatten().filter_map(|b| Some(&b.pod.as_ref()?.1)).collect();
         self.named.retain(|uid, _| uids.contains(&uid));
@@ -572,7 +576,7 @@ impl Following {
             for behind in behind {
                 found.extend(self.address(behind, warns).await);
             }
-            // Of one that is reached at the port that leads to ourselves nothing would come back.
+            // If a pod's port routes to this relay itself, its visitors would loop.
             let ours = &self.exposer.relay.addresses;
             let of_port = working.iter().filter(|asked| asked.request.port == *port);
             for (asked, pods) in of_port.filter_map(|asked| Some((asked, asked.pods.as_ref()?))) {
@@ -589,7 +593,7 @@ impl Following {
         }
     }
 
-    /// Returns where a pod is reached. None: it has no port of that name, or nobody may say so.
+    /// Returns the address of a pod. `None`: it has no port of that name, or the relay may not read it.
     async fn address(&mut self, behind: &Behind, warns: bool) -> Option<PodAddress> {
         let (pod, uid) = behind.pod.clone().unwrap_or_default();
         let port = match &behind.port {
@@ -602,7 +606,7 @@ impl Following {
                     {
                         warn!(service = %self.name, pod, %error, "relay: cannot read a pod, and sends it nothing");
                     }
-                    // The next step asks again, if that may help.
+                    // The next step retries, if that may help.
                     if found.as_ref().is_err_and(KubeError::is_temporary) {
                         return None;
                     }
@@ -620,7 +624,7 @@ impl Following {
         }
     }
 
-    /// Does what follows from a failure. Returns for how long to wait.
+    /// Handles a failure. Returns how long to wait before the next step.
     async fn failed(&mut self, failure: Failure, working: &[Arc<Asked>], next: Option<&Arc<Asked>>) -> Duration {
         if let Failure::Undone { ports, .. } = &failure {
             let reason = failure.to_string();
@@ -648,7 +652,7 @@ impl Following {
         pause
     }
 
-    /// Waits for as long, or until the claims or the Service change.
+    /// Waits for `pause`, or until the claims or the Service change.
     async fn wait(&mut self, pause: Duration) {
         self.look();
         let until = Instant::now() + pause;
@@ -666,7 +670,7 @@ impl Following {
             }
         };
         tokio::select! {
-            // The sender lives as long as the Service is followed.
+            // Never an error: the sender lives as long as the task.
             _ = self.claims.changed() => {}
             () = sleep_until(until) => {}
             () = changed => {}
@@ -674,7 +678,7 @@ impl Following {
         }
     }
 
-    /// Watches the Service and its endpoints as long as it leads to a laptop.
+    /// Watches the Service and its endpoints as long as the Service routes to a laptop.
     fn look(&mut self) {
         match (self.in_effect.is_empty(), &self.looks) {
             (true, _) => self.looks = None,
@@ -696,7 +700,7 @@ impl Following {
                                         changed.notify_one();
                                     }
                                 }
-                                // Without a watch it is looked when the Lease is renewed.
+                                // Without a watch, changes are noticed at each renewal of the Lease.
                                 sleep(WATCH_PAUSE).await;
                             }
                         };

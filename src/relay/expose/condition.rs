@@ -1,6 +1,6 @@
-//! Requests of a personal takeover: those with certain headers, for a certain host, below a certain path.
+//! Conditions of a personal takeover: certain headers, a host, or a path.
 //!
-//! A condition is shown to everybody who may read the Service: it is in its annotations, in Events and in logs.
+//! Everyone who may read the Service can see a condition: it is in annotations, Events and logs.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,23 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Host;
 
-/// The longest condition, as JSON, in bytes. All conditions of a Service are in one annotation, and an object has 256 KiB of these.
+/// Maximum length of a condition as JSON, in bytes. All conditions of a Service are in one annotation, and an object may
+/// have 256 KiB of annotations.
 const LONGEST: usize = 1024;
 
-/// How many headers a condition names.
+/// Maximum number of headers in a condition.
 const MOST_HEADERS: usize = 8;
 
-/// The longest name and the longest value of a header, in bytes.
+/// Maximum length of a header's name and value, in bytes.
 const LONGEST_NAME: usize = 64;
 const LONGEST_VALUE: usize = 256;
 
-/// The longest path, in bytes.
+/// Maximum length of a path, in bytes.
 const LONGEST_PATH: usize = 512;
 
-/// Headers whose values are secrets, and would be shown.
+/// Headers whose values are secrets, which a condition would disclose.
 const SECRET: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "set-cookie"];
 
-/// Headers that are about one connection or the length of a body (RFC 9110, section 7.6.1), and those that proxies change.
+/// Headers of one connection or of a body's length (RFC 9110, section 7.6.1), and headers that proxies change.
 const OF_CONNECTION: [&str; 11] = [
     "connection",
     "content-length",
@@ -40,22 +41,22 @@ const OF_CONNECTION: [&str; 11] = [
     "x-forwarded-for",
 ];
 
-/// Headers, host and path that a request has to have, all of them.
+/// Headers, host and path that a request must match, all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct Condition {
-    /// Lower-case names, each with the value that one of its lines has exactly.
+    /// Lower-case names, each with the exact value of one of its lines.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, String>,
-    /// Lower case, without a port.
+    /// In lower case, without a port.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<String>,
-    /// The path itself, or the start of it up to a slash.
+    /// Exact path, or its start up to a slash.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
 }
 
-/// A condition as somebody has written it.
+/// A condition as JSON, before validation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -73,7 +74,7 @@ impl TryFrom<Written> for Condition {
     }
 }
 
-/// Why a text is no condition.
+/// Reasons why a condition is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConditionError {
     #[error("a personal takeover needs a header, a host or a path")]
@@ -104,14 +105,14 @@ pub enum ConditionError {
     EveryPath,
     #[error("the condition is longer than {LONGEST} bytes")]
     TooLong,
-    /// Not the JSON of a condition.
+    /// The text is not the JSON of a condition.
     #[error("the condition is not understood")]
     Malformed,
 }
 
 impl Condition {
     /// # Errors
-    /// There is nothing to tell requests by, or something that no request can have.
+    /// Fails if the condition is empty, or if no request can match it.
     pub fn new(
         headers: impl IntoIterator<Item = (String, String)>,
         host: Option<String>,
@@ -153,7 +154,8 @@ impl Condition {
     /// Reads the JSON of [`to_json`](Self::to_json).
     ///
     /// # Errors
-    /// It is none, or says something that is not known here: a condition is never wider than it was meant.
+    /// Fails if the JSON is invalid or has an unknown field. Ignoring a field would make a condition wider than its
+    /// author meant.
     pub fn parse(text: &str) -> Result<Self, ConditionError> {
         if text.len() > LONGEST {
             return Err(ConditionError::TooLong);
@@ -162,12 +164,12 @@ impl Condition {
         written.try_into()
     }
 
-    /// Returns it as it is sent: `{"headers":{"x-user":"anna"},"host":"...","path":"/api"}`, each part only where it is asked for.
+    /// Returns the JSON on the wire: `{"headers":{"x-user":"anna"},"host":"...","path":"/api"}`, without absent fields.
     pub fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }
 
-    /// Returns whether a request is one of those. `host`: whom it is for, in lower case, without a port.
+    /// Returns whether a request matches. `host`: the host of the request, in lower case, without a port.
     pub fn matches<B>(&self, host: &str, request: &Request<B>) -> bool {
         let has = |(name, value): (&String, &String)| {
             request.headers().get_all(name.as_str()).iter().any(|line| line.as_bytes() == value.as_bytes())
@@ -177,7 +179,7 @@ impl Condition {
             && self.headers.iter().all(has)
     }
 
-    /// Returns how narrow it is: of two conditions that a request has, the one with the higher rank counts.
+    /// Returns how narrow the condition is. If a request matches two conditions, the higher rank wins.
     pub fn rank(&self) -> (usize, usize) {
         let path = self.path.as_ref();
         (
@@ -187,7 +189,7 @@ impl Condition {
     }
 }
 
-/// `x-user: anna and path /api`.
+/// As `x-user: anna and path /api`.
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headers = self.headers.iter().map(|(name, value)| format!("{name}: {value}"));
@@ -209,7 +211,7 @@ fn header_name(name: &str) -> Result<String, ConditionError> {
     }
 }
 
-/// Returns whether a header line can have this value: servers take spaces away at both ends (RFC 9110, section 5.5).
+/// Returns whether a header can have this value. Servers trim spaces at both ends (RFC 9110, section 5.5).
 fn is_value(value: &str) -> bool {
     (1..=LONGEST_VALUE).contains(&value.len())
         && value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
@@ -222,12 +224,12 @@ fn is_path(path: &str) -> bool {
         && path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
 }
 
-/// Returns whether a path is `start`, or goes on behind it at a slash.
+/// Returns whether a path is `start`, or continues after it with a slash.
 fn is_below(path: &str, start: &str) -> bool {
     path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || start.ends_with('/') || rest.starts_with('/'))
 }
 
-/// Returns what somebody has written, as far as it is repeated to them.
+/// Returns the start of a text for an error message.
 fn shown(text: &str) -> String {
     text.chars().take(LONGEST_NAME).collect()
 }

@@ -1,7 +1,7 @@
-//! The endpoints of a Service that is taken over: the relay's own EndpointSlices, and those that somebody has written by hand.
+//! Endpoints of a Service that is taken over: the relay's own EndpointSlices, and endpoints written by hand.
 //!
-//! A Service without a selector has endpoints that no controller of the cluster would write again. The ports that are taken are
-//! left out of them, and each object keeps what it said in an annotation of its own, written by the same patch.
+//! If a Service has no selector, no controller of the cluster would restore its endpoints. The relay removes the taken
+//! ports from them, and the same patch saves the original in an annotation of the object.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +18,14 @@ pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Label that names the Service of a slice.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Writes the slices of Services with a selector.
+/// Controller that writes the slices of Services with a selector.
 pub(super) const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
-/// Copies Endpoints that were written by hand into slices.
+/// Controller that copies Endpoints written by hand into slices.
 pub(super) const MIRRORING: &str = "endpointslicemirroring-controller.k8s.io";
 
-/// Programs through which people write objects, by how they call themselves in `managedFields`. Everything else is taken for a
-/// controller, which would write its object again.
+/// Tools that people write objects with, by their name in `managedFields`. Any other writer counts as a controller, which
+/// would undo a change.
 const TOOLS: [&str; 15] = [
     "adit",
     "argocd",
@@ -44,13 +44,13 @@ const TOOLS: [&str; 15] = [
     "terraform",
 ];
 
-/// Returns whether a slice is the relay's own.
+/// Returns whether the relay owns a slice.
 pub fn is_ours(slice: &Value) -> bool {
     slice["metadata"]["labels"][SLICE_MANAGED_BY] == "adit"
 }
 
-/// Returns the slices that are to lead to the relay, one for each address family of the Service. `ports`: for each port that is
-/// taken, the tunnel's port and how endpoints name it.
+/// Returns the slices that route to the relay, one per address family of the Service. `ports`: for each taken port, the
+/// tunnel's port and the port's entry in endpoints.
 pub fn own_slices(
     name: &ServiceName,
     service: &Value,
@@ -101,12 +101,12 @@ fn slice_name(name: &ServiceName, address: &IpAddr) -> String {
     format!("{}-adit{family}", name.name)
 }
 
-/// Returns the family of an address, as Services and slices name it.
+/// Returns the family of an address as Services and slices spell it.
 pub fn family(address: &IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
-/// Returns whether `found` says everything that `wanted` does; the API server adds to what it is sent.
+/// Returns whether `found` contains all of `wanted`. The API server adds fields to the objects that it gets.
 pub fn covers(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => {
@@ -119,18 +119,18 @@ pub fn covers(found: &Value, wanted: &Value) -> bool {
     }
 }
 
-/// Returns whether the ports of a slice, or of Endpoints, are written by hand: nobody else would write them again.
-/// `has_selector`: of the Service.
+/// Returns whether the ports of a slice or of Endpoints are written by hand, so that no controller would restore them.
+/// `has_selector`: whether the Service has one.
 pub fn is_by_hand(object: &Value, has_selector: bool) -> bool {
     match object["metadata"]["labels"][SLICE_MANAGED_BY].as_str() {
-        // Slices that it left when the selector was removed have no owner.
+        // After the selector is removed, the controller no longer owns its old slices.
         Some(CONTROLLER) => !has_selector,
         Some(MIRRORING | "adit") => false,
         _ => true,
     }
 }
 
-/// Says who would undo a change of endpoints that seem to be written by hand. None: nobody.
+/// Returns the controller that would undo a change of endpoints that seem to be written by hand. `None`: no controller.
 pub fn controller_of(object: &Value) -> Option<String> {
     let metadata = &object["metadata"];
     let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
@@ -150,12 +150,12 @@ pub fn controller_of(object: &Value) -> Option<String> {
     writers.find(|writer| !writer.is_empty() && !is_tool(writer)).map(|writer| format!("\"{writer}\""))
 }
 
-/// Endpoints as one of the two kinds has them: a list of ports, or subsets of which each has one.
+/// Field with the ports of endpoints, by kind: a list of ports, or subsets that each have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// `ports` of an EndpointSlice.
+    /// Field `ports` of an EndpointSlice.
     Ports,
-    /// `subsets` of Endpoints.
+    /// Field `subsets` of Endpoints.
     Subsets,
 }
 
@@ -181,7 +181,8 @@ impl Field {
         }
     }
 
-    /// Returns whether two values say the same. The API server stores an empty list as null, or not at all, and packs subsets anew.
+    /// Returns whether two values are equivalent. The API server stores an empty list as null or not at all, and repacks
+    /// subsets.
     fn is_same(self, a: &Value, b: &Value) -> bool {
         match self {
             Self::Ports => list(a) == list(b),
@@ -189,7 +190,7 @@ impl Field {
         }
     }
 
-    /// Returns what the object would say had the ports never been taken: `kept`, and what somebody has changed meanwhile.
+    /// Returns the object's state without the takeover: `kept`, plus changes that others made since.
     fn restored(self, now: &Value, kept: &Value, names: &BTreeSet<String>) -> Value {
         if self.is_same(now, &self.without(kept, names)) {
             return kept.clone();
@@ -202,7 +203,7 @@ impl Field {
                 for (address, ports) in &mut now {
                     let same_ip = || kept.iter().find(|(kept, _)| kept.value()["ip"] == address.value()["ip"]);
                     let same_ports = || kept.iter().find(|(_, kept)| without(kept, names) == *ports);
-                    // An address that somebody has added is taken for one more of the others.
+                    // The ports of an added address are unknown: it gets those of another address.
                     if let Some((_, kept)) = same_ip().or_else(same_ports).or_else(|| kept.iter().next()) {
                         *ports = with(ports, kept, names);
                     }
@@ -213,7 +214,7 @@ impl Field {
     }
 }
 
-/// Returns the items of a list; null, and a field that is absent, are an empty one.
+/// Returns the items of a list. Null and an absent field are an empty list.
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
@@ -226,7 +227,7 @@ fn without(ports: &[Value], names: &BTreeSet<String>) -> Vec<Value> {
     ports.iter().filter(|port| !is_named(port, names)).cloned().collect()
 }
 
-/// Returns the ports of `now`, and those of `kept` that were left out, where nobody has written them again.
+/// Returns the ports of `now`, and the removed ports of `kept` unless somebody has added them again.
 fn with(now: &[Value], kept: &[Value], names: &BTreeSet<String>) -> Vec<Value> {
     if *now == without(kept, names) {
         return kept.to_vec();
@@ -237,7 +238,7 @@ fn with(now: &[Value], kept: &[Value], names: &BTreeSet<String>) -> Vec<Value> {
     now.iter().chain(left_out).cloned().collect()
 }
 
-/// An address of Endpoints: in which list it is, and what it says, as JSON.
+/// An address of Endpoints: the name of its list, and its JSON.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Address {
     list: &'static str,
@@ -265,7 +266,7 @@ fn addresses(subsets: &Value) -> BTreeMap<Address, Vec<Value>> {
     found
 }
 
-/// Returns subsets with these addresses, those with the same ports in one.
+/// Returns subsets with these addresses. Addresses with the same ports share one subset.
 fn packed(addresses: BTreeMap<Address, Vec<Value>>) -> Value {
     let mut subsets: Vec<Value> = Vec::new();
     for (address, ports) in addresses {
@@ -281,12 +282,12 @@ fn packed(addresses: BTreeMap<Address, Vec<Value>>) -> Value {
     json!(subsets)
 }
 
-/// Returns whether something was left out of an object.
+/// Returns whether an object has an annotation with its original.
 pub fn is_changed(object: &Value) -> bool {
     object["metadata"]["annotations"][ORIGINAL].is_string()
 }
 
-/// Returns whether there are pods and none of them is behind one of these ports. `slices`: all of the Service.
+/// Returns whether there are pods but none of them is behind one of these ports. `slices`: all slices of the Service.
 pub fn lack(slices: &[Value], names: &BTreeSet<String>) -> bool {
     let theirs = slices.iter().filter(|slice| !is_ours(slice) && !list(&slice["endpoints"]).is_empty());
     let theirs: Vec<&Value> = theirs.collect();
@@ -296,7 +297,7 @@ pub fn lack(slices: &[Value], names: &BTreeSet<String>) -> bool {
     !theirs.is_empty() && !names.iter().all(|name| theirs.iter().any(|slice| has(slice, name)))
 }
 
-/// Returns what an object would say if nothing was left out of it.
+/// Returns the original state of an object.
 pub fn whole(object: &Value, field: Field) -> Value {
     let now = &object[field.name()];
     let kept =
@@ -310,7 +311,8 @@ pub fn whole(object: &Value, field: Field) -> Value {
     }
 }
 
-/// Returns the merge patch that leaves ports out of an object, and what was left out before is written again. None: it is so.
+/// Returns the merge patch that removes ports from an object, and restores ports that were removed before. `None`:
+/// nothing to change.
 pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<Value> {
     let (now, whole) = (&object[field.name()], whole(object, field));
     let after = field.without(&whole, names);
@@ -333,7 +335,7 @@ pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<
     Some(patch)
 }
 
-/// Returns a refusal where one of the objects that would be changed belongs to a controller.
+/// Returns a refusal if a controller owns one of the objects to change.
 pub fn check(
     name: &ServiceName,
     has_selector: bool,
@@ -373,7 +375,7 @@ mod tests {
         }
         let mut object = object.clone();
         merge(&mut object, patch.unwrap_or_default_object());
-        // As the API server stores empty lists.
+        // The API server stores an empty list as null.
         if object["ports"] == json!([]) {
             object["ports"] = Value::Null;
         }
@@ -397,7 +399,7 @@ mod tests {
         for (theirs, is_lacking) in [
             (slice(CONTROLLER, &["alt"], &["10.0.0.1"]), true),
             (slice(CONTROLLER, &["alt", "http"], &["10.0.0.1"]), false),
-            // Without pods there is nothing to wait for.
+            // Without pods, none are missing.
             (slice(CONTROLLER, &[], &[]), false),
         ] {
             assert_eq!(lack(&[ours.clone(), theirs.clone()], &of_http), is_lacking, "{theirs}");
@@ -467,7 +469,7 @@ mod tests {
         for object in [endpoints(), one_subset()] {
             let mut taken = patched(&object, change(&object, Field::Subsets, &names(&["http"])));
             taken["subsets"][0]["addresses"][0]["ip"] = json!("10.0.0.9");
-            // It is written down once more, and then it is so.
+            // The patch saves the original once more, and then there is nothing to change.
             taken = patched(&taken, change(&taken, Field::Subsets, &names(&["http"])));
             assert_eq!(change(&taken, Field::Subsets, &names(&["http"])), None);
             let back = patched(&taken, change(&taken, Field::Subsets, &names(&[])));
@@ -490,7 +492,7 @@ mod tests {
             let mut ports = list(&taken["ports"]).to_vec();
             ports.push(new.clone());
             taken["ports"] = json!(ports);
-            // The relay looks again because of that.
+            // The change triggers another step of the relay.
             let taken = patched(&taken, change(&taken, Field::Ports, &names(&["http"])));
             let back = patched(&taken, change(&taken, Field::Ports, &names(&[])));
             let set = |ports: &[Value]| ports.iter().map(Value::to_string).collect::<BTreeSet<_>>();
@@ -514,7 +516,7 @@ mod tests {
         taken["subsets"] = json!([{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]}]);
         assert_eq!(change(&taken, Field::Subsets, &names(&["http"])), None);
         assert_eq!(patched(&taken, change(&taken, Field::Subsets, &names(&[]))), object);
-        // Each address has its own port again, also beside a new one.
+        // Each address gets its own ports back, even next to a new address.
         taken["subsets"][0]["addresses"].as_array_mut().unwrap().push(json!({"ip": "10.0.0.3"}));
         let back = patched(&taken, change(&taken, Field::Subsets, &names(&[])));
         let back = addresses(&back["subsets"]);

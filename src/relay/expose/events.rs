@@ -1,4 +1,4 @@
-//! Events on Services: who has taken a port, and that it is back.
+//! Events on Services: a port is taken over, or restored.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ impl Reason {
     }
 }
 
-/// Writes an Event; where that fails, only the log of the relay knows.
+/// Writes an Event. If that fails, only the relay's log has the message.
 pub async fn write(kube: &Kube, relay: &Relay, service: &Value, reason: Reason, message: &str) {
     let metadata = &service["metadata"];
     let name = ServiceName { namespace: text(&metadata["namespace"]).into(), name: text(&metadata["name"]).into() };

@@ -1,4 +1,4 @@
-//! Takeovers by hand: list them, and restore a Service.
+//! Manual commands for takeovers: list them, and restore a Service.
 
 use std::collections::BTreeMap;
 
@@ -23,21 +23,22 @@ pub struct Exposed {
     pub state: RelayState,
 }
 
-/// Whether the relay of a Service runs.
+/// State of the relay that has taken over a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayState {
     Running,
     /// Its pod does not exist any more, or has ended.
     Gone,
-    /// Pods may not be read.
+    /// The relay's pod could not be read.
     Unknown,
 }
 
-/// Lists the Services that are taken over, in one namespace or in all; and says of others why nobody can restore them.
+/// Lists the Services that are taken over, in one namespace or in all. Also returns the Services that cannot be restored,
+/// with the reasons.
 ///
 /// # Errors
-/// Services may not be listed, or there is no answer.
+/// Fails if Services may not be listed, or the API server does not answer.
 pub async fn list(kube: &Kube, namespace: Option<&str>) -> Result<(Vec<Exposed>, Vec<Refusal>), KubeError> {
     let (mut exposed, mut damaged) = (Vec::new(), Vec::new());
     for service in kube.list(Kind::Service, namespace, EXPOSED).await? {
@@ -71,23 +72,25 @@ async fn state(kube: &Kube, relay: &str) -> RelayState {
     }
 }
 
-/// Returns whether a relay has left something on a Service.
+/// Returns whether a relay has left a trace on a Service.
 ///
 /// # Errors
-/// A permission is missing, or there is no answer.
+/// Fails if a permission is missing, or the API server does not answer.
 pub async fn is_touched(kube: &Kube, name: &ServiceName) -> Result<bool, KubeError> {
     by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).is_touched().await
 }
 
-/// Restores a Service, whichever relay holds it. Returns the Service; None: there is none now, as a relay had created it.
+/// Restores a Service, even if a relay holds it. Returns the Service; `None`: a relay had created it, and it is now
+/// deleted.
 ///
 /// # Errors
-/// It cannot be restored, a permission is missing, or there is no answer.
+/// Fails if the Service cannot be restored, a permission is missing, or the API server does not answer.
 pub async fn restore(kube: &Kube, name: &ServiceName) -> Result<Option<Value>, Failure> {
     Ok(by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).run().await?.service)
 }
 
-/// Returns the pod of the relay that a Service is taken over through: its namespace and its name. None: it is not, or there is no answer.
+/// Returns the namespace and name of the relay's pod for a Service. `None`: it is not taken over, or the API server does
+/// not answer.
 pub async fn relay_of(kube: &Kube, name: &ServiceName) -> Option<(String, String)> {
     let service = kube.get(Kind::Service, &name.namespace, &name.name).await.ok()??;
     let takeover = service::takeover(&service, name, None).ok()??;

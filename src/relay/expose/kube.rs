@@ -1,4 +1,4 @@
-//! The calls to the API server that a takeover makes. Every call has a deadline, and every change a precondition.
+//! API calls of a takeover. Every call has a deadline, and every change a precondition.
 
 use std::{fmt, time::Duration};
 
@@ -9,16 +9,16 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-/// How long one call may take, answer included.
+/// Deadline of one call, including its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// How many objects one answer holds.
+/// Maximum number of objects per answer.
 const PAGE: u32 = 500;
 
-/// How long one watch runs before it is opened again, in seconds.
+/// Duration of one watch, in seconds.
 const WATCH: u32 = 290;
 
-/// A kind of object that a takeover reads or writes.
+/// Kind of an object that a takeover reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Service,
@@ -42,7 +42,7 @@ impl Kind {
         }
     }
 
-    /// Returns the plural, as paths and Roles name it.
+    /// Returns the plural as in paths and Roles.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Service => "services",
@@ -57,7 +57,7 @@ impl Kind {
     }
 
     fn path(self, namespace: Option<&str>, name: Option<&str>) -> String {
-        // Reviews are of no namespace.
+        // Reviews are not namespaced.
         let namespace = namespace.filter(|namespace| !namespace.is_empty());
         let namespace = namespace.map_or(String::new(), |namespace| format!("/namespaces/{namespace}"));
         let name = name.map_or(String::new(), |name| format!("/{name}"));
@@ -65,8 +65,8 @@ impl Kind {
     }
 }
 
-/// The permissions that the calls below take: API group, resource, verbs. Events, watches and pods are optional: without them nobody
-/// is told, a change is noticed later, and a relay that is gone is replaced when its Lease has expired.
+/// Permissions for the calls below: API group, resource, verbs. Events, watches and pods are optional. Without them there
+/// are no Events, changes are noticed later, and a dead relay is replaced only after its Lease has expired.
 pub const PERMISSIONS: [(&str, &str, &[&str]); 6] = [
     ("", "services", &["get", "list", "watch", "create", "patch", "delete"]),
     ("discovery.k8s.io", "endpointslices", &["list", "watch", "create", "patch", "delete"]),
@@ -76,7 +76,7 @@ pub const PERMISSIONS: [(&str, &str, &[&str]); 6] = [
     ("", "pods", &["get"]),
 ];
 
-/// A call: `patch services shop/web`.
+/// An API call: `patch services shop/web`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     verb: &'static str,
@@ -98,20 +98,20 @@ impl fmt::Display for Call {
     }
 }
 
-/// Why a call did not do what it was made for.
+/// Reasons why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KubeError {
-    /// The object has changed since it was read, or is there already.
+    /// The object has changed since it was read, or already exists.
     #[error("{0}: the object was changed by somebody else at the same time")]
     Conflict(Call),
-    /// To `create` in a namespace that does not exist, or to `patch` what was deleted.
+    /// A `create` in a namespace that does not exist, or a `patch` of a deleted object.
     #[error("{0}: not found")]
     NotFound(Call),
     #[error("no permission to {} {}{}", .0.verb, .0.kind.plural(), within(.0))]
     Forbidden(Call),
     #[error("the API server refused to {call} ({code}): {message}")]
     Refused { call: Call, code: u16, message: String },
-    /// 429 or 5xx.
+    /// Status 429 or 5xx.
     #[error("the API server answered {code} to {call}")]
     Unavailable { call: Call, code: u16 },
     #[error("the API server did not answer within {seconds} s to {0}", seconds = DEADLINE.as_secs())]
@@ -125,12 +125,12 @@ fn within(call: &Call) -> String {
 }
 
 impl KubeError {
-    /// Returns whether the same call may succeed later.
+    /// Returns whether a retry of the call may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Unavailable { .. } | Self::Silent(_) | Self::Lost(_))
     }
 
-    /// Returns whether the API server may have done the change, or may still do it.
+    /// Returns whether the change may have been made, or may still be made.
     pub fn is_in_doubt(&self) -> bool {
         match self {
             Self::Unavailable { call, code } => call.is_write() && *code >= 500,
@@ -146,7 +146,7 @@ impl Call {
     }
 }
 
-/// The API server.
+/// Client of the API server.
 #[derive(Clone)]
 pub struct Kube {
     client: Client,
@@ -157,7 +157,7 @@ impl Kube {
         Self { client }
     }
 
-    /// Returns an object. None: there is none of that name.
+    /// Returns an object. `None`: it does not exist.
     pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Value>, KubeError> {
         let call = Call { verb: "get", kind, namespace: namespace.to_owned(), name: name.to_owned() };
         match self.ask(call, Method::GET, &kind.path(Some(namespace), Some(name)), None).await {
@@ -196,7 +196,7 @@ impl Kube {
         self.ask(call, Method::POST, &path, Some(("application/json", object))).await
     }
 
-    /// Applies a merge patch (RFC 7386) to an object, if it is still the one that was read.
+    /// Applies a merge patch (RFC 7386) to an object, if it has not changed since it was read.
     pub async fn patch(&self, kind: Kind, read: &Value, mut patch: Value) -> Result<Value, KubeError> {
         let (namespace, name) = (text(&read["metadata"]["namespace"]), text(&read["metadata"]["name"]));
         patch["metadata"]["resourceVersion"] = read["metadata"]["resourceVersion"].clone();
@@ -206,7 +206,7 @@ impl Kube {
         self.ask(call, Method::PATCH, &path, Some(("application/merge-patch+json", &patch))).await
     }
 
-    /// Deletes an object, if it is still the one that was read. One that is gone is no error.
+    /// Deletes an object, if it has not changed since it was read. Succeeds if it does not exist any more.
     pub async fn delete(&self, kind: Kind, read: &Value) -> Result<(), KubeError> {
         let (namespace, name) = (text(&read["metadata"]["namespace"]), text(&read["metadata"]["name"]));
         let call = Call { verb: "delete", kind, namespace: namespace.to_owned(), name: name.to_owned() };
@@ -220,7 +220,7 @@ impl Kube {
         }
     }
 
-    /// Yields something each time that an object of a selection has changed, until the watch ends.
+    /// Yields an item for each change of a selected object, until the watch ends.
     pub async fn changes(
         &self,
         kind: Kind,

@@ -1,7 +1,8 @@
-//! The Lease of a Service that is taken over: which relay may change it (coordination.k8s.io/v1).
+//! Lease of a Service that is taken over (coordination.k8s.io/v1): it says which relay may change the Service.
 //!
-//! Every other object is changed by the holder of the Lease alone. It is created before the first change, renewed as long as the
-//! Service is taken over, and deleted after the last. A relay that takes it over from a lost one first restores the objects of that one.
+//! Only the holder of the Lease changes the other objects. The Lease is created before the first change, renewed during
+//! the takeover, and deleted after the last change. A relay that takes it over from a lost relay restores that relay's
+//! objects first.
 
 use std::time::Duration;
 
@@ -10,19 +11,19 @@ use serde_json::{Value, json};
 
 use super::{EXPOSED, MANAGED_BY, Relay, ServiceName, TAKEOVER, service::Takeover, text};
 
-/// For how long a Lease holds that is not renewed.
+/// How long a Lease is valid without a renewal.
 pub const DURATION: Duration = Duration::from_secs(40);
 
-/// How often it is renewed: three times may fail.
+/// Interval between renewals: three may fail.
 pub const RENEW_EVERY: Duration = Duration::from_secs(10);
 
-/// Owner of a Lease.
+/// Holder of a Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// There is none.
+    /// There is no Lease, or nobody holds it.
     Free,
     Ours,
-    /// Of another relay, named as [`Relay`] is shown.
+    /// Another relay holds it, by the display form of [`Relay`].
     Other(String),
     /// An object of that name that no relay has created.
     Foreign,
@@ -40,13 +41,13 @@ pub fn standing(lease: Option<&Value>, us: &str) -> Standing {
     }
     match text(&lease["spec"]["holderIdentity"]) {
         holder if holder == us => Standing::Ours,
-        // Its holder has given it up.
+        // The holder has released it.
         "" => Standing::Free,
         holder => Standing::Other(holder.to_owned()),
     }
 }
 
-/// Returns a Lease to create. `service`: the Service, where it exists; the Lease goes with it.
+/// Returns a Lease to create. `service`: the Service if it exists; the Lease is deleted with it.
 pub fn new(name_of: &ServiceName, relay: &Relay, service: Option<&Value>, takeover: Option<&Takeover>) -> Value {
     let owners = match service {
         Some(service) => {
@@ -69,7 +70,7 @@ pub fn new(name_of: &ServiceName, relay: &Relay, service: Option<&Value>, takeov
     lease
 }
 
-/// Returns the patch that takes or renews a Lease. `takeover`: what is about to be done, with everything that has to be kept.
+/// Returns the patch that takes or renews a Lease. `takeover`: the planned state, with all originals.
 pub fn renewed(lease: &Value, relay: &Relay, takeover: Option<&Takeover>) -> Value {
     let mut patch = json!({"spec": {"holderIdentity": relay.to_string(), "renewTime": now()}});
     if lease["spec"]["holderIdentity"] != relay.to_string() {
@@ -84,12 +85,12 @@ pub fn renewed(lease: &Value, relay: &Relay, takeover: Option<&Takeover>) -> Val
     patch
 }
 
-/// Returns what a Lease says of the takeover that it is for.
+/// Returns the record of the takeover in a Lease.
 pub fn takeover(lease: Option<&Value>) -> Option<Takeover> {
     serde_json::from_str(lease?["metadata"]["annotations"][TAKEOVER].as_str()?).ok()
 }
 
-/// Returns the time as a Lease carries it (MicroTime).
+/// Returns the current time in the format of a Lease (MicroTime).
 fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }

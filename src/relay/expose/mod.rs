@@ -1,27 +1,27 @@
-//! Services of the cluster that lead to laptops, through a relay that runs in a pod.
+//! Takeovers: Services of the cluster that route to laptops, through a relay in a pod.
 //!
-//! | there is | what becomes of it | at the end |
+//! | before | during the takeover | at the end |
 //! |---|---|---|
-//! | no such Service | it is created, with the ports that were asked for | it is deleted |
-//! | no such Service, and `--replace` | it is refused | |
-//! | a Service, and `--replace` | its port leads to the laptop, all others to the pods | its port is as before |
-//! | a Service without a selector, and `--replace` | the same; the port is left out of its endpoints | they are as before |
-//! | a Service, and conditions | requests of its port that meet one go to that laptop, all others to the pods | its port is as before |
-//! | an ExternalName, a headless Service, endpoints that a controller writes | it is refused, and nothing is touched | |
+//! | no such Service | created, with the requested ports | deleted |
+//! | no such Service, and `--replace` | refused | |
+//! | a Service, and `--replace` | its port routes to the laptop, all others to the pods | port restored |
+//! | a Service without a selector, and `--replace` | the same; the port is removed from its endpoints | endpoints restored |
+//! | a Service, and conditions | requests that match one go to that laptop, all others to the pods | port restored |
+//! | an ExternalName, a headless Service, endpoints that a controller writes | refused, without any change | |
 //!
 //! ```text
-//! claim    one task for each Service: compares what is wanted with what there is, until they are the same
-//!   -> reconcile    one such step, from whatever state somebody has left
-//!        -> service, endpoints    what has to be changed in an object, and what it was: functions without a cluster
-//!        -> lease                 who may change it
-//!        -> kube                  the calls
-//!   -> pods    where the requests go that are nobody's, of a port that is taken over in part
-//! condition    which requests are whose
-//! authorize, review    who may have which Service: by the rules of a key, and by RBAC
-//! sweep    what relays that are gone have left is a claim that nobody holds
+//! claim    one task per Service: reconciles until the cluster has the wanted state
+//!   -> reconcile    one step, from any state
+//!        -> service, endpoints    changes of an object, and its original: pure functions
+//!        -> lease                 which relay may change the objects
+//!        -> kube                  API calls
+//!   -> pods    targets of the other requests, if a port is taken over in part
+//! condition    requests of a personal takeover
+//! authorize, review    permissions of a client: rules of its key, and RBAC
+//! sweep    restores Services that dead relays have left
 //! ```
 //!
-//! A relay has no memory of its own. The patch that changes an object keeps its old state in the object.
+//! A relay has no memory of its own. The patch that changes an object also saves its original in the object.
 
 pub mod authorize;
 pub mod claim;
@@ -45,25 +45,25 @@ pub use self::claim::{Claim, ClaimError, Exposer, PodAddress, Pods};
 use self::condition::{Condition, ConditionError};
 use super::auth;
 
-/// How many letters of a name are repeated that is none.
+/// Maximum length of an invalid name in an error, in characters.
 const LONGEST_SHOWN: usize = 200;
 
-/// Label of every object that a relay has created or changed, except endpoints that are written by hand.
+/// Label of every object that a relay has created or changed, except endpoints written by hand.
 pub const EXPOSED: &str = "adit/exposed";
 
 /// Annotation of a Service that is taken over, and of its Lease: a [`service::Takeover`] as JSON.
 pub const TAKEOVER: &str = "adit/takeover";
 
-/// Annotation of endpoints that were written by hand: what they said.
+/// Annotation of endpoints written by hand: their original.
 pub const ORIGINAL: &str = "adit/original";
 
-/// Annotation of the slices of a relay: which one that is.
+/// Annotation of a relay's slices: the relay.
 pub const RELAY: &str = "adit/relay";
 
 /// Label of every object that a relay has created.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
-/// A Service: `shop/web`.
+/// Name of a Service: `shop/web`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     pub namespace: String,
@@ -80,17 +80,17 @@ impl fmt::Display for ServiceName {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExposeRequest {
     pub service: ServiceName,
-    /// The Service's port.
+    /// Port of the Service.
     pub port: u16,
-    /// Only these requests; all others go on to the pods. None: everything.
+    /// Takes over only the requests that match; all others go to the pods. `None`: all requests.
     pub condition: Option<Condition>,
-    /// A Service that exists may be taken over.
+    /// Whether an existing Service may be taken over.
     pub replaces: bool,
-    /// Name of the laptop's user, for people.
+    /// Name of the laptop's user, for messages.
     pub owner: String,
 }
 
-/// Why a name is nothing to take over.
+/// Reasons why a request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     #[error("{0:?} is not SERVICE.NAMESPACE:PORT")]
@@ -102,10 +102,10 @@ pub enum RequestError {
 }
 
 impl ExposeRequest {
-    /// Reads `service.namespace:port`, as a client writes it, or that and a condition as JSON behind a space.
+    /// Parses `service.namespace:port`, optionally followed by a space and a condition as JSON.
     ///
     /// # Errors
-    /// It is neither.
+    /// Fails if the text is neither.
     pub fn parse(text: &str, replaces: bool, owner: String) -> Result<Self, RequestError> {
         let (name, condition) = match text.split_once(' ') {
             Some((name, condition)) => (name, Some(Condition::parse(condition)?)),
@@ -126,20 +126,20 @@ impl ExposeRequest {
         Ok(Self { service, port, condition, replaces, owner })
     }
 
-    /// Returns it as a client writes it.
+    /// Returns the request in the format of [`parse`](Self::parse).
     pub fn name(&self) -> String {
         let Self { service: ServiceName { namespace, name }, port, condition, .. } = self;
         let condition = condition.as_ref().map_or(String::new(), |condition| format!(" {}", condition.to_json()));
         format!("{name}.{namespace}:{port}{condition}")
     }
 
-    /// Returns whether two clients ask for the same.
+    /// Returns whether two requests are for the same port and condition.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.service, self.port, &self.condition) == (&other.service, other.port, &other.condition)
     }
 }
 
-/// `web.shop:80`, or `web.shop:80, requests with x-user: anna`.
+/// As `web.shop:80`, or `web.shop:80, requests with x-user: anna`.
 impl fmt::Display for ExposeRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}:{}", self.service.name, self.service.namespace, self.port)?;
@@ -147,17 +147,17 @@ impl fmt::Display for ExposeRequest {
     }
 }
 
-/// Authority over takeovers.
+/// Decides whether a client may take over a Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Authority {
-    /// Its key.
+    /// The rules of the client's key.
     #[default]
     Keys,
-    /// Its key, and what RBAC lets its own user do in the cluster.
+    /// The rules of the client's key, and the user's permissions by RBAC.
     Kubernetes,
 }
 
-/// Why a relay cannot take over Services from where it runs.
+/// Reasons why a relay cannot take over Services in its environment.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     #[error("${0} is not set: the chart sets it (expose.enabled)")]
@@ -180,15 +180,15 @@ pub struct Relay {
     pub namespace: String,
     pub pod: String,
     pub uid: String,
-    /// Tells a relay from the one before it in the same pod.
+    /// Distinguishes a relay from the one before it in the same pod.
     pub start: String,
     /// Addresses of the relay's pod.
     pub addresses: Vec<IpAddr>,
-    /// The node of its pod, where that is known.
+    /// Node of the pod, if known.
     pub node: Option<String>,
 }
 
-/// `namespace/pod/uid/start`, as objects name it.
+/// As `namespace/pod/uid/start`, the form in objects.
 impl fmt::Display for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}/{}", self.namespace, self.pod, self.uid, self.start)
@@ -196,16 +196,16 @@ impl fmt::Display for Relay {
 }
 
 impl Relay {
-    /// Returns the relay of this process, as the downward API tells. `bind`: the address that its tunnels listen on.
+    /// Returns the relay of this process from the variables of the downward API. `bind`: the address of its tunnels.
     ///
     /// # Errors
-    /// This is no pod, or it does not know who it is.
+    /// Fails if the variables are missing, as outside a pod.
     pub fn of_this_pod(bind: IpAddr) -> Result<Self, PodError> {
         let variable = |name: &'static str| env::var(name).map_err(|_| PodError::Variable(name));
         let ips = env::var("POD_IPS").or_else(|_| variable("POD_IP"))?;
         let parse = |ip: &str| ip.trim().parse().map_err(|_| PodError::Address(ip.to_owned()));
         let addresses = ips.split(',').map(parse).collect::<Result<Vec<IpAddr>, _>>()?;
-        // A socket of 0.0.0.0 takes no visitors by IPv6.
+        // A socket on 0.0.0.0 accepts no visitors over IPv6.
         let addresses: Vec<IpAddr> = addresses.into_iter().filter(|ip| bind.is_ipv6() || ip.is_ipv4()).collect();
         if addresses.is_empty() {
             return Err(PodError::Unreachable(bind));
@@ -220,13 +220,13 @@ impl Relay {
         })
     }
 
-    /// Returns the namespace and the pod of a relay that an object names, with its UID and start.
+    /// Parses a relay in an object: namespace, pod, UID and start.
     fn parse(text: &str) -> Option<[&str; 4]> {
         let parts: Vec<&str> = text.split('/').collect();
         parts.try_into().ok()
     }
 
-    /// Returns how people name a relay that an object names: `namespace/pod`.
+    /// Returns a relay in an object as text for users: `namespace/pod`.
     fn shown(text: &str) -> String {
         Self::parse(text).map_or_else(|| text.to_owned(), |[namespace, pod, ..]| format!("{namespace}/{pod}"))
     }
@@ -235,7 +235,7 @@ impl Relay {
 /// Returns a new value for [`Relay::start`].
 ///
 /// # Errors
-/// The system has no random numbers.
+/// Fails if the system returns no random numbers.
 pub fn start() -> io::Result<String> {
     let random = auth::random::<4>()?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())

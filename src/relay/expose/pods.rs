@@ -1,7 +1,7 @@
-//! The pods behind a port that is taken over in part: where requests go that are nobody's.
+//! Pods behind a port that is taken over in part. They get the requests that match no condition.
 //!
-//! The cluster's controllers leave the port out of the Service's slices, but go on writing who is ready. The port at a pod is
-//! what the takeover keeps: a number, or a name that each pod resolves for itself.
+//! The cluster's controllers remove the port from the Service's slices, but still write which pods are ready. The
+//! takeover's record has the port at the pods: a number, or a name that each pod resolves itself.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -18,7 +18,7 @@ use super::{
 pub struct Behind {
     pub address: IpAddr,
     pub port: PodPort,
-    /// Name and UID. None: it is no pod.
+    /// Name and UID of the pod. `None`: the endpoint is not a pod.
     pub pod: Option<(String, String)>,
 }
 
@@ -26,11 +26,11 @@ pub struct Behind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodPort {
     Number(u16),
-    /// Of a port of one of its containers.
+    /// Name of a container's port.
     Name(String),
 }
 
-/// Returns the endpoints behind a port. `endpoints`: the Endpoints object, where the Service has no selector.
+/// Returns the endpoints behind a port. `endpoints`: the Endpoints object, if the Service has no selector.
 pub fn behind(service: &Value, slices: &[Value], endpoints: Option<&Value>, taken: &TakenPort) -> Vec<Behind> {
     let name = service::port_name(service, taken.port);
     let has_selector = service::has_selector(service);
@@ -41,7 +41,7 @@ pub fn behind(service: &Value, slices: &[Value], endpoints: Option<&Value>, take
                 Some(port) => Some(PodPort::Number(port)),
                 None => target(taken),
             },
-            // It copies Endpoints, which are read themselves.
+            // This controller copies Endpoints, which are read directly.
             Some(MIRRORING) if endpoints.is_some() => None,
             _ => number_of(&endpoints::whole(slice, Field::Ports), &name).map(PodPort::Number),
         };
@@ -50,7 +50,7 @@ pub fn behind(service: &Value, slices: &[Value], endpoints: Option<&Value>, take
             let conditions = &endpoint["conditions"];
             let list = match (conditions["ready"] == false, conditions["serving"] == true) {
                 (false, _) => &mut ready,
-                // As kube-proxy does, where there is nobody else (KEP-1669).
+                // As in kube-proxy, terminating pods serve if there are no others (KEP-1669).
                 (true, true) => &mut leaving,
                 (true, false) => continue,
             };
@@ -78,7 +78,7 @@ fn subsets(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
 }
 
-/// Returns what the port is at pods that do not say it otherwise.
+/// Returns the port at pods whose slice does not name another.
 fn target(taken: &TakenPort) -> Option<PodPort> {
     match &taken.target_port {
         Value::Null => Some(PodPort::Number(taken.port)),
@@ -99,7 +99,8 @@ fn of_pod(target: &Value) -> Option<(String, String)> {
     (target["kind"] == "Pod").then(|| (text(&target["name"]).to_owned(), text(&target["uid"]).to_owned()))
 }
 
-/// Returns the ports of a pod by their names, as controllers find them: those of containers, and of init containers that go on running.
+/// Returns the named ports of a pod, as controllers find them: those of containers, and of init containers that keep
+/// running.
 pub fn named_ports(pod: &Value) -> BTreeMap<String, u16> {
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     let sidecars = pod["spec"]["initContainers"].as_array().into_iter().flatten();

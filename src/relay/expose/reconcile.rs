@@ -1,5 +1,5 @@
-//! One step from what there is to what is wanted. It reads everything first, so that it may start from whatever somebody has left,
-//! and every change that it makes holds only for the objects that it has read.
+//! One reconcile step from the current state to the wanted state. It reads all objects first, so it may start from any
+//! state that somebody has left. Each change applies only if the object is still as it was read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,30 +20,30 @@ use super::{
     text,
 };
 
-/// How often a step is begun again because somebody has changed an object in the middle of it.
+/// How often a step restarts because somebody has changed an object meanwhile.
 const TRIES: u32 = 8;
 
-/// How long the relay's slices stay after the Service is restored, until its controller has put the pods behind the port again. It takes
-/// some 100 ms, and longer in a busy cluster.
+/// How long the relay's slices stay after the Service is restored, until the controller has put the pods behind the port
+/// again. That takes some 100 ms, and longer in a busy cluster.
 const PODS_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often it is looked meanwhile.
+/// How often the step checks for the pods in that time.
 const LOOK_FOR_PODS: Duration = Duration::from_millis(100);
 
-/// How the Lease names a person who restores a Service by hand.
+/// Holder in the Lease when a person restores a Service by hand.
 pub const BY_HAND: &str = "adit/restore";
 
-/// Why a client has lost a Service that a person has restored.
+/// Reason for a client whose Service a person has restored.
 pub const RESTORED_BY_HAND: &str = "was restored with 'adit expose restore'";
 
-/// A port that is to lead to a laptop.
+/// A port that is to be routed to a laptop.
 #[derive(Clone, Debug)]
 pub struct Want {
     pub holder: Holder,
-    /// The tunnel's port.
+    /// Port of the tunnel.
     pub target_port: u16,
     pub replaces: bool,
-    /// It has led there before: what somebody changes from now on is not done again.
+    /// The port was routed before. If somebody changes it now, the step does not repeat the takeover.
     pub is_held: bool,
 }
 
@@ -57,9 +57,9 @@ impl Want {
 #[derive(Debug, Default)]
 pub struct Done {
     pub service: Option<Value>,
-    /// Its current record, if this relay has taken it over.
+    /// Current record, if this relay has taken over the Service.
     pub takeover: Option<Takeover>,
-    /// The pods behind each port that is taken over.
+    /// Pods behind each port that is taken over.
     pub behind: BTreeMap<u16, Vec<Behind>>,
 }
 
@@ -69,14 +69,14 @@ impl From<Option<Value>> for Done {
     }
 }
 
-/// Why a step failed.
+/// Reasons why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("Service {service} is taken over by {owner} through the relay {relay}")]
     Busy { service: ServiceName, owner: String, relay: String },
-    /// Somebody has undone what was there.
+    /// Somebody has undone the takeover.
     #[error("Service {service} {reason}")]
     Undone { service: ServiceName, ports: Vec<u16>, reason: String },
     #[error(transparent)]
@@ -84,18 +84,19 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Returns whether the same step may succeed later.
+    /// Returns whether a retry of the step may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Kube(error) if error.is_temporary())
     }
 
-    /// Returns whether a change may have been done, or may still be.
+    /// Returns whether a change may have been made, or may still be made.
     pub fn is_in_doubt(&self) -> bool {
         matches!(self, Self::Kube(error) if error.is_in_doubt())
     }
 }
 
-/// Leases of other relays, and since when they have not been renewed by the clock of this machine: those of others may differ.
+/// Leases of other relays, and when each was last seen to change. Measured with the local clock, because clocks may
+/// differ.
 #[derive(Default)]
 pub struct Expiry {
     seen: Mutex<HashMap<ServiceName, (String, Instant)>>,
@@ -113,7 +114,7 @@ impl Expiry {
         entry.1.elapsed() > Duration::from_secs(seconds)
     }
 
-    /// Forgets all but these.
+    /// Removes all other Services.
     pub fn retain(&self, names: &BTreeSet<ServiceName>) {
         self.seen.lock().expect("no panic while the lock is held").retain(|name, _| names.contains(name));
     }
@@ -124,13 +125,13 @@ pub struct Step<'a> {
     pub kube: &'a Kube,
     pub relay: &'a Relay,
     pub name: &'a ServiceName,
-    /// Empty: the Service is to be as it was.
+    /// Empty: the Service is to be restored.
     pub wanted: &'a BTreeMap<u16, Want>,
-    /// The Service's own record after the last step, in case somebody removes both records.
+    /// Record on the Service after the last step, in case somebody removes both records.
     pub known: Option<&'a Takeover>,
-    /// The Lease is to be renewed.
+    /// Whether to renew the Lease.
     pub renews: bool,
-    /// Whoever holds the Lease loses it.
+    /// Whether to take the Lease from any holder.
     pub is_forced: bool,
     pub expiry: &'a Expiry,
 }
@@ -148,7 +149,7 @@ impl Scene {
         self.service.as_ref().is_some_and(has_selector)
     }
 
-    /// Returns the endpoints that may be changed, with their kind.
+    /// Returns the endpoints that the step may change, with their kind.
     fn by_hand(&self) -> Vec<(Kind, Field, &Value)> {
         let has_selector = self.has_selector();
         let slices = self.slices.iter().map(|slice| (Kind::EndpointSlice, Field::Ports, slice));
@@ -165,7 +166,7 @@ impl Scene {
 }
 
 impl Step<'_> {
-    /// Does the step.
+    /// Runs the step.
     pub async fn run(&self) -> Result<Done, Failure> {
         let mut tries = 0;
         loop {
@@ -179,7 +180,7 @@ impl Step<'_> {
         }
     }
 
-    /// Returns whether a relay has left something on the Service, its endpoints or its Lease.
+    /// Returns whether a relay has left a trace on the Service, its endpoints or its Lease.
     pub async fn is_touched(&self) -> Result<bool, KubeError> {
         let scene = self.read().await?;
         let kept = lease::takeover(scene.lease.as_ref());
@@ -201,7 +202,7 @@ impl Step<'_> {
         }
         if self.wanted.is_empty() && before.is_none() && scene.is_untouched() {
             if scene.lease.is_some() {
-                // The step before this one was interrupted behind its first change.
+                // The previous step was interrupted after its first change.
                 let service = scene.service.iter().map(|service| (Kind::Service, service));
                 for (kind, object) in scene.by_hand().into_iter().map(|(kind, _, object)| (kind, object)).chain(service)
                 {
@@ -242,7 +243,8 @@ impl Step<'_> {
             Err(KubeError::Forbidden(_)) if self.is_forced => None,
             lease => lease?,
         };
-        // Those of a Service with a selector are its controller's. At the end they may still have our annotation: the selector may be new.
+        // Endpoints of a Service with a selector belong to its controller. At the end they may still have our annotation,
+        // because the selector may be new.
         let endpoints = match service.as_ref().map(has_selector) {
             Some(false) => self.kube.get(Kind::Endpoints, namespace, name).await?,
             Some(true) if self.wanted.is_empty() => {
@@ -254,7 +256,7 @@ impl Step<'_> {
         Ok(Scene { service, slices, endpoints, lease })
     }
 
-    /// Returns the relay that the Service belongs to, where that is another one and it lives.
+    /// Returns the relay that has the Service, if it is another one and it is alive.
     async fn other_relay(&self, scene: &Scene, before: Option<&Takeover>) -> Result<Option<String>, Failure> {
         let us = self.relay.to_string();
         let holder = match lease::standing(scene.lease.as_ref(), &us) {
@@ -274,7 +276,7 @@ impl Step<'_> {
         Ok((!self.is_forced && !is_expired && !self.is_gone(&holder).await).then_some(holder))
     }
 
-    /// Returns whether a relay certainly does not run any more.
+    /// Returns whether a relay has certainly ended.
     async fn is_gone(&self, holder: &str) -> bool {
         let Some([namespace, pod, uid, start]) = Relay::parse(holder) else { return false };
         if uid == self.relay.uid {
@@ -286,7 +288,7 @@ impl Step<'_> {
                 let phase = text(&found["status"]["phase"]);
                 found["metadata"]["uid"] != uid || matches!(phase, "Succeeded" | "Failed")
             }
-            // Nobody knows: the Lease will tell, by not being renewed.
+            // Unknown: the relay counts as alive until its Lease expires.
             Err(_) => false,
         }
     }
@@ -315,7 +317,7 @@ impl Step<'_> {
         Err(Failure::Busy { service: self.name.clone(), owner, relay })
     }
 
-    /// Says why the step cannot be done, before anything is touched.
+    /// Checks, before any change, whether the step is allowed.
     fn check(&self, scene: &Scene, before: Option<&Takeover>) -> Result<(), Failure> {
         let mut undone: Vec<(u16, String)> = Vec::new();
         for (port, _) in self.wanted.iter().filter(|(_, want)| want.is_held) {
@@ -384,13 +386,13 @@ impl Step<'_> {
     }
 
     fn behind(&self, scene: &Scene, after: &Takeover) -> BTreeMap<u16, Vec<Behind>> {
-        // One that a relay has created has no pods.
+        // A Service that a relay has created has no pods.
         let Some(service) = scene.service.as_ref().filter(|_| !after.created) else { return BTreeMap::new() };
         let ports = after.ports.iter();
         ports.map(|taken| (taken.port, pods::behind(service, &scene.slices, scene.endpoints.as_ref(), taken))).collect()
     }
 
-    /// Returns the names of the ports that are wanted, as endpoints have them.
+    /// Returns the names of the wanted ports, as in endpoints.
     fn names(&self, service: &Value) -> BTreeSet<String> {
         service::taken_names(service, &self.holders(), false)
             .values()
@@ -398,7 +400,7 @@ impl Step<'_> {
             .collect()
     }
 
-    /// Takes or renews the Lease, which says what is about to be done.
+    /// Takes or renews the Lease, which records the planned state.
     async fn hold(
         &self,
         lease: Option<Value>,
@@ -420,7 +422,7 @@ impl Step<'_> {
                 if is_ours && !self.renews && (after.is_none() || after == kept) {
                     return Ok(Some(lease.clone()));
                 }
-                // Before what it was is written over, it is put back.
+                // The old record is needed to restore the Service, so this must happen before it is overwritten.
                 self.kube.patch(Kind::Lease, lease, lease::renewed(lease, self.relay, after)).await
             }
         };
@@ -439,7 +441,7 @@ impl Step<'_> {
                 self.kube.create(Kind::Service, namespace, &service).await?
             }
         };
-        // The laptop first, beside the pods, and then alone: at no time is there nothing behind the port.
+        // The laptop's slices come first, next to the pods, so that there is always an endpoint behind the port.
         let named = service::taken_names(&service, &self.holders(), after.created);
         let target = |(port, want): (&u16, &Want)| Some((*port, (want.target_port, named.get(port)?.clone())));
         let ports = self.wanted.iter().filter_map(target).collect();
@@ -463,7 +465,7 @@ impl Step<'_> {
         }
     }
 
-    /// Creates a slice, or makes the one that is there as it has to be.
+    /// Creates a slice, or updates the existing one.
     async fn ensure(&self, slice: &Value, there: &[Value]) -> Result<(), KubeError> {
         let found = there.iter().find(|found| found["metadata"]["name"] == slice["metadata"]["name"]);
         match found {
@@ -515,8 +517,8 @@ impl Step<'_> {
         Ok(service)
     }
 
-    /// Waits for a while until the pods are behind the ports again. Without the slices of the relay, which go on with them meanwhile,
-    /// nobody would be.
+    /// Waits for a limited time until the pods are behind the ports again. The relay's slices stay until then, so that
+    /// the port always has an endpoint.
     async fn pods_are_back(&self, service: &Value, before: &Takeover) {
         let names: BTreeSet<String> =
             before.ports.iter().map(|taken| service::port_name(service, taken.port)).collect();
@@ -526,24 +528,24 @@ impl Step<'_> {
             match self.kube.list(Kind::EndpointSlice, Some(&self.name.namespace), &labels).await {
                 Ok(slices) if !endpoints::lack(&slices, &names) => return,
                 Ok(_) => sleep(LOOK_FOR_PODS).await,
-                // They are deleted all the same.
+                // On an error the slices are deleted anyway.
                 Err(_) => return,
             }
         }
     }
 
-    /// Takes adit out of the owners of an object's fields: later, a server-side apply of one of them would be refused as a conflict with
-    /// it. The API server adds whoever changes a field, so this takes a patch of its own.
+    /// Removes adit from the owners of an object's fields. Otherwise a later server-side apply of such a field would fail
+    /// with a conflict. The API server adds the writer of each change, so this needs a separate patch.
     async fn disown(&self, kind: Kind, object: Value) -> Result<Value, KubeError> {
         let Some(others) = service::disowned(&object) else { return Ok(object) };
         match self.kube.patch(kind, &object, json!({"metadata": {"managedFields": others}})).await {
             Err(KubeError::Conflict(call)) => Err(KubeError::Conflict(call)),
-            // The object itself is as it was.
+            // The object itself is already restored.
             done => Ok(done.unwrap_or(object)),
         }
     }
 
-    /// Deletes the Lease, where it is a relay's.
+    /// Deletes the Lease, if a relay created it.
     async fn release(&self, lease: Option<Value>) -> Result<(), Failure> {
         let Some(lease) = lease else { return Ok(()) };
         if lease::standing(Some(&lease), "") == Standing::Foreign {
@@ -555,7 +557,7 @@ impl Step<'_> {
         }
     }
 
-    /// Objects in the relay's own namespace go with its pod.
+    /// Returns owner references: objects in the relay's own namespace are deleted with its pod.
     fn owners(&self) -> Value {
         match self.name.namespace == self.relay.namespace && !self.relay.uid.is_empty() {
             true => json!([{"apiVersion": "v1", "kind": "Pod", "name": self.relay.pod, "uid": self.relay.uid}]),

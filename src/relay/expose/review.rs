@@ -1,5 +1,5 @@
-//! Reviews a client's token and permissions in the cluster: with `--authorize kubernetes` nobody can
-//! do through a relay what RBAC does not let them do.
+//! Reviews a client's token and permissions in the cluster. With `--authorize kubernetes` a user cannot do anything
+//! through a relay that RBAC does not allow.
 
 use serde_json::{Value, json};
 
@@ -9,13 +9,13 @@ use super::{
     text,
 };
 
-/// The permissions that a review takes, beside those of a takeover: those of the ClusterRole `system:auth-delegator`.
+/// Permissions for a review, in addition to those of a takeover. The ClusterRole `system:auth-delegator` has them.
 pub const PERMISSIONS: [(&str, &str, &[&str]); 2] = [
     ("authentication.k8s.io", "tokenreviews", &["create"]),
     ("authorization.k8s.io", "subjectaccessreviews", &["create"]),
 ];
 
-/// Why a client may not have a Service.
+/// Reasons why a client may not take over a Service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreviewed {
     #[error(
@@ -33,10 +33,11 @@ pub enum Unreviewed {
     Unanswered(#[from] KubeError),
 }
 
-/// Returns the name of the user who a token is of, if the user may do what the request asks for.
+/// Returns the user of a token, if the user may do what the request asks for.
 ///
 /// # Errors
-/// There is no token, it is not one of the cluster, the user may not, or the API server gives no answer.
+/// Fails if there is no token, if it is not valid in the cluster, if the user lacks a permission, or if the API server
+/// does not answer.
 pub async fn review(kube: &Kube, token: Option<&str>, request: &ExposeRequest) -> Result<String, Unreviewed> {
     let service = &request.service;
     let verb = if request.replaces { "patch" } else { "create" };
@@ -52,7 +53,7 @@ pub async fn review(kube: &Kube, token: Option<&str>, request: &ExposeRequest) -
     }
     let user = &status["user"];
     may(kube, user, verb, request).await?;
-    // One that does not exist is created.
+    // If the Service does not exist, the user also needs `create`. The takeover itself then fails with `Refusal::Missing`.
     if request.replaces && kube.get(Kind::Service, &service.namespace, &service.name).await?.is_none() {
         may(kube, user, "create", request).await?;
     }
@@ -63,7 +64,7 @@ async fn may(kube: &Kube, user: &Value, verb: &'static str, request: &ExposeRequ
     let namespace = &request.service.namespace;
     let mut attributes = json!({"namespace": namespace, "verb": verb, "version": "v1", "resource": "services"});
     if verb != "create" {
-        // A permission to create cannot be limited to a name.
+        // RBAC cannot limit a permission to create to a name.
         attributes["name"] = json!(request.service.name);
     }
     let asked = json!({

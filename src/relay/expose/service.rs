@@ -1,8 +1,8 @@
-//! How a Service that is taken over differs from itself: what is changed, what is kept, and what is refused.
+//! Changes to a Service for a takeover: its patches, its record, and the refusals.
 //!
-//! Only `targetPort` of the ports that were asked for is changed, to a name that no pod has. The cluster's own controllers
-//! then leave these ports out of the Service's endpoints, and go on serving all others. Each former value is kept in an
-//! annotation, which the same patch writes; so a Service can always be put back from what it says itself.
+//! A takeover changes only `targetPort` of the requested ports, to a name that no pod has. The cluster's controllers then
+//! remove these ports from the Service's endpoints, and still serve all others. The same patch saves each original value
+//! in an annotation, so that a Service can always be restored from its own content.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,50 +14,50 @@ use super::{EXPOSED, MANAGED_BY, ServiceName, TAKEOVER, condition::Condition, te
 /// Content of the annotation [`TAKEOVER`], as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Takeover {
-    /// The relay that has done it: `namespace/pod/uid/start`.
+    /// Relay of the takeover: `namespace/pod/uid/start`.
     pub relay: String,
-    /// The Service was created by the relay, and is deleted at the end.
+    /// Whether the relay created the Service. It is then deleted at the end.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub created: bool,
     pub ports: Vec<TakenPort>,
 }
 
-/// A port that leads to a laptop.
+/// A port that is routed to a laptop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TakenPort {
     pub port: u16,
-    /// The original `targetPort`. Null: it was absent.
+    /// Original `targetPort`. Null: it was absent.
     #[serde(default)]
     pub target_port: Value,
-    /// Holder: the name of the key, and the address. Where the port is taken over in part, all holders.
+    /// Holder: name of the key, and address. If the port is taken over in part, all holders.
     pub owner: String,
-    /// RFC 3339.
+    /// In RFC 3339.
     pub since: String,
-    /// Requests and their owners; all others go to the pods. Empty: everything goes to the owner.
+    /// Conditions and their owners; all other requests go to the pods. Empty: all requests go to the owner.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub personal: Vec<PersonalPart>,
 }
 
-/// The requests of a port that go to one laptop.
+/// Requests of a port that go to one laptop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PersonalPart {
     pub requests: Condition,
     pub owner: String,
-    /// RFC 3339.
+    /// In RFC 3339.
     pub since: String,
 }
 
-/// Holder of a port, and the time of the takeover.
+/// Holder of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     pub owner: String,
     pub since: String,
-    /// Empty: all of it.
+    /// Empty: the whole port.
     pub personal: Vec<PersonalPart>,
 }
 
-/// Why a Service is left alone.
+/// Reasons why a Service cannot be taken over or restored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("Service {0} exists: --replace takes it over until the end")]
@@ -93,7 +93,7 @@ pub enum Refusal {
     Controlled { service: ServiceName, object: String, by: String },
     #[error("{object} exists and was not created by adit: rename or delete it")]
     Foreign { object: String },
-    /// Somebody has removed the annotation and the Lease, and left the port.
+    /// Somebody has removed the annotation and the Lease, but not the changed port.
     #[error(
         "port {port} of Service {service} has targetPort adit-{port}, and the record of its original is gone (annotation {TAKEOVER}, \
          Lease {lease}): set it by hand, 'kubectl -n {} edit service {}'", .service.namespace, .service.name
@@ -106,17 +106,17 @@ pub enum Refusal {
     Damaged { service: ServiceName, problem: String },
 }
 
-/// Change to a Service.
+/// Change of a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     Nothing,
     /// A merge patch.
     Patch(Value),
-    /// It was created by a relay, and is nobody else's.
+    /// A relay created the Service, and nobody else uses it.
     Delete,
 }
 
-/// Returns the `targetPort` of a port that is taken over. A valid port name (RFC 6335, section 5.1).
+/// Returns the `targetPort` of a port that is taken over: a valid port name (RFC 6335, section 5.1).
 fn marker(port: u16) -> String {
     format!("adit-{port}")
 }
@@ -137,13 +137,13 @@ fn number(entry: &Value) -> Option<u16> {
     entry["port"].as_u64().and_then(|port| u16::try_from(port).ok())
 }
 
-/// Returns whether an entry is a port, by TCP.
+/// Returns whether an entry is this TCP port.
 fn is_port(entry: &Value, port: u16) -> bool {
     is_tcp(entry) && number(entry) == Some(port)
 }
 
-/// Returns what a Service says of its takeover; `kept`: what its Lease says, or its relay knows, for the case that somebody has
-/// removed the annotation and left the rest. None: it is not taken over.
+/// Returns the record of a Service's takeover. `kept`: the record in its Lease, or in the relay's memory, in case
+/// somebody has removed only the annotation. `None`: the Service is not taken over.
 pub fn takeover(service: &Value, name: &ServiceName, kept: Option<&Takeover>) -> Result<Option<Takeover>, Refusal> {
     let markers: Vec<u16> = entries(service).iter().filter_map(marked).collect();
     let said = service["metadata"]["annotations"][TAKEOVER].as_str().map(serde_json::from_str::<Takeover>);
@@ -162,7 +162,7 @@ pub fn takeover(service: &Value, name: &ServiceName, kept: Option<&Takeover>) ->
         match (of(&found), kept.and_then(of)) {
             (Some(_), _) => {}
             (None, Some(taken)) => found.ports.push(taken),
-            // The original would be lost.
+            // Without a record, the original would be lost.
             (None, None) => {
                 return Err(Refusal::NoRecord { service: name.clone(), port, lease: super::lease::name(name) });
             }
@@ -177,7 +177,7 @@ fn original(entry: &Value, before: Option<&Takeover>) -> Value {
     taken.map_or_else(|| entry["targetPort"].clone(), |taken| taken.target_port.clone())
 }
 
-/// Returns the ports of a Service that lead to laptops now.
+/// Returns the ports of a Service that are now routed to laptops.
 pub fn taken_ports(service: &Value, takeover: &Takeover) -> BTreeSet<u16> {
     let is_here = |taken: &&TakenPort| {
         entries(service).iter().any(|entry| match takeover.created {
@@ -188,7 +188,7 @@ pub fn taken_ports(service: &Value, takeover: &Takeover) -> BTreeSet<u16> {
     takeover.ports.iter().filter(is_here).map(|taken| taken.port).collect()
 }
 
-/// Returns how endpoints have the ports that lead to laptops: their names (empty for an only port without one), and protocols.
+/// Returns the ports of laptops as in endpoints: their names (empty for an only port without one) and protocols.
 pub fn taken_names(service: &Value, wanted: &BTreeMap<u16, Holder>, created: bool) -> BTreeMap<u16, Value> {
     let of_port = |port: &u16| {
         let entry = entries(service).iter().find(|entry| is_port(entry, *port));
@@ -204,7 +204,7 @@ pub fn taken_names(service: &Value, wanted: &BTreeMap<u16, Holder>, created: boo
     wanted.keys().filter_map(of_port).collect()
 }
 
-/// Returns the name of a port, as endpoints have it: empty for an only port without one.
+/// Returns the name of a port, as in endpoints: empty for an only port without one.
 pub fn port_name(service: &Value, port: u16) -> String {
     entries(service)
         .iter()
@@ -222,7 +222,7 @@ pub fn families(service: &Value) -> Vec<String> {
     families.filter_map(|family| family.as_str().map(str::to_owned)).collect()
 }
 
-/// Says why a Service cannot be taken over, before anything is touched. `families`: those of the relay.
+/// Checks, before any change, whether a Service can be taken over. `relay_families`: the address families of the relay.
 pub fn check(service: &Value, name: &ServiceName, port: u16, relay_families: &[String]) -> Result<(), Refusal> {
     let (spec, name_of) = (&service["spec"], || name.clone());
     if !service["metadata"]["deletionTimestamp"].is_null() {
@@ -290,7 +290,7 @@ fn is_only_ours(service: &Value) -> bool {
         && entries(service).iter().all(is_created)
 }
 
-/// Returns the takeover that leads to `wanted`, with everything that has to be kept.
+/// Returns the record for `wanted`, with all original values.
 pub fn plan(service: &Value, before: Option<&Takeover>, relay: &str, wanted: &BTreeMap<u16, Holder>) -> Takeover {
     let created = before.is_some_and(|before| before.created);
     let ports = wanted.iter().map(|(port, holder)| {
@@ -305,11 +305,11 @@ pub fn plan(service: &Value, before: Option<&Takeover>, relay: &str, wanted: &BT
     Takeover { relay: relay.to_owned(), created, ports: ports.collect() }
 }
 
-/// Returns what makes a Service one that `after` says; None: one that is not taken over.
+/// Returns the change that brings a Service to the state `after`. `None`: not taken over.
 pub fn change(service: &Value, before: Option<&Takeover>, after: Option<&Takeover>) -> Change {
     let after = after.filter(|after| !after.ports.is_empty());
     let nothing = Takeover { relay: String::new(), created: false, ports: Vec::new() };
-    // Without a takeover it may still have the label: somebody has removed the rest.
+    // Even without a record the label may remain, if somebody has removed the rest.
     let any = after.or(before).unwrap_or(&nothing);
     if after.is_none() && any.created && is_only_ours(service) {
         return Change::Delete;
@@ -340,7 +340,7 @@ pub fn change(service: &Value, before: Option<&Takeover>, after: Option<&Takeove
     }
     let mut patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
     if ports != entries(service) {
-        // A list is patched as a whole; the resourceVersion says that it is still the one that was read.
+        // A merge patch replaces the whole list. Its resourceVersion ensures that the list has not changed since.
         patch["spec"] = json!({"ports": ports});
     }
     Change::Patch(patch)
@@ -352,7 +352,7 @@ fn replaced_ports(service: &Value, before: Option<&Takeover>, after: Option<&Tak
     let changed = |entry: &Value| {
         let target_port = match number(entry).filter(|_| is_wanted(entry)) {
             Some(port) => json!(marker(port)),
-            // Also of one that somebody has given another number.
+            // Also if somebody has changed the port's number.
             None => original(entry, before),
         };
         let mut entry = entry.clone();
@@ -374,16 +374,17 @@ fn created_ports(service: &Value, after: Option<&Takeover>) -> Vec<Value> {
             ports.push(created_entry(port));
         }
     }
-    // A Service has at least one port.
+    // A Service needs at least one port.
     if ports.is_empty() { entries(service).to_vec() } else { ports }
 }
 
-/// Says what has become of a port that is held: None while it is as it was made. `known`: what its relay knows of the takeover.
+/// Returns how a held port has been undone; `None` as long as it is intact. `known`: the relay's own record of the
+/// takeover.
 pub fn undone(service: &Value, takeover: Option<&Takeover>, known: Option<&Takeover>, port: u16) -> Option<String> {
     let by = last_writer(service, |by| by != ADIT).map_or(String::new(), |(_, by)| format!(" by {by}"));
     let of = |takeover: &'_ Takeover| takeover.ports.iter().find(|taken| taken.port == port).cloned();
     let Some(takeover) = takeover.filter(|takeover| of(takeover).is_some()) else {
-        // A relay never ends what a client holds. Who restores a Service by hand is not among its writers any more: see `disowned`.
+        // A relay never ends a held claim itself. A manual restore removes adit from the writers: see `disowned`.
         let since = known.and_then(of).map_or(String::new(), |taken| taken.since);
         return Some(match last_writer(service, |_| true).is_some_and(|(time, by)| by == ADIT || time <= since) {
             true => super::reconcile::RESTORED_BY_HAND.to_owned(),
@@ -407,19 +408,19 @@ pub fn undone(service: &Value, takeover: Option<&Takeover>, known: Option<&Takeo
     Some(format!("{how}{}", advice(service)))
 }
 
-/// How adit is called in `managedFields`.
+/// Name of adit in `managedFields`.
 const ADIT: &str = "adit";
 
-/// Returns what `managedFields` of an object are without adit. None: it owns nothing, or nobody else does.
+/// Returns the `managedFields` of an object without adit. `None`: adit owns nothing, or there is no other owner.
 pub fn disowned(object: &Value) -> Option<Value> {
     let all = object["metadata"]["managedFields"].as_array()?;
     let others: Vec<&Value> = all.iter().filter(|owner| owner["manager"] != ADIT).collect();
-    // An empty list would leave them as they are.
+    // The API server would ignore an empty list.
     (others.len() < all.len() && !others.is_empty()).then(|| json!(others))
 }
 
-/// Returns which of these programs has written the Service last, and when, as `managedFields` tells. Times are in whole seconds: of two
-/// at the same time, it is the one that is not adit.
+/// Returns the time and name of the last selected writer of the Service, from `managedFields`. Times are in whole
+/// seconds: at the same time, another writer wins over adit.
 fn last_writer(service: &Value, is_one: impl Fn(&str) -> bool) -> Option<(String, String)> {
     let writers = service["metadata"]["managedFields"].as_array()?.iter();
     let writers = writers.filter(|writer| is_one(text(&writer["manager"])) && writer["subresource"].is_null());

@@ -1,4 +1,4 @@
-//! Restores Services that relays left taken over.
+//! Restores Services that dead relays have left taken over.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,16 +12,16 @@ use super::{
     text,
 };
 
-/// The pause after the first sweep, and after one that failed. It doubles: the relay before this one in the same pod may have made
-/// a call that the API server does later.
+/// Pause after the first sweep, and after a failed one. It doubles each time. The first ones are short, because the API
+/// server may still execute a call of the previous relay in this pod.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause between two sweeps.
+/// Maximum pause between two sweeps.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Exposer {
-    /// Looks from time to time for Services that some relay has changed, until the drain starts. Each is put in order by its own
-    /// task, unless its relay lives.
+    /// Looks periodically for Services that any relay has changed, until the drain starts. The task of each Service
+    /// restores it, unless its relay is alive.
     pub(super) async fn sweep(self: Arc<Self>) {
         let mut pause = FIRST_PAUSE;
         let mut has_failed = false;
@@ -33,7 +33,7 @@ impl Exposer {
                     names.iter().for_each(|name| self.tidy(name));
                 }
                 Err(error) => {
-                    // Once, until it works again; a second failure after a success looks again soon.
+                    // Logged once until a sweep succeeds. The first failure after a success also shortens the pause.
                     if !has_failed {
                         warn!(%error, "relay: cannot list the Services that relays have left");
                         pause = FIRST_PAUSE;
@@ -49,7 +49,7 @@ impl Exposer {
         }
     }
 
-    /// Returns the Services that carry a trace of a relay.
+    /// Returns the Services with a trace of a relay.
     async fn exposed(&self) -> Result<BTreeSet<ServiceName>, KubeError> {
         let of_relays = format!("{SLICE_MANAGED_BY}=adit");
         let (services, leases, slices) = tokio::join!(

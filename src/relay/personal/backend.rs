@@ -1,4 +1,4 @@
-//! The two ways of a request that came to a shared port: the tunnel of a laptop, or a pod.
+//! The two destinations of a request to a shared port: the tunnel of a laptop, or a pod.
 
 use std::{
     collections::HashMap,
@@ -72,7 +72,7 @@ impl PodsSession {
         Self { split, endpoint, placements: Placements::default(), gauges: Arc::default(), drain }
     }
 
-    /// Returns the placement of a pod, which ends for all that are not ready any more.
+    /// Returns the placement of a pod. It is closed when the pod is no longer ready.
     fn placement(&self, pod: &PodAddress) -> Placement {
         let mut placements = self.placements.lock().expect("no panic while the lock is held");
         placements.entry(pod.clone()).or_insert_with(|| Placement::new(&pod.pod)).clone()
@@ -90,7 +90,7 @@ impl Session for PodsSession {
         })
     }
 
-    /// Lives as long as the port; tells meanwhile which pods have gone.
+    /// Lives as long as the port. Closes the placements of pods that are no longer ready.
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
         Box::pin(async move {
             let mut pods = self.split.pods.subscribe();
@@ -110,7 +110,7 @@ impl Session for PodsSession {
             tokio::select! {
                 () = following => {}
                 () = self.drain.started() => {
-                    // Those that have a lease may still connect.
+                    // Connections with a lease may still connect.
                     std::future::pending::<()>().await;
                 }
             }

@@ -1,4 +1,4 @@
-//! A connection to a shared port: read as far as it takes to tell HTTP from everything else.
+//! A connection to a shared port. The relay reads only as many bytes as it needs to detect HTTP.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -23,17 +23,17 @@ use crate::{
     wire::sniff::{Protocol, Sniff, sniff},
 };
 
-/// How long a visitor may say nothing before a pod is asked whether it speaks first, as servers of MySQL and SMTP do. Clients of HTTP
-/// send a request at once, or keep a connection for later.
+/// How long a visitor may be silent before the relay checks whether a pod speaks first, as MySQL and SMTP servers do.
+/// HTTP clients send a request at once, or keep the connection for later.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How long a pod may take to accept, before another is tried.
+/// How long a pod may take to accept before the relay tries another.
 const ACCEPTS_WITHIN: Duration = Duration::from_secs(3);
 
-/// How many pods are tried for one connection.
+/// Maximum number of pods to try for one connection.
 const TRIES: usize = 3;
 
-/// Why no pod has taken a connection.
+/// Reasons why no pod accepted a connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPod {
     #[error("no pod behind {0} is ready")]
@@ -42,13 +42,13 @@ pub enum NoPod {
     Refused { pod: PodAddress, reason: String },
 }
 
-/// Connects to a pod; where one does not accept, to the next.
+/// Connects to the first pod that accepts.
 pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
     let mut failed = NoPod::NoneReady(split.name.clone());
     for pod in split.pods_in_turn().into_iter().take(TRIES) {
         let reason = match timeout(ACCEPTS_WITHIN, TcpStream::connect(pod.address)).await {
             Ok(Ok(stream)) => {
-                // It fails only on a socket that is closed already.
+                // Fails only on a socket that is already closed.
                 let _ = stream.set_nodelay(true);
                 return Ok((stream, pod));
             }
@@ -60,20 +60,20 @@ pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
     Err(failed)
 }
 
-/// Protocol of a visitor, as far as its first bytes tell.
+/// Protocol of a visitor, detected from its first bytes.
 enum Said {
     Http(HttpVersion),
-    /// Something else.
+    /// Not HTTP.
     Other,
-    /// Too little to tell, in the time that there is.
+    /// Too few bytes arrived in time.
     TooLittle,
-    /// The server is first.
+    /// The server spoke first.
     Server,
-    /// It is gone, or nobody waits for it any more.
+    /// The visitor is gone, or was evicted.
     Nothing,
 }
 
-/// Serves a visitor to its end.
+/// Serves a visitor until its connection ends.
 pub async fn visit(
     server: Arc<Server>,
     split: Arc<Split>,
@@ -83,7 +83,7 @@ pub async fn visit(
     drain: Drain,
 ) {
     let (mut received, mut pod) = (BytesMut::new(), None);
-    // A visitor that has said nothing has nothing in progress.
+    // A visitor that has sent nothing has nothing in progress.
     let said = tokio::select! {
         said = listen(&split, &mut visitor, &mut pod, &mut received, &connection) => said,
         () = drain.started() => return,
@@ -103,7 +103,8 @@ pub async fn visit(
     }
 }
 
-/// Reads until it is known what a visitor speaks. `pod`: the pod that was asked meanwhile whether it speaks first.
+/// Reads until the visitor's protocol is known. `pod`: gets the pod connection on which the relay waited for the server's
+/// first byte.
 async fn listen(
     split: &Split,
     visitor: &mut TcpStream,
@@ -111,13 +112,13 @@ async fn listen(
     received: &mut BytesMut,
     connection: &Connection,
 ) -> Said {
-    // To be readable is a guess: only a look at the first byte tells.
+    // Readiness may be spurious: only a peek at the first byte is reliable.
     let (mut of_visitor, mut of_pod) = ([0], [0]);
     if timeout(SILENCE, visitor.peek(&mut of_visitor)).await.is_err() {
-        // Without a pod the visitor may still have a request for a laptop.
+        // If no pod accepts, the visitor may still send a request for a laptop.
         *pod = dial(split).await.ok().map(|(stream, _)| stream);
         if let Some(pod) = pod {
-            // Without a relay the two could be silent for as long. Meanwhile it has the place of one that has said nothing.
+            // Without a relay both could stay silent as long. Meanwhile the visitor counts as one that has sent nothing.
             tokio::select! {
                 biased;
                 _ = visitor.peek(&mut of_visitor) => {}
@@ -138,18 +139,19 @@ async fn listen(
         let until = *until.get_or_insert_with(|| Instant::now() + limit);
         match timeout_at(until, visitor.read_buf(received)).await {
             Ok(Ok(0) | Err(_)) if received.is_empty() => return Said::Nothing,
-            // It has ended its direction behind a few bytes: the pod may have an answer.
+            // The visitor ended its direction after a few bytes. The pod may still have an answer.
             Ok(Ok(0)) => return Said::Other,
             Ok(Err(_)) => return Said::Nothing,
             Ok(Ok(_)) => {}
             Err(_) if received.is_empty() => return Said::Nothing,
-            // Half a word is for the pod to judge.
+            // The pod decides what to do with an incomplete start.
             Err(_) => return Said::TooLittle,
         }
     }
 }
 
-/// Joins a visitor with a pod, byte by byte. One that has not settled yet does once there are more bytes of either.
+/// Joins a visitor with a pod, byte by byte. If the visitor has not settled yet, it does when either side sends more
+/// bytes.
 pub async fn pass(
     server: &Server,
     split: &Split,
@@ -172,7 +174,7 @@ pub async fn pass(
         }
     };
     split.parted.passed.fetch_add(1, Ordering::Relaxed);
-    // A pod that is gone without a word is noticed.
+    // With TCP keep-alive, a vanished pod is noticed.
     let _ = SockRef::from(&pod).set_tcp_keepalive(&connection.place.limits().tcp_keepalive());
     if pod.write_all(received).await.is_err() {
         return visitor.reset();

@@ -1,21 +1,21 @@
-//! How many connections of a client are to be ready before visitors come. Pure: what happened and when in, a number out.
+//! How many connections of a client to keep ready ahead of visitors. Pure: events with their times in, a number out.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Visitors of longer ago say nothing of those that come next.
+/// Visitors older than this do not count.
 const MEMORY: Duration = Duration::from_secs(60);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Assumed time to open a connection until one was measured: a far client, with a handshake.
+/// Assumed time to open a connection, until one is measured: a far client, with a handshake.
 const FIRST_GUESS: Duration = Duration::from_millis(300);
 
-/// The visitors of one client, and how long its connections take to be made.
+/// Rate of visitors of one client, and the time to open a connection.
 #[derive(Debug)]
 pub struct Demand {
-    /// How many visitors came in a second, oldest first.
+    /// Visitors per second, oldest second first.
     seconds: VecDeque<(Instant, u32)>,
     takes: Duration,
 }
@@ -27,7 +27,7 @@ impl Default for Demand {
 }
 
 impl Demand {
-    /// Takes note of a visitor.
+    /// Records a visitor.
     pub fn came(&mut self, now: Instant) {
         match self.seconds.back_mut().filter(|(begun, _)| now.duration_since(*begun) < SECOND) {
             Some((_, count)) => *count += 1,
@@ -36,13 +36,13 @@ impl Demand {
         self.forget(now);
     }
 
-    /// Takes note of how long a connection took from when it was asked for.
+    /// Records the time from the request for a connection until it was ready.
     pub fn made(&mut self, took: Duration) {
         self.takes = took;
     }
 
-    /// Returns how many are to be ready: as many visitors as came in the busiest second of the last minute come while one is made. At
-    /// least one where there was a visitor.
+    /// Returns how many connections to keep ready: the visitors that come while one is opened, at the rate of the busiest
+    /// second of the last minute. At least one if there was a visitor.
     pub fn wanted(&mut self, now: Instant) -> usize {
         self.forget(now);
         let busiest = self.seconds.iter().map(|(_, count)| *count).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Reads the first message of a client's connection: a login, or the visitor that it serves.
+//! First message of a client's connection: a login, or a claim of a visitor's stream.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +30,7 @@ use crate::{
     wire::relay::{Frame, Kind},
 };
 
-/// How many letters of a name are logged that has not been proven.
+/// Maximum length of an unauthenticated key name in the log, in characters.
 const LONGEST_SHOWN: usize = 64;
 
 impl Server {
@@ -40,12 +40,12 @@ impl Server {
         let silent = |_| Over::Silent(limit);
         let count = tokio::select! {
             peeked = timeout(limit, stream.peek(&mut first)) => peeked.map_err(silent)??,
-            // One that has not spoken has nothing in progress.
+            // A connection that has sent nothing has nothing in progress.
             () = self.drain.started() => return Ok(()),
         };
         match (count, first[0]) {
             (0, _) => Err(Over::Closed),
-            // A TLS record with a handshake.
+            // 0x16: a TLS handshake record.
             (_, 0x16) => {
                 let accepting = TlsAcceptor::from(self.tls.load_full()).accept(ReadAhead::new(stream));
                 let tls = timeout(limit, accepting).await.map_err(silent)??;
@@ -61,17 +61,18 @@ impl Server {
             Frame::Hello { version: 2, nonce, port, key } => {
                 let known = self.keys.load().iter().find(|known| known.name == key).cloned();
                 let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
-                // Nothing that depends on the secret leaves the relay before the client has proven that it has it: anyone who knows the
-                // name of a key would get an HMAC to try secrets on, without ever asking again.
+                // The relay must not send anything that depends on the secret before the client has proven it. Otherwise
+                // anyone who knows the name of a key gets an HMAC for an offline attack on the secret.
                 conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server }]).await?;
                 let Frame::Proof { proof } = conversation::step(&mut tls).await? else {
                     return Err(Over::Unexpected("another frame"));
                 };
-                // An unknown key is checked against a random secret, so that the answer does not tell whether it exists.
+                // For an unknown key, checks against a random secret, so that the answer does not tell whether the key
+                // exists.
                 let secret = known.as_ref().map_or(auth::new_secret()?, |key| key.secret.clone());
                 let is_proven = transcript.is_proven(&secret, Role::Client, &proof);
                 let Some(key) = known.filter(|_| is_proven) else {
-                    // Anybody may have sent this name.
+                    // The name is not authenticated.
                     let key: String = transcript.key.chars().take(LONGEST_SHOWN).collect();
                     self.refusals.add(peer, &key, "the secret is not the one of this relay");
                     info!(%peer, key, "relay: rejected: wrong secret");
@@ -101,7 +102,7 @@ impl Server {
                 let pending = self.join(&mut tls, StreamName::V2(stream), token).await?;
                 drop(place);
                 if let (Some(pending), Some(session)) = (pending, session) {
-                    // The visitor may have gone: the client sees the end of its stream.
+                    // The visitor may be gone. Then the client sees the end of its stream.
                     let _ = pending.to.send(Ok(Box::new(Lent::new(tls, session))));
                 }
                 Ok(())
@@ -111,7 +112,7 @@ impl Server {
     }
 
     async fn greet_v1(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place) -> Result<(), Over> {
-        // It fails only on a socket that is closed already.
+        // Fails only on a socket that is already closed.
         let _ = stream.set_nodelay(true);
         if !self.options.allow_v1 {
             return self.reject(&mut stream, "this relay serves version 2 alone, within TLS").await;
@@ -162,7 +163,7 @@ impl Server {
     {
         self.counters.rejected.fetch_add(1, Ordering::Relaxed);
         conversation::send(connection, &[Frame::Reject { reason: reason.to_owned() }]).await?;
-        // Reads the rest, as unread bytes would turn our close into a reset.
+        // Reads the rest, because unread bytes would turn our close into a reset.
         let _ =
             timeout(Duration::from_secs(1), async { while conversation::receive(connection).await.is_ok() {} }).await;
         Ok(())

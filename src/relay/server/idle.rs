@@ -1,4 +1,4 @@
-//! Connections of a client that carry no stream, and are there for the next visitor: they have carried others, or were made ahead of
+//! Idle connections of a client, ready for the next visitor. They have carried other streams, or were opened ahead of
 //! need.
 
 use std::{
@@ -28,27 +28,28 @@ use crate::{
 /// A connection of a client.
 pub(super) type Connection = TlsStream<ReadAhead<TcpStream>>;
 
-/// How long a connection waits for a visitor. Less than what a NAT on the way forgets it after.
+/// How long a connection may be idle. Shorter than the idle timeout of NATs.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// How many of one client wait.
+/// Maximum number of idle connections per client.
 const MOST: usize = 64;
 
-/// A client that has not answered on a connection by now may have lost it: the relay asks for another.
+/// Time for a client to answer on an idle connection. After that the connection may be dead, and the relay requests
+/// another.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// A connection that was asked for and has not come by now does not come any more.
+/// Time after which a requested connection no longer counts as pending.
 const LONGEST_PREPARED: Duration = Duration::from_secs(10);
 
-/// Ready connections of one client, and its demand.
+/// Connections requested ahead of need for one client, and its demand.
 #[derive(Default)]
 pub(super) struct Ready {
     demand: Demand,
-    /// Those that were asked for, and when.
+    /// Requested connections, and when.
     asked: HashMap<Token, Instant>,
 }
 
-/// Those of one client; None when it is gone.
+/// Idle connections of one client. `None`: the client is gone.
 pub(super) struct Idle(Mutex<Option<Vec<(Connection, Instant)>>>);
 
 impl Idle {
@@ -68,7 +69,7 @@ impl Idle {
         });
     }
 
-    /// Takes the one that waits least, as long as its client has not closed it.
+    /// Takes the connection with the shortest wait that the client has not closed.
     fn take(&self) -> Option<Connection> {
         self.with(|waiting| {
             while let Some((mut connection, _)) = waiting.pop() {
@@ -80,7 +81,7 @@ impl Idle {
         })?
     }
 
-    /// Closes those that have waited for long.
+    /// Closes connections that were idle for too long.
     pub(super) fn sweep(&self) {
         self.with(|waiting| waiting.retain(|(_, since)| since.elapsed() < LONGEST_WAIT));
     }
@@ -89,18 +90,18 @@ impl Idle {
         self.with(|waiting| waiting.len()).unwrap_or(0)
     }
 
-    /// Closes all: one of them was lost without a word, and so perhaps were the others.
+    /// Closes all: one of them was dead, so perhaps all are.
     fn distrust(&self) {
         self.with(Vec::clear);
     }
 
-    /// Closes all, now and later.
+    /// Closes all, and from now on accepts none.
     pub(super) fn close(&self) {
         drop(self.0.lock().expect("no panic while the lock is held").take());
     }
 }
 
-/// Between two streams a client says nothing: what can be read is the end.
+/// Returns whether nothing can be read. Between two streams a client sends nothing, so readable bytes mean the end.
 fn is_silent(connection: &mut Connection) -> bool {
     let mut byte = [0];
     let polled = Pin::new(connection).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte));
@@ -108,10 +109,10 @@ fn is_silent(connection: &mut Connection) -> bool {
 }
 
 impl Session {
-    /// Gives a visitor a connection that is there. None: there is none that the client answers on, and it has not heard of him.
+    /// Gives a visitor an idle connection. `None`: the client answers on none of them, and does not know of the visitor.
     ///
     /// # Errors
-    /// The client's service is down.
+    /// Fails if the client's service is down.
     pub(super) async fn start(
         self: &Arc<Self>,
         tunnel: u32,
@@ -136,17 +137,17 @@ impl Session {
         }
     }
 
-    /// Takes note of a visitor.
+    /// Records a visitor.
     pub(super) fn came(&self) {
         self.ready().demand.came(Instant::now());
     }
 
-    /// Takes note of how long a connection took that a visitor waited for.
+    /// Records how long a visitor waited for a new connection.
     pub(super) fn made(&self, took: Duration) {
         self.ready().demand.made(took);
     }
 
-    /// Asks the client for the connections that are to be ready and are not.
+    /// Requests the connections that are missing for the demand.
     pub(super) fn prepare(&self) {
         if self.is_v1 {
             return;
@@ -163,7 +164,7 @@ impl Session {
         }
     }
 
-    /// Returns whether a connection was asked for ahead of need; once.
+    /// Returns whether a connection was requested ahead of need. Returns true only once per connection.
     pub(super) fn is_prepared(&self, stream: &Token) -> bool {
         let mut ready = self.ready();
         let asked = ready.asked.remove(stream);
@@ -175,7 +176,7 @@ impl Session {
     }
 }
 
-/// A visitor's stream, over a connection that the next one gets if both directions end.
+/// Stream of a visitor. If both directions end, its connection becomes idle again.
 pub(super) struct Lent {
     stream: Option<Carrier<Connection>>,
     session: Arc<Session>,

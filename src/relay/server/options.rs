@@ -39,35 +39,36 @@ impl FromStr for PublicOrigin {
 #[derive(Clone)]
 pub struct Options {
     pub keys: Vec<Key>,
-    /// The public ports.
+    /// Public ports.
     pub ports: RangeInclusive<u16>,
     /// Address that public ports bind to.
     pub bind: IpAddr,
-    /// The names of HTTP tunnels are below this.
+    /// Domain above the names of HTTP tunnels.
     pub domain: Option<String>,
     /// Scheme and port in the public addresses of HTTP tunnels.
     pub http_public: PublicOrigin,
-    /// Serves version 1 too: the secret and all bytes cross the network as they are.
+    /// Serves version 1 too, in which the secret and all bytes cross the network in the clear.
     pub allow_v1: bool,
     pub limits: Limits,
-    /// Makes Services of the cluster lead to tunnels. None: the relay is in no cluster.
+    /// Takes over Services of the cluster. `None`: the relay takes over nothing.
     pub exposer: Option<Arc<Exposer>>,
 }
 
-/// Limits for one client and one visitor.
+/// Limits per client and per visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Default: 64.
+    /// Maximum number of tunnels per key. Default: 64.
     pub tunnels_per_key: usize,
-    /// Default: 1,024.
+    /// Maximum number of streams per tunnel. Default: 1,024.
     pub streams_per_tunnel: usize,
-    /// Visitors that wait for a connection of the client at a time; others queue behind them. Default: 256.
+    /// Visitors per tunnel that may wait for a new connection of the client at a time; others queue behind them. Default:
+    /// 256.
     pub pending_per_tunnel: usize,
-    /// Connections that have not authenticated. Default: 512.
+    /// Maximum number of connections before authentication. Default: 512.
     pub handshakes: usize,
-    /// New visitors of a tunnel in a second. Default: 2,000.
+    /// Maximum number of new visitors per second and tunnel. Default: 2,000.
     pub visitors_per_second: u32,
-    /// The connections of visitors, and how long each may take for what. Clients' connections have the same times.
+    /// Limits and timeouts of visitors' connections. The timeouts apply to clients' connections too.
     pub accepted: accept::Limits,
 }
 

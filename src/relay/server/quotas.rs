@@ -1,11 +1,11 @@
-//! Quotas of a key or a tunnel, and the messages when they are used up.
+//! Quotas per key or tunnel, and the messages when they are used up.
 
 use tracing::warn;
 
 use super::Limits;
 use crate::io::accept::Notice;
 
-/// Limited resource.
+/// A limited resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quota {
     Tunnels,
@@ -14,12 +14,12 @@ pub(super) enum Quota {
     Rate,
 }
 
-/// There is no more of something, in words.
+/// Error: a quota is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UsedUp(String);
 
-/// Says in the log, once a second for each quota, that it is used up.
+/// Logs that a quota is used up, at most once per second and quota.
 #[derive(Default)]
 pub(super) struct Notices {
     tunnels: Notice,
@@ -29,7 +29,7 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Notes that `quota` is used up, and returns so. `whose`: the name of the key, or the public address.
+    /// Logs that `quota` is used up, and returns the error. `whose`: the name of the key, or the public address.
     pub(super) fn used_up(&self, quota: Quota, limits: &Limits, whose: &str) -> UsedUp {
         let (notice, option, words) = match quota {
             Quota::Tunnels => (

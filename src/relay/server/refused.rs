@@ -1,4 +1,4 @@
-//! Why a relay does not open a tunnel, and why a visitor of one reaches nobody.
+//! Errors for a tunnel that is not opened, and for a visitor that is refused.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::relay::{
     reservations::Reserved,
 };
 
-/// Why a tunnel is not opened. Clients get it in words.
+/// Reasons why a tunnel is not opened. The client gets them as text.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     #[error(transparent)]
@@ -40,12 +40,12 @@ pub enum TunnelError {
     Request(#[from] RequestError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// There are no random numbers.
+    /// The system returned no random numbers.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Why a visitor gets no stream to the client of a tunnel.
+/// Reasons why a visitor gets no stream to the client of a tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum VisitorError {
     #[error(transparent)]
@@ -56,10 +56,10 @@ pub enum VisitorError {
     Slow,
     #[error("the client did not come")]
     Absent,
-    /// In the client's words: its service is down.
+    /// Reason from the client: its service is down.
     #[error("{0}")]
     Declined(String),
-    /// There are no random numbers.
+    /// The system returned no random numbers.
     #[error(transparent)]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! The tunnels of a relay: opened, taken over, closed.
+//! Tunnels of a relay: how they open, are taken over by a returning client, and close.
 
 use std::{
     collections::hash_map::Entry,
@@ -35,64 +35,64 @@ use crate::{
 /// How long a reconnecting tunnel waits for its old listener to close.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
-/// How long a client may take to answer a ping before another one of its key gets its port or name.
+/// Time for a client to answer a ping before another client of its key gets its port or name.
 const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A public port or name, and the client behind it.
 pub struct Tunnel {
     pub(super) number: u64,
-    /// As its client numbers it.
+    /// Number that the client uses for the tunnel.
     pub(super) id: u32,
     pub(super) session: Arc<Session>,
     pub(super) kind: Kind,
     /// 0 for HTTP.
     pub(super) port: u16,
     pub(super) name: String,
-    /// For HTTP: the Host header that the local service gets. None: the public name.
+    /// For HTTP: the Host header for the local service. `None`: the public name.
     pub(super) host: Option<String>,
-    /// The Service that it was opened for.
+    /// Service that the tunnel was opened for.
     pub(super) exposed: Option<ExposeRequest>,
-    /// The port of a Service that leads to it.
+    /// Claim on the Service's port that routes to the tunnel.
     pub(super) claim: Mutex<Option<Claim>>,
-    /// It had a claim at its end, and no other tunnel has it now.
+    /// Set at the end: the tunnel had a claim, and no other tunnel has taken it over.
     pub(super) is_given_back: AtomicBool,
-    /// Its part of that port, where it has not all of it.
+    /// The tunnel's part of the port, if it does not have the whole.
     pub(super) seat: Mutex<Option<Seat>>,
     pub(super) resume: Token,
     pub(super) streams: AtomicUsize,
     pub(super) usage: Usage,
-    /// Permits to ask the client for a connection.
+    /// Permits to request a connection from the client.
     pub(super) turns: Semaphore,
     pub(super) rate: Mutex<(f64, Instant)>,
-    /// Of a public port, until the tunnel is closed.
+    /// Listener of the public port, until the tunnel closes.
     pub(super) listener: Mutex<Option<Arc<TcpListener>>>,
     pub(super) gone: CancellationToken,
 }
 
-/// A name of an HTTP tunnel.
+/// Name of an HTTP tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpName {
     pub name: String,
-    /// The Host header that the local service gets. None: the public name.
+    /// Host header for the local service. `None`: the public name.
     pub host: Option<String>,
 }
 
 /// Entrance for the visitors of a tunnel.
 enum Entrance {
     Port((Arc<TcpListener>, u16)),
-    /// A part of a port of a Service.
+    /// Part of a Service's port.
     Shared(Arc<SharedPort>),
     Name(String),
 }
 
-/// Parts of a Service that the old tunnel of a returning client had.
+/// The Service's claim and part that the old tunnel of a returning client had.
 #[derive(Default)]
 struct Before {
     claim: Option<Claim>,
     shared: Option<Arc<SharedPort>>,
 }
 
-/// A tunnel as `/` and `adit status` show it.
+/// A tunnel as shown by `/` and `adit status`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TunnelSnapshot {
     pub key: String,
@@ -101,25 +101,25 @@ pub struct TunnelSnapshot {
     pub kind: &'static str,
     pub public: String,
     pub streams: usize,
-    /// Since it was opened.
+    /// Visitors since the tunnel opened.
     pub visitors: u64,
-    /// Of these, those that reached nobody.
+    /// Visitors of these that were refused.
     pub refused: u64,
     /// Bytes from visitors to the client.
     pub bytes_up: u64,
     pub bytes_down: u64,
-    /// For how long it is open.
+    /// Time since the tunnel opened, in seconds.
     pub open_seconds: u64,
 }
 
-/// A tunnel that a client asks for.
+/// A tunnel that a client requests.
 pub(super) struct Wanted {
     pub id: u32,
     pub kind: Kind,
-    /// 0: any.
+    /// Public port. 0: any.
     pub port: u16,
     pub name: String,
-    /// Of the tunnel that it had before; zeros where it had none.
+    /// Resume token of the tunnel before a reconnect. Zeros: none.
     pub resume: Token,
 }
 
@@ -160,7 +160,7 @@ impl Server {
             None => None,
         };
         drop(before.claim);
-        // A Service that was created has no pods.
+        // A Service that adit created has no pods.
         let pods = pods.filter(|_| asked.as_ref().is_some_and(|asked| asked.replaces));
         let back = claim.as_ref().map(Claim::back);
         let name = match (&entrance, &asked) {
@@ -217,7 +217,7 @@ impl Server {
     }
 
     /// # Errors
-    /// The key has no room for another tunnel. `id`: the tunnel that is being opened.
+    /// Fails if the key has no room for another tunnel. `id`: the tunnel that is being opened.
     fn check_quota(&self, session: &Session, id: u32) -> Result<(), TunnelError> {
         let key = &session.key.name;
         let count = {
@@ -232,8 +232,8 @@ impl Server {
         }
     }
 
-    /// Takes over a Service, or creates it, for a port of the relay. `before`: the claim of the client's old tunnel. `None`: this relay
-    /// takes over nothing.
+    /// Takes over a Service, or creates it, for a port of the relay. `before`: the claim of the client's old tunnel.
+    /// `None`: this relay takes over no Services.
     async fn claim(
         &self,
         asked: &ExposeRequest,
@@ -245,7 +245,7 @@ impl Server {
         let deadline = Instant::now() + TAKE_OVER;
         loop {
             match exposer.claim(asked.clone(), port, pods.clone(), before).await {
-                // The tunnel that had it is being closed.
+                // The tunnel that had the claim is closing.
                 Err(error) if error.is_taken() && Instant::now() < deadline && !self.has_service(asked) => {
                     sleep(Duration::from_millis(20)).await;
                 }
@@ -254,7 +254,7 @@ impl Server {
         }
     }
 
-    /// Adds the tunnel that `make` returns for a number, unless its client has gone or its name is in use.
+    /// Adds the tunnel that `make` returns for a number, unless its client is gone or its name is in use.
     fn register(
         &self,
         session: &Session,
@@ -262,7 +262,7 @@ impl Server {
         make: impl FnOnce(u64) -> Tunnel,
     ) -> Result<Arc<Tunnel>, TunnelError> {
         let mut state = self.state();
-        // Else nothing would end this one: the session has ended those that it had.
+        // If the client is gone, its session has already closed its tunnels, so nothing would ever close this one.
         if session.gone.is_cancelled() {
             return Err(TunnelError::ClientGone);
         }
@@ -281,7 +281,7 @@ impl Server {
         Ok(tunnel)
     }
 
-    /// Returns the port that a Service's port leads to while it is taken over in part: the one that is there, or a new one.
+    /// Returns the relay port of a Service's port that is taken over in part: the existing one, or a new one.
     fn shared_port(self: &Arc<Self>, session: &Session, asked: &ExposeRequest) -> Result<Arc<SharedPort>, TunnelError> {
         let mut state = self.state();
         let State { shared, reservations, .. } = &mut *state;
@@ -297,8 +297,8 @@ impl Server {
         Ok(opened)
     }
 
-    /// Notes that a tunnel to a Service is being opened, before the next frame is read. Returns what is cancelled when the client
-    /// closes it meanwhile; None: it is being opened already.
+    /// Records, before the next frame is read, that a tunnel to a Service is being opened. The returned token is
+    /// cancelled when the client closes the tunnel meanwhile. `None`: it is already being opened.
     pub(super) fn begin_opening(&self, session: &Session, id: u32) -> Option<CancellationToken> {
         let closed = CancellationToken::new();
         match self.state().opening.entry((session.token, id)) {
@@ -310,7 +310,7 @@ impl Server {
         }
     }
 
-    /// Opens a tunnel to a Service, and answers its client, unless it closes the tunnel or goes before that.
+    /// Opens a tunnel to a Service, and answers its client, unless the client closes the tunnel first or is gone.
     pub(super) async fn open_service(
         self: &Arc<Self>,
         session: &Arc<Session>,
@@ -329,11 +329,11 @@ impl Server {
         {
             self.close(opened, true);
         }
-        // A client that has gone needs no answer.
+        // If the client is gone, it needs no answer.
         let _ = session.frames.send(answer).await;
     }
 
-    /// Returns the reply to a client that asked for a tunnel.
+    /// Returns the reply to a client that requested a tunnel.
     pub(super) fn answer(&self, id: u32, opened: &Result<Arc<Tunnel>, TunnelError>) -> Frame {
         match opened {
             Ok(opened) => {
@@ -344,7 +344,7 @@ impl Server {
         }
     }
 
-    /// Returns the port of a Service that a client asks for, where it may have it.
+    /// Returns the Service's port that a client requests, if the client may have it.
     async fn exposed(&self, session: &Session, kind: Kind, name: &str) -> Result<Option<ExposeRequest>, TunnelError> {
         if !matches!(kind, Kind::Service | Kind::ReplacedService) {
             return Ok(None);
@@ -358,13 +358,13 @@ impl Server {
         Ok(Some(asked))
     }
 
-    /// Tells a client that someone else undid its takeover.
+    /// Tells a client that somebody else has undone its takeover, and closes the tunnel.
     pub(super) async fn watch_claim(self: Arc<Self>, tunnel: Arc<Tunnel>) {
         let over = tunnel.claim().as_ref().map(Claim::over);
         let Some(over) = over else { return };
         tokio::select! {
             reason = over => {
-                // A client that does not read is found dead.
+                // If the queue is full, the client does not read, and the heartbeat timeout ends its session.
                 let _ = tunnel.session.frames.try_send(Frame::Refused { tunnel: tunnel.id, reason });
                 self.close(&tunnel, true);
             }
@@ -372,9 +372,9 @@ impl Server {
         }
     }
 
-    /// Closes the tunnel of a client that was cut off, and is back: it has the tunnel's resume token, or it has the same key and the
-    /// old client does not answer. Returns what the old tunnel had of a Service: it stays taken over until the new tunnel has a claim,
-    /// or this one is dropped.
+    /// Closes the old tunnel of a returning client. The client proves it with the tunnel's resume token, or with the same
+    /// key if the old client does not answer. Returns the old tunnel's parts of a Service: the Service stays taken over
+    /// until the new tunnel has a claim, or until the result is dropped.
     async fn take_over(self: &Arc<Self>, session: &Session, wanted: &Wanted) -> Before {
         let Wanted { kind, port, name, resume, .. } = wanted;
         let (kind, port, resume) = (*kind, *port, *resume);
@@ -386,7 +386,7 @@ impl Server {
                 ExposeRequest::parse(name, kind == Kind::ReplacedService, String::new()).ok()
             }
         };
-        // A name by HTTP may come with a Host header: NAME=HOST.
+        // An HTTP name may carry a Host header: NAME=HOST.
         let name = name.split('=').next().unwrap_or_default().to_ascii_lowercase();
         let same_public = |tunnel: &&Arc<Tunnel>| match (&exposed, &tunnel.exposed) {
             (Some(asked), Some(exposed)) => asked.is_same(exposed),
@@ -416,8 +416,8 @@ impl Server {
         before
     }
 
-    /// Listens on the port that a client had before, else the wanted one, else any. A port that no tunnel has any more may still be
-    /// closing: it is tried again for a while.
+    /// Listens on the port that the client had before, else on the requested port, else on any. A port without a tunnel
+    /// may still be closing, so it is retried for a while.
     async fn listen(&self, session: &Session, port: u16, resume: &Token) -> Result<(Arc<TcpListener>, u16), PortError> {
         let deadline = Instant::now() + TAKE_OVER;
         loop {
@@ -435,7 +435,7 @@ impl Server {
         }
     }
 
-    /// Ends the ports that only pass visitors on to pods any more: somebody needs them. Returns whether there were any.
+    /// Closes ports that only pass visitors to pods, because they are needed. Returns whether there were any.
     fn end_passing(&self, is_needed: impl Fn(u16) -> bool) -> bool {
         let state = self.state();
         let needed = state.passing.iter().filter(|(port, _)| is_needed(**port));
@@ -494,7 +494,7 @@ impl Server {
         }
     }
 
-    /// Returns where a tunnel is reached, for people who run the relay.
+    /// Returns the address of a tunnel for operators of the relay.
     pub(super) fn shown(&self, tunnel: &Tunnel) -> String {
         match tunnel.kind {
             Kind::Http | Kind::Service | Kind::ReplacedService => self.public_address(tunnel),
@@ -502,9 +502,9 @@ impl Server {
         }
     }
 
-    /// Ends a tunnel; unless its client wanted that, its port or name waits for the client's return, and its visitors do for a while.
+    /// Closes a tunnel. Unless the client wanted that, its port or name stays reserved, and visitors wait for a while.
     pub(super) fn close(self: &Arc<Self>, tunnel: &Arc<Tunnel>, is_clean: bool) {
-        // Its requests go to the pods from now on. Somebody who does not find the tunnel any more finds no claim either.
+        // Requests go to the pods from now on. A task that no longer finds the tunnel must find no claim either.
         let (seat, claim) = (tunnel.seat().take(), tunnel.claim().take());
         let back = claim.as_ref().map(Claim::back);
         tunnel.is_given_back.store(claim.is_some(), Ordering::Relaxed);
@@ -519,14 +519,14 @@ impl Server {
             let listener = tunnel.listener.lock().expect("no panic while the lock is held").take();
             if is_kept {
                 let key = &tunnel.session.key.name;
-                // A key has no more ports and names than it may have tunnels, those that wait for it included.
+                // A key must not have more ports and names than `tunnels_per_key`, reserved ones included.
                 let most = self.spare_tunnels(&state, key);
                 state.reservations.keep(tunnel.public(), key, tunnel.resume, most, listener);
             }
             state.changed.send_replace(());
         }
         tunnel.gone.cancel();
-        // Visitors still come to a shared port until the cluster knows that it leads to the pods again.
+        // Visitors still arrive at a shared port until every node of the cluster routes to the pods again.
         if let Some((shared, back)) = seat.as_ref().map(|seat| seat.shared().clone()).zip(back) {
             self.drain.spawn(async move {
                 back.await;
@@ -549,20 +549,20 @@ impl Server {
         }
     }
 
-    /// Returns the tunnel that has the port or the name of one that is gone, once its client is back. None: nobody waits for it.
+    /// Returns the tunnel with the same port or name, once the client is back. `None`: visitors do not wait for it.
     pub(super) async fn successor(&self, gone: &Tunnel) -> Option<Arc<Tunnel>> {
         if gone.exposed.is_some() {
-            // The Service leads to the pods again.
+            // The Service routes to the pods again.
             return None;
         }
-        // Its session may have ended a moment before.
+        // The session may have ended a moment earlier.
         timeout(Duration::from_secs(1), gone.gone.cancelled()).await.ok()?;
         let public = gone.public();
         let is_next = |next: &&Arc<Tunnel>| next.session.key.name == gone.session.key.name && next.public() == public;
         self.awaited(&public, is_next).await
     }
 
-    /// Returns the tunnel of a name, once its client is back. None: nobody waits for it.
+    /// Returns the tunnel of a name, once its client is back. `None`: visitors do not wait for it.
     pub async fn returning(&self, name: &str) -> Option<Arc<Tunnel>> {
         let public = Public::Name(name.to_owned());
         self.awaited(&public, |next| next.public() == public).await
@@ -606,7 +606,7 @@ impl Server {
             .map(|tunnel| HttpName { name: tunnel.name.clone(), host: tunnel.host.clone() })
             .collect();
         let awaited = state.reservations.awaited_names().map(str::to_owned).collect();
-        // Under the lock: the last one that is told is the last state.
+        // Under the lock, so that the last call has the latest state.
         (self.names_changed)(names, awaited);
     }
 
@@ -652,10 +652,10 @@ async fn answers(session: &Session) -> bool {
     if session.is_v1 {
         return true;
     }
-    // Frames that were in flight when the client died are no answer.
+    // A random cookie: frames that were in flight when the client died do not count as an answer.
     let Ok(cookie) = auth::random().map(u64::from_be_bytes) else { return true };
     let mut answered = session.answered.subscribe();
-    // A full queue is one that nobody reads.
+    // If the queue is full, the client does not read.
     if session.frames.try_send(Frame::Ping { cookie }).is_err() {
         return false;
     }
@@ -674,7 +674,7 @@ impl Tunnel {
         self.seat.lock().expect("no panic while the lock is held")
     }
 
-    /// Returns what it has of the relay that others have not.
+    /// Returns the public port or name that only this tunnel has.
     pub(super) fn public(&self) -> Public {
         match self.kind {
             Kind::Tcp | Kind::Service | Kind::ReplacedService => Public::Port(self.port),
@@ -682,13 +682,13 @@ impl Tunnel {
         }
     }
 
-    /// Returns whether it has a port of its own.
+    /// Returns whether the tunnel has its own port.
     fn has_port(&self) -> bool {
         let has_part = self.exposed.as_ref().is_some_and(|exposed| exposed.condition.is_some());
         self.kind != Kind::Http && !has_part
     }
 
-    /// A token bucket.
+    /// Takes a token from the bucket of visitors per second. Returns whether there was one.
     pub(super) fn takes_another(&self, per_second: u32) -> bool {
         let mut rate = self.rate.lock().expect("no panic while the lock is held");
         let (most, now) = (f64::from(per_second), Instant::now());
@@ -697,7 +697,7 @@ impl Tunnel {
         tokens >= 1.0
     }
 
-    /// Resolves when its client is gone.
+    /// Waits until the tunnel is closed.
     pub async fn gone(&self) {
         self.gone.cancelled().await;
     }

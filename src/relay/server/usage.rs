@@ -21,10 +21,10 @@ use crate::io::{
     through::{flush_through, said_through},
 };
 
-/// How many refusals are kept.
+/// Maximum number of recorded refusals.
 const MOST: usize = 100;
 
-/// How much of a reason is kept, in characters.
+/// Maximum length of a recorded reason, in characters.
 const LONGEST: usize = 200;
 
 /// Traffic of a tunnel.
@@ -43,17 +43,17 @@ impl Default for Usage {
     }
 }
 
-/// Somebody whom the relay has refused.
+/// A client or visitor that the relay refused.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub at: SystemTime,
     pub peer: SocketAddr,
-    /// The tunnel, or the key that was named.
+    /// The tunnel, or the name of the key.
     pub what: String,
     pub reason: String,
 }
 
-/// The last refusals.
+/// The latest refusals.
 #[derive(Default)]
 pub struct Refusals(Mutex<VecDeque<Refusal>>);
 
@@ -68,13 +68,13 @@ impl Refusals {
         kept.push_back(refusal);
     }
 
-    /// Returns them, newest first.
+    /// Returns all recorded refusals, newest first.
     pub fn all(&self) -> Vec<Refusal> {
         self.0.lock().expect("no panic while the lock is held").iter().rev().cloned().collect()
     }
 }
 
-/// The stream of a visitor, whose bytes are counted for its tunnel.
+/// Stream of a visitor that counts the bytes for its tunnel.
 pub struct Counting<T> {
     inner: T,
     tunnel: Arc<Tunnel>,

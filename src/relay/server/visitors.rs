@@ -1,4 +1,4 @@
-//! The visitors of tunnels, and the connections of clients that they are joined with.
+//! Visitors of tunnels, and the clients' connections that the relay joins them with.
 
 use std::{
     io,
@@ -33,7 +33,7 @@ use crate::{
     wire::relay::{Frame, Token, Uuid},
 };
 
-/// How long a visitor is kept waiting for a client's connection.
+/// How long a visitor waits for a client's connection.
 const VISITOR_WAITS: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub(super) struct Pending {
 }
 
 impl Server {
-    /// Takes the visitors of a public port. `after`: where they go when the tunnel is gone, until the second resolves.
+    /// Accepts visitors of a public port. `after`: where visitors go after the tunnel is gone, until the future resolves.
     pub(super) async fn serve_port(
         self: Arc<Self>,
         listener: Arc<TcpListener>,
@@ -57,10 +57,10 @@ impl Server {
     ) {
         let passage = after.as_ref().map(|(passage, _)| passage.clone());
         let serve = |visitor: TcpStream, peer: SocketAddr, place: Place| {
-            // Its protocol is not ours, and may let the server speak first.
+            // The relay does not know the visitor's protocol, in which the server may speak first.
             place.settle();
             let (this, tunnel, passage) = (self.clone(), tunnel.clone(), passage.clone());
-            // It lives on when the tunnel is gone: its stream is a connection of its own.
+            // Not bound to the tunnel's end: the stream has its own connection.
             self.drain.spawn(async move {
                 match (this.visit(visitor, peer, &tunnel).await, passage) {
                     (Some(visitor), Some(passage)) => passage.pass(&this, visitor, peer, place).await,
@@ -79,7 +79,7 @@ impl Server {
             if tunnel.exposed.is_some() {
                 return;
             }
-            // Its client may come back: visitors wait until it has the port again.
+            // The client may return. Visitors wait until it has the port again.
             let awaited = self.state().reservations.awaited(&tunnel.public());
             if let Some(Awaited { until, over }) = awaited
                 && timeout_at(until, over.cancelled()).await.is_err()
@@ -92,7 +92,7 @@ impl Server {
             () = ended => {}
             () = self.drain.started() => {}
         }
-        // A port that another tunnel takes over at this moment is its own.
+        // If another tunnel takes the port over, it serves the visitors itself.
         let is_left = self.drain.is_draining() || tunnel.is_given_back.load(Ordering::Relaxed);
         if let Some((passage, back)) = after.filter(|_| is_left) {
             let over = CancellationToken::new();
@@ -105,7 +105,8 @@ impl Server {
         }
     }
 
-    /// Joins a visitor with the client of a tunnel. Returns the visitor of a client that is gone, which nothing was read from.
+    /// Joins a visitor with the client of a tunnel. If the client is gone, returns the visitor, from which nothing was
+    /// read.
     async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) -> Option<TcpStream> {
         let mut stream = match self.stream(tunnel, peer).await {
             Ok(stream) => stream,
@@ -124,10 +125,10 @@ impl Server {
         None
     }
 
-    /// Gets a stream to the client of a tunnel: on a ready connection, else on a new one. A client that is lost is waited for.
+    /// Opens a stream to the client of a tunnel, on an idle connection or on a new one. Waits for a lost client.
     ///
     /// # Errors
-    /// There are too many, or the client does not come, or says why it cannot.
+    /// Fails if there are too many streams, if the client does not answer, or if it declines.
     pub async fn stream(&self, tunnel: &Arc<Tunnel>, peer: SocketAddr) -> Result<BoxedIo, VisitorError> {
         self.counters.visitors.fetch_add(1, Ordering::Relaxed);
         let (mut tunnel, mut asked) = (tunnel.clone(), self.ask(tunnel, peer).await);
@@ -162,13 +163,13 @@ impl Server {
             tunnel.session.prepare();
             return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
-        // A burst waits for its turn: the client dials a connection for each, and all at once would only be slower.
+        // Limits a burst: the client dials one connection per visitor, and all at once would be slower.
         let turn = tokio::select! {
             turn = timeout(VISITOR_WAITS, tunnel.turns.acquire()) => turn,
             () = tunnel.gone.cancelled() => return Err(VisitorError::ClientGone),
         };
         let Ok(Ok(turn)) = turn else { return Err(used_up(Quota::Pending).into()) };
-        // One that was served meanwhile may have left its connection.
+        // A stream that ended meanwhile may have left an idle connection.
         if let Some(answer) = tunnel.session.start(tunnel.id, peer).await {
             return Ok(Box::new(Held::new(Counting::new(answer?, tunnel.clone()), count)));
         }
@@ -190,13 +191,13 @@ impl Server {
         let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| VisitorError::Absent)?;
         let stream = answered.map_err(|_| VisitorError::ClientGone)??;
         tunnel.session.made(asked.elapsed());
-        // Behind the one that a visitor waited for.
+        // Requested after the visitor's own connection, which must come first.
         tunnel.session.prepare();
         drop(turn);
         Ok(Box::new(Held::new(Counting::new(stream, tunnel.clone()), count)))
     }
 
-    /// Finds the visitor that a client has come for, and tells the client.
+    /// Finds the visitor that a client's connection is for, and answers the client.
     pub(super) async fn join<S>(
         &self,
         connection: &mut S,
@@ -220,11 +221,11 @@ impl Server {
     }
 }
 
-/// A visitor of a tunnel, counted from when it comes until its stream is dropped.
+/// Counts a visitor of a tunnel until its stream is dropped.
 struct StreamCount(Arc<Tunnel>);
 
 impl StreamCount {
-    /// None: there are as many as may be.
+    /// Returns `None` if the tunnel has its maximum number of streams.
     fn new(tunnel: &Arc<Tunnel>, most: usize) -> Option<Self> {
         let count = Self(tunnel.clone());
         (tunnel.streams.fetch_add(1, Ordering::Relaxed) < most).then_some(count)
@@ -237,7 +238,7 @@ impl Drop for StreamCount {
     }
 }
 
-/// A visitor that does not wait any more leaves nothing behind.
+/// Removes the pending entry of a visitor that no longer waits.
 struct Forgotten<'s> {
     server: &'s Server,
     name: StreamName,

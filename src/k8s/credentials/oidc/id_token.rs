@@ -1,15 +1,15 @@
-//! When an ID token expires: the `exp` claim of a JSON Web Token (RFC 7519, section 4.1.4). The signature is the API
-//! server's to verify.
+//! Expiry of an ID token: the `exp` claim of a JSON Web Token (RFC 7519, section 4.1.4). The API server verifies the
+//! signature.
 
 use std::time::{Duration, SystemTime};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::Value;
 
-/// Returns the time.
+/// Returns the expiry of a token.
 ///
 /// # Errors
-/// A problem as text that follows the token's name. It contains nothing of the token.
+/// Returns the problem as text that follows the token's name. The text contains nothing of the token.
 pub fn expiry(token: &str) -> Result<SystemTime, String> {
     let odd = || "is no JSON Web Token".to_owned();
     let mut parts = token.split('.');
@@ -18,13 +18,13 @@ pub fn expiry(token: &str) -> Result<SystemTime, String> {
     };
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| odd())?;
     let claims: Value = serde_json::from_slice(&claims).map_err(|_| odd())?;
-    // A claim that is not there is the year 1 in Go: expired.
+    // In Go, an absent claim is the year 1: expired.
     let seconds = match &claims["exp"] {
         Value::Null => 0.0,
         claim => claim.as_f64().ok_or_else(|| "has an exp that is no number".to_owned())?,
     };
     let since = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
-    // Further away than clocks go: it does not expire.
+    // A time that the clock cannot represent counts as never.
     let never = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX) * 8);
     Ok(SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(never))
 }
@@ -38,7 +38,7 @@ pub(super) mod tests {
         expiry(&token).map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs())
     }
 
-    /// Returns a token that expires after so many seconds.
+    /// Returns a token that expires after this many seconds.
     pub fn token(seconds: i64) -> String {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let claims = format!("{{\"exp\": {}}}", now.checked_add_signed(seconds).unwrap());

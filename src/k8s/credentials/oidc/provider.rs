@@ -5,8 +5,8 @@
 //! | discovery (OpenID Connect Discovery 1.0, section 4) | `GET ISSUER/.well-known/openid-configuration` | JSON with `token_endpoint` |
 //! | renewal (RFC 6749, section 6) | `POST` of a form: `grant_type=refresh_token`, `refresh_token` | JSON, or a form: `access_token`, `id_token`, maybe a new `refresh_token` |
 //!
-//! A client with a secret proves itself in the Authorization header first, then in the form: as in Go's oauth2, which
-//! also tries both. A public client, which has no secret, names itself in the form first.
+//! As in Go's oauth2, a client with a secret sends it in the Authorization header first, then in the form. A public
+//! client, which has no secret, sends its id in the form first.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,35 +34,35 @@ use crate::{
     tls::bundle::Bundle,
 };
 
-/// How long one answer may take.
+/// Timeout of one answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// More than any answer has.
+/// Maximum length of an answer, in bytes.
 const LONGEST_ANSWER: usize = 1 << 20;
 
 const MOST_REDIRECTS: usize = 5;
 
-/// Bytes to escape in a form; a space may be `%20`.
+/// Bytes to escape in a form. A space may be `%20`.
 const NOT_IN_FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A client of a provider.
+/// Client of a provider.
 pub struct Client {
     pub id: String,
     /// Empty: a public client.
     pub secret: String,
-    /// None: that of the system.
+    /// `None`: the system's CA bundle.
     pub bundle: Option<Arc<Bundle>>,
 }
 
-/// Tokens of a renewal.
+/// Tokens from a renewal.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tokens {
     pub id_token: String,
-    /// None: the one that was used stays valid.
+    /// `None`: the old one stays valid.
     pub refresh_token: Option<String>,
 }
 
-/// How a client proves itself.
+/// Client authentication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
     Header,
@@ -79,7 +79,7 @@ impl Client {
     /// Renews the tokens.
     ///
     /// # Errors
-    /// Why not, in words that follow the provider's name.
+    /// Returns the reason as text that follows the provider's name.
     pub async fn renew(&self, issuer: &str, refresh_token: &str) -> Result<Tokens, String> {
         let discovery = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer));
         let answer = self.ask(Method::GET, &discovery, None, None).await?;
@@ -98,7 +98,7 @@ impl Client {
             let answer = self.ask(Method::POST, &endpoint, authorization, Some(form)).await?;
             match tokens(&answer) {
                 Ok(tokens) => return Ok(tokens),
-                // Only a refusal may be about how the client has proved itself.
+                // Only a refused request may be due to the client authentication, and is worth a retry.
                 Err(reason) if answer.status.is_success() => return Err(reason),
                 Err(reason) if refusal.is_empty() => refusal = reason,
                 Err(_) => {}
@@ -200,7 +200,7 @@ fn of_http(url: &str) -> Result<Uri, String> {
     parsed.filter(is_http).ok_or_else(|| format!("has the URL {url:?}: it has to begin with https://HOST"))
 }
 
-/// Returns where a redirect leads.
+/// Returns the target of a redirect.
 fn next(from: &Uri, location: &str) -> Result<Uri, String> {
     if location.starts_with('/') && !location.starts_with("//") {
         let authority = from.authority().map(|authority| authority.as_str()).unwrap_or_default();
@@ -226,7 +226,7 @@ fn token_endpoint(answer: &Answer) -> Result<String, String> {
     endpoint.map(str::to_owned).ok_or_else(|| "names no token_endpoint".to_owned())
 }
 
-/// Reads the answer to a renewal.
+/// Parses the answer to a renewal.
 fn tokens(answer: &Answer) -> Result<Tokens, String> {
     let object: Value = match answer.is_form {
         true => Value::Object(pairs(&answer.body).map(|(key, value)| (key, value.into())).collect()),
@@ -249,7 +249,7 @@ fn tokens(answer: &Answer) -> Result<Tokens, String> {
     Ok(Tokens { id_token: id_token.to_owned(), refresh_token: text("refresh_token").map(str::to_owned) })
 }
 
-/// Returns the keys and values of a form.
+/// Parses the keys and values of a form.
 fn pairs(form: &[u8]) -> impl Iterator<Item = (String, String)> {
     let form = String::from_utf8_lossy(form).into_owned();
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
@@ -261,7 +261,7 @@ fn pairs(form: &[u8]) -> impl Iterator<Item = (String, String)> {
     pairs.into_iter()
 }
 
-/// Returns why a provider was not reached.
+/// Returns why a provider could not be reached.
 fn words(error: &(dyn std::error::Error + 'static), uri: &Uri, proxy: Option<&str>) -> String {
     let untrusted = |error: &rustls::Error| {
         use CertificateError::{BadSignature, UnknownIssuer};

@@ -29,7 +29,7 @@ fn holders(ports: &[u16]) -> BTreeMap<u16, Holder> {
     ports.iter().map(holder).collect()
 }
 
-/// Applies a change as the API server does (RFC 7386, and empty maps are not stored).
+/// Applies a change like the API server (RFC 7386; empty maps are not stored).
 fn applied(service: &Value, change: &Change) -> Option<Value> {
     fn merge(target: &mut Value, patch: &Value) {
         let Value::Object(patch) = patch else { return *target = patch.clone() };
@@ -54,7 +54,7 @@ fn applied(service: &Value, change: &Change) -> Option<Value> {
     Some(service)
 }
 
-/// Brings a Service to these ports, as a step does.
+/// Takes over these ports of a Service, as a step does.
 fn brought(service: &Value, relay: &str, ports: &[u16]) -> Option<Value> {
     let before = takeover(service, &name(), None).unwrap();
     let after = (!ports.is_empty()).then(|| plan(service, before.as_ref(), relay, &holders(ports)));
@@ -140,13 +140,13 @@ fn a_service_that_was_created_is_deleted_unless_somebody_has_made_it_theirs() {
 fn what_somebody_changes_meanwhile_is_theirs() {
     let before = service(two_ports());
     let mut taken = brought(&before, "r/1/u/s", &[80, 81]).unwrap();
-    // Another number for the one port, and a new port.
+    // The port gets another number, and there is a new port.
     taken["spec"]["ports"][0]["port"] = json!(8080);
     taken["spec"]["ports"]
         .as_array_mut()
         .unwrap()
         .push(json!({"name": "new", "port": 90, "protocol": "TCP", "targetPort": 90}));
-    // The other is set back.
+    // The other one is reset.
     taken["spec"]["ports"][1]["targetPort"] = json!(9999);
     let said = takeover(&taken, &name(), None).unwrap().unwrap();
     assert!(taken_ports(&taken, &said).is_empty(), "nobody reaches the laptop at 80");
@@ -186,7 +186,7 @@ fn ports_that_change_their_numbers_keep_their_own_targets() {
     for taken in [&[80][..], &[81], &[80, 81]] {
         let now = swapped(&brought(&before, "r/1/u/s", taken).unwrap());
         assert_eq!(brought(&now, "r/1/u/s", &[]).unwrap(), swapped(&before), "{taken:?}");
-        // The relay goes on with what it has, or has others, and ends then.
+        // The relay keeps its ports or gets others, and then ends.
         for next in [&[80][..], &[81], &[80, 81]] {
             let later = brought(&now, "s/2/u/s", next).unwrap();
             assert_eq!(brought(&later, "s/2/u/s", &[]).unwrap(), swapped(&before), "{taken:?}, then {next:?}");
@@ -217,7 +217,7 @@ fn a_port_whose_original_is_lost_is_damage() {
     let said = takeover(&lost, &name(), Some(&only(80))).unwrap();
     let back = applied(&lost, &change(&lost, said.as_ref(), None)).unwrap();
     assert_eq!(back, before);
-    // Once it is set by hand, only the label is left.
+    // After the port is fixed by hand, only the label is left.
     let mut by_hand = lost;
     by_hand["metadata"]["annotations"].as_object_mut().unwrap().remove(TAKEOVER);
     by_hand["spec"] = before["spec"].clone();
@@ -249,7 +249,7 @@ fn it_is_known_who_has_changed_a_port_back() {
     assert_eq!(undone(&restored, None, None, 80).unwrap(), "was restored with 'adit expose restore'");
     restored["metadata"]["managedFields"][0]["time"] = json!("2026-01-04T00:00:00Z");
     assert_eq!(undone(&restored, None, None, 80).unwrap(), "was given back by kubectl-create");
-    // The one who restores it by hand takes itself out of the owners: nobody else has written since the takeover.
+    // A manual restore removes adit from the owners: nobody else has written since the takeover.
     restored["metadata"]["managedFields"] = disowned(&restored).unwrap();
     for (since, reason) in [
         ("2026-01-03T00:00:00Z", "was given back by kubectl-create"),
@@ -259,7 +259,7 @@ fn it_is_known_who_has_changed_a_port_back() {
         known.ports[0].since = since.into();
         assert_eq!(undone(&restored, None, Some(&known), 80).unwrap(), reason);
     }
-    // The port is not where visitors look for it.
+    // The port is not at the number that visitors use.
     let undone = |change: &dyn Fn(&mut Value)| {
         let mut changed = taken.clone();
         changed["metadata"]["managedFields"] = json!([{"manager": "kubectl-edit", "time": "2026-01-04T00:00:00Z"}]);
