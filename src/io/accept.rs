@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of clients that are being refused at a time, if the open-file limit is not reached.
 const MOST_REFUSED: usize = 8;
 
-/// Binds a socket and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and [::1] can be two listeners.
+/// Binds a socket and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and `[::1]` can be two listeners.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, true)
 }
