@@ -181,7 +181,7 @@ impl Commands {
 struct ListenSession {
     process: Process,
     port: Lent,
-    /// Where it listened when it was ready. Whoever listens elsewhere on this port is another program.
+    /// Address on which it listened when it was ready. A listener on another address of this port is another program.
     addresses: Vec<IpAddr>,
     endpoint: Endpoint,
     placement: Placement,

@@ -449,7 +449,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_resets_behind_a_client_that_is_gone_has_closed() {
-        // What the backend has said before, whether the client's socket is closed, and whether the reset is a fault.
+        // Bytes that the backend sent before, whether the client's socket is closed, and whether the reset is a fault.
         for (said, is_gone, is_fault) in [("bye", true, false), ("bye", false, true), ("", true, true)] {
             let (mut client, mut front) = duplex(64);
             client.write_all(b"quit").await.unwrap();

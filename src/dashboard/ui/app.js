@@ -1000,7 +1000,7 @@ function route() {
   for (const link of document.querySelectorAll('nav a')) {
     if (link.getAttribute('href') === path) link.setAttribute('aria-current', 'page'); else link.removeAttribute('aria-current');
   }
-  // What this view shows may be more than events have brought.
+  // This view may show more rows than the events brought.
   readAt = 0;
   readAll();
   changed();
