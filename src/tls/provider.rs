@@ -10,7 +10,13 @@ use rsa::{
 };
 use rustls::{
     Error, SignatureAlgorithm, SignatureScheme,
-    crypto::{CryptoProvider, KeyProvider, WebPkiSupportedAlgorithms, aws_lc_rs},
+    crypto::{
+        CryptoProvider, KeyProvider, WebPkiSupportedAlgorithms,
+        aws_lc_rs::{
+            self,
+            kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768},
+        },
+    },
     pki_types::{
         AlgorithmIdentifier, InvalidSignature, PrivateKeyDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer,
         alg_id,
@@ -39,6 +45,9 @@ pub fn provider() -> Arc<CryptoProvider> {
         Arc::new(CryptoProvider {
             signature_verification_algorithms: with_small_keys(&provider.signature_verification_algorithms),
             key_provider: &Keys,
+            // The hello has key shares of the first group and of its part X25519. Servers built with Go 1.24 and later
+            // answer a hello that offers X25519MLKEM768 without a share with HelloRetryRequest: one more round trip.
+            kx_groups: vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1],
             ..provider
         })
     });
@@ -173,5 +182,56 @@ impl Signer for SmallSigner {
 
     fn scheme(&self) -> SignatureScheme {
         self.scheme
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection, crypto::SupportedKxGroup,
+        pki_types::CertificateDer,
+    };
+
+    use super::*;
+    use crate::tls::Pinned;
+
+    /// Says how a handshake went with a server that has one key exchange group.
+    fn handshake_with(group: &'static dyn SupportedKxGroup) -> HandshakeKind {
+        let made = rcgen::generate_simple_self_signed(["server".to_owned()]).expect("certificate");
+        let chain = vec![CertificateDer::from(made.cert.der().to_vec())];
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("key");
+        let server = CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() };
+        let server = ServerConfig::builder_with_provider(server.into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("server");
+        let client = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Pinned::to_nothing(provider()))
+            .with_no_client_auth();
+        let mut server = ServerConnection::new(Arc::new(server)).expect("server");
+        let mut client = ClientConnection::new(Arc::new(client), "server".try_into().expect("name")).expect("client");
+        let mut bytes = Vec::new();
+        while client.is_handshaking() {
+            bytes.clear();
+            client.write_tls(&mut bytes).expect("in memory");
+            server.read_tls(&mut bytes.as_slice()).expect("in memory");
+            server.process_new_packets().expect("the server accepts");
+            bytes.clear();
+            server.write_tls(&mut bytes).expect("in memory");
+            client.read_tls(&mut bytes.as_slice()).expect("in memory");
+            client.process_new_packets().expect("the client accepts");
+        }
+        client.handshake_kind().expect("shaken hands")
+    }
+
+    #[test]
+    fn servers_with_and_without_post_quantum_groups_answer_the_first_hello() {
+        assert_eq!(handshake_with(X25519MLKEM768), HandshakeKind::Full);
+        assert_eq!(handshake_with(X25519), HandshakeKind::Full);
     }
 }
