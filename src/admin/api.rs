@@ -61,7 +61,7 @@ pub const MOST_OF_A_CHANGE: usize = 2 * LONGEST_BODY;
 /// Root path of the API.
 pub const ROOT: &str = "/api/v1/";
 
-/// Answers a request below [`ROOT`] from the user of the process.
+/// Answers a request below `/api/` from the user of the process.
 pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Response<Body> {
     if (request.method(), request.uri().path()) == (&Method::POST, "/api/v1/open") {
         return open::answer(source, request).await;
@@ -85,11 +85,12 @@ pub async fn answer_owner(source: &Source, request: Request<Incoming>) -> Respon
     }
 }
 
-/// Answers a request below [`ROOT`] from any client that is allowed to use the API.
+/// Answers a request below `/api/` from any client that is allowed to use the API.
 pub async fn answer(source: &Source, request: Request<Bytes>) -> Response<Body> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let path = path.strip_prefix(ROOT).unwrap_or_default();
+    // An unknown path is named whole in the answer.
+    let path = path.strip_prefix(ROOT).unwrap_or(&path);
     let words: Vec<&str> = path.split('/').collect();
     let unknown = || failure(StatusCode::NOT_FOUND, "not-found", format!("{path:?} is not part of the API"));
     let Some(allowed) = allowed(&words) else { return unknown() };

@@ -7,16 +7,16 @@
 //! | `GET /metrics` | OpenMetrics text |
 //! | `/api/v1/...` | see [`api`]; the Unix socket only |
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     api,
-    http::{Body, TEXT, respond, serve_one},
+    http::{Body, TEXT, probe, respond, serve_one},
     status::Source,
 };
-use crate::{guard::origin::is_of_this_machine, metrics};
+use crate::guard::origin::is_of_this_machine;
 
 /// Origin of a request: anyone on loopback, or the user of the Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +36,10 @@ async fn answer(source: Source, request: Request<Incoming>, reach: Reach) -> Res
     if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    match (&method, path.as_str(), reach) {
-        (&Method::GET, "/healthz", _) => respond(StatusCode::OK, TEXT, "ok\n"),
-        (&Method::GET, "/readyz", _) if source.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
-        (&Method::GET, "/readyz", _) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
-        (&Method::GET, "/metrics", _) => respond(StatusCode::OK, metrics::CONTENT_TYPE, source.metrics()),
-        (_, path, Reach::Owner) if path.starts_with(api::ROOT) => api::answer_owner(&source, request).await,
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
+    let path = request.uri().path();
+    if reach == Reach::Owner && path.starts_with("/api/") {
+        return api::answer_owner(&source, request).await;
     }
+    probe(&request, source.is_ready(), || source.metrics())
+        .unwrap_or_else(|| respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"))
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +19,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::sleep,
 };
+
+use crate::metrics;
 
 /// Time limit until a client has sent its request.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
@@ -65,6 +70,34 @@ pub async fn serve_one<F: Future<Output = Response<Body>>>(
         _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades() => {}
         () = late => {}
     }
+}
+
+/// Answers a request for health or metrics. `None`: the path is another one.
+pub fn probe<B>(
+    request: &Request<B>,
+    is_ready: bool,
+    metrics: impl FnOnce() -> String,
+) -> Option<Response<Body>> {
+    Some(match request.uri().path() {
+        "/healthz" | "/readyz" | "/metrics" if !is_read(request.method()) => read_only(),
+        "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
+        "/readyz" if is_ready => respond(StatusCode::OK, TEXT, "ready\n"),
+        "/readyz" => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
+        "/metrics" => respond(StatusCode::OK, metrics::CONTENT_TYPE, metrics()),
+        _ => return None,
+    })
+}
+
+/// Returns whether a method only reads. The server removes the body of an answer to HEAD.
+pub fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Returns the answer to a method that is not [`is_read`], for a path that is only read.
+pub fn read_only() -> Response<Body> {
+    let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "this path is read with GET or HEAD\n");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
 }
 
 /// Returns a response. `kind`: its media type.

@@ -6,17 +6,17 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{page, server::Server};
 use crate::{
-    admin::http::{Body, TEXT, respond, serve_one},
+    admin::http::{Body, TEXT, is_read, probe, read_only, respond, serve_one},
     drain::Drain,
     guard::origin::is_of_this_machine,
     io::accept::{self, Admission, Limits, Names},
-    metrics::{self, Exposition},
+    metrics::Exposition,
 };
 
 /// Clients of an admin listener.
@@ -42,16 +42,17 @@ fn answer(server: &Server, reach: Reach, request: &Request<Incoming>) -> Respons
     if reach == Reach::Machine && !is_of_this_machine(request.headers()) {
         return respond(StatusCode::FORBIDDEN, TEXT, "this is for programs of this machine\n");
     }
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/healthz") => respond(StatusCode::OK, TEXT, "ok\n"),
-        (&Method::GET, "/readyz") if server.is_ready() => respond(StatusCode::OK, TEXT, "ready\n"),
-        (&Method::GET, "/readyz") => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
-        (&Method::GET, "/metrics") => respond(StatusCode::OK, metrics::CONTENT_TYPE, counters(server)),
-        (&Method::GET, _) if reach == Reach::Machine => match page::answer(server, request) {
-            Some(response) => response,
-            None => respond(StatusCode::NOT_FOUND, TEXT, "there are /, /healthz, /readyz and /metrics\n"),
-        },
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n"),
+    if let Some(response) = probe(request, server.is_ready(), || counters(server)) {
+        return response;
+    }
+    let (page, there_are) = match reach {
+        Reach::Machine => (page::answer(server, request), "there are /, /healthz, /readyz and /metrics\n"),
+        Reach::Network => (None, "there are /healthz, /readyz and /metrics\n"),
+    };
+    match page {
+        Some(_) if !is_read(request.method()) => read_only(),
+        Some(response) => response,
+        None => respond(StatusCode::NOT_FOUND, TEXT, there_are),
     }
 }
 

@@ -50,7 +50,7 @@ impl RelayAnswer {
     }
 }
 
-/// Answers a GET request. `None`: the path is not part of the page.
+/// Answers a request that reads. `None`: the path is not part of the page.
 pub fn answer(server: &Server, request: &Request<Incoming>) -> Option<Response<Body>> {
     let assets = Assets::default();
     let mut response = match request.uri().path() {

@@ -14,11 +14,12 @@ use crate::{
     support::{PATIENCE, eventually, schema::assert_valid},
 };
 
-/// Sends a request to the socket, and returns status and body.
+/// Sends a request to the socket, and returns status and body. `path`: absolute, or below the root of the API.
 async fn call(process: &Process, method: &str, path: &str) -> (u16, Value) {
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/api/v1/{path}") };
     let exchange = async {
         let mut stream = UnixStream::connect(process.socket()).await.unwrap();
-        stream.write_all(format!("{method} /api/v1/{path} HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
@@ -195,6 +196,7 @@ async fn every_answer_is_what_its_schema_says() {
     );
     for (method, path, status) in [
         ("GET", "nothing", 404),
+        ("GET", "/api/v2/status", 404),
         ("GET", "requests/0", 404),
         ("GET", "requests/x", 404),
         ("GET", "tunnels/x", 404),

@@ -186,14 +186,15 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
     let (mut rx, _running) = start(options, &client_drain);
     let public = opened(&mut rx).await;
     TcpStream::connect(public).await.expect("[::] takes visitors by IPv4");
-    let get = async |address: SocketAddr, host: &str, path: &str| {
+    let ask = async |address: SocketAddr, host: &str, method: &str, path: &str| {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
     };
+    let get = async |address, host: &str, path: &str| ask(address, host, "GET", path).await;
     // The kubelet uses the pod's IP address as Host.
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert!(get(metrics, "10.0.0.7:9090", path).await.starts_with("HTTP/1.1 200"), "{path}");
@@ -211,6 +212,13 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
     assert!(get(metrics, "127.0.0.1", "/api/v1/relay").await.starts_with("HTTP/1.1 404"), "no data of clients");
     assert!(get(admin, "evil.example", "/api/v1/relay").await.starts_with("HTTP/1.1 403"));
     assert!(get(admin, "evil.example", "/").await.starts_with("HTTP/1.1 403"));
+    // Monitors of uptime send HEAD.
+    for (address, path) in [(metrics, "/healthz"), (metrics, "/metrics"), (admin, "/"), (admin, "/app.js")] {
+        let head = ask(address, "127.0.0.1", "HEAD", path).await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+        let post = ask(address, "127.0.0.1", "POST", path).await.to_ascii_lowercase();
+        assert!(post.starts_with("http/1.1 405") && post.contains("allow: get, head"), "{post}");
+    }
     client_drain.start();
     drain.start();
     timeout(PATIENCE, running).await.expect("it ends").unwrap();
