@@ -31,7 +31,7 @@ use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
     time::timeout,
 };
@@ -188,7 +188,13 @@ async fn clients_are_back_on_their_ports_after_the_relay_was_restarted() {
 #[tokio::test]
 async fn a_service_on_ipv6_loopback_alone_is_served_unless_another_host_is_given() {
     let (relay, drain) = (Relay::start(|_| {}).await, Drain::new());
-    let (local, _) = echo_on("[::1]:0").await;
+    // Held without listening: another test could serve the same port on 127.0.0.1.
+    let (local, _held) = loop {
+        let ((local, _), ipv4) = (echo_on("[::1]:0").await, TcpSocket::new_v4().unwrap());
+        if ipv4.bind(SocketAddr::from(([127, 0, 0, 1], local))).is_ok() {
+            break (local, ipv4);
+        }
+    };
     let (mut rx, _running) = start(relay.client(local, 0), &drain);
     let mut visitor = TcpStream::connect(opened(&mut rx).await).await.unwrap();
     visitor.write_all(b"x").await.unwrap();
