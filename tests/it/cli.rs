@@ -77,6 +77,22 @@ fn an_empty_option_is_an_unset_one_as_for_kubectl() {
 }
 
 #[test]
+fn a_command_that_asks_no_cluster_refuses_a_context_that_does_not_exist() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("config"), "contexts: [{name: dev, context: {cluster: c}}]\n").unwrap();
+    let kubeconfig = home.path().join("config").display().to_string();
+    for command in [&["proxy"][..], &["browser", "web.shop"], &["service", "install", "--dry-run"]] {
+        let refused = adit(home.path(), &[&["--kubeconfig", &kubeconfig, "--context", "nope"], command].concat());
+        let said = text(&refused.stderr);
+        assert!(said.starts_with("error: context nope is not in ") && said.contains("the contexts are dev"), "{said}");
+    }
+    assert!(adit(home.path(), &["--kubeconfig", &kubeconfig, "--context", "dev", "proxy"]).status.success());
+    let unused = adit(home.path(), &["--context", "dev", "version"]);
+    assert_eq!(unused.status.code(), Some(2));
+    assert!(text(&unused.stderr).starts_with("error: 'adit version' does not use --context\n"));
+}
+
+#[test]
 fn what_init_writes_is_valid_and_not_overwritten() {
     let home = tempfile::tempdir().unwrap();
     assert!(adit(home.path(), &["init"]).status.success());
