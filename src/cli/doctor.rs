@@ -5,7 +5,7 @@
 
 mod bundle;
 mod cluster;
-mod kubeconfig;
+pub mod kubeconfig;
 mod listeners;
 mod machine;
 mod protocol;

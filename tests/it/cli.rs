@@ -206,6 +206,23 @@ async fn routes_and_urls_lead_to_services() {
             let url = adit(home.path(), &["--kubeconfig", &kubeconfig, "url", target]);
             assert_eq!(text(&url.stdout), wanted, "{target}: {}", text(&url.stderr));
         }
+        // An adit without --context may serve these URLs, so they name their context.
+        let arn = "arn:aws:eks:eu-west-1:1:cluster/prod";
+        let other = "contexts: [{name: staging, context: {cluster: demo, user: demo}}, {name: 'arn:aws:eks:eu-west-1:1:cluster/prod', context: {cluster: demo, user: demo}}]";
+        fs::write(home.path().join("other"), other).unwrap();
+        let both = format!("{kubeconfig}:{}", home.path().join("other").display());
+        let of = |context: &str, command: &[&str]| {
+            adit(home.path(), &[&["--kubeconfig", &both, "--context", context], command].concat())
+        };
+        let url = of("staging", &["url", "web.shop"]);
+        assert_eq!(text(&url.stdout), "http://web.shop.staging.cx.localhost:8989/\n", "{}", text(&url.stderr));
+        assert_eq!(text(&of("demo", &["url", "web.shop"]).stdout), "http://web.shop.localhost:8989/\n");
+        let routes = text(&of("staging", &["routes", "-n", "shop", "web"]).stdout);
+        assert!(routes.contains("http://web.shop.staging.cx.localhost:8989/"), "{routes}");
+        let url = of(arn, &["url", "web.shop"]);
+        assert_eq!(text(&url.stdout), "http://web.shop.localhost:8989/\n");
+        let alias = format!("contexts: {{prod: {{name: {arn:?}}}}}");
+        assert!(text(&url.stderr).contains(&alias), "{}", text(&url.stderr));
         let some = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-A", "TOOLS"]).stdout);
         assert!(some.contains("7000.tools.shop") && !some.contains("web.shop"), "{some}");
         let none = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-n", "shpo"]).stdout);
