@@ -79,7 +79,7 @@ fn an_empty_option_is_an_unset_one_as_for_kubectl() {
 #[test]
 fn a_command_that_asks_no_cluster_refuses_a_context_that_does_not_exist() {
     let home = tempfile::tempdir().unwrap();
-    fs::write(home.path().join("config"), "contexts: [{name: dev, context: {cluster: c}}]\n").unwrap();
+    std::fs::write(home.path().join("config"), "contexts: [{name: dev, context: {cluster: c}}]\n").unwrap();
     let kubeconfig = home.path().join("config").display().to_string();
     for command in [&["proxy"][..], &["browser", "web.shop"], &["service", "install", "--dry-run"]] {
         let refused = adit(home.path(), &[&["--kubeconfig", &kubeconfig, "--context", "nope"], command].concat());
@@ -209,7 +209,7 @@ async fn routes_and_urls_lead_to_services() {
         // An adit without --context may serve these URLs, so they name their context.
         let arn = "arn:aws:eks:eu-west-1:1:cluster/prod";
         let other = "contexts: [{name: staging, context: {cluster: demo, user: demo}}, {name: 'arn:aws:eks:eu-west-1:1:cluster/prod', context: {cluster: demo, user: demo}}]";
-        fs::write(home.path().join("other"), other).unwrap();
+        std::fs::write(home.path().join("other"), other).unwrap();
         let both = format!("{kubeconfig}:{}", home.path().join("other").display());
         let of = |context: &str, command: &[&str]| {
             adit(home.path(), &[&["--kubeconfig", &both, "--context", context], command].concat())
