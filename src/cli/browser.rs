@@ -40,6 +40,7 @@ const NAMES: [&str; 8] = [
 
 pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
     let config = globals.load()?;
+    globals.check_context(&config)?;
     let address = proxy::address(&config)?;
     let domain = config.proxy.as_ref().map_or(defaults::CLUSTER_DOMAIN, |proxy| proxy.cluster_domain.as_str());
     let url = url(&args.target, globals.namespace.as_ref(), domain)?;

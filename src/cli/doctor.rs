@@ -5,7 +5,7 @@
 
 mod bundle;
 mod cluster;
-mod kubeconfig;
+pub mod kubeconfig;
 mod listeners;
 mod machine;
 mod protocol;
@@ -122,7 +122,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     {
         return Err(error.into());
     }
-    let report = Report::new(checks(&scope, problem.as_ref(), args.target.as_deref()).await, args.strict);
+    let checks = checks(&scope, problem.as_ref(), args.target.as_deref()).await;
+    let report = Report::new(checks.into_iter().map(|check| check.for_shell(globals)).collect(), args.strict);
     match (args.output, &args.bundle) {
         (Some(_), _) => print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(io::Error::other)?))?,
         (None, _) => {

@@ -48,7 +48,12 @@ use tokio::time::sleep;
 use self::report::CliError;
 use crate::{
     app::Overrides,
-    config::{Config, ContextName, Namespace, defaults, validate},
+    config::{
+        Config, ContextName, Namespace, defaults,
+        shell::{self, quoted},
+        validate,
+    },
+    k8s::ClusterError,
     telemetry::{self, Format},
 };
 
@@ -188,8 +193,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let matches = command(&arguments).try_get_matches_from(&arguments);
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
+    let cli = match matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, scope::check(&matches)))) {
+        Ok((cli, Ok(()))) => cli,
+        Ok((_, Err(unused))) => return unused.report(),
         Err(error) => {
             // Help and version are printed here too. A closed stdout is no failure.
             let _ = error.print();
@@ -308,19 +314,53 @@ impl Globals {
         })
     }
 
-    /// Returns `adit` with the options that another command needs to use the same configuration and cluster.
-    pub fn command(&self) -> String {
-        let config = self.config.as_ref().map(|file| file.display().to_string());
+    /// Returns a command of adit with the options that it needs to use the same configuration and cluster: those of this command
+    /// line, and the files that variables of this shell name, because it may be pasted into another one.
+    pub fn command(&self, name: &str) -> String {
+        self.command_in(name, self.context.as_deref())
+    }
+
+    /// Does the same for a context.
+    pub fn command_in(&self, name: &str, context: Option<&str>) -> String {
+        let config = match self.config_path() {
+            (Some(file), true) => std::path::absolute(file).ok().map(|file| file.display().to_string()),
+            _ => None,
+        };
         let options = [
-            ("config", config.as_deref()),
-            ("context", self.context.as_deref()),
-            ("namespace", self.namespace.as_deref()),
-            ("kubeconfig", self.kubeconfig.as_deref()),
-            ("listen", self.listen.as_deref()),
+            ("config", config),
+            ("context", context.map(str::to_owned)),
+            ("namespace", self.namespace.as_deref().map(str::to_owned)),
+            ("kubeconfig", self.kubeconfig_to_name()),
+            ("listen", self.listen.clone()),
         ];
-        let given =
-            options.iter().filter_map(|(name, value)| Some(format!(" --{name} {}", doctor::report::quoted((*value)?))));
-        format!("adit{}", given.collect::<String>())
+        let given = options.into_iter().filter(|(option, _)| scope::uses(name, option));
+        let words = given.filter_map(|(option, value)| Some(format!(" --{option} {}", quoted(&value?))));
+        format!("adit{} {name}", words.collect::<String>())
+    }
+
+    /// Returns the kubeconfig files for a command, unless another shell finds them too.
+    fn kubeconfig_to_name(&self) -> Option<String> {
+        let files = defaults::kubeconfig_paths(self.kubeconfig.as_deref());
+        let is_of_config = || self.load().is_ok_and(|config| config.http.kubeconfig != files);
+        if self.kubeconfig.is_none() && is_of_config() { None } else { shell::named(&files) }
+    }
+
+    /// Checks that the context of the command line exists, for commands that ask no cluster.
+    ///
+    /// # Errors
+    /// Fails if the kubeconfig was read, and has no such context.
+    pub fn check_context(&self, config: &Config) -> Result<(), CliError> {
+        let (_, router) = router(config.clone());
+        let contexts = &router.http_contexts;
+        let Some(context) = config.default_context.clone().filter(|context| contexts.lacks(context)) else {
+            return Ok(());
+        };
+        if self.context.is_none() {
+            return Ok(());
+        }
+        let files = contexts.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let known = contexts.namespaces.keys().cloned().collect();
+        Err(ClusterError::UnknownContext { context, files, known }.into())
     }
 
     pub fn format(&self) -> Format {
@@ -384,12 +424,14 @@ mod tests {
 
     #[test]
     fn a_command_in_a_hint_means_the_same_cluster() {
-        let parse = |arguments: &[&str]| Cli::try_parse_from(arguments).unwrap().globals.command();
-        assert_eq!(parse(&["adit", "status"]), "adit");
-        assert_eq!(
-            parse(&["adit", "--context", "my prod", "status", "-n", "shop", "--config", "a.yaml"]),
-            "adit --config a.yaml --context 'my prod' --namespace shop"
-        );
+        let of = |arguments: &[&str], name: &str| Cli::try_parse_from(arguments).unwrap().globals.command(name);
+        assert_eq!(of(&["adit", "status"], "doctor"), "adit doctor");
+        let given = ["adit", "--context", "my prod", "routes", "-n", "shop", "--config", "/a.yaml"];
+        assert_eq!(of(&given, "doctor"), "adit --config /a.yaml --context 'my prod' --namespace shop doctor");
+        assert_eq!(of(&given, "status"), "adit --config /a.yaml status");
+        let relative = std::path::absolute("a").unwrap().display().to_string();
+        let given = ["adit", "routes", "--kubeconfig", "a:/b"];
+        assert_eq!(of(&given, "doctor"), format!("adit --kubeconfig {relative}:/b doctor"));
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Cluster and namespace of a command that does not serve.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::Arc,
+};
 
-use super::{Globals, report::CliError};
+use super::{Globals, doctor::kubeconfig::alias, report::CliError, running::Running};
 use crate::{
+    admin::api::services::named_context,
     config::{ContextName, InvalidValue, Namespace, shell::kubectl},
     k8s::client::{Cluster, Clusters},
-    routing::{ClusterId, RouteError, Router},
+    routing::{ClusterId, RouteError, Router, hostname::fits_a_url},
 };
 
 pub struct Place {
@@ -48,6 +53,35 @@ impl Place {
     pub fn listener(&self) -> u16 {
         self.router.config.http.listen.first().map_or(0, SocketAddr::port)
     }
+}
+
+/// Returns the router for the names in URLs, and the running adit that serves them.
+///
+/// With `--context`, the adit that serves the URLs may run with another current context. Then a name without a context would
+/// mean another cluster, so that the names have to contain theirs.
+///
+/// # Errors
+/// The configuration is invalid.
+pub async fn serving(globals: &Globals, router: Router) -> Result<(Option<Running>, Router), CliError> {
+    let running = Running::find(globals, &router).await;
+    let context = router.config.default_context.clone();
+    let Some(context) = context.filter(|_| globals.context.is_some() && running.is_none()) else {
+        return Ok((running, router));
+    };
+    let others = Globals { context: None, ..globals.clone() };
+    let (_, of_others) = super::router(others.load()?);
+    let named = named_context(&of_others, &context);
+    if named.is_some_and(|named| !fits_a_url(&named)) {
+        let advice = alias(&context, &router.http_contexts);
+        let note = format!(
+            "note: these names mean context {context} only if adit runs with --context: no URL can contain its name\n\
+             hint: {advice}\n"
+        );
+        // If stderr is closed, nobody can be told.
+        let _ = io::stderr().write_all(note.as_bytes());
+        return Ok((None, router));
+    }
+    Ok((Running::find(&others, &of_others).await, of_others))
 }
 
 /// Returns the error of a context with an invalid namespace.

@@ -17,9 +17,11 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
-    let address = address(&globals.load()?)?;
+    let config = globals.load()?;
+    globals.check_context(&config)?;
+    let address = address(&config)?;
     let user = globals.context.clone().map(String::from).unwrap_or_default();
-    let proxy = Proxy { address, user, command: globals.command() };
+    let proxy = Proxy { address, user, proxy: globals.command("proxy"), browser: globals.command("browser") };
     print(&if args.env { proxy.variables() } else { proxy.lines() })
 }
 
@@ -60,8 +62,9 @@ struct Proxy {
     address: SocketAddr,
     /// The context, as the user name in proxy URLs. Empty: the default one.
     user: String,
-    /// `adit` with the options of this command line.
-    command: String,
+    /// `adit proxy` and `adit browser` with the options of this command line.
+    proxy: String,
+    browser: String,
 }
 
 impl Proxy {
@@ -81,8 +84,8 @@ impl Proxy {
         let (host, port) = (self.address.ip(), self.address.port());
         let rows = [
             ["curl".to_owned(), format!("curl --proxy {socks} http://web.shop.svc.cluster.local/")],
-            ["a shell".to_owned(), format!("eval \"$({} proxy --env)\"", self.command)],
-            ["Chromium".to_owned(), format!("{} browser web.shop", self.command)],
+            ["a shell".to_owned(), format!("eval \"$({} --env)\"", self.proxy)],
+            ["Chromium".to_owned(), format!("{} web.shop", self.browser)],
             ["Firefox".to_owned(), format!("Settings, Network Settings, Automatic proxy configuration URL: {pac}")],
             ["macOS".to_owned(), format!("networksetup -setautoproxyurl Wi-Fi {pac}")],
             ["GNOME".to_owned(), format!("gsettings set org.gnome.system.proxy autoconfig-url {pac}")],
@@ -103,13 +106,18 @@ mod tests {
     #[test]
     fn the_context_is_the_user_of_the_urls() {
         let address = "127.0.0.1:8989".parse().unwrap();
-        let of = |user: &str| Proxy { address, user: user.to_owned(), command: String::new() }.url("socks5h");
-        assert_eq!(of(""), "socks5h://127.0.0.1:8989");
-        assert_eq!(of("prod"), "socks5h://prod@127.0.0.1:8989");
-        assert_eq!(of("arn:aws/x"), "socks5h://arn%3Aaws%2Fx@127.0.0.1:8989");
-        let shell = Proxy { address, user: String::new(), command: String::new() }.variables();
+        let of = |user: &str| Proxy {
+            address,
+            user: user.to_owned(),
+            proxy: "adit --context prod proxy".to_owned(),
+            browser: "adit --context prod browser".to_owned(),
+        };
+        assert_eq!(of("").url("socks5h"), "socks5h://127.0.0.1:8989");
+        assert_eq!(of("prod").url("socks5h"), "socks5h://prod@127.0.0.1:8989");
+        assert_eq!(of("arn:aws/x").url("socks5h"), "socks5h://arn%3Aaws%2Fx@127.0.0.1:8989");
+        let shell = of("").variables();
         assert!(shell.contains("export all_proxy='socks5h://127.0.0.1:8989'\n"), "{shell}");
-        let lines = Proxy { address, user: "prod".to_owned(), command: "adit --context prod".to_owned() }.lines();
+        let lines = of("prod").lines();
         assert!(lines.contains("$(adit --context prod proxy --env)"), "{lines}");
         assert!(lines.contains("adit --context prod browser web.shop"), "{lines}");
     }

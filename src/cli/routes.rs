@@ -4,9 +4,8 @@ use std::io::{self, Write};
 
 use super::{
     Globals, Output,
-    place::Place,
+    place::{self, Place},
     report::{CliError, print, table},
-    running::Running,
 };
 use crate::admin::{
     api::{
@@ -38,9 +37,10 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let namespaces = (!args.all_namespaces).then(|| namespace.clone());
     let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
     // A running adit is signed in already.
-    let mut found = match Running::find(globals, &place.router).await {
+    let (running, router) = place::serving(globals, place.router.clone()).await?;
+    let mut found = match running {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
-        None => services::list(&place.clusters, &place.router, &query, place.listener()).await,
+        None => services::list(&place.clusters, &router, &query, place.listener()).await,
     };
     if !found.problems.is_empty() {
         return Err(found.problems.swap_remove(0).into());

@@ -1,6 +1,8 @@
 //! The global options that each command shows in its help.
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgMatches, Command, CommandFactory, parser::ValueSource};
+
+use super::{Cli, report::CliError};
 
 const CLUSTER: &[&str] = &["config", "context", "namespace", "kubeconfig"];
 
@@ -41,6 +43,35 @@ const USES: &[(&str, &[&[&str]])] = &[
     ("version", &[]),
 ];
 
+/// Returns whether a command uses a global option.
+pub fn uses(command: &str, option: &str) -> bool {
+    let used = USES.iter().find(|(name, _)| *name == command);
+    used.is_none_or(|(_, used)| used.iter().any(|ids| ids.contains(&option)))
+}
+
+/// Returns the first global option of a command line that its command does not use.
+fn unused(matches: &ArgMatches) -> Option<String> {
+    let (name, of_name) = matches.subcommand()?;
+    let globals = Cli::command();
+    globals.get_arguments().filter(|argument| argument.is_global_set()).find_map(|global| {
+        let id = global.get_id().as_str();
+        let is_given = of_name.value_source(id) == Some(ValueSource::CommandLine)
+            // An empty value counts as unset.
+            && of_name.get_raw(id).is_none_or(|mut values| values.any(|value| !value.is_empty()));
+        (is_given && !uses(name, id))
+            .then(|| format!("'adit {name}' does not use --{}", global.get_long().unwrap_or(id)))
+    })
+}
+
+/// Checks that the command uses each global option of its line.
+///
+/// # Errors
+/// It does not use one: the user expects an effect that there is not.
+pub fn check(matches: &ArgMatches) -> Result<(), CliError> {
+    let hint = "'adit COMMAND --help' lists the options of a command";
+    unused(matches).map_or(Ok(()), |unused| Err(CliError::usage(unused).hint(Some(hint))))
+}
+
 /// Hides global options from the help of commands that do not use them.
 pub fn apply(command: Command) -> Command {
     let globals: Vec<Arg> = command.get_arguments().filter(|argument| argument.is_global_set()).cloned().collect();
@@ -79,10 +110,7 @@ pub fn apply(command: Command) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::cli::Cli;
 
     /// Returns every command with its full name.
     fn commands() -> Vec<(String, Command)> {
@@ -139,6 +167,28 @@ mod tests {
             .map(|(name, _)| name)
             .collect();
         assert!(lacking.is_empty(), "{lacking:?}");
+    }
+
+    #[test]
+    fn an_option_that_a_command_does_not_use_is_refused() {
+        let unused = |line: &str| {
+            let matches = apply(Cli::command()).try_get_matches_from(line.split(' ')).expect(line);
+            unused(&matches)
+        };
+        for (line, wanted) in [
+            ("adit completion bash --context x", "'adit completion' does not use --context"),
+            ("adit --kubeconfig x version", "'adit version' does not use --kubeconfig"),
+            ("adit status -n shop", "'adit status' does not use --namespace"),
+            ("adit -v routes", "'adit routes' does not use --verbose"),
+            ("adit routes --log-format json", "'adit routes' does not use --log-format"),
+            ("adit trust status --listen 5", "'adit trust' does not use --listen"),
+        ] {
+            assert_eq!(unused(line).as_deref(), Some(wanted), "{line}");
+        }
+        for line in ["adit --context x --workers 1", "adit up -v", "adit routes --context x", "adit version --context="]
+        {
+            assert_eq!(unused(line), None, "{line}");
+        }
     }
 
     #[test]

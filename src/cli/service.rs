@@ -16,6 +16,7 @@ use super::{
     report::{CliError, print},
 };
 use crate::{
+    config::defaults,
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
@@ -260,6 +261,7 @@ fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: b
 /// Returns the service for this command line.
 fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<Service, CliError> {
     let config = globals.load()?;
+    globals.check_context(&config)?;
     let program = env::current_exe()?;
     let mut command = vec![program.to_string_lossy().into_owned(), "up".to_owned()];
     let mut option = |name: &str, value: Option<String>| {
@@ -269,13 +271,17 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     option("--config", globals.config.as_ref().map(absolute).transpose()?);
     option("--context", globals.context.clone().map(String::from));
     option("--namespace", globals.namespace.clone().map(String::from));
-    option("--kubeconfig", globals.kubeconfig.clone());
+    option("--kubeconfig", globals.kubeconfig.as_deref().map(|list| absolute_list(list.as_ref())));
     option("--listen", globals.listen.clone());
     if globals.verbose {
         command.push("--verbose".to_owned());
     }
     let mut environment: BTreeMap<String, String> =
         KEPT.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect();
+    // The service starts in another folder.
+    for name in ["KUBECONFIG", "ADIT_CONFIG"] {
+        environment.entry(name.to_owned()).and_modify(|list| *list = absolute_list(list.as_ref()));
+    }
     for name in variables {
         let value = env::var(name)
             .map_err(|_| CliError::usage(format!("--env {name}: the variable is not set in this shell")))?;
@@ -283,6 +289,13 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     }
     let listeners = if manager == Manager::Systemd { listeners(globals, config)? } else { Vec::new() };
     Ok(Service { command, environment, listeners })
+}
+
+/// Returns a list of paths with absolute ones.
+fn absolute_list(list: &std::ffi::OsStr) -> String {
+    let paths = env::split_paths(list).filter(|path| !path.as_os_str().is_empty());
+    let paths = paths.map(|path| std::path::absolute(defaults::expand_home(&path.to_string_lossy())).unwrap_or(path));
+    env::join_paths(paths).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Returns the addresses for systemd to listen on: those for clients, if this machine has them.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Globals,
+    Globals, place,
     report::{CliError, print},
 };
 use crate::{
@@ -40,7 +40,8 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let resolved = resolve::resolve(&cluster, &target.namespace, &target.workload, &target.port).await?;
     // A pod without a Service has only the long form of a name, which includes context and port.
     let is_long = matches!(target.workload, Workload::Pod(_));
-    let context = services::named_context(&router, &target.cluster.context);
+    let (_, of_names) = place::serving(globals, router.clone()).await?;
+    let context = services::named_context(&of_names, &target.cluster.context);
     let name = DynamicName {
         context: if is_long { context.or_else(|| Some(target.cluster.context.clone())) } else { context },
         namespace: target.namespace.clone(),

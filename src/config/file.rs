@@ -1,14 +1,17 @@
 //! The YAML as people write it: a tree in which every key and value has its place in the file.
 //!
 //! A derived deserialiser stops at the first mistake and loses the places of keys. So this file builds a tree from the parser's
-//! events, and [`super::validate`] walks it and collects every problem. No other file parses YAML.
+//! events, and [`super::validate`] walks it and collects every problem. Files of others are values
+//! without places ([`foreign`]). No other file parses YAML.
 
 pub mod edit;
+mod foreign;
 
 use std::{collections::HashMap, iter::Peekable};
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
+pub use self::foreign::foreign;
 use super::problem::Problem;
 
 /// Maximum size of a file in bytes. A configuration of 1,000 routes has 100 KiB.
@@ -83,31 +86,6 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     }
 }
 
-/// Returns the first document of a YAML file that adit does not own, such as a kubeconfig, as plain values. The last of duplicate
-/// keys counts, as in Go. An empty file is [`serde_json::Value::Null`].
-///
-/// # Errors
-/// The text is not YAML. The error says why and where, without the surrounding text, which may be a token.
-pub fn foreign(text: &str) -> Result<serde_json::Value, String> {
-    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
-    let documents: Vec<_> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        if let Some(error) = Parser::new_from_str(text).find_map(Result::err) {
-            let at = error.marker();
-            // A line with a tab may be taken for one that goes on with the line before it.
-            let has_tab =
-                |line: &str| line.split(|char: char| !char.is_whitespace()).next().is_some_and(|it| it.contains('\t'));
-            let near = text.lines().enumerate().skip(at.line().saturating_sub(1)).take(2);
-            if let Some((index, _)) = near.into_iter().find(|(_, line)| has_tab(line)) {
-                return format!("it is no YAML: line {} is indented with a tab, and needs spaces", index + 1);
-            }
-            return format!("it is no YAML: {} (line {}, column {})", error.info(), at.line(), at.col() + 1);
-        }
-        let place = error.location().map(|at| format!(" (line {}, column {})", at.line(), at.column()));
-        format!("it is no YAML{}", place.unwrap_or_default())
-    })?;
-    Ok(documents.into_iter().next().unwrap_or_default())
-}
-
 /// Returns the text up to the end of its first document: Go never looks at a second one of a kubeconfig, which may be half-written.
 pub fn first_document(text: &str) -> &str {
     let mut events = Parser::new_from_str(text).map_while(Result::ok);
@@ -116,7 +94,7 @@ pub fn first_document(text: &str) -> &str {
 }
 
 struct Builder<'a> {
-    events: Peekable<Parser<'a, serde_saphyr::granit_parser::StrInput<'a>>>,
+    events: Peekable<Parser<'a, StrInput<'a>>>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
     problems: Vec<Problem>,

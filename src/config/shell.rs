@@ -1,6 +1,9 @@
 //! Quotes words for commands that a person pastes into a shell.
 
-use std::{env, path::absolute};
+use std::{
+    env,
+    path::{PathBuf, absolute},
+};
 
 use super::KubeconfigPaths;
 
@@ -16,19 +19,27 @@ pub fn quoted(word: &str) -> String {
 /// Returns kubectl as it reads these files. They are named unless they are the one that every shell means: that of a person who reads
 /// a page or a log has not the variables of adit's.
 pub fn kubectl(files: &KubeconfigPaths) -> String {
-    let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
-    let shown = files.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone()));
-    match shown.collect::<Vec<_>>().as_slice() {
-        // A pipe is read once, and the service account of a pod has no file.
-        paths if paths.iter().all(|path| Some(path) == usual.as_ref() || path.starts_with("/dev")) => {
-            "kubectl".to_owned()
-        }
-        [path] => format!("kubectl --kubeconfig {}", quoted(&path.display().to_string())),
-        paths => {
-            let list = env::join_paths(paths).unwrap_or_default();
-            format!("KUBECONFIG={} kubectl", quoted(&list.to_string_lossy()))
-        }
+    match (named(files), files.0.len()) {
+        (None, _) => "kubectl".to_owned(),
+        (Some(path), 1) => format!("kubectl --kubeconfig {}", quoted(&path)),
+        (Some(list), _) => format!("KUBECONFIG={} kubectl", quoted(&list)),
     }
+}
+
+/// Returns an `adit` command that reads these files. It names them for the same reason as [`kubectl`].
+pub fn adit(command: &str, files: &KubeconfigPaths) -> String {
+    let named = named(files).map(|list| format!(" --kubeconfig {}", quoted(&list)));
+    format!("adit {command}{}", named.unwrap_or_default())
+}
+
+/// Returns the absolute paths as a list for an option. `None`: every shell means these files, or they are pipes, which can be read
+/// only once.
+pub fn named(files: &KubeconfigPaths) -> Option<String> {
+    let paths = files.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect::<Vec<_>>();
+    let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
+    let is_meant = |path: &PathBuf| Some(path) == usual.as_ref() || path.starts_with("/dev");
+    let list = (!paths.iter().all(is_meant)).then(|| env::join_paths(paths).unwrap_or_default());
+    list.map(|list| list.to_string_lossy().into_owned())
 }
 
 /// Returns whether a line of advice is a command to paste.
@@ -41,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kubectl_names_every_kubeconfig_but_the_usual_one() {
+    fn commands_name_every_kubeconfig_but_the_usual_one() {
         let of = |paths: &[&str]| kubectl(&KubeconfigPaths(paths.iter().map(Into::into).collect()));
         let usual = etcetera::home_dir().unwrap().join(".kube/config");
         assert_eq!(of(&[usual.to_str().unwrap()]), "kubectl");
@@ -50,6 +61,10 @@ mod tests {
         assert_eq!(of(&["/a", "/b"]), "KUBECONFIG=/a:/b kubectl");
         let relative = absolute("a").unwrap();
         assert_eq!(of(&["a"]), format!("kubectl --kubeconfig {}", quoted(relative.to_str().unwrap())));
+        let of = |paths: &[&str]| adit("doctor", &KubeconfigPaths(paths.iter().map(Into::into).collect()));
+        assert_eq!((of(&[]), of(&["/dev/fd/63"])), ("adit doctor".to_owned(), "adit doctor".to_owned()));
+        assert_eq!(of(&["/a b/x.yaml"]), "adit doctor --kubeconfig '/a b/x.yaml'");
+        assert_eq!(of(&["/a", "/b"]), "adit doctor --kubeconfig /a:/b");
     }
 
     #[test]

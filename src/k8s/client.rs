@@ -63,6 +63,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Timeout for reading the files of a context. A read from a stalled network file system never returns.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Timeout for the check whether the files of a context in use have changed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// All clusters of the kubeconfigs, with one cached [`Cluster`] for each that was used.
 pub struct Clusters {
     exec_path: Mutex<ExecPath>,
@@ -165,7 +168,7 @@ impl Clusters {
     ///
     /// # Errors
     /// Fails if the context cannot be used, or if its files are not read within [`READ_TIMEOUT`] because a file system
-    /// hangs.
+    /// hangs. A cluster that was loaded before stays in use.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
         let (known, present) = {
             let made = self.made.lock().expect("no panic while the lock is held");
@@ -173,7 +176,12 @@ impl Clusters {
             let known: Vec<_> = beside.map(|(other, entry)| (other.clone(), entry.files.clone())).collect();
             (known, made.get(id).and_then(|entry| entry.cluster.get().cloned()))
         };
-        let Read { changed, loaded } = self.read(id, known, present.is_some()).await?;
+        let Read { changed, loaded } = match (self.read(id, known, present.is_some()).await, present.clone()) {
+            (Ok(read), _) => read,
+            // What was read before stays in use.
+            (Err(_), Some(cluster)) => return Ok(cluster),
+            (Err(hangs), None) => return Err(hangs),
+        };
         let (cluster, access) = {
             let mut made = self.made.lock().expect("no panic while the lock is held");
             for (other, files) in changed {
@@ -198,7 +206,7 @@ impl Clusters {
     /// thread, so that a hanging file system does not block other tasks.
     ///
     /// # Errors
-    /// Fails after [`READ_TIMEOUT`], or at once if an earlier read of the context still hangs.
+    /// Fails after [`READ_TIMEOUT`] or [`CHECK_TIMEOUT`], or at once if an earlier read of the context still hangs.
     async fn read(
         &self,
         id: &ClusterId,
@@ -222,7 +230,7 @@ impl Clusters {
             ended.store(true, Ordering::Relaxed);
             Read { changed, loaded }
         });
-        match timeout(READ_TIMEOUT, reading).await {
+        match timeout(if is_made { CHECK_TIMEOUT } else { READ_TIMEOUT }, reading).await {
             Ok(read) => Ok(read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))),
             Err(_) => {
                 let mut hung = self.hung.lock().expect("no panic while the lock is held");
@@ -513,6 +521,30 @@ mod tests {
         let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         tokio::task::spawn_blocking(move || fs::write(pipe, ca)).await.unwrap().unwrap();
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_cluster_in_use_stays_while_its_files_hang() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let kubeconfig = json!({
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca.crt"}}],
+            "contexts": [{"name": "one", "context": {"cluster": "c"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let bundle = folder.path().join("ca.crt");
+        let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        fs::write(&bundle, &ca).unwrap();
+        let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![path])), context: "one".parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        let first = clusters.get(&id).await.unwrap();
+        fs::remove_file(&bundle).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&bundle).status().unwrap().success());
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
+        }
+        assert!(clusters.hung.lock().unwrap().contains(&id));
+        tokio::task::spawn_blocking(move || fs::write(bundle, ca)).await.unwrap().unwrap();
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl User {
     pub async fn credential(&self) -> Result<Arc<Credential>, Failure> {
         match &self.method {
             Method::Fixed(credential) => Ok(credential.clone()),
-            Method::TokenFile(file) => Ok(file.credential()),
+            Method::TokenFile(file) => Ok(file.credential().await),
             Method::SignIn(sign_in) => sign_in.credential().await,
         }
     }
@@ -191,7 +191,7 @@ impl User {
     pub fn present(&self) -> Option<Arc<Credential>> {
         match &self.method {
             Method::Fixed(credential) => Some(credential.clone()),
-            Method::TokenFile(file) => Some(file.credential()),
+            Method::TokenFile(file) => Some(file.present()),
             Method::SignIn(sign_in) => sign_in.present(),
         }
     }
@@ -208,10 +208,12 @@ impl User {
         }
     }
 
-    /// Waits for a fresh credential from a sign-in that another caller starts.
+    /// Waits for a fresh credential from a sign-in that another caller starts, or reads that of an old token file.
     pub async fn signed_in(&self) {
-        if let Method::SignIn(sign_in) = &self.method {
-            sign_in.signed_in().await;
+        match &self.method {
+            Method::Fixed(_) => {}
+            Method::TokenFile(file) => drop(file.credential().await),
+            Method::SignIn(sign_in) => sign_in.signed_in().await,
         }
     }
 
@@ -226,10 +228,10 @@ impl User {
 
     /// Records that an API server has refused a credential. Returns whether [`credential`](Self::credential) may return
     /// another one.
-    pub fn refused(&self, credential: &Arc<Credential>) -> bool {
+    pub async fn refused(&self, credential: &Arc<Credential>) -> bool {
         match &self.method {
             Method::Fixed(_) => false,
-            Method::TokenFile(file) => file.renew(credential),
+            Method::TokenFile(file) => file.renew(credential).await,
             Method::SignIn(sign_in) => {
                 sign_in.refused(credential);
                 true
@@ -259,8 +261,8 @@ impl<'a> Renewal<'a> {
     }
 
     /// Records that a server has refused a credential. Returns whether to retry the request with the next one.
-    pub fn again(&mut self, credential: &Arc<Credential>) -> bool {
-        let may_renew = self.user.refused(credential);
+    pub async fn again(&mut self, credential: &Arc<Credential>) -> bool {
+        let may_renew = self.user.refused(credential).await;
         may_renew && !std::mem::replace(&mut self.is_done, true)
     }
 }

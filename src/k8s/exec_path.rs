@@ -55,10 +55,10 @@ impl ExecPath {
             .iter()
             .map(PathBuf::from)
             .chain(home.iter().flat_map(|home| HOME.iter().map(|folder| home.join(folder))));
+        // As in Go, no program of the working directory runs because of an empty or relative entry of PATH.
+        let path = path.iter().filter(|folder| folder.is_absolute()).cloned();
         let mut folders: Vec<PathBuf> = Vec::new();
-        for folder in
-            configured.iter().cloned().chain(path.iter().cloned()).chain(usual.filter(|folder| exists(folder)))
-        {
+        for folder in configured.iter().cloned().chain(path).chain(usual.filter(|folder| exists(folder))) {
             if !folders.contains(&folder) {
                 folders.push(folder);
             }
@@ -99,7 +99,7 @@ mod tests {
         let path = ExecPath::of(
             &["/mine".into()],
             Some(Path::new("/home/ana")),
-            &["/usr/bin".into(), "/mine".into()],
+            &["".into(), "/usr/bin".into(), "bin".into(), "/mine".into()],
             |folder| folder == Path::new("/usr/local/bin") || folder == Path::new("/home/ana/.krew/bin"),
         );
         let wanted = ["/mine", "/usr/bin", "/usr/local/bin", "/home/ana/.krew/bin"];

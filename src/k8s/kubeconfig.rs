@@ -55,14 +55,16 @@ impl Fingerprint {
 
 /// Returns the contexts of the files, or the problem with them.
 pub fn contexts(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
+    contexts_in(&Pod::of_process(), paths, files)
+}
+
+fn contexts_in(pod: &Pod, paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
     let mut contexts = of_files(paths, files);
-    let pod = Pod::of_process();
-    // As in kubectl: without a current context in a kubeconfig, the service account is used.
-    let is_unset = contexts.current.is_none() && (paths.0.is_empty() || contexts.problem.is_none());
-    if is_unset && pod.is_there() {
+    if (paths.0.is_empty() || contexts.problem.is_none()) && pod.is_there() {
         let context = ContextName::new(IN_CLUSTER).expect("the name is a valid one");
         contexts.namespaces.entry(context.clone()).or_insert_with(|| pod.namespace());
-        contexts.current = Some(context);
+        // As in kubectl: without a current context in a kubeconfig, the service account is used.
+        contexts.current.get_or_insert(context);
         contexts.problem = None;
     }
     contexts

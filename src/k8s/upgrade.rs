@@ -267,7 +267,8 @@ impl Act<'_> {
                         return Ok(switched);
                     }
                     Err(failure) => match self.error(failure, &credential) {
-                        UpgradeError::Cluster(ClusterError::Credentials { .. }) if renewal.again(&credential) => {}
+                        UpgradeError::Cluster(ClusterError::Credentials { .. }) if renewal.again(&credential).await => {
+                        }
                         error => return Err(error),
                     },
                 }

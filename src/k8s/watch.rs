@@ -28,8 +28,9 @@ const WATCH_SECONDS: u32 = 290;
 /// How late a watch may end. After that the connection counts as dead, because no changes would arrive.
 const LATE: Duration = Duration::from_secs(10);
 
-/// Timeout for the answer to a watch. Until it comes, changes of the pods are missed.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Pause between lists while a watch has no response head. Some gateways hold it back until the first event, and some
+/// hold back the events too. As in client-go, the watch waits: HTTP/2 pings and TCP keep-alive find a dead connection.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// Status for a version that is too old (RFC 9110, section 15.5.11: Gone).
 const GONE: u16 = 410;
@@ -157,26 +158,29 @@ async fn objects<K>(
         objects.into_iter().filter_map(|object| Some((object.meta().name.clone()?, object))).collect()
     };
     let (mut all, mut version) = (by_name(known.0), known.1);
+    let list = || async {
+        match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
+            Ok(listed) => Some((listed.metadata.resource_version.unwrap_or_default(), by_name(listed.items))),
+            Err(error) => {
+                debug!(context = %cluster.context, ?error, "not listed");
+                None
+            }
+        }
+    };
     let mut backoff = Backoff::default();
     loop {
         // A watch must not start a sign-in, because no client waits for it. It waits for one that a request started.
         cluster.user().signed_in().await;
         if version.is_empty() {
-            match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
-                Ok(listed) => {
-                    version = listed.metadata.resource_version.clone().unwrap_or_default();
-                    all = by_name(listed.items);
-                    reader.read(&all).await.into_iter().for_each(tell);
-                }
-                Err(error) => {
-                    debug!(context = %cluster.context, ?error, "not listed");
-                    sleep(backoff.next()).await;
-                    continue;
-                }
-            }
+            let Some(listed) = list().await else {
+                sleep(backoff.next()).await;
+                continue;
+            };
+            (version, all) = listed;
+            reader.read(&all).await.into_iter().for_each(tell);
         }
         let started = Instant::now();
-        match one_watch(&api, &selection.watch, &mut version, &mut all, reader, tell).await {
+        match one_watch(&api, &selection.watch, &mut version, &mut all, &list, reader, tell).await {
             Ok(Ended::InTime) => {}
             Ok(Ended::TooOld | Ended::Silent) => version.clear(),
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -201,20 +205,36 @@ enum Ended {
     Silent,
 }
 
-/// Follows one watch until it ends.
-async fn one_watch<K>(
+/// Follows one watch until it ends. Calls `list` now and then while the server does not answer the watch.
+async fn one_watch<K, L>(
     api: &Api<K>,
     params: &WatchParams,
     version: &mut String,
     all: &mut BTreeMap<String, K>,
+    list: &impl Fn() -> L,
     reader: &impl Reader<K>,
     tell: &(impl Fn(Reachable) + Sync),
 ) -> kube::Result<Ended>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    L: Future<Output = Option<(String, BTreeMap<String, K>)>>,
 {
     let end = Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + LATE;
-    let Ok(events) = timeout(ANSWER, api.watch(params, version)).await else { return Ok(Ended::Silent) };
+    let since = version.clone();
+    let mut answer = std::pin::pin!(api.watch(params, &since));
+    let events = loop {
+        match timeout(UNANSWERED, &mut answer).await {
+            Ok(events) => break events,
+            Err(_) if Instant::now() >= end => return Ok(Ended::Silent),
+            // The version stays: the watch may still begin, with the events since then.
+            Err(_) => {
+                if let Some((_, listed)) = list().await {
+                    *all = listed;
+                    reader.read(all).await.into_iter().for_each(tell);
+                }
+            }
+        }
+    };
     let events = match events {
         Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Ended::TooOld),
         events => events?,
@@ -251,5 +271,65 @@ where
 fn take_version(version: &mut String, newer: Option<&String>) {
     if let Some(newer) = newer {
         version.clone_from(newer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Follows one watch at an API server that sends the response head after `delay`, with the first event. Returns how
+    /// the watch ended, its version, and the numbers of watches, lists and changes.
+    async fn watched(delay: Duration) -> (Ended, String, [usize; 3]) {
+        let [watches, lists, changes] = [const { AtomicUsize::new(0) }; 3].map(Arc::new);
+        let count = |counter: &AtomicUsize| counter.fetch_add(1, Ordering::Relaxed);
+        let asked = watches.clone();
+        let server = tower::service_fn(move |_: Request<Body>| {
+            count(&asked);
+            async move {
+                sleep(delay).await;
+                let event =
+                    json!({"type": "MODIFIED", "object": {"metadata": {"name": "web-a1", "resourceVersion": "8"}}})
+                        .to_string()
+                        + "\n";
+                Ok::<_, std::convert::Infallible>(Response::new(Body::from(event.into_bytes())))
+            }
+        });
+        let api: Api<Pod> = Api::default_namespaced(kube::Client::new(server, "shop"));
+        let (mut version, mut all) = ("7".to_owned(), BTreeMap::new());
+        let list = || async {
+            count(&lists);
+            Some(("9".to_owned(), BTreeMap::new()))
+        };
+        let tell = |_| {
+            count(&changes);
+        };
+        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        let reader = Named { container_port: 80 };
+        let ended = one_watch(&api, &params, &mut version, &mut all, &list, &reader, &tell).await;
+        (ended.unwrap(), version, [watches, lists, changes].map(|counter| counter.load(Ordering::Relaxed)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_response_head_comes_with_its_first_event_is_followed() {
+        let (ended, version, [watches, lists, changes]) = watched(Duration::from_secs(35)).await;
+        assert!(matches!(ended, Ended::InTime));
+        assert_eq!((version.as_str(), watches, lists, changes), ("8", 1, 3, 4), "each list, and the event");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_without_an_answer_ends_with_its_time() {
+        let (ended, version, [watches, lists, _]) = watched(Duration::from_secs(600)).await;
+        assert!(matches!(ended, Ended::Silent));
+        assert_eq!((version.as_str(), watches, lists), ("7", 1, 29));
     }
 }

@@ -183,6 +183,13 @@ fn parse_context(text: &str) -> Result<ContextName, NameError> {
     text.parse().ok().filter(|_| fits_a_hostname(text)).ok_or(refused)
 }
 
+/// Returns whether a URL can contain the name of a context: `@` would end the user's part, and a label has up to 63 bytes.
+pub fn fits_a_url(context: &str) -> bool {
+    fits_a_hostname(context)
+        && !context.contains('@')
+        && context.split('.').all(|label| (1..=63).contains(&label.len()))
+}
+
 fn fits_a_hostname(text: &str) -> bool {
     text.len() <= 253
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))

@@ -77,6 +77,22 @@ fn an_empty_option_is_an_unset_one_as_for_kubectl() {
 }
 
 #[test]
+fn a_command_that_asks_no_cluster_refuses_a_context_that_does_not_exist() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("config"), "contexts: [{name: dev, context: {cluster: c}}]\n").unwrap();
+    let kubeconfig = home.path().join("config").display().to_string();
+    for command in [&["proxy"][..], &["browser", "web.shop"], &["service", "install", "--dry-run"]] {
+        let refused = adit(home.path(), &[&["--kubeconfig", &kubeconfig, "--context", "nope"], command].concat());
+        let said = text(&refused.stderr);
+        assert!(said.starts_with("error: context nope is not in ") && said.contains("the contexts are dev"), "{said}");
+    }
+    assert!(adit(home.path(), &["--kubeconfig", &kubeconfig, "--context", "dev", "proxy"]).status.success());
+    let unused = adit(home.path(), &["--context", "dev", "version"]);
+    assert_eq!(unused.status.code(), Some(2));
+    assert!(text(&unused.stderr).starts_with("error: 'adit version' does not use --context\n"));
+}
+
+#[test]
 fn what_init_writes_is_valid_and_not_overwritten() {
     let home = tempfile::tempdir().unwrap();
     assert!(adit(home.path(), &["init"]).status.success());
@@ -190,6 +206,23 @@ async fn routes_and_urls_lead_to_services() {
             let url = adit(home.path(), &["--kubeconfig", &kubeconfig, "url", target]);
             assert_eq!(text(&url.stdout), wanted, "{target}: {}", text(&url.stderr));
         }
+        // An adit without --context may serve these URLs, so they name their context.
+        let arn = "arn:aws:eks:eu-west-1:1:cluster/prod";
+        let other = "contexts: [{name: staging, context: {cluster: demo, user: demo}}, {name: 'arn:aws:eks:eu-west-1:1:cluster/prod', context: {cluster: demo, user: demo}}]";
+        std::fs::write(home.path().join("other"), other).unwrap();
+        let both = format!("{kubeconfig}:{}", home.path().join("other").display());
+        let of = |context: &str, command: &[&str]| {
+            adit(home.path(), &[&["--kubeconfig", &both, "--context", context], command].concat())
+        };
+        let url = of("staging", &["url", "web.shop"]);
+        assert_eq!(text(&url.stdout), "http://web.shop.staging.cx.localhost:8989/\n", "{}", text(&url.stderr));
+        assert_eq!(text(&of("demo", &["url", "web.shop"]).stdout), "http://web.shop.localhost:8989/\n");
+        let routes = text(&of("staging", &["routes", "-n", "shop", "web"]).stdout);
+        assert!(routes.contains("http://web.shop.staging.cx.localhost:8989/"), "{routes}");
+        let url = of(arn, &["url", "web.shop"]);
+        assert_eq!(text(&url.stdout), "http://web.shop.localhost:8989/\n");
+        let alias = format!("contexts: {{prod: {{name: {arn:?}}}}}");
+        assert!(text(&url.stderr).contains(&alias), "{}", text(&url.stderr));
         let some = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-A", "TOOLS"]).stdout);
         assert!(some.contains("7000.tools.shop") && !some.contains("web.shop"), "{some}");
         let none = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-n", "shpo"]).stdout);

@@ -44,7 +44,7 @@ async fn a_server_that_ends_watches_at_once_is_asked_less_and_less_often() {
 }
 
 #[tokio::test]
-async fn a_watch_that_gets_no_answer_is_given_up() {
+async fn a_watch_that_gets_no_answer_hides_no_change() {
     let app = TestApp::start("").await;
     assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
     let before = app.demo.faults().requests_seen(SLICES);

@@ -1,10 +1,6 @@
 //! Problems that need a person. The dashboard and `adit top` show this list first.
 
-use std::{
-    env,
-    path::{PathBuf, absolute},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +9,7 @@ use super::answers::{SignIn, time};
 pub use crate::config::shell::quoted;
 use crate::{
     admin::status::{Facts, Source},
-    config::{ContextName, KubeconfigPaths, PortRef, Workload},
+    config::{ContextName, KubeconfigPaths, PortRef, Workload, shell::adit},
     k8s::client::Health,
     routing::{Router, Target},
     tunnel::TunnelSnapshot,
@@ -56,7 +52,7 @@ pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> V
             kind: "not-ready".to_owned(),
             title: format!("{host} has no ready pod"),
             cause: Some("it was asked for in the last five minutes, and no pod became ready in time".to_owned()),
-            command: Some(format!("{} {}", adit_doctor(&router.http_contexts.kubeconfig), quoted(host))),
+            command: Some(format!("{} {}", adit("doctor", &router.http_contexts.kubeconfig), quoted(host))),
             ..Attention::default()
         }
     }));
@@ -92,7 +88,7 @@ fn of_config(facts: &Facts) -> Option<Attention> {
 
 /// Returns the problem of a context: its API server does not answer, or a person has to sign in again soon.
 fn of_context(name: &ContextName, health: Health, router: &Router) -> Option<Attention> {
-    let command = Some(format!("{} --context {}", adit_doctor(&router.http_contexts.kubeconfig), quoted(name)));
+    let command = Some(format!("{} --context {}", adit("doctor", &router.http_contexts.kubeconfig), quoted(name)));
     let kind = "context".to_owned();
     if let Some(since) = health.lost_since {
         let title = format!("the API server of context {name} does not answer");
@@ -126,7 +122,7 @@ fn of_sign_in(sign_in: &SignIn, kubeconfig: &KubeconfigPaths) -> Attention {
         title,
         cause: error.clone(),
         hint: Some(hint),
-        command: Some(adit_doctor(kubeconfig)),
+        command: Some(adit("doctor", kubeconfig)),
         tunnel: None,
     }
 }
@@ -162,36 +158,12 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
         false => format!(" --context {}", quoted(&pods.cluster.context)),
     };
     let target = quoted(&format!("{name}.{}{port}", pods.namespace));
-    Some(format!("{}{context} {target}", adit_doctor(&pods.cluster.kubeconfig)))
-}
-
-/// Returns the `adit doctor` command for these kubeconfigs. It names them unless they are the default: the shell that it is
-/// pasted into has other environment variables.
-fn adit_doctor(kubeconfig: &KubeconfigPaths) -> String {
-    let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
-    let paths: Vec<PathBuf> = kubeconfig.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect();
-    // A pipe cannot be read again.
-    if paths.iter().all(|path| Some(path) == usual.as_ref() || path.starts_with("/dev")) {
-        return "adit doctor".to_owned();
-    }
-    let list = env::join_paths(&paths).unwrap_or_default();
-    format!("adit doctor --kubeconfig {}", quoted(&list.to_string_lossy()))
+    Some(format!("{}{context} {target}", adit("doctor", &pods.cluster.kubeconfig)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_names_the_kubeconfig_that_no_shell_means_by_itself() {
-        let of = |paths: &[&str]| adit_doctor(&KubeconfigPaths(paths.iter().map(Into::into).collect()));
-        let usual = etcetera::home_dir().unwrap().join(".kube/config");
-        assert_eq!(of(&[usual.to_str().unwrap()]), "adit doctor");
-        assert_eq!(of(&["/dev/fd/63"]), "adit doctor");
-        assert_eq!(of(&["/a b/x.yaml"]), "adit doctor --kubeconfig '/a b/x.yaml'");
-        assert_eq!(of(&["/a", "/b"]), "adit doctor --kubeconfig /a:/b");
-        assert!(of(&["x.yaml"]).ends_with("/x.yaml"));
-    }
 
     #[test]
     fn a_failed_sign_in_says_when_the_next_may_begin() {

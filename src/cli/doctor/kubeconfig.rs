@@ -10,7 +10,10 @@ use super::{
     scope::{Of, Scope, joined},
     service,
 };
-use crate::k8s::{ClusterError, client::Cluster};
+use crate::{
+    k8s::{ClusterError, client::Cluster},
+    routing::Contexts,
+};
 
 const GROUP: Group = Group::Kubeconfig;
 
@@ -85,19 +88,21 @@ fn names(scope: &Scope) -> Check {
     match odd.first() {
         None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
         Some(first) => {
-            let known: Vec<&str> = contexts.namespaces.keys().map(|context| context.as_str()).collect();
-            let short = short_name(first, &known);
+            let short = short_name(first, contexts);
             let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));
-            Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", "))).fix(
-                format!("write 'contexts: {{{short}: {{name: {first:?}}}}}' into the configuration, or rename it"),
-                Some(command),
-            )
+            Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", ")))
+                .fix(format!("{}, or rename it", alias(first, contexts)), Some(command))
         }
     }
 }
 
+/// Returns the advice to give a context an alias.
+pub fn alias(context: &str, contexts: &Contexts) -> String {
+    format!("write 'contexts: {{{}: {{name: {context:?}}}}}' into the configuration", short_name(context, contexts))
+}
+
 /// Returns a short name that fits a hostname: the last part of the long names that clouds use.
-fn short_name(context: &str, known: &[&str]) -> String {
+fn short_name(context: &str, contexts: &Contexts) -> String {
     let last = context.rsplit(['/', '@', ':', '_', '|', ' ']).find(|part| !part.is_empty()).unwrap_or_default();
     let fitting = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
     let short: String = last.chars().map(fitting).take(40).collect();
@@ -106,7 +111,7 @@ fn short_name(context: &str, known: &[&str]) -> String {
         short => short,
     };
     let numbered = (2..).map(|number| format!("{short}-{number}"));
-    let is_free = |name: &String| !known.contains(&name.as_str());
+    let is_free = |name: &String| !contexts.namespaces.keys().any(|known| known.as_str() == name);
     std::iter::once(short.to_owned()).chain(numbered).find(is_free).unwrap_or_default()
 }
 
@@ -155,6 +160,7 @@ pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Namespace;
 
     #[test]
     fn a_short_name_is_the_last_part_and_free() {
@@ -166,7 +172,8 @@ mod tests {
             ("__", &[], "cluster"),
             ("x/é", &[], "cluster"),
         ] {
-            assert_eq!(short_name(context, known), short, "{context}");
+            let namespaces = known.iter().map(|name| (name.parse().unwrap(), Ok(Namespace::default()))).collect();
+            assert_eq!(short_name(context, &Contexts { namespaces, ..Contexts::default() }), short, "{context}");
         }
     }
 }

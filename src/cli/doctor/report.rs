@@ -2,11 +2,15 @@
 
 use std::{fmt::Write, time::Duration};
 
+use clap::CommandFactory;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::config::shell;
 pub use crate::config::shell::quoted;
+use crate::{
+    cli::{Cli, Globals},
+    config::shell,
+};
 
 /// The parts of the report, in the order in which they are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -103,6 +107,24 @@ impl Check {
 
     pub fn fix(mut self, text: impl Into<String>, command: Option<String>) -> Self {
         self.fix = Some(Fix { text: text.into(), command });
+        self
+    }
+
+    /// Adds the options of this command line to the commands of adit, so that they use the same configuration and cluster.
+    pub fn for_shell(mut self, globals: &Globals) -> Self {
+        let context = self.context.as_deref().filter(|_| self.group != Group::Target).or(globals.context.as_deref());
+        let commands = [self.detail.as_mut(), self.fix.as_mut().and_then(|fix| fix.command.as_mut())];
+        for command in commands.into_iter().flatten() {
+            let Some(words) = command.strip_prefix("adit ") else { continue };
+            let (name, rest) = words.split_once(' ').unwrap_or((words, ""));
+            if Cli::command().find_subcommand(name).is_none() {
+                continue;
+            }
+            let mut globals = globals.clone();
+            globals.namespace = globals.namespace.filter(|_| !rest.contains("-n "));
+            let rest = if rest.is_empty() { String::new() } else { format!(" {rest}") };
+            *command = globals.command_in(name, context) + &rest;
+        }
         self
     }
 

@@ -9,7 +9,10 @@ use http::{
 
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
-    config::{DASHBOARD_HOST, HttpOptions, PortRef, Workload},
+    config::{
+        DASHBOARD_HOST, HttpOptions, PortRef, Workload,
+        shell::{adit, quoted},
+    },
     error_code::ErrorCode,
     frontend::{door::NoPassword, protocol},
     guard::{normaliser::Refused, origin::Foreign},
@@ -134,7 +137,9 @@ pub fn signing_in(report: &SignInReport) -> Page {
 pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     let mut page = Page::of_open(error, host);
     if page.hint.is_none() && page.links.is_empty() && page.status.is_server_error() {
-        page.hint = Some(format!("adit doctor {host}"));
+        // A command (`sni.routes`) reads no kubeconfig.
+        let files = route.target.pods().map(|pods| pods.cluster.kubeconfig.clone()).unwrap_or_default();
+        page.hint = Some(format!("{} {}", adit("doctor", &files), quoted(host)));
     }
     // A route's name cannot contain a port: link to the dynamic name of the same target.
     if !error.ports().is_empty()

@@ -85,7 +85,7 @@ impl Authorized {
             if !is_refused && answer.is_ok() {
                 self.user.accepted(&credential);
             }
-            if is_refused && renewal.again(&credential) && body.is_some() {
+            if is_refused && renewal.again(&credential).await && body.is_some() {
                 continue;
             }
             let is_get = parts.method == Method::GET && body.is_some();

@@ -75,8 +75,11 @@ pub struct Issued {
 pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let no_credential = || "printed no ExecCredential to stdout".to_owned();
     let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;
-    // JSON may contain tabs, which YAML does not allow everywhere.
-    let value = serde_json::from_str(text).or_else(|_| foreign(text)).map_err(|_| no_credential())?;
+    // As in client-go, a brace begins JSON, which may contain tabs and has nothing behind it.
+    let value = match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(text).map_err(|_| no_credential())?,
+        false => foreign(text).map_err(|_| no_credential())?,
+    };
     // client-go accepts an answer without the kind.
     if !value.is_object() || value.get("kind").is_some_and(|kind| kind != "ExecCredential") {
         return Err(no_credential());
@@ -108,7 +111,7 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let expires = match status.get("expirationTimestamp") {
         None | Some(Value::Null) => None,
         Some(time) => {
-            let text = time.as_str().unwrap_or_default();
+            let text = time.as_str().filter(|text| is_rfc3339(text)).unwrap_or_default();
             match text.parse::<Timestamp>() {
                 Ok(time) => Some(time.into()),
                 // The usual "never", 9999-12-31, is a day after the last one that jiff supports.
@@ -120,6 +123,24 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
         }
     };
     Ok(Issued { token, certificate, expires })
+}
+
+/// Returns whether Go reads the text as a time. jiff reads more: a space for the `T`, no seconds, the name of a zone.
+fn is_rfc3339(text: &str) -> bool {
+    let has_form = |text: &str, form: &str| {
+        text.len() == form.len()
+            && text.bytes().zip(form.bytes()).all(|(byte, of_form)| match of_form {
+                b'0' => byte.is_ascii_digit(),
+                other => byte == other,
+            })
+    };
+    let Some((seconds, rest)) = text.split_at_checked("0000-00-00T00:00:00".len()) else { return false };
+    let zone = match rest.strip_prefix(['.', ',']) {
+        Some(rest) => rest.trim_start_matches(|char: char| char.is_ascii_digit()),
+        None => rest,
+    };
+    let is_zone = zone == "Z" || has_form(zone, "+00:00") || has_form(zone, "-00:00");
+    has_form(seconds, "0000-00-00T00:00:00") && !seconds.ends_with(":60") && is_zone
 }
 
 fn is_of_last_year(text: &str) -> bool {
@@ -162,6 +183,7 @@ mod tests {
             ("secret".to_owned(), "printed no ExecCredential"),
             ("{\"kind\":".to_owned(), "printed no ExecCredential"),
             (format!("{} {{}}", answer(json!({"token": "t"}))), "printed no ExecCredential"),
+            (answer(json!({"token": "t"})).replace("\"kind\"", "kind"), "printed no ExecCredential"),
             (answer(Value::Null), "printed an ExecCredential without a status"),
             (answer(json!({})), "printed neither a token nor a certificate"),
             (answer(json!({"token": ""})), "printed neither a token nor a certificate"),
@@ -174,6 +196,31 @@ mod tests {
             (answer(json!({"token": "t"})).replace("ExecCredential", "Status"), "printed no ExecCredential"),
         ] {
             assert!(problem(&text).starts_with(wanted), "{text}: {}", problem(&text));
+        }
+    }
+
+    #[test]
+    fn a_time_has_the_form_that_go_reads() {
+        let read = |time: &str| {
+            let status = json!({"token": "t", "expirationTimestamp": time});
+            read(answer(status).as_bytes(), Version::V1).is_ok()
+        };
+        for time in ["2030-01-01T00:00:00Z", "2030-01-01T00:00:00,5+02:00", "2030-01-01T00:00:00.123456789-11:30"] {
+            assert!(read(time), "{time}");
+        }
+        for time in [
+            "2030-01-01 00:00:00Z",
+            "2030-01-01t00:00:00z",
+            "2030-01-01T00:00Z",
+            "2030-01-01T00:00:60Z",
+            "2030-01-01T00:00:00",
+            "2030-01-01T00:00:00+0000",
+            "2030-01-01T00:00:00+02:00[Europe/Berlin]",
+            "2030-13-01T00:00:00Z",
+            "é",
+            "",
+        ] {
+            assert!(!read(time), "{time}");
         }
     }
 

@@ -2,18 +2,28 @@
 
 use std::{
     fs, io,
+    panic::resume_unwind,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use http::HeaderValue;
 use rustls::sign::CertifiedKey;
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use super::{Credential, bearer};
 
 /// Interval between reads. A kubelet renews such files long before the old token expires.
 const PERIOD: Duration = Duration::from_secs(60);
+
+/// How long a request waits for a read. A read from a stalled mount never returns, and the last token is probably still
+/// valid.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Token of a file. If the file cannot be read, the last token stays.
 #[derive(Clone)]
@@ -21,6 +31,8 @@ pub struct TokenFile {
     path: PathBuf,
     identity: Option<Arc<CertifiedKey>>,
     last: Arc<Mutex<Last>>,
+    /// Locked during a read, so that a stalled mount costs one thread.
+    reading: Arc<AsyncMutex<()>>,
 }
 
 struct Last {
@@ -29,7 +41,7 @@ struct Last {
 }
 
 impl TokenFile {
-    /// Reads the file. `otherwise`: the token of the kubeconfig, used until the file has one.
+    /// Reads the file. `otherwise`: the token of the kubeconfig, used until the file has one. Blocks.
     ///
     /// # Errors
     /// Fails if there is no token, or if it has characters that HTTP does not allow.
@@ -40,34 +52,57 @@ impl TokenFile {
             (Err(error), None) => return Err(error),
         };
         let credential = Arc::new(Credential::new(Some(header), identity.clone()));
-        Ok(Self { path, identity, last: Arc::new(Mutex::new(Last { credential, read: Instant::now() })) })
+        let last = Arc::new(Mutex::new(Last { credential, read: Instant::now() }));
+        Ok(Self { path, identity, last, reading: Arc::default() })
     }
 
     /// Returns the credential with the token. Reads the file again each minute.
-    pub fn credential(&self) -> Arc<Credential> {
-        let mut last = self.last.lock().expect("no panic while the lock is held");
-        if last.read.elapsed() > PERIOD {
-            self.read_again(&mut last);
+    pub async fn credential(&self) -> Arc<Credential> {
+        let is_old = self.last().read.elapsed() > PERIOD;
+        if is_old && let Ok(reading) = self.reading.clone().try_lock_owned() {
+            let _ = timeout(PATIENCE, self.read_again(reading)).await;
         }
-        last.credential.clone()
+        self.present()
+    }
+
+    /// Returns the credential with the token that was read last.
+    pub fn present(&self) -> Arc<Credential> {
+        self.last().credential.clone()
     }
 
     /// Reads the file again because a server refused a credential. Returns whether there is another one.
-    pub fn renew(&self, refused: &Arc<Credential>) -> bool {
-        let mut last = self.last.lock().expect("no panic while the lock is held");
-        if Arc::ptr_eq(&last.credential, refused) {
-            self.read_again(&mut last);
-        }
-        !Arc::ptr_eq(&last.credential, refused)
+    pub async fn renew(&self, refused: &Arc<Credential>) -> bool {
+        let is_other = || !Arc::ptr_eq(&self.last().credential, refused);
+        let renewed = async {
+            let reading = self.reading.clone().lock_owned().await;
+            if !is_other() {
+                self.read_again(reading).await;
+            }
+        };
+        is_other() || timeout(PATIENCE, renewed).await.is_ok() && is_other()
     }
 
-    fn read_again(&self, last: &mut Last) {
-        if let Ok(header) = read(&self.path)
-            && last.credential.header.as_ref() != Some(&header)
-        {
-            last.credential = Arc::new(Credential::new(Some(header), self.identity.clone()));
+    /// Reads the file on another thread. The read goes on if the caller stops waiting.
+    async fn read_again(&self, reading: OwnedMutexGuard<()>) {
+        let file = self.clone();
+        let read = spawn_blocking(move || {
+            let read = read(&file.path);
+            let mut last = file.last();
+            if let Ok(header) = read
+                && last.credential.header.as_ref() != Some(&header)
+            {
+                last.credential = Arc::new(Credential::new(Some(header), file.identity.clone()));
+            }
+            last.read = Instant::now();
+            drop(reading);
+        });
+        if let Err(panicked) = read.await {
+            resume_unwind(panicked.into_panic());
         }
-        last.read = Instant::now();
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().expect("no panic while the lock is held")
     }
 }
 
@@ -82,15 +117,17 @@ fn read(path: &PathBuf) -> io::Result<HeaderValue> {
 mod tests {
     use super::*;
 
-    fn header(file: &TokenFile) -> HeaderValue {
-        file.credential().header.clone().unwrap()
+    async fn header(file: &TokenFile) -> HeaderValue {
+        file.credential().await.header.clone().unwrap()
     }
 
     #[test]
     fn a_token_is_trimmed_and_comes_before_that_of_the_kubeconfig() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let open = |otherwise| TokenFile::open(path.clone(), otherwise, None).map(|file| header(&file));
+        let open = |otherwise| {
+            TokenFile::open(path.clone(), otherwise, None).map(|file| file.present().header.clone().unwrap())
+        };
         assert_eq!(open(None).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(open(Some("inline")).unwrap(), "Bearer inline");
         fs::write(&path, " \n").unwrap();
@@ -102,33 +139,57 @@ mod tests {
         assert!(open(None).unwrap_err().to_string().contains("line end"));
     }
 
-    #[test]
-    fn the_last_token_is_kept_while_the_file_cannot_be_read() {
+    #[tokio::test]
+    async fn the_last_token_is_kept_while_the_file_cannot_be_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         fs::write(&path, "first").unwrap();
         let file = TokenFile::open(path.clone(), None, None).unwrap();
         let make_old = || file.last.lock().unwrap().read -= PERIOD * 2;
         fs::write(&path, "second").unwrap();
-        assert_eq!(header(&file), "Bearer first");
+        assert_eq!(header(&file).await, "Bearer first");
         make_old();
-        assert_eq!(header(&file), "Bearer second");
+        assert_eq!(header(&file).await, "Bearer second");
         fs::remove_file(&path).unwrap();
         make_old();
-        assert_eq!(header(&file), "Bearer second");
+        assert_eq!(header(&file).await, "Bearer second");
     }
 
-    #[test]
-    fn a_token_that_is_refused_is_read_again_at_once() {
+    #[tokio::test]
+    async fn a_token_that_is_refused_is_read_again_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         fs::write(&path, "first").unwrap();
         let file = TokenFile::open(path.clone(), None, None).unwrap();
-        let first = file.credential();
-        assert!(!file.renew(&first), "the file has the same");
+        let first = file.credential().await;
+        assert!(!file.renew(&first).await, "the file has the same");
         fs::write(&path, "second").unwrap();
-        assert!(file.renew(&first));
-        assert_eq!(header(&file), "Bearer second");
-        assert!(file.renew(&first), "another request has renewed it");
+        assert!(file.renew(&first).await);
+        assert_eq!(header(&file).await, "Bearer second");
+        assert!(file.renew(&first).await, "another request has renewed it");
+    }
+
+    /// Replaces the file with a pipe that nobody writes: a read does not return, as on a mount that hangs.
+    fn hang(path: &std::path::Path) {
+        fs::remove_file(path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_begins_to_hang_blocks_no_thread_and_its_last_token_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "first").unwrap();
+        let file = TokenFile::open(path.clone(), None, None).unwrap();
+        hang(&path);
+        file.last().read -= PERIOD * 2;
+        let first = file.credential().await;
+        assert_eq!(first.header.as_ref().unwrap(), "Bearer first");
+        assert!(file.reading.try_lock().is_err(), "one read for all");
+        assert!(!file.renew(&first).await);
+        // The mount answers again.
+        fs::write(&path, "second").unwrap();
+        drop(file.reading.lock().await);
+        assert_eq!(header(&file).await, "Bearer second");
     }
 }

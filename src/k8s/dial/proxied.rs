@@ -78,8 +78,11 @@ pub async fn connect(mut io: BoxedIo, to: Destination<'_>, authorization: Option
     io.write_all(format!("{request}\r\n").as_bytes()).await?;
     let mut head = Vec::new();
     let end = loop {
-        if let Some(at) = head.windows(4).position(|end| end == b"\r\n\r\n") {
-            break at + 4;
+        // As in Go, a line may end without CR.
+        let lines = head.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let empty = |at: usize| [&b"\n"[..], b"\r\n"].into_iter().find(|end| head[at..].starts_with(end));
+        if let Some(end) = lines.into_iter().find_map(|at| Some(at + empty(at)?.len())) {
+            break end;
         }
         if head.len() > LONGEST_HEAD || !b"HTTP/1.".starts_with(&head[..head.len().min(7)]) {
             return Err(ProxyError::Odd { what: "an HTTP proxy" });
@@ -213,6 +216,7 @@ mod tests {
         for (answer, wanted) in [
             ("HTTP/1.1 200 Connection established\r\n\r\nhello", Ok("hello")),
             ("HTTP/1.0 200\r\n\r\n", Ok("")),
+            ("HTTP/1.1 200 OK\nX: y\n\n\nhello", Ok("\nhello")),
             (&long, Ok("hello")),
             (
                 "HTTP/1.1 403 Forbidden by policy\r\n\r\nno",

@@ -83,7 +83,13 @@ impl Pod {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        config::KubeconfigPaths,
+        k8s::kubeconfig::{Files, IN_CLUSTER},
+    };
 
     fn pod(folder: &tempfile::TempDir) -> Pod {
         fs::write(folder.path().join("token"), "secret\n").unwrap();
@@ -106,6 +112,24 @@ mod tests {
         fs::remove_file(folder.path().join("token")).unwrap();
         assert!(!pod.is_there());
         assert!(pod.access().err().unwrap().to_string().ends_with(super::super::NOT_IN_CLUSTER));
+    }
+
+    #[test]
+    fn the_service_account_is_a_context_beside_those_of_a_kubeconfig() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let contexts = |text: &str, pod: &Pod| {
+            fs::write(&path, text).unwrap();
+            super::super::contexts_in(pod, &Arc::new(KubeconfigPaths(vec![path.clone()])), &Files::default())
+        };
+        let (name, one) = (IN_CLUSTER.parse().unwrap(), "one".parse().unwrap());
+        let text = "current-context: one\ncontexts: [{name: one, context: {cluster: c}}]\n";
+        let both = contexts(text, &pod(&folder));
+        assert_eq!(both.current.as_ref(), Some(&one));
+        assert!(!both.lacks(&name) && !both.lacks(&one) && both.lacks(&"two".parse().unwrap()));
+        assert_eq!(contexts("", &pod(&folder)).current.as_ref(), Some(&name));
+        assert!(contexts(text, &Pod { server: None, ..pod(&folder) }).lacks(&name));
+        assert!(contexts("[", &pod(&folder)).problem.is_some());
     }
 
     #[test]
