@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::PathAndQuery};
 use http_body_util::BodyExt;
-use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,6 +17,7 @@ use super::{
     error_page::Page,
     exchange::Exchange,
     headers, pages,
+    upstream::connect::lenient,
 };
 use crate::{
     drain::Drain,
@@ -68,9 +68,7 @@ where
     }
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
-    let builder = &mut http1::Builder::new();
-    let (mut sender, connection) =
-        builder.preserve_header_case(true).handshake::<_, Body>(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = lenient().handshake::<_, Body>(TokioIo::new(stream)).await?;
     // `send_request` returns the errors of the connection, too.
     drain.spawn(async move { drop(connection.await) });
     let (mut parts, body) = sender.send_request(request).await?.into_parts();
