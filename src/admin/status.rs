@@ -63,6 +63,8 @@ pub struct LocalStatus {
     pub public: Option<String>,
     /// Why it is not open.
     pub reason: Option<String>,
+    /// What to do if the local service refuses the Host header of its visitors, as dev servers do.
+    pub hint: Option<String>,
 }
 
 /// Access to the state of a running adit, for the admin interface.

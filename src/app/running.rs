@@ -79,6 +79,11 @@ impl Running {
                             set_status(&source, &of_entry, "open", Some(open.public.clone()), None);
                         }
                     }
+                    ClientState::HostRefused { hint, .. } => source.update(|facts| {
+                        if let Some(status) = facts.local.iter_mut().find(|status| is_of(status, &of_entry)) {
+                            status.hint = Some(hint.clone());
+                        }
+                    }),
                     ClientState::Waiting { reason, .. } => {
                         set_status(&source, &of_entry, "waiting", None, Some(reason.clone()));
                     }
@@ -252,8 +257,8 @@ fn is_of(status: &LocalStatus, local: &LocalPort) -> bool {
 }
 
 fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<String>, reason: Option<String>) {
-    let status =
-        LocalStatus { port: local.local_port, relay: relay_of(local), state: state.to_owned(), public, reason };
+    let (port, relay, state) = (local.local_port, relay_of(local), state.to_owned());
+    let status = LocalStatus { port, relay, state, public, reason, hint: None };
     source.update(|facts| match facts.local.iter_mut().find(|known| is_of(known, local)) {
         Some(known) => *known = status,
         None => facts.local.push(status),

@@ -106,8 +106,8 @@ pub async fn serve(
     let drain = Drain::new();
     let tell = |state: &ClientState| match state {
         ClientState::Open(open) => opened(open),
-        // The log reports it.
-        ClientState::Waiting { .. } => {}
+        // The log reports them.
+        ClientState::HostRefused { .. } | ClientState::Waiting { .. } => {}
     };
     let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
     tokio::select! {

@@ -58,7 +58,9 @@ fn unused(matches: &ArgMatches) -> Option<String> {
         let is_given = of_name.value_source(id) == Some(ValueSource::CommandLine)
             // An empty value counts as unset.
             && of_name.get_raw(id).is_none_or(|mut values| values.any(|value| !value.is_empty()));
-        (is_given && !uses(name, id))
+        // A log that a command does not write is no surprise, and aliases contain -v.
+        let is_of_log = matches!(id, "verbose" | "log_format");
+        (is_given && !is_of_log && !uses(name, id))
             .then(|| format!("'adit {name}' does not use --{}", global.get_long().unwrap_or(id)))
     })
 }

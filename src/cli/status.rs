@@ -149,6 +149,9 @@ fn show(status: &Status) -> String {
             (None, None) => local.state.clone(),
         };
         text += &format!("local port {} through relay {}: {how}\n", local.port, local.relay);
+        if let Some(hint) = &local.hint {
+            text += &format!("  its service refuses the Host header of visitors; hint: {hint}\n");
+        }
     }
     if status.tunnels.is_empty() {
         return text + "no tunnels: one opens with the first connection to a Service\n";

@@ -30,6 +30,7 @@ mod respond;
 pub mod rewrite;
 pub mod rules;
 pub mod sites;
+mod trailers;
 pub mod upgrade;
 pub mod upstream;
 mod websocket;
@@ -39,10 +40,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Version, header::CONTENT_LENGTH};
 use http_body_util::BodyExt;
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     server::conn::http1,
     service::{Service, service_fn},
 };
@@ -50,7 +51,10 @@ use hyper_util::rt::TokioIo;
 use tower::BoxError;
 use tracing::debug;
 
-use self::{body::Body, exchange::Arrival, headers::Identity, own::OwnSite, sites::Sites, upstream::Upstreams};
+use self::{
+    body::Body, exchange::Arrival, headers::Identity, own::OwnSite, sites::Sites, trailers::Trailers,
+    upstream::Upstreams,
+};
 use crate::{
     drain::Drain,
     frontend::{Connection, client, protocol::Protocols},
@@ -61,6 +65,7 @@ use crate::{
     io::BoxedIo,
     metrics::Metrics,
     tunnel::Manager,
+    wire::http1::MOST_HEADERS,
 };
 
 /// Serves HTTP/1.1 and HTTP/2 clients, a route and a tunnel per request.
@@ -131,15 +136,24 @@ impl HttpFrontend {
         // Each future is boxed separately, so that an idle HTTP/1 connection holds no memory for HTTP/2 or for a request.
         let served = match gate {
             Some(gate) => {
+                let trailers = Trailers::default();
+                let stream = Normaliser::new(Box::new(trailers.on(stream)) as BoxedIo, gate);
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (this, arrival) = (self.clone(), arrival.clone());
+                    let (this, arrival, trailers) = (self.clone(), arrival.clone(), trailers.clone());
                     let answering = async move {
+                        let takes_chunks = request.version() == Version::HTTP_11;
                         let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
-                        Ok::<_, Infallible>(this.answer(request, arrival).await)
+                        let response = this.answer(request, arrival).await;
+                        let has_length = response.headers().contains_key(CONTENT_LENGTH)
+                            || response.body().size_hint().exact().is_some();
+                        Ok::<_, Infallible>(match takes_chunks && !has_length {
+                            true => response.map(|body| trailers.of(body)),
+                            false => response,
+                        })
                     };
                     Box::pin(answering)
                 });
-                Box::pin(serve_http1(Normaliser::new(stream, gate), service, drain)).await.map_err(BoxError::from)
+                Box::pin(serve_http1(stream, service, drain)).await.map_err(BoxError::from)
             }
             None => {
                 let answer = move |request| {
@@ -161,7 +175,7 @@ where
 {
     let mut builder = http1::Builder::new();
     // The normaliser enforces the client's timeouts.
-    builder.header_read_timeout(None).preserve_header_case(true);
+    builder.header_read_timeout(None).preserve_header_case(true).max_headers(MOST_HEADERS);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     tokio::select! {
         served = serving.as_mut() => served,

@@ -232,6 +232,8 @@ struct Client {
     config: Arc<ClientConfig>,
     /// One per tunnel. Outlives the client, for the next attempt.
     given: Arc<Mutex<Vec<Given>>>,
+    /// From the connections of visitors to the control connection, with room for one state of each tunnel.
+    states: mpsc::Sender<ClientState>,
     drain: Drain,
 }
 
@@ -244,9 +246,13 @@ impl Client {
     }
 
     /// Opens a control connection, and serves it until it ends.
-    async fn once(self: Arc<Self>, opened: &impl Fn(&[Open]), was_open: &mut bool) -> Ended {
-        let conversing = self.clone().converse(opened, was_open);
-        match conversing.await {
+    async fn once(
+        self: Arc<Self>,
+        states: mpsc::Receiver<ClientState>,
+        tell: &impl Fn(&ClientState),
+        was_open: &mut bool,
+    ) -> Ended {
+        match self.converse(states, tell, was_open).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -254,7 +260,8 @@ impl Client {
 
     async fn converse(
         self: Arc<Self>,
-        opened: &impl Fn(&[Open]),
+        mut states: mpsc::Receiver<ClientState>,
+        tell: &impl Fn(&ClientState),
         was_open: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut tls = tokio::select! {
@@ -278,9 +285,10 @@ impl Client {
                     heard = Instant::now();
                     if let Some(open) = control.take(frame?)? {
                         *was_open = true;
-                        opened(&open);
+                        tell(&ClientState::Open(open));
                     }
                 }
+                Some(state) = states.recv() => tell(&state),
                 Some(frame) = waiting.recv() => conversation::send(&mut write, &[frame]).await?,
                 _ = beat.tick() => {
                     if heard.elapsed() > DEAD {

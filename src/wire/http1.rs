@@ -9,8 +9,10 @@ pub const LONGEST_HEAD: usize = 256 * 1024;
 /// Maximum length of the request target. The `http` crate's URI takes no more.
 pub const LONGEST_TARGET: usize = 64 * 1024 - 2;
 
-/// Maximum number of header lines.
-pub const MOST_HEADERS: usize = 100;
+/// Maximum number of header lines, of a request or an answer. Node.js has the same, and many other servers have none: how
+/// many headers are too many is for the server to say. hyper allocates 64 bytes for each of them while it parses a head, which
+/// takes 2.6 us in all; with 8,000 it would be 220 us, because the allocator maps and unmaps the memory each time.
+pub const MOST_HEADERS: usize = 2_000;
 
 /// Maximum number of empty lines before a request line. Old clients send one after a body (RFC 9112, section 2.2).
 pub const MOST_EMPTY_LINES: usize = 4;

@@ -1,5 +1,6 @@
 //! Parsers and writers of wire formats: no I/O, no clock, no logging. Every parser is bounded and fuzzed.
 
+pub mod bare_lf;
 pub mod client_hello;
 pub mod connect;
 pub mod database;

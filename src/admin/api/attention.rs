@@ -68,6 +68,13 @@ pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> V
             ..Attention::default()
         })
     }));
+    all.extend(facts.local.iter().filter(|local| local.hint.is_some()).map(|local| Attention {
+        kind: "local".to_owned(),
+        title: format!("the service on local port {} refuses the Host header of its visitors", local.port),
+        cause: local.public.as_ref().map(|public| format!("it does not know the name of {public}")),
+        hint: local.hint.clone(),
+        ..Attention::default()
+    }));
     all
 }
 

@@ -95,6 +95,9 @@ pub fn of_answer(parts: &mut Parts) {
         // A 204 must have none (RFC 9110, section 8.6), and HTTP/2 clients treat one as an error.
         headers.remove(CONTENT_LENGTH);
     }
+    if let Some(length) = length(headers) {
+        headers.insert(CONTENT_LENGTH, length);
+    }
     let codings: Vec<String> = headers
         .get_all(TRANSFER_ENCODING)
         .iter()
@@ -117,6 +120,15 @@ pub fn of_answer(parts: &mut Parts) {
         headers.insert(UPGRADE, upgrade);
     }
     parts.version = Version::HTTP_11;
+}
+
+/// Returns the one value of a Content-Length that an answer repeats; HTTP/2 clients treat two as an error (RFC 9110, section
+/// 8.6). hyper has checked that the values are equal.
+fn length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    let first = values.next()?.to_str().ok()?;
+    let once = first.split(',').next()?.trim();
+    (values.next().is_some() || once != first).then(|| once.parse().ok()).flatten()
 }
 
 /// Sets X-Forwarded-For, -Host, -Proto, -Port and Forwarded (RFC 7239). Replaces the client's own values: no proxy is before

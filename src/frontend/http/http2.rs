@@ -25,6 +25,7 @@ use tower::BoxError;
 use self::windows::Pace;
 pub use self::{request_body::glance_at, tunnel::Tunnel};
 use super::body::Body;
+use crate::wire::http1;
 
 /// Bytes of one stream that may wait for their reader. Clients are near; for pods see [`windows`].
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -32,8 +33,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Bytes of all streams of a connection that may wait: stalled readers leave room for the others.
 const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
-/// Maximum size of a request's head in bytes, counted as in RFC 9113, section 6.5.2.
-const LONGEST_HEAD: u32 = 256 * 1024;
+/// Maximum size of a request's head in bytes: as over HTTP/1.1, but RFC 9113, section 6.5.2, counts 32 bytes more for each header.
+const LONGEST_HEAD: u32 = (http1::LONGEST_HEAD + 32 * http1::MOST_HEADERS) as u32;
 
 /// Maximum size of an answer's head in bytes. It admits 256 KiB as HTTP/1.1 counts them, without 32 bytes of each header.
 const LONGEST_ANSWER_HEAD: u32 = 512 * 1024;

@@ -110,8 +110,14 @@ where
     });
     // The tests look at how the frontend ends a connection.
     let _ = match pod.speaks {
-        Scheme::Http => http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await,
-        Scheme::H2c => http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await,
+        Scheme::Http => {
+            let builder = &mut http1::Builder::new();
+            builder.max_headers(4_000).serve_connection(TokioIo::new(stream), service).with_upgrades().await
+        }
+        Scheme::H2c => {
+            let builder = &mut http2::Builder::new(TokioExecutor::new());
+            builder.max_header_list_size(1 << 20).serve_connection(TokioIo::new(stream), service).await
+        }
         Scheme::Https => {
             let acceptor = TlsAcceptor::from(pod.certs.clone().server_config(&[b"h2", b"http/1.1"]).unwrap());
             let stream = TokioIo::new(acceptor.accept(stream).await.unwrap());
@@ -272,6 +278,36 @@ async fn cookies_that_http2_splits_are_one_field_for_http1() {
     let shown = text(response).await;
     assert!(shown.contains("cookie: a=1; b=2; c=3\n"), "{shown}");
     assert_eq!(shown.matches("cookie").count(), 1, "{shown}");
+}
+
+#[tokio::test]
+async fn how_many_headers_a_request_has_is_the_servers_own_matter() {
+    const COUNT: usize = 1_990;
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let world = World::new(speaks, |request| {
+            let count = |name: &str| request.headers().get_all(name).iter().count();
+            let cookies = request.headers().get_all("cookie").iter().map(HeaderValue::len).max();
+            let counts = format!("{} {}", count("x-many"), cookies.unwrap_or_default());
+            Box::pin(async { Ok(Response::new(body_of(counts))) })
+        });
+        let many = "X-Many: v\r\n".repeat(COUNT);
+        let head = format!("GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n{many}\r\n");
+        let answer = world.exchange(&head).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(&format!("{COUNT} 0")), "{speaks:?}: {answer}");
+        let mut request = get("http://web.localhost/");
+        for number in 0..COUNT {
+            request.headers_mut().append("x-many", HeaderValue::from_static("v"));
+            request.headers_mut().append("cookie", HeaderValue::try_from(format!("c{number:04}=v")).unwrap());
+        }
+        let response = world.http2().await.send_request(request).await.unwrap();
+        // HTTP/1.1 has one Cookie field, with "; " between the pairs; hyper's server may join them over HTTP/2, too.
+        assert_eq!(response.status(), StatusCode::OK, "{speaks:?}");
+        let shown = text(response).await;
+        assert!(shown.starts_with(&format!("{COUNT} ")), "{speaks:?}: {shown}");
+        if speaks == Scheme::Http {
+            assert_eq!(shown, format!("{COUNT} {}", COUNT * 9 - 2));
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Requests to the pod: the choice of connection and protocol, and retries.
 
 mod admission;
-mod connect;
+pub mod connect;
 mod delivery;
 mod failure;
 mod heard;

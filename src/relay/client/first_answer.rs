@@ -13,10 +13,11 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::mpsc,
 };
 use tracing::warn;
 
-use super::Wanted;
+use super::{ClientState, LocalEnd, Wanted};
 use crate::{
     io::{
         Io,
@@ -44,16 +45,27 @@ const LONGEST: usize = 16 * 1024;
 pub struct FirstAnswer {
     inner: TcpStream,
     local: String,
+    port: u16,
     hint: String,
     /// Start of the first answer. `None`: it is not a refusal.
     start: Option<Vec<u8>>,
-    /// Whether the warning was logged already, for all visitors of a tunnel.
+    /// Whether a refusal was reported already, for all visitors of a tunnel.
     is_told: Arc<AtomicBool>,
+    /// Gets the refusal.
+    states: mpsc::Sender<ClientState>,
 }
 
 impl FirstAnswer {
-    pub fn new(inner: TcpStream, local: String, wanted: &Wanted, is_told: Arc<AtomicBool>) -> Self {
-        Self { inner, local, hint: hint(wanted), start: Some(Vec::new()), is_told }
+    pub fn new(inner: TcpStream, end: &LocalEnd, wanted: &Wanted, states: mpsc::Sender<ClientState>) -> Self {
+        Self {
+            inner,
+            local: end.to_string(),
+            port: wanted.local_port,
+            hint: hint(wanted),
+            start: Some(Vec::new()),
+            is_told: end.has_refused_host.clone(),
+            states,
+        }
     }
 
     fn note(&mut self, bytes: &[u8]) {
@@ -61,6 +73,8 @@ impl FirstAnswer {
             return;
         }
         warn!(local = self.local, hint = self.hint, "the local service refuses the Host header of its visitors");
+        // There is room for each tunnel. Without a reader the client has ended.
+        let _ = self.states.try_send(ClientState::HostRefused { local_port: self.port, hint: self.hint.clone() });
     }
 }
 
@@ -68,12 +82,15 @@ impl FirstAnswer {
 fn hint(wanted: &Wanted) -> String {
     match (wanted.kind, wanted.name.split_once('=')) {
         (Kind::Http, None) => {
-            "set --host rewrite (host: rewrite in the configuration): the service then gets localhost".to_owned()
+            "set 'host: rewrite' in the entry under 'local' (--host rewrite): the service then gets localhost"
+                .to_owned()
         }
         (Kind::Http, Some((_, host))) => {
-            format!("allow {host} in the service's own configuration, or set --host rewrite (host: rewrite)")
+            format!("allow {host} in the service's own configuration, or set 'host: rewrite' (--host rewrite)")
         }
-        (Kind::Tcp, _) => "give the tunnel a name: --name NAME --host rewrite".to_owned(),
+        (Kind::Tcp, _) => {
+            "give the tunnel a name: 'name: NAME' and 'host: rewrite' (--name NAME --host rewrite)".to_owned()
+        }
         (Kind::Service | Kind::ReplacedService, _) => "allow the Service's names in the service's own configuration, \
              e.g. server.allowedHosts of Vite, allowedHosts of webpack, config.hosts of Rails"
             .to_owned(),
@@ -155,9 +172,9 @@ mod tests {
     #[test]
     fn the_hint_fits_the_tunnel() {
         let hint = |kind, name: &str| hint(&Wanted { local_port: 5173, kind, port: 0, name: name.to_owned() });
-        assert!(hint(Kind::Http, "web").starts_with("set --host rewrite"));
+        assert!(hint(Kind::Http, "web").starts_with("set 'host: rewrite' in the entry under 'local'"));
         assert!(hint(Kind::Http, "web=shop.test").starts_with("allow shop.test in the service's own configuration"));
-        assert_eq!(hint(Kind::Tcp, ""), "give the tunnel a name: --name NAME --host rewrite");
+        assert!(hint(Kind::Tcp, "").starts_with("give the tunnel a name: 'name: NAME' and 'host: rewrite'"));
         assert!(hint(Kind::Service, "web.shop").contains("server.allowedHosts of Vite"));
     }
 }

@@ -25,7 +25,7 @@ pub struct LocalEnd {
     port: u16,
     /// Whether `[::1]` answered last. It is then tried first.
     is_ipv6_first: AtomicBool,
-    /// Whether the warning about a refused Host header was logged already.
+    /// Whether a refused Host header was reported already.
     pub has_refused_host: Arc<AtomicBool>,
 }
 

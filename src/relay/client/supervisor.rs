@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::{sync::mpsc, time::sleep};
 use tracing::{info, warn};
 
 use super::{Client, Ended, Fatal, Given, LocalEnd, Open, Options, tls};
@@ -29,6 +29,11 @@ pub enum Refusals {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientState {
     Open(Vec<Open>),
+    /// A local service refuses the Host header of its visitors. The tunnels stay open.
+    HostRefused {
+        local_port: u16,
+        hint: String,
+    },
     /// The client retries after `pause`.
     Waiting {
         reason: String,
@@ -37,8 +42,7 @@ pub enum ClientState {
 }
 
 /// Keeps the tunnels open until the drain starts. Calls `options` before each attempt, so that a secret file is read
-/// again; it must return the same tunnels each time. Calls `tell` when all tunnels are open, and when the client waits
-/// for the next attempt.
+/// again; it must return the same tunnels each time. Calls `tell` at each change of the state.
 ///
 /// # Errors
 /// Fails if a retry would not help, or if `refusals` forbids it.
@@ -52,9 +56,8 @@ pub async fn run(
     let (mut pause, mut has_been_open) = (FIRST_PAUSE, false);
     loop {
         let mut was_open = false;
-        let opened = |open: &[Open]| tell(&ClientState::Open(open.to_vec()));
         let (to, ended) = match options().and_then(|options| client(options, given.clone(), drain.clone())) {
-            Ok(client) => (client.options.dial.name(), client.once(&opened, &mut was_open).await),
+            Ok((client, states)) => (client.options.dial.name(), client.once(states, &tell, &mut was_open).await),
             // No relay was dialled.
             Err(fatal) => (String::new(), Ended::Fatal(fatal)),
         };
@@ -92,10 +95,16 @@ pub async fn run(
     }
 }
 
-fn client(options: Options, given: Arc<Mutex<Vec<Given>>>, drain: Drain) -> Result<Arc<Client>, Fatal> {
+/// Returns a client, and the states that its visitors' connections report.
+fn client(
+    options: Options,
+    given: Arc<Mutex<Vec<Given>>>,
+    drain: Drain,
+) -> Result<(Arc<Client>, mpsc::Receiver<ClientState>), Fatal> {
     let config = tls::client_config(&options.trust).map_err(|error: io::Error| Fatal::Setup(error.to_string()))?;
     let end = |wanted: &super::Wanted| LocalEnd::new(options.local_host.as_deref(), wanted.local_port);
     let local_ends = options.tunnels.iter().map(end).collect();
+    let (states, states_rx) = mpsc::channel(options.tunnels.len().max(1));
     given.lock().expect("no panic while the lock is held").resize(options.tunnels.len(), Given::default());
-    Ok(Arc::new(Client { options, local_ends, config, given, drain }))
+    Ok((Arc::new(Client { options, local_ends, config, given, states, drain }), states_rx))
 }

@@ -107,8 +107,8 @@ impl Client {
                 // Both fail only on a socket that is already closed.
                 let _ = local.set_nodelay(true);
                 let _ = SockRef::from(&local).set_tcp_keepalive(&Limits::default().tcp_keepalive());
-                let (name, is_told) = (local_end.to_string(), local_end.has_refused_host.clone());
-                Ok(Visit { peer, local_end: name.clone(), local: FirstAnswer::new(local, name, wanted, is_told) })
+                let local = FirstAnswer::new(local, local_end, wanted, self.states.clone());
+                Ok(Visit { peer, local_end: local_end.to_string(), local })
             }
             Err(error) => {
                 warn!(%peer, %error, "no local service: the visitor is turned away");

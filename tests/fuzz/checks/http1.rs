@@ -8,8 +8,10 @@ use std::{
 use adit::{
     guard::normaliser::{MOST_HELD, Normaliser},
     io::Io,
+    wire::bare_lf::BareLf,
     wire::http1::{Piece, check_head, chunk, empty_lines, head_end},
 };
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Panics where `data` makes the reader of heads or chunks break what it promises: what it finds lies within the bytes, and does not
@@ -20,8 +22,22 @@ pub fn check(data: &[u8]) {
         assert!(length <= data.len());
     }
     if let Some((step, sent)) = data.split_first() {
+        check_bare_lf(sent, usize::from(*step).max(1));
         check_held(sent, usize::from(*step) * 64 + 1);
     }
+}
+
+/// The repaired body does not depend on how it was split, and is at most twice as long.
+fn check_bare_lf(data: &[u8], step: usize) {
+    let repaired = |step: usize| {
+        let (mut lines, mut out) = (BareLf::new(), BytesMut::new());
+        data.chunks(step).for_each(|piece| lines.pass(piece, &mut out));
+        out
+    };
+    let whole = repaired(data.len().max(1));
+    assert!(whole.len() <= 2 * data.len());
+    assert_eq!(whole, repaired(step));
+    assert_eq!(whole, repaired(1));
 }
 
 fn check_heads(data: &[u8]) {

@@ -67,3 +67,40 @@ async fn the_former_name_goes_on_working_with_a_note() {
     let (valid, said, _) = adit.command(&["check", adit.config().to_str().unwrap()]).await;
     assert!(valid && said.contains("is valid: 1 local port\n") && said.contains(&format!("note: {note}\n")), "{said}");
 }
+
+#[tokio::test]
+async fn the_status_says_that_a_dev_server_refuses_its_public_name_and_what_to_write() {
+    let relay = Relay::start(|_| {}).await;
+    relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
+    let dev_server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = dev_server.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = dev_server.accept().await {
+            let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 26\r\n\r\nBlocked request. This host";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
+    let local = entry(&relay, port, &format!(", secret_file: {}", secret.display()));
+    let adit = Process::start(&format!("local: [{local}]\n"), &[]).await;
+    eventually("it is open", || async { adit.status().await.contains("reachable at 127.0.0.1:") }).await;
+    let status = adit.status().await;
+    assert!(!status.contains("hint:"), "{status}");
+    let public = status.split("reachable at ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let mut visitor = TcpStream::connect(public).await.unwrap();
+    visitor.write_all(b"GET / HTTP/1.1\r\nHost: mine.example.test\r\n\r\n").await.unwrap();
+    let line = "'name: NAME' and 'host: rewrite'";
+    eventually("the hint comes", || async { adit.status().await.contains(line) }).await;
+    assert!(adit.status().await.contains("reachable at 127.0.0.1:"), "the port stays open");
+    let (_, json, _) = adit.command(&["status", "-o", "json"]).await;
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for hint in [&status["local"][0]["hint"], &status["attention"][0]["hint"]] {
+        assert!(hint.as_str().is_some_and(|hint| hint.contains(line)), "{json}");
+    }
+    // Another visitor is not another warning.
+    let again = TcpStream::connect(public).await.unwrap();
+    again.readable().await.unwrap();
+    assert_eq!(adit.log().matches("refuses the Host header").count(), 1, "{}", adit.log());
+}

@@ -2,7 +2,8 @@
 //!
 //! A server need not read a whole upload: after the end of its answer it resets the stream with NO_ERROR, and the client accepts
 //! the answer (RFC 9113, section 8.1). h2 would reset earlier, with CANCEL, which clients report as a failure. So adit keeps the
-//! rest until the answer has ended. It then reads a short rest: curl 7.88 loses an answer that is followed by a reset.
+//! rest until the answer has ended. It then reads a short rest, and pauses before it resets a long one: curl 7.88 loses an answer
+//! that it reads together with the reset.
 
 use std::{
     future::Future,
@@ -28,6 +29,9 @@ use crate::frontend::http::body::Body;
 /// Timeout for a short rest after the answer. A short rest fits into the client's window: clients that have their answer do not
 /// all process window updates.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Time between the answer and the reset of a long rest. A client that has read the answer stops by itself.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Maximum number of bytes of an unwanted body that adit reads before the answer, and the timeout for them. An error in the rest
 /// of the stream is sent instead of the answer.
@@ -117,12 +121,13 @@ impl Drop for RequestBody {
 }
 
 impl Rest {
-    /// Reads a short rest, once the backend reads no more. If the client is not done then, the stream is reset.
+    /// Reads a short rest, once the backend reads no more, or pauses before a long one. If the client is not done then, the stream is reset.
     pub(super) async fn read(self) {
         let reading = async {
             let Ok(mut received) = self.0.await else { return };
-            if received.left.is_some_and(|left| left <= STREAM_WINDOW.into()) {
-                while let Some(Ok(_)) = received.frame().await {}
+            match received.left {
+                Some(left) if left <= STREAM_WINDOW.into() => while let Some(Ok(_)) = received.frame().await {},
+                _ => sleep(PAUSE).await,
             }
         };
         // If the client is slower, its stream is reset.

@@ -54,6 +54,50 @@ async fn trailers_pass_from_http1_to_http1() {
     assert!(answer.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
 }
 
+#[tokio::test]
+async fn trailers_that_nobody_announced_pass_both_ways_over_http1() {
+    const END: &str = "0\r\nsum: 7\r\nx-sum: 8\r\n\r\n";
+    // Its data look like the end of a body.
+    const BODY: &str = "5\r\n0\r\n\r\n\r\n";
+    let serve = |mut stream: DuplexStream| async move {
+        loop {
+            until(&mut stream, "\r\n\r\n").await;
+            until(&mut stream, &format!("{BODY}{END}")).await;
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(format!("{head}{BODY}{END}").as_bytes()).await.unwrap();
+        }
+    };
+    let world = World::over(Scheme::Http, Box::new(move |_, stream| drop(tokio::spawn(serve(stream)))));
+    let mut client = world.connect(HttpVersion::Http1);
+    let head = "PUT / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write_all(format!("{head}{BODY}{END}").repeat(3).as_bytes()).await.unwrap();
+    for _ in 0..3 {
+        let answer = until(&mut client, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert_eq!(until(&mut client, END).await, format!("{BODY}{END}"));
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_grpc_reach_a_client_of_http1() {
+    let world = World::new(Scheme::H2c, |request| {
+        Box::pin(async move {
+            let mut response = with_trailers(request).await?;
+            response.headers_mut().clear();
+            Ok(response)
+        })
+    });
+    let answer = |version: &str| {
+        let asked = format!("POST / HTTP/{version}\r\nHost: web.localhost\r\nConnection: close\r\n");
+        let world = &world;
+        async move { world.exchange(&format!("{asked}Content-Length: 5\r\n\r\nhello")).await }
+    };
+    let chunked = answer("1.1").await;
+    assert!(chunked.ends_with("\r\n\r\n5\r\nhello\r\n0\r\ngrpc-status: 0\r\n\r\n"), "{chunked}");
+    let plain = answer("1.0").await;
+    assert!(plain.ends_with("\r\n\r\nhello"), "{plain}");
+}
+
 const HINTS: [&str; 2] = ["</a.css>; rel=preload", "</b.css>; rel=preload"];
 
 /// A pod that sends hints, and answers on a signal. Its connections run until the client has closed.

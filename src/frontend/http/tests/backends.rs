@@ -87,6 +87,16 @@ async fn chunks_of_an_old_server_are_taken() {
     for _ in 0..2 {
         assert_eq!(text(world.http2().await.send_request(get("http://web.localhost/")).await.unwrap()).await, "abc");
     }
+    // curl and browsers take lines that end with a bare LF.
+    for chunks in ["3\nabc\n0\n\n", "3;x\nabc\n0\nT: v\n\n"] {
+        let world = saying(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"), 100);
+        for _ in 0..3 {
+            assert_eq!(
+                text(world.http2().await.send_request(get("http://web.localhost/")).await.unwrap()).await,
+                "abc"
+            );
+        }
+    }
     let answer = "HTTP/1.0 200 OK\r\nContent-Length: 26\r\n\r\ntransfer-encoding: chunked";
     let answer = saying(answer, 100).exchange(&asking("GET")).await;
     assert!(answer.ends_with("\r\n\r\ntransfer-encoding: chunked"), "{answer}");
@@ -97,6 +107,17 @@ async fn an_answer_without_content_has_no_length() {
     let world = saying("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", 100);
     let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
     assert_eq!((response.status().as_u16(), response.headers().get("content-length")), (204, None));
+}
+
+#[tokio::test]
+async fn a_length_that_an_answer_repeats_is_passed_on_once() {
+    for lengths in ["Content-Length: 2\r\nContent-Length: 2", "Content-Length: 2, 2"] {
+        let world = saying(format!("HTTP/1.1 200 OK\r\n{lengths}\r\n\r\nok"), 100);
+        let response = world.http2().await.send_request(get("http://web.localhost/")).await.unwrap();
+        let told: Vec<_> = response.headers().get_all("content-length").iter().collect();
+        assert_eq!(told, ["2"], "{lengths}");
+        assert_eq!(text(response).await, "ok");
+    }
 }
 
 #[tokio::test]

@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{
     config::Scheme,
-    frontend::http::http2,
+    frontend::http::{http2, trailers::Trailers},
     io::BoxedIo,
     tunnel::{Placement, StreamFault},
-    wire::sniff::{Protocol, Sniff},
+    wire::{
+        http1::MOST_HEADERS,
+        sniff::{Protocol, Sniff},
+    },
 };
-
-/// Maximum number of header lines in an answer.
-const MOST_HEADERS: usize = 2_000;
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -98,21 +98,13 @@ impl Upstreams {
     }
 
     async fn http1(&self, stream: BoxedIo, heard: Heard) -> Result<Sender, Unopened> {
-        let builder = &mut http1::Builder::new();
-        // As lenient as browsers: many headers, a space before the colon, folded lines; invalid lines are skipped.
-        let shaken = builder
-            .preserve_header_case(true)
-            .max_headers(MOST_HEADERS)
-            .allow_spaces_after_header_name_in_responses(true)
-            .allow_obsolete_multiline_headers_in_responses(true)
-            .ignore_invalid_headers_in_responses(true)
-            .handshake(TokioIo::new(stream))
-            .await;
+        let trailers = Trailers::default();
+        let shaken = lenient().handshake(TokioIo::new(trailers.on(stream))).await;
         let (sender, connection) =
             shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
         // `send_request` returns the errors of the connection, too.
         self.drain.spawn(async move { drop(connection.with_upgrades().await) });
-        Ok(Sender::H1(H1 { sender, heard, kept: None }))
+        Ok(Sender::H1(H1 { sender, heard, trailers, kept: None }))
     }
 
     async fn http2(
@@ -133,6 +125,19 @@ impl Upstreams {
         self.pool.share(key.clone(), &h2, placement.clone());
         Ok(Sender::H2(h2))
     }
+}
+
+/// Returns a client that is as lenient as browsers: it takes many headers, a space before the colon, and folded lines; it skips
+/// invalid lines.
+pub fn lenient() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(true)
+        .max_headers(MOST_HEADERS)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    builder
 }
 
 async fn handshake(

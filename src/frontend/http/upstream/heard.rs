@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, BytesMut};
 use futures::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -24,7 +25,10 @@ use crate::{
         through::{said_through, write_through},
     },
     tunnel::StreamFault,
-    wire::sniff::{Sniff, sniff_server},
+    wire::{
+        bare_lf::BareLf,
+        sniff::{Sniff, sniff_server},
+    },
 };
 
 /// Maximum number of first bytes that are kept: a whole page like nginx's "The plain HTTP request was sent to HTTPS port".
@@ -55,7 +59,7 @@ struct First {
 impl Heard {
     /// Wraps a stream, and records what is read from it.
     pub fn on(&self, inner: BoxedIo) -> Listening {
-        Listening { inner, heard: self.clone() }
+        Listening { inner, heard: self.clone(), lines: BareLf::default(), rest: BytesMut::new() }
     }
 
     /// Resets [`Heard::anything`] for the next request.
@@ -126,38 +130,75 @@ impl Heard {
     }
 }
 
-/// Turns an HTTP/1.0 answer with chunks, which that version does not have, into HTTP/1.1: curl accepts both, hyper does not.
-fn admit_chunks(start: &mut [u8]) {
-    if !start.starts_with(b"HTTP/1.0 ") {
-        return;
+/// Returns where the chunks of an answer begin. `start`: its first bytes. `None`: it has none, or its head is not complete.
+///
+/// Turns an answer of HTTP/1.0 with chunks, which that version does not have, into HTTP/1.1: curl accepts both, hyper does not.
+fn admit_chunks(start: &mut [u8]) -> Option<usize> {
+    if !start.starts_with(b"HTTP/1.") {
+        return None;
     }
-    let is_chunked = |line: &[u8]| {
-        let line = line.to_ascii_lowercase();
-        line.starts_with(b"transfer-encoding:") && line.trim_ascii().ends_with(b"chunked")
+    let (mut at, mut is_chunked) = (0, false);
+    let is_complete = loop {
+        let Some(length) = start[at..].iter().position(|byte| *byte == b'\n') else { break false };
+        let line = start[at..at + length].trim_ascii();
+        at += length + 1;
+        if line.is_empty() {
+            break true;
+        }
+        is_chunked |= line.get(..18).is_some_and(|name| name.eq_ignore_ascii_case(b"transfer-encoding:"))
+            && line.last_chunk::<7>().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
     };
-    let mut head = start.split(|byte| *byte == b'\n').take_while(|line| !line.trim_ascii().is_empty());
-    if head.any(is_chunked) {
+    if is_chunked && start.get(7) == Some(&b'0') {
         start[7] = b'1';
     }
+    (is_complete && is_chunked).then_some(at)
 }
 
-/// A stream that records what is read from it.
+/// A stream that records what is read from it, and repairs the chunks of old servers.
 pub struct Listening {
     inner: BoxedIo,
     heard: Heard,
+    /// Lines of the body that is being read.
+    lines: BareLf,
+    /// Repaired bytes that did not fit into the last read.
+    rest: BytesMut,
+}
+
+impl Listening {
+    /// Repairs the bytes of a body, from `start` on.
+    fn repair(&mut self, buf: &mut ReadBuf<'_>, start: usize) {
+        let mut repaired = BytesMut::new();
+        self.lines.pass(&buf.filled()[start..], &mut repaired);
+        buf.set_filled(start);
+        let room = buf.remaining().min(repaired.len());
+        self.rest = repaired.split_off(room);
+        buf.put_slice(&repaired);
+    }
 }
 
 impl AsyncRead for Listening {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
+        if !self.rest.is_empty() {
+            let room = buf.remaining().min(self.rest.len());
+            buf.put_slice(&self.rest[..room]);
+            self.rest.advance(room);
+            return Poll::Ready(Ok(()));
+        }
+        let mut start = buf.filled().len();
+        let before = start;
         let had_room = buf.remaining() > 0;
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         match &polled {
             Poll::Ready(Ok(())) if had_room => {
                 if !self.heard.anything() {
-                    admit_chunks(&mut buf.filled_mut()[before..]);
+                    let chunks = admit_chunks(&mut buf.filled_mut()[before..]);
+                    self.lines = chunks.map_or_else(BareLf::default, |_| BareLf::new());
+                    start += chunks.unwrap_or_default();
                 }
                 self.heard.note(&buf.filled()[before..]);
+                if !self.lines.is_over() {
+                    self.repair(buf, start);
+                }
             }
             Poll::Ready(Err(error)) => self.heard.note_error(error),
             _ => {}

@@ -36,8 +36,11 @@ pub async fn send_on(
     mut request: Request<Body>,
 ) -> Result<Response<Body>, Box<Failed>> {
     match sender {
-        Sender::H1(H1 { sender, heard, .. }) => {
+        Sender::H1(H1 { sender, heard, trailers, .. }) => {
             to_http1(&mut request);
+            if request.headers().contains_key(TRANSFER_ENCODING) {
+                request = request.map(|body| trailers.of(body));
+            }
             if let Some(listener) = request.extensions_mut().remove::<Listener>() {
                 on_informational(&mut request, move |response| listener.tell(response.status(), response.headers()));
             }

@@ -19,6 +19,7 @@ use crate::{
     frontend::http::{
         body::{Body, Unsent},
         http2,
+        trailers::Trailers,
     },
     routing::Target,
     tunnel::Placement,
@@ -72,6 +73,7 @@ impl Sender {
 pub struct H1 {
     pub sender: http1::SendRequest<Body>,
     pub heard: Heard,
+    pub trailers: Trailers,
     /// Guard for a backend that is not known to serve several connections.
     pub kept: Option<Arc<Kept>>,
 }
