@@ -73,11 +73,7 @@ pub async fn serve_one<F: Future<Output = Response<Body>>>(
 }
 
 /// Answers a request for health or metrics. `None`: the path is another one.
-pub fn probe<B>(
-    request: &Request<B>,
-    is_ready: bool,
-    metrics: impl FnOnce() -> String,
-) -> Option<Response<Body>> {
+pub fn probe<B>(request: &Request<B>, is_ready: bool, metrics: impl FnOnce() -> String) -> Option<Response<Body>> {
     Some(match request.uri().path() {
         "/healthz" | "/readyz" | "/metrics" if !is_read(request.method()) => read_only(),
         "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),

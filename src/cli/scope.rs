@@ -181,14 +181,17 @@ mod tests {
             ("adit completion bash --context x", "'adit completion' does not use --context"),
             ("adit --kubeconfig x version", "'adit version' does not use --kubeconfig"),
             ("adit status -n shop", "'adit status' does not use --namespace"),
-            ("adit -v routes", "'adit routes' does not use --verbose"),
-            ("adit routes --log-format json", "'adit routes' does not use --log-format"),
             ("adit trust status --listen 5", "'adit trust' does not use --listen"),
         ] {
             assert_eq!(unused(line).as_deref(), Some(wanted), "{line}");
         }
-        for line in ["adit --context x --workers 1", "adit up -v", "adit routes --context x", "adit version --context="]
-        {
+        for line in [
+            "adit --context x --workers 1",
+            "adit up -v",
+            "adit -v routes --log-format json",
+            "adit routes --context x",
+            "adit version --context=",
+        ] {
             assert_eq!(unused(line), None, "{line}");
         }
     }
