@@ -11,13 +11,14 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
 use super::{
-    connection::{LONGEST_REPORT, classify},
+    connection::{Fate, LONGEST_REPORT, classify},
     stream::{HOLD_ANSWERED, HOLD_UNANSWERED, HOLD_UNUSED},
 };
 use crate::{
@@ -46,12 +47,16 @@ pub struct ChannelStream {
     last_written: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
     close_sent: bool,
+    fate: Arc<Fate>,
+    /// Wait for the silence of a pod that is over.
+    silence: BoxFuture<'static, ()>,
     _count: Arc<()>,
 }
 
 impl ChannelStream {
-    /// `inner`: the upgraded connection, which forwards `port`. The stream holds `count` until it is dropped.
-    pub fn new(inner: BoxedIo, port: u16, count: Arc<()>) -> Self {
+    /// `inner`: the upgraded connection, which forwards `port` of the pod with this fate. The stream holds `count` until it is
+    /// dropped.
+    pub fn new(inner: BoxedIo, port: u16, fate: Arc<Fate>, count: Arc<()>) -> Self {
         Self {
             framed: Framed::new(inner, Channels::new()),
             port,
@@ -64,6 +69,8 @@ impl ChannelStream {
             last_written: None,
             hold: None,
             close_sent: false,
+            silence: Box::pin(fate.clone().silence_after_end()),
+            fate,
             _count: count,
         }
     }
@@ -123,7 +130,12 @@ impl AsyncRead for ChannelStream {
                 });
             }
             match this.framed.poll_next(cx) {
-                Poll::Ready(Ok(Some(piece))) => this.take(piece),
+                Poll::Ready(Ok(Some(piece))) => {
+                    this.take(piece);
+                    if this.fate.is_over() {
+                        this.silence = Box::pin(this.fate.clone().silence_after_end());
+                    }
+                }
                 Poll::Ready(Ok(None)) => this.ended = true,
                 // The node's error text is the better error.
                 Poll::Ready(Err(_)) if !this.report.is_empty() => this.ended = true,
@@ -132,7 +144,7 @@ impl AsyncRead for ChannelStream {
                 }
                 Poll::Pending => {
                     this.poll_hold(cx);
-                    return Poll::Pending;
+                    return this.silence.as_mut().poll(cx).map(|()| Err(Fate::unended().into()));
                 }
             }
         }
