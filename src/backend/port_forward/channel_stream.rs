@@ -180,3 +180,78 @@ impl AsyncWrite for ChannelStream {
 }
 
 impl Io for ChannelStream {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::wire::websocket::{Opcode, put_frame};
+
+    const CLOSE_1000: &[u8] = &[3, 232];
+
+    /// Returns a stream to port 80, and the node's end of it.
+    fn stream(fate: &Arc<Fate>) -> (ChannelStream, DuplexStream) {
+        let (near, far) = duplex(1 << 16);
+        (ChannelStream::new(Box::new(near), 80, fate.clone(), Arc::default()), far)
+    }
+
+    async fn say(node: &mut DuplexStream, messages: &[(Opcode, &[u8])]) {
+        let mut said = BytesMut::new();
+        for (opcode, message) in messages {
+            put_frame(&mut said, *opcode, message, None);
+        }
+        node.write_all(&said).await.unwrap();
+    }
+
+    fn fate() -> Arc<Fate> {
+        Arc::new(Fate::new(Arc::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_close_without_an_error_text_is_a_clean_end() {
+        let (data, more) = ((Opcode::Binary, &b"\0\x50\0an"[..]), (Opcode::Binary, &b"\0swer"[..]));
+        let report = (Opcode::Binary, &b"\x01\x50\0read: connection reset by peer"[..]);
+        let close = (Opcode::Close, CLOSE_1000);
+        for (messages, wanted) in [
+            (&[data, more, close][..], "clean"),
+            (&[data, more, report, close], "the pod reset the connection"),
+            (&[data, more, report], "the pod reset the connection"),
+            (&[data, more], "lost the connection to the cluster"),
+        ] {
+            let (mut stream, mut node) = stream(&fate());
+            say(&mut node, messages).await;
+            drop(node);
+            let mut answer = Vec::new();
+            let end = stream.read_to_end(&mut answer).await;
+            assert_eq!(answer, b"answer", "every byte before the end");
+            let end = end.map_or_else(|error| error.to_string(), |_| "clean".to_owned());
+            assert!(end.starts_with(wanted), "{end}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_has_ended_breaks_it_after_the_last_bytes() {
+        let fate = fate();
+        let (mut stream, mut node) = stream(&fate);
+        fate.wait_for(std::future::ready(()));
+        let mut answer = Vec::new();
+        let speak = async {
+            say(&mut node, &[(Opcode::Binary, b"\0\x50\0an")]).await;
+            for message in [b"\0s", b"\0w", b"\0e", b"\0r"] {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                say(&mut node, &[(Opcode::Binary, message)]).await;
+            }
+            std::future::pending().await
+        };
+        let error = tokio::select! {
+            () = speak => unreachable!(),
+            read = stream.read_to_end(&mut answer) => read.unwrap_err(),
+        };
+        assert_eq!(answer, b"answer");
+        assert_eq!(StreamFault::of(&error), Some(&Fate::unended()));
+    }
+}
