@@ -186,7 +186,10 @@ mod tests {
     use std::time::Duration;
 
     use bytes::BytesMut;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time::timeout,
+    };
 
     use super::*;
     use crate::wire::websocket::{Opcode, put_frame};
@@ -231,6 +234,13 @@ mod tests {
             let end = end.map_or_else(|error| error.to_string(), |_| "clean".to_owned());
             assert!(end.starts_with(wanted), "{end}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_waits_for_a_node_that_does_not_read() {
+        let (mut stream, _node) = stream(&fate());
+        let writing = timeout(Duration::from_secs(5), stream.write_all(&[7; 4 << 20]));
+        assert!(writing.await.is_err(), "adit would hold all of it");
     }
 
     #[tokio::test(start_paused = true)]
