@@ -193,7 +193,8 @@ impl Bound {
     /// The audit log cannot be opened, or the system has no random numbers for keys.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let Self { app, config, clusters, sockets, admin, admin_port } = self;
-        let backend: Arc<dyn Backend> = Arc::new(Backends::new(clusters.clone(), app.supervisor.clone()));
+        let backend: Arc<dyn Backend> =
+            Arc::new(Backends::new(clusters.clone(), app.supervisor.clone(), drain.clone()));
         let tunnels = Manager::new(backend, drain.clone());
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));

@@ -4,6 +4,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// How long a [last task](Drain::spawn_last) may run after the cut: one request to the API server. With the grace of 10 s, the
+/// process is gone within 10.5 s.
+const LAST: Duration = Duration::from_millis(400);
+
 /// Tells every task of the process to end, and waits for the tasks.
 ///
 /// ```text
@@ -38,13 +42,33 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let cut = self.cut.clone();
+        let cut = self.clone();
+        self.track(task, async move { cut.was_cut().await });
+    }
+
+    /// Runs `task`, which cleans up after a task that has ended or was cut, until it ends or 400 ms after the cut.
+    pub fn spawn_last<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cut = self.clone();
+        self.track(task, async move {
+            cut.was_cut().await;
+            tokio::time::sleep(LAST).await;
+        });
+    }
+
+    fn track<F, E>(&self, task: F, end: E)
+    where
+        F: Future<Output = ()> + Send + 'static,
+        E: Future<Output = ()> + Send + 'static,
+    {
         let counted: Vec<_> = self.trackers.parents.iter().map(TaskTracker::token).collect();
         self.trackers.own.spawn(async move {
             let _counted = counted;
             tokio::select! {
                 () = task => {}
-                () = cut.cancelled() => {}
+                () = end => {}
             }
         });
     }
@@ -71,6 +95,11 @@ impl Drain {
     /// Returns whether [`start`](Self::start) was called.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
+    }
+
+    /// Waits until the cut.
+    pub async fn was_cut(&self) {
+        self.cut.cancelled().await;
     }
 
     /// Drops every tracked task at its next await.
@@ -112,6 +141,22 @@ mod tests {
         drain.spawn(std::future::pending());
         drain.spawn(std::future::pending());
         assert_eq!(drain.finish(Duration::from_secs(10)).await, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_last_task_outlives_the_cut_but_not_for_long() {
+        let (drain, (ended_tx, mut ended)) = (Drain::new(), tokio::sync::mpsc::unbounded_channel());
+        for time in [LAST / 2, LAST * 2] {
+            let (of_last, ended_tx) = (drain.clone(), ended_tx.clone());
+            drain.spawn_last(async move {
+                of_last.was_cut().await;
+                tokio::time::sleep(time).await;
+                ended_tx.send(time).unwrap();
+            });
+        }
+        assert_eq!(drain.finish(Duration::from_secs(10)).await, 2);
+        assert_eq!(ended.try_recv().ok(), Some(LAST / 2));
+        assert!(ended.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]

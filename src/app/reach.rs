@@ -93,8 +93,9 @@ struct Found {
 impl Reach {
     /// Returns an instance with tunnels of its own, for a command.
     pub fn new(clusters: Arc<Clusters>) -> Self {
-        let backends = Backends::new(clusters.clone(), std::env::current_exe().ok());
-        Self { clusters, forwards: Forwards::new(Arc::new(backends), Drain::new()) }
+        let drain = Drain::new();
+        let backends = Backends::new(clusters.clone(), std::env::current_exe().ok(), drain.clone());
+        Self { clusters, forwards: Forwards::new(Arc::new(backends), drain) }
     }
 
     /// Opens a connection to a target within `wait`. Calls `told` with each new reason to wait.

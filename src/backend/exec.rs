@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     config::{Jump, JumpMethod, Label, Namespace, Workload},
+    drain::Drain,
     io::{BoxedIo, held::Held},
     k8s::{
         ClusterError,
@@ -63,11 +64,13 @@ pub struct Exec {
     programs: Arc<Programs>,
     /// Counter that spreads sessions over the pods of a Service.
     turn: AtomicUsize,
+    drain: Drain,
 }
 
 impl Exec {
-    pub fn new(clusters: Arc<Clusters>) -> Self {
-        Self { clusters, programs: Arc::default(), turn: AtomicUsize::new(0) }
+    /// `drain` waits for programs that have lost their client.
+    pub fn new(clusters: Arc<Clusters>, drain: Drain) -> Self {
+        Self { clusters, programs: Arc::default(), turn: AtomicUsize::new(0), drain }
     }
 
     /// Opens a session through a pod of `target` to the host and port of `jump`.
@@ -106,7 +109,8 @@ impl Exec {
         };
         let placement = Placement::new(&way.pod.name);
         let closed = watch::Sender::new(None);
-        Ok(Box::new(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default() }))
+        let drain = self.drain.clone();
+        Ok(Box::new(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default(), drain }))
     }
 }
 
@@ -262,6 +266,7 @@ struct JumpSession {
     placement: Placement,
     closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
+    drain: Drain,
 }
 
 impl JumpSession {
@@ -277,7 +282,7 @@ impl JumpSession {
                         stream.expect_report();
                         let way = self.way.clone();
                         let end = Box::new(move |pid| -> BoxFuture<'static, ()> { Box::pin(way.end(pid)) });
-                        Box::new(Held::new(Leavable::new(stream, end), counted))
+                        Box::new(Held::new(Leavable::new(stream, end, self.drain.clone()), counted))
                     }
                     Program::Nc(_) => Box::new(Held::new(stream, counted)),
                 };

@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::PortRef, io::BoxedIo, k8s::client::Clusters, routing::Target};
+use crate::{config::PortRef, drain::Drain, io::BoxedIo, k8s::client::Clusters, routing::Target};
 
 /// Opens sessions to targets. Each kind has a backend: port-forward, exec (jump hosts) and commands.
 pub trait Backend: Send + Sync + 'static {
@@ -56,11 +56,12 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// `supervisor`: the program that runs between adit and a command; see [`command`].
-    pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>) -> Self {
+    /// `supervisor`: the program that runs between adit and a command; see [`command`]. `drain` waits for programs in
+    /// pods that have lost their client.
+    pub fn new(clusters: Arc<Clusters>, supervisor: Option<PathBuf>, drain: Drain) -> Self {
         Self {
             port_forward: port_forward::PortForward::new(clusters.clone()),
-            exec: exec::Exec::new(clusters.clone()),
+            exec: exec::Exec::new(clusters.clone(), drain),
             commands: command::Commands::new(clusters.clone(), supervisor),
             clusters,
         }

@@ -211,7 +211,7 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
     let port = if port == 0 { local_port } else { port };
     let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
     let drain = Drain::new();
-    let manager = Manager::new(Arc::new(Backends::new(clusters, None)), drain.clone());
+    let manager = Manager::new(Arc::new(Backends::new(clusters, None, drain.clone())), drain.clone());
     let relay_namespace = args.relay_namespace;
     let found = find(&cluster, relay_namespace.as_ref(), &service, None).await?;
     let relay = match (found, &args.image) {

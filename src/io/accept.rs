@@ -30,6 +30,11 @@ const BACKLOG: i32 = 4096;
 /// next client gets an answer within 100 ms.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Unsent bytes that the kernel holds for a client. Its own limit (4 MiB on Linux) would hide for minutes that a slow
+/// client still reads, and keep the end of a stream from it for as long. On loopback, less is not slower.
+#[cfg(any(target_os = "linux", target_vendor = "apple"))]
+const UNSENT: u32 = 128 * 1024;
+
 /// Maximum number of clients that are being refused at a time, if the open-file limit is not reached.
 const MOST_REFUSED: usize = 8;
 
@@ -86,9 +91,11 @@ pub async fn accept<F: Future<Output = ()>>(
         };
         let error = match accepted {
             Ok((stream, peer)) => {
-                // Both fail only on a socket that is already closed.
+                // All fail only on a socket that is already closed.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+                #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 match admission.admit(peer) {
                     Ok(place) => serve(stream, peer, place),
                     Err(full) => {
@@ -128,7 +135,7 @@ fn is_about_open_files(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncReadExt, sync::mpsc};
+    use tokio::{io::AsyncReadExt, sync::mpsc, time::timeout};
 
     use super::*;
 
@@ -136,8 +143,7 @@ mod tests {
         Admission::new(Limits { connections, keepalive: Duration::from_secs(9), ..Limits::default() }, Names::default())
     }
 
-    #[tokio::test]
-    async fn accepted_connections_have_keepalive() {
+    async fn accepted() -> (TcpStream, TcpStream) {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted_tx, mut accepted) = mpsc::unbounded_channel();
@@ -146,11 +152,27 @@ mod tests {
             never = accept(&listener, &admission, 0, serve, |_, _| async {}) => match never {},
             stream = accepted.recv() => stream.unwrap(),
         };
+        (client, stream)
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_have_keepalive() {
+        let (_client, stream) = accepted().await;
         let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(9));
-        drop(client);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_holds_few_bytes_for_a_client_that_does_not_read() {
+        let (_client, stream) = accepted().await;
+        let mut held = 0;
+        while timeout(Duration::from_millis(50), stream.writable()).await.is_ok() {
+            held += stream.try_write(&[0; 16 * 1024]).unwrap_or_default();
+        }
+        assert!(held < 1 << 20, "{held}");
     }
 
     #[tokio::test]

@@ -416,6 +416,48 @@ mod tests {
     /// Precision of the timers.
     const ROUND: Duration = Duration::from_millis(10);
 
+    /// Always has bytes, until it has none left, and takes all bytes at once.
+    struct Eager {
+        left: usize,
+    }
+
+    impl AsyncRead for Eager {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let count = buf.remaining().min(self.left);
+            self.left -= count;
+            buf.put_slice(&vec![7; count]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Eager {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Io for Eager {}
+
+    #[tokio::test]
+    async fn other_tasks_get_a_turn_during_a_transfer_that_never_waits() {
+        let (mut client, mut backend) = (Eager { left: 0 }, Eager { left: 100 * CHUNK });
+        let mut splice = Splice::new(&mut client, &mut backend);
+        let mut polls = 1;
+        while futures::poll!(std::pin::pin!(splice.run())).is_pending() {
+            assert!(splice.down.count <= (polls * TURNS * CHUNK) as u64);
+            polls += 1;
+        }
+        assert!(polls > 20, "{polls}");
+    }
+
     #[tokio::test]
     async fn a_half_close_leaves_the_reply_alone() {
         let (mut client, mut front) = duplex(64);

@@ -1,6 +1,9 @@
 //! Reads a Pod: its readiness, its named ports, and why it is not ready.
 
+use std::time::Duration;
+
 use kube::Api;
+use tokio::time::sleep;
 
 use crate::{
     config::{Label, Namespace, Subdomain},
@@ -22,6 +25,37 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdoma
         Err(AskError::NotFound) => Some(false),
         Err(AskError::Failed(_)) => None,
     }
+}
+
+/// Pause between two looks at a pod that takes no new streams: while it terminates, and while it may become ready again.
+const TERMINATES: Duration = Duration::from_secs(2);
+const SERVES: Duration = Duration::from_secs(15);
+
+/// Waits until the pod with this UID does not exist, or has no running container and gets none.
+///
+/// Asks the API server again and again, instead of watching: `get pods` is a permission that every user of adit has.
+pub async fn wait_for_end(cluster: &Cluster, namespace: &Namespace, name: &Subdomain, uid: &str) {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    loop {
+        let pause = match cluster.ask("looking up the pod", namespace, api.get(name)).await {
+            Ok(pod) if !uid.is_empty() && pod.metadata.uid.as_deref() != Some(uid) => return,
+            Ok(pod) if has_ended(&pod) => return,
+            Ok(pod) if pod.metadata.deletion_timestamp.is_some() => TERMINATES,
+            Err(AskError::NotFound) => return,
+            Ok(_) | Err(AskError::Failed(_)) => SERVES,
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Returns whether no container of the pod runs or will run.
+fn has_ended(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten().peekable();
+    let is_final = pod.metadata.deletion_timestamp.is_some() && containers.peek().is_some();
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        || (is_final
+            && !containers.any(|container| container.state.as_ref().is_some_and(|state| state.terminated.is_none())))
 }
 
 /// The containers of a pod.
@@ -167,6 +201,25 @@ mod tests {
             serde_json::json!({"phase": "Succeeded", "containerStatuses": containers(&["terminated"])})
         ));
         assert!(!runs(serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), with(&["running"])));
+    }
+
+    #[test]
+    fn a_pod_has_ended_whose_containers_have_terminated_for_good() {
+        let has_ended = |is_deleted: bool, status: serde_json::Value| {
+            let metadata = serde_json::json!({"deletionTimestamp": is_deleted.then_some("2026-01-01T00:00:00Z")});
+            has_ended(&pod(serde_json::json!({"metadata": metadata, "status": status})))
+        };
+        let with = |states: &[&str]| -> serde_json::Value {
+            let containers: Vec<_> = states.iter().map(|state| serde_json::json!({"state": {*state: {}}})).collect();
+            serde_json::json!({"phase": "Running", "containerStatuses": containers})
+        };
+        assert!(!has_ended(true, with(&["running"])), "the grace period");
+        assert!(!has_ended(true, with(&["terminated", "running"])));
+        assert!(!has_ended(true, with(&[])), "nothing is known");
+        assert!(has_ended(true, with(&["terminated", "terminated"])));
+        assert!(!has_ended(false, with(&["terminated"])), "it restarts");
+        assert!(has_ended(false, serde_json::json!({"phase": "Failed"})), "evicted");
+        assert!(has_ended(false, serde_json::json!({"phase": "Succeeded"})));
     }
 
     #[test]

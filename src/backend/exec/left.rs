@@ -21,7 +21,7 @@ use tokio::{
 use tracing::debug;
 
 use super::stream::ExecStream;
-use crate::io::Io;
+use crate::{drain::Drain, io::Io};
 
 /// Timeout for socat to deliver the bytes of a client that is gone.
 const DELIVERY: Duration = Duration::from_secs(20);
@@ -40,13 +40,15 @@ pub struct Leavable {
     /// `None` only in the drop.
     stream: Option<ExecStream>,
     end: Option<End>,
+    drain: Drain,
     is_over: bool,
     is_abandoned: bool,
 }
 
 impl Leavable {
-    pub fn new(stream: ExecStream, end: End) -> Self {
-        Self { stream: Some(stream), end: Some(end), is_over: false, is_abandoned: false }
+    /// `drain` waits until socat has ended.
+    pub fn new(stream: ExecStream, end: End, drain: Drain) -> Self {
+        Self { stream: Some(stream), end: Some(end), drain, is_over: false, is_abandoned: false }
     }
 
     fn stream(&mut self) -> Pin<&mut ExecStream> {
@@ -92,36 +94,41 @@ impl Io for Leavable {
 
 impl Drop for Leavable {
     fn drop(&mut self) {
-        if let (Some(stream), Some(end), false, Ok(runtime)) =
+        if let (Some(stream), Some(end), false, Ok(_)) =
             (self.stream.take(), self.end.take(), self.is_over, Handle::try_current())
         {
-            // Not tracked by a drain: its time is limited, and without it socat would stay in the pod.
-            runtime.spawn(leave(stream, end));
+            // A last task: the cut may be the reason for this drop.
+            self.drain.spawn_last(leave(stream, end, self.drain.clone()));
         }
     }
 }
 
-async fn leave(mut stream: ExecStream, end: End) {
+async fn leave(mut stream: ExecStream, end: End, drain: Drain) {
+    let needs_signal = tokio::select! {
+        needs_signal = stays(&mut stream) => needs_signal,
+        () = drain.was_cut() => true,
+    };
+    let Some(pid) = stream.reports().pid.filter(|_| needs_signal) else { return };
+    debug!(pid, "the client is gone: ending socat");
+    let (_, ended) = tokio::join!(timeout(ENDING, end(pid)), timeout(ENDING, read_until(&mut stream, |_| false)));
+    debug!(pid, is_ended = ended.is_ok(), "socat was told to end");
+}
+
+/// Waits until socat has delivered the client's bytes, and returns whether it then stays.
+async fn stays(stream: &mut ExecStream) -> bool {
     // After a client's RST nothing need be delivered. After a FIN, the server must get everything that the client sent.
     let has_broken = !stream.is_shut_down();
     let delivering = async {
         stream.shutdown().await?;
-        read_until(&mut stream, |stream| stream.reports().input_ended).await
+        read_until(stream, |stream| stream.reports().input_ended).await
     };
-    let delivered = timeout(DELIVERY, delivering).await;
-    match delivered {
-        Ok(Ok(false)) => {}
-        Err(_) if has_broken => {}
-        // socat or its exec has ended, or socat did not deliver in time and may still do so.
-        _ => return,
+    match timeout(DELIVERY, delivering).await {
+        Ok(Ok(false)) => timeout(GOODBYE, read_until(stream, |_| false)).await.is_err(),
+        // socat did not deliver in time, and may still do so.
+        Err(_) => has_broken,
+        // socat or its exec has ended.
+        Ok(_) => false,
     }
-    if delivered.is_ok() && timeout(GOODBYE, read_until(&mut stream, |_| false)).await.is_ok() {
-        return;
-    }
-    let Some(pid) = stream.reports().pid else { return };
-    debug!(pid, "the client is gone: ending socat");
-    let (_, ended) = tokio::join!(timeout(ENDING, end(pid)), timeout(ENDING, read_until(&mut stream, |_| false)));
-    debug!(pid, is_ended = ended.is_ok(), "socat was told to end");
 }
 
 /// Reads and discards output until the stream ends (`true`) or `is_enough` holds (`false`).
@@ -152,7 +159,10 @@ mod tests {
     };
 
     use bytes::BytesMut;
-    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream, duplex},
+        time::{Instant, sleep},
+    };
 
     use super::*;
     use crate::{
@@ -165,6 +175,10 @@ mod tests {
 
     /// Returns a stream, the node's end of it, and the ID of the process that got a signal; 0: none.
     fn socat() -> (Leavable, DuplexStream, Arc<AtomicU32>) {
+        socat_of(Drain::new())
+    }
+
+    fn socat_of(drain: Drain) -> (Leavable, DuplexStream, Arc<AtomicU32>) {
         let (near, far) = duplex(1 << 16);
         let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
         let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
@@ -172,8 +186,13 @@ mod tests {
         stream.expect_report();
         let ended = Arc::new(AtomicU32::new(0));
         let noted = ended.clone();
-        let end: End = Box::new(move |pid| Box::pin(async move { noted.store(pid, Ordering::Relaxed) }));
-        (Leavable::new(stream, end), far, ended)
+        let end: End = Box::new(move |pid| {
+            Box::pin(async move {
+                sleep(Duration::from_millis(100)).await;
+                noted.store(pid, Ordering::Relaxed);
+            })
+        });
+        (Leavable::new(stream, end, drain), far, ended)
     }
 
     async fn say(node: &mut DuplexStream, messages: &[&[u8]]) {
@@ -202,6 +221,49 @@ mod tests {
             tokio::time::sleep(GOODBYE * 2).await;
             assert_eq!(ended.load(Ordering::Relaxed), 55);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_cuts_a_download_off_ends_socat() {
+        let drain = Drain::new();
+        let (mut stream, mut node, ended) = socat_of(drain.clone());
+        say(&mut node, &[START, b"\x01out"]).await;
+        drain.spawn(async move {
+            // The end of the exec, or an error, would end this.
+            while stream.read(&mut [0; 8]).await.is_ok_and(|count| count > 0) {}
+        });
+        let (download, grace) = (
+            async {
+                loop {
+                    say(&mut node, &[b"\x01out"]).await;
+                    sleep(GOODBYE).await
+                }
+            },
+            DELIVERY / 2,
+        );
+        tokio::select! {
+            cut = drain.finish(grace) => assert_eq!(cut, 1),
+            () = download => {}
+        }
+        assert_eq!(ended.load(Ordering::Relaxed), 55);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_waits_until_socat_has_delivered() {
+        let drain = Drain::new();
+        let (mut stream, mut node, ended) = socat_of(drain.clone());
+        say(&mut node, &[START]).await;
+        stream.write_all(b"in").await.unwrap();
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        let (began, grace) = (Instant::now(), DELIVERY / 2);
+        let deliver = async {
+            sleep(GOODBYE).await;
+            say(&mut node, &[INPUT_ENDED]).await;
+        };
+        let (cut, ()) = tokio::join!(drain.finish(grace), deliver);
+        assert_eq!((cut, ended.load(Ordering::Relaxed)), (0, 55));
+        assert!(began.elapsed() < grace, "no longer than it takes");
     }
 
     #[tokio::test(start_paused = true)]

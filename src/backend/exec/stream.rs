@@ -376,6 +376,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_close_without_a_status_is_no_clean_end() {
+        let (near, mut far) = duplex(1 << 16);
+        let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
+        let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
+        let mut stream = ExecStream::new(executed, "db:5432".to_owned(), "jump".to_owned());
+        let mut said = BytesMut::new();
+        put_frame(&mut said, Opcode::Binary, b"\x01out", None);
+        put_frame(&mut said, Opcode::Close, &1000_u16.to_be_bytes(), None);
+        far.write_all(&said).await.unwrap();
+        let mut out = String::new();
+        let error = stream.read_to_string(&mut out).await.unwrap_err();
+        assert!(error.to_string().contains("without a status"), "{error}");
+    }
+
+    #[tokio::test]
     async fn an_end_is_clean_only_where_the_server_has_ended() {
         let start = "N starting data transfer loop with FDs [0,1] and [5,5]";
         let at_eof = "N socket 2 (fd 5) is at EOF";

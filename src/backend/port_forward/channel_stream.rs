@@ -11,13 +11,14 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
 use super::{
-    connection::{LONGEST_REPORT, classify},
+    connection::{Fate, LONGEST_REPORT, classify},
     stream::{HOLD_ANSWERED, HOLD_UNANSWERED, HOLD_UNUSED},
 };
 use crate::{
@@ -46,12 +47,16 @@ pub struct ChannelStream {
     last_written: Option<Instant>,
     hold: Option<Pin<Box<Sleep>>>,
     close_sent: bool,
+    fate: Arc<Fate>,
+    /// Wait for the silence of a pod that is over.
+    silence: BoxFuture<'static, ()>,
     _count: Arc<()>,
 }
 
 impl ChannelStream {
-    /// `inner`: the upgraded connection, which forwards `port`. The stream holds `count` until it is dropped.
-    pub fn new(inner: BoxedIo, port: u16, count: Arc<()>) -> Self {
+    /// `inner`: the upgraded connection, which forwards `port` of the pod with this fate. The stream holds `count` until it is
+    /// dropped.
+    pub fn new(inner: BoxedIo, port: u16, fate: Arc<Fate>, count: Arc<()>) -> Self {
         Self {
             framed: Framed::new(inner, Channels::new()),
             port,
@@ -64,6 +69,8 @@ impl ChannelStream {
             last_written: None,
             hold: None,
             close_sent: false,
+            silence: Box::pin(fate.clone().silence_after_end()),
+            fate,
             _count: count,
         }
     }
@@ -123,7 +130,12 @@ impl AsyncRead for ChannelStream {
                 });
             }
             match this.framed.poll_next(cx) {
-                Poll::Ready(Ok(Some(piece))) => this.take(piece),
+                Poll::Ready(Ok(Some(piece))) => {
+                    this.take(piece);
+                    if this.fate.is_over() {
+                        this.silence = Box::pin(this.fate.clone().silence_after_end());
+                    }
+                }
                 Poll::Ready(Ok(None)) => this.ended = true,
                 // The node's error text is the better error.
                 Poll::Ready(Err(_)) if !this.report.is_empty() => this.ended = true,
@@ -132,7 +144,7 @@ impl AsyncRead for ChannelStream {
                 }
                 Poll::Pending => {
                     this.poll_hold(cx);
-                    return Poll::Pending;
+                    return this.silence.as_mut().poll(cx).map(|()| Err(Fate::unended().into()));
                 }
             }
         }
@@ -168,3 +180,88 @@ impl AsyncWrite for ChannelStream {
 }
 
 impl Io for ChannelStream {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::wire::websocket::{Opcode, put_frame};
+
+    const CLOSE_1000: &[u8] = &[3, 232];
+
+    /// Returns a stream to port 80, and the node's end of it.
+    fn stream(fate: &Arc<Fate>) -> (ChannelStream, DuplexStream) {
+        let (near, far) = duplex(1 << 16);
+        (ChannelStream::new(Box::new(near), 80, fate.clone(), Arc::default()), far)
+    }
+
+    async fn say(node: &mut DuplexStream, messages: &[(Opcode, &[u8])]) {
+        let mut said = BytesMut::new();
+        for (opcode, message) in messages {
+            put_frame(&mut said, *opcode, message, None);
+        }
+        node.write_all(&said).await.unwrap();
+    }
+
+    fn fate() -> Arc<Fate> {
+        Arc::new(Fate::new(Arc::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_close_without_an_error_text_is_a_clean_end() {
+        let (data, more) = ((Opcode::Binary, &b"\0\x50\0an"[..]), (Opcode::Binary, &b"\0swer"[..]));
+        let report = (Opcode::Binary, &b"\x01\x50\0read: connection reset by peer"[..]);
+        let close = (Opcode::Close, CLOSE_1000);
+        for (messages, wanted) in [
+            (&[data, more, close][..], "clean"),
+            (&[data, more, report, close], "the pod reset the connection"),
+            (&[data, more, report], "the pod reset the connection"),
+            (&[data, more], "lost the connection to the cluster"),
+        ] {
+            let (mut stream, mut node) = stream(&fate());
+            say(&mut node, messages).await;
+            drop(node);
+            let mut answer = Vec::new();
+            let end = stream.read_to_end(&mut answer).await;
+            assert_eq!(answer, b"answer", "every byte before the end");
+            let end = end.map_or_else(|error| error.to_string(), |_| "clean".to_owned());
+            assert!(end.starts_with(wanted), "{end}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_waits_for_a_node_that_does_not_read() {
+        let (mut stream, _node) = stream(&fate());
+        let writing = timeout(Duration::from_secs(5), stream.write_all(&[7; 4 << 20]));
+        assert!(writing.await.is_err(), "adit would hold all of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_has_ended_breaks_it_after_the_last_bytes() {
+        let fate = fate();
+        let (mut stream, mut node) = stream(&fate);
+        fate.wait_for(std::future::ready(()));
+        let mut answer = Vec::new();
+        let speak = async {
+            say(&mut node, &[(Opcode::Binary, b"\0\x50\0an")]).await;
+            for message in [b"\0s", b"\0w", b"\0e", b"\0r"] {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                say(&mut node, &[(Opcode::Binary, message)]).await;
+            }
+            std::future::pending().await
+        };
+        let error = tokio::select! {
+            () = speak => unreachable!(),
+            read = stream.read_to_end(&mut answer) => read.unwrap_err(),
+        };
+        assert_eq!(answer, b"answer");
+        assert_eq!(StreamFault::of(&error), Some(&Fate::unended()));
+    }
+}

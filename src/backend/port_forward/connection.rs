@@ -23,6 +23,7 @@ use tokio::{
     task::JoinHandle,
     time::{Duration, Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub(super) use self::{
@@ -37,6 +38,11 @@ use crate::{
 
 /// How long the FIN of a dropped stream waits for other bytes to share a write with: often the next client follows.
 const SOON: Duration = Duration::from_millis(10);
+
+/// Silence after which a connection to a pod without processes ends. The last bytes of such a pod are in the buffers of
+/// its node and of the API server, and arrive at once. The end often gets lost: if the pod's network is removed before
+/// its sockets are closed, the node notices only by TCP keep-alive, after 150 s (containerd).
+pub(super) const LAST_BYTES: Duration = Duration::from_secs(5);
 
 /// An upgraded connection. Dropping the last handle closes it.
 pub struct Connection {
@@ -59,12 +65,45 @@ pub enum Opening {
 /// Tells whether a pod is gone; its connections report that.
 pub struct Fate {
     is_gone: AtomicBool,
+    /// Cancelled once no process of the pod runs any more, by the word of the API server.
+    over: CancellationToken,
+    /// Asks the API server about a pod that takes no new streams.
+    asking: Mutex<Option<JoinHandle<()>>>,
     gauges: Arc<SessionGauges>,
 }
 
 impl Fate {
     pub fn new(gauges: Arc<SessionGauges>) -> Self {
-        Self { is_gone: AtomicBool::new(false), gauges }
+        Self { is_gone: AtomicBool::new(false), over: CancellationToken::new(), asking: Mutex::default(), gauges }
+    }
+
+    /// Waits until `over` resolves: no process of the pod runs any more. From then on, its connections end once nothing
+    /// more arrives. The wait ends early with the pod's last stream.
+    pub fn wait_for(&self, over: impl Future<Output = ()> + Send + 'static) {
+        let mut asking = self.asking.lock().expect("no panic while the lock is held");
+        if asking.is_none() {
+            let token = self.over.clone();
+            *asking = Some(tokio::spawn(async move {
+                over.await;
+                token.cancel();
+            }));
+        }
+    }
+
+    /// Waits until the pod is over, and then for [`LAST_BYTES`].
+    pub async fn silence_after_end(self: Arc<Self>) {
+        self.over.cancelled().await;
+        sleep(LAST_BYTES).await;
+    }
+
+    /// Returns whether the pod is over.
+    pub fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    /// Returns the fault of streams that a pod has left without an end.
+    pub fn unended() -> StreamFault {
+        StreamFault::Lost { detail: "the pod was deleted or has ended, and nothing more came from it".to_owned() }
     }
 
     /// Returns whether the node has reported that the pod is gone.
@@ -89,6 +128,14 @@ pub(super) struct Shared {
     fate: Arc<Fate>,
     pub(super) port: u16,
     is_paused: AtomicBool,
+}
+
+impl Drop for Fate {
+    fn drop(&mut self) {
+        if let Some(task) = self.asking.get_mut().expect("no panic while the lock is held").take() {
+            task.abort();
+        }
+    }
 }
 
 impl Connection {
@@ -299,6 +346,16 @@ impl Shared {
                 this.lock().is_soon_woken = false;
                 this.write.notify_one();
             });
+        }
+    }
+
+    /// Discards the unread bytes of streams without an end: their readers get the connection's fault now.
+    fn discard_unended(&self) {
+        let mut state = self.lock();
+        for stream in state.streams.values_mut().filter(|stream| !stream.is_over()) {
+            stream.inbox.clear();
+            stream.inbox_bytes = 0;
+            stream.wake();
         }
     }
 

@@ -105,9 +105,12 @@ impl PodPool {
         self.fate.is_gone()
     }
 
-    /// Sends no new streams to the pod from now on.
+    /// Sends no new streams to the pod from now on. Open streams end with the pod.
     pub fn leave(&self) {
         self.placement.leave();
+        let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
+        let (name, uid) = (self.pod.name.clone(), self.pod.uid.clone());
+        self.fate.wait_for(async move { pods::wait_for_end(&cluster, &namespace, &name, &uid).await });
     }
 
     /// Adds a connection that is already open.
@@ -159,7 +162,8 @@ impl PodPool {
     fn stream_on(&self, dialled: Dialled) -> Result<BoxedIo, StreamFault> {
         match dialled {
             Dialled::Channel(io) => {
-                Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.channels.streams.clone())))
+                let count = self.channels.streams.clone();
+                Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.fate.clone(), count)))
             }
             Dialled::Connection(connection) => {
                 let broke = |_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() };

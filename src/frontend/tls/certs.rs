@@ -274,6 +274,21 @@ mod tests {
             let server = ServerName::try_from(asked.to_owned()).unwrap();
             let verified = verifier.verify_server_cert(&chain[0], &chain[1..], &server, &[], UnixTime::now());
             assert_eq!(verified.is_ok(), is_trusted, "{name}: {verified:?}");
+            let slow = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() - 30 * 60));
+            let verified = verifier.verify_server_cert(&chain[0], &chain[1..], &server, &[], slow);
+            assert_eq!(verified.is_ok(), is_trusted, "{name}, by a clock that is slow: {verified:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_before_it_expires() {
+        let certs = Certs::default();
+        let first = certs.get("a.localhost").unwrap();
+        for (age, is_kept) in
+            [(VALID - RENEW_BEFORE - Duration::from_secs(60), true), (VALID - Duration::from_secs(60), false)]
+        {
+            certs.0.lock().unwrap().certificates.get_mut("a.localhost").unwrap().0 = SystemTime::now() - age;
+            assert_eq!(Arc::ptr_eq(&first, &certs.get("a.localhost").unwrap()), is_kept, "{age:?}");
         }
     }
 

@@ -13,11 +13,11 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     select,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tracing::debug;
 
-use super::{LONGEST_REPORT, Shared, State, liveness::Verdict};
+use super::{Fate, LAST_BYTES, LONGEST_REPORT, Shared, State, liveness::Verdict};
 use crate::{
     backend::StreamFault,
     io::BoxedIo,
@@ -107,6 +107,8 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
     let mut parser = Parser::default();
     let mut input = BytesMut::new();
     let mut last_inbound = Instant::now();
+    // Since when nothing has come from a pod that is over. PINGs do not count: the node answers them.
+    let mut silent_since = None;
     let fault = loop {
         let deadline = {
             let mut state = shared.lock();
@@ -116,6 +118,10 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
             let deadline = match look(&mut state, last_inbound) {
                 Ok(deadline) => deadline,
                 Err(fault) => break fault,
+            };
+            let deadline = match silent_since.map(|since| since + LAST_BYTES) {
+                Some(end) if end <= Instant::now() => break Fate::unended(),
+                end => end.map_or(deadline, |end: Instant| end.min(deadline)),
             };
             if !state.control.is_empty() {
                 shared.write.notify_one();
@@ -135,18 +141,33 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
                 Err(error) => break StreamFault::Lost { detail: of_io(&error) },
                 Ok(_) => last_inbound = Instant::now(),
             },
+            () = shared.fate.over.cancelled(), if silent_since.is_none() => {
+                silent_since = Some(Instant::now());
+                continue;
+            }
             () = shared.look.notified() => continue,
             () = sleep_until(deadline) => continue,
         }
-        if let Err(error) = dispatch(&shared, &mut parser, &mut input) {
-            break StreamFault::Lost { detail: error.to_string() };
-        }
-        if wait_for_readers(&shared).await {
+        let has_data = match dispatch(&shared, &mut parser, &mut input) {
+            Ok(has_data) => has_data,
+            Err(error) => break StreamFault::Lost { detail: error.to_string() },
+        };
+        let has_waited = wait_for_readers(&shared).await;
+        if has_waited {
             // The silence was adit's pause, not the node's: frames that arrived meanwhile are still unread.
             last_inbound = Instant::now();
         }
+        if has_data || has_waited {
+            silent_since = silent_since.map(|_| Instant::now());
+        }
     };
+    let is_unended = fault == Fate::unended();
     shared.die(fault);
+    if is_unended {
+        // Their readers get an error anyway. A slow one should not learn it minutes later.
+        sleep(LAST_BYTES).await;
+        shared.discard_unended();
+    }
 }
 
 /// Acts on the signs of life of the connection. Returns when to look again.
@@ -169,8 +190,9 @@ fn look(state: &mut State, last_inbound: Instant) -> Result<Instant, StreamFault
     }
 }
 
-/// Dispatches received frames, and wakes the streams that wait for them.
-fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Result<(), frame::FrameError> {
+/// Dispatches received frames, and wakes the streams that wait for them. Returns whether a pod has sent bytes or an end.
+fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Result<bool, frame::FrameError> {
+    let mut has_data = false;
     let now = Instant::now();
     let mut state = shared.lock();
     let state = &mut *state;
@@ -193,6 +215,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
             }
             Frame::SynStream { .. } | Frame::SynReply { .. } => continue,
         };
+        has_data = true;
         let Some((number, is_data)) = state.stream_of(id) else { continue };
         let Some(stream) = state.streams.get_mut(&number) else { continue };
         match frame {
@@ -226,7 +249,7 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
             on_end(shared, state, number);
         }
     }
-    Ok(())
+    Ok(has_data)
 }
 
 /// Handles the end of a stream: a pod that is gone, and uploads that the pod may not have read.
@@ -254,7 +277,7 @@ async fn wait_for_readers(shared: &Shared) -> bool {
     loop {
         {
             let mut state = shared.lock();
-            let has_room = state.fault().is_some() || has_room(&mut state, since);
+            let has_room = state.fault().is_some() || has_room(&mut state, since, shared.fate.over.is_cancelled());
             shared.is_paused.store(!has_room, Ordering::Relaxed);
             if has_room {
                 return has_waited;
@@ -267,7 +290,8 @@ async fn wait_for_readers(shared: &Shared) -> bool {
 }
 
 /// Returns whether more may be read. Resets a reader that has blocked the others for too long. `since`: when reading stopped.
-fn has_room(state: &mut State, since: Instant) -> bool {
+/// `is_over`: the pod is over, and adit reads ahead of a slow reader to find out how the stream ended.
+fn has_room(state: &mut State, since: Instant, is_over: bool) -> bool {
     if state.queued <= STREAM_QUEUE {
         return true;
     }
@@ -281,7 +305,7 @@ fn has_room(state: &mut State, since: Instant) -> bool {
     }
     let Some(stream) = state.streams.get_mut(&fullest) else { return true };
     if !has_others {
-        return stream.inbox_bytes <= STREAM_QUEUE;
+        return stream.inbox_bytes <= if is_over { CONNECTION_QUEUE } else { STREAM_QUEUE };
     }
     // New streams use another connection.
     if stream.inbox_bytes > STREAM_QUEUE {

@@ -14,6 +14,7 @@ use crate::wire::spdy::{
     session::{LANES, Pair, lane_of},
 };
 
+mod ended;
 mod model;
 mod sharing;
 mod slow;
