@@ -137,7 +137,7 @@ impl HttpFrontend {
         let served = match gate {
             Some(gate) => {
                 let trailers = Trailers::default();
-                let stream = Normaliser::new(Box::new(trailers.on(stream)) as BoxedIo, gate);
+                let stream = Normaliser::new(trailers.on(stream), gate);
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (this, arrival, trailers) = (self.clone(), arrival.clone(), trailers.clone());
                     let answering = async move {

@@ -72,9 +72,10 @@ enum State {
 }
 
 impl Trailers {
-    /// Wraps the stream that hyper writes to.
-    pub fn on(&self, inner: BoxedIo) -> TrailersStream {
-        TrailersStream { inner, trailers: self.clone(), last: BytesMut::new() }
+    /// Wraps the stream that hyper writes to. It is boxed, so that [`connection_of`](crate::io::upgraded::connection_of) finds it
+    /// below an upgraded connection.
+    pub fn on(&self, inner: BoxedIo) -> BoxedIo {
+        Box::new(TrailersStream { inner, trailers: self.clone(), last: BytesMut::new() })
     }
 
     /// Wraps the body of a message with chunks that hyper writes to this stream.
@@ -161,7 +162,7 @@ impl HttpBody for TrailersBody {
 }
 
 /// A stream that adds the trailers to the last chunk of a message.
-pub struct TrailersStream {
+struct TrailersStream {
     inner: BoxedIo,
     trailers: Trailers,
     /// Unwritten rest of a last chunk.
