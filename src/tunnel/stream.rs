@@ -357,6 +357,10 @@ impl AsyncWrite for TunnelStream {
 }
 
 impl Io for TunnelStream {
+    fn reset(&mut self) {
+        self.cell.with(|stream| stream.inner.reset());
+    }
+
     fn abandon(&mut self) {
         self.cell.with(Stream::abandon);
     }

@@ -3,10 +3,12 @@
 use std::{
     io,
     path::Path,
+    pin::Pin,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -20,7 +22,7 @@ use http_body_util::StreamBody;
 use hyper::{body::Frame, client::conn, server::conn::http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -36,7 +38,7 @@ use crate::{
     config::{Scheme, validate},
     error_code::ErrorCode,
     frontend::{client_socket::ClientSocket, door::Door},
-    io::accept::Place,
+    io::{Io, accept::Place, through::write_through},
     routing::{Contexts, Router, Target},
     tunnel::{Endpoint, OpenError, ServicePort},
 };
@@ -64,10 +66,33 @@ struct Pod {
     serve: Serve,
     connections: AtomicUsize,
     requests: AtomicUsize,
+    resets: AtomicUsize,
     endpoint: Endpoint,
     gauges: SessionGauges,
     /// Made once: minting keys takes longer than a request.
     certs: Arc<Certs>,
+}
+
+/// A stream to a pod that counts how often it was reset.
+struct Watched {
+    inner: DuplexStream,
+    pod: Arc<Pod>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Watched {
+    write_through!();
+}
+
+impl Io for Watched {
+    fn reset(&mut self) {
+        self.pod.resets.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 struct Shared(Arc<Pod>);
@@ -83,7 +108,8 @@ impl Session for Shared {
         let (near, far) = duplex(64 * 1024);
         self.0.connections.fetch_add(1, Ordering::SeqCst);
         (self.0.serve)(self.0.clone(), far);
-        Box::pin(async { Ok((Box::new(near) as BoxedIo, Placement::new("web-0"))) })
+        let stream = Watched { inner: near, pod: self.0.clone() };
+        Box::pin(async { Ok((Box::new(stream) as BoxedIo, Placement::new("web-0"))) })
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
@@ -163,6 +189,7 @@ impl World {
             serve,
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            resets: AtomicUsize::new(0),
             endpoint: Endpoint { pod: "web-0".into(), container_port: 80, port, protocol: "test" },
             gauges: SessionGauges::default(),
             certs: Arc::default(),

@@ -76,9 +76,8 @@ fn switching_to(protocol: &'static str) -> Serve {
     })
 }
 
-#[tokio::test]
-async fn a_client_whose_upgraded_backend_breaks_is_reset() {
-    let world = World::over(Scheme::Http, switching_to("chat"));
+/// Returns a client over TCP that the pod has switched to another protocol.
+async fn switched(world: &World) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     world.serve(Box::new(listener.accept().await.unwrap().0), HttpVersion::Http1);
@@ -89,9 +88,30 @@ async fn a_client_whose_upgraded_backend_breaks_is_reset() {
         answer.push(timeout(PATIENCE, client.read_u8()).await.unwrap().unwrap());
     }
     assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+    client
+}
+
+#[tokio::test]
+async fn a_client_whose_upgraded_backend_breaks_is_reset() {
+    let world = World::over(Scheme::Http, switching_to("chat"));
+    let mut client = switched(&world).await;
     world.tunnels.stop(&world.tunnels.snapshot()[0].id);
     let end = timeout(PATIENCE, client.read_u8()).await.expect("it ends");
     assert!(matches!(&end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_backend_whose_upgraded_client_breaks_is_reset() {
+    let world = World::over(Scheme::Http, switching_to("chat"));
+    let client = switched(&world).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let reset = async {
+        while world.pod.resets.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, reset).await.expect("the pod's stream is reset");
 }
 
 #[tokio::test]
