@@ -52,6 +52,29 @@ async fn what_ends_is_not_ready() {
 }
 
 #[tokio::test]
+async fn pages_of_other_names_do_not_reach_the_admin_port() {
+    let port = free_port().await;
+    let _process = Process::start(&format!("admin: {{listen: \"127.0.0.1:{port}\"}}\n"), &[]).await;
+    for (host, path, wanted) in [
+        ("127.0.0.1", "/metrics", "200"),
+        ("localhost", "/healthz", "200"),
+        // A page whose name was bound to 127.0.0.1 again.
+        ("rebound.example", "/metrics", "403"),
+        ("rebound.example", "/healthz", "403"),
+        // The API is on the socket only.
+        ("localhost", "/api/v1/status", "404"),
+        ("localhost", "/api/v1/stop", "404"),
+    ] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(wanted), "{host}{path}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_never_speaks_does_not_hold_the_end_up() {
     let app = TestApp::start("").await;
     let _silent = TcpStream::connect(app.http).await.unwrap();

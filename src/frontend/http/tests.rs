@@ -64,7 +64,8 @@ type Serve = Box<dyn Fn(Arc<Pod>, DuplexStream) + Send + Sync>;
 struct Pod {
     speaks: Scheme,
     serve: Serve,
-    connections: AtomicUsize,
+    /// Of each connection.
+    placements: Mutex<Vec<Placement>>,
     requests: AtomicUsize,
     resets: AtomicUsize,
     endpoint: Endpoint,
@@ -106,10 +107,11 @@ impl Backend for Shared {
 impl Session for Shared {
     fn connect(&self) -> BoxFuture<'_, Result<(BoxedIo, Placement), ConnectError>> {
         let (near, far) = duplex(64 * 1024);
-        self.0.connections.fetch_add(1, Ordering::SeqCst);
+        let placement = Placement::new("web-0");
+        self.0.placements.lock().unwrap().push(placement.clone());
         (self.0.serve)(self.0.clone(), far);
         let stream = Watched { inner: near, pod: self.0.clone() };
-        Box::pin(async { Ok((Box::new(stream) as BoxedIo, Placement::new("web-0"))) })
+        Box::pin(async { Ok((Box::new(stream) as BoxedIo, placement)) })
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
@@ -187,7 +189,7 @@ impl World {
         let pod = Arc::new(Pod {
             speaks,
             serve,
-            connections: AtomicUsize::new(0),
+            placements: Mutex::default(),
             requests: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             endpoint: Endpoint { pod: "web-0".into(), container_port: 80, port, protocol: "test" },
@@ -254,7 +256,7 @@ impl World {
     }
 
     fn connections(&self) -> usize {
-        self.pod.connections.load(Ordering::SeqCst)
+        self.pod.placements.lock().unwrap().len()
     }
 }
 

@@ -428,3 +428,19 @@ async fn an_http2_client_gets_the_path_that_it_asked_for_and_heads_of_any_length
         assert_eq!(response.headers()["x-499"].len(), 300);
     }
 }
+
+#[tokio::test]
+async fn a_kept_connection_to_a_pod_that_leaves_is_not_used_again() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        let world = World::new(speaks, show_headers);
+        let mut client = world.http2().await;
+        for (leaves, wanted) in [(false, 1), (false, 1), (true, 1), (false, 2)] {
+            let response = client.send_request(get("http://web.localhost/")).await.unwrap();
+            text(response).await;
+            assert_eq!(world.connections(), wanted, "{speaks:?}");
+            if leaves {
+                world.pod.placements.lock().unwrap()[0].leave();
+            }
+        }
+    }
+}
