@@ -28,15 +28,17 @@ fn a_takeover_outlives_an_api_server_that_hangs_for_ten_seconds() {
     let expose = take_web(port);
     gets(&web, true);
     // A visitor inside the cluster, which needs no API server itself.
-    let asks = format!("for at in $(seq 40); do curl -s --max-time 30 {web}; echo; sleep 0.5; done > asked 2>&1");
+    // A run that failed may have left one.
+    let asked = format!("asked-{}", std::process::id());
+    let asks = format!("for at in $(seq 40); do curl -s --max-time 30 {web}; echo; sleep 0.5; done > {asked} 2>&1");
     let visitor = ["-n", NAMESPACE, "exec", "echo", "--", "sh", "-c"];
-    kubectl(&[&visitor[..], &[&format!("rm -f asked; ({asks}; touch asked.done) > /dev/null 2>&1 &")]].concat());
+    kubectl(&[&visitor[..], &[&format!("({asks}; touch {asked}.done) > /dev/null 2>&1 &")]].concat());
     stop_api_server_for(Duration::from_secs(10));
     gets(&web, true);
     crate::support::eventually("the visitor has asked", Duration::from_secs(120), || {
-        run(Command::new("kubectl").args(visitor).arg("rm asked.done")).status.success()
+        run(Command::new("kubectl").args(visitor).arg(format!("rm {asked}.done"))).status.success()
     });
-    let asked = kubectl(&[&visitor[..], &["cat asked"]].concat());
+    let asked = kubectl(&[&visitor[..], &[&format!("cat {asked}")]].concat());
     let answers: Vec<&str> = asked.lines().filter(|line| !line.is_empty()).collect();
     assert!(
         answers.len() >= 20 && answers.iter().all(|answer| *answer == "laptop"),
