@@ -109,6 +109,8 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
     let mut last_inbound = Instant::now();
     // Since when nothing has come from a pod that is over. PINGs do not count: the node answers them.
     let mut silent_since = None;
+    let fate = shared.fate.clone();
+    let mut over = std::pin::pin!(fate.over.cancelled());
     let fault = loop {
         let deadline = {
             let mut state = shared.lock();
@@ -141,7 +143,7 @@ pub async fn read(shared: Arc<Shared>, mut io: ReadHalf<BoxedIo>) {
                 Err(error) => break StreamFault::Lost { detail: of_io(&error) },
                 Ok(_) => last_inbound = Instant::now(),
             },
-            () = shared.fate.over.cancelled(), if silent_since.is_none() => {
+            () = &mut over, if silent_since.is_none() => {
                 silent_since = Some(Instant::now());
                 continue;
             }
