@@ -350,12 +350,10 @@ impl Globals {
     /// # Errors
     /// Fails if the kubeconfig was read, and has no such context.
     pub fn check_context(&self, config: &Config) -> Result<(), CliError> {
+        let Some(context) = config.default_context.clone().filter(|_| self.context.is_some()) else { return Ok(()) };
         let (_, router) = router(config.clone());
         let contexts = &router.http_contexts;
-        let Some(context) = config.default_context.clone().filter(|context| contexts.lacks(context)) else {
-            return Ok(());
-        };
-        if self.context.is_none() {
+        if !contexts.lacks(&context) {
             return Ok(());
         }
         let files = contexts.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");

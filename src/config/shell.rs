@@ -16,8 +16,8 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// Returns kubectl as it reads these files. They are named unless they are the one that every shell means: that of a person who reads
-/// a page or a log has not the variables of adit's.
+/// Returns kubectl as it reads these files. It names them unless every shell finds them: the shell of a person who reads a page
+/// or a log does not have the variables of adit's shell.
 pub fn kubectl(files: &KubeconfigPaths) -> String {
     match (named(files), files.0.len()) {
         (None, _) => "kubectl".to_owned(),
@@ -32,13 +32,13 @@ pub fn adit(command: &str, files: &KubeconfigPaths) -> String {
     format!("adit {command}{}", named.unwrap_or_default())
 }
 
-/// Returns the absolute paths as a list for an option. `None`: every shell means these files, or they are pipes, which can be read
-/// only once.
+/// Returns the absolute paths as a list for an option. `None`: every shell finds these files, or they are pipes, which can be
+/// read only once.
 pub fn named(files: &KubeconfigPaths) -> Option<String> {
     let paths = files.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect::<Vec<_>>();
     let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
-    let is_meant = |path: &PathBuf| Some(path) == usual.as_ref() || path.starts_with("/dev");
-    let list = (!paths.iter().all(is_meant)).then(|| env::join_paths(paths).unwrap_or_default());
+    let is_usual = |path: &PathBuf| Some(path) == usual.as_ref() || path.starts_with("/dev");
+    let list = (!paths.iter().all(is_usual)).then(|| env::join_paths(paths).unwrap_or_default());
     list.map(|list| list.to_string_lossy().into_owned())
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 use self::gate::Follows;
 pub use self::gate::{Busy, Gate, Refused};
 use crate::{
-    io::{Io, through::said_through},
+    io::{Io, poll_write_all, through::said_through},
     wire::http1::{self, Framing, Piece, Refusal},
 };
 
@@ -431,13 +431,7 @@ impl<T: Io> Drop for Normaliser<T> {
 
 impl<T: Io> Normaliser<T> {
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.interim.is_empty() {
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.interim))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.interim.advance(count),
-            }
-        }
-        Poll::Ready(Ok(()))
+        poll_write_all(cx, &mut self.inner, &mut self.interim)
     }
 
     /// Only after the client's FIN is the time of a write needed.

@@ -8,8 +8,14 @@ pub mod splice;
 pub mod through;
 pub mod upgraded;
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use bytes::Buf;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
@@ -34,6 +40,24 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {
 
     /// Tells the stream, after `shutdown`, that no client waits for the reply. It still delivers the bytes written.
     fn abandon(&mut self) {}
+}
+
+/// Writes all of `bytes`, and consumes what is written.
+///
+/// # Errors
+/// `WriteZero` if the stream takes nothing.
+pub fn poll_write_all(
+    cx: &mut Context<'_>,
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &mut impl Buf,
+) -> Poll<io::Result<()>> {
+    while bytes.has_remaining() {
+        match ready!(Pin::new(&mut *stream).poll_write(cx, bytes.chunk()))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => bytes.advance(count),
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// An [`Io`] on any transport.

@@ -21,8 +21,8 @@ const FEW_VALUES: usize = 1_000;
 const MANY_VALUES: usize = 400_000;
 const MOST_VALUES: usize = 4_000_000;
 
-/// Returns the first document of a YAML file that adit does not own, as plain values. The last of duplicate keys counts, as in Go.
-/// An empty file is [`Value::Null`].
+/// Returns the first document of a YAML file that adit does not own, as plain values. The last of duplicate keys counts, as in
+/// Go. An empty file is [`Value::Null`].
 ///
 /// # Errors
 /// The text is not YAML. The error says why and where, without the surrounding text, which may be a token.

@@ -33,7 +33,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Bytes of all streams of a connection that may wait: stalled readers leave room for the others.
 const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
-/// Maximum size of a request's head in bytes: as over HTTP/1.1, but RFC 9113, section 6.5.2, counts 32 bytes more for each header.
+/// Maximum size of a request's head in bytes: as over HTTP/1.1, but RFC 9113, section 6.5.2, counts 32 bytes more for each
+/// header.
 const LONGEST_HEAD: u32 = (http1::LONGEST_HEAD + 32 * http1::MOST_HEADERS) as u32;
 
 /// Maximum size of an answer's head in bytes. It admits 256 KiB as HTTP/1.1 counts them, without 32 bytes of each header.

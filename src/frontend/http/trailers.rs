@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::task::AtomicWaker;
 use http::{
     HeaderMap, HeaderName,
@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower::BoxError;
 
 use super::body::Body;
-use crate::io::{BoxedIo, Io, through::said_through};
+use crate::io::{BoxedIo, Io, poll_write_all, through::said_through};
 
 /// End of a chunked body without trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -171,13 +171,7 @@ struct TrailersStream {
 
 impl TrailersStream {
     fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.last.is_empty() {
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.last))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.last.advance(count),
-            }
-        }
-        Poll::Ready(Ok(()))
+        poll_write_all(cx, &mut self.inner, &mut self.last)
     }
 
     /// Takes hyper's last chunk, if it gets trailers. Returns its length.

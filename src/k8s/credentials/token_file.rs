@@ -117,6 +117,15 @@ fn read(path: &PathBuf) -> io::Result<HeaderValue> {
 mod tests {
     use super::*;
 
+    /// Returns a file with the token `first`, in a folder of its own.
+    fn first() -> (tempfile::TempDir, PathBuf, TokenFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "first").unwrap();
+        let file = TokenFile::open(path.clone(), None, None).unwrap();
+        (folder, path, file)
+    }
+
     async fn header(file: &TokenFile) -> HeaderValue {
         file.credential().await.header.clone().unwrap()
     }
@@ -141,10 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_token_is_kept_while_the_file_cannot_be_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        fs::write(&path, "first").unwrap();
-        let file = TokenFile::open(path.clone(), None, None).unwrap();
+        let (_folder, path, file) = first();
         let make_old = || file.last.lock().unwrap().read -= PERIOD * 2;
         fs::write(&path, "second").unwrap();
         assert_eq!(header(&file).await, "Bearer first");
@@ -157,10 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_that_is_refused_is_read_again_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        fs::write(&path, "first").unwrap();
-        let file = TokenFile::open(path.clone(), None, None).unwrap();
+        let (_folder, path, file) = first();
         let first = file.credential().await;
         assert!(!file.renew(&first).await, "the file has the same");
         fs::write(&path, "second").unwrap();
@@ -177,10 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_begins_to_hang_blocks_no_thread_and_its_last_token_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        fs::write(&path, "first").unwrap();
-        let file = TokenFile::open(path.clone(), None, None).unwrap();
+        let (_folder, path, file) = first();
         hang(&path);
         file.last().read -= PERIOD * 2;
         let first = file.credential().await;

@@ -10,6 +10,17 @@ fn entry(relay: &Relay, port: u16, more: &str) -> String {
     format!("{{port: {port}, to: \"{}\"{more}}}", relay.address)
 }
 
+/// Returns a relay, and an entry of `local:` for it with its secret in a file of the folder.
+async fn relay_for(port: u16) -> (Relay, String, tempfile::TempDir) {
+    let relay = Relay::start(|_| {}).await;
+    relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
+    let local = entry(&relay, port, &format!(", secret_file: {}", secret.display()));
+    (relay, local, folder)
+}
+
 #[tokio::test]
 async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for() {
     let only = ports(1);
@@ -50,13 +61,8 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
 
 #[tokio::test]
 async fn the_former_name_goes_on_working_with_a_note() {
-    let relay = Relay::start(|_| {}).await;
-    relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
     let (port, _) = echo().await;
-    let folder = tempfile::tempdir().unwrap();
-    let secret = folder.path().join("secret");
-    std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
-    let local = entry(&relay, port, &format!(", secret_file: {}", secret.display()));
+    let (_relay, local, _folder) = relay_for(port).await;
     let adit = Process::start(&format!("expose: [{local}]\n"), &[]).await;
     eventually("it is open", || async { adit.status().await.contains("reachable at 127.0.0.1:") }).await;
     let note = "the key 'expose' is called 'local' now: rename it";
@@ -70,8 +76,6 @@ async fn the_former_name_goes_on_working_with_a_note() {
 
 #[tokio::test]
 async fn the_status_says_that_a_dev_server_refuses_its_public_name_and_what_to_write() {
-    let relay = Relay::start(|_| {}).await;
-    relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
     let dev_server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = dev_server.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -80,10 +84,7 @@ async fn the_status_says_that_a_dev_server_refuses_its_public_name_and_what_to_w
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    let folder = tempfile::tempdir().unwrap();
-    let secret = folder.path().join("secret");
-    std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
-    let local = entry(&relay, port, &format!(", secret_file: {}", secret.display()));
+    let (_relay, local, _folder) = relay_for(port).await;
     let adit = Process::start(&format!("local: [{local}]\n"), &[]).await;
     eventually("it is open", || async { adit.status().await.contains("reachable at 127.0.0.1:") }).await;
     let status = adit.status().await;

@@ -121,7 +121,8 @@ impl Drop for RequestBody {
 }
 
 impl Rest {
-    /// Reads a short rest, once the backend reads no more, or pauses before a long one. If the client is not done then, the stream is reset.
+    /// Once the backend reads no more, reads a short rest, or pauses before a long one. If the client is not done then, the
+    /// stream is reset.
     pub(super) async fn read(self) {
         let reading = async {
             let Ok(mut received) = self.0.await else { return };
