@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::net::{TcpListener, TcpStream};
@@ -46,9 +47,10 @@ impl Forwards {
         Self { tunnels, drain, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Ends all ports and connections at once.
-    pub fn end(&self) {
-        self.drain.cut();
+    /// Ends all ports and connections at once, and waits for the [last tasks](Drain::spawn_last): a connection may have left
+    /// a process in a pod.
+    pub async fn end(&self) {
+        self.drain.finish(Duration::ZERO).await;
     }
 
     pub fn tunnels(&self) -> &Manager {

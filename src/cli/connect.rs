@@ -16,13 +16,18 @@ use tokio::{net::UnixStream, sync::oneshot};
 use super::{
     Globals,
     report::CliError,
-    run::{FAILED, duration, progress::Progress},
+    run::{
+        FAILED, duration,
+        progress::Progress,
+        signals::{ENDS, Signals, code_of},
+    },
     running::{self, Running},
     up,
 };
 use crate::{
     app::reach::Reach,
     io::splice::{Side, splice},
+    routing::Router,
     telemetry,
 };
 
@@ -59,9 +64,22 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     telemetry::init_command(globals.format(), config.verbose && !args.quiet);
     let (clusters, router) = super::router(config);
+    let mut signals = Signals::new(ENDS)?;
+    let reach = Reach::new(clusters);
+    let joined = tokio::select! {
+        joined = join(globals, &args, &router, &reach) => joined,
+        // ssh ends its ProxyCommand by SIGHUP.
+        number = signals.next() => Ok(ExitCode::from(code_of(number))),
+    };
+    reach.forwards.end().await;
+    joined
+}
+
+/// Joins the standard streams with the target until both have ended.
+async fn join(globals: &Globals, args: &Args, router: &Router, reach: &Reach) -> Result<ExitCode, CliError> {
     let progress = Progress::new(args.quiet);
     let mut by_running = None;
-    let (mut backend, _lease) = match Running::find(globals, &router).await {
+    let (mut backend, _lease) = match Running::find(globals, router).await {
         Some(running) => {
             let stream = running.stream(&args.target, args.wait, progress).await;
             let stream = stream
@@ -74,7 +92,6 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let named = router
                 .named(&args.target, namespace.as_ref())
                 .map_err(|error| CliError::from(error).failed_with(FAILED))?;
-            let reach = Reach::new(clusters);
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
             let opened = reach.stream_within(&named.route, args.wait, told).await;
             let (lease, stream) =

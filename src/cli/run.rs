@@ -22,10 +22,10 @@ use futures::future::try_join_all;
 use rustix::process::{Resource, getrlimit};
 
 use self::{
-    child::{Child, KILLED, StartError},
+    child::{Child, StartError},
     program::NOT_FOUND,
     progress::Progress,
-    signals::{PASSED_ON, Signals},
+    signals::{PASSED_ON, Signals, code_of},
     targets::Asked,
     tool::Tool,
 };
@@ -164,7 +164,10 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let (opened, values) = tokio::select! {
         found = async { tokio::join!(opening, reading) } => found,
-        number = signals.next() => return Ok(ExitCode::from(KILLED.saturating_add(number as u8))),
+        number = signals.next() => {
+            reach.forwards.end().await;
+            return Ok(ExitCode::from(code_of(number)));
+        }
     };
     let opened = opened.map_err(|errors| report_all(errors, args.quiet))?;
     let values = values.map_err(fail)?;
@@ -200,7 +203,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         log.warnings();
     }
     let code = child.wait(&mut signals).await;
-    reach.forwards.end();
+    reach.forwards.end().await;
     Ok(ExitCode::from(code))
 }
 

@@ -34,7 +34,7 @@ use self::{
 use super::{
     Globals,
     report::{CliError, colours, has_unicode},
-    run::{child::KILLED, signals::Signals},
+    run::signals::{Signals, code_of},
     status, ui,
 };
 use crate::admin::{
@@ -295,10 +295,6 @@ fn end_though_stalled() -> io::Result<()> {
         std::process::exit(code_of(number).into());
     });
     Ok(())
-}
-
-fn code_of(signal: i32) -> u8 {
-    KILLED.saturating_add(u8::try_from(signal).unwrap_or_default())
 }
 
 /// Signals that end it, in addition to those that end every command.

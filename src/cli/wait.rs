@@ -7,7 +7,11 @@ use futures::future::join_all;
 use super::{
     Globals,
     report::CliError,
-    run::{duration, progress::Progress},
+    run::{
+        duration,
+        progress::Progress,
+        signals::{ENDS, Signals, code_of},
+    },
     running::{self, Running},
     up,
 };
@@ -42,6 +46,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     telemetry::init_command(globals.format(), config.verbose && !args.quiet);
+    let mut signals = Signals::new(ENDS)?;
     let (clusters, router) = super::router(config);
     let targets = targets(&args, &router)?;
     let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone());
@@ -64,7 +69,15 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
                 .map_err(|error| CliError::from(error).doctor(globals, &named.text))
         }
     });
-    let errors: Vec<CliError> = join_all(waiting).await.into_iter().filter_map(Result::err).collect();
+    let waited = tokio::select! {
+        waited = join_all(waiting) => waited,
+        number = signals.next() => {
+            reach.forwards.end().await;
+            return Ok(ExitCode::from(code_of(number)));
+        }
+    };
+    let errors: Vec<CliError> = waited.into_iter().filter_map(Result::err).collect();
+    reach.forwards.end().await;
     if !args.quiet {
         errors.iter().for_each(|error| _ = error.report());
     }

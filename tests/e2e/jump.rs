@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -190,4 +190,48 @@ fn a_pod_that_has_ended_is_made_again_where_it_is_ours() {
     let phase = kubectl(&["-n", ELSEWHERE, "get", "pod", "jump-of-others", "-o", "jsonpath={.status.phase}"]);
     assert_eq!(phase, "Succeeded", "what others have made is left alone");
     kubectl(&["-n", ELSEWHERE, "delete", "pod", "jump-ended", "jump-of-others", "--wait=false"]);
+}
+
+/// Returns how many programs that lead to this address run in a container.
+fn socats(pod: &str, container: &str, address: &str) -> usize {
+    let list = "for at in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $at; echo; done 2> /dev/null";
+    let listed = kubectl(&["-n", NAMESPACE, "exec", pod, "-c", container, "--", "sh", "-c", list]);
+    listed.lines().filter(|line| line.starts_with("socat") && line.contains(address)).count()
+}
+
+#[test]
+fn a_connect_that_a_signal_ends_leaves_nothing_in_the_pod() {
+    let _world = Adit::plain();
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("config.yaml");
+    let port = free_port();
+    // An address of its own: other tests use the pod too.
+    let target = "127.0.0.41:6379";
+    std::fs::write(
+        &config,
+        format!("tcp:\n  k8s:\n    jump:\n      {port}: {{namespace: {NAMESPACE}, via: {{pod: data, container: redis}}, target: {{host: 127.0.0.41, port: 6379}}}}\n"),
+    )
+    .expect("a file");
+    for signal in ["-HUP", "-TERM", "-INT"] {
+        // nohup, and shells without job control, have programs ignore signals.
+        let mut connect = Command::new("env")
+            .args(["--default-signal=HUP,INT", env!("CARGO_BIN_EXE_adit"), "--config"])
+            .arg(&config)
+            .args(["connect", &format!("127.0.0.1:{port}")])
+            .env("XDG_RUNTIME_DIR", folder.path())
+            .env("XDG_STATE_HOME", folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("adit");
+        let mut input = connect.stdin.take().expect("a pipe");
+        input.write_all(b"PING\r\n").expect("it reads");
+        let mut pong = [0; 7];
+        connect.stdout.as_mut().expect("a pipe").read_exact(&mut pong).expect("an answer");
+        assert_eq!((&pong, socats("data", "redis", target)), (b"+PONG\r\n", 1));
+        succeed(Command::new("kill").args([signal, &connect.id().to_string()]));
+        let code = connect.wait().expect("an end").code();
+        assert!(code > Some(128), "{signal}: {code:?}");
+        assert_eq!(socats("data", "redis", target), 0, "{signal}");
+    }
 }

@@ -150,7 +150,7 @@ async fn reached(
             );
         }
     }
-    reach.forwards.end();
+    reach.forwards.end().await;
 }
 
 /// Returns the host and port with which a browser reaches a target. `None`: the HTTP listener has no name for it.

@@ -176,6 +176,6 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
         .detail(error.cause())
         .hint(error.hint()),
     };
-    reach.forwards.end();
+    reach.forwards.end().await;
     check
 }

@@ -23,13 +23,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::signals::Signals;
+use super::signals::{KILLED, Signals};
 
 /// Time limit until the keeper connects. It does so at once, but the machine may be busy.
 const START_WITHIN: Duration = Duration::from_secs(10);
-
-/// Shells report a killed command with this exit code plus the signal's number.
-pub const KILLED: u8 = 128;
 
 /// The running command.
 pub struct Child {

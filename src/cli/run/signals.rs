@@ -4,6 +4,14 @@ use std::{fs, io, task::Poll};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Shells report a program that a signal ended with this exit code plus the signal's number.
+pub const KILLED: u8 = 128;
+
+/// Returns the exit code of a program that this signal ended.
+pub fn code_of(signal: i32) -> u8 {
+    KILLED.saturating_add(u8::try_from(signal).unwrap_or_default())
+}
+
 /// Signals to adit that are meant for the command.
 pub const PASSED_ON: &[fn() -> SignalKind] = &[
     SignalKind::interrupt,
@@ -15,6 +23,10 @@ pub const PASSED_ON: &[fn() -> SignalKind] = &[
     SignalKind::window_change,
     continued,
 ];
+
+/// Signals that end a command of adit.
+pub const ENDS: &[fn() -> SignalKind] =
+    &[SignalKind::interrupt, SignalKind::terminate, SignalKind::hangup, SignalKind::quit];
 
 /// After adit alone was stopped, SIGCONT must continue the command too.
 fn continued() -> SignalKind {
