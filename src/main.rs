@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-/// The allocator of musl takes one lock for all threads, which more than doubles the time of a request.
+/// With the allocator of musl, a request through the HTTP front takes more than twice the CPU. That of glibc is as fast as this.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

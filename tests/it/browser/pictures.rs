@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Width and colour scheme of each picture.
-const PICTURES: [(u16, &str); 4] = [(1440, "light"), (1440, "dark"), (800, "light"), (320, "dark")];
+const PICTURES: [(u16, &str); 6] =
+    [(1440, "light"), (1440, "dark"), (800, "light"), (800, "dark"), (320, "light"), (320, "dark")];
 
 /// How long the demo's traffic runs before: most of the five minutes of the charts.
 const TRAFFIC: Duration = Duration::from_secs(200);
