@@ -9,9 +9,9 @@ mod foreign;
 
 use std::{collections::HashMap, iter::Peekable};
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
+use serde_saphyr::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-pub use self::foreign::foreign;
+pub use self::foreign::{foreign, with_line_feeds};
 use super::problem::Problem;
 
 /// Maximum size of a file in bytes. A configuration of 1,000 routes has 100 KiB.
@@ -72,13 +72,8 @@ impl Value {
 /// # Errors
 /// Returns one problem if the text is not YAML, else one for every duplicate key.
 pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
-    let mut builder = Builder {
-        events: Parser::new_from_str(text).peekable(),
-        anchors: HashMap::new(),
-        nodes: 0,
-        problems: Vec::new(),
-        text,
-    };
+    let mut builder =
+        Builder { events: events(text).peekable(), anchors: HashMap::new(), nodes: 0, problems: Vec::new(), text };
     match builder.document() {
         Ok(node) if builder.problems.is_empty() => Ok(node),
         Ok(_) => Err(builder.problems),
@@ -88,9 +83,19 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
 
 /// Returns the text up to the end of its first document: Go never looks at a second one of a kubeconfig, which may be half-written.
 pub fn first_document(text: &str) -> &str {
-    let mut events = Parser::new_from_str(text).map_while(Result::ok);
+    let mut events = events(text).map_while(Result::ok);
     let end = events.find_map(|(event, span)| matches!(event, Event::DocumentEnd).then(|| span.byte_range()));
     end.flatten().and_then(|end| text.get(..end.start)).unwrap_or(text)
+}
+
+/// Returns the parser's events, without comments: it buffers 96 lines of them, and refuses more.
+fn events(text: &str) -> Parser<'_, StrInput<'_>> {
+    let mut options = Options::default();
+    options.emit_comments = false;
+    // Those who read the events have lower limits.
+    options.flow_nesting_limit = foreign::DEEPEST + 1;
+    options.block_nesting_limit = foreign::DEEPEST + 1;
+    Parser::new_from_str_with_options(text, options)
 }
 
 struct Builder<'a> {
@@ -118,14 +123,7 @@ impl<'a> Builder<'a> {
     }
 
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Problem> {
-        for event in self.events.by_ref() {
-            match event {
-                Ok((Event::Comment(..), _)) => {}
-                Ok(event) => return Ok(Some(event)),
-                Err(error) => return Err(self.scan_error(&error)),
-            }
-        }
-        Ok(None)
+        self.events.next().transpose().map_err(|error| self.scan_error(&error))
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Problem> {

@@ -2,17 +2,23 @@
 //!
 //! It resolves plain words by YAML 1.1 (`yes` is true, `0x10` a number), and converts the values to JSON.
 
-use std::{collections::HashMap, iter::Peekable};
+use std::{borrow::Cow, collections::HashMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Number, Value};
 
-use super::{Event, Parser, ScalarStyle, ScanError, StrInput};
+use super::{ErrorKind, Event, Parser, ScalarStyle, ScanError, StrInput, events};
 
 const TAGS: &str = "tag:yaml.org,2002:";
 
-/// Maximum depth of nested values. Go's is 10,000, which would need a larger stack.
-const DEEPEST: usize = 256;
+/// Depth below which values become null: no setting is that deep, and deeper values would need a larger stack.
+const DEEP: usize = 256;
+
+/// Maximum depth of nested values, that of Go.
+pub(super) const DEEPEST: usize = 10_000;
+
+/// Maximum number of places that are mended: each one means to read the file again.
+const MOST_MENDED: usize = 100;
 
 /// Go's limits of aliases: more than 100 values of them, in a file of more than 1,000 values, of which they are 99 %. A file of
 /// more than 400,000 values may have fewer.
@@ -27,13 +33,53 @@ const MOST_VALUES: usize = 4_000_000;
 /// # Errors
 /// The text is not YAML. The error says why and where, without the surrounding text, which may be a token.
 pub fn foreign(text: &str) -> Result<Value, String> {
-    let mut reader =
-        Reader { events: Parser::new_from_str(text).peekable(), anchors: HashMap::new(), values: 0, of_aliases: 0 };
-    match reader.document() {
-        Ok(value) => Ok(value),
-        Err(Fault::Scan(error)) => Err(format!("it is no YAML: {}", words(text, &error))),
-        Err(Fault::Value(reason, line)) => Err(format!("it is no YAML: {reason} (line {line})")),
+    let mut text = with_line_feeds(text);
+    let mut directives = text.lines().take_while(|line| line.is_empty() || line.starts_with(['#', '%']));
+    if directives.any(|line| line.strip_prefix("%YAML").is_some_and(|version| version.trim() != "1.1")) {
+        return Err("it is no YAML: kubectl reads %YAML 1.1 only".to_owned());
     }
+    for _ in 0..MOST_MENDED {
+        let mut reader =
+            Reader { text: &text, events: events(&text), anchors: HashMap::new(), values: 0, of_aliases: 0 };
+        let mended = match reader.document() {
+            Err(Fault::Scan(error)) => mended(&text, &error).ok_or_else(|| words(&text, &error)),
+            Err(Fault::Value(reason, line)) => Err(format!("{reason} (line {line})")),
+            Ok(value) => return Ok(value),
+        };
+        text = mended.map_err(|reason| format!("it is no YAML: {reason}"))?.into();
+    }
+    Err("it is no YAML: put a space in front of each comment, and no tabs in front of values".to_owned())
+}
+
+/// Returns a text with the same meaning for Go, if only our parser has an error there.
+fn mended(text: &str, error: &ScanError) -> Option<String> {
+    let at = error.marker().byte_offset()?;
+    let (before, behind) = text.split_at_checked(at)?;
+    let spaces = " ".repeat(DEEP);
+    let (instead, replaced) = match error.kind() {
+        // In YAML 1.1, a comment needs no space in front.
+        ErrorKind::CommentNotSeparated => (" ", 0),
+        // Text behind a map in braces is not read, but our parser looks for a colon there.
+        ErrorKind::MisplacedFlowCollectionEnd if text.trim_start().starts_with('{') => return Some(before.to_owned()),
+        ErrorKind::PlainScalarStartsWithDashFlowIndicator => ("'-'", 1),
+        // Lines inside of quotes may begin at any column, and with tabs.
+        ErrorKind::InvalidQuotedScalarIndent => (&*spaces, 0),
+        ErrorKind::TabInIndentation => (" ", 1),
+        // Lines inside of brackets may begin with tabs.
+        ErrorKind::TabInBlockIndentation => {
+            let (lines, tabs) = before.rsplit_once('\n')?;
+            let is_inside = lines.trim_end().ends_with(['[', '{', ',']) || behind.starts_with([']', '}', ',']);
+            return is_inside.then(|| format!("{lines}\n{}{behind}", " ".repeat(tabs.len())));
+        }
+        _ => return None,
+    };
+    Some(format!("{before}{instead}{}", behind.get(replaced..)?))
+}
+
+/// Replaces the other line ends of YAML 1.1 (NEL, LS, PS), which are letters for our parser.
+pub fn with_line_feeds(text: &str) -> Cow<'_, str> {
+    let ends = ['\u{85}', '\u{2028}', '\u{2029}'];
+    if text.contains(ends) { text.replace(ends, "\n").into() } else { text.into() }
 }
 
 fn words(text: &str, error: &ScanError) -> String {
@@ -55,7 +101,8 @@ enum Fault {
 }
 
 struct Reader<'a> {
-    events: Peekable<Parser<'a, StrInput<'a>>>,
+    text: &'a str,
+    events: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Value>,
     /// Number of values so far, and of those that came by aliases.
     values: usize,
@@ -69,9 +116,10 @@ impl<'a> Reader<'a> {
                 (Event::StreamStart | Event::DocumentStart(..), _) => {}
                 (Event::StreamEnd | Event::DocumentEnd, _) => return Ok(Value::Null),
                 (event, line) => {
+                    let is_scalar = matches!(event, Event::Scalar(..));
                     let value = self.value(event, line, 0)?;
-                    // Another document is not read: it may be half-written.
-                    return self.next().map(|_| value);
+                    // As in Go, text behind a list or map is not read. It may be another document, or half-written.
+                    return if is_scalar { self.next().map(|_| value) } else { Ok(value) };
                 }
             }
         }
@@ -79,21 +127,25 @@ impl<'a> Reader<'a> {
 
     /// Returns the next event and its line.
     fn next(&mut self) -> Result<(Event<'a>, usize), Fault> {
-        for event in self.events.by_ref() {
-            match event.map_err(Fault::Scan)? {
-                (Event::Comment(..), _) => {}
-                (event, span) => return Ok((event, span.start.line())),
-            }
+        let Some(event) = self.events.next() else { return Ok((Event::StreamEnd, 0)) };
+        let (mut event, span) = event.map_err(Fault::Scan)?;
+        if let Event::Scalar(text, ScalarStyle::Literal | ScalarStyle::Folded, ..) = &mut event
+            && span.end.byte_offset() == Some(self.text.len())
+            && !self.text.ends_with(['\n', '\r'])
+            && self.text.lines().next_back().is_some_and(|line| !line.trim().is_empty())
+        {
+            // A block ends with the file, which has no line end that it could have.
+            *text = text.trim_end_matches('\n').to_owned().into();
         }
-        Ok((Event::StreamEnd, 0))
+        Ok((event, span.start.line()))
     }
 
     fn value(&mut self, event: Event<'a>, line: usize, depth: usize) -> Result<Value, Fault> {
         let fault = |reason| Err(Fault::Value(reason, line));
-        if depth > DEEPEST {
-            return fault("values are nested too deeply");
-        }
         self.values += 1;
+        if depth > DEEP && matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)) {
+            return self.skip(event, line, depth).map(|()| Value::Null);
+        }
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(|tag| format!("{}{}", tag.handle(), tag.suffix()));
@@ -130,6 +182,29 @@ impl<'a> Reader<'a> {
             self.anchors.insert(anchor, value.clone());
         }
         Ok(value)
+    }
+
+    /// Reads the rest of a list or map.
+    fn skip(&mut self, mut event: Event<'a>, mut line: usize, mut depth: usize) -> Result<(), Fault> {
+        let outside = depth;
+        loop {
+            match event {
+                Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _) => {
+                    depth += 1;
+                    self.anchors.insert(anchor, Value::Null);
+                }
+                Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+                Event::Scalar(_, _, anchor, _) => _ = self.anchors.insert(anchor, Value::Null),
+                _ => {}
+            }
+            if depth > DEEPEST {
+                return Err(Fault::Value("values are nested too deeply", line));
+            }
+            if depth == outside {
+                return Ok(());
+            }
+            (event, line) = self.next()?;
+        }
     }
 
     fn map(&mut self, depth: usize) -> Result<Map<String, Value>, Fault> {
@@ -204,6 +279,9 @@ fn count(value: &Value) -> usize {
 
 /// Returns the value of a scalar.
 fn scalar(text: &str, is_plain: bool, tag: Option<&str>) -> Result<Value, &'static str> {
+    if tag == Some("!") && text.is_empty() {
+        return Ok("".into());
+    }
     // A lone `!` has no own meaning for Go.
     let tag = tag.filter(|tag| *tag != "!").map(|tag| tag.strip_prefix(TAGS).unwrap_or("other"));
     let mismatch = Err("a value does not have the type of its tag");
@@ -306,6 +384,7 @@ mod tests {
             ("~", json!(null)),
             ("''", json!("")),
             ("! yes", json!(true)),
+            ("!", json!("")),
             ("'yes'", json!("yes")),
             ("!!str yes", json!("yes")),
             ("!!bool 'yes'", json!(true)),
@@ -360,11 +439,24 @@ mod tests {
             ("b: &x {a: 1}\nc: *x", json!({"b": {"a": 1}, "c": {"a": 1}})),
             ("a: !!seq {b: 1}", json!({"a": {"b": 1}})),
             ("a: 1\n---\n[", json!({"a": 1})),
+            ("{a: 1}]", json!({"a": 1})),
+            ("{a: 1} b", json!({"a": 1})),
+            ("a: 1\u{85}b: |\u{2028} x\u{2029} y", json!({"a": 1, "b": "x\ny"})),
             ("# none", json!(null)),
+            ("a: {b: 1}#c\nd: \"e\"#f", json!({"a": {"b": 1}, "d": "e"})),
+            ("a: [-, b, -]", json!({"a": ["-", "b", "-"]})),
+            ("a: {\n\tb: 1,\n\tc: [\n\t\t'1'\n\t]\n\t}", json!({"a": {"b": 1, "c": ["1"]}})),
+            ("a: \"b\nc\n\td\n\n\te\"", json!({"a": "b c d\ne"})),
+            ("a: |\n  b\n  c", json!({"a": "b\nc"})),
+            ("a: >+\n  b\n  c", json!({"a": "b c"})),
+            ("# c\n%YAML 1.1\n---\na: 1", json!({"a": 1})),
+            ("a: |\n  b\n", json!({"a": "b\n"})),
         ] {
             assert_eq!(foreign(text).unwrap(), wanted, "{text}");
         }
-        for text in ["<<: \na: 1", "<<: [[{a: 1}]]", "<<: 5", "[a]: 1", "~: 1", "a: &a [*a]", "a: *b"] {
+        for text in
+            ["<<: \na: 1", "<<: [[{a: 1}]]", "<<: 5", "[a]: 1", "~: 1", "a: &a [*a]", "a: *b", "%YAML 1.2\n---\na: 1"]
+        {
             assert!(foreign(text).unwrap_err().starts_with("it is no YAML: "), "{text}");
         }
     }
@@ -372,9 +464,14 @@ mod tests {
     #[test]
     fn deep_and_multiplied_values_are_refused() {
         let deep = |depth| foreign(&format!("a: {}{}", "[".repeat(depth), "]".repeat(depth)));
-        assert!(deep(200).is_ok());
-        assert!(deep(300).is_err());
-        assert!(deep(5_000).is_err());
+        for depth in [200, 300, 9_999] {
+            assert!(deep(depth).is_ok(), "{depth}");
+        }
+        for depth in [10_001, 20_000] {
+            assert!(deep(depth).is_err(), "{depth}");
+        }
+        let deep = format!("a: {}&x 1, *x{}\nb: [*x]", "[".repeat(300), "]".repeat(300));
+        assert_eq!(foreign(&deep).unwrap()["b"], json!([null]));
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let of = format!("*a{}", level - 1);

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::shape;
 use crate::{
-    config::file::{first_document, foreign},
+    config::file::{first_document, foreign, with_line_feeds},
     k8s::credentials::words,
 };
 
@@ -74,6 +74,7 @@ fn text(bytes: &[u8]) -> Result<String, String> {
 }
 
 fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
+    let text = &*with_line_feeds(text);
     let text = first_document(text);
     let mut document = foreign(text)?;
     if document.is_null() {
