@@ -16,7 +16,6 @@ use super::{
     report::{CliError, print},
 };
 use crate::{
-    config::defaults,
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
@@ -294,7 +293,7 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
 /// Returns a list of paths with absolute ones.
 fn absolute_list(list: &std::ffi::OsStr) -> String {
     let paths = env::split_paths(list).filter(|path| !path.as_os_str().is_empty());
-    let paths = paths.map(|path| std::path::absolute(defaults::expand_home(&path.to_string_lossy())).unwrap_or(path));
+    let paths = paths.map(|path| std::path::absolute(&path).unwrap_or(path));
     env::join_paths(paths).unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
     path::{Path, PathBuf},
@@ -81,21 +82,17 @@ pub fn config_path(option: Option<PathBuf>) -> Option<PathBuf> {
 /// Returns the paths of the kubeconfig files: those of `option` (a list like `$KUBECONFIG`), else of `$KUBECONFIG`, else
 /// `~/.kube/config`. In a pod, files that do not exist are left out, so the result may be empty.
 pub fn kubeconfig_paths(option: Option<&str>) -> KubeconfigPaths {
-    let split = |list: &str| {
-        env::split_paths(list)
-            .filter(|path| !path.as_os_str().is_empty())
-            .map(|path| expand_home(&path.to_string_lossy()))
-            .collect()
-    };
+    // A `~` that the shell has left is a folder's name for kubectl.
+    let split = |list: &OsStr| env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect();
     if let Some(list) = option.filter(|list| !list.is_empty()) {
         // `--kubeconfig` of kubectl is one path, which may contain a colon.
         if Path::new(list).exists() {
             return KubeconfigPaths(vec![list.into()]);
         }
-        return KubeconfigPaths(split(list));
+        return KubeconfigPaths(split(list.as_ref()));
     }
     let paths: Vec<PathBuf> = match non_empty("KUBECONFIG") {
-        Some(list) => split(&list.to_string_lossy()),
+        Some(list) => split(list.as_os_str()),
         None => etcetera::home_dir().ok().map(|home| home.join(".kube/config")).into_iter().collect(),
     };
     let in_cluster = env::var_os("KUBERNETES_SERVICE_HOST").is_some();

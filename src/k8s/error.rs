@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     config::{ContextName, Namespace, shell},
     error_code::ErrorCode,
-    k8s::kubeconfig::IN_CLUSTER,
+    k8s::kubeconfig::{IN_CLUSTER, UNNAMED},
     routing::ClusterId,
 };
 
@@ -186,8 +186,9 @@ impl std::fmt::Display for ServicePort {
 /// Returns the start of a kubectl command to paste. Names of contexts come from files of others, so they are quoted.
 pub fn kubectl(id: &ClusterId) -> String {
     match id.context.as_str() {
-        // kubectl has no name for this context.
+        // kubectl has no names for these contexts.
         IN_CLUSTER => "kubectl".to_owned(),
+        UNNAMED => shell::kubectl(&id.kubeconfig),
         name => format!("{} --context {}", shell::kubectl(&id.kubeconfig), shell::quoted(name)),
     }
 }

@@ -26,6 +26,10 @@ use crate::{
 /// Name of the context for the cluster that adit runs in, if no kubeconfig names a current context.
 pub const IN_CLUSTER: &str = "in-cluster";
 
+/// Name of what kubectl uses if no file has a current context: the context, cluster and user with the name `""`, if there
+/// are any.
+pub const UNNAMED: &str = "unnamed-context";
+
 const NOT_IN_CLUSTER: &str = "there is no kubeconfig, and adit does not run in a cluster";
 
 /// Times and sizes of files, to detect changes without reading them.
@@ -76,20 +80,14 @@ fn of_files(paths: &Arc<KubeconfigPaths>, files: &Files) -> Contexts {
         return broken(NOT_IN_CLUSTER.to_owned());
     }
     match Merged::read(paths, files) {
-        Ok(Merged { kubeconfig, .. }) => Contexts {
+        Ok(merged) => Contexts {
             kubeconfig: paths.clone(),
-            current: kubeconfig.current_context.and_then(|name| ContextName::new(name).ok()),
-            namespaces: kubeconfig
-                .contexts
-                .into_iter()
-                // A context without a name cannot be used.
-                .filter_map(|named| {
-                    let namespace =
-                        named.context.and_then(|context| context.namespace).filter(|namespace| !namespace.is_empty());
-                    Some((
-                        ContextName::new(named.name).ok()?,
-                        namespace.map_or(Ok(Namespace::default()), Namespace::new),
-                    ))
+            current: merged.current().and_then(|name| ContextName::new(name).ok()),
+            namespaces: merged
+                .contexts()
+                .filter_map(|(name, context)| {
+                    let namespace = context.namespace.filter(|namespace| !namespace.is_empty());
+                    Some((ContextName::new(name).ok()?, namespace.map_or(Ok(Namespace::default()), Namespace::new)))
                 })
                 .collect(),
             problem: None,
@@ -108,8 +106,7 @@ pub fn load(id: &ClusterId, files: &Files, exec_path: &ExecPath) -> Result<Acces
         return pod.access();
     }
     let merged = Merged::read(&id.kubeconfig, files).map_err(|reason| ClusterError::Kubeconfig { reason })?;
-    let has = |name: &str| merged.kubeconfig.contexts.iter().any(|named| named.name == name);
-    match id.context.as_str() == IN_CLUSTER && !has(IN_CLUSTER) && pod.is_there() {
+    match id.context.as_str() == IN_CLUSTER && merged.context(IN_CLUSTER).is_none() && pod.is_there() {
         true => pod.access(),
         false => Access::of(&merged, &id.context, exec_path),
     }

@@ -5,8 +5,9 @@
 
 use std::net::IpAddr;
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use ipnet::IpNet;
+use tracing::warn;
 
 /// Proxy variables of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,21 +33,26 @@ impl Environment {
         }
     }
 
-    /// Returns the proxy for `server`, e.g. `https://10.0.0.1:6443`. None: connect directly.
-    ///
-    /// # Errors
-    /// Fails if the variable is not a URL. The error has the variable and its value.
-    pub fn proxy_for(&self, server: &Uri) -> Result<Option<Uri>, String> {
+    /// Returns the proxy for `server`, e.g. `https://10.0.0.1:6443`. None: connect directly, also if the variable is not a
+    /// URL.
+    pub fn proxy_for(&self, server: &Uri) -> Option<Uri> {
         let (variable, proxy, port) = match server.scheme_str() {
             Some("http") => ("HTTP_PROXY", &self.http, 80),
             _ => ("HTTPS_PROXY", &self.https, 443),
         };
-        let Some(proxy) = proxy else { return Ok(None) };
+        let proxy = proxy.as_ref()?;
         let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
         if self.bypasses(host, server.port_u16().unwrap_or(port)) {
-            return Ok(None);
+            return None;
         }
-        parse(proxy).map(Some).map_err(|reason| format!("{variable} is {:?}: {reason}", without_password(proxy)))
+        let parsed = parse(proxy).inspect_err(|reason| {
+            warn!(variable, value = without_password(proxy), reason, "adit uses no proxy");
+        });
+        let mut proxy = parsed.ok()?.into_parts();
+        // Any other scheme means an HTTP proxy.
+        let is_known = |scheme: &Scheme| ["http", "https", "socks5", "socks5h"].contains(&scheme.as_str());
+        proxy.scheme = proxy.scheme.filter(is_known).or(Some(Scheme::HTTP));
+        Uri::from_parts(proxy).ok()
     }
 
     fn bypasses(&self, host: &str, port: u16) -> bool {
@@ -110,7 +116,7 @@ fn split_port(entry: &str) -> (&str, Option<&str>) {
 /// Fails if the text is not a URL, or if its scheme is not `http`, `https` or `socks5`.
 pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
     match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
-        Some("http" | "https" | "socks5" | "socks5h") => parse(text),
+        Some("http" | "https" | "socks5") => parse(text),
         _ => Err("it has to begin with http://, https:// or socks5://".to_owned()),
     }
 }
@@ -138,13 +144,14 @@ pub fn credentials(url: &Uri) -> Option<(String, String)> {
     Some((decode(user), decode(password)))
 }
 
-/// Parses the URL of a proxy. Without a scheme it is an `http` proxy.
+/// Parses the URL of a proxy. Without a scheme it is an `http` proxy, without a host it is on this machine.
 ///
 /// # Errors
 /// Fails if the text is not a URL or has no host.
 pub fn parse(text: &str) -> Result<Uri, String> {
-    let text = text.trim();
-    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let here = if rest.starts_with(':') { "127.0.0.1" } else { "" };
+    let whole = format!("{scheme}://{here}{rest}");
     match whole.parse::<Uri>() {
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(normal(uri)),
         _ => Err("it is not the URL of a proxy, e.g. http://proxy.example.com:3128".to_owned()),
@@ -173,8 +180,8 @@ mod tests {
             ("socks5://proxy", "socks5://proxy:1080/"),
             ("SOCKS5://ana:b@proxy", "socks5://ana:b@proxy:1080/"),
             ("socks5://[fd00::1]", "socks5://[fd00::1]:1080/"),
-            ("socks5h://proxy:9050", "socks5h://proxy:9050/"),
             ("HTTP://proxy", "http://proxy/"),
+            ("http://:3128", "http://127.0.0.1:3128/"),
         ] {
             assert_eq!(of_kubeconfig(text).unwrap().to_string(), wanted);
         }
@@ -197,15 +204,12 @@ mod tests {
         ] {
             assert_eq!(without_password(text), wanted);
         }
-        let broken = Environment { https: Some("http://ana:geheim@".into()), ..Environment::default() };
-        let problem = broken.proxy_for(&"https://a.test".parse().unwrap()).unwrap_err();
-        assert!(!problem.contains("geheim"), "{problem}");
     }
 
     fn chosen(https: &str, none: &str, server: &str) -> Option<String> {
         let of = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let environment = Environment { https: of(https), http: of("http://plain:1"), none: of(none) };
-        environment.proxy_for(&server.parse().unwrap()).unwrap().map(|uri| uri.to_string())
+        environment.proxy_for(&server.parse().unwrap()).map(|uri| uri.to_string())
     }
 
     #[test]
@@ -273,7 +277,7 @@ mod tests {
     #[test]
     fn a_proxy_url_needs_its_scheme() {
         assert!(of_kubeconfig("socks5://127.0.0.1:1080").is_ok() && of_kubeconfig("HTTP://proxy:3128").is_ok());
-        for text in ["127.0.0.1:3128", "proxy", "socks4://a:1", "", "http://"] {
+        for text in ["127.0.0.1:3128", "proxy", "socks4://a:1", "socks5h://a:1", "http://a:1 ", "", "http://"] {
             assert!(of_kubeconfig(text).is_err(), "{text:?}");
         }
     }
@@ -283,8 +287,10 @@ mod tests {
         assert_eq!(chosen("proxy:3128", "", "https://a.test").as_deref(), Some("http://proxy:3128/"));
         assert_eq!(chosen("", "", "https://a.test"), None);
         assert_eq!(chosen("proxy:3128", "", "http://a.test").as_deref(), Some("http://plain:1/"));
-        let broken = Environment { https: Some("http://".into()), ..Environment::default() };
-        let problem = broken.proxy_for(&"https://a.test".parse().unwrap()).unwrap_err();
-        assert!(problem.starts_with("HTTPS_PROXY is \"http://\": it is not the URL of a proxy"), "{problem}");
+        assert_eq!(chosen("ftp://proxy:3128", "", "https://a.test").as_deref(), Some("http://proxy:3128/"));
+        assert_eq!(chosen("socks5h://proxy", "", "https://a.test").as_deref(), Some("socks5h://proxy:1080/"));
+        for no_url in ["http://", "%%%", " http://proxy:3128"] {
+            assert_eq!(chosen(no_url, "", "https://a.test"), None, "{no_url:?}");
+        }
     }
 }

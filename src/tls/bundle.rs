@@ -46,8 +46,10 @@ impl Bundle {
     /// # Errors
     /// No certificate parses.
     pub fn from_pem(text: &[u8], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        let blocks = pem::blocks(text).into_iter().filter(|(label, _)| label == "CERTIFICATE");
-        let trusted: Vec<_> = blocks.map(|(_, der)| CertificateDer::from(der)).collect();
+        // As in Go, a certificate with headers is none of a bundle.
+        let is_certificate = |block: &pem::Block| block.label == "CERTIFICATE" && !block.has_headers;
+        let blocks = pem::blocks(text).into_iter().filter(is_certificate);
+        let trusted: Vec<_> = blocks.map(|block| CertificateDer::from(block.content)).collect();
         let trusted: Vec<_> = trusted.into_iter().filter(|der| Certificate::parse(der).is_some()).collect();
         match trusted.is_empty() {
             true => Err("there is no certificate in PEM form in it".to_owned()),

@@ -32,13 +32,13 @@ pub enum IdentityError {
 /// # Errors
 /// One of them is missing or cannot be used, or they do not belong together.
 pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<CertifiedKey, IdentityError> {
-    let blocks = pem::blocks(chain).into_iter().filter(|(label, _)| label == "CERTIFICATE");
-    let chain: Vec<_> = blocks.map(|(_, der)| CertificateDer::from(der)).collect();
+    let blocks = pem::blocks(chain).into_iter().filter(|block| block.label == "CERTIFICATE");
+    let chain: Vec<_> = blocks.map(|block| CertificateDer::from(block.content)).collect();
     let leaf = chain.first().and_then(|der| Certificate::parse(der)).ok_or(IdentityError::NoCertificate)?;
     let text = String::from_utf8_lossy(key);
     let is_encrypted = text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED");
     let none = if is_encrypted { IdentityError::Encrypted } else { IdentityError::NoKey };
-    let key = pem::blocks(key).into_iter().find_map(|(label, der)| private_key(&label, der)).ok_or(none)?;
+    let key = pem::blocks(key).into_iter().find_map(|block| private_key(&block.label, block.content)).ok_or(none)?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| IdentityError::UnsupportedKey)?;
     // The SubjectPublicKeyInfo ends with the key's bits. There are two encodings of the part before.
     if key.public_key().is_some_and(|public| !public.as_ref().ends_with(leaf.key)) {

@@ -2,23 +2,35 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-/// Returns label and content of each block in order, such as `CERTIFICATE` or `EC PRIVATE KEY`.
-pub fn blocks(text: &[u8]) -> Vec<(String, Vec<u8>)> {
+/// A block of a PEM file.
+pub struct Block {
+    /// Such as `CERTIFICATE` or `EC PRIVATE KEY`.
+    pub label: String,
+    pub content: Vec<u8>,
+    pub has_headers: bool,
+}
+
+/// Returns the blocks in order. As in Go, they begin and end at the beginning of a line.
+pub fn blocks(text: &[u8]) -> Vec<Block> {
     let text = String::from_utf8_lossy(text);
     let mut found = Vec::new();
-    let mut open: Option<(&str, String)> = None;
-    for line in text.lines().map(str::trim) {
+    let mut open: Option<(&str, String, bool)> = None;
+    for line in text.lines().map(str::trim_end) {
         if let Some(label) = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----")) {
-            open = Some((label, String::new()));
+            open = Some((label, String::new(), false));
         } else if let Some(label) = line.strip_prefix("-----END ").and_then(|rest| rest.strip_suffix("-----")) {
-            // The headers of an encrypted key contain a colon, so the block is not valid base64.
-            if let Some((opened, content)) = open.take().filter(|(opened, _)| *opened == label)
+            if let Some((opened, content, has_headers)) = open.take().filter(|(opened, ..)| *opened == label)
                 && let Ok(content) = STANDARD.decode(content)
             {
-                found.push((opened.to_owned(), content));
+                found.push(Block { label: opened.to_owned(), content, has_headers });
             }
-        } else if let Some((_, content)) = &mut open {
-            content.extend(line.chars().filter(|char| !char.is_whitespace()));
+        } else if let Some((_, content, has_headers)) = &mut open {
+            // Nobody here can decrypt a block, and with this header its content is not base64.
+            if content.is_empty() && line.contains(':') && !line.starts_with("Proc-Type:") {
+                *has_headers = true;
+            } else {
+                content.extend(line.chars().filter(|char| !char.is_whitespace()));
+            }
         }
     }
     found
@@ -34,11 +46,11 @@ mod tests {
                     -----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n\
                     -----BEGIN CERTIFICATE-----\nQUJD\n-----BEGIN EC PARAMETERS-----\nBg==\n-----END EC PARAMETERS-----\n\
                     -----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nQUJD\n-----END RSA PRIVATE KEY-----\n\
-                    -----BEGIN X-----\nQUJD\n-----END Y-----\n  -----BEGIN PRIVATE KEY-----\nQQ==\n-----END PRIVATE KEY-----";
-        let labels: Vec<_> =
-            blocks(text.as_bytes()).into_iter().map(|(label, content)| (label, content.len())).collect();
-        let wanted = [("CERTIFICATE", 6), ("EC PARAMETERS", 1), ("PRIVATE KEY", 1)];
-        assert_eq!(labels, wanted.map(|(label, length)| (label.to_owned(), length)));
+                    -----BEGIN X-----\nQUJD\n-----END Y-----\n  -----BEGIN A-----\nQQ==\n-----END A-----\n\
+                    -----BEGIN PRIVATE KEY-----\nx: y\nz: 1\n\nQQ==\n-----END PRIVATE KEY-----";
+        let found = blocks(text.as_bytes());
+        let found: Vec<_> = found.iter().map(|block| (&*block.label, block.content.len(), block.has_headers)).collect();
+        assert_eq!(found, [("CERTIFICATE", 6, false), ("EC PARAMETERS", 1, false), ("PRIVATE KEY", 1, true)]);
         assert!(blocks(b"-----BEGIN -----\xff").is_empty());
     }
 }

@@ -182,6 +182,7 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
         ("{server: \" $SERVER\", certificate-authority-data: $CA}", Refused("it has to be a URL")),
         ("{server: \"ftp://$HOST\"}", Refused("its scheme has to be https or http")),
         ("{server: \"https://127.0.0.1:99999\"}", Refused("a port up to 65535")),
+        ("{server: \"https://127.0.0.1:+$PORT\"}", Refused("a port up to 65535")),
         ("{server: \"https://127.0.0.1:1\", certificate-authority-data: $CA}", Refused("nothing listens there")),
         ("{server: \"\", certificate-authority-data: $CA}", Refused("cluster \"c\" of")),
         ("{server: null}", Refused("it has no server")),
@@ -225,6 +226,15 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
             "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"socks4://a:1\"}",
             Refused("has to begin with"),
         ),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"socks5h://a:1\"}",
+            Refused("has to begin with"),
+        ),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"http://:1\"}",
+            Refused("the proxy 127.0.0.1:1"),
+        ),
+        ("{server: \"$SERVER\", certificate-authority: ~/ca.crt}", Refused("~/ca.crt: no such file")),
         ("{server: \"https://ana:geheim@127.0.0.1:1\"}", Refused("at https://127.0.0.1:1/")),
         (
             "{server: \"$SERVER\", certificate-authority-data: $CA, proxy-url: \"http://127.0.0.1:1\"}",
@@ -234,6 +244,42 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
         ("{server: \"$SERVER\", certificate-authority-data: $CA, extensions: [{name: a}]}", Works),
     ] {
         oracle.judge_text(cluster, &with_cluster(cluster), &[], &verdict).await;
+    }
+}
+
+/// Takes the name from an entry: `""` is a name too.
+fn without_name(text: &str, entry: &str) -> String {
+    text.replace(&format!("{{name: {entry}, "), "{")
+}
+
+#[tokio::test]
+async fn without_a_current_context_the_entries_without_a_name_count() {
+    let oracle = Oracle::start().await;
+    let none = WHOLE.replace("current-context: x\n", "");
+    let context = "- {name: x, context: {cluster: c, user: u}}";
+    let no_names = ["c", "u"].iter().fold(none.clone(), |text, name| without_name(&text, name));
+    let names_nothing = WHOLE.replace("{cluster: c, user: u}", "{}");
+    for (case, text, verdict) in [
+        ("no current context", none.clone(), Refused("no current context")),
+        ("an empty current context", none.clone() + "current-context: \"\"\n", Refused("no current context")),
+        ("a context without a name", without_name(&none, "x"), Works),
+        ("and an empty current context", without_name(&none, "x") + "current-context: \"\"\n", Works),
+        ("and another current context", without_name(WHOLE, "x"), Refused("context x is not in")),
+        ("cluster and user without a name", no_names.replace(context, ""), Works),
+        ("in a context that names neither", without_name(&without_name(&names_nothing, "c"), "u"), Works),
+        ("a context that names no cluster", names_nothing, Refused("names no cluster")),
+    ] {
+        oracle.judge_text(case, &text, &[], &verdict).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tilde_is_no_home_folder() {
+    let oracle = Oracle::start().await;
+    let path = oracle.write("config", oracle.fill(WHOLE).as_bytes());
+    assert!(path.exists());
+    for (list, verdict) in [("~/config", Refused("~/config does not exist")), ("config", Works)] {
+        oracle.judge(list, &[list.into()], &[], &verdict).await;
     }
 }
 
@@ -394,6 +440,12 @@ async fn a_plugin_means_what_it_means_for_kubectl() {
         ),
         ("an empty end", status(json!({"token": "$TOKEN", "expirationTimestamp": ""})), Refused("no time")),
         ("unknown keys", status(json!({"token": "$TOKEN", "more": {"a": 1}})), Works),
+        ("3 MB of spaces", v1(&format!("head -c 3000000 /dev/zero | tr '\\0' ' '; {good}")), Works),
+        (
+            "bytes that are no text",
+            v1(&format!("{} | sed 's/wrong/'$(printf '\\377')/", good.replace("{\"api", "{\"x\":\"wrong\",\"api"))),
+            Works,
+        ),
     ] {
         let extension = "extensions: [{name: client.authentication.k8s.io/exec, extension: {audience: [a]}}]";
         let cluster = with_cluster(&format!("{{server: \"$SERVER\", certificate-authority-data: $CA, {extension}}}"));
@@ -505,6 +557,18 @@ async fn a_file_means_what_it_means_for_kubectl() {
         ("a tab", format!("{WHOLE}\tpreferences: {{}}\n"), Refused("is indented with a tab")),
         ("half of a file", WHOLE[..WHOLE.len() / 2].to_owned(), Refused("it is no YAML: ")),
         ("half of a second document", format!("{WHOLE}---\nusers: [\n"), Works),
+        ("other line ends", WHOLE.replace('\n', "\u{85}").replace("kind: Config", "kind: Config\u{2028}"), Works),
+        ("200 lines of comments", of("clusters:\n", &format!("clusters:\n{}", "# old\n".repeat(200))), Works),
+        ("a comment without a space", of("{cluster: c, user: u}}", "{cluster: c, user: u}}#mine"), Works),
+        ("tabs inside of braces", of("{cluster: c, user: u}", "{\n\tcluster: c,\n\tuser: \"u\"\n\t}"), Works),
+        ("a lone hyphen in a list", format!("{WHOLE}more: [a, -]\n"), Works),
+        ("deep values", format!("{WHOLE}more: {}{}\n", "[".repeat(5_000), "]".repeat(5_000)), Works),
+        ("values that are too deep", format!("{WHOLE}more: {}\n", "[".repeat(10_001)), Refused("it is no YAML: ")),
+        (
+            "a block at the end",
+            of("{token: \"$TOKEN\"}", "{}") + "users:\n- name: u\n  user:\n    token: |\n      $TOKEN",
+            Works,
+        ),
         ("text", "text".to_owned(), Refused("the file is text")),
         (
             "a list for a map",
@@ -640,6 +704,8 @@ async fn proxies_are_chosen_as_by_kubectl() {
         ("in lower case", &far, vec![("https_proxy", url.clone())], &Works, true),
         ("without a scheme", &far, vec![("HTTPS_PROXY", address.clone())], &Works, true),
         ("HTTP_PROXY is for http servers", &far, vec![("HTTP_PROXY", url.clone())], &unknown, false),
+        ("a scheme that is none of a proxy", &far, vec![("HTTPS_PROXY", format!("ftp://{address}"))], &Works, true),
+        ("a proxy that is no URL", &far, vec![("HTTPS_PROXY", format!(" {url}"))], &unknown, false),
         ("NO_PROXY has the name", &far, of("api.cluster.invalid"), &unknown, false),
         ("NO_PROXY has a name above", &far, of("other, .cluster.invalid"), &unknown, false),
         ("NO_PROXY has name and port", &far, of("api.cluster.invalid:6443"), &unknown, false),
@@ -780,6 +846,11 @@ async fn servers_are_verified_as_by_kubectl() {
 const VERSION_1: &str = include_str!("keys/version-1.crt");
 const KEY_OF_VERSION_1: &str = include_str!("keys/version-1.pem");
 
+/// Returns the PEM block with a header, as in RFC 1421.
+fn with_header(pem: &str) -> String {
+    pem.replacen("-----\n", "-----\nMade-By: openssl\n\n", 1)
+}
+
 #[tokio::test]
 async fn client_certificates_are_presented_as_by_kubectl() {
     let oracle = Oracle::start().await;
@@ -804,6 +875,11 @@ async fn client_certificates_are_presented_as_by_kubectl() {
         ("none", ("as: ''".to_owned(), Refused("wants a client certificate"))),
         ("another's key", (data(&certificate, KEY_OF_VERSION_1), Refused("does not belong"))),
         ("no key", (data(&certificate, &certificate), Refused("no private key"))),
+        ("headers", (data(&with_header(&certificate), &with_header(&client.serialize_pem())), Works)),
+        (
+            "lines that are indented",
+            (data(&certificate.replace("-----BEGIN", " -----BEGIN"), KEY_OF_VERSION_1), Refused("no certificate")),
+        ),
     ]);
     for (case, (user, verdict)) in &users {
         let user = format!("{{token: \"$TOKEN\", {user}}}");

@@ -32,7 +32,10 @@ impl Walk {
 
     /// Records the file of a `kubeconfig` key. Files of a list are not recorded, because they may be missing, as in kubectl.
     pub(super) fn kubeconfig(&mut self, node: &Node) -> Option<KubeconfigPaths> {
-        let paths = defaults::kubeconfig_paths(Some(&self.path_list(node)?));
+        // Unlike $KUBECONFIG, which the shell expands, and which kubectl reads too.
+        let expanded = |path: PathBuf| defaults::expand_home(&path.to_string_lossy());
+        let paths = defaults::kubeconfig_paths(Some(&self.path_list(node)?)).0;
+        let paths = KubeconfigPaths(paths.into_iter().map(expanded).collect());
         if let [file] = &paths.0[..] {
             self.files.push(NamedFile { key: self.path(), place: node.place, file: file.clone(), usage: Usage::Read });
         }

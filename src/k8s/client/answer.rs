@@ -105,12 +105,14 @@ pub fn redirected<B>(request: &Uri, response: &Response<B>) -> Option<Uri> {
     }
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     let (scheme, authority) = (request.scheme_str()?, request.authority()?.as_str());
-    let target: Uri = if location.contains("://") {
-        location.parse().ok()?
-    } else if location.starts_with("//") {
+    let target: Uri = if location.starts_with("//") {
         format!("{scheme}:{location}").parse().ok()?
     } else if location.starts_with('/') {
         format!("{scheme}://{authority}{location}").parse().ok()?
+    } else if location.starts_with('?') {
+        format!("{scheme}://{authority}{}{location}", request.path()).parse().ok()?
+    } else if location.contains("://") {
+        location.parse().ok()?
     } else {
         let folder = request.path().rsplit_once('/').map_or("", |(folder, _)| folder);
         format!("{scheme}://{authority}{folder}/{location}").parse().ok()?
@@ -159,6 +161,8 @@ mod tests {
         let request = Uri::from_static("https://a.test:6443/api/v1/services?limit=1");
         for (location, wanted) in [
             ("/moved/api?x=1", Some("https://a.test:6443/moved/api?x=1")),
+            ("/x?to=https://b.test", Some("https://a.test:6443/x?to=https://b.test")),
+            ("?limit=2", Some("https://a.test:6443/api/v1/services?limit=2")),
             ("nodes", Some("https://a.test:6443/api/v1/nodes")),
             ("https://a.test/x", Some("https://a.test/x")),
             ("//a.test:7/x", Some("https://a.test:7/x")),

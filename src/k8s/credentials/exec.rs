@@ -28,8 +28,8 @@ use crate::{
     tls::{certificate::Certificate, identity},
 };
 
-/// Maximum length of the output, in bytes. Longer than any certificate chain with its key.
-const LONGEST_ANSWER: usize = 1 << 20;
+/// Maximum length of the output, in bytes. kubectl has no limit, and this one only bounds the memory.
+const LONGEST_ANSWER: usize = 64 << 20;
 
 /// Time after which an unfinished line is shown: it may be a question that waits for an answer.
 const UNFINISHED: Duration = Duration::from_millis(300);
@@ -128,7 +128,7 @@ impl Plugin {
         };
         let status = status.map_err(|error| failed(format!("was lost: {}", words(&error))))?;
         // A plugin whose output was cut off fails at its next write, and its exit code is then meaningless.
-        read.map_err(|_| failed(format!("printed more than {} KiB to stdout", LONGEST_ANSWER / 1024)))?;
+        read.map_err(|_| failed(format!("printed more than {} MiB to stdout", LONGEST_ANSWER >> 20)))?;
         if !status.success() {
             return Err(failed(with_lines(&how(status), &last)));
         }
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(failure(script).await, "'sh' ended with exit code 7: two / three / four");
         assert_eq!(failure("kill -9 $$").await, "'sh' was ended by signal 9");
         assert_eq!(failure("echo hm >&2; echo no").await, "'sh' printed no ExecCredential to stdout: hm");
-        assert_eq!(failure("head -c 2000000 /dev/zero").await, "'sh' printed more than 1024 KiB to stdout");
+        assert_eq!(failure("head -c 70000000 /dev/zero").await, "'sh' printed more than 64 MiB to stdout");
         let token = failure(&answer("{\"token\": \"a\\nb\"}").replace("echo", "printf '%s\\n'")).await;
         assert!(token.starts_with("'sh' printed a token that cannot be sent: the token has a line end"), "{token}");
         let certificate = failure(&answer("{\"clientCertificateData\": \"x\", \"clientKeyData\": \"y\"}")).await;

@@ -74,7 +74,7 @@ pub struct Issued {
 /// Returns the problem as text that follows the plugin's name. The text contains nothing of the output.
 pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let no_credential = || "printed no ExecCredential to stdout".to_owned();
-    let text = std::str::from_utf8(stdout).map_err(|_| no_credential())?;
+    let text = &*String::from_utf8_lossy(stdout);
     // As in client-go, a brace begins JSON, which may contain tabs and has nothing behind it.
     let value = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(text).map_err(|_| no_credential())?,

@@ -51,19 +51,20 @@ impl Access {
     /// Fails if the context, its cluster or its user cannot be used. The error says which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let contexts = &merged.kubeconfig.contexts;
-        let Some(found) = contexts.iter().find(|named| named.name == context.as_str()) else {
-            let known = merged.kubeconfig.contexts.iter().filter_map(|named| named.name.parse().ok()).collect();
+        let Some(found) = merged.context(context) else {
+            let known = merged.contexts().filter_map(|(name, _)| name.parse().ok()).collect();
             return Err(ClusterError::UnknownContext { context: context.clone(), files: merged.files(), known });
         };
-        let found = found.context.clone().filter(|found| !found.cluster.is_empty());
-        let found = found.ok_or_else(|| unusable("it names no cluster: add one".to_owned()))?;
 
         let called = merged.cluster(&found.cluster);
         let of_cluster = |reason: String| unusable(format!("{called}: {reason}"));
+        // As in client-go, a context that names no cluster or user has those with the name "".
         let cluster = merged.kubeconfig.clusters.iter().find(|named| named.name == found.cluster);
         let cluster = cluster.and_then(|named| named.cluster.clone()).ok_or_else(|| {
-            unusable(format!("it names cluster {:?}, which no kubeconfig file defines", found.cluster))
+            unusable(match found.cluster.is_empty() {
+                true => "it names no cluster: add one".to_owned(),
+                false => format!("it names cluster {:?}, which no kubeconfig file defines", found.cluster),
+            })
         })?;
         check::cluster(&cluster).map_err(of_cluster)?;
         let server = cluster.server.as_deref().ok_or_else(|| of_cluster("it has no server: add one".to_owned()))?;
@@ -77,7 +78,7 @@ impl Access {
             hint: None,
         };
         let mut users = merged.kubeconfig.auth_infos.iter();
-        let user = match users.find(|named| !name.is_empty() && named.name == name) {
+        let user = match users.find(|named| named.name == name) {
             // A server without authentication, like that of 'kubectl proxy', needs no user.
             None if name.is_empty() || server.scheme_str() == Some("http") => AuthInfo::default(),
             None => {
@@ -94,7 +95,7 @@ impl Access {
                     of_cluster(format!("proxy-url is {:?}: {reason}", proxy::without_password(proxy)))
                 })?)
             }
-            None => Environment::of_process().proxy_for(&server).map_err(unusable)?,
+            None => Environment::of_process().proxy_for(&server),
         };
         let mut headers = impersonation::headers(&user).map_err(of_user)?;
         headers.extend(header.map(|header| (AUTHORIZATION, header)));

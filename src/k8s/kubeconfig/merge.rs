@@ -5,9 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kube::config::Kubeconfig;
+use kube::config::{Context, Kubeconfig};
 
-use super::load::Files;
+use super::{UNNAMED, load::Files};
 use crate::config::KubeconfigPaths;
 
 /// Merged files, with the file of each entry.
@@ -49,6 +49,34 @@ impl Merged {
         // It would fail only on different kinds or versions, and these were removed when the file was read.
         self.kubeconfig = self.kubeconfig.merge(next).unwrap_or(before);
         self
+    }
+
+    /// Returns the name of the current context.
+    pub(super) fn current(&self) -> Option<String> {
+        self.kubeconfig.current_context.clone().or_else(|| self.unnamed().map(|_| UNNAMED.to_owned()))
+    }
+
+    /// Returns the contexts with their names.
+    pub(super) fn contexts(&self) -> impl Iterator<Item = (String, Context)> + '_ {
+        let named = self.kubeconfig.contexts.iter().filter(|named| !named.name.is_empty());
+        let named = named.map(|named| (named.name.clone(), named.context.clone().unwrap_or_default()));
+        named.chain(self.unnamed().map(|context| (UNNAMED.to_owned(), context)))
+    }
+
+    /// Returns a context by its name.
+    pub(super) fn context(&self, name: &str) -> Option<Context> {
+        self.contexts().find_map(|(found, context)| (found == name).then_some(context))
+    }
+
+    /// Returns the context for [`UNNAMED`]. `None`: it would not be used, or another context has that name.
+    fn unnamed(&self) -> Option<Context> {
+        let Kubeconfig { contexts, clusters, current_context, .. } = &self.kubeconfig;
+        let named = |name: &str| contexts.iter().find(|named| named.name == name);
+        match named("") {
+            _ if current_context.is_some() || named(UNNAMED).is_some() => None,
+            Some(context) => Some(context.context.clone().unwrap_or_default()),
+            None => clusters.iter().any(|named| named.name.is_empty()).then(Context::default),
+        }
     }
 
     /// Returns the files as text for messages.

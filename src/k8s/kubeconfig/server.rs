@@ -57,7 +57,9 @@ pub(super) fn url(server: &str) -> Result<Server, String> {
     }
     let place = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
     let port = place.rsplit_once(']').map_or(place, |(_, port)| port).split_once(':').map(|(_, port)| port);
-    if authority.host().is_empty() || port.is_some_and(|port| !port.is_empty() && authority.port_u16().is_none()) {
+    if authority.host().is_empty()
+        || port.is_some_and(|port| !port.is_empty() && (port.starts_with('+') || authority.port_u16().is_none()))
+    {
         return refused("it has to have a host, and a port up to 65535");
     }
     if !is_whole && url.path() != "/" {
@@ -110,6 +112,7 @@ mod tests {
             ("ftp://a.test", Err("its scheme has to be https or http")),
             ("https://a.test:99999", Err("a port up to 65535")),
             ("https://[fd00::1]:99999", Err("a port up to 65535")),
+            ("https://a.test:+443", Err("a port up to 65535")),
             ("https://a b", Err("it has to be a URL")),
             ("https://bücher.test", Err("written in ASCII (Punycode")),
             (" https://a.test", Err("it has to be a URL")),

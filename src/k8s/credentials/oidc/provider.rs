@@ -157,8 +157,7 @@ impl Client {
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(Answer, Option<String>), String> {
         let uri = request.uri().clone();
         let tls = self.tls();
-        let proxy =
-            Environment::of_process().proxy_for(&uri).map_err(|reason| format!("cannot be reached: {reason}"))?;
+        let proxy = Environment::of_process().proxy_for(&uri);
         let dialer = Dialer::new(proxy.as_ref(), &tls).map_err(|reason| format!("cannot be reached: {reason}"))?;
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let client =
